@@ -1,0 +1,179 @@
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+from anndata import AnnData
+
+from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import SamplerSettings
+from bdm.errors import InputError
+from bdm.files import written_whole
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import encode, latent_cells
+from bdm.model.fit import fit_model
+from bdm.model.model import BranchedModel, load_model, save_model
+from bdm.provenance import preparation, provenance, storable
+from bdm.training import fabric
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of every stage from raw counts to the model."""
+
+    prepare: PrepareSettings = field(default=PrepareSettings(test=0.0))
+    autoencoder: AutoencoderSettings = field(default=AutoencoderSettings())
+    hierarchy: HierarchySettings = field(default=HierarchySettings())
+    denoiser: DenoiserSettings = field(default=DenoiserSettings())
+
+
+class BranchedDiffusion:
+    """Hierarchically branched diffusion model of labelled single-cell counts.
+
+    ::
+
+        model = bdm.BranchedDiffusion(adata, label_key="cell_type")
+        model.fit()
+        adata_new = model.generate(1000)
+        model.save("model")
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``; all are learnt from.
+    label_key, batch_key
+        Columns of ``obs`` with the cell type and, if any, the batch.
+    tree
+        Hierarchy of cell types to use in place of the one that is found.
+
+    Raises
+    ------
+    InputError
+        If the data cannot be learnt from; the message says why.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        label_key: str = "cell_type",
+        batch_key: str | None = None,
+        tree: Clade | None = None,
+        settings: Settings = Settings(),
+        seed: int = 0,
+        device: str = "auto",
+    ):
+        preparing = replace(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
+        self.prepared: AnnData | None = prepare(adata, preparing)
+        self.settings = settings
+        self.tree = tree
+        self.seed = seed
+        self.device = device
+        self.fitted: BranchedModel | None = None
+
+    def fit(self) -> "BranchedDiffusion":
+        """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself."""
+        if self.prepared is None:
+            raise InputError("A loaded model holds no cells to fit; make a new one from an AnnData.")
+        settings, seed, device = self.settings, self.seed, self.device
+        trained = fit_autoencoder(self.prepared, settings.autoencoder, seed=seed, device=device)
+        autoencoder = GeneAutoencoder(
+            trained.network,
+            self.prepared.var,
+            trained.batches,
+            provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(self.prepared)),
+        )
+        latent = encode(self.prepared, autoencoder.network, autoencoder.batches)
+        hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=self.tree)
+        self.fitted, _ = fit_model(
+            latent,
+            autoencoder,
+            hierarchy,
+            settings.denoiser,
+            seed=seed,
+            device=device,
+            provenance=provenance(seed=seed, settings=asdict(settings.denoiser)),
+        )
+        return self
+
+    @property
+    def model(self) -> BranchedModel:
+        """The fitted model.
+
+        Raises
+        ------
+        InputError
+            Before :meth:`fit`.
+        """
+        if self.fitted is None:
+            raise InputError("The model is not fitted yet; call fit() first.")
+        return self.fitted
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """The hierarchy of cell types, with the noise levels of its branches."""
+        return self.model.hierarchy
+
+    def generate(
+        self,
+        cells: int | Mapping[str, int] | pd.DataFrame,
+        *,
+        shared_ancestors: bool = False,
+        stochastic: bool = False,
+        n_levels: int = 20,
+        seed: int = 0,
+    ) -> AnnData:
+        """Generate new cells, as raw counts.
+
+        Parameters
+        ----------
+        cells
+            Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and maybe
+            ``batch``.
+        shared_ancestors
+            Let cell i of every type descend from one sample of the root: matched cells, in less time.
+        stochastic
+            Add fresh noise on the way down, in place of following the probability-flow ODE.
+
+        Returns
+        -------
+        AnnData as :func:`bdm.generation.generate.generate_cells` makes it.
+
+        Raises
+        ------
+        InputError
+            If a type or batch is unknown, a number is negative, or the model is not fitted.
+        """
+        settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+        request = request_cells(self.model, cells)
+        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        facts = {"settings": {**asdict(settings), "shared_ancestors": shared_ancestors}}
+        record = provenance(seed=seed, request=request.table.to_dict("list"), **facts)
+        adata.uns["bdm"] = storable(record)
+        return adata
+
+    def save(self, path: Path | str) -> None:
+        """Write the model as a folder of safetensors and JSON."""
+        with written_whole(Path(path), folder_of="model.json") as folder:
+            save_model(folder, self.model)
+
+    @classmethod
+    def load(cls, path: Path | str, *, device: str = "auto") -> "BranchedDiffusion":
+        """Read a model that :meth:`save` or ``bdm train`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no model, or is damaged.
+        """
+        model = cls.__new__(cls)
+        model.prepared, model.device = None, device
+        model.fitted = load_model(Path(path), device=fabric(device).device)
+        return model

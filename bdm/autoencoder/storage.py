@@ -1,0 +1,79 @@
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.store import Bundle, read_bundle, write_bundle
+
+
+@dataclass(frozen=True)
+class GeneAutoencoder:
+    """A trained autoencoder with the genes and batches it knows.
+
+    Attributes
+    ----------
+    genes
+        ``var`` of the prepared cells: names as index, identifiers and other columns.
+    batches
+        Names in the order of the batch indices; none where no batch enters.
+    provenance
+        How it was made: version, seed, settings, hash of the data.
+    """
+
+    network: CountAutoencoder
+    genes: pd.DataFrame
+    batches: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    def content(self) -> dict[str, Any]:
+        """Describe it in JSON, all but its tensors."""
+        return {
+            "shape": asdict(self.network.shape),
+            "genes": table_to_json(self.genes),
+            "batches": list(self.batches),
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def restore(cls, content: dict[str, Any], state: dict) -> "GeneAutoencoder":
+        """Make it again from its JSON content and its tensors."""
+        network = CountAutoencoder(AutoencoderShape(**content["shape"]))
+        network.load_state_dict(state)
+        genes = table_from_json(content["genes"])
+        return cls(network.eval(), genes, tuple(content["batches"]), content["provenance"])
+
+
+def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> None:
+    """Write an autoencoder into its folder."""
+    tensors = {"autoencoder": autoencoder.network.state_dict()}
+    write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), tensors))
+
+
+def load_autoencoder(folder: Path) -> GeneAutoencoder:
+    """Read an autoencoder from its folder.
+
+    Raises
+    ------
+    InputError
+        If it is not the folder of an autoencoder, or is damaged.
+    """
+    bundle = read_bundle(folder, "autoencoder")
+    return GeneAutoencoder.restore(bundle.content, bundle.tensors["autoencoder"])
+
+
+def table_to_json(table: pd.DataFrame) -> dict[str, Any]:
+    """Table as JSON content; missing values become null."""
+    columns = {}
+    for name, column in table.items():
+        values = column.astype(str) if isinstance(column.dtype, pd.CategoricalDtype) else column
+        values = values.astype(object).where(values.notna(), None)
+        columns[str(name)] = [v.item() if isinstance(v, np.generic) else v for v in values]
+    return {"index": table.index.astype(str).tolist(), "columns": columns}
+
+
+def table_from_json(content: dict[str, Any]) -> pd.DataFrame:
+    """Table from :func:`table_to_json`."""
+    return pd.DataFrame(content["columns"], index=pd.Index(content["index"], dtype=str))

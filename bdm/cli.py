@@ -1,0 +1,41 @@
+import logging
+import sys
+
+import typer
+
+from bdm.commands.autoencoder import autoencoder
+from bdm.commands.example import example
+from bdm.commands.fit import fit
+from bdm.commands.generate import generate
+from bdm.commands.hierarchy import hierarchy
+from bdm.commands.prepare import prepare
+from bdm.commands.train import train
+from bdm.errors import InputError
+
+app = typer.Typer(
+    name="bdm",
+    help="Learn from labelled single-cell RNA-seq counts, and generate new cells of any cell type.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA, LEARN, GENERATE, JUDGE = "Data", "Learn", "Generate", "Judge and explain"
+
+app.command(rich_help_panel=DATA)(example)
+app.command(rich_help_panel=DATA)(prepare)
+app.command(rich_help_panel=LEARN)(fit)
+app.command(rich_help_panel=LEARN)(autoencoder)
+app.command(rich_help_panel=LEARN)(hierarchy)
+app.command(rich_help_panel=LEARN)(train)
+app.command(rich_help_panel=GENERATE)(generate)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one sentence and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except InputError as error:
+        print(f"bdm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,63 @@
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import OutFolder, Prepared, Seed
+from bdm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    prepared: Prepared,
+    out: OutFolder,
+    generated: Annotated[Path, typer.Argument(help="Cells to judge (.h5ad), named branched.", show_default=False)],
+    *,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="Other cells to judge in the same way; may be repeated.", metavar="NAME=FILE"),
+    ] = None,
+    n_repeats: Annotated[int, typer.Option(help="Draws of cells over which scores are averaged.", min=1)] = 3,
+    max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=2)] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Judge generated cells by held-out test cells, with real training cells beside them as the floor.
+
+    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --beside flat=flat.h5ad
+    """
+    from dataclasses import asdict
+
+    from bdm.evaluation.evaluate import EvaluationSettings
+    from bdm.evaluation.evaluate import evaluate as evaluate_cells
+    from bdm.evaluation.figures.write import write_figures
+    from bdm.evaluation.inputs import read_generated, read_real_cells
+    from bdm.evaluation.report import summary, write_report
+    from bdm.files import sha256, written_whole
+    from bdm.provenance import provenance
+
+    settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
+    files = named_files(generated, beside or [])
+    with written_whole(out, folder_of="evaluation.json") as folder:
+        real = read_real_cells(prepared)
+        sets = {name: read_generated(file, real) for name, file in files.items()}
+        evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
+        hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
+        folder.mkdir()
+        write_report(folder, evaluation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
+        write_figures(folder, evaluation, seed=seed)
+    logger.info(summary(evaluation))
+
+
+def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
+    """Name the sets to judge: ``branched``, and as ``beside`` says (NAME=FILE)."""
+    files = {"branched": generated}
+    for item in beside:
+        name, separator, file = item.partition("=")
+        if not (name and separator and file):
+            raise InputError(f"--beside {item} is not of the form NAME=FILE.")
+        if name in ("floor", "test", "train", "prepared", *files):
+            raise InputError(f"--beside {item}: the name {name} is taken; choose another.")
+        files[name] = Path(file)
+    return files

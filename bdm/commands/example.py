@@ -1,0 +1,18 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def example(
+    out: Annotated[Path, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)],
+) -> None:
+    """Write a small example: 700 real blood cells of 10 types, 765 genes, labels in obs['bulk_labels'].
+
+    Example: bdm example cells.h5ad
+    """
+    from bdm.data.example import pbmc68k_counts
+    from bdm.files import written_whole
+
+    with written_whole(out) as path:
+        pbmc68k_counts().write_h5ad(path, compression="gzip")

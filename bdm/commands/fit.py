@@ -1,0 +1,66 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import Device, OutFolder, Seed
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="Cells, in any format that prepare reads.", show_default=False)],
+    out: OutFolder,
+    *,
+    label_key: Annotated[str, typer.Option(help="Column of obs with the cell type.")] = "cell_type",
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.", show_default=False)] = None,
+    counts: Annotated[str, typer.Option(help="Where raw counts are: X, raw, a layer, or auto.")] = "auto",
+    labels: Annotated[Path | None, typer.Option(help="Table of labels by cell name.", show_default=False)] = None,
+    genes: Annotated[str, typer.Option(help="seurat_v3, all, or a text file with one gene a line.")] = "seurat_v3",
+    n_genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
+    min_genes_per_cell: Annotated[int, typer.Option(help="Leave out cells with counts of fewer genes.")] = 0,
+    min_cells_per_type: Annotated[int, typer.Option(help="Leave out types of fewer cells.")] = 10,
+    threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
+    tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
+    n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 20,
+    autoencoder_steps: Annotated[int, typer.Option(help="Most steps of the autoencoder.", min=1)] = 3000,
+    denoiser_steps: Annotated[int, typer.Option(help="Steps of the denoiser.", min=1)] = 3000,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Learn a model from all cells given: prepare, autoencoder, hierarchy and train in one go.
+
+    Example: bdm fit cells.h5ad model/ --label-key cell_type
+    """
+    from bdm.api import BranchedDiffusion, Settings
+    from bdm.autoencoder.fit import AutoencoderSettings
+    from bdm.data.prepare import PrepareSettings
+    from bdm.data.read import read_cells
+    from bdm.diffusion.fit import DenoiserSettings
+    from bdm.errors import InputError
+    from bdm.files import sha256, written_whole
+    from bdm.hierarchy.build import HierarchySettings
+    from bdm.hierarchy.read import read_tree
+    from bdm.model.model import save_model
+
+    settings = Settings(
+        prepare=PrepareSettings(
+            counts=counts,
+            genes=genes,
+            n_genes=n_genes,
+            min_genes_per_cell=min_genes_per_cell,
+            min_cells_per_type=min_cells_per_type,
+            test=0.0,
+        ),
+        autoencoder=AutoencoderSettings(n_latent=n_latent, n_steps=autoencoder_steps),
+        hierarchy=HierarchySettings(threshold=threshold),
+        denoiser=DenoiserSettings(n_steps=denoiser_steps),
+    )
+    with written_whole(out, folder_of="model.json") as folder:
+        given = None if tree is None else read_tree(tree)
+        cells = read_cells(data, labels=labels)
+        keys = {"label_key": label_key, "batch_key": batch_key}
+        try:
+            model = BranchedDiffusion(cells, **keys, tree=given, settings=settings, seed=seed, device=device)
+        except InputError as error:
+            raise InputError(f"{data}: {error}") from error
+        model.prepared.uns["bdm"]["data_sha256"] = sha256(data)
+        save_model(folder, model.fit().model)

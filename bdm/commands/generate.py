@@ -1,0 +1,64 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import Device, ModelFolder, OutFile, Seed
+
+
+def generate(
+    model: ModelFolder,
+    out: OutFile,
+    *,
+    cells: Annotated[int | None, typer.Option(help="Cells of every type.", show_default=False)] = None,
+    cells_like: Annotated[
+        Path | None, typer.Option(help="AnnData whose numbers of cells by type to follow.", show_default=False)
+    ] = None,
+    cells_from: Annotated[
+        Path | None, typer.Option(help="CSV with cell_type, n_cells and maybe batch.", show_default=False)
+    ] = None,
+    shared_ancestors: Annotated[
+        bool, typer.Option("--shared-ancestors", help="Let cell i of every type descend from one sample; faster.")
+    ] = False,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise on the way down.")] = False,
+    n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 20,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Generate new cells, as raw counts, of any of a model's cell types.
+
+    Example: bdm generate model/ generated.h5ad --cells 1000
+    """
+    from dataclasses import asdict
+
+    from bdm.data.read import read_cells
+    from bdm.diffusion.walk import SamplerSettings
+    from bdm.errors import InputError
+    from bdm.files import sha256, written_whole
+    from bdm.generation.generate import generate_cells
+    from bdm.generation.request import numbers_like, read_request, request_cells
+    from bdm.model.model import load_model
+    from bdm.provenance import provenance, storable
+    from bdm.training import fabric
+
+    if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
+        raise InputError("Say how many cells to generate by one of --cells, --cells-like and --cells-from.")
+    settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+    with written_whole(out) as path:
+        loaded = load_model(model, device=fabric(device).device)
+        asked = cells
+        if cells_like is not None:
+            asked = numbers_like(read_cells(cells_like).obs, label_key=loaded.label_key)
+        if cells_from is not None:
+            asked = read_request(cells_from)
+        request = request_cells(loaded, asked)
+        adata = generate_cells(loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        record = provenance(
+            seed=seed,
+            settings={**asdict(settings), "shared_ancestors": shared_ancestors},
+            request=request.table.to_dict("list"),
+            model_sha256=sha256(model),
+            data_sha256=loaded.autoencoder.provenance["data_sha256"],
+        )
+        adata.uns["bdm"] = storable(record)
+        adata.write_h5ad(path, compression="gzip")

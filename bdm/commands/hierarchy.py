@@ -1,0 +1,43 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import AutoencoderFolder, OutFile, Seed
+
+
+def hierarchy(
+    autoencoder: AutoencoderFolder,
+    out: OutFile,
+    *,
+    newick: Annotated[Path | None, typer.Option(help="Newick file to write as well.", dir_okay=False)] = None,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")] = None,
+    threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
+    tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
+    flat: Annotated[bool, typer.Option("--flat", help="No tree: every type has a branch of its own.")] = False,
+    n_bootstrap: Annotated[int, typer.Option(help="Resamples of cells for the support of nodes.", min=0)] = 100,
+    seed: Seed = 0,
+) -> None:
+    """Derive the hierarchy of cell types by clustering their means.
+
+    Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --figure hierarchy.png
+    """
+    from contextlib import ExitStack
+
+    from bdm.files import write_json, written_whole
+    from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+    from bdm.hierarchy.newick import to_newick
+    from bdm.hierarchy.read import read_tree
+    from bdm.latent.cells import latent_cells, read_latent
+    from bdm.plotting.figure import save_figure
+    from bdm.plotting.hierarchy import plot_hierarchy
+
+    settings = HierarchySettings(threshold=threshold, flat=flat, n_bootstrap=n_bootstrap)
+    given = None if tree is None else read_tree(tree)
+    with ExitStack() as files:
+        built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)
+        write_json(files.enter_context(written_whole(out)), built.to_json())
+        if newick is not None:
+            files.enter_context(written_whole(newick)).write_text(to_newick(built), encoding="utf-8")
+        if figure is not None:
+            save_figure(plot_hierarchy(built).figure, files.enter_context(written_whole(figure)))

@@ -1,0 +1,71 @@
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    data: Annotated[
+        Path,
+        typer.Argument(help="Cells: .h5ad, .zarr, .loom, 10x .h5, or a 10x folder.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)],
+    *,
+    label_key: Annotated[str, typer.Option(help="Column of obs with the cell type.")] = "cell_type",
+    batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.")] = None,
+    counts: Annotated[
+        str,
+        typer.Option(help="Where raw counts are: X, raw, a layer, or auto: layer counts, raw or X."),
+    ] = "auto",
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Table (.csv, .tsv) with cell names first, whose other columns are added to obs."),
+    ] = None,
+    genes: Annotated[
+        str, typer.Option(help="seurat_v3 (most variable), all, or a text file with one gene a line.")
+    ] = "seurat_v3",
+    n_genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
+    min_genes_per_cell: Annotated[int, typer.Option(help="Leave out cells with counts of fewer genes.")] = 0,
+    min_cells_per_gene: Annotated[int, typer.Option(help="Leave out genes in fewer training cells.")] = 3,
+    min_cells_per_type: Annotated[int, typer.Option(help="Leave out types of fewer cells.")] = 10,
+    validation: Annotated[float, typer.Option(help="Fraction of cells to choose training steps by.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Fraction of cells to judge generated cells by.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Check labelled counts, choose cells and genes, and split the cells by type.
+
+    Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
+    """
+    from bdm.data.prepare import PrepareSettings, summary
+    from bdm.data.prepare import prepare as prepare_cells
+    from bdm.data.read import read_cells
+    from bdm.errors import InputError
+    from bdm.files import sha256, written_whole
+
+    settings = PrepareSettings(
+        label_key=label_key,
+        batch_key=batch_key,
+        counts=counts,
+        genes=genes,
+        n_genes=n_genes,
+        min_genes_per_cell=min_genes_per_cell,
+        min_cells_per_gene=min_cells_per_gene,
+        min_cells_per_type=min_cells_per_type,
+        validation=validation,
+        test=test,
+        seed=seed,
+    )
+    if out.resolve() == data.resolve():
+        raise InputError(f"{out} would overwrite the data; name another file to write.")
+    with written_whole(out) as path:
+        cells = read_cells(data, labels=labels)
+        try:
+            prepared = prepare_cells(cells, settings)
+        except InputError as error:
+            raise InputError(f"{data}: {error}") from error
+        prepared.uns["bdm"]["data_sha256"] = sha256(data)
+        prepared.write_h5ad(path, compression="gzip")
+    logger.info(summary(prepared))

@@ -1,0 +1,1 @@
+"""Labelled counts: reading, checking, and preparing them."""

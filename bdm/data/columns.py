@@ -1,0 +1,73 @@
+import logging
+
+import pandas as pd
+from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype, is_object_dtype
+
+from bdm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def canonical_columns(obs: pd.DataFrame, *, label_key: str, batch_key: str | None) -> pd.DataFrame:
+    """Give ``obs`` the columns ``cell_type`` and, with a batch key, ``batch``.
+
+    Other content of ``cell_type``, ``batch`` or ``split``, the names that have a meaning here, is kept as
+    ``NAME_input``.
+    """
+    columns = {"cell_type": group_column(obs, label_key, option="--label-key")}
+    if batch_key is not None:
+        columns["batch"] = group_column(obs, batch_key, option="--batch-key")
+    for name in ("cell_type", "batch", "split"):
+        if name in obs and not (name in columns and columns[name].equals(text(obs[name]))):
+            kept = f"{name}_input"
+            while kept in obs:
+                kept += "_input"
+            logger.warning("The input's column %s of obs is kept as %s.", name, kept)
+            obs = obs.rename(columns={name: kept})
+    return obs.assign(**columns)
+
+
+def group_column(obs: pd.DataFrame, key: str, *, option: str) -> pd.Series:
+    """Take the column that divides cells into groups, as categories of text.
+
+    Parameters
+    ----------
+    option
+        By what the user chooses the column, for the messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, it lacks values, holds measurements, or one value only.
+    """
+    if key not in obs:
+        available = ", ".join(map(str, obs)) or "none"
+        raise InputError(f"obs has no column {key!r}; name one by {option} (there are: {available}).")
+    if is_float_dtype(obs[key]):
+        raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; name another by {option}.")
+    groups = text(obs[key])
+    missing = groups.isna() | groups.isin(["", "nan"])
+    if missing.any():
+        raise InputError(
+            f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
+            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
+        )
+    if groups.nunique() < 2:
+        raise InputError(f"obs[{key!r}] has one value for all cells; name another by {option}.")
+    return groups
+
+
+def text(column: pd.Series) -> pd.Series:
+    """Turn values into categories of text; missing ones stay so."""
+    return column.astype(object).map(str, na_action="ignore").astype("category")
+
+
+def writable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Turn what an AnnData file cannot hold, such as dates and mixed objects, into text."""
+    frame = frame.rename(columns=lambda name: str(name).replace("/", "_")).rename_axis(index=None)
+    for name, column in frame.items():
+        values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+        is_text = is_object_dtype(values) and infer_dtype(values) == "string"
+        if not is_text and not is_numeric_dtype(values):
+            frame[name] = text(column)
+    return frame

@@ -1,0 +1,152 @@
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import loompy
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData, io
+
+from bdm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def read_cells(path: Path, *, labels: Path | None = None) -> AnnData:
+    """Read cells from a file or folder in one of the common single-cell formats.
+
+    Parameters
+    ----------
+    path
+        AnnData (``.h5ad``, ``.zarr``), ``.loom``, 10x ``.h5``, or a folder with a 10x ``matrix.mtx``. Genes
+        of 10x data are named by symbol, with ``-1``, ``-2`` ... appended to repeated ones; their identifiers
+        are in ``var['gene_ids']``.
+    labels
+        Table that :func:`add_labels` joins to the cells.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged, or of another format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"No such file or folder: {path}.")
+    read = reader_of(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            adata = read(path)
+    # The readers tell of damage by whatever their libraries happen to raise.
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"{path} cannot be read ({reason or type(error).__name__}); is it damaged, or misnamed?"
+        ) from error
+    return adata if labels is None else add_labels(adata, labels)
+
+
+def reader_of(path: Path) -> Callable[[Path], AnnData]:
+    """Choose the reader by the ending of ``path``; a folder that is not ``.zarr`` is taken for 10x."""
+    readers = {".h5ad": io.read_h5ad, ".zarr": io.read_zarr, ".loom": read_loom, ".h5": read_10x_h5}
+    suffix = path.suffix.lower()
+    if path.is_dir() and suffix != ".zarr":
+        return read_10x_folder
+    if suffix not in readers:
+        raise InputError(
+            f"{path} has an unknown ending; cells are read from {', '.join(readers)} (10x), or a 10x folder."
+        )
+    return readers[suffix]
+
+
+def read_loom(path: Path) -> AnnData:
+    """Read a ``.loom`` file, with its main matrix in ``X``, as velocyto, SCope or AnnData write it."""
+    with loompy.connect(str(path), "r") as loom:
+        cell_names = first_of(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
+        gene_names = first_of(("Gene", "var_names", "index"), loom.ra.keys(), axis="row")
+    return io.read_loom(path, X_name="", obs_names=cell_names, var_names=gene_names)
+
+
+def first_of(names: tuple[str, ...], available: list[str], *, axis: str) -> str:
+    """Give the first of ``names`` that the loom file has."""
+    for name in names:
+        if name in available:
+            return name
+    raise ValueError(f"no {axis} attribute {' or '.join(names)}")
+
+
+def read_10x_h5(path: Path) -> AnnData:
+    """Read gene expression from the ``.h5`` that Cell Ranger writes, of any version."""
+    return with_unique_genes(sc.read_10x_h5(path))
+
+
+def read_10x_folder(path: Path) -> AnnData:
+    """Read gene expression from a folder that Cell Ranger writes; its files may share a prefix."""
+    matrices = list(path.glob("*matrix.mtx*"))
+    if len(matrices) != 1:
+        raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), and here are {len(matrices)}")
+    prefix = matrices[0].name.partition("matrix.mtx")[0]
+    return with_unique_genes(sc.read_10x_mtx(path, prefix=prefix, make_unique=False))
+
+
+def with_unique_genes(adata: AnnData) -> AnnData:
+    """Append numbers to repeated gene symbols, which 10x data tell apart only by identifier."""
+    n_repeated = adata.var_names.duplicated().sum()
+    if n_repeated:
+        logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)
+        adata.var_names_make_unique()
+    return adata
+
+
+def add_labels(adata: AnnData, path: Path) -> AnnData:
+    """Add the columns of a table to ``obs``, in the place of columns of the same names.
+
+    Parameters
+    ----------
+    path
+        Table with a header, separated by tabs (``.tsv``, ``.txt``) or commas; cell names in the first column.
+        Everything in it is taken as text.
+
+    Raises
+    ------
+    InputError
+        If the table cannot be read, or lacks cells.
+    """
+    table = read_labels(path)
+    missing = adata.obs_names.difference(table.index, sort=False)
+    if len(missing):
+        raise InputError(
+            f"{path} has no row for {len(missing)} of {adata.n_obs} cells, for example {missing[0]} "
+            f"(its first row is {table.index[0]}); add them, or leave these cells out of the data."
+        )
+    surplus = table.index.difference(adata.obs_names, sort=False)
+    if len(surplus):
+        logger.warning("%s has %d rows of no cell, for example %s.", path, len(surplus), surplus[0])
+    replaced = table.columns.intersection(adata.obs.columns)
+    if len(replaced):
+        logger.warning("%s replaces columns of obs: %s.", path, ", ".join(replaced))
+    adata.obs[table.columns] = table.reindex(adata.obs_names)
+    return adata
+
+
+def read_labels(path: Path) -> pd.DataFrame:
+    """Read a table of text columns, indexed by its first column; see :func:`add_labels`."""
+    path = Path(path)
+    separator = "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","
+    try:
+        table = pd.read_csv(path, sep=separator, dtype=str)
+    except FileNotFoundError as error:
+        raise InputError(f"No such file: {path}.") from error
+    except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
+    # R leaves out the header of row names, which then are the index already.
+    if isinstance(table.index, pd.RangeIndex):
+        table = table.set_index(table.columns[0])
+    if table.empty or table.index.nlevels > 1:
+        separated = "tabs" if separator == "\t" else "commas"
+        raise InputError(f"{path} is not a table of cell names and labels, separated by {separated}.")
+    table.index = table.index.astype(str)
+    if not table.index.is_unique:
+        repeated = table.index[table.index.duplicated()][0]
+        raise InputError(f"{path} has more than one row for cell {repeated}; keep one.")
+    return table

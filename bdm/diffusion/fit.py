@@ -1,0 +1,113 @@
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import LatentCells
+from bdm.latent.whitening import Whitening
+from bdm.seeds import derive
+from bdm.training import Loop, train
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """Settings of the denoiser that a user may choose.
+
+    Attributes
+    ----------
+    log_sigma_mean, log_sigma_scale
+        Of the noise levels in training: ``log(sigma / sigma_data)`` is normal with these (Karras et al. 2022).
+    averaging
+        Decay of the moving average of weights.
+    """
+
+    width: int = 192
+    n_layers: int = 3
+    n_steps: int = 3000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    log_sigma_mean: float = -0.4
+    log_sigma_scale: float = 1.2
+    averaging: float = 0.998
+
+
+@dataclass(frozen=True)
+class FittedDenoiser:
+    """A trained denoiser and how training went."""
+
+    network: BranchedDenoiser
+    history: pd.DataFrame
+
+
+def fit_denoiser(
+    cells: LatentCells,
+    whitening: Whitening,
+    hierarchy: Hierarchy,
+    settings: DenoiserSettings,
+    *,
+    seed: int,
+    device: str = "auto",
+) -> FittedDenoiser:
+    """Train the denoiser of all branches on cells drawn from their posteriors.
+
+    A cell of type c at noise level sigma trains the branch that (c, sigma) falls in.
+    """
+    variance = whitening(cells.mean).var(dim=0).mean() + whitening.variance(cells.scale).diagonal().mean()
+    shape = DenoiserShape(
+        cells.mean.shape[1],
+        len(hierarchy.branches),
+        float(variance.sqrt()),
+        settings.width,
+        settings.n_layers,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "denoiser"))
+        network = BranchedDenoiser(shape)
+    upper, branch = branch_table(hierarchy, cells.cell_types)
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
+        x = whitening(cells.draw(index, generator))
+        log_sigma = torch.randn(len(index), generator=generator) * settings.log_sigma_scale
+        sigma = shape.sigma_data * (log_sigma + settings.log_sigma_mean).exp()
+        sigma = sigma.clamp(max=hierarchy.sigma_max)
+        noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
+        cell_type = cells.cell_type[index]
+        on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
+        where = next(network.parameters()).device
+        denoised = network(noised.to(where), sigma.to(where), on.to(where))
+        weight = (sigma**2 + shape.sigma_data**2) / (sigma * shape.sigma_data) ** 2
+        return (weight.to(where)[:, None] * (denoised - x.to(where)) ** 2).mean()
+
+    loop = Loop(
+        settings.n_steps,
+        settings.learning_rate,
+        seed=derive(seed, "denoiser steps"),
+        device=device,
+        averaging=settings.averaging,
+    )
+    history = train(network, loss, loop)
+    return FittedDenoiser(network.cpu().eval(), history)
+
+
+def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Branches on each type's way from the leaf up.
+
+    Returns
+    -------
+    The noise level up to which each branch runs (infinite for the last) and its index among
+    ``hierarchy.branches``, both types x longest way; ``searchsorted`` in the first finds the place in the second.
+    """
+    index = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
+    ways = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
+    longest = max(len(way) for way in ways)
+    upper = torch.full((len(ways), longest), torch.inf)
+    branch = torch.zeros(len(ways), longest, dtype=torch.long)
+    for row, way in enumerate(ways):
+        for column, segment in enumerate(way):
+            upper[row, column] = segment.high if column + 1 < len(way) else torch.inf
+            branch[row, column] = index[segment.branch]
+    return upper, branch

@@ -1,0 +1,119 @@
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.handover import AffineMap, hand_over
+from bdm.diffusion.sampler import heun, noise_levels, stochastic_heun
+from bdm.hierarchy.tree import Hierarchy, Segment
+from bdm.latent.moments import Normal, TypeMoments
+from bdm.linalg import matrix_power
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Settings of sampling that a user may choose.
+
+    Attributes
+    ----------
+    n_levels
+        Noise levels from the root's start to the end.
+    stochastic
+        Add fresh noise on the way, in place of following the probability-flow ODE.
+    """
+
+    n_levels: int = 20
+    stochastic: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TreeWalk:
+    """Walks samples down the tree: run a branch's interval, hand over to each child, go on.
+
+    Everything is a function of the arguments and the generator, so cells do not depend on what else is sampled.
+    """
+
+    denoiser: BranchedDenoiser
+    hierarchy: Hierarchy
+    moments: TypeMoments
+    settings: SamplerSettings = field(default=SamplerSettings())
+
+    def __post_init__(self):
+        for method in (self.population, self.transport):
+            object.__setattr__(self, method.__name__, cache(method))
+        numbers = {branch.name: torch.tensor([i]) for i, branch in enumerate(self.hierarchy.branches)}
+        object.__setattr__(self, "numbers", numbers)
+
+    def population(self, branch: str) -> Normal:
+        """Moments of the cells below a branch, without noise."""
+        return self.moments.mixture(tuple(self.hierarchy.leaves(branch)))
+
+    def transport(self, parent: str, child: str, sigma: float) -> AffineMap:
+        """Hand-over from one branch to another at a noise level."""
+        return hand_over(self.population(parent), self.population(child), sigma)
+
+    def start(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
+        """Draw cells at the upper end of a branch, from the normal that has its population's moments."""
+        normal = self.population(segment.branch)
+        noise = torch.randn(n_cells, len(normal.mean), generator=generator)
+        covariance = normal.covariance + segment.high**2 * torch.eye(len(normal.mean))
+        return normal.mean + noise @ matrix_power(covariance, 0.5)
+
+    @torch.no_grad()
+    def run(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Denoise cells from the upper to the lower end of a branch, cells x dimensions."""
+        where = next(self.denoiser.parameters()).device
+        number = self.numbers[segment.branch].to(where)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return self.denoiser(x, torch.tensor([sigma], device=where), number)
+
+        sigmas = noise_levels(
+            segment.high,
+            segment.low,
+            sigma_max=self.hierarchy.sigma_max,
+            n_levels=self.settings.n_levels,
+        )
+        if self.settings.stochastic:
+            return stochastic_heun(denoise, x.to(where), sigmas, generator).cpu()
+        return heun(denoise, x.to(where), sigmas).cpu()
+
+    def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
+        """Sample cells of one type, every one by a path of its own, cells x dimensions."""
+        first, *later = self.hierarchy.path(cell_type)
+        x = self.run(first, self.start(first, n_cells, generator), generator)
+        above = first
+        for segment in later:
+            x = self.transport(above.branch, segment.branch, segment.high)(x)
+            x = self.run(segment, x, generator)
+            above = segment
+        return x
+
+    def shared(self, n_cells: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
+        """Sample cells of many types at once; row i of every type descends from one sample of the root.
+
+        Each ancestor's samples serve all its children, so that the way above a branch point is walked once.
+
+        Parameters
+        ----------
+        n_cells
+            Cells of each type.
+        """
+        root = self.hierarchy.segment(self.hierarchy.root.name)
+        wanted = {branch.name: self._wanted(branch.name, n_cells) for branch in self.hierarchy.branches}
+        samples = {root.branch: self.start(root, wanted[root.branch], generator)}
+        for branch in self.hierarchy.branches:
+            segment = self.hierarchy.segment(branch.name)
+            if not wanted[branch.name]:
+                continue
+            if branch.parent is not None:
+                parent = samples[branch.parent][: wanted[branch.name]]
+                samples[branch.name] = self.transport(branch.parent, branch.name, segment.high)(parent)
+            if segment.high > segment.low:
+                samples[branch.name] = self.run(segment, samples[branch.name], generator)
+        return {cell_type: samples[cell_type] for cell_type, n in n_cells.items() if n}
+
+    def _wanted(self, branch: str, n_cells: dict[str, int]) -> int:
+        return max(n_cells.get(leaf, 0) for leaf in self.hierarchy.leaves(branch))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Counts of cells (cells x genes) and their types."""
+
+    counts: sparse.csr_matrix
+    cell_type: np.ndarray
+
+    @classmethod
+    def of(cls, adata: AnnData) -> Cells:
+        """Take counts from ``X`` and types from ``obs['cell_type']``."""
+        return cls(sparse.csr_matrix(adata.X, dtype=np.float32), adata.obs["cell_type"].to_numpy(dtype=str))
+
+    def __len__(self) -> int:
+        return len(self.cell_type)
+
+    def __getitem__(self, index: np.ndarray) -> Cells:
+        return Cells(self.counts[index], self.cell_type[index])
+
+    @property
+    def n_by_type(self) -> pd.Series:
+        """Number of cells of each type, by name."""
+        return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
+
+    @cached_property
+    def library_size(self) -> np.ndarray:
+        """Counts of each cell."""
+        return np.asarray(self.counts.sum(axis=1)).ravel()
+
+    @cached_property
+    def n_detected(self) -> np.ndarray:
+        """Genes with counts in each cell."""
+        return self.counts.astype(bool).getnnz(axis=1)
+
+    @cached_property
+    def cp10k(self) -> sparse.csr_matrix:
+        """Counts per 10,000 counts of the cell; zeros where a cell has no counts."""
+        return (sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts).tocsr()
+
+    @cached_property
+    def expression(self) -> sparse.csr_matrix:
+        """``log1p(CP10k)``."""
+        return self.cp10k.log1p()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Judged cells beside test cells: of every type as many of the one as of the other."""
+
+    judged: Cells
+    test: Cells
+
+
+def draw(cells: Cells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
+    """Draw ``n_by_type`` cells of each type without replacement, and give their indices.
+
+    Drawing real cells twice would tell them apart from any other real cells.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(cells))
+    place = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
+    wanted = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
+    return np.sort(shuffled[place.to_numpy() < wanted.to_numpy()])
+
+
+def match(judged: Cells, test: Cells, *, seed: int) -> Matched:
+    """Draw as many cells of each type from both as the smaller of the two has."""
+    n_by_type = fewer(judged.n_by_type, test.n_by_type)
+    return Matched(
+        judged=judged[draw(judged, n_by_type, seed=seed)],
+        test=test[draw(test, n_by_type, seed=seed)],
+    )
+
+
+def fewer(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
+    """Smaller number by type, for the types of ``at_most``."""
+    return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)

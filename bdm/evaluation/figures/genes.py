@@ -1,0 +1,54 @@
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import Cells, match
+from bdm.evaluation.evaluate import FLOOR, Evaluation
+from bdm.evaluation.figures.looks import GREY, Look, looks
+from bdm.evaluation.fold_changes import marker_fold_changes
+from bdm.evaluation.gene_statistics import gene_statistics
+
+
+def genes_figure(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+    """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor lies beneath."""
+    panels = {name: panels_of(cells, evaluation, seed=seed) for name, cells in evaluation.judged.items()}
+    floor = panels.pop(FLOOR)
+    styles = looks(evaluation.judged)
+    figure = Figure(figsize=(3.4 * len(floor), 3.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), len(floor), squeeze=False)
+    for row, name in zip(axes, panels, strict=True):
+        for axis, (title, agreement) in zip(row, panels[name].items(), strict=True):
+            draw_genes(axis, floor[title], Look(GREY, "o"), label=FLOOR)
+            draw_genes(axis, agreement, styles[name], label=name)
+            axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
+            axis.set(title=title, xlabel="test cells", ylabel="judged cells")
+            axis.legend(loc="upper left", frameon=False, handletextpad=0.1, markerscale=2)
+            axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def panels_of(cells: Cells, evaluation: Evaluation, *, seed: int) -> dict[str, Agreement]:
+    """Compare genes of a set with those of as many test cells, by the title of the panel."""
+    matched = match(cells, evaluation.test, seed=seed)
+    genes = gene_statistics(matched.judged, matched.test)
+    changes = marker_fold_changes(matched.judged, matched.test, evaluation.markers)
+    return {
+        "mean of log1p(CP10k)": genes.mean,
+        "variance of log1p(CP10k)": genes.variance,
+        "fraction of zeros": genes.zero_fraction,
+        "log2 fold change of markers": Agreement.pooled(changes.values()),
+    }
+
+
+def draw_genes(axis: Axes, agreement: Agreement, look: Look, *, label: str) -> None:
+    """Draw one point a gene."""
+    axis.plot(
+        agreement.test,
+        agreement.judged,
+        look.marker,
+        color=look.colour,
+        markersize=2.5,
+        markeredgewidth=0,
+        alpha=0.6,
+        label=f"{label}, r = {agreement.correlation:.3f}",
+    )

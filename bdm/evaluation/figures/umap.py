@@ -1,0 +1,77 @@
+from math import ceil, sqrt
+
+import numpy as np
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from scipy import sparse
+
+from bdm.evaluation.cells import Cells, match
+from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.figures.looks import shortened
+
+
+def umap_figure(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+    """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers."""
+    sets = {"test": evaluation.test} | {
+        name: match(cells, evaluation.test, seed=seed).judged for name, cells in evaluation.judged.items()
+    }
+    places = dict(zip(sets, joint_umap(list(sets.values()), seed=seed), strict=True))
+    cell_types = [name for name in evaluation.n_cells.index if name in evaluation.test.n_by_type]
+    colours = palette(len(cell_types))
+
+    n_columns = ceil(sqrt(len(sets)))
+    n_rows = -(-len(sets) // n_columns)
+    figure = Figure(figsize=(4 * n_columns + 3, 4.2 * n_rows), layout="constrained")
+    for i, (name, cells) in enumerate(sets.items(), start=1):
+        axis = figure.add_subplot(n_rows, n_columns, i)
+        axis.plot(*places["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
+        draw_types(axis, places[name], [cells.cell_type == cell_type for cell_type in cell_types], colours)
+        axis.set_title(f"{name}, {len(cells):,} cells")
+    figure.legend(handles=keys(cell_types, colours), loc="outside right center", frameon=False)
+    return figure
+
+
+def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
+    """Embed all cells together, and give the places of each set (cells x 2).
+
+    References
+    ----------
+    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
+    """
+    adata = AnnData(sparse.vstack([cells.expression for cells in sets]).tocsr())
+    sc.pp.pca(adata, n_comps=min(30, min(adata.shape) - 1), random_state=seed)
+    sc.pp.neighbors(adata, random_state=seed)
+    sc.tl.umap(adata, random_state=seed)
+    return np.split(adata.obsm["X_umap"], np.cumsum([len(cells) for cells in sets])[:-1])
+
+
+def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:
+    """Draw the cells of each type, then its number in their middle."""
+    for of_type, colour in zip(of_types, colours, strict=True):
+        axis.plot(*places[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
+    for number, of_type in enumerate(of_types, start=1):
+        if of_type.any():
+            middle = np.median(places[of_type], axis=0)
+            outline = [withStroke(linewidth=2.5, foreground="white")]
+            axis.text(*middle, number, ha="center", va="center", weight="bold", path_effects=outline)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def keys(cell_types: list[str], colours: list[str]) -> list[Line2D]:
+    """Explain numbers and colours."""
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
+        for number, (cell_type, colour) in enumerate(zip(cell_types, colours, strict=True), start=1)
+    ]
+
+
+def palette(n_colours: int) -> list[str]:
+    """Give the smallest of scanpy's palettes that has enough colours, repeated if none has."""
+    palettes = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
+    colours = next((colours for colours in palettes if len(colours) >= n_colours), palettes[-1])
+    return [colours[i % len(colours)] for i in range(n_colours)]

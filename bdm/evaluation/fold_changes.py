@@ -1,0 +1,63 @@
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells
+
+
+def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
+    """Choose the genes that mark each type against all others, on training cells.
+
+    Returns
+    -------
+    Column indices of up to ``n_genes`` genes, by type; a type of a single cell has none.
+
+    References
+    ----------
+    The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0
+    """
+    adata = AnnData(training.expression)
+    adata.obs["cell_type"] = pd.Categorical(training.cell_type)
+    n_by_type = training.n_by_type
+    cell_types = n_by_type.index[n_by_type >= FEWEST_OF_TYPE].tolist()
+    sc.tl.rank_genes_groups(
+        adata,
+        "cell_type",
+        groups=cell_types,
+        method="t-test_overestim_var",
+        n_genes=min(n_genes, adata.n_vars),
+    )
+    names = adata.uns["rank_genes_groups"]["names"]
+    return {cell_type: names[cell_type].astype(int) for cell_type in cell_types}
+
+
+def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float = 1.0) -> np.ndarray:
+    """Compare mean expression in each type with that in all other cells.
+
+    Parameters
+    ----------
+    pseudocount
+        Added to both means, in CP10k.
+
+    Returns
+    -------
+    Log2 fold changes, types x genes.
+    """
+    is_type = (cells.cell_type == np.array(cell_types)[:, None]).astype(np.float32)
+    n_cells = is_type.sum(axis=1, keepdims=True)
+    inside = is_type @ cells.cp10k
+    outside = cells.cp10k.sum(axis=0).A1 - inside
+    return np.log2((inside / n_cells + pseudocount) / (outside / (len(cells) - n_cells) + pseudocount))
+
+
+def marker_fold_changes(judged: Cells, test: Cells, markers: dict[str, np.ndarray]) -> dict[str, Agreement]:
+    """Compare the fold changes of each type's own markers, for types with enough judged cells."""
+    n_by_type = judged.n_by_type
+    cell_types = [cell_type for cell_type in markers if n_by_type.get(cell_type, 0) >= FEWEST_OF_TYPE]
+    of_judged, of_test = log_fold_changes(judged, cell_types), log_fold_changes(test, cell_types)
+    return {
+        cell_type: Agreement(of_judged[i, markers[cell_type]], of_test[i, markers[cell_type]])
+        for i, cell_type in enumerate(cell_types)
+    }

@@ -1,0 +1,107 @@
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from anndata import AnnData
+
+from bdm.data.counts import as_counts, fault
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells, fewer
+
+logger = logging.getLogger(__name__)
+
+FEWEST_OF_ALL = 10  # two cells for each of the five folds of a classifier
+
+
+@dataclass(frozen=True)
+class RealCells:
+    """Prepared cells: those learned from (train and validation), and those held out to judge by."""
+
+    training: Cells
+    test: Cells
+    genes: pd.Index
+
+
+def read_real_cells(path: Path) -> RealCells:
+    """Read prepared cells.
+
+    Raises
+    ------
+    InputError
+        If the file was not made by ``bdm prepare``, or has too few test cells.
+    """
+    adata = read_counts(path, columns=("cell_type", "split"))
+    is_test = (adata.obs["split"] == "test").to_numpy()
+    if not is_test.any():
+        raise InputError(f"{path} has no test cells to judge by; prepare the data with --test above 0.")
+    training, test = Cells.of(adata[~is_test]), Cells.of(adata[is_test])
+
+    n_test = test.n_by_type
+    lone = n_test.index[n_test < FEWEST_OF_TYPE]
+    if len(lone):
+        logger.warning("%s: not judged, for want of test cells: %s.", path, ", ".join(lone))
+    check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
+    return RealCells(training, test, adata.var_names)
+
+
+def read_generated(path: Path, real: RealCells) -> Cells:
+    """Read cells to be judged, with genes in the order of the real cells.
+
+    Raises
+    ------
+    InputError
+        If genes or types differ from those of the real cells, or too few cells can be compared.
+    """
+    adata = read_counts(path, columns=("cell_type",))
+    check_genes(adata.var_names, real.genes, path)
+    cells = Cells.of(adata[:, real.genes])
+    unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
+    if len(unknown):
+        raise InputError(
+            f"{path} has cells of types that the prepared data lack: {some(unknown)}; give types by the same names."
+        )
+    check_number(cells.n_by_type, real.test.n_by_type, str(path))
+    return cells
+
+
+def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
+    """Read counts, and check that they are such and that ``obs`` has ``columns``."""
+    adata = read_cells(path)
+    for column in columns:
+        if column not in adata.obs:
+            raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm wrote, or add it.")
+    if problem := fault(adata):
+        raise InputError(f"{path} has {problem}; raw counts are needed in X.")
+    return as_counts(adata)
+
+
+def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
+    """Refuse cells of other genes than the real ones."""
+    for problem, names in {
+        "lacks": expected.difference(genes),
+        "has, beyond the prepared data,": genes.difference(expected),
+        "repeats": genes[genes.duplicated()],
+    }.items():
+        if len(names):
+            raise InputError(f"{path} {problem} the genes {some(names)}; it needs the genes of the prepared data.")
+
+
+def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
+    """Refuse too few cells to compare, by type; warn of types with fewer cells than there are test cells."""
+    n_matched = fewer(n_cells, n_test)
+    if n_matched.sum() < FEWEST_OF_ALL or (n_matched >= FEWEST_OF_TYPE).sum() < 2:
+        raise InputError(
+            f"{name} can be compared for {n_matched.sum()} cells only; {FEWEST_OF_ALL} or more are needed, of two "
+            "types at least, both among the test cells and here."
+        )
+    short = n_matched.index[n_matched < n_test]
+    if len(short):
+        logger.warning("%s: fewer cells than test cells of %s; so fewer are compared.", name, some(short))
+
+
+def some(names: pd.Index) -> str:
+    """Name the first three, and the number of others."""
+    listed = ", ".join(names[:3])
+    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

@@ -1,0 +1,143 @@
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells, match
+from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
+from bdm.evaluation.copying import copying_share
+from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
+from bdm.evaluation.fold_changes import marker_fold_changes
+from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics, kolmogorov_smirnov
+from bdm.evaluation.scores import Judgement, OverallScores, TypeScores
+from bdm.evaluation.space import joint_components
+
+FEWEST_FOR_MEANS = 5  # test cells of a type
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What cells are judged by.
+
+    Attributes
+    ----------
+    test
+        Held-out real cells.
+    training
+        The cells learned from; without the judged ones, where those are real.
+    markers
+        Marker genes by type, as column indices.
+    variable_genes
+        Genes whose correlations are compared, as column indices.
+    """
+
+    test: Cells
+    training: Cells
+    markers: dict[str, np.ndarray]
+    variable_genes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Judged cells beside test cells, of each type as many of the one as of the other."""
+
+    judged: Cells
+    test: Cells
+    reference: Reference
+    seed: int
+
+    @cached_property
+    def components(self) -> tuple[np.ndarray, np.ndarray]:
+        """Joint principal components of judged and of test cells."""
+        return joint_components(self.judged.expression, self.test.expression, seed=self.seed)
+
+    @cached_property
+    def chances(self) -> tuple[np.ndarray, np.ndarray]:
+        """Chances of being a judged cell, that a random forest gives to judged and to test cells."""
+        return chances_of_being_judged(forest(seed=self.seed), *self.components, seed=self.seed)
+
+    @cached_property
+    def fold_changes(self) -> dict[str, Agreement]:
+        """Log fold changes of each type's markers."""
+        return marker_fold_changes(self.judged, self.test, self.reference.markers)
+
+    @cached_property
+    def f1(self) -> dict[str, float]:
+        """F1 of each type in all test cells, learned from the judged ones."""
+        return typing_f1(self.judged, self.reference.test)
+
+
+def judge(judged: Cells, reference: Reference, *, seed: int = 0) -> Judgement:
+    """Compare cells with as many test cells of each type."""
+    matched = match(judged, reference.test, seed=seed)
+    comparison = Comparison(matched.judged, matched.test, reference, seed)
+    by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
+    return Judgement(score_all(comparison, means_over_types(by_type, reference.test.n_by_type)), by_type)
+
+
+def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
+    """Score the cells of one type."""
+    of_judged = comparison.judged.cell_type == cell_type
+    of_test = comparison.test.cell_type == cell_type
+    f1 = comparison.f1[cell_type]
+    if of_judged.sum() < FEWEST_OF_TYPE:
+        return TypeScores(f1=f1)
+    changes = comparison.fold_changes.get(cell_type)
+    components = comparison.components[0][of_judged], comparison.components[1][of_test]
+    return TypeScores(
+        energy=energy_distance(*components),
+        mmd=maximum_mean_discrepancy(*components),
+        forest_auc=auc(comparison.chances[0][of_judged], comparison.chances[1][of_test]),
+        slope=changes.slope if changes else np.nan,
+        fold_change_correlation=changes.correlation if changes else np.nan,
+        library_size_ks=kolmogorov_smirnov(
+            comparison.judged.library_size[of_judged], comparison.test.library_size[of_test]
+        ),
+        f1=f1,
+    )
+
+
+def means_over_types(by_type: dict[str, TypeScores], n_test: pd.Series) -> pd.Series:
+    """Plain means of scores by type, of which a type with three cells would make mere noise."""
+    scores = pd.DataFrame.from_dict({name: asdict(by_type[name]) for name in n_test.index}, orient="index")
+    return scores[n_test >= FEWEST_FOR_MEANS].mean()
+
+
+def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
+    """Score all cells together; ``means`` are those over types."""
+    judged, test, reference = comparison.judged, comparison.test, comparison.reference
+    by_genes = chances_of_being_judged(
+        linear_classifier(), judged.expression.toarray(), test.expression.toarray(), seed=comparison.seed
+    )
+    genes = gene_statistics(judged, test)
+    pairs = gene_pairs(judged, test, reference.variable_genes)
+    changes = Agreement.pooled(comparison.fold_changes.values())
+    return OverallScores(
+        energy=means["energy"],
+        mmd=means["mmd"],
+        forest_auc=auc(*comparison.chances),
+        gene_auc=auc(*by_genes),
+        slope=changes.slope,
+        fold_change_correlation=changes.correlation,
+        f1=means["f1"],
+        copying=copying_share(judged, reference.training, reference.test, seed=comparison.seed),
+        mean_correlation=genes.mean.correlation,
+        mean_rmse=genes.mean.rmse,
+        variance_correlation=genes.variance.correlation,
+        variance_rmse=genes.variance.rmse,
+        zero_fraction_correlation=genes.zero_fraction.correlation,
+        zero_fraction_rmse=genes.zero_fraction.rmse,
+        pair_correlation=pairs.correlation,
+        pair_difference=pairs.mean_difference,
+        library_size_ks=kolmogorov_smirnov(judged.library_size, test.library_size),
+        detected_genes_ks=kolmogorov_smirnov(judged.n_detected, test.n_detected),
+    )
+
+
+def auc(chances_judged: np.ndarray, chances_test: np.ndarray) -> float:
+    """Area under the ROC curve, of telling judged from test cells."""
+    is_judged = np.repeat([1, 0], [len(chances_judged), len(chances_test)])
+    return float(roc_auc_score(is_judged, np.concatenate([chances_judged, chances_test])))

@@ -1,0 +1,39 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdm.evaluation.evaluate import Evaluation
+from bdm.files import write_json
+
+
+def write_report(folder: Path, evaluation: Evaluation, *, provenance: dict[str, Any]) -> None:
+    """Write ``evaluation.json`` (everything), ``overall.csv`` and ``by_type.csv``."""
+    content = {
+        "provenance": provenance,
+        "n_cells": by_row(evaluation.n_cells),
+        "overall": by_row(evaluation.overall.T),
+        "by_type": {name: by_row(evaluation.by_type.loc[name]) for name in evaluation.overall},
+    }
+    write_json(folder / "evaluation.json", content)
+    evaluation.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
+    rows_by_type(evaluation).to_csv(folder / "by_type.csv", index=False, float_format="%.6g")
+
+
+def by_row(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Turn a table into nested dictionaries, row by row, with None for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="index")
+
+
+def rows_by_type(evaluation: Evaluation) -> pd.DataFrame:
+    """List the scores by type in one row for each type and set; those of types not judged are empty."""
+    index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.overall], names=["cell_type", "set"])
+    scores = evaluation.by_type.swaplevel().reindex(index)
+    numbers = evaluation.n_cells[["test", "train"]].add_prefix("n_")
+    rows = scores.reset_index().join(numbers, on="cell_type")
+    return rows[["cell_type", *numbers, "set", *scores]]
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Tell the overall scores as a table for the eye."""
+    return evaluation.overall.to_string(float_format="{:.3f}".format)

@@ -1,0 +1,36 @@
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from bdm.model.model import BranchedModel
+
+
+@torch.no_grad()
+def expected_counts(model: BranchedModel, x: Tensor, batch: Tensor) -> np.ndarray:
+    """Mean counts of cells in whitened space, cells x genes.
+
+    Parameters
+    ----------
+    x
+        Whitened cells, cells x dimensions.
+    batch
+        Batch index of each cell.
+    """
+    y = model.whitening.inverse(x)
+    library = y[:, -1:].clamp(float(model.library_sizes[0]), float(model.library_sizes[1]))
+    return (model.autoencoder.network.decode(y[:, :-1], batch) + library).exp().numpy()
+
+
+def draw_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
+    """Draw negative binomial counts, as Poisson counts of gamma rates.
+
+    Parameters
+    ----------
+    mean
+        Cells x genes.
+    inverse_dispersion
+        One a gene.
+    """
+    rates = generator.standard_gamma(inverse_dispersion, size=mean.shape) * (mean / inverse_dispersion)
+    return sp.csr_matrix(generator.poisson(rates).astype(np.int32))

@@ -1,0 +1,41 @@
+from collections import Counter
+
+import numpy as np
+
+from bdm.hierarchy.cluster import clades_of
+from bdm.seeds import numpy_generator
+
+
+def clade_support(
+    x: np.ndarray, cell_type: np.ndarray, *, n_types: int, n_bootstrap: int, seed: int
+) -> dict[frozenset[int], float] | None:
+    """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
+
+    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
+
+    Parameters
+    ----------
+    x
+        Cells in whitened space, cells x dimensions.
+    cell_type
+        Index of each cell's type.
+
+    Returns
+    -------
+    Support by set of types, as indices, of the clades seen at all; None without resamples.
+    """
+    if n_bootstrap == 0:
+        return None
+    generator = numpy_generator(seed, "support")
+    by_type = [x[cell_type == code] for code in range(n_types)]
+    resampled = np.stack(
+        [
+            generator.multinomial(len(cells), np.full(len(cells), 1 / len(cells)), size=n_bootstrap)
+            @ cells
+            / len(cells)
+            for cells in by_type
+        ],
+        axis=1,
+    )
+    seen = Counter(clade for means in resampled for clade in clades_of(means))
+    return {clade: n / n_bootstrap for clade, n in seen.items()}

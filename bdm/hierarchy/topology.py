@@ -1,0 +1,54 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bdm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Clade:
+    """Shape of a tree alone: a leaf with a name, or an inner node with children (and maybe a name)."""
+
+    name: str | None = None
+    children: tuple["Clade", ...] = field(default=())
+
+    def leaves(self) -> tuple[str, ...]:
+        """Names of the leaves, in order."""
+        if not self.children:
+            return (self.name,)
+        return tuple(leaf for child in self.children for leaf in child.leaves())
+
+
+def from_nested(nested: str | Sequence) -> Clade:
+    """Tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
+
+    Raises
+    ------
+    InputError
+        If it holds anything but text and lists of two or more.
+    """
+    if isinstance(nested, str):
+        return Clade(nested)
+    if not isinstance(nested, list | tuple):
+        raise InputError(f"A hierarchy is made of lists and names of cell types, but holds {nested!r}.")
+    if len(nested) < 2:
+        raise InputError(f"Every list in a hierarchy holds two or more branches, but one is {nested!r}.")
+    return Clade(children=tuple(from_nested(child) for child in nested))
+
+
+def check_leaves(tree: Clade, cell_types: Sequence[str]) -> None:
+    """Refuse a tree whose leaves are not exactly the cell types.
+
+    Raises
+    ------
+    InputError
+        Naming what is missing, unknown or there twice.
+    """
+    leaves = tree.leaves()
+    problems = {
+        "lacks": [t for t in cell_types if t not in leaves],
+        "has unknown types": sorted(set(leaves) - set(cell_types)),
+        "repeats": sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}),
+    }
+    told = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
+    if told:
+        raise InputError(f"The hierarchy {' and '.join(told)}; its leaves must be the data's cell types, each once.")

@@ -1,0 +1,133 @@
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from bdm.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch of the hierarchy: a cell type, or the common ancestor of several.
+
+    Attributes
+    ----------
+    name
+        The cell type, or the name of the inner node.
+    parent
+        Name of the branch that this one leaves; None for the root.
+    level
+        Noise level, in whitened units, down to which the branch runs: where its children part; 0 for a cell type.
+    n_cells
+        Cells below the branch that the hierarchy was made of.
+    support
+        Share of bootstrap resamples of cells in which the same types form a clade; None where none was asked for.
+    """
+
+    name: str
+    parent: str | None
+    level: float
+    n_cells: int
+    support: float | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a cell's way down the tree: the branch it is on from noise level ``high`` down to ``low``."""
+
+    branch: str
+    high: float
+    low: float
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Tree of cell types in which every branch is an interval of noise levels.
+
+    Branch v runs from its own level up to its parent's level; the root up to ``sigma_max``. Tseng et al. 2024
+    (arXiv 2212.10777), with levels in closed form.
+
+    Attributes
+    ----------
+    branches
+        Root first, every parent before its children, children in order.
+    """
+
+    branches: tuple[Branch, ...]
+    sigma_max: float
+    threshold: float
+
+    @cached_property
+    def by_name(self) -> dict[str, Branch]:
+        """Branches by name."""
+        return {branch.name: branch for branch in self.branches}
+
+    @cached_property
+    def children(self) -> dict[str, tuple[str, ...]]:
+        """Names of each branch's children, in order; none for a cell type."""
+        children = {branch.name: () for branch in self.branches}
+        for branch in self.branches:
+            if branch.parent is not None:
+                children[branch.parent] += (branch.name,)
+        return children
+
+    @property
+    def root(self) -> Branch:
+        """The branch that all others descend from."""
+        return self.branches[0]
+
+    @cached_property
+    def cell_types(self) -> tuple[str, ...]:
+        """Leaves, from the first to the last."""
+        return tuple(self.leaves(self.root.name))
+
+    def leaves(self, name: str) -> Iterator[str]:
+        """Cell types below a branch, in order; the type itself for a leaf."""
+        waiting = [name]
+        while waiting:
+            name = waiting.pop()
+            waiting.extend(reversed(self.children[name]))
+            if not self.children[name]:
+                yield name
+
+    def segment(self, name: str) -> Segment:
+        """Interval of noise levels of a branch."""
+        branch = self.by_name[name]
+        high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
+        return Segment(name, high, branch.level)
+
+    def path(self, cell_type: str) -> tuple[Segment, ...]:
+        """Way of a cell type's cells from the root down; branches of no length are left out."""
+        segments, name = [], cell_type
+        while name is not None:
+            segments.append(self.segment(name))
+            name = self.by_name[name].parent
+        return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
+
+    def to_json(self) -> dict[str, Any]:
+        """Content of a hierarchy file."""
+        return {
+            "format": FORMAT,
+            "threshold": self.threshold,
+            "sigma_max": self.sigma_max,
+            "branches": [asdict(branch) for branch in self.branches],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Hierarchy":
+        """Hierarchy from the content of a hierarchy file.
+
+        Raises
+        ------
+        InputError
+            If the content is not that of a hierarchy file.
+        """
+        try:
+            if content["format"] != FORMAT:
+                raise InputError(f"The hierarchy has format {content['format']}, this version reads {FORMAT}.")
+            branches = tuple(Branch(**branch) for branch in content["branches"])
+            return cls(branches, content["sigma_max"], content["threshold"])
+        except (KeyError, TypeError) as error:
+            raise InputError(f"The hierarchy file is damaged ({error}); make it anew.") from error

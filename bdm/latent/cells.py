@@ -1,0 +1,84 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.autoencoder.fit import batch_codes
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.data.read import read_cells
+
+
+@dataclass(frozen=True)
+class LatentCells:
+    """Cells as the encoder sees them: a normal posterior over y = (latent, log library size) each.
+
+    Attributes
+    ----------
+    mean, scale
+        Of the posterior, cells x (latent dimensions + 1); the library size is known, so its scale is 0.
+    cell_type
+        Index of each cell's type among ``cell_types``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    cell_type: Tensor
+    cell_types: tuple[str, ...]
+
+    @property
+    def n_cells(self) -> Tensor:
+        """Number of cells of each type."""
+        return torch.bincount(self.cell_type, minlength=len(self.cell_types))
+
+    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw y of the cells ``index`` from their posteriors, len(index) x (latent dimensions + 1)."""
+        noise = torch.randn(len(index), self.mean.shape[1], generator=generator)
+        return self.mean[index] + self.scale[index] * noise
+
+
+@torch.no_grad()
+def encode(adata: ad.AnnData, network: CountAutoencoder, batches: tuple[str, ...], *, block: int = 1024) -> ad.AnnData:
+    """Encode counts, block by block.
+
+    Returns
+    -------
+    AnnData with the posterior mean of (latent, log library size) in ``X`` and its standard deviation in
+    ``layers['scale']``, both cells x (latent dimensions + 1), and the ``obs`` of ``adata``.
+    """
+    codes = batch_codes(adata, batches)
+    means, scales = [], []
+    for start in range(0, adata.n_obs, block):
+        rows = slice(start, start + block)
+        counts = torch.from_numpy(adata.X[rows].toarray())
+        posterior = network.encode(counts, codes[rows])
+        library = counts.sum(dim=1, keepdim=True)
+        means.append(torch.cat([posterior.mean, library.log()], dim=1))
+        scales.append(torch.cat([posterior.scale, torch.zeros_like(library)], dim=1))
+    names = [f"latent_{k}" for k in range(network.shape.n_latent)] + ["log_library_size"]
+    return ad.AnnData(
+        torch.cat(means).numpy(),
+        obs=adata.obs,
+        var=pd.DataFrame(index=names),
+        layers={"scale": torch.cat(scales).numpy()},
+    )
+
+
+def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
+    """Take the cells to learn from (or the held-out test cells) from an AnnData made by :func:`encode`."""
+    chosen = (adata.obs["split"] == "test").to_numpy() == held_out
+    cell_type = adata.obs["cell_type"].cat
+    return LatentCells(
+        torch.from_numpy(np.asarray(adata.X[chosen])),
+        torch.from_numpy(np.asarray(adata.layers["scale"][chosen])),
+        torch.from_numpy(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
+        tuple(cell_type.categories),
+    )
+
+
+def read_latent(folder: Path) -> ad.AnnData:
+    """Read the latents in an autoencoder's folder."""
+    return read_cells(Path(folder) / "latent.h5ad")

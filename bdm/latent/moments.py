@@ -1,0 +1,60 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdm.latent.cells import LatentCells
+from bdm.latent.whitening import Whitening
+
+N_SHRINK = 20  # cells at which a type's own covariance weighs as much as the pooled one
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Mean (dimensions) and covariance (dimensions x dimensions) of a population in whitened space."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
+class TypeMoments:
+    """Moments of each cell type in whitened space.
+
+    Attributes
+    ----------
+    mean
+        Types x dimensions.
+    covariance
+        Types x dimensions x dimensions, shrunk towards the identity (the pooled covariance) in small types.
+    n_cells
+        Cells of each type that the moments are of: the weights of types in a mixture.
+    """
+
+    cell_types: tuple[str, ...]
+    mean: Tensor
+    covariance: Tensor
+    n_cells: Tensor
+
+    def mixture(self, cell_types: tuple[str, ...]) -> Normal:
+        """Moments of a mixture of types in proportion to their cells."""
+        members = [self.cell_types.index(cell_type) for cell_type in cell_types]
+        weight = self.n_cells[members] / self.n_cells[members].sum()
+        mean = weight @ self.mean[members]
+        between = self.mean[members] - mean
+        within = torch.einsum("t,tij->ij", weight, self.covariance[members])
+        return Normal(mean, within + torch.einsum("t,ti,tj->ij", weight, between, between))
+
+
+def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
+    """Moments of each type's cells, the spread of their posteriors included."""
+    n_cells = cells.n_cells.float()
+    means, covariances = [], []
+    for code in range(len(cells.cell_types)):
+        chosen = cells.cell_type == code
+        x = whitening(cells.mean[chosen])
+        means.append(x.mean(dim=0))
+        own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
+        trust = float(len(x) / (len(x) + N_SHRINK))
+        covariances.append(trust * own + (1 - trust) * torch.eye(x.shape[1]))
+    return TypeMoments(cells.cell_types, torch.stack(means), torch.stack(covariances), n_cells)

@@ -1,0 +1,67 @@
+from typing import Any
+
+import anndata as ad
+import pandas as pd
+import torch
+
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
+from bdm.errors import InputError
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import latent_cells
+from bdm.latent.moments import type_moments
+from bdm.latent.whitening import fit_whitening
+from bdm.model.model import BranchedModel
+
+
+def fit_model(
+    latent: ad.AnnData,
+    autoencoder: GeneAutoencoder,
+    hierarchy: Hierarchy,
+    settings: DenoiserSettings,
+    *,
+    seed: int,
+    device: str = "auto",
+    provenance: dict[str, Any],
+) -> tuple[BranchedModel, pd.DataFrame]:
+    """Train the branched model on encoded cells.
+
+    Parameters
+    ----------
+    latent
+        Posteriors of the cells, as :func:`bdm.latent.cells.encode` gives them; test cells are left out.
+
+    Returns
+    -------
+    The model, and the history of its training.
+
+    Raises
+    ------
+    InputError
+        If the hierarchy is of other cell types than the cells.
+    """
+    cells = latent_cells(latent)
+    if set(hierarchy.cell_types) != set(cells.cell_types):
+        other = sorted(set(hierarchy.cell_types) ^ set(cells.cell_types))
+        raise InputError(
+            f"The hierarchy and the cells differ in their types ({', '.join(other)}); make the hierarchy anew."
+        )
+    whitening = fit_whitening(cells)
+    fitted = fit_denoiser(cells, whitening, hierarchy, settings, seed=seed, device=device)
+    library_sizes = cells.mean[:, -1]
+    model = BranchedModel(
+        autoencoder=autoencoder,
+        whitening=whitening,
+        moments=type_moments(cells, whitening),
+        hierarchy=hierarchy,
+        denoiser=fitted.network,
+        composition=_composition(latent.obs[latent.obs["split"] != "test"]),
+        library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
+        provenance=provenance,
+    )
+    return model, fitted.history
+
+
+def _composition(obs: pd.DataFrame) -> pd.DataFrame:
+    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("", index=obs.index)
+    return pd.crosstab(obs["cell_type"].astype(str), batch).rename_axis(index=None, columns=None)

@@ -1,0 +1,30 @@
+import json
+from importlib.metadata import version
+from typing import Any
+
+from anndata import AnnData
+
+from bdm import __version__
+
+PACKAGES = ("anndata", "numpy", "scanpy", "torch")
+
+
+def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
+    """Record of how something was made: versions, seed and whatever else it takes to make it again."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {"version": __version__, "packages": packages, "seed": seed, **facts}
+
+
+def storable(record: dict[str, Any]) -> dict[str, Any]:
+    """Record for ``uns``, where nested content is text, as its keys may be no names in HDF5."""
+    return {
+        key: value if isinstance(value, str | int | float | bool) else json.dumps(value, ensure_ascii=False)
+        for key, value in record.items()
+        if value is not None
+    }
+
+
+def preparation(prepared: AnnData) -> dict[str, Any]:
+    """Tell how cells were prepared: the settings, and the hash of their file where they came from one."""
+    record = prepared.uns["bdm"]
+    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256")}

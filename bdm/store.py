@@ -1,0 +1,67 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bdm.errors import InputError
+from bdm.files import read_json, sha256, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a folder of one JSON file and some safetensors files holds; reading one runs no code.
+
+    Attributes
+    ----------
+    content
+        The JSON file's content.
+    tensors
+        Named tensors by file.
+    """
+
+    content: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def write_bundle(folder: Path, kind: str, bundle: Bundle) -> None:
+    """Write ``kind.json`` and a safetensors file for each group of tensors, whose checksums the JSON records."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checksums = {}
+    for name, tensors in bundle.tensors.items():
+        file = folder / f"{name}.safetensors"
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+        checksums[file.name] = sha256(file)
+    write_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
+
+
+def read_bundle(folder: Path, kind: str) -> Bundle:
+    """Read what :func:`write_bundle` wrote.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no such thing, has another format, or a file is damaged.
+    """
+    folder = Path(folder)
+    file = folder / f"{kind}.json"
+    if not file.is_file():
+        raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
+    content = read_json(file)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{file} has another format than this version of bdm reads ({FORMAT}); make it anew.")
+    tensors = {}
+    for name, checksum in content["checksums"].items():
+        part = folder / name
+        if not part.is_file() or sha256(part) != checksum:
+            raise InputError(f"{part} is missing or damaged (its checksum is not the one in {file.name}).")
+        try:
+            tensors[part.stem] = load_file(part)
+        except SafetensorError as error:
+            raise InputError(f"{part} is not a safetensors file ({error}); make it anew.") from error
+    return Bundle(content, tensors)

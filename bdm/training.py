@@ -1,0 +1,130 @@
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from tqdm import trange
+
+from bdm.errors import InputError
+from bdm.seeds import torch_generator
+
+logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+Loss = Callable[[nn.Module, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a network is trained: Adam with warm-up and cosine decay on any device that Fabric knows.
+
+    Attributes
+    ----------
+    averaging
+        Decay of the exponential moving average of weights (0: none) that takes the place of the last weights.
+    validate_every
+        Steps between two looks at the validation loss; the weights with the lowest are kept.
+    """
+
+    n_steps: int
+    learning_rate: float
+    seed: int
+    device: str = "auto"
+    averaging: float = 0.0
+    n_warmup: int = 100
+    validate_every: int = 100
+
+
+def fabric(device: str) -> Fabric:
+    """Fabric on one device; mixed precision on GPUs.
+
+    Raises
+    ------
+    InputError
+        If there is no such device.
+    """
+    accelerator = "cuda" if device == "gpu" else device
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"Device {device!r} is not available here; use --device auto or cpu.")
+    if accelerator not in {"auto", "cpu", "cuda", "mps"}:
+        raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda or mps.")
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=FutureWarning)
+        return Fabric(
+            accelerator=accelerator,
+            devices=1,
+            precision="bf16-mixed" if accelerator == "cuda" else "32-true",
+        )
+
+
+def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[nn.Module], Tensor] | None = None):
+    """Train ``network`` in place and return its history, a table of step, loss and validation loss.
+
+    Step k draws its minibatch and its noise from a generator of (seed, k) alone.
+
+    Parameters
+    ----------
+    network
+        Its parameters are replaced by those of the best validation, or the averaged or last ones without validation.
+    loss
+        Gives the loss of one minibatch, drawn with the generator, to be minimised.
+    validation
+        Gives the loss on held-out cells; without it all steps are run for and none is chosen.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite.
+    """
+    device = fabric(loop.device)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=loop.learning_rate)
+    module, optimizer = device.setup(network, optimizer)
+    averaged = _copy(network)
+    best, best_state, history, seen = float("inf"), None, [], 0.0
+    progress = trange(loop.n_steps, disable=None, desc="training", unit="step")
+    for step in progress:
+        for group in optimizer.param_groups:
+            group["lr"] = loop.learning_rate * _schedule(step, loop)
+        value = loss(module, torch_generator(loop.seed, "step", step))
+        optimizer.zero_grad()
+        device.backward(value)
+        optimizer.step()
+        if loop.averaging:
+            _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
+        seen += float(value.detach())
+        if (step + 1) % loop.validate_every == 0 or step + 1 == loop.n_steps:
+            n_seen = step % loop.validate_every + 1
+            row = {"step": step + 1, "loss": seen / n_seen}
+            seen = 0.0
+            if not torch.isfinite(torch.tensor(row["loss"])):
+                raise FloatingPointError(f"The training loss became {row['loss']} at step {step + 1}.")
+            if validation is not None:
+                with torch.no_grad():
+                    row["validation"] = float(validation(module))
+                if row["validation"] < best:
+                    best, best_state = row["validation"], _copy(network)
+            history.append(row)
+            progress.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "step"})
+    network.load_state_dict(best_state or (averaged if loop.averaging else _copy(network)))
+    return pd.DataFrame(history)
+
+
+def _schedule(step: int, loop: Loop) -> float:
+    """Share of the learning rate at a step: linear warm-up, then half a cosine down to nothing."""
+    return min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def _move_towards(averaged: dict[str, Tensor], network: nn.Module, decay: float) -> None:
+    for name, value in network.named_parameters():
+        averaged[name].lerp_(value, 1 - decay)

@@ -1,0 +1,115 @@
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from rattler import MatchSpec
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = ROOT / "environment.yml"
+RULE_ENVIRONMENT = ROOT / "workflow/envs/bdm.yaml"
+POST_DEPLOY = RULE_ENVIRONMENT.with_suffix(".post-deploy.sh")
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONDA_NAMES = {"matplotlib": "matplotlib-base", "torch": "pytorch"}
+
+STRINGS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "uniqueItems": True}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["channels", "dependencies"],
+    "properties": {
+        "name": {"type": "string"},
+        "channels": STRINGS,
+        "dependencies": {
+            "type": "array",
+            "items": {
+                "oneOf": [
+                    {"type": "string"},
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["pip"],
+                        "properties": {"pip": STRINGS},
+                    },
+                ]
+            },
+        },
+    },
+}
+
+
+def read(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())
+
+
+def conda_ranges(path: Path) -> dict[str, str]:
+    """Give the version range of each package, all specifications parsed strictly."""
+    specs = [MatchSpec(spec, strict=True) for spec in read(path)["dependencies"] if isinstance(spec, str)]
+    ranges = {spec.name.normalized: str(spec.version or "") for spec in specs}
+    assert len(ranges) == len(specs), "a package is named twice"
+    return ranges
+
+
+def project_ranges() -> dict[str, str]:
+    """Give the version range of each dependency of the project, by its name in conda-forge or bioconda."""
+    requirements = map(Requirement, PROJECT["project"]["dependencies"])
+    ranges = {CONDA_NAMES.get(needed.name, needed.name): str(needed.specifier) for needed in requirements}
+    return ranges | {"python": PROJECT["project"]["requires-python"]}
+
+
+def same_ranges(left: dict[str, str], right: dict[str, str]) -> bool:
+    return {name: set(text.split(",")) for name, text in left.items()} == {
+        name: set(text.split(",")) for name, text in right.items()
+    }
+
+
+@pytest.mark.parametrize("path", [ENVIRONMENT, RULE_ENVIRONMENT], ids=lambda path: path.name)
+def test_environment_file_has_conda_form(path):
+    jsonschema.validate(read(path), SCHEMA)
+    assert read(path)["channels"][0] == "conda-forge"
+
+
+def test_environment_has_the_dependencies_of_the_project():
+    ranges = conda_ranges(ENVIRONMENT)
+    ranges.pop("pip")
+    assert same_ranges(ranges, project_ranges())
+
+
+def test_rule_environment_lacks_snakemake_alone():
+    ranges = conda_ranges(RULE_ENVIRONMENT)
+    ranges.pop("pip")
+    build = Requirement(PROJECT["build-system"]["requires"][0])
+    assert ranges.pop(build.name) == str(build.specifier)
+    assert same_ranges(ranges | {"snakemake": project_ranges()["snakemake"]}, project_ranges())
+
+
+def test_environment_installs_the_checkout():
+    [pip] = [entry["pip"] for entry in read(ENVIRONMENT)["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["--editable ."]
+    assert (ENVIRONMENT.parent / "pyproject.toml").is_file()
+
+
+def test_rule_environment_installs_the_checkout(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BDM_CHECKOUT": str(ROOT)}
+    done = subprocess.run(["sh", POST_DEPLOY], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+
+
+def test_rule_environment_is_not_made_without_the_checkout():
+    done = subprocess.run(["sh", POST_DEPLOY], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "BDM_CHECKOUT" in done.stderr
+
+
+def test_makefile_takes_the_python_versions_of_the_project():
+    low, high = re.search(r"\(3, (\d+)\) <= v < \(3, (\d+)\)", (ROOT / "Makefile").read_text()).groups()
+    assert PROJECT["project"]["requires-python"] == f">=3.{low},<3.{high}"

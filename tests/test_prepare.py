@@ -1,0 +1,364 @@
+import json
+import logging
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from bdm.cli import main
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.split import split_by_type, split_sizes
+from bdm.errors import InputError
+from bdm.files import sha256
+
+SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells
+
+
+def settings(**changes) -> PrepareSettings:
+    return PrepareSettings(**{"label_key": "bulk_labels", "n_genes": 200, **changes})
+
+
+@pytest.fixture
+def cells(example_cells) -> AnnData:
+    return example_cells.copy()
+
+
+# ---- what comes out
+
+
+def test_prepared_cells(cells):
+    prepared = prepare(cells, settings())
+    assert prepared.shape == (692, 200)
+    assert prepared.X.dtype == np.float32
+    np.testing.assert_array_equal(
+        prepared.X.toarray(), cells[prepared.obs_names, prepared.var_names].X.toarray()
+    )
+    assert SMALL_TYPE not in set(prepared.obs["cell_type"].cat.categories)
+    assert "batch" not in prepared.obs
+    assert set(cells.obs) <= set(prepared.obs)
+    assert json.loads(prepared.uns["bdm"]["settings"])["n_genes"] == 200
+
+
+def test_split_is_stratified(cells):
+    obs = prepare(cells, settings()).obs
+    sizes = pd.crosstab(obs["cell_type"], obs["split"])
+    assert list(sizes.columns) == ["train", "validation", "test"]
+    expected = np.outer(sizes.sum(axis=1), [0.7, 0.1, 0.2])
+    assert (np.abs(sizes - expected) < 1).all(axis=None)
+
+
+def test_genes_are_chosen_by_training_cells_alone(cells):
+    prepared = prepare(cells, settings())
+    held_out = prepared.obs_names[prepared.obs["split"] != "train"]
+    changed = cells.copy()
+    changed.X[cells.obs_names.isin(held_out).nonzero()[0]] *= 50
+    assert list(prepare(changed, settings()).var_names) == list(prepared.var_names)
+    assert list(prepare(cells, settings(seed=1)).var_names) != list(prepared.var_names)
+
+
+@pytest.mark.parametrize("genes", ["all", "seurat_v3"])
+def test_all_genes(cells, genes):
+    prepared = prepare(cells, settings(genes=genes, n_genes=10_000, min_cells_per_gene=0))
+    assert list(prepared.var_names) == list(cells.var_names)
+
+
+def test_genes_of_a_list(cells, tmp_path):
+    (tmp_path / "genes.txt").write_text("CD3D\n\n LYZ \nCD3D\nNKG7\nCD74\n")
+    prepared = prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
+    assert set(prepared.var_names) == {"CD3D", "LYZ", "NKG7", "CD74"}
+    assert prepared.X.sum(axis=1).min() > 0
+
+
+def test_rare_genes_are_left_out(cells):
+    prepared = prepare(cells, settings(genes="all", min_cells_per_gene=50))
+    train = prepared[prepared.obs["split"] == "train"]
+    assert train.X.getnnz(axis=0).min() >= 50
+
+
+def test_genes_are_ranked_within_batches(cells, caplog):
+    cells.obs["sample"] = [f"s{i % 3}" if i % 40 else "tiny" for i in range(cells.n_obs)]
+    prepared = prepare(cells, settings(batch_key="sample"))
+    assert list(prepared.obs["batch"].cat.categories) == ["s0", "s1", "s2", "tiny"]
+    assert prepared.n_vars == 200
+    assert list(prepared.var_names) != list(prepare(cells, settings()).var_names)
+    assert "not ranked by the batches too small for it: tiny" in caplog.text
+
+
+def test_small_types_are_left_out_by_name(cells, caplog):
+    prepare(cells, settings(min_cells_per_type=20))
+    assert f"Left out type {SMALL_TYPE}: 8 cells are fewer than 20" in caplog.text
+    assert "Left out type CD34+: 13 cells are fewer than 20" in caplog.text
+
+
+def test_empty_cells_are_left_out_if_asked_to(cells, caplog):
+    cells.X.data[: cells.X.indptr[5]] = 0
+    prepared = prepare(cells, settings(min_genes_per_cell=1))
+    assert not set(cells.obs_names[:5]) & set(prepared.obs_names)
+    assert "Left out 5 cells with counts of fewer genes than 1" in caplog.text
+
+
+def test_cells_without_counts_of_chosen_genes_are_left_out(cells, tmp_path, caplog):
+    (tmp_path / "genes.txt").write_text("LYZ\nCD74\n")
+    prepared = prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
+    n_empty = 692 - prepared.n_obs
+    assert n_empty > 0
+    assert prepared.X.sum(axis=1).min() > 0
+    assert f"Left out {n_empty} cells with no counts of the 2 chosen genes" in caplog.text
+
+
+def test_input_columns_of_canonical_names_are_kept(cells, caplog):
+    cells.obs["cell_type"] = cells.obs["louvain"]
+    cells.obs["split"] = "mine"
+    cells.obs["batch"] = "one"
+    with caplog.at_level(logging.WARNING):
+        obs = prepare(cells, settings()).obs
+    assert list(obs["cell_type"]) == list(obs["bulk_labels"])
+    assert list(obs["cell_type_input"]) == list(obs["louvain"])
+    assert set(obs["split_input"]) == {"mine"}
+    assert "batch" not in obs
+    assert "cell_type of obs is kept as cell_type_input" in caplog.text
+
+
+def test_prepared_cells_can_be_prepared_again(cells):
+    once = prepare(cells, settings(genes="all"))
+    twice = prepare(once, PrepareSettings(genes="all", seed=1))
+    thrice = prepare(twice, PrepareSettings(genes="all", seed=1))
+    assert "cell_type_input" not in twice.obs
+    assert list(thrice.obs["split_input_input"]) == list(twice.obs["split"])
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [True, False], ["1", 2], ["a/b", "c"]])
+def test_labels_become_text(cells, labels):
+    cells.obs["label"] = pd.Series([labels[i % 2] for i in range(cells.n_obs)], cells.obs_names, dtype=object)
+    prepared = prepare(cells, settings(label_key="label"))
+    assert sorted(prepared.obs["cell_type"].cat.categories) == sorted(map(str, labels))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, "a", None],
+        [True, None, False],
+        pd.to_datetime(["2024-01-01", None, "2024-01-02"]),
+        pd.array(["a", "b", "c"], dtype="string"),
+        pd.array([1, None, 2], dtype="Int64"),
+        pd.Categorical([1, "a", 1]),
+        pd.cut([1, 2, 3], 2),
+        [[1], [2], [3]],
+    ],
+)
+def test_any_column_can_be_written(cells, tmp_path, values):
+    column = pd.Series(values).take(np.arange(cells.n_obs) % 3)
+    cells.obs["odd/column"] = column.to_numpy() if column.dtype == object else column.array
+    cells.var["odd"] = cells.obs["odd/column"].array.take(np.arange(cells.n_vars) % 3)
+    prepare(cells, settings()).write_h5ad(tmp_path / "prepared.h5ad")
+    read = anndata.read_h5ad(tmp_path / "prepared.h5ad")
+    assert list(read.obs["odd_column"].isna()[:3]) == list(pd.isna(pd.Series(values)))
+
+
+# ---- the split
+
+
+def test_split_of_a_type_does_not_depend_on_others(cells):
+    labels = cells.obs["bulk_labels"].astype(str)
+    alone = labels[labels == "Dendritic"]
+    fractions = {"validation": 0.1, "test": 0.2, "seed": 3}
+    together = split_by_type(labels, **fractions)
+    assert list(together[alone.index]) == list(split_by_type(alone, **fractions))
+    assert list(together) == list(split_by_type(labels, **fractions))
+    assert list(together) != list(split_by_type(labels, **{**fractions, "seed": 4}))
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "fractions", "sizes"),
+    [
+        (10, [0.7, 0.1, 0.2], [7, 1, 2]),
+        (3, [0.7, 0.1, 0.2], [1, 1, 1]),
+        (3, [0.05, 0.45, 0.5], [1, 1, 1]),
+        (4, [0.98, 0.01, 0.01], [2, 1, 1]),
+        (10, [0.8, 0.2, 0.0], [8, 2, 0]),
+        (7, [1.0, 0.0, 0.0], [7, 0, 0]),
+    ],
+)
+def test_split_sizes(n_cells, fractions, sizes):
+    assert list(split_sizes(n_cells, np.array(fractions))) == sizes
+
+
+def test_no_test_cells_if_none_are_asked_for(cells):
+    assert set(prepare(cells, settings(test=0)).obs["split"]) == {"train", "validation"}
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": 1.0}, "test is 1.0"),
+        ({"validation": -0.1}, "validation is -0.1"),
+        ({"test": float("nan")}, "test is nan"),
+        ({"validation": 0.5, "test": 0.5}, "sum to 1 or more"),
+        ({"n_genes": 0}, "n_genes is 0, but must be 1 or more"),
+        ({"min_genes_per_cell": -1}, "min_genes_per_cell is -1"),
+        ({"min_cells_per_gene": -1}, "min_cells_per_gene is -1"),
+        ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be 3 or more"),
+        ({"seed": -1}, "seed is -1"),
+        ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
+    ],
+)
+def test_refuses_settings(changes, message):
+    with pytest.raises(InputError, match=message):
+        settings(**changes)
+
+
+def test_refuses_an_empty_gene_list(tmp_path):
+    (tmp_path / "genes.txt").write_text("\n\n")
+    with pytest.raises(InputError, match=r"genes\.txt names no genes"):
+        settings(genes=str(tmp_path / "genes.txt"))
+
+
+def labels_of_three_missing(cells):
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
+    cells.obs.loc[cells.obs_names[4:7], "label"] = [None, "", np.nan]
+    return settings(label_key="label")
+
+
+def one_label(cells):
+    cells.obs["label"] = "T"
+    return settings(label_key="label")
+
+
+def one_batch(cells):
+    cells.obs["sample"] = "a"
+    return settings(batch_key="sample")
+
+
+def batch_without_training_cells(cells):
+    rows = split_by_type(cells.obs["bulk_labels"].astype(str), validation=0.1, test=0.2, seed=0) == "test"
+    cells.obs["sample"] = np.where(rows & (cells.obs["bulk_labels"] == "Dendritic"), "b", "a")
+    return settings(batch_key="sample")
+
+
+def repeated_cell(cells):
+    cells.obs_names = [cells.obs_names[1], *cells.obs_names[1:]]
+    return settings()
+
+
+def repeated_gene(cells):
+    cells.var_names = [cells.var_names[1], *cells.var_names[1:]]
+    return settings()
+
+
+def empty_cells(cells):
+    cells.X.data[: cells.X.indptr[5]] = 0
+    return settings()
+
+
+def few_genes(cells):
+    cells._inplace_subset_var(cells.var_names[:20])
+    return settings(n_genes=10, min_genes_per_cell=1)
+
+
+def log_normalised(cells):
+    cells.X = cells.X.log1p()
+    return settings()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda cells: settings(label_key="type"), "no column 'type'; name one by --label-key .*bulk_labels"),
+        (lambda cells: settings(batch_key="donor"), "no column 'donor'; name one by --batch-key"),
+        (lambda cells: settings(label_key="percent_mito"), "holds decimal numbers"),
+        (lambda cells: settings(label_key="n_genes"), "fewer than two of .* cell types have 10 cells"),
+        (lambda cells: settings(min_cells_per_type=200), "fewer than two of 10 cell types"),
+        (lambda cells: settings(min_cells_per_gene=700), "no gene is seen in 700 training cells"),
+        (lambda cells: settings(n_genes=1), "choose more genes"),
+        (labels_of_three_missing, "no value for 3 of 700 cells, for example ACACGAACGGAGTG-1"),
+        (one_label, r"obs\['label'\] has one value"),
+        (one_batch, r"obs\['sample'\] has one value"),
+        (batch_without_training_cells, "batch b has no training cells"),
+        (repeated_cell, "cell name .* more than once"),
+        (repeated_gene, "gene name .* more than once"),
+        (empty_cells, "5 cells have no counts at all, for example .*--min-genes-per-cell 1"),
+        (few_genes, "genes cannot be ranked by variability .*--genes all"),
+        (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
+    ],
+)
+def test_refuses_bad_input(cells, spoil, message):
+    chosen = spoil(cells)
+    with pytest.raises(InputError, match=message) as refusal:
+        prepare(cells, chosen)
+    assert "\n" not in str(refusal.value)
+
+
+def test_refuses_listed_genes_that_are_not_there(cells, tmp_path):
+    (tmp_path / "genes.txt").write_text("CD3D\nENSG1\nENSG2\n")
+    with pytest.raises(InputError, match="2 of 3 listed genes are not in the data, for example ENSG1, ENSG2"):
+        prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
+
+
+def test_refuses_batches_all_too_small_to_rank_genes_by(cells):
+    cells.obs["sample"] = [f"s{i % 35}" for i in range(cells.n_obs)]
+    with pytest.raises(InputError, match="training cells or genes a batch"):
+        prepare(cells, settings(batch_key="sample"))
+
+
+# ---- the command line
+
+
+def bdm(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from bdm.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_commands(tmp_path):
+    data, out, again = tmp_path / "cells.h5ad", tmp_path / "new" / "prepared.h5ad", tmp_path / "again.h5ad"
+    options = ["--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.3]
+    assert bdm("example", data).returncode == 0
+    run = bdm("prepare", data, out, *options)
+    assert run.returncode == 0, run.stderr
+    assert "cells x 100 genes" in run.stderr
+    prepared = anndata.read_h5ad(out)
+    assert prepared.uns["bdm"]["data_sha256"] == sha256(data)
+    assert json.loads(prepared.uns["bdm"]["settings"])["test"] == 0.3
+    bdm("prepare", data, again, *options)
+    assert again.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label-key", "type"], "cells.h5ad: obs has no column 'type'"),
+        (["--label-key", "bulk_labels", "--counts", "umi"], "cells.h5ad: there is no layer 'umi'"),
+        (["--test", "1.5"], "test is 1.5"),
+        (["--labels", "no_such_file.csv"], "No such file: no_such_file.csv"),
+    ],
+)
+def test_command_tells_of_bad_input_in_one_line(cells, tmp_path, monkeypatch, capsys, options, message):
+    data, out = tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad"
+    cells.write_h5ad(data)
+    monkeypatch.setattr(sys, "argv", ["bdm", "prepare", str(data), str(out), *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("bdm: ")
+    assert message in printed.err
+    assert (printed.err + printed.out).count("\n") == 1
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def test_command_does_not_overwrite_its_data(cells, tmp_path, monkeypatch):
+    data = tmp_path / "cells.h5ad"
+    cells.write_h5ad(data)
+    before = data.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["bdm", "prepare", str(data), str(data), "--label-key", "bulk_labels"])
+    with pytest.raises(SystemExit):
+        main()
+    assert data.read_bytes() == before

@@ -1,0 +1,214 @@
+import gzip
+import logging
+from pathlib import Path
+
+import h5py
+import loompy
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy import io, sparse
+
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+
+GENE_IDS = ["ENSG1", "ENSG2", "ENSG3"]
+SYMBOLS = ["CD3D", "MATR3", "MATR3"]
+BARCODES = ["AAA-1", "CCC-1"]
+COUNTS = np.array([[1, 0, 3], [0, 5, 2]], dtype=np.float32)
+
+
+@pytest.fixture
+def cells() -> AnnData:
+    return AnnData(
+        sparse.csr_matrix(COUNTS),
+        obs=pd.DataFrame({"cell_type": ["T", "B"]}, index=BARCODES),
+        var=pd.DataFrame(index=GENE_IDS),
+    )
+
+
+def write_10x_h5(path: Path) -> None:
+    by_cell = sparse.csr_matrix(COUNTS.astype(np.int32))
+    with h5py.File(path, "w") as file:
+        matrix = file.create_group("matrix")
+        matrix["data"], matrix["indices"], matrix["indptr"] = by_cell.data, by_cell.indices, by_cell.indptr
+        matrix["shape"] = np.array(COUNTS.T.shape)
+        matrix["barcodes"] = np.array(BARCODES, dtype="S")
+        matrix["features/id"] = np.array(GENE_IDS, dtype="S")
+        matrix["features/name"] = np.array(SYMBOLS, dtype="S")
+        matrix["features/feature_type"] = np.array(["Gene Expression"] * 3, dtype="S")
+        matrix["features/genome"] = np.array(["GRCh38"] * 3, dtype="S")
+
+
+def write_legacy_10x_h5(path: Path) -> None:
+    by_cell = sparse.csr_matrix(COUNTS.astype(np.int32))
+    with h5py.File(path, "w") as file:
+        genome = file.create_group("hg19")
+        genome["data"], genome["indices"], genome["indptr"] = by_cell.data, by_cell.indices, by_cell.indptr
+        genome["shape"] = np.array(COUNTS.T.shape)
+        genome["barcodes"] = np.array(BARCODES, dtype="S")
+        genome["genes"] = np.array(GENE_IDS, dtype="S")
+        genome["gene_names"] = np.array(SYMBOLS, dtype="S")
+
+
+def write_10x_folder(path: Path, *, prefix: str = "") -> None:
+    path.mkdir()
+    features = [f"{i}\t{name}\tGene Expression\n" for i, name in zip(GENE_IDS, SYMBOLS, strict=True)]
+    with gzip.open(path / f"{prefix}matrix.mtx.gz", "wb") as file:
+        io.mmwrite(file, sparse.coo_matrix(COUNTS.T.astype(int)))
+    with gzip.open(path / f"{prefix}features.tsv.gz", "wt") as file:
+        file.writelines(features)
+    with gzip.open(path / f"{prefix}barcodes.tsv.gz", "wt") as file:
+        file.writelines(f"{barcode}\n" for barcode in BARCODES)
+
+
+def write_legacy_10x_folder(path: Path) -> None:
+    path.mkdir()
+    io.mmwrite(path / "matrix.mtx", sparse.coo_matrix(COUNTS.T.astype(int)))
+    (path / "genes.tsv").write_text("".join(f"{i}\t{s}\n" for i, s in zip(GENE_IDS, SYMBOLS, strict=True)))
+    (path / "barcodes.tsv").write_text("\n".join(BARCODES) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cells.h5ad", AnnData.write_h5ad),
+        ("cells.H5AD", AnnData.write_h5ad),
+        ("cells.zarr", AnnData.write_zarr),
+        ("cells.loom", AnnData.write_loom),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_reads_cells_with_their_labels(tmp_path, cells, name, write):
+    write(cells, tmp_path / name)
+    read = read_cells(tmp_path / name)
+    np.testing.assert_array_equal(read.to_df(), COUNTS)
+    assert list(read.obs_names) == BARCODES
+    assert list(read.var_names) == GENE_IDS
+    assert list(read.obs["cell_type"]) == ["T", "B"]
+
+
+def test_reads_loom_of_velocyto_with_its_main_matrix(tmp_path):
+    layers = {"": COUNTS.T, "spliced": COUNTS.T - 1}
+    genes, cells = {"Gene": np.array(SYMBOLS)}, {"CellID": np.array(BARCODES)}
+    loompy.create(str(tmp_path / "cells.loom"), layers, genes, cells)
+    read = read_cells(tmp_path / "cells.loom")
+    np.testing.assert_array_equal(read.to_df(), COUNTS)
+    assert list(read.obs_names) == BARCODES
+    assert "spliced" in read.layers
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("cells.h5", write_10x_h5),
+        ("legacy.h5", write_legacy_10x_h5),
+        ("folder", write_10x_folder),
+        ("prefixed", lambda path: write_10x_folder(path, prefix="GSM1_")),
+        ("legacy", write_legacy_10x_folder),
+    ],
+)
+def test_reads_10x_with_unique_genes(tmp_path, name, write):
+    write(tmp_path / name)
+    read = read_cells(tmp_path / name)
+    np.testing.assert_array_equal(read.to_df(), COUNTS)
+    assert list(read.obs_names) == BARCODES
+    assert list(read.var_names) == ["CD3D", "MATR3", "MATR3-1"]
+    assert list(read.var["gene_ids"]) == GENE_IDS
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("labels.csv", 'barcode,type,cluster\nCCC-1,"B, naive",01\nAAA-1,T,02\n'),
+        ("labels.tsv", "barcode\ttype\tcluster\nCCC-1\tB, naive\t01\nAAA-1\tT\t02\n"),
+        ("of_R.txt", '"type"\t"cluster"\n"CCC-1"\t"B, naive"\t"01"\n"AAA-1"\t"T"\t"02"\n'),
+    ],
+)
+def test_joins_labels_by_barcode_as_text(tmp_path, cells, name, table):
+    write_10x_h5(tmp_path / "cells.h5")
+    (tmp_path / name).write_text(table)
+    read = read_cells(tmp_path / "cells.h5", labels=tmp_path / name)
+    assert list(read.obs["type"]) == ["T", "B, naive"]
+    assert list(read.obs["cluster"]) == ["02", "01"]
+
+
+def test_tells_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, caplog):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "labels.csv").write_text("barcode,cell_type\nAAA-1,NK\nCCC-1,DC\nGGG-1,DC\n")
+    with caplog.at_level(logging.WARNING):
+        read = read_cells(tmp_path / "cells.h5ad", labels=tmp_path / "labels.csv")
+    assert list(read.obs["cell_type"]) == ["NK", "DC"]
+    assert "1 rows of no cell, for example GGG-1" in caplog.text
+    assert "replaces columns of obs: cell_type" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "barcode,type\nAAA,T\nCCC-1,B\n",
+            r"no row for 1 of 2 cells, for example AAA-1 \(its first row is AAA\)",
+        ),
+        ("barcode,type\nAAA-1,T\nAAA-1,T\nCCC-1,B\n", "more than one row for cell AAA-1"),
+        ("barcode\ttype\nAAA-1\tT\n", "separated by commas"),
+        ("barcode,type\n", "not a table of cell names and labels"),
+        ("barcode,type\nAAA-1,T,1,2\nCCC-1,B\n", "not a table of cell names and labels"),
+        ("", "cannot be read as a table"),
+        (None, "No such file"),
+    ],
+)
+def test_refuses_labels(tmp_path, cells, table, message):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    if table is not None:
+        (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(InputError, match=message) as refusal:
+        read_cells(tmp_path / "cells.h5ad", labels=tmp_path / "labels.csv")
+    assert "labels.csv" in str(refusal.value)
+
+
+def write_other_hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["weights"] = np.ones(3)
+
+
+def write_folder_without_matrix(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("absent.h5ad", lambda path: None, "No such file or folder"),
+        ("cells.rds", Path.touch, "unknown ending"),
+        ("text.h5ad", lambda path: path.write_text("cells"), "damaged, or misnamed"),
+        ("other.h5ad", write_other_hdf5, "damaged, or misnamed"),
+        ("other.h5", write_other_hdf5, "damaged, or misnamed"),
+        ("other.loom", write_other_hdf5, "damaged, or misnamed"),
+        ("empty.zarr", Path.mkdir, "damaged, or misnamed"),
+        ("folder", write_folder_without_matrix, "one file .*matrix.mtx.*, and here are 0"),
+    ],
+)
+def test_refuses_what_is_not_cells(tmp_path, name, write, message):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message) as refusal:
+        read_cells(tmp_path / name)
+    assert name in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_refuses_a_truncated_file(tmp_path, cells):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="truncated"):
+        read_cells(path)
+
+
+def test_refuses_10x_folder_with_a_file_missing(tmp_path):
+    write_10x_folder(tmp_path / "folder")
+    (tmp_path / "folder" / "barcodes.tsv.gz").unlink()
+    with pytest.raises(InputError, match=r"barcodes\.tsv\.gz"):
+        read_cells(tmp_path / "folder")

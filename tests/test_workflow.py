@@ -1,0 +1,286 @@
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from bdm.cli import app
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "config/config.yaml"
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+COMMANDS = typer.main.get_command(app).commands
+RULES = [
+    "example",
+    "prepare",
+    "autoencoder",
+    "hierarchy",
+    "hierarchy_flat",
+    "train",
+    "train_flat",
+    "generate",
+    "generate_flat",
+    "evaluate",
+    "interpret",
+]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret"]
+RESULTS = {
+    "prepared.h5ad",
+    "autoencoder/latent.h5ad",
+    "autoencoder/autoencoder.json",
+    "hierarchy.json",
+    "hierarchy.nwk",
+    "hierarchy.png",
+    "model/model.json",
+    "generated.h5ad",
+    "flat/hierarchy.json",
+    "flat/model/model.json",
+    "flat/generated.h5ad",
+    "evaluation/evaluation.json",
+    "evaluation/overall.csv",
+    "evaluation/overall.png",
+    "evaluation/by_type.csv",
+    "evaluation/umap.png",
+    "evaluation/by_type.png",
+    "evaluation/genes.png",
+    "interpretation/branch_genes.csv",
+    "interpretation/agreement.csv",
+    "interpretation/branch_genes.png",
+    "interpretation/agreement.png",
+    "interpretation/markers.png",
+}
+
+
+def snakemake(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "snakemake", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+
+
+def dry_run(folder: Path, config: dict, *arguments: str) -> str:
+    """Plan the workflow in another folder with its own configuration."""
+    write_config(folder, config)
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--dry-run", *arguments, cwd=folder)
+    return done.stdout + done.stderr
+
+
+def write_config(folder: Path, config: dict) -> None:
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+
+
+def demo_config(**sections: dict) -> dict:
+    return yaml.safe_load(CONFIG.read_text()) | sections
+
+
+def planned(output: str) -> dict[str, int]:
+    """Read the number of jobs by rule from what Snakemake prints."""
+    return {rule: int(number) for rule, number in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
+
+
+def shell_commands(output: str) -> list[list[str]]:
+    """Read the planned shell commands, without where their messages go."""
+    commands = re.findall(r"^Shell command: (bdm .*?) > \S+ 2>&1$", output, flags=re.MULTILINE)
+    return [shlex.split(command) for command in commands]
+
+
+@pytest.mark.parametrize("snakefile", [[], ["--snakefile", "workflow/Snakefile"]], ids=["root", "workflow"])
+def test_dry_run_plans_every_rule(snakefile):
+    done = snakemake("--dry-run", "--forceall", *snakefile, cwd=ROOT)
+    jobs = planned(done.stdout)
+    assert {rule: jobs.get(rule) for rule in RULES} == dict.fromkeys(RULES, 1), done.stderr
+
+
+def test_other_workflow_can_use_it_as_module(tmp_path):
+    (tmp_path / "Snakefile").write_text(
+        f'configfile: "config/config.yaml"\n\n'
+        f'module bdm:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
+        f"use rule * from bdm as bdm_*\n"
+    )
+    write_config(tmp_path, demo_config())
+    done = snakemake("--dry-run", cwd=tmp_path)
+    assert planned(done.stdout).keys() >= {f"bdm_{rule}" for rule in RULES}, done.stderr
+
+
+def test_lint_is_clean():
+    done = snakemake("--lint", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rule_files_name_an_environment_that_exists():
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        text = path.read_text()
+        named = re.findall(r'^    conda:\n +"(.*)"$', text, flags=re.MULTILINE)
+        assert len(named) == len(re.findall(r"^rule ", text, flags=re.MULTILINE)), path
+        assert all((path.parent / name).is_file() for name in named), path
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"generate": {"n_cells": 5, "shared_ancestors": True, "stochastic": True}},
+        {"hierarchy": {"tree": "tree.nwk"}, "prepare": {"genes": "my genes.txt"}},
+    ],
+    ids=["demo", "switches", "files"],
+)
+def test_commands_take_what_rules_give(tmp_path, sections):
+    for name in ["tree.nwk", "my genes.txt", "labels.csv", "my cells.h5ad"]:
+        (tmp_path / name).touch()
+    data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}
+    config = demo_config(**sections)
+    config["datasets"]["mine"] = data
+    commands = shell_commands(dry_run(tmp_path, config))
+    assert len(commands) == 1 + 2 * (len(RULES) - 1)
+    for _, name, *arguments in commands:
+        COMMANDS[name].make_context(name, arguments)
+    [values] = [
+        COMMANDS[name].make_context(name, arguments).params
+        for _, name, *arguments in commands
+        if name == "prepare" and "my cells.h5ad" in arguments
+    ]
+    assert {key: str(values[key]) for key in ["label_key", "batch_key", "labels"]} == {
+        key: data[key] for key in ["label_key", "batch_key", "labels"]
+    }
+
+
+def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
+    (tmp_path / "mine.h5ad").touch()
+    config = demo_config(prepare={"n_genes": 70, "test": 0.3})
+    config["datasets"]["mine"] = {"path": "mine.h5ad", "prepare": {"n_genes": 7}}
+    values = {
+        arguments[0]: COMMANDS[name].make_context(name, arguments).params
+        for _, name, *arguments in shell_commands(dry_run(tmp_path, config))
+        if name == "prepare"
+    }
+    mine, demo = values["mine.h5ad"], values["resources/pbmc68k_reduced.h5ad"]
+    assert (mine["n_genes"], mine["test"], mine["min_cells_per_gene"], mine["label_key"]) == (7, 0.3, 3, "cell_type")
+    assert (demo["n_genes"], demo["test"]) == (70, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"prepare": {"n_gene": 5}}, "Configuration, prepare: .*'n_gene'"),
+        ({"prepair": {}}, "Configuration, top level: .*'prepair'"),
+        ({"train": {"n_steps": "many"}}, "Configuration, train.n_steps: 'many' is not of type 'integer'"),
+        ({"datasets": {"a": {"path": "a.h5ad", "label": "x"}}}, "Configuration, datasets.a: .*'label'"),
+        ({"datasets": {"a": {"label_key": "x"}}}, "Configuration, datasets.a: 'path' is a required property"),
+        ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "Configuration, datasets: 'a/b' does not match"),
+        ({"datasets": {}}, "Configuration, datasets: "),
+    ],
+)
+def test_mistake_in_configuration_is_told_in_one_sentence(tmp_path, sections, told):
+    output = dry_run(tmp_path, demo_config(**sections))
+    [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
+    assert re.match(told, message)
+    assert message.endswith("config/README.md.")
+
+
+def test_example_configuration_is_allowed(tmp_path):
+    config = yaml.safe_load((ROOT / "config/example-own-data.yaml").read_text())
+    for name in ["blood.h5ad", "cortex_labels.csv", "cortex.nwk", "cortex_10x/matrix.mtx"]:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).touch()
+    jobs = planned(dry_run(tmp_path, config))
+    assert jobs["evaluate"] == len(config["datasets"])
+    assert "example" not in jobs
+
+
+def properties() -> dict[str, dict[str, dict]]:
+    """Give the schema's properties by section, as config/README.md has them."""
+    parts = {section: SCHEMA["$defs"][section]["properties"] for section in SECTIONS}
+    whole, dataset = SCHEMA["properties"], SCHEMA["$defs"]["dataset"]["properties"]
+    return {
+        "Top level": {key: value for key, value in whole.items() if key not in SECTIONS},
+        "datasets": {key: value for key, value in dataset.items() if key not in SECTIONS},
+        **parts,
+    }
+
+
+def objects(schema: dict) -> list[dict]:
+    """Give every object in the schema that says which properties there may be."""
+    return [schema, *schema["$defs"].values()]
+
+
+def test_schema_describes_every_property_and_allows_no_other():
+    for part in objects(SCHEMA):
+        assert part["additionalProperties"] is False
+        for key, value in part["properties"].items():
+            has_default = key not in part.get("required", [])
+            assert value.keys() >= {"type", "description"} | ({"default"} if has_default else set()), key
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_defaults_are_those_of_the_command(section):
+    options = {option.name: option.default for option in COMMANDS[section].params}
+    for key, value in properties()[section].items():
+        if key != "n_cells":  # one of three ways for bdm generate to say how many
+            assert value["default"] == options[key], key
+
+
+def documented() -> dict[str, dict[str, tuple]]:
+    """Read default and meaning of each key from the tables of config/README.md, by section."""
+    sections = {}
+    for block in (ROOT / "config/README.md").read_text().split("\n## ")[1:]:
+        title = re.match(r"`?([\w ]+)", block).group(1)
+        rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", block, flags=re.MULTILINE)
+        sections[title] = {
+            key: (yaml.safe_load(default.strip("`")), meaning.replace("`", "")) for key, default, meaning in rows
+        }
+    return sections
+
+
+def test_readme_of_configuration_has_every_key_as_in_the_schema():
+    assert documented() == {
+        section: {key: (value.get("default"), value["description"]) for key, value in part.items()}
+        for section, part in properties().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """Folder in which the workflow has run on the example, with few steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    config = demo_config(
+        autoencoder={"n_steps": 50}, hierarchy={"n_bootstrap": 5}, train={"n_steps": 50}, evaluate={"n_repeats": 1}
+    )
+    write_config(folder, config)
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "2", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_run_makes_all_results(finished):
+    results = finished / "results/pbmc68k"
+    empty_or_absent = {
+        name for name in RESULTS if not (results / name).is_file() or not (results / name).stat().st_size
+    }
+    assert not empty_or_absent
+    declared = {name for name in RESULTS if name.startswith(("evaluation/", "interpretation/"))}
+    found = {
+        f"{folder}/{path.name}" for folder in ["evaluation", "interpretation"] for path in (results / folder).iterdir()
+    }
+    assert found == declared
+
+
+def test_second_run_has_nothing_to_do(finished):
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--dry-run", cwd=finished)
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_report_is_one_page_that_needs_no_network(finished):
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "report.html", cwd=finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (finished / "report.html").read_text()
+    for name in RESULTS:
+        if name.endswith((".png", ".csv")):
+            assert f"results/pbmc68k/{name}" in page, name
+    loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?https?:[^>]*>", page)
+    assert not loaded
+    assert not re.search(r"@import|url\([\"']?https?:", page)
