@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 import warnings
@@ -25,16 +26,16 @@ class Loop:
     Attributes
     ----------
     averaging
-        Decay of the exponential moving average of weights (0: none) that takes the place of the last weights.
+        Decay of the exponential moving average of weights, which is what training gives.
     validate_every
-        Steps between two looks at the validation loss; the weights with the lowest are kept.
+        Steps between two looks at the validation loss of the average; the one with the lowest is kept.
     """
 
     n_steps: int
     learning_rate: float
     seed: int
     device: str = "auto"
-    averaging: float = 0.0
+    averaging: float = 0.99
     n_warmup: int = 100
     validate_every: int = 100
 
@@ -71,7 +72,7 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
     Parameters
     ----------
     network
-        Its parameters are replaced by those of the best validation, or the averaged or last ones without validation.
+        Its parameters become their moving average: the last, or the one of the lowest validation loss.
     loss
         Gives the loss of one minibatch, drawn with the generator, to be minimised.
     validation
@@ -85,7 +86,7 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
     device = fabric(loop.device)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=loop.learning_rate)
     module, optimizer = device.setup(network, optimizer)
-    averaged = _copy(network)
+    averaged = copy.deepcopy(network)
     best, best_state, history, seen = float("inf"), None, [], 0.0
     progress = trange(loop.n_steps, disable=None, desc="training", unit="step")
     for step in progress:
@@ -95,8 +96,7 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
         optimizer.zero_grad()
         device.backward(value)
         optimizer.step()
-        if loop.averaging:
-            _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
+        _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
         seen += float(value.detach())
         if (step + 1) % loop.validate_every == 0 or step + 1 == loop.n_steps:
             n_seen = step % loop.validate_every + 1
@@ -106,12 +106,12 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
                 raise FloatingPointError(f"The training loss became {row['loss']} at step {step + 1}.")
             if validation is not None:
                 with torch.no_grad():
-                    row["validation"] = float(validation(module))
+                    row["validation"] = float(validation(averaged))
                 if row["validation"] < best:
-                    best, best_state = row["validation"], _copy(network)
+                    best, best_state = row["validation"], copy.deepcopy(averaged.state_dict())
             history.append(row)
             progress.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "step"})
-    network.load_state_dict(best_state or (averaged if loop.averaging else _copy(network)))
+    network.load_state_dict(best_state or averaged.state_dict())
     return pd.DataFrame(history)
 
 
@@ -120,11 +120,7 @@ def _schedule(step: int, loop: Loop) -> float:
     return min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
-
-
 @torch.no_grad()
-def _move_towards(averaged: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for name, value in network.named_parameters():
-        averaged[name].lerp_(value, 1 - decay)
+def _move_towards(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)

@@ -7,20 +7,29 @@ import torch
 from torch import Tensor, nn
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.seeds import derive, torch_generator
+from bdm.seeds import derive, numpy_generator, torch_generator
 from bdm.training import Loop, train
+
+N_START = 10_000  # cells that the network's scales are set by
 
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """Settings of the count autoencoder that a user may choose."""
+    """Settings of the count autoencoder that a user may choose.
+
+    Attributes
+    ----------
+    dropout
+        Share of genes that the encoder does not see of a cell in a training step.
+    """
 
     n_latent: int = 20
     n_hidden: int = 128
     kl_weight: float = 0.1
-    n_steps: int = 3000
+    dropout: float = 0.2
+    n_steps: int = 2000
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,26 @@ def fit_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
+    sample = numpy_generator(seed, "start").permutation(training)[:N_START]
+    network.start_from(torch.from_numpy(adata.X[sample].toarray()))
 
-    def bound(network: nn.Module, cells: np.ndarray, generator: torch.Generator) -> Tensor:
+    def bound(network: nn.Module, cells: np.ndarray, generator: torch.Generator, dropout: float) -> Tensor:
         where = next(network.parameters()).device
         counts = torch.from_numpy(adata.X[cells].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
-        return network(counts, codes[cells].to(where), noise, settings.kl_weight).mean()
+        kept = None
+        if dropout:
+            kept = (torch.rand(counts.shape, generator=generator) >= dropout).to(where) / (1 - dropout)
+        return network(counts, codes[cells].to(where), noise, settings.kl_weight, kept).mean()
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         drawn = torch.randint(len(training), (min(settings.batch_size, len(training)),), generator=generator)
-        return bound(network, training[drawn.numpy()], generator)
+        return bound(network, training[drawn.numpy()], generator, settings.dropout)
 
     def validation(network: nn.Module) -> Tensor:
         generator = torch_generator(seed, "validation")
         parts = np.array_split(held_out, -(-len(held_out) // 512))
-        return sum(bound(network, part, generator) * len(part) for part in parts) / len(held_out)
+        return sum(bound(network, part, generator, 0.0) * len(part) for part in parts) / len(held_out)
 
     loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device)
     history = train(network, loss, loop, validation=validation if len(held_out) else None)

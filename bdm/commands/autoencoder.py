@@ -12,7 +12,7 @@ def autoencoder(
     n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 20,
     n_hidden: Annotated[int, typer.Option(help="Width of the encoder.", min=1)] = 128,
     kl_weight: Annotated[float, typer.Option(help="Weight of the KL term, which smooths the posterior.", min=0)] = 0.1,
-    n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 3000,
+    n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 2000,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:

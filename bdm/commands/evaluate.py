@@ -20,7 +20,7 @@ def evaluate(
         typer.Option(help="Other cells to judge in the same way; may be repeated.", metavar="NAME=FILE"),
     ] = None,
     n_repeats: Annotated[int, typer.Option(help="Draws of cells over which scores are averaged.", min=1)] = 3,
-    max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=2)] = 500,
+    max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=5)] = 500,
     seed: Seed = 0,
 ) -> None:
     """Judge generated cells by held-out test cells, with real training cells beside them as the floor.
@@ -46,7 +46,7 @@ def evaluate(
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
         folder.mkdir()
         write_report(folder, evaluation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
-        write_figures(folder, evaluation, seed=seed)
+        write_figures(folder, evaluation)
     logger.info(summary(evaluation))
 
 

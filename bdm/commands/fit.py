@@ -21,7 +21,7 @@ def fit(
     threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
     tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
     n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 20,
-    autoencoder_steps: Annotated[int, typer.Option(help="Most steps of the autoencoder.", min=1)] = 3000,
+    autoencoder_steps: Annotated[int, typer.Option(help="Most steps of the autoencoder.", min=1)] = 2000,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of the denoiser.", min=1)] = 3000,
     device: Device = "auto",
     seed: Seed = 0,
