@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
+FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Cells:
     def __getitem__(self, index: np.ndarray) -> Cells:
         return Cells(self.counts[index], self.cell_type[index])
 
-    @property
+    @cached_property
     def n_by_type(self) -> pd.Series:
         """Number of cells of each type, by name."""
         return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
+
+    def types(self, *, fewest: int) -> list[str]:
+        """Types of at least ``fewest`` cells."""
+        return self.n_by_type.index[self.n_by_type >= fewest].tolist()
 
     @cached_property
     def library_size(self) -> np.ndarray:

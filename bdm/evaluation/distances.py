@@ -41,7 +41,8 @@ def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     """
     pooled = np.concatenate([x, y])
     squared = cdist(pooled, pooled, "sqeuclidean")
-    kernel = np.exp(-squared / (2 * np.median(squared[np.triu_indices(len(pooled), k=1)])))
+    width = max(np.median(squared[np.triu_indices(len(pooled), k=1)]), np.finfo(float).tiny)
+    kernel = np.exp(-squared / (2 * width))
     n = len(x)
     return mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean()
 

@@ -1,3 +1,4 @@
+import logging
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 
@@ -7,12 +8,14 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.fold_changes import marker_genes
 from bdm.evaluation.gene_statistics import variable_genes
 from bdm.evaluation.judge import Reference, judge
 from bdm.evaluation.scores import Judgement
 from bdm.evaluation.trial import draw_trial
+
+logger = logging.getLogger(__name__)
 
 FLOOR = "floor"
 
@@ -33,7 +36,7 @@ class EvaluationSettings:
     max_cells_per_type: int = 500
 
     def __post_init__(self):
-        for name, least in {"n_repeats": 1, "max_cells_per_type": FEWEST_OF_TYPE}.items():
+        for name, least in {"n_repeats": 1, "max_cells_per_type": FEWEST_FOR_MEANS}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
 
@@ -52,8 +55,8 @@ class Evaluation:
         Cells at hand: cell types x ``test``, ``train`` and the generated sets.
     markers
         Marker genes by type, as column indices.
-    test, judged
-        Cells of the last repeat, the floor among ``judged``.
+    test, judged, seed
+        Cells and seed of the last repeat, the floor among ``judged``.
     """
 
     overall: pd.DataFrame
@@ -62,6 +65,7 @@ class Evaluation:
     markers: dict[str, np.ndarray]
     test: Cells
     judged: dict[str, Cells]
+    seed: int
 
 
 # The matrices are small: more threads would wait for each other, and change the last digits.
@@ -76,6 +80,7 @@ def evaluate(
 ) -> Evaluation:
     """Judge sets of generated cells by test cells, and some training cells in the same way, as the floor."""
     markers, pair_genes = marker_genes(training), variable_genes(training)
+    logger.info("Judging %s by %d test cells of %d types.", ", ".join(generated), len(test), len(test.n_by_type))
     judgements = defaultdict(list)
     for draw_seed in tqdm(seeds_of_draws(settings.n_repeats, seed=seed), desc="Judging", disable=None):
         trial = draw_trial(training, test, max_cells_per_type=settings.max_cells_per_type, seed=draw_seed)
@@ -91,6 +96,7 @@ def evaluate(
         markers=markers,
         test=trial.test,
         judged=judged,
+        seed=draw_seed,
     )
 
 

@@ -1,10 +1,12 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
 from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells
 
 
 def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
@@ -20,15 +22,11 @@ def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]
     """
     adata = AnnData(training.expression)
     adata.obs["cell_type"] = pd.Categorical(training.cell_type)
-    n_by_type = training.n_by_type
-    cell_types = n_by_type.index[n_by_type >= FEWEST_OF_TYPE].tolist()
-    sc.tl.rank_genes_groups(
-        adata,
-        "cell_type",
-        groups=cell_types,
-        method="t-test_overestim_var",
-        n_genes=min(n_genes, adata.n_vars),
-    )
+    cell_types = training.types(fewest=FEWEST_OF_TYPE)
+    with warnings.catch_warnings(action="ignore", category=pd.errors.PerformanceWarning):
+        sc.tl.rank_genes_groups(
+            adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)
+        )
     names = adata.uns["rank_genes_groups"]["names"]
     return {cell_type: names[cell_type].astype(int) for cell_type in cell_types}
 
@@ -52,12 +50,18 @@ def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float 
     return np.log2((inside / n_cells + pseudocount) / (outside / (len(cells) - n_cells) + pseudocount))
 
 
-def marker_fold_changes(judged: Cells, test: Cells, markers: dict[str, np.ndarray]) -> dict[str, Agreement]:
-    """Compare the fold changes of each type's own markers, for types with enough judged cells."""
-    n_by_type = judged.n_by_type
-    cell_types = [cell_type for cell_type in markers if n_by_type.get(cell_type, 0) >= FEWEST_OF_TYPE]
+def marker_fold_changes(
+    judged: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = FEWEST_OF_TYPE
+) -> dict[str, Agreement]:
+    """Compare the fold changes of each type's own markers, for types of at least ``fewest`` judged cells."""
+    cell_types = [cell_type for cell_type in judged.types(fewest=fewest) if cell_type in markers]
     of_judged, of_test = log_fold_changes(judged, cell_types), log_fold_changes(test, cell_types)
     return {
         cell_type: Agreement(of_judged[i, markers[cell_type]], of_test[i, markers[cell_type]])
         for i, cell_type in enumerate(cell_types)
     }
+
+
+def pooled_fold_changes(judged: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
+    """Compare the fold changes of the markers of all types, but rare ones, as one set of points."""
+    return Agreement.pooled(marker_fold_changes(judged, test, markers, fewest=FEWEST_FOR_MEANS).values())

@@ -8,11 +8,9 @@ from anndata import AnnData
 from bdm.data.counts import as_counts, fault
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells, fewer
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, fewer
 
 logger = logging.getLogger(__name__)
-
-FEWEST_OF_ALL = 10  # two cells for each of the five folds of a classifier
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,7 @@ def read_real_cells(path: Path) -> RealCells:
         raise InputError(f"{path} has no test cells to judge by; prepare the data with --test above 0.")
     training, test = Cells.of(adata[~is_test]), Cells.of(adata[is_test])
 
-    n_test = test.n_by_type
-    lone = n_test.index[n_test < FEWEST_OF_TYPE]
+    lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
     if len(lone):
         logger.warning("%s: not judged, for want of test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
@@ -91,10 +88,10 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     """Refuse too few cells to compare, by type; warn of types with fewer cells than there are test cells."""
     n_matched = fewer(n_cells, n_test)
-    if n_matched.sum() < FEWEST_OF_ALL or (n_matched >= FEWEST_OF_TYPE).sum() < 2:
+    if (n_matched >= FEWEST_FOR_MEANS).sum() < 2:
         raise InputError(
-            f"{name} can be compared for {n_matched.sum()} cells only; {FEWEST_OF_ALL} or more are needed, of two "
-            "types at least, both among the test cells and here."
+            f"{name} cannot be judged: there are not two types with {FEWEST_FOR_MEANS} cells or more, in it and among "
+            "the test cells; give more cells."
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):

@@ -6,16 +6,14 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import FEWEST_OF_TYPE, Cells, match
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, match
 from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
 from bdm.evaluation.copying import copying_share
 from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
-from bdm.evaluation.fold_changes import marker_fold_changes
+from bdm.evaluation.fold_changes import marker_fold_changes, pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics, kolmogorov_smirnov
 from bdm.evaluation.scores import Judgement, OverallScores, TypeScores
 from bdm.evaluation.space import joint_components
-
-FEWEST_FOR_MEANS = 5  # test cells of a type
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def judge(judged: Cells, reference: Reference, *, seed: int = 0) -> Judgement:
     matched = match(judged, reference.test, seed=seed)
     comparison = Comparison(matched.judged, matched.test, reference, seed)
     by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
-    return Judgement(score_all(comparison, means_over_types(by_type, reference.test.n_by_type)), by_type)
+    return Judgement(score_all(comparison, mean_scores(by_type, reference.test)), by_type)
 
 
 def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
@@ -100,10 +98,9 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
     )
 
 
-def means_over_types(by_type: dict[str, TypeScores], n_test: pd.Series) -> pd.Series:
-    """Plain means of scores by type, of which a type with three cells would make mere noise."""
-    scores = pd.DataFrame.from_dict({name: asdict(by_type[name]) for name in n_test.index}, orient="index")
-    return scores[n_test >= FEWEST_FOR_MEANS].mean()
+def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
+    """Average each score over types, but rare ones; the same types for every judged set."""
+    return pd.DataFrame([asdict(by_type[cell_type]) for cell_type in test.types(fewest=FEWEST_FOR_MEANS)]).mean()
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
@@ -114,7 +111,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     )
     genes = gene_statistics(judged, test)
     pairs = gene_pairs(judged, test, reference.variable_genes)
-    changes = Agreement.pooled(comparison.fold_changes.values())
+    changes = pooled_fold_changes(judged, test, reference.markers)
     return OverallScores(
         energy=means["energy"],
         mmd=means["mmd"],

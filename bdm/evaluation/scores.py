@@ -42,7 +42,7 @@ class OverallScores:
         Area under the ROC curve of telling judged from test cells, by a random forest on principal components and
         by logistic regression on all genes; 0.5 where they cannot be told apart.
     slope, fold_change_correlation
-        Of the log fold changes of the markers of all types, judged on test.
+        Of the log fold changes of the markers of all these types, judged on test.
     copying
         Share of cells nearer to training than to test cells, numbers being equal; 0.5 without copying.
     mean_correlation, mean_rmse, variance_correlation, variance_rmse, zero_fraction_correlation, zero_fraction_rmse

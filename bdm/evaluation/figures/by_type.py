@@ -34,5 +34,5 @@ def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
     offsets = np.linspace(-0.25, 0.25, scores.shape[1])
     for offset, (name, look) in zip(offsets, looks(scores).items(), strict=True):
         rows = np.arange(len(scores)) + offset
-        axis.plot(scores[name], rows, look.marker, color=look.colour, markersize=5, markeredgewidth=1.5, label=name)
+        axis.plot(scores[name], rows, look.marker, color=look.colour, markersize=5, label=name)
     axis.spines[["top", "right"]].set_visible(False)

@@ -4,21 +4,21 @@ from matplotlib.figure import Figure
 from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.cells import Cells, match
 from bdm.evaluation.evaluate import FLOOR, Evaluation
-from bdm.evaluation.figures.looks import GREY, Look, looks
-from bdm.evaluation.fold_changes import marker_fold_changes
+from bdm.evaluation.figures.looks import Look, looks
+from bdm.evaluation.fold_changes import pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_statistics
 
 
-def genes_figure(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+def genes_figure(evaluation: Evaluation) -> Figure:
     """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor lies beneath."""
-    panels = {name: panels_of(cells, evaluation, seed=seed) for name, cells in evaluation.judged.items()}
+    panels = {name: panels_of(cells, evaluation) for name, cells in evaluation.judged.items()}
     floor = panels.pop(FLOOR)
     styles = looks(evaluation.judged)
     figure = Figure(figsize=(3.4 * len(floor), 3.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(floor), squeeze=False)
     for row, name in zip(axes, panels, strict=True):
         for axis, (title, agreement) in zip(row, panels[name].items(), strict=True):
-            draw_genes(axis, floor[title], Look(GREY, "o"), label=FLOOR)
+            draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
             draw_genes(axis, agreement, styles[name], label=name)
             axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
             axis.set(title=title, xlabel="test cells", ylabel="judged cells")
@@ -27,16 +27,15 @@ def genes_figure(evaluation: Evaluation, *, seed: int = 0) -> Figure:
     return figure
 
 
-def panels_of(cells: Cells, evaluation: Evaluation, *, seed: int) -> dict[str, Agreement]:
+def panels_of(cells: Cells, evaluation: Evaluation) -> dict[str, Agreement]:
     """Compare genes of a set with those of as many test cells, by the title of the panel."""
-    matched = match(cells, evaluation.test, seed=seed)
+    matched = match(cells, evaluation.test, seed=evaluation.seed)
     genes = gene_statistics(matched.judged, matched.test)
-    changes = marker_fold_changes(matched.judged, matched.test, evaluation.markers)
     return {
         "mean of log1p(CP10k)": genes.mean,
         "variance of log1p(CP10k)": genes.variance,
         "fraction of zeros": genes.zero_fraction,
-        "log2 fold change of markers": Agreement.pooled(changes.values()),
+        "log2 fold change of markers": pooled_fold_changes(matched.judged, matched.test, evaluation.markers),
     }
 
 

@@ -47,7 +47,7 @@ def looks(sets: Iterable[str]) -> dict[str, Look]:
     """Give each set a colour and a marker of its own; the floor is grey."""
     generated = [name for name in sets if name != FLOOR]
     styles = map(Look, cycle(COLOURS), cycle(MARKERS))
-    return {FLOOR: Look(GREY, "|"), **dict(zip(generated, styles, strict=False))}
+    return {FLOOR: Look(GREY, "d"), **dict(zip(generated, styles, strict=False))}
 
 
 def shortened(name: str, *, width: int = 40) -> str:

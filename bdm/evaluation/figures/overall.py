@@ -30,8 +30,8 @@ def draw_score(axis: Axes, scores: pd.Series, *, ideal: float) -> None:
     for row, (name, look) in enumerate(looks(scores.index).items()):
         place = scores[name], row
         axis.hlines(row, scores[FLOOR], scores[name], color=look.colour, linewidth=1.2)
-        axis.plot(*place, look.marker, color=look.colour, markersize=7, markeredgewidth=2)
-        text = axis.annotate(f"{scores[name]:.3g}", place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axis.plot(*place, look.marker, color=look.colour, markersize=7)
+        text = axis.annotate(f"{scores[name]:.3f}", place, (0, 6), textcoords="offset points", ha="center", fontsize=8)
         text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axis.margins(x=0.2)
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,27 +1,29 @@
+from itertools import cycle, islice
 from math import ceil, sqrt
 
 import numpy as np
 import scanpy as sc
-from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy import sparse
+from umap import UMAP
 
 from bdm.evaluation.cells import Cells, match
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
+from bdm.evaluation.space import fitted_pca
 
 
-def umap_figure(evaluation: Evaluation, *, seed: int = 0) -> Figure:
+def umap_figure(evaluation: Evaluation) -> Figure:
     """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers."""
-    sets = {"test": evaluation.test} | {
-        name: match(cells, evaluation.test, seed=seed).judged for name, cells in evaluation.judged.items()
-    }
+    seed = evaluation.seed
+    matched = {name: match(cells, evaluation.test, seed=seed).judged for name, cells in evaluation.judged.items()}
+    sets = {"test": evaluation.test, **matched}
     places = dict(zip(sets, joint_umap(list(sets.values()), seed=seed), strict=True))
     cell_types = [name for name in evaluation.n_cells.index if name in evaluation.test.n_by_type]
-    colours = palette(len(cell_types))
+    colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))
 
     n_columns = ceil(sqrt(len(sets)))
     n_rows = -(-len(sets) // n_columns)
@@ -42,11 +44,10 @@ def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
     ----------
     McInnes et al. 2018, https://arxiv.org/abs/1802.03426
     """
-    adata = AnnData(sparse.vstack([cells.expression for cells in sets]).tocsr())
-    sc.pp.pca(adata, n_comps=min(30, min(adata.shape) - 1), random_state=seed)
-    sc.pp.neighbors(adata, random_state=seed)
-    sc.tl.umap(adata, random_state=seed)
-    return np.split(adata.obsm["X_umap"], np.cumsum([len(cells) for cells in sets])[:-1])
+    expression = sparse.vstack([cells.expression for cells in sets]).tocsr()
+    components = fitted_pca(expression, seed=seed).transform(expression)
+    places = UMAP(min_dist=0.5, random_state=seed, n_jobs=1).fit_transform(components)
+    return np.split(places, np.cumsum([len(cells) for cells in sets])[:-1])
 
 
 def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:
@@ -55,11 +56,17 @@ def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colou
         axis.plot(*places[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
     for number, of_type in enumerate(of_types, start=1):
         if of_type.any():
-            middle = np.median(places[of_type], axis=0)
+            middle = central(places[of_type])
             outline = [withStroke(linewidth=2.5, foreground="white")]
-            axis.text(*middle, number, ha="center", va="center", weight="bold", path_effects=outline)
+            text = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
+            axis.annotate(str(number), middle, (0, 3), path_effects=outline, **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def central(places: np.ndarray) -> np.ndarray:
+    """Give the place nearest to the median, which by itself may lie between two clusters."""
+    return places[np.linalg.norm(places - np.median(places, axis=0), axis=1).argmin()]
 
 
 def keys(cell_types: list[str], colours: list[str]) -> list[Line2D]:
@@ -68,10 +75,3 @@ def keys(cell_types: list[str], colours: list[str]) -> list[Line2D]:
         Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
         for number, (cell_type, colour) in enumerate(zip(cell_types, colours, strict=True), start=1)
     ]
-
-
-def palette(n_colours: int) -> list[str]:
-    """Give the smallest of scanpy's palettes that has enough colours, repeated if none has."""
-    palettes = (sc.pl.palettes.default_20, sc.pl.palettes.default_28, sc.pl.palettes.default_102)
-    colours = next((colours for colours in palettes if len(colours) >= n_colours), palettes[-1])
-    return [colours[i % len(colours)] for i in range(n_colours)]

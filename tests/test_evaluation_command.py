@@ -1,0 +1,123 @@
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from matplotlib.image import imread
+
+from bdm.cli import app
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.errors import InputError
+
+
+def bdm(*arguments) -> None:
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(example_cells) -> AnnData:
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=300))
+
+
+@pytest.fixture
+def generated(prepared) -> AnnData:
+    training = prepared[prepared.obs["split"] != "test"]
+    return AnnData(training.X.copy(), obs=training.obs[["cell_type"]].copy(), var=prepared.var[[]])
+
+
+@pytest.fixture
+def files(prepared, generated, tmp_path):
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    generated.write_h5ad(tmp_path / "generated.h5ad")
+    return tmp_path
+
+
+def test_evaluate_writes_tables_and_figures(files, generated, caplog):
+    generated[:, ::-1].copy().write_h5ad(files / "flat.h5ad")
+    caplog.set_level("INFO")
+    out = files / "evaluation"
+    out.mkdir()
+    options = ("--beside", f"flat={files / 'flat.h5ad'}", "--n-repeats", 1)
+    bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
+
+    overall = pd.read_csv(out / "overall.csv", index_col="metric")
+    assert overall.columns.tolist() == ["floor", "branched", "flat"]
+    assert overall.notna().all(axis=None)
+    pd.testing.assert_series_equal(overall["branched"], overall["flat"], check_names=False)
+
+    by_type = pd.read_csv(out / "by_type.csv")
+    assert by_type.columns[:4].tolist() == ["cell_type", "n_test", "n_train", "set"]
+    assert len(by_type) == 3 * generated.obs["cell_type"].nunique()
+    assert by_type["n_test"].is_monotonic_decreasing
+
+    content = json.loads((out / "evaluation.json").read_text())
+    assert content["overall"]["flat"]["energy"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
+    assert content["provenance"]["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
+    assert set(content["provenance"]["sha256"]) == {"prepared", "branched", "flat"}
+    for name in ("overall", "by_type", "genes", "umap"):
+        assert imread(out / f"{name}.png").std() > 0.05
+    assert "floor" in caplog.text
+    assert "forest_auc" in caplog.text
+
+
+def renamed_genes(adata: AnnData) -> AnnData:
+    adata.var_names = [f"other_{name}" for name in adata.var_names]
+    return adata
+
+
+def renamed_type(adata: AnnData) -> AnnData:
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"CD19+ B": "Unheard of"})
+    return adata
+
+
+def without_types(adata: AnnData) -> AnnData:
+    del adata.obs["cell_type"]
+    return adata
+
+
+def log_counts(adata: AnnData) -> AnnData:
+    adata.X = adata.X.log1p()
+    return adata
+
+
+SPOILT = {
+    "lacks the genes": renamed_genes,
+    "lacks the genes [^ ]+;": lambda adata: adata[:, 1:].copy(),
+    "Unheard of": renamed_type,
+    "no column 'cell_type'": without_types,
+    "raw counts are needed": log_counts,
+    "give more cells": lambda adata: adata[:6].copy(),
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+def test_unfit_generated_cells_are_refused(files, generated, message):
+    SPOILT[message](generated).write_h5ad(files / "generated.h5ad")
+    with pytest.raises(InputError, match=message) as caught:
+        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
+    assert str(files / "generated.h5ad") in str(caught.value)
+    assert sorted(path.name for path in files.iterdir()) == ["generated.h5ad", "prepared.h5ad"]
+
+
+def test_prepared_cells_without_test_cells_are_refused(files, prepared):
+    prepared[prepared.obs["split"] != "test"].copy().write_h5ad(files / "prepared.h5ad")
+    with pytest.raises(InputError, match="--test above 0"):
+        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
+
+
+@pytest.mark.parametrize("beside", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "flat="])
+def test_besides_need_a_name_of_their_own(files, beside):
+    with pytest.raises(InputError, match="--beside"):
+        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--beside", beside)
+
+
+def test_types_of_few_cells_are_told(files, generated, caplog):
+    from bdm.evaluation.inputs import read_generated, read_real_cells
+
+    few = np.flatnonzero(generated.obs["cell_type"] == "CD19+ B")[3:]
+    generated[np.setdiff1d(np.arange(generated.n_obs), few)].copy().write_h5ad(files / "few.h5ad")
+    assert anndata.read_h5ad(files / "few.h5ad").n_obs < generated.n_obs
+    read_generated(files / "few.h5ad", read_real_cells(files / "prepared.h5ad"))
+    assert "CD19+ B" in caplog.text

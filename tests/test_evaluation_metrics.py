@@ -1,0 +1,139 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import Cells, draw, match
+from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier
+from bdm.evaluation.copying import copying_share
+from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
+from bdm.evaluation.fold_changes import log_fold_changes, marker_genes
+from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics
+from bdm.evaluation.space import joint_components
+
+
+def cells(counts, cell_type) -> Cells:
+    return Cells(sparse.csr_matrix(np.asarray(counts, dtype=np.float32)), np.asarray(cell_type, dtype=str))
+
+
+@pytest.fixture
+def three_types() -> Cells:
+    return cells(np.arange(20)[:, None] + np.ones((20, 3)), ["a"] * 10 + ["b"] * 7 + ["c"] * 3)
+
+
+def poisson_cells(n_cells: int, *, seed: int) -> Cells:
+    rng = np.random.default_rng(seed)
+    return cells(rng.poisson(rng.gamma(2, 1, size=30), size=(n_cells, 30)), ["a"] * n_cells)
+
+
+@pytest.mark.parametrize("distance", [energy_distance, maximum_mean_discrepancy])
+def test_distance_is_unbiased_and_grows_with_a_shift(distance):
+    rng = np.random.default_rng(0)
+    same = [distance(rng.normal(size=(12, 4)), rng.normal(size=(20, 4))) for _ in range(300)]
+    shifts = [distance(rng.normal(size=(200, 4)), rng.normal(size=(200, 4)) + shift) for shift in (0.5, 1.0, 2.0)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(300)
+    assert min(same) < 0
+    assert 0.01 < shifts[0] < shifts[1] < shifts[2]
+
+
+def test_energy_distance_of_points_is_that_of_the_formula():
+    x, y = np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]])
+    assert energy_distance(x, y) == pytest.approx(2 * (1 + 5 + 1 + 3) / 4 - 2 - 4)
+
+
+@pytest.mark.parametrize("distance", [energy_distance, maximum_mean_discrepancy])
+def test_distance_of_a_single_cell_is_not_known(distance):
+    assert np.isnan(distance(np.zeros((1, 3)), np.ones((5, 3))))
+
+
+def test_normalisation_is_to_ten_thousand_and_keeps_empty_cells_empty():
+    some = cells([[1, 3, 0], [0, 0, 0]], ["a", "b"])
+    assert some.cp10k.toarray() == pytest.approx(np.array([[2500, 7500, 0], [0, 0, 0]]))
+    assert some.expression.toarray() == pytest.approx(np.log1p([[2500, 7500, 0], [0, 0, 0]]))
+
+
+def test_draw_gives_the_numbers_asked_for_without_repeats(three_types):
+    index = draw(three_types, pd.Series({"a": 4, "b": 9, "d": 2}), seed=1)
+    drawn = three_types.cell_type[index]
+    assert len(set(index)) == len(index)
+    assert [(drawn == name).sum() for name in "abc"] == [4, 7, 0]
+    assert np.array_equal(index, draw(three_types, pd.Series({"a": 4, "b": 9}), seed=1))
+    assert not np.array_equal(index, draw(three_types, pd.Series({"a": 4, "b": 9}), seed=2))
+
+
+def test_match_takes_the_smaller_number_of_each_type(three_types):
+    other = cells(np.ones((9, 3)), ["a"] * 3 + ["b"] * 2 + ["c"] * 4)
+    matched = match(three_types, other, seed=0)
+    assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
+
+
+def test_agreement_of_a_line():
+    agreement = Agreement(judged=np.array([1.0, 2.0, 3.0]), test=np.array([0.0, 2.0, 4.0]))
+    assert agreement.slope == pytest.approx(0.5)
+    assert agreement.correlation == pytest.approx(1)
+    assert agreement.rmse == pytest.approx(np.sqrt(2 / 3))
+    assert agreement.mean_difference == pytest.approx(2 / 3)
+
+
+def test_fold_change_is_of_a_type_against_all_others():
+    two = cells([[10, 30, 60], [10, 30, 60], [40, 30, 30]], ["a", "a", "b"])
+    changes = log_fold_changes(two, ["a", "b"], pseudocount=1.0)
+    assert changes[0] == pytest.approx(np.log2([1001 / 4001, 1, 6001 / 3001]))
+    assert changes[1] == pytest.approx(-changes[0])
+
+
+def test_markers_are_the_genes_raised_in_a_type():
+    rng = np.random.default_rng(0)
+    rate = np.full((60, 20), 3.0)
+    rate[:30, :5] *= 4
+    rate[30:, 5:10] *= 4
+    markers = marker_genes(cells(rng.poisson(rate), ["a"] * 30 + ["b"] * 30), n_genes=5)
+    assert {name: sorted(genes) for name, genes in markers.items()} == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7, 8, 9]}
+
+
+def test_gene_statistics_are_those_of_dense_arrays():
+    judged, test = poisson_cells(50, seed=0), poisson_cells(50, seed=1)
+    statistics = gene_statistics(judged, test)
+    assert statistics.mean.judged == pytest.approx(judged.expression.toarray().mean(axis=0), rel=1e-4)
+    assert statistics.variance.test == pytest.approx(test.expression.toarray().var(axis=0), rel=1e-3)
+    assert statistics.zero_fraction.test == pytest.approx((test.counts.toarray() == 0).mean(axis=0))
+
+
+def test_gene_pairs_leave_out_constant_genes():
+    judged = cells([[1, 2, 0, 4], [2, 1, 0, 9], [3, 3, 0, 1]], ["a"] * 3)
+    assert gene_pairs(judged, judged, np.arange(4)).correlation == pytest.approx(1)
+    assert len(gene_pairs(judged, judged, np.arange(4)).test) == 3
+
+
+@pytest.mark.parametrize("classifier", [forest(seed=0), linear_classifier()])
+def test_classifier_tells_a_shift_but_not_equals(classifier):
+    rng = np.random.default_rng(0)
+    test = rng.normal(size=(200, 5))
+    auc = []
+    for shift in (0, 1.5):
+        judged = rng.normal(size=(200, 5)) + shift
+        auc.append(
+            roc_auc_score([1] * 200 + [0] * 200, np.r_[chances_of_being_judged(classifier, judged, test, seed=0)])
+        )
+    assert abs(auc[0] - 0.5) < 0.08
+    assert auc[1] > 0.9
+
+
+def test_components_are_fitted_on_both_sets():
+    judged, test = poisson_cells(80, seed=0), poisson_cells(80, seed=0)
+    components = joint_components(judged.expression, test.expression)
+    assert np.concatenate(components).mean(axis=0) == pytest.approx(0, abs=1e-3)
+    assert components[0] == pytest.approx(components[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
+def test_copying_share_is_half_without_copies_and_one_of_copies(n_training, n_test):
+    shares = []
+    for seed in range(4):
+        known = poisson_cells(n_training + n_test + 200, seed=seed)
+        judged, training, test = np.split(np.arange(len(known)), [200, 200 + n_training])
+        shares.append(copying_share(known[judged], known[training], known[test]))
+    assert abs(np.mean(shares) - 0.5) < 0.06
+    assert copying_share(known[training[:100]], known[training], known[test]) == 1
