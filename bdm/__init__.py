@@ -1,6 +1,11 @@
 """Hierarchically branched diffusion models of single-cell RNA-seq counts."""
 
+import os
 from importlib.metadata import version
+
+# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores.
+if "OMP_NUM_THREADS" in os.environ:
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 __all__ = ["BranchedDiffusion", "InputError", "Settings"]
 __version__ = version("bdm")

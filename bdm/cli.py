@@ -4,10 +4,12 @@ import sys
 import typer
 
 from bdm.commands.autoencoder import autoencoder
+from bdm.commands.evaluate import evaluate
 from bdm.commands.example import example
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
+from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
 from bdm.commands.train import train
 from bdm.errors import InputError
@@ -29,6 +31,8 @@ app.command(rich_help_panel=LEARN)(autoencoder)
 app.command(rich_help_panel=LEARN)(hierarchy)
 app.command(rich_help_panel=LEARN)(train)
 app.command(rich_help_panel=GENERATE)(generate)
+app.command(rich_help_panel=JUDGE)(evaluate)
+app.command(rich_help_panel=JUDGE)(interpret)
 
 
 def main() -> None:

@@ -41,10 +41,11 @@ def written_whole(path: Path, *, folder_of: str | None = None) -> Iterator[Path]
             f"Cannot write {path}: {error.strerror}; choose an output folder that you may write to."
         ) from error
     try:
-        yield scratch / path.name
-        if path.is_dir():
-            os.replace(path, scratch / "replaced")
-        os.replace(scratch / path.name, path)
+        written = scratch / path.name
+        yield written
+        if path.is_dir() and written.is_dir():
+            os.replace(path, scratch / f"{path.name}.replaced")
+        os.replace(written, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -80,5 +81,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); make it anew.") from error

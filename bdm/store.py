@@ -1,9 +1,11 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bdm.errors import InputError
@@ -28,6 +30,18 @@ class Bundle:
     tensors: dict[str, dict[str, Tensor]]
 
 
+@contextmanager
+def refused_if_damaged(path: Path) -> Iterator[None]:
+    """Turn what fails on unexpected content of ``path`` into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it anew.") from error
+
+
 def write_bundle(folder: Path, kind: str, bundle: Bundle) -> None:
     """Write ``kind.json`` and a safetensors file for each group of tensors, whose checksums the JSON records."""
     folder = Path(folder)
@@ -35,7 +49,8 @@ def write_bundle(folder: Path, kind: str, bundle: Bundle) -> None:
     checksums = {}
     for name, tensors in bundle.tensors.items():
         file = folder / f"{name}.safetensors"
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, file)
+        # not by save_file, whose files nobody but their owner may read
+        file.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         checksums[file.name] = sha256(file)
     write_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
 
@@ -56,7 +71,9 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{file} has another format than this version of bdm reads ({FORMAT}); make it anew.")
     tensors = {}
-    for name, checksum in content["checksums"].items():
+    with refused_if_damaged(file):
+        checksums = dict(content["checksums"])
+    for name, checksum in checksums.items():
         part = folder / name
         if not part.is_file() or sha256(part) != checksum:
             raise InputError(f"{part} is missing or damaged (its checksum is not the one in {file.name}).")

@@ -1,3 +1,8 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the tests are too small to share among threads
+
+import numpy as np
 import pytest
 from anndata import AnnData
 
@@ -8,3 +13,40 @@ from bdm.data.example import pbmc68k_counts
 def example_cells() -> AnnData:
     """700 real blood cells of 10 types; copy before changing them."""
     return pbmc68k_counts()
+
+
+@pytest.fixture(scope="session")
+def small_settings():
+    """Settings of a model that trains in seconds, and learns little."""
+    from bdm.api import Settings
+    from bdm.autoencoder.fit import AutoencoderSettings
+    from bdm.data.prepare import PrepareSettings
+    from bdm.diffusion.fit import DenoiserSettings
+    from bdm.hierarchy.build import HierarchySettings
+
+    return Settings(
+        prepare=PrepareSettings(n_genes=200, test=0.0),
+        autoencoder=AutoencoderSettings(n_latent=6, n_hidden=32, n_steps=100),
+        hierarchy=HierarchySettings(n_bootstrap=20),
+        denoiser=DenoiserSettings(width=32, n_layers=2, n_steps=100),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model(example_cells, small_settings):
+    """Model of the example cells, without batches; do not fit it again."""
+    from bdm.api import BranchedDiffusion
+
+    return BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings).fit()
+
+
+@pytest.fixture(scope="session")
+def batch_model(example_cells, small_settings):
+    """Model of the example cells in two batches: a third of the cells is in ``two``, but no B cell is."""
+    from bdm.api import BranchedDiffusion
+
+    cells = example_cells.copy()
+    in_two = (np.arange(cells.n_obs) % 3 == 0) & (cells.obs["bulk_labels"] != "CD19+ B")
+    cells.obs["donor"] = np.where(in_two, "two", "one")
+    keys = {"label_key": "bulk_labels", "batch_key": "donor"}
+    return BranchedDiffusion(cells, **keys, settings=small_settings).fit()

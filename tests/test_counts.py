@@ -35,9 +35,7 @@ def test_example_is_counts():
     np.testing.assert_array_equal(raw_counts(cells).X.toarray(), cells.X.toarray())
 
 
-@pytest.mark.parametrize(
-    "form", [np.asarray, np.int64, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array]
-)
+@pytest.mark.parametrize("form", [np.asarray, np.int64, sparse.csr_matrix, sparse.csc_matrix, sparse.csr_array])
 def test_counts_come_in_one_form(form):
     counts = raw_counts(cells_with(form(COUNTS), obsm={"X_pca": np.ones((2, 2))}))
     assert isinstance(counts.X, sparse.csr_matrix)

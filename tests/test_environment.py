@@ -1,6 +1,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -108,6 +109,35 @@ def test_rule_environment_is_not_made_without_the_checkout():
     done = subprocess.run(["sh", POST_DEPLOY], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert done.returncode != 0
     assert "BDM_CHECKOUT" in done.stderr
+
+
+STUB_CONDA = """#!/bin/sh
+case "$1" in
+    info) echo '{{"conda_prefix": "{folder}", "platform": "linux-64"}}' ;;
+    config) echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+    --version) echo "conda 25.1.0" ;;
+    env) for last; do :; done; mkdir -p "$last" ;;
+esac
+"""
+
+
+def test_snakemake_installs_the_checkout_in_the_environment_of_rules(tmp_path):
+    """Without a conda channel: a stub of conda makes empty environments, a stub of Python records its arguments."""
+    stubs = {
+        "conda": STUB_CONDA.format(folder=tmp_path),
+        "activate": f"export PATH={tmp_path}/bin:$PATH\n",
+        "python": f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in stubs.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    command += ["--configfile", ROOT / "config/config.yaml", "--sdm", "conda", "--conda-create-envs-only"]
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "arguments").read_text().split()[-2:] == ["--editable", str(ROOT)]
 
 
 def test_makefile_takes_the_python_versions_of_the_project():

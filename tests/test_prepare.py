@@ -34,9 +34,7 @@ def test_prepared_cells(cells):
     prepared = prepare(cells, settings())
     assert prepared.shape == (692, 200)
     assert prepared.X.dtype == np.float32
-    np.testing.assert_array_equal(
-        prepared.X.toarray(), cells[prepared.obs_names, prepared.var_names].X.toarray()
-    )
+    np.testing.assert_array_equal(prepared.X.toarray(), cells[prepared.obs_names, prepared.var_names].X.toarray())
     assert SMALL_TYPE not in set(prepared.obs["cell_type"].cat.categories)
     assert "batch" not in prepared.obs
     assert set(cells.obs) <= set(prepared.obs)

@@ -48,10 +48,12 @@ RESULTS = {
     "evaluation/umap.png",
     "evaluation/by_type.png",
     "evaluation/genes.png",
+    "interpretation/interpretation.json",
     "interpretation/branch_genes.csv",
     "interpretation/agreement.csv",
     "interpretation/branch_genes.png",
     "interpretation/agreement.png",
+    "interpretation/markers.csv",
     "interpretation/markers.png",
 }
 

@@ -72,7 +72,7 @@ def fit_autoencoder(
         return network(counts, codes[cells].to(where), noise, settings.kl_weight, kept).mean()
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        drawn = torch.randint(len(training), (min(settings.batch_size, len(training)),), generator=generator)
+        drawn = torch.randint(len(training), (settings.batch_size,), generator=generator)
         return bound(network, training[drawn.numpy()], generator, settings.dropout)
 
     def validation(network: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.store import Bundle, read_bundle, write_bundle
+from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ def load_autoencoder(folder: Path) -> GeneAutoencoder:
         If it is not the folder of an autoencoder, or is damaged.
     """
     bundle = read_bundle(folder, "autoencoder")
-    return GeneAutoencoder.restore(bundle.content, bundle.tensors["autoencoder"])
+    with refused_if_damaged(folder):
+        return GeneAutoencoder.restore(bundle.content, bundle.tensors["autoencoder"])
 
 
 def table_to_json(table: pd.DataFrame) -> dict[str, Any]:
-    """Table as JSON content; missing values become null."""
+    """Table as JSON content; missing and infinite values, which JSON lacks, become null."""
     columns = {}
     for name, column in table.items():
-        values = column.astype(str) if isinstance(column.dtype, pd.CategoricalDtype) else column
-        values = values.astype(object).where(values.notna(), None)
-        columns[str(name)] = [v.item() if isinstance(v, np.generic) else v for v in values]
+        values = [v.item() if isinstance(v, np.generic) else v for v in column]
+        columns[str(name)] = [None if pd.isna(v) or v in (np.inf, -np.inf) else v for v in values]
     return {"index": table.index.astype(str).tolist(), "columns": columns}
 
 

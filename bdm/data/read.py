@@ -3,7 +3,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import loompy
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData, io
@@ -61,6 +60,8 @@ def reader_of(path: Path) -> Callable[[Path], AnnData]:
 
 def read_loom(path: Path) -> AnnData:
     """Read a ``.loom`` file, with its main matrix in ``X``, as velocyto, SCope or AnnData write it."""
+    import loompy  # takes seconds, and overrules OMP_NUM_THREADS for the whole process
+
     with loompy.connect(str(path), "r") as loom:
         cell_names = first_of(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
         gene_names = first_of(("Gene", "var_names", "index"), loom.ra.keys(), axis="row")

@@ -8,6 +8,7 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.whitening import Whitening
+from bdm.minibatch import Minibatches
 from bdm.seeds import derive
 from bdm.training import Loop, train
 
@@ -66,10 +67,11 @@ def fit_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
         network = BranchedDenoiser(shape)
+    minibatches = Minibatches.of(cells.cell_type)
     upper, branch = branch_table(hierarchy, cells.cell_types)
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
+        index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
         log_sigma = torch.randn(len(index), generator=generator) * settings.log_sigma_scale
         sigma = shape.sigma_data * (log_sigma + settings.log_sigma_mean).exp()

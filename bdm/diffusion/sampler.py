@@ -11,7 +11,8 @@ def noise_levels(high: float, low: float, *, sigma_max: float, n_levels: int, si
     """Noise levels from ``high`` down to ``low`` at which a branch's cells stop, both included.
 
     Between the ends lie those levels of the grid of Karras et al. 2022 (arXiv 2206.00364), with rho = 7 from
-    ``sigma_max`` to ``sigma_min``, that are not closer to an end than half a grid step.
+    ``sigma_max`` to ``sigma_min``, that are not closer to the lower end than half a grid step, nor to the upper than
+    a quarter.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ from torch import Tensor
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.handover import AffineMap, hand_over
 from bdm.diffusion.sampler import heun, noise_levels, stochastic_heun
+from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal, TypeMoments
 from bdm.linalg import matrix_power
@@ -26,6 +27,10 @@ class SamplerSettings:
 
     n_levels: int = 20
     stochastic: bool = False
+
+    def __post_init__(self):
+        if self.n_levels < 2:
+            raise InputError(f"n_levels is {self.n_levels}, but must be 2 or more.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def generate_cells(
 
 
 def independent_chunks(walk: TreeWalk, request: Request, seed: int) -> Iterator[Chunk]:
-    """Sample every cell by a path of its own; a chunk depends on seed, type and place alone."""
+    """Sample every cell by a path of its own; a chunk depends on seed, type, place and its number of cells alone."""
     numbers = request.table.groupby("cell_type", sort=False)["n_cells"].sum()
     places = [
         (cell_type, start, min(CHUNK, n - start)) for cell_type, n in numbers.items() for start in range(0, n, CHUNK)

@@ -29,7 +29,7 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Data
     ----------
     cells
         Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and maybe
-        ``batch``.
+        ``batch``. Its order makes no difference.
 
     Raises
     ------
@@ -43,16 +43,18 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Data
     else:
         table = pd.DataFrame({"cell_type": model.cell_types, "n_cells": cells})
     _check(model, table)
-    table["n_cells"] = table["n_cells"].astype(int)
-    if "batch" not in table:
-        rows = [_spread(model, row.cell_type, row.n_cells) for row in table.itertuples()]
-        table = pd.concat(rows, ignore_index=True)
+    table["n_cells"] = pd.to_numeric(table["n_cells"]).astype(int)
     table = table[table["n_cells"] > 0]
     if table.empty:
         raise InputError("The request asks for no cells at all.")
-    table = table.groupby(["cell_type", "batch"], sort=False, as_index=False)["n_cells"].sum()
-    order = {cell_type: i for i, cell_type in enumerate(model.cell_types)}
-    return Request(table.sort_values("cell_type", key=lambda c: c.map(order), kind="stable", ignore_index=True))
+    if "batch" not in table:
+        rows = [_spread(model, row.cell_type, row.n_cells) for row in table.itertuples()]
+        table = pd.concat(rows, ignore_index=True)
+    table = table[table["n_cells"] > 0].groupby(["cell_type", "batch"], sort=False, as_index=False)["n_cells"].sum()
+    order = {"cell_type": list(model.cell_types), "batch": list(model.autoencoder.batches or [""])}
+    return Request(
+        table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
+    )
 
 
 def read_request(path: Path) -> pd.DataFrame:

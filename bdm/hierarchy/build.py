@@ -5,6 +5,7 @@ import numpy as np
 
 from bdm.errors import InputError
 from bdm.hierarchy.cluster import cluster_means
+from bdm.hierarchy.levels import check_threshold
 from bdm.hierarchy.measured import MeasuredClade, measure
 from bdm.hierarchy.support import clade_support
 from bdm.hierarchy.topology import Clade, check_leaves
@@ -33,6 +34,11 @@ class HierarchySettings:
     threshold: float = 0.9
     flat: bool = False
     n_bootstrap: int = 100
+
+    def __post_init__(self):
+        check_threshold(self.threshold)
+        if self.n_bootstrap < 0:
+            raise InputError(f"n_bootstrap is {self.n_bootstrap}, but must be 0 or more.")
 
 
 def build_hierarchy(

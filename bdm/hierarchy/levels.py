@@ -27,7 +27,12 @@ def branch_level(distance: np.ndarray, *, threshold: float = 0.9) -> np.ndarray:
     InputError
         If ``threshold`` is outside (0.5, 1).
     """
-    if not 0.5 < threshold < 1:
-        raise InputError(f"threshold is {threshold}, but must lie between 0.5 and 1.")
+    check_threshold(threshold)
     variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
     return np.sqrt(np.maximum(variance, 0))
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no noise level belongs to."""
+    if not 0.5 < threshold < 1:
+        raise InputError(f"threshold is {threshold}, but must lie between 0.5 and 1.")

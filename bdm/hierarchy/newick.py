@@ -50,6 +50,8 @@ def from_newick(text: str) -> Clade:
             skip = True
             continue
         if sign == "(":
+            if name is not None or closed or skip:
+                break
             open_nodes.append([])
             continue
         node = closed or (Clade(name) if name is not None else None)

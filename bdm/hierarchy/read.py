@@ -21,5 +21,9 @@ def read_tree(path: Path) -> Clade:
         return from_newick(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not a tree ({error}); give nested lists in .json, or Newick.") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -128,6 +128,22 @@ class Hierarchy:
             if content["format"] != FORMAT:
                 raise InputError(f"The hierarchy has format {content['format']}, this version reads {FORMAT}.")
             branches = tuple(Branch(**branch) for branch in content["branches"])
-            return cls(branches, content["sigma_max"], content["threshold"])
+            hierarchy = cls(branches, content["sigma_max"], content["threshold"])
+            fault = hierarchy.fault()
         except (KeyError, TypeError) as error:
             raise InputError(f"The hierarchy file is damaged ({error}); make it anew.") from error
+        if fault:
+            raise InputError(f"The hierarchy file is damaged ({fault}); make it anew.")
+        return hierarchy
+
+    def fault(self) -> str | None:
+        """Tell what keeps the branches from being a tree whose ways run from ``sigma_max`` down to 0, if anything."""
+        levels: dict[str | None, float] = {None: self.sigma_max}
+        for i, branch in enumerate(self.branches):
+            if branch.name in levels or branch.parent not in levels or (branch.parent is None) != (i == 0):
+                return f"branch {branch.name!r} has no place in the tree"
+            if not 0 <= branch.level <= levels[branch.parent]:
+                return f"branch {branch.name!r} has level {branch.level}, which is not from 0 to its parent's"
+            levels[branch.name] = branch.level
+        uneven = [name for name, children in self.children.items() if not children and levels[name] > 0]
+        return f"branch {uneven[0]!r} ends above 0" if uneven else None if self.branches else "it has no branches"

@@ -10,6 +10,7 @@ from torch import Tensor
 from bdm.autoencoder.fit import batch_codes
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.read import read_cells
+from bdm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -80,5 +81,15 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
 
 
 def read_latent(folder: Path) -> ad.AnnData:
-    """Read the latents in an autoencoder's folder."""
-    return read_cells(Path(folder) / "latent.h5ad")
+    """Read the latents in an autoencoder's folder.
+
+    Raises
+    ------
+    InputError
+        If there are none, or the file is not such.
+    """
+    path = Path(folder) / "latent.h5ad"
+    adata = read_cells(path)
+    if "scale" not in adata.layers or not {"cell_type", "split"} <= set(adata.obs):
+        raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
+    return adata

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bdm.latent.cells import LatentCells
 from bdm.latent.whitening import Whitening
+from bdm.minibatch import type_weight
 
 N_SHRINK = 20  # cells at which a type's own covariance weighs as much as the pooled one
 
@@ -27,19 +28,19 @@ class TypeMoments:
         Types x dimensions.
     covariance
         Types x dimensions x dimensions, shrunk towards the identity (the pooled covariance) in small types.
-    n_cells
-        Cells of each type that the moments are of: the weights of types in a mixture.
+    weight
+        Share of each type in training, and so in a mixture, up to a factor.
     """
 
     cell_types: tuple[str, ...]
     mean: Tensor
     covariance: Tensor
-    n_cells: Tensor
+    weight: Tensor
 
     def mixture(self, cell_types: tuple[str, ...]) -> Normal:
-        """Moments of a mixture of types in proportion to their cells."""
+        """Moments of a mixture of types as they are mixed in training."""
         members = [self.cell_types.index(cell_type) for cell_type in cell_types]
-        weight = self.n_cells[members] / self.n_cells[members].sum()
+        weight = self.weight[members] / self.weight[members].sum()
         mean = weight @ self.mean[members]
         between = self.mean[members] - mean
         within = torch.einsum("t,tij->ij", weight, self.covariance[members])
@@ -48,7 +49,6 @@ class TypeMoments:
 
 def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
     """Moments of each type's cells, the spread of their posteriors included."""
-    n_cells = cells.n_cells.float()
     means, covariances = [], []
     for code in range(len(cells.cell_types)):
         chosen = cells.cell_type == code
@@ -57,4 +57,6 @@ def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
         own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
         trust = float(len(x) / (len(x) + N_SHRINK))
         covariances.append(trust * own + (1 - trust) * torch.eye(x.shape[1]))
-    return TypeMoments(cells.cell_types, torch.stack(means), torch.stack(covariances), n_cells)
+    return TypeMoments(
+        cells.cell_types, torch.stack(means), torch.stack(covariances), type_weight(cells.n_cells).float()
+    )

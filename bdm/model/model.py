@@ -11,7 +11,7 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import TypeMoments
 from bdm.latent.whitening import Whitening
-from bdm.store import Bundle, read_bundle, write_bundle
+from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def save_model(folder: Path, model: BranchedModel) -> None:
             "covariance": model.whitening.covariance,
             "type_mean": model.moments.mean,
             "type_covariance": model.moments.covariance,
-            "type_n_cells": model.moments.n_cells,
+            "type_weight": model.moments.weight,
             "library_sizes": model.library_sizes,
         },
     }
@@ -82,6 +82,11 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
         If it is not the folder of a model, or is damaged.
     """
     bundle = read_bundle(folder, "model")
+    with refused_if_damaged(folder):
+        return _restore(bundle, device)
+
+
+def _restore(bundle: Bundle, device: str | torch.device) -> BranchedModel:
     content, space = bundle.content, bundle.tensors["space"]
     denoiser = BranchedDenoiser(DenoiserShape(**content["denoiser"]))
     denoiser.load_state_dict(bundle.tensors["denoiser"])
@@ -92,7 +97,7 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
             tuple(content["cell_types"]),
             space["type_mean"],
             space["type_covariance"],
-            space["type_n_cells"],
+            space["type_weight"],
         ),
         hierarchy=Hierarchy.from_json(content["hierarchy"]),
         denoiser=denoiser.eval().to(device),

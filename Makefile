@@ -1,0 +1,49 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
+	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help demo report test lint install
+
+help:
+	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/ and report.html"
+	@echo "make report   write report.html anew"
+	@echo "make test     run the tests"
+	@echo "make lint     check the style of the code and of the workflow"
+	@echo "make install  install bdm into .venv only"
+
+demo: $(INSTALLED)
+	$(IN_VENV) snakemake --cores all
+	$(IN_VENV) snakemake --report report.html
+	@echo "The demo has made, in $(CURDIR):"
+	@echo "  report.html                        all figures and tables; open it in a browser"
+	@echo "  results/pbmc68k/generated.h5ad     new cells, as raw counts"
+	@echo "  results/pbmc68k/model/             the model that made them"
+	@echo "  results/pbmc68k/hierarchy.png      the hierarchy of cell types"
+	@echo "  results/pbmc68k/evaluation/        how real the new cells are"
+	@echo "  results/pbmc68k/interpretation/    the genes of each branch"
+
+report: $(INSTALLED)
+	$(IN_VENV) snakemake --report report.html
+	@echo "Made $(CURDIR)/report.html"
+
+test: $(INSTALLED)
+	$(IN_VENV) pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(IN_VENV) snakemake --lint
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[test]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c '$(CHECK_VERSION)'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

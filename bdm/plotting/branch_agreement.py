@@ -1,0 +1,116 @@
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
+
+from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.looks import MODEL, REAL
+
+MEASURES = {
+    "pearson": "r of log fold changes",
+    "spearman": "rank correlation\nof log fold changes",
+    "slope": "slope of log fold changes",
+    "top_shared": "top {n_genes} genes shared",
+    "auprc": "average precision\nof significant genes",
+}
+MAX_SCATTERS, N_COLUMNS = 8, 4
+N_NAMED = 3  # genes named in a scatter, for each child
+
+
+def agreement_figure(interpretation: Interpretation) -> Figure:
+    """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes."""
+    agreement = interpretation.agreement
+    known = [node for node in interpretation.nodes.values() if any(of.halves for of in node)]
+    shown = highest(known, MAX_SCATTERS, level=lambda node: node[0].contrast.level)
+    n_rows = -(-len(shown) // N_COLUMNS)
+    heights = [1.8 + 0.28 * len(agreement), 0.4 + 3.6 * n_rows]
+    figure = Figure(figsize=(15, sum(heights) if shown else heights[0]), layout="constrained")
+    if not shown:
+        draw_measures(figure, interpretation)
+        return figure
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    draw_measures(above, interpretation)
+    axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
+    for axis, node in zip(axes, shown, strict=False):
+        draw_scatter(axis, node, interpretation.genes)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    left_out = "" if len(shown) == len(known) else f" ({len(shown)} highest of {len(known)} nodes)"
+    title = f"Log2 fold changes of all genes between the children of a node, against half of the real cells{left_out}"
+    below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def draw_measures(figure: Figure | SubFigure, interpretation: Interpretation) -> None:
+    """Draw one panel a measure, one row a node: the model, and half of the real cells, against real cells."""
+    agreement = interpretation.agreement
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
+        draw_measure(axis, agreement[name], agreement[f"{name}_real_half"])
+        axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
+    axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in interpretation.nodes.values()], fontsize=8)
+    axes[0].set_ylim(len(agreement) - 0.5, -0.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+
+
+def draw_measure(axis: Axes, model: pd.Series, real_half: pd.Series) -> None:
+    """Draw one measure of every node."""
+    rows = np.arange(len(model))
+    for row in rows[::2]:
+        axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
+    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    axis.hlines(rows, model, real_half, color="0.6", linewidth=1.5)
+    axis.plot(real_half, rows, **REAL, label="half of the real cells against the other half")
+    axis.plot(model, rows, **MODEL, label="model against half of the real cells")
+    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def node_label(node: tuple[ContrastGenes, ...]) -> str:
+    """Name a node by its children."""
+    contrast = node[0].contrast
+    sides = [of.contrast.inside for of in node] if len(node) == 2 else [contrast.inside + contrast.outside]
+    return f"{contrast.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)
+
+
+def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -> None:
+    """Draw each gene's fold change against that in one half of the real cells: in the other half, and in the model.
+
+    The two contrasts of two children mirror each other, so one is drawn; of more children, all are.
+    """
+    known = [of for of in (node[:1] if len(node) == 2 else node) if of.halves]
+    against = np.concatenate([of.halves[0].log2_fold_change for of in known])
+    half = np.concatenate([of.halves[1].log2_fold_change for of in known])
+    model = np.concatenate([of.model.log2_fold_change for of in known])
+    axis.plot(against, half, **{**REAL, "markersize": 3, "alpha": 0.5}, markeredgewidth=0.5, label="the other half")
+    axis.plot(against, model, **{**MODEL, "markersize": 2.5}, markeredgewidth=0, label="the model")
+    if len(node) == 2:
+        name_genes(axis, known[0], genes)
+    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
+    axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)
+    axis.axvline(0, color="0.7", linewidth=0.6, zorder=0)
+    axis.set_title(node_label(node), fontsize=8)
+    axis.set_xlabel("half of the real cells", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def name_genes(axis: Axes, of: ContrastGenes, genes: pd.Index) -> None:
+    """Name genes of the largest fold changes in the model, at either end, where names do not overlap."""
+    changes = of.model.log2_fold_change
+    apart = 0.06 * np.subtract(*axis.get_ylim()[::-1])
+    outline = [withStroke(linewidth=2, foreground="white")]
+    in_order = np.argsort(changes, kind="stable")
+    for side, ordered in {"left": in_order, "right": in_order[::-1]}.items():
+        named = [ordered[0]]
+        for gene in ordered[: 5 * N_NAMED]:
+            if len(named) < N_NAMED and abs(changes[gene] - changes[named[-1]]) > apart:
+                named.append(gene)
+        for gene in named:
+            place = of.halves[0].log2_fold_change[gene], changes[gene]
+            text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
+            axis.annotate(genes[gene], place, (5 if side == "left" else -5, -3), **text)

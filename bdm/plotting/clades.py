@@ -1,0 +1,43 @@
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from bdm.hierarchy.tree import Hierarchy
+
+Item = TypeVar("Item")
+
+
+def node_rows(hierarchy: Hierarchy) -> dict[str, float]:
+    """Row of each inner node where cell types are in rows 0, 1, ...: midway between its children."""
+    rows = {cell_type: float(row) for row, cell_type in enumerate(hierarchy.cell_types)}
+    for branch in reversed(hierarchy.branches):
+        of_children = [rows[child] for child in hierarchy.children[branch.name]]
+        if of_children:
+            rows[branch.name] = (min(of_children) + max(of_children)) / 2
+    return {name: row for name, row in rows.items() if hierarchy.children[name]}
+
+
+def clade_label(cell_types: tuple[str, ...], *, width: int = 26) -> str:
+    """Name a set of cell types within ``width`` letters: as many as fit, and the number of others."""
+    if len(cell_types) == 1:
+        return shortened(cell_types[0], width=width)
+    label = ", ".join(cell_types)
+    named = len(cell_types)
+    while len(label) > width and named > 1:
+        named -= 1
+        label = f"{', '.join(cell_types[:named])} +{len(cell_types) - named}"
+    if len(label) <= width:
+        return label
+    others = f" +{len(cell_types) - 1}"
+    return shortened(cell_types[0], width=width - len(others)) + others
+
+
+def shortened(name: str, *, width: int) -> str:
+    """Cut a long name in its middle, as names of related types often differ at their ends."""
+    n_first = width // 3
+    return name if len(name) <= width else f"{name[:n_first]}…{name[n_first + 1 - width :]}"
+
+
+def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
+    """Take the ``n_items`` of highest level, in their order."""
+    chosen = sorted(range(len(items)), key=lambda i: -level(items[i]))[:n_items]
+    return [items[i] for i in sorted(chosen)]

@@ -1,0 +1,74 @@
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bdm.interpretation.markers import Dots, Markers
+from bdm.plotting.clades import shortened
+
+MAX_TYPES, MAX_GENES = 45, 45
+COLOURS = "Reds"  # one hue, ever darker
+LARGEST = 150  # area of a dot where all cells have counts, in square points
+
+
+def markers_figure(markers: Markers) -> Figure:
+    """Draw a dot plot of marker genes in real cells beside one in generated cells.
+
+    Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
+    """
+    cell_types = list(markers.genes)[:MAX_TYPES]
+    n_each = max(MAX_GENES // len(cell_types), 1)
+    genes = [gene for cell_type in cell_types for gene in markers.genes[cell_type][:n_each]]
+    largest = markers.real.mean[genes].max().clip(lower=1e-9)
+    figure = Figure(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    shown = {"real cells (training)": markers.real, "generated cells": markers.generated}
+    for axis, (title, dots) in zip(axes, shown.items(), strict=True):
+        part = Dots(dots.mean.loc[cell_types, genes] / largest, dots.fraction.loc[cell_types, genes])
+        points = draw_dots(axis, part)
+        for end in np.cumsum([len(markers.genes[cell_type][:n_each]) for cell_type in cell_types])[:-1]:
+            axis.axvline(end - 0.5, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+        axis.set_title(title, fontsize=11)
+    axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
+    axes[0].set_ylim(len(cell_types) - 0.4, -0.6)
+    figure.colorbar(points, ax=axes, pad=0.01, aspect=30, extend="max", label="share of the largest mean in real cells")
+    figure.legend(
+        handles=size_keys(),
+        title="cells with counts (area), and mean log1p(CP10k) (colour)",
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
+    return figure
+
+
+def draw_dots(axis: Axes, dots: Dots):
+    """Draw one dot a cell type (rows) and gene (columns)."""
+    n_types, n_genes = dots.mean.shape
+    rows, columns = np.indices((n_types, n_genes))
+    points = axis.scatter(
+        columns.ravel(),
+        rows.ravel(),
+        s=LARGEST * dots.fraction.to_numpy().ravel(),
+        c=dots.mean.to_numpy().ravel(),
+        cmap=COLOURS,
+        vmin=0,
+        vmax=1,
+        edgecolors="0.35",
+        linewidths=0.4,
+    )
+    axis.set_xticks(range(n_genes), dots.mean.columns, rotation=90, fontsize=8)
+    axis.set_xlim(-0.6, n_genes - 0.4)
+    axis.tick_params(length=0)
+    axis.grid(color="0.93", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[:].set_color("0.7")
+    return points
+
+
+def size_keys() -> list[Line2D]:
+    """Explain the sizes of dots."""
+    look = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
+    return [
+        Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **look) for share in (0.1, 0.5, 1.0)
+    ]

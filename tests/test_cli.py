@@ -1,0 +1,291 @@
+import json
+import re
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from typer.main import get_command
+
+from bdm.cli import app, main
+from bdm.files import sha256
+from bdm.hierarchy.read import read_tree
+from bdm.hierarchy.tree import Hierarchy
+
+COMMANDS = get_command(app).commands
+
+
+@pytest.fixture
+def bdm(monkeypatch, capsys):
+    """Run a command; gives its exit code and what it wrote to stderr."""
+
+    def run(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["bdm", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            return end.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run
+
+
+def files(folder) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- help
+
+
+def test_help_is_quick_and_lists_all_commands_by_panel():
+    code = (
+        "import sys; sys.argv = ['bdm', '--help']\n"
+        "from bdm.cli import main\n"
+        "try: main()\n"
+        "finally: print('loaded:', *sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown, _, loaded = done.stdout.partition("loaded:")
+    assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
+    titles = r"╭─ (Data|Learn|Generate|Judge)|^│ (example|prepare|fit|autoencoder|hierarchy|train|generate|evaluate) "
+    found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
+    expected = "Data example prepare Learn fit autoencoder hierarchy train Generate generate Judge evaluate"
+    assert " ".join(found) == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_defaults_and_an_example(name, bdm, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["bdm", name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"Example: bdm {name} " in shown
+    for parameter in COMMANDS[name].params:
+        if parameter.name != "help":
+            assert parameter.help, parameter.name
+        if parameter.default not in (None, False) and not callable(parameter.default):
+            assert re.search(rf"default: {re.escape(str(parameter.default))}\b", shown), parameter.name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_example_of_a_command_has_its_arguments(name):
+    example = COMMANDS[name].help.partition(f"Example: bdm {name} ")[2].splitlines()[0].split()
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {word for word in example if word.startswith("-")} <= options
+
+
+def test_no_command_shows_help(bdm):
+    assert bdm()[0] == 2
+
+
+# ---- the whole way, twice
+
+PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--seed", 3)
+STEPS = (
+    ("example", "cells.h5ad"),
+    ("prepare", "cells.h5ad", "prepared.h5ad", *PREPARE),
+    ("autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 4, "--n-hidden", 16, "--n-steps", 30, "--seed", 3),
+    ("hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--figure", "tree.png", "--n-bootstrap", 5),
+    ("train", "autoencoder", "tree.json", "model", "--width", 16, "--n-layers", 1, "--n-steps", 30, "--seed", 3),
+    ("generate", "model", "generated.h5ad", "--cells", 4, "--seed", 3),
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folders in which all steps ran with the same seeds, one in this process and one in others."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folders[0])
+        for step in STEPS:
+            patch.setattr(sys, "argv", ["bdm", *map(str, step)])
+            with pytest.raises(SystemExit) as end:
+                main()
+            assert not end.value.code
+    calls = "\n".join(
+        f"sys.argv = ['bdm', *{list(map(str, step))}]\ntry: main()\nexcept SystemExit: pass" for step in STEPS
+    )
+    subprocess.run([sys.executable, "-c", f"import sys\nfrom bdm.cli import main\n{calls}"], cwd=folders[1], check=True)
+    return folders
+
+
+def test_same_seed_same_cells(made):
+    one, two = (anndata.read_h5ad(folder / "generated.h5ad") for folder in made)
+    assert (one.X != two.X).nnz == 0
+    assert (one.obsm["latent"] == two.obsm["latent"]).all()
+    assert one.obs.equals(two.obs)
+    assert (made[0] / "tree.json").read_bytes() == (made[1] / "tree.json").read_bytes()
+    for name in ("autoencoder.safetensors", "denoiser.safetensors", "space.safetensors"):
+        assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()
+
+
+def test_outputs_are_complete(made):
+    folder = made[0]
+    assert {path.name for path in folder.iterdir()} == {
+        "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "tree.nwk", "tree.png", "model", "generated.h5ad"
+    }  # fmt: skip
+    names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
+    assert {path.name for path in (folder / "autoencoder").iterdir()} == names
+    assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
+    assert "training.csv" in {path.name for path in (folder / "model").iterdir()}
+    hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
+    assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.cell_types)
+
+
+def test_record_leads_back_to_the_data(made):
+    record = anndata.read_h5ad(made[0] / "generated.h5ad").uns["bdm"]
+    assert record["data_sha256"] == sha256(made[0] / "cells.h5ad")
+    assert record["model_sha256"] == sha256(made[0] / "model")
+    assert record["seed"] == 3
+    content = json.loads((made[0] / "autoencoder" / "autoencoder.json").read_text())
+    assert content["provenance"]["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
+
+
+def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):
+    out = tmp_path / "again.json"
+    assert bdm("hierarchy", made[0] / "autoencoder", out, "--tree", made[0] / "tree.nwk", "--n-bootstrap", 5)[0] == 0
+    read = [Hierarchy.from_json(json.loads(path.read_text())) for path in (out, made[0] / "tree.json")]
+    clades = [{frozenset(h.leaves(b.name)): round(b.level, 6) for b in h.branches} for h in read]
+    assert clades[0] == clades[1]
+
+
+@pytest.mark.parametrize("shared", [[], ["--shared-ancestors", "--stochastic"]])
+def test_cells_like_and_from(made, bdm, tmp_path, shared):
+    prepared = anndata.read_h5ad(made[0] / "prepared.h5ad")[::5].copy()
+    prepared.write_h5ad(tmp_path / "like.h5ad")
+    numbers = prepared.obs["cell_type"].value_counts()
+    numbers.rename_axis("cell_type").rename("n_cells").reset_index().to_csv(tmp_path / "from.csv", index=False)
+    out = tmp_path / "out.h5ad"
+    found = []
+    for option in (("--cells-like", tmp_path / "like.h5ad"), ("--cells-from", tmp_path / "from.csv")):
+        assert bdm("generate", made[0] / "model", out, *option, "--n-levels", 3, *shared) == (0, "")
+        found.append(anndata.read_h5ad(out))
+        assert found[-1].obs["cell_type"].value_counts()[numbers.index].tolist() == numbers.tolist()
+    assert (found[0].X != found[1].X).nnz == 0
+
+
+def test_fit_does_all_steps(made, bdm, tmp_path):
+    cells = anndata.read_h5ad(made[0] / "cells.h5ad")
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-steps", 5, "--denoiser-steps", 5)
+    keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
+    assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
+    assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--cells", 3)[0] == 0
+    made_cells = anndata.read_h5ad(tmp_path / "new.h5ad")
+    assert set(made_cells.obs["batch"]) == {"x", "y"}
+    assert made_cells.uns["bdm"]["data_sha256"] == sha256(tmp_path / "cells.h5ad")
+
+
+# ---- bad input
+
+BAD = {
+    "prepare: no file": ("prepare none.h5ad OUT.h5ad", "none.h5ad"),
+    "fit: no file": ("fit none.h5ad OUT", "none.h5ad"),
+    "fit: no column": ("fit cells.h5ad OUT --label-key none", "no column 'none'"),
+    "fit: threshold": ("fit cells.h5ad OUT --label-key bulk_labels --threshold 2", "threshold"),
+    "fit: tree of other types": ("fit cells.h5ad OUT --label-key bulk_labels --tree other.json", "unknown types"),
+    "fit: no tree": ("fit cells.h5ad OUT --label-key bulk_labels --tree none.nwk", "none.nwk"),
+    "fit: device": ("fit cells.h5ad OUT --label-key bulk_labels --device quantum", "quantum"),
+    "autoencoder: no file": ("autoencoder none.h5ad OUT", "none.h5ad"),
+    "autoencoder: not prepared": ("autoencoder cells.h5ad OUT", "bdm prepare"),
+    "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
+    "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
+    "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),
+    "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
+    "hierarchy: no folder": ("hierarchy none OUT.json", "none"),
+    "hierarchy: other folder": ("hierarchy model OUT.json", "latent.h5ad"),
+    "hierarchy: threshold": ("hierarchy autoencoder OUT.json --threshold 0.3", "threshold"),
+    "hierarchy: tree of other types": ("hierarchy autoencoder OUT.json --tree other.json", "unknown types"),
+    "hierarchy: no tree": ("hierarchy autoencoder OUT.json --tree none.nwk", "none.nwk"),
+    "hierarchy: broken tree": ("hierarchy autoencoder OUT.json --tree broken.nwk", "broken.nwk"),
+    "hierarchy: folder for a tree": ("hierarchy autoencoder OUT.json --tree model", "model"),
+    "hierarchy: tree and flat": ("hierarchy autoencoder OUT.json --tree tree.nwk --flat", "flat"),
+    "hierarchy: figure": ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
+    "hierarchy: over a folder": ("hierarchy autoencoder model", None),
+    "train: no folder": ("train none tree.json OUT", "none"),
+    "train: other folder": ("train model tree.json OUT", "autoencoder.json"),
+    "train: no tree": ("train autoencoder none.json OUT", "none.json"),
+    "train: no JSON": ("train autoencoder broken.nwk OUT", "broken.nwk"),
+    "train: folder for a tree": ("train autoencoder model OUT", "model"),
+    "train: other JSON": ("train autoencoder other.json OUT", "hierarchy"),
+    "train: tree of other types": ("train autoencoder small.json OUT", "differ in their types"),
+    "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),
+    "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", None),
+    "generate: no folder": ("generate none OUT.h5ad --cells 1", "none"),
+    "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
+    "generate: no number": ("generate model OUT.h5ad", "--cells-like"),
+    "generate: two numbers": ("generate model OUT.h5ad --cells 1 --cells-like cells.h5ad", "--cells-like"),
+    "generate: negative": ("generate model OUT.h5ad --cells -1", "whole number"),
+    "generate: none": ("generate model OUT.h5ad --cells 0", "no cells"),
+    "generate: text": ("generate model OUT.h5ad --cells many", None),
+    "generate: fraction": ("generate model OUT.h5ad --cells 1.5", None),
+    "generate: no cells like": ("generate model OUT.h5ad --cells-like none.h5ad", "none.h5ad"),
+    "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "neither"),
+    "generate: no table": ("generate model OUT.h5ad --cells-from none.csv", "none.csv"),
+    "generate: other table": ("generate model OUT.h5ad --cells-from other.csv", "cell_type"),
+    "generate: unknown type": ("generate model OUT.h5ad --cells-from unknown.csv", "T-800"),
+    "generate: unknown batch": ("generate model OUT.h5ad --cells-from batch.csv", "without a batch column"),
+    "generate: levels": ("generate model OUT.h5ad --cells 1 --n-levels 1", None),
+    "generate: device": ("generate model OUT.h5ad --cells 1 --device quantum", "quantum"),
+    "generate: over a folder": ("generate model autoencoder --cells 1", None),
+    "no such command": ("invent OUT", None),
+    "no such option": ("example OUT.h5ad --colour red", None),
+    "no output": ("example", None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(made):
+    """The folder of all steps, with wrong inputs beside."""
+    folder = made[0]
+    cells = anndata.read_h5ad(folder / "generated.h5ad")
+    del cells.obs["cell_type"]
+    cells.write_h5ad(folder / "generated_without.h5ad")
+    (folder / "other.json").write_text('["B", "T"]')
+    (folder / "broken.nwk").write_text("((B,T);")
+    (folder / "small.json").write_text(
+        json.dumps({"format": 1, "threshold": 0.9, "sigma_max": 9.0, "branches": [
+            {"name": "r", "parent": None, "level": 1.0, "n_cells": 2, "support": None},
+            {"name": "a", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},
+            {"name": "b", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},
+        ]})
+    )  # fmt: skip
+    (folder / "other.csv").write_text("a,b\n1,2\n")
+    (folder / "unknown.csv").write_text("cell_type,n_cells\nT-800,2\n")
+    (folder / "batch.csv").write_text("cell_type,n_cells,batch\nCD19+ B,2,one\n")
+    return folder
+
+
+@pytest.mark.parametrize(("command", "told"), BAD.values(), ids=BAD)
+def test_bad_input_ends_with_one_sentence_and_leaves_nothing(inputs, bdm, monkeypatch, command, told):
+    monkeypatch.chdir(inputs)
+    before = files(inputs)
+    code, err = bdm(*command.split())
+    assert code == 2
+    assert "Traceback" not in err
+    if told is not None:  # other mistakes are told by typer, with the usage
+        lines = err.strip().splitlines()
+        assert lines[-1].startswith("bdm: ")
+        assert told in lines[-1]
+        assert sum(line.startswith("bdm: ") for line in lines) == 1
+    assert files(inputs) == before
+    assert not [path.name for path in inputs.iterdir() if path.name.startswith((".", "OUT"))]
+
+
+def test_damaged_model(inputs, bdm, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in (inputs / "model").iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    (model / "denoiser.safetensors").write_bytes(b"")
+    code, err = bdm("generate", model, tmp_path / "out.h5ad", "--cells", 1)
+    assert code == 2
+    assert re.fullmatch(r"bdm: .*denoiser\.safetensors is missing or damaged.*\n", err)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

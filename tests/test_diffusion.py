@@ -1,0 +1,368 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
+from bdm.diffusion.handover import hand_over
+from bdm.diffusion.sampler import heun, noise_levels, stochastic_heun
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.errors import InputError
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.latent.cells import LatentCells
+from bdm.latent.moments import Normal, TypeMoments, type_moments
+from bdm.latent.whitening import fit_whitening
+from bdm.linalg import matrix_power
+from bdm.seeds import derive
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_covariance(n_dims: int, seed: int) -> Tensor:
+    root = torch.randn(n_dims, n_dims, generator=generator(seed), dtype=torch.float64)
+    return root @ root.T / n_dims + 0.2 * torch.eye(n_dims)
+
+
+# ---- denoiser
+
+
+def denoiser() -> BranchedDenoiser:
+    """Denoiser of four branches, whose layers that begin at zero do not."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BranchedDenoiser(DenoiserShape(3, 4, 2.0, width=16, n_layers=2))
+        for layer in (network.leave, *(block.out for block in network.blocks)):
+            nn.init.normal_(layer.weight, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.5, 2.0, 300.0])
+def test_denoiser_begins_as_the_best_guess_without_looking(sigma):
+    network = BranchedDenoiser(DenoiserShape(3, 2, 2.0, width=16))
+    x = torch.randn(5, 3, generator=generator())
+    denoised = network(x, torch.full((5,), sigma), torch.zeros(5, dtype=torch.long))
+    torch.testing.assert_close(denoised, x * 4 / (4 + sigma**2))
+
+
+def test_denoiser_leaves_cells_without_noise_as_they_are():
+    x = torch.randn(5, 3, generator=generator())
+    errors = [float((denoiser()(x, torch.tensor([s]), torch.tensor([1])) - x).abs().max()) for s in (1.0, 1e-2, 1e-5)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-4
+
+
+def test_only_branches_that_are_used_are_trained():
+    network = denoiser()
+    x = torch.randn(6, 3, generator=generator())
+    network(x, torch.ones(6), torch.tensor([0, 2, 2, 0, 2, 0])).square().sum().backward()
+    used = network.branch.weight.grad.abs().sum(dim=1) > 0
+    assert used.tolist() == [True, False, True, False]
+
+
+def test_one_level_and_branch_for_all_is_that_of_each():
+    x = torch.randn(6, 3, generator=generator())
+    one = denoiser()(x, torch.tensor([0.7]), torch.tensor([3]))
+    torch.testing.assert_close(one, denoiser()(x, torch.full((6,), 0.7), torch.full((6,), 3)))
+    assert not torch.allclose(one, denoiser()(x, torch.tensor([0.7]), torch.tensor([2])))
+
+
+# ---- noise levels
+
+
+def test_noise_levels_go_down_from_high_to_low():
+    rng = np.random.default_rng(0)
+    intervals = [(50.0, 0.0), (1e-3, 0.0), (0.02, 0.0), (3.0, 2.999999), (50.0, 49.0), (0.31, 0.3), (0.02, 0.01)]
+    intervals += [tuple(sorted(rng.uniform(0, 50, size=2), reverse=True)) for _ in range(200)]
+    intervals += [(high, high * rng.uniform()) for high in 10 ** rng.uniform(-3, 1.6, size=200)]
+    for high, low in intervals:
+        for n_levels in (2, 3, 20):
+            sigmas = noise_levels(high, low, sigma_max=50.0, n_levels=n_levels)
+            assert sigmas[0] == high
+            assert sigmas[-1] == low
+            assert all(above > below for above, below in pairwise(sigmas))
+            assert len(sigmas) <= n_levels + 2
+
+
+def test_noise_levels_of_the_whole_way_are_karras():
+    sigmas = noise_levels(80.0, 0.0, sigma_max=80.0, n_levels=18, sigma_min=0.002)
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(sigmas, [*expected, 0])
+
+
+@pytest.mark.parametrize("n_levels", [1, 0, -3])
+def test_too_few_levels(n_levels):
+    with pytest.raises(InputError, match="n_levels"):
+        SamplerSettings(n_levels=n_levels)
+
+
+# ---- sampler, on a normal population, whose denoiser is known
+
+
+def normal_denoiser(mean: Tensor, covariance: Tensor):
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        gain = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(len(mean)))
+        return mean + (x - mean) @ gain.T
+
+    return denoise
+
+
+MEAN, COVARIANCE = torch.tensor([3.0, -1.0, 0.0]).double(), random_covariance(3, 1)
+
+
+def start(n_cells: int, sigma: float) -> Tensor:
+    noise = torch.randn(n_cells, 3, generator=generator(), dtype=torch.float64)
+    return MEAN + noise @ matrix_power(COVARIANCE + sigma**2 * torch.eye(3), 0.5)
+
+
+def assert_moments(x: Tensor, mean: Tensor, covariance: Tensor, *, tolerance: float = 0.06) -> None:
+    torch.testing.assert_close(x.mean(dim=0), mean, atol=tolerance, rtol=0, check_dtype=False)
+    torch.testing.assert_close(torch.cov(x.T), covariance, atol=tolerance, rtol=0.03, check_dtype=False)
+
+
+def test_heun_gives_the_population():
+    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=40)
+    x = heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas)
+    assert_moments(x, MEAN, COVARIANCE)
+
+
+def test_heun_is_of_second_order():
+    exact = matrix_power(COVARIANCE + 4 * torch.eye(3), 0.5) @ matrix_power(COVARIANCE + 900 * torch.eye(3), -0.5)
+    x = start(50, 30.0)
+    expected = MEAN + (x - MEAN) @ exact
+    errors = []
+    for n_steps in (20, 40, 80):
+        sigmas = np.geomspace(30, 2, n_steps + 1).tolist()
+        errors.append(float((heun(normal_denoiser(MEAN, COVARIANCE), x, sigmas) - expected).norm()))
+    assert errors[0] / errors[1] > 3.5
+    assert errors[1] / errors[2] > 3.5
+
+
+@pytest.mark.parametrize("n_levels", [40, 80])
+def test_stochastic_heun_gives_the_population(n_levels):
+    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=n_levels)
+    x = stochastic_heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas, generator(1))
+    assert_moments(x, MEAN, COVARIANCE)
+
+
+def test_stochastic_heun_gives_the_noised_population_above_the_end():
+    sigmas = noise_levels(30.0, 1.5, sigma_max=30.0, n_levels=40)
+    x = stochastic_heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas, generator(1))
+    assert_moments(x, MEAN, COVARIANCE + 2.25 * torch.eye(3), tolerance=0.15)
+
+
+def test_stochastic_heun_without_churn_is_heun():
+    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=10)
+    denoise, x = normal_denoiser(MEAN, COVARIANCE), start(10, 30.0)
+    assert torch.equal(stochastic_heun(denoise, x, sigmas, generator(), churn=0.0), heun(denoise, x, sigmas))
+
+
+def test_up_and_down_again_returns_the_same_cells():
+    denoise = normal_denoiser(MEAN, COVARIANCE)
+    x = start(100, 0.02)
+    sigmas = noise_levels(30.0, 0.02, sigma_max=30.0, n_levels=150)
+    up = heun(denoise, x, sigmas[::-1])
+    assert float((up - x).norm(dim=1).min()) > 1
+    torch.testing.assert_close(heun(denoise, up, sigmas), x, atol=5e-3, rtol=0)
+
+
+# ---- hand-over
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 5.0])
+def test_hand_over_gives_the_childs_noised_moments(sigma):
+    parent = Normal(MEAN, random_covariance(3, 2) * 4)
+    child = Normal(MEAN + 1, random_covariance(3, 3))
+    over = hand_over(parent, child, sigma)
+    noise = sigma**2 * torch.eye(3)
+    mapped = over.matrix.T @ (parent.covariance + noise) @ over.matrix
+    torch.testing.assert_close(mapped, child.covariance + noise)
+    torch.testing.assert_close(over(parent.mean[None]), child.mean[None])
+    assert torch.linalg.eigvalsh(over.matrix).min() > 0  # optimal transport: the gradient of a convex function
+    torch.testing.assert_close(over.matrix, over.matrix.T)
+
+
+def test_hand_over_to_the_same_population_changes_nothing():
+    population = Normal(MEAN.float(), COVARIANCE.float())
+    x = torch.randn(9, 3, generator=generator()) * 5
+    torch.testing.assert_close(hand_over(population, population, 0.5)(x), x, atol=1e-4, rtol=1e-4)
+
+
+# ---- walk down a tree, with the exact denoiser of a mixture of normals
+
+TYPES = {"a": 1000, "b": 400, "c": 100, "d": 700}
+MEANS = torch.tensor([[4.0, 0.0], [-4.0, 1.0], [0.0, 30.0], [1.0, 36.0]])
+COVARIANCES = torch.stack([torch.tensor([[1.0, c], [c, v]]) for c, v in ((0, 1), (0.5, 1), (-0.3, 0.5), (0.2, 2))])
+MOMENTS = TypeMoments(tuple(TYPES), MEANS, COVARIANCES, torch.tensor(list(TYPES.values())).float())
+TREE = Hierarchy(
+    (
+        Branch("root", None, 14.0, 2200),
+        Branch("ab", "root", 3.5, 1400),
+        Branch("a", "ab", 0.0, 1000),
+        Branch("b", "ab", 0.0, 400),
+        Branch("cd", "root", 2.5, 800),
+        Branch("d", "cd", 0.0, 700),
+        Branch("c", "cd", 0.0, 100),
+    ),
+    400.0,
+    0.9,
+)
+FLAT = Hierarchy(
+    (Branch("root", None, 400.0, 2200), *(Branch(t, "root", 0.0, n) for t, n in TYPES.items())), 400.0, 0.9
+)
+STEEP = Hierarchy(  # one inner branch has no length
+    (
+        Branch("root", None, 14.0, 2200),
+        Branch("abc", "root", 14.0, 1500),
+        Branch("ab", "abc", 3.5, 1400),
+        Branch("a", "ab", 0.0, 1000),
+        Branch("b", "ab", 0.0, 400),
+        Branch("c", "abc", 0.0, 100),
+        Branch("d", "root", 0.0, 700),
+    ),
+    400.0,
+    0.9,
+)
+
+
+class ExactDenoiser(nn.Module):
+    """E[x | noised x] of the mixture of the types below a branch."""
+
+    def __init__(self, moments: TypeMoments, hierarchy: Hierarchy):
+        super().__init__()
+        self.moments, self.hierarchy = moments, hierarchy
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.n_evaluated = 0
+
+    def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        self.n_evaluated += len(x)
+        means, log_shares = [], []
+        for cell_type in self.hierarchy.leaves(self.hierarchy.branches[int(branch)].name):
+            code = self.moments.cell_types.index(cell_type)
+            mean, covariance = self.moments.mean[code], self.moments.covariance[code]
+            noised = torch.distributions.MultivariateNormal(mean, covariance + sigma**2 * torch.eye(len(mean)))
+            means.append(mean + (x - mean) @ torch.linalg.inv(noised.covariance_matrix) @ covariance)
+            log_shares.append(noised.log_prob(x) + self.moments.weight[code].log())
+        return torch.einsum("tc,tcd->cd", torch.stack(log_shares).softmax(dim=0), torch.stack(means))
+
+
+def walk(hierarchy: Hierarchy = TREE, moments: TypeMoments = MOMENTS, **settings) -> TreeWalk:
+    sampler = SamplerSettings(**{"n_levels": 80, **settings})
+    return TreeWalk(ExactDenoiser(moments, hierarchy), hierarchy, moments, sampler)
+
+
+every_tree = pytest.mark.parametrize("hierarchy", [TREE, FLAT, STEEP], ids=["tree", "flat", "steep"])
+
+
+def assert_type(x: Tensor, cell_type: str) -> None:
+    code = MOMENTS.cell_types.index(cell_type)
+    assert_moments(x, MEANS[code], COVARIANCES[code], tolerance=0.16)
+
+
+@every_tree
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("cell_type", TYPES)
+def test_independent_samples_have_each_types_moments(hierarchy, stochastic, cell_type):
+    x = walk(hierarchy, stochastic=stochastic).independent(cell_type, 3000, generator())
+    assert_type(x, cell_type)
+
+
+@every_tree
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_shared_samples_have_each_types_moments(hierarchy, stochastic):
+    samples = walk(hierarchy, stochastic=stochastic).shared(dict.fromkeys(TYPES, 3000), generator())
+    assert list(samples) == list(TYPES)
+    for cell_type, x in samples.items():
+        assert_type(x, cell_type)
+
+
+def test_rows_of_shared_samples_have_the_same_ancestor():
+    alike = TypeMoments(MOMENTS.cell_types, MEANS, torch.eye(2).expand(4, 2, 2), MOMENTS.weight)
+    samples = walk(moments=alike).shared(dict.fromkeys(TYPES, 50), generator())
+    within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
+    torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(within["c"], within["d"], atol=1e-3, rtol=0)
+    alone = [
+        walk(moments=alike).independent(t, 50, generator(seed)) - MEANS[code]
+        for seed, code, t in [(0, 0, "a"), (1, 1, "b")]
+    ]
+    assert float((alone[0] - alone[1]).abs().mean()) > 0.5
+
+
+def test_shared_samples_in_different_numbers():
+    numbers = {"a": 7, "b": 0, "c": 3, "d": 12}
+    samples = walk().shared(numbers, generator())
+    assert {t: len(x) for t, x in samples.items()} == {"a": 7, "c": 3, "d": 12}
+    more = walk().shared({**numbers, "b": 12}, generator())
+    torch.testing.assert_close(more["d"], samples["d"])
+    torch.testing.assert_close(more["a"], samples["a"])
+
+
+def test_sharing_costs_less():
+    independent, shared = walk(), walk()
+    for cell_type in TYPES:
+        independent.independent(cell_type, 20, generator())
+    shared.shared(dict.fromkeys(TYPES, 20), generator())
+    assert shared.denoiser.n_evaluated < 0.7 * independent.denoiser.n_evaluated
+
+
+def test_samples_depend_on_the_generator_alone():
+    one, same, other = (walk().independent("a", 20, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+
+
+# ---- training
+
+
+def planted() -> LatentCells:
+    means = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 5.0]])
+    cell_type = torch.repeat_interleave(torch.arange(3), 200)
+    mean = means[cell_type] + torch.randn(600, 2, generator=generator()) * torch.tensor([1.0, 0.5])
+    return LatentCells(mean, torch.full_like(mean, 0.1), cell_type, ("a", "b", "c"))
+
+
+def fitted(*, n_steps: int, seed: int = 0, flat: bool = False):
+    cells = planted()
+    hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
+    settings = DenoiserSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
+    return hierarchy, fit_denoiser(cells, fit_whitening(cells), hierarchy, settings, seed=seed, device="cpu")
+
+
+def test_trained_denoiser_generates_the_types():
+    cells = planted()
+    hierarchy, fit = fitted(n_steps=500)
+    assert fit.history["loss"].iloc[-1] < fit.history["loss"].iloc[0]
+    moments = type_moments(cells, fit_whitening(cells))
+    walk = TreeWalk(fit.network, hierarchy, moments)
+    for code, cell_type in enumerate(cells.cell_types):
+        x = walk.independent(cell_type, 1000, generator())
+        assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.35)
+
+
+def test_same_seed_same_denoiser():
+    one, same, other = (fitted(n_steps=5, seed=seed)[1].network.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["enter.weight"], other["enter.weight"])
+
+
+def test_branch_without_cells_is_not_trained():
+    hierarchy, fit = fitted(n_steps=10, flat=True)
+    torch.manual_seed(derive(0, "denoiser"))
+    before = BranchedDenoiser(fit.network.shape).branch.weight
+    changed = (fit.network.branch.weight != before).any(dim=1).tolist()
+    assert changed == [branch.parent is not None for branch in hierarchy.branches]
+
+
+def test_noise_is_measured_by_the_spread_of_all_cells():
+    cells = planted()
+    _, fit = fitted(n_steps=1)
+    whitening = fit_whitening(cells)
+    x = whitening(cells.draw(torch.arange(600), generator()))
+    assert fit.network.shape.sigma_data == pytest.approx(float(x.var(dim=0).mean().sqrt()), rel=0.02)

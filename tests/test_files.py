@@ -1,0 +1,208 @@
+import itertools
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+
+from bdm.errors import InputError
+from bdm.files import read_json, sha256, write_json, written_whole
+from bdm.seeds import derive, numpy_generator, torch_generator
+from bdm.store import Bundle, read_bundle, write_bundle
+
+
+def listing(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() if path.is_file() else "" for path in folder.rglob("*")
+    }
+
+
+# ---- written whole
+
+
+def test_writes_file_into_new_folder(tmp_path):
+    with written_whole(tmp_path / "new" / "out.txt") as path:
+        path.write_text("all")
+    assert listing(tmp_path) == {"new": "", "new/out.txt": "all"}
+
+
+def test_error_keeps_old_file_and_leaves_nothing(tmp_path):
+    (tmp_path / "out.txt").write_text("old")
+
+    def work():
+        with written_whole(tmp_path / "out.txt") as path:
+            path.write_text("half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        work()
+    assert listing(tmp_path) == {"out.txt": "old"}
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_error_keeps_old_folder(tmp_path, writes):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "model.json").write_text("old")
+
+    def work():
+        with written_whole(out, folder_of="model.json") as folder:
+            if writes:
+                folder.mkdir()
+                (folder / "model.json").write_text("half")
+                raise RuntimeError("stopped")
+
+    with pytest.raises((RuntimeError, OSError)):
+        work()
+    assert listing(tmp_path) == {"model": "", "model/model.json": "old"}
+
+
+@pytest.mark.parametrize("name", ["model", "replaced"])
+@pytest.mark.parametrize("before", [None, [], ["model.json", "left.txt"]])
+def test_replaces_folder_of_its_kind(tmp_path, name, before):
+    out = tmp_path / name
+    if before is not None:
+        out.mkdir()
+        for file in before:
+            (out / file).write_text("old")
+    with written_whole(out, folder_of="model.json") as folder:
+        folder.mkdir()
+        (folder / "model.json").write_text("new")
+    assert listing(tmp_path) == {name: "", f"{name}/model.json": "new"}
+
+
+@pytest.mark.parametrize("folder_of", [None, "model.json"])
+def test_refuses_to_replace_other_folder(tmp_path, folder_of):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years")
+    with pytest.raises(InputError, match="other content"), written_whole(tmp_path / "thesis", folder_of=folder_of):
+        pytest.fail("must not start")
+    assert listing(tmp_path) == {"thesis": "", "thesis/chapter.tex": "years"}
+
+
+def test_refuses_folder_in_place_of_file_and_below_one(tmp_path):
+    (tmp_path / "file").write_text("old")
+    for path in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(InputError, match="Cannot write"), written_whole(path, folder_of="model.json"):
+            pytest.fail("must not start")
+    assert listing(tmp_path) == {"file": "old"}
+
+
+# ---- hashes and JSON
+
+
+def test_sha256_of_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_folder_tells_content_names_and_places_apart(tmp_path):
+    trees = [{"a": "1"}, {"a": "2"}, {"b": "1"}, {"sub/a": "1"}, {"a": "1", "b": ""}, {}]
+    hashes = []
+    for number, files in enumerate(trees):
+        for copy in ("x", "y"):
+            folder = tmp_path / f"{copy}{number}"
+            folder.mkdir()
+            for name, text in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_text(text)
+        assert sha256(tmp_path / f"x{number}") == sha256(tmp_path / f"y{number}")
+        hashes.append(sha256(tmp_path / f"x{number}"))
+    assert len(set(hashes)) == len(trees)
+
+
+def test_json_comes_back(tmp_path):
+    content = {"name": "Zellen: γδ T", "values": [1, 2.5, None, True]}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    assert "γδ" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_no_json(tmp_path, text):
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_no_json_file(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+# ---- bundles of tensors
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    tensors = {"a": {"x": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor([3])}, "b": {"y": torch.zeros(0)}}
+    write_bundle(tmp_path, "thing", Bundle({"what": "ever"}, tensors))
+    return tmp_path
+
+
+def test_bundle_comes_back(bundle):
+    read = read_bundle(bundle, "thing")
+    assert read.content["what"] == "ever"
+    assert torch.equal(read.tensors["a"]["x"], torch.arange(6.0).reshape(2, 3).T)
+    assert torch.equal(read.tensors["a"]["n"], torch.tensor([3]))
+    assert read.tensors["b"]["y"].shape == (0,)
+
+
+def test_bundle_is_as_readable_as_other_files(bundle):
+    modes = {stat.S_IMODE(os.stat(path).st_mode) for path in bundle.iterdir()}
+    (bundle / "other").write_text("")
+    assert modes == {stat.S_IMODE(os.stat(bundle / "other").st_mode)}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.safetensors").unlink(),
+        lambda folder: (folder / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1]),
+        lambda folder: (folder / "thing.json").unlink(),
+        lambda folder: (folder / "thing.json").write_text("[]"),
+        lambda folder: (folder / "thing.json").write_text('{"format": 1}'),
+        lambda folder: (folder / "thing.json").write_text('{"format": 1, "checksums": 3}'),
+        lambda folder: (folder / "thing.json").write_text('{"format": 2, "checksums": {}}'),
+    ],
+)
+def test_damaged_bundle(bundle, damage):
+    damage(bundle)
+    with pytest.raises(InputError):
+        read_bundle(bundle, "thing")
+
+
+def test_no_safetensors_with_right_checksum(bundle):
+    (bundle / "a.safetensors").write_bytes(b"no tensors")
+    content = json.loads((bundle / "thing.json").read_text())
+    content["checksums"]["a.safetensors"] = sha256(bundle / "a.safetensors")
+    write_json(bundle / "thing.json", content)
+    with pytest.raises(InputError, match="not a safetensors file"):
+        read_bundle(bundle, "thing")
+
+
+# ---- seeds
+
+
+def test_derived_seeds_differ():
+    keys = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1,), ("1",), (1, 1), (11,), ("a", 1, 1)]
+    seeds = {derive(seed, *key) for seed, key in itertools.product(range(20), keys)}
+    assert len(seeds) == 20 * len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_derived_seed_is_fixed():
+    assert derive(0, "path", "B cell", 512) == 6349603297415476388
+
+
+def test_generators_repeat_their_draws():
+    def draws():
+        return torch.randn(4, generator=torch_generator(3, "a")), numpy_generator(3, "a").normal(size=4)
+
+    assert torch.equal(draws()[0], draws()[0])
+    np.testing.assert_array_equal(draws()[1], draws()[1])
+    assert not torch.equal(draws()[0], torch.randn(4, generator=torch_generator(3, "b")))

@@ -1,0 +1,247 @@
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from scipy.stats import nbinom
+
+from bdm.errors import InputError
+from bdm.generation.counts import draw_counts, expected_counts
+from bdm.generation.generate import CHUNK
+from bdm.generation.request import numbers_like, read_request, request_cells
+
+B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
+
+
+def counts(adata) -> np.ndarray:
+    return adata.X.toarray()
+
+
+def of(adata, cell_type: str) -> np.ndarray:
+    return counts(adata[adata.obs["cell_type"] == cell_type])
+
+
+def table(rows: list[tuple], columns=("cell_type", "n_cells", "batch")) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns)[: len(rows[0])])
+
+
+# ---- counts
+
+
+def test_drawn_counts_are_negative_binomial():
+    mean, r = np.array([[0.05, 1.0, 30.0, 4.0]]), np.array([0.5, 2.0, 5.0, 1e6], dtype=np.float32)
+    drawn = draw_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
+    assert drawn.dtype.kind == "i"
+    assert isinstance(drawn, sparse.csr_matrix)
+    variance = mean[0] + mean[0] ** 2 / r
+    x = drawn.toarray().astype(float)
+    np.testing.assert_allclose(x.mean(axis=0), mean[0], atol=0, rtol=0.03)
+    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.06)
+    np.testing.assert_allclose((x == 0).mean(axis=0), nbinom.pmf(0, r, r / (r + mean[0])), atol=0.005)
+
+
+def test_counts_of_genes_that_are_off():
+    assert draw_counts(np.full((5, 3), 1e-30), np.full(3, 1e-12), np.random.default_rng(0)).nnz == 0
+
+
+def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
+    model = small_model.model
+    x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 30
+    total = expected_counts(model, x, torch.zeros(50, dtype=torch.long)).sum(axis=1)
+    low, high = model.library_sizes.exp().tolist()
+    assert total.min() >= low * 0.999
+    assert total.max() <= high * 1.001
+    assert np.isclose(total, low, rtol=1e-3).any()
+    assert np.isclose(total, high, rtol=1e-3).any()
+
+
+# ---- what is generated
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_generated_cells(small_model, shared, stochastic):
+    adata = small_model.generate({B: 7, NK: 3}, shared_ancestors=shared, stochastic=stochastic)
+    assert isinstance(adata.X, sparse.csr_matrix)
+    assert adata.X.dtype.kind == "i"
+    assert adata.X.min() >= 0
+    assert adata.X.sum() > 0
+    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [7, 3]
+    assert adata.n_obs == 10
+    assert adata.obs_names.is_unique
+    assert adata.obs["synthetic"].all()
+    assert list(adata.var_names) == list(small_model.prepared.var_names)
+    assert list(adata.var) == list(small_model.prepared.var)
+    assert adata.obsm["latent"].shape == (10, 6)
+    assert np.isfinite(adata.obsm["latent"]).all()
+    assert "batch" not in adata.obs
+    assert ("ancestor" in adata.obs) == shared
+
+
+def test_number_for_every_type(small_model):
+    numbers = small_model.generate(2).obs["cell_type"].value_counts()
+    assert numbers.to_dict() == dict.fromkeys(small_model.model.cell_types, 2)
+
+
+def test_ancestors_are_numbered_by_type(small_model):
+    adata = small_model.generate({B: 4, NK: 2}, shared_ancestors=True)
+    assert adata.obs["ancestor"].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_record_of_how_cells_were_made(small_model):
+    record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
+    assert record["seed"] == 9
+    assert json.loads(record["settings"]) == {"n_levels": 5, "stochastic": False, "shared_ancestors": False}
+    assert json.loads(record["request"]) == {"cell_type": [B], "batch": [""], "n_cells": [4]}
+    assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
+    assert record["version"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_written_cells_read_back(batch_model, shared, tmp_path):
+    adata = batch_model.generate(2, shared_ancestors=shared)
+    adata.write_h5ad(tmp_path / "generated.h5ad")
+    back = anndata.read_h5ad(tmp_path / "generated.h5ad")
+    np.testing.assert_array_equal(counts(back), counts(adata))
+    pd.testing.assert_frame_equal(back.obs, adata.obs)
+    np.testing.assert_array_equal(back.obsm["latent"], adata.obsm["latent"])
+    assert back.uns["bdm"] == adata.uns["bdm"]
+
+
+# ---- seeds
+
+
+@pytest.mark.parametrize("settings", [{}, {"stochastic": True}, {"shared_ancestors": True}])
+def test_same_seed_same_cells(small_model, settings):
+    one, same, other = (small_model.generate({B: 5, NK: 5}, seed=seed, **settings) for seed in (1, 1, 2))
+    assert (counts(one) == counts(same)).all()
+    assert (one.obsm["latent"] == same.obsm["latent"]).all()
+    assert (of(one, B) != of(other, B)).any()
+    assert (of(one, NK) != of(other, NK)).any()
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_cells_do_not_depend_on_other_types(small_model, stochastic):
+    alone = small_model.generate({B: 5}, stochastic=stochastic)
+    among = small_model.generate({MONO: 40, B: 5, NK: 1}, stochastic=stochastic)
+    assert (of(alone, B) == of(among, B)).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
+    rows = [(NK, 2, "two"), (B, 3, "one"), (NK, 4, "one"), (MONO, 5, "two"), (MONO, 1, "one")]
+    one, other = (batch_model.generate(table(r), shared_ancestors=shared) for r in (rows, rows[::-1]))
+    assert (counts(one) == counts(other)).all()
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+
+
+def test_chunks_are_cells_of_their_own(small_model):
+    adata = small_model.generate({B: CHUNK + 3}, n_levels=2)
+    assert adata.n_obs == CHUNK + 3
+    assert len(np.unique(adata.obsm["latent"], axis=0)) == CHUNK + 3
+    whole = small_model.generate({B: CHUNK}, n_levels=2)
+    assert (counts(adata)[:CHUNK] == counts(whole)).all()
+
+
+def test_shared_chunks_hold_the_numbers_asked_for(small_model):
+    adata = small_model.generate({B: CHUNK + 3, NK: 4}, n_levels=2, shared_ancestors=True)
+    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [CHUNK + 3, 4]
+    assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(CHUNK + 3))
+
+
+# ---- requests
+
+
+def numbers(model, cells) -> dict[tuple[str, str], int]:
+    rows = request_cells(model.model, cells).table
+    return dict(zip(zip(rows["cell_type"], rows["batch"], strict=True), rows["n_cells"], strict=True))
+
+
+def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
+    composition = batch_model.model.composition
+    assert numbers(batch_model, {B: 9}) == {(B, "one"): 9}
+    share = composition.loc[MONO, "two"] / composition.loc[MONO].sum()
+    spread = numbers(batch_model, {MONO: 100})
+    assert sum(spread.values()) == 100
+    assert abs(spread[MONO, "two"] - 100 * share) < 1
+    for n in range(1, 40):
+        assert sum(numbers(batch_model, {NK: n}).values()) == n
+
+
+def test_batches_asked_for(batch_model):
+    asked = table([(B, 2, "two"), (NK, 0, "one"), (NK, 3, "two"), (B, 4, "two")])
+    assert numbers(batch_model, asked) == {(B, "two"): 6, (NK, "two"): 3}
+    obs = batch_model.generate(asked).obs
+    assert obs["batch"].astype(str).tolist() == ["two"] * 9
+    assert list(obs["batch"].cat.categories) == ["one", "two"]
+
+
+@pytest.mark.parametrize("n", ["12", "12.0", "1.2e1", 12.0, np.int64(12), np.float32(12)])
+def test_whole_numbers_of_every_kind(small_model, n):
+    assert numbers(small_model, table([(B, n)])) == {(B, ""): 12}
+    assert numbers(small_model, {B: n}) == {(B, ""): 12}
+
+
+def test_request_is_not_changed(batch_model):
+    asked = table([(B, "2", "one")])
+    batch_model.generate(asked)
+    pd.testing.assert_frame_equal(asked, table([(B, "2", "one")]))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"T-800": 3}, "no type 'T-800'"),
+        ({B: -1}, "-1 cells of type 'CD19"),
+        ({B: 1.5}, "1.5 cells"),
+        ({B: "many"}, "many cells"),
+        ({B: float("nan")}, "whole number"),
+        ({B: float("inf")}, "whole number"),
+        ({B: None}, "whole number"),
+        (-5, "whole number"),
+        (2.5, "whole number"),
+        (0, "no cells"),
+        ({B: 0}, "no cells"),
+        ({}, "no cells"),
+        (table([(B, 3)], columns=("type", "n_cells")), "lacks the column 'cell_type'"),
+        (table([(B, 3)], columns=("cell_type", "n")), "lacks the column 'n_cells'"),
+        (table([(B, 3, "three")]), "no batch 'three'"),
+        (table([(B, 3, None)]), "no batch"),
+        (table([(None, 3, "one")]), "no type"),
+    ],
+)
+def test_bad_requests(batch_model, cells, message):
+    with pytest.raises(InputError, match=message):
+        batch_model.generate(cells)
+
+
+def test_batch_of_a_model_without_batches(small_model):
+    with pytest.raises(InputError, match="without a batch column"):
+        small_model.generate(table([(B, 3, "one")]))
+
+
+def test_request_from_a_file(small_model, tmp_path):
+    file = tmp_path / "cells.csv"
+    file.write_text("cell_type,n_cells\nCD19+ B,3\nCD56+ NK,2.0\n")
+    assert numbers(small_model, read_request(file)) == {(B, ""): 3, (NK, ""): 2}
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"c'])
+def test_file_without_a_request(small_model, tmp_path, content):
+    (tmp_path / "cells.csv").write_bytes(content)
+    with pytest.raises(InputError):
+        request_cells(small_model.model, read_request(tmp_path / "cells.csv"))
+    for path in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(InputError):
+            read_request(path)
+
+
+def test_numbers_like_other_cells():
+    obs = pd.DataFrame({"label": pd.Categorical(["a", "b", "a"], categories=["a", "b", "c"]), "n": [1, 2, 3]})
+    assert numbers_like(obs, label_key="label") == {"a": 2, "b": 1}
+    assert numbers_like(obs.rename(columns={"label": "cell_type"}), label_key="label") == {"a": 2, "b": 1}
+    with pytest.raises(InputError, match="neither"):
+        numbers_like(obs[["n"]], label_key="other")

@@ -1,0 +1,343 @@
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from bdm.diffusion.fit import branch_table
+from bdm.errors import InputError
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.levels import MIN_LEVEL, branch_level
+from bdm.hierarchy.read import read_tree
+from bdm.hierarchy.topology import Clade, check_leaves, from_nested
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.latent.cells import LatentCells
+from bdm.plotting.figure import save_figure
+from bdm.plotting.hierarchy import plot_hierarchy
+
+PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}
+CLADES = {frozenset("ab"), frozenset("cd"), frozenset("abcd"), frozenset("abcde")}
+
+
+def planted(means: dict[str, tuple[float, ...]] = PLANTED, *, n_cells: int = 300, seed: int = 0) -> LatentCells:
+    """Normal types of unit covariance around the given means."""
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(np.array(list(means.values()), dtype=float), n_cells, axis=0)
+    return LatentCells(
+        torch.tensor(centres + rng.normal(size=centres.shape)).float(),
+        torch.zeros(centres.shape),
+        torch.repeat_interleave(torch.arange(len(means)), n_cells),
+        tuple(means),
+    )
+
+
+def build(cells: LatentCells | None = None, *, tree: Clade | None = None, **settings) -> Hierarchy:
+    return build_hierarchy(cells or planted(), HierarchySettings(**settings), seed=0, tree=tree)
+
+
+def clades(hierarchy: Hierarchy) -> set[frozenset[str]]:
+    return {frozenset(hierarchy.leaves(b.name)) for b in hierarchy.branches if hierarchy.children[b.name]}
+
+
+def hierarchies() -> dict[str, Hierarchy]:
+    """Hierarchies of all kinds."""
+    alike = dict.fromkeys("abcdef", (0.0, 0.0))
+    return {
+        "clustered": build(),
+        "flat": build(flat=True),
+        "multifurcating": build(tree=from_nested([["a", "b", "c"], "d", "e"])),
+        "against the distances": build(tree=from_nested([[["a", "e"], "b"], ["c", "d"]])),
+        "star": build(tree=from_nested(list("abcde"))),
+        "two types": build(planted({"a": (0, 0), "b": (3, 0)})),
+        "overlapping": build(planted(alike)),
+        "far apart": build(planted({"a": (0, 0), "b": (1e4, 0), "c": (1e4, 10)})),
+        "high threshold": build(threshold=0.999),
+        "low threshold": build(threshold=0.51),
+    }
+
+
+HIERARCHIES = hierarchies()
+every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES.values(), ids=HIERARCHIES)
+
+
+# ---- levels
+
+
+@pytest.mark.parametrize("threshold", [0.55, 0.75, 0.9, 0.99])
+def test_branch_level_solves_its_equation(threshold):
+    distance = np.array([[3.5, 5.0], [10.0, 200.0]])
+    level = branch_level(distance, threshold=threshold)
+    assert level.shape == distance.shape
+    np.testing.assert_allclose(norm.cdf(distance / np.sqrt(2 * (1 + level**2))), threshold)
+
+
+def test_branch_level_is_where_a_real_test_has_that_auc():
+    rng = np.random.default_rng(0)
+    distance, n_dims, n_cells = 6.0, 4, 200_000
+    level = float(branch_level(distance, threshold=0.8))
+    one, other = (rng.normal(size=(n_cells, n_dims)) + level * rng.normal(size=(n_cells, n_dims)) for _ in range(2))
+    direction = np.full(n_dims, 1 / np.sqrt(n_dims))
+    score, other_score = one @ direction, (other + distance * direction) @ direction
+    assert np.mean(other_score > score) == pytest.approx(0.8, abs=0.003)
+
+
+def test_branch_level_rises_with_distance_and_falls_with_threshold():
+    levels = branch_level(np.linspace(0, 50, 200), threshold=0.9)
+    assert (np.diff(levels) >= 0).all()
+    assert levels[0] == 0
+    by_threshold = [float(branch_level(10, threshold=t)) for t in (0.51, 0.6, 0.7, 0.8, 0.9, 0.99)]
+    assert by_threshold == sorted(by_threshold, reverse=True)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.0, 1.0, 1.5, -1, float("nan")])
+def test_threshold_out_of_range(threshold):
+    with pytest.raises(InputError, match="threshold"):
+        branch_level(3.0, threshold=threshold)
+    with pytest.raises(InputError, match="threshold"):
+        HierarchySettings(threshold=threshold)
+
+
+# ---- what every hierarchy is like
+
+
+@every_hierarchy
+def test_levels_never_fall_below_childrens(hierarchy):
+    for branch in hierarchy.branches:
+        for child in hierarchy.children[branch.name]:
+            assert branch.level >= hierarchy.by_name[child].level
+        assert branch.level == 0 if not hierarchy.children[branch.name] else branch.level >= MIN_LEVEL
+
+
+@every_hierarchy
+def test_way_of_every_type_tiles_all_noise_levels(hierarchy):
+    for cell_type in hierarchy.cell_types:
+        path = hierarchy.path(cell_type)
+        assert path[0].high == hierarchy.sigma_max
+        assert path[-1].low == 0
+        assert path[-1].branch == cell_type
+        assert all(above.low == below.high for above, below in pairwise(path))
+        assert all(segment.high > segment.low for segment in path)
+        assert all(cell_type in hierarchy.leaves(segment.branch) for segment in path)
+
+
+@every_hierarchy
+def test_branches_are_in_order_with_numbers_that_add_up(hierarchy):
+    seen = set()
+    for branch in hierarchy.branches:
+        assert branch.parent in seen or branch is hierarchy.root
+        assert branch.name not in seen
+        seen.add(branch.name)
+        children = hierarchy.children[branch.name]
+        if children:
+            assert branch.n_cells == sum(hierarchy.by_name[child].n_cells for child in children)
+    assert hierarchy.root.n_cells == 300 * len(hierarchy.cell_types)
+    assert hierarchy.sigma_max >= 2 * hierarchy.root.level or hierarchy.root.level == hierarchy.sigma_max
+
+
+@every_hierarchy
+def test_comes_back_from_json(hierarchy):
+    assert Hierarchy.from_json(json.loads(json.dumps(hierarchy.to_json()))) == hierarchy
+
+
+@every_hierarchy
+def test_support_is_a_share(hierarchy):
+    support = [b.support for b in hierarchy.branches if hierarchy.children[b.name]]
+    assert all(s is None or 0 <= s <= 1 for s in support)
+    assert all(b.support is None for b in hierarchy.branches if not hierarchy.children[b.name])
+
+
+@every_hierarchy
+def test_can_be_drawn(hierarchy, tmp_path):
+    save_figure(plot_hierarchy(hierarchy).figure, tmp_path / "tree.svg")
+    assert (tmp_path / "tree.svg").stat().st_size > 1000
+
+
+@every_hierarchy
+def test_branch_table_agrees_with_the_ways(hierarchy):
+    cell_types = tuple(sorted(hierarchy.cell_types, reverse=True))
+    upper, branch = branch_table(hierarchy, cell_types)
+    levels = sorted({segment.low for t in cell_types for segment in hierarchy.path(t)} | {hierarchy.sigma_max})
+    between = [(low + high) / 2 for low, high in pairwise(levels)]
+    sigmas = torch.tensor([1e-6, *between, *levels[1:], 10 * hierarchy.sigma_max])
+    for code, cell_type in enumerate(cell_types):
+        places = torch.searchsorted(upper[code], sigmas)
+        for sigma, place in zip(sigmas.tolist(), places.tolist(), strict=True):
+            found = hierarchy.branches[branch[code, place]].name
+            path = hierarchy.path(cell_type)
+            on = [s for s in path if np.float32(s.low) <= sigma <= np.float32(s.high)] or [path[0]]
+            assert found == on[-1].branch  # at a branch point, where both are right, the lower one
+
+
+# ---- clustering
+
+
+def test_planted_tree_is_recovered_with_full_support():
+    hierarchy = build()
+    assert clades(hierarchy) == CLADES
+    assert {b.support for b in hierarchy.branches if hierarchy.children[b.name]} == {1.0}
+
+
+def test_levels_come_from_distances_of_means():
+    hierarchy = build(planted(n_cells=20_000))
+    (pair,) = (b for b in hierarchy.branches if set(hierarchy.leaves(b.name)) == {"a", "b"})
+    assert pair.level == pytest.approx(float(branch_level(4.0, threshold=0.9)), rel=0.02)
+    squares = [np.sum((np.subtract(PLANTED["e"], PLANTED[t])) ** 2) for t in "abcd"]
+    assert hierarchy.root.level == pytest.approx(
+        float(branch_level(np.sqrt(np.mean(squares)), threshold=0.9)), rel=0.02
+    )
+
+
+def test_hierarchy_does_not_depend_on_order_of_types():
+    order = ["e", "c", "a", "d", "b"]
+    cells = planted()
+    code = torch.tensor([order.index(t) for t in cells.cell_types])[cells.cell_type]
+    assert clades(build(replace(cells, cell_type=code, cell_types=tuple(order)))) == CLADES
+
+
+def test_weak_clades_have_weak_support():
+    means = {t: tuple(0.001 * np.eye(4)[i]) for i, t in enumerate("abcd")}
+    hierarchy = build(planted(means, n_cells=50))
+    weakest = min(b.support for b in hierarchy.branches if b.support is not None)
+    assert weakest < 0.9
+
+
+def test_support_is_repeatable_and_optional():
+    assert build() == build()
+    assert all(b.support is None for b in build(n_bootstrap=0).branches)
+
+
+def test_higher_threshold_shares_more():
+    shares = [build(threshold=t).root.level for t in (0.6, 0.8, 0.95)]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_inner_names_do_not_clash_with_types():
+    hierarchy = build(planted({"node 1": (0, 0), "node 2": (9, 0), "x": (40, 0)}))
+    assert len({b.name for b in hierarchy.branches}) == 5
+    assert set(hierarchy.cell_types) == {"node 1", "node 2", "x"}
+
+
+def test_flat_hierarchy_gives_every_type_its_own_branch():
+    hierarchy = HIERARCHIES["flat"]
+    for cell_type in hierarchy.cell_types:
+        (segment,) = hierarchy.path(cell_type)
+        assert (segment.branch, segment.high, segment.low) == (cell_type, hierarchy.sigma_max, 0)
+
+
+# ---- a user's tree
+
+
+def test_users_tree_is_kept():
+    nested = [["a", "c", "e"], ["b", "d"]]
+    hierarchy = build(tree=from_nested(nested))
+    assert clades(hierarchy) == {frozenset("ace"), frozenset("bd"), frozenset("abcde")}
+    assert len(hierarchy.children[hierarchy.root.name]) == 2
+    assert {len(children) for children in hierarchy.children.values()} == {0, 2, 3}
+    (wrong,) = (b for b in hierarchy.branches if set(hierarchy.leaves(b.name)) == {"b", "d"})
+    assert wrong.support == 0
+
+
+def test_users_tree_of_the_clustering_gets_its_levels():
+    tree = from_nested([[["a", "b"], ["c", "d"]], "e"])
+    levels = {frozenset(h.leaves(b.name)): b.level for h in (build(),) for b in h.branches}
+    given = build(tree=tree)
+    for branch in given.branches:
+        assert branch.level == pytest.approx(levels[frozenset(given.leaves(branch.name))])
+
+
+@pytest.mark.parametrize(
+    ("nested", "message"),
+    [
+        ([["a", "b"], ["c", "d"]], "lacks 'e'"),
+        ([["a", "b"], ["c", "d"], "e", "f"], "unknown types 'f'"),
+        ([["a", "b"], ["c", "d"], "e", "a"], "repeats 'a'"),
+        ("a", "lacks"),
+    ],
+)
+def test_tree_of_other_types(nested, message):
+    with pytest.raises(InputError, match=message):
+        build(tree=from_nested(nested))
+    with pytest.raises(InputError, match=message):
+        check_leaves(from_nested(nested), list("abcde"))
+
+
+@pytest.mark.parametrize("nested", [[], ["a"], [["a", "b"], ["c"]], ["a", 1], ["a", None], {"a": ["b", "c"]}, 3])
+def test_no_nested_lists(nested):
+    with pytest.raises(InputError):
+        from_nested(nested)
+
+
+def test_tree_and_flat_are_refused_together():
+    with pytest.raises(InputError, match="flat"):
+        build(tree=from_nested(list("abcde")), flat=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tree.json", b'["a", "b"'),
+        ("tree.json", b'["a", 2]'),
+        ("tree.json", b"[" * 5000),
+        ("tree.nwk", b"(a,b"),
+        ("tree.nwk", b"\xff\xfe\x00"),
+        ("tree.nwk", b""),
+    ],
+)
+def test_file_without_a_tree(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_tree(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.nwk", ".", "folder.json"])
+def test_no_tree_file(tmp_path, name):
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError):
+        read_tree(tmp_path / name)
+
+
+# ---- damaged files
+
+
+def content() -> dict:
+    return Hierarchy(
+        (Branch("r", None, 2.0, 2, 1.0), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1)), 9.0, 0.9
+    ).to_json()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.pop("branches"),
+        lambda c: c.pop("sigma_max"),
+        lambda c: c.update(format=99),
+        lambda c: c.update(branches=[]),
+        lambda c: c.update(branches=None),
+        lambda c: c.update(sigma_max="high"),
+        lambda c: c.update(sigma_max=1.0),
+        lambda c: c["branches"].reverse(),
+        lambda c: c["branches"][1].update(parent="q"),
+        lambda c: c["branches"][1].update(parent=None),
+        lambda c: c["branches"][1].update(name="b"),
+        lambda c: c["branches"][1].update(level=0.5),
+        lambda c: c["branches"][0].update(level=-1),
+        lambda c: c["branches"][0].update(level="2"),
+        lambda c: c["branches"][0].update(colour="red"),
+        lambda c: c["branches"][0].pop("level"),
+    ],
+)
+def test_damaged_content(damage):
+    damaged = content()
+    assert Hierarchy.from_json(damaged).cell_types == ("a", "b")
+    damage(damaged)
+    with pytest.raises(InputError):
+        Hierarchy.from_json(damaged)
+
+
+@pytest.mark.parametrize("damaged", [None, [], "text", 3])
+def test_content_of_other_kinds(damaged):
+    with pytest.raises(InputError):
+        Hierarchy.from_json(damaged)

@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+import torch
+
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.errors import InputError
+from bdm.latent.cells import LatentCells, encode, latent_cells, read_latent
+from bdm.latent.moments import N_SHRINK, type_moments
+from bdm.latent.whitening import Whitening, fit_whitening
+from bdm.linalg import matrix_power
+from bdm.minibatch import Minibatches, type_weight
+
+
+def random_cells(*, n_cells=(400, 150, 60), n_dims=5, seed=0) -> LatentCells:
+    """Cells of types with means and covariances of their own; the last dimension is known exactly."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for n in n_cells:
+        parts.append(rng.normal(size=(n, n_dims)) @ rng.normal(size=(n_dims, n_dims)) + 3 * rng.normal(size=n_dims))
+    scale = rng.uniform(0.1, 1, size=(sum(n_cells), n_dims))
+    scale[:, -1] = 0
+    return LatentCells(
+        torch.tensor(np.concatenate(parts)).float(),
+        torch.tensor(scale).float(),
+        torch.repeat_interleave(torch.arange(len(n_cells)), torch.tensor(n_cells)),
+        tuple("abcdefgh"[: len(n_cells)]),
+    )
+
+
+# ---- matrices
+
+
+@pytest.mark.parametrize("power", [-1, -0.5, 0, 0.5, 1, 2])
+def test_matrix_power(power):
+    root = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrix = root @ root.T + torch.eye(6)
+    half = matrix_power(matrix, power / 2)
+    torch.testing.assert_close(half @ half, matrix_power(matrix, power))
+    torch.testing.assert_close(matrix_power(matrix, power) @ matrix_power(matrix, -power), torch.eye(6).double())
+    torch.testing.assert_close(matrix_power(matrix, 1), matrix)
+
+
+def test_matrix_power_of_singular_matrix_is_finite():
+    assert matrix_power(torch.ones(4, 4), -0.5).isfinite().all()
+
+
+# ---- whitening
+
+
+def test_whitened_cells_have_unit_covariance_within_types():
+    cells = random_cells()
+    whitening = fit_whitening(cells)
+    x = whitening(cells.mean)
+    within = torch.cat([x[cells.cell_type == t] - x[cells.cell_type == t].mean(dim=0) for t in range(3)])
+    pooled = within.T @ within / len(within) + whitening.variance(cells.scale)
+    torch.testing.assert_close(pooled, torch.eye(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+
+
+def test_draws_from_posteriors_have_unit_covariance_within_types():
+    cells = random_cells(n_cells=(4000, 3000))
+    whitening = fit_whitening(cells)
+    x = whitening(cells.draw(torch.arange(7000), torch.Generator().manual_seed(0)))
+    within = torch.cat([x[cells.cell_type == t] - x[cells.cell_type == t].mean(dim=0) for t in range(2)])
+    torch.testing.assert_close(within.T @ within / len(within), torch.eye(5), atol=0.06, rtol=0)
+
+
+def test_whitening_is_undone():
+    cells = random_cells()
+    whitening = fit_whitening(cells)
+    torch.testing.assert_close(whitening.inverse(whitening(cells.mean)), cells.mean, atol=1e-4, rtol=1e-4)
+
+
+def test_whitening_does_not_depend_on_units():
+    cells = random_cells()
+    scaled = LatentCells(cells.mean * 7 + 2, cells.scale * 7, cells.cell_type, cells.cell_types)
+    torch.testing.assert_close(
+        fit_whitening(cells)(cells.mean), fit_whitening(scaled)(scaled.mean), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_constant_dimension_is_no_harm():
+    cells = random_cells()
+    cells.mean[:, -1] = 4.0
+    whitening = fit_whitening(cells)
+    x = whitening(cells.mean)
+    assert x.isfinite().all()
+    assert float(x.std(dim=0)[-1]) < 10
+    torch.testing.assert_close(whitening.inverse(x), cells.mean, atol=1e-3, rtol=1e-3)
+
+
+def test_variance_of_errors():
+    whitening = Whitening(torch.zeros(2), torch.tensor([[4.0, 0.0], [0.0, 9.0]]))
+    scale = torch.tensor([[2.0, 3.0], [0.0, 0.0]])
+    torch.testing.assert_close(whitening.variance(scale), torch.eye(2) / 2)
+
+
+# ---- moments
+
+
+def test_moments_of_a_large_type_are_those_of_its_draws():
+    cells = random_cells(n_cells=(30_000, 500))
+    whitening = fit_whitening(cells)
+    moments = type_moments(cells, whitening)
+    x = whitening(cells.draw(torch.arange(30_000), torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(moments.mean[0], x.mean(dim=0), atol=0.03, rtol=0)
+    torch.testing.assert_close(moments.covariance[0], torch.cov(x.T), atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, N_SHRINK, 200])
+def test_small_types_shrink_to_the_identity(n_cells):
+    cells = random_cells(n_cells=(500, n_cells))
+    whitening = fit_whitening(cells)
+    covariance = type_moments(cells, whitening).covariance[1]
+    x = whitening(cells.mean[cells.cell_type == 1])
+    own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[cells.cell_type == 1])
+    trust = n_cells / (n_cells + 20)
+    torch.testing.assert_close(covariance, trust * own + (1 - trust) * torch.eye(5), atol=1e-4, rtol=1e-4)
+    assert torch.linalg.eigvalsh(covariance).min() > 0
+
+
+def test_mixture_has_the_moments_of_its_draws():
+    cells = random_cells(n_cells=(5000, 2000, 800))
+    moments = type_moments(cells, fit_whitening(cells))
+    mixture = moments.mixture(("a", "c"))
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.multinomial(moments.weight * torch.tensor([1, 0, 1]), 40_000, replacement=True, generator=generator)
+    noise = torch.randn(40_000, 5, generator=generator)
+    roots = torch.stack([matrix_power(covariance, 0.5) for covariance in moments.covariance])
+    x = moments.mean[chosen] + torch.einsum("ci,cij->cj", noise, roots[chosen])
+    torch.testing.assert_close(mixture.mean, x.mean(dim=0), atol=0.1, rtol=0.02)
+    torch.testing.assert_close(mixture.covariance, torch.cov(x.T), atol=0.2, rtol=0.05)
+
+
+def test_mixture_of_one_type_is_the_type_and_order_does_not_matter():
+    cells = random_cells()
+    moments = type_moments(cells, fit_whitening(cells))
+    assert torch.equal(moments.mixture(("b",)).covariance, moments.covariance[1])
+    one, other = moments.mixture(("a", "b", "c")), moments.mixture(("c", "a", "b"))
+    torch.testing.assert_close(one.covariance, other.covariance)
+
+
+# ---- minibatches
+
+
+def test_minibatches_hold_types_by_weight_and_cells_of_a_type_alike():
+    cell_type = torch.tensor([0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2])  # no cell of type 1
+    index = Minibatches.of(cell_type).draw(60_000, torch.Generator().manual_seed(0))
+    weight = type_weight(torch.bincount(cell_type)).float()
+    share = torch.bincount(cell_type[index], minlength=3) / 60_000
+    torch.testing.assert_close(share, weight / weight.sum(), atol=0.01, rtol=0)
+    by_cell = torch.bincount(index, minlength=12) / 60_000
+    expected = (weight / torch.bincount(cell_type))[cell_type] / weight.sum()
+    torch.testing.assert_close(by_cell, expected, atol=0.01, rtol=0)
+
+
+# ---- encoded cells
+
+
+@pytest.fixture(scope="module")
+def encoded(example_cells, small_model):
+    prepared = prepare(example_cells, PrepareSettings(label_key="bulk_labels", genes="all", test=0.3))
+    prepared = prepared[:, small_model.model.autoencoder.genes.index].copy()
+    return prepared, encode(prepared, small_model.model.autoencoder.network, ())
+
+
+def test_encoded_cells(encoded):
+    prepared, latent = encoded
+    assert latent.shape == (prepared.n_obs, 7)
+    assert list(latent.obs_names) == list(prepared.obs_names)
+    np.testing.assert_allclose(latent.X[:, -1], np.log(np.asarray(prepared.X.sum(axis=1)).ravel()), rtol=1e-6)
+    assert (latent.layers["scale"][:, -1] == 0).all()
+    assert (latent.layers["scale"][:, :-1] > 0).all()
+
+
+def test_encoding_does_not_depend_on_blocks(encoded, small_model):
+    prepared, latent = encoded
+    blocks = encode(prepared, small_model.model.autoencoder.network, (), block=100)
+    np.testing.assert_allclose(blocks.X, latent.X, atol=1e-4)
+
+
+def test_test_cells_are_held_out(encoded):
+    _, latent = encoded
+    learnt, held_out = latent_cells(latent), latent_cells(latent, held_out=True)
+    assert len(held_out.mean) == (latent.obs["split"] == "test").sum() > 0
+    assert len(learnt.mean) + len(held_out.mean) == latent.n_obs
+    assert int(learnt.n_cells.sum()) == len(learnt.mean)
+    types = latent.obs["cell_type"][latent.obs["split"] != "test"]
+    assert [learnt.cell_types[code] for code in learnt.cell_type] == list(types)
+
+
+def test_file_of_other_cells_is_no_latent(example_cells, tmp_path):
+    example_cells.write_h5ad(tmp_path / "latent.h5ad")
+    with pytest.raises(InputError, match="not made by bdm autoencoder"):
+        read_latent(tmp_path)
+    with pytest.raises(InputError, match="No such file"):
+        read_latent(tmp_path / "none")

@@ -1,0 +1,271 @@
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import bdm
+from bdm.api import BranchedDiffusion
+from bdm.errors import InputError
+from bdm.hierarchy.topology import from_nested
+
+PARTS = ("autoencoder.safetensors", "denoiser.safetensors", "space.safetensors", "model.json")
+
+
+@pytest.fixture(scope="module")
+def saved(small_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    small_model.save(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in saved.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+# ---- the public interface
+
+
+def test_public_names():
+    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings"}
+    assert all(getattr(bdm, name).__module__.startswith("bdm.") for name in bdm.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        bdm.nonsense  # noqa: B018
+
+
+def test_fit_learns_the_types_of_the_column_that_is_named(small_model, example_cells):
+    assert set(small_model.hierarchy.cell_types) < set(example_cells.obs["bulk_labels"])
+    assert set(small_model.model.cell_types) == set(small_model.hierarchy.cell_types)
+    assert small_model.model.label_key == "bulk_labels"
+
+
+def test_data_are_not_changed(example_cells, small_settings):
+    cells = example_cells.copy()
+    BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings)
+    assert list(cells.obs) == list(example_cells.obs)
+    assert (cells.X != example_cells.X).nnz == 0
+
+
+def test_batches(batch_model):
+    model = batch_model.model
+    assert model.autoencoder.batches == ("one", "two")
+    assert list(model.composition) == ["one", "two"]
+    assert model.composition.loc["CD19+ B", "two"] == 0
+    assert model.composition.to_numpy().sum() == batch_model.prepared.n_obs
+
+
+def test_same_seed_same_model(example_cells, small_settings):
+    quick = replace(
+        small_settings,
+        autoencoder=replace(small_settings.autoencoder, n_steps=5),
+        denoiser=replace(small_settings.denoiser, n_steps=5),
+    )
+
+    def cells(seed: int) -> np.ndarray:
+        model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=quick, seed=seed).fit()
+        return model.generate(2).X.toarray()
+
+    first = cells(1)
+    assert (first == cells(1)).all()
+    assert first.shape != (other := cells(2)).shape or (first != other).any()
+
+
+def test_users_tree(example_cells, small_settings, small_model):
+    quick = replace(
+        small_settings,
+        autoencoder=replace(small_settings.autoencoder, n_steps=2),
+        denoiser=replace(small_settings.denoiser, n_steps=2),
+    )
+    first, *others = small_model.model.cell_types
+    model = BranchedDiffusion(
+        example_cells, label_key="bulk_labels", tree=from_nested([first, others]), settings=quick
+    ).fit()
+    top, rest = model.hierarchy.children[model.hierarchy.root.name]
+    assert {top, rest} - {first} <= set(model.hierarchy.by_name)
+    assert len(model.generate(1)) == len(others) + 1
+
+
+def test_tree_of_other_types_is_refused_before_any_training(example_cells, small_settings):
+    with pytest.raises(InputError, match="unknown types"):
+        BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=small_settings)
+
+
+@pytest.mark.parametrize("keys", [{}, {"label_key": "bulk_labels", "batch_key": "donor"}])
+def test_columns_that_are_not_there(example_cells, small_settings, keys):
+    with pytest.raises(InputError, match="no column"):
+        BranchedDiffusion(example_cells, **keys, settings=small_settings)
+
+
+def test_nothing_comes_from_a_model_that_is_not_fitted(example_cells, small_settings, tmp_path):
+    model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings)
+    for use in (lambda: model.generate(1), lambda: model.hierarchy, lambda: model.save(tmp_path / "model")):
+        with pytest.raises(InputError, match="not fitted"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loaded_model_cannot_be_fitted(saved):
+    with pytest.raises(InputError, match="no cells"):
+        BranchedDiffusion.load(saved).fit()
+
+
+# ---- saved and loaded
+
+
+@pytest.mark.parametrize("settings", [{}, {"shared_ancestors": True}, {"stochastic": True}])
+def test_loaded_model_generates_the_same_cells(small_model, saved, settings):
+    loaded = BranchedDiffusion.load(saved)
+    expected, found = (model.generate(3, seed=4, **settings) for model in (small_model, loaded))
+    assert (found.X.toarray() == expected.X.toarray()).all()
+    assert (found.obsm["latent"] == expected.obsm["latent"]).all()
+    assert found.obs.equals(expected.obs)
+    assert list(found.var_names) == list(expected.var_names)
+    assert loaded.hierarchy == small_model.hierarchy
+
+
+def test_loaded_model_with_batches(batch_model, tmp_path):
+    batch_model.save(tmp_path / "model")
+    found = BranchedDiffusion.load(tmp_path / "model").generate(4)
+    expected = batch_model.generate(4)
+    assert found.obs.equals(expected.obs)
+    assert (found.X.toarray() == expected.X.toarray()).all()
+
+
+def test_columns_of_genes_are_kept_with_what_is_missing(example_cells, small_settings, tmp_path):
+    cells = example_cells[:, :60].copy()
+    cells.var["name"] = pd.Categorical([None, *(f"gene {i % 7}" for i in range(59))])
+    cells.var["score"] = [np.nan, np.inf, *range(58)]
+    cells.var["flag"] = pd.array([None, True] * 30, dtype="boolean")
+    cells.var["nothing"] = np.nan
+    cells.var["text"] = [None, *"a" * 59]
+    quick = replace(small_settings, denoiser=replace(small_settings.denoiser, n_steps=2))
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=quick).fit()
+    model.save(tmp_path / "model")
+    generated = BranchedDiffusion.load(tmp_path / "model").generate(1)
+    for adata in (generated, model.generate(1)):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        var = anndata.read_h5ad(tmp_path / "cells.h5ad").var
+        assert {"name", "score", "flag", "nothing", "text"} <= set(var)
+        for column in ("name", "score", "flag", "text"):
+            kept = cells.var.loc[var.index, column]
+            assert var[column].notna().equals(kept.notna() & ~kept.isin([np.inf])) or adata is not generated
+
+
+def test_model_saved_again_is_the_same(saved, tmp_path):
+    BranchedDiffusion.load(saved).save(tmp_path / "again")
+    assert {p.name for p in saved.iterdir()} == set(PARTS)
+    for name in PARTS:
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_nothing_is_unpickled(saved, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("something is unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    assert BranchedDiffusion.load(saved).model.cell_types
+
+
+def test_save_replaces_models_alone(small_model, copied, tmp_path):
+    small_model.save(copied)
+    assert {path.name for path in copied.iterdir()} == set(PARTS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="other content"):
+        small_model.save(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
+
+
+# ---- damaged models
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_missing_file(copied, name):
+    (copied / name).unlink()
+    with pytest.raises(InputError, match=name):
+        BranchedDiffusion.load(copied)
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_file(copied, name, share):
+    content = (copied / name).read_bytes()
+    (copied / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=name):
+        BranchedDiffusion.load(copied)
+
+
+@pytest.mark.parametrize("name", PARTS[:3])
+@pytest.mark.parametrize("place", [0, 100, -1])
+def test_changed_byte(copied, name, place):
+    content = bytearray((copied / name).read_bytes())
+    content[place] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        BranchedDiffusion.load(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 0},
+        {"format": None},
+        {"checksums": {}},
+        {"checksums": []},
+        {"checksums": None},
+        {"autoencoder": None},
+        {"autoencoder": {}},
+        {"denoiser": {"n_input": 3}},
+        {"denoiser": {"n_input": 7, "n_branches": 3, "sigma_data": 1.0, "width": 32, "n_layers": 2}},
+        {"denoiser": {"n_input": -7, "n_branches": 3, "sigma_data": 1.0}},
+        {"hierarchy": {"format": 1}},
+        {"hierarchy": "tree"},
+        {"composition": 5},
+        {"cell_types": None},
+    ],
+)
+def test_other_content(copied, change):
+    content = json.loads((copied / "model.json").read_text())
+    (copied / "model.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(InputError):
+        BranchedDiffusion.load(copied)
+
+
+@pytest.mark.parametrize("lacking", ["autoencoder", "denoiser", "hierarchy", "cell_types", "composition", "provenance"])
+def test_lacking_content(copied, lacking):
+    content = json.loads((copied / "model.json").read_text())
+    del content[lacking]
+    (copied / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError):
+        BranchedDiffusion.load(copied)
+
+
+def test_no_model_folder(tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError, match=r"no model\.json"):
+            BranchedDiffusion.load(path)
+
+
+def test_threads_asked_for_are_kept():
+    code = (
+        "import bdm, torch\n"
+        "from bdm.data.example import pbmc68k_counts\n"
+        "from bdm.data.prepare import PrepareSettings, prepare\n"
+        "prepare(pbmc68k_counts(), PrepareSettings(label_key='bulk_labels', n_genes=50))\n"
+        "print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"

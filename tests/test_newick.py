@@ -1,0 +1,153 @@
+import random
+
+import pytest
+
+from bdm.errors import InputError
+from bdm.hierarchy.newick import from_newick, to_newick
+from bdm.hierarchy.topology import Clade, from_nested
+from bdm.hierarchy.tree import Branch, Hierarchy
+
+NAMES = [
+    "B",
+    "CD4+ T",
+    "it's",
+    "''",
+    "(a,b)",
+    "a:b;c",
+    "[comment]",
+    "under_score",
+    " spaces  inside ",
+    "γδ T cell",
+    "CD14+/CD16-",
+    '"double"',
+    "1.5",
+    "'",
+    "tab\there",
+]
+
+
+def nested(clade: Clade):
+    return [nested(child) for child in clade.children] if clade.children else clade.name
+
+
+def hierarchy_of(names: list[str]) -> Hierarchy:
+    """Leaves in threes below a root."""
+    branches = [Branch("root", None, 8.0, len(names))]
+    for start in range(0, len(names), 3):
+        group = names[start : start + 3]
+        branches.append(Branch(f"node {start}", "root", 3.5, len(group), 0.25))
+        branches += [Branch(name, f"node {start}", 0.0, 1) for name in group]
+    return Hierarchy(tuple(branches), 20.0, 0.9)
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:3] + NAMES[::-1][:3], ["a", "b", "c", "d", "e", "f"]])
+def test_written_tree_reads_back(names):
+    expected = [names[start : start + 3] for start in range(0, len(names), 3)]
+    assert nested(from_newick(to_newick(hierarchy_of(names)))) == expected or len(expected) == 1
+
+
+def test_written_text():
+    assert to_newick(hierarchy_of(["a", "b", "it's", "c", "d", "e"])) == (
+        "(('a':3.5,'b':3.5,'it''s':3.5)0.25:4.5,('c':3.5,'d':3.5,'e':3.5)0.25:4.5):12;\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(a,b);", ["a", "b"]),
+        ("((a,b),c,d);", [["a", "b"], "c", "d"]),
+        (" ( a , b ) ; ", ["a", "b"]),
+        ("((a:1,b:2e-3)0.9:1,c:3)root:0;", [["a", "b"], "c"]),
+        ("((a,b)'inner, label',c);", [["a", "b"], "c"]),
+        ("([c]a[&x=1]:[len]1,b)[end];[more]", ["a", "b"]),
+        ("(CD4_T,'CD4_T');", ["CD4 T", "CD4_T"]),
+        ("(a,\n('b c',\n'd''e'));\n", ["a", ["b c", "d'e"]]),
+        ("(((a)),b);", ["a", "b"]),
+        ("(a,b);(c,d);", ["a", "b"]),
+        ("(γδ,β);", ["γδ", "β"]),
+    ],
+)
+def test_newick_texts(text, expected):
+    assert nested(from_newick(text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n",
+        ";",
+        "()",
+        "();",
+        "(a,b)",
+        "(a,b",
+        "a,b;",
+        "(a,b));",
+        "((a,b);",
+        "(a,,b);",
+        "(a,);",
+        "(,);",
+        "a(b,c);",
+        "(a(b,c),d);",
+        "(a,b)(c,d);",
+        "(a,b)x(c,d);",
+        "(a:1(b,c));",
+        "(a,'b);",
+        "(a,b[);",
+        "(a,b];",
+        "[only a comment]",
+        "(:1,b);",
+    ],
+)
+def test_no_newick(text):
+    with pytest.raises(InputError):
+        from_newick(text)
+
+
+def test_mutated_texts_are_read_or_refused():
+    rng = random.Random(0)
+    text = to_newick(hierarchy_of(NAMES))
+    alphabet = "()[]',:; \n_ab1'" + "δ"
+    refused = 0
+    for _ in range(3000):
+        mutated = list(text)
+        for _ in range(min(rng.randint(1, 4), len(mutated))):
+            place = rng.randrange(len(mutated))
+            match rng.randrange(4):
+                case 0:
+                    mutated[place] = ""
+                case 1:
+                    mutated.insert(place, rng.choice(alphabet))
+                case 2:
+                    mutated[place] = rng.choice(alphabet)
+                case 3:
+                    mutated = mutated[: place + 1]
+        try:
+            assert all(isinstance(leaf, str) for leaf in from_newick("".join(mutated)).leaves())
+        except InputError:
+            refused += 1
+    assert 300 < refused < 3000
+
+
+@pytest.mark.parametrize(
+    "text", ["(" * 50_000, "'" * 50_001, "[" * 50_000, "(a," * 20_000, "a " * 50_000, ":" * 50_000]
+)
+def test_long_nonsense_is_refused_at_once(text):
+    with pytest.raises(InputError):
+        from_newick(text)
+
+
+def test_written_newick_has_the_clades_of_nested_lists():
+    tree = [[["a", "b"], "c"], ["d", "e", "f"]]
+    branches = (
+        Branch("r", None, 4.0, 6),
+        Branch("x", "r", 3.0, 3),
+        Branch("y", "x", 1.0, 2),
+        Branch("a", "y", 0.0, 1),
+        Branch("b", "y", 0.0, 1),
+        Branch("c", "x", 0.0, 1),
+        Branch("z", "r", 2.0, 3),
+        *(Branch(name, "z", 0.0, 1) for name in "def"),
+    )
+    assert from_newick(to_newick(Hierarchy(branches, 9.0, 0.9))) == from_nested(tree)

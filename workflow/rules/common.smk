@@ -1,0 +1,75 @@
+import os
+import shlex
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret"]
+
+# The conda environment of the rules installs bdm from here, see envs/bdm.post-deploy.sh.
+os.environ.update(
+    BDM_CHECKOUT=str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1])
+)
+
+
+def complete(config):
+    """Give each data set all settings: its own, else those for all data sets, else the defaults."""
+    check(config, set_default=False)
+    datasets = {
+        str(name): dataset | {section: config.get(section, {}) | dataset.get(section, {}) for section in SECTIONS}
+        for name, dataset in config["datasets"].items()
+    }
+    return check(config | {"datasets": datasets}, set_default=True)
+
+
+def check(config, *, set_default):
+    """Refuse a configuration that the schema does not allow, in one sentence."""
+    try:
+        validate(config, "../schemas/config.schema.yaml", set_default=set_default)
+    except WorkflowError as error:
+        problem = error.__context__
+        place = ".".join(map(str, problem.absolute_path)) or "top level"
+        raise WorkflowError(
+            f"Configuration, {place}: {problem.message}; every key is explained in config/README.md."
+        ) from None
+    return config
+
+
+def setting(path):
+    """Give a params function: the data set's setting at ``path``, such as ``hierarchy/threshold``."""
+    return lookup(within=settings, dpath=f"datasets/{{dataset}}/{path}")
+
+
+def option(flag, path):
+    """Give a params function: the flag with the data set's setting, or nothing where it is not set."""
+
+    def flag_and_value(wildcards):
+        value = setting(path)(wildcards)
+        return "" if value is None else f"{flag} {shlex.quote(str(value))}"
+
+    return flag_and_value
+
+
+def switch(flag, path):
+    """Give a params function: the flag where the data set's setting is true."""
+    return lambda wildcards: flag if setting(path)(wildcards) else ""
+
+
+def optional_file(path, *, unless=()):
+    """Give an input function: the file that the data set's setting names, if it names one."""
+
+    def files(wildcards):
+        value = setting(path)(wildcards)
+        return [] if value is None or value in unless else [value]
+
+    return files
+
+
+def cells_to_generate(wildcards, input):
+    """Give the flag for a number of cells of each type, or for the numbers in the data."""
+    n_cells = setting("generate/n_cells")(wildcards)
+    return f"--cells-like {input.cells}" if n_cells is None else f"--cells {n_cells}"
+
+
+settings = complete(config)

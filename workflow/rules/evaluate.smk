@@ -1,0 +1,67 @@
+rule evaluate:
+    input:
+        cells=rules.prepare.output.cells,
+        generated=rules.generate.output.cells,
+        flat=rules.generate_flat.output.cells,
+    output:
+        evaluation="results/{dataset}/evaluation/evaluation.json",
+        overall=report(
+            "results/{dataset}/evaluation/overall.csv",
+            caption="../report/overall.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "scores", "form": "table"},
+        ),
+        overall_figure=report(
+            "results/{dataset}/evaluation/overall.png",
+            caption="../report/overall.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "scores", "form": "figure"},
+        ),
+        by_type=report(
+            "results/{dataset}/evaluation/by_type.csv",
+            caption="../report/by_type.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "scores by cell type", "form": "table"},
+        ),
+        umap=report(
+            "results/{dataset}/evaluation/umap.png",
+            caption="../report/umap.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "map of cells", "form": "figure"},
+        ),
+        by_type_figure=report(
+            "results/{dataset}/evaluation/by_type.png",
+            caption="../report/by_type.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "scores by cell type", "form": "figure"},
+        ),
+        genes=report(
+            "results/{dataset}/evaluation/genes.png",
+            caption="../report/genes.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "genes", "form": "figure"},
+        ),
+    log:
+        "results/{dataset}/logs/evaluate.log",
+    benchmark:
+        "results/{dataset}/benchmarks/evaluate.tsv"
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        folder=subpath(output.evaluation, parent=True),
+        n_repeats=setting("evaluate/n_repeats"),
+        max_cells_per_type=setting("evaluate/max_cells_per_type"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm evaluate {input.cells} {params.folder} {input.generated}"
+        " --beside flat={input.flat}"
+        " --n-repeats {params.n_repeats}"
+        " --max-cells-per-type {params.max_cells_per_type}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"

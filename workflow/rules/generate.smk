@@ -1,0 +1,38 @@
+rule generate:
+    input:
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
+    output:
+        cells="results/{dataset}/generated.h5ad",
+    log:
+        "results/{dataset}/logs/generate.log",
+    benchmark:
+        "results/{dataset}/benchmarks/generate.tsv"
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        cells=cells_to_generate,
+        shared_ancestors=switch("--shared-ancestors", "generate/shared_ancestors"),
+        stochastic=switch("--stochastic", "generate/stochastic"),
+        n_levels=setting("generate/n_levels"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm generate {input.model} {output.cells}"
+        " {params.cells}"
+        " {params.shared_ancestors}"
+        " {params.stochastic}"
+        " --n-levels {params.n_levels}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"
+
+
+use rule generate as generate_flat with:
+    input:
+        model=rules.train_flat.output.model,
+        cells=rules.prepare.output.cells,
+    output:
+        cells="results/{dataset}/flat/generated.h5ad",
+    log:
+        "results/{dataset}/logs/generate_flat.log",
+    benchmark:
+        "results/{dataset}/benchmarks/generate_flat.tsv"

@@ -1,0 +1,47 @@
+rule hierarchy:
+    input:
+        autoencoder=rules.autoencoder.output.model,
+        tree=optional_file("hierarchy/tree"),
+    output:
+        hierarchy="results/{dataset}/hierarchy.json",
+        newick="results/{dataset}/hierarchy.nwk",
+        figure=report(
+            "results/{dataset}/hierarchy.png",
+            caption="../report/hierarchy.rst",
+            category="Hierarchy",
+            subcategory="{dataset}",
+            labels={"result": "hierarchy of cell types", "form": "figure"},
+        ),
+    log:
+        "results/{dataset}/logs/hierarchy.log",
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        tree=option("--tree", "hierarchy/tree"),
+        threshold=setting("hierarchy/threshold"),
+        n_bootstrap=setting("hierarchy/n_bootstrap"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm hierarchy {input.autoencoder} {output.hierarchy}"
+        " --newick {output.newick}"
+        " --figure {output.figure}"
+        " {params.tree}"
+        " --threshold {params.threshold}"
+        " --n-bootstrap {params.n_bootstrap}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"
+
+
+rule hierarchy_flat:
+    input:
+        autoencoder=rules.autoencoder.output.model,
+    output:
+        hierarchy="results/{dataset}/flat/hierarchy.json",
+    log:
+        "results/{dataset}/logs/hierarchy_flat.log",
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm hierarchy {input.autoencoder} {output.hierarchy}" " --flat" " --seed {params.seed}" " > {log} 2>&1"

@@ -1,0 +1,50 @@
+rule example:
+    output:
+        cells="resources/pbmc68k_reduced.h5ad",
+    log:
+        "resources/pbmc68k_reduced.log",
+    conda:
+        "../envs/bdm.yaml"
+    shell:
+        "bdm example {output.cells}" " > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        cells=setting("path"),
+        labels=optional_file("labels"),
+        genes=optional_file("prepare/genes", unless=["seurat_v3", "all"]),
+    output:
+        cells="results/{dataset}/prepared.h5ad",
+    log:
+        "results/{dataset}/logs/prepare.log",
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        label_key=setting("label_key"),
+        batch_key=option("--batch-key", "batch_key"),
+        counts=setting("counts"),
+        labels=option("--labels", "labels"),
+        genes=setting("prepare/genes"),
+        n_genes=setting("prepare/n_genes"),
+        min_genes_per_cell=setting("prepare/min_genes_per_cell"),
+        min_cells_per_gene=setting("prepare/min_cells_per_gene"),
+        min_cells_per_type=setting("prepare/min_cells_per_type"),
+        validation=setting("prepare/validation"),
+        test=setting("prepare/test"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm prepare {input.cells:q} {output.cells}"
+        " --label-key {params.label_key:q}"
+        " {params.batch_key}"
+        " --counts {params.counts:q}"
+        " {params.labels}"
+        " --genes {params.genes:q}"
+        " --n-genes {params.n_genes}"
+        " --min-genes-per-cell {params.min_genes_per_cell}"
+        " --min-cells-per-gene {params.min_cells_per_gene}"
+        " --min-cells-per-type {params.min_cells_per_type}"
+        " --validation {params.validation}"
+        " --test {params.test}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"

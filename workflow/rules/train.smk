@@ -1,0 +1,36 @@
+rule train:
+    input:
+        autoencoder=rules.autoencoder.output.model,
+        hierarchy=rules.hierarchy.output.hierarchy,
+    output:
+        model=directory("results/{dataset}/model"),
+    log:
+        "results/{dataset}/logs/train.log",
+    benchmark:
+        "results/{dataset}/benchmarks/train.tsv"
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        n_steps=setting("train/n_steps"),
+        width=setting("train/width"),
+        n_layers=setting("train/n_layers"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
+        " --n-steps {params.n_steps}"
+        " --width {params.width}"
+        " --n-layers {params.n_layers}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"
+
+
+use rule train as train_flat with:
+    input:
+        autoencoder=rules.autoencoder.output.model,
+        hierarchy=rules.hierarchy_flat.output.hierarchy,
+    output:
+        model=directory("results/{dataset}/flat/model"),
+    log:
+        "results/{dataset}/logs/train_flat.log",
+    benchmark:
+        "results/{dataset}/benchmarks/train_flat.tsv"
