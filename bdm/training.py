@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from bdm.errors import InputError
+from bdm.memory import keep_freed_memory
 from bdm.seeds import torch_generator
 
 logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -83,6 +84,7 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
     FloatingPointError
         If the loss is not finite.
     """
+    keep_freed_memory()
     device = fabric(loop.device)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=loop.learning_rate)
     module, optimizer = device.setup(network, optimizer)

@@ -26,7 +26,7 @@ class AutoencoderSettings:
     n_latent: int = 20
     n_hidden: int = 128
     kl_weight: float = 0.1
-    dropout: float = 0.2
+    dropout: float = 0.5
     n_steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 3e-3

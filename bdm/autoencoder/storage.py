@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.data.columns import writable
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 
@@ -42,7 +43,7 @@ class GeneAutoencoder:
         """Make it again from its JSON content and its tensors."""
         network = CountAutoencoder(AutoencoderShape(**content["shape"]))
         network.load_state_dict(state)
-        genes = table_from_json(content["genes"])
+        genes = writable(table_from_json(content["genes"]))
         return cls(network.eval(), genes, tuple(content["batches"]), content["provenance"])
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.counts import draw_counts, expected_counts
 from bdm.generation.request import Request
+from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
 
@@ -51,6 +52,7 @@ def generate_cells(
     ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample that the cell descends
     from; the latent in ``obsm['latent']``; the model's ``var``.
     """
+    keep_freed_memory()
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
     blocks = {}
