@@ -29,11 +29,11 @@ def written_whole(path: Path, *, folder_of: str | None = None) -> Iterator[Path]
         If the folder of ``path`` cannot be written to, or ``path`` is a folder that must not be replaced.
     """
     path = Path(path)
-    if path.is_dir() and (folder_of is None or (any(path.iterdir()) and not (path / folder_of).is_file())):
-        raise InputError(f"Cannot write {path}: it is a folder with other content; name another output.")
-    if folder_of is not None and path.is_file():
-        raise InputError(f"Cannot write the folder {path}: there is a file of that name; name another output.")
     try:
+        if path.is_dir() and (folder_of is None or (any(path.iterdir()) and not (path / folder_of).is_file())):
+            raise InputError(f"Cannot write {path}: it is a folder with other content; name another output.")
+        if folder_of is not None and path.is_file():
+            raise InputError(f"Cannot write the folder {path}: there is a file of that name; name another output.")
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:

@@ -208,6 +208,7 @@ BAD = {
     "hierarchy: folder for a tree": ("hierarchy autoencoder OUT.json --tree model", "model"),
     "hierarchy: tree and flat": ("hierarchy autoencoder OUT.json --tree tree.nwk --flat", "flat"),
     "hierarchy: figure": ("hierarchy autoencoder OUT.json --newick OUT.nwk --figure OUT.xyz", "OUT.xyz"),
+    "hierarchy: one file for two": ("hierarchy autoencoder OUT.json --newick OUT.json", "Two outputs"),
     "hierarchy: over a folder": ("hierarchy autoencoder model", None),
     "train: no folder": ("train none tree.json OUT", "none"),
     "train: other folder": ("train model tree.json OUT", "autoencoder.json"),
@@ -237,6 +238,7 @@ BAD = {
     "generate: over a folder": ("generate model autoencoder --cells 1", None),
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
+    "name of no file": ("example " + 300 * "x", "Cannot write"),
     "no output": ("example", None),
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from bdm.errors import InputError
 from bdm.generation.counts import draw_counts, expected_counts
 from bdm.generation.generate import CHUNK
 from bdm.generation.request import numbers_like, read_request, request_cells
+from bdm.seeds import derive, numpy_generator
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 
@@ -50,7 +51,7 @@ def test_counts_of_genes_that_are_off():
 def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
     model = small_model.model
     x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 30
-    total = expected_counts(model, x, torch.zeros(50, dtype=torch.long)).sum(axis=1)
+    total = expected_counts(model, x, np.full(50, "")).sum(axis=1)
     low, high = model.library_sizes.exp().tolist()
     assert total.min() >= low * 0.999
     assert total.max() <= high * 1.001
@@ -150,6 +151,19 @@ def test_shared_chunks_hold_the_numbers_asked_for(small_model):
     adata = small_model.generate({B: CHUNK + 3, NK: 4}, n_levels=2, shared_ancestors=True)
     assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [CHUNK + 3, 4]
     assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(CHUNK + 3))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
+    seeds = []
+
+    def recorded(*key):
+        seeds.append(derive(*key))
+        return numpy_generator(*key)
+
+    monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
+    small_model.generate({B: CHUNK + 3, NK: CHUNK + 2}, n_levels=2, shared_ancestors=shared)
+    assert len(seeds) == len(set(seeds)) == 4
 
 
 # ---- requests

@@ -24,6 +24,7 @@ def hierarchy(
     """
     from contextlib import ExitStack
 
+    from bdm.errors import InputError
     from bdm.files import write_json, written_whole
     from bdm.hierarchy.build import HierarchySettings, build_hierarchy
     from bdm.hierarchy.newick import to_newick
@@ -32,6 +33,9 @@ def hierarchy(
     from bdm.plotting.figure import save_figure
     from bdm.plotting.hierarchy import plot_hierarchy
 
+    outputs = [path.resolve() for path in (out, newick, figure) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"Two outputs would be written to {outputs[-1]}; name a file for each.")
     settings = HierarchySettings(threshold=threshold, flat=flat, n_bootstrap=n_bootstrap)
     given = None if tree is None else read_tree(tree)
     with ExitStack() as files:

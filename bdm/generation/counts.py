@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
 from torch import Tensor
@@ -7,7 +8,7 @@ from bdm.model.model import BranchedModel
 
 
 @torch.no_grad()
-def expected_counts(model: BranchedModel, x: Tensor, batch: Tensor) -> np.ndarray:
+def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray) -> np.ndarray:
     """Mean counts of cells in whitened space, cells x genes.
 
     Parameters
@@ -15,11 +16,12 @@ def expected_counts(model: BranchedModel, x: Tensor, batch: Tensor) -> np.ndarra
     x
         Whitened cells, cells x dimensions.
     batch
-        Batch index of each cell.
+        Name of each cell's batch; ``""`` where the model has none.
     """
+    codes = torch.from_numpy(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
     y = model.whitening.inverse(x)
     library = y[:, -1:].clamp(float(model.library_sizes[0]), float(model.library_sizes[1]))
-    return (model.autoencoder.network.decode(y[:, :-1], batch) + library).exp().numpy()
+    return (model.autoencoder.network.decode(y[:, :-1], codes) + library).exp().numpy()
 
 
 def draw_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:

@@ -5,7 +5,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,12 +90,8 @@ def shared_chunks(walk: TreeWalk, request: Request, seed: int) -> Iterator[Chunk
 
 
 def _decode(model: BranchedModel, request: Request, chunk: Chunk, seed: int) -> ad.AnnData:
-    rows = request.table[request.table["cell_type"] == chunk.cell_type]
-    batch = np.repeat(rows["batch"].to_numpy(), rows["n_cells"])[chunk.start : chunk.start + len(chunk.x)]
-    codes = np.zeros(len(batch), dtype=np.int64)
-    if model.autoencoder.batches:
-        codes = pd.Index(model.autoencoder.batches).get_indexer(batch)
-    mean = expected_counts(model, chunk.x, torch.from_numpy(codes))
+    batch = request.batches(chunk.cell_type, chunk.start, len(chunk.x))
+    mean = expected_counts(model, chunk.x, batch)
     dispersion = model.autoencoder.network.log_inverse_dispersion.detach().exp().numpy()
     counts = draw_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, chunk.start))
     place = np.arange(chunk.start, chunk.start + len(batch))

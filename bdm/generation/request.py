@@ -21,6 +21,11 @@ class Request:
 
     table: pd.DataFrame
 
+    def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray:
+        """Names of the batches of ``n_cells`` cells of a type, after its first ``start``."""
+        rows = self.table[self.table["cell_type"] == cell_type]
+        return np.repeat(rows["batch"].to_numpy(), rows["n_cells"])[start : start + n_cells]
+
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
     """Complete a request, spreading each type over batches as the training cells were where no batch is asked for.

@@ -69,8 +69,8 @@ def build_hierarchy(
     index = {cell_type: i for i, cell_type in enumerate(cells.cell_types)}
     root = measure(tree or cluster_means(means, cells.cell_types), means, index, threshold=settings.threshold)
 
-    spread = float(np.sqrt(x.var(axis=0).mean() + whitening.variance(cells.scale).diagonal().mean()))
-    sigma_max = max(WIDEST * spread, 2 * root.level)
+    spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
+    sigma_max = float(max(WIDEST * spread, 2 * root.level))
     if settings.flat:
         return Hierarchy(_flat(cells, sigma_max), sigma_max, settings.threshold)
     support = clade_support(x, cells.cell_type.numpy(), n_types=len(means), n_bootstrap=settings.n_bootstrap, seed=seed)

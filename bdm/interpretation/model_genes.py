@@ -1,8 +1,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-import torch
 
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.counts import expected_counts
@@ -76,10 +74,8 @@ def model_differences(expression: ModelExpression, contrast: Contrast) -> Differ
 
 
 def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
-    rows = request.table[request.table["cell_type"] == chunk.cell_type]
-    batch = np.repeat(rows["batch"].to_numpy(), rows["n_cells"])[chunk.start : chunk.start + len(chunk.x)]
-    codes = pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch)
-    counts = expected_counts(model, chunk.x, torch.from_numpy(codes)).astype(np.float64)
+    batch = request.batches(chunk.cell_type, chunk.start, len(chunk.x))
+    counts = expected_counts(model, chunk.x, batch).astype(np.float64)
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
     # Law of total variance, with the negative binomial's own
