@@ -14,7 +14,7 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
 
-WIDEST = 20  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
+WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
 
 
 @dataclass(frozen=True)
