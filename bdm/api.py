@@ -15,7 +15,7 @@ from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
-from bdm.hierarchy.topology import Clade, check_leaves
+from bdm.hierarchy.topology import Clade, match_leaves
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import fit_model
@@ -73,7 +73,7 @@ class BranchedDiffusion:
         preparing = replace(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
         self.prepared: AnnData | None = prepare(adata, preparing)
         if tree is not None:
-            check_leaves(tree, tuple(self.prepared.obs["cell_type"].cat.categories))
+            tree = match_leaves(tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = settings
         self.tree = tree
         self.seed = seed

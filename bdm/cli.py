@@ -12,7 +12,7 @@ from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
 from bdm.commands.train import train
-from bdm.errors import InputError
+from bdm.errors import InputError, TrainingError
 
 app = typer.Typer(
     name="bdm",
@@ -43,3 +43,6 @@ def main() -> None:
     except InputError as error:
         print(f"bdm: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingError as error:
+        print(f"bdm: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -3,3 +3,7 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training that went wrong, told in one sentence; the command line prints it and exits with code 1."""

@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm import trange
 
-from bdm.errors import InputError
+from bdm.errors import InputError, TrainingError
 from bdm.memory import keep_freed_memory
 from bdm.seeds import torch_generator
 
@@ -50,12 +50,13 @@ def fabric(device: str) -> Fabric:
         If there is no such device.
     """
     accelerator = "cuda" if device == "gpu" else device
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"Device {device!r} is not available here; use --device auto or cpu.")
-    if accelerator not in {"auto", "cpu", "cuda", "mps"}:
-        raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda or mps.")
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        accelerator = "cuda" if present["cuda"] else "cpu"
+    if accelerator not in present:
+        raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda or mps.")
+    if not present[accelerator]:
+        raise InputError(f"Device {device!r} is not available here; use auto or cpu.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
         return Fabric(
@@ -65,7 +66,9 @@ def fabric(device: str) -> Fabric:
         )
 
 
-def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[nn.Module], Tensor] | None = None):
+def train(
+    network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[nn.Module], Tensor] | None = None
+) -> pd.DataFrame:
     """Train ``network`` in place and return its history, a table of step, loss and validation loss.
 
     Step k draws its minibatch and its noise from a generator of (seed, k) alone.
@@ -81,7 +84,7 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
 
     Raises
     ------
-    FloatingPointError
+    TrainingError
         If the loss is not finite.
     """
     keep_freed_memory()
@@ -95,6 +98,10 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
         for group in optimizer.param_groups:
             group["lr"] = loop.learning_rate * _schedule(step, loop)
         value = loss(module, torch_generator(loop.seed, "step", step))
+        if not torch.isfinite(value):
+            raise TrainingError(
+                f"Training diverged: the loss became {float(value)} at step {step + 1}; try another seed."
+            )
         optimizer.zero_grad()
         device.backward(value)
         optimizer.step()
@@ -104,8 +111,6 @@ def train(network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[n
             n_seen = step % loop.validate_every + 1
             row = {"step": step + 1, "loss": seen / n_seen}
             seen = 0.0
-            if not torch.isfinite(torch.tensor(row["loss"])):
-                raise FloatingPointError(f"The training loss became {row['loss']} at step {step + 1}.")
             if validation is not None:
                 with torch.no_grad():
                     row["validation"] = float(validation(averaged))

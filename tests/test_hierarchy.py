@@ -11,8 +11,9 @@ from bdm.diffusion.fit import branch_table
 from bdm.errors import InputError
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.levels import MIN_LEVEL, branch_level
+from bdm.hierarchy.newick import from_newick
 from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.topology import Clade, check_leaves, from_nested
+from bdm.hierarchy.topology import Clade, from_nested, match_leaves
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.plotting.figure import save_figure
@@ -261,7 +262,7 @@ def test_tree_of_other_types(nested, message):
     with pytest.raises(InputError, match=message):
         build(tree=from_nested(nested))
     with pytest.raises(InputError, match=message):
-        check_leaves(from_nested(nested), list("abcde"))
+        match_leaves(from_nested(nested), list("abcde"))
 
 
 @pytest.mark.parametrize("nested", [[], ["a"], [["a", "b"], ["c"]], ["a", 1], ["a", None], {"a": ["b", "c"]}, 3])
@@ -341,3 +342,8 @@ def test_damaged_content(damage):
 def test_content_of_other_kinds(damaged):
     with pytest.raises(InputError):
         Hierarchy.from_json(damaged)
+
+
+def test_leaves_take_back_their_underscores():
+    tree = match_leaves(from_newick("((CD4_T,CD8_T),NK cell);"), ["CD4_T", "CD8 T", "NK cell"])
+    assert tree.leaves() == ("CD4_T", "CD8 T", "NK cell")

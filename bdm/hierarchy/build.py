@@ -8,7 +8,7 @@ from bdm.hierarchy.cluster import cluster_means
 from bdm.hierarchy.levels import check_threshold
 from bdm.hierarchy.measured import MeasuredClade, measure
 from bdm.hierarchy.support import clade_support
-from bdm.hierarchy.topology import Clade, check_leaves
+from bdm.hierarchy.topology import Clade, match_leaves
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import type_moments
@@ -62,7 +62,7 @@ def build_hierarchy(
     if tree is not None:
         if settings.flat:
             raise InputError("A flat hierarchy has no tree; give either a tree or flat.")
-        check_leaves(tree, cells.cell_types)
+        tree = match_leaves(tree, cells.cell_types)
     whitening = fit_whitening(cells)
     means = type_moments(cells, whitening).mean.double().numpy()
     x = whitening(cells.mean).double().numpy()

@@ -44,7 +44,8 @@ def from_newick(text: str) -> Clade:
             continue
         if sign is None:
             if not skip and closed is None:
-                name = label.replace("''", "'") if label is not None else word.replace("_", " ")
+                text_of = label.replace("''", "'") if label is not None else word.replace("_", " ")
+                name = text_of if name is None else f"{name} {text_of}"
             continue
         if sign == ":":
             skip = True

@@ -28,14 +28,12 @@ def clade_support(
         return None
     generator = numpy_generator(seed, "support")
     by_type = [x[cell_type == code] for code in range(n_types)]
-    resampled = np.stack(
-        [
-            generator.multinomial(len(cells), np.full(len(cells), 1 / len(cells)), size=n_bootstrap)
-            @ cells
-            / len(cells)
-            for cells in by_type
-        ],
-        axis=1,
-    )
+    resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
     seen = Counter(clade for means in resampled for clade in clades_of(means))
     return {clade: n / n_bootstrap for clade, n in seen.items()}
+
+
+def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
+    """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
+    even = np.full(len(cells), 1 / len(cells))
+    return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])

@@ -35,14 +35,18 @@ def from_nested(nested: str | Sequence) -> Clade:
     return Clade(children=tuple(from_nested(child) for child in nested))
 
 
-def check_leaves(tree: Clade, cell_types: Sequence[str]) -> None:
-    """Refuse a tree whose leaves are not exactly the cell types.
+def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
+    """Give a tree whose leaves are exactly the cell types.
+
+    Newick reads the underscores of unquoted names as spaces; leaves are named with underscores again where the cell
+    type has them.
 
     Raises
     ------
     InputError
         Naming what is missing, unknown or there twice.
     """
+    tree = _with_known_names(tree, {cell_type.replace("_", " "): cell_type for cell_type in cell_types}, cell_types)
     leaves = tree.leaves()
     problems = {
         "lacks": [t for t in cell_types if t not in leaves],
@@ -52,3 +56,10 @@ def check_leaves(tree: Clade, cell_types: Sequence[str]) -> None:
     told = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
     if told:
         raise InputError(f"The hierarchy {' and '.join(told)}; its leaves must be the data's cell types, each once.")
+    return tree
+
+
+def _with_known_names(tree: Clade, spaced: dict[str, str], cell_types: Sequence[str]) -> Clade:
+    if not tree.children:
+        return tree if tree.name in cell_types else Clade(spaced.get(tree.name, tree.name))
+    return Clade(tree.name, tuple(_with_known_names(child, spaced, cell_types) for child in tree.children))
