@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
-from bdm.plotting.clades import clade_label, highest, node_rows
-from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.plotting.clades import branch_rows, clade_label, highest
+from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
 
 MAX_PANELS, N_COLUMNS = 24, 4
@@ -86,9 +86,11 @@ def changes(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFram
 def draw_tree(axis: Axes, hierarchy: Hierarchy) -> None:
     """Draw the hierarchy with the names of its nodes, by which panels are found."""
     plot_hierarchy(hierarchy, ax=axis)
-    for name, row in node_rows(hierarchy).items():
-        place = hierarchy.by_name[name].level, row
-        axis.annotate(name, place, (-5, -10), textcoords="offset points", ha="right", fontsize=8, weight="bold")
+    for name, row in branch_rows(hierarchy).items():
+        if hierarchy.children[name]:
+            place = hierarchy.by_name[name].level, row
+            looks = {"ha": "right", "fontsize": 8, "weight": "bold", "path_effects": [HALO]}
+            axis.annotate(name, place, (-5, -10), textcoords="offset points", **looks)
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:

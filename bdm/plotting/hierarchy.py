@@ -1,9 +1,12 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Hierarchy
+from bdm.plotting.clades import branch_rows
 
+HALO = withStroke(linewidth=3, foreground="white")  # keeps labels readable where they cross a branch
 BRANCH, POINT = "#3b4a63", "#d1701f"
 
 
@@ -14,22 +17,17 @@ def plot_hierarchy(hierarchy: Hierarchy, *, ax: Axes | None = None) -> Axes:
     """
     if ax is None:
         ax = Figure(figsize=(8, 1.2 + 0.32 * len(hierarchy.cell_types)), layout="constrained").add_subplot()
-    height = {cell_type: float(row) for row, cell_type in enumerate(hierarchy.cell_types)}
-    for branch in reversed(hierarchy.branches):
-        children = hierarchy.children[branch.name]
-        if children:
-            rows = [height[child] for child in children]
-            height[branch.name] = (min(rows) + max(rows)) / 2
-            ax.plot([branch.level] * 2, [min(rows), max(rows)], color=BRANCH, lw=1.6, solid_capstyle="round")
+    rows = branch_rows(hierarchy)
     for branch in hierarchy.branches:
-        segment, row = hierarchy.segment(branch.name), height[branch.name]
+        segment, row = hierarchy.segment(branch.name), rows[branch.name]
         ax.plot([segment.high, segment.low], [row, row], color=BRANCH, lw=1.6, solid_capstyle="round")
-        if hierarchy.children[branch.name]:
+        children = [rows[child] for child in hierarchy.children[branch.name]]
+        if children:
+            ax.plot([branch.level] * 2, [min(children), max(children)], color=BRANCH, lw=1.6, solid_capstyle="round")
             ax.plot(branch.level, row, "o", color=POINT, ms=5, zorder=3)
             label = f"{branch.level:.1f}" + ("" if branch.support is None else f" · {branch.support:.0%}")
-            ax.annotate(
-                label, (branch.level, row), (-5, 4), textcoords="offset points", ha="right", fontsize=7, color="#555"
-            )
+            looks = {"ha": "right", "fontsize": 7, "color": "#555", "path_effects": [HALO]}
+            ax.annotate(label, (branch.level, row), (-5, 4), textcoords="offset points", **looks)
     types = [f"{cell_type}  ({hierarchy.by_name[cell_type].n_cells:,})" for cell_type in hierarchy.cell_types]
     ax.set_yticks(range(len(types)), types)
     ax.yaxis.tick_right()
