@@ -78,7 +78,8 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
         if not part.is_file() or sha256(part) != checksum:
             raise InputError(f"{part} is missing or damaged (its checksum is not the one in {file.name}).")
         try:
-            tensors[part.stem] = load_file(part)
+            # copies, as the file's own places in memory are not aligned
+            tensors[part.stem] = {key: value.clone() for key, value in load_file(part).items()}
         except SafetensorError as error:
             raise InputError(f"{part} is not a safetensors file ({error}); make it anew.") from error
     return Bundle(content, tensors)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.seeds import derive, numpy_generator, torch_generator
+from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
 N_START = 10_000  # cells that the network's scales are set by
@@ -60,11 +61,11 @@ def fit_autoencoder(
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
     sample = numpy_generator(seed, "start").permutation(training)[:N_START]
-    network.start_from(torch.from_numpy(adata.X[sample].toarray()))
+    network.start_from(tensor_of(adata.X[sample].toarray()))
 
     def bound(network: nn.Module, cells: np.ndarray, generator: torch.Generator, dropout: float) -> Tensor:
         where = next(network.parameters()).device
-        counts = torch.from_numpy(adata.X[cells].toarray()).to(where)
+        counts = tensor_of(adata.X[cells].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
         kept = None
         if dropout:
@@ -94,4 +95,4 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     """Index of each cell's batch among ``batches``; 0 where no batch enters."""
     if not batches:
         return torch.zeros(adata.n_obs, dtype=torch.long)
-    return torch.from_numpy(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
+    return tensor_of(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from bdm.model.model import BranchedModel
+from bdm.tensors import tensor_of
 
 
 @torch.no_grad()
@@ -18,7 +19,7 @@ def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray) -> np.nd
     batch
         Name of each cell's batch; ``""`` where the model has none.
     """
-    codes = torch.from_numpy(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
+    codes = tensor_of(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
     y = model.whitening.inverse(x)
     library = y[:, -1:].clamp(float(model.library_sizes[0]), float(model.library_sizes[1]))
     return (model.autoencoder.network.decode(y[:, :-1], codes) + library).exp().numpy()

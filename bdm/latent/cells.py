@@ -11,6 +11,7 @@ from bdm.autoencoder.fit import batch_codes
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.read import read_cells
 from bdm.errors import InputError
+from bdm.tensors import tensor_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def encode(adata: ad.AnnData, network: CountAutoencoder, batches: tuple[str, ...
     means, scales = [], []
     for start in range(0, adata.n_obs, block):
         rows = slice(start, start + block)
-        counts = torch.from_numpy(adata.X[rows].toarray())
+        counts = tensor_of(adata.X[rows].toarray())
         posterior = network.encode(counts, codes[rows])
         library = counts.sum(dim=1, keepdim=True)
         means.append(torch.cat([posterior.mean, library.log()], dim=1))
@@ -73,9 +74,9 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
     chosen = (adata.obs["split"] == "test").to_numpy() == held_out
     cell_type = adata.obs["cell_type"].cat
     return LatentCells(
-        torch.from_numpy(np.asarray(adata.X[chosen])),
-        torch.from_numpy(np.asarray(adata.layers["scale"][chosen])),
-        torch.from_numpy(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
+        tensor_of(np.asarray(adata.X[chosen])),
+        tensor_of(np.asarray(adata.layers["scale"][chosen])),
+        tensor_of(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
         tuple(cell_type.categories),
     )
 
