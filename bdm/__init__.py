@@ -4,8 +4,8 @@ import os
 import sys
 from importlib.metadata import version
 
-# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores. Once numba is
-# imported it is too late: numba refuses another number.
+# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores. Once numba
+# is imported it is too late: numba refuses another number.
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
