@@ -30,7 +30,7 @@ report: $(INSTALLED)
 	@echo "Made $(CURDIR)/report.html"
 
 test: $(INSTALLED)
-	$(IN_VENV) pytest
+	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
