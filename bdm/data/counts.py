@@ -52,7 +52,8 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
 
 def slots_of(adata: AnnData) -> dict[str, AnnData]:
     """Each matrix of cells x genes by the name that ``source`` has for it."""
-    slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in adata.layers.items()}
+    layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # anndata 0.13 lists X there
+    slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in layers.items()}
     if adata.raw is not None:
         slots["raw"] = AnnData(adata.raw.X, obs=adata.obs, var=adata.raw.var)
     if adata.X is not None:
