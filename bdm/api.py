@@ -129,7 +129,7 @@ class BranchedDiffusion:
         *,
         shared_ancestors: bool = False,
         stochastic: bool = False,
-        n_levels: int = 20,
+        n_levels: int = 12,
         seed: int = 0,
     ) -> AnnData:
         """Generate new cells, as raw counts.

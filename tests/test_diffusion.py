@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
 from bdm.diffusion.handover import hand_over
-from bdm.diffusion.sampler import heun, noise_levels, stochastic_heun
+from bdm.diffusion.sampler import dpm_solver, noise_levels
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
@@ -96,6 +96,14 @@ def test_noise_levels_of_the_whole_way_are_karras():
     np.testing.assert_allclose(sigmas, [*expected, 0])
 
 
+def test_branches_share_the_levels_of_the_whole_way():
+    ends = [50.0, 20.0, 4.0, 0.7, 0.0]
+    branches = [noise_levels(high, low, sigma_max=50.0, n_levels=40) for high, low in pairwise(ends)]
+    assert abs(sum(len(sigmas) - 1 for sigmas in branches) - 40) <= 2
+    steps = np.concatenate([-np.diff(np.power(sigmas, 1 / 7)) for sigmas in branches])[:-1]
+    assert steps.max() / steps.min() < 1.3
+
+
 @pytest.mark.parametrize("n_levels", [1, 0, -3])
 def test_too_few_levels(n_levels):
     with pytest.raises(InputError, match="n_levels"):
@@ -126,50 +134,94 @@ def assert_moments(x: Tensor, mean: Tensor, covariance: Tensor, *, tolerance: fl
     torch.testing.assert_close(torch.cov(x.T), covariance, atol=tolerance, rtol=0.03, check_dtype=False)
 
 
-def test_heun_gives_the_population():
+def test_solver_gives_the_population():
     sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=40)
-    x = heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas)
+    x = dpm_solver(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas)
     assert_moments(x, MEAN, COVARIANCE)
 
 
-def test_heun_is_of_second_order():
+def test_solver_is_of_second_order():
     exact = matrix_power(COVARIANCE + 4 * torch.eye(3), 0.5) @ matrix_power(COVARIANCE + 900 * torch.eye(3), -0.5)
     x = start(50, 30.0)
     expected = MEAN + (x - MEAN) @ exact
     errors = []
     for n_steps in (20, 40, 80):
         sigmas = np.geomspace(30, 2, n_steps + 1).tolist()
-        errors.append(float((heun(normal_denoiser(MEAN, COVARIANCE), x, sigmas) - expected).norm()))
+        errors.append(float((dpm_solver(normal_denoiser(MEAN, COVARIANCE), x, sigmas) - expected).norm()))
     assert errors[0] / errors[1] > 3.5
     assert errors[1] / errors[2] > 3.5
 
 
+def test_solver_evaluates_the_denoiser_once_a_step():
+    seen = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append(sigma)
+        return x / (1 + sigma**2)
+
+    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=9)
+    dpm_solver(denoise, start(5, 30.0), sigmas)
+    assert seen == sigmas[:-1]
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("sigmas", [[9.0, 2.0, 0.1, 0.0], [0.1, 2.0, 9.0]], ids=["down", "up"])
+def test_solver_is_exact_for_a_point(sigmas):
+    x = dpm_solver(lambda x, sigma: MEAN.expand_as(x), start(5, sigmas[0]), sigmas)
+    torch.testing.assert_close(x, MEAN + (start(5, sigmas[0]) - MEAN) * sigmas[-1] / sigmas[0])
+
+
+def test_trend_at_the_start_saves_steps():
+    population = Normal(MEAN, COVARIANCE)
+    tree = Hierarchy((Branch("root", None, 0.0, 1),), 9.0, 0.9)
+    moments = TypeMoments(("root",), MEAN[None], COVARIANCE[None], torch.ones(1).double())
+    trend = TreeWalk(denoiser(), tree, moments).trend("root", 9.0)
+    x, near = start(50, 9.0), 9.0 * (1 - 1e-4)
+    denoise = normal_denoiser(MEAN, COVARIANCE)
+    x_near = dpm_solver(denoise, x, [9.0, near])
+    measured = (denoise(x_near, near) - denoise(x, 9.0)) / np.log(near / 9.0)
+    torch.testing.assert_close(trend(x), measured, rtol=1e-2, atol=1e-3)
+
+    to = matrix_power(COVARIANCE + 4 * torch.eye(3), 0.5) @ matrix_power(COVARIANCE + 81 * torch.eye(3), -0.5)
+    expected = population.mean + (x - MEAN) @ to
+    with_trend, without = (dpm_solver(denoise, x, [9.0, 4.0, 2.0], trend=t) for t in (trend(x), None))
+    assert (with_trend - expected).norm() < 0.75 * (without - expected).norm()
+
+
+@pytest.mark.parametrize("churn", [0.5, 1.0])
 @pytest.mark.parametrize("n_levels", [40, 80])
-def test_stochastic_heun_gives_the_population(n_levels):
+def test_solver_with_fresh_noise_gives_the_population(churn, n_levels):
     sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=n_levels)
-    x = stochastic_heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas, generator(1))
-    assert_moments(x, MEAN, COVARIANCE)
+    denoise, x = normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0)
+    assert_moments(dpm_solver(denoise, x, sigmas, churn=churn, generator=generator(1)), MEAN, COVARIANCE)
 
 
-def test_stochastic_heun_gives_the_noised_population_above_the_end():
+def test_solver_with_fresh_noise_gives_the_noised_population_above_the_end():
     sigmas = noise_levels(30.0, 1.5, sigma_max=30.0, n_levels=40)
-    x = stochastic_heun(normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0), sigmas, generator(1))
+    denoise, x = normal_denoiser(MEAN, COVARIANCE), start(20_000, 30.0)
+    x = dpm_solver(denoise, x, sigmas, churn=1.0, generator=generator(1))
     assert_moments(x, MEAN, COVARIANCE + 2.25 * torch.eye(3), tolerance=0.15)
 
 
-def test_stochastic_heun_without_churn_is_heun():
-    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=10)
-    denoise, x = normal_denoiser(MEAN, COVARIANCE), start(10, 30.0)
-    assert torch.equal(stochastic_heun(denoise, x, sigmas, generator(), churn=0.0), heun(denoise, x, sigmas))
+def test_fresh_noise_makes_cells_forget_their_start():
+    sigmas = noise_levels(30.0, 0.0, sigma_max=30.0, n_levels=40)
+    denoise, x = normal_denoiser(MEAN, COVARIANCE), start(2000, 30.0)
+    kept = []
+    for churn in (0.0, 0.1, 1.0):
+        one, other = (dpm_solver(denoise, x, sigmas, churn=churn, generator=generator(seed)) for seed in (1, 2))
+        kept.append(float(torch.corrcoef(torch.stack([one[:, 0], other[:, 0]]))[0, 1]))
+    assert kept[0] > 0.999
+    assert kept[0] > kept[1] + 0.1 > kept[2] + 0.2
+    assert abs(kept[2]) < 0.2
 
 
 def test_up_and_down_again_returns_the_same_cells():
     denoise = normal_denoiser(MEAN, COVARIANCE)
     x = start(100, 0.02)
-    sigmas = noise_levels(30.0, 0.02, sigma_max=30.0, n_levels=150)
-    up = heun(denoise, x, sigmas[::-1])
+    sigmas = noise_levels(30.0, 0.02, sigma_max=30.0, n_levels=150, sigma_min=0.02)
+    up = dpm_solver(denoise, x, sigmas[::-1])
     assert float((up - x).norm(dim=1).min()) > 1
-    torch.testing.assert_close(heun(denoise, up, sigmas), x, atol=5e-3, rtol=0)
+    torch.testing.assert_close(dpm_solver(denoise, up, sigmas), x, atol=5e-3, rtol=0)
 
 
 # ---- hand-over
@@ -276,7 +328,7 @@ def test_independent_samples_have_each_types_moments(hierarchy, stochastic, cell
 @every_tree
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_shared_samples_have_each_types_moments(hierarchy, stochastic):
-    samples = walk(hierarchy, stochastic=stochastic).shared(dict.fromkeys(TYPES, 3000), generator())
+    samples = walk(hierarchy, stochastic=stochastic).shared(TYPES, 3000, 0)
     assert list(samples) == list(TYPES)
     for cell_type, x in samples.items():
         assert_type(x, cell_type)
@@ -284,7 +336,7 @@ def test_shared_samples_have_each_types_moments(hierarchy, stochastic):
 
 def test_rows_of_shared_samples_have_the_same_ancestor():
     alike = TypeMoments(MOMENTS.cell_types, MEANS, torch.eye(2).expand(4, 2, 2), MOMENTS.weight)
-    samples = walk(moments=alike).shared(dict.fromkeys(TYPES, 50), generator())
+    samples = walk(moments=alike).shared(TYPES, 50, 0)
     within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
     torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)
     torch.testing.assert_close(within["c"], within["d"], atol=1e-3, rtol=0)
@@ -295,20 +347,20 @@ def test_rows_of_shared_samples_have_the_same_ancestor():
     assert float((alone[0] - alone[1]).abs().mean()) > 0.5
 
 
-def test_shared_samples_in_different_numbers():
-    numbers = {"a": 7, "b": 0, "c": 3, "d": 12}
-    samples = walk().shared(numbers, generator())
-    assert {t: len(x) for t, x in samples.items()} == {"a": 7, "c": 3, "d": 12}
-    more = walk().shared({**numbers, "b": 12}, generator())
-    torch.testing.assert_close(more["d"], samples["d"])
-    torch.testing.assert_close(more["a"], samples["a"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_shared_samples_do_not_depend_on_other_types(stochastic):
+    every = walk(stochastic=stochastic).shared(TYPES, 12, 3)
+    some = walk(stochastic=stochastic).shared(["d", "a"], 12, 3)
+    assert list(some) == ["d", "a"]
+    assert all(torch.equal(x, every[cell_type]) for cell_type, x in some.items())
+    assert not torch.equal(walk(stochastic=stochastic).shared(["a"], 12, 4)["a"], every["a"])
 
 
 def test_sharing_costs_less():
     independent, shared = walk(), walk()
     for cell_type in TYPES:
         independent.independent(cell_type, 20, generator())
-    shared.shared(dict.fromkeys(TYPES, 20), generator())
+    shared.shared(TYPES, 20, 0)
     assert shared.denoiser.n_evaluated < 0.7 * independent.denoiser.n_evaluated
 
 

@@ -6,12 +6,16 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
-from scipy.stats import nbinom
+from scipy.stats import chisquare, nbinom
 
+from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
+from bdm.generation.chunks import LARGEST, SMALLEST, places
 from bdm.generation.counts import draw_counts, expected_counts
-from bdm.generation.generate import CHUNK
+from bdm.generation.generate import generated_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
+from bdm.generation.threads import threads
+from bdm.generation.write import write_cells
 from bdm.seeds import derive, numpy_generator
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
@@ -42,6 +46,33 @@ def test_drawn_counts_are_negative_binomial():
     np.testing.assert_allclose(x.mean(axis=0), mean[0], atol=0, rtol=0.03)
     np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.06)
     np.testing.assert_allclose((x == 0).mean(axis=0), nbinom.pmf(0, r, r / (r + mean[0])), atol=0.005)
+
+
+@pytest.mark.parametrize("r", [0.03, 0.5, 3.0, 50.0, 1e6])
+@pytest.mark.parametrize("mean", [1e-3, 0.1, 2.0, 60.0])
+def test_every_count_has_its_probability(mean, r):
+    n, p = 200_000, r / (r + np.float64(np.float32(mean)))
+    generator = np.random.default_rng(derive(1, str(mean), str(r)))
+    drawn = draw_counts(np.full((n // 100, 100), mean, np.float32), np.full(100, r, np.float32), generator)
+    last = np.unique(nbinom.ppf([*np.linspace(0.05, 0.95, 19), 0.99, 0.999], r, p))  # count of each bin but the last
+    observed = np.bincount(np.searchsorted(last, drawn.toarray().ravel()), minlength=len(last) + 1)
+    expected = n * np.diff(nbinom.cdf(last, r, p), prepend=0, append=1)
+    assert chisquare(observed, expected).pvalue > 1e-3
+
+
+def test_counts_of_a_cell_do_not_depend_on_those_after_it():
+    generator = np.random.default_rng(0)
+    mean, r = generator.gamma(0.3, size=(20, 50)), np.full(50, 0.7)
+    every = draw_counts(mean, r, np.random.default_rng(1)).toarray()
+    first = draw_counts(mean[:7], r, np.random.default_rng(1)).toarray()
+    np.testing.assert_array_equal(first, every[:7])
+
+
+def test_drawn_counts_are_sparse_in_canonical_form():
+    drawn = draw_counts(np.full((4, 30), 0.5), np.full(30, 1.0), np.random.default_rng(0))
+    assert drawn.has_canonical_format
+    assert drawn.data.min() > 0
+    assert drawn.shape == (4, 30)
 
 
 def test_counts_of_genes_that_are_off():
@@ -139,18 +170,48 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
     pd.testing.assert_frame_equal(one.obs, other.obs)
 
 
-def test_chunks_are_cells_of_their_own(small_model):
-    adata = small_model.generate({B: CHUNK + 3}, n_levels=2)
-    assert adata.n_obs == CHUNK + 3
-    assert len(np.unique(adata.obsm["latent"], axis=0)) == CHUNK + 3
-    whole = small_model.generate({B: CHUNK}, n_levels=2)
-    assert (counts(adata)[:CHUNK] == counts(whole)).all()
+@pytest.mark.parametrize("n", [1, SMALLEST, SMALLEST + 1, 5 * LARGEST, 5 * LARGEST + 1])
+def test_places_of_cells_do_not_depend_on_their_number(n):
+    wanted, more = list(places(B, n)), list(places(B, 10 * LARGEST))
+    assert sum(place.n_cells for place in wanted) == n
+    assert [(place.start, place.size) for place in wanted] == [(p.start, p.size) for p in more[: len(wanted)]]
+    assert sum(place.size for place in wanted) <= max(SMALLEST, 2 * n)
+    assert all(place.size <= LARGEST and not place.size % SMALLEST for place in more)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_cells_do_not_depend_on_their_number(small_model, shared, stochastic):
+    settings = {"n_levels": 3, "shared_ancestors": shared, "stochastic": stochastic}
+    every = small_model.generate({B: LARGEST + 100, NK: 9}, **settings)
+    for n in (1, SMALLEST, SMALLEST + 1, 200, LARGEST + 3):
+        fewer = small_model.generate({B: n}, **settings)
+        assert (fewer.obsm["latent"] == every.obsm["latent"][:n]).all()
+        assert (counts(fewer) == counts(every)[:n]).all()
+
+
+def test_no_two_cells_are_the_same(small_model):
+    adata = small_model.generate({B: LARGEST + 3}, n_levels=2)
+    assert len(np.unique(adata.obsm["latent"], axis=0)) == LARGEST + 3
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_do_not_depend_on_threads(small_model, shared):
+    n_threads, made = torch.get_num_threads(), []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            made.append(small_model.generate({B: 200, NK: 150}, n_levels=3, shared_ancestors=shared))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert (counts(made[0]) == counts(made[1])).all()
+    assert (made[0].obsm["latent"] == made[1].obsm["latent"]).all()
 
 
 def test_shared_chunks_hold_the_numbers_asked_for(small_model):
-    adata = small_model.generate({B: CHUNK + 3, NK: 4}, n_levels=2, shared_ancestors=True)
-    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [CHUNK + 3, 4]
-    assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(CHUNK + 3))
+    adata = small_model.generate({B: LARGEST + 3, NK: 4}, n_levels=2, shared_ancestors=True)
+    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [LARGEST + 3, 4]
+    assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(LARGEST + 3))
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -162,8 +223,59 @@ def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
         return numpy_generator(*key)
 
     monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
-    small_model.generate({B: CHUNK + 3, NK: CHUNK + 2}, n_levels=2, shared_ancestors=shared)
+    small_model.generate({B: SMALLEST + 3, NK: SMALLEST + 2}, n_levels=2, shared_ancestors=shared)
     assert len(seeds) == len(set(seeds)) == 4
+
+
+# ---- threads
+
+
+def test_threads_give_results_in_order_and_take_few_items_ahead():
+    taken, before = [], torch.get_num_threads()
+
+    def items():
+        for i in range(50):
+            taken.append(i)
+            yield i
+
+    with threads() as run:
+        assert torch.get_num_threads() == 1
+        results = run(lambda i: i**2, items())
+        assert next(results) == 0
+        assert len(taken) <= before + 1
+        assert list(results) == [i**2 for i in range(1, 50)]
+    assert torch.get_num_threads() == before
+
+
+def test_threads_pass_errors_on():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), threads() as run:
+        list(run(lambda i: 1 / i, [1, 0, 1]))
+    assert torch.get_num_threads() == before
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, shared, tmp_path):
+    asked = {B: 70, NK: 3, MONO: 130}
+    adata = batch_model.generate(asked, shared_ancestors=shared)
+    request = request_cells(batch_model.model, asked)
+    cells = generated_cells(batch_model.model, request, SamplerSettings(), seed=0, shared_ancestors=shared)
+    write_cells(tmp_path / "generated.h5ad", cells, dict(adata.uns))
+    back = anndata.read_h5ad(tmp_path / "generated.h5ad")
+    assert isinstance(back.X, sparse.csr_matrix)
+    assert back.X.dtype == adata.X.dtype
+    assert back.X.indices.dtype == back.X.indptr.dtype == np.int32
+    np.testing.assert_array_equal(counts(back), counts(adata))
+    np.testing.assert_array_equal(back.obsm["latent"], adata.obsm["latent"])
+    assert back.obsm["latent"].dtype == adata.obsm["latent"].dtype
+    pd.testing.assert_frame_equal(back.obs, adata.obs)
+    pd.testing.assert_frame_equal(back.var, adata.var)
+    assert back.uns["bdm"] == adata.uns["bdm"]
+    backed = anndata.read_h5ad(tmp_path / "generated.h5ad", backed="r")
+    np.testing.assert_array_equal(backed[100:103].to_memory().X.toarray(), counts(adata)[100:103])
 
 
 # ---- requests

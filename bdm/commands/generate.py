@@ -21,7 +21,7 @@ def generate(
         bool, typer.Option("--shared-ancestors", help="Let cell i of every type descend from one sample; faster.")
     ] = False,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise on the way down.")] = False,
-    n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 20,
+    n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 12,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -35,8 +35,9 @@ def generate(
     from bdm.diffusion.walk import SamplerSettings
     from bdm.errors import InputError
     from bdm.files import sha256, written_whole
-    from bdm.generation.generate import generate_cells
+    from bdm.generation.generate import generated_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
+    from bdm.generation.write import write_cells
     from bdm.model.model import load_model
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
@@ -52,7 +53,7 @@ def generate(
         if cells_from is not None:
             asked = read_request(cells_from)
         request = request_cells(loaded, asked)
-        adata = generate_cells(loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors)
         record = provenance(
             seed=seed,
             settings={**asdict(settings), "shared_ancestors": shared_ancestors},
@@ -60,5 +61,4 @@ def generate(
             model_sha256=sha256(model),
             data_sha256=loaded.autoencoder.provenance["data_sha256"],
         )
-        adata.uns["bdm"] = storable(record)
-        adata.write_h5ad(path, compression="gzip")
+        write_cells(path, generated, {"bdm": storable(record)})

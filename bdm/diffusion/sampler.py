@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -5,30 +6,43 @@ import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, float], Tensor]
+RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
 
 
-def noise_levels(high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = 0.02) -> list[float]:
+def noise_levels(high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = 0.1) -> list[float]:
     """Noise levels from ``high`` down to ``low`` at which a branch's cells stop, both included.
 
-    Between the ends lie those levels of the grid of Karras et al. 2022 (arXiv 2206.00364), with rho = 7 from
-    ``sigma_max`` to ``sigma_min``, that are not closer to the lower end than half a grid step, nor to the upper than
-    a quarter.
+    They are even in ``sigma**(1 / RHO)``, as those of Karras et al. 2022, and as dense as on the whole way from
+    ``sigma_max`` through ``sigma_min`` to 0 in ``n_levels`` steps; a branch has one step at least.
 
     Parameters
     ----------
     n_levels
-        Levels of the grid over the whole way from ``sigma_max`` down.
+        Levels above 0 on the whole way, at each of which the denoiser is evaluated once.
     """
-    rho = 7
-    ramp = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), n_levels, dtype=torch.float64)
-    grid = (ramp**rho).tolist()
-    step = (sigma_max / sigma_min) ** (1 / (2 * (n_levels - 1)))
-    inner = [sigma for sigma in grid if low * step < sigma < high / step**0.5]
-    return [high, *inner, low]
+    if high <= sigma_min:
+        return [high, low]
+    end = max(low, sigma_min)
+    top, bottom = high ** (1 / RHO), end ** (1 / RHO)
+    whole = sigma_max ** (1 / RHO) - sigma_min ** (1 / RHO)
+    n_steps = max(1, round((n_levels - 1) * (top - bottom) / whole))
+    inner = [(top + (bottom - top) * step / n_steps) ** RHO for step in range(1, n_steps)]
+    return [high, *inner, end] if end == low else [high, *inner, end, low]
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
-    """Follow the probability-flow ODE through the noise levels, with second-order steps (Karras et al. 2022).
+def dpm_solver(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: list[float],
+    *,
+    trend: Tensor | None = None,
+    churn: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Follow the diffusion through noise levels by DPM-Solver++(2M), with one evaluation of the denoiser a step.
+
+    Each step solves the equation exactly for a denoised x that is extrapolated from the last two, linearly in the
+    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095). The first step needs its trend, or takes it as constant.
 
     Parameters
     ----------
@@ -38,25 +52,25 @@ def heun(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Tensor:
         Cells at noise level ``sigmas[0]``, cells x dimensions.
     sigmas
         In the order to be followed; downwards generates, upwards encodes; only the last may be 0.
+    trend
+        Estimate of the derivative of the denoised x by log sigma at the start, cells x dimensions.
+    churn
+        Pace at which fresh noise replaces the cells' own on the way down: 0 for the probability-flow ODE, 1 for the
+        reverse-time SDE. Needs the generator.
     """
+    before, step = None, 0.0
     for sigma, sigma_next in pairwise(sigmas):
-        # Euler step
-        slope = (x - denoise(x, sigma)) / sigma
-        x_next = x + (sigma_next - sigma) * slope
-        # Second-order correction
-        if sigma_next > 0:
-            slope_next = (x_next - denoise(x_next, sigma_next)) / sigma_next
-            x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
-        x = x_next
-    return x
-
-
-def stochastic_heun(
-    denoise: Denoise, x: Tensor, sigmas: list[float], generator: torch.Generator, *, churn: float = 0.4
-) -> Tensor:
-    """As :func:`heun`, raising the noise by a share ``churn`` of the level before every step down."""
-    for sigma, sigma_next in pairwise(sigmas):
-        raised = min(sigma * (1 + churn), sigmas[0]) if sigma_next > 0 else sigma
-        x = x + (raised**2 - sigma**2) ** 0.5 * torch.randn(x.shape, generator=generator).to(x)
-        x = heun(denoise, x, [raised, sigma_next])
+        denoised = denoise(x, sigma)
+        if sigma_next == 0:
+            return denoised
+        if before is not None:
+            trend = (denoised - before) / step
+        ratio = sigma_next / sigma
+        step = math.log(ratio)
+        middle = denoised if trend is None else denoised + trend * (step / 2)
+        x = middle + ratio ** (1 + churn) * (x - middle)
+        if churn:
+            fresh = sigma_next * (1 - ratio ** (2 * churn)) ** 0.5
+            x = x + fresh * torch.randn(x.shape, generator=generator).to(x)
+        before = denoised
     return x

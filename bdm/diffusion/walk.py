@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -6,11 +7,14 @@ from torch import Tensor
 
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.handover import AffineMap, hand_over
-from bdm.diffusion.sampler import heun, noise_levels, stochastic_heun
+from bdm.diffusion.sampler import dpm_solver, noise_levels
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal, TypeMoments
 from bdm.linalg import matrix_power
+from bdm.seeds import torch_generator
+
+CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class SamplerSettings:
     Attributes
     ----------
     n_levels
-        Noise levels from the root's start to the end.
+        Noise levels from the root's start to the end, at each of which the denoiser is evaluated once.
     stochastic
         Add fresh noise on the way, in place of following the probability-flow ODE.
     """
 
-    n_levels: int = 20
+    n_levels: int = 12
     stochastic: bool = False
 
     def __post_init__(self):
@@ -46,7 +50,7 @@ class TreeWalk:
     settings: SamplerSettings = field(default=SamplerSettings())
 
     def __post_init__(self):
-        for method in (self.population, self.transport):
+        for method in (self.population, self.transport, self.trend):
             object.__setattr__(self, method.__name__, cache(method))
         numbers = {branch.name: torch.tensor([i]) for i, branch in enumerate(self.hierarchy.branches)}
         object.__setattr__(self, "numbers", numbers)
@@ -58,6 +62,14 @@ class TreeWalk:
     def transport(self, parent: str, child: str, sigma: float) -> AffineMap:
         """Hand-over from one branch to another at a noise level."""
         return hand_over(self.population(parent), self.population(child), sigma)
+
+    def trend(self, branch: str, sigma: float) -> AffineMap:
+        """Estimate the derivative of the denoised x by log sigma along x's way, as if the branch were normal."""
+        population = self.population(branch)
+        covariance = population.covariance.double()
+        noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
+        matrix = -(sigma**2) * covariance @ noised @ noised
+        return AffineMap(population.mean, matrix.to(population.mean.dtype), torch.zeros_like(population.mean))
 
     def start(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Draw cells at the upper end of a branch, from the normal that has its population's moments."""
@@ -81,9 +93,9 @@ class TreeWalk:
             sigma_max=self.hierarchy.sigma_max,
             n_levels=self.settings.n_levels,
         )
-        if self.settings.stochastic:
-            return stochastic_heun(denoise, x.to(where), sigmas, generator).cpu()
-        return heun(denoise, x.to(where), sigmas).cpu()
+        churn = CHURN if self.settings.stochastic else 0.0
+        trend = (1 - churn) * self.trend(segment.branch, segment.high)(x)
+        return dpm_solver(denoise, x.to(where), sigmas, trend=trend.to(where), churn=churn, generator=generator).cpu()
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, every one by a path of its own, cells x dimensions."""
@@ -96,29 +108,21 @@ class TreeWalk:
             above = segment
         return x
 
-    def shared(self, n_cells: dict[str, int], generator: torch.Generator) -> dict[str, Tensor]:
-        """Sample cells of many types at once; row i of every type descends from one sample of the root.
+    def shared(self, cell_types: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
+        """Sample ``n_cells`` of each of many types; row i of every type descends from one sample of the root.
 
-        Each ancestor's samples serve all its children, so that the way above a branch point is walked once.
-
-        Parameters
-        ----------
-        n_cells
-            Cells of each type.
+        Each ancestor's samples serve all its children, so that the way above a branch point is walked once. What else
+        is sampled makes no difference to a type's cells.
         """
-        root = self.hierarchy.segment(self.hierarchy.root.name)
-        wanted = {branch.name: self._wanted(branch.name, n_cells) for branch in self.hierarchy.branches}
-        samples = {root.branch: self.start(root, wanted[root.branch], generator)}
+        samples: dict[str, Tensor] = {}
         for branch in self.hierarchy.branches:
-            segment = self.hierarchy.segment(branch.name)
-            if not wanted[branch.name]:
+            if not set(cell_types).intersection(self.hierarchy.leaves(branch.name)):
                 continue
-            if branch.parent is not None:
-                parent = samples[branch.parent][: wanted[branch.name]]
-                samples[branch.name] = self.transport(branch.parent, branch.name, segment.high)(parent)
-            if segment.high > segment.low:
-                samples[branch.name] = self.run(segment, samples[branch.name], generator)
-        return {cell_type: samples[cell_type] for cell_type, n in n_cells.items() if n}
-
-    def _wanted(self, branch: str, n_cells: dict[str, int]) -> int:
-        return max(n_cells.get(leaf, 0) for leaf in self.hierarchy.leaves(branch))
+            segment = self.hierarchy.segment(branch.name)
+            generator = torch_generator(seed, branch.name)
+            if branch.parent is None:
+                x = self.start(segment, n_cells, generator)
+            else:
+                x = self.transport(branch.parent, branch.name, segment.high)(samples[branch.parent])
+            samples[branch.name] = self.run(segment, x, generator) if segment.high > segment.low else x
+        return {cell_type: samples[cell_type] for cell_type in cell_types}

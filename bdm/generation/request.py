@@ -21,10 +21,16 @@ class Request:
 
     table: pd.DataFrame
 
+    @property
+    def n_cells(self) -> dict[str, int]:
+        """Number of cells by type."""
+        return self.table.groupby("cell_type", sort=False)["n_cells"].sum().to_dict()
+
     def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray:
-        """Names of the batches of ``n_cells`` cells of a type, after its first ``start``."""
+        """Names of the batches of ``n_cells`` cells of a type, after its first ``start``; the last batch has no end."""
         rows = self.table[self.table["cell_type"] == cell_type]
-        return np.repeat(rows["batch"].to_numpy(), rows["n_cells"])[start : start + n_cells]
+        row = np.searchsorted(rows["n_cells"].cumsum(), np.arange(start, start + n_cells), side="right")
+        return rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)]
 
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
