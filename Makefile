@@ -5,7 +5,7 @@ CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo report test lint install
+.PHONY: help demo report test lint install benchmark
 
 help:
 	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/ and report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     check the style of the code and of the workflow"
 	@echo "make install  install bdm into .venv only"
+	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
 
 demo: $(INSTALLED)
 	$(IN_VENV) snakemake --cores all
@@ -35,10 +36,20 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(IN_VENV) snakemake --lint
 
 install: $(INSTALLED)
+
+# TARGET is all, augment or threshold.
+benchmark: TARGET ?= all
+benchmark: .venv/benchmark
+	@test -d "$(DATA)" || { echo "Name the folder with the data sets, as in make benchmark DATA=cells"; exit 2; }
+	cd benchmarks && $(IN_VENV) snakemake --cores all --keep-going --config data="$(abspath $(DATA))" -- $(TARGET)
+
+.venv/benchmark: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[benchmark]'
+	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[test]'

@@ -1,0 +1,40 @@
+"""Ablation: `bdm` with a denoiser of its own for every branch, in place of the trunk that all branches share.
+
+Hierarchy, hand-over and the number of training steps and of cells in each are the same. A branch learns from as many
+cells as with the trunk, but from no others.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import bdm.diffusion.fit
+import bdm.model.model
+from bdm.cli import main
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+
+
+class SeparateDenoisers(nn.Module):
+    """Denoiser of all branches, made of one `BranchedDenoiser` for each."""
+
+    def __init__(self, shape: DenoiserShape):
+        super().__init__()
+        self.shape = shape
+        alone = replace(shape, n_branches=1)
+        self.of_branch = nn.ModuleList(BranchedDenoiser(alone) for _ in range(shape.n_branches))
+
+    def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoised x; the arguments are those of `BranchedDenoiser`."""
+        sigma, branch = sigma.expand(len(x)), branch.expand(len(x))
+        denoised = torch.empty_like(x)
+        for number in branch.unique().tolist():
+            on = branch == number
+            denoised[on] = self.of_branch[number](x[on], sigma[on], torch.zeros_like(branch[on]))
+        return denoised
+
+
+if __name__ == "__main__":
+    bdm.diffusion.fit.BranchedDenoiser = SeparateDenoisers
+    bdm.model.model.BranchedDenoiser = SeparateDenoisers
+    main()

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+if "data" not in config:
+    raise WorkflowError("Name the folder with the data sets: --config data=FOLDER; see README.md.")
+
+SCRIPTS = f"{workflow.basedir}/scripts"
+SEEDS = config["seeds"]
+DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
+MADE_RARE = config["augment"]["made_rare"]
+METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
+
+
+def at_thresholds(values):
+    """Give the methods that draw from hierarchies of other thresholds, with and without hand-over."""
+    methods = {}
+    for value in values:
+        model, shared = f"threshold-{value}", {"generate": "--shared-ancestors"}
+        methods[model] = shared | {"model": model, "hierarchy": f"--threshold {value}"}
+        methods[f"{model}-no-handover"] = shared | {"model": model, "script": "no_handover"}
+    return methods
+
+
+THRESHOLDS = at_thresholds(config["threshold"]["values"])
+KNOWN = METHODS | THRESHOLDS
+
+
+def own_models(*, peer):
+    """Name the methods that train a model of their own: bdm's, or the peers."""
+    return [name for name, method in KNOWN.items() if method["model"] == name and method.get("peer", False) == peer]
+
+
+def methods_with(seed):
+    """Name the methods to be compared that run with a seed."""
+    return [name for name, method in METHODS.items() if int(seed) == SEEDS[0] or not method.get("one_seed")]
+
+
+def program(method):
+    """Give what runs a method: bdm, or the method's own script with the same commands."""
+    script = KNOWN[method].get("script")
+    return f"python {workflow.basedir}/methods/{script}.py" if script else "bdm"
+
+
+def options(command, own=None):
+    """Give the options of a command: those for all runs, then those of a method or data set."""
+    return f"{config.get('options', {}).get(command, '')} {(own or {}).get(command, '')}".strip()
+
+
+def training_steps(method):
+    """Name the steps that a method trains in, as the files of their times are named."""
+    model = KNOWN[method]["model"]
+    steps = [] if model in own_models(peer=True) else ["autoencoder", f"hierarchy-{model}"]
+    return [*steps, f"train-{model}"]
+
+
+def beside(wildcards, input):
+    """Name the cells that are judged beside those of `branched`."""
+    return [f"--beside {Path(cells).stem}={cells}" for cells in input.beside]

@@ -1,0 +1,44 @@
+def peers_and_ablations(wildcards):
+    """Give the cells of all methods that run with a seed, but `branched`."""
+    methods = [method for method in methods_with(wildcards.seed) if method != "branched"]
+    return expand(rules.generate.output.cells, **wildcards, method=methods)
+
+
+rule evaluate:
+    input:
+        cells=rules.prepare.output.cells,
+        branched="results/{data}/{seed}/cells/branched.h5ad",
+        beside=peers_and_ablations,
+    output:
+        overall="results/{data}/{seed}/evaluation/overall.csv",
+        by_type="results/{data}/{seed}/evaluation/by_type.csv",
+    log:
+        "results/{data}/{seed}/logs/evaluate.log",
+    benchmark:
+        "results/{data}/{seed}/times/evaluate.tsv"
+    params:
+        folder=subpath(output.overall, parent=True),
+        beside=beside,
+        options=options("evaluate"),
+    shell:
+        "bdm evaluate {input.cells} {params.folder} {input.branched}"
+        " {params.beside}"
+        " {params.options}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule table:
+    input:
+        overall=expand(rules.evaluate.output.overall, data=DATASETS, seed=SEEDS),
+    output:
+        table="results/table.csv",
+        by_type="results/by_type.csv",
+        text="results/table.md",
+    log:
+        "results/logs/table.log",
+    params:
+        folder=subpath(output.table, parent=True),
+        steps=[f"--training {method}={','.join(training_steps(method))}" for method in METHODS],
+    shell:
+        "python {SCRIPTS}/table.py {params.folder} {input.overall}" " {params.steps}" " > {log} 2>&1"

@@ -1,0 +1,20 @@
+"""Tables as text, alike for all results."""
+
+import pandas as pd
+
+RARE = 50  # a type of fewer training cells is rare
+OVER_SEEDS = "mean over seeds, with the smallest and the largest value."
+
+
+def over_seeds(values: pd.Series) -> str:
+    """Tell the mean, and the range if there are several values."""
+    number = "{:.0f}" if values.abs().max() >= 10 else "{:.2f}"
+    mean, low, high = (number.format(value) for value in (values.mean(), values.min(), values.max()))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Write a table with its index as Markdown."""
+    table = table.reset_index()
+    rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

@@ -1,0 +1,104 @@
+"""Judge whether generated cells of rare types help a classifier to recognise them, against what else is done for it.
+
+Every strategy trains on the same real cells. Cells are added to each rare type up to the median of all types.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import typer
+from as_text import RARE
+from scipy import sparse
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.inputs import read_generated, read_real_cells
+from bdm.files import written_whole
+from bdm.seeds import derive, numpy_generator
+
+CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
+    "logistic regression": lambda **settings: LogisticRegression(max_iter=1000, **settings),
+    "random forest": lambda **settings: RandomForestClassifier(n_estimators=200, **settings),
+}
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a classifier is trained on, and whether types weigh the same in it."""
+
+    training: Cells
+    balanced: bool = False
+
+
+def strategies(training: Cells, generated: dict[str, Cells], rare: list[str], *, seed: int) -> dict[str, Strategy]:
+    """Give all strategies by name."""
+    wanted = (int(training.n_by_type.median()) - training.n_by_type[rare]).clip(lower=0)
+    return {
+        "plain": Strategy(training),
+        "balanced": Strategy(training, balanced=True),
+        "oversampled": Strategy(joined(training, some(training, wanted, seed=seed, replace=True))),
+        **{name: Strategy(joined(training, some(cells, wanted, seed=seed))) for name, cells in generated.items()},
+    }
+
+
+def some(cells: Cells, wanted: pd.Series, *, seed: int, replace: bool = False) -> Cells:
+    """Draw as many cells of each type as ``wanted``, with replacement if they are real."""
+    drawn = [
+        numpy_generator(seed, "augment", cell_type).choice(np.flatnonzero(cells.cell_type == cell_type), n, replace)
+        for cell_type, n in wanted.items()
+    ]
+    return cells[np.concatenate(drawn)]
+
+
+def joined(cells: Cells, others: Cells) -> Cells:
+    """Put two sets of cells together."""
+    counts = sparse.vstack([cells.counts, others.counts]).tocsr()
+    return Cells(counts, np.concatenate([cells.cell_type, others.cell_type]))
+
+
+def f1_of_types(strategy: Strategy, classifier: str, test: Cells, rare: list[str], *, seed: int) -> np.ndarray:
+    """F1 of the rare types among all test cells."""
+    settings = {"class_weight": "balanced" if strategy.balanced else None, "random_state": derive(seed) % 2**32}
+    trained = CLASSIFIERS[classifier](**settings).fit(strategy.training.expression, strategy.training.cell_type)
+    predicted = trained.predict(test.expression)
+    return f1_score(test.cell_type, predicted, labels=rare, average=None, zero_division=0)
+
+
+def main(prepared: Path, out: Path, generated: list[Path], *, whole: Path | None = None, seed: int = 0) -> None:
+    """Write the F1 of each rare type, classifier and strategy; generated cells are named like their files.
+
+    ``whole`` are the cells before a type was made rare: what there is to be won.
+    """
+    real = read_real_cells(prepared)
+    n_train = real.training.n_by_type
+    rare = n_train.index[n_train < RARE].tolist()
+    sets = {path.stem: read_generated(path, real) for path in generated}
+    compared = strategies(real.training, sets, rare, seed=seed)
+    if whole is not None:
+        compared["whole"] = Strategy(read_real_cells(whole).training)
+    rows = [
+        pd.DataFrame(
+            {
+                "cell_type": rare,
+                "n_train": n_train[rare].to_numpy(),
+                "n_test": real.test.n_by_type.reindex(rare, fill_value=0).to_numpy(),
+                "classifier": classifier,
+                "strategy": name,
+                "f1": f1_of_types(strategy, classifier, real.test, rare, seed=seed),
+            }
+        )
+        for name, strategy in compared.items()
+        for classifier in CLASSIFIERS
+    ]
+    with written_whole(out) as path:
+        pd.concat(rows).to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,116 @@
+"""Collect the scores of all runs, and the time and memory that they took."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from as_text import OVER_SEEDS, RARE, markdown, over_seeds
+
+FLOOR = "floor"
+FEWEST_TEST = 5  # cells of a type without which its scores are mostly noise
+
+SCORES = {
+    "energy": "energy distance",
+    "forest_auc": "forest AUC",
+    "gene_auc": "gene AUC",
+    "slope": "slope",
+    "slope_by_type": "slope by type",
+    "fold_change_correlation": "r of log fold changes",
+    "f1_ratio": "F1 ratio",
+    "copying": "copying",
+    "training_seconds": "training, s",
+    "generation_seconds": "generation, s",
+    "memory_mb": "peak memory, MB",
+}
+RARE_SCORES = {"energy": "Energy distance", "f1": "F1"}
+KEYS = ["data", "method", "seed"]
+
+
+def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame:
+    """Tell all scores of the methods of one run: data, method, seed, score and value.
+
+    Parameters
+    ----------
+    overall
+        ``DATA/SEED/evaluation/overall.csv``, by ``bdm evaluate``, with the times of the steps in ``DATA/SEED/times``.
+    training
+        Steps that each method trains in.
+    """
+    table = pd.read_csv(overall, index_col="metric")
+    by_type = scores_by_type(overall)
+    judged = by_type[by_type["n_test"] >= FEWEST_TEST]
+    table.loc["slope_by_type"] = judged.groupby("method")["slope"].mean()
+    times = overall.parents[1] / "times"
+    costs = {method: cost(times, method, training[method]) for method in table.columns.drop(FLOOR)}
+    table = pd.concat([table, pd.DataFrame(costs)]).rename_axis("score")
+    tidy = table.melt(var_name="method", ignore_index=False).dropna().reset_index()
+    return with_run(tidy, overall)[[*KEYS, "score", "value"]]
+
+
+def scores_by_type(overall: Path) -> pd.DataFrame:
+    """Tell the scores by type of one run, a row for each method and type."""
+    table = pd.read_csv(overall.with_name("by_type.csv")).rename(columns={"set": "method"})
+    return with_run(table, overall)
+
+
+def with_run(table: pd.DataFrame, overall: Path) -> pd.DataFrame:
+    """Add data set and seed, which the path holds."""
+    *_, data, seed, _, _ = overall.parts
+    return table.assign(data=data, seed=int(seed))
+
+
+def cost(times: Path, method: str, training: list[str]) -> dict[str, float]:
+    """Seconds and largest memory of the steps of a method, as Snakemake measured them."""
+    steps = {step: pd.read_csv(times / f"{step}.tsv", sep="\t").mean(numeric_only=True) for step in training}
+    generation = pd.read_csv(times / f"generate-{method}.tsv", sep="\t").mean(numeric_only=True)
+    return {
+        "training_seconds": sum(step["s"] for step in steps.values()),
+        "generation_seconds": generation["s"],
+        "memory_mb": max(step["max_rss"] for step in [*steps.values(), generation]),
+    }
+
+
+def overview(scores: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Methods x scores of one data set, for the eye; the floor first."""
+    of_data = scores[(scores["data"] == data) & scores["score"].isin(SCORES)]
+    table = of_data.groupby(["method", "score"], sort=False)["value"].agg(over_seeds).unstack(fill_value="")
+    return table.reindex(columns=SCORES, fill_value="").rename(columns=SCORES)
+
+
+def rare_types(by_type: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Rare types x methods, for the eye."""
+    rare = by_type[by_type["n_train"] < RARE].dropna(subset=score)
+    rows = ["data", "cell_type", "n_train", "n_test"]
+    return rare.groupby([*rows, "method"], sort=False)[score].agg(over_seeds).unstack(fill_value="")
+
+
+def report(scores: pd.DataFrame, by_type: pd.DataFrame) -> str:
+    """Write all tables as one Markdown text."""
+    parts = ["# Scores on held-out cells", f"The floor is real training cells. Numbers are the {OVER_SEEDS}"]
+    for data in scores["data"].unique():
+        parts += [f"## {data}", markdown(overview(scores, data))]
+    parts += [f"# Rare types: fewer than {RARE} training cells"]
+    for score, label in RARE_SCORES.items():
+        parts += [f"## {label}", markdown(rare_types(by_type, score))]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(
+    out: Path,
+    overall: list[Path],
+    *,
+    training: Annotated[list[str], typer.Option(help="Steps that a method trains in.", metavar="METHOD=STEP,STEP")],
+) -> None:
+    """Write ``table.csv``, ``by_type.csv`` and ``table.md``."""
+    steps = {method: names.split(",") for method, names in (item.split("=") for item in training)}
+    scores = pd.concat([scores_of_run(path, steps) for path in overall])
+    by_type = pd.concat([scores_by_type(path) for path in overall])
+    scores.to_csv(out / "table.csv", index=False, float_format="%.6g")
+    first = [*KEYS, "cell_type"]
+    by_type[[*first, *by_type.columns.drop(first)]].to_csv(out / "by_type.csv", index=False, float_format="%.6g")
+    (out / "table.md").write_text(report(scores, by_type), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,409 @@
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+import yaml
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.cli import app
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.diffusion.walk import TreeWalk
+
+ROOT = Path(__file__).parents[1] / "benchmarks"
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
+METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
+COMMANDS = typer.main.get_command(app).commands
+B, NK = "CD19+ B", "CD56+ NK"
+
+
+def load(path: str) -> ModuleType:
+    """Import a script of the benchmarks, as if it were run in its folder."""
+    file = ROOT / path
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)
+        spec.loader.exec_module(module)
+    return module
+
+
+def run(path: str, *arguments: str | Path) -> None:
+    """Run a script in this process; what it changes of bdm is undone."""
+    import bdm.diffusion.fit
+    import bdm.model.model
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in [
+            (TreeWalk, "independent"),
+            (TreeWalk, "transport"),
+            (bdm.diffusion.fit, "BranchedDenoiser"),
+            (bdm.model.model, "BranchedDenoiser"),
+        ]:
+            patch.setattr(owner, name, getattr(owner, name))
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / path), run_name="__main__")
+        assert not ended.value.code
+
+
+def command_of(path: str) -> typer.core.TyperCommand:
+    """Give the command line of a script with a single command."""
+    script = typer.Typer()
+    script.command()(load(path).main)
+    return typer.main.get_command(script)
+
+
+# ---- workflow
+
+
+def plan(folder: Path, *arguments: str) -> str:
+    """Plan the workflow in another folder, with the configuration of this one."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--dry-run", *arguments]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("benchmarks")
+    cells = folder / "my cells"
+    cells.mkdir()
+    for name, dataset in DATASETS.items():
+        (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
+    return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", "all", "augment", "threshold")
+
+
+def shell_commands(output: str) -> list[list[str]]:
+    """Read the planned shell commands, without where their messages go."""
+    commands = re.findall(r"^Shell command: (.*?) > \S+ 2>&1$", output, flags=re.MULTILINE)
+    return [shlex.split(command) for command in commands]
+
+
+def test_dry_run_plans_all_runs(planned):
+    jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
+    n_runs = len(DATASETS) * len(SEEDS)
+    assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs), planned
+    assert jobs["train_peer"] == n_runs
+    n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
+    assert jobs["augment_run"] == n_augmented * len(SEEDS)
+    threshold = CONFIG["threshold"]
+    assert jobs["cost"] == len(threshold["datasets"]) * len(SEEDS) * (len(threshold["values"]) + 1)
+
+
+def test_methods_of_one_seed_run_with_the_first_alone(planned):
+    trained = {command[-1] for command in shell_commands(planned) if command[1].endswith("no_trunk.py")}
+    assert trained == {str(SEEDS[0])}
+
+
+def test_commands_take_what_rules_give(planned):
+    commands = shell_commands(planned)
+    assert commands
+    scripts = {}
+    for program, *arguments in commands:
+        if program == "bdm":
+            COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
+        elif arguments[0].startswith(f"{ROOT}/scripts"):
+            if (path := arguments[0]) not in scripts:
+                scripts[path] = command_of(path)
+            scripts[path].make_context(path, arguments[1:])
+        elif "scvi" not in arguments[0]:
+            COMMANDS[arguments[1]].make_context(arguments[1], arguments[2:])
+    assert {Path(path).stem for path in scripts} >= {"table", "thin", "make_rare", "augment", "threshold", "cost"}
+
+
+def test_all_methods_are_judged_together(planned):
+    folder = f"results/pbmc3k/{SEEDS[0]}"
+    [command] = [c for c in shell_commands(planned) if c[1] == "evaluate" and c[3] == f"{folder}/evaluation"]
+    beside = [item for flag, item in pairwise(command) if flag == "--beside"]
+    assert command[4] == f"{folder}/cells/branched.h5ad"
+    assert beside == [f"{name}={folder}/cells/{name}.h5ad" for name in METHODS if name != "branched"]
+
+
+def test_folder_of_data_sets_has_to_be_named(tmp_path):
+    assert "Name the folder with the data sets: --config data=FOLDER" in plan(tmp_path)
+
+
+def test_readme_explains_every_method():
+    listed = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert set(METHODS) <= set(listed)
+    scripts = {method["script"] for method in METHODS.values() if method and "script" in method}
+    assert scripts == {path.stem for path in (ROOT / "methods").glob("*.py")}
+
+
+# ---- cells
+
+
+@pytest.fixture(scope="module")
+def prepared(example_cells) -> AnnData:
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, min_cells_per_type=20)
+    return prepare(example_cells, settings)
+
+
+@pytest.fixture(scope="module")
+def prepared_file(prepared, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prepared") / "prepared.h5ad"
+    prepared.write_h5ad(path)
+    return path
+
+
+def test_thinned_counts_are_binomial():
+    x = sparse.csr_matrix(np.full((400, 50), 20, dtype=np.float32))
+    thinned = load("scripts/thin.py").thinned(AnnData(x), 0.1, seed=0).X.toarray()
+    assert thinned.mean() == pytest.approx(2, rel=0.02)
+    assert thinned.var() == pytest.approx(20 * 0.1 * 0.9, rel=0.05)
+    assert (x.data == 20).all()
+
+
+def test_thinning_leaves_out_what_is_empty(example_cells):
+    thin = load("scripts/thin.py")
+    thinned, same, other = (thin.thinned(example_cells, 0.01, seed=seed) for seed in (1, 1, 2))
+    assert 0 < thinned.n_obs < example_cells.n_obs
+    assert (thinned.X.getnnz(axis=1) > 0).all()
+    assert (thinned.X.getnnz(axis=0) > 0).all()
+    assert (thinned.X.data == np.round(thinned.X.data)).all()
+    assert thinned.obs["bulk_labels"].equals(example_cells.obs["bulk_labels"][thinned.obs_names])
+    assert (thinned.X != same.X).nnz == 0
+    assert list(thinned.obs_names) != list(other.obs_names)
+
+
+def test_type_made_rare_keeps_its_test_cells(prepared):
+    rare = load("scripts/make_rare.py").made_rare(prepared, B, 7, seed=0)
+    numbers = [pd.crosstab(a.obs["cell_type"], a.obs["split"] == "test") for a in (prepared, rare)]
+    assert numbers[1].loc[B].tolist() == [7, numbers[0].loc[B, True]]
+    pd.testing.assert_frame_equal(numbers[1].drop(B), numbers[0].drop(B))
+
+
+def leaves(tree: list | str) -> list[str]:
+    return [tree] if isinstance(tree, str) else [leaf for branch in tree for leaf in leaves(branch)]
+
+
+def test_random_tree_is_binary_and_has_all_types():
+    random_tree = load("scripts/random_tree.py").random_tree
+    types = [f"type {i}" for i in range(12)]
+    trees = [random_tree(types, seed=seed) for seed in (1, 1, 2)]
+    assert all(sorted(leaves(tree)) == sorted(types) for tree in trees)
+    assert trees[0] == trees[1] != trees[2]
+    assert json.dumps(trees[0]).count("[") == len(types) - 1
+
+
+# ---- methods
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_file, tmp_path_factory) -> Path:
+    """Folder with an autoencoder, a hierarchy and a model, of few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    autoencoder, hierarchy = folder / "autoencoder", folder / "hierarchy.json"
+    for arguments in [
+        ["autoencoder", prepared_file, autoencoder, "--n-steps", 60],
+        ["hierarchy", autoencoder, hierarchy, "--n-bootstrap", 2],
+        ["train", autoencoder, hierarchy, folder / "model", "--n-steps", 60, "--width", 16],
+    ]:
+        app(list(map(str, arguments)), standalone_mode=False)
+    return folder
+
+
+def check_generated(path: Path, prepared: AnnData) -> AnnData:
+    """Check that a file is what `bdm evaluate` takes, with as many cells of each type as the prepared ones."""
+    adata = anndata.read_h5ad(path)
+    assert isinstance(adata.X, sparse.csr_matrix)
+    assert adata.X.sum() > 0
+    assert (adata.X.data == np.round(adata.X.data)).all()
+    assert list(adata.var_names) == list(prepared.var_names)
+    assert adata.obs["cell_type"].value_counts().to_dict() == prepared.obs["cell_type"].value_counts().to_dict()
+    return adata
+
+
+@pytest.mark.parametrize("method", ["gaussian", "no_handover"])
+def test_methods_that_draw_otherwise(method, trained, prepared_file, prepared, tmp_path):
+    arguments = ["generate", trained / "model", tmp_path / "cells.h5ad", "--cells-like", prepared_file]
+    run(f"methods/{method}.py", *arguments)
+    other = check_generated(tmp_path / "cells.h5ad", prepared)
+    app(list(map(str, arguments)), standalone_mode=False)
+    own = check_generated(tmp_path / "cells.h5ad", prepared)
+    assert not np.allclose(other.obsm["latent"], own.obsm["latent"])
+
+
+def test_gaussian_has_the_moments_of_the_type(small_model, monkeypatch):
+    monkeypatch.setattr(TreeWalk, "independent", load("methods/gaussian.py").independent)
+    model = small_model.model
+    latent = small_model.generate({B: 4000}).obsm["latent"]
+    moments = model.moments.mixture((B,))
+    mean = model.whitening.inverse(moments.mean[None])[0, :-1]
+    np.testing.assert_allclose(latent.mean(axis=0), mean, atol=0.1)
+
+
+def test_denoisers_without_a_trunk(trained, prepared_file, prepared, tmp_path):
+    script, model = "methods/no_trunk.py", tmp_path / "model"
+    run(
+        *[script, "train", trained / "autoencoder", trained / "hierarchy.json", model],
+        *["--n-steps", 20, "--width", 8],
+    )
+    run(script, "generate", model, tmp_path / "cells.h5ad", "--cells-like", prepared_file)
+    check_generated(tmp_path / "cells.h5ad", prepared)
+
+
+def test_scvi(prepared_file, prepared, tmp_path):
+    pytest.importorskip("scvi")
+    run("methods/scvi_prior.py", "train", prepared_file, tmp_path / "model", "--epochs", 1)
+    run("methods/scvi_prior.py", "generate", tmp_path / "model", tmp_path / "a.h5ad", "--cells-like", prepared_file)
+    run("methods/scvi_prior.py", "generate", tmp_path / "model", tmp_path / "b.h5ad", "--cells-like", prepared_file)
+    one, same = (check_generated(tmp_path / name, prepared) for name in ("a.h5ad", "b.h5ad"))
+    assert (one.X != same.X).nnz == 0
+    trained = anndata.read_h5ad(tmp_path / "model/adata.h5ad")
+    assert "test" not in set(trained.obs["split"])
+
+
+def test_cost_counts_each_branch_once(trained, tmp_path):
+    cost = load("scripts/cost.py")
+    cost.main(trained / "model", tmp_path / "cost.csv", cells=3)
+    [row] = pd.read_csv(tmp_path / "cost.csv").to_dict("records")
+    model = cost.load_model(trained / "model")
+    assert row["evaluations"] * len(model.cell_types) == pytest.approx(cost.evaluations(model), rel=1e-4)
+    assert 2 < row["evaluations"] < cost.SamplerSettings().n_levels
+    assert row["milliseconds"] > 0
+
+
+# ---- tables
+
+
+def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
+    """Write what the workflow leaves of a run with the methods `branched` and `scvi`."""
+    overall = folder / "evaluation/overall.csv"
+    for name in ["evaluation", "times"]:
+        (folder / name).mkdir(parents=True)
+    overall.write_text(f"metric,floor,branched,scvi\nenergy,0.01,{energy},0.5\nf1_ratio,1,0.9,0.8\n")
+    frequent = [f"B,20,100,{name},0.1,0.8,0.9\nNK,8,60,{name},0.1,0.6,0.9\n" for name in ["floor", "branched", "scvi"]]
+    rare = [*(f"DC,3,12,{name},{energy},-9,0.4\n" for name in ["floor", "branched"]), "DC,3,12,scvi,,,0.2\n"]
+    columns = "cell_type,n_test,n_train,set,energy,slope,f1\n"
+    overall.with_name("by_type.csv").write_text("".join([columns, *frequent, *rare]))
+    for step in ["autoencoder", "train-branched", "train-scvi", "generate-branched", "generate-scvi"]:
+        (folder / f"times/{step}.tsv").write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t{len(step)}\n")
+    return overall
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    runs = [
+        write_run(tmp_path / "blood/0", energy=0.2, seconds=10),
+        write_run(tmp_path / "blood/1", energy=0.4, seconds=30),
+    ]
+    steps = {"branched": ["autoencoder", "train-branched"], "scvi": ["train-scvi"]}
+    training = [f"{method}={','.join(names)}" for method, names in steps.items()]
+    load("scripts/table.py").main(tmp_path, runs, training=training)
+    return tmp_path
+
+
+def test_table_has_a_row_for_every_score(table):
+    scores = pd.read_csv(table / "table.csv").set_index(["data", "method", "seed", "score"])["value"]
+    assert scores["blood", "branched", 1, "energy"] == 0.4
+    assert scores["blood", "floor", 0, "energy"] == 0.01
+    assert scores["blood", "branched", 0, "slope_by_type"] == pytest.approx(0.7)
+    assert scores["blood", "branched", 1, "training_seconds"] == 60
+    assert scores["blood", "scvi", 1, "training_seconds"] == 30
+    assert scores["blood", "branched", 1, "generation_seconds"] == 30
+    assert scores["blood", "branched", 1, "memory_mb"] == len("generate-branched")
+    assert ("blood", "floor", 0, "training_seconds") not in scores.index
+
+
+def test_table_for_the_eye(table):
+    rows = [line.strip("| ").split(" | ") for line in (table / "table.md").read_text().splitlines()]
+    branched, rare = [row for row in rows if row[0] in ("branched", "blood")][:2]
+    assert branched[1] == "0.30 (0.20 to 0.40)"
+    assert rare == ["blood", "DC", "12", "3", "0.30 (0.20 to 0.40)", "0.30 (0.20 to 0.40)"]
+    order = [row[0] for row in rows if row[0] in ("floor", "branched", "scvi")]
+    assert order == ["floor", "branched", "scvi"]
+
+
+def copied(adata: AnnData) -> AnnData:
+    return anndata.concat([adata] * 10, index_unique="-", keys=range(10))
+
+
+def test_augmentation_judges_rare_types_by_all_strategies(prepared_file, prepared, tmp_path):
+    """With ten copies of the training cells as generated ones."""
+    training = prepared[prepared.obs["split"] != "test"]
+    copied(training).write_h5ad(tmp_path / "copies.h5ad")
+    copies, out = tmp_path / "copies.h5ad", tmp_path / "augment.csv"
+    load("scripts/augment.py").main(prepared_file, out, [copies], whole=prepared_file)
+    scores = pd.read_csv(out).set_index("cell_type")
+    n_train = prepared.obs["cell_type"][prepared.obs["split"] != "test"].value_counts()
+    n_test = prepared.obs["cell_type"][prepared.obs["split"] == "test"].value_counts()
+    rare = n_train.index[n_train < 50]
+    assert 0 < len(rare) < len(n_train)
+    assert len(scores) == len(rare) * 2 * 5
+    for cell_type in rare:
+        assert (scores.loc[cell_type, "n_train"] == n_train[cell_type]).all()
+        assert (scores.loc[cell_type, "n_test"] == n_test[cell_type]).all()
+    assert scores["f1"].between(0, 1).all()
+    assert scores["f1"].max() > 0.5
+    plain, whole = (scores[scores["strategy"] == name]["f1"].tolist() for name in ("plain", "whole"))
+    assert plain == whole
+
+
+def test_strategies_train_on_the_cells_they_name(prepared):
+    augment = load("scripts/augment.py")
+    training, copies = augment.Cells.of(prepared), augment.Cells.of(copied(prepared))
+    rare = training.n_by_type.nsmallest(2).index.tolist()
+    strategies = augment.strategies(training, {"mine": copies}, rare, seed=0)
+    assert list(strategies) == ["plain", "balanced", "oversampled", "mine"]
+    assert strategies["balanced"].balanced
+    assert strategies["plain"].training is strategies["balanced"].training is training
+    size = int(training.n_by_type.median())
+    for name in ("oversampled", "mine"):
+        numbers = strategies[name].training.n_by_type
+        assert (numbers[rare] == size).all()
+        assert numbers.drop(rare).equals(training.n_by_type.drop(rare))
+
+
+def test_augmentation_is_told_by_type_and_strategy(tmp_path):
+    rows = [("DC", 12, 3, "logistic regression", name, f1) for name, f1 in [("plain", 0.2), ("branched", 0.6)]]
+    columns = ["cell_type", "n_train", "n_test", "classifier", "strategy", "f1"]
+    files = []
+    for seed in (0, 1):
+        files.append(tmp_path / f"blood/{seed}/augment.csv")
+        files[-1].parent.mkdir(parents=True)
+        table = pd.DataFrame(rows, columns=columns)
+        table["f1"] += seed / 10
+        table.to_csv(files[-1], index=False)
+    load("scripts/augment_table.py").main(tmp_path / "augment.csv", tmp_path / "augment.md", files)
+    assert (
+        "| blood | DC | 12 | 3 | 0.25 (0.20 to 0.30) | 0.65 (0.60 to 0.70) |" in (tmp_path / "augment.md").read_text()
+    )
+    assert pd.read_csv(tmp_path / "augment.csv")["seed"].tolist() == [0, 0, 1, 1]
+
+
+def test_thresholds_are_told_with_their_costs(tmp_path):
+    overall = tmp_path / "blood/0/threshold/overall.csv"
+    overall.parent.mkdir(parents=True)
+    methods = ["floor", "branched", "flat", "threshold-0.8", "threshold-0.8-no-handover"]
+    scores = pd.DataFrame([range(5), [0.5, 0.6, 0.6, 0.6, 0.9]], index=["energy", "forest_auc"], columns=methods)
+    scores.to_csv(overall, index_label="metric")
+    (tmp_path / "blood/0/costs").mkdir()
+    for model, evaluations in [("flat", 39), ("threshold-0.8", 20)]:
+        (tmp_path / f"blood/0/costs/{model}.csv").write_text(f"evaluations,milliseconds\n{evaluations},0.5\n")
+    threshold = load("scripts/threshold.py")
+    threshold.main(tmp_path / "threshold.csv", tmp_path / "threshold.png", [overall])
+    table = pd.read_csv(tmp_path / "threshold.csv").set_index("method")
+    assert table.loc["threshold-0.8", ["threshold", "sampling", "energy", "evaluations"]].tolist() == [
+        *(0.8, threshold.WITH),
+        *(3, 20),
+    ]
+    assert table.loc["threshold-0.8-no-handover", "sampling"] == threshold.WITHOUT
+    assert table.loc["flat", "evaluations"] == 39
+    assert (tmp_path / "threshold.png").stat().st_size > 10_000
