@@ -89,10 +89,11 @@ class BranchedDiffusion:
         autoencoder = GeneAutoencoder(
             trained.network,
             self.prepared.var,
+            trained.cell_types,
             trained.batches,
             provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(self.prepared)),
         )
-        latent = encode(self.prepared, autoencoder.network, autoencoder.batches)
+        latent = encode(self.prepared, autoencoder)
         hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=self.tree)
         self.fitted, _ = fit_model(
             latent,

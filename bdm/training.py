@@ -131,3 +131,5 @@ def _schedule(step: int, loop: Loop) -> float:
 def _move_towards(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
+    for kept, value in zip(averaged.buffers(), network.buffers(), strict=True):
+        kept.copy_(value)

@@ -28,7 +28,7 @@ def small_settings():
 
     return Settings(
         prepare=PrepareSettings(n_genes=200, test=0.0),
-        autoencoder=AutoencoderSettings(n_latent=6, n_hidden=32, n_steps=100),
+        autoencoder=AutoencoderSettings(n_latent=6, n_steps=100),
         hierarchy=HierarchySettings(n_bootstrap=20),
         denoiser=DenoiserSettings(width=32, n_layers=2, n_steps=100),
     )

@@ -5,11 +5,20 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scipy.stats import nbinom
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder import fit
+from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder, starting_cells, type_codes
 from bdm.autoencoder.likelihood import negative_binomial_log_likelihood
-from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.network import (
+    MEMORY,
+    TYPE_DISPERSION_SCALE,
+    AutoencoderShape,
+    CountAutoencoder,
+    log_normalise,
+)
+from bdm.autoencoder.posterior import Posterior, laplace_posterior
 from bdm.autoencoder.storage import (
     GeneAutoencoder,
     load_autoencoder,
@@ -20,16 +29,23 @@ from bdm.autoencoder.storage import (
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json, write_json
+from bdm.tensors import tensor_of
 from bdm.training import Loop, fabric, train
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
 
 # ---- likelihood
 
 
+@pytest.mark.parametrize("dispersion_by", ["gene", "cell and gene"])
 @pytest.mark.parametrize(("n_cells", "n_genes", "mean"), [(1, 1, 0.5), (5, 3, 0.01), (7, 40, 2.0), (3, 200, 80.0)])
-def test_likelihood_is_scipys(n_cells, n_genes, mean):
+def test_likelihood_is_scipys(n_cells, n_genes, mean, dispersion_by):
     rng = np.random.default_rng(n_genes)
     means = mean * rng.lognormal(size=(n_cells, n_genes))
-    r = rng.lognormal(size=n_genes)
+    r = rng.lognormal(size=n_genes if dispersion_by == "gene" else (n_cells, n_genes))
     counts = rng.poisson(means)
     expected = nbinom.logpmf(counts, r, r / (r + means)).sum(axis=1)
     found = negative_binomial_log_likelihood(*(torch.from_numpy(a) for a in (counts * 1.0, np.log(means), np.log(r))))
@@ -41,43 +57,305 @@ def test_likelihood_without_any_counts():
     torch.testing.assert_close(found, torch.full((4,), 3 * np.log(0.5)), check_dtype=False)
 
 
-def test_gradients_of_likelihood_are_those_of_its_values():
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_gradients_of_likelihood_are_those_of_its_values(shape):
     counts = torch.tensor([[0.0, 3.0, 1.0], [0.0, 0.0, 7.0]], dtype=torch.float64)
-    log_mean = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    log_r = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    log_mean = torch.randn(2, 3, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    log_r = torch.randn(shape, dtype=torch.float64, generator=seeded(1), requires_grad=True)
     assert torch.autograd.gradcheck(lambda m, r: negative_binomial_log_likelihood(counts, m, r), (log_mean, log_r))
+
+
+# ---- posterior
+
+
+def problem(*, n_cells=6, n_genes=40, n_latent=3, n_counts=500.0, loading=0.3) -> dict[str, Tensor]:
+    """Counts drawn from a model, and what else ``laplace_posterior`` takes."""
+    loadings = loading * torch.randn(n_genes, n_latent, generator=seeded(1))
+    offset = torch.randn(n_cells, n_genes, generator=seeded(2))
+    inverse_dispersion = 0.5 + torch.rand(n_cells, n_genes, generator=seeded(3)) * 5
+    prior_mean = torch.randn(n_cells, n_latent, generator=seeded(4))
+    latent = prior_mean + torch.randn(n_cells, n_latent, generator=seeded(5))
+    mean = n_counts * torch.softmax(latent @ loadings.T + offset, dim=1)
+    return {
+        "counts": torch.poisson(mean, generator=seeded(6)),
+        "loadings": loadings,
+        "offset": offset,
+        "inverse_dispersion": inverse_dispersion,
+        "prior_mean": prior_mean,
+    }
+
+
+def log_mean(latent: Tensor, given: dict[str, Tensor]) -> Tensor:
+    log_expression = torch.log_softmax(latent @ given["loadings"].T + given["offset"], dim=1)
+    return log_expression + given["counts"].sum(dim=1, keepdim=True).log()
+
+
+@pytest.mark.parametrize("n_counts", [3.0, 500.0, 1e5])
+@pytest.mark.parametrize("n_latent", [1, 3, 10])
+def test_mode_is_where_the_gradient_vanishes(n_counts, n_latent):
+    given = problem(n_latent=n_latent, n_counts=n_counts)
+    posterior = laplace_posterior(**given, n_iterations=30)
+    given = {name: value.double() for name, value in given.items()}
+    latent = posterior.mean.double().requires_grad_()
+    likelihood = negative_binomial_log_likelihood(
+        given["counts"], log_mean(latent, given), given["inverse_dispersion"].log()
+    )
+    prior = -((latent - given["prior_mean"]) ** 2).sum() / 2
+    (gradient,) = torch.autograd.grad(likelihood.sum() + prior, latent)
+    in_scales = gradient * posterior.scale
+    torch.testing.assert_close(in_scales, torch.zeros_like(in_scales), atol=1e-3, rtol=0)
+
+
+def test_precision_is_fishers_information_and_the_priors():
+    given = problem()
+    posterior = laplace_posterior(**given, n_iterations=30)
+    jacobian = torch.autograd.functional.jacobian(lambda z: log_mean(z, given), posterior.mean)
+    for cell, latent in enumerate(posterior.mean):
+        mean, r = log_mean(latent[None].expand(6, -1), given)[cell].exp(), given["inverse_dispersion"][cell]
+        of_log_mean = jacobian[cell, :, cell]
+        information = of_log_mean.T @ torch.diag(mean * r / (r + mean)) @ of_log_mean
+        torch.testing.assert_close(posterior.precision[cell], information + torch.eye(3), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n_counts", [50.0, 1e5])
+def test_few_iterations_of_newtons_method_are_enough(n_counts):
+    given = problem(n_cells=50, n_counts=n_counts)
+    few, many = (laplace_posterior(**given, n_iterations=n) for n in (12, 50))
+    assert ((few.mean - many.mean).abs() < 0.02 * many.scale).all()
+
+
+@pytest.mark.parametrize("n_iterations", [2, 12])
+def test_posterior_of_a_cell_does_not_depend_on_others(n_iterations):
+    given = problem(n_cells=20)
+    given["prior_mean"] = given["prior_mean"] + 5
+    every = laplace_posterior(**given, n_iterations=n_iterations)
+    part = {name: value if name == "loadings" else value[5:8] for name, value in given.items()}
+    some = laplace_posterior(**part, n_iterations=n_iterations)
+    torch.testing.assert_close(some.mean, every.mean[5:8], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(some.precision, every.precision[5:8], atol=1e-4, rtol=1e-5)
+
+
+def test_without_loadings_the_posterior_is_the_prior():
+    given = problem(loading=0.0)
+    posterior = laplace_posterior(**given, n_iterations=3)
+    torch.testing.assert_close(posterior.mean, given["prior_mean"])
+    torch.testing.assert_close(posterior.precision, torch.eye(3).expand(6, 3, 3))
+    torch.testing.assert_close(posterior.divergence(given["prior_mean"]), torch.zeros(6))
+
+
+def test_many_counts_tell_the_latent():
+    given = problem(n_counts=1e6)
+    given["inverse_dispersion"] = torch.full_like(given["inverse_dispersion"], 1e6)
+    latent = given["prior_mean"] + 4
+    given["counts"] = 1e6 * torch.softmax(latent @ given["loadings"].T + given["offset"], dim=1)
+    torch.testing.assert_close(laplace_posterior(**given, n_iterations=30).mean, latent, atol=0.01, rtol=0)
+
+
+def posterior_of(*, n_cells=4, n_latent=3) -> tuple[Posterior, MultivariateNormal]:
+    root = torch.randn(n_cells, n_latent, n_latent, generator=seeded(1))
+    precision = root @ root.transpose(1, 2) + torch.eye(n_latent)
+    mean = torch.randn(n_cells, n_latent, generator=seeded(2))
+    return Posterior(mean, torch.linalg.cholesky(precision)), MultivariateNormal(mean, precision_matrix=precision)
+
+
+def test_posterior_is_torchs_normal():
+    posterior, normal = posterior_of()
+    torch.testing.assert_close(posterior.precision, normal.precision_matrix)
+    torch.testing.assert_close(posterior.scale, normal.stddev)
+    prior_mean = torch.randn(4, 3, generator=seeded(3))
+    divergence = kl_divergence(normal, MultivariateNormal(prior_mean, torch.eye(3)))
+    torch.testing.assert_close(posterior.divergence(prior_mean), divergence)
+
+
+def test_draws_have_the_moments_of_the_posterior():
+    posterior, normal = posterior_of()
+    draws = torch.stack([posterior.draw(noise) for noise in torch.randn(40_000, 4, 3, generator=seeded())])
+    torch.testing.assert_close(draws.mean(dim=0), posterior.mean, atol=0.02, rtol=0)
+    covariance = torch.stack([torch.cov(draws[:, cell].T) for cell in range(4)])
+    torch.testing.assert_close(covariance, normal.covariance_matrix, atol=0.02, rtol=0)
 
 
 # ---- network
 
 
+def network_of(*, n_genes=11, n_types=3, n_latent=4, n_batches=0) -> CountAutoencoder:
+    """Network of random parameters."""
+    network = CountAutoencoder(AutoencoderShape(n_genes, n_types, n_latent, n_batches))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+        network.prior_sum.copy_(torch.randn(network.prior_sum.shape, generator=seeded(1)))
+    return network
+
+
+def counts_of(n_cells: int, n_genes: int = 11) -> Tensor:
+    return torch.poisson(torch.full((n_cells, n_genes), 2.0), generator=seeded()) + 1
+
+
+def types_of(n_cells: int) -> Tensor:
+    return torch.arange(n_cells) % 3
+
+
 @pytest.mark.parametrize("n_batches", [0, 2])
 @pytest.mark.parametrize("n_cells", [1, 9])
 def test_network_shapes(n_batches, n_cells):
-    network = CountAutoencoder(AutoencoderShape(11, n_latent=4, n_hidden=8, n_batches=n_batches))
-    counts = torch.poisson(torch.full((n_cells, 11), 2.0), generator=torch.Generator().manual_seed(0)) + 1
-    batch = torch.zeros(n_cells, dtype=torch.long)
-    posterior = network.encode(counts, batch)
+    network = network_of(n_batches=n_batches)
+    counts, types = counts_of(n_cells), types_of(n_cells)
+    batch = torch.arange(n_cells) % max(n_batches, 1)
+    posterior = network.encode(counts, types, batch)
     assert posterior.mean.shape == posterior.scale.shape == (n_cells, 4)
-    assert (posterior.scale > 0).all()
+    assert posterior.precision.shape == (n_cells, 4, 4)
+    assert network.log_inverse_dispersion(types).shape == (n_cells, 11)
+    assert network.prior_mean.shape == (3, 4)
     expression = network.decode(posterior.mean, batch).exp()
+    assert expression.shape == (n_cells, 11)
     torch.testing.assert_close(expression.sum(dim=1), torch.ones(n_cells))
-    assert network(counts, batch, torch.zeros(n_cells, 4), 0.1).shape == (n_cells,)
+    bound, latent = network(counts, types, batch, torch.zeros(n_cells, 4), n_iterations=12)
+    assert bound.shape == (n_cells,)
+    torch.testing.assert_close(latent, posterior.mean)
 
 
-def test_encoder_is_blind_to_depth_that_scales_all_counts():
-    network = CountAutoencoder(AutoencoderShape(11, n_latent=4, n_hidden=8))
-    counts = torch.arange(22.0).reshape(2, 11)
-    batch = torch.zeros(2, dtype=torch.long)
-    torch.testing.assert_close(network.encode(counts, batch).mean, network.encode(3 * counts, batch).mean)
-
-
-def test_batch_enters_decoder():
-    network = CountAutoencoder(AutoencoderShape(5, n_latent=2, n_hidden=8, n_batches=2))
-    nn.init.normal_(network.batch_offset)
-    latent = torch.zeros(2, 2)
-    one, two = network.decode(latent, torch.tensor([0, 1]))
+def test_batch_enters_both_ways():
+    network = network_of(n_batches=2)
+    counts, types, batch = counts_of(1).expand(2, -1), torch.zeros(2, dtype=torch.long), torch.tensor([0, 1])
+    one, two = network.decode(torch.zeros(2, 4), batch)
     assert not torch.allclose(one, two)
+    one, two = network.encode(counts, types, batch).mean
+    assert not torch.allclose(one, two)
+
+
+def test_latent_of_a_cell_lies_nearer_its_types_mean():
+    network = network_of(n_types=2)
+    network.prior_sum.copy_(torch.tensor([[5.0, 0, 0, 0], [-5.0, 0, 0, 0]]))
+    one, two = network.encode(counts_of(1).expand(2, -1), torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long)).mean
+    assert one[0] > two[0] + 1
+
+
+def test_bound_is_just_below_the_likelihood():
+    network = network_of(n_latent=1)
+    counts, types, batch = counts_of(40), types_of(40), torch.zeros(40, dtype=torch.long)
+    noise = torch.randn(500, 40, 1, generator=seeded())
+    with torch.no_grad():
+        bound = -torch.stack([network(counts, types, batch, n, n_iterations=12)[0] for n in noise]).mean(dim=0)
+        grid = torch.linspace(-8, 8, 801)
+        latent = network.prior_mean[types] + grid
+        prior = torch.distributions.Normal(0, 1).log_prob(grid)
+        log_library = counts.sum(dim=1, keepdim=True).log()
+        joint = [
+            negative_binomial_log_likelihood(
+                counts, network.decode(z[:, None], batch) + log_library, network.log_inverse_dispersion(types)
+            )
+            for z in latent.T
+        ]
+    likelihood = torch.logsumexp(torch.stack(joint, dim=1) + prior + np.log(0.02), dim=1)
+    gap = (likelihood - bound).mean()
+    assert -0.01 < gap < 0.05
+
+
+def test_running_means_move_towards_cells():
+    network = network_of(n_latent=2)
+    before = network.prior_mean.clone()
+    types = torch.tensor([0, 0, 2])
+    latent = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    network.follow(types, latent)
+    torch.testing.assert_close(network.prior_mean[0], (MEMORY * before[0] + latent[:2].sum(dim=0)) / (MEMORY + 2))
+    torch.testing.assert_close(network.prior_mean[2], (MEMORY * before[2] + latent[2]) / (MEMORY + 1))
+    assert torch.equal(network.prior_mean[1], before[1])
+    network.follow(torch.tensor([1]), latent[2:])
+    torch.testing.assert_close(network.prior_mean[1], (MEMORY * before[1] + latent[2]) / (MEMORY + 1))
+
+
+def test_running_means_end_at_the_cells_they_follow():
+    network = network_of(n_latent=2)
+    for step in range(200):
+        network.follow(torch.tensor([0, 1]), torch.tensor([[2.0, -1.0], [float(step), 0.0]]))
+    torch.testing.assert_close(network.prior_mean[0], torch.tensor([2.0, -1.0]), atol=1e-3, rtol=0)
+    assert 170 < network.prior_mean[1, 0] < 190
+
+
+def test_start_from_cells():
+    types = types_of(300)
+    latent = torch.randn(300, 2, generator=seeded()) + torch.tensor([[6.0, 0.0], [0.0, 2.0], [0.0, 0.0]])[types]
+    rates = 1e6 * torch.softmax(latent @ torch.randn(2, 40, generator=seeded(1)) / 2, dim=1)
+    counts = torch.poisson(rates, generator=seeded(2))
+    network = network_of(n_genes=40, n_latent=2)
+    network.start_from(counts, types)
+    expression = torch.softmax(network.loadings.bias, dim=0)
+    torch.testing.assert_close(expression, counts.sum(dim=0) / counts.sum(), atol=1e-5, rtol=0)
+    normalised = log_normalise(counts)
+    normalised = normalised - normalised.mean(dim=0)
+    axes = torch.linalg.svd(normalised, full_matrices=False)[2][:2]
+    means = torch.stack([normalised[types == t].mean(dim=0) for t in range(3)])
+    loadings = network.loadings.weight.detach()
+    told = 2 * network.prior_mean @ loadings.T
+    torch.testing.assert_close(told, means @ axes.T @ axes, atol=0.05, rtol=0)
+    within = ((normalised - means[types]) @ axes.T).std(dim=0)
+    torch.testing.assert_close(2 * loadings.norm(dim=0), within, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("n_cells", "n_genes"), [(3, 11), (200, 2), (2, 2)])
+def test_start_from_fewer_cells_or_genes_than_latent_dimensions(n_cells, n_genes):
+    network = network_of(n_genes=n_genes)
+    counts, types, batch = counts_of(n_cells, n_genes), types_of(n_cells), torch.zeros(n_cells, dtype=torch.long)
+    network.start_from(counts, types)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    bound, latent = network(counts, types, batch, torch.zeros(n_cells, 4), n_iterations=3)
+    assert bound.isfinite().all()
+    assert latent.isfinite().all()
+
+
+def test_start_from_cells_without_a_type():
+    network = network_of()
+    network.start_from(counts_of(30), torch.zeros(30, dtype=torch.long))
+    assert torch.equal(network.prior_mean[1:], torch.zeros(2, 4))
+
+
+def test_turned_model_is_the_same():
+    network = network_of()
+    counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
+    noise = torch.zeros(9, 4)
+
+    def told() -> list[Tensor]:
+        with torch.no_grad():
+            posterior = network.encode(counts, types, batch)
+            loadings = network.loadings.weight
+            return [
+                network.decode(network.prior_mean[types], batch),
+                network.decode(posterior.mean, batch),
+                posterior.divergence(network.prior_mean[types]),
+                network(counts, types, batch, noise, n_iterations=12)[0],
+                loadings @ loadings.T,
+            ]
+
+    before, loadings = told(), network.loadings.weight.detach().clone()
+    network.turn(network.encode(counts, types, batch).precision.mean(dim=0))
+    assert not torch.allclose(network.loadings.weight, loadings, atol=0.01)
+    torch.testing.assert_close(told(), before, atol=1e-4, rtol=1e-4)
+
+
+def test_turned_latents_have_independent_errors_and_the_best_known_first():
+    network = network_of()
+    counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
+    network.turn(network.encode(counts, types, batch).precision.mean(dim=0))
+    precision = network.encode(counts, types, batch).precision.mean(dim=0)
+    torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
+    assert (precision.diagonal().diff() < 0).all()
+    loadings = network.loadings.weight
+    assert (loadings.amax(dim=0) == loadings.abs().amax(dim=0)).all()
+
+
+@pytest.mark.parametrize("loading_scale", [0.1, 2.0])
+def test_penalty_is_the_prior_of_the_parameters(loading_scale):
+    network = network_of()
+    zero, expected = torch.zeros(()), 0.0
+    with torch.no_grad():
+        for scale, values in (
+            (loading_scale, network.loadings.weight),
+            (TYPE_DISPERSION_SCALE, network.type_dispersion),
+        ):
+            prior = torch.distributions.Normal(0, scale)
+            expected += (prior.log_prob(zero) - prior.log_prob(values)).sum()
+        torch.testing.assert_close(network.penalty(loading_scale=loading_scale), expected)
 
 
 # ---- training of any network
@@ -136,6 +414,24 @@ def test_best_validation_is_kept():
     assert float(network.weight) == seen[history["validation"].argmin()] != seen[-1]
 
 
+def test_buffers_come_with_their_weights():
+    network, loss = line()
+    network.register_buffer("n_seen", torch.zeros(()))
+    n_seen = []
+
+    def counted(network, generator):
+        network.n_seen += 1
+        return loss(network, generator)
+
+    def validation(network):
+        n_seen.append(int(network.n_seen))
+        return (network.weight - 1).abs().sum()
+
+    history = train(network, counted, loop(validate_every=1), validation=validation)
+    assert n_seen == list(range(1, 61))
+    assert int(network.n_seen) == history["validation"].argmin() + 1 < 60
+
+
 def test_averaged_weights_lie_behind_the_last():
     last, loss = line()
     train(last, loss, loop(n_steps=10))
@@ -165,23 +461,88 @@ def prepared(example_cells) -> AnnData:
     return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=100))
 
 
-def fitted(adata, **changes):
-    settings = AutoencoderSettings(**{"n_latent": 4, "n_hidden": 16, "n_steps": 30, **changes})
+def fitted(adata, **changes) -> FittedAutoencoder:
+    settings = AutoencoderSettings(**{"n_latent": 4, "n_steps": 30, **changes})
     return fit_autoencoder(adata, settings, seed=0, device="cpu")
 
 
 def test_autoencoder_learns(prepared):
-    history = fitted(prepared, n_steps=300).history
+    history = fitted(prepared, n_steps=200).history
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
-    assert history["validation"].notna().all()
+    assert history["validation"].iloc[-1] < history["validation"].iloc[0]
+
+
+def test_names_of_types_and_batches(prepared):
+    cells = prepared.copy()
+    cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "two", "one"))
+    found = fitted(cells, n_steps=2)
+    assert found.cell_types == tuple(cells.obs["cell_type"].cat.categories)
+    assert found.batches == ("one", "two")
+    assert found.network.shape == AutoencoderShape(100, len(found.cell_types), 4, 2)
+
+
+def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnData]:
+    """A network of random parameters, and cells drawn from it; the last quarter are test cells."""
+    truth = network_of(n_genes=n_genes, n_types=3, n_latent=2)
+    with torch.no_grad():
+        truth.prior_sum.mul_(2)
+        truth.paced_dispersion.mul_(0.3).add_(0.2)
+        types = torch.randint(3, (n_cells,), generator=seeded(1))
+        latent = truth.prior_mean[types] + torch.randn(n_cells, 2, generator=seeded(2))
+        expression = truth.decode(latent, torch.zeros(n_cells, dtype=torch.long)).exp()
+        r = truth.log_inverse_dispersion(types).exp()
+        library = 500 + 1000 * torch.rand(n_cells, 1, generator=seeded(3))
+        rate = torch._standard_gamma(r, generator=seeded(4)) / r * expression * library
+        counts = torch.poisson(rate, generator=seeded(5))
+    split = np.repeat(["train", "validation", "test"], [n_cells * 5 // 8, n_cells // 8, n_cells // 4])
+    obs = pd.DataFrame({"cell_type": pd.Categorical(np.array(list("abc"))[types]), "split": split})
+    return truth, AnnData(sparse.csr_matrix(counts.numpy()), obs=obs.set_axis(obs.index.astype(str)))
+
+
+def test_model_that_cells_are_drawn_from_is_found():
+    truth, adata = simulated(4000)
+    found = fitted(adata, n_latent=2, loading_scale=0.6, n_steps=400).network
+    test = adata[adata.obs["split"] == "test"]
+    counts, types = tensor_of(test.X.toarray()), type_codes(test, ("a", "b", "c"))
+    batch, noise = torch.zeros(test.n_obs, dtype=torch.long), torch.randn(test.n_obs, 2, generator=seeded())
+    start = CountAutoencoder(truth.shape)
+    start.start_from(counts, types)
+    with torch.no_grad():
+        bounds = [
+            float(network(counts, types, batch, noise, n_iterations=12)[0].mean()) for network in (start, found, truth)
+        ]
+        axes = [torch.linalg.qr(n.loadings.weight - n.loadings.weight.mean(dim=0))[0] for n in (found, truth)]
+        distances = [torch.cdist(n.prior_mean, n.prior_mean) for n in (found, truth)]
+        dispersions = [n.log_inverse_dispersion(torch.arange(3)) for n in (found, truth)]
+    assert bounds[1] < bounds[2] + 1 < bounds[0] - 5
+    assert torch.linalg.svdvals(axes[0].T @ axes[1]).min() > 0.99
+    torch.testing.assert_close(*distances, atol=0, rtol=0.2)
+    by_type = [d - d.mean(dim=0) for d in dispersions]
+    for one, other in (dispersions, by_type):
+        assert torch.corrcoef(torch.stack([one.ravel(), other.ravel()]))[0, 1] > 0.9
 
 
 def test_test_cells_are_not_learnt_from(prepared):
     changed = prepared.copy()
     test = (changed.obs["split"] == "test").to_numpy()
     changed.X = sparse.csr_matrix(np.where(test[:, None], 7, changed.X.toarray()).astype(np.float32))
-    one, other = fitted(prepared).network.state_dict(), fitted(changed).network.state_dict()
+    found = [fitted(adata) for adata in (prepared, changed)]
+    one, other = (autoencoder.network.state_dict() for autoencoder in found)
     assert all(torch.equal(one[name], other[name]) for name in one)
+    assert found[0].history.equals(found[1].history)
+
+
+def test_priors_means_follow_and_latents_are_turned(prepared):
+    cells = prepared[prepared.obs["split"] == "train"].copy()
+    found = fitted(cells, n_steps=200)
+    types = type_codes(cells, found.cell_types)
+    posterior = found.network.encode(tensor_of(cells.X.toarray()), types, torch.zeros(cells.n_obs, dtype=torch.long))
+    common = types.bincount().argsort()[-3:]
+    means = torch.stack([posterior.mean[types == t].mean(dim=0) for t in common])
+    torch.testing.assert_close(found.network.prior_mean[common], means, atol=0.15, rtol=0)
+    precision = posterior.precision.mean(dim=0)
+    torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
+    assert (precision.diagonal().diff() < 0).all()
 
 
 def test_global_random_state_is_left_alone(prepared):
@@ -197,13 +558,30 @@ def test_no_validation_cells(prepared):
     assert list(fitted(cells).history) == ["step", "loss"]
 
 
+def test_starting_cells_are_some_of_all_and_some_of_each_type(monkeypatch):
+    monkeypatch.setattr(fit, "N_START", 100)
+    cell_type = pd.Series(pd.Categorical(["common"] * 5000 + ["rare"] * 30 + ["rarest"] * 3))
+    training = np.arange(0, 5033)[np.arange(5033) % 10 != 9]
+    chosen = starting_cells(cell_type, training, seed=0)
+    assert set(chosen) <= set(training)
+    assert len(set(chosen)) == len(chosen)
+    numbers = cell_type.iloc[chosen].value_counts()
+    assert 90 <= numbers["common"] <= 100
+    assert fit.N_START_OF_TYPE <= numbers["rare"] <= 27
+    assert numbers["rarest"] == 3
+    assert np.array_equal(chosen, starting_cells(cell_type, training, seed=0))
+    assert not np.array_equal(chosen, starting_cells(cell_type, training, seed=1))
+
+
 # ---- storage
 
 
 @pytest.fixture
 def saved(prepared, tmp_path):
-    fit = fitted(prepared, n_steps=2)
-    autoencoder = GeneAutoencoder(fit.network, prepared.var, fit.batches, {"seed": 0})
+    cells = prepared.copy()
+    cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
+    found = fitted(cells, n_steps=2)
+    autoencoder = GeneAutoencoder(found.network, cells.var, found.cell_types, found.batches, {"seed": 0})
     save_autoencoder(tmp_path, autoencoder)
     return tmp_path, autoencoder
 
@@ -211,14 +589,28 @@ def saved(prepared, tmp_path):
 def test_autoencoder_comes_back(saved):
     folder, autoencoder = saved
     loaded = load_autoencoder(folder)
-    counts, batch = torch.ones(3, 100), torch.zeros(3, dtype=torch.long)
-    assert torch.equal(loaded.network.encode(counts, batch).mean, autoencoder.network.encode(counts, batch).mean)
+    one, other = autoencoder.network.state_dict(), loaded.network.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert loaded.network.shape == autoencoder.network.shape
     assert list(loaded.genes.index) == list(autoencoder.genes.index)
+    assert loaded.cell_types == autoencoder.cell_types
+    assert loaded.batches == ("one", "two")
     assert loaded.provenance == {"seed": 0}
 
 
 @pytest.mark.parametrize(
-    "change", [{"shape": {"n_genes": 3}}, {"shape": {"size": 3}}, {"genes": []}, {"batches": None}]
+    "change",
+    [
+        {"shape": {"n_genes": 3}},
+        {"shape": {"n_genes": 3, "n_types": 2}},
+        {"shape": {"size": 3}},
+        {"cell_types": ["a"]},
+        {"batches": ["a"]},
+        {"genes": []},
+        {"cell_types": None},
+        {"batches": None},
+    ],
 )
 def test_autoencoder_of_other_content(saved, change):
     folder, _ = saved

@@ -90,7 +90,7 @@ PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--seed", 3)
 STEPS = (
     ("example", "cells.h5ad"),
     ("prepare", "cells.h5ad", "prepared.h5ad", *PREPARE),
-    ("autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 4, "--n-hidden", 16, "--n-steps", 30, "--seed", 3),
+    ("autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 4, "--n-steps", 30, "--seed", 3),
     ("hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--figure", "tree.png", "--n-bootstrap", 5),
     ("train", "autoencoder", "tree.json", "model", "--width", 16, "--n-layers", 1, "--n-steps", 30, "--seed", 3),
     ("generate", "model", "generated.h5ad", "--cells", 4, "--seed", 3),
@@ -197,6 +197,7 @@ BAD = {
     "autoencoder: not prepared": ("autoencoder cells.h5ad OUT", "bdm prepare"),
     "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
     "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
+    "autoencoder: loadings": ("autoencoder prepared.h5ad OUT --loading-scale 0", "loading_scale"),
     "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),
     "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
     "hierarchy: no folder": ("hierarchy none OUT.json", "none"),

@@ -36,23 +36,42 @@ def denoiser() -> BranchedDenoiser:
     """Denoiser of four branches, whose layers that begin at zero do not."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = BranchedDenoiser(DenoiserShape(3, 4, 2.0, width=16, n_layers=2))
+        network = BranchedDenoiser(DenoiserShape(3, 4, width=16, n_layers=2))
         for layer in (network.leave, *(block.out for block in network.blocks)):
             nn.init.normal_(layer.weight, std=0.3)
     return network
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.5, 2.0, 300.0])
-def test_denoiser_begins_as_the_best_guess_without_looking(sigma):
-    network = BranchedDenoiser(DenoiserShape(3, 2, 2.0, width=16))
-    x = torch.randn(5, 3, generator=generator())
-    denoised = network(x, torch.full((5,), sigma), torch.zeros(5, dtype=torch.long))
-    torch.testing.assert_close(denoised, x * 4 / (4 + sigma**2))
+@pytest.mark.parametrize("branch", [[1], [0, 1, 1, 0, 1]])
+def test_denoiser_begins_as_that_of_normal_populations(sigma, branch):
+    network = BranchedDenoiser(DenoiserShape(3, 2, width=16))
+    mean = torch.randn(2, 3, generator=generator())
+    covariance = torch.stack([random_covariance(3, seed) for seed in (1, 2)]).float()
+    network.start_from(mean, covariance)
+    x = 3 * torch.randn(5, 3, generator=generator())
+    denoised = network(x, torch.tensor([sigma]), torch.tensor(branch))
+    for cell, number in enumerate(branch * (5 // len(branch))):
+        noised = covariance[number] + sigma**2 * torch.eye(3)
+        expected = mean[number] + covariance[number] @ torch.linalg.solve(noised, x[cell] - mean[number])
+        torch.testing.assert_close(denoised[cell], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_network_sees_standardised_cells():
+    network = denoiser()
+    covariance = 9 * random_covariance(3, 1).float()
+    network.start_from(torch.full((4, 3), 5.0), covariance.repeat(4, 1, 1))
+    x = 5 + torch.randn(4000, 3, generator=generator()) @ matrix_power(covariance + 4 * torch.eye(3), 0.5)
+    _, standardised = network.standardise(x, torch.full((1, 1), 2.0), torch.tensor([1]))
+    torch.testing.assert_close(torch.cov(standardised.T), torch.eye(3), atol=0.1, rtol=0)
+    torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(3), atol=0.1, rtol=0)
 
 
 def test_denoiser_leaves_cells_without_noise_as_they_are():
     x = torch.randn(5, 3, generator=generator())
-    errors = [float((denoiser()(x, torch.tensor([s]), torch.tensor([1])) - x).abs().max()) for s in (1.0, 1e-2, 1e-5)]
+    errors = [
+        float((denoiser()(x, torch.tensor([s]), torch.tensor([1])) - x).detach().abs().max()) for s in (1.0, 1e-2, 1e-5)
+    ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 
@@ -384,7 +403,9 @@ def fitted(*, n_steps: int, seed: int = 0, flat: bool = False):
     cells = planted()
     hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
     settings = DenoiserSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
-    return hierarchy, fit_denoiser(cells, fit_whitening(cells), hierarchy, settings, seed=seed, device="cpu")
+    whitening = fit_whitening(cells)
+    moments = type_moments(cells, whitening)
+    return hierarchy, fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device="cpu")
 
 
 def test_trained_denoiser_generates_the_types():
@@ -412,9 +433,18 @@ def test_branch_without_cells_is_not_trained():
     assert changed == [branch.parent is not None for branch in hierarchy.branches]
 
 
-def test_noise_is_measured_by_the_spread_of_all_cells():
-    cells = planted()
-    _, fit = fitted(n_steps=1)
+def test_denoiser_learns_what_is_not_normal():
+    side = torch.randint(2, (1500,), generator=generator()) * 4.0 - 2
+    mean = torch.stack([side, torch.randn(1500, generator=generator())], dim=1)
+    cell_type = torch.repeat_interleave(torch.arange(2), 750)
+    mean[:, 1] += 9 * cell_type
+    cells = LatentCells(mean, torch.full_like(mean, 0.2), cell_type, ("a", "b"))
     whitening = fit_whitening(cells)
-    x = whitening(cells.draw(torch.arange(600), generator()))
-    assert fit.network.shape.sigma_data == pytest.approx(float(x.var(dim=0).mean().sqrt()), rel=0.02)
+    moments = type_moments(cells, whitening)
+    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
+    settings = DenoiserSettings(width=32, n_layers=2, n_steps=600, averaging=0.98)
+    fit = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=0, device="cpu")
+    x = TreeWalk(fit.network, hierarchy, moments).independent("a", 1000, generator())
+    side = whitening.inverse(x)[:, 0]
+    assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
+    assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)

@@ -10,7 +10,7 @@ import torch
 from bdm.errors import InputError
 from bdm.files import read_json, sha256, write_json, written_whole
 from bdm.seeds import derive, numpy_generator, torch_generator
-from bdm.store import Bundle, read_bundle, write_bundle
+from bdm.store import FORMAT, Bundle, read_bundle, write_bundle
 
 
 def listing(folder) -> dict[str, str]:
@@ -165,9 +165,9 @@ def test_bundle_is_as_readable_as_other_files(bundle):
         lambda folder: (folder / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1]),
         lambda folder: (folder / "thing.json").unlink(),
         lambda folder: (folder / "thing.json").write_text("[]"),
-        lambda folder: (folder / "thing.json").write_text('{"format": 1}'),
-        lambda folder: (folder / "thing.json").write_text('{"format": 1, "checksums": 3}'),
-        lambda folder: (folder / "thing.json").write_text('{"format": 2, "checksums": {}}'),
+        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT}}}'),
+        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT}, "checksums": 3}}'),
+        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT + 1}, "checksums": {{}}}}'),
     ],
 )
 def test_damaged_bundle(bundle, damage):

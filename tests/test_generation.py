@@ -1,3 +1,4 @@
+import copy
 import json
 
 import anndata
@@ -11,8 +12,8 @@ from scipy.stats import chisquare, nbinom
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST, SMALLEST, places
-from bdm.generation.counts import draw_counts, expected_counts
-from bdm.generation.generate import generated_cells
+from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
+from bdm.generation.generate import generate_cells, generated_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.generation.threads import threads
 from bdm.generation.write import write_cells
@@ -88,6 +89,21 @@ def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
     assert total.max() <= high * 1.001
     assert np.isclose(total, low, rtol=1e-3).any()
     assert np.isclose(total, high, rtol=1e-3).any()
+
+
+def test_counts_are_as_dispersed_as_their_types(small_model):
+    model = copy.deepcopy(small_model.model)
+    with torch.no_grad():
+        model.autoencoder.network.type_dispersion[model.autoencoder.cell_types.index(NK)] += np.log(1e6)
+    of_type = {name: inverse_dispersion(small_model.model, name) for name in (B, NK)}
+    np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
+    np.testing.assert_array_equal(inverse_dispersion(model, B), of_type[B])
+    request = request_cells(model, {B: 200, NK: 200})
+    settings = SamplerSettings(n_levels=4)
+    before, after = (generate_cells(m, request, settings, seed=0) for m in (small_model.model, model))
+    np.testing.assert_array_equal(of(before, B), of(after, B))
+    assert of(after, NK).var(axis=0).sum() < 0.9 * of(before, NK).var(axis=0).sum()
+    np.testing.assert_allclose(of(after, NK).sum(), of(before, NK).sum(), rtol=0.05)
 
 
 # ---- what is generated

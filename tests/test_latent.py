@@ -114,7 +114,7 @@ def test_small_types_shrink_to_the_identity(n_cells):
     covariance = type_moments(cells, whitening).covariance[1]
     x = whitening(cells.mean[cells.cell_type == 1])
     own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[cells.cell_type == 1])
-    trust = n_cells / (n_cells + 20)
+    trust = n_cells / (n_cells + N_SHRINK)
     torch.testing.assert_close(covariance, trust * own + (1 - trust) * torch.eye(5), atol=1e-4, rtol=1e-4)
     assert torch.linalg.eigvalsh(covariance).min() > 0
 
@@ -161,7 +161,7 @@ def test_minibatches_hold_types_by_weight_and_cells_of_a_type_alike():
 def encoded(example_cells, small_model):
     prepared = prepare(example_cells, PrepareSettings(label_key="bulk_labels", genes="all", test=0.3))
     prepared = prepared[:, small_model.model.autoencoder.genes.index].copy()
-    return prepared, encode(prepared, small_model.model.autoencoder.network, ())
+    return prepared, encode(prepared, small_model.model.autoencoder)
 
 
 def test_encoded_cells(encoded):
@@ -173,9 +173,28 @@ def test_encoded_cells(encoded):
     assert (latent.layers["scale"][:, :-1] > 0).all()
 
 
+def test_encoded_cells_are_the_posteriors_under_their_types(encoded, small_model):
+    prepared, latent = encoded
+    autoencoder = small_model.model.autoencoder
+    names = prepared.obs["cell_type"].iloc[:50]
+    counts, batch = torch.from_numpy(prepared.X[:50].toarray()), torch.zeros(50, dtype=torch.long)
+    codes = torch.tensor([autoencoder.cell_types.index(name) for name in names])
+    with torch.no_grad():
+        posterior = autoencoder.network.encode(counts, codes, batch)
+    np.testing.assert_allclose(latent.X[:50, :-1], posterior.mean, atol=1e-4)
+    np.testing.assert_allclose(latent.layers["scale"][:50, :-1], posterior.scale, rtol=1e-3)
+
+
+def test_type_codes_are_of_the_autoencoders_types(encoded, small_model):
+    prepared, latent = encoded
+    other = prepared.copy()
+    other.obs["cell_type"] = other.obs["cell_type"].cat.reorder_categories(other.obs["cell_type"].cat.categories[::-1])
+    np.testing.assert_allclose(encode(other, small_model.model.autoencoder).X, latent.X, atol=1e-5)
+
+
 def test_encoding_does_not_depend_on_blocks(encoded, small_model):
     prepared, latent = encoded
-    blocks = encode(prepared, small_model.model.autoencoder.network, (), block=100)
+    blocks = encode(prepared, small_model.model.autoencoder, block=100)
     np.testing.assert_allclose(blocks.X, latent.X, atol=1e-4)
 
 

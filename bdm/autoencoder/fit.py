@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 
 import anndata as ad
@@ -7,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator, torch_generator
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
-N_START = 10_000  # cells that the network's scales are set by
+N_START = 10_000  # cells that the network starts from
+N_START_OF_TYPE = 20  # cells of each type that are among them
+N_ITERATIONS = 3  # of Newton's method in training; more do not make a better model
 
 
 @dataclass(frozen=True)
@@ -20,24 +24,28 @@ class AutoencoderSettings:
 
     Attributes
     ----------
-    dropout
-        Share of genes that the encoder does not see of a cell in a training step.
+    loading_scale
+        Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
+        expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
     """
 
-    n_latent: int = 20
-    n_hidden: int = 128
-    kl_weight: float = 0.1
-    dropout: float = 0.5
-    n_steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 3e-3
+    n_latent: int = 30
+    loading_scale: float = 0.1
+    n_steps: int = 400
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+
+    def __post_init__(self):
+        if not 0 < self.loading_scale < math.inf:
+            raise InputError(f"loading_scale is {self.loading_scale}, but must be above 0.")
 
 
 @dataclass(frozen=True)
 class FittedAutoencoder:
-    """A trained autoencoder with the genes and batches it knows and how training went."""
+    """A trained autoencoder with the cell types and batches it knows and how training went."""
 
     network: CountAutoencoder
+    cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     history: pd.DataFrame
 
@@ -47,43 +55,81 @@ def fit_autoencoder(
 ) -> FittedAutoencoder:
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
+    Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
+    expectation maximisation in minibatches.
+
     Parameters
     ----------
     adata
-        Prepared counts: ``X`` cells x genes in CSR, ``obs['split']``, and ``obs['batch']`` if batches enter.
+        Prepared counts: ``X`` cells x genes in CSR, ``obs['split']``, ``obs['cell_type']``, and ``obs['batch']`` if
+        batches enter.
     """
-    batches = batch_names(adata)
-    codes = batch_codes(adata, batches)
+    cell_types, batches = type_names(adata), batch_names(adata)
+    types, codes = type_codes(adata, cell_types), batch_codes(adata, batches)
     split = adata.obs["split"].to_numpy()
     training, held_out = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
-    shape = AutoencoderShape(adata.n_vars, settings.n_latent, settings.n_hidden, len(batches))
+    shape = AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches))
+    sample = starting_cells(adata.obs["cell_type"], training, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
-    sample = numpy_generator(seed, "start").permutation(training)[:N_START]
-    network.start_from(tensor_of(adata.X[sample].toarray()))
+        network.start_from(tensor_of(adata.X[sample].toarray()), types[sample])
 
-    def bound(network: nn.Module, cells: np.ndarray, generator: torch.Generator, dropout: float) -> Tensor:
+    def bound(
+        network: nn.Module, cells: np.ndarray, generator: torch.Generator, n_iterations: int
+    ) -> tuple[Tensor, Tensor]:
         where = next(network.parameters()).device
         counts = tensor_of(adata.X[cells].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
-        kept = None
-        if dropout:
-            kept = (torch.rand(counts.shape, generator=generator) >= dropout).to(where) / (1 - dropout)
-        return network(counts, codes[cells].to(where), noise, settings.kl_weight, kept).mean()
+        return network(counts, types[cells].to(where), codes[cells].to(where), noise, n_iterations=n_iterations)
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         drawn = torch.randint(len(training), (settings.batch_size,), generator=generator)
-        return bound(network, training[drawn.numpy()], generator, settings.dropout)
+        cells = training[drawn.numpy()]
+        value, latent = bound(network, cells, generator, N_ITERATIONS)
+        network.follow(types[cells].to(latent.device), latent)
+        return value.mean() + network.penalty(loading_scale=settings.loading_scale) / len(training)
 
     def validation(network: nn.Module) -> Tensor:
         generator = torch_generator(seed, "validation")
         parts = np.array_split(held_out, -(-len(held_out) // 512))
-        return sum(bound(network, part, generator, 0.0) * len(part) for part in parts) / len(held_out)
+        bounds = [bound(network, part, generator, 2 * N_ITERATIONS)[0] for part in parts]
+        return torch.cat(bounds).mean()
 
-    loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device)
+    loop = Loop(
+        settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device, n_warmup=50
+    )
     history = train(network, loss, loop, validation=validation if len(held_out) else None)
-    return FittedAutoencoder(network.cpu().eval(), batches, history)
+    network = network.cpu().eval()
+    network.turn(_mean_precision(network, adata[sample], types[sample], codes[sample]))
+    return FittedAutoencoder(network, cell_types, batches, history)
+
+
+def starting_cells(cell_type: pd.Series, training: np.ndarray, *, seed: int) -> np.ndarray:
+    """Draw the cells to start from: some of all, and some of each type."""
+    shuffled = numpy_generator(seed, "start").permutation(training)
+    place = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
+    return shuffled[(np.arange(len(shuffled)) < N_START) | (place < N_START_OF_TYPE)]
+
+
+@torch.no_grad()
+def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
+    total = torch.zeros(network.shape.n_latent, network.shape.n_latent)
+    for start in range(0, adata.n_obs, 512):
+        rows = slice(start, start + 512)
+        counts = tensor_of(adata.X[rows].toarray())
+        total += network.encode(counts, types[rows], codes[rows]).precision.sum(dim=0)
+    return total / adata.n_obs
+
+
+def type_names(adata: ad.AnnData) -> tuple[str, ...]:
+    """Names of the cell types of prepared cells."""
+    return tuple(adata.obs["cell_type"].cat.categories)
+
+
+def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
+    """Index of each cell's type among ``cell_types``."""
+    return tensor_of(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
 
 
 def batch_names(adata: ad.AnnData) -> tuple[str, ...]:

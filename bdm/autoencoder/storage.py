@@ -12,12 +12,14 @@ from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 @dataclass(frozen=True)
 class GeneAutoencoder:
-    """A trained autoencoder with the genes and batches it knows.
+    """A trained autoencoder with the genes, cell types and batches it knows.
 
     Attributes
     ----------
     genes
         ``var`` of the prepared cells: names as index, identifiers and other columns.
+    cell_types
+        Names in the order of the type indices.
     batches
         Names in the order of the batch indices; none where no batch enters.
     provenance
@@ -26,6 +28,7 @@ class GeneAutoencoder:
 
     network: CountAutoencoder
     genes: pd.DataFrame
+    cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     provenance: dict[str, Any]
 
@@ -34,6 +37,7 @@ class GeneAutoencoder:
         return {
             "shape": asdict(self.network.shape),
             "genes": table_to_json(self.genes),
+            "cell_types": list(self.cell_types),
             "batches": list(self.batches),
             "provenance": self.provenance,
         }
@@ -41,10 +45,14 @@ class GeneAutoencoder:
     @classmethod
     def restore(cls, content: dict[str, Any], state: dict) -> "GeneAutoencoder":
         """Make it again from its JSON content and its tensors."""
-        network = CountAutoencoder(AutoencoderShape(**content["shape"]))
-        network.load_state_dict(state)
+        shape = AutoencoderShape(**content["shape"])
         genes = writable(table_from_json(content["genes"]))
-        return cls(network.eval(), genes, tuple(content["batches"]), content["provenance"])
+        cell_types, batches = tuple(content["cell_types"]), tuple(content["batches"])
+        if (len(genes), len(cell_types), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
+            raise ValueError("other numbers of genes, cell types or batches than the network has")
+        network = CountAutoencoder(shape)
+        network.load_state_dict(state)
+        return cls(network.eval(), genes, cell_types, batches, content["provenance"])
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> None:

@@ -9,10 +9,11 @@ def autoencoder(
     prepared: Prepared,
     out: OutFolder,
     *,
-    n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 20,
-    n_hidden: Annotated[int, typer.Option(help="Width of the encoder.", min=1)] = 128,
-    kl_weight: Annotated[float, typer.Option(help="Weight of the KL term, which smooths the posterior.", min=0)] = 0.1,
-    n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 2000,
+    n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 30,
+    loading_scale: Annotated[
+        float, typer.Option(help="How far a latent dimension is expected to change a gene's log expression.")
+    ] = 0.1,
+    n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -29,14 +30,14 @@ def autoencoder(
     from bdm.latent.cells import encode
     from bdm.provenance import preparation, provenance
 
-    settings = AutoencoderSettings(n_latent=n_latent, n_hidden=n_hidden, kl_weight=kl_weight, n_steps=n_steps)
+    settings = AutoencoderSettings(n_latent=n_latent, loading_scale=loading_scale, n_steps=n_steps)
     with written_whole(out, folder_of="autoencoder.json") as folder:
         adata = read_prepared(prepared)
         fitted = fit_autoencoder(adata, settings, seed=seed, device=device)
         record = provenance(
             seed=seed, settings=asdict(settings), prepared_sha256=sha256(prepared), **preparation(adata)
         )
-        trained = GeneAutoencoder(fitted.network, adata.var, fitted.batches, record)
+        trained = GeneAutoencoder(fitted.network, adata.var, fitted.cell_types, fitted.batches, record)
         save_autoencoder(folder, trained)
-        encode(adata, trained.network, trained.batches).write_h5ad(folder / "latent.h5ad", compression="gzip")
+        encode(adata, trained).write_h5ad(folder / "latent.h5ad", compression="gzip")
         fitted.history.to_csv(folder / "training.csv", index=False)

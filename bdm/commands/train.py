@@ -11,7 +11,7 @@ def train(
     hierarchy: Annotated[Path, typer.Argument(help="File made by bdm hierarchy (.json).", show_default=False)],
     out: OutFolder,
     *,
-    width: Annotated[int, typer.Option(help="Width of the denoiser.", min=1)] = 192,
+    width: Annotated[int, typer.Option(help="Width of the denoiser.", min=1)] = 128,
     n_layers: Annotated[int, typer.Option(help="Residual blocks of the denoiser.", min=1)] = 3,
     n_steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 3000,
     device: Device = "auto",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
+from bdm.latent.moments import TypeMoments
 from bdm.latent.whitening import Whitening
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
@@ -20,17 +21,17 @@ class DenoiserSettings:
     Attributes
     ----------
     log_sigma_mean, log_sigma_scale
-        Of the noise levels in training: ``log(sigma / sigma_data)`` is normal with these (Karras et al. 2022).
+        Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
     averaging
         Decay of the moving average of weights.
     """
 
-    width: int = 192
+    width: int = 128
     n_layers: int = 3
     n_steps: int = 3000
     batch_size: int = 256
     learning_rate: float = 2e-3
-    log_sigma_mean: float = -0.4
+    log_sigma_mean: float = -0.5
     log_sigma_scale: float = 1.2
     averaging: float = 0.998
 
@@ -46,6 +47,7 @@ class FittedDenoiser:
 def fit_denoiser(
     cells: LatentCells,
     whitening: Whitening,
+    moments: TypeMoments,
     hierarchy: Hierarchy,
     settings: DenoiserSettings,
     *,
@@ -56,17 +58,15 @@ def fit_denoiser(
 
     A cell of type c at noise level sigma trains the branch that (c, sigma) falls in.
     """
-    variance = whitening(cells.mean).var(dim=0).mean() + whitening.variance(cells.scale).diagonal().mean()
-    shape = DenoiserShape(
-        cells.mean.shape[1],
-        len(hierarchy.branches),
-        float(variance.sqrt()),
-        settings.width,
-        settings.n_layers,
-    )
+    shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
+    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
         network = BranchedDenoiser(shape)
+    network.start_from(
+        torch.stack([population.mean for population in populations]),
+        torch.stack([population.covariance for population in populations]),
+    )
     minibatches = Minibatches.of(cells.cell_type)
     upper, branch = branch_table(hierarchy, cells.cell_types)
 
@@ -74,14 +74,13 @@ def fit_denoiser(
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
         log_sigma = torch.randn(len(index), generator=generator) * settings.log_sigma_scale
-        sigma = shape.sigma_data * (log_sigma + settings.log_sigma_mean).exp()
-        sigma = sigma.clamp(max=hierarchy.sigma_max)
+        sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=hierarchy.sigma_max)
         noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
         cell_type = cells.cell_type[index]
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
         where = next(network.parameters()).device
         denoised = network(noised.to(where), sigma.to(where), on.to(where))
-        weight = (sigma**2 + shape.sigma_data**2) / (sigma * shape.sigma_data) ** 2
+        weight = 1 + 1 / sigma**2
         return (weight.to(where)[:, None] * (denoised - x.to(where)) ** 2).mean()
 
     loop = Loop(

@@ -9,7 +9,7 @@ from bdm.tensors import tensor_of
 
 
 @torch.no_grad()
-def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_type: str | None = None) -> np.ndarray:
+def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray) -> np.ndarray:
     """Mean counts of cells in whitened space, cells x genes.
 
     Parameters
@@ -18,13 +18,18 @@ def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_typ
         Whitened cells, cells x dimensions.
     batch
         Name of each cell's batch; ``""`` where the model has none.
-    cell_type
-        Type of all the cells.
     """
     codes = tensor_of(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
     y = model.whitening.inverse(x)
     library = y[:, -1:].clamp(float(model.library_sizes[0]), float(model.library_sizes[1]))
     return (model.autoencoder.network.decode(y[:, :-1], codes) + library).exp().numpy()
+
+
+@torch.no_grad()
+def inverse_dispersion(model: BranchedModel, cell_type: str) -> np.ndarray:
+    """Inverse dispersion of each gene's counts in a cell type."""
+    code = torch.tensor([model.autoencoder.cell_types.index(cell_type)])
+    return model.autoencoder.network.log_inverse_dispersion(code)[0].exp().numpy()
 
 
 def draw_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:

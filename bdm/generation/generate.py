@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.chunks import SMALLEST, Chunk, independent_chunks, shared_chunks
-from bdm.generation.counts import draw_counts, expected_counts
+from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
 from bdm.generation.request import Request
 from bdm.generation.threads import threads
 from bdm.memory import keep_freed_memory
@@ -92,13 +92,13 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
 
     Blocks of one size are decoded, so that a cell's last digits do not depend on how many there are.
     """
-    dispersion = model.autoencoder.network.log_inverse_dispersion.detach().exp().numpy()
+    dispersion = inverse_dispersion(model, chunk.cell_type)
     counts, latent = [], []
     for i, x in enumerate(chunk.x.split(SMALLEST)):
         start, n_cells = chunk.start + i * SMALLEST, len(x)
         padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
         batch = request.batches(chunk.cell_type, start, SMALLEST)
-        mean = expected_counts(model, padded, batch, chunk.cell_type)[:n_cells]
+        mean = expected_counts(model, padded, batch)[:n_cells]
         counts.append(draw_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, start)))
         latent.append(model.whitening.inverse(padded)[:n_cells, :-1].numpy())
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))

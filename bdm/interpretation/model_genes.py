@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
-from bdm.generation.counts import expected_counts
+from bdm.generation.counts import expected_counts, inverse_dispersion
 from bdm.generation.generate import Chunk, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast
@@ -79,8 +79,7 @@ def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Express
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
     # Law of total variance, with the negative binomial's own
-    inverse_dispersion = model.autoencoder.network.log_inverse_dispersion.detach().double().exp().numpy()
-    noise = expression * per_count + expression**2 / inverse_dispersion
+    noise = expression * per_count + expression**2 / inverse_dispersion(model, chunk.cell_type).astype(np.float64)
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 

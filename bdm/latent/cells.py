@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.fit import batch_codes
-from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.fit import batch_codes, type_codes
+from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.tensors import tensor_of
@@ -16,7 +16,7 @@ from bdm.tensors import tensor_of
 
 @dataclass(frozen=True)
 class LatentCells:
-    """Cells as the encoder sees them: a normal posterior over y = (latent, log library size) each.
+    """Cells as the autoencoder sees them: a normal posterior over y = (latent, log library size) each.
 
     Attributes
     ----------
@@ -43,20 +43,21 @@ class LatentCells:
 
 
 @torch.no_grad()
-def encode(adata: ad.AnnData, network: CountAutoencoder, batches: tuple[str, ...], *, block: int = 1024) -> ad.AnnData:
-    """Encode counts, block by block.
+def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, *, block: int = 512) -> ad.AnnData:
+    """Encode prepared counts, block by block.
 
     Returns
     -------
     AnnData with the posterior mean of (latent, log library size) in ``X`` and its standard deviation in
     ``layers['scale']``, both cells x (latent dimensions + 1), and the ``obs`` of ``adata``.
     """
-    codes = batch_codes(adata, batches)
+    network = autoencoder.network
+    types, codes = type_codes(adata, autoencoder.cell_types), batch_codes(adata, autoencoder.batches)
     means, scales = [], []
     for start in range(0, adata.n_obs, block):
         rows = slice(start, start + block)
         counts = tensor_of(adata.X[rows].toarray())
-        posterior = network.encode(counts, codes[rows])
+        posterior = network.encode(counts, types[rows], codes[rows])
         library = counts.sum(dim=1, keepdim=True)
         means.append(torch.cat([posterior.mean, library.log()], dim=1))
         scales.append(torch.cat([posterior.scale, torch.zeros_like(library)], dim=1))

@@ -7,7 +7,7 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.whitening import Whitening
 from bdm.minibatch import type_weight
 
-N_SHRINK = 20  # cells at which a type's own covariance weighs as much as the pooled one
+N_SHRINK = 50  # cells at which a type's own covariance weighs as much as the pooled one
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,13 @@ def fit_model(
             f"The hierarchy and the cells differ in their types ({', '.join(other)}); make the hierarchy anew."
         )
     whitening = fit_whitening(cells)
-    fitted = fit_denoiser(cells, whitening, hierarchy, settings, seed=seed, device=device)
+    moments = type_moments(cells, whitening)
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device=device)
     library_sizes = cells.mean[:, -1]
     model = BranchedModel(
         autoencoder=autoencoder,
         whitening=whitening,
-        moments=type_moments(cells, whitening),
+        moments=moments,
         hierarchy=hierarchy,
         denoiser=fitted.network,
         composition=_composition(latent.obs[latent.obs["split"] != "test"]),

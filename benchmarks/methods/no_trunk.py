@@ -24,6 +24,11 @@ class SeparateDenoisers(nn.Module):
         alone = replace(shape, n_branches=1)
         self.of_branch = nn.ModuleList(BranchedDenoiser(alone) for _ in range(shape.n_branches))
 
+    def start_from(self, mean: Tensor, covariance: Tensor) -> None:
+        """Set what is known of the branches' populations, as `BranchedDenoiser` does."""
+        for number, denoiser in enumerate(self.of_branch):
+            denoiser.start_from(mean[number, None], covariance[number, None])
+
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoised x; the arguments are those of `BranchedDenoiser`."""
         sigma, branch = sigma.expand(len(x)), branch.expand(len(x))

@@ -11,15 +11,13 @@ rule autoencoder:
         "../envs/bdm.yaml"
     params:
         n_latent=setting("autoencoder/n_latent"),
-        n_hidden=setting("autoencoder/n_hidden"),
-        kl_weight=setting("autoencoder/kl_weight"),
+        loading_scale=setting("autoencoder/loading_scale"),
         n_steps=setting("autoencoder/n_steps"),
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm autoencoder {input.cells} {output.model}"
         " --n-latent {params.n_latent}"
-        " --n-hidden {params.n_hidden}"
-        " --kl-weight {params.kl_weight}"
+        " --loading-scale {params.loading_scale}"
         " --n-steps {params.n_steps}"
         " --seed {params.seed}"
         " > {log} 2>&1"

@@ -1,0 +1,101 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LONGEST_STEP = 3  # in prior standard deviations; keeps Newton's method from overshooting far from the mode
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Normal posterior of the latent.
+
+    Attributes
+    ----------
+    mean
+        Cells x latent dimensions.
+    factor
+        Lower Cholesky factor of the precision, cells x latent dimensions x latent dimensions.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of each latent dimension, cells x latent dimensions."""
+        return torch.cholesky_inverse(self.factor).diagonal(dim1=1, dim2=2).sqrt()
+
+    @property
+    def precision(self) -> Tensor:
+        """Precision, cells x latent dimensions x latent dimensions."""
+        return self.factor @ self.factor.transpose(1, 2)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Latents from standard normal noise, both cells x latent dimensions."""
+        turned = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
+        return self.mean + turned.squeeze(2)
+
+    def divergence(self, prior_mean: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from normals of unit covariance around ``prior_mean``, one a cell."""
+        log_determinant = 2 * self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        variance = torch.cholesky_inverse(self.factor).diagonal(dim1=1, dim2=2).sum(dim=1)
+        distance = ((self.mean - prior_mean) ** 2).sum(dim=1)
+        return (variance + distance - prior_mean.shape[1] + log_determinant) / 2
+
+
+@torch.no_grad()
+@torch.autocast("cuda", enabled=False)
+def laplace_posterior(
+    counts: Tensor,
+    loadings: Tensor,
+    offset: Tensor,
+    inverse_dispersion: Tensor,
+    prior_mean: Tensor,
+    *,
+    n_iterations: int,
+) -> Posterior:
+    """Approximate posteriors by normals around their modes, by Newton's method with Fisher's information.
+
+    With library size n and expression p = softmax(loadings z + offset), counts are negative binomial of mean n p and
+    inverse dispersion r; z is normal around ``prior_mean`` with unit covariance. In log means, a count x adds
+    q (x - n p) to the gradient and q n p to the information, q = r / (r + n p).
+
+    Parameters
+    ----------
+    counts, offset, inverse_dispersion
+        Cells x genes.
+    loadings
+        Genes x latent dimensions.
+    prior_mean
+        Cells x latent dimensions; where the search starts.
+    """
+    n_latent = loadings.shape[1]
+    row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
+    products = loadings[:, row] * loadings[:, column]  # all information matrices are one product with these
+    library = counts.sum(dim=1, keepdim=True)
+    identity = torch.eye(n_latent, device=loadings.device)
+    z = prior_mean
+    for _ in range(n_iterations):
+        expression = torch.softmax(z @ loadings.T + offset, dim=1)
+        mean = library * expression
+        trust = inverse_dispersion / (inverse_dispersion + mean)
+        # Gradient, through the softmax
+        residual = trust * (counts - mean)
+        residual = residual - expression * residual.sum(dim=1, keepdim=True)
+        gradient = residual @ loadings - (z - prior_mean)
+        # Information, through the softmax
+        weight = mean * trust
+        information = torch.empty(len(z), n_latent, n_latent, device=loadings.device)
+        upper = weight @ products
+        information[:, row, column] = upper
+        information[:, column, row] = upper
+        by_weight, by_expression = weight @ loadings, expression @ loadings
+        cross = by_weight[:, :, None] * by_expression[:, None, :]
+        square = by_expression[:, :, None] * by_expression[:, None, :]
+        information = information - cross - cross.transpose(1, 2) + weight.sum(dim=1)[:, None, None] * square
+        # Step
+        factor = torch.linalg.cholesky(information + identity)
+        step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
+        z = z + step * (LONGEST_STEP / step.norm(dim=1, keepdim=True)).clamp(max=1)
+    return Posterior(z, factor)
