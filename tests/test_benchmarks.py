@@ -99,7 +99,8 @@ def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = len(DATASETS) * len(SEEDS)
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs), planned
-    assert jobs["train_peer"] == n_runs
+    peers = [method for method in METHODS.values() if method and method.get("peer")]
+    assert jobs["train_peer"] == len(DATASETS) * sum(1 if peer.get("one_seed") else len(SEEDS) for peer in peers)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
     assert jobs["augment_run"] == n_augmented * len(SEEDS)
     threshold = CONFIG["threshold"]
