@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import preparation, provenance, storable
 from bdm.training import fabric
+from bdm.transmutation.sources import sources_of
+from bdm.transmutation.transmute import transmute_cells
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,48 @@ class BranchedDiffusion:
         record = provenance(seed=seed, request=request.table.to_dict("list"), **facts)
         adata.uns["bdm"] = storable(record)
         return adata
+
+    def transmute(
+        self,
+        adata: AnnData,
+        to: str,
+        *,
+        from_: Sequence[str] = (),
+        label_key: str | None = None,
+        stochastic: bool = False,
+        n_levels: int = 12,
+        seed: int = 0,
+    ) -> AnnData:
+        """Move cells to another cell type.
+
+        Parameters
+        ----------
+        adata
+            Cells with raw counts of the model's genes, and their types in ``obs``.
+        to
+            Cell type to move to.
+        from_
+            Cell types to move; all others than ``to`` if none are named.
+        label_key
+            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        stochastic
+            Noise cells up to the common ancestor, in place of following the probability-flow ODE: a population like
+            theirs, in which no cell keeps its place.
+
+        Returns
+        -------
+        AnnData as :func:`bdm.transmutation.transmute.transmute_cells` makes it.
+
+        Raises
+        ------
+        InputError
+            If types, genes or batches do not fit the model, or the model is not fitted.
+        """
+        settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+        sources = sources_of(adata, self.model, to=to, cell_types=tuple(from_), label_key=label_key)
+        moved = transmute_cells(self.model, sources, to, settings, seed=seed)
+        moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), "to": to, "from": list(from_)}))
+        return moved
 
     def save(self, path: Path | str) -> None:
         """Write the model as a folder of safetensors and JSON."""

@@ -5,6 +5,7 @@ import typer
 
 from bdm.commands.autoencoder import autoencoder
 from bdm.commands.evaluate import evaluate
+from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
@@ -12,6 +13,7 @@ from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
 from bdm.commands.train import train
+from bdm.commands.transmute import transmute
 from bdm.errors import InputError, TrainingError
 
 app = typer.Typer(
@@ -31,7 +33,9 @@ app.command(rich_help_panel=LEARN)(autoencoder)
 app.command(rich_help_panel=LEARN)(hierarchy)
 app.command(rich_help_panel=LEARN)(train)
 app.command(rich_help_panel=GENERATE)(generate)
+app.command(rich_help_panel=GENERATE)(transmute)
 app.command(rich_help_panel=JUDGE)(evaluate)
+app.command(rich_help_panel=JUDGE)(evaluate_transmuted)
 app.command(rich_help_panel=JUDGE)(interpret)
 
 

@@ -51,9 +51,13 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     assert done.returncode == 0, done.stderr
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
-    titles = r"╭─ (Data|Learn|Generate|Judge)|^│ (example|prepare|fit|autoencoder|hierarchy|train|generate|evaluate) "
+    commands = "example|prepare|fit|autoencoder|hierarchy|train|generate|transmute|evaluate|evaluate-transmuted"
+    titles = rf"╭─ (Data|Learn|Generate|Judge)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
-    expected = "Data example prepare Learn fit autoencoder hierarchy train Generate generate Judge evaluate"
+    expected = (
+        "Data example prepare Learn fit autoencoder hierarchy train Generate generate transmute "
+        "Judge evaluate evaluate-transmuted"
+    )
     assert " ".join(found) == expected
 
 
@@ -94,6 +98,8 @@ STEPS = (
     ("hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--figure", "tree.png", "--n-bootstrap", 5),
     ("train", "autoencoder", "tree.json", "model", "--width", 16, "--n-layers", 1, "--n-steps", 30, "--seed", 3),
     ("generate", "model", "generated.h5ad", "--cells", 4, "--seed", 3),
+    ("transmute", "model", "prepared.h5ad", "transmuted.h5ad", "--to", "CD56+ NK", "--from", "CD19+ B", "--seed", 3),
+    ("evaluate-transmuted", "prepared.h5ad", "transmutation", "transmuted.h5ad", "--seed", 3),
 )
 
 
@@ -128,7 +134,8 @@ def test_same_seed_same_cells(made):
 def test_outputs_are_complete(made):
     folder = made[0]
     assert {path.name for path in folder.iterdir()} == {
-        "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "tree.nwk", "tree.png", "model", "generated.h5ad"
+        "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "tree.nwk", "tree.png", "model", "generated.h5ad",
+        "transmuted.h5ad", "transmutation",
     }  # fmt: skip
     names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
@@ -136,6 +143,17 @@ def test_outputs_are_complete(made):
     assert "training.csv" in {path.name for path in (folder / "model").iterdir()}
     hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
     assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.cell_types)
+
+
+def test_transmuted_cells_are_the_same_and_keep_their_names(made):
+    one, two = (anndata.read_h5ad(folder / "transmuted.h5ad") for folder in made)
+    assert (one.X != two.X).nnz == 0
+    prepared = anndata.read_h5ad(made[0] / "prepared.h5ad")
+    assert list(one.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
+    assert one.uns["bdm"]["model_sha256"] == sha256(made[0] / "model")
+    scores = pd.read_csv(made[0] / "transmutation" / "scores.csv")
+    assert list(scores["set"]) == ["floor", "branched", "unmoved"]
+    assert (made[0] / "transmutation/scores.csv").read_bytes() == (made[1] / "transmutation/scores.csv").read_bytes()
 
 
 def test_record_leads_back_to_the_data(made):
@@ -237,6 +255,22 @@ BAD = {
     "generate: levels": ("generate model OUT.h5ad --cells 1 --n-levels 1", None),
     "generate: device": ("generate model OUT.h5ad --cells 1 --device quantum", "quantum"),
     "generate: over a folder": ("generate model autoencoder --cells 1", None),
+    "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
+    "transmute: no target": ("transmute model prepared.h5ad OUT.h5ad", None),
+    "transmute: from no type": ("transmute model prepared.h5ad OUT.h5ad --to Dendritic --from T-800", "T-800"),
+    "transmute: no cells": ("transmute model none.h5ad OUT.h5ad --to Dendritic", "none.h5ad"),
+    "transmute: no labels": ("transmute model generated_without.h5ad OUT.h5ad --to Dendritic", "no column"),
+    "transmute: other genes": ("transmute model few_genes.h5ad OUT.h5ad --to Dendritic", "lack"),
+    "transmute: no model": ("transmute autoencoder prepared.h5ad OUT.h5ad --to Dendritic", "model.json"),
+    "evaluate-transmuted: not moved": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'source_type'"),
+    "evaluate-transmuted: others": ("evaluate-transmuted prepared.h5ad OUT renamed.h5ad", "renamed.h5ad"),
+    "evaluate-transmuted: two targets": (
+        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside x=elsewhere.h5ad", "different types"
+    ),
+    "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad OUT two.h5ad", "2 types"),
+    "evaluate-transmuted: taken": (
+        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside unmoved=transmuted.h5ad", "taken"
+    ),
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
     "name of no file": ("example " + 300 * "x", "Cannot write"),
@@ -251,6 +285,15 @@ def inputs(made):
     cells = anndata.read_h5ad(folder / "generated.h5ad")
     del cells.obs["cell_type"]
     cells.write_h5ad(folder / "generated_without.h5ad")
+    anndata.read_h5ad(folder / "prepared.h5ad")[:, :50].write_h5ad(folder / "few_genes.h5ad")
+    moved = anndata.read_h5ad(folder / "transmuted.h5ad")
+    moved.obs["cell_type"] = "Dendritic"
+    moved.write_h5ad(folder / "elsewhere.h5ad")
+    moved.obs["cell_type"] = np.where(np.arange(moved.n_obs) % 2 == 0, "Dendritic", "CD56+ NK")
+    moved.write_h5ad(folder / "two.h5ad")
+    moved.obs["cell_type"] = "Dendritic"
+    moved.obs_names = [f"x{name}" for name in moved.obs_names]
+    moved.write_h5ad(folder / "renamed.h5ad")
     (folder / "other.json").write_text('["B", "T"]')
     (folder / "broken.nwk").write_text("((B,T);")
     (folder / "small.json").write_text(

@@ -448,3 +448,51 @@ def test_denoiser_learns_what_is_not_normal():
     side = whitening.inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+
+
+# ---- from one type to another
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"), [("a", "b", "ab"), ("b", "a", "ab"), ("a", "d", "root"), ("c", "c", "c")]
+)
+def test_common_ancestor(one, other, expected):
+    assert TREE.common_ancestor(one, other).name == expected
+
+
+def test_path_below_an_ancestor():
+    below = TREE.path_below(TREE.by_name["root"], "a")
+    assert [(segment.branch, segment.high, segment.low) for segment in below] == [("ab", 14.0, 3.5), ("a", 3.5, 0.0)]
+    assert TREE.path_below(TREE.by_name["a"], "a") == ()
+
+
+def cells_of(cell_type: str, n_cells: int = 2000) -> torch.Tensor:
+    code = MOMENTS.cell_types.index(cell_type)
+    noise = torch.randn(n_cells, 2, generator=generator())
+    return MEANS[code] + noise @ torch.linalg.cholesky(COVARIANCES[code]).T
+
+
+@every_tree
+@pytest.mark.parametrize(("from_", "to"), [("a", "b"), ("a", "d"), ("c", "a")])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_moved_cells_have_the_other_types_moments(hierarchy, from_, to, stochastic):
+    tree = walk(hierarchy, stochastic=stochastic)
+    assert_type(tree.move(cells_of(from_), from_, to, generator(1)), to)
+
+
+@every_tree
+@pytest.mark.parametrize(("from_", "to"), [("a", "b"), ("a", "d"), ("a", "a")])
+def test_cells_that_move_back_are_as_they_were(hierarchy, from_, to):
+    tree, x = walk(hierarchy), cells_of(from_, 200)
+    there = tree.move(x, from_, to, generator())
+    back = tree.move(there, to, from_, generator())
+    assert from_ == to or float((there - x).abs().mean()) > 1
+    torch.testing.assert_close(back, x, atol=0.1, rtol=0)
+
+
+def test_cells_keep_their_place_unless_moved_at_random():
+    x = cells_of("a")
+    for stochastic, expected in [(False, (0.9, 1.0)), (True, (-0.1, 0.4))]:
+        there = walk(stochastic=stochastic).move(x, "a", "d", generator(1))
+        correlation = float(torch.corrcoef(torch.stack([x[:, 0], there[:, 0]]))[0, 1])
+        assert expected[0] < correlation < expected[1]

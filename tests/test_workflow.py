@@ -25,10 +25,12 @@ RULES = [
     "train_flat",
     "generate",
     "generate_flat",
+    "transmute",
     "evaluate",
+    "evaluate_transmuted",
     "interpret",
 ]
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret"]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate", "interpret"]
 RESULTS = {
     "prepared.h5ad",
     "autoencoder/latent.h5ad",
@@ -41,6 +43,12 @@ RESULTS = {
     "flat/hierarchy.json",
     "flat/model/model.json",
     "flat/generated.h5ad",
+    "transmuted/b_to_nk.h5ad",
+    "transmutation/b_to_nk/transmutation.json",
+    "transmutation/b_to_nk/scores.csv",
+    "transmutation/b_to_nk/scores.png",
+    "transmutation/b_to_nk/genes.png",
+    "transmutation/b_to_nk/umap.png",
     "evaluation/evaluation.json",
     "evaluation/overall.csv",
     "evaluation/overall.png",
@@ -134,11 +142,12 @@ def test_rule_files_name_an_environment_that_exists():
 def test_commands_take_what_rules_give(tmp_path, sections):
     for name in ["tree.nwk", "my genes.txt", "labels.csv", "my cells.h5ad"]:
         (tmp_path / name).touch()
+    moves = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
     data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}
     config = demo_config(**sections)
-    config["datasets"]["mine"] = data
+    config["datasets"]["mine"] = {**data, "transmute": {"moves": moves}}
     commands = shell_commands(dry_run(tmp_path, config))
-    assert len(commands) == 1 + 2 * (len(RULES) - 1)
+    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 2  # two moves, not one
     for _, name, *arguments in commands:
         COMMANDS[name].make_context(name, arguments)
     [values] = [
@@ -149,6 +158,10 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     assert {key: str(values[key]) for key in ["label_key", "batch_key", "labels"]} == {
         key: data[key] for key in ["label_key", "batch_key", "labels"]
     }
+    moved = [COMMANDS[name].make_context(name, rest).params for _, name, *rest in commands if name == "transmute"]
+    found = {Path(values["out"]).stem: {"to": values["to"], "from": list(values["from_"] or [])} for values in moved}
+    assert found["odd"] == moves["odd"]
+    assert found["all"] == {"to": "x", "from": []}
 
 
 def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
@@ -175,6 +188,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"datasets": {"a": {"label_key": "x"}}}, "Configuration, datasets.a: 'path' is a required property"),
         ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "Configuration, datasets: 'a/b' does not match"),
         ({"datasets": {}}, "Configuration, datasets: "),
+        ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "Configuration, transmute.moves.a: 'to' is a required"),
     ],
 )
 def test_mistake_in_configuration_is_told_in_one_sentence(tmp_path, sections, told):
@@ -222,7 +236,7 @@ def test_schema_describes_every_property_and_allows_no_other():
 def test_defaults_are_those_of_the_command(section):
     options = {option.name: option.default for option in COMMANDS[section].params}
     for key, value in properties()[section].items():
-        if key != "n_cells":  # one of three ways for bdm generate to say how many
+        if key not in ("n_cells", "moves"):  # told otherwise on the command line
             assert value["default"] == options[key], key
 
 
@@ -264,10 +278,9 @@ def test_run_makes_all_results(finished):
         name for name in RESULTS if not (results / name).is_file() or not (results / name).stat().st_size
     }
     assert not empty_or_absent
-    declared = {name for name in RESULTS if name.startswith(("evaluation/", "interpretation/"))}
-    found = {
-        f"{folder}/{path.name}" for folder in ["evaluation", "interpretation"] for path in (results / folder).iterdir()
-    }
+    folders = ["evaluation", "interpretation", "transmutation/b_to_nk"]
+    declared = {name for name in RESULTS if name.startswith(tuple(f"{folder}/" for folder in folders))}
+    found = {f"{folder}/{path.name}" for folder in folders for path in (results / folder).iterdir()}
     assert found == declared
 
 

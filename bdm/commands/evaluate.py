@@ -57,7 +57,7 @@ def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
             raise InputError(f"--beside {item} is not of the form NAME=FILE.")
-        if name in ("floor", "test", "train", "prepared", *files):
+        if name in ("floor", "test", "train", "prepared", "unmoved", *files):
             raise InputError(f"--beside {item}: the name {name} is taken; choose another.")
         files[name] = Path(file)
     return files

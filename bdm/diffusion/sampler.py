@@ -7,9 +7,12 @@ from torch import Tensor
 
 Denoise = Callable[[Tensor, float], Tensor]
 RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
+SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
 
-def noise_levels(high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = 0.1) -> list[float]:
+def noise_levels(
+    high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = SIGMA_MIN
+) -> list[float]:
     """Noise levels from ``high`` down to ``low`` at which a branch's cells stop, both included.
 
     They are even in ``sigma**(1 / RHO)``, as those of Karras et al. 2022, and as dense as on the whole way from

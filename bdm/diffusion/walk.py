@@ -1,4 +1,4 @@
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.handover import AffineMap, hand_over
-from bdm.diffusion.sampler import dpm_solver, noise_levels
+from bdm.diffusion.sampler import SIGMA_MIN, Denoise, dpm_solver, noise_levels
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal, TypeMoments
@@ -82,31 +82,77 @@ class TreeWalk:
     def run(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
         """Denoise cells from the upper to the lower end of a branch, cells x dimensions."""
         where = next(self.denoiser.parameters()).device
-        number = self.numbers[segment.branch].to(where)
+        sigmas = self.levels(segment.high, segment.low)
+        churn = CHURN if self.settings.stochastic else 0.0
+        trend = (1 - churn) * self.trend(segment.branch, segment.high)(x)
+        denoise = self.denoise_on(segment.branch)
+        return dpm_solver(denoise, x.to(where), sigmas, trend=trend.to(where), churn=churn, generator=generator).cpu()
+
+    def levels(self, high: float, low: float) -> list[float]:
+        """Noise levels that cells stop at on a part of the way."""
+        return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
+
+    def denoise_on(self, branch: str) -> Denoise:
+        """Denoiser of one branch."""
+        where = next(self.denoiser.parameters()).device
+        number = self.numbers[branch].to(where)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
             return self.denoiser(x, torch.tensor([sigma], device=where), number)
 
-        sigmas = noise_levels(
-            segment.high,
-            segment.low,
-            sigma_max=self.hierarchy.sigma_max,
-            n_levels=self.settings.n_levels,
-        )
-        churn = CHURN if self.settings.stochastic else 0.0
-        trend = (1 - churn) * self.trend(segment.branch, segment.high)(x)
-        return dpm_solver(denoise, x.to(where), sigmas, trend=trend.to(where), churn=churn, generator=generator).cpu()
+        return denoise
+
+    @torch.no_grad()
+    def rise(self, segment: Segment, x: Tensor) -> Tensor:
+        """Follow the probability-flow ODE from the lower to the upper end of a branch, cells x dimensions.
+
+        It undoes :meth:`run`, but for the first steps out of 0, which are taken as if the branch were normal.
+        """
+        population = self.population(segment.branch)
+        low = min(max(segment.low, SIGMA_MIN), segment.high)
+        if low > segment.low:
+            x = hand_over(population.noised(segment.low), population.noised(low), 0)(x)
+        if low == segment.high:
+            return x
+        sigmas = self.levels(segment.high, low)[::-1]
+        where = next(self.denoiser.parameters()).device
+        trend = self.trend(segment.branch, low)(x).to(where)
+        return dpm_solver(self.denoise_on(segment.branch), x.to(where), sigmas, trend=trend).cpu()
+
+    def ascend(self, ancestor: str, segments: Sequence[Segment], x: Tensor) -> Tensor:
+        """Bring cells up a way (given from top to bottom) to an ancestor, by the same steps as down."""
+        above = [ancestor, *(segment.branch for segment in segments)]
+        for parent, segment in reversed(list(zip(above, segments, strict=False))):
+            x = self.rise(segment, x)
+            x = self.transport(segment.branch, parent, segment.high)(x)
+        return x
+
+    def descend(self, ancestor: str, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
+        """Bring an ancestor's cells down a way, cells x dimensions."""
+        for segment in segments:
+            x = self.transport(ancestor, segment.branch, segment.high)(x)
+            x = self.run(segment, x, generator)
+            ancestor = segment.branch
+        return x
+
+    def move(self, x: Tensor, cell_type: str, to: str, generator: torch.Generator) -> Tensor:
+        """Bring cells of one type up to the common ancestor with another and down to that, cells x dimensions.
+
+        The way up is the probability-flow ODE; with ``settings.stochastic`` it is fresh noise.
+        """
+        ancestor = self.hierarchy.common_ancestor(cell_type, to)
+        if self.settings.stochastic:
+            x = x + ancestor.level * torch.randn(x.shape, generator=generator)
+            x = self.transport(cell_type, ancestor.name, ancestor.level)(x)
+        else:
+            x = self.ascend(ancestor.name, self.hierarchy.path_below(ancestor, cell_type), x)
+        return self.descend(ancestor.name, self.hierarchy.path_below(ancestor, to), x, generator)
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, every one by a path of its own, cells x dimensions."""
         first, *later = self.hierarchy.path(cell_type)
         x = self.run(first, self.start(first, n_cells, generator), generator)
-        above = first
-        for segment in later:
-            x = self.transport(above.branch, segment.branch, segment.high)(x)
-            x = self.run(segment, x, generator)
-            above = segment
-        return x
+        return self.descend(first.branch, later, x, generator)
 
     def shared(self, cell_types: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample ``n_cells`` of each of many types; row i of every type descends from one sample of the root.

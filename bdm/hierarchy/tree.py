@@ -106,6 +106,21 @@ class Hierarchy:
             name = self.by_name[name].parent
         return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
 
+    def common_ancestor(self, one: str, other: str) -> Branch:
+        """Find the lowest branch above two cell types; the type itself where they are the same."""
+        above, name = set(), one
+        while name is not None:
+            above.add(name)
+            name = self.by_name[name].parent
+        name = other
+        while name not in above:
+            name = self.by_name[name].parent
+        return self.by_name[name]
+
+    def path_below(self, ancestor: Branch, cell_type: str) -> tuple[Segment, ...]:
+        """Part of a cell type's way that is below an ancestor's level."""
+        return tuple(segment for segment in self.path(cell_type) if segment.high <= ancestor.level)
+
     def to_json(self) -> dict[str, Any]:
         """Content of a hierarchy file."""
         return {

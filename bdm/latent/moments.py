@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,10 @@ class Normal:
 
     mean: Tensor
     covariance: Tensor
+
+    def noised(self, sigma: float) -> Normal:
+        """Add noise of standard deviation ``sigma``."""
+        return Normal(self.mean, self.covariance + sigma**2 * torch.eye(len(self.mean)))
 
 
 @dataclass(frozen=True)

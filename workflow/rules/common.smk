@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret"]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate", "interpret"]
 
 # The conda environment of the rules installs bdm from here, see envs/bdm.post-deploy.sh.
 os.environ.update(
@@ -70,6 +70,22 @@ def cells_to_generate(wildcards, input):
     """Give the flag for a number of cells of each type, or for the numbers in the data."""
     n_cells = setting("generate/n_cells")(wildcards)
     return f"--cells-like {input.cells}" if n_cells is None else f"--cells {n_cells}"
+
+
+def move_options(wildcards):
+    """Give the flags for the type that cells are moved to, and the types that they are moved from."""
+    move = setting("transmute/moves")(wildcards)[wildcards.move]
+    flags = [("--to", move["to"]), *(("--from", cell_type) for cell_type in move["from"])]
+    return " ".join(f"{flag} {shlex.quote(cell_type)}" for flag, cell_type in flags)
+
+
+def results_of_moves():
+    """Name the results of all moves of all data sets."""
+    return [
+        file
+        for name, dataset in settings["datasets"].items()
+        for file in expand(rules.evaluate_transmuted.output, dataset=name, move=dataset["transmute"]["moves"])
+    ]
 
 
 settings = complete(config)

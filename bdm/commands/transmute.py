@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import Device, ModelFolder, OutFile, Seed
+
+
+def transmute(
+    model: ModelFolder,
+    cells: Annotated[Path, typer.Argument(help="Cells to move, with raw counts.", show_default=False)],
+    out: OutFile,
+    *,
+    to: Annotated[str, typer.Option(help="Cell type to move to.", show_default=False)],
+    from_: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="Cell type to move; may be repeated; all others if not given.", show_default=False),
+    ] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Column of obs with the cell types.", show_default="the model's")
+    ] = None,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Noise the cells on the way up, so that none keeps its place.")
+    ] = False,
+    n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 12,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Move cells to another cell type, by way of their common ancestor in the hierarchy.
+
+    Example: bdm transmute model/ prepared.h5ad transmuted.h5ad --to "CD56+ NK" --from "CD19+ B"
+    """
+    from dataclasses import asdict, replace
+
+    from bdm.data.columns import writable
+    from bdm.data.read import read_cells
+    from bdm.diffusion.walk import SamplerSettings
+    from bdm.files import sha256, written_whole
+    from bdm.generation.write import write_cells
+    from bdm.model.model import load_model
+    from bdm.provenance import provenance, storable
+    from bdm.training import fabric
+    from bdm.transmutation.sources import sources_of
+    from bdm.transmutation.transmute import transmuted_cells
+
+    settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+    with written_whole(out) as path:
+        loaded = load_model(model, device=fabric(device).device)
+        sources = sources_of(read_cells(cells), loaded, to=to, cell_types=tuple(from_ or ()), label_key=label_key)
+        moved = transmuted_cells(loaded, sources, to, settings, seed=seed)
+        record = provenance(
+            seed=seed,
+            settings={**asdict(settings), "to": to, "from": from_ or []},
+            model_sha256=sha256(model),
+            cells_sha256=sha256(cells),
+        )
+        write_cells(path, replace(moved, obs=writable(moved.obs)), {"bdm": storable(record)})

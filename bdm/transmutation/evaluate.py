@@ -1,0 +1,98 @@
+import logging
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from bdm.errors import InputError
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.inputs import RealCells
+from bdm.transmutation.scores import Ends, score_move
+
+logger = logging.getLogger(__name__)
+
+UNMOVED = "unmoved"
+
+
+@dataclass(frozen=True)
+class MovedCells:
+    """Cells that were moved to another type, and the same cells before, of the types that they were of."""
+
+    after: Cells
+    before: Cells
+
+    def of(self, source_type: str) -> tuple[Cells, Cells]:
+        """Take the cells that were of one type, after and before."""
+        rows = np.flatnonzero(self.before.cell_type == source_type)
+        return self.after[rows], self.before[rows]
+
+
+@dataclass(frozen=True)
+class MoveEvaluation:
+    """Scores of moved cells by the type that they were of.
+
+    Attributes
+    ----------
+    to
+        The type that they were moved to.
+    table
+        (source_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.MoveScores`; sets are the
+        floor (training cells of the new type), the moved sets, and the cells unmoved.
+    """
+
+    to: str
+    table: pd.DataFrame
+    real: RealCells
+    moved: dict[str, MovedCells]
+
+    @property
+    def source_types(self) -> list[str]:
+        """Types that cells were moved from."""
+        return self.table.index.unique("source_type").tolist()
+
+
+@threadpool_limits.wrap(limits=1)
+def evaluate_moves(real: RealCells, moved: dict[str, MovedCells], to: str, *, seed: int = 0) -> MoveEvaluation:
+    """Judge cells moved to one type by its test cells.
+
+    Raises
+    ------
+    InputError
+        If there are too few real cells to judge by.
+    """
+    first = next(iter(moved.values()))
+    rows = {}
+    for source_type in pd.unique(first.before.cell_type):
+        ends = ends_of(real, source_type, to)
+        for name, (after, before) in sets_of(moved, ends, source_type).items():
+            if len(after) < FEWEST_FOR_MEANS:
+                logger.warning("Not judged: %s of %s, of which there are %d cells.", name, source_type, len(after))
+                continue
+            scores = score_move(after, ends, before=before, seed=seed)
+            rows[source_type, name] = {"n_cells": len(after), **asdict(scores)}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["source_type", "set"])
+    return MoveEvaluation(to, table, real, moved)
+
+
+def ends_of(real: RealCells, source_type: str, to: str) -> Ends:
+    """Take the real cells of two types."""
+    old, new = (real.training[real.training.cell_type == name] for name in (source_type, to))
+    test = real.test[real.test.cell_type == to]
+    numbers = {
+        f"training cells of {source_type!r}": len(old),
+        f"training cells of {to!r}": len(new),
+        f"test cells of {to!r}": len(test),
+    }
+    for what, number in numbers.items():
+        if number < FEWEST_FOR_MEANS:
+            raise InputError(f"There are {number} {what} to judge by; {FEWEST_FOR_MEANS} are needed.")
+    return Ends(old, new, test)
+
+
+def sets_of(moved: dict[str, MovedCells], ends: Ends, source_type: str) -> dict[str, tuple[Cells, Cells | None]]:
+    """Name all sets to judge, after and before."""
+    parts = {name: cells.of(source_type) for name, cells in moved.items()}
+    unmoved = next(iter(parts.values()))[1]
+    return {FLOOR: (ends.new, None), **parts, UNMOVED: (unmoved, unmoved)}

@@ -1,0 +1,129 @@
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils.sparsefuncs import mean_variance_axis
+
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.distances import energy_distance
+from bdm.evaluation.space import fitted_pca, joint_components
+
+N_CHANGED = 100  # genes
+N_COMPONENTS = 10
+MOST_CELLS = 1000  # whose distances are computed
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveScores:
+    """How cells moved from one type to another compare with real cells of that, and with themselves before.
+
+    Attributes
+    ----------
+    energy
+        Energy distance to test cells of the new type, in joint principal components; unbiased.
+    mean_r2, variance_r2
+        Squared Pearson correlation with the test cells of the means and variances of ``log1p(CP10k)``, over the genes
+        that differ most between the two types.
+    slope
+        Of the log fold changes of these genes, relative to the old type, judged on test.
+    sign
+        Share of these genes that changed in the right direction.
+    library_kept
+        Pearson correlation of log library sizes before and after; NaN where it is not known what a cell was before.
+    variation_kept
+        The same for what varies within types: the mean over principal components of the differences of cells from
+        the means of their types, weighted by their variance.
+    """
+
+    energy: float
+    mean_r2: float
+    variance_r2: float
+    slope: float
+    sign: float
+    library_kept: float = np.nan
+    variation_kept: float = np.nan
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Real cells of the two types that cells are moved between.
+
+    Attributes
+    ----------
+    old, new
+        Training cells of the two types.
+    test
+        Test cells of the new type.
+    """
+
+    old: Cells
+    new: Cells
+    test: Cells
+
+    @property
+    def changed(self) -> np.ndarray:
+        """Column indices of the genes whose mean ``log1p(CP10k)`` differs most between the two types."""
+        difference = np.abs(mean_expression(self.new) - mean_expression(self.old))
+        return np.argsort(-difference, kind="stable")[:N_CHANGED]
+
+
+def score_move(judged: Cells, ends: Ends, *, before: Cells | None = None, seed: int) -> MoveScores:
+    """Compare moved cells with test cells of their new type.
+
+    Parameters
+    ----------
+    before
+        The same cells before they moved, if these are known.
+    """
+    genes = ends.changed
+    one, other = equal_numbers(judged, ends.test, seed=seed)
+    means, variances = zip(
+        *(mean_variance_axis(cells.expression, axis=0) for cells in (judged, ends.test)), strict=True
+    )
+    changes = fold_changes(judged, ends)
+    kept = {} if before is None else kept_of(before, judged, ends, seed=seed)
+    return MoveScores(
+        energy=energy_distance(*joint_components(one.expression, other.expression, seed=seed)),
+        mean_r2=Agreement(means[0][genes], means[1][genes]).correlation ** 2,
+        variance_r2=Agreement(variances[0][genes], variances[1][genes]).correlation ** 2,
+        slope=changes.slope,
+        sign=float(np.mean(np.sign(changes.judged) == np.sign(changes.test))),
+        **kept,
+    )
+
+
+def fold_changes(judged: Cells, ends: Ends, *, pseudocount: float = 1.0) -> Agreement:
+    """Log2 fold changes of the genes that differ most, relative to the old type; the pseudocount is in CP10k."""
+    of_old, of_judged, of_test = (
+        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + pseudocount) for cells in (ends.old, judged, ends.test)
+    )
+    return Agreement(of_judged - of_old, of_test - of_old)
+
+
+def kept_of(before: Cells, after: Cells, ends: Ends, *, seed: int) -> dict[str, float]:
+    """Correlate what cells were before they moved with what they are after, row by row."""
+    sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
+    within = sparse.vstack([ends.old.expression, ends.new.expression]).toarray()
+    n_old = len(ends.old)
+    within[:n_old] -= within[:n_old].mean(axis=0)
+    within[n_old:] -= within[n_old:].mean(axis=0)
+    pca = fitted_pca(sparse.csr_matrix(within), n_components=N_COMPONENTS, seed=seed)
+    one, other = pca.transform(before.expression), pca.transform(after.expression)
+    correlations = [Agreement(a, b).correlation for a, b in zip(one.T, other.T, strict=True)]
+    return {
+        "library_kept": Agreement(*sizes).correlation,
+        "variation_kept": float(np.average(correlations, weights=pca.explained_variance_)),
+    }
+
+
+def mean_expression(cells: Cells) -> np.ndarray:
+    """Mean ``log1p(CP10k)``, by gene."""
+    return np.asarray(cells.expression.mean(axis=0)).ravel()
+
+
+def equal_numbers(one: Cells, other: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Draw as many cells of both as the smaller set has, or ``MOST_CELLS``."""
+    n_cells = min(len(one), len(other), MOST_CELLS)
+    generator = np.random.default_rng(seed)
+    return tuple(cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (one, other))

@@ -1,0 +1,124 @@
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError
+from bdm.model.model import BranchedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Cells to move.
+
+    Attributes
+    ----------
+    adata
+        Counts of the model's genes in the model's order (CSR), with the ``obs`` that the cells came with.
+    cell_type, batch
+        Of each cell, as the model names them; ``""`` where the model has no batches.
+    """
+
+    adata: AnnData
+    cell_type: np.ndarray
+    batch: np.ndarray
+
+
+def sources_of(
+    adata: AnnData, model: BranchedModel, *, to: str, cell_types: tuple[str, ...] = (), label_key: str | None = None
+) -> Sources:
+    """Take the cells to move to the type ``to``, and check that the model can.
+
+    Cells of types that the model does not know are left out with a warning, and so are cells with no counts.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts of at least the model's genes.
+    cell_types
+        Types whose cells to take; all but ``to`` if none are named.
+    label_key
+        Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+
+    Raises
+    ------
+    InputError
+        If the model lacks a named type or a batch, the cells lack genes, or no cells are left.
+    """
+    check_types(model, (to, *cell_types))
+    labels = labels_of(adata, model, label_key)
+    known = labels.isin(model.cell_types)
+    if not known.all():
+        logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), some(labels[~known]))
+    taken = (labels.isin(cell_types) if cell_types else known & (labels != to)).to_numpy()
+    if not taken.any():
+        raise InputError(f"There are no cells to move to {to!r}; the cells are of the types {some(labels)}.")
+    chosen, labels = counts_of(adata, model.autoencoder.genes.index)[taken], labels[taken]
+    seen = np.asarray(chosen.X.sum(axis=1)).ravel() > 0
+    if not seen.all():
+        logger.warning("Left out %d cells with no counts of the model's genes.", (~seen).sum())
+    if not seen.any():
+        raise InputError("No cell has counts of the model's genes.")
+    chosen = chosen[seen].copy()
+    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model))
+
+
+def counts_of(adata: AnnData, genes: pd.Index) -> AnnData:
+    """Take the counts of some genes, in the order of these."""
+    counts = raw_counts(adata)
+    if not counts.var_names.is_unique:
+        raise InputError("The cells' gene names repeat; make them unique first, as by adata.var_names_make_unique().")
+    missing = genes.difference(counts.var_names, sort=False)
+    if len(missing):
+        raise InputError(
+            f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
+            "needs them all, by the same names."
+        )
+    return counts[:, genes]
+
+
+def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd.Series:
+    """Cell type of each cell, from the first column that there is."""
+    keys = (label_key,) if label_key else (model.label_key, "cell_type")
+    for key in keys:
+        if key in adata.obs:
+            return adata.obs[key].astype(str)
+    raise InputError(
+        f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by --label-key "
+        f"(there are: {', '.join(map(str, adata.obs)) or 'none'})."
+    )
+
+
+def batches_of(adata: AnnData, model: BranchedModel) -> np.ndarray:
+    """Batch of each cell, where the model has batches."""
+    known = model.autoencoder.batches
+    if not known:
+        return np.full(adata.n_obs, "")
+    key = model.autoencoder.provenance["prepare"]["batch_key"]
+    for column in (key, "batch"):
+        if column in adata.obs:
+            batch = adata.obs[column].astype(str).to_numpy()
+            break
+    else:
+        raise InputError(f"obs has no column {key!r} with the batches, which the model needs.")
+    unknown = sorted(set(batch) - set(known))
+    if unknown:
+        raise InputError(f"The model knows no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
+    return batch
+
+
+def check_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
+    """Refuse cell types that the model does not know."""
+    for cell_type in cell_types:
+        if cell_type not in model.cell_types:
+            raise InputError(f"The model knows no type {cell_type!r}; its types are {', '.join(model.cell_types)}.")
+
+
+def some(labels: pd.Series) -> str:
+    """Name the cells' types."""
+    return ", ".join(map(repr, labels.unique()[:5])) or "none"

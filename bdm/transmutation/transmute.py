@@ -1,0 +1,110 @@
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
+from bdm.generation.generate import Block, GeneratedCells
+from bdm.generation.threads import threads
+from bdm.latent.cells import encode
+from bdm.memory import keep_freed_memory
+from bdm.model.model import BranchedModel
+from bdm.seeds import numpy_generator, torch_generator
+from bdm.transmutation.sources import Sources
+
+BLOCK = 512  # cells that are moved together; part of what a seed means
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the cells to move, all of one type, with the number of the block that they are in."""
+
+    block: int
+    cell_type: str
+    rows: np.ndarray
+
+
+def transmute_cells(
+    model: BranchedModel, sources: Sources, to: str, settings: SamplerSettings, *, seed: int
+) -> ad.AnnData:
+    """Move cells to another type, in memory; see :func:`transmuted_cells`.
+
+    Returns
+    -------
+    AnnData with integer counts in ``X`` (CSR), cells named and ordered as they came; their ``obs`` with ``cell_type``
+    (now ``to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point and its noise level, in whitened
+    units, up to which a cell went) and ``synthetic`` (True); the latent in ``obsm['latent']``; the model's ``var``.
+    """
+    cells = transmuted_cells(model, sources, to, settings, seed=seed)
+    blocks = list(cells.blocks)
+    counts = sp.vstack([block.counts for block in blocks], format="csr")
+    latent = np.concatenate([block.latent for block in blocks])
+    return ad.AnnData(counts, obs=cells.obs, var=cells.var, obsm={"latent": latent})
+
+
+def transmuted_cells(
+    model: BranchedModel, sources: Sources, to: str, settings: SamplerSettings, *, seed: int
+) -> GeneratedCells:
+    """Move cells to another type, block by block.
+
+    A cell is drawn from its posterior, brought up to the level of the lowest common ancestor of its type and the type
+    ``to``, and down to that. The way up follows the probability-flow ODE and undoes every hand-over, so that a cell
+    keeps its place among its like; with ``settings.stochastic`` it is fresh noise, and a cell keeps no more than the
+    ancestor tells of it. Counts are drawn with the library size that comes out.
+    """
+    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
+
+    def move(rows: Rows) -> Block:
+        generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
+        y = _posterior_draw(model, sources, rows, generator)
+        x = walk.move(model.whitening(y), rows.cell_type, to, generator)
+        mean = expected_counts(model, x, sources.batch[rows.rows])
+        for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
+        counts = draw_counts(mean, inverse_dispersion(model, to), for_counts)
+        return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
+
+    def blocks() -> Iterator[Block]:
+        keep_freed_memory()
+        with threads() as run:
+            for start in range(0, len(sources.cell_type), BLOCK):
+                parts = _by_type(sources.cell_type[start : start + BLOCK], start)
+                yield _in_order(parts, list(run(move, parts)))
+
+    return GeneratedCells(_observations(model, sources, to), model.autoencoder.genes.copy(), blocks())
+
+
+def _by_type(types: np.ndarray, start: int) -> list[Rows]:
+    return [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in pd.unique(types)]
+
+
+def _posterior_draw(model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator) -> Tensor:
+    """Draw y = (latent, log library size) of cells of one type."""
+    cells = ad.AnnData(sources.adata.X[rows.rows])
+    cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
+    cells.obs["batch"] = pd.Categorical(sources.batch[rows.rows])
+    posterior = encode(cells, model.autoencoder)
+    mean, scale = torch.from_numpy(posterior.X), torch.from_numpy(posterior.layers["scale"])
+    return mean + scale * torch.randn(mean.shape, generator=generator)
+
+
+def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
+    order = np.argsort(np.concatenate([part.rows for part in parts]))
+    counts = sp.vstack([block.counts for block in blocks], format="csr")
+    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order])
+
+
+def _observations(model: BranchedModel, sources: Sources, to: str) -> pd.DataFrame:
+    obs = sources.adata.obs.copy()
+    ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
+    obs["source_type"] = pd.Categorical(sources.cell_type)
+    obs["cell_type"] = pd.Categorical([to] * len(obs), categories=model.cell_types)
+    obs["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
+    obs["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
+    obs["synthetic"] = True
+    return obs

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.errors import InputError
+from bdm.transmutation.sources import sources_of
+
+LACKING = "CD4+/CD45RA+/CD25- Naive T"  # type with too few cells for the model
+
+
+@pytest.fixture(scope="module")
+def transmuted(example_cells, small_model):
+    return small_model.transmute(example_cells, "CD56+ NK")
+
+
+def test_transmuted_cells(transmuted, example_cells, small_model):
+    source = example_cells[~example_cells.obs["bulk_labels"].isin(["CD56+ NK", LACKING])]
+    assert list(transmuted.obs_names) == list(source.obs_names)
+    assert list(transmuted.var_names) == list(small_model.model.autoencoder.genes.index)
+    assert sparse.issparse(transmuted.X)
+    assert transmuted.X.dtype == np.int32
+    assert set(transmuted.obs["cell_type"]) == {"CD56+ NK"}
+    assert list(transmuted.obs["source_type"]) == list(source.obs["bulk_labels"])
+    assert transmuted.obs["synthetic"].all()
+    for cell_type, rows in transmuted.obs.groupby("source_type", observed=True):
+        parted = small_model.hierarchy.common_ancestor(cell_type, "CD56+ NK")
+        assert set(rows["parted_at"]) == {parted.name}
+        assert set(rows["parted_level"]) == {parted.level}
+
+
+def test_cells_come_near_their_new_type(transmuted, example_cells, small_model):
+    whole = small_model.prepared.obs["cell_type"]
+    counts = small_model.prepared.X.toarray()
+
+    def profile(counts: np.ndarray) -> np.ndarray:
+        return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
+
+    there = profile(counts[(whole == "CD56+ NK").to_numpy()])
+    for cell_type in ("CD14+ Monocyte", "CD19+ B", "Dendritic"):
+        before = profile(counts[(whole == cell_type).to_numpy()])
+        after = profile(transmuted.X[(transmuted.obs["source_type"] == cell_type).to_numpy()].toarray())
+        assert np.linalg.norm(after - there) < 0.5 * np.linalg.norm(before - there)
+
+
+def test_each_cell_keeps_its_library_size(transmuted, example_cells, small_model):
+    counts = example_cells[transmuted.obs_names, transmuted.var_names].X.sum(axis=1)
+    of_type = (transmuted.obs["source_type"] == "CD19+ B").to_numpy()
+    sizes = np.log(np.asarray(counts).ravel()[of_type]), np.log(np.asarray(transmuted.X.sum(axis=1)).ravel()[of_type])
+    assert np.corrcoef(*sizes)[0, 1] > 0.7
+
+
+def test_same_seed_same_cells(transmuted, example_cells, small_model):
+    again = small_model.transmute(example_cells, "CD56+ NK")
+    other = small_model.transmute(example_cells, "CD56+ NK", seed=1)
+    assert (again.X != transmuted.X).nnz == 0
+    assert (other.X != transmuted.X).nnz > 0
+    shuffled = example_cells[::-1]
+    assert list(small_model.transmute(shuffled, "CD56+ NK").obs_names) == list(transmuted.obs_names)[::-1]
+
+
+def test_some_types_alone(example_cells, small_model):
+    moved = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"], stochastic=True)
+    assert set(moved.obs["source_type"]) == {"Dendritic"}
+
+
+def test_cells_of_many_genes_in_any_order(example_cells, small_model, transmuted):
+    wide = example_cells[:, ::-1].copy()
+    other = small_model.transmute(wide, "CD56+ NK")
+    assert (other.X != transmuted.X).nnz == 0
+
+
+def test_batches(example_cells, batch_model):
+    cells = example_cells[:60].copy()
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 3 == 0, "two", "one")
+    moved = batch_model.transmute(cells, "CD19+ B")
+    assert list(moved.obs["donor"]) == list(cells.obs.loc[moved.obs_names, "donor"])
+    cells.obs["donor"] = "three"
+    with pytest.raises(InputError, match="no batch 'three'"):
+        batch_model.transmute(cells, "CD19+ B")
+    with pytest.raises(InputError, match="no column 'donor'"):
+        batch_model.transmute(example_cells, "CD19+ B")
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lambda a: a, {"to": "T"}, "no type 'T'"),
+        (lambda a: a, {"to": "CD56+ NK", "cell_types": ("x",)}, "no type 'x'"),
+        (lambda a: a[a.obs["bulk_labels"] == "CD56+ NK"], {"to": "CD56+ NK"}, "no cells to move"),
+        (lambda a: a, {"to": "CD56+ NK", "label_key": "none"}, "no column 'none'"),
+        (lambda a: AnnData(a.X, obs=a.obs[[]], var=a.var), {"to": "CD56+ NK"}, "'bulk_labels' or 'cell_type'"),
+        (lambda a: a[:, :50], {"to": "CD56+ NK"}, "genes"),
+        (lambda a: AnnData(a.X / 2, obs=a.obs, var=a.var), {"to": "CD56+ NK"}, "not whole"),
+        (lambda a: AnnData(a.X * 0, obs=a.obs, var=a.var), {"to": "CD56+ NK"}, "No cell has counts"),
+    ],
+)
+def test_cells_that_do_not_fit(example_cells, small_model, change, arguments, message):
+    with pytest.raises(InputError, match=message):
+        sources_of(change(example_cells.copy()).copy(), small_model.model, **arguments)
+
+
+def test_cells_that_cannot_be_moved_are_left_out(example_cells, small_model, caplog):
+    cells = example_cells.copy()
+    cells.X = sparse.csr_matrix(cells.X.multiply((np.arange(cells.n_obs) != 5)[:, None]))
+    name = cells.obs_names[5]
+    assert cells.obs["bulk_labels"].iloc[5] not in ("CD56+ NK", LACKING)
+    sources = sources_of(cells, small_model.model, to="CD56+ NK")
+    assert name not in sources.adata.obs_names
+    n_lacking = (cells.obs["bulk_labels"] == LACKING).sum()
+    n_there = (cells.obs["bulk_labels"] == "CD56+ NK").sum()
+    assert len(sources.cell_type) == cells.n_obs - 1 - n_lacking - n_there
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("bdm.transmutation")] == [
+        f"Left out {n_lacking} cells of types that the model lacks: '{LACKING}'.",
+        "Left out 1 cells with no counts of the model's genes.",
+    ]

@@ -1,0 +1,47 @@
+rule evaluate_transmuted:
+    input:
+        cells=rules.prepare.output.cells,
+        transmuted=rules.transmute.output.cells,
+    output:
+        transmutation="results/{dataset}/transmutation/{move}/transmutation.json",
+        scores=report(
+            "results/{dataset}/transmutation/{move}/scores.csv",
+            caption="../report/transmutation_scores.rst",
+            category="Transmutation",
+            subcategory="{dataset}",
+            labels={"move": "{move}", "result": "scores", "form": "table"},
+        ),
+        scores_figure=report(
+            "results/{dataset}/transmutation/{move}/scores.png",
+            caption="../report/transmutation_scores.rst",
+            category="Transmutation",
+            subcategory="{dataset}",
+            labels={"move": "{move}", "result": "scores", "form": "figure"},
+        ),
+        genes=report(
+            "results/{dataset}/transmutation/{move}/genes.png",
+            caption="../report/transmutation_genes.rst",
+            category="Transmutation",
+            subcategory="{dataset}",
+            labels={"move": "{move}", "result": "genes", "form": "figure"},
+        ),
+        umap=report(
+            "results/{dataset}/transmutation/{move}/umap.png",
+            caption="../report/transmutation_umap.rst",
+            category="Transmutation",
+            subcategory="{dataset}",
+            labels={"move": "{move}", "result": "map of cells", "form": "figure"},
+        ),
+    log:
+        "results/{dataset}/logs/evaluate_transmuted_{move}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/evaluate_transmuted_{move}.tsv"
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        folder=subpath(output.transmutation, parent=True),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm evaluate-transmuted {input.cells} {params.folder} {input.transmuted}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"

@@ -1,0 +1,24 @@
+rule transmute:
+    input:
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
+    output:
+        cells="results/{dataset}/transmuted/{move}.h5ad",
+    log:
+        "results/{dataset}/logs/transmute_{move}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/transmute_{move}.tsv"
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        types=move_options,
+        stochastic=switch("--stochastic", "transmute/stochastic"),
+        n_levels=setting("transmute/n_levels"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm transmute {input.model} {input.cells} {output.cells}"
+        " {params.types}"
+        " {params.stochastic}"
+        " --n-levels {params.n_levels}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"
