@@ -1,0 +1,143 @@
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.errors import InputError
+from bdm.hierarchy.topology import Clade
+from bdm.seeds import numpy_generator
+from bdm.simulation.population import Population, expression_by_type
+from bdm.simulation.programmes import Programme, ProgrammeSettings, plant
+from bdm.simulation.tree import random_tree
+
+CELLS_A_BLOCK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationSettings:
+    """What to simulate. Spreads are standard deviations of natural logarithms.
+
+    Attributes
+    ----------
+    balanced
+        Whether every node halves its types; see :func:`bdm.simulation.tree.random_tree`.
+    fewest_cells, most_cells
+        Of a type; log-uniform between the two, which both occur.
+    library_size, library_spread
+        Median number of counts of a cell, and its spread.
+    expression_spread
+        Of genes at the root.
+    n_factors, factor_spread
+        Factors that vary within types, and the spread of a gene with each.
+    inverse_dispersion, dispersion_spread
+        Median over genes, and its spread.
+    """
+
+    n_types: int = 16
+    n_genes: int = 2000
+    balanced: bool = False
+    fewest_cells: int = 50
+    most_cells: int = 500
+    programmes: ProgrammeSettings = field(default=ProgrammeSettings())
+    library_size: float = 3000
+    library_spread: float = 0.4
+    expression_spread: float = 1.0
+    n_factors: int = 3
+    factor_spread: float = 0.2
+    inverse_dispersion: float = 5.0
+    dispersion_spread: float = 0.5
+
+    def __post_init__(self):
+        least = {"n_types": 2, "n_genes": 1, "fewest_cells": 1, "most_cells": self.fewest_cells, "n_factors": 0}
+        spreads = ("library_spread", "expression_spread", "factor_spread", "dispersion_spread")
+        for name, value in {**least, **dict.fromkeys(spreads, 0)}.items():
+            if not value <= getattr(self, name) < np.inf:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be {value} or more.")
+        for name in ("library_size", "inverse_dispersion"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be above 0.")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Cells, and the truth that they were made from.
+
+    Attributes
+    ----------
+    adata
+        Raw counts in ``X`` (CSR, float32), cells x genes; types in ``obs['cell_type']``.
+    programmes
+        Genes that change in each branch below the root, parents before their children.
+    """
+
+    adata: AnnData
+    tree: Clade
+    programmes: tuple[Programme, ...]
+    population: Population
+
+
+def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
+    """Simulate cells of types that come from each other by branches, each of which changes genes of its own.
+
+    Log expression starts from one normal draw a gene at the root. The programme of each branch is added to it in all
+    types below. A few factors vary within every type alike, library sizes are lognormal, and counts negative binomial.
+
+    Not a model of real tissue: genes are independent but for programmes and factors, and no type is in transition.
+
+    Raises
+    ------
+    InputError
+        If the programmes need more genes than there are.
+    """
+    width = len(str(settings.n_types))
+    cell_types = tuple(f"type {i + 1:0{width}}" for i in range(settings.n_types))
+    tree = random_tree(cell_types, balanced=settings.balanced, generator=numpy_generator(seed, "tree"))
+    programmes = plant(
+        tree, settings.programmes, n_genes=settings.n_genes, generator=numpy_generator(seed, "programmes")
+    )
+    population = draw_population(cell_types, programmes, settings, seed=seed)
+    cell_type = np.repeat(np.arange(settings.n_types), type_sizes(settings, seed=seed))
+    counts = sparse.vstack(list(count_blocks(population, cell_type, settings, seed=seed)), format="csr")
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)},
+        index=[f"cell {i + 1}" for i in range(len(cell_type))],
+    )
+    var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(settings.n_genes)])
+    return Simulation(AnnData(counts, obs=obs, var=var), tree, programmes, population)
+
+
+def draw_population(
+    cell_types: tuple[str, ...], programmes: tuple[Programme, ...], settings: SimulationSettings, *, seed: int
+) -> Population:
+    """Draw expression at the root, factors and dispersions."""
+    generator, n_genes = numpy_generator(seed, "population"), settings.n_genes
+    base = settings.expression_spread * generator.standard_normal(n_genes)
+    loadings = settings.factor_spread * generator.standard_normal((settings.n_factors, n_genes))
+    deviation = settings.dispersion_spread * generator.standard_normal(n_genes)
+    return Population(
+        cell_types,
+        expression_by_type(base, programmes, cell_types),
+        loadings,
+        settings.inverse_dispersion * np.exp(deviation),
+    )
+
+
+def type_sizes(settings: SimulationSettings, *, seed: int) -> np.ndarray:
+    """Space the numbers of cells of types evenly between the logarithms of the extremes, in random order."""
+    sizes = np.geomspace(settings.fewest_cells, settings.most_cells, settings.n_types).round().astype(int)
+    return numpy_generator(seed, "sizes").permutation(sizes)
+
+
+def count_blocks(
+    population: Population, cell_type: np.ndarray, settings: SimulationSettings, *, seed: int
+) -> Iterator[sparse.csr_matrix]:
+    """Draw the counts of cells, from the index of each cell's type, a thousand at a time."""
+    for block, start in enumerate(range(0, len(cell_type), CELLS_A_BLOCK)):
+        generator = numpy_generator(seed, "cells", block)
+        types = cell_type[start : start + CELLS_A_BLOCK]
+        deviation = settings.library_spread * generator.standard_normal(len(types))
+        counts = population.draw(types, settings.library_size * np.exp(deviation), generator)
+        yield sparse.csr_matrix(counts, dtype=np.float32)
