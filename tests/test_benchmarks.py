@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import typer
 import yaml
 from anndata import AnnData
@@ -26,6 +27,7 @@ from bdm.diffusion.walk import TreeWalk
 ROOT = Path(__file__).parents[1] / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
+MOVED = CONFIG["transmute"]["datasets"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -84,9 +86,11 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in DATASETS.items():
+    for name, dataset in {**DATASETS, **MOVED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", "all", "augment", "threshold")
+    return plan(
+        folder, "--printshellcmds", "--config", f"data={cells}", "--", "all", "augment", "threshold", "transmute"
+    )
 
 
 def shell_commands(output: str) -> list[list[str]]:
@@ -98,7 +102,9 @@ def shell_commands(output: str) -> list[list[str]]:
 def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = len(DATASETS) * len(SEEDS)
-    assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs), planned
+    n_moved = len(MOVED) * len(SEEDS)
+    assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs + n_moved), planned
+    assert jobs["transmute_run"] == n_moved
     peers = [method for method in METHODS.values() if method and method.get("peer")]
     assert jobs["train_peer"] == len(DATASETS) * sum(1 if peer.get("one_seed") else len(SEEDS) for peer in peers)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
@@ -125,7 +131,10 @@ def test_commands_take_what_rules_give(planned):
             scripts[path].make_context(path, arguments[1:])
         elif "scvi" not in arguments[0]:
             COMMANDS[arguments[1]].make_context(arguments[1], arguments[2:])
-    assert {Path(path).stem for path in scripts} >= {"table", "thin", "make_rare", "augment", "threshold", "cost"}
+    assert {Path(path).stem for path in scripts} >= {
+        *("table", "thin", "make_rare", "augment", "threshold", "cost"),
+        *("join_labels", "transmute", "transmute_table"),
+    }
 
 
 def test_all_methods_are_judged_together(planned):
@@ -279,6 +288,57 @@ def test_cost_counts_each_branch_once(trained, tmp_path):
     assert row["evaluations"] * len(model.cell_types) == pytest.approx(cost.evaluations(model), rel=1e-4)
     assert 2 < row["evaluations"] < cost.SamplerSettings().n_levels
     assert row["milliseconds"] > 0
+
+
+# ---- moves
+
+
+def test_labels_are_joined(example_cells, tmp_path):
+    cells = example_cells[:4].copy()
+    cells.obs["cell_type"], cells.obs["donor"] = ["B", "B", "T", "T"], [1, 2, 1, 2]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    load("scripts/join_labels.py").main(tmp_path / "cells.h5ad", tmp_path / "joined.h5ad", column="donor")
+    assert list(anndata.read_h5ad(tmp_path / "joined.h5ad").obs["cell_type"]) == ["B|1", "B|2", "T|1", "T|2"]
+
+
+def test_moves_of_a_condition_are_those_of_types_with_both():
+    names = ["B|CTRL", "B|STIM", "T|STIM", "T|CTRL", "DC|CTRL", "NK|STIM"]
+    pairs = load("scripts/transmute.py").pairs_of(names, "CTRL=STIM")
+    assert pairs == [("B|CTRL", "B|STIM"), ("T|CTRL", "T|STIM")]
+
+
+def test_ways_to_move_have_the_moments_that_they_claim(small_model):
+    model = small_model.model
+    here, there, other = (model.moments.mixture((name,)) for name in (B, NK, "Dendritic"))
+    x = torch.distributions.MultivariateNormal(here.mean, here.covariance).sample((3000,))
+    ways = {name: way for name, _, way in load("scripts/moves.py").moves(model, model, NK, [(B, NK), (B, "Dendritic")])}
+    after = {name: way(x, B, torch.Generator().manual_seed(0)) for name, way in ways.items()}
+    for name in set(after) - {"common shift"}:
+        assert (after[name].mean(dim=0) - there.mean).norm() < 0.2 * (here.mean - there.mean).norm(), name
+    middle = (there.mean + other.mean) / 2
+    torch.testing.assert_close(after["common shift"].mean(dim=0), middle, atol=0.1, rtol=0)
+    torch.testing.assert_close(after["linear map"].T.cov(), there.covariance, atol=0.2, rtol=0)
+    torch.testing.assert_close(after["mean difference"].T.cov(), here.covariance, atol=0.2, rtol=0)
+    kept = {name: float(torch.corrcoef(torch.stack([x[:, -1], y[:, -1]]))[0, 1]) for name, y in after.items()}
+    assert abs(kept["drawn anew"]) < 0.1
+    assert min(kept[name] for name in ("branched", "mean difference", "linear map")) > 0.8
+
+
+def test_moves_are_judged_and_told(trained, prepared_file, tmp_path):
+    (tmp_path / "blood/0").mkdir(parents=True)
+    scores = tmp_path / "blood/0/transmute.csv"
+    models = [trained / "model"] * 2
+    run("scripts/transmute.py", prepared_file, *models, scores, "--move", f"{B}={NK}", "--move", f"{NK}={B}")
+    table = pd.read_csv(scores)
+    assert table.groupby(["source_type", "to"]).size().to_dict() == {(B, NK): 10, (NK, B): 10}
+    of_b = table[table["source_type"] == B].set_index("set")
+    assert of_b.loc["unmoved", "energy"] == of_b["energy"].max()
+    assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["drawn anew", "library_kept"])
+    load("scripts/transmute_table.py").main(tmp_path, [scores])
+    text = (tmp_path / "transmute.md").read_text()
+    assert "## blood\n\nMeans over 2 moves" in text
+    assert f"{of_b.loc['branched', 'energy']:.2f}" in text
+    assert (tmp_path / "transmute_blood.png").stat().st_size > 10_000
 
 
 # ---- tables

@@ -30,21 +30,24 @@ N_NAMED = 6  # genes, at either end
 
 def write_figures(folder: Path, evaluation: MoveEvaluation) -> None:
     """Write ``scores.png``, ``genes.png`` and ``umap.png``."""
-    save_figure(scores_figure(evaluation), folder / "scores.png")
+    save_figure(scores_figure(evaluation.table, evaluation.to), folder / "scores.png")
     save_figure(genes_figure(evaluation), folder / "genes.png")
     save_figure(umap_figure(evaluation), folder / "umap.png")
 
 
-def scores_figure(evaluation: MoveEvaluation) -> Figure:
+def scores_figure(table: pd.DataFrame, to: str) -> Figure:
     """Draw one panel a score, one row a type that cells were of, one marker a set; unmoved cells are left out.
 
     The energy distance of unmoved cells would dwarf that of the others; it is told beside the type.
+
+    Parameters
+    ----------
+    table
+        As in :class:`bdm.transmutation.evaluate.MoveEvaluation`.
     """
-    table = evaluation.table
-    types = evaluation.source_types
-    figure = Figure(figsize=(15, 1.8 + 0.4 * len(types)), layout="constrained")
+    types, sets = table.index.unique("source_type"), table.index.unique("set").drop(UNMOVED)
+    figure = Figure(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
-    sets = [FLOOR, *evaluation.moved]
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
         draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
         axis.set_title(title, fontsize=9)
@@ -53,9 +56,7 @@ def scores_figure(evaluation: MoveEvaluation) -> Figure:
     axes[0].set_yticks(range(len(types)), labels)
     axes[0].set_ylim(len(types) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    figure.supxlabel(
-        f"cells moved to {evaluation.to}; dotted line: ideal; in brackets: energy distance before", fontsize=9
-    )
+    figure.supxlabel(f"cells moved to {to}; dotted line: ideal; in brackets: energy distance before", fontsize=9)
     return figure
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import anndata as ad
@@ -18,6 +18,7 @@ from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
 from bdm.transmutation.sources import Sources
 
+Move = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
 BLOCK = 512  # cells that are moved together; part of what a seed means
 
 
@@ -60,23 +61,33 @@ def transmuted_cells(
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
 
-    def move(rows: Rows) -> Block:
+    def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
+        return walk.move(x, cell_type, to, generator)
+
+    return GeneratedCells(
+        _observations(model, sources, to),
+        model.autoencoder.genes.copy(),
+        moved_blocks(model, sources, to, move, seed=seed),
+    )
+
+
+def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *, seed: int) -> Iterator[Block]:
+    """Draw cells from their posteriors, move them in whitened space, and draw counts of the type ``to``."""
+
+    def of_rows(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
         y = _posterior_draw(model, sources, rows, generator)
-        x = walk.move(model.whitening(y), rows.cell_type, to, generator)
+        x = move(model.whitening(y), rows.cell_type, generator)
         mean = expected_counts(model, x, sources.batch[rows.rows])
         for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
         counts = draw_counts(mean, inverse_dispersion(model, to), for_counts)
         return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
 
-    def blocks() -> Iterator[Block]:
-        keep_freed_memory()
-        with threads() as run:
-            for start in range(0, len(sources.cell_type), BLOCK):
-                parts = _by_type(sources.cell_type[start : start + BLOCK], start)
-                yield _in_order(parts, list(run(move, parts)))
-
-    return GeneratedCells(_observations(model, sources, to), model.autoencoder.genes.copy(), blocks())
+    keep_freed_memory()
+    with threads() as run:
+        for start in range(0, len(sources.cell_type), BLOCK):
+            parts = _by_type(sources.cell_type[start : start + BLOCK], start)
+            yield _in_order(parts, list(run(of_rows, parts)))
 
 
 def _by_type(types: np.ndarray, start: int) -> list[Rows]:

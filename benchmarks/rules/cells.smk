@@ -1,12 +1,29 @@
+PREPARED = DATASETS | MOVED
+
+
 def raw_cells(wildcards):
     """Give the file of a data set, or of the one that it is made from."""
-    return f"{config['data']}/{DATASETS[wildcards.data].get('of', wildcards.data)}.h5ad"
+    return f"{config['data']}/{PREPARED[wildcards.data].get('of', wildcards.data)}.h5ad"
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set, thinned where it says so."""
-    thin = "thin" in DATASETS[wildcards.data]
-    return rules.thin.output.cells.format(**wildcards) if thin else raw_cells(wildcards)
+    """Give the cells of a data set, thinned or with labels joined where it says so."""
+    changes = {"thin": rules.thin.output.cells, "join": rules.join_labels.output.cells}
+    changed = [cells.format(**wildcards) for key, cells in changes.items() if key in PREPARED[wildcards.data]]
+    return changed or raw_cells(wildcards)
+
+
+rule join_labels:
+    input:
+        cells=raw_cells,
+    output:
+        cells=temp("results/{data}/{seed}/joined.h5ad"),
+    log:
+        "results/{data}/{seed}/logs/join_labels.log",
+    params:
+        column=lambda wildcards: PREPARED[wildcards.data]["join"],
+    shell:
+        "python {SCRIPTS}/join_labels.py {input.cells:q} {output.cells} --column {params.column:q} > {log} 2>&1"
 
 
 rule thin:
@@ -17,7 +34,7 @@ rule thin:
     log:
         "results/{data}/{seed}/logs/thin.log",
     params:
-        fraction=lambda wildcards: DATASETS[wildcards.data]["thin"],
+        fraction=lambda wildcards: PREPARED[wildcards.data]["thin"],
     shell:
         "python {SCRIPTS}/thin.py {input.cells:q} {output.cells}"
         " --fraction {params.fraction}"
@@ -35,8 +52,8 @@ rule prepare:
     benchmark:
         "results/{data}/{seed}/times/prepare.tsv"
     wildcard_constraints:
-        data="|".join(DATASETS),
+        data="|".join(PREPARED),
     params:
-        options=lambda wildcards: options("prepare", DATASETS[wildcards.data]),
+        options=lambda wildcards: options("prepare", PREPARED[wildcards.data]),
     shell:
         "bdm prepare {input.cells:q} {output.cells}" " {params.options}" " --seed {wildcards.seed}" " > {log} 2>&1"

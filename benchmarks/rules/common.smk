@@ -8,6 +8,7 @@ if "data" not in config:
 SCRIPTS = f"{workflow.basedir}/scripts"
 SEEDS = config["seeds"]
 DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
+MOVED = config["transmute"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 

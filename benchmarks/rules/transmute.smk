@@ -1,0 +1,42 @@
+import shlex
+
+
+def moves(wildcards):
+    """Give the flags that say which cells to move."""
+    dataset = MOVED[wildcards.data]
+    flags = [("--move", move) for move in dataset.get("moves", [])]
+    flags += [("--condition", dataset["condition"])] if "condition" in dataset else []
+    return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags)
+
+
+rule transmute_run:
+    input:
+        cells=rules.prepare.output.cells,
+        branched="results/{data}/{seed}/models/branched",
+        flat="results/{data}/{seed}/models/flat",
+    output:
+        scores="results/{data}/{seed}/transmute.csv",
+    log:
+        "results/{data}/{seed}/logs/transmute.log",
+    params:
+        moves=moves,
+    shell:
+        "python {SCRIPTS}/transmute.py {input.cells} {input.branched} {input.flat} {output.scores}"
+        " {params.moves}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule transmute:
+    input:
+        scores=expand(rules.transmute_run.output.scores, data=MOVED, seed=SEEDS),
+    output:
+        table="results/transmute.csv",
+        text="results/transmute.md",
+        figures=expand("results/transmute_{data}.png", data=MOVED),
+    log:
+        "results/logs/transmute.log",
+    params:
+        folder=subpath(output.table, parent=True),
+    shell:
+        "python {SCRIPTS}/transmute_table.py {params.folder} {input.scores} > {log} 2>&1"

@@ -1,0 +1,69 @@
+"""Move cells between types in several ways, and judge all by `bdm evaluate-transmuted`'s scores."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import scipy.sparse as sp
+import typer
+from moves import moves
+
+from bdm.data.prepared import read_prepared
+from bdm.errors import InputError
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.inputs import read_real_cells
+from bdm.files import written_whole
+from bdm.model.model import BranchedModel, load_model
+from bdm.transmutation.evaluate import MovedCells, evaluate_moves
+from bdm.transmutation.sources import sources_of
+from bdm.transmutation.transmute import Move, moved_blocks
+
+
+def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
+    """Pair the types TYPE|OLD and TYPE|NEW, for a condition OLD=NEW."""
+    old, new = condition.split("=")
+    known = set(cell_types)
+    pairs = [(name, f"{name.removesuffix(f'|{old}')}|{new}") for name in cell_types if name.endswith(f"|{old}")]
+    return [pair for pair in pairs if pair[1] in known]
+
+
+def moved(model: BranchedModel, sources, before: Cells, to: str, move: Move, *, seed: int) -> MovedCells:
+    """Move the cells in one way."""
+    counts = sp.vstack([block.counts for block in moved_blocks(model, sources, to, move, seed=seed)], format="csr")
+    return MovedCells(Cells(counts.astype("float32"), before.cell_type), before)
+
+
+def main(
+    prepared: Path,
+    branched: Path,
+    flat: Path,
+    out: Path,
+    *,
+    move: Annotated[list[str], typer.Option(help="OLD=NEW")] = [],  # noqa: B006
+    condition: str = "",
+    seed: int = 0,
+) -> None:
+    """Write the scores of every way and move."""
+    real, adata = read_real_cells(prepared), read_prepared(prepared)
+    models = load_model(branched), load_model(flat)
+    pairs = [tuple(item.split("=")) for item in move] or pairs_of(list(models[0].cell_types), condition)
+    tables = []
+    for old, new in pairs:
+        sources = sources_of(adata, models[0], to=new, cell_types=(old,), label_key="cell_type")
+        before = Cells.of(adata[sources.adata.obs_names])
+        alike = pairs if condition else [(old, new)]
+        sets = {
+            name: moved(model, sources, before, new, way, seed=seed) for name, model, way in moves(*models, new, alike)
+        }
+        try:
+            table = evaluate_moves(real, sets, new, seed=seed).table
+        except InputError as too_few:
+            print(too_few)
+            continue
+        tables.append(table.reset_index().assign(to=new))
+    with written_whole(out) as path:
+        pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)
