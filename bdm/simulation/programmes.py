@@ -19,7 +19,7 @@ class ProgrammeSettings:
     least_log2_fold_change
         Smallest change of a gene.
     mean_excess
-        Mean of what changes have beyond the smallest, which is exponentially distributed.
+        Mean of what changes have beyond the smallest; their sizes are quantiles of an exponential distribution.
     share_up
         Share of the genes that go up.
     """
@@ -63,8 +63,9 @@ def plant(
 ) -> tuple[Programme, ...]:
     """Give every branch below the root a programme.
 
-    The number of genes keeps time as a clock does: from the root to every type as many change. So the distance between
-    types is given by the height of their last common ancestor, up to the chance in the size of changes.
+    The number of genes keeps time as a clock does: from the root to every type as many change. So the squared distance
+    between types in log expression grows with the height of their last common ancestor, and the tree can be told from
+    distances alone. Sizes of changes are quantiles, as chance in them could outweigh a difference in height.
 
     Raises
     ------
@@ -92,5 +93,7 @@ def _branches(tree: Clade) -> Iterator[tuple[Clade, int]]:
 
 
 def _changes(n_genes: int, settings: ProgrammeSettings, generator: np.random.Generator) -> np.ndarray:
-    size = settings.least_log2_fold_change + generator.exponential(settings.mean_excess, n_genes)
+    """Give a programme the sizes of all programmes of as many genes, in random order and direction."""
+    quantile = generator.permutation((np.arange(n_genes) + 0.5) / n_genes)
+    size = settings.least_log2_fold_change - settings.mean_excess * np.log1p(-quantile)
     return np.where(generator.random(n_genes) < settings.share_up, size, -size)

@@ -1,0 +1,85 @@
+from collections.abc import Set
+from dataclasses import dataclass
+
+from bdm.errors import InputError
+from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Hierarchy
+
+
+@dataclass(frozen=True)
+class TreeComparison:
+    """Clades of a tree beside those of a reference; a clade is the set of cell types below an inner node.
+
+    The root's own clade, which all trees have, is left out.
+
+    Attributes
+    ----------
+    tree, reference
+        Clades of either.
+    """
+
+    tree: Set[frozenset[str]]
+    reference: Set[frozenset[str]]
+
+    @classmethod
+    def of(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
+        """Compare two trees.
+
+        Raises
+        ------
+        InputError
+            If their cell types are not the same.
+        """
+        ours, theirs = cell_types_of(tree), cell_types_of(reference)
+        if ours != theirs:
+            raise InputError(
+                f"Trees of other cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."
+            )
+        return cls(clades_of_tree(tree), clades_of_tree(reference))
+
+    @property
+    def found(self) -> Set[frozenset[str]]:
+        """Clades of the reference that the tree has."""
+        return self.reference & self.tree
+
+    @property
+    def missing(self) -> Set[frozenset[str]]:
+        """Clades of the reference that the tree lacks."""
+        return self.reference - self.tree
+
+    @property
+    def contradicting(self) -> Set[frozenset[str]]:
+        """Clades of the tree that part a clade of the reference; others only add detail to it."""
+        return {clade for clade in self.tree if any(overlap_in_part(clade, other) for other in self.reference)}
+
+    @property
+    def robinson_foulds(self) -> int:
+        """Number of clades that only one of the two has.
+
+        Robinson and Foulds 1981 (Math. Biosci. 53:131), for trees with a root.
+        """
+        return len(self.tree ^ self.reference)
+
+    @property
+    def share_missing(self) -> float:
+        """Share of the reference's clades that the tree lacks; NaN where it has none."""
+        return len(self.missing) / len(self.reference) if self.reference else float("nan")
+
+
+def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
+    """Give the sets of cell types below each inner node but the root."""
+    if isinstance(tree, Hierarchy):
+        below = [(branch.name, frozenset(tree.leaves(branch.name))) for branch in tree.branches[1:]]
+        return {leaves for name, leaves in below if tree.children[name]}
+    inner = [child for child in tree.children if child.children]
+    return {frozenset(child.leaves()) for child in inner}.union(*map(clades_of_tree, inner))
+
+
+def cell_types_of(tree: Clade | Hierarchy) -> frozenset[str]:
+    """Give the leaves of a tree."""
+    return frozenset(tree.cell_types if isinstance(tree, Hierarchy) else tree.leaves())
+
+
+def overlap_in_part(one: Set[str], other: Set[str]) -> bool:
+    """Tell whether two sets have common members, and each some that the other lacks; no tree has both as clades."""
+    return not (one <= other or other <= one or one.isdisjoint(other))
