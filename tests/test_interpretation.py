@@ -1,30 +1,57 @@
 import json
 from dataclasses import replace
 
+import anndata
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+import torch
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
 from bdm.cli import main
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.files import sha256
+from bdm.generation.counts import draw_counts
+from bdm.hierarchy.levels import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.agreement import BranchAgreement
-from bdm.interpretation.contrasts import contrasts_of
-from bdm.interpretation.differences import Differences
-from bdm.interpretation.inputs import Inputs, read_inputs
-from bdm.interpretation.interpret import InterpretationSettings, interpret
-from bdm.interpretation.markers import markers_of
-from bdm.interpretation.model_genes import Expression, ModelExpression, model_differences, model_expression
-from bdm.interpretation.real_genes import halves_of, real_differences
-from bdm.interpretation.report import branch_genes, marker_rows
-from bdm.plotting.branch_agreement import agreement_figure
+from bdm.interpretation.branches import branches_adata
+from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
+from bdm.interpretation.contrasts import Contrast, contrasts_of
+from bdm.interpretation.differences import Differences, FoldChange
+from bdm.interpretation.enrichment import enrichment
+from bdm.interpretation.expression import Expression, TypeExpression
+from bdm.interpretation.gene_sets import GivenGenes, read_given
+from bdm.interpretation.hybrids import (
+    branch_dispersion,
+    branch_samples,
+    decoded,
+    denoised,
+    hybrids_of,
+    path_table,
+)
+from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
+from bdm.interpretation.interpret import InterpretationSettings, as_many, interpret, learnt_cells
+from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
+from bdm.interpretation.model_genes import model_differences, model_expression
+from bdm.interpretation.real_genes import halves_of, real_differences, real_expression
+from bdm.interpretation.stability import THRESHOLDS, latent_support
+from bdm.interpretation.tables import branch_genes, commitment_rows, marker_rows, node_rows
+from bdm.latent.cells import LatentCells
+from bdm.latent.moments import Normal
+from bdm.latent.whitening import Whitening
 from bdm.plotting.branch_genes import branch_genes_figure
 from bdm.plotting.clades import clade_label
+from bdm.plotting.commitment import commitment_figure
+from bdm.plotting.hybrids import hybrids_figure
+from bdm.plotting.interpretation import FIGURES
 from bdm.plotting.markers import markers_figure
+from bdm.plotting.places import together
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
 TREE = Hierarchy(
@@ -51,10 +78,16 @@ def cells_of(n_by_type: dict[str, int], *, n_genes: int = 12, seed: int = 0) -> 
     return Cells(sparse.csr_matrix(generator.poisson(rates), dtype=np.float32), cell_type)
 
 
+def split_cells(adata: anndata.AnnData) -> anndata.AnnData:
+    """Name a third of the cells test cells."""
+    adata = adata.copy()
+    adata.obs["split"] = np.where(np.arange(adata.n_obs) % 3 == 0, "test", "train")
+    return adata
+
+
 @pytest.fixture(scope="module")
 def inputs(small_model) -> Inputs:
-    training, generated = small_model.prepared, small_model.generate(30)
-    return Inputs(small_model.model, Cells.of(training), Cells.of(generated), generated.var_names)
+    return inputs_of(small_model.model, split_cells(small_model.prepared), small_model.generate(30), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +99,7 @@ def interpretation(inputs):
 def files(small_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpretation")
     small_model.save(folder / "model")
-    small_model.prepared.write_h5ad(folder / "prepared.h5ad")
+    split_cells(small_model.prepared).write_h5ad(folder / "prepared.h5ad")
     small_model.generate(20).write_h5ad(folder / "generated.h5ad")
     return {"model": folder / "model", "prepared": folder / "prepared.h5ad", "generated": folder / "generated.h5ad"}
 
@@ -82,24 +115,55 @@ def test_contrasts_set_each_child_against_its_siblings():
     }
 
 
+def differences_of(cells: Cells, node: str) -> dict[str, Differences]:
+    contrasts = tuple(contrast for contrast in contrasts_of(TREE) if contrast.node == node)
+    return real_differences(cells, real_expression(cells), contrasts)
+
+
 def test_real_differences_are_the_test_of_mann_and_whitney():
     cells = cells_of({"a": 20, "b": 15, "c": 25})
-    node = tuple(contrast for contrast in contrasts_of(TREE) if contrast.node == "node")
-    found = real_differences(cells, node)
+    found = differences_of(cells, "node")
     of_a, of_b = (cells.expression[cells.cell_type == name].toarray() for name in "ab")
     expected = mannwhitneyu(of_a, of_b, use_continuity=False, method="asymptotic").pvalue
-    p = 2 * norm.sf(np.abs(found["a"].score))
-    np.testing.assert_allclose(p, expected, rtol=1e-3)
+    np.testing.assert_allclose(found["a"].p, expected, rtol=1e-3)
     assert found["a"].rank[0] == 1
     assert found["b"].rank[1] == 1
-    np.testing.assert_allclose(found["a"].log2_fold_change, -found["b"].log2_fold_change, atol=1e-5)
+    np.testing.assert_allclose(found["a"].fold_change.log2, -found["b"].fold_change.log2, atol=1e-5)
+    mean = [cells.cp10k[cells.cell_type == name].mean(axis=0).A1 for name in "ab"]
+    np.testing.assert_allclose(found["a"].fold_change.log2, np.log2((mean[0] + 1) / (mean[1] + 1)), atol=1e-5)
     assert list(np.flatnonzero(found["a"].significant)) == [0]
 
 
 @pytest.mark.parametrize(("n_by_type", "tested"), [({"a": 2, "b": 30}, set()), ({"a": 3, "b": 30}, {"a", "b"})])
 def test_contrasts_of_few_cells_are_left_out(n_by_type, tested):
-    node = tuple(contrast for contrast in contrasts_of(TREE) if contrast.node == "node")
-    assert set(real_differences(cells_of(n_by_type), node)) == tested
+    assert set(differences_of(cells_of(n_by_type), "node")) == tested
+
+
+def test_contrast_is_of_the_types_that_have_cells():
+    found = differences_of(cells_of({"a": 10, "c": 10}), "root")
+    assert set(found) == {"node", "c"}
+    assert found["node"].rank[0] == 1
+
+
+def test_standard_error_is_how_fold_changes_vary_between_samples():
+    contrast = Contrast("root", 3.0, "a", ("a", "b"), ("c",))
+    changes = []
+    for seed in range(300):
+        changes.append(FoldChange.of(real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed)), contrast))
+    spread = np.std([change.log2 for change in changes], axis=0)
+    told = np.sqrt(np.mean([change.standard_error**2 for change in changes], axis=0))
+    np.testing.assert_allclose(told, spread, rtol=0.2)
+
+
+def test_genes_without_counts_are_not_known_to_be_silent():
+    counts = np.zeros((4, 2))
+    counts[:, 1] = 100
+    counts[2:, 0] = 50
+    cells = Cells(sparse.csr_matrix(counts, dtype=np.float32), np.array(["a", "a", "b", "b"]))
+    expression = real_expression(cells)
+    assert expression.by_type["a"].mean[0] == 0
+    one_count = (1e4 / 200) ** 2
+    assert expression.squared_error(("a",))[0] == pytest.approx(one_count)
 
 
 def test_halves_are_disjoint_and_of_the_same_types():
@@ -113,9 +177,11 @@ def test_halves_are_disjoint_and_of_the_same_types():
 
 def test_mixture_is_weighted_and_has_the_variance_between_types():
     by_type = {"a": Expression(np.array([0.0]), np.array([1.0])), "b": Expression(np.array([4.0]), np.array([5.0]))}
-    mixture = ModelExpression(by_type, {"a": 3.0, "b": 1.0}).mixture(("a", "b"))
+    expression = TypeExpression(by_type, {"a": 30, "b": 10})
+    mixture = expression.mixture(("a", "b"))
     assert mixture.mean == pytest.approx([1.0])
     assert mixture.variance == pytest.approx([2.0 + 3.0])  # within, 0.75 * 1 + 0.25 * 9 between
+    assert expression.squared_error(("a", "b")) == pytest.approx([0.75**2 * 1 / 30 + 0.25**2 * 5 / 10])
 
 
 def test_model_differences_of_two_children_mirror(inputs):
@@ -124,7 +190,8 @@ def test_model_differences_of_two_children_mirror(inputs):
         here = model_differences(expression, contrast)
         there = model_differences(expression, replace(contrast, inside=contrast.outside, outside=contrast.inside))
         np.testing.assert_allclose(here.score, -there.score, atol=1e-9)
-        np.testing.assert_allclose(here.log2_fold_change, -there.log2_fold_change, atol=1e-9)
+        np.testing.assert_allclose(here.fold_change.log2, -there.fold_change.log2, atol=1e-9)
+        np.testing.assert_allclose(here.p, 2 * norm.sf(np.abs(here.fold_change.z)))
 
 
 def test_model_expression_follows_generated_counts(small_model):
@@ -145,61 +212,93 @@ def test_model_with_batches_is_read(batch_model):
         assert of_type.mean.sum() == pytest.approx(1e4, rel=1e-6)
 
 
+def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None = None) -> Differences:
+    """Differences whose score is the fold change."""
+    changes = np.asarray(changes, dtype=float)
+    p = np.where(np.abs(changes) > 2, 1e-6, 0.9) if p is None else p
+    return Differences(FoldChange(changes, np.full(len(changes), error)), changes, p)
+
+
 @pytest.mark.parametrize(("noise", "lowest", "highest"), [(0.0, 0.999, 1.0), (10.0, -0.3, 0.3)])
 def test_agreement_tells_good_from_useless(noise, lowest, highest):
     generator = np.random.default_rng(0)
     changes = 2 * generator.normal(size=500)
-    real = Differences(changes, changes, np.where(np.abs(changes) > 2, 0.001, 0.9))
     judged = changes * (noise == 0) + noise * generator.normal(size=500)
-    agreement = BranchAgreement.of(Differences(judged, judged), real, n_genes=20)
+    agreement = BranchAgreement.of(differences(judged), differences(changes), n_genes=20)
     assert lowest <= agreement.pearson <= highest + 1e-9
     assert lowest <= agreement.spearman <= highest + 1e-9
     assert lowest <= agreement.top_shared <= highest
     assert agreement.auprc == pytest.approx(1.0) if noise == 0 else agreement.auprc < 0.3
+    assert agreement.coverage == 1 if noise == 0 else agreement.coverage < 0.1
+
+
+def test_coverage_is_right_where_errors_are():
+    generator = np.random.default_rng(0)
+    changes = generator.normal(size=20000)
+    judged = changes + np.hypot(0.3, 0.4) * generator.normal(size=len(changes))
+    agreement = BranchAgreement.of(differences(judged, error=0.3), differences(changes, error=0.4), n_genes=20)
+    assert agreement.coverage == pytest.approx(0.95, abs=0.01)
 
 
 def test_agreement_without_significant_genes_has_no_precision():
-    real = Differences(np.arange(5.0), np.arange(5.0), np.ones(5))
+    real = differences(np.arange(5.0), p=np.ones(5))
     assert np.isnan(BranchAgreement.of(real, real, n_genes=2).auprc)
 
 
-def test_agreement_has_a_row_for_each_node_beside_real_halves(inputs, interpretation):
+def test_agreement_has_a_row_for_each_node_beside_training_cells(inputs, interpretation):
     hierarchy = inputs.model.hierarchy
     nodes = [branch for branch in hierarchy.branches if hierarchy.children[branch.name]]
     table = interpretation.agreement
     assert list(table["node"]) == [branch.name for branch in nodes]
     assert list(table["level"]) == [branch.level for branch in nodes]
     assert table.loc[0, "n_types"] == len(hierarchy.cell_types)
-    assert table.loc[0, "n_cells"] == len(inputs.training)
-    assert table.loc[0, "pearson_real_half"] > 0.5
+    assert table.loc[0, "n_training"] == len(inputs.training)
+    assert table.loc[0, "n_test"] == len(inputs.test)
+    assert table.loc[0, "pearson_training"] > table.loc[0, "pearson_equal"] > 0.3
     assert table.filter(like="pearson").abs().max(axis=None) <= 1
+    for of in interpretation.contrasts:
+        for judged in ("model", "training", "equal"):
+            expected = of.test and BranchAgreement.of(getattr(of, judged), of.test, n_genes=10)
+            assert of.agreement(judged, n_genes=10) == expected
 
 
-def test_branch_genes_are_the_top_of_model_and_real_cells(interpretation):
+def test_as_many_training_cells_as_test_cells(inputs):
+    equal = as_many(inputs.training, inputs.test, seed=0)
+    expected = np.minimum(inputs.training.n_by_type, inputs.test.n_by_type.reindex(inputs.training.n_by_type.index))
+    pd.testing.assert_series_equal(equal.n_by_type, expected.astype(int), check_dtype=False, check_names=False)
+
+
+def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
     table = branch_genes(interpretation)
     for of in interpretation.contrasts:
         rows = table[(table["node"] == of.contrast.node) & (table["child"] == of.contrast.child)]
         assert set(range(1, 11)) <= set(rows["model_rank"])
-        best = interpretation.genes[np.argmax(of.model.score)]
-        assert rows.iloc[0]["gene"] == best
-        if of.real:
-            assert set(range(1, 11)) <= set(rows["real_rank"])
-            assert ((rows["model_rank"] <= 10) | (rows["real_rank"] <= 10)).all()
+        best = np.argmax(of.model.score)
+        first = rows.iloc[0]
+        assert first["gene"] == interpretation.genes[best]
+        assert first["node_cp10k"] == interpretation.hybrids.expression.loc[of.contrast.node].iloc[best]
+        assert first["child_cp10k"] == interpretation.hybrids.expression.loc[of.contrast.child].iloc[best]
+        assert first["model_standard_error"] == of.model.fold_change.standard_error[best]
+        if of.test:
+            assert set(range(1, 11)) <= set(rows["test_rank"])
+            assert ((rows["model_rank"] <= 10) | (rows["test_rank"] <= 10)).all()
         else:
-            assert rows["real_rank"].isna().all()
-            assert rows["real_score"].isna().all()
+            assert rows["test_rank"].isna().all()
+            assert rows["test_score"].isna().all()
 
 
-def test_too_few_real_cells_leave_gaps_not_errors(inputs):
+def test_too_few_test_cells_leave_gaps_not_errors(inputs):
     rare = inputs.model.cell_types[0]
-    first = np.flatnonzero(inputs.training.cell_type == rare)[:2]
-    kept = np.sort(np.append(np.flatnonzero(inputs.training.cell_type != rare), first))
-    found = interpret(replace(inputs, training=inputs.training[kept]), QUICK, seed=0)
+    first = np.flatnonzero(inputs.test.cell_type == rare)[:2]
+    kept = np.sort(np.append(np.flatnonzero(inputs.test.cell_type != rare), first))
+    found = interpret(replace(inputs, test=inputs.test[kept]), QUICK, seed=0)
     of_rare = next(of for of in found.contrasts if of.contrast.inside == (rare,))
-    assert of_rare.real is None
-    assert of_rare.halves is None
-    branch_genes_figure(inputs.model.hierarchy, found)
-    agreement_figure(found)
+    assert of_rare.test is None
+    assert of_rare.training is not None
+    assert np.isfinite(of_rare.model.score).all()
+    for draw in FIGURES.values():
+        draw(found)
+    assert rare not in branches_adata(found).uns["rank_genes_groups_test"]["names"].dtype.names
 
 
 def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
@@ -208,16 +307,398 @@ def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
     assert not again.agreement.equals(other.agreement)
 
 
+# ---- hybrids
+
+
+@pytest.fixture(scope="module")
+def walk(small_model) -> TreeWalk:
+    model = small_model.model
+    return TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+
+
+def test_samples_of_branches_are_those_that_cells_come_from(walk):
+    samples = branch_samples(walk, 7, seed=3)
+    assert list(samples) == [branch.name for branch in walk.hierarchy.branches]
+    for cell_type, x in walk.shared(walk.hierarchy.cell_types, 7, 3).items():
+        assert torch.equal(samples[cell_type], x)
+
+
+def test_hybrid_is_the_mean_of_its_population(small_model):
+    """The denoised mean is the population's at any level, if the denoiser is right for it."""
+    model = small_model.model
+    hybrids = hybrids_of(model, n_cells=400, seed=0)
+    for row, branch in enumerate(model.hierarchy.branches):
+        mean = model.moments.mixture(tuple(model.hierarchy.leaves(branch.name))).mean.numpy()
+        assert np.linalg.norm(hybrids.x[row] - mean) < 0.15 * model.hierarchy.root.level
+
+
+def test_hybrid_of_a_branch_without_length_is_that_of_a_normal_population(walk):
+    name = walk.hierarchy.root.name
+    x = torch.randn(5, len(walk.population(name).mean), generator=torch.Generator().manual_seed(0))
+    short = replace(walk.hierarchy, sigma_max=walk.hierarchy.root.level)
+    found = denoised(TreeWalk(walk.denoiser, short, walk.moments), name, x, short.root.level)
+    population = walk.population(name)
+    noised = population.noised(short.root.level).covariance
+    expected = population.mean + (x - population.mean) @ torch.linalg.solve(noised, population.covariance)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_hybrids_are_decoded(small_model, batch_model):
+    for model in (small_model.model, batch_model.model):
+        hybrids = hybrids_of(model, n_cells=20, seed=0)
+        np.testing.assert_allclose(hybrids.expression.sum(axis=1), 1e4, rtol=1e-6)
+    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    x = branch_samples(walk, 20, seed=0)["CD19+ B"]
+    expected = decoded(model, x, ["CD19+ B"])
+    expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(hybrids.expression.loc["CD19+ B"], expected, rtol=1e-6)
+
+
+def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
+    model, name = small_model.model, "Dendritic"
+    found = hybrids_of(model, n_cells=300, seed=0).detected.loc[name]
+    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    mean = decoded(model, branch_samples(walk, 300, seed=0)[name], [name]).astype(np.float32)
+    generator = np.random.default_rng(0)
+    drawn = [
+        (draw_counts(mean, branch_dispersion(model, [name]).astype(np.float32), generator) > 0).mean(axis=0)
+        for _ in range(20)
+    ]
+    np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
+
+
+def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpretation):
+    hierarchy = inputs.model.hierarchy
+    gene = interpretation.genes[5]
+    table = path_table(interpretation.hybrids, hierarchy, [gene])
+    for cell_type, path in table.groupby("cell_type"):
+        assert path["high"].iloc[0] == hierarchy.sigma_max
+        assert path["low"].iloc[-1] == 0
+        assert list(path["high"][1:]) == list(path["low"][:-1])
+        assert path["branch"].iloc[-1] == cell_type
+    assert table[table["branch"] == hierarchy.root.name][gene].nunique() == 1
+    assert list(table[gene]) == list(interpretation.hybrids.expression.loc[table["branch"], gene])
+
+
+# ---- commitment
+
+
+def test_commitment_is_how_well_noised_cells_are_told_apart():
+    generator = np.random.default_rng(0)
+    directions = np.array([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]])
+    covariances = [np.diag([1.0, 2.0, 0.5]), np.array([[1.0, 0.4, 0.0], [0.4, 0.7, 0.0], [0.0, 0.0, 2.0]])]
+    means = np.array([[1.0, 0.0, 0.5], [-1.0, 1.0, 0.0]])
+    sides = [Normal(torch.tensor(m), torch.tensor(c)) for m, c in zip(means, covariances, strict=True)]
+    found = commitment(directions, *sides)
+    for sigma in (0.0, 1.5):
+        cells = [
+            generator.multivariate_normal(m, c + sigma**2 * np.eye(3), 20000) @ directions.T
+            for m, c in zip(means, covariances, strict=True)
+        ]
+        for gene in range(2):
+            u = mannwhitneyu(cells[0][:, gene], cells[1][:, gene]).statistic / 20000**2
+            assert found.auc(sigma)[gene] == pytest.approx(max(u, 1 - u), abs=0.01)
+    assert found.shift[0] > 0 > found.shift[1]
+
+
+def test_commitment_level_has_the_auc_of_the_threshold():
+    found = Commitment(np.array([4.0, -6.0, 0.1]), np.array([1.0, 2.0, 5.0]), np.array([0.5, 2.0, 1.0]))
+    levels = found.level(0.8)
+    assert np.isnan(levels[2])  # apart by less than that without any noise
+    assert found.auc(0)[2] < 0.8
+    for gene in range(2):
+        assert found.auc(levels[gene])[gene] == pytest.approx(0.8)
+    assert (found.level(0.9)[:2] < levels[:2]).all()
+
+
+def test_a_lone_direction_commits_where_the_hierarchy_parts():
+    """Along the line between two types of unit covariance, the formula is that of the hierarchy's levels."""
+    unit = torch.eye(2)
+    sides = Normal(torch.tensor([7.0, 0.0]), unit), Normal(torch.zeros(2), unit)
+    found = commitment(np.array([[3.0, 0.0]]), *sides).level(0.9)
+    assert found == pytest.approx([float(branch_level(7.0, threshold=0.9))])
+
+
+def test_directions_are_gradients_of_log_expression(small_model):
+    model = small_model.model
+    x = model.moments.mean[:1].double()
+
+    def log_expression(x):
+        y = x @ model.whitening._colour.double() + model.whitening.centre.double()
+        network = model.autoencoder.network.double()
+        try:
+            return network.decode(y[:, :-1], torch.zeros(len(x), dtype=torch.long)).detach().numpy()
+        finally:
+            network.float()
+
+    directions = gene_directions(model, np.exp(log_expression(x))[0])
+    for k in range(x.shape[1]):
+        step = torch.zeros_like(x)
+        step[0, k] = 1e-4
+        numeric = (log_expression(x + step) - log_expression(x - step))[0] / 2e-4
+        np.testing.assert_allclose(directions[:, k], numeric, atol=1e-4)
+
+
+def test_shift_has_the_sign_of_the_fold_change(inputs, interpretation):
+    same = []
+    for of in interpretation.contrasts:
+        here = commitment_of(inputs.model, interpretation.hybrids, of.contrast)
+        np.testing.assert_array_equal(here.shift, of.commitment.shift)
+        change = of.model.fold_change.log2
+        same.extend(np.sign(here.shift[np.abs(change) > 2]) == np.sign(change[np.abs(change) > 2]))
+    assert len(same) > 50
+    assert np.mean(same) > 0.95
+
+
+def test_genes_are_listed_from_early_to_late_with_the_child_that_they_are_higher_in(interpretation):
+    table = commitment_rows(interpretation)
+    assert table["commitment_level"].is_monotonic_decreasing
+    assert table["commitment_level"].notna().all()
+    assert (table["auc_without_noise"] >= interpretation.hierarchy.threshold - 1e-9).all()
+    shifts = {
+        of.contrast.child: pd.Series(of.commitment.shift, interpretation.genes) for of in interpretation.contrasts
+    }
+    for node, rows in table.groupby("node"):
+        if len(interpretation.hierarchy.children[node]) == 2:
+            assert not rows["gene"].duplicated().any()
+            assert (rows["shift"] > 0).all()
+        for row in rows.itertuples():
+            assert row.shift == pytest.approx(shifts[row.child][row.gene] / np.log(2))
+            assert row.cell_types == "; ".join(interpretation.hierarchy.leaves(row.child))
+
+
+# ---- stability
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 2.0])
+def test_latent_support_is_the_chance_under_the_posteriors(scale):
+    """Of three types in a line, two join where their distance is the smaller: a normal chance in closed form."""
+    n, place = 10, torch.tensor([0.0, 1.0, 2.1])
+    cell_type = torch.arange(3).repeat_interleave(n)
+    mean = torch.stack([place[cell_type], torch.zeros(3 * n)], dim=1)
+    scales = torch.stack([torch.full((3 * n,), scale), torch.zeros(3 * n)], dim=1)
+    cells = LatentCells(mean, scales, cell_type, ("a", "b", "c"))
+    found = latent_support(cells, Whitening(torch.zeros(2), torch.eye(2)), n_draws=1000, seed=0)
+    expected = norm.cdf(0.1 / (scale * np.sqrt(6 / n)))
+    assert found[frozenset({0, 1})] == pytest.approx(expected, abs=0.05)
+    assert found[frozenset({0, 1, 2})] == 1
+
+
+def test_cells_are_placed_where_the_model_had_them(inputs):
+    cells = learnt_cells(inputs)
+    x = inputs.model.whitening(cells.mean).numpy()
+    for row, cell_type in enumerate(inputs.model.cell_types):
+        of_type = cells.cell_type.numpy() == row
+        assert of_type.sum() == (inputs.training.cell_type == cell_type).sum()
+        apart = np.linalg.norm(x[of_type].mean(axis=0) - inputs.model.moments.mean[row].numpy())
+        assert apart < 1.5  # two thirds of the cells that the moments are of
+
+
+def test_nodes_have_their_support_and_stability(inputs, interpretation):
+    hierarchy, table = inputs.model.hierarchy, interpretation.stability
+    assert list(table.index) == list(interpretation.agreement["node"])
+    assert list(table["support"]) == [hierarchy.by_name[name].support for name in table.index]
+    root = table.loc[hierarchy.root.name]
+    assert root["latent_stability"] == 1  # all types are always a clade
+    assert branch_level(root["distance"], threshold=hierarchy.threshold) == pytest.approx(
+        hierarchy.root.level, rel=1e-4
+    )
+    assert root["threshold_stability"] == np.mean(
+        [branch_level(root["distance"], threshold=t) > 0.3 for t in THRESHOLDS]
+    )
+    for name in table.index:
+        parent = hierarchy.by_name[name].parent
+        pair = all(not hierarchy.children[child] for child in hierarchy.children[name])
+        if parent == hierarchy.root.name and pair:
+            own, above = (
+                np.array([branch_level(table.loc[node, "distance"], threshold=t) for t in THRESHOLDS])
+                for node in (name, parent)
+            )
+            expected = np.mean((own > 0.3) & (own < above))
+            assert table.loc[name, "threshold_stability"] == pytest.approx(expected)
+    listed = node_rows(interpretation).set_index("node")
+    assert list(listed["n_cells"]) == [hierarchy.by_name[name].n_cells for name in table.index]
+    best = interpretation.genes[np.argmax(interpretation.contrasts[0].model.score)]
+    assert listed["best_genes"].iloc[0].startswith(f"{best}, ")
+
+
+# ---- gene sets
+
+
+def test_planted_sets_are_enriched_on_their_side():
+    generator = np.random.default_rng(0)
+    genes = pd.Index([f"g{k}" for k in range(300)])
+    score = np.sort(generator.normal(size=300))[::-1]
+    contrast = Contrast("node", 1.0, "a", ("a",), ("b",))
+    sets = {
+        "top": tuple(genes[:12]),
+        "bottom": tuple(genes[-12:]),
+        "any": tuple(generator.choice(genes, 12, replace=False)),
+        "small": tuple(genes[:2]),
+    }
+    table = enrichment([(contrast, differences(score))], genes, sets, seed=0).set_index("gene_set")
+    assert list(table.index) == ["top", "any", "bottom"]
+    assert table.loc["top", "normalised_score"] > 1.5
+    assert table.loc["bottom", "normalised_score"] < -1.5
+    assert (table.loc[["top", "bottom"], "q"] < 0.05).all()
+    assert table.loc["any", "p"] > 0.05
+    assert (table["n_genes"] == 12).all()
+    assert set(table.loc["top", "leading_genes"].split(";")) <= set(sets["top"])
+    again = enrichment([(contrast, differences(score))], genes, sets, seed=0).set_index("gene_set")
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_without_sets_of_three_genes_nothing_is_enriched():
+    contrast = Contrast("node", 1.0, "a", ("a",), ("b",))
+    table = enrichment([(contrast, differences(np.arange(9.0)))], pd.Index(list("abcdefghi")), {"x": ("a",)}, seed=0)
+    assert table.empty
+    assert {"node", "child", "gene_set", "normalised_score", "q"} <= set(table)
+
+
+def test_found_markers_are_enriched_in_their_own_branch(interpretation):
+    table = interpretation.enrichment
+    nodes = interpretation.hierarchy.children
+    for row in table[table["child"].isin(["CD19+ B", "CD34+", "Dendritic"])].itertuples():
+        if row.gene_set == row.child:
+            assert row.normalised_score > 0
+    assert set(table["node"]) == {name for name, children in nodes.items() if children}
+
+
+def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
+    (tmp_path / "markers.csv").write_text(
+        "type,gene,source\nT cell,CD3D,me\nB,MS4A1,me\nT cell,NONE,me\nT cell,CD3D,me\n"
+    )
+    (tmp_path / "sets.gmt").write_text("HALLMARK\tsome words\tMS4A1\tLYZ\n\nOTHER\t\tNONE\n")
+    given = read_given(tmp_path / "markers.csv", tmp_path / "sets.gmt", pd.Index(["CD3D", "LYZ", "MS4A1"]))
+    assert given.markers == {"T cell": ("CD3D",), "B": ("MS4A1",)}
+    assert given.sets == {"HALLMARK": ("MS4A1", "LYZ")}
+    assert read_given(None, None, pd.Index(["CD3D"])) == GivenGenes()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("markers", None, "No such file"),
+        ("markers", b"cell_type,gene\nB,CD19\n", "columns type and gene"),
+        ("markers", b"", "cannot be read as a CSV table"),
+        ("markers", b"type,gene\nB,ENSG1\n", "names none of the model's"),
+        ("gene_sets", None, "No such file"),
+        ("gene_sets", b"SET\tno genes\n", "line 1"),
+        ("gene_sets", b"\xff\xfe\x00", "cannot be read as text"),
+        ("gene_sets", b"SET\twords\tENSG1\n", "names none of the model's"),
+    ],
+)
+def test_unfit_genes_are_refused_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, told):
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_bytes(content)
+    option = f"--{file.replace('_', '-')}"
+    assert run(monkeypatch, *files.values(), tmp_path / "out", option, path) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("bdm: ")
+    assert told in last
+    assert not (tmp_path / "out").exists()
+
+
+# ---- markers and places
+
+
 def test_markers_mark_their_type():
-    cells = cells_of({"a": 20, "b": 20, "c": 20})
+    cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
     genes = pd.Index([f"gene{k}" for k in range(12)])
-    markers = markers_of(cells, cells, genes, ("a", "b", "c"), n_genes=2)
-    assert [chosen[0] for chosen in markers.genes.values()] == ["gene0", "gene1", "gene2"]
+    chosen = distinct_markers(candidate_markers(cells, genes), cells, genes, TREE.cell_types, n_genes=2)
+    assert [of_type[0] for of_type in chosen.values()] == ["gene0", "gene1", "gene2", "gene3"]
+    assert all(len(of_type) == 2 for of_type in chosen.values())
+    assert len({gene for of_type in chosen.values() for gene in of_type}) == 8
+
+
+@pytest.fixture
+def hybrids_of_tree():
+    genes = pd.Index([f"gene{k}" for k in range(12)])
+    frame = pd.DataFrame(np.arange(72.0).reshape(6, 12), [branch.name for branch in TREE.branches], genes)
+    return type("Hybrids", (), {"expression": frame, "detected": frame / 72})
+
+
+def test_given_markers_are_seen_down_the_tree(hybrids_of_tree):
+    cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
+    genes = hybrids_of_tree.expression.columns
+    given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
+    markers = markers_of(given, cells, cells, genes, TREE, hybrids_of_tree)
+    assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
     assert markers.real.mean["gene0"].idxmax() == "a"
     table = marker_rows(markers)
-    assert len(table) == 3 * 6
+    assert len(table) == 4 * 3
     assert (table["real_mean"] == table["generated_mean"]).all()
     assert table["real_fraction"].between(0, 1).all()
+    assert set(table.loc[table["gene"] == "gene1", "marker_of"]) == {"yours"}
+    below = cells.expression[np.isin(cells.cell_type, ["a", "b"])][:, 0]
+    assert markers.clades.mean.loc["node", "gene0"] == pytest.approx(below.mean())
+    assert markers.clades.fraction.loc["node", "gene0"] == pytest.approx((below > 0).mean())
+    assert markers.hybrids.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
+    assert markers.hybrids.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
+
+
+def test_given_genes_take_the_place_of_those_found(inputs):
+    genes = inputs.genes
+    given = GivenGenes({"mine": tuple(genes[:3])}, {"SET": tuple(genes[5:15])})
+    found = interpret(replace(inputs, given=given), QUICK, seed=0)
+    assert found.markers.genes == {"mine": tuple(genes[:3])}
+    assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
+    for figure in (markers_figure(found.markers), hybrids_figure(found)):
+        assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
+
+
+def test_hybrids_of_cell_types_lie_among_their_cells(interpretation):
+    cells = interpretation.places.cells
+    right = []
+    for branch, place in zip(interpretation.hierarchy.branches, interpretation.places.hybrids, strict=True):
+        near = np.linalg.norm(cells[["umap1", "umap2"]].to_numpy() - place, axis=1).argsort()[:5]
+        if branch.name in interpretation.hierarchy.cell_types:
+            right.append(cells["cell_type"].iloc[near].mode()[0] == branch.name)
+    assert np.mean(right) >= 0.7
+
+
+def test_labels_in_one_place_are_joined():
+    places = {"a": np.array([0.0, 0.0]), "b": np.array([0.01, 0.0]), "c": np.array([1.0, 1.0])}
+    assert list(together(places).values()) == [["a", "b"], ["c"]]
+
+
+# ---- scanpy
+
+
+def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path):
+    branches_adata(interpretation).write_h5ad(tmp_path / "branches.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "branches.h5ad")
+    hierarchy = inputs.model.hierarchy
+    assert list(adata.obs_names) == [branch.name for branch in hierarchy.branches]
+    assert list(adata.obs["low"]) == [branch.level for branch in hierarchy.branches]
+    np.testing.assert_allclose(adata.X, np.log1p(interpretation.hybrids.expression), rtol=1e-5)
+    for of in interpretation.contrasts:
+        child = of.contrast.child
+        for key, found in (("rank_genes_groups", of.model), ("rank_genes_groups_test", of.test)):
+            if found:
+                table = sc.get.rank_genes_groups_df(adata, child, key=key).set_index("names").loc[interpretation.genes]
+                np.testing.assert_allclose(table["scores"], found.score)
+                np.testing.assert_allclose(table["logfoldchanges"], found.fold_change.log2)
+                np.testing.assert_allclose(table["pvals"], found.p)
+                np.testing.assert_allclose(table["pvals_adj"], found.p_adjusted)
+        best = sc.get.rank_genes_groups_df(adata, child)["names"].iloc[0]
+        assert best == interpretation.genes[np.argmax(of.model.score)]
+        np.testing.assert_allclose(adata[child].layers["shift"][0], of.commitment.shift, rtol=1e-5)
+        level = of.commitment.level(hierarchy.threshold)
+        np.testing.assert_allclose(adata[child].layers["commitment_level"][0], level, rtol=1e-5)
+    assert np.isnan(adata[hierarchy.root.name].layers["score"]).all()
+    assert set(adata.uns["cells"]["cell_type"]) == set(hierarchy.cell_types)
+
+    axes = sc.pl.rank_genes_groups(adata, n_genes=3, show=False)
+    assert len(axes) == len(interpretation.contrasts)
+    sc.pl.rank_genes_groups_dotplot(adata, n_genes=1, dendrogram=False, show=False)
+    axis = sc.pl.umap(adata, color="low", sort_order=False, show=False)
+    np.testing.assert_allclose(axis.collections[0].get_offsets(), interpretation.places.hybrids, rtol=1e-5)
+    plt.close("all")
+
+
+# ---- figures
 
 
 @pytest.mark.parametrize(
@@ -235,13 +716,32 @@ def test_clade_label_fits(cell_types, label):
     assert len(label) <= 26
 
 
-def test_figures_name_nodes_and_genes(inputs, interpretation):
-    figure = branch_genes_figure(inputs.model.hierarchy, interpretation)
+def test_figures_name_nodes_and_genes(interpretation):
+    figure = branch_genes_figure(interpretation)
     titles = {axis.get_title() for sub in figure.subfigs for axis in sub.axes}
     for row in interpretation.agreement.itertuples():
         assert any(title.startswith(row.node) for title in titles)
+    words = [text.get_text() for text in figure.subfigs[0].axes[0].texts]
+    for of in interpretation.contrasts:
+        assert ", ".join(interpretation.genes[np.argsort(of.model.rank)[:3]]) in words
     left, right = markers_figure(interpretation.markers).axes[:2]
     assert [text.get_text() for text in left.get_xticklabels()] == [text.get_text() for text in right.get_xticklabels()]
+
+
+def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretation):
+    axis = commitment_figure(interpretation).axes[0]
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    [dots] = [line for line in axis.lines if line.get_marker() == "o"]
+    levels = np.asarray(dots.get_xdata(), dtype=float)
+    n_each = len(names) // len(interpretation.nodes)
+    threshold = interpretation.hierarchy.threshold
+    for start, node in zip(range(0, len(names), n_each), interpretation.nodes.values(), strict=True):
+        of_node = levels[start : start + n_each]
+        known = of_node[~np.isnan(of_node)]
+        assert (np.diff(known) <= 0).all()
+        assert np.isnan(of_node[len(known) :]).all()
+        expected = pd.Series(node[0].commitment.level(threshold), interpretation.genes)
+        np.testing.assert_allclose(of_node, expected[names[start : start + n_each]], rtol=1e-6)
 
 
 def run(monkeypatch, *arguments):
@@ -251,23 +751,25 @@ def run(monkeypatch, *arguments):
     return end.value.code
 
 
+TABLES = ("nodes", "branch_genes", "commitment", "paths", "agreement", "enrichment", "markers")
+
+
 def test_command_writes_everything(files, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert not run(monkeypatch, *files.values(), out, "--n-genes", 5)
     assert {path.name for path in out.iterdir()} == {
         "interpretation.json",
-        "branch_genes.csv",
-        "agreement.csv",
-        "markers.csv",
-        "branch_genes.png",
-        "agreement.png",
-        "markers.png",
+        "branches.h5ad",
+        *(f"{table}.csv" for table in TABLES),
+        *(f"{figure}.png" for figure in FIGURES),
     }
-    record = json.loads((out / "interpretation.json").read_text())["provenance"]
+    content = json.loads((out / "interpretation.json").read_text())
+    assert content["held_out"] is True
+    record = content["provenance"]
     assert record["settings"]["n_genes"] == 5
     assert record["sha256"] == {name: sha256(path) for name, path in files.items()}
     table = pd.read_csv(out / "branch_genes.csv")
-    assert (table[["model_rank", "real_rank"]].min(axis=1) <= 5).all()
+    assert (table[["model_rank", "test_rank"]].min(axis=1) <= 5).all()
 
 
 def without_gene(adata):
@@ -303,10 +805,28 @@ def test_unfit_files_are_refused(files, tmp_path, small_model, file, change, mes
 
 def test_genes_may_come_in_another_order(files, tmp_path, small_model):
     changed = tmp_path / "changed.h5ad"
-    small_model.prepared[:, ::-1].copy().write_h5ad(changed)
+    split_cells(small_model.prepared)[:, ::-1].copy().write_h5ad(changed)
     read = read_inputs(**{**files, "prepared": changed})
     as_given = read_inputs(**files)
     assert (read.training.counts != as_given.training.counts).nnz == 0
+    assert (read.test.counts != as_given.test.counts).nnz == 0
+
+
+def test_genes_are_judged_by_test_cells(small_model):
+    prepared = split_cells(small_model.prepared)
+    is_test = (prepared.obs["split"] == "test").to_numpy()
+    read = inputs_of(small_model.model, prepared, small_model.generate(5), seed=0)
+    assert read.held_out
+    assert (read.test.counts != prepared.X[is_test]).nnz == 0
+    assert (read.training.counts != prepared.X[~is_test]).nnz == 0
+    assert list(read.prepared.obs_names) == list(prepared.obs_names[~is_test])
+
+
+def test_without_test_cells_a_half_is_judged_by_the_other(small_model):
+    read = inputs_of(small_model.model, small_model.prepared, small_model.generate(5), seed=0)
+    assert not read.held_out
+    assert len(read.training) + len(read.test) == small_model.prepared.n_obs == read.prepared.n_obs
+    assert abs(len(read.training) - len(read.test)) <= len(small_model.model.cell_types)
 
 
 def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):

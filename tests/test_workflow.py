@@ -57,10 +57,19 @@ RESULTS = {
     "evaluation/by_type.png",
     "evaluation/genes.png",
     "interpretation/interpretation.json",
+    "interpretation/branches.h5ad",
     "interpretation/branch_genes.csv",
-    "interpretation/agreement.csv",
     "interpretation/branch_genes.png",
+    "interpretation/nodes.csv",
+    "interpretation/commitment.csv",
+    "interpretation/commitment.png",
+    "interpretation/paths.csv",
+    "interpretation/paths.png",
+    "interpretation/hybrids.png",
+    "interpretation/umap.png",
+    "interpretation/agreement.csv",
     "interpretation/agreement.png",
+    "interpretation/enrichment.csv",
     "interpretation/markers.csv",
     "interpretation/markers.png",
 }
@@ -136,11 +145,12 @@ def test_rule_files_name_an_environment_that_exists():
         {},
         {"generate": {"n_cells": 5, "shared_ancestors": True, "stochastic": True}},
         {"hierarchy": {"tree": "tree.nwk"}, "prepare": {"genes": "my genes.txt"}},
+        {"interpret": {"markers": "my markers.csv", "gene_sets": "sets.gmt"}},
     ],
-    ids=["demo", "switches", "files"],
+    ids=["demo", "switches", "files", "genes"],
 )
 def test_commands_take_what_rules_give(tmp_path, sections):
-    for name in ["tree.nwk", "my genes.txt", "labels.csv", "my cells.h5ad"]:
+    for name in ["tree.nwk", "my genes.txt", "my markers.csv", "sets.gmt", "labels.csv", "my cells.h5ad"]:
         (tmp_path / name).touch()
     moves = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
     data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}

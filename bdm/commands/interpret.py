@@ -16,9 +16,19 @@ def interpret(
     out: OutFolder,
     *,
     n_genes: Annotated[int, typer.Option(help="Top genes of each branch that are listed and compared.", min=1)] = 20,
+    markers: Annotated[
+        Path | None,
+        typer.Option(help="Your own markers, in place of those found (.csv with the columns type and gene)."),
+    ] = None,
+    gene_sets: Annotated[
+        Path | None,
+        typer.Option(help="Gene sets whose enrichment at each branch is wanted (.gmt)."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Find the genes that part the children of each node in the model, and check them against real cells.
+    """Find the genes that part the children of each node in the model, and check them against held-out cells.
+
+    Writes tables (.csv), figures (.png), and all of it for scanpy (branches.h5ad).
 
     Example: bdm interpret model/ prepared.h5ad generated.h5ad interpretation/
     """
@@ -34,10 +44,17 @@ def interpret(
 
     settings = InterpretationSettings(n_genes=n_genes)
     with written_whole(out, folder_of="interpretation.json") as folder:
-        inputs = read_inputs(model, prepared, generated)
+        inputs = read_inputs(model, prepared, generated, markers=markers, gene_sets=gene_sets, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
-        hashes = {"model": sha256(model), "prepared": sha256(prepared), "generated": sha256(generated)}
+        files = {
+            "model": model,
+            "prepared": prepared,
+            "generated": generated,
+            "markers": markers,
+            "gene_sets": gene_sets,
+        }
+        hashes = {name: sha256(file) for name, file in files.items() if file is not None}
         folder.mkdir()
         write_report(folder, interpretation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
-        write_figures(folder, inputs.model.hierarchy, interpretation)
-    logger.info(summary(interpretation))
+        write_figures(folder, interpretation)
+    logger.info("Agreement with test cells, mean over nodes:\n%s", summary(interpretation))

@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from bdm.hierarchy.tree import Hierarchy
 
@@ -22,6 +23,11 @@ class Contrast:
     child: str
     inside: tuple[str, ...]
     outside: tuple[str, ...]
+
+    def among(self, cell_types: Collection[str]) -> "Contrast":
+        """Give the same contrast without the types that are not among ``cell_types``."""
+        inside, outside = (tuple(t for t in side if t in cell_types) for side in (self.inside, self.outside))
+        return replace(self, inside=inside, outside=outside)
 
 
 def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:

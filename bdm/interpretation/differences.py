@@ -1,10 +1,44 @@
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.stats import false_discovery_control, norm
+
+from bdm.interpretation.contrasts import Contrast
+from bdm.interpretation.expression import TypeExpression
 
 MIN_FOLD_CHANGE = 1.0  # log2
 MAX_P = 0.05
 PSEUDOCOUNT = 1.0  # CP10k
+
+
+@dataclass(frozen=True)
+class FoldChange:
+    """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene.
+
+    Attributes
+    ----------
+    standard_error
+        From the spread of single cells and their number on either side: what other cells of the same populations, as
+        many, would change. It does not cover what is wrong in the labels, nor, in a model, what the model smooths away.
+    """
+
+    log2: np.ndarray
+    standard_error: np.ndarray
+
+    @classmethod
+    def of(cls, expression: TypeExpression, contrast: Contrast) -> "FoldChange":
+        """Compare the two sides of a contrast; the error follows by the delta method."""
+        sides = contrast.inside, contrast.outside
+        inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)
+        errors = [expression.squared_error(side) for side in sides]
+        relative = np.sqrt(errors[0] / inside**2 + errors[1] / outside**2)
+        return cls(np.log2(inside / outside), relative / np.log(2))
+
+    @property
+    def z(self) -> np.ndarray:
+        """Fold change in standard errors; 0 where there is neither."""
+        return np.divide(self.log2, self.standard_error, out=np.zeros_like(self.log2), where=self.standard_error > 0)
 
 
 @dataclass(frozen=True)
@@ -13,17 +47,20 @@ class Differences:
 
     Attributes
     ----------
-    log2_fold_change
-        Of mean expression in CP10k, with 1 CP10k added to both means.
     score
         What genes are ranked by: the z of a Wilcoxon test in real cells, a standardised difference in the model.
-    p_adjusted
-        Of real cells' test, by Benjamini and Hochberg.
+    p
+        Two-sided p-value: of the Wilcoxon test in real cells; in the model, of the fold change's z.
     """
 
-    log2_fold_change: np.ndarray
+    fold_change: FoldChange
     score: np.ndarray
-    p_adjusted: np.ndarray | None = None
+    p: np.ndarray
+
+    @cached_property
+    def p_adjusted(self) -> np.ndarray:
+        """p-values adjusted over genes by Benjamini and Hochberg."""
+        return false_discovery_control(self.p)
 
     @property
     def rank(self) -> np.ndarray:
@@ -35,4 +72,9 @@ class Differences:
     @property
     def significant(self) -> np.ndarray:
         """Genes that are significantly, and at least twofold, higher inside."""
-        return (self.p_adjusted < MAX_P) & (self.log2_fold_change > MIN_FOLD_CHANGE)
+        return (self.p_adjusted < MAX_P) & (self.fold_change.log2 > MIN_FOLD_CHANGE)
+
+
+def two_sided_p(z: np.ndarray) -> np.ndarray:
+    """Two-sided p-values of standard normal z."""
+    return 2 * norm.sf(np.abs(z))

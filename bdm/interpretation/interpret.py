@@ -5,14 +5,23 @@ from itertools import groupby
 import pandas as pd
 from tqdm import tqdm
 
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import Cells, draw, fewer
+from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.agreement import BranchAgreement, mean_agreement
+from bdm.interpretation.commitment import Commitment, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.differences import Differences
+from bdm.interpretation.enrichment import enrichment
+from bdm.interpretation.hybrids import Hybrids, hybrids_of
 from bdm.interpretation.inputs import Inputs
-from bdm.interpretation.markers import Markers, markers_of
-from bdm.interpretation.model_genes import ModelExpression, model_differences, model_expression
-from bdm.interpretation.real_genes import halves_of, real_differences
+from bdm.interpretation.markers import Markers, candidate_markers, distinct_markers, markers_of
+from bdm.interpretation.model_genes import model_differences, model_expression
+from bdm.interpretation.places import Places, places_of
+from bdm.interpretation.real_genes import real_differences, real_expression
+from bdm.interpretation.stability import node_stability
+from bdm.latent.cells import LatentCells, encode, latent_cells
+
+JUDGED = ("model", "training", "equal")
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class InterpretationSettings:
     n_genes
         Top genes of the model and of real cells that are listed, and compared.
     n_cells
-        Cells of each type whose expected expression tells the model's.
+        Cells of each branch whose expected expression tells the model's.
     n_markers
         Markers of each type.
     """
@@ -36,40 +45,58 @@ class InterpretationSettings:
 
 @dataclass(frozen=True)
 class ContrastGenes:
-    """The genes of one contrast.
+    """The genes of one contrast, in the model and in real cells; None where these are too few.
 
     Attributes
     ----------
-    real
-        In real training cells; None where these are too few.
-    halves
-        In two random halves of these cells; None where either has too few.
+    training
+        In the training cells.
+    equal
+        In as many training cells of each type as there are test cells.
+    test
+        In the test cells, by which the others are judged.
     """
 
     contrast: Contrast
     model: Differences
-    real: Differences | None
-    halves: tuple[Differences, Differences] | None
+    commitment: Commitment
+    training: Differences | None
+    equal: Differences | None
+    test: Differences | None
 
-    def agreements(self, *, n_genes: int) -> list[BranchAgreement]:
-        """Agreement of the model with each half of the real cells."""
-        return [BranchAgreement.of(self.model, half, n_genes=n_genes) for half in self.halves or ()]
-
-    def agreements_of_halves(self, *, n_genes: int) -> list[BranchAgreement]:
-        """Agreement of each half of the real cells with the other: what that number of real cells attains."""
-        pairs = [self.halves, self.halves[::-1]] if self.halves else []
-        return [BranchAgreement.of(judged, half, n_genes=n_genes) for judged, half in pairs]
+    def agreement(self, judged: str, *, n_genes: int) -> BranchAgreement | None:
+        """Agreement with the test cells of one of ``JUDGED``."""
+        ours = getattr(self, judged)
+        return BranchAgreement.of(ours, self.test, n_genes=n_genes) if ours and self.test else None
 
 
 @dataclass(frozen=True)
 class Interpretation:
-    """The genes of every branch, their agreement with real cells by node, and the markers of cell types."""
+    """The hybrids and genes of every branch, how far they hold in real cells, and the markers of cell types.
+
+    Attributes
+    ----------
+    agreement
+        By node, see :func:`agreement_by_node`.
+    stability
+        By node, see :func:`bdm.interpretation.stability.node_stability`.
+    enrichment
+        By contrast and gene set, see :func:`bdm.interpretation.enrichment.enrichment`.
+    held_out
+        Whether the model has not learnt from the test cells.
+    """
 
     settings: InterpretationSettings
     genes: pd.Index
+    hierarchy: Hierarchy
+    hybrids: Hybrids
     contrasts: tuple[ContrastGenes, ...]
     agreement: pd.DataFrame
+    stability: pd.DataFrame
+    enrichment: pd.DataFrame
     markers: Markers
+    places: Places
+    held_out: bool
 
     @property
     def nodes(self) -> dict[str, tuple[ContrastGenes, ...]]:
@@ -79,61 +106,109 @@ class Interpretation:
 
 
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
-    """Find the genes that part the children of each node, in the model and, to check it, in real cells."""
-    expression = model_expression(inputs.model, n_cells=settings.n_cells, seed=seed)
-    contrasts = tuple(contrast_genes(expression, inputs.training, contrasts_of(inputs.model.hierarchy), seed=seed))
-    cell_types = inputs.model.hierarchy.cell_types
+    """Find the genes that part the children of each node in the model, and judge them by real test cells."""
+    model, genes, given = inputs.model, inputs.genes, inputs.given
+    hierarchy = model.hierarchy
+    hybrids = hybrids_of(model, n_cells=settings.n_cells, seed=seed)
+    contrasts = tuple(contrast_genes(inputs, hybrids, n_cells=settings.n_cells, seed=seed))
+    candidates = candidate_markers(inputs.training, genes)
+    markers = given.markers or distinct_markers(
+        candidates, inputs.training, genes, hierarchy.cell_types, n_genes=settings.n_markers
+    )
+    ranked = [(of.contrast, of.model) for of in unmirrored(contrasts)]
+    cells = learnt_cells(inputs)
     return Interpretation(
         settings,
-        inputs.genes,
+        genes,
+        hierarchy,
+        hybrids,
         contrasts,
-        agreement_by_node(contrasts, inputs.training.n_by_type, n_genes=settings.n_genes),
-        markers_of(inputs.training, inputs.generated, inputs.genes, cell_types, n_genes=settings.n_markers),
+        agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
+        node_stability(model, cells, seed=seed),
+        enrichment(ranked, genes, {**given.markers, **given.sets} or candidates, seed=seed),
+        markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, hybrids),
+        places_of(model, hybrids, cells, seed=seed),
+        inputs.held_out,
     )
 
 
-def contrast_genes(
-    expression: ModelExpression, training: Cells, contrasts: tuple[Contrast, ...], *, seed: int
-) -> Iterator[ContrastGenes]:
-    """Differences of each contrast in the model, in real cells, and in each half of these."""
-    halves = halves_of(training, seed=seed)
-    nodes = [tuple(group) for _, group in groupby(contrasts, key=lambda contrast: contrast.node)]
+def contrast_genes(inputs: Inputs, hybrids: Hybrids, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
+    """Differences of each contrast in the model, and in real cells."""
+    model = inputs.model
+    expression = model_expression(model, n_cells=n_cells, seed=seed)
+    sets = {"training": inputs.training, "equal": as_many(inputs.training, inputs.test, seed=seed), "test": inputs.test}
+    real = {name: real_expression(cells) for name, cells in sets.items()}
+    nodes = [tuple(group) for _, group in groupby(contrasts_of(model.hierarchy), key=lambda contrast: contrast.node)]
     for node in tqdm(nodes, disable=None, desc="testing genes", unit="node"):
-        real, first, second = (real_differences(cells, node) for cells in (training, *halves))
+        tested = {name: real_differences(cells, real[name], node) for name, cells in sets.items()}
         for contrast in node:
-            child = contrast.child
-            both = (first[child], second[child]) if child in first and child in second else None
-            yield ContrastGenes(contrast, model_differences(expression, contrast), real.get(child), both)
+            yield ContrastGenes(
+                contrast,
+                model_differences(expression, contrast),
+                commitment_of(model, hybrids, contrast),
+                **{name: found.get(contrast.child) for name, found in tested.items()},
+            )
 
 
-def agreement_by_node(contrasts: tuple[ContrastGenes, ...], n_cells: pd.Series, *, n_genes: int) -> pd.DataFrame:
-    """Agreement of the model with real cells by node, and that of real cells with each other.
+def unmirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
+    """Leave out, of nodes with two children, the second's contrast, which mirrors the first's."""
+    nodes = [list(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
+    return [of for node in nodes for of in (node[:1] if len(node) == 2 else node)]
 
-    The model is compared with each of two halves of the real cells, and so is the other half: what that number of
-    real cells attains. The model has learnt from both halves and smooths, so it may well do better.
+
+def as_many(training: Cells, test: Cells, *, seed: int) -> Cells:
+    """Draw as many training cells of each type as there are test cells, or all where these are fewer."""
+    return training[draw(training, fewer(training.n_by_type, test.n_by_type), seed=seed)]
+
+
+def learnt_cells(inputs: Inputs) -> LatentCells:
+    """Place the cells that the model has learnt from in its latent space, as they were when it was made."""
+    adata = inputs.prepared.copy()
+    adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"].astype(str), categories=inputs.model.cell_types)
+    return latent_cells(encode(adata, inputs.model.autoencoder))
+
+
+def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:
+    """Agreement of the model with the test cells by node, and that of the training cells with them.
+
+    The training cells are what the model has learnt from, so all of them tell what it could have known; as many as
+    there are test cells, what one half of real cells tells about the other half.
 
     Returns
     -------
-    Table of nodes with their level, cell types and number of training cells, ``n_significant`` (genes significantly
-    higher in any child, in all training cells), and each measure of :class:`BranchAgreement`, of the model and, with
-    ``_real_half`` appended, of the other half; all means over children and halves, NaN where there are too few cells.
+    Table of nodes with their level, cell types and numbers of cells, ``n_significant`` (genes significantly higher in
+    any child, in the test cells), and each measure of :class:`BranchAgreement`: of the model, and with ``_training``
+    and ``_equal`` appended of all training cells and of as many as there are test cells; all means over children, NaN
+    where there are too few cells.
     """
     rows = []
     for node, group in groupby(contrasts, key=lambda of: of.contrast.node):
         children = tuple(group)
         contrast = children[0].contrast
-        model = mean_agreement(a for child in children for a in child.agreements(n_genes=n_genes))
-        half = mean_agreement(a for child in children for a in child.agreements_of_halves(n_genes=n_genes))
-        measures = pd.concat([model, half.add_suffix("_real_half")])
+        cell_types = list(contrast.inside + contrast.outside)
+        means = {}
+        for judged in JUDGED:
+            known = [child.agreement(judged, n_genes=n_genes) for child in children]
+            means[judged] = mean_agreement(agreement for agreement in known if agreement)
         rows.append(
             {
                 "node": node,
                 "level": contrast.level,
                 "children": " | ".join("; ".join(child.contrast.inside) for child in children),
-                "n_types": len(contrast.inside + contrast.outside),
-                "n_cells": int(n_cells[list(contrast.inside + contrast.outside)].sum()),
-                "n_significant": sum(int(child.real.significant.sum()) for child in children if child.real),
-                **measures[[column for name in model.index for column in (name, f"{name}_real_half")]],
+                "n_types": len(cell_types),
+                "n_training": int(inputs.training.n_by_type.reindex(cell_types, fill_value=0).sum()),
+                "n_test": int(inputs.test.n_by_type.reindex(cell_types, fill_value=0).sum()),
+                "n_significant": sum(int(child.test.significant.sum()) for child in children if child.test),
+                **{
+                    column_of(name, judged): means[judged][name]
+                    for name in BranchAgreement.__dataclass_fields__
+                    for judged in JUDGED
+                },
             }
         )
     return pd.DataFrame(rows)
+
+
+def column_of(measure: str, judged: str) -> str:
+    """Name the column of a measure."""
+    return measure if judged == "model" else f"{measure}_{judged}"

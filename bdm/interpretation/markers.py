@@ -5,13 +5,16 @@ import pandas as pd
 
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.fold_changes import marker_genes
+from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.gene_sets import GeneSets
+from bdm.interpretation.hybrids import Hybrids
 
 N_CANDIDATES = 50  # markers of a type among which those not taken by another type are sought
 
 
 @dataclass(frozen=True)
 class Dots:
-    """Expression of genes in cell types, types x genes.
+    """Expression of genes in cell types or branches, in rows, by gene.
 
     Attributes
     ----------
@@ -27,50 +30,79 @@ class Dots:
 
 @dataclass(frozen=True)
 class Markers:
-    """Marker genes of cell types in real and in generated cells.
+    """Marker genes in cell types and down the tree.
 
     Attributes
     ----------
     genes
-        Names of the markers, by cell type; those of one type are not those of another.
+        Names of the markers, by cell type; those of one type are not those of another. The types are the user's where
+        the markers are.
+    real, generated
+        In real training cells and in generated cells, by cell type.
+    clades, hybrids
+        In the real training cells below each branch, and in the hybrid at its lower end.
     """
 
-    genes: dict[str, list[str]]
+    genes: GeneSets
     real: Dots
     generated: Dots
+    clades: Dots
+    hybrids: Dots
 
 
 def markers_of(
-    training: Cells, generated: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int
+    chosen: GeneSets,
+    training: Cells,
+    generated: Cells,
+    genes: pd.Index,
+    hierarchy: Hierarchy,
+    hybrids: Hybrids,
 ) -> Markers:
-    """Choose ``n_genes`` markers of each type on real training cells, and see them in real and generated cells.
-
-    Of the genes that mark a type against all others, those are taken that stand out most against any other type.
-    """
-    candidates = marker_genes(training, n_genes=N_CANDIDATES)
-    mean = dots(training, list(range(len(genes))), genes, cell_types).mean.to_numpy()
-    chosen: dict[str, list[int]] = {}
-    taken: set[int] = set()
-    for row, cell_type in enumerate(cell_types):
-        ahead = mean[row] - np.delete(mean, row, axis=0).max(axis=0)
-        free = [gene for gene in candidates.get(cell_type, []) if gene not in taken]
-        chosen[cell_type] = sorted(free, key=lambda gene: -ahead[gene])[:n_genes]
-        taken.update(chosen[cell_type])
-    columns = [gene for of_type in chosen.values() for gene in of_type]
+    """See markers in real and generated cells, and down the tree; of a gene that marks two types, the first counts."""
+    first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
+    chosen = {
+        cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
+    }
+    columns = genes.get_indexer([gene for members in chosen.values() for gene in members])
+    by_type = {cell_type: (cell_type,) for cell_type in hierarchy.cell_types}
+    by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
-        genes={cell_type: list(genes[of_type]) for cell_type, of_type in chosen.items()},
-        real=dots(training, columns, genes, cell_types),
-        generated=dots(generated, columns, genes, cell_types),
+        chosen,
+        real=dots(training, columns, genes, by_type),
+        generated=dots(generated, columns, genes, by_type),
+        clades=dots(training, columns, genes, by_branch),
+        hybrids=Dots(np.log1p(hybrids.expression.iloc[:, columns]), hybrids.detected.iloc[:, columns]),
     )
 
 
-def dots(cells: Cells, columns: list[int], genes: pd.Index, cell_types: tuple[str, ...]) -> Dots:
-    """Mean and share of cells with counts of the genes in ``columns``, by type."""
+def candidate_markers(training: Cells, genes: pd.Index) -> GeneSets:
+    """Genes that mark each type against all others in real training cells, 50 of each, the best first."""
+    return {cell_type: tuple(genes[found]) for cell_type, found in marker_genes(training, n_genes=N_CANDIDATES).items()}
+
+
+def distinct_markers(
+    candidates: GeneSets, training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int
+) -> GeneSets:
+    """Of each type's candidates, choose those that stand out most against any other type, and are no other's."""
+    every = np.arange(len(genes))
+    mean = dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
+    chosen: GeneSets = {}
+    taken: set[str] = set()
+    for cell_type in cell_types:
+        ahead = mean.loc[cell_type] - mean.drop(index=cell_type).max()
+        free = [gene for gene in candidates.get(cell_type, ()) if gene not in taken]
+        chosen[cell_type] = tuple(sorted(free, key=lambda gene: -ahead[gene])[:n_genes])
+        taken.update(chosen[cell_type])
+    return chosen
+
+
+def dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
+    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the types of each row."""
     expression = cells.expression[:, columns]
     mean, fraction = [], []
-    for cell_type in cell_types:
-        of_type = expression[cells.cell_type == cell_type]
-        mean.append(of_type.mean(axis=0).A1)
-        fraction.append((of_type > 0).sum(axis=0).A1 / of_type.shape[0])
-    frame = {"index": list(cell_types), "columns": genes[columns]}
+    for cell_types in rows.values():
+        of_row = expression[np.isin(cells.cell_type, cell_types)]
+        mean.append(of_row.mean(axis=0).A1)
+        fraction.append((of_row > 0).sum(axis=0).A1 / of_row.shape[0])
+    frame = {"index": list(rows), "columns": genes[columns]}
     return Dots(pd.DataFrame(mean, **frame), pd.DataFrame(fraction, **frame))

@@ -6,18 +6,43 @@ import scanpy as sc
 from anndata import AnnData
 
 from bdm.evaluation.cells import Cells, draw
-from bdm.evaluation.fold_changes import log_fold_changes
 from bdm.interpretation.contrasts import Contrast
-from bdm.interpretation.differences import PSEUDOCOUNT, Differences
+from bdm.interpretation.differences import Differences, FoldChange
+from bdm.interpretation.expression import Expression, TypeExpression
 
 FEWEST_CELLS = 3  # on either side of a contrast
 
 
-def real_differences(cells: Cells, contrasts: tuple[Contrast, ...]) -> dict[str, Differences]:
+def real_expression(cells: Cells) -> TypeExpression:
+    """Expression of each type in real cells.
+
+    The variance is at least that of a Poisson number of counts, one more than were seen: that few cells have no counts
+    of a gene does not mean that others have none.
+    """
+    by_type = {}
+    for cell_type, n in cells.n_by_type.items():
+        of_type = cells[cells.cell_type == cell_type]
+        cp10k = of_type.cp10k.astype(np.float64)
+        mean = cp10k.mean(axis=0).A1
+        square = cp10k.multiply(cp10k).mean(axis=0).A1
+        per_count = 1e4 / max(of_type.library_size.sum(), 1)
+        poisson = n * (of_type.counts.sum(axis=0).A1 + 1) * per_count**2
+        by_type[cell_type] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
+    return TypeExpression(by_type, cells.n_by_type.to_dict())
+
+
+def real_differences(
+    cells: Cells, expression: TypeExpression, contrasts: tuple[Contrast, ...]
+) -> dict[str, Differences]:
     """Differences in real cells for the contrasts of one node, by child.
 
     The test is Wilcoxon's, corrected for ties, on log1p(CP10k), of a child's cells against those of the others.
     Children are left out that have fewer than three cells, or of whose siblings there are fewer than three.
+
+    Parameters
+    ----------
+    expression
+        :func:`real_expression` of the cells.
     """
     below = {leaf: contrast.child for contrast in contrasts for leaf in contrast.inside}
     cells = cells[np.isin(cells.cell_type, list(below))]
@@ -27,15 +52,16 @@ def real_differences(cells: Cells, contrasts: tuple[Contrast, ...]) -> dict[str,
     if not children:
         return {}
     tested = wilcoxon(cells, children)
-    fold_changes = log_fold_changes(cells, children, pseudocount=PSEUDOCOUNT)
+    known = expression.by_type.keys()
     return {
-        child: Differences(fold_change, *tested[child])
-        for child, fold_change in zip(children, fold_changes, strict=True)
+        contrast.child: Differences(FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
+        for contrast in contrasts
+        if contrast.child in children
     }
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Score and adjusted p-value of each gene, by group of cells, against all other cells."""
+    """Score and p-value of each gene, by group of cells, against all other cells."""
     adata = AnnData(cells.expression.copy())
     adata.obs["group"] = pd.Categorical(cells.cell_type)
     with warnings.catch_warnings(action="ignore"):
@@ -44,7 +70,7 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
     tested = {}
     for group in groups:
         in_order = np.argsort(result["names"][group].astype(int))
-        tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals_adj"))
+        tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals"))
     return tested
 
 

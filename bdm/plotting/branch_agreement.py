@@ -4,9 +4,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 
-from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.interpretation.interpret import ContrastGenes, Interpretation, column_of
 from bdm.plotting.clades import clade_label, highest
-from bdm.plotting.looks import MODEL, REAL
+from bdm.plotting.looks import MODEL, REAL, TRAINING
 
 MEASURES = {
     "pearson": "r of log fold changes",
@@ -14,6 +14,12 @@ MEASURES = {
     "slope": "slope of log fold changes",
     "top_shared": "top {n_genes} genes shared",
     "auprc": "average precision\nof significant genes",
+    "coverage": "changes within\n95% intervals",
+}
+JUDGED_LOOKS = {  # the model last, over the others
+    "training": (TRAINING, "all training cells"),
+    "equal": (REAL, "as many training cells as test cells"),
+    "model": (MODEL, "model"),
 }
 MAX_SCATTERS, N_COLUMNS = 8, 4
 N_NAMED = 3  # genes named in a scatter, for each child
@@ -22,7 +28,7 @@ N_NAMED = 3  # genes named in a scatter, for each child
 def agreement_figure(interpretation: Interpretation) -> Figure:
     """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes."""
     agreement = interpretation.agreement
-    known = [node for node in interpretation.nodes.values() if any(of.halves for of in node)]
+    known = [node for node in interpretation.nodes.values() if any(of.test and of.equal for of in node)]
     shown = highest(known, MAX_SCATTERS, level=lambda node: node[0].contrast.level)
     n_rows = -(-len(shown) // N_COLUMNS)
     heights = [1.8 + 0.28 * len(agreement), 0.4 + 3.6 * n_rows]
@@ -38,32 +44,34 @@ def agreement_figure(interpretation: Interpretation) -> Figure:
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     left_out = "" if len(shown) == len(known) else f" ({len(shown)} highest of {len(known)} nodes)"
-    title = f"Log2 fold changes of all genes between the children of a node, against half of the real cells{left_out}"
+    title = f"Log2 fold changes of all genes between the children of a node, against test cells{left_out}"
     below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def draw_measures(figure: Figure | SubFigure, interpretation: Interpretation) -> None:
-    """Draw one panel a measure, one row a node: the model, and half of the real cells, against real cells."""
+    """Draw one panel a measure, one row a node: the model and the training cells, against test cells."""
     agreement = interpretation.agreement
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
-        draw_measure(axis, agreement[name], agreement[f"{name}_real_half"])
+        draw_measure(axis, {judged: agreement[column_of(name, judged)] for judged in JUDGED_LOOKS})
+        axis.axvline(0.95 if name == "coverage" else 1, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
     axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in interpretation.nodes.values()], fontsize=8)
     axes[0].set_ylim(len(agreement) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    title = "agreement with real test cells" + ("" if interpretation.held_out else " (half of those learnt from)")
+    figure.legend(handles, labels, title=title, loc="outside upper center", ncols=3, frameon=False)
 
 
-def draw_measure(axis: Axes, model: pd.Series, real_half: pd.Series) -> None:
+def draw_measure(axis: Axes, values: dict[str, pd.Series]) -> None:
     """Draw one measure of every node."""
-    rows = np.arange(len(model))
+    rows = np.arange(len(values["model"]))
     for row in rows[::2]:
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
-    axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    axis.hlines(rows, model, real_half, color="0.6", linewidth=1.5)
-    axis.plot(real_half, rows, **REAL, label="half of the real cells against the other half")
-    axis.plot(model, rows, **MODEL, label="model against half of the real cells")
+    axis.hlines(rows, values["model"], values["equal"], color="0.6", linewidth=1.5)
+    for judged, (look, label) in JUDGED_LOOKS.items():
+        axis.plot(values[judged], rows, **look, label=label)
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
@@ -78,15 +86,16 @@ def node_label(node: tuple[ContrastGenes, ...]) -> str:
 
 
 def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -> None:
-    """Draw each gene's fold change against that in one half of the real cells: in the other half, and in the model.
+    """Draw each gene's fold change against that in test cells: in as many training cells, and in the model.
 
     The two contrasts of two children mirror each other, so one is drawn; of more children, all are.
     """
-    known = [of for of in (node[:1] if len(node) == 2 else node) if of.halves]
-    against = np.concatenate([of.halves[0].log2_fold_change for of in known])
-    half = np.concatenate([of.halves[1].log2_fold_change for of in known])
-    model = np.concatenate([of.model.log2_fold_change for of in known])
-    axis.plot(against, half, **{**REAL, "markersize": 3, "alpha": 0.5}, markeredgewidth=0.5, label="the other half")
+    known = [of for of in (node[:1] if len(node) == 2 else node) if of.test and of.equal]
+    against = np.concatenate([of.test.fold_change.log2 for of in known])
+    equal = np.concatenate([of.equal.fold_change.log2 for of in known])
+    model = np.concatenate([of.model.fold_change.log2 for of in known])
+    small = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0.5}
+    axis.plot(against, equal, **{**REAL, **small}, label="as many training cells")
     axis.plot(against, model, **{**MODEL, "markersize": 2.5}, markeredgewidth=0, label="the model")
     if len(node) == 2:
         name_genes(axis, known[0], genes)
@@ -94,14 +103,14 @@ def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -
     axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.axvline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.set_title(node_label(node), fontsize=8)
-    axis.set_xlabel("half of the real cells", fontsize=8)
+    axis.set_xlabel("test cells", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
 def name_genes(axis: Axes, of: ContrastGenes, genes: pd.Index) -> None:
     """Name genes of the largest fold changes in the model, at either end, where names do not overlap."""
-    changes = of.model.log2_fold_change
+    changes = of.model.fold_change.log2
     apart = 0.06 * np.subtract(*axis.get_ylim()[::-1])
     outline = [withStroke(linewidth=2, foreground="white")]
     in_order = np.argsort(changes, kind="stable")
@@ -111,6 +120,6 @@ def name_genes(axis: Axes, of: ContrastGenes, genes: pd.Index) -> None:
             if len(named) < N_NAMED and abs(changes[gene] - changes[named[-1]]) > apart:
                 named.append(gene)
         for gene in named:
-            place = of.halves[0].log2_fold_change[gene], changes[gene]
+            place = of.test.fold_change.log2[gene], changes[gene]
             text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
             axis.annotate(genes[gene], place, (5 if side == "left" else -5, -3), **text)

@@ -5,13 +5,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.agreement import Z_95
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.plotting.clades import branch_rows, clade_label, highest
 from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
 
 MAX_PANELS, N_COLUMNS = 24, 4
+ROW = 0.5  # inches of a cell type in the tree
+N_NAMED = 3  # genes named on a branch
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Panel:
     left, right
         What genes of negative and of positive fold changes are higher in.
     genes
-        Columns ``gene``, ``model`` and ``real`` (log2 fold changes).
+        Columns ``gene``, ``model`` and ``real`` (log2 fold changes), ``model_error`` and ``real_error``.
     """
 
     title: str
@@ -33,25 +35,26 @@ class Panel:
     genes: pd.DataFrame
 
 
-def branch_genes_figure(hierarchy: Hierarchy, interpretation: Interpretation) -> Figure:
-    """Draw the tree, and for each node the genes that part its children: log fold changes in model and real cells.
+def branch_genes_figure(interpretation: Interpretation) -> Figure:
+    """Draw the tree with its top genes, and for each node the genes that part its children, in model and test cells.
 
     Of more nodes than there is room for, those of the highest levels are drawn.
     """
+    hierarchy = interpretation.hierarchy
     panels = [panel for node in interpretation.nodes.values() for panel in panels_of(node, interpretation.genes)]
     shown = highest(panels, MAX_PANELS, level=lambda panel: panel.level)
     n_rows = -(-len(shown) // N_COLUMNS)
-    heights = [1.4 + 0.27 * len(hierarchy.cell_types), 0.5 + 3 * n_rows]
+    heights = [1.4 + ROW * len(hierarchy.cell_types), 0.5 + 3 * n_rows]
     figure = Figure(figsize=(16, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
-    draw_tree(above.add_subplot(), hierarchy)
+    draw_tree(above.add_subplot(), interpretation)
     axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
     for axis, panel in zip(axes, shown, strict=False):
         draw_panel(axis, panel)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     left_out = "" if len(shown) == len(panels) else f": the {len(shown)} highest of {len(panels)} branchings"
-    title = f"Log2 fold changes of the genes that part the children of each node{left_out}"
+    title = f"Log2 fold changes of the genes that part the children of each node, with 95% intervals{left_out}"
     handles = axes[0].get_legend_handles_labels()
     below.legend(*handles, title=title, loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -73,35 +76,48 @@ def panels_of(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
 
 def best_genes(of: ContrastGenes, *, n_genes: int) -> np.ndarray:
     """Choose the genes, as indices, that rank best in the model or in real cells."""
-    ranks = np.sort([of.model.rank, of.real.rank if of.real else of.model.rank], axis=0)
+    ranks = np.sort([of.model.rank, of.test.rank if of.test else of.model.rank], axis=0)
     return np.lexsort((ranks[1], ranks[0]))[:n_genes]
 
 
 def changes(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
-    """Fold changes of some genes."""
-    real = of.real.log2_fold_change[rows] if of.real else np.nan
-    return pd.DataFrame({"gene": genes[rows], "model": of.model.log2_fold_change[rows], "real": real})
+    """Log2 fold changes of some genes, with their standard errors; NaN where there are too few test cells."""
+    table = pd.DataFrame({"gene": genes[rows]})
+    for name, differences in {"model": of.model, "real": of.test}.items():
+        table[name] = differences.fold_change.log2[rows] if differences else np.nan
+        table[f"{name}_error"] = differences.fold_change.standard_error[rows] if differences else np.nan
+    return table
 
 
-def draw_tree(axis: Axes, hierarchy: Hierarchy) -> None:
-    """Draw the hierarchy with the names of its nodes, by which panels are found."""
-    plot_hierarchy(hierarchy, ax=axis)
-    for name, row in branch_rows(hierarchy).items():
-        if hierarchy.children[name]:
-            place = hierarchy.by_name[name].level, row
-            looks = {"ha": "right", "fontsize": 8, "weight": "bold", "path_effects": [HALO]}
-            axis.annotate(name, place, (-5, -10), textcoords="offset points", **looks)
+def draw_tree(axis: Axes, interpretation: Interpretation) -> None:
+    """Draw the hierarchy with the names of its nodes, by which panels are found, and the top genes of each branch."""
+    hierarchy = interpretation.hierarchy
+    plot_hierarchy(hierarchy, ax=axis, names=True)
+    rows = branch_rows(hierarchy)
+    for of in interpretation.contrasts:
+        child = hierarchy.by_name[of.contrast.child]
+        named = ", ".join(interpretation.genes[np.argsort(of.model.rank)[:N_NAMED]])
+        # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
+        inner = bool(hierarchy.children[child.name])
+        place = child.level if inner else of.contrast.level, rows[child.name]
+        looks = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
+        axis.annotate(named, place, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **looks)
+    axis.set_title(
+        "Hierarchy of cell types (branch points: name · level · support) with the genes that mark each branch most",
+        fontsize=10,
+        loc="left",
+    )
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draw one row a gene: fold changes in the model and in real cells, joined."""
+    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals."""
     rows = np.arange(len(panel.genes))
     for row in rows[::2]:
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
     axis.axvline(0, color="0.5", linewidth=0.8)
-    axis.hlines(rows, panel.genes["model"], panel.genes["real"], color="0.6", linewidth=1.5)
-    axis.plot(panel.genes["real"], rows, **REAL, label="real training cells")
-    axis.plot(panel.genes["model"], rows, **MODEL, label="model")
+    for name, look, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
+        interval = Z_95 * panel.genes[f"{name}_error"]
+        axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **look)
     axis.set_yticks(rows, panel.genes["gene"], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)

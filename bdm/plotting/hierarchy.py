@@ -5,15 +5,20 @@ from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.clades import branch_rows
+from bdm.plotting.looks import BRANCH, POINT
 
 HALO = withStroke(linewidth=3, foreground="white")  # keeps labels readable where they cross a branch
-BRANCH, POINT = "#3b4a63", "#d1701f"
 
 
-def plot_hierarchy(hierarchy: Hierarchy, *, ax: Axes | None = None) -> Axes:
+def plot_hierarchy(hierarchy: Hierarchy, *, ax: Axes | None = None, names: bool = False) -> Axes:
     """Draw the tree of cell types: noise level on the axis, cell types with their numbers, support at branch points.
 
     Read it from left, where noise hides all differences, to right, where each cell type is a type of its own.
+
+    Parameters
+    ----------
+    names
+        Name the branch points too.
     """
     if ax is None:
         ax = Figure(figsize=(8, 1.2 + 0.32 * len(hierarchy.cell_types)), layout="constrained").add_subplot()
@@ -26,6 +31,7 @@ def plot_hierarchy(hierarchy: Hierarchy, *, ax: Axes | None = None) -> Axes:
             ax.plot([branch.level] * 2, [min(children), max(children)], color=BRANCH, lw=1.6, solid_capstyle="round")
             ax.plot(branch.level, row, "o", color=POINT, ms=5, zorder=3)
             label = f"{branch.level:.1f}" + ("" if branch.support is None else f" · {branch.support:.0%}")
+            label = f"{branch.name} · {label}" if names else label
             looks = {"ha": "right", "fontsize": 7, "color": "#555", "path_effects": [HALO]}
             ax.annotate(label, (branch.level, row), (-5, 4), textcoords="offset points", **looks)
     types = [f"{cell_type}  ({hierarchy.by_name[cell_type].n_cells:,})" for cell_type in hierarchy.cell_types]

@@ -16,9 +16,9 @@ def markers_figure(markers: Markers) -> Figure:
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
     """
-    cell_types = list(markers.genes)[:MAX_TYPES]
-    n_each = max(MAX_GENES // len(cell_types), 1)
-    genes = [gene for cell_type in cell_types for gene in markers.genes[cell_type][:n_each]]
+    cell_types = list(markers.real.mean.index)[:MAX_TYPES]
+    groups = shown_genes(markers)
+    genes = [gene for group in groups for gene in group]
     largest = markers.real.mean[genes].max().clip(lower=1e-9)
     figure = Figure(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -26,8 +26,7 @@ def markers_figure(markers: Markers) -> Figure:
     for axis, (title, dots) in zip(axes, shown.items(), strict=True):
         part = Dots(dots.mean.loc[cell_types, genes] / largest, dots.fraction.loc[cell_types, genes])
         points = draw_dots(axis, part)
-        for end in np.cumsum([len(markers.genes[cell_type][:n_each]) for cell_type in cell_types])[:-1]:
-            axis.axvline(end - 0.5, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+        part_groups(axis, groups)
         axis.set_title(title, fontsize=11)
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
     axes[0].set_ylim(len(cell_types) - 0.4, -0.6)
@@ -40,6 +39,18 @@ def markers_figure(markers: Markers) -> Figure:
         frameon=False,
     )
     return figure
+
+
+def shown_genes(markers: Markers) -> list[tuple[str, ...]]:
+    """Take as many markers of each type as there is room for."""
+    groups = list(markers.genes.values())[:MAX_GENES]
+    return [group[: max(MAX_GENES // len(groups), 1)] for group in groups]
+
+
+def part_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
+    """Draw a line between the genes of one type and the next."""
+    for end in np.cumsum([len(group) for group in groups])[:-1]:
+        axis.axvline(end - 0.5, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
 
 
 def draw_dots(axis: Axes, dots: Dots):

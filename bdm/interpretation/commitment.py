@@ -1,0 +1,81 @@
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from bdm.interpretation.contrasts import Contrast
+from bdm.interpretation.hybrids import Hybrids
+from bdm.latent.moments import Normal
+from bdm.linalg import matrix_power
+from bdm.model.model import BranchedModel
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """How well each gene alone tells the two sides of a contrast apart, under noise; all arrays are by gene.
+
+    With the linear decoder, a gene's log expression is a direction in whitened space. Along it the sides' means are
+    ``shift`` apart, and noise of level sigma adds to their variances; so, taken as normal, they have
+
+        AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ).
+
+    This is the formula of the hierarchy's branch levels, for one gene in place of all: at the hierarchy's threshold, a
+    gene that tells the sides apart as well as all genes together would commit at the branch's level. Expression is what
+    counts are drawn around: their own noise would hide rare genes at any level.
+
+    Attributes
+    ----------
+    shift
+        Difference of mean log expression, inside minus outside, in natural units: the branch's shift read as genes.
+    variance
+        Of log expression, the sum over both sides.
+    size
+        Change in log expression with one whitened unit along the gene's direction.
+    """
+
+    shift: np.ndarray
+    variance: np.ndarray
+    size: np.ndarray
+
+    def auc(self, sigma: float) -> np.ndarray:
+        """AUC at a noise level."""
+        return norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2))
+
+    def level(self, threshold: float) -> np.ndarray:
+        """Find the commitment level: the highest noise level at which the AUC is ``threshold`` or more.
+
+        NaN where there is none, as the sides overlap more than that in the gene without any noise.
+        """
+        room = (self.shift / norm.ppf(threshold)) ** 2 - self.variance
+        return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
+
+
+def commitment_of(model: BranchedModel, hybrids: Hybrids, contrast: Contrast) -> Commitment:
+    """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid."""
+    share = hybrids.expression.loc[contrast.node].to_numpy() / 1e4
+    return commitment(gene_directions(model, share), *map(model.moments.mixture, (contrast.inside, contrast.outside)))
+
+
+def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:
+    """Measure commitment along directions in whitened space, genes x dimensions."""
+    shift = directions @ (inside.mean - outside.mean).double().numpy()
+    covariance = (inside.covariance + outside.covariance).double().numpy()
+    variance = np.einsum("gi,ij,gj->g", directions, covariance, directions, optimize=True)
+    return Commitment(shift, variance, np.linalg.norm(directions, axis=1))
+
+
+def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
+    """Gradient of each gene's log expression in whitened space, genes x dimensions.
+
+    The loadings, brought to whitened space, less their mean over genes: the softmax subtracts log sum exp, whose
+    gradient is the loadings' mean by expression. It changes with expression, by one amount for all genes.
+
+    Parameters
+    ----------
+    share
+        Share of each gene in expression where the gradient is taken; sums to 1.
+    """
+    loadings = model.autoencoder.network.loadings.weight.detach().double()
+    to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[: loadings.shape[1]]
+    directions = (loadings @ to_latent).numpy()
+    return directions - share @ directions

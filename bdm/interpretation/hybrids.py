@@ -1,0 +1,117 @@
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.generation.counts import expected_counts, inverse_dispersion
+from bdm.hierarchy.tree import Hierarchy
+from bdm.model.model import BranchedModel
+from bdm.seeds import torch_generator
+
+
+@dataclass(frozen=True)
+class Hybrids:
+    """What the model expects at the lower end of each branch; of a node, the state in which its children are one.
+
+    The rows are the hierarchy's branches, in its order. A hybrid is a state between its cell types, not their average:
+    in it a gene that few of them express is nearly as low as in the others.
+
+    Attributes
+    ----------
+    x
+        Mean of the denoised cells in whitened space, branches x dimensions.
+    expression
+        Mean of their decoded expression in CP10k, branches x genes.
+    detected
+        Share of such cells that would have counts of a gene, branches x genes.
+    """
+
+    x: np.ndarray
+    expression: pd.DataFrame
+    detected: pd.DataFrame
+
+
+def hybrids_of(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> Hybrids:
+    """Denoise cells at each branch point, on their walk down the tree, and decode them to genes.
+
+    The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
+    staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
+    """
+    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    means, expression, detected = [], [], []
+    for branch, x in branch_samples(walk, n_cells, seed=seed).items():
+        x = denoised(walk, branch, x, walk.hierarchy.by_name[branch].level)
+        cell_types = list(walk.hierarchy.leaves(branch))
+        counts = decoded(model, x, cell_types)
+        r = branch_dispersion(model, cell_types)
+        means.append(x.mean(dim=0).numpy())
+        expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
+        detected.append(-np.expm1(-r * np.log1p(counts / r)).mean(axis=0))
+    frame = {"index": [branch.name for branch in model.hierarchy.branches], "columns": model.autoencoder.genes.index}
+    return Hybrids(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
+
+
+def branch_samples(walk: TreeWalk, n_cells: int, *, seed: int) -> dict[str, Tensor]:
+    """Cells at the lower end of every branch, cells x dimensions; row i of each descends from one of the root."""
+    samples: dict[str, Tensor] = {}
+    for branch in walk.hierarchy.branches:
+        segment = walk.hierarchy.segment(branch.name)
+        generator = torch_generator(seed, branch.name)
+        if branch.parent is None:
+            x = walk.start(segment, n_cells, generator)
+        else:
+            x = walk.transport(branch.parent, branch.name, segment.high)(samples[branch.parent])
+        samples[branch.name] = walk.run(segment, x, generator) if segment.high > segment.low else x
+    return samples
+
+
+@torch.no_grad()
+def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
+    """Denoised x of a branch's cells, cells x dimensions.
+
+    A branch of no length has no training, so there it is what would be right for a normal population.
+    """
+    if sigma == 0:
+        return x
+    segment, where = walk.hierarchy.segment(branch), next(walk.denoiser.parameters()).device
+    x, level, number = x.to(where), torch.tensor([sigma], device=where), walk.numbers[branch].to(where)
+    if segment.high > segment.low:
+        return walk.denoiser(x, level, number).cpu()
+    return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()
+
+
+def decoded(model: BranchedModel, x: Tensor, cell_types: Collection[str]) -> np.ndarray:
+    """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
+    per_batch = model.composition.loc[list(cell_types)].sum()
+    place = (np.arange(len(x)) + 0.5) / len(x)
+    batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), place)]
+    return expected_counts(model, x, batch.to_numpy()).astype(np.float64)
+
+
+def branch_dispersion(model: BranchedModel, cell_types: Collection[str]) -> np.ndarray:
+    """Inverse dispersion of each gene in a branch: the geometric mean over its training cells."""
+    n_cells = model.composition.loc[list(cell_types)].sum(axis=1).to_numpy(dtype=float)
+    logs = [np.log(inverse_dispersion(model, cell_type).astype(np.float64)) for cell_type in cell_types]
+    return np.exp(np.average(logs, axis=0, weights=n_cells))
+
+
+def path_table(hybrids: Hybrids, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
+    """Average path of each cell type through the noise levels, as expression of some genes.
+
+    Returns
+    -------
+    Table of a row for each branch on each cell type's way: ``cell_type``, ``branch``, its noise levels from ``high`` to
+    ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
+    """
+    steps = [
+        {"cell_type": cell_type, "branch": segment.branch, "high": segment.high, "low": segment.low}
+        for cell_type in hierarchy.cell_types
+        for segment in hierarchy.path(cell_type)
+    ]
+    table = pd.DataFrame(steps)
+    expression = hybrids.expression.loc[table["branch"], genes].reset_index(drop=True)
+    return pd.concat([table, expression], axis=1)

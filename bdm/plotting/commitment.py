@@ -1,0 +1,93 @@
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.looks import POINT
+
+MAX_GENES, MOST_OF_NODE = 72, 8
+COLOURS = "viridis"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gene of a node: the clade that it is higher in, its AUC by noise level, and its commitment level."""
+
+    gene: str
+    higher_in: str
+    auc: np.ndarray
+    level: float
+
+
+def commitment_figure(interpretation: Interpretation) -> Figure:
+    """Draw how well each gene tells the children of its node apart, by noise level; early genes first at each node.
+
+    The genes are those that mark the children most; of more nodes than there is room for, the highest are drawn.
+    """
+    hierarchy = interpretation.hierarchy
+    nodes = highest(list(interpretation.nodes.values()), MAX_GENES // 2, level=lambda node: node[0].contrast.level)
+    n_each = int(np.clip(MAX_GENES // len(nodes), 2, MOST_OF_NODE))
+    levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
+    groups = [rows_of(node, interpretation, levels, n_genes=n_each) for node in nodes]
+    rows = [row for group in groups for row in group]
+    figure = Figure(figsize=(10, 1.8 + 0.2 * len(rows)), layout="constrained")
+    axis = figure.add_subplot()
+    edges = np.arange(len(rows) + 1) - 0.5
+    image = axis.pcolormesh(
+        np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 201)),
+        edges,
+        np.stack([row.auc for row in rows]),
+        cmap=COLOURS,
+        vmin=0.5,
+        vmax=1,
+        rasterized=True,
+    )
+    start = 0
+    for node, group in zip(nodes, groups, strict=True):
+        end, level = start + len(group), node[0].contrast.level
+        axis.hlines(start - 0.5, hierarchy.sigma_max, 0, color="white", linewidth=2.5)
+        axis.vlines(level, start - 0.5, end - 0.5, color=POINT, linewidth=2)
+        name = f"{node[0].contrast.node}, level {level:.1f}"
+        axis.text(hierarchy.sigma_max * 0.97, start - 0.3, name, color="white", fontsize=8, va="top", weight="bold")
+        start = end
+    axis.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
+    axis.set_yticks(range(len(rows)), [row.gene for row in rows], fontsize=8)
+    beside = axis.secondary_yaxis("right")
+    beside.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
+    beside.tick_params(length=0)
+    axis.set_xscale("asinh", linear_width=1)
+    axis.set_xlim(hierarchy.sigma_max, 0)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    ticks = [level for level in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if level <= hierarchy.sigma_max]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("noise level (within-type standard deviations)")
+    axis.set_title(
+        f"White dots: where a gene alone commits (AUC {hierarchy.threshold:g}), if it does; orange: where all genes "
+        "together do;\nright: the child that the gene is higher in",
+        fontsize=9,
+        loc="left",
+    )
+    figure.colorbar(
+        image, ax=axis, location="bottom", shrink=0.5, fraction=0.02, pad=0.01, aspect=40, label="AUC of the gene alone"
+    )
+    return figure
+
+
+def rows_of(
+    node: tuple[ContrastGenes, ...], interpretation: Interpretation, levels: np.ndarray, *, n_genes: int
+) -> list[Row]:
+    """Rows of the best genes of a node's children in turn, each gene once, those that commit earliest first."""
+    rows: dict[str, Row] = {}
+    ranked = [(rank, of, gene) for of in node for rank, gene in enumerate(np.argsort(of.model.rank)[:n_genes])]
+    for _, of, gene in sorted(ranked, key=lambda item: item[0]):
+        name = interpretation.genes[gene]
+        if len(rows) < n_genes and name not in rows:
+            auc = np.array([of.commitment.auc(level)[gene] for level in levels])
+            level = of.commitment.level(interpretation.hierarchy.threshold)[gene]
+            rows[name] = Row(name, clade_label(of.contrast.inside), auc, level)
+    return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))
