@@ -112,13 +112,30 @@ def test_as_many_genes_change_on_the_way_to_every_type(simulation):
 
 
 def test_changes_are_as_large_as_set():
-    settings = ProgrammeSettings(n_genes=4000, least_log2_fold_change=0.5, mean_excess=0.7, share_up=0.9)
+    settings = ProgrammeSettings(n_genes=2000, least_log2_fold_change=0.5, mean_excess=0.7, share_up=0.9)
     tree = Clade(children=(Clade("a"), Clade("b")))
-    programmes = plant(tree, settings, n_genes=8000, generator=numpy_generator(0))
+    programmes = plant(tree, settings, n_genes=4000, generator=numpy_generator(0))
     change = np.concatenate([programme.log2_fold_change for programme in programmes])
     assert np.abs(change).min() >= 0.5
     assert np.abs(change).mean() == pytest.approx(1.2, abs=0.03)
-    assert (change > 0).mean() == pytest.approx(0.9, abs=0.01)
+    assert (change > 0).mean() == pytest.approx(0.9, abs=0.02)
+
+
+def test_modules_have_the_same_sizes_of_changes(simulation):
+    longest = max(simulation.programmes, key=lambda programme: programme.n_modules)
+    assert longest.n_modules > 1
+    modules = np.sort(np.abs(np.split(longest.log2_fold_change, longest.n_modules)), axis=1)
+    np.testing.assert_allclose(modules, modules[:1].repeat(longest.n_modules, axis=0))
+
+
+def test_modules_vary_in_activity(simulation):
+    loadings = simulation.population.loadings[SMALL.n_factors :]
+    assert len(loadings) == sum(programme.n_modules for programme in simulation.programmes)
+    planted = np.zeros(SMALL.n_genes)
+    for programme in simulation.programmes:
+        planted[programme.genes] = programme.log2_fold_change
+    assert (np.count_nonzero(loadings, axis=1) == SMALL.programmes.n_genes).all()
+    np.testing.assert_allclose(loadings.sum(axis=0), SMALL.programmes.activity_spread * np.log(2) * planted)
 
 
 def test_expression_changes_by_the_programmes_above_a_type(simulation):
@@ -137,7 +154,13 @@ def test_expression_changes_by_the_programmes_above_a_type(simulation):
 def test_planted_changes_are_in_the_counts():
     """But for one factor between two types, which all genes share."""
     settings = SimulationSettings(
-        n_types=4, n_genes=400, fewest_cells=500, most_cells=500, n_factors=0, library_size=20_000
+        n_types=4,
+        n_genes=400,
+        fewest_cells=500,
+        most_cells=500,
+        n_factors=0,
+        library_size=20_000,
+        programmes=ProgrammeSettings(activity_spread=0),
     )
     simulation = simulate(settings, seed=0)
     counts, cell_type = simulation.adata.X, simulation.adata.obs["cell_type"].to_numpy()
@@ -202,10 +225,11 @@ def test_settings_out_of_range(setting, value):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("n_genes", 0), ("least_log2_fold_change", -1), ("mean_excess", -1), ("share_up", 1.1)]
+    ("setting", "value"),
+    [("n_genes", 0), ("least_log2_fold_change", -1), ("mean_excess", -1), ("share_up", 1.1), ("activity_spread", -1)],
 )
 def test_programme_settings_out_of_range(setting, value):
-    with pytest.raises(InputError, match="genes" if setting == "n_genes" else setting):
+    with pytest.raises(InputError, match=setting):
         ProgrammeSettings(**{setting: value})
 
 

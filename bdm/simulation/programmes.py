@@ -10,29 +10,33 @@ from bdm.simulation.tree import height
 
 @dataclass(frozen=True)
 class ProgrammeSettings:
-    """How branches change genes.
+    """How branches change genes, in modules.
 
     Attributes
     ----------
     n_genes
-        Genes that change in a branch between nodes whose heights differ by one; a longer branch has as many times more.
+        Genes of a module. A branch between nodes whose heights differ by one has one module; a longer branch, as many
+        more.
     least_log2_fold_change
         Smallest change of a gene.
     mean_excess
         Mean of what changes have beyond the smallest; their sizes are quantiles of an exponential distribution.
     share_up
         Share of the genes that go up.
+    activity_spread
+        Standard deviation of a module's activity in cells of the same type, whatever type; 1 is what the branch adds.
     """
 
     n_genes: int = 20
     least_log2_fold_change: float = 1.0
     mean_excess: float = 1.0
     share_up: float = 0.8
+    activity_spread: float = 0.4
 
     def __post_init__(self):
         if self.n_genes < 1:
-            raise InputError(f"A branch changes {self.n_genes} genes, but must change 1 or more.")
-        for name in ("least_log2_fold_change", "mean_excess"):
+            raise InputError(f"n_genes is {self.n_genes}, but must be 1 or more.")
+        for name in ("least_log2_fold_change", "mean_excess", "activity_spread"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be 0 or more.")
         if not 0 <= self.share_up <= 1:
@@ -48,14 +52,17 @@ class Programme:
     cell_types
         Types below the branch.
     genes
-        Indices of the genes that change; no other programme has them.
+        Indices of the genes that change, module by module; no other programme has them.
     log2_fold_change
         Of each of these genes, relative to genes that do not change.
+    n_modules
+        Modules of as many genes each.
     """
 
     cell_types: tuple[str, ...]
     genes: np.ndarray
     log2_fold_change: np.ndarray
+    n_modules: int
 
 
 def plant(
@@ -63,9 +70,9 @@ def plant(
 ) -> tuple[Programme, ...]:
     """Give every branch below the root a programme.
 
-    The number of genes keeps time as a clock does: from the root to every type as many change. So the squared distance
-    between types in log expression grows with the height of their last common ancestor, and the tree can be told from
-    distances alone. Sizes of changes are quantiles, as chance in them could outweigh a difference in height.
+    The number of modules keeps time as a clock does: from the root to every type it is the same. So the squared
+    distance between types grows with the height of their last common ancestor, and the tree can be told from distances
+    alone. All modules have the same sizes of changes, as chance in them could outweigh a difference in height.
 
     Raises
     ------
@@ -73,16 +80,28 @@ def plant(
         If the programmes need more than ``n_genes`` genes.
     """
     branches = list(_branches(tree))
-    sizes = [settings.n_genes * length for _, length in branches]
-    if sum(sizes) > n_genes:
+    n_planted = settings.n_genes * sum(length for _, length in branches)
+    if n_planted > n_genes:
         raise InputError(
-            f"The branches change {sum(sizes)} genes, but there are {n_genes}; give more genes, or fewer a branch."
+            f"The branches change {n_planted} genes, but there are {n_genes}; give more genes, or fewer a module."
         )
-    parts = np.split(generator.permutation(n_genes)[: sum(sizes)], np.cumsum(sizes)[:-1])
-    return tuple(
-        Programme(clade.leaves(), genes, _changes(len(genes), settings, generator))
-        for (clade, _), genes in zip(branches, parts, strict=True)
-    )
+    shuffled = iter(generator.permutation(n_genes))
+    programmes = []
+    for clade, length in branches:
+        genes = np.fromiter(shuffled, dtype=int, count=length * settings.n_genes)
+        changes = np.concatenate([_changes(settings, generator) for _ in range(length)])
+        programmes.append(Programme(clade.leaves(), genes, changes, length))
+    return tuple(programmes)
+
+
+def module_loadings(programmes: tuple[Programme, ...], *, spread: float, n_genes: int) -> np.ndarray:
+    """Change of natural log expression with one standard deviation of each module's activity, modules x genes."""
+    loadings = []
+    for programme in programmes:
+        for module in np.split(np.arange(len(programme.genes)), programme.n_modules):
+            loadings.append(np.zeros(n_genes))
+            loadings[-1][programme.genes[module]] = spread * np.log(2) * programme.log2_fold_change[module]
+    return np.stack(loadings)
 
 
 def _branches(tree: Clade) -> Iterator[tuple[Clade, int]]:
@@ -92,8 +111,8 @@ def _branches(tree: Clade) -> Iterator[tuple[Clade, int]]:
         yield from _branches(child)
 
 
-def _changes(n_genes: int, settings: ProgrammeSettings, generator: np.random.Generator) -> np.ndarray:
-    """Give a programme the sizes of all programmes of as many genes, in random order and direction."""
-    quantile = generator.permutation((np.arange(n_genes) + 0.5) / n_genes)
+def _changes(settings: ProgrammeSettings, generator: np.random.Generator) -> np.ndarray:
+    """Give a module the sizes of all modules, in random order and direction."""
+    quantile = generator.permutation((np.arange(settings.n_genes) + 0.5) / settings.n_genes)
     size = settings.least_log2_fold_change - settings.mean_excess * np.log1p(-quantile)
-    return np.where(generator.random(n_genes) < settings.share_up, size, -size)
+    return np.where(generator.random(settings.n_genes) < settings.share_up, size, -size)

@@ -10,7 +10,7 @@ from bdm.errors import InputError
 from bdm.hierarchy.topology import Clade
 from bdm.seeds import numpy_generator
 from bdm.simulation.population import Population, expression_by_type
-from bdm.simulation.programmes import Programme, ProgrammeSettings, plant
+from bdm.simulation.programmes import Programme, ProgrammeSettings, module_loadings, plant
 from bdm.simulation.tree import random_tree
 
 CELLS_A_BLOCK = 1024
@@ -31,7 +31,7 @@ class SimulationSettings:
     expression_spread
         Of genes at the root.
     n_factors, factor_spread
-        Factors that vary within types, and the spread of a gene with each.
+        Factors that vary within types beside the programmes' modules, and the spread of a gene with each.
     inverse_dispersion, dispersion_spread
         Median over genes, and its spread.
     """
@@ -112,15 +112,16 @@ def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
 def draw_population(
     cell_types: tuple[str, ...], programmes: tuple[Programme, ...], settings: SimulationSettings, *, seed: int
 ) -> Population:
-    """Draw expression at the root, factors and dispersions."""
+    """Draw expression at the root, factors and dispersions; what programmes add follows from them."""
     generator, n_genes = numpy_generator(seed, "population"), settings.n_genes
     base = settings.expression_spread * generator.standard_normal(n_genes)
-    loadings = settings.factor_spread * generator.standard_normal((settings.n_factors, n_genes))
+    factors = settings.factor_spread * generator.standard_normal((settings.n_factors, n_genes))
+    modules = module_loadings(programmes, spread=settings.programmes.activity_spread, n_genes=n_genes)
     deviation = settings.dispersion_spread * generator.standard_normal(n_genes)
     return Population(
         cell_types,
         expression_by_type(base, programmes, cell_types),
-        loadings,
+        np.concatenate([factors, modules]),
         settings.inverse_dispersion * np.exp(deviation),
     )
 
