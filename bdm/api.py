@@ -22,6 +22,7 @@ from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import preparation, provenance, storable
 from bdm.training import fabric
+from bdm.transmutation.goal import Goal, Pair
 from bdm.transmutation.sources import sources_of
 from bdm.transmutation.transmute import transmute_cells
 
@@ -170,6 +171,7 @@ class BranchedDiffusion:
         to: str,
         *,
         from_: Sequence[str] = (),
+        like: Mapping[str, str] | None = None,
         label_key: str | None = None,
         stochastic: bool = False,
         n_levels: int = 12,
@@ -185,6 +187,9 @@ class BranchedDiffusion:
             Cell type to move to.
         from_
             Cell types to move; all others than ``to`` if none are named.
+        like
+            Types that made such a move, old to new. The model need then not know ``to``: cells go as these types went,
+            and most as those nearest to their own.
         label_key
             Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
         stochastic
@@ -201,9 +206,11 @@ class BranchedDiffusion:
             If types, genes or batches do not fit the model, or the model is not fitted.
         """
         settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
-        sources = sources_of(adata, self.model, to=to, cell_types=tuple(from_), label_key=label_key)
-        moved = transmute_cells(self.model, sources, to, settings, seed=seed)
-        moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), "to": to, "from": list(from_)}))
+        goal = Goal(to, tuple(Pair(old, new) for old, new in (like or {}).items()))
+        sources = sources_of(adata, self.model, goal, cell_types=tuple(from_), label_key=label_key)
+        moved = transmute_cells(self.model, sources, goal, settings, seed=seed)
+        asked = {"to": to, "from": list(from_), "like": dict(like or {})}
+        moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **asked}))
         return moved
 
     def save(self, path: Path | str) -> None:

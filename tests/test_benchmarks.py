@@ -57,6 +57,7 @@ def run(path: str, *arguments: str | Path) -> None:
         ]:
             patch.setattr(owner, name, getattr(owner, name))
         patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        patch.syspath_prepend((ROOT / path).parent)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / path), run_name="__main__")
         assert not ended.value.code
@@ -105,6 +106,7 @@ def test_dry_run_plans_all_runs(planned):
     n_moved = len(MOVED) * len(SEEDS)
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs + n_moved), planned
     assert jobs["transmute_run"] == n_moved
+    assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
     assert jobs["train_peer"] == len(DATASETS) * sum(1 if peer.get("one_seed") else len(SEEDS) for peer in peers)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
@@ -133,7 +135,7 @@ def test_commands_take_what_rules_give(planned):
             COMMANDS[arguments[1]].make_context(arguments[1], arguments[2:])
     assert {Path(path).stem for path in scripts} >= {
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
-        *("join_labels", "transmute", "transmute_table"),
+        *("join_labels", "transmute", "transmute_table", "unseen"),
     }
 
 
@@ -336,9 +338,28 @@ def test_moves_are_judged_and_told(trained, prepared_file, tmp_path):
     assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["drawn anew", "library_kept"])
     load("scripts/transmute_table.py").main(tmp_path, [scores])
     text = (tmp_path / "transmute.md").read_text()
-    assert "## blood\n\nMeans over 2 moves" in text
+    assert "## blood: moved to a type that was learned\n\nMeans over 2 moves" in text
     assert f"{of_b.loc['branched', 'energy']:.2f}" in text
     assert (tmp_path / "transmute_blood.png").stat().st_size > 10_000
+
+
+def test_types_move_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path):
+    cells = prepared[prepared.obs["cell_type"].isin([B, "CD14+ Monocyte", "Dendritic"])].copy()
+    in_two = np.arange(cells.n_obs) % 2 == 0
+    cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"].astype(str) + np.where(in_two, "|NEW", "|OLD"))
+    counts = cells.X.toarray()
+    counts[in_two, :10] += 20  # the condition
+    cells.X = sparse.csr_matrix(counts)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ["--condition", "OLD=NEW", "--n-steps", "40"]
+    run("scripts/unseen.py", tmp_path / "cells.h5ad", tmp_path / "unseen.csv", *arguments)
+    table = pd.read_csv(tmp_path / "unseen.csv")
+    assert set(table["to"]) == {f"{name}|NEW" for name in (B, "CD14+ Monocyte", "Dendritic")}
+    energy = table.pivot(index="source_type", columns="set", values="energy")
+    for way in ("like the nearest types", "like the nearest type", "common shift"):
+        assert energy[way].mean() < 0.6 * energy["unmoved"].mean()
+    r2 = table.pivot(index="source_type", columns="set", values="mean_r2")
+    assert (r2["common, gene by gene"] > r2["unmoved"] + 0.3).all()
 
 
 # ---- tables

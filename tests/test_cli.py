@@ -258,6 +258,7 @@ BAD = {
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "transmute: no target": ("transmute model prepared.h5ad OUT.h5ad", None),
     "transmute: from no type": ("transmute model prepared.h5ad OUT.h5ad --to Dendritic --from T-800", "T-800"),
+    "transmute: like what": ("transmute model prepared.h5ad OUT.h5ad --to x --from Dendritic --like a=b", "OLD=NEW"),
     "transmute: no cells": ("transmute model none.h5ad OUT.h5ad --to Dendritic", "none.h5ad"),
     "transmute: no labels": ("transmute model generated_without.h5ad OUT.h5ad --to Dendritic", "no column"),
     "transmute: other genes": ("transmute model few_genes.h5ad OUT.h5ad --to Dendritic", "lack"),

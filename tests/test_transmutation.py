@@ -4,6 +4,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.errors import InputError
+from bdm.transmutation.goal import Goal, Pair, mean, read_pair, weights
 from bdm.transmutation.sources import sources_of
 
 LACKING = "CD4+/CD45RA+/CD25- Naive T"  # type with too few cells for the model
@@ -97,7 +98,7 @@ def test_batches(example_cells, batch_model):
 )
 def test_cells_that_do_not_fit(example_cells, small_model, change, arguments, message):
     with pytest.raises(InputError, match=message):
-        sources_of(change(example_cells.copy()).copy(), small_model.model, **arguments)
+        sources_of(change(example_cells.copy()).copy(), small_model.model, Goal(arguments.pop("to")), **arguments)
 
 
 def test_cells_that_cannot_be_moved_are_left_out(example_cells, small_model, caplog):
@@ -105,7 +106,7 @@ def test_cells_that_cannot_be_moved_are_left_out(example_cells, small_model, cap
     cells.X = sparse.csr_matrix(cells.X.multiply((np.arange(cells.n_obs) != 5)[:, None]))
     name = cells.obs_names[5]
     assert cells.obs["bulk_labels"].iloc[5] not in ("CD56+ NK", LACKING)
-    sources = sources_of(cells, small_model.model, to="CD56+ NK")
+    sources = sources_of(cells, small_model.model, Goal("CD56+ NK"))
     assert name not in sources.adata.obs_names
     n_lacking = (cells.obs["bulk_labels"] == LACKING).sum()
     n_there = (cells.obs["bulk_labels"] == "CD56+ NK").sum()
@@ -114,3 +115,44 @@ def test_cells_that_cannot_be_moved_are_left_out(example_cells, small_model, cap
         f"Left out {n_lacking} cells of types that the model lacks: '{LACKING}'.",
         "Left out 1 cells with no counts of the model's genes.",
     ]
+
+
+# ---- moves like others
+
+PAIRS = (Pair("CD14+ Monocyte", "Dendritic"), Pair("CD8+ Cytotoxic T", "CD56+ NK"))
+
+
+def test_pairs_weigh_more_the_nearer_they_are(small_model):
+    of_t, of_monocyte = (weights(small_model.model, name, PAIRS) for name in ("CD4+/CD45RO+ Memory", "CD14+ Monocyte"))
+    assert of_t.sum() == pytest.approx(1)
+    assert of_t[PAIRS[1]] > 0.9
+    assert of_monocyte[PAIRS[0]] > 0.99
+    assert weights(small_model.model, "CD19+ B", PAIRS[:1]).tolist() == [1]
+    assert weights(small_model.model, "CD14+ Monocyte", (PAIRS[0], Pair("CD14+ Monocyte", "CD34+"))).tolist() == [
+        0.5,
+        0.5,
+    ]
+
+
+def test_cells_move_as_others_did(example_cells, small_model):
+    moved = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
+    assert set(moved.obs["cell_type"]) == {"new"}
+    assert "parted_at" not in moved.obs
+    model = small_model.model
+    old, new = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in PAIRS[0])
+    b = model.whitening.inverse(mean(model, "CD19+ B")[None])[0, :-1].numpy()
+    np.testing.assert_allclose(moved.obsm["latent"].mean(axis=0), b + new - old, atol=0.25)
+
+
+def test_pair_is_read_whatever_its_names():
+    assert read_pair("a=b", ("a", "b")) == Pair("a", "b")
+    assert read_pair("a=b=c", ("c", "a=b")) == Pair("a=b", "c")
+    with pytest.raises(InputError, match="OLD=NEW"):
+        read_pair("a=c", ("a", "b"))
+
+
+def test_moves_like_others_that_cannot_be(example_cells, small_model):
+    with pytest.raises(InputError, match="Name the types to move"):
+        small_model.transmute(example_cells, "new", like=dict(PAIRS))
+    with pytest.raises(InputError, match="no type 'odd'"):
+        small_model.transmute(example_cells, "new", from_=["CD19+ B"], like={"odd": "CD34+"})

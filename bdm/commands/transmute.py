@@ -16,6 +16,14 @@ def transmute(
         list[str] | None,
         typer.Option("--from", help="Cell type to move; may be repeated; all others if not given.", show_default=False),
     ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Two types that made such a move; may be repeated. The model need not know the type moved to.",
+            metavar="OLD=NEW",
+            show_default=False,
+        ),
+    ] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of obs with the cell types.", show_default="the model's")
     ] = None,
@@ -40,17 +48,19 @@ def transmute(
     from bdm.model.model import load_model
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
+    from bdm.transmutation.goal import Goal, read_pair
     from bdm.transmutation.sources import sources_of
     from bdm.transmutation.transmute import transmuted_cells
 
     settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
     with written_whole(out) as path:
         loaded = load_model(model, device=fabric(device).device)
-        sources = sources_of(read_cells(cells), loaded, to=to, cell_types=tuple(from_ or ()), label_key=label_key)
-        moved = transmuted_cells(loaded, sources, to, settings, seed=seed)
+        goal = Goal(to, tuple(read_pair(text, loaded.cell_types) for text in like or ()))
+        sources = sources_of(read_cells(cells), loaded, goal, cell_types=tuple(from_ or ()), label_key=label_key)
+        moved = transmuted_cells(loaded, sources, goal, settings, seed=seed)
         record = provenance(
             seed=seed,
-            settings={**asdict(settings), "to": to, "from": from_ or []},
+            settings={**asdict(settings), "to": to, "from": from_ or [], "like": like or []},
             model_sha256=sha256(model),
             cells_sha256=sha256(cells),
         )

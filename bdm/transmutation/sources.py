@@ -8,6 +8,7 @@ from anndata import AnnData
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
+from bdm.transmutation.goal import Goal
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ class Sources:
 
 
 def sources_of(
-    adata: AnnData, model: BranchedModel, *, to: str, cell_types: tuple[str, ...] = (), label_key: str | None = None
+    adata: AnnData, model: BranchedModel, goal: Goal, *, cell_types: tuple[str, ...] = (), label_key: str | None = None
 ) -> Sources:
-    """Take the cells to move to the type ``to``, and check that the model can.
+    """Take the cells to move, and check that the model can.
 
     Cells of types that the model does not know are left out with a warning, and so are cells with no counts.
 
@@ -41,7 +42,7 @@ def sources_of(
     adata
         Cells with raw counts of at least the model's genes.
     cell_types
-        Types whose cells to take; all but ``to`` if none are named.
+        Types whose cells to take; all but that to move to if none are named.
     label_key
         Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
 
@@ -50,14 +51,16 @@ def sources_of(
     InputError
         If the model lacks a named type or a batch, the cells lack genes, or no cells are left.
     """
-    check_types(model, (to, *cell_types))
+    check_types(model, (*goal.cell_types, *cell_types))
+    if goal.like and not cell_types:
+        raise InputError("Name the types to move (--from), where they are to go as others went (--like).")
     labels = labels_of(adata, model, label_key)
     known = labels.isin(model.cell_types)
     if not known.all():
         logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), some(labels[~known]))
-    taken = (labels.isin(cell_types) if cell_types else known & (labels != to)).to_numpy()
+    taken = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
     if not taken.any():
-        raise InputError(f"There are no cells to move to {to!r}; the cells are of the types {some(labels)}.")
+        raise InputError(f"There are no cells to move to {goal.to!r}; the cells are of the types {some(labels)}.")
     chosen, labels = counts_of(adata, model.autoencoder.genes.index)[taken], labels[taken]
     seen = np.asarray(chosen.X.sum(axis=1)).ravel() > 0
     if not seen.all():

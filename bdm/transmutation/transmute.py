@@ -16,6 +16,7 @@ from bdm.latent.cells import encode
 from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
+from bdm.transmutation.goal import Goal, shift
 from bdm.transmutation.sources import Sources
 
 Move = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
@@ -32,17 +33,18 @@ class Rows:
 
 
 def transmute_cells(
-    model: BranchedModel, sources: Sources, to: str, settings: SamplerSettings, *, seed: int
+    model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> ad.AnnData:
     """Move cells to another type, in memory; see :func:`transmuted_cells`.
 
     Returns
     -------
     AnnData with integer counts in ``X`` (CSR), cells named and ordered as they came; their ``obs`` with ``cell_type``
-    (now ``to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point and its noise level, in whitened
-    units, up to which a cell went) and ``synthetic`` (True); the latent in ``obsm['latent']``; the model's ``var``.
+    (now ``goal.to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point and its noise level, in
+    whitened units, up to which a cell went; not with ``goal.like``) and ``synthetic`` (True); the latent in
+    ``obsm['latent']``; the model's ``var``.
     """
-    cells = transmuted_cells(model, sources, to, settings, seed=seed)
+    cells = transmuted_cells(model, sources, goal, settings, seed=seed)
     blocks = list(cells.blocks)
     counts = sp.vstack([block.counts for block in blocks], format="csr")
     latent = np.concatenate([block.latent for block in blocks])
@@ -50,29 +52,35 @@ def transmute_cells(
 
 
 def transmuted_cells(
-    model: BranchedModel, sources: Sources, to: str, settings: SamplerSettings, *, seed: int
+    model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> GeneratedCells:
     """Move cells to another type, block by block.
 
     A cell is drawn from its posterior, brought up to the level of the lowest common ancestor of its type and the type
     ``to``, and down to that. The way up follows the probability-flow ODE and undoes every hand-over, so that a cell
     keeps its place among its like; with ``settings.stochastic`` it is fresh noise, and a cell keeps no more than the
-    ancestor tells of it. Counts are drawn with the library size that comes out.
+    ancestor tells of it. With ``goal.like``, it is shifted from where it is. Counts are drawn with the library size
+    that comes out.
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
 
     def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
-        return walk.move(x, cell_type, to, generator)
+        if goal.like:
+            return x + shift(model, cell_type, goal.like)
+        return walk.move(x, cell_type, goal.to, generator)
 
     return GeneratedCells(
-        _observations(model, sources, to),
+        _observations(model, sources, goal),
         model.autoencoder.genes.copy(),
-        moved_blocks(model, sources, to, move, seed=seed),
+        moved_blocks(model, sources, goal.to, move, seed=seed),
     )
 
 
 def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *, seed: int) -> Iterator[Block]:
-    """Draw cells from their posteriors, move them in whitened space, and draw counts of the type ``to``."""
+    """Draw cells from their posteriors, move them in whitened space, and draw counts.
+
+    These have the dispersion of the type ``to``, or that of the cells' own where the model does not know it.
+    """
 
     def of_rows(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
@@ -80,7 +88,8 @@ def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *,
         x = move(model.whitening(y), rows.cell_type, generator)
         mean = expected_counts(model, x, sources.batch[rows.rows])
         for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
-        counts = draw_counts(mean, inverse_dispersion(model, to), for_counts)
+        like = to if to in model.cell_types else rows.cell_type
+        counts = draw_counts(mean, inverse_dispersion(model, like), for_counts)
         return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
 
     keep_freed_memory()
@@ -110,12 +119,14 @@ def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
     return Block(counts[order], np.concatenate([block.latent for block in blocks])[order])
 
 
-def _observations(model: BranchedModel, sources: Sources, to: str) -> pd.DataFrame:
+def _observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
     obs = sources.adata.obs.copy()
-    ancestors = {name: model.hierarchy.common_ancestor(name, to) for name in pd.unique(sources.cell_type)}
     obs["source_type"] = pd.Categorical(sources.cell_type)
-    obs["cell_type"] = pd.Categorical([to] * len(obs), categories=model.cell_types)
-    obs["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
-    obs["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
+    known = goal.to in model.cell_types
+    obs["cell_type"] = pd.Categorical([goal.to] * len(obs), categories=model.cell_types if known else [goal.to])
+    if not goal.like:
+        ancestors = {name: model.hierarchy.common_ancestor(name, goal.to) for name in pd.unique(sources.cell_type)}
+        obs["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
+        obs["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
     obs["synthetic"] = True
     return obs

@@ -1,4 +1,4 @@
-PREPARED = DATASETS | MOVED
+PREPARED = ANNOTATED | DATASETS | MOVED
 
 
 def raw_cells(wildcards):
@@ -7,8 +7,12 @@ def raw_cells(wildcards):
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set, thinned or with labels joined where it says so."""
-    changes = {"thin": rules.thin.output.cells, "join": rules.join_labels.output.cells}
+    """Give the cells of a data set, thinned, with labels joined or without some types where it says so."""
+    changes = {
+        "thin": rules.thin.output.cells,
+        "join": rules.join_labels.output.cells,
+        "leave_out": rules.leave_out.output.cells,
+    }
     changed = [cells.format(**wildcards) for key, cells in changes.items() if key in PREPARED[wildcards.data]]
     return changed or raw_cells(wildcards)
 
@@ -24,6 +28,19 @@ rule join_labels:
         column=lambda wildcards: PREPARED[wildcards.data]["join"],
     shell:
         "python {SCRIPTS}/join_labels.py {input.cells:q} {output.cells} --column {params.column:q} > {log} 2>&1"
+
+
+rule leave_out:
+    input:
+        cells=raw_cells,
+    output:
+        cells=temp("results/{data}/{seed}/without.h5ad"),
+    log:
+        "results/{data}/{seed}/logs/leave_out.log",
+    params:
+        cell_type=lambda wildcards: PREPARED[wildcards.data]["leave_out"],
+    shell:
+        "python {SCRIPTS}/leave_out.py {input.cells:q} {output.cells} --cell-type {params.cell_type:q} > {log} 2>&1"
 
 
 rule thin:

@@ -9,6 +9,7 @@ SCRIPTS = f"{workflow.basedir}/scripts"
 SEEDS = config["seeds"]
 DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
 MOVED = config["transmute"]["datasets"]
+ANNOTATED = config["tree"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 

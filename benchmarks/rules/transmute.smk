@@ -27,9 +27,30 @@ rule transmute_run:
         " > {log} 2>&1"
 
 
+rule unseen_run:
+    input:
+        cells=rules.prepare.output.cells,
+    output:
+        scores="results/{data}/{seed}/unseen.csv",
+    log:
+        "results/{data}/{seed}/logs/unseen.log",
+    params:
+        condition=lambda wildcards: MOVED[wildcards.data]["condition"],
+    shell:
+        "python {SCRIPTS}/unseen.py {input.cells} {output.scores}"
+        " --condition {params.condition:q}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
 rule transmute:
     input:
         scores=expand(rules.transmute_run.output.scores, data=MOVED, seed=SEEDS),
+        unseen=expand(
+            rules.unseen_run.output.scores,
+            data=[name for name, dataset in MOVED.items() if "condition" in dataset],
+            seed=SEEDS,
+        ),
     output:
         table="results/transmute.csv",
         text="results/transmute.md",
@@ -39,4 +60,4 @@ rule transmute:
     params:
         folder=subpath(output.table, parent=True),
     shell:
-        "python {SCRIPTS}/transmute_table.py {params.folder} {input.scores} > {log} 2>&1"
+        "python {SCRIPTS}/transmute_table.py {params.folder} {input} > {log} 2>&1"

@@ -8,6 +8,7 @@ from torch import Tensor
 from bdm.diffusion.handover import hand_over
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.model.model import BranchedModel
+from bdm.transmutation.goal import mean
 from bdm.transmutation.transmute import Move
 
 
@@ -67,8 +68,3 @@ def drawn(model: BranchedModel, to: str) -> Move:
     """Draw cells of the type anew, of which nothing is kept."""
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
     return lambda x, cell_type, generator: walk.independent(to, len(x), generator)
-
-
-def mean(model: BranchedModel, cell_type: str) -> Tensor:
-    """Mean of a type in whitened space."""
-    return model.moments.mixture((cell_type,)).mean

@@ -10,6 +10,7 @@ from augment_table import with_run
 from bdm.plotting.figure import save_figure
 from bdm.plotting.transmutation import PANELS, scores_figure
 
+TASKS = {"transmute": "moved to a type that was learned", "unseen": "moved to a type that was not learned"}
 SCORES = [*PANELS, "sign"]
 
 
@@ -45,14 +46,15 @@ def section(data: str, scores: pd.DataFrame) -> list[str]:
 
 def main(folder: Path, runs: list[Path]) -> None:
     """Write all scores, their overview as Markdown, and a figure for each data set."""
-    scores = pd.concat([with_run(path) for path in runs])
+    scores = pd.concat([with_run(path).assign(task=TASKS[path.stem]) for path in runs])
     scores.to_csv(folder / "transmute.csv", index=False)
     parts = ["# Cells moved to another type", f"Numbers are the {OVER_SEEDS}"]
-    for data, of_data in scores.groupby("data", sort=False):
-        parts += section(data, of_data)
+    for (data, task), of_data in scores.groupby(["data", "task"], sort=False):
+        parts += section(f"{data}: {task}", of_data)
         table = of_data.assign(source_type=of_data["source_type"] + " → " + of_data["to"].str.split("|").str[-1])
         means = table.groupby(["source_type", "set"], sort=False)[[*PANELS]].mean()
-        save_figure(scores_figure(means, "the type named"), folder / f"transmute_{data}.png")
+        if task == TASKS["transmute"]:
+            save_figure(scores_figure(means, "the type named"), folder / f"transmute_{data}.png")
     (folder / "transmute.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

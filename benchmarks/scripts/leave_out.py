@@ -1,0 +1,19 @@
+"""Leave out the cells of a type."""
+
+from pathlib import Path
+
+import anndata as ad
+import typer
+
+from bdm.files import written_whole
+
+
+def main(cells: Path, out: Path, *, cell_type: str) -> None:
+    """Write all other cells."""
+    adata = ad.read_h5ad(cells)
+    with written_whole(out) as path:
+        adata[adata.obs["cell_type"] != cell_type].write_h5ad(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,166 @@
+"""Compare the tree of cell types with groups of them that people have named, and with random trees."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from bdm.data.prepared import read_prepared
+from bdm.evaluation.figures.looks import COLOURS, MARKERS, Look
+from bdm.files import read_json
+from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
+from bdm.hierarchy.tree import Hierarchy
+from bdm.plotting.clades import branch_rows
+from bdm.plotting.figure import save_figure
+from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.seeds import numpy_generator
+from bdm.simulation.tree import random_tree
+
+N_RANDOM = 1000
+COLUMN_WIDTH = 11  # points
+
+Clades = set[frozenset[str]]
+
+
+def named_groups(obs: pd.DataFrame, labels: list[str]) -> pd.DataFrame:
+    """List the groups of two or more cell types, but not all, that share a label.
+
+    Of labels that name the same types only the first is taken.
+
+    Returns
+    -------
+    Table with ``label`` (the column), ``group`` (its value) and ``cell_types`` (a set).
+    """
+    rows = []
+    for label in labels:
+        pairs = obs[["cell_type", label]].astype(str).drop_duplicates()
+        if pairs["cell_type"].duplicated().any():
+            raise SystemExit(f"Cells of one type have several values of {label}, so it does not group the types.")
+        for group, cell_types in pairs.groupby(label)["cell_type"]:
+            if 1 < len(cell_types) < len(pairs):
+                rows.append((label, group, frozenset(cell_types)))
+    table = pd.DataFrame(rows, columns=["label", "group", "cell_types"])
+    return table[~table["cell_types"].duplicated()].reset_index(drop=True)
+
+
+def random_clades(cell_types: tuple[str, ...], seed: int) -> Iterator[Clades]:
+    """Clades of random trees of the same types, in which every division into two numbers is equally likely."""
+    generator = numpy_generator(seed, "random trees")
+    for _ in range(N_RANDOM):
+        yield clades_of_tree(random_tree(cell_types, balanced=False, generator=generator))
+
+
+def nearness(group: frozenset[str], tree: Clades) -> float:
+    """Tell what share of types a group and its nearest clade have in common (Jaccard's index); 1 if it is a clade."""
+    return max(len(group & clade) / len(group | clade) for clade in tree)
+
+
+def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> pd.DataFrame:
+    """Tell for each group whether it is a clade, or how near to one, and how often in random trees."""
+    sets = groups["cell_types"]
+    return pd.DataFrame(
+        {
+            "label": groups["label"],
+            "group": groups["group"],
+            "n_types": sets.map(len),
+            "found": [group in tree for group in sets],
+            "nearness": [nearness(group, tree) for group in sets],
+            "found_random": [sum(group in other for other in random) / len(random) for group in sets],
+            "nearness_random": [sum(nearness(group, other) for other in random) / len(random) for group in sets],
+        }
+    )
+
+
+def compare_trees(tree: Clades, groups: Clades, random: list[Clades]) -> dict[str, float]:
+    """Compare the whole annotation: groups missing, and clades that part a group, as shares of either's number."""
+    own = TreeComparison(tree, groups)
+    others = pd.DataFrame(
+        [
+            (len(c.found), c.share_missing, contradicting(c))
+            for c in (TreeComparison(other, groups) for other in random)
+        ],
+        columns=["found", "missing", "contradicting"],
+    )
+    return {
+        "n_groups": len(groups),
+        "found": len(own.found),
+        "missing": own.share_missing,
+        "contradicting": contradicting(own),
+        "found_random": others["found"].mean(),
+        "found_random_most": others["found"].max(),
+        "missing_random": others["missing"].mean(),
+        "contradicting_random": others["contradicting"].mean(),
+    }
+
+
+def contradicting(comparison: TreeComparison) -> float:
+    """Share of the tree's clades that part a group."""
+    return len(comparison.contradicting) / len(comparison.tree)
+
+
+def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
+    """Draw the tree with a column of marks for each label, and ringed branch points where a group is a clade."""
+    ax = plot_hierarchy(hierarchy)
+    labels = list(dict.fromkeys(groups["label"]))
+    ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
+    looks = [Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]
+    rows, nodes = branch_rows(hierarchy), {frozenset(hierarchy.leaves(b.name)): b for b in hierarchy.branches}
+    for look, row in zip(looks, groups.itertuples(), strict=True):
+        offset = 8 + COLUMN_WIDTH * labels.index(row.label)
+        for cell_type in row.cell_types:
+            beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
+            ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(look))
+        if (node := nodes.get(row.cell_types)) is not None:
+            ax.plot(node.level, rows[node.name], ls="", ms=10, zorder=2.9, **style(look))
+    handles = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            ms=7,
+            label=f"{row.group}" + ("" if row.cell_types in nodes else " (no clade)"),
+            **style(look),
+        )
+        for look, row in zip(looks, groups.itertuples(), strict=True)
+    ]
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
+    ax.set_title(title, fontsize=10, loc="left")
+    return ax.figure
+
+
+def style(look: Look) -> dict[str, str]:
+    """Give a mark's look to matplotlib."""
+    return {"color": look.colour, "marker": look.marker}
+
+
+def offset_by(figure: Figure, points: float) -> ScaledTranslation:
+    """Shift to the right by points."""
+    return ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
+
+
+def main(
+    prepared: Path,
+    hierarchy: Path,
+    out: Path,
+    *,
+    label: Annotated[list[str], typer.Option(help="Column of obs whose values group the cell types.")],
+    seed: int = 0,
+) -> None:
+    """Write ``overall.csv``, ``groups.csv`` and ``tree.png``."""
+    tree = Hierarchy.from_json(read_json(hierarchy))
+    groups = named_groups(read_prepared(prepared).obs, label)
+    clades, random = clades_of_tree(tree), list(random_clades(tree.cell_types, seed))
+    overall = compare_trees(clades, set(groups["cell_types"]), random)
+    pd.DataFrame([{"n_types": len(tree.cell_types), **overall}]).to_csv(out / "overall.csv", index=False)
+    compare_groups(clades, groups, random).to_csv(out / "groups.csv", index=False)
+    title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found_random']:.1f} in random trees"
+    save_figure(draw(tree, groups, title), out / "tree.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

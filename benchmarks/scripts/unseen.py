@@ -1,0 +1,98 @@
+"""Move cells of each type to a condition that no cell of the type was seen in, and judge them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from anndata import AnnData
+from transmute import moved, pairs_of
+
+from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.data.prepared import read_prepared
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.evaluation.agreement import Agreement
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.inputs import RealCells, read_real_cells
+from bdm.files import written_whole
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.latent.cells import encode, latent_cells
+from bdm.model.fit import fit_model
+from bdm.model.model import BranchedModel
+from bdm.transmutation.evaluate import ends_of, evaluate_moves
+from bdm.transmutation.goal import Goal, Pair, shift, weights
+from bdm.transmutation.scores import mean_expression
+from bdm.transmutation.sources import sources_of
+from bdm.transmutation.transmute import Move
+
+
+def model_without(prepared: AnnData, cell_type: str, *, n_steps: int, seed: int) -> BranchedModel:
+    """Train all that a shift needs, which is all but the denoiser, on the cells of all other types."""
+    cells = prepared[prepared.obs["cell_type"] != cell_type].copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
+    fitted = fit_autoencoder(cells, AutoencoderSettings(n_steps=n_steps), seed=seed)
+    autoencoder = GeneAutoencoder(fitted.network, cells.var, fitted.cell_types, fitted.batches, {})
+    latent = encode(cells, autoencoder)
+    hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)
+    model, _ = fit_model(latent, autoencoder, hierarchy, DenoiserSettings(n_steps=1), seed=seed, provenance={})
+    return model
+
+
+def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Move]]:
+    """Name the ways to move cells as the pairs went."""
+    nearest = weights(model, cell_type, pairs).idxmax()
+    shifts = {
+        "like the nearest types": shift(model, cell_type, pairs),
+        "like the nearest type": shift(model, cell_type, (Pair(*nearest),)),
+        "common shift": torch.stack([shift(model, cell_type, (pair,)) for pair in pairs]).mean(dim=0),
+    }
+    for name, difference in shifts.items():
+        yield name, lambda x, cell_type, generator, difference=difference: x + difference
+
+
+def by_genes(real: RealCells, old: str, new: str, weight: pd.Series) -> float:
+    """R² of means, as for moved cells, of what has no cells: the pairs' mean differences added gene by gene."""
+    ends = ends_of(real, old, new)
+    expression = {
+        name: mean_expression(real.training[real.training.cell_type == name]) for pair in weight.index for name in pair
+    }
+    difference = sum(w * (expression[pair[1]] - expression[pair[0]]) for pair, w in weight.items())
+    predicted = np.maximum(mean_expression(ends.old) + difference, 0)
+    return Agreement(predicted[ends.changed], mean_expression(ends.test)[ends.changed]).correlation ** 2
+
+
+def main(
+    prepared: Path,
+    out: Path,
+    *,
+    condition: Annotated[str, typer.Option(help="OLD=NEW")],
+    n_steps: int = AutoencoderSettings().n_steps,
+    seed: int = 0,
+) -> None:
+    """Write the scores of every way and type."""
+    real, adata = read_real_cells(prepared), read_prepared(prepared)
+    pairs = [Pair(*pair) for pair in pairs_of(list(adata.obs["cell_type"].cat.categories), condition)]
+    tables = []
+    for old, new in pairs:
+        if (real.test.cell_type == new).sum() < FEWEST_FOR_MEANS:
+            continue
+        model = model_without(adata, new, n_steps=n_steps, seed=seed)
+        others = tuple(pair for pair in pairs if pair != (old, new))
+        sources = sources_of(adata, model, Goal(new, others), cell_types=(old,), label_key="cell_type")
+        before = Cells.of(adata[sources.adata.obs_names])
+        sets = {name: moved(model, sources, before, new, way, seed=seed) for name, way in ways(model, old, others)}
+        table = evaluate_moves(real, sets, new, seed=seed).table
+        weight = weights(model, old, others)
+        for name, of_pairs in {"nearest types": weight, "common": weight * 0 + 1 / len(weight)}.items():
+            table.loc[(old, f"{name}, gene by gene"), "mean_r2"] = by_genes(real, old, new, of_pairs)
+        tables.append(table.reset_index().assign(to=new))
+    with written_whole(out) as path:
+        pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)
