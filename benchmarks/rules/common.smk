@@ -6,7 +6,7 @@ if "data" not in config:
     raise WorkflowError("Name the folder with the data sets: --config data=FOLDER; see README.md.")
 
 SCRIPTS = f"{workflow.basedir}/scripts"
-SEEDS = config["seeds"]
+SEEDS = [int(seed) for seed in config["seeds"]]
 DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
 MOVED = config["transmute"]["datasets"]
 ANNOTATED = config["tree"]["datasets"]
