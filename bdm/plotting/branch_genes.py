@@ -12,7 +12,7 @@ from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
 
 MAX_PANELS, N_COLUMNS = 24, 4
-ROW = 0.5  # inches of a cell type in the tree
+ROW = 0.6  # inches of a cell type in the tree
 N_NAMED = 3  # genes named on a branch
 
 

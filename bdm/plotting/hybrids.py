@@ -6,7 +6,7 @@ from bdm.interpretation.interpret import Interpretation
 from bdm.interpretation.markers import Dots
 from bdm.plotting.clades import shortened
 from bdm.plotting.looks import BRANCH, POINT
-from bdm.plotting.markers import draw_dots, part_groups, shown_genes, size_keys
+from bdm.plotting.markers import colorbar_aspect, draw_dots, part_groups, shown_genes, size_keys
 
 MAX_ROWS = 90
 
@@ -31,7 +31,9 @@ def hybrids_figure(interpretation: Interpretation) -> Figure:
         part_groups(axis, groups)
         axis.set_title(title, fontsize=11)
     tree.set_ylim(len(names) - 0.4, -0.6)
-    figure.colorbar(points, ax=axes, pad=0.01, aspect=30, label="share of the gene's largest mean")
+    figure.colorbar(
+        points, ax=axes, pad=0.01, aspect=colorbar_aspect(len(names)), label="share of the gene's largest mean"
+    )
     figure.legend(
         handles=size_keys(),
         title="cells with counts (area), and mean log1p(CP10k) (colour)",

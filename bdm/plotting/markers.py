@@ -30,7 +30,14 @@ def markers_figure(markers: Markers) -> Figure:
         axis.set_title(title, fontsize=11)
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
     axes[0].set_ylim(len(cell_types) - 0.4, -0.6)
-    figure.colorbar(points, ax=axes, pad=0.01, aspect=30, extend="max", label="share of the largest mean in real cells")
+    figure.colorbar(
+        points,
+        ax=axes,
+        pad=0.01,
+        aspect=colorbar_aspect(len(cell_types)),
+        extend="max",
+        label="share of the largest mean in real cells",
+    )
     figure.legend(
         handles=size_keys(),
         title="cells with counts (area), and mean log1p(CP10k) (colour)",
@@ -44,7 +51,7 @@ def markers_figure(markers: Markers) -> Figure:
 def shown_genes(markers: Markers) -> list[tuple[str, ...]]:
     """Take as many markers of each type as there is room for."""
     groups = list(markers.genes.values())[:MAX_GENES]
-    return [group[: max(MAX_GENES // len(groups), 1)] for group in groups]
+    return [group[: -(-MAX_GENES // len(groups))] for group in groups]
 
 
 def part_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
@@ -75,6 +82,11 @@ def draw_dots(axis: Axes, dots: Dots):
     axis.set_axisbelow(True)
     axis.spines[:].set_color("0.7")
     return points
+
+
+def colorbar_aspect(n_rows: int) -> float:
+    """Ratio of height to width at which a colour bar is as wide beside many rows as beside few."""
+    return max(1.5 * n_rows, 20)
 
 
 def size_keys() -> list[Line2D]:

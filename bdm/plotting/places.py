@@ -27,7 +27,7 @@ def places_figure(interpretation: Interpretation) -> Figure:
     for branch in hierarchy.branches:
         x, y = where[branch.name]
         if branch.parent is not None:
-            axis.plot(*np.transpose([where[branch.parent], (x, y)]), color=BRANCH, linewidth=1.2, zorder=3)
+            axis.plot(*np.transpose([where[branch.parent], (x, y)]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
         leaf = branch.name in numbers
         fill = colours[branch.name] if leaf else POINT
         axis.plot(x, y, "o" if leaf else "s", color=fill, markeredgecolor="black", markersize=7, zorder=4)
