@@ -16,7 +16,7 @@ from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.files import sha256
-from bdm.generation.counts import draw_counts
+from bdm.generation.counts import draw_counts, inverse_dispersion
 from bdm.hierarchy.levels import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.agreement import BranchAgreement
@@ -365,6 +365,15 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
         for _ in range(20)
     ]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
+
+
+def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
+    model, names = small_model.model, ["CD19+ B", "Dendritic"]
+    one, other = (np.log(inverse_dispersion(model, name)) for name in names)
+    n_cells = model.composition.loc[names].sum(axis=1).to_numpy()
+    expected = (n_cells[0] * one + n_cells[1] * other) / n_cells.sum()
+    assert n_cells[0] != n_cells[1]
+    np.testing.assert_allclose(np.log(branch_dispersion(model, names)), expected, atol=1e-5)
 
 
 def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpretation):
