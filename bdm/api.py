@@ -13,7 +13,7 @@ from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
-from bdm.generation.request import request_cells
+from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.topology import Clade, match_leaves
 from bdm.hierarchy.tree import Hierarchy
@@ -212,6 +212,33 @@ class BranchedDiffusion:
         asked = {"to": to, "from": list(from_), "like": dict(like or {})}
         moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **asked}))
         return moved
+
+    def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
+        """Find the genes that part the children of each node, and compare them with real cells.
+
+        Parameters
+        ----------
+        n_genes
+            Top genes of each branch that are compared.
+
+        Returns
+        -------
+        AnnData of branches x genes, as :func:`bdm.interpretation.branches.branches_adata` makes it, for scanpy to plot.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded and so holds no cells, or is not fitted.
+        """
+        from bdm.interpretation.branches import branches_adata
+        from bdm.interpretation.inputs import inputs_of
+        from bdm.interpretation.interpret import InterpretationSettings, interpret
+
+        if self.prepared is None:
+            raise InputError("A loaded model holds no cells to compare with; use the command bdm interpret.")
+        generated = self.generate(numbers_like(self.prepared.obs, label_key="cell_type"), seed=seed)
+        inputs = inputs_of(self.model, self.prepared, generated, seed=seed)
+        return branches_adata(interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed))
 
     def save(self, path: Path | str) -> None:
         """Write the model as a folder of safetensors and JSON."""

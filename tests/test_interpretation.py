@@ -842,3 +842,14 @@ def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, files["model"], files["model"] / "model.json", files["generated"], tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith("bdm: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_python_gives_the_branches(small_model, tmp_path):
+    adata = small_model.interpret(n_genes=5)
+    again = small_model.interpret(n_genes=5)
+    np.testing.assert_array_equal(adata.X, again.X)
+    assert list(adata.obs_names) == [branch.name for branch in small_model.hierarchy.branches]
+    assert sc.get.rank_genes_groups_df(adata, "CD19+ B")["names"].iloc[:30].isin(["CD79A", "CD74", "HLA-DRA"]).any()
+    small_model.save(tmp_path / "model")
+    with pytest.raises(InputError, match="holds no cells"):
+        type(small_model).load(tmp_path / "model").interpret()

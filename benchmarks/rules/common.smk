@@ -33,9 +33,13 @@ def own_models(*, peer):
     return [name for name, method in KNOWN.items() if method["model"] == name and method.get("peer", False) == peer]
 
 
-def methods_with(seed):
-    """Name the methods to be compared that run with a seed."""
-    return [name for name, method in METHODS.items() if int(seed) == SEEDS[0] or not method.get("one_seed")]
+def methods_with(data, seed):
+    """Name the methods to be compared that run with a data set and a seed."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if (int(seed) == SEEDS[0] or not method.get("one_seed")) and data in method.get("datasets", DATASETS)
+    ]
 
 
 def program(method):

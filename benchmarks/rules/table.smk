@@ -1,6 +1,6 @@
 def peers_and_ablations(wildcards):
     """Give the cells of all methods that run with a seed, but `branched`."""
-    methods = [method for method in methods_with(wildcards.seed) if method != "branched"]
+    methods = [method for method in methods_with(wildcards.data, wildcards.seed) if method != "branched"]
     return expand(rules.generate.output.cells, **wildcards, method=methods)
 
 
