@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1] / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
 MOVED = CONFIG["transmute"]["datasets"]
+ANNOTATED = CONFIG["tree"]["datasets"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -87,11 +88,10 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**DATASETS, **MOVED}.items():
+    for name, dataset in {**DATASETS, **MOVED, **ANNOTATED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    return plan(
-        folder, "--printshellcmds", "--config", f"data={cells}", "--", "all", "augment", "threshold", "transmute"
-    )
+    targets = ["all", "augment", "threshold", "transmute", "tree"]
+    return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
 def shell_commands(output: str) -> list[list[str]]:
@@ -104,7 +104,11 @@ def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = len(DATASETS) * len(SEEDS)
     n_moved = len(MOVED) * len(SEEDS)
-    assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, n_runs + n_moved), planned
+    assert (jobs["evaluate"], jobs["prepare"]) == (
+        n_runs,
+        n_runs + n_moved + len(ANNOTATED.keys() - DATASETS) * len(SEEDS),
+    ), planned
+    assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     assert jobs["transmute_run"] == n_moved
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
@@ -136,6 +140,7 @@ def test_commands_take_what_rules_give(planned):
     assert {Path(path).stem for path in scripts} >= {
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
+        *("leave_out", "tree", "tree_table"),
     }
 
 
@@ -489,3 +494,80 @@ def test_thresholds_are_told_with_their_costs(tmp_path):
     assert table.loc["threshold-0.8-no-handover", "sampling"] == threshold.WITHOUT
     assert table.loc["flat", "evaluations"] == 39
     assert (tmp_path / "threshold.png").stat().st_size > 10_000
+
+
+# ---- trees
+
+
+ANNOTATION = pd.DataFrame(
+    {
+        "cell_type": list("aabcdef"),
+        "fine": ["ab", "ab", "ab", "c", "de", "de", "f"],
+        "coarse": ["abc", "abc", "abc", "abc", "de", "de", "f"],
+        "all": "all",
+    }
+)
+
+
+def test_named_groups_are_of_several_types_but_not_all():
+    groups = load("scripts/tree.py").named_groups(ANNOTATION, ["fine", "coarse", "all"])
+    assert groups["cell_types"].tolist() == [frozenset("ab"), frozenset("de"), frozenset("abc")]
+    assert groups["label"].tolist() == ["fine", "fine", "coarse"]
+
+
+def test_label_that_parts_a_type_groups_nothing():
+    obs = ANNOTATION.assign(fine=list("aqbcdef"))
+    with pytest.raises(SystemExit, match="several values of fine"):
+        load("scripts/tree.py").named_groups(obs, ["fine"])
+
+
+def test_groups_are_found_as_clades():
+    script = load("scripts/tree.py")
+    groups = script.named_groups(ANNOTATION, ["fine", "coarse"])
+    tree = {frozenset("ab"), frozenset("abd"), frozenset("abcd"), frozenset("ef")}
+    random = [{frozenset("de"), frozenset("abc")}, {frozenset("abc"), frozenset("ab")}]
+    table = script.compare_groups(tree, groups, random).set_index("group")
+    assert table["found"].to_dict() == {"ab": True, "de": False, "abc": False}
+    assert table["nearness"].to_dict() == pytest.approx({"ab": 1, "de": 1 / 3, "abc": 3 / 4})
+    assert table["found_random"].to_dict() == {"ab": 0.5, "de": 0.5, "abc": 1}
+    overall = script.compare_trees(tree, set(groups["cell_types"]), random)
+    assert (overall["n_groups"], overall["found"], overall["missing"]) == (3, 1, pytest.approx(2 / 3))
+    assert overall["contradicting"] == 3 / 4
+    assert (overall["found_random"], overall["found_random_most"], overall["contradicting_random"]) == (2, 2, 0)
+
+
+def test_random_trees_are_of_the_same_types():
+    random = list(load("scripts/tree.py").random_clades(tuple("abcdef"), seed=0))
+    assert {len(clades) for clades in random} == {4}
+    assert len({frozenset(clades) for clades in random}) > 100
+
+
+def test_tree_is_compared_with_an_annotation(trained, prepared, tmp_path):
+    annotated = prepared.copy()
+    lineages = {"CD": "lymphoid", "Da": "myeloid"}
+    annotated.obs["lineage"] = annotated.obs["cell_type"].astype(str).str[:2].replace(lineages)
+    annotated.write_h5ad(tmp_path / "prepared.h5ad")
+    runs = [tmp_path / f"blood/{seed}/tree" for seed in (0, 1)]
+    for run_folder in runs:
+        run_folder.mkdir(parents=True)
+        load("scripts/tree.py").main(
+            tmp_path / "prepared.h5ad", trained / "hierarchy.json", run_folder, label=["lineage"]
+        )
+    assert (runs[0] / "tree.png").stat().st_size > 10_000
+    load("scripts/tree_table.py").main(tmp_path, [run_folder / "overall.csv" for run_folder in runs])
+    table = pd.read_csv(tmp_path / "tree.csv")
+    assert table["seed"].tolist() == [0, 1]
+    assert (table["n_types"] == annotated.obs["cell_type"].nunique()).all()
+    n_groups = table.loc[0, "n_groups"]
+    assert len(pd.read_csv(tmp_path / "tree_groups.csv")) == 2 * n_groups > 0
+    assert (tmp_path / "tree.md").read_text().count("| blood |") == 1 + n_groups
+
+
+def test_type_is_left_out(example_cells, tmp_path):
+    cells = example_cells.copy()
+    cells.obs["cell_type"] = cells.obs["bulk_labels"]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    load("scripts/leave_out.py").main(tmp_path / "cells.h5ad", tmp_path / "without.h5ad", cell_type=NK)
+    left = anndata.read_h5ad(tmp_path / "without.h5ad")
+    assert set(left.obs["cell_type"]) == set(cells.obs["cell_type"]) - {NK}
+    assert left.n_obs == (cells.obs["cell_type"] != NK).sum()

@@ -1,6 +1,7 @@
 """Leave out the cells of a type."""
 
 from pathlib import Path
+from typing import Annotated
 
 import anndata as ad
 import typer
@@ -8,7 +9,7 @@ import typer
 from bdm.files import written_whole
 
 
-def main(cells: Path, out: Path, *, cell_type: str) -> None:
+def main(cells: Path, out: Path, *, cell_type: Annotated[str, typer.Option()]) -> None:
     """Write all other cells."""
     adata = ad.read_h5ad(cells)
     with written_whole(out) as path:

@@ -104,7 +104,7 @@ def contradicting(comparison: TreeComparison) -> float:
 
 
 def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
-    """Draw the tree with a column of marks for each label, and ringed branch points where a group is a clade."""
+    """Draw the tree with a column of marks for each label, and with a group's mark where it is a clade."""
     ax = plot_hierarchy(hierarchy)
     labels = list(dict.fromkeys(groups["label"]))
     ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
@@ -116,7 +116,7 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
             beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
             ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(look))
         if (node := nodes.get(row.cell_types)) is not None:
-            ax.plot(node.level, rows[node.name], ls="", ms=10, zorder=2.9, **style(look))
+            ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style(look))
     handles = [
         Line2D(
             [],
@@ -158,7 +158,7 @@ def main(
     overall = compare_trees(clades, set(groups["cell_types"]), random)
     pd.DataFrame([{"n_types": len(tree.cell_types), **overall}]).to_csv(out / "overall.csv", index=False)
     compare_groups(clades, groups, random).to_csv(out / "groups.csv", index=False)
-    title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found_random']:.1f} in random trees"
+    title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found_random']:.2f} in random trees"
     save_figure(draw(tree, groups, title), out / "tree.png")
 
 
