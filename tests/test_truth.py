@@ -1,0 +1,134 @@
+"""Simulated cells, whose tree and genes are known, through every stage."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
+
+from bdm.api import BranchedDiffusion, Settings
+from bdm.autoencoder.fit import AutoencoderSettings
+from bdm.data.prepare import PrepareSettings
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.hierarchy.build import HierarchySettings
+from bdm.hierarchy.comparison import TreeComparison
+from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Branch
+from bdm.interpretation.commitment import commitment_of
+from bdm.interpretation.contrasts import Contrast, contrasts_of
+from bdm.interpretation.hybrids import hybrids_of
+from bdm.interpretation.model_genes import model_differences, model_expression
+from bdm.model.model import BranchedModel
+from bdm.simulation.simulate import Simulation, SimulationSettings, simulate
+from bdm.simulation.tree import height
+
+# The median cell has 3,000 counts of 2,000 genes; types have 50 to 500 cells.
+N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that take minutes
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A simulation, and the model that learnt from its cells."""
+
+    simulation: Simulation
+    model: BranchedModel
+    heights: dict[frozenset[str], int]
+
+    @property
+    def nodes(self) -> dict[frozenset[str], Branch]:
+        """Inner nodes of the inferred tree by the types below them."""
+        hierarchy = self.model.hierarchy
+        inner = [branch for branch in hierarchy.branches if hierarchy.children[branch.name]]
+        return {frozenset(hierarchy.leaves(branch.name)): branch for branch in inner}
+
+
+def heights_of(clade: Clade) -> dict[frozenset[str], int]:
+    """Heights of the inner nodes of a planted tree, by the types below them."""
+    if not clade.children:
+        return {}
+    below = [heights_of(child) for child in clade.children]
+    return {frozenset(clade.leaves()): height(clade), **below[0], **below[1]}
+
+
+@pytest.fixture(scope="module", params=list(N_LATENT))
+def truth(request) -> Truth:
+    simulation = simulate(SimulationSettings(n_types=request.param), seed=0)
+    settings = Settings(
+        prepare=PrepareSettings(genes="all", test=0.0),
+        autoencoder=AutoencoderSettings(n_latent=N_LATENT[request.param], n_steps=200),
+        hierarchy=HierarchySettings(n_bootstrap=20),
+        denoiser=DenoiserSettings(width=32, n_layers=2, n_steps=100),
+    )
+    model = BranchedDiffusion(simulation.adata, settings=settings).fit().model
+    return Truth(simulation, model, heights_of(simulation.tree))
+
+
+def test_inferred_tree_is_the_planted_one(truth):
+    assert TreeComparison.of(truth.model.hierarchy, truth.simulation.tree).robinson_foulds == 0
+    assert min(branch.support for branch in truth.nodes.values()) > 0.5
+
+
+def test_levels_are_in_the_order_of_planted_heights(truth):
+    clades = list(truth.heights)
+    planted = np.array([truth.heights[clade] for clade in clades])
+    level = np.array([truth.nodes[clade].level for clade in clades])
+    assert spearmanr(planted, level).statistic > 0.9
+    higher = planted[:, None] - planted >= 2
+    assert (level[:, None] - level)[higher].min() > 0
+
+
+# ---- genes
+
+
+@pytest.fixture(scope="module")
+def contrasts(truth) -> tuple[Contrast, ...]:
+    return contrasts_of(truth.model.hierarchy)
+
+
+def planted_genes(simulation: Simulation, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which genes the two branches of a contrast raise inside, and which other branches below the node change.
+
+    The latter differ between the sides too, as far as cells have them; both are masks of genes.
+    """
+    inside, outside = set(contrast.inside), set(contrast.outside)
+    raised, deeper = (np.zeros(simulation.adata.n_vars, dtype=bool) for _ in range(2))
+    for programme in simulation.programmes:
+        below = set(programme.cell_types)
+        if below == inside:
+            raised[programme.genes] = programme.log2_fold_change > 0
+        elif below == outside:
+            raised[programme.genes] = programme.log2_fold_change < 0
+        elif below < inside or below < outside:
+            deeper[programme.genes] = True
+    return raised, deeper
+
+
+def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
+    """In branches of a hundred cells and more on either side; those of fewer are learnt in part."""
+    expression = model_expression(truth.model, n_cells=200)
+    n_cells = truth.simulation.adata.obs["cell_type"].value_counts()
+    found = []
+    for contrast in contrasts:
+        raised, deeper = planted_genes(truth.simulation, contrast)
+        score = model_differences(expression, contrast).score
+        if min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside)) >= 100:
+            found.append(average_precision_score(raised[~deeper], score[~deeper]))
+    assert len(found) >= len(contrasts) / 2
+    assert np.mean(found) > 0.95
+
+
+def test_genes_of_early_branches_commit_earlier(truth, contrasts):
+    """By node, for the genes of both branches; genes that never tell them apart count as committed last."""
+    hybrids = hybrids_of(truth.model, n_cells=200)
+    own = {frozenset(programme.cell_types): programme.genes for programme in truth.simulation.programmes}
+    levels = {clade: [] for clade in truth.heights}
+    for contrast in contrasts:
+        committed = commitment_of(truth.model, hybrids, contrast).level(truth.model.hierarchy.threshold)
+        genes = own[frozenset(contrast.inside)]
+        levels[frozenset(contrast.inside + contrast.outside)].extend(np.nan_to_num(committed[genes]))
+    planted = np.array(list(truth.heights.values()))
+    level = np.array([np.mean(values) for values in levels.values()])
+    assert spearmanr(planted, level).statistic > 0.6
+    middle = planted.max() / 2
+    assert level[planted > middle].mean() > 1.3 * level[planted <= middle].mean()
