@@ -10,6 +10,7 @@ from scipy.stats import norm
 from bdm.diffusion.fit import branch_table
 from bdm.errors import InputError
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.grow import Place, find_place, grown
 from bdm.hierarchy.levels import MIN_LEVEL, branch_level
 from bdm.hierarchy.newick import from_newick
 from bdm.hierarchy.read import read_tree
@@ -170,6 +171,87 @@ def test_branch_table_agrees_with_the_ways(hierarchy):
             path = hierarchy.path(cell_type)
             on = [s for s in path if np.float32(s.low) <= sigma <= np.float32(s.high)] or [path[0]]
             assert found == on[-1].branch  # at a branch point, where both are right, the lower one
+
+
+# ---- growing
+
+
+def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
+    """Hierarchies in which type after type was added where distances drawn at random say."""
+    rng, stages = np.random.default_rng(0), [hierarchy]
+    for number in range(times):
+        scale = 10 ** rng.uniform(-1, 2)
+        distance = {name: scale * rng.uniform(0.5, 2) for name in stages[-1].cell_types}
+        place = find_place(stages[-1], distance)
+        stages.append(grown(stages[-1], f"new {number}", place, n_cells=7, support=0.5))
+    return stages
+
+
+@every_hierarchy
+def test_grown_hierarchy_is_a_hierarchy(hierarchy):
+    for number, stage in enumerate(grown_often(hierarchy)):
+        assert stage.fault() is None
+        assert Hierarchy.from_json(json.loads(json.dumps(stage.to_json()))) == stage
+        assert set(stage.cell_types) == {*hierarchy.cell_types, *(f"new {i}" for i in range(number))}
+        for branch in stage.branches:
+            if children := stage.children[branch.name]:
+                assert branch.n_cells == sum(stage.by_name[child].n_cells for child in children)
+
+
+@every_hierarchy
+def test_ways_stay_the_same_when_types_are_added(hierarchy):
+    stages = grown_often(hierarchy)
+    for i, before in enumerate(stages):
+        for after in stages[i:]:
+            assert after.runners[: len(before.runners)] == before.runners
+            for cell_type in before.cell_types:
+                assert after.path(cell_type) == before.path(cell_type)
+            for runner in before.runners:
+                assert after.founders(runner) == before.founders(runner)
+
+
+@every_hierarchy
+def test_way_of_an_added_type_goes_along_branches_that_run_there(hierarchy):
+    stages = grown_often(hierarchy)
+    for number, (before, after) in enumerate(pairwise(stages)):
+        way = after.path(f"new {number}")
+        assert way[0].high == hierarchy.sigma_max
+        assert all(above.low == below.high for above, below in pairwise(way))
+        assert (way[-1].branch, way[-1].low) == (f"new {number}", 0)
+        assert after.founders(f"new {number}") == (f"new {number}",)
+        known = [before.path(name) for name in before.cell_types]
+        for segment in way[:-1]:
+            assert any(
+                old.branch == segment.branch and old.high == segment.high and old.low <= segment.low
+                for path in known
+                for old in path
+            )
+
+
+def test_place_is_where_the_new_type_parts_from_its_nearest():
+    hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
+
+    def place(*mean: float) -> Place:
+        return find_place(hierarchy, {name: float(np.linalg.norm(mean - of)) for name, of in means.items()})
+
+    assert place(0, 3).branch == "a"
+    assert place(0, 3).level == pytest.approx(branch_level(np.array(3.0)))
+    assert place(0, 0.1).level == MIN_LEVEL
+    assert set(hierarchy.leaves(place(2, 7).branch)) == {"a", "b"}
+    assert set(hierarchy.leaves(place(0, 40).branch)) == set("abcd")
+    assert place(0, 4000) == Place(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
+    new = grown(hierarchy, "f", place(0, 3), n_cells=5)
+    assert new.common_ancestor("f", "a").level == place(0, 3).level
+    assert new.common_ancestor("f", "a").runner == "a"
+    assert new.common_ancestor("f", "b").name == hierarchy.common_ancestor("a", "b").name
+
+
+def test_branches_that_cannot_be_added():
+    hierarchy = build()
+    with pytest.raises(InputError, match="already"):
+        grown(hierarchy, "a", Place("b", 0.5, 1.0), n_cells=5)
+    with pytest.raises(InputError, match="does not pass"):
+        grown(hierarchy, "f", Place("a", hierarchy.sigma_max, 1.0), n_cells=5)
 
 
 # ---- clustering

@@ -29,7 +29,6 @@ from bdm.interpretation.expression import Expression, TypeExpression
 from bdm.interpretation.gene_sets import GivenGenes, read_given
 from bdm.interpretation.hybrids import (
     branch_dispersion,
-    branch_samples,
     decoded,
     denoised,
     hybrids_of,
@@ -317,7 +316,7 @@ def walk(small_model) -> TreeWalk:
 
 
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
-    samples = branch_samples(walk, 7, seed=3)
+    samples = walk.shared(list(walk.hierarchy.by_name), 7, 3)
     assert list(samples) == [branch.name for branch in walk.hierarchy.branches]
     for cell_type, x in walk.shared(walk.hierarchy.cell_types, 7, 3).items():
         assert torch.equal(samples[cell_type], x)
@@ -348,7 +347,7 @@ def test_hybrids_are_decoded(small_model, batch_model):
         hybrids = hybrids_of(model, n_cells=20, seed=0)
         np.testing.assert_allclose(hybrids.expression.sum(axis=1), 1e4, rtol=1e-6)
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
-    x = branch_samples(walk, 20, seed=0)["CD19+ B"]
+    x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
     expected = decoded(model, x, ["CD19+ B"])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(hybrids.expression.loc["CD19+ B"], expected, rtol=1e-6)
@@ -358,7 +357,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     model, name = small_model.model, "Dendritic"
     found = hybrids_of(model, n_cells=300, seed=0).detected.loc[name]
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
-    mean = decoded(model, branch_samples(walk, 300, seed=0)[name], [name]).astype(np.float32)
+    mean = decoded(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [
         (draw_counts(mean, branch_dispersion(model, [name]).astype(np.float32), generator) > 0).mean(axis=0)

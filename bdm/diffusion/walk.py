@@ -52,12 +52,12 @@ class TreeWalk:
     def __post_init__(self):
         for method in (self.population, self.transport, self.trend):
             object.__setattr__(self, method.__name__, cache(method))
-        numbers = {branch.name: torch.tensor([i]) for i, branch in enumerate(self.hierarchy.branches)}
+        numbers = {name: torch.tensor([i]) for i, name in enumerate(self.hierarchy.runners)}
         object.__setattr__(self, "numbers", numbers)
 
     def population(self, branch: str) -> Normal:
-        """Moments of the cells below a branch, without noise."""
-        return self.moments.mixture(tuple(self.hierarchy.leaves(branch)))
+        """Moments of the cells below a branch, without noise; those that it was trained on."""
+        return self.moments.mixture(self.hierarchy.founders(branch))
 
     def transport(self, parent: str, child: str, sigma: float) -> AffineMap:
         """Hand-over from one branch to another at a noise level."""
@@ -124,13 +124,13 @@ class TreeWalk:
         above = [ancestor, *(segment.branch for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
             x = self.rise(segment, x)
-            x = self.transport(segment.branch, parent, segment.high)(x)
+            x = self.handed_over(segment.branch, parent, segment.high, x)
         return x
 
     def descend(self, ancestor: str, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Bring an ancestor's cells down a way, cells x dimensions."""
         for segment in segments:
-            x = self.transport(ancestor, segment.branch, segment.high)(x)
+            x = self.handed_over(ancestor, segment.branch, segment.high, x)
             x = self.run(segment, x, generator)
             ancestor = segment.branch
         return x
@@ -143,10 +143,10 @@ class TreeWalk:
         ancestor = self.hierarchy.common_ancestor(cell_type, to)
         if self.settings.stochastic:
             x = x + ancestor.level * torch.randn(x.shape, generator=generator)
-            x = self.transport(cell_type, ancestor.name, ancestor.level)(x)
+            x = self.handed_over(cell_type, ancestor.runner, ancestor.level, x)
         else:
-            x = self.ascend(ancestor.name, self.hierarchy.path_below(ancestor, cell_type), x)
-        return self.descend(ancestor.name, self.hierarchy.path_below(ancestor, to), x, generator)
+            x = self.ascend(ancestor.runner, self.hierarchy.path_below(ancestor, cell_type), x)
+        return self.descend(ancestor.runner, self.hierarchy.path_below(ancestor, to), x, generator)
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, every one by a path of its own, cells x dimensions."""
@@ -159,16 +159,34 @@ class TreeWalk:
 
         Each ancestor's samples serve all its children, so that the way above a branch point is walked once. What else
         is sampled makes no difference to a type's cells.
+
+        Parameters
+        ----------
+        cell_types
+            Or other branches, whose cells are sampled down to their lower ends.
         """
-        samples: dict[str, Tensor] = {}
-        for branch in self.hierarchy.branches:
-            if not set(cell_types).intersection(self.hierarchy.leaves(branch.name)):
-                continue
-            segment = self.hierarchy.segment(branch.name)
-            generator = torch_generator(seed, branch.name)
-            if branch.parent is None:
-                x = self.start(segment, n_cells, generator)
-            else:
-                x = self.transport(branch.parent, branch.name, segment.high)(samples[branch.parent])
-            samples[branch.name] = self.run(segment, x, generator) if segment.high > segment.low else x
-        return {cell_type: samples[cell_type] for cell_type in cell_types}
+        samples: dict[tuple[Segment, ...], Tensor] = {}
+        for cell_type in cell_types:
+            way = self.way(cell_type)
+            for i, segment in enumerate(way):
+                above, here = way[:i], way[: i + 1]
+                if here in samples:
+                    continue
+                generator = torch_generator(seed, segment.branch)
+                if above:
+                    x = self.handed_over(above[-1].branch, segment.branch, segment.high, samples[above])
+                else:
+                    x = self.start(segment, n_cells, generator)
+                samples[here] = self.run(segment, x, generator) if segment.high > segment.low else x
+        return {cell_type: samples[self.way(cell_type)] for cell_type in cell_types}
+
+    def way(self, branch: str) -> tuple[Segment, ...]:
+        """Way of a branch's cells down to its lower end, which is on the branch itself, be that of no length."""
+        path, end = self.hierarchy.path(branch), self.hierarchy.by_name[branch]
+        if path and path[-1].branch == end.runner:
+            return path
+        return (*path, Segment(end.runner, end.level, end.level))
+
+    def handed_over(self, parent: str, child: str, sigma: float, x: Tensor) -> Tensor:
+        """Cells of one branch as another's, at a noise level, cells x dimensions."""
+        return x if parent == child else self.transport(parent, child, sigma)(x)

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,10 @@ class Branch:
         Cells below the branch that the hierarchy was made of.
     support
         Share of bootstrap resamples of cells in which the same types form a clade; None where none was asked for.
+    added
+        Number of the extension that brought the branch; 0 for those of the model before any.
+    runs_as
+        Of an added inner node: the branch that it was cut from, whose denoiser and population serve it.
     """
 
     name: str
@@ -31,6 +35,13 @@ class Branch:
     level: float
     n_cells: int
     support: float | None = None
+    added: int = 0
+    runs_as: str | None = None
+
+    @property
+    def runner(self) -> str:
+        """Name of the branch whose denoiser and population serve this one; its own, but for added inner nodes."""
+        return self.runs_as or self.name
 
 
 @dataclass(frozen=True)
@@ -98,28 +109,50 @@ class Hierarchy:
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
         return Segment(name, high, branch.level)
 
-    def path(self, cell_type: str) -> tuple[Segment, ...]:
-        """Way of a cell type's cells from the root down; branches of no length are left out."""
-        segments, name = [], cell_type
-        while name is not None:
-            segments.append(self.segment(name))
-            name = self.by_name[name].parent
-        return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
+    @cached_property
+    def runners(self) -> tuple[str, ...]:
+        """Branches that have a denoiser of their own: those before any extension, then added cell types."""
+        own = [branch for branch in self.branches if branch.runs_as is None]
+        return tuple(branch.name for branch in sorted(own, key=lambda branch: branch.added))
+
+    def founders(self, name: str) -> tuple[str, ...]:
+        """Cell types whose population a branch's denoiser is of: all below it but those that were added since."""
+        branch = self.by_name[self.by_name[name].runner]
+        return tuple(leaf for leaf in self.leaves(branch.name) if self.by_name[leaf].added in (0, branch.added))
+
+    def path(self, name: str) -> tuple[Segment, ...]:
+        """Way of a branch's cells from the root down to its lower end, by the branches that run them.
+
+        Parts of no length are left out, and parts that one branch runs are one. So the way of a cell type stays the
+        same when others are added.
+        """
+        segments: list[Segment] = []
+        step: str | None = name
+        while step is not None:
+            branch, segment = self.by_name[step], self.segment(step)
+            if segments and segments[-1].branch == branch.runner:
+                segments[-1] = Segment(branch.runner, segment.high, segments[-1].low)
+            elif segment.high > segment.low:
+                segments.append(Segment(branch.runner, segment.high, segment.low))
+            step = branch.parent
+        return tuple(reversed(segments))
 
     def common_ancestor(self, one: str, other: str) -> Branch:
         """Find the lowest branch above two cell types; the type itself where they are the same."""
-        above, name = set(), one
-        while name is not None:
-            above.add(name)
-            name = self.by_name[name].parent
-        name = other
-        while name not in above:
-            name = self.by_name[name].parent
-        return self.by_name[name]
+        above: set[str] = set()
+        step: str | None = one
+        while step is not None:
+            above.add(step)
+            step = self.by_name[step].parent
+        step = other
+        while step not in above:
+            step = self.by_name[step].parent
+        return self.by_name[step]
 
     def path_below(self, ancestor: Branch, cell_type: str) -> tuple[Segment, ...]:
         """Part of a cell type's way that is below an ancestor's level."""
-        return tuple(segment for segment in self.path(cell_type) if segment.high <= ancestor.level)
+        clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(cell_type))
+        return tuple(segment for segment in clipped if segment.high > segment.low)
 
     def to_json(self) -> dict[str, Any]:
         """Content of a hierarchy file."""

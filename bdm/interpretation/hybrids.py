@@ -10,7 +10,6 @@ from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.counts import expected_counts, inverse_dispersion
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel
-from bdm.seeds import torch_generator
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,8 @@ def hybrids_of(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> Hy
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
     means, expression, detected = [], [], []
-    for branch, x in branch_samples(walk, n_cells, seed=seed).items():
+    names = [branch.name for branch in model.hierarchy.branches]
+    for branch, x in walk.shared(names, n_cells, seed).items():
         x = denoised(walk, branch, x, walk.hierarchy.by_name[branch].level)
         cell_types = list(walk.hierarchy.leaves(branch))
         counts = decoded(model, x, cell_types)
@@ -55,20 +55,6 @@ def hybrids_of(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> Hy
     return Hybrids(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
 
 
-def branch_samples(walk: TreeWalk, n_cells: int, *, seed: int) -> dict[str, Tensor]:
-    """Cells at the lower end of every branch, cells x dimensions; row i of each descends from one of the root."""
-    samples: dict[str, Tensor] = {}
-    for branch in walk.hierarchy.branches:
-        segment = walk.hierarchy.segment(branch.name)
-        generator = torch_generator(seed, branch.name)
-        if branch.parent is None:
-            x = walk.start(segment, n_cells, generator)
-        else:
-            x = walk.transport(branch.parent, branch.name, segment.high)(samples[branch.parent])
-        samples[branch.name] = walk.run(segment, x, generator) if segment.high > segment.low else x
-    return samples
-
-
 @torch.no_grad()
 def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """Denoised x of a branch's cells, cells x dimensions.
@@ -77,9 +63,9 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """
     if sigma == 0:
         return x
-    segment, where = walk.hierarchy.segment(branch), next(walk.denoiser.parameters()).device
-    x, level, number = x.to(where), torch.tensor([sigma], device=where), walk.numbers[branch].to(where)
-    if segment.high > segment.low:
+    end, where = walk.way(branch)[-1], next(walk.denoiser.parameters()).device
+    x, level, number = x.to(where), torch.tensor([sigma], device=where), walk.numbers[end.branch].to(where)
+    if end.high > end.low:
         return walk.denoiser(x, level, number).cpu()
     return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()
 
