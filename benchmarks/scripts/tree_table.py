@@ -7,21 +7,19 @@ import typer
 from as_text import OVER_SEEDS, markdown, over_seeds
 
 COLUMNS = {
-    "n_types": "types",
-    "n_groups": "groups",
     "found": "groups that are clades",
-    "found_random": "by chance",
+    "found_random": "clades by chance",
     "found_random_most": "most by chance",
-    "missing": "groups missing, share",
-    "missing_random": "by chance ",
-    "contradicting": "clades that part a group, share",
-    "contradicting_random": "by chance  ",
+    "missing": "share of groups missing",
+    "missing_random": "missing by chance",
+    "contradicting": "share of clades that part a group",
+    "contradicting_random": "parting by chance",
 }
 GROUP_COLUMNS = {
     "found": "is a clade",
-    "found_random": "by chance",
+    "found_random": "clade by chance",
     "nearness": "nearest clade",
-    "nearness_random": "by chance ",
+    "nearness_random": "nearest by chance",
 }
 
 
@@ -35,12 +33,14 @@ def collected(paths: list[Path]) -> pd.DataFrame:
 
 def report(overall: pd.DataFrame, groups: pd.DataFrame) -> str:
     """Write both tables as one Markdown text."""
-    by_data = overall.groupby("data", sort=False)[list(COLUMNS)].agg(over_seeds)
-    rows = ["data", "label", "group", "n_types"]
-    by_group = groups.astype({"found": float}).groupby(rows, sort=False)[list(GROUP_COLUMNS)].agg(over_seeds)
+    by_data = overall.rename(columns={"n_types": "types", "n_groups": "groups"})
+    by_data = by_data.groupby(["data", "types", "groups"], sort=False)[list(COLUMNS)].agg(over_seeds)
+    rows = ["data", "label", "group", "types"]
+    groups = groups.astype({"found": float}).rename(columns={"n_types": "types"})
+    by_group = groups.groupby(rows, sort=False)[list(GROUP_COLUMNS)].agg(over_seeds)
     parts = [
         "# Trees and annotations",
-        f"By chance is the mean over random trees. Numbers are the {OVER_SEEDS}",
+        f"Chance is the mean over random trees. Numbers are the {OVER_SEEDS}",
         markdown(by_data.rename(columns=COLUMNS)),
         "## Groups",
         "Nearest clade is the share of types that it and the group have in common, of those in either.",
