@@ -7,6 +7,7 @@ from bdm.commands.autoencoder import autoencoder
 from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
+from bdm.commands.extend import extend
 from bdm.commands.fit import fit
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
@@ -32,6 +33,7 @@ app.command(rich_help_panel=LEARN)(fit)
 app.command(rich_help_panel=LEARN)(autoencoder)
 app.command(rich_help_panel=LEARN)(hierarchy)
 app.command(rich_help_panel=LEARN)(train)
+app.command(rich_help_panel=LEARN)(extend)
 app.command(rich_help_panel=GENERATE)(generate)
 app.command(rich_help_panel=GENERATE)(transmute)
 app.command(rich_help_panel=JUDGE)(evaluate)

@@ -51,11 +51,11 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     assert done.returncode == 0, done.stderr
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
-    commands = "example|prepare|fit|autoencoder|hierarchy|train|generate|transmute|evaluate|evaluate-transmuted"
+    commands = "example|prepare|fit|autoencoder|hierarchy|train|extend|generate|transmute|evaluate|evaluate-transmuted"
     titles = rf"╭─ (Data|Learn|Generate|Judge)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
     expected = (
-        "Data example prepare Learn fit autoencoder hierarchy train Generate generate transmute "
+        "Data example prepare Learn fit autoencoder hierarchy train extend Generate generate transmute "
         "Judge evaluate evaluate-transmuted"
     )
     assert " ".join(found) == expected
@@ -272,6 +272,12 @@ BAD = {
     "evaluate-transmuted: taken": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside unmoved=transmuted.h5ad", "taken"
     ),
+    "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
+    "extend: known": ("extend model prepared.h5ad OUT --type Dendritic", "knows the type 'Dendritic' already"),
+    "extend: no such type": ("extend model prepared.h5ad OUT --type T-800", "0 cells of type 'T-800'"),
+    "extend: other genes": ("extend model few_genes.h5ad OUT --label-key new", "lack"),
+    "extend: no model": ("extend autoencoder prepared.h5ad OUT", "model.json"),
+    "extend: over other content": ("extend model new.h5ad autoencoder --label-key new", "other content"),
     "no such command": ("invent OUT", None),
     "no such option": ("example OUT.h5ad --colour red", None),
     "name of no file": ("example " + 300 * "x", "Cannot write"),
@@ -286,7 +292,10 @@ def inputs(made):
     cells = anndata.read_h5ad(folder / "generated.h5ad")
     del cells.obs["cell_type"]
     cells.write_h5ad(folder / "generated_without.h5ad")
-    anndata.read_h5ad(folder / "prepared.h5ad")[:, :50].write_h5ad(folder / "few_genes.h5ad")
+    new = anndata.read_h5ad(folder / "prepared.h5ad")
+    new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")
+    new.write_h5ad(folder / "new.h5ad")
+    new[:, :50].write_h5ad(folder / "few_genes.h5ad")
     moved = anndata.read_h5ad(folder / "transmuted.h5ad")
     moved.obs["cell_type"] = "Dendritic"
     moved.write_h5ad(folder / "elsewhere.h5ad")

@@ -1,4 +1,6 @@
-from dataclasses import asdict, dataclass
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ class GeneAutoencoder:
         Names in the order of the batch indices; none where no batch enters.
     provenance
         How it was made: version, seed, settings, hash of the data.
+    own
+        Networks of cell types that have one of their own, which knows no other type.
     """
 
     network: CountAutoencoder
@@ -31,6 +35,19 @@ class GeneAutoencoder:
     cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     provenance: dict[str, Any]
+    own: dict[str, CountAutoencoder] = field(default_factory=dict)
+
+    def network_of(self, cell_type: str | None) -> CountAutoencoder:
+        """Network that cells of a type are encoded and decoded by: its own, or the shared one."""
+        return self.own.get(cell_type, self.network)
+
+    def type_code(self, cell_type: str) -> int:
+        """Index of a type in its network."""
+        return 0 if cell_type in self.own else self.cell_types.index(cell_type)
+
+    def with_own(self, cell_type: str, network: CountAutoencoder) -> GeneAutoencoder:
+        """Add a cell type with a network of its own."""
+        return replace(self, cell_types=(*self.cell_types, cell_type), own={**self.own, cell_type: network})
 
     def content(self) -> dict[str, Any]:
         """Describe it in JSON, all but its tensors."""
@@ -43,7 +60,7 @@ class GeneAutoencoder:
         }
 
     @classmethod
-    def restore(cls, content: dict[str, Any], state: dict) -> "GeneAutoencoder":
+    def restore(cls, content: dict[str, Any], state: dict) -> GeneAutoencoder:
         """Make it again from its JSON content and its tensors."""
         shape = AutoencoderShape(**content["shape"])
         genes = writable(table_from_json(content["genes"]))

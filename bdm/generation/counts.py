@@ -9,7 +9,7 @@ from bdm.tensors import tensor_of
 
 
 @torch.no_grad()
-def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray) -> np.ndarray:
+def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_type: str | None = None) -> np.ndarray:
     """Mean counts of cells in whitened space, cells x genes.
 
     Parameters
@@ -18,18 +18,21 @@ def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray) -> np.nd
         Whitened cells, cells x dimensions.
     batch
         Name of each cell's batch; ``""`` where the model has none.
+    cell_type
+        Of all of them; it matters to types that were added to the model, which have a decoder of their own.
     """
     codes = tensor_of(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
     y = model.whitening.inverse(x)
-    library = y[:, -1:].clamp(float(model.library_sizes[0]), float(model.library_sizes[1]))
-    return (model.autoencoder.network.decode(y[:, :-1], codes) + library).exp().numpy()
+    smallest, largest = model.library_range(cell_type)
+    library = y[:, -1:].clamp(smallest, largest)
+    return (model.autoencoder.network_of(cell_type).decode(y[:, :-1], codes) + library).exp().numpy()
 
 
 @torch.no_grad()
 def inverse_dispersion(model: BranchedModel, cell_type: str) -> np.ndarray:
     """Inverse dispersion of each gene's counts in a cell type."""
-    code = torch.tensor([model.autoencoder.cell_types.index(cell_type)])
-    return model.autoencoder.network.log_inverse_dispersion(code)[0].exp().numpy()
+    code = torch.tensor([model.autoencoder.type_code(cell_type)])
+    return model.autoencoder.network_of(cell_type).log_inverse_dispersion(code)[0].exp().numpy()
 
 
 def draw_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:

@@ -98,7 +98,7 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
         start, n_cells = chunk.start + i * SMALLEST, len(x)
         padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
         batch = request.batches(chunk.cell_type, start, SMALLEST)
-        mean = expected_counts(model, padded, batch)[:n_cells]
+        mean = expected_counts(model, padded, batch, chunk.cell_type)[:n_cells]
         counts.append(draw_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, start)))
         latent.append(model.whitening.inverse(padded)[:n_cells, :-1].numpy())
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))

@@ -1,4 +1,4 @@
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,12 +70,13 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()
 
 
-def decoded(model: BranchedModel, x: Tensor, cell_types: Collection[str]) -> np.ndarray:
+def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
     """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
     per_batch = model.composition.loc[list(cell_types)].sum()
     place = (np.arange(len(x)) + 0.5) / len(x)
     batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), place)]
-    return expected_counts(model, x, batch.to_numpy()).astype(np.float64)
+    own = cell_types[0] if len(cell_types) == 1 else None
+    return expected_counts(model, x, batch.to_numpy(), own).astype(np.float64)
 
 
 def branch_dispersion(model: BranchedModel, cell_types: Collection[str]) -> np.ndarray:

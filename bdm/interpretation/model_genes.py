@@ -41,7 +41,7 @@ def model_differences(expression: TypeExpression, contrast: Contrast) -> Differe
 
 def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
     batch = request.batches(chunk.cell_type, chunk.start, len(chunk.x))
-    counts = expected_counts(model, chunk.x, batch).astype(np.float64)
+    counts = expected_counts(model, chunk.x, batch, chunk.cell_type).astype(np.float64)
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
     # Law of total variance, with the negative binomial's own

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.fit import batch_codes, type_codes
+from bdm.autoencoder.fit import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -51,23 +51,34 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, *, block: int = 512)
     AnnData with the posterior mean of (latent, log library size) in ``X`` and its standard deviation in
     ``layers['scale']``, both cells x (latent dimensions + 1), and the ``obs`` of ``adata``.
     """
-    network = autoencoder.network
-    types, codes = type_codes(adata, autoencoder.cell_types), batch_codes(adata, autoencoder.batches)
-    means, scales = [], []
-    for start in range(0, adata.n_obs, block):
-        rows = slice(start, start + block)
-        counts = tensor_of(adata.X[rows].toarray())
-        posterior = network.encode(counts, types[rows], codes[rows])
-        library = counts.sum(dim=1, keepdim=True)
-        means.append(torch.cat([posterior.mean, library.log()], dim=1))
-        scales.append(torch.cat([posterior.scale, torch.zeros_like(library)], dim=1))
-    names = [f"latent_{k}" for k in range(network.shape.n_latent)] + ["log_library_size"]
+    cell_type = adata.obs["cell_type"].astype(str).to_numpy()
+    codes = batch_codes(adata, autoencoder.batches)
+    n_latent = autoencoder.network.shape.n_latent
+    mean = torch.empty(adata.n_obs, n_latent + 1)
+    scale = torch.zeros(adata.n_obs, n_latent + 1)
+    for cells in cells_by_network(cell_type, autoencoder):
+        network = autoencoder.network_of(cell_type[cells[0]])
+        types = torch.tensor([autoencoder.type_code(name) for name in cell_type[cells]])
+        for start in range(0, len(cells), block):
+            rows = cells[start : start + block]
+            counts = tensor_of(adata.X[rows].toarray())
+            posterior = network.encode(counts, types[start : start + block], codes[rows])
+            mean[rows] = torch.cat([posterior.mean, counts.sum(dim=1, keepdim=True).log()], dim=1)
+            scale[rows, :-1] = posterior.scale
+    names = [f"latent_{k}" for k in range(n_latent)] + ["log_library_size"]
     return ad.AnnData(
-        torch.cat(means).numpy(),
+        mean.numpy(),
         obs=adata.obs,
         var=pd.DataFrame(index=names),
-        layers={"scale": torch.cat(scales).numpy()},
+        layers={"scale": scale.numpy()},
     )
+
+
+def cells_by_network(cell_type: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
+    """Group cells by the network that encodes them: indices of those of the shared one, then of each type's own."""
+    own = {name: np.flatnonzero(cell_type == name) for name in autoencoder.own}
+    shared = np.flatnonzero(~np.isin(cell_type, list(own)))
+    return [cells for cells in (shared, *own.values()) if len(cells)]
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:

@@ -1,4 +1,6 @@
-from dataclasses import asdict, dataclass
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,15 @@ from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.hierarchy.grow import grown
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.moments import TypeMoments
+from bdm.latent.moments import Normal, TypeMoments
 from bdm.latent.whitening import Whitening
+from bdm.minibatch import type_weight
+from bdm.model.extension import Extension, load_extension, save_extension
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
+
+EXTENSIONS = "extensions"  # folder in that of a model
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,10 @@ class BranchedModel:
         Smallest and largest log library size of the cells it was trained on, which generated cells keep within.
     provenance
         How it was made: versions, seeds, settings, hash of the data.
+    extensions
+        What was added to it since, first to last; the other attributes have it already.
+    base
+        The model before any extension; None if there are none.
     """
 
     autoencoder: GeneAutoencoder
@@ -36,11 +47,19 @@ class BranchedModel:
     composition: pd.DataFrame
     library_sizes: Tensor
     provenance: dict[str, Any]
+    extensions: tuple[Extension, ...] = ()
+    base: BranchedModel | None = None
 
     @property
     def cell_types(self) -> tuple[str, ...]:
         """Cell types that the model generates."""
         return self.moments.cell_types
+
+    def library_range(self, cell_type: str | None) -> tuple[float, float]:
+        """Smallest and largest log library size of a type's cells: its own if it was added, or those of the first."""
+        own = {extension.cell_type: extension.library_sizes for extension in self.extensions}
+        smallest, largest = own.get(cell_type, self.library_sizes).tolist()
+        return smallest, largest
 
     @property
     def label_key(self) -> str:
@@ -48,8 +67,51 @@ class BranchedModel:
         return self.autoencoder.provenance["prepare"]["label_key"]
 
 
+def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
+    """Add a cell type to a model. What it generates for other types does not change by one bit."""
+    cell_type, n_cells = extension.cell_type, int(extension.composition.sum())
+    composition = pd.DataFrame([extension.composition], index=[cell_type])
+    return replace(
+        model,
+        autoencoder=model.autoencoder.with_own(cell_type, extension.autoencoder),
+        moments=TypeMoments(
+            (*model.moments.cell_types, cell_type),
+            torch.cat([model.moments.mean, extension.normal.mean[None]]),
+            torch.cat([model.moments.covariance, extension.normal.covariance[None]]),
+            torch.cat([model.moments.weight, type_weight(torch.tensor([n_cells])).float()]),
+        ),
+        hierarchy=grown(model.hierarchy, cell_type, extension.place, n_cells=n_cells, support=extension.support),
+        denoiser=with_branch(model.denoiser, extension.normal, extension.embedding),
+        composition=pd.concat([model.composition, composition]).fillna(0).astype(int),
+        extensions=(*model.extensions, extension),
+        base=model.base or model,
+    )
+
+
+def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:
+    """Add a branch to a denoiser, of a population and an embedding of its own."""
+    grown = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
+    variance, axes = torch.linalg.eigh(normal.covariance.double())
+    added = {
+        "mean": normal.mean,
+        "axes": axes.float(),
+        "variance": variance.clamp(min=0).float(),
+        "branch.weight": embedding,
+    }
+    state = denoiser.state_dict()
+    grown.load_state_dict(
+        state | {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
+    )
+    return grown.eval().requires_grad_(False).to(denoiser.mean.device)
+
+
 def save_model(folder: Path, model: BranchedModel) -> None:
-    """Write a model into its folder: ``model.json`` and safetensors."""
+    """Write a model into its folder: ``model.json`` and safetensors, and each extension in a folder of its own."""
+    if model.base is not None:
+        save_model(folder, model.base)
+        for number, extension in enumerate(model.extensions, start=1):
+            save_extension(Path(folder) / EXTENSIONS / f"{number:04}", extension)
+        return
     content = {
         "autoencoder": model.autoencoder.content(),
         "denoiser": asdict(model.denoiser.shape),
@@ -83,7 +145,10 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
     """
     bundle = read_bundle(folder, "model")
     with refused_if_damaged(folder):
-        return _restore(bundle, device)
+        model = _restore(bundle, device)
+        for part in sorted((Path(folder) / EXTENSIONS).glob("*")):
+            model = extended(model, load_extension(part))
+    return model
 
 
 def _restore(bundle: Bundle, device: str | torch.device) -> BranchedModel:

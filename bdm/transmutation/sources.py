@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.counts import raw_counts
 from bdm.errors import InputError
+from bdm.model.match import batches_of, counts_of, labels_of
 from bdm.model.model import BranchedModel
 from bdm.transmutation.goal import Goal
 
@@ -61,7 +61,7 @@ def sources_of(
     taken = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
     if not taken.any():
         raise InputError(f"There are no cells to move to {goal.to!r}; the cells are of the types {some(labels)}.")
-    chosen, labels = counts_of(adata, model.autoencoder.genes.index)[taken], labels[taken]
+    chosen, labels = counts_of(adata, model.autoencoder.genes)[taken], labels[taken]
     seen = np.asarray(chosen.X.sum(axis=1)).ravel() > 0
     if not seen.all():
         logger.warning("Left out %d cells with no counts of the model's genes.", (~seen).sum())
@@ -69,50 +69,6 @@ def sources_of(
         raise InputError("No cell has counts of the model's genes.")
     chosen = chosen[seen].copy()
     return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model))
-
-
-def counts_of(adata: AnnData, genes: pd.Index) -> AnnData:
-    """Take the counts of some genes, in the order of these."""
-    counts = raw_counts(adata)
-    if not counts.var_names.is_unique:
-        raise InputError("The cells' gene names repeat; make them unique first, as by adata.var_names_make_unique().")
-    missing = genes.difference(counts.var_names, sort=False)
-    if len(missing):
-        raise InputError(
-            f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
-            "needs them all, by the same names."
-        )
-    return counts[:, genes]
-
-
-def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd.Series:
-    """Cell type of each cell, from the first column that there is."""
-    keys = (label_key,) if label_key else (model.label_key, "cell_type")
-    for key in keys:
-        if key in adata.obs:
-            return adata.obs[key].astype(str)
-    raise InputError(
-        f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by --label-key "
-        f"(there are: {', '.join(map(str, adata.obs)) or 'none'})."
-    )
-
-
-def batches_of(adata: AnnData, model: BranchedModel) -> np.ndarray:
-    """Batch of each cell, where the model has batches."""
-    known = model.autoencoder.batches
-    if not known:
-        return np.full(adata.n_obs, "")
-    key = model.autoencoder.provenance["prepare"]["batch_key"]
-    for column in (key, "batch"):
-        if column in adata.obs:
-            batch = adata.obs[column].astype(str).to_numpy()
-            break
-    else:
-        raise InputError(f"obs has no column {key!r} with the batches, which the model needs.")
-    unknown = sorted(set(batch) - set(known))
-    if unknown:
-        raise InputError(f"The model knows no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
-    return batch
 
 
 def check_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:

@@ -86,9 +86,9 @@ def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *,
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
         y = _posterior_draw(model, sources, rows, generator)
         x = move(model.whitening(y), rows.cell_type, generator)
-        mean = expected_counts(model, x, sources.batch[rows.rows])
-        for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
         like = to if to in model.cell_types else rows.cell_type
+        mean = expected_counts(model, x, sources.batch[rows.rows], like)
+        for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
         counts = draw_counts(mean, inverse_dispersion(model, like), for_counts)
         return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
 

@@ -53,6 +53,8 @@ def plot(table: pd.DataFrame) -> Figure:
             draw(ax, table[table["data"] == data], score)
     for ax, score in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(PANELS[score])
+        if score != "forest_auc":
+            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
@@ -70,7 +72,6 @@ def draw(ax: Axes, table: pd.DataFrame, score: str) -> None:
         level = table.loc[table["method"] == method, score].mean()
         if pd.notna(level):
             ax.axhline(level, color=GREY, linestyle=linestyle, label=label)
-    ax.set_ylim(bottom=min(0, ax.get_ylim()[0]) if score != "forest_auc" else None)
     ax.spines[["top", "right"]].set_visible(False)
 
 
