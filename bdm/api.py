@@ -11,6 +11,8 @@ from bdm.data.prepare import PrepareSettings, prepare
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
+from bdm.extension.extend import ExtendSettings, extend
+from bdm.extension.new_cells import new_cells
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
@@ -212,6 +214,48 @@ class BranchedDiffusion:
         asked = {"to": to, "from": list(from_), "like": dict(like or {})}
         moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **asked}))
         return moved
+
+    def extend(
+        self,
+        adata: AnnData,
+        *,
+        cell_types: Sequence[str] = (),
+        label_key: str | None = None,
+        missing_as_zero: bool = False,
+        seed: int = 0,
+    ) -> "BranchedDiffusion":
+        """Add cell types, without a change to what is generated of others; returns the model itself.
+
+        Parameters
+        ----------
+        adata
+            Cells of the new types with raw counts of the model's genes, matched by name or identifier, and their types
+            in ``obs``.
+        cell_types
+            Types to add, in this order; all that the model lacks if none are named.
+        label_key
+            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        missing_as_zero
+            Take genes that the cells lack as not expressed.
+
+        Raises
+        ------
+        InputError
+            If there is no new type, one is known already or has too few cells, or genes are missing.
+        """
+        settings = ExtendSettings()
+        added = new_cells(
+            adata,
+            self.model,
+            cell_types=tuple(cell_types),
+            label_key=label_key,
+            missing_as_zero=missing_as_zero,
+            seed=seed,
+        )
+        for name, cells in added.items():
+            record = provenance(seed=seed, settings=asdict(settings))
+            self.fitted = extend(self.model, cells, name, settings, seed=seed, provenance=record).model
+        return self
 
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
         """Find the genes that part the children of each node, and compare them with real cells.

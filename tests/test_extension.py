@@ -154,6 +154,17 @@ def test_batches(example_cells, batch_model):
         new_cells(cells, batch_model.model, seed=0)
 
 
+def test_python_extends_and_saves(base, example_cells, tmp_path):
+    from bdm.api import BranchedDiffusion
+
+    save_model(tmp_path / "base", base)
+    model = BranchedDiffusion.load(tmp_path / "base").extend(example_cells, cell_types=["CD34+"])
+    model.save(tmp_path / "extended")
+    cells = BranchedDiffusion.load(tmp_path / "extended").generate({"CD34+": 3})
+    assert list(cells.obs["cell_type"]) == ["CD34+"] * 3
+    assert (cells.X != model.generate({"CD34+": 3}).X).nnz == 0
+
+
 # ---- cells and genes
 
 
