@@ -31,9 +31,9 @@ class AdapterSettings:
 
     loading_scale: float = 0.1
     n_prior: float = 5.0
-    n_steps: int = 150
-    batch_size: int = 256
-    learning_rate: float = 1e-2
+    n_steps: int = 60
+    batch_size: int = 64
+    learning_rate: float = 2e-2
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class ExtendSettings:
     """Settings of an extension."""
 
     adapter: AdapterSettings = field(default=AdapterSettings())
-    branch: DenoiserSettings = field(default=DenoiserSettings(n_steps=500))
+    branch: DenoiserSettings = field(default=DenoiserSettings(n_steps=200))
     n_bootstrap: int = 100
 
 

@@ -14,7 +14,12 @@ def over_seeds(values: pd.Series) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Write a table with its index as Markdown."""
+    """Write a table with its index as Markdown; what is missing is left empty."""
     table = table.reset_index()
     rows = [table.columns, ["---"] * table.shape[1], *table.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in rows)
+
+
+def cell(value: object) -> str:
+    """Write one value of a table."""
+    return "" if value in ("", "nan") else str(value).replace("|", "\\|")
