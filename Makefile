@@ -25,6 +25,7 @@ demo: $(INSTALLED)
 	@echo "  results/pbmc68k/hierarchy.png      the hierarchy of cell types"
 	@echo "  results/pbmc68k/evaluation/        how real the new cells are"
 	@echo "  results/pbmc68k/interpretation/    the genes of each branch"
+	@echo "  results/pbmc68k/transmutation/     B cells moved to NK cells, and how they compare with real ones"
 
 report: $(INSTALLED)
 	$(IN_VENV) snakemake --report report.html

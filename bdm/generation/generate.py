@@ -39,6 +39,13 @@ class GeneratedCells:
     var: pd.DataFrame
     blocks: Iterator[Block]
 
+    def in_memory(self) -> ad.AnnData:
+        """Gather all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
+        blocks = list(self.blocks)
+        counts = sp.vstack([block.counts for block in blocks], format="csr")
+        latent = np.concatenate([block.latent for block in blocks])
+        return ad.AnnData(counts, obs=self.obs, var=self.var, obsm={"latent": latent})
+
 
 def generate_cells(
     model: BranchedModel,
@@ -56,11 +63,7 @@ def generate_cells(
     ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample that the cell descends
     from; the latent in ``obsm['latent']``; the model's ``var``.
     """
-    cells = generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
-    blocks = list(cells.blocks)
-    counts = sp.vstack([block.counts for block in blocks], format="csr")
-    latent = np.concatenate([block.latent for block in blocks])
-    return ad.AnnData(counts, obs=cells.obs, var=cells.var, obsm={"latent": latent})
+    return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 
 
 def generated_cells(

@@ -44,11 +44,7 @@ def transmute_cells(
     whitened units, up to which a cell went; not with ``goal.like``) and ``synthetic`` (True); the latent in
     ``obsm['latent']``; the model's ``var``.
     """
-    cells = transmuted_cells(model, sources, goal, settings, seed=seed)
-    blocks = list(cells.blocks)
-    counts = sp.vstack([block.counts for block in blocks], format="csr")
-    latent = np.concatenate([block.latent for block in blocks])
-    return ad.AnnData(counts, obs=cells.obs, var=cells.var, obsm={"latent": latent})
+    return transmuted_cells(model, sources, goal, settings, seed=seed).in_memory()
 
 
 def transmuted_cells(
