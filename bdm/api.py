@@ -11,7 +11,7 @@ from bdm.data.prepare import PrepareSettings, prepare
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.extension.extend import ExtendSettings, extend
+from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import new_cells
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
@@ -252,9 +252,9 @@ class BranchedDiffusion:
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
-        for name, cells in added.items():
-            record = provenance(seed=seed, settings=asdict(settings))
-            self.fitted = extend(self.model, cells, name, settings, seed=seed, provenance=record).model
+        record = provenance(seed=seed, settings=asdict(settings))
+        for found in extend_all(self.model, added, settings, seed=seed, provenance=record):
+            self.fitted = found.model
         return self
 
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:

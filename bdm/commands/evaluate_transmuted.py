@@ -28,7 +28,7 @@ def evaluate_transmuted(
 
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --beside flat=flat.h5ad
     """
-    from bdm.evaluation.inputs import read_real_cells
+    from bdm.evaluation.inputs import read_counts, read_real_cells
     from bdm.files import sha256, written_whole
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
@@ -39,7 +39,8 @@ def evaluate_transmuted(
     files = named_files(transmuted, beside or [])
     with written_whole(out, folder_of="transmutation.json") as folder:
         real = read_real_cells(prepared)
-        read = {name: read_moved(file, prepared, real) for name, file in files.items()}
+        before = read_counts(prepared, columns=("cell_type",))
+        read = {name: read_moved(file, prepared, before, real) for name, file in files.items()}
         targets = {to for to, _ in read.values()}
         if len(targets) > 1:
             raise InputError(

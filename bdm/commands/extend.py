@@ -36,8 +36,7 @@ def extend(
     from dataclasses import asdict
 
     from bdm.data.read import read_cells
-    from bdm.extension.extend import ExtendSettings
-    from bdm.extension.extend import extend as extend_model
+    from bdm.extension.extend import ExtendSettings, extend_all
     from bdm.extension.new_cells import new_cells
     from bdm.extension.report import summary, write_report
     from bdm.files import sha256, written_whole
@@ -46,10 +45,10 @@ def extend(
 
     settings = ExtendSettings()
     with written_whole(out, folder_of="model.json") as folder:
-        grown = load_model(model)
+        loaded = load_model(model)
         added = new_cells(
             read_cells(cells),
-            grown,
+            loaded,
             cell_types=tuple(cell_type or ()),
             label_key=label_key,
             counts=counts,
@@ -58,10 +57,8 @@ def extend(
         )
         facts = {"ancestor_sha256": sha256(model), "cells_sha256": sha256(cells), "settings": asdict(settings)}
         found = []
-        for name, of_type in added.items():
-            record = provenance(seed=seed, **facts)
-            found.append(extend_model(grown, of_type, name, settings, seed=seed, provenance=record))
-            grown = found[-1].model
-            logger.info(summary(found[-1]))
-        save_model(folder, grown)
+        for extended in extend_all(loaded, added, settings, seed=seed, provenance=provenance(seed=seed, **facts)):
+            logger.info(summary(extended))
+            found.append(extended)
+        save_model(folder, found[-1].model)
         write_report(folder, found)

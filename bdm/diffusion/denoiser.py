@@ -82,10 +82,10 @@ class BranchedDenoiser(nn.Module):
         covariance
             Branches x dimensions x dimensions.
         """
-        variance, axes = torch.linalg.eigh(covariance.double())
+        axes, variance = principal_axes(covariance)
         self.mean.copy_(mean)
         self.axes.copy_(axes)
-        self.variance.copy_(variance.clamp(min=0))
+        self.variance.copy_(variance)
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoised x.
@@ -122,6 +122,12 @@ class BranchedDenoiser(nn.Module):
         for block in self.blocks:
             h = block(h, condition)
         return self.leave(h)
+
+
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Give covariances (... x dimensions x dimensions) as a denoiser has them: axes, and variances along these."""
+    variance, axes = torch.linalg.eigh(covariance.double())
+    return axes.float(), variance.clamp(min=0).float()
 
 
 def _multiply(x: Tensor, matrices: Tensor) -> Tensor:

@@ -73,15 +73,12 @@ def fit_denoiser(
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
-        log_sigma = torch.randn(len(index), generator=generator) * settings.log_sigma_scale
-        sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=hierarchy.sigma_max)
-        noised = x + sigma[:, None] * torch.randn(x.shape, generator=generator)
+        noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
         cell_type = cells.cell_type[index]
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
         where = next(network.parameters()).device
         denoised = network(noised.to(where), sigma.to(where), on.to(where))
-        weight = 1 + 1 / sigma**2
-        return (weight.to(where)[:, None] * (denoised - x.to(where)) ** 2).mean()
+        return denoising_loss(denoised, x.to(where), sigma.to(where))
 
     loop = Loop(
         settings.n_steps,
@@ -92,6 +89,20 @@ def fit_denoiser(
     )
     history = train(network, loss, loop)
     return FittedDenoiser(network.cpu().eval(), history)
+
+
+def draw_noised(
+    x: Tensor, settings: DenoiserSettings, highest: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Noise cells (cells x dimensions), each at a level of its own up to ``highest``; gives them and their levels."""
+    log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
+    sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
+    return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+
+def denoising_loss(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Mean squared error of denoised cells, weighted by noise level."""
+    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean()
 
 
 def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:

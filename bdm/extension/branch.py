@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.fit import DenoiserSettings, denoising_loss, draw_noised
 from bdm.latent.cells import LatentCells
 from bdm.latent.whitening import Whitening
 from bdm.seeds import derive
@@ -37,10 +37,8 @@ def fit_embedding(
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
         x = whitening(cells.draw(index, generator))
-        log_sigma = torch.randn(len(index), generator=generator) * settings.log_sigma_scale
-        sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=level)
-        denoised = network(x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma, number)
-        return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean()
+        noised, sigma = draw_noised(x, settings, level, generator)
+        return denoising_loss(network(noised, sigma, number), x, sigma)
 
     loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu")
     history = train(network, loss, loop)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +87,21 @@ def extend(
     )
     distance = pd.Series(np.linalg.norm(known - x.mean(axis=0), axis=1), index=model.cell_types).sort_values()
     return Extended(extended(model, extension), extension, found, distance)
+
+
+def extend_all(
+    model: BranchedModel,
+    added: dict[str, ad.AnnData],
+    settings: ExtendSettings,
+    *,
+    seed: int,
+    provenance: dict[str, Any],
+) -> Iterator[Extended]:
+    """Add cell types one after the other, given the prepared cells of each; the last model has them all."""
+    for cell_type, cells in added.items():
+        found = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance)
+        model = found.model
+        yield found
 
 
 def place_of(model: BranchedModel, mean: np.ndarray, known: np.ndarray) -> Place:

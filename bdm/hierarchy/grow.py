@@ -85,7 +85,8 @@ def grown(
         runs_as=old.runner,
     )
     leaf = Branch(cell_type, node.name, 0.0, n_cells, added=number)
-    above, below = set(ancestors(hierarchy, old.name)), set(descendants(hierarchy, old.name))
+    above = {branch.name for branch in hierarchy.lineage(old.name)}
+    below = set(descendants(hierarchy, old.name))
     branches: list[Branch] = []
     for i, branch in enumerate(hierarchy.branches):
         if branch.name == old.name:
@@ -96,13 +97,6 @@ def grown(
         if branch.name in below and following not in below:
             branches.append(leaf)
     return replace(hierarchy, branches=tuple(branches))
-
-
-def ancestors(hierarchy: Hierarchy, name: str) -> Iterator[str]:
-    """Yield the branches above one, from its parent up."""
-    while (parent := hierarchy.by_name[name].parent) is not None:
-        yield parent
-        name = parent
 
 
 def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:

@@ -109,6 +109,13 @@ class Hierarchy:
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
         return Segment(name, high, branch.level)
 
+    def lineage(self, name: str) -> Iterator[Branch]:
+        """Yield a branch and all above it, up to the root."""
+        step: str | None = name
+        while step is not None:
+            yield self.by_name[step]
+            step = self.by_name[step].parent
+
     @cached_property
     def runners(self) -> tuple[str, ...]:
         """Branches that have a denoiser of their own: those before any extension, then added cell types."""
@@ -127,27 +134,18 @@ class Hierarchy:
         same when others are added.
         """
         segments: list[Segment] = []
-        step: str | None = name
-        while step is not None:
-            branch, segment = self.by_name[step], self.segment(step)
+        for branch in self.lineage(name):
+            segment = self.segment(branch.name)
             if segments and segments[-1].branch == branch.runner:
                 segments[-1] = Segment(branch.runner, segment.high, segments[-1].low)
             elif segment.high > segment.low:
                 segments.append(Segment(branch.runner, segment.high, segment.low))
-            step = branch.parent
         return tuple(reversed(segments))
 
     def common_ancestor(self, one: str, other: str) -> Branch:
         """Find the lowest branch above two cell types; the type itself where they are the same."""
-        above: set[str] = set()
-        step: str | None = one
-        while step is not None:
-            above.add(step)
-            step = self.by_name[step].parent
-        step = other
-        while step not in above:
-            step = self.by_name[step].parent
-        return self.by_name[step]
+        above = set(self.lineage(one))
+        return next(branch for branch in self.lineage(other) if branch in above)
 
     def path_below(self, ancestor: Branch, cell_type: str) -> tuple[Segment, ...]:
         """Part of a cell type's way that is below an ancestor's level."""

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.fit import batch_codes
+from bdm.autoencoder.fit import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -52,17 +52,17 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, *, block: int = 512)
     ``layers['scale']``, both cells x (latent dimensions + 1), and the ``obs`` of ``adata``.
     """
     cell_type = adata.obs["cell_type"].astype(str).to_numpy()
-    codes = batch_codes(adata, autoencoder.batches)
+    types, codes = type_codes(adata, autoencoder.cell_types), batch_codes(adata, autoencoder.batches)
+    types[np.isin(cell_type, list(autoencoder.own))] = 0  # the only type that a network of its own knows
     n_latent = autoencoder.network.shape.n_latent
     mean = torch.empty(adata.n_obs, n_latent + 1)
     scale = torch.zeros(adata.n_obs, n_latent + 1)
     for cells in cells_by_network(cell_type, autoencoder):
         network = autoencoder.network_of(cell_type[cells[0]])
-        types = torch.tensor([autoencoder.type_code(name) for name in cell_type[cells]])
         for start in range(0, len(cells), block):
             rows = cells[start : start + block]
             counts = tensor_of(adata.X[rows].toarray())
-            posterior = network.encode(counts, types[start : start + block], codes[rows])
+            posterior = network.encode(counts, types[rows], codes[rows])
             mean[rows] = torch.cat([posterior.mean, counts.sum(dim=1, keepdim=True).log()], dim=1)
             scale[rows, :-1] = posterior.scale
     names = [f"latent_{k}" for k in range(n_latent)] + ["log_library_size"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
 from bdm.hierarchy.grow import grown
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import Normal, TypeMoments
@@ -91,11 +91,11 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
 def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:
     """Add a branch to a denoiser, of a population and an embedding of its own."""
     grown = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
-    variance, axes = torch.linalg.eigh(normal.covariance.double())
+    axes, variance = principal_axes(normal.covariance)
     added = {
         "mean": normal.mean,
-        "axes": axes.float(),
-        "variance": variance.clamp(min=0).float(),
+        "axes": axes,
+        "variance": variance,
         "branch.weight": embedding,
     }
     state = denoiser.state_dict()

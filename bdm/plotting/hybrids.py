@@ -6,7 +6,7 @@ from bdm.interpretation.interpret import Interpretation
 from bdm.interpretation.markers import Dots
 from bdm.plotting.clades import shortened
 from bdm.plotting.looks import BRANCH, POINT
-from bdm.plotting.markers import colorbar_aspect, draw_dots, part_groups, shown_genes, size_keys
+from bdm.plotting.markers import colorbar_aspect, draw_dots, explain_sizes, part_groups, shown_genes
 
 MAX_ROWS = 90
 
@@ -34,13 +34,7 @@ def hybrids_figure(interpretation: Interpretation) -> Figure:
     figure.colorbar(
         points, ax=axes, pad=0.01, aspect=colorbar_aspect(len(names)), label="share of the gene's largest mean"
     )
-    figure.legend(
-        handles=size_keys(),
-        title="cells with counts (area), and mean log1p(CP10k) (colour)",
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    explain_sizes(figure)
     return figure
 
 

@@ -38,13 +38,7 @@ def markers_figure(markers: Markers) -> Figure:
         extend="max",
         label="share of the largest mean in real cells",
     )
-    figure.legend(
-        handles=size_keys(),
-        title="cells with counts (area), and mean log1p(CP10k) (colour)",
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    explain_sizes(figure)
     return figure
 
 
@@ -89,9 +83,11 @@ def colorbar_aspect(n_rows: int) -> float:
     return max(1.5 * n_rows, 20)
 
 
-def size_keys() -> list[Line2D]:
-    """Explain the sizes of dots."""
+def explain_sizes(figure: Figure) -> None:
+    """Explain the sizes of dots below the panels."""
     look = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
-    return [
+    keys = [
         Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **look) for share in (0.1, 0.5, 1.0)
     ]
+    title = "cells with counts (area), and mean log1p(CP10k) (colour)"
+    figure.legend(handles=keys, title=title, loc="outside lower center", ncols=3, frameon=False)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pandas as pd
+from anndata import AnnData
 
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -8,8 +9,13 @@ from bdm.evaluation.inputs import RealCells, check_genes, read_counts, some
 from bdm.transmutation.evaluate import MovedCells
 
 
-def read_moved(path: Path, prepared: Path, real: RealCells) -> tuple[str, MovedCells]:
-    """Read cells that ``bdm transmute`` moved, and what they were from the prepared cells of the same names.
+def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> tuple[str, MovedCells]:
+    """Read cells that ``bdm transmute`` moved, and find what they were among prepared cells by their names.
+
+    Parameters
+    ----------
+    prepared, before
+        File of the prepared cells, and they.
 
     Returns
     -------
@@ -25,7 +31,6 @@ def read_moved(path: Path, prepared: Path, real: RealCells) -> tuple[str, MovedC
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
         raise InputError(f"{path} has cells moved to {len(types)} types; give cells moved to one.")
-    before = read_counts(prepared, columns=("cell_type",))
     unknown = adata.obs_names.difference(before.obs_names)
     if len(unknown) or not before.obs_names.is_unique:
         lacking = f"lacks their {some(unknown)}" if len(unknown) else "has cells of one name"

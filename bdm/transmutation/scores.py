@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -61,7 +62,7 @@ class Ends:
     new: Cells
     test: Cells
 
-    @property
+    @cached_property
     def changed(self) -> np.ndarray:
         """Column indices of the genes whose mean ``log1p(CP10k)`` differs most between the two types."""
         difference = np.abs(mean_expression(self.new) - mean_expression(self.old))
