@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from bdm.interpretation.agreement import Z_95
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
-from bdm.plotting.clades import branch_rows, clade_label, highest
+from bdm.plotting.clades import clade_label, highest
 from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
+from bdm.plotting.view import View, view_of
 
 MAX_PANELS, N_COLUMNS = 24, 4
 ROW = 0.6  # inches of a cell type in the tree
@@ -44,10 +45,11 @@ def branch_genes_figure(interpretation: Interpretation) -> Figure:
     panels = [panel for node in interpretation.nodes.values() for panel in panels_of(node, interpretation.genes)]
     shown = highest(panels, MAX_PANELS, level=lambda panel: panel.level)
     n_rows = -(-len(shown) // N_COLUMNS)
-    heights = [1.4 + ROW * len(hierarchy.cell_types), 0.5 + 3 * n_rows]
+    view = view_of(hierarchy)
+    heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * n_rows]
     figure = Figure(figsize=(16, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
-    draw_tree(above.add_subplot(), interpretation)
+    draw_tree(above.add_subplot(), interpretation, view)
     axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
     for axis, panel in zip(axes, shown, strict=False):
         draw_panel(axis, panel)
@@ -89,17 +91,18 @@ def changes(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFram
     return table
 
 
-def draw_tree(axis: Axes, interpretation: Interpretation) -> None:
+def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
     """Draw the hierarchy with the names of its nodes, by which panels are found, and the top genes of each branch."""
     hierarchy = interpretation.hierarchy
     plot_hierarchy(hierarchy, ax=axis, names=True)
-    rows = branch_rows(hierarchy)
     for of in interpretation.contrasts:
+        if of.contrast.child not in view.rows:
+            continue
         child = hierarchy.by_name[of.contrast.child]
         named = ", ".join(interpretation.genes[np.argsort(of.model.rank)[:N_NAMED]])
         # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
         inner = bool(hierarchy.children[child.name])
-        place = child.level if inner else of.contrast.level, rows[child.name]
+        place = child.level if inner else of.contrast.level, view.rows[child.name]
         looks = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
         axis.annotate(named, place, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **looks)
     axis.set_title(

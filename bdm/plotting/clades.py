@@ -1,19 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from bdm.hierarchy.tree import Hierarchy
-
 Item = TypeVar("Item")
-
-
-def branch_rows(hierarchy: Hierarchy) -> dict[str, float]:
-    """Row of each branch where cell types are in rows 0, 1, ...: inner nodes midway between their children."""
-    rows = {cell_type: float(row) for row, cell_type in enumerate(hierarchy.cell_types)}
-    for branch in reversed(hierarchy.branches):
-        of_children = [rows[child] for child in hierarchy.children[branch.name]]
-        if of_children:
-            rows[branch.name] = (min(of_children) + max(of_children)) / 2
-    return rows
 
 
 def clade_label(cell_types: tuple[str, ...], *, width: int = 26) -> str:

@@ -15,9 +15,9 @@ from bdm.evaluation.figures.looks import COLOURS, MARKERS, Look
 from bdm.files import read_json
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.clades import branch_rows
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.plotting.view import view_of
 from bdm.seeds import numpy_generator
 from bdm.simulation.tree import random_tree
 
@@ -105,11 +105,13 @@ def contradicting(comparison: TreeComparison) -> float:
 
 def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     """Draw the tree with a column of marks for each label, and with a group's mark where it is a clade."""
-    ax = plot_hierarchy(hierarchy)
+    n_types = len(hierarchy.cell_types)
+    ax = plot_hierarchy(hierarchy, max_rows=n_types)
     labels = list(dict.fromkeys(groups["label"]))
     ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
     looks = [Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]
-    rows, nodes = branch_rows(hierarchy), {frozenset(hierarchy.leaves(b.name)): b for b in hierarchy.branches}
+    rows = view_of(hierarchy, max_rows=n_types).rows
+    nodes = {frozenset(hierarchy.leaves(b.name)): b for b in hierarchy.branches}
     for look, row in zip(looks, groups.itertuples(), strict=True):
         offset = 8 + COLUMN_WIDTH * labels.index(row.label)
         for cell_type in row.cell_types:

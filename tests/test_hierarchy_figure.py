@@ -1,0 +1,143 @@
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bdm.errors import InputError
+from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.plotting.figure import save_figure
+from bdm.plotting.hierarchy import apart, labels_of, plot_hierarchy
+from bdm.plotting.looks import ADDED
+from bdm.plotting.view import view_of
+from bdm.seeds import numpy_generator
+from bdm.simulation.tree import height, random_tree
+
+
+def caterpillar(n_types: int) -> Hierarchy:
+    """Tree whose types part one by one, from noise level ``n_types`` downwards."""
+    branches, parent = [], None
+    for i in range(n_types - 1):
+        branches += [Branch(f"node {i}", parent, float(n_types - i), 10 * (n_types - i), support=1.0)]
+        parent = f"node {i}"
+        branches += [Branch(f"type {i}", parent, 0.0, 10)]
+    branches.append(Branch("last", parent, 0.0, 10))
+    return Hierarchy(tuple(branches), 2.0 * n_types, 0.9)
+
+
+def star(n_types: int) -> Hierarchy:
+    """Tree whose types all part at once; the later, the more cells they have."""
+    leaves = [Branch(f"type {i}", "root", 0.0, i + 1) for i in range(n_types)]
+    return Hierarchy((Branch("root", None, 5.0, sum(leaf.n_cells for leaf in leaves)), *leaves), 10.0, 0.9)
+
+
+def random(n_types: int) -> Hierarchy:
+    """Random tree whose levels are heights."""
+    branches: list[Branch] = []
+
+    def add(clade: Clade, parent: str | None) -> None:
+        name = clade.name or f"node {len(branches)}"
+        n_types = len(clade.leaves())
+        branches.append(Branch(name, parent, float(height(clade)), n_types, support=0.5 if n_types > 1 else None))
+        for child in clade.children:
+            add(child, name)
+
+    names = [f"type {i}" for i in range(n_types)]
+    add(random_tree(names, balanced=False, generator=numpy_generator(0)), None)
+    return Hierarchy(tuple(branches), 2 * branches[0].level, 0.9)
+
+
+def with_added(hierarchy: Hierarchy, **added: int) -> Hierarchy:
+    """Let extensions have added cell types."""
+    numbers = {name.replace("_", " "): number for name, number in added.items()}
+    branches = (replace(branch, added=numbers.get(branch.name, 0)) for branch in hierarchy.branches)
+    return replace(hierarchy, branches=tuple(branches))
+
+
+HIERARCHIES = {
+    f"{make.__name__} {n_types}": make(n_types) for make in (caterpillar, star, random) for n_types in (2, 8, 500)
+}
+every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES.values(), ids=HIERARCHIES)
+
+
+@every_hierarchy
+@pytest.mark.parametrize("max_rows", [2, 3, 4, 60])
+def test_every_type_is_below_one_row(hierarchy, max_rows):
+    view = view_of(hierarchy, max_rows=max_rows)
+    assert sorted(t for end in view.ends for t in end.cell_types) == sorted(hierarchy.cell_types)
+    assert len(view.ends) == min(max_rows, len(hierarchy.cell_types))
+    assert {name for name, row in view.rows.items() if row == int(row)} >= {end.branches[0].name for end in view.ends}
+
+
+def test_nodes_that_part_at_most_noise_are_opened():
+    view = view_of(caterpillar(500), max_rows=10)
+    assert view.opened == tuple(f"node {i}" for i in range(9))
+    assert [end.branches[0].name for end in view.ends] == [*(f"type {i}" for i in range(9)), "node 9"]
+    assert view.ends[-1].n_cells == 10 * 491
+    assert view.ends[-1].level == 491
+
+
+def test_small_siblings_share_a_row_where_there_are_too_many():
+    view = view_of(star(500), max_rows=5)
+    assert [end.cell_types[0] for end in view.ends[:-1]] == ["type 496", "type 497", "type 498", "type 499"]
+    assert len(view.ends[-1].cell_types) == 496
+    assert sum(end.n_cells for end in view.ends) == view.hierarchy.root.n_cells
+
+
+def test_one_clade_can_be_drawn():
+    hierarchy = caterpillar(500)
+    view = view_of(hierarchy, root="node 490")
+    assert {t for end in view.ends for t in end.cell_types} == set(hierarchy.leaves("node 490"))
+    ax = plot_hierarchy(hierarchy, root="node 490")
+    assert len(ax.get_yticks()) == 10
+    assert ax.get_xlim()[0] < 15
+    assert "below node 490" in ax.get_title(loc="left")
+
+
+def test_unknown_branch_and_too_few_rows_are_refused():
+    with pytest.raises(InputError, match="no branch 'node x'"):
+        plot_hierarchy(star(5), root="node x")
+    with pytest.raises(InputError, match="max_rows"):
+        plot_hierarchy(star(5), max_rows=1)
+
+
+@every_hierarchy
+def test_figure_of_many_types_is_no_larger_than_of_sixty(hierarchy, tmp_path: Path):
+    ax = plot_hierarchy(hierarchy)
+    save_figure(ax.figure, tmp_path / "tree.png")
+    assert ax.figure.get_size_inches()[1] < 22
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
+    many = len(hierarchy.cell_types) > 60
+    assert any(" types " in label.get_text() for label in ax.get_yticklabels()) == many
+
+
+def test_added_types_are_drawn_in_their_colour():
+    hierarchy = with_added(random(8), type_3=1, type_5=2)
+    labels = {label.get_text(): label for label in plot_hierarchy(hierarchy).get_yticklabels()}
+    assert {text for text in labels if text.startswith("+ ")} == {"+ type 3  (1)", "+ type 5  (1)"}
+    assert all((label.get_color() == ADDED) == text.startswith("+ ") for text, label in labels.items())
+    newest = [label.get_text() for label in plot_hierarchy(hierarchy, since=1).get_yticklabels()]
+    assert [text for text in newest if text.startswith("+ ")] == ["+ type 5  (1)"]
+
+
+@pytest.mark.parametrize("make", [star, random])
+def test_added_types_have_rows_of_their_own_among_many(make):
+    hierarchy = with_added(make(500), type_490=1, type_491=2, type_7=3)
+    own = {end.cell_types for end in view_of(hierarchy).ends if not end.collapsed}
+    assert own >= {("type 490",), ("type 491",), ("type 7",)}
+
+
+def test_wedge_tells_how_many_of_its_types_were_added():
+    hierarchy = with_added(caterpillar(500), type_490=1, type_491=2)
+    [wedge] = [label.get_text() for label in plot_hierarchy(hierarchy).get_yticklabels() if ":" in label.get_text()]
+    assert wedge.startswith("node 59: 441 types, +2 added  (4,410)")
+
+
+@every_hierarchy
+def test_labels_of_branch_points_do_not_overlap(hierarchy):
+    labels = labels_of(view_of(hierarchy), names=True)
+    chosen = apart(labels)
+    assert chosen[0] == labels[0]
+    assert not any(one.overlaps(other) for one in chosen for other in chosen if one is not other)
