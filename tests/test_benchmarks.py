@@ -29,6 +29,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
 MOVED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
+EXTENDED = CONFIG["extend"]["datasets"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -90,7 +91,7 @@ def planned(tmp_path_factory) -> str:
     cells.mkdir()
     for name, dataset in {**DATASETS, **MOVED, **ANNOTATED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "augment", "threshold", "transmute", "tree"]
+    targets = ["all", "augment", "extend", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -109,6 +110,9 @@ def test_dry_run_plans_all_runs(planned):
         n_runs + n_moved + len(ANNOTATED.keys() - DATASETS) * len(SEEDS),
     ), planned
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
+    n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
+    assert jobs["extend_one"] == n_left_out * len(SEEDS)
+    assert jobs["extend_in_turn"] == jobs["extend_beside"] == len(EXTENDED) * len(SEEDS)
     assert jobs["transmute_run"] == n_moved
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
@@ -141,6 +145,7 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "tree", "tree_table"),
+        *("extend_one", "extend_in_turn", "extend_beside", "extend_table"),
     }
 
 
@@ -571,3 +576,55 @@ def test_type_is_left_out(example_cells, tmp_path):
     left = anndata.read_h5ad(tmp_path / "without.h5ad")
     assert set(left.obs["cell_type"]) == set(cells.obs["cell_type"]) - {NK}
     assert left.n_obs == (cells.obs["cell_type"] != NK).sum()
+
+
+# ---- extensions
+
+
+@pytest.fixture(scope="module")
+def extended(prepared, tmp_path_factory) -> Path:
+    """Folder with what is told of a type that was left out, and of types that were added one after the other."""
+    folder = tmp_path_factory.mktemp("extended")
+    largest = prepared.obs["cell_type"].value_counts().index[:4]
+    few = prepared[prepared.obs["cell_type"].isin(largest)].copy()
+    few.obs["cell_type"] = few.obs["cell_type"].cat.remove_unused_categories()
+    few.write_h5ad(folder / "prepared.h5ad")
+    runs = folder / "blood/0/extend"
+    (runs / "one").mkdir(parents=True)
+    tables = [runs / name for name in ("one/2.csv", "in_turn.csv", "beside.csv")]
+    quick = ["--with-flat", "--autoencoder-steps", 40, "--denoiser-steps", 40, "--n-repeats", 1]
+    run("scripts/extend_one.py", folder / "prepared.h5ad", tables[0], "--number", 2, *quick)
+    run("scripts/extend_in_turn.py", folder / "prepared.h5ad", folder / "prepared.h5ad", tables[1], *quick)
+    run("scripts/extend_beside.py", folder / "prepared.h5ad", folder / "prepared.h5ad", tables[2], "--n-repeats", 1)
+    load("scripts/extend_table.py").main(folder, tables)
+    return folder
+
+
+def test_extension_changes_no_other_type_where_a_flat_model_does(extended):
+    table = pd.read_csv(extended / "extend.csv")
+    one = table[table["task"] == "one"]
+    energy = one[one["cell_type"] != one["added"]].pivot(index="cell_type", columns="set", values="energy")
+    assert (energy["extension"] == energy["before"]).all()
+    assert (energy["flat, on the new type"] > energy["flat, before"]).all()
+    assert energy["flat, on everything"].mean() < energy["flat, on the new type"].mean()
+
+
+def test_all_ways_learn_the_types(extended):
+    table = pd.read_csv(extended / "extend.csv")
+    new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])]
+    ways = {"extension", "flat, on the new type", "flat, on everything"}
+    assert set(new["set"]) == ways
+    assert new["cell_type"].nunique() == 1
+    in_turn = table[table["task"] == "in_turn"]
+    assert set(in_turn["set"]) == ways | {"floor", "joint"}
+    assert in_turn.groupby("step")["cell_type"].nunique().tolist() == [4]
+    assert in_turn["forest_auc"].notna().all()
+
+
+def test_extensions_are_told(extended):
+    table, text = pd.read_csv(extended / "extend.csv"), (extended / "extend.md").read_text()
+    new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])].set_index("set")
+    assert "## blood: each type left out in turn" in text
+    assert f"{new.loc['extension', 'energy']:.2f}" in text
+    for name in ("extend_one.png", "extend_in_turn.png"):
+        assert (extended / name).stat().st_size > 10_000

@@ -9,19 +9,17 @@ import pandas as pd
 import torch
 import typer
 from anndata import AnnData
+from train_on import encoded, of_types, trained
 from transmute import moved, pairs_of
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
-from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.data.prepared import read_prepared
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.inputs import RealCells, read_real_cells
 from bdm.files import written_whole
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
-from bdm.latent.cells import encode, latent_cells
-from bdm.model.fit import fit_model
+from bdm.hierarchy.build import HierarchySettings
 from bdm.model.model import BranchedModel
 from bdm.transmutation.evaluate import ends_of, evaluate_moves
 from bdm.transmutation.goal import Goal, Pair, shift, weights
@@ -32,14 +30,9 @@ from bdm.transmutation.transmute import Move
 
 def model_without(prepared: AnnData, cell_type: str, *, n_steps: int, seed: int) -> BranchedModel:
     """Train all that a shift needs, which is all but the denoiser, on the cells of all other types."""
-    cells = prepared[prepared.obs["cell_type"] != cell_type].copy()
-    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
-    fitted = fit_autoencoder(cells, AutoencoderSettings(n_steps=n_steps), seed=seed)
-    autoencoder = GeneAutoencoder(fitted.network, cells.var, fitted.cell_types, fitted.batches, {})
-    latent = encode(cells, autoencoder)
-    hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)
-    model, _ = fit_model(latent, autoencoder, hierarchy, DenoiserSettings(n_steps=1), seed=seed, provenance={})
-    return model
+    others = set(prepared.obs["cell_type"].cat.categories) - {cell_type}
+    found = encoded(of_types(prepared, others), AutoencoderSettings(n_steps=n_steps), seed=seed)
+    return trained(found, HierarchySettings(n_bootstrap=0), DenoiserSettings(n_steps=1), seed=seed)
 
 
 def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Move]]:

@@ -1,0 +1,85 @@
+EXTENDED = config["extend"]["datasets"]
+
+
+def left_out(data, seed):
+    """Name the scores of all runs of a data set in which a type is left out."""
+    every = EXTENDED[data].get("every", 1)
+    numbers = range(every, EXTENDED[data]["n_types"] + 1, every)
+    return expand(rules.extend_one.output.scores, data=data, seed=seed, number=numbers)
+
+
+def with_flat(wildcards):
+    """Give the flag that also teaches a flat model, for one of so many types as the data set says."""
+    return "--with-flat" if int(wildcards.number) % EXTENDED[wildcards.data]["flat"] == 0 else ""
+
+
+rule extend_one:
+    input:
+        cells=rules.prepare.output.cells,
+    output:
+        scores="results/{data}/{seed}/extend/one/{number}.csv",
+    log:
+        "results/{data}/{seed}/logs/extend_one-{number}.log",
+    wildcard_constraints:
+        number=r"\d+",
+    params:
+        with_flat=with_flat,
+        options=options("extend"),
+    shell:
+        "python {SCRIPTS}/extend_one.py {input.cells} {output.scores}"
+        " --number {wildcards.number}"
+        " {params.with_flat}"
+        " {params.options}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule extend_in_turn:
+    input:
+        cells=rules.prepare.output.cells,
+        joint="results/{data}/{seed}/cells/branched.h5ad",
+    output:
+        scores="results/{data}/{seed}/extend/in_turn.csv",
+    log:
+        "results/{data}/{seed}/logs/extend_in_turn.log",
+    params:
+        with_flat=lambda wildcards: "--with-flat" if EXTENDED[wildcards.data]["flat"] == 1 else "",
+        options=options("extend"),
+    shell:
+        "python {SCRIPTS}/extend_in_turn.py {input.cells} {input.joint} {output.scores}"
+        " {params.with_flat}"
+        " {params.options}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule extend_beside:
+    input:
+        cells=rules.prepare.output.cells,
+        joint="results/{data}/{seed}/cells/branched.h5ad",
+    output:
+        scores="results/{data}/{seed}/extend/beside.csv",
+    log:
+        "results/{data}/{seed}/logs/extend_beside.log",
+    shell:
+        "python {SCRIPTS}/extend_beside.py {input.cells} {input.joint} {output.scores}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule extend:
+    input:
+        one=[left_out(data, seed) for data in EXTENDED for seed in SEEDS],
+        beside=expand(rules.extend_beside.output.scores, data=EXTENDED, seed=SEEDS),
+        in_turn=expand(rules.extend_in_turn.output.scores, data=EXTENDED, seed=SEEDS),
+    output:
+        table="results/extend.csv",
+        text="results/extend.md",
+        one="results/extend_one.png",
+        in_turn="results/extend_in_turn.png",
+    log:
+        "results/logs/extend.log",
+    params:
+        folder=subpath(output.table, parent=True),
+    shell:
+        "python {SCRIPTS}/extend_table.py {params.folder} {input} > {log} 2>&1"

@@ -1,0 +1,25 @@
+"""Judge what extensions are compared with: real training cells, and cells of a model of all types from the start."""
+
+from pathlib import Path
+
+import typer
+from extend_judge import judged, types_by_size
+
+from bdm.evaluation.evaluate import EvaluationSettings
+from bdm.evaluation.inputs import read_generated, read_real_cells
+from bdm.files import written_whole
+
+
+def main(
+    prepared: Path, joint: Path, out: Path, *, n_repeats: int = EvaluationSettings().n_repeats, seed: int = 0
+) -> None:
+    """Write the scores of each type."""
+    real = read_real_cells(prepared)
+    sets = {"joint": read_generated(joint, real)}
+    table = judged(real, sets, types_by_size(real), with_auc=True, n_repeats=n_repeats, seed=seed)
+    with written_whole(out) as path:
+        table.to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)

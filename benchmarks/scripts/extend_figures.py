@@ -1,0 +1,67 @@
+"""Draw how cell types fare that models learned later, and how those that they knew before."""
+
+import pandas as pd
+from extend_ways import ALONE, EVERYTHING, EXTENSION
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.figures.looks import GREY, looks
+
+LOOKS = looks([EXTENSION, ALONE, EVERYTHING])
+TICKS = [0, 0.5, 1, 2, 5, 10, 20, 50]
+LEVELS = {"joint": ("joint training", "-"), FLOOR: ("real training cells", "--")}
+
+
+def panels(names: list[str], *, sharey: bool = False) -> tuple[Figure, dict[str, Axes]]:
+    """Make a panel for each data set."""
+    figure = Figure(figsize=(0.5 + 3.9 * len(names), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(names), sharey=sharey, squeeze=False)[0]
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(name, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, dict(zip(names, axes, strict=True))
+
+
+def with_legend(figure: Figure, axes: dict[str, Axes]) -> Figure:
+    """Name what is drawn in any panel."""
+    named = {label: h for ax in axes.values() for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
+    return figure
+
+
+def one_figure(runs: pd.DataFrame) -> Figure:
+    """Draw one point a type that was left out: its energy distance by each way, against joint training's."""
+    means = runs.groupby(["data", "added", "set"], sort=False)[["energy", "energy joint"]].mean().reset_index()
+    figure, axes = panels(means["data"].unique().tolist())
+    for data, ax in axes.items():
+        of_data = means[means["data"] == data]
+        for way, look in LOOKS.items():
+            of_way = of_data[of_data["set"] == way]
+            if len(of_way):
+                style = {"color": look.colour, "marker": look.marker, "zorder": 3 if way == EXTENSION else 2}
+                faint = {} if way == EXTENSION else {"markerfacecolor": "none", "markersize": 5}
+                ax.plot(of_way["energy joint"], of_way["energy"], ls="", label=way, **style, **faint)
+        ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, zorder=1)
+        ax.set_xlabel("energy distance, joint training")
+    next(iter(axes.values())).set_ylabel("energy distance, type learned later")
+    return with_legend(figure, axes)
+
+
+def in_turn_figure(scores: pd.DataFrame) -> Figure:
+    """Draw the mean energy distance of the types known before each addition, after it."""
+    known = scores[scores["cell_type"] != scores["added"]]
+    means = known.groupby(["data", "step", "set"], sort=False)["energy"].mean().reset_index()
+    figure, axes = panels(means["data"].unique().tolist(), sharey=True)
+    for data, ax in axes.items():
+        sets = means[means["data"] == data].pivot(index="step", columns="set", values="energy")
+        for way, look in LOOKS.items():
+            if way in sets and way != FLOOR:
+                ax.plot(sets[way], color=look.colour, marker=look.marker, markersize=5, label=way)
+        for name, (label, line) in LEVELS.items():
+            ax.plot(sets[name], color=GREY, linestyle=line, label=label, zorder=1)
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set_yticks(TICKS, map(str, TICKS))
+        ax.set_xlabel("types added")
+    next(iter(axes.values())).set_ylabel("energy distance,\nmean of the types known before")
+    return with_legend(figure, axes)

@@ -1,0 +1,65 @@
+"""Leave one cell type out, teach it to trained models, and judge them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from extend_judge import check_unchanged, generated, judged, to_judge, types_by_size
+from extend_ways import BEFORE, EXTENSION, FLAT_BEFORE, Settings, learners, taught
+from train_on import of_types
+
+from bdm.autoencoder.fit import AutoencoderSettings
+from bdm.data.prepared import read_prepared
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.evaluate import EvaluationSettings
+from bdm.evaluation.inputs import read_real_cells
+from bdm.files import written_whole
+
+
+def main(
+    prepared: Path,
+    out: Path,
+    *,
+    number: Annotated[int, typer.Option(help="Of the type to leave out, the largest being 1.")],
+    with_flat: bool = False,
+    autoencoder_steps: int = AutoencoderSettings().n_steps,
+    denoiser_steps: int = DenoiserSettings().n_steps,
+    n_repeats: int = EvaluationSettings().n_repeats,
+    seed: int = 0,
+) -> None:
+    """Leave out the type of that number, by size, and write how all types fare before and after it was learned."""
+    real, adata = read_real_cells(prepared), read_prepared(prepared)
+    cells = adata[adata.obs["split"] != "test"]
+    types = to_judge(real)
+    new = types[number - 1]
+    old = [name for name in types_by_size(real) if name != new]
+    settings = Settings.of_steps(autoencoder_steps, denoiser_steps)
+    before = learners(of_types(cells, old), settings, with_flat=with_flat, seed=seed)
+    after = taught(before.by_way(), cells, new, settings, seed=seed)
+
+    models = {BEFORE: before.branched.result} | ({FLAT_BEFORE: before.flat} if before.flat else {})
+    models |= {way: found.result for way, found in after.items()}
+    n_by_type = real.test.n_by_type * n_repeats
+    sets = {name: generated(model, n_by_type, seed=seed) for name, model in models.items()}
+    check_unchanged(sets[BEFORE], sets[EXTENSION])
+    sets = {name: Cells.of(adata) for name, adata in sets.items()}
+    of_new = judged(
+        real,
+        {way: sets[way] for way in after},
+        [*old, new],
+        with_floor=False,
+        with_auc=True,
+        n_repeats=n_repeats,
+        seed=seed,
+    )
+    of_old = judged(real, sets, old, with_floor=False, n_repeats=n_repeats, seed=seed)
+    table = pd.concat([of_new[of_new["cell_type"] == new], of_old])
+    seconds = {BEFORE: before.branched.seconds, **{way: found.seconds for way, found in after.items()}}
+    with written_whole(out) as path:
+        table.assign(added=new, seconds=table["set"].map(seconds)).to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,157 @@
+"""Teach a flat model another cell type by training all of it further, as is done without extensions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from bdm.autoencoder.fit import N_ITERATIONS, AutoencoderSettings, batch_codes, type_codes
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.fit import DenoiserSettings, denoising_loss, draw_noised
+from bdm.extension.extend import ExtendSettings, composition_of
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.latent.cells import LatentCells, encode, latent_cells
+from bdm.latent.moments import Normal, TypeMoments, type_moments
+from bdm.latent.whitening import Whitening
+from bdm.minibatch import Minibatches
+from bdm.model.model import BranchedModel, with_branch
+from bdm.seeds import derive
+from bdm.tensors import tensor_of
+from bdm.training import Loop, train
+
+WARMUP = 20  # steps, as in an extension
+
+
+def trained_further(
+    model: BranchedModel, cells: AnnData, cell_type: str, settings: ExtendSettings, *, seed: int
+) -> BranchedModel:
+    """Add a cell type to a flat model, and train all of it on, for as many steps as an extension takes.
+
+    The whitened space stays, as the denoiser knows no other; moments are new of all types that there are cells of.
+
+    Parameters
+    ----------
+    cells
+        Prepared cells to train on: of the new type, and of known ones where these are at hand.
+    """
+    cells = cells[cells.obs["split"] != "test"].copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
+    new = cells[cells.obs["cell_type"] == cell_type]
+    n_learnt = int(model.composition.to_numpy().sum()) + new.n_obs
+    known = model.autoencoder
+    autoencoder = replace(known, network=with_type(known.network), cell_types=(*known.cell_types, cell_type))
+    train_autoencoder(autoencoder, cells, n_steps=settings.adapter.n_steps, n_learnt=n_learnt, seed=seed)
+    latent = latent_cells(encode(cells, autoencoder))
+    moments = updated(model.moments, type_moments(latent, model.whitening))
+    hierarchy = with_leaf(model.hierarchy, cell_type, n_cells=new.n_obs)
+    denoiser = with_leaf_branch(model.denoiser, moments, hierarchy)
+    train_denoiser(denoiser, latent, model.whitening, hierarchy, n_steps=settings.branch.n_steps, seed=seed)
+    library_sizes = torch.cat([model.library_sizes, latent.mean[:, -1]])
+    composition = pd.DataFrame([composition_of(new)], index=[cell_type])
+    return replace(
+        model,
+        autoencoder=autoencoder,
+        moments=moments,
+        hierarchy=hierarchy,
+        denoiser=denoiser.eval().requires_grad_(False),
+        composition=pd.concat([model.composition, composition]).fillna(0).astype(int),
+        library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
+    )
+
+
+@torch.no_grad()
+def with_type(known: CountAutoencoder) -> CountAutoencoder:
+    """Add a type to an autoencoder, which starts as the mean of those known."""
+    network = CountAutoencoder(replace(known.shape, n_types=known.shape.n_types + 1))
+    added = {
+        "type_dispersion": known.type_dispersion.mean(dim=0),
+        "prior_sum": known.prior_mean.mean(dim=0),
+        "prior_weight": torch.ones(()),
+    }
+    state = known.state_dict()
+    network.load_state_dict(state | {name: torch.cat([state[name], row[None]]) for name, row in added.items()})
+    return network
+
+
+def train_autoencoder(autoencoder: GeneAutoencoder, cells: AnnData, *, n_steps: int, n_learnt: int, seed: int) -> None:
+    """Train an autoencoder on, by the loss that it was trained by.
+
+    Parameters
+    ----------
+    n_learnt
+        Cells that it has learned from by then, these included, beside which the prior of its parameters weighs little.
+    """
+    settings, network = AutoencoderSettings(), autoencoder.network
+    types, codes = type_codes(cells, autoencoder.cell_types), batch_codes(cells, autoencoder.batches)
+    training = np.flatnonzero(cells.obs["split"] == "train")
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        drawn = training[torch.randint(len(training), (settings.batch_size,), generator=generator).numpy()]
+        noise = torch.randn(len(drawn), network.shape.n_latent, generator=generator)
+        counts = tensor_of(cells.X[drawn].toarray())
+        bound, latent = network(counts, types[drawn], codes[drawn], noise, n_iterations=N_ITERATIONS)
+        network.follow(types[drawn], latent)
+        return bound.mean() + network.penalty(loading_scale=settings.loading_scale) / n_learnt
+
+    loop = Loop(n_steps, settings.learning_rate, derive(seed, "autoencoder, further"), device="cpu", n_warmup=WARMUP)
+    train(network, loss, loop)
+    network.eval().requires_grad_(False)
+
+
+def updated(known: TypeMoments, seen: TypeMoments) -> TypeMoments:
+    """Take the moments of types that were seen again, keep those of others, and add the new type last."""
+    names = tuple(dict.fromkeys((*known.cell_types, *seen.cell_types)))
+    source = {name: (moments, i) for moments in (known, seen) for i, name in enumerate(moments.cell_types)}
+    rows = [source[name] for name in names]
+    return TypeMoments(
+        names,
+        torch.stack([moments.mean[i] for moments, i in rows]),
+        torch.stack([moments.covariance[i] for moments, i in rows]),
+        torch.stack([moments.weight[i] for moments, i in rows]),
+    )
+
+
+def with_leaf(hierarchy: Hierarchy, cell_type: str, *, n_cells: int) -> Hierarchy:
+    """Add a branch of its own to a flat hierarchy."""
+    return replace(hierarchy, branches=(*hierarchy.branches, Branch(cell_type, hierarchy.root.name, 0.0, n_cells)))
+
+
+def with_leaf_branch(known: BranchedDenoiser, moments: TypeMoments, hierarchy: Hierarchy) -> BranchedDenoiser:
+    """Add a branch to a flat denoiser, with the embedding of the nearest type, and give all their present moments."""
+    nearest = int((moments.mean[:-1] - moments.mean[-1]).norm(dim=1).argmin())
+    normal = Normal(moments.mean[-1], moments.covariance[-1])
+    denoiser = with_branch(known, normal, known.branch.weight[1 + nearest].detach().clone())  # the root is first
+    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
+    denoiser.start_from(
+        torch.stack([population.mean for population in populations]),
+        torch.stack([population.covariance for population in populations]),
+    )
+    return denoiser.requires_grad_(True)
+
+
+def train_denoiser(
+    denoiser: BranchedDenoiser,
+    cells: LatentCells,
+    whitening: Whitening,
+    hierarchy: Hierarchy,
+    *,
+    n_steps: int,
+    seed: int,
+) -> None:
+    """Train a flat denoiser on, by the loss that it was trained by."""
+    settings, minibatches = DenoiserSettings(n_steps=n_steps), Minibatches.of(cells.cell_type)
+    branch = torch.tensor([[branch.name for branch in hierarchy.branches].index(name) for name in cells.cell_types])
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        index = minibatches.draw(settings.batch_size, generator)
+        x = whitening(cells.draw(index, generator))
+        noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
+        return denoising_loss(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma)
+
+    loop = Loop(n_steps, settings.learning_rate, derive(seed, "denoiser, further"), device="cpu")
+    train(denoiser, loss, loop)

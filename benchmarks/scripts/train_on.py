@@ -1,0 +1,42 @@
+"""Train models on some of the cells, in one process."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from anndata import AnnData
+
+from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.latent.cells import encode, latent_cells
+from bdm.model.fit import fit_model
+from bdm.model.model import BranchedModel
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Cells in the latent space of an autoencoder that was trained on them."""
+
+    autoencoder: GeneAutoencoder
+    latent: AnnData
+
+
+def of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
+    """Take the cells of some types."""
+    cells = prepared[prepared.obs["cell_type"].isin(list(cell_types))].copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
+    return cells
+
+
+def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Encoded:
+    """Train an autoencoder, and encode the cells."""
+    fitted = fit_autoencoder(cells, settings, seed=seed)
+    autoencoder = GeneAutoencoder(fitted.network, cells.var, fitted.cell_types, fitted.batches, {})
+    return Encoded(autoencoder, encode(cells, autoencoder))
+
+
+def trained(of: Encoded, hierarchy: HierarchySettings, denoiser: DenoiserSettings, *, seed: int) -> BranchedModel:
+    """Make the hierarchy of encoded cells, and train the model."""
+    tree = build_hierarchy(latent_cells(of.latent), hierarchy, seed=seed)
+    return fit_model(of.latent, of.autoencoder, tree, denoiser, seed=seed, provenance={})[0]
