@@ -91,11 +91,12 @@ def test_no_command_shows_help(bdm):
 # ---- the whole way, twice
 
 PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--seed", 3)
+DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv", "--page", "tree.html")
 STEPS = (
     ("example", "cells.h5ad"),
     ("prepare", "cells.h5ad", "prepared.h5ad", *PREPARE),
     ("autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 4, "--n-steps", 30, "--seed", 3),
-    ("hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--figure", "tree.png", "--n-bootstrap", 5),
+    ("hierarchy", "autoencoder", "tree.json", *DRAWN, "--n-bootstrap", 5),
     ("train", "autoencoder", "tree.json", "model", "--width", 16, "--n-layers", 1, "--n-steps", 30, "--seed", 3),
     ("generate", "model", "generated.h5ad", "--cells", 4, "--seed", 3),
     ("transmute", "model", "prepared.h5ad", "transmuted.h5ad", "--to", "CD56+ NK", "--from", "CD19+ B", "--seed", 3),
@@ -134,7 +135,7 @@ def test_same_seed_same_cells(made):
 def test_outputs_are_complete(made):
     folder = made[0]
     assert {path.name for path in folder.iterdir()} == {
-        "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "tree.nwk", "tree.png", "model", "generated.h5ad",
+        "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
     names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}

@@ -38,6 +38,8 @@ RESULTS = {
     "hierarchy.json",
     "hierarchy.nwk",
     "hierarchy.png",
+    "hierarchy.html",
+    "hierarchy.csv",
     "model/model.json",
     "generated.h5ad",
     "flat/hierarchy.json",
@@ -304,7 +306,7 @@ def test_report_is_one_page_that_needs_no_network(finished):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (finished / "report.html").read_text()
     for name in RESULTS:
-        if name.endswith((".png", ".csv")):
+        if name.endswith((".png", ".csv", ".html")):
             assert f"results/pbmc68k/{name}" in page, name
     loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?https?:[^>]*>", page)
     assert not loaded

@@ -12,6 +12,10 @@ def hierarchy(
     *,
     newick: Annotated[Path | None, typer.Option(help="Newick file to write as well.", dir_okay=False)] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Page for the browser to write as well (.html).")] = None,
     threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
     tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
     flat: Annotated[bool, typer.Option("--flat", help="No tree: every type has a branch of its own.")] = False,
@@ -20,7 +24,7 @@ def hierarchy(
 ) -> None:
     """Derive the hierarchy of cell types by clustering their means.
 
-    Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --figure hierarchy.png
+    Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
     from contextlib import ExitStack
 
@@ -29,11 +33,13 @@ def hierarchy(
     from bdm.hierarchy.build import HierarchySettings, build_hierarchy
     from bdm.hierarchy.newick import to_newick
     from bdm.hierarchy.read import read_tree
+    from bdm.hierarchy.table import branch_table
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.figure import save_figure
     from bdm.plotting.hierarchy import plot_hierarchy
+    from bdm.plotting.page.tree import tree_page
 
-    outputs = [path.resolve() for path in (out, newick, figure) if path is not None]
+    outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"Two outputs would be written to {outputs[-1]}; name a file for each.")
     settings = HierarchySettings(threshold=threshold, flat=flat, n_bootstrap=n_bootstrap)
@@ -45,3 +51,7 @@ def hierarchy(
             files.enter_context(written_whole(newick)).write_text(to_newick(built), encoding="utf-8")
         if figure is not None:
             save_figure(plot_hierarchy(built).figure, files.enter_context(written_whole(figure)))
+        if table is not None:
+            branch_table(built).to_csv(files.enter_context(written_whole(table)), index=False, float_format="%.6g")
+        if page is not None:
+            files.enter_context(written_whole(page)).write_text(tree_page(built), encoding="utf-8")

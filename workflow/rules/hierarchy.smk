@@ -12,6 +12,20 @@ rule hierarchy:
             subcategory="{dataset}",
             labels={"result": "hierarchy of cell types", "form": "figure"},
         ),
+        page=report(
+            "results/{dataset}/hierarchy.html",
+            caption="../report/hierarchy_page.rst",
+            category="Hierarchy",
+            subcategory="{dataset}",
+            labels={"result": "hierarchy of cell types", "form": "page to open and search"},
+        ),
+        table=report(
+            "results/{dataset}/hierarchy.csv",
+            caption="../report/hierarchy_table.rst",
+            category="Hierarchy",
+            subcategory="{dataset}",
+            labels={"result": "branches", "form": "table"},
+        ),
     log:
         "results/{dataset}/logs/hierarchy.log",
     conda:
@@ -25,6 +39,8 @@ rule hierarchy:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --newick {output.newick}"
         " --figure {output.figure}"
+        " --page {output.page}"
+        " --table {output.table}"
         " {params.tree}"
         " --threshold {params.threshold}"
         " --n-bootstrap {params.n_bootstrap}"

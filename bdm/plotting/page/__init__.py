@@ -1,0 +1,1 @@
+"""The tree of cell types as a page for the browser that needs no network."""

@@ -1,0 +1,56 @@
+import json
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from bdm.hierarchy.tree import Hierarchy
+from bdm.plotting.looks import ADDED, BRANCH, POINT
+from bdm.plotting.view import view_of
+
+MAX_ROWS = 40  # at first
+
+
+def tree_page(hierarchy: Hierarchy, *, title: str = "Hierarchy of cell types", since: int = 0) -> str:
+    """Write a page on which clades of the tree are opened and closed, types are searched, and branches explained.
+
+    At first it shows what :func:`bdm.plotting.hierarchy.plot_hierarchy` draws. It holds all that it needs.
+
+    Parameters
+    ----------
+    since
+        Branches that were added after this extension are highlighted.
+    """
+    folder = files("bdm.plotting.page")
+    parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("tree.html", "tree.css", "tree.js")}
+    colours = f":root {{ --branch: {BRANCH}; --point: {POINT}; --added: {ADDED}; }}\n"
+    return Template(parts["tree.html"]).substitute(
+        title=escape(title),
+        style=colours + parts["tree.css"],
+        data=as_script(page_data(hierarchy, since=since)),
+        script=parts["tree.js"],
+    )
+
+
+def page_data(hierarchy: Hierarchy, *, since: int = 0) -> dict[str, Any]:
+    """Content of the page: branches, whose parents are told by their place in the list, and those opened at first."""
+    place = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
+    branches = [
+        {
+            "name": branch.name,
+            "parent": None if branch.parent is None else place[branch.parent],
+            "level": round(branch.level, 4),
+            "cells": branch.n_cells,
+            "support": branch.support,
+            "added": branch.added,
+        }
+        for branch in hierarchy.branches
+    ]
+    opened = [place[name] for name in view_of(hierarchy, max_rows=MAX_ROWS, since=since).opened]
+    return {"sigma_max": round(hierarchy.sigma_max, 4), "since": since, "opened": opened, "branches": branches}
+
+
+def as_script(content: dict[str, Any]) -> str:
+    """Write JSON that cannot end the script element that it is in, whatever names it has."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

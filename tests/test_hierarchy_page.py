@@ -1,0 +1,191 @@
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bdm.hierarchy.table import branch_table
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.plotting.page.tree import page_data, tree_page
+from bdm.plotting.view import view_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = [
+    "B",
+    "CD4+ T",
+    "</script><script>alert(1)</script>",
+    "<!-- x",
+    'it\'s "T" & co',
+    "é 日本 🧬",
+    "a\\b\u2028c",
+    "${x}",
+]
+
+
+def balanced(names: list[str], *, level: float = 8.0) -> Hierarchy:
+    """Tree that halves the names at every node."""
+    branches: list[Branch] = []
+
+    def add(part: list[str], parent: str | None, level: float) -> None:
+        name = part[0] if len(part) == 1 else f"node {len(branches) + 1}"
+        inner = len(part) > 1
+        branches.append(Branch(name, parent, level if inner else 0.0, 10 * len(part), 0.5 if inner else None))
+        if inner:
+            add(part[: len(part) // 2], name, level * 0.8)
+            add(part[len(part) // 2 :], name, level * 0.7)
+
+    add(names, None, level)
+    return Hierarchy(tuple(branches), 2 * level, 0.9)
+
+
+SMALL, LARGE = balanced(NAMES), balanced([f"type {i:03}" for i in range(500)])
+
+
+class Scripts(HTMLParser):
+    """Collects scripts, and what is loaded from elsewhere, as a browser reads a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.scripts, self.loaded, self.open = [], [], None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.loaded += [given[key] for key in ("src", "href", "srcset", "data") if key in given]
+        if tag == "script":
+            self.open = given.get("id")
+            self.scripts.append((self.open, ""))
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and self.scripts:
+            name, text = self.scripts[-1]
+            self.scripts[-1] = name, text + data
+
+
+def data_in(page: str) -> dict:
+    [(_, text)] = [script for script in Scripts(page).scripts if script[0] == "data"]
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("hierarchy", [SMALL, LARGE], ids=["small", "large"])
+def test_page_holds_the_whole_tree(hierarchy):
+    branches = data_in(tree_page(hierarchy))["branches"]
+    assert [branch["name"] for branch in branches] == [branch.name for branch in hierarchy.branches]
+    parents = [None if branch["parent"] is None else branches[branch["parent"]]["name"] for branch in branches]
+    assert parents == [branch.parent for branch in hierarchy.branches]
+    for told, branch in zip(branches, hierarchy.branches, strict=True):
+        assert (told["cells"], told["support"], told["added"]) == (branch.n_cells, branch.support, branch.added)
+        assert told["level"] == pytest.approx(branch.level, abs=1e-3)
+
+
+def test_page_opens_what_the_figure_shows():
+    opened = page_data(LARGE)["opened"]
+    assert [LARGE.branches[i].name for i in opened] == list(view_of(LARGE, max_rows=40).opened)
+
+
+def test_names_cannot_break_out_of_the_data():
+    page = tree_page(SMALL, title="</title><script>alert(2)</script>")
+    assert [name for name, _ in Scripts(page).scripts] == ["data", None]
+    assert "<script>alert" not in page
+    assert {branch["name"] for branch in data_in(page)["branches"]} >= set(NAMES)
+
+
+def test_page_needs_no_network():
+    page = tree_page(LARGE)
+    assert not Scripts(page).loaded
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+    assert re.findall(r"https?://[^\"' )]+", page) == ["http://www.w3.org/2000/svg"]
+    assert len(page.encode()) < 200_000
+
+
+def test_table_lists_every_branch(tmp_path: Path):
+    hierarchy = replace(LARGE, branches=tuple(replace(b, added=int(b.name == "type 007")) for b in LARGE.branches))
+    branch_table(hierarchy).to_csv(tmp_path / "tree.csv", index=False)
+    table = pd.read_csv(tmp_path / "tree.csv").set_index("branch")
+    assert list(table.index) == [branch.name for branch in hierarchy.branches]
+    assert table["parent"].isna().sum() == 1
+    assert table.loc["node 1", ["n_types", "n_cells", "support", "added"]].tolist() == [500, 5000, 0.5, 0]
+    assert (table["cell_types"].str.count("; ") + 1 == table["n_types"]).all()
+    assert table.index[table["added"] == 1].tolist() == ["type 007"]
+    assert (table.loc[table["n_types"] == 1, "level"] == 0).all()
+
+
+# ---- in a browser
+
+
+def dom(folder: Path, hierarchy: Hierarchy, script: str = "") -> str:
+    """Page as it is after a script has used it; what went wrong is in ``data-error``."""
+    errors = "window.onerror = (message) => { document.body.dataset.error = message; };"
+    page = tree_page(hierarchy).replace("<script", f"<script>{errors}</script><script", 1)
+    (folder / "tree.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,700", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={folder}/profile", f"file://{folder}/tree.html"], capture_output=True, timeout=120
+    )
+    text = done.stdout.decode()
+    assert text, done.stderr.decode()
+    assert "data-error" not in text, text[:500]
+    return text
+
+
+def items(text: str) -> list[str]:
+    """What a screen reader tells of each branch that is drawn."""
+    return re.findall(r'<g role="treeitem"[^>]*aria-label="([^"]*)"', text)
+
+
+def chosen(text: str) -> str:
+    [item] = re.findall(r'<g role="treeitem"[^>]*aria-selected="true"[^>]*>', text)
+    return re.search('aria-label="([^"]*)"', item).group(1)
+
+
+KEYS = """
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+element(branches[0]).focus();
+"""
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+
+@in_browser
+def test_browser_draws_all_types_of_a_small_tree(tmp_path):
+    assert len(items(dom(tmp_path, SMALL))) == len(SMALL.branches)
+
+
+@in_browser
+def test_browser_draws_a_large_tree_collapsed_and_opens_it(tmp_path):
+    assert len(items(dom(tmp_path, LARGE))) == 79
+    assert len(items(dom(tmp_path, LARGE, 'document.getElementById("open-all").click();'))) == len(LARGE.branches)
+
+
+@in_browser
+def test_keys_walk_and_collapse(tmp_path):
+    walked = dom(tmp_path, LARGE, KEYS + 'for (const key of ["ArrowRight", "ArrowRight", "ArrowUp"]) press(key);')
+    assert chosen(walked).startswith("node 2, level 6.4, support 50%, 250 types, 2,500 cells")
+    closed = dom(tmp_path, LARGE, KEYS + 'press("ArrowLeft");')
+    assert len(items(closed)) == 1
+    assert 'aria-expanded="false"' in closed
+
+
+@in_browser
+def test_search_opens_the_way_to_a_type(tmp_path):
+    search = """
+    query.value = "TYPE 33";
+    query.dispatchEvent(new Event("input"));
+    document.getElementById("search").requestSubmit();
+    """
+    found = dom(tmp_path, LARGE, search)
+    assert chosen(found) == "type 330, 10 cells"
+    assert re.search(r'<output id="found"[^>]*>10 found<', found)
+
+
+@in_browser
+def test_clade_alone_and_back(tmp_path):
+    alone = 'show(branches[1]); document.getElementById("alone").click();'
+    text = dom(tmp_path, LARGE, alone)
+    assert items(text)[0].startswith("node 2,")
+    assert "250 types in" in text
+    assert items(dom(tmp_path, LARGE, alone + 'document.getElementById("whole").click();'))[0].startswith("node 1,")
