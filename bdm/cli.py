@@ -4,6 +4,7 @@ import sys
 import typer
 
 from bdm.commands.autoencoder import autoencoder
+from bdm.commands.draw import draw
 from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
@@ -32,6 +33,7 @@ app.command(rich_help_panel=DATA)(prepare)
 app.command(rich_help_panel=LEARN)(fit)
 app.command(rich_help_panel=LEARN)(autoencoder)
 app.command(rich_help_panel=LEARN)(hierarchy)
+app.command(rich_help_panel=LEARN)(draw)
 app.command(rich_help_panel=LEARN)(train)
 app.command(rich_help_panel=LEARN)(extend)
 app.command(rich_help_panel=GENERATE)(generate)

@@ -51,11 +51,13 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     assert done.returncode == 0, done.stderr
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
-    commands = "example|prepare|fit|autoencoder|hierarchy|train|extend|generate|transmute|evaluate|evaluate-transmuted"
+    commands = (
+        "example|prepare|fit|autoencoder|hierarchy|draw|train|extend|generate|transmute|evaluate|evaluate-transmuted"
+    )
     titles = rf"╭─ (Data|Learn|Generate|Judge)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
     expected = (
-        "Data example prepare Learn fit autoencoder hierarchy train extend Generate generate transmute "
+        "Data example prepare Learn fit autoencoder hierarchy draw train extend Generate generate transmute "
         "Judge evaluate evaluate-transmuted"
     )
     assert " ".join(found) == expected
@@ -235,6 +237,10 @@ BAD = {
     "train: no tree": ("train autoencoder none.json OUT", "none.json"),
     "train: no JSON": ("train autoencoder broken.nwk OUT", "broken.nwk"),
     "train: folder for a tree": ("train autoencoder model OUT", "model"),
+    "draw: unknown node": ("draw tree.json OUT.png --root nowhere", "nowhere"),
+    "draw: no tree": ("draw other.json OUT.png", "hierarchy"),
+    "draw: folder": ("draw autoencoder OUT.png", "autoencoder"),
+    "draw: ending": ("draw tree.json OUT.xyz", "OUT.xyz"),
     "train: other JSON": ("train autoencoder other.json OUT", "hierarchy"),
     "train: tree of other types": ("train autoencoder small.json OUT", "differ in their types"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),

@@ -11,7 +11,7 @@ import pytest
 
 from bdm.hierarchy.table import branch_table
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.plotting.page.tree import page_data, tree_page
+from bdm.plotting.page.tree import tree_page
 from bdm.plotting.view import view_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -84,8 +84,11 @@ def test_page_holds_the_whole_tree(hierarchy):
 
 
 def test_page_opens_what_the_figure_shows():
-    opened = page_data(LARGE)["opened"]
-    assert [LARGE.branches[i].name for i in opened] == list(view_of(LARGE, max_rows=40).opened)
+    for root in ("node 1", "node 2"):
+        data = data_in(tree_page(LARGE, root=root, max_rows=30))
+        assert LARGE.branches[data["top"]].name == root
+        opened = [LARGE.branches[i].name for i in data["opened"]]
+        assert opened == list(view_of(LARGE, root=root, max_rows=30).opened)
 
 
 def test_names_cannot_break_out_of_the_data():

@@ -652,7 +652,7 @@ def test_given_genes_take_the_place_of_those_found(inputs):
     found = interpret(replace(inputs, given=given), QUICK, seed=0)
     assert found.markers.genes == {"mine": tuple(genes[:3])}
     assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
-    for figure in (markers_figure(found.markers), hybrids_figure(found)):
+    for figure in (markers_figure(found.markers, found.hierarchy), hybrids_figure(found)):
         assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
 
 
@@ -732,7 +732,7 @@ def test_figures_name_nodes_and_genes(interpretation):
     words = [text.get_text() for text in figure.subfigs[0].axes[0].texts]
     for of in interpretation.contrasts:
         assert ", ".join(interpretation.genes[np.argsort(of.model.rank)[:3]]) in words
-    left, right = markers_figure(interpretation.markers).axes[:2]
+    left, right = markers_figure(interpretation.markers, interpretation.hierarchy).axes[:2]
     assert [text.get_text() for text in left.get_xticklabels()] == [text.get_text() for text in right.get_xticklabels()]
 
 

@@ -21,23 +21,27 @@ JUDGED_LOOKS = {  # the model last, over the others
     "equal": (REAL, "as many training cells as test cells"),
     "model": (MODEL, "model"),
 }
+MAX_NODES = 60
 MAX_SCATTERS, N_COLUMNS = 8, 4
 N_NAMED = 3  # genes named in a scatter, for each child
 
 
 def agreement_figure(interpretation: Interpretation) -> Figure:
-    """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes."""
-    agreement = interpretation.agreement
+    """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes.
+
+    Of more nodes than there is room for, those of the highest levels are drawn.
+    """
+    nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     known = [node for node in interpretation.nodes.values() if any(of.test and of.equal for of in node)]
     shown = highest(known, MAX_SCATTERS, level=lambda node: node[0].contrast.level)
     n_rows = -(-len(shown) // N_COLUMNS)
-    heights = [1.8 + 0.28 * len(agreement), 0.4 + 3.6 * n_rows]
+    heights = [1.8 + 0.28 * len(nodes), 0.4 + 3.6 * n_rows]
     figure = Figure(figsize=(15, sum(heights) if shown else heights[0]), layout="constrained")
     if not shown:
-        draw_measures(figure, interpretation)
+        draw_measures(figure, interpretation, nodes)
         return figure
     above, below = figure.subfigures(2, 1, height_ratios=heights)
-    draw_measures(above, interpretation)
+    draw_measures(above, interpretation, nodes)
     axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
     for axis, node in zip(axes, shown, strict=False):
         draw_scatter(axis, node, interpretation.genes)
@@ -49,18 +53,22 @@ def agreement_figure(interpretation: Interpretation) -> Figure:
     return figure
 
 
-def draw_measures(figure: Figure | SubFigure, interpretation: Interpretation) -> None:
+def draw_measures(
+    figure: Figure | SubFigure, interpretation: Interpretation, nodes: list[tuple[ContrastGenes, ...]]
+) -> None:
     """Draw one panel a measure, one row a node: the model and the training cells, against test cells."""
-    agreement = interpretation.agreement
+    agreement = interpretation.agreement.set_index("node").loc[[node[0].contrast.node for node in nodes]]
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
         draw_measure(axis, {judged: agreement[column_of(name, judged)] for judged in JUDGED_LOOKS})
         axis.axvline(0.95 if name == "coverage" else 1, color="black", linewidth=0.8, linestyle=":")
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
-    axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in interpretation.nodes.values()], fontsize=8)
+    axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in nodes], fontsize=8)
     axes[0].set_ylim(len(agreement) - 0.5, -0.5)
     handles, labels = axes[0].get_legend_handles_labels()
     title = "agreement with real test cells" + ("" if interpretation.held_out else " (half of those learnt from)")
+    if len(nodes) < len(interpretation.nodes):
+        title += f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
     figure.legend(handles, labels, title=title, loc="outside upper center", ncols=3, frameon=False)
 
 

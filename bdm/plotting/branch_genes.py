@@ -10,9 +10,10 @@ from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.plotting.clades import clade_label, highest
 from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
-from bdm.plotting.view import View, view_of
+from bdm.plotting.view import MAX_ROWS, View, view_of
 
 MAX_PANELS, N_COLUMNS = 24, 4
+ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
 ROW = 0.6  # inches of a cell type in the tree
 N_NAMED = 3  # genes named on a branch
 
@@ -45,7 +46,8 @@ def branch_genes_figure(interpretation: Interpretation) -> Figure:
     panels = [panel for node in interpretation.nodes.values() for panel in panels_of(node, interpretation.genes)]
     shown = highest(panels, MAX_PANELS, level=lambda panel: panel.level)
     n_rows = -(-len(shown) // N_COLUMNS)
-    view = view_of(hierarchy)
+    n_types = len(hierarchy.cell_types)
+    view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * n_rows]
     figure = Figure(figsize=(16, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
@@ -94,7 +96,7 @@ def changes(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFram
 def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
     """Draw the hierarchy with the names of its nodes, by which panels are found, and the top genes of each branch."""
     hierarchy = interpretation.hierarchy
-    plot_hierarchy(hierarchy, ax=axis, names=True)
+    plot_hierarchy(hierarchy, ax=axis, names=True, max_rows=len(view.ends))
     for of in interpretation.contrasts:
         if of.contrast.child not in view.rows:
             continue

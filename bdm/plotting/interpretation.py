@@ -17,7 +17,7 @@ FIGURES = {
     "hybrids": hybrids_figure,
     "umap": places_figure,
     "agreement": agreement_figure,
-    "markers": lambda interpretation: markers_figure(interpretation.markers),
+    "markers": lambda interpretation: markers_figure(interpretation.markers, interpretation.hierarchy),
 }
 
 

@@ -3,21 +3,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
 from bdm.plotting.clades import shortened
+from bdm.plotting.view import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
 COLOURS = "Reds"  # one hue, ever darker
 LARGEST = 150  # area of a dot where all cells have counts, in square points
 
 
-def markers_figure(markers: Markers) -> Figure:
+def markers_figure(markers: Markers, hierarchy: Hierarchy) -> Figure:
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
+    Of more cell types than there is room for, one of each clade is drawn.
     """
-    cell_types = list(markers.real.mean.index)[:MAX_TYPES]
-    groups = shown_genes(markers)
+    cell_types = shown_types(hierarchy)
+    groups = shown_genes(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
     largest = markers.real.mean[genes].max().clip(lower=1e-9)
     figure = Figure(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
@@ -39,12 +42,21 @@ def markers_figure(markers: Markers) -> Figure:
         label="share of the largest mean in real cells",
     )
     explain_sizes(figure)
+    n_types = len(hierarchy.cell_types)
+    if len(cell_types) < n_types:
+        figure.suptitle(f"{len(cell_types)} of {n_types:,} cell types, one of each clade", fontsize=11)
     return figure
 
 
-def shown_genes(markers: Markers) -> list[tuple[str, ...]]:
-    """Take as many markers of each type as there is room for."""
-    groups = list(markers.genes.values())[:MAX_GENES]
+def shown_types(hierarchy: Hierarchy) -> list[str]:
+    """Take as many cell types as there is room for, over all of the tree: the first of each clade that is drawn."""
+    return [end.cell_types[0] for end in view_of(hierarchy, max_rows=MAX_TYPES).ends]
+
+
+def shown_genes(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
+    """Take as many markers as there is room for, of each type that is drawn, or of each that the user has named."""
+    shown = [markers.genes[cell_type] for cell_type in shown_types(hierarchy) if markers.genes.get(cell_type)]
+    groups = (shown if len(markers.genes) > MAX_GENES and shown else list(markers.genes.values()))[:MAX_GENES]
     return [group[: -(-MAX_GENES // len(groups))] for group in groups]
 
 

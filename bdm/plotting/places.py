@@ -7,48 +7,71 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from bdm.interpretation.interpret import Interpretation
-from bdm.plotting.clades import shortened
+from bdm.plotting.clades import clade_label, shortened
 from bdm.plotting.looks import BRANCH, POINT
+from bdm.plotting.view import End, View, view_of
 
 OUTLINE = withStroke(linewidth=2.5, foreground="white")
 
 
 def places_figure(interpretation: Interpretation) -> Figure:
-    """Draw the hybrids among real cells in one UMAP, joined as the tree joins them; cell types have numbers."""
+    """Draw the hybrids among real cells in one UMAP, joined as the tree joins them; cell types have numbers.
+
+    Of more cell types than there is room for, those of a clade that parts at little noise share a colour and a number.
+    """
     hierarchy, places = interpretation.hierarchy, interpretation.places
-    colours = dict(zip(hierarchy.cell_types, islice(cycle(sc.pl.palettes.default_20), None), strict=False))
-    numbers = {cell_type: number for number, cell_type in enumerate(hierarchy.cell_types, start=1)}
+    view = view_of(hierarchy)
+    colours = list(islice(cycle(sc.pl.palettes.default_20), len(view.ends)))
     where = dict(zip((branch.name for branch in hierarchy.branches), places.hybrids, strict=True))
     figure = Figure(figsize=(10.5, 7.5), layout="constrained")
     axis = figure.add_subplot()
-    for cell_type, colour in colours.items():
-        cells = places.cells[places.cells["cell_type"] == cell_type]
+    for end, colour in zip(view.ends, colours, strict=True):
+        cells = places.cells[places.cells["cell_type"].isin(end.cell_types)]
         axis.plot(cells["umap1"], cells["umap2"], "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.5)
-    for branch in hierarchy.branches:
-        x, y = where[branch.name]
-        if branch.parent is not None:
-            axis.plot(*np.transpose([where[branch.parent], (x, y)]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
-        leaf = branch.name in numbers
-        fill = colours[branch.name] if leaf else POINT
-        axis.plot(x, y, "o" if leaf else "s", color=fill, markeredgecolor="black", markersize=7, zorder=4)
-    for (x, y), names in together({name: place for name, place in where.items() if name not in numbers}).items():
+    for name in view.drawn:
+        parent = hierarchy.by_name[name].parent
+        if parent is not None:
+            axis.plot(*np.transpose([where[parent], where[name]]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
+    for name in view.opened:
+        axis.plot(*where[name], "s", color=POINT, markeredgecolor="black", markersize=7, zorder=4)
+    for end, colour in zip(view.ends, colours, strict=True):
+        if len(end.branches) == 1:
+            look = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
+            axis.plot(*where[end.branches[0].name], "D" if end.collapsed else "o", **look)
+    for (x, y), names in together({name: where[name] for name in view.opened}).items():
         label = ", ".join(name.removeprefix("node ") for name in names)
         looks = {"fontsize": 8, "weight": "bold", "color": POINT, "path_effects": [OUTLINE], "ha": "right"}
         axis.annotate(label, (x, y), (-5, -10), textcoords="offset points", zorder=5, **looks)
-    for cell_type, number in numbers.items():
+    for number, end in enumerate(view.ends, start=1):
         looks = {"fontsize": 9, "weight": "bold", "path_effects": [OUTLINE]}
-        axis.annotate(str(number), where[cell_type], (5, 4), textcoords="offset points", zorder=5, **looks)
+        place = np.mean([where[branch.name] for branch in end.branches], axis=0)
+        axis.annotate(str(number), place, (5, 4), textcoords="offset points", zorder=5, **looks)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_title("Hybrids of the model among real training cells", fontsize=11, loc="left")
-    look = {"marker": "o", "linestyle": ""}
-    keys = [
-        Line2D([], [], color=colours[cell_type], label=f"{number}  {shortened(cell_type, width=40)}", **look)
-        for cell_type, number in numbers.items()
-    ]
-    node = Line2D([], [], marker="s", linestyle="", color=POINT, markeredgecolor="black", label="node, by its number")
-    figure.legend(handles=[*keys, node], loc="outside right center", frameon=False, ncols=1 if len(keys) < 30 else 2)
+    handles = keys(view, colours)
+    figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=1 if len(handles) < 30 else 2)
     return figure
+
+
+def keys(view: View, colours: list[str]) -> list[Line2D]:
+    """Explain numbers, colours and marks."""
+    found = [
+        Line2D(
+            [], [], color=colour, marker="D" if end.collapsed else "o", linestyle="", label=f"{number}  {named(end)}"
+        )
+        for number, (end, colour) in enumerate(zip(view.ends, colours, strict=True), start=1)
+    ]
+    label = "node, by its number"
+    return [*found, Line2D([], [], marker="s", linestyle="", color=POINT, markeredgecolor="black", label=label)]
+
+
+def named(end: End) -> str:
+    """Name a cell type, or a clade by its node and its first types."""
+    if not end.collapsed:
+        return shortened(end.cell_types[0], width=40)
+    node = end.branches[0].name if len(end.branches) == 1 else "others"
+    return f"{node}: {clade_label(end.cell_types)}"
 
 
 def together(places: dict[str, np.ndarray], *, apart: float = 0.03) -> dict[tuple[float, float], list[str]]:

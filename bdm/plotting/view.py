@@ -65,6 +65,12 @@ class View:
             rows[node] = (min(of_children) + max(of_children)) / 2
         return rows
 
+    @cached_property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of nodes that are opened, and of branches that have a row of their own, parents first."""
+        ends = {end.branches[0].name for end in self.ends if len(end.branches) == 1}
+        return tuple(branch.name for branch in self.hierarchy.branches if branch.name in ends.union(self.opened))
+
 
 def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MAX_ROWS, since: int = 0) -> View:
     """Choose what to draw of a tree in ``max_rows`` rows: nodes that part at most noise are opened, others collapsed.

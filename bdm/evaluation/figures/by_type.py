@@ -3,27 +3,60 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import IDEALS, LABELS, looks, shortened
 
 SCORES = ("energy", "forest_auc", "slope", "f1")
+MAX_TYPES, N_WORST = 60, 40
 
 
 def by_type_figure(evaluation: Evaluation) -> Figure:
-    """Draw one panel a score, one row a type, one marker a set; types of most test cells come first."""
+    """Draw one panel a score, one row a type, one marker a set; types of most test cells come first.
+
+    Of more types than there is room for, the rows are those that the first generated set is worst at, and above them
+    is how all types are distributed.
+    """
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
-    figure = Figure(figsize=(12, 1.5 + 0.36 * len(n_test)), layout="constrained")
-    axes = figure.subplots(1, len(SCORES), sharey=True)
-    for axis, score in zip(axes, SCORES, strict=True):
+    shown = shown_types(evaluation, n_test.index)
+    heights = [1.6, 0.4 + 0.36 * len(shown)] if len(shown) < len(n_test) else [0.4 + 0.36 * len(shown)]
+    figure = Figure(figsize=(12, 1.1 + sum(heights)), layout="constrained")
+    *above, axes = figure.subplots(len(heights), len(SCORES), squeeze=False, sharey="row", height_ratios=heights)
+    for column, score in enumerate(SCORES):
         scores = evaluation.by_type[score].unstack("set").loc[:, list(evaluation.judged)]
-        draw_types(axis, scores.reindex(n_test.index), ideal=IDEALS[score])
-        axis.set_title(LABELS[score], fontsize=10)
-    axes[0].set_yticks(range(len(n_test)), [f"{shortened(name)} ({n})" for name, n in n_test.items()])
-    axes[0].set_ylim(len(n_test) - 0.5, -0.5)
+        draw_types(axes[column], scores.reindex(shown), ideal=IDEALS[score])
+        for row in above:
+            draw_distribution(row[column], scores, ideal=IDEALS[score])
+        (above or [axes])[0][column].set_title(LABELS[score], fontsize=10)
+    axes[0].set_yticks(range(len(shown)), [f"{shortened(name)} ({n_test[name]})" for name in shown])
+    axes[0].set_ylim(len(shown) - 0.5, -0.5)
+    for row in above:
+        row[0].set_ylabel("types")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    figure.supxlabel("dotted line: ideal; in brackets: number of test cells", fontsize=9)
+    note = "dotted line: ideal; in brackets: number of test cells"
+    if above:
+        note += f"; above: all {len(n_test):,} types, below: the {len(shown)} of largest energy distance"
+    figure.supxlabel(note, fontsize=9)
     return figure
+
+
+def shown_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
+    """Choose the types of a row each: all, or those that the first generated set is worst at, the worst first."""
+    if len(cell_types) <= MAX_TYPES:
+        return cell_types
+    judged = next(name for name in evaluation.judged if name != FLOOR)
+    energy = evaluation.by_type.loc[judged, "energy"].reindex(cell_types)
+    return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
+
+
+def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
+    """Draw how many types have which score, for each set."""
+    low, high = np.nanquantile(scores, [0.005, 0.995])
+    bins = np.linspace(low, high, 31)
+    axis.axvline(ideal, color="black", linewidth=0.8, linestyle=":")
+    for name, look in looks(scores).items():
+        axis.hist(scores[name].dropna().clip(low, high), bins=bins, histtype="step", color=look.colour, linewidth=1.5)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:

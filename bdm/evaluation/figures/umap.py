@@ -15,9 +15,14 @@ from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
 from bdm.evaluation.space import fitted_pca
 
+MAX_NAMED = 60
+
 
 def umap_figure(evaluation: Evaluation) -> Figure:
-    """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers."""
+    """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers.
+
+    Of more types than there is room for, those of most test cells have numbers.
+    """
     seed = evaluation.seed
     matched = {name: match(cells, evaluation.test, seed=seed).judged for name, cells in evaluation.judged.items()}
     sets = {"test": evaluation.test, **matched}
@@ -33,7 +38,12 @@ def umap_figure(evaluation: Evaluation) -> Figure:
         axis.plot(*places["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
         draw_types(axis, places[name], [cells.cell_type == cell_type for cell_type in cell_types], colours)
         axis.set_title(f"{name}, {len(cells):,} cells")
-    figure.legend(handles=keys(cell_types, colours), loc="outside right center", frameon=False)
+    title = None if len(cell_types) <= MAX_NAMED else f"{MAX_NAMED} of {len(cell_types):,} types"
+    handles = keys(cell_types[:MAX_NAMED], colours[:MAX_NAMED])
+    n_keys = int(5 * figure.get_size_inches()[1])  # of one column
+    columns = -(-len(handles) // n_keys)
+    figure.set_figwidth(figure.get_figwidth() + 2 * (columns - 1))
+    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=columns)
     return figure
 
 
@@ -51,10 +61,10 @@ def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
 
 
 def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:
-    """Draw the cells of each type, then its number in their middle."""
+    """Draw the cells of each type, then the numbers of the first in their middles."""
     for of_type, colour in zip(of_types, colours, strict=True):
         axis.plot(*places[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
-    for number, of_type in enumerate(of_types, start=1):
+    for number, of_type in enumerate(of_types[:MAX_NAMED], start=1):
         if of_type.any():
             middle = central(places[of_type])
             outline = [withStroke(linewidth=2.5, foreground="white")]

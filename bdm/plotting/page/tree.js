@@ -30,8 +30,8 @@ function below(branch) {
 const STEP = 10; // rows that a click on a wedge adds, about
 const state = {
   opened: new Set(DATA.opened.map((index) => branches[index])),
-  top: branches[0],
-  chosen: branches[0],
+  top: branches[DATA.top],
+  chosen: branches[DATA.top],
   matches: [],
   zoom: 1,
 };

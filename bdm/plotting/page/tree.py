@@ -11,15 +11,18 @@ from bdm.plotting.view import view_of
 MAX_ROWS = 40  # at first
 
 
-def tree_page(hierarchy: Hierarchy, *, title: str = "Hierarchy of cell types", since: int = 0) -> str:
+def tree_page(
+    hierarchy: Hierarchy,
+    *,
+    title: str = "Hierarchy of cell types",
+    root: str | None = None,
+    max_rows: int = MAX_ROWS,
+    since: int = 0,
+) -> str:
     """Write a page on which clades of the tree are opened and closed, types are searched, and branches explained.
 
-    At first it shows what :func:`bdm.plotting.hierarchy.plot_hierarchy` draws. It holds all that it needs.
-
-    Parameters
-    ----------
-    since
-        Branches that were added after this extension are highlighted.
+    At first it shows what :func:`bdm.plotting.hierarchy.plot_hierarchy` draws, for the same ``root``, ``max_rows`` and
+    ``since``; the rest of the tree is there too. It holds all that it needs.
     """
     folder = files("bdm.plotting.page")
     parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("tree.html", "tree.css", "tree.js")}
@@ -27,12 +30,12 @@ def tree_page(hierarchy: Hierarchy, *, title: str = "Hierarchy of cell types", s
     return Template(parts["tree.html"]).substitute(
         title=escape(title),
         style=colours + parts["tree.css"],
-        data=as_script(page_data(hierarchy, since=since)),
+        data=as_script(page_data(hierarchy, root=root, max_rows=max_rows, since=since)),
         script=parts["tree.js"],
     )
 
 
-def page_data(hierarchy: Hierarchy, *, since: int = 0) -> dict[str, Any]:
+def page_data(hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: int) -> dict[str, Any]:
     """Content of the page: branches, whose parents are told by their place in the list, and those opened at first."""
     place = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     branches = [
@@ -46,8 +49,14 @@ def page_data(hierarchy: Hierarchy, *, since: int = 0) -> dict[str, Any]:
         }
         for branch in hierarchy.branches
     ]
-    opened = [place[name] for name in view_of(hierarchy, max_rows=MAX_ROWS, since=since).opened]
-    return {"sigma_max": round(hierarchy.sigma_max, 4), "since": since, "opened": opened, "branches": branches}
+    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since)
+    return {
+        "sigma_max": round(hierarchy.sigma_max, 4),
+        "since": since,
+        "top": place[view.root],
+        "opened": [place[name] for name in view.opened],
+        "branches": branches,
+    }
 
 
 def as_script(content: dict[str, Any]) -> str:

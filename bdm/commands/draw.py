@@ -1,0 +1,37 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import OutFile
+
+
+def draw(
+    tree: Annotated[
+        Path, typer.Argument(help="Folder of a model, or file made by bdm hierarchy (.json).", show_default=False)
+    ],
+    out: OutFile,
+    *,
+    root: Annotated[
+        str | None, typer.Option(help="Node whose clade alone is drawn.", show_default="the whole tree")
+    ] = None,
+    max_rows: Annotated[int, typer.Option(help="Most rows; more cell types are drawn as clades.", min=2)] = 60,
+    since: Annotated[int, typer.Option(help="Extension after which added types are highlighted.", min=0)] = 0,
+) -> None:
+    """Draw a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf); or the tree as a page (.html).
+
+    Example: bdm draw model/ clade.png --root "node 12"
+    """
+    from bdm.files import read_json, written_whole
+    from bdm.hierarchy.tree import Hierarchy
+    from bdm.model.model import load_model
+    from bdm.plotting.figure import save_figure
+    from bdm.plotting.hierarchy import plot_hierarchy
+    from bdm.plotting.page.tree import tree_page
+
+    hierarchy = load_model(tree).hierarchy if tree.is_dir() else Hierarchy.from_json(read_json(tree))
+    with written_whole(out) as path:
+        if out.suffix == ".html":
+            path.write_text(tree_page(hierarchy, since=since, root=root, max_rows=max_rows), encoding="utf-8")
+        else:
+            save_figure(plot_hierarchy(hierarchy, root=root, max_rows=max_rows, since=since).figure, path)
