@@ -5,10 +5,7 @@ from pathlib import Path
 import pandas as pd
 from anndata import AnnData
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
-from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.prepare import PrepareSettings, prepare
-from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
@@ -16,13 +13,11 @@ from bdm.extension.new_cells import new_cells
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.topology import Clade, match_leaves
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import encode, latent_cells
-from bdm.model.fit import fit_model
+from bdm.model.learn import LearningSettings, learn
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.provenance import preparation, provenance, storable
+from bdm.provenance import provenance, storable
 from bdm.training import fabric
 from bdm.transmutation.goal import Goal, Pair
 from bdm.transmutation.sources import sources_of
@@ -30,13 +25,10 @@ from bdm.transmutation.transmute import transmute_cells
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(LearningSettings):
     """Settings of every stage from raw counts to the model."""
 
     prepare: PrepareSettings = field(default=PrepareSettings(test=0.0))
-    autoencoder: AutoencoderSettings = field(default=AutoencoderSettings())
-    hierarchy: HierarchySettings = field(default=HierarchySettings())
-    denoiser: DenoiserSettings = field(default=DenoiserSettings())
 
 
 class BranchedDiffusion:
@@ -89,26 +81,7 @@ class BranchedDiffusion:
         """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself."""
         if self.prepared is None:
             raise InputError("A loaded model holds no cells to fit; make a new one from an AnnData.")
-        settings, seed, device = self.settings, self.seed, self.device
-        trained = fit_autoencoder(self.prepared, settings.autoencoder, seed=seed, device=device)
-        autoencoder = GeneAutoencoder(
-            trained.network,
-            self.prepared.var,
-            trained.cell_types,
-            trained.batches,
-            provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(self.prepared)),
-        )
-        latent = encode(self.prepared, autoencoder)
-        hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=self.tree)
-        self.fitted, _ = fit_model(
-            latent,
-            autoencoder,
-            hierarchy,
-            settings.denoiser,
-            seed=seed,
-            device=device,
-            provenance=provenance(seed=seed, settings=asdict(settings.denoiser)),
-        )
+        self.fitted = learn(self.prepared, self.settings, tree=self.tree, seed=self.seed, device=self.device)
         return self
 
     @property

@@ -581,7 +581,7 @@ def saved(prepared, tmp_path):
     cells = prepared.copy()
     cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
     found = fitted(cells, n_steps=2)
-    autoencoder = GeneAutoencoder(found.network, cells.var, found.cell_types, found.batches, {"seed": 0})
+    autoencoder = GeneAutoencoder.of(found, cells.var, {"seed": 0})
     save_autoencoder(tmp_path, autoencoder)
     return tmp_path, autoencoder
 

@@ -283,6 +283,19 @@ BAD = {
     "extend: known": ("extend model prepared.h5ad OUT --type Dendritic", "knows the type 'Dendritic' already"),
     "extend: no such type": ("extend model prepared.h5ad OUT --type T-800", "0 cells of type 'T-800'"),
     "extend: other genes": ("extend model few_genes.h5ad OUT --label-key new", "lack"),
+    "extend: update of a new type": (
+        "extend model new.h5ad OUT --label-key new --update T-800",
+        "does not know the type 'T-800'",
+    ),
+    "extend: refit without known cells": ("extend model new.h5ad OUT --label-key new --refit", "give the known cells"),
+    "extend: known cells of other genes": (
+        "extend model new.h5ad OUT --label-key new --known few_genes.h5ad",
+        "of the model's genes",
+    ),
+    "prepare: no such type to leave out": (
+        "prepare cells.h5ad OUT.h5ad --label-key bulk_labels --leave-out T-800",
+        "no cell type 'T-800' to leave out",
+    ),
     "extend: no model": ("extend autoencoder prepared.h5ad OUT", "model.json"),
     "extend: over other content": ("extend model new.h5ad autoencoder --label-key new", "other content"),
     "no such command": ("invent OUT", None),
@@ -314,7 +327,7 @@ def inputs(made):
     (folder / "other.json").write_text('["B", "T"]')
     (folder / "broken.nwk").write_text("((B,T);")
     (folder / "small.json").write_text(
-        json.dumps({"format": 1, "threshold": 0.9, "sigma_max": 9.0, "branches": [
+        json.dumps({"format": 2, "threshold": 0.9, "sigma_max": 9.0, "branches": [
             {"name": "r", "parent": None, "level": 1.0, "n_cells": 2, "support": None},
             {"name": "a", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},
             {"name": "b", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},

@@ -193,8 +193,9 @@ def test_solver_is_exact_for_a_point(sigmas):
 def test_trend_at_the_start_saves_steps():
     population = Normal(MEAN, COVARIANCE)
     tree = Hierarchy((Branch("root", None, 0.0, 1),), 9.0, 0.9)
-    moments = TypeMoments(("root",), MEAN[None], COVARIANCE[None], torch.ones(1).double())
-    trend = TreeWalk(denoiser(), tree, moments).trend("root", 9.0)
+    network = denoiser()
+    network.population = lambda number: population
+    trend = TreeWalk(network, tree).trend(0, 9.0)
     x, near = start(50, 9.0), 9.0 * (1 - 1e-4)
     denoise = normal_denoiser(MEAN, COVARIANCE)
     x_near = dpm_solver(denoise, x, [9.0, near])
@@ -311,6 +312,9 @@ class ExactDenoiser(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
         self.n_evaluated = 0
 
+    def population(self, branch: int) -> Normal:
+        return self.moments.mixture(tuple(self.hierarchy.leaves(self.hierarchy.branches[branch].name)))
+
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         self.n_evaluated += len(x)
         means, log_shares = [], []
@@ -325,7 +329,7 @@ class ExactDenoiser(nn.Module):
 
 def walk(hierarchy: Hierarchy = TREE, moments: TypeMoments = MOMENTS, **settings) -> TreeWalk:
     sampler = SamplerSettings(**{"n_levels": 80, **settings})
-    return TreeWalk(ExactDenoiser(moments, hierarchy), hierarchy, moments, sampler)
+    return TreeWalk(ExactDenoiser(moments, hierarchy), hierarchy, sampler)
 
 
 every_tree = pytest.mark.parametrize("hierarchy", [TREE, FLAT, STEEP], ids=["tree", "flat", "steep"])
@@ -413,7 +417,7 @@ def test_trained_denoiser_generates_the_types():
     hierarchy, fit = fitted(n_steps=500)
     assert fit.history["loss"].iloc[-1] < fit.history["loss"].iloc[0]
     moments = type_moments(cells, fit_whitening(cells))
-    walk = TreeWalk(fit.network, hierarchy, moments)
+    walk = TreeWalk(fit.network, hierarchy)
     for code, cell_type in enumerate(cells.cell_types):
         x = walk.independent(cell_type, 1000, generator())
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.35)
@@ -444,7 +448,7 @@ def test_denoiser_learns_what_is_not_normal():
     hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     settings = DenoiserSettings(width=32, n_layers=2, n_steps=600, averaging=0.98)
     fit = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=0, device="cpu")
-    x = TreeWalk(fit.network, hierarchy, moments).independent("a", 1000, generator())
+    x = TreeWalk(fit.network, hierarchy).independent("a", 1000, generator())
     side = whitening.inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)

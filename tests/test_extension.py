@@ -1,16 +1,19 @@
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.adapt import AdapterSettings
-from bdm.extension.extend import Extended, ExtendSettings, extend
+from bdm.extension.extend import Extended, ExtendSettings, extend, extend_all
 from bdm.extension.new_cells import new_cells
+from bdm.extension.report import row, verdict
 from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -34,7 +37,7 @@ def base(example_cells, small_settings) -> BranchedModel:
 def stages(base, example_cells) -> list[BranchedModel]:
     """The model, and after each of the new types was added."""
     models = [base]
-    for cell_type, cells in new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).items():
+    for cell_type, cells in new_cells(example_cells, base, cell_types=tuple(NEW), seed=0).by_type.items():
         models.append(extend(models[-1], cells, cell_type, QUICK, seed=0, provenance={}).model)
     return models
 
@@ -85,7 +88,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 @pytest.fixture(scope="module")
 def with_nk(base, example_cells) -> Extended:
     """The model with NK cells, added with time enough."""
-    [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).values()
+    [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
     settings = ExtendSettings(branch=DenoiserSettings(n_steps=100))
     return extend(base, cells, "CD56+ NK", settings, seed=0, provenance={})
 
@@ -107,8 +110,8 @@ def test_new_cells_are_like_those_that_were_learned(with_nk, example_cells):
 
 
 def test_its_own_decoder_expresses_the_type_better(with_nk):
-    assert with_nk.adapted.after.mean() > with_nk.adapted.before.mean() + 10
-    assert len(with_nk.adapted.before) == len(with_nk.adapted.after)
+    assert with_nk.after.mean() > with_nk.before.mean() + 10
+    assert len(with_nk.before) == len(with_nk.after)
 
 
 def test_it_is_placed_beside_its_nearest(with_nk):
@@ -124,7 +127,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
     before, after = base.denoiser.state_dict(), with_nk.model.denoiser.state_dict()
     for name, value in before.items():
         assert torch.equal(after[name][: len(value)], value), name
-    parent = base.hierarchy.runners.index(with_nk.model.hierarchy.by_name["CD8+ Cytotoxic T"].runner)
+    parent = base.hierarchy.numbers["CD8+ Cytotoxic T"]
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
 
 
@@ -141,17 +144,136 @@ def test_cells_move_to_and_from_the_new_type(with_nk, example_cells):
         assert np.linalg.norm(profile(moved.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)
 
 
-def test_batches(example_cells, batch_model):
-    cells = example_cells[:80].copy()
-    cells.obs["bulk_labels"] = "new"
-    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 4 == 0, "two", "one")
-    [new] = new_cells(cells, batch_model.model, seed=0).values()
-    model = extend(batch_model.model, new, "new", QUICK, seed=0, provenance={}).model
-    assert model.composition.loc["new"].to_dict() == {"one": 60, "two": 20}
-    assert set(generated(model).obs["batch"]) == {"one", "two"}
-    cells.obs["donor"] = "three"
-    with pytest.raises(InputError, match="no batch 'three'"):
-        new_cells(cells, batch_model.model, seed=0)
+@pytest.fixture(scope="module")
+def of_two_donors(example_cells) -> AnnData:
+    """Cells, some of a type that no model knows, of a donor that one model knows and of another."""
+    cells = example_cells.copy()
+    n_cells = np.arange(cells.n_obs)
+    cells.obs["bulk_labels"] = np.where(n_cells % 5 == 0, "new", cells.obs["bulk_labels"].astype(str))
+    cells.obs["donor"] = np.where(n_cells % 2 == 0, "three", "one")
+    return cells
+
+
+def test_batches(of_two_donors, batch_model):
+    cells = of_two_donors[of_two_donors.obs["donor"] == "one"]
+    new = new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
+    assert new.batches == ()
+    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0}
+    assert set(generated(found.model).obs["batch"]) == {"one", "two"}
+
+
+def test_new_batches(of_two_donors, batch_model, tmp_path):
+    cells = of_two_donors.copy()
+    names = batch_model.model.autoencoder.genes.index
+    moved = np.arange(0, len(names), 2)  # genes that one batch has four times as much of
+    dense = cells.X.toarray()
+    dense[np.ix_(cells.obs["donor"] == "three", cells.var_names.get_indexer(names[moved]))] *= 4
+    cells.X = csr_matrix(dense)
+    before = generated(batch_model.model)
+    new = new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
+    assert new.batches == ("three",)
+    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    offset = (
+        found.extension.batches["three"].numpy()
+        - batch_model.model.autoencoder.network.batch_offset[0].detach().numpy()
+    )
+    found_change = np.median(offset[moved]) - np.median(np.delete(offset, moved))
+    assert found_change == pytest.approx(np.log(4), abs=0.35)
+    assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0, "three": 70}
+    after = generated(found.model)
+    known = after[after.obs["cell_type"] != "new"]
+    assert (known.X != before.X).nnz == 0
+    assert list(known.obs["batch"]) == list(before.obs["batch"])
+    asked = pd.DataFrame({"cell_type": ["CD19+ B"], "batch": ["three"], "n_cells": [200]})
+    there = generate_cells(found.model, request_cells(found.model, asked), SamplerSettings(), seed=0)
+    asked["batch"] = "one"
+    here = generate_cells(found.model, request_cells(found.model, asked), SamplerSettings(), seed=0)
+    ratio = profile(there.X.toarray()) - profile(here.X.toarray())
+    assert ratio[moved].mean() > 0.2
+    save_model(tmp_path / "model", found.model)
+    again = generate_cells(load_model(tmp_path / "model"), request_cells(found.model, 5), SamplerSettings(), seed=0)
+    expected = generate_cells(found.model, request_cells(found.model, 5), SamplerSettings(), seed=0)
+    assert (again.X != expected.X).nnz == 0
+
+
+def test_batch_without_known_types_is_learnt_with_the_new(of_two_donors, batch_model, caplog):
+    cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
+    [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
+    assert "'three' has no cells of types that the model knows" in caplog.text
+    mean = batch_model.model.autoencoder.network.batch_offset.mean(dim=0)
+    assert torch.equal(found.extension.batches["three"], mean)
+
+
+# ---- known types anew
+
+
+@pytest.fixture(scope="module")
+def more_cells(example_cells) -> AnnData:
+    """B cells with an expression that none had before."""
+    cells = example_cells[example_cells.obs["bulk_labels"] == "CD19+ B"].copy()
+    dense = cells.X.toarray()
+    dense[:, ::7] = np.random.default_rng(0).poisson(3, dense[:, ::7].shape)
+    return AnnData(csr_matrix(dense), obs=cells.obs, var=cells.var)
+
+
+def test_known_type_is_learnt_anew_and_no_other(stages, more_cells, tmp_path):
+    before = stages[-1]
+    new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
+    settings = ExtendSettings(AdapterSettings(), DenoiserSettings(n_steps=50))
+    [found] = extend_all(before, new, settings, seed=0, provenance={})
+    assert found.extension.place is None
+    assert found.model.cell_types == before.cell_types
+    n_known = int(before.composition.loc["CD19+ B"].sum())
+    assert int(found.model.composition.loc["CD19+ B"].sum()) == n_known + more_cells.n_obs
+    assert found.model.hierarchy.by_name["CD19+ B"].n_cells == n_known + more_cells.n_obs
+    one, other = generated(before), generated(found.model)
+    same = (one.obs["cell_type"] != "CD19+ B").to_numpy()
+    assert (one[same].X != other[same].X).nnz == 0
+    genes = before.autoencoder.genes.index
+    old, new = profile(one[~same].X.toarray()), profile(other[~same].X.toarray())
+    wanted = profile(more_cells[:, genes].X.toarray())
+    halfway = (old + wanted) / 2  # as many generated cells stand for those that were known
+    assert np.linalg.norm(new - halfway) < 0.5 * np.linalg.norm(old - wanted)
+    save_model(tmp_path / "model", found.model)
+    assert (generated(load_model(tmp_path / "model")).X != other.X).nnz == 0
+
+
+def test_what_an_own_decoder_does_not_improve_stays(base, example_cells):
+    [found] = extend_all(
+        base, new_cells(example_cells, base, update=("CD19+ B",), seed=0), QUICK, seed=0, provenance={}
+    )
+    assert (found.after == found.before).all()
+    assert verdict(row(found, base)).startswith("The model expressed it before")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_others_stay_the_same_through_ten_extensions(base, example_cells, shared):
+    """New types, some beside others that are new, and known ones anew, those among them that others have left."""
+    cells = example_cells.copy()
+    labels = cells.obs["bulk_labels"].astype(str).to_numpy()
+    numbers = np.arange(cells.n_obs)
+    for i, parted in enumerate(["CD56+ NK", "CD14+ Monocyte", "CD34+", "Dendritic"]):
+        for part in range(2):
+            labels[(labels == parted) & (numbers % 3 == part)] = f"{i}.{part}"
+    cells.obs["bulk_labels"] = labels
+    seen: dict[str, AnnData] = {}
+    model = base
+    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "-Dendritic", "3.0", "-0.0", "3.1", "-Dendritic", "-CD19+ B"]
+    for number, step in enumerate(steps, start=1):
+        name = step.removeprefix("-")
+        chosen = {"update": (name,)} if step.startswith("-") else {"cell_types": (name,)}
+        new = new_cells(cells, model, **chosen, seed=number)
+        [found] = extend_all(model, new, QUICK, seed=number, provenance={})
+        before, model = generated(model, shared=shared), found.model
+        after = generated(model, shared=shared)
+        for kept in set(before.obs["cell_type"]) - {name}:
+            one, other = (of[of.obs["cell_type"] == kept] for of in (before, after))
+            assert (one.X != other.X).nnz == 0, (step, kept)
+            assert kept not in seen or (seen[kept].X != other.X).nnz == 0
+            seen[kept] = other
+        seen.pop(name, None)
+    assert len(model.extensions) == 10
 
 
 def test_python_extends_and_saves(base, example_cells, tmp_path):
@@ -169,12 +291,12 @@ def test_python_extends_and_saves(base, example_cells, tmp_path):
 
 
 def test_all_new_types_are_taken_the_largest_first(example_cells, base):
-    found = new_cells(example_cells, base, seed=0)
+    found = new_cells(example_cells, base, seed=0).by_type
     numbers = example_cells.obs["bulk_labels"].value_counts()
     assert list(found) == sorted([*NEW, "CD4+/CD45RA+/CD25- Naive T"], key=lambda name: -numbers[name])
     for name, cells in found.items():
         assert cells.n_obs == numbers[name]
-        assert set(cells.obs["split"]) == {"train", "validation"}
+        assert set(cells.obs["split"]) == {"train", "validation"}  # as those of the model, which has no test cells
         assert list(cells.var_names) == list(base.autoencoder.genes.index)
 
 

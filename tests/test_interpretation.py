@@ -15,6 +15,7 @@ from bdm.cli import main
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
+from bdm.extension.adapt import of_type
 from bdm.files import sha256
 from bdm.generation.counts import draw_counts, inverse_dispersion
 from bdm.hierarchy.levels import branch_level
@@ -44,6 +45,7 @@ from bdm.interpretation.tables import branch_genes, commitment_rows, marker_rows
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal
 from bdm.latent.whitening import Whitening
+from bdm.model.own_genes import log_expression, own_genes
 from bdm.plotting.branch_genes import branch_genes_figure
 from bdm.plotting.clades import clade_label
 from bdm.plotting.commitment import commitment_figure
@@ -207,8 +209,8 @@ def test_model_expression_follows_generated_counts(small_model):
 
 def test_model_with_batches_is_read(batch_model):
     expression = model_expression(batch_model.model, n_cells=15, seed=0)
-    for of_type in expression.by_type.values():
-        assert of_type.mean.sum() == pytest.approx(1e4, rel=1e-6)
+    for of_one in expression.by_type.values():
+        assert of_one.mean.sum() == pytest.approx(1e4, rel=1e-6)
 
 
 def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None = None) -> Differences:
@@ -312,7 +314,7 @@ def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
 @pytest.fixture(scope="module")
 def walk(small_model) -> TreeWalk:
     model = small_model.model
-    return TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    return TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
 
 
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
@@ -332,11 +334,11 @@ def test_hybrid_is_the_mean_of_its_population(small_model):
 
 
 def test_hybrid_of_a_branch_without_length_is_that_of_a_normal_population(walk):
-    name = walk.hierarchy.root.name
-    x = torch.randn(5, len(walk.population(name).mean), generator=torch.Generator().manual_seed(0))
+    name, number = walk.hierarchy.root.name, walk.hierarchy.numbers[walk.hierarchy.root.name]
+    x = torch.randn(5, len(walk.population(number).mean), generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=walk.hierarchy.root.level)
-    found = denoised(TreeWalk(walk.denoiser, short, walk.moments), name, x, short.root.level)
-    population = walk.population(name)
+    found = denoised(TreeWalk(walk.denoiser, short), name, x, short.root.level)
+    population = walk.population(number)
     noised = population.noised(short.root.level).covariance
     expected = population.mean + (x - population.mean) @ torch.linalg.solve(noised, population.covariance)
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -346,7 +348,7 @@ def test_hybrids_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
         hybrids = hybrids_of(model, n_cells=20, seed=0)
         np.testing.assert_allclose(hybrids.expression.sum(axis=1), 1e4, rtol=1e-6)
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
     expected = decoded(model, x, ["CD19+ B"])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -356,7 +358,7 @@ def test_hybrids_are_decoded(small_model, batch_model):
 def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     model, name = small_model.model, "Dendritic"
     found = hybrids_of(model, n_cells=300, seed=0).detected.loc[name]
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decoded(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [
@@ -364,6 +366,23 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
         for _ in range(20)
     ]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
+
+
+def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
+    """A gene that only a type's own decoder raises commits to it."""
+    model = small_model.model
+    plain = hybrids_of(model, n_cells=20, seed=0)
+    contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD19+ B",))
+    network = of_type(model.autoencoder.network, model.autoencoder.type_code("CD19+ B"))
+    with torch.no_grad():
+        network.loadings.bias[7] += 3
+    changed = replace(model, autoencoder=model.autoencoder.with_own("CD19+ B", network.eval()))
+    before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
+    share = np.exp(log_expression(model, "CD19+ B", own=False)[7])
+    normalised = np.log1p(share * np.expm1(3))
+    np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
+    np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)
+    assert list(own_genes(changed, "CD19+ B").index[:1]) == [model.autoencoder.genes.index[7]]
 
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):

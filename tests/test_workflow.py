@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata as ad
+import pandas as pd
 import pytest
 import typer
 import yaml
@@ -30,7 +32,15 @@ RULES = [
     "evaluate_transmuted",
     "interpret",
 ]
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate", "interpret"]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
+EXTENSION = {
+    "extensions.csv",
+    "hierarchy.png",
+    "likelihood.csv",
+    "likelihood.png",
+    "own_genes.csv",
+    "own_genes.png",
+}
 RESULTS = {
     "prepared.h5ad",
     "autoencoder/latent.h5ad",
@@ -92,7 +102,7 @@ def dry_run(folder: Path, config: dict, *arguments: str) -> str:
 
 def write_config(folder: Path, config: dict) -> None:
     (folder / "config").mkdir(exist_ok=True)
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def demo_config(**sections: dict) -> dict:
@@ -176,6 +186,35 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     assert found["all"] == {"to": "x", "from": []}
 
 
+def test_model_grows_by_one_addition_after_the_other(tmp_path):
+    for name in ["mine.h5ad", "first.h5ad", "it's second.h5ad"]:
+        (tmp_path / name).touch()
+    additions = {
+        "zz": {"path": "first.h5ad", "types": ["a b", "it's"]},
+        "aa": {"path": "it's second.h5ad", "update": ["a b"], "label_key": "cell type", "missing_as_zero": True},
+    }
+    moves = {"there": {"to": "a b"}}
+    mine = {"path": "mine.h5ad", "extend": {"additions": additions}, "transmute": {"moves": moves}}
+    output = dry_run(tmp_path, {"datasets": {"mine": mine, "other": {"path": "mine.h5ad"}}})
+    jobs = planned(output)
+    assert jobs["extend"] == 2
+    assert jobs["generate"] == jobs["evaluate"] == jobs["interpret"] == 4
+    assert jobs["transmute"] == 3
+    assert jobs["train"] == jobs["prepare"] == jobs["evaluate"] / 2
+    values = [COMMANDS[name].make_context(name, rest).params for _, name, *rest in shell_commands(output)]
+    first, second = sorted(
+        (of for of in values if "missing_as_zero" in of), key=lambda of: str(of["out"]), reverse=True
+    )
+    assert [str(first[key]) for key in ("model", "known", "joined")] == [
+        "results/mine/model",
+        "results/mine/prepared.h5ad",
+        "results/mine+zz/prepared.h5ad",
+    ]
+    assert list(first["cell_type"]) == additions["zz"]["types"]
+    assert (str(second["model"]), str(second["out"])) == ("results/mine+zz/model", "results/mine+aa/model")
+    assert (list(second["update"]), second["label_key"], second["missing_as_zero"]) == (["a b"], "cell type", True)
+
+
 def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
     (tmp_path / "mine.h5ad").touch()
     config = demo_config(prepare={"n_genes": 70, "test": 0.3})
@@ -200,6 +239,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"datasets": {"a": {"label_key": "x"}}}, "Configuration, datasets.a: 'path' is a required property"),
         ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "Configuration, datasets: 'a/b' does not match"),
         ({"datasets": {}}, "Configuration, datasets: "),
+        ({"extend": {"additions": {"a": {}}}}, "Configuration, extend.additions.a: 'path' is a required"),
         ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "Configuration, transmute.moves.a: 'to' is a required"),
     ],
 )
@@ -248,7 +288,7 @@ def test_schema_describes_every_property_and_allows_no_other():
 def test_defaults_are_those_of_the_command(section):
     options = {option.name: option.default for option in COMMANDS[section].params}
     for key, value in properties()[section].items():
-        if key not in ("n_cells", "moves"):  # told otherwise on the command line
+        if key not in ("n_cells", "moves", "additions", "leave_out"):  # told otherwise on the command line
             assert value["default"] == options[key], key
 
 
@@ -294,6 +334,42 @@ def test_run_makes_all_results(finished):
     declared = {name for name in RESULTS if name.startswith(tuple(f"{folder}/" for folder in folders))}
     found = {f"{folder}/{path.name}" for folder in folders for path in (results / folder).iterdir()}
     assert found == declared
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory) -> Path:
+    """Folder in which the workflow has run on the example of a model that grows, with few steps."""
+    folder = tmp_path_factory.mktemp("grown")
+    config = yaml.safe_load((ROOT / "config/example-extend.yaml").read_text())
+    config |= {"autoencoder": {"n_steps": 50}, "hierarchy": {"n_bootstrap": 5}, "train": {"n_steps": 50}}
+    config |= {"evaluate": {"n_repeats": 1}, "prepare": {"n_genes": 300}}
+    write_config(folder, config)
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "2", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_grown_models_have_all_results(grown):
+    results = grown / "results"
+    assert {path.name for path in results.iterdir()} == {"blood", "blood+nk", "blood+others"}
+    for name in ["blood+nk", "blood+others"]:
+        assert {path.name for path in (results / name / "extension").iterdir()} == EXTENSION
+        assert (results / name / "evaluation/by_type.csv").stat().st_size
+        assert (results / name / "interpretation/branches.h5ad").stat().st_size
+    added = pd.read_csv(results / "blood+others/extension/extensions.csv")
+    assert set(added["cell_type"]) == {"CD14+ Monocyte", "CD34+"}
+    by_type = pd.read_csv(results / "blood+others/evaluation/by_type.csv")
+    assert {"CD56+ NK", "CD14+ Monocyte"} <= set(by_type["cell_type"])
+    old, new = (ad.read_h5ad(results / name / "generated.h5ad") for name in ["blood", "blood+others"])
+    kept = new[new.obs["cell_type"].isin(old.obs["cell_type"].unique())]
+    assert (kept.X != old.X).nnz == 0
+
+
+def test_report_tells_of_additions(grown):
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "report.html", cwd=grown)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (grown / "report.html").read_text()
+    assert all(f"results/blood+nk/extension/{name}" in page for name in EXTENSION)
 
 
 def test_second_run_has_nothing_to_do(finished):

@@ -7,9 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bdm.autoencoder.bounds import bounds, bounds_by_type
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.errors import InputError
-from bdm.seeds import derive, numpy_generator, torch_generator
+from bdm.seeds import derive, numpy_generator
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
@@ -42,12 +43,20 @@ class AutoencoderSettings:
 
 @dataclass(frozen=True)
 class FittedAutoencoder:
-    """A trained autoencoder with the cell types and batches it knows and how training went."""
+    """A trained autoencoder with the cell types and batches it knows and how training went.
+
+    Attributes
+    ----------
+    likelihood
+        Of validation cells by type, see :func:`bdm.autoencoder.bounds.bounds_by_type`; of training cells where there
+        are none.
+    """
 
     network: CountAutoencoder
     cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     history: pd.DataFrame
+    likelihood: pd.DataFrame
 
 
 def fit_autoencoder(
@@ -75,26 +84,20 @@ def fit_autoencoder(
         network = CountAutoencoder(shape)
         network.start_from(tensor_of(adata.X[sample].toarray()), types[sample])
 
-    def bound(
-        network: nn.Module, cells: np.ndarray, generator: torch.Generator, n_iterations: int
-    ) -> tuple[Tensor, Tensor]:
-        where = next(network.parameters()).device
-        counts = tensor_of(adata.X[cells].toarray()).to(where)
-        noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
-        return network(counts, types[cells].to(where), codes[cells].to(where), noise, n_iterations=n_iterations)
-
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         drawn = torch.randint(len(training), (settings.batch_size,), generator=generator)
-        cells = training[drawn.numpy()]
-        value, latent = bound(network, cells, generator, N_ITERATIONS)
+        cells, where = training[drawn.numpy()], next(network.parameters()).device
+        counts = tensor_of(adata.X[cells].toarray()).to(where)
+        noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
+        value, latent = network(
+            counts, types[cells].to(where), codes[cells].to(where), noise, n_iterations=N_ITERATIONS
+        )
         network.follow(types[cells].to(latent.device), latent)
         return value.mean() + network.penalty(loading_scale=settings.loading_scale) / len(training)
 
     def validation(network: nn.Module) -> Tensor:
-        generator = torch_generator(seed, "validation")
-        parts = np.array_split(held_out, -(-len(held_out) // 512))
-        bounds = [bound(network, part, generator, 2 * N_ITERATIONS)[0] for part in parts]
-        return torch.cat(bounds).mean()
+        found = bounds(network, adata[held_out], types[held_out], codes[held_out], seed=derive(seed, "validation"))
+        return -torch.from_numpy(found).mean()
 
     loop = Loop(
         settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device, n_warmup=50
@@ -102,7 +105,9 @@ def fit_autoencoder(
     history = train(network, loss, loop, validation=validation if len(held_out) else None)
     network = network.cpu().eval()
     network.turn(_mean_precision(network, adata[sample], types[sample], codes[sample]))
-    return FittedAutoencoder(network, cell_types, batches, history)
+    judged = held_out if len(held_out) else sample
+    likelihood = bounds_by_type(network, adata[judged], types[judged], codes[judged], cell_types, seed=seed)
+    return FittedAutoencoder(network, cell_types, batches, history, likelihood)
 
 
 def starting_cells(cell_type: pd.Series, training: np.ndarray, *, seed: int) -> np.ndarray:

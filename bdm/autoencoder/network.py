@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,13 @@ class CountAutoencoder(nn.Module):
         sign = turned.gather(0, turned.abs().argmax(dim=0, keepdim=True)).sign()  # largest loading upwards
         self.loadings.weight.copy_(turned * sign)
         self.prior_sum.copy_(self.prior_sum @ axes * sign)
+
+    def with_batches(self, offsets: Tensor) -> "CountAutoencoder":
+        """Copy it with more batches, by their offsets (batches x genes)."""
+        network = CountAutoencoder(replace(self.shape, n_batches=self.shape.n_batches + len(offsets)))
+        state = self.state_dict()
+        network.load_state_dict(state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
+        return network.eval()
 
     def encode(self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12) -> Posterior:
         """Posterior of the latent of cells (cells x genes) of known type and batch."""

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
+from bdm.autoencoder.fit import FittedAutoencoder
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.data.columns import writable
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
@@ -26,6 +29,8 @@ class GeneAutoencoder:
         Names in the order of the batch indices; none where no batch enters.
     provenance
         How it was made: version, seed, settings, hash of the data.
+    likelihood
+        Of held-out cells by type, see :func:`bdm.autoencoder.bounds.bounds_by_type`.
     own
         Networks of cell types that have one of their own, which knows no other type.
     """
@@ -35,7 +40,13 @@ class GeneAutoencoder:
     cell_types: tuple[str, ...]
     batches: tuple[str, ...]
     provenance: dict[str, Any]
+    likelihood: pd.DataFrame
     own: dict[str, CountAutoencoder] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fitted: FittedAutoencoder, genes: pd.DataFrame, provenance: dict[str, Any]) -> GeneAutoencoder:
+        """Name the genes of a trained autoencoder."""
+        return cls(fitted.network, genes, fitted.cell_types, fitted.batches, provenance, fitted.likelihood)
 
     def network_of(self, cell_type: str | None) -> CountAutoencoder:
         """Network that cells of a type are encoded and decoded by: its own, or the shared one."""
@@ -46,8 +57,17 @@ class GeneAutoencoder:
         return 0 if cell_type in self.own else self.cell_types.index(cell_type)
 
     def with_own(self, cell_type: str, network: CountAutoencoder) -> GeneAutoencoder:
-        """Add a cell type with a network of its own."""
-        return replace(self, cell_types=(*self.cell_types, cell_type), own={**self.own, cell_type: network})
+        """Give a cell type, new or known, a network of its own."""
+        added = () if cell_type in self.cell_types else (cell_type,)
+        return replace(self, cell_types=self.cell_types + added, own={**self.own, cell_type: network})
+
+    def with_batches(self, offsets: dict[str, Tensor]) -> GeneAutoencoder:
+        """Add batches by their offsets (of genes), for all cell types."""
+        if not offsets:
+            return self
+        rows = torch.stack(list(offsets.values()))
+        own = {cell_type: network.with_batches(rows) for cell_type, network in self.own.items()}
+        return replace(self, network=self.network.with_batches(rows), batches=(*self.batches, *offsets), own=own)
 
     def content(self) -> dict[str, Any]:
         """Describe it in JSON, all but its tensors."""
@@ -57,6 +77,7 @@ class GeneAutoencoder:
             "cell_types": list(self.cell_types),
             "batches": list(self.batches),
             "provenance": self.provenance,
+            "likelihood": table_to_json(self.likelihood),
         }
 
     @classmethod
@@ -69,7 +90,8 @@ class GeneAutoencoder:
             raise ValueError("other numbers of genes, cell types or batches than the network has")
         network = CountAutoencoder(shape)
         network.load_state_dict(state)
-        return cls(network.eval(), genes, cell_types, batches, content["provenance"])
+        likelihood = table_from_json(content["likelihood"])
+        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood)
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> None:

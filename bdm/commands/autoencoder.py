@@ -37,7 +37,7 @@ def autoencoder(
         record = provenance(
             seed=seed, settings=asdict(settings), prepared_sha256=sha256(prepared), **preparation(adata)
         )
-        trained = GeneAutoencoder(fitted.network, adata.var, fitted.cell_types, fitted.batches, record)
+        trained = GeneAutoencoder.of(fitted, adata.var, record)
         save_autoencoder(folder, trained)
         encode(adata, trained).write_h5ad(folder / "latent.h5ad", compression="gzip")
         fitted.history.to_csv(folder / "training.csv", index=False)

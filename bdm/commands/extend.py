@@ -18,6 +18,10 @@ def extend(
         list[str] | None,
         typer.Option("--type", help="New type; may be repeated; all that are new if not given.", show_default=False),
     ] = None,
+    update: Annotated[
+        list[str] | None,
+        typer.Option(help="Known type to learn anew from more cells; may be repeated.", show_default=False),
+    ] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of obs with the cell types.", show_default="the model's")
     ] = None,
@@ -27,38 +31,75 @@ def extend(
     missing_as_zero: Annotated[
         bool, typer.Option("--missing-as-zero", help="Take genes that the cells lack as not expressed.")
     ] = False,
+    known: Annotated[
+        Path | None,
+        typer.Option(help="Cells that the model has learnt from, made by bdm prepare.", show_default=False),
+    ] = None,
+    joined: Annotated[
+        Path | None,
+        typer.Option(help="File of prepared cells to write: the known ones, if given, and the new.", dir_okay=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder of tables and figures to write.", file_okay=False, show_default=False),
+    ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Learn everything anew from known and new cells, in place of extending.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Add cell types to a model, without a change to what it generates of others.
 
     Example: bdm extend model/ new.h5ad extended/ --type "CD56+ NK"
     """
+    from contextlib import ExitStack
     from dataclasses import asdict
 
+    from bdm.data.prepared import read_prepared
     from bdm.data.read import read_cells
+    from bdm.errors import InputError
     from bdm.extension.extend import ExtendSettings, extend_all
+    from bdm.extension.new_cells import joined as joined_cells
     from bdm.extension.new_cells import new_cells
-    from bdm.extension.report import summary, write_report
+    from bdm.extension.refit import refit as refitted
+    from bdm.extension.report import summary, write_tables
     from bdm.files import sha256, written_whole
     from bdm.model.model import load_model, save_model
+    from bdm.plotting.extension import write_figures
     from bdm.provenance import provenance
 
+    if refit and (known is None or report is not None):
+        raise InputError("To learn everything anew, give the known cells by --known, and no --report.")
     settings = ExtendSettings()
-    with written_whole(out, folder_of="model.json") as folder:
+    with ExitStack() as files:
+        folder = files.enter_context(written_whole(out, folder_of="model.json"))
         loaded = load_model(model)
-        added = new_cells(
+        new = new_cells(
             read_cells(cells),
             loaded,
             cell_types=tuple(cell_type or ()),
+            update=tuple(update or ()),
             label_key=label_key,
             counts=counts,
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
-        facts = {"ancestor_sha256": sha256(model), "cells_sha256": sha256(cells), "settings": asdict(settings)}
-        found = []
-        for extended in extend_all(loaded, added, settings, seed=seed, provenance=provenance(seed=seed, **facts)):
-            logger.info(summary(extended))
-            found.append(extended)
-        save_model(folder, found[-1].model)
-        write_report(folder, found)
+        prepared = joined_cells(new, loaded, known and read_prepared(known))
+        facts = {"ancestor_sha256": sha256(model), "cells_sha256": sha256(cells)}
+        if refit:
+            extended = refitted(loaded, prepared, seed=seed, device="auto", **facts)
+        else:
+            record = provenance(seed=seed, settings=asdict(settings), **facts)
+            found = []
+            for step in extend_all(loaded, new, settings, seed=seed, provenance=record):
+                logger.info(summary(step, loaded))
+                found.append(step)
+            extended = found[-1].model
+        save_model(folder, extended)
+        if joined is not None:
+            prepared.write_h5ad(files.enter_context(written_whole(joined)), compression="gzip")
+        if report is not None:
+            tables = files.enter_context(written_whole(report, folder_of="extensions.csv"))
+            tables.mkdir()
+            write_tables(tables, found, loaded)
+            write_figures(tables, found, loaded)

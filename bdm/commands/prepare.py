@@ -24,6 +24,9 @@ def prepare(
         Path | None,
         typer.Option(help="Table (.csv, .tsv) with cell names first, whose other columns are added to obs."),
     ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(help="Cell type to leave out; may be repeated.", show_default=False)
+    ] = None,
     genes: Annotated[
         str, typer.Option(help="seurat_v3 (most variable), all, or a text file with one gene a line.")
     ] = "seurat_v3",
@@ -49,6 +52,7 @@ def prepare(
         label_key=label_key,
         batch_key=batch_key,
         counts=counts,
+        leave_out=tuple(leave_out or ()),
         genes=genes,
         n_genes=n_genes,
         min_genes_per_cell=min_genes_per_cell,

@@ -37,6 +37,23 @@ def without_empty_cells(cells: AnnData, *, min_genes: int) -> AnnData:
     return cells[~few].copy()
 
 
+def without_types(cells: AnnData, names: tuple[str, ...]) -> AnnData:
+    """Leave out cell types by name.
+
+    Raises
+    ------
+    InputError
+        If there is no such type.
+    """
+    if not names:
+        return cells
+    known = cells.obs["cell_type"].astype(str)
+    for name in names:
+        if not (known == name).any():
+            raise InputError(f"there is no cell type {name!r} to leave out; name one that there is.")
+    return cells[~known.isin(names)].copy()
+
+
 def without_small_types(cells: AnnData, *, min_cells: int) -> AnnData:
     """Leave out types of fewer than ``min_cells`` cells.
 

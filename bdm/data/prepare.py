@@ -13,6 +13,7 @@ from bdm.data.filters import (
     check_unique_names,
     without_empty_cells,
     without_small_types,
+    without_types,
     without_uncounted_cells,
 )
 from bdm.data.genes import check_listed, choose_genes, read_gene_list
@@ -32,6 +33,8 @@ class PrepareSettings:
         Columns of ``obs`` with the cell type and, if any, the batch.
     counts
         Where raw counts are, see :func:`bdm.data.counts.raw_counts`.
+    leave_out
+        Cell types to leave out.
     genes
         ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, or a text file with one name a line.
     min_genes_per_cell
@@ -47,6 +50,7 @@ class PrepareSettings:
     label_key: str = "cell_type"
     batch_key: str | None = None
     counts: str = "auto"
+    leave_out: tuple[str, ...] = ()
     genes: str = "seurat_v3"
     n_genes: int = 2000
     min_genes_per_cell: int = 0
@@ -97,6 +101,7 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
         check_listed(listed, cells.var_names)
     cells.obs = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
 
+    cells = without_types(cells, settings.leave_out)
     cells = without_empty_cells(cells, min_genes=settings.min_genes_per_cell)
     cells = without_small_types(cells, min_cells=settings.min_cells_per_type)
     cells.obs["split"] = split_by_type(

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bdm.latent.moments import Normal
+
 
 @dataclass(frozen=True)
 class DenoiserShape:
@@ -86,6 +88,11 @@ class BranchedDenoiser(nn.Module):
         self.mean.copy_(mean)
         self.axes.copy_(axes)
         self.variance.copy_(variance)
+
+    def population(self, branch: int) -> Normal:
+        """Moments of a branch's cells, as they were when it was trained."""
+        axes, variance = self.axes[branch].cpu().double(), self.variance[branch].cpu().double()
+        return Normal(self.mean[branch].cpu(), (axes * variance @ axes.T).float())
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoised x.

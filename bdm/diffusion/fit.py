@@ -110,10 +110,9 @@ def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Ten
 
     Returns
     -------
-    The noise level up to which each branch runs (infinite for the last) and its index among
-    ``hierarchy.branches``, both types x longest way; ``searchsorted`` in the first finds the place in the second.
+    The noise level up to which each branch runs (infinite for the last) and its number, both types x longest way;
+    ``searchsorted`` in the first finds the place in the second.
     """
-    index = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     ways = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
     longest = max(len(way) for way in ways)
     upper = torch.full((len(ways), longest), torch.inf)
@@ -121,5 +120,5 @@ def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Ten
     for row, way in enumerate(ways):
         for column, segment in enumerate(way):
             upper[row, column] = segment.high if column + 1 < len(way) else torch.inf
-            branch[row, column] = index[segment.branch]
+            branch[row, column] = segment.number
     return upper, branch

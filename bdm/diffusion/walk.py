@@ -1,5 +1,5 @@
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -10,7 +10,7 @@ from bdm.diffusion.handover import AffineMap, hand_over
 from bdm.diffusion.sampler import SIGMA_MIN, Denoise, dpm_solver, noise_levels
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy, Segment
-from bdm.latent.moments import Normal, TypeMoments
+from bdm.latent.moments import Normal
 from bdm.linalg import matrix_power
 from bdm.seeds import torch_generator
 
@@ -46,26 +46,23 @@ class TreeWalk:
 
     denoiser: BranchedDenoiser
     hierarchy: Hierarchy
-    moments: TypeMoments
     settings: SamplerSettings = field(default=SamplerSettings())
 
     def __post_init__(self):
         for method in (self.population, self.transport, self.trend):
             object.__setattr__(self, method.__name__, cache(method))
-        numbers = {name: torch.tensor([i]) for i, name in enumerate(self.hierarchy.runners)}
-        object.__setattr__(self, "numbers", numbers)
 
-    def population(self, branch: str) -> Normal:
-        """Moments of the cells below a branch, without noise; those that it was trained on."""
-        return self.moments.mixture(self.hierarchy.founders(branch))
+    def population(self, number: int) -> Normal:
+        """Moments of the cells that a branch of the denoiser was trained on, without noise."""
+        return self.denoiser.population(number)
 
-    def transport(self, parent: str, child: str, sigma: float) -> AffineMap:
-        """Hand-over from one branch to another at a noise level."""
+    def transport(self, parent: int, child: int, sigma: float) -> AffineMap:
+        """Hand-over from one branch of the denoiser to another at a noise level."""
         return hand_over(self.population(parent), self.population(child), sigma)
 
-    def trend(self, branch: str, sigma: float) -> AffineMap:
+    def trend(self, number: int, sigma: float) -> AffineMap:
         """Estimate the derivative of the denoised x by log sigma along x's way, as if the branch were normal."""
-        population = self.population(branch)
+        population = self.population(number)
         covariance = population.covariance.double()
         noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
         matrix = -(sigma**2) * covariance @ noised @ noised
@@ -73,7 +70,7 @@ class TreeWalk:
 
     def start(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Draw cells at the upper end of a branch, from the normal that has its population's moments."""
-        normal = self.population(segment.branch)
+        normal = self.population(segment.number)
         noise = torch.randn(n_cells, len(normal.mean), generator=generator)
         covariance = normal.covariance + segment.high**2 * torch.eye(len(normal.mean))
         return normal.mean + noise @ matrix_power(covariance, 0.5)
@@ -84,21 +81,21 @@ class TreeWalk:
         where = next(self.denoiser.parameters()).device
         sigmas = self.levels(segment.high, segment.low)
         churn = CHURN if self.settings.stochastic else 0.0
-        trend = (1 - churn) * self.trend(segment.branch, segment.high)(x)
-        denoise = self.denoise_on(segment.branch)
+        trend = (1 - churn) * self.trend(segment.number, segment.high)(x)
+        denoise = self.denoise_on(segment.number)
         return dpm_solver(denoise, x.to(where), sigmas, trend=trend.to(where), churn=churn, generator=generator).cpu()
 
     def levels(self, high: float, low: float) -> list[float]:
         """Noise levels that cells stop at on a part of the way."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
 
-    def denoise_on(self, branch: str) -> Denoise:
-        """Denoiser of one branch."""
+    def denoise_on(self, number: int) -> Denoise:
+        """Denoiser of one of its branches."""
         where = next(self.denoiser.parameters()).device
-        number = self.numbers[branch].to(where)
+        branch = torch.tensor([number], device=where)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return self.denoiser(x, torch.tensor([sigma], device=where), number)
+            return self.denoiser(x, torch.tensor([sigma], device=where), branch)
 
         return denoise
 
@@ -108,7 +105,7 @@ class TreeWalk:
 
         It undoes :meth:`run`, but for the first steps out of 0, which are taken as if the branch were normal.
         """
-        population = self.population(segment.branch)
+        population = self.population(segment.number)
         low = min(max(segment.low, SIGMA_MIN), segment.high)
         if low > segment.low:
             x = hand_over(population.noised(segment.low), population.noised(low), 0)(x)
@@ -116,23 +113,23 @@ class TreeWalk:
             return x
         sigmas = self.levels(segment.high, low)[::-1]
         where = next(self.denoiser.parameters()).device
-        trend = self.trend(segment.branch, low)(x).to(where)
-        return dpm_solver(self.denoise_on(segment.branch), x.to(where), sigmas, trend=trend).cpu()
+        trend = self.trend(segment.number, low)(x).to(where)
+        return dpm_solver(self.denoise_on(segment.number), x.to(where), sigmas, trend=trend).cpu()
 
-    def ascend(self, ancestor: str, segments: Sequence[Segment], x: Tensor) -> Tensor:
+    def ascend(self, ancestor: int, segments: Sequence[Segment], x: Tensor) -> Tensor:
         """Bring cells up a way (given from top to bottom) to an ancestor, by the same steps as down."""
-        above = [ancestor, *(segment.branch for segment in segments)]
+        above = [ancestor, *(segment.number for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
             x = self.rise(segment, x)
-            x = self.handed_over(segment.branch, parent, segment.high, x)
+            x = self.handed_over(segment.number, parent, segment.high, x)
         return x
 
-    def descend(self, ancestor: str, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
+    def descend(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Bring an ancestor's cells down a way, cells x dimensions."""
         for segment in segments:
-            x = self.handed_over(ancestor, segment.branch, segment.high, x)
+            x = self.handed_over(ancestor, segment.number, segment.high, x)
             x = self.run(segment, x, generator)
-            ancestor = segment.branch
+            ancestor = segment.number
         return x
 
     def move(self, x: Tensor, cell_type: str, to: str, generator: torch.Generator) -> Tensor:
@@ -141,18 +138,19 @@ class TreeWalk:
         The way up is the probability-flow ODE; with ``settings.stochastic`` it is fresh noise.
         """
         ancestor = self.hierarchy.common_ancestor(cell_type, to)
+        numbers = self.hierarchy.numbers
         if self.settings.stochastic:
             x = x + ancestor.level * torch.randn(x.shape, generator=generator)
-            x = self.handed_over(cell_type, ancestor.runner, ancestor.level, x)
+            x = self.handed_over(numbers[cell_type], numbers[ancestor.name], ancestor.level, x)
         else:
-            x = self.ascend(ancestor.runner, self.hierarchy.path_below(ancestor, cell_type), x)
-        return self.descend(ancestor.runner, self.hierarchy.path_below(ancestor, to), x, generator)
+            x = self.ascend(numbers[ancestor.name], self.hierarchy.path_below(ancestor, cell_type), x)
+        return self.descend(numbers[ancestor.name], self.hierarchy.path_below(ancestor, to), x, generator)
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, every one by a path of its own, cells x dimensions."""
         first, *later = self.hierarchy.path(cell_type)
         x = self.run(first, self.start(first, n_cells, generator), generator)
-        return self.descend(first.branch, later, x, generator)
+        return self.descend(first.number, later, x, generator)
 
     def shared(self, cell_types: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample ``n_cells`` of each of many types; row i of every type descends from one sample of the root.
@@ -172,9 +170,9 @@ class TreeWalk:
                 above, here = way[:i], way[: i + 1]
                 if here in samples:
                     continue
-                generator = torch_generator(seed, segment.branch)
+                generator = torch_generator(seed, segment.number)
                 if above:
-                    x = self.handed_over(above[-1].branch, segment.branch, segment.high, samples[above])
+                    x = self.handed_over(above[-1].number, segment.number, segment.high, samples[above])
                 else:
                     x = self.start(segment, n_cells, generator)
                 samples[here] = self.run(segment, x, generator) if segment.high > segment.low else x
@@ -182,11 +180,11 @@ class TreeWalk:
 
     def way(self, branch: str) -> tuple[Segment, ...]:
         """Way of a branch's cells down to its lower end, which is on the branch itself, be that of no length."""
-        path, end = self.hierarchy.path(branch), self.hierarchy.by_name[branch]
-        if path and path[-1].branch == end.runner:
+        path, end = self.hierarchy.path(branch), self.hierarchy.segment(branch)
+        if path and path[-1].number == end.number:
             return path
-        return (*path, Segment(end.runner, end.level, end.level))
+        return (*path, replace(end, high=end.low))
 
-    def handed_over(self, parent: str, child: str, sigma: float, x: Tensor) -> Tensor:
+    def handed_over(self, parent: int, child: int, sigma: float, x: Tensor) -> Tensor:
         """Cells of one branch as another's, at a noise level, cells x dimensions."""
         return x if parent == child else self.transport(parent, child, sigma)(x)

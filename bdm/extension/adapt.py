@@ -2,31 +2,30 @@ from dataclasses import dataclass
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.fit import batch_codes
+from bdm.autoencoder.bounds import bounds
+from bdm.autoencoder.fit import N_ITERATIONS, batch_codes
 from bdm.autoencoder.network import TYPE_DISPERSION_SCALE, AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.seeds import derive, torch_generator
+from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
-N_ITERATIONS = 3  # of Newton's method in training, as in that of all types
 BLOCK = 512
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How an autoencoder is adapted to one new type.
+    """How an autoencoder is adapted to one cell type.
 
     Attributes
     ----------
     loading_scale
-        How far a loading may be expected to move from the shared one.
+        How far a loading may be expected to move from the one that it starts from.
     n_prior
-        Counts, in means over cells, that the shared decoder's expression of the type weighs as much as.
+        Counts, in means over cells, that the expression that it starts from weighs as much as.
     """
 
     loading_scale: float = 0.1
@@ -36,24 +35,35 @@ class AdapterSettings:
     learning_rate: float = 2e-2
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """An autoencoder of a new type's own, and what it is worth.
-
-    Attributes
-    ----------
-    before, after
-        Bound on the log likelihood of each held-out cell, by the shared autoencoder and by its own.
-    """
-
-    network: CountAutoencoder
-    before: np.ndarray
-    after: np.ndarray
-    history: pd.DataFrame
+def first_guess(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> CountAutoencoder:
+    """Make an autoencoder of one cell type, which knows of it what the model does; of a new one, its mean latent."""
+    if cell_type in autoencoder.cell_types:
+        return of_type(autoencoder.network_of(cell_type), autoencoder.type_code(cell_type))
+    network = of_type(autoencoder.network, slice(None))
+    with torch.no_grad():
+        for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
+            means = [network.encode(*block, n_iterations=6).mean for block in blocks(cells, autoencoder)]
+            network.prior_sum.copy_(torch.cat(means).mean(dim=0, keepdim=True))
+    return network
 
 
-def adapted(cells: ad.AnnData, autoencoder: GeneAutoencoder, settings: AdapterSettings, *, seed: int) -> Adapted:
-    """Give a new cell type an autoencoder of its own, which starts from the shared one and stays in its latent space.
+@torch.no_grad()
+def of_type(network: CountAutoencoder, code: int | slice) -> CountAutoencoder:
+    """Copy an autoencoder for one type, with the dispersion and mean latent of the type ``code``, or of several."""
+    shape = network.shape
+    copied = CountAutoencoder(AutoencoderShape(shape.n_genes, 1, shape.n_latent, shape.n_batches))
+    by_type = {"type_dispersion": network.type_dispersion, "prior_sum": network.prior_mean}
+    rows = {name: values[code].reshape(-1, values.shape[1]).mean(dim=0)[None] for name, values in by_type.items()}
+    copied.load_state_dict(network.state_dict() | rows | {"prior_weight": torch.ones(1)})
+    return copied
+
+
+def adapted(
+    network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAutoencoder, settings: AdapterSettings, *, seed: int
+) -> CountAutoencoder:
+    """Adapt a first guess to the cells of its type; it stays in the latent space of all.
+
+    The first guess is given back where held-out cells are no more likely by what it was adapted to.
 
     Parameters
     ----------
@@ -61,62 +71,65 @@ def adapted(cells: ad.AnnData, autoencoder: GeneAutoencoder, settings: AdapterSe
         Prepared cells of the type, with ``obs['split']``.
     """
     split = cells.obs["split"].to_numpy()
-    training, held_out = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
-    codes, shared = batch_codes(cells, autoencoder.batches), autoencoder.network
-    network = first_guess(cells[training], codes[training], shared)
-    judged = held_out if len(held_out) else training
-    before = bounds(network, cells[judged], codes[judged], seed=seed)
-    set_expression(network, cells[training], codes[training], n_prior=settings.n_prior)
+    training, held_out = cells[split == "train"], cells[split == "validation"]
+    first, network = network, of_type(network, 0)
+    set_expression(network, training, autoencoder, n_prior=settings.n_prior)
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
     network.batch_offset.requires_grad_(False)
+    codes = batch_codes(training, autoencoder.batches)
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        rows = training[torch.randint(len(training), (settings.batch_size,), generator=generator).numpy()]
-        value = bound(network, cells[rows], codes[rows], generator)
-        return value.mean() + distance(network, start, loading_scale=settings.loading_scale) / len(training)
+        rows = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
+        counts = tensor_of(training.X[rows.numpy()].toarray())
+        noise = torch.randn(len(counts), network.shape.n_latent, generator=generator)
+        value, _ = network(counts, torch.zeros_like(rows), codes[rows], noise, n_iterations=N_ITERATIONS)
+        return value.mean() + distance(network, start, loading_scale=settings.loading_scale) / training.n_obs
 
     def validation(network: nn.Module) -> Tensor:
-        return torch.from_numpy(-bounds(network, cells[judged], codes[judged], seed=seed)).mean()
+        return -torch.from_numpy(likelihood(network, held_out, autoencoder, seed=seed)).mean()
 
     loop = Loop(
         settings.n_steps, settings.learning_rate, seed=derive(seed, "adapter"), n_warmup=20, validate_every=50,
         device="cpu", averaging=0.95,
     )  # fmt: skip
-    history = train(network, loss, loop, validation=validation if len(held_out) else None)
-    after = bounds(network, cells[judged], codes[judged], seed=seed)
-    return Adapted(network.eval().requires_grad_(False), before, after, history)
+    train(network, loss, loop, validation=validation if held_out.n_obs else None)
+    if held_out.n_obs and validation(first) < validation(network):
+        network = of_type(first, 0)
+    return network.eval().requires_grad_(False)
+
+
+def likelihood(network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAutoencoder, *, seed: int) -> np.ndarray:
+    """Bound on the log likelihood of each cell of the type, by an autoencoder of that type alone."""
+    types = torch.zeros(cells.n_obs, dtype=torch.long)
+    return bounds(network, cells, types, batch_codes(cells, autoencoder.batches), seed=seed)
 
 
 @torch.no_grad()
-def first_guess(cells: ad.AnnData, codes: Tensor, shared: CountAutoencoder) -> CountAutoencoder:
-    """Make an autoencoder of one type from the shared one, which knows of the type no more than its mean latent."""
-    shape = shared.shape
-    network = CountAutoencoder(AutoencoderShape(shape.n_genes, 1, shape.n_latent, shape.n_batches))
-    network.loadings.load_state_dict(shared.loadings.state_dict())
-    network.batch_offset.copy_(shared.batch_offset)
-    network.paced_dispersion.copy_(shared.paced_dispersion)
-    network.type_dispersion.copy_(shared.type_dispersion.mean(dim=0, keepdim=True))
-    network.prior_sum.copy_(shared.prior_mean.mean(dim=0, keepdim=True))
-    for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
-        means = [
-            network.encode(counts, types, codes_, n_iterations=6).mean for counts, types, codes_ in blocks(cells, codes)
-        ]
-        network.prior_sum.copy_(torch.cat(means).mean(dim=0, keepdim=True))
-    return network
-
-
-@torch.no_grad()
-def set_expression(network: CountAutoencoder, cells: ad.AnnData, codes: Tensor, *, n_prior: float) -> None:
+def set_expression(
+    network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAutoencoder, *, n_prior: float
+) -> None:
     """Set the decoder's offset so that the type's mean expression is that of the cells."""
     expected = torch.zeros(network.shape.n_genes)
     seen = torch.zeros(network.shape.n_genes)
-    for counts, types, codes_ in blocks(cells, codes):
-        latent = network.encode(counts, types, codes_, n_iterations=6).mean
-        expected += (network.decode(latent, codes_).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
+    for counts, types, codes in blocks(cells, autoencoder):
+        latent = network.encode(counts, types, codes, n_iterations=6).mean
+        expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
         seen += counts.sum(dim=0)
-    share = expected / expected.sum()
-    known = n_prior * share * len(share)
-    network.loadings.bias.add_(((seen + known) / (expected + known)).log())
+    network.loadings.bias.add_(log_ratio(seen, expected, n_prior=n_prior))
+
+
+def log_ratio(seen: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
+    """Log of how much more of each gene was seen than expected, drawn to 0 where few were.
+
+    Parameters
+    ----------
+    seen, expected
+        Counts of each gene.
+    n_prior
+        Counts, in means over genes, that weigh for the expectation.
+    """
+    known = n_prior * len(expected) * expected / expected.sum()
+    return ((seen + known) / (expected + known)).log()
 
 
 def distance(network: CountAutoencoder, start: dict[str, Tensor], *, loading_scale: float) -> Tensor:
@@ -130,25 +143,9 @@ def distance(network: CountAutoencoder, start: dict[str, Tensor], *, loading_sca
     return sum(((value - start[name]) ** 2).sum() / scale**2 for name, (value, scale) in scales.items()) / 2
 
 
-def bound(network: CountAutoencoder, cells: ad.AnnData, codes: Tensor, generator: torch.Generator) -> Tensor:
-    """Negative evidence lower bound of each cell."""
-    counts = tensor_of(cells.X.toarray())
-    noise = torch.randn(len(counts), network.shape.n_latent, generator=generator)
-    types = torch.zeros(len(counts), dtype=torch.long)
-    return network(counts, types, codes, noise, n_iterations=N_ITERATIONS)[0]
-
-
-@torch.no_grad()
-def bounds(network: CountAutoencoder, cells: ad.AnnData, codes: Tensor, *, seed: int) -> np.ndarray:
-    """Evidence lower bound of each cell's log likelihood."""
-    generator = torch_generator(seed, "bounds")
-    starts = range(0, cells.n_obs, BLOCK)
-    parts = [bound(network, cells[i : i + BLOCK], codes[i : i + BLOCK], generator) for i in starts]
-    return -torch.cat(parts).numpy()
-
-
-def blocks(cells: ad.AnnData, codes: Tensor):
-    """Yield counts, type codes and batch codes, block by block."""
+def blocks(cells: ad.AnnData, autoencoder: GeneAutoencoder):
+    """Yield counts, type codes and batch codes of cells of one type, block by block."""
+    codes = batch_codes(cells, autoencoder.batches)
     for start in range(0, cells.n_obs, BLOCK):
         counts = tensor_of(cells.X[start : start + BLOCK].toarray())
         yield counts, torch.zeros(len(counts), dtype=torch.long), codes[start : start + BLOCK]

@@ -8,8 +8,11 @@ import pandas as pd
 import torch
 
 from bdm.diffusion.fit import DenoiserSettings
-from bdm.extension.adapt import Adapted, AdapterSettings, adapted
+from bdm.extension.adapt import AdapterSettings, adapted, first_guess, likelihood
 from bdm.extension.branch import fit_embedding
+from bdm.extension.new_batches import batch_offsets
+from bdm.extension.new_cells import NewCells
+from bdm.extension.replay import with_replayed
 from bdm.hierarchy.grow import Place, find_place
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import Normal, type_moments
@@ -20,27 +23,41 @@ from bdm.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class ExtendSettings:
-    """Settings of an extension."""
+    """Settings of an extension.
+
+    Attributes
+    ----------
+    n_replayed
+        Most generated cells that stand for those which a known type was learnt from, when it is learnt anew.
+    """
 
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: DenoiserSettings = field(default=DenoiserSettings(n_steps=200))
     n_bootstrap: int = 100
+    n_replayed: int = 1000
 
 
 @dataclass(frozen=True)
 class Extended:
-    """An extended model, and how the new type came into it.
+    """An extended model, and how a type came into it.
 
     Attributes
     ----------
     distance
-        From the new type's mean to that of each known one, in whitened space, by name, nearest first.
+        From the type's mean to that of each known one, in whitened space, by name, nearest first; of a type that was
+        known, to its former mean too.
+    before, after
+        Bound on the log likelihood of each held-out cell, by the model as it was and by the type's own autoencoder.
+    n_counts
+        Mean counts of these cells.
     """
 
     model: BranchedModel
     extension: Extension
-    adapted: Adapted
     distance: pd.Series
+    before: np.ndarray
+    after: np.ndarray
+    n_counts: float
 
 
 def extend(
@@ -51,78 +68,93 @@ def extend(
     *,
     seed: int,
     provenance: dict[str, Any],
+    batches: dict[str, torch.Tensor] | None = None,
 ) -> Extended:
-    """Add a cell type to a model, without a change to any other.
+    """Add a cell type to a model, or learn a known one anew, without a change to any other.
 
     Parameters
     ----------
     cells
         Prepared cells of the type, with the model's genes in its order.
+    batches
+        Offsets of batches that the model does not know.
     """
-    found = adapted(cells, model.autoencoder, settings.adapter, seed=seed)
-    autoencoder = model.autoencoder
-    with_own = autoencoder.with_own(cell_type, found.network)
-    latent = encode(cells, with_own)
-    of_type = latent_cells(latent)
-    moments = type_moments(of_type, model.whitening)
+    autoencoder = model.autoencoder.with_batches(batches or {})
+    known = cell_type in model.cell_types
+    learnt = with_replayed(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
+    first = first_guess(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
+    own = adapted(first, learnt, autoencoder, settings.adapter, seed=seed)
+    latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
+    moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
-    x = model.whitening(of_type.mean).numpy()
-    known = model.moments.mean.numpy()
-    place = place_of(model, x.mean(axis=0), known)
-    support = place_support(model, x, known, place, n_bootstrap=settings.n_bootstrap, seed=seed)
-    embedding = start_embedding(model, place)
-    denoiser = with_branch(model.denoiser, normal, embedding)
-    embedding, _ = fit_embedding(denoiser, of_type, model.whitening, place.level, settings.branch, seed=seed)
-    library_sizes = of_type.mean[:, -1]
+    x = model.whitening(latent.mean).numpy()
+    place = None if known else place_of(model, x.mean(axis=0))
+    denoiser = with_branch(model.denoiser, normal, embedding_of(model, place.branch if place else cell_type))
+    highest = place.level if place else model.hierarchy.segment(cell_type).high
+    embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
+    library_sizes = latent.mean[:, -1]
     extension = Extension(
         cell_type=cell_type,
         place=place,
-        support=support,
-        autoencoder=found.network,
+        support=place and place_support(model, x, place, n_bootstrap=settings.n_bootstrap, seed=seed),
+        autoencoder=own,
         normal=normal,
         embedding=embedding,
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
         composition=composition_of(cells),
+        batches=batches or {},
         provenance=provenance,
     )
-    distance = pd.Series(np.linalg.norm(known - x.mean(axis=0), axis=1), index=model.cell_types).sort_values()
-    return Extended(extended(model, extension), extension, found, distance)
+    judged = held_out(cells)
+    before, after = (likelihood(network, judged, autoencoder, seed=seed) for network in (first, own))
+    return Extended(
+        extended(model, extension),
+        extension,
+        distances(model, x.mean(axis=0)),
+        before,
+        after,
+        float(judged.X.sum() / judged.n_obs),
+    )
 
 
 def extend_all(
-    model: BranchedModel,
-    added: dict[str, ad.AnnData],
-    settings: ExtendSettings,
-    *,
-    seed: int,
-    provenance: dict[str, Any],
+    model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
 ) -> Iterator[Extended]:
-    """Add cell types one after the other, given the prepared cells of each; the last model has them all."""
-    for cell_type, cells in added.items():
-        found = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance)
-        model = found.model
+    """Learn types one after the other; the last model has them all. New batches come with the first."""
+    batches = batch_offsets(new.known, model.autoencoder, new.batches)
+    for cell_type, cells in new.by_type.items():
+        found = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
+        model, batches = found.model, {}
         yield found
 
 
-def place_of(model: BranchedModel, mean: np.ndarray, known: np.ndarray) -> Place:
+def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
+    """Distance of a mean in whitened space to that of each type of the model, nearest first."""
+    distance = np.linalg.norm(model.moments.mean.numpy() - mean, axis=1)
+    return pd.Series(distance, index=model.cell_types).sort_values()
+
+
+def place_of(model: BranchedModel, mean: np.ndarray) -> Place:
     """Find where a mean in whitened space belongs in the tree."""
-    distance = np.linalg.norm(known - mean, axis=1)
-    return find_place(model.hierarchy, dict(zip(model.cell_types, distance.tolist(), strict=True)))
+    return find_place(model.hierarchy, distances(model, mean).to_dict())
 
 
-def place_support(
-    model: BranchedModel, x: np.ndarray, known: np.ndarray, place: Place, *, n_bootstrap: int, seed: int
-) -> float:
-    """Share of resamples of the type's cells (cells x dimensions) that leave the same branch."""
+def place_support(model: BranchedModel, x: np.ndarray, place: Place, *, n_bootstrap: int, seed: int) -> float:
+    """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch."""
     generator = numpy_generator(seed, "place")
     drawn = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([place_of(model, mean, known).branch == place.branch for mean in drawn]))
+    return float(np.mean([place_of(model, mean).branch == place.branch for mean in drawn]))
 
 
-def start_embedding(model: BranchedModel, place: Place) -> torch.Tensor:
-    """Embedding of the branch that the type leaves."""
-    runner = model.hierarchy.by_name[place.branch].runner
-    return model.denoiser.branch.weight[model.hierarchy.runners.index(runner)].detach().cpu().clone()
+def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
+    """Embedding of a branch in the denoiser."""
+    return model.denoiser.branch.weight[model.hierarchy.numbers[branch]].detach().cpu().clone()
+
+
+def held_out(cells: ad.AnnData) -> ad.AnnData:
+    """Take the cells to choose training steps by, or all to learn from where there are none."""
+    chosen = cells[cells.obs["split"] == "validation"]
+    return chosen if chosen.n_obs else cells[cells.obs["split"] == "train"]
 
 
 def composition_of(cells: ad.AnnData) -> pd.Series:

@@ -1,7 +1,9 @@
+import json
 import logging
+from dataclasses import dataclass
 
+import anndata as ad
 import pandas as pd
-from anndata import AnnData
 
 from bdm.data.split import split_by_type
 from bdm.errors import InputError
@@ -10,66 +12,145 @@ from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 5  # cells of a type, of which one is kept to choose the best training step
+FEWEST = 5  # cells of a type, of which some are kept to choose the best training step and to judge by
+
+
+@dataclass(frozen=True)
+class NewCells:
+    """Prepared cells of the types that a model is to learn, with its genes in its order.
+
+    Attributes
+    ----------
+    by_type
+        New types, and known ones to learn anew, in the order in which they are learnt.
+    known
+        All cells of types that the model knows, by which new batches are known from new types.
+    batches
+        Batches that the model does not know.
+    """
+
+    by_type: dict[str, ad.AnnData]
+    known: ad.AnnData
+    batches: tuple[str, ...] = ()
 
 
 def new_cells(
-    adata: AnnData,
+    adata: ad.AnnData,
     model: BranchedModel,
     *,
     cell_types: tuple[str, ...] = (),
+    update: tuple[str, ...] = (),
     label_key: str | None = None,
     counts: str = "auto",
     missing_as_zero: bool = False,
-    validation: float = 0.1,
     seed: int,
-) -> dict[str, AnnData]:
-    """Prepare the cells of new types for a model.
+) -> NewCells:
+    """Prepare cells that a model is to learn from, split as those that it has learnt from.
 
     Parameters
     ----------
     cell_types
-        New types, in the order that they are to be added in; if none are named, all that the model lacks and that have
-        ``FEWEST`` cells, the largest first.
-    validation
-        Fraction of each type's cells to choose the best training step by.
-
-    Returns
-    -------
-    Prepared cells of each new type, with the model's genes in its order.
+        New types, in the order that they are to be added in; if none are named, nor any to update, all that the model
+        lacks and that have ``FEWEST`` cells, the largest first.
+    update
+        Known types to learn anew.
 
     Raises
     ------
     InputError
-        If there is no new type, one is known already or has too few cells, or genes are missing.
+        If there is nothing to learn, a type is known that should be new or the other way round, has too few cells, or
+        genes are missing.
     """
     labels = labels_of(adata, model, label_key)
-    n_cells = labels[~labels.isin(model.cell_types)].value_counts()
+    check_types(labels, model, cell_types, update)
+    chosen = (*(cell_types or (() if update else all_new(labels, model))), *update)
+    taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
+    cells = counts_of(adata[taken], model.autoencoder.genes, source=counts, missing_as_zero=missing_as_zero)
+    cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
+    known_batches, batches = model.autoencoder.batches, ()
+    if known_batches:
+        batch = batches_of(adata[taken], model, new_allowed=True)
+        batches = tuple(sorted(set(batch[cells.obs["cell_type"].isin(chosen)]) - set(known_batches)))
+        cells.obs["batch"] = pd.Categorical(
+            batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
+        )
+    cells = cells[cells.X.getnnz(axis=1) > 0]
+    by_type = {name: prepared(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
+    known = cells[cells.obs["cell_type"].isin(model.cell_types).to_numpy()].copy()
+    return NewCells(by_type, known, batches)
+
+
+def check_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...], update: tuple[str, ...]) -> None:
+    """Refuse types that are named as new and known, or as known and new, or have too few cells."""
     for name in cell_types:
         if name in model.cell_types:
-            raise InputError(f"The model knows the type {name!r} already.")
-        if n_cells.get(name, 0) < FEWEST:
-            raise InputError(f"There are {n_cells.get(name, 0)} cells of type {name!r}; {FEWEST} are needed.")
-    few = n_cells.index[n_cells < FEWEST]
-    if len(few) and not cell_types:
-        logger.warning("Not added, having fewer than %d cells: %s.", FEWEST, ", ".join(few))
-    chosen = cell_types or tuple(n_cells.index[n_cells >= FEWEST])
-    if not chosen:
-        raise InputError(f"There are no new cell types; the model knows all of {', '.join(labels.unique()[:5])}.")
-    taken = labels.isin(chosen).to_numpy()
-    cells = counts_of(adata[taken], model.autoencoder.genes, source=counts, missing_as_zero=missing_as_zero)
-    cells.obs = pd.DataFrame({"cell_type": labels[taken]}, index=cells.obs_names)
-    if model.autoencoder.batches:
-        cells.obs["batch"] = pd.Categorical(batches_of(adata[taken], model), categories=model.autoencoder.batches)
-    cells = cells[cells.X.getnnz(axis=1) > 0].copy()
-    return {name: prepared(cells[cells.obs["cell_type"] == name], name, validation, seed) for name in chosen}
+            raise InputError(f"The model knows the type {name!r} already; ask for it by update to learn it anew.")
+    for name in update:
+        if name not in model.cell_types:
+            raise InputError(
+                f"The model does not know the type {name!r}, which is to be updated; its types are "
+                f"{', '.join(model.cell_types)}."
+            )
+    for name in (*cell_types, *update):
+        if (n_cells := int((labels == name).sum())) < FEWEST:
+            raise InputError(f"There are {n_cells} cells of type {name!r}; {FEWEST} are needed.")
 
 
-def prepared(cells: AnnData, name: str, validation: float, seed: int) -> AnnData:
-    """Split the cells of one type."""
+def all_new(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
+    """Name the types that the model lacks and that have cells enough, the largest first."""
+    n_cells = labels[~labels.isin(model.cell_types)].value_counts()
+    enough = n_cells >= FEWEST
+    if not enough.all():
+        few = n_cells.index[~enough]
+        logger.warning("Not added, having fewer than %d cells: %s.", FEWEST, ", ".join(map(repr, few)))
+    if not enough.any():
+        known = ", ".join(map(repr, labels.unique()[:5]))
+        raise InputError(f"There are no new cell types of {FEWEST} cells; the model knows {known}.")
+    return tuple(n_cells.index[enough])
+
+
+def prepared(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
+    """Split the cells of one type as the model's own were."""
     if cells.n_obs < FEWEST:
         raise InputError(f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {FEWEST} are needed.")
     cells = cells.copy()
     cells.obs["cell_type"] = pd.Categorical([name] * cells.n_obs)
-    cells.obs["split"] = split_by_type(cells.obs["cell_type"], validation=validation, test=0.0, seed=seed)
+    split = model.autoencoder.provenance["prepare"]
+    cells.obs["split"] = split_by_type(
+        cells.obs["cell_type"], validation=split["validation"], test=split["test"], seed=seed
+    )
+    return cells
+
+
+def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
+    """Join new cells with those that a model has learnt from, as prepared cells of all.
+
+    Parameters
+    ----------
+    known
+        Prepared cells of the model's types; none if the new cells alone are wanted.
+
+    Raises
+    ------
+    InputError
+        If the known cells have other genes than the model.
+    """
+    parts = list(new.by_type.values())
+    if known is not None:
+        lacking = model.autoencoder.genes.index.difference(known.var_names)
+        if len(lacking):
+            raise InputError(f"The known cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
+        parts = [known[:, model.autoencoder.genes.index], *parts]
+    cells = ad.concat(parts, join="inner")
+    cells.var = model.autoencoder.genes.copy()
+    cells.obs_names_make_unique()
+    for column in ("cell_type", "batch", "split"):
+        if column in cells.obs:
+            cells.obs[column] = cells.obs[column].astype(str).astype("category")
+    settings = model.autoencoder.provenance["prepare"]
+    cells.uns["bdm"] = {
+        "version": model.provenance["version"],
+        "seed": settings["seed"],
+        "settings": json.dumps(settings),
+    }
     return cells

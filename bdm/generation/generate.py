@@ -75,7 +75,7 @@ def generated_cells(
     shared_ancestors: bool = False,
 ) -> GeneratedCells:
     """Generate the cells asked for, block by block, as :func:`generate_cells` does."""
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
+    walk = TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
 
     def decode(chunk: Chunk) -> Block:

@@ -57,12 +57,17 @@ def find_place(hierarchy: Hierarchy, distance: dict[str, float]) -> Place:
 
 
 def grown(
-    hierarchy: Hierarchy, cell_type: str, place: Place, *, n_cells: int, support: float | None = None
+    hierarchy: Hierarchy, cell_type: str, place: Place, *, number: int, n_cells: int, support: float | None = None
 ) -> Hierarchy:
     """Add a cell type to a hierarchy.
 
-    The branch that it leaves is cut in two there; the upper part is a new node, run by the branch as before. So no
+    The branch that it leaves is cut in two there; the upper part is a new node, served as the branch was before. So no
     cells of other types change.
+
+    Parameters
+    ----------
+    number
+        Of the denoiser's branch that serves the new type.
 
     Raises
     ------
@@ -74,29 +79,49 @@ def grown(
     old, segment = hierarchy.by_name[place.branch], hierarchy.segment(place.branch)
     if not segment.low <= place.level <= segment.high:
         raise InputError(f"Branch {place.branch!r} does not pass the noise level {place.level:.3g}.")
-    number = 1 + max(branch.added for branch in hierarchy.branches)
-    node = Branch(
-        name=free_name(hierarchy),
-        parent=old.parent,
-        level=place.level,
-        n_cells=old.n_cells + n_cells,
-        support=support,
-        added=number,
-        runs_as=old.runner,
-    )
-    leaf = Branch(cell_type, node.name, 0.0, n_cells, added=number)
-    above = {branch.name for branch in hierarchy.lineage(old.name)}
+    added = next_extension(hierarchy)
+    node = Branch(free_name(hierarchy), old.parent, place.level, old.n_cells + n_cells, support, segment.number, added)
+    leaf = Branch(cell_type, node.name, 0.0, n_cells, None, number, added)
+    above = {branch.name for branch in hierarchy.lineage(old.name)} - {old.name}
     below = set(descendants(hierarchy, old.name))
-    branches: list[Branch] = []
-    for i, branch in enumerate(hierarchy.branches):
-        if branch.name == old.name:
-            branches += [node, replace(branch, parent=node.name)]
-        else:
-            branches.append(replace(branch, n_cells=branch.n_cells + n_cells) if branch.name in above else branch)
-        following = hierarchy.branches[i + 1].name if i + 1 < len(hierarchy.branches) else None
-        if branch.name in below and following not in below:
-            branches.append(leaf)
+    known = numbered(hierarchy).branches
+    first = next(i for i, branch in enumerate(known) if branch.name == old.name)
+    last = max(i for i, branch in enumerate(known) if branch.name in below)
+    placed = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
+    placed[first] = replace(placed[first], parent=node.name)
+    return replace(hierarchy, branches=(*placed[:first], node, *placed[first : last + 1], leaf, *placed[last + 1 :]))
+
+
+def renewed(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) -> Hierarchy:
+    """Let another branch of the denoiser serve a cell type, which stays in its place.
+
+    Parameters
+    ----------
+    n_cells
+        Cells by which the type has become more.
+    """
+    lineage = {branch.name for branch in hierarchy.lineage(cell_type)}
+    updated = next_extension(hierarchy)
+    branches = []
+    for branch in numbered(hierarchy).branches:
+        if branch.name in lineage:
+            branch = replace(branch, n_cells=branch.n_cells + n_cells)
+        if branch.name == cell_type:
+            branch = replace(branch, number=number, updated=updated)
+        branches.append(branch)
     return replace(hierarchy, branches=tuple(branches))
+
+
+def numbered(hierarchy: Hierarchy) -> Hierarchy:
+    """Write down the numbers of all branches, which their places tell until others come between."""
+    numbers = hierarchy.numbers
+    branches = tuple(replace(branch, number=numbers[branch.name]) for branch in hierarchy.branches)
+    return replace(hierarchy, branches=branches)
+
+
+def next_extension(hierarchy: Hierarchy) -> int:
+    """Count extensions, the next one included."""
+    return 1 + max(max(branch.added, branch.updated) for branch in hierarchy.branches)
 
 
 def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from bdm.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,12 @@ class Branch:
         Cells below the branch that the hierarchy was made of.
     support
         Share of bootstrap resamples of cells in which the same types form a clade; None where none was asked for.
+    number
+        Of the denoiser's branch that serves it; None where that is its place among the branches.
     added
         Number of the extension that brought the branch; 0 for those of the model before any.
-    runs_as
-        Of an added inner node: the branch that it was cut from, whose denoiser and population serve it.
+    updated
+        Number of the last extension that made it anew, from new cells of a known type; 0 if none did.
     """
 
     name: str
@@ -35,20 +37,23 @@ class Branch:
     level: float
     n_cells: int
     support: float | None = None
+    number: int | None = None
     added: int = 0
-    runs_as: str | None = None
-
-    @property
-    def runner(self) -> str:
-        """Name of the branch whose denoiser and population serve this one; its own, but for added inner nodes."""
-        return self.runs_as or self.name
+    updated: int = 0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a cell's way down the tree: the branch it is on from noise level ``high`` down to ``low``."""
+    """Part of a cell's way down the tree: the branch it is on from noise level ``high`` down to ``low``.
+
+    Attributes
+    ----------
+    number
+        Of the denoiser's branch that serves it.
+    """
 
     branch: str
+    number: int
     high: float
     low: float
 
@@ -107,7 +112,7 @@ class Hierarchy:
         """Interval of noise levels of a branch."""
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
-        return Segment(name, high, branch.level)
+        return Segment(name, self.numbers[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
         """Yield a branch and all above it, up to the root."""
@@ -117,29 +122,24 @@ class Hierarchy:
             step = self.by_name[step].parent
 
     @cached_property
-    def runners(self) -> tuple[str, ...]:
-        """Branches that have a denoiser of their own: those before any extension, then added cell types."""
-        own = [branch for branch in self.branches if branch.runs_as is None]
-        return tuple(branch.name for branch in sorted(own, key=lambda branch: branch.added))
-
-    def founders(self, name: str) -> tuple[str, ...]:
-        """Cell types whose population a branch's denoiser is of: all below it but those that were added since."""
-        branch = self.by_name[self.by_name[name].runner]
-        return tuple(leaf for leaf in self.leaves(branch.name) if self.by_name[leaf].added in (0, branch.added))
+    def numbers(self) -> dict[str, int]:
+        """Number of the denoiser's branch that serves each branch."""
+        given = {branch.name: branch.number for branch in self.branches}
+        return {name: i if number is None else number for i, (name, number) in enumerate(given.items())}
 
     def path(self, name: str) -> tuple[Segment, ...]:
-        """Way of a branch's cells from the root down to its lower end, by the branches that run them.
+        """Way of a branch's cells from the root down to its lower end.
 
-        Parts of no length are left out, and parts that one branch runs are one. So the way of a cell type stays the
+        Parts of no length are left out, and parts that are served alike are one. So the way of a cell type stays the
         same when others are added.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
             segment = self.segment(branch.name)
-            if segments and segments[-1].branch == branch.runner:
-                segments[-1] = Segment(branch.runner, segment.high, segments[-1].low)
+            if segments and segments[-1].number == segment.number:
+                segments[-1] = replace(segments[-1], high=segment.high)
             elif segment.high > segment.low:
-                segments.append(Segment(branch.runner, segment.high, segment.low))
+                segments.append(segment)
         return tuple(reversed(segments))
 
     def common_ancestor(self, one: str, other: str) -> Branch:

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm
@@ -8,6 +8,7 @@ from bdm.interpretation.hybrids import Hybrids
 from bdm.latent.moments import Normal
 from bdm.linalg import matrix_power
 from bdm.model.model import BranchedModel
+from bdm.model.own_genes import log_expression
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,27 @@ class Commitment:
 
 
 def commitment_of(model: BranchedModel, hybrids: Hybrids, contrast: Contrast) -> Commitment:
-    """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid."""
+    """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid.
+
+    Where types have decoders of their own, what these add to the shared one shifts the sides too.
+    """
     share = hybrids.expression.loc[contrast.node].to_numpy() / 1e4
-    return commitment(gene_directions(model, share), *map(model.moments.mixture, (contrast.inside, contrast.outside)))
+    sides = contrast.inside, contrast.outside
+    shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
+    inside, outside = (own_shift(model, side) for side in sides)
+    return replace(shared, shift=shared.shift + inside - outside)
+
+
+def own_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
+    """Tell what own decoders add to the log expression of each gene, mean over types as they are mixed in training."""
+    members = [model.cell_types.index(cell_type) for cell_type in cell_types]
+    share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
+    total = np.zeros(len(model.autoencoder.genes))
+    for cell_type, of_type in zip(cell_types, share, strict=True):
+        if cell_type in model.autoencoder.own:
+            own, shared = (log_expression(model, cell_type, own=own) for own in (True, False))
+            total += of_type * (own - shared)
+    return total
 
 
 def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:

@@ -40,7 +40,7 @@ def hybrids_of(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> Hy
     The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
     staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
     for branch, x in walk.shared(names, n_cells, seed).items():
@@ -64,7 +64,8 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     if sigma == 0:
         return x
     end, where = walk.way(branch)[-1], next(walk.denoiser.parameters()).device
-    x, level, number = x.to(where), torch.tensor([sigma], device=where), walk.numbers[end.branch].to(where)
+    x, level = x.to(where), torch.tensor([sigma], device=where)
+    number = torch.tensor([end.number], device=where)
     if end.high > end.low:
         return walk.denoiser(x, level, number).cpu()
     return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()

@@ -16,7 +16,7 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     All types descend from the same ancestors, so that chance above a branch point does not part its children. Means are
     over expected expression, without the noise of counts; types weigh by the cells that the model was trained on.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     request = request_cells(model, n_cells)
     parts = {cell_type: [] for cell_type in model.cell_types}
     for chunk in shared_chunks(walk, request, seed):

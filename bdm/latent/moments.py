@@ -43,6 +43,22 @@ class TypeMoments:
     covariance: Tensor
     weight: Tensor
 
+    def with_type(self, cell_type: str, normal: Normal, *, n_cells: int) -> TypeMoments:
+        """Give a cell type, new or known, other moments."""
+        kept = [i for i, name in enumerate(self.cell_types) if name != cell_type]
+        place = self.cell_types.index(cell_type) if cell_type in self.cell_types else len(kept)
+
+        def with_row(rows: Tensor, row: Tensor) -> Tensor:
+            return torch.cat([rows[kept[:place]], row[None], rows[kept[place:]]])
+
+        names = [self.cell_types[i] for i in kept]
+        return TypeMoments(
+            (*names[:place], cell_type, *names[place:]),
+            with_row(self.mean, normal.mean),
+            with_row(self.covariance, normal.covariance),
+            with_row(self.weight, type_weight(torch.tensor(n_cells)).float()),
+        )
+
     def mixture(self, cell_types: tuple[str, ...]) -> Normal:
         """Moments of a mixture of types as they are mixed in training."""
         members = [self.cell_types.index(cell_type) for cell_type in cell_types]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
@@ -15,14 +16,14 @@ from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 @dataclass(frozen=True)
 class Extension:
-    """All that a model needs to generate one more cell type, and nothing that other types use.
+    """All that a model needs to generate one more cell type, or a known one anew, and nothing that other types use.
 
     Attributes
     ----------
     place
-        Where the type leaves the tree of the model that is extended.
+        Where the type leaves the tree of the model that is extended; None for a type that it knows.
     support
-        Share of resamples of its cells that have this place.
+        Share of resamples of its cells that have this place; None for a type that it knows.
     autoencoder
         Of this type alone, in the model's latent space.
     normal
@@ -32,19 +33,22 @@ class Extension:
     library_sizes
         Smallest and largest log library size of its cells.
     composition
-        Its cells in each batch.
+        Its cells in each batch, without those that were learnt before.
+    batches
+        Offsets (of genes) of the batches that came with it.
     provenance
         How it was made; ``ancestor_sha256`` is that of the model that was extended.
     """
 
     cell_type: str
-    place: Place
-    support: float
+    place: Place | None
+    support: float | None
     autoencoder: CountAutoencoder
     normal: Normal
     embedding: Tensor
     library_sizes: Tensor
     composition: pd.Series
+    batches: dict[str, Tensor]
     provenance: dict[str, Any]
 
 
@@ -52,12 +56,14 @@ def save_extension(folder: Path, extension: Extension) -> None:
     """Write an extension into a folder: ``extension.json`` and safetensors."""
     content = {
         "cell_type": extension.cell_type,
-        "place": asdict(extension.place),
+        "place": None if extension.place is None else asdict(extension.place),
         "support": extension.support,
         "shape": asdict(extension.autoencoder.shape),
         "composition": {str(batch): int(n_cells) for batch, n_cells in extension.composition.items()},
+        "batches": list(extension.batches),
         "provenance": extension.provenance,
     }
+    offsets = [*extension.batches.values()]
     tensors = {
         "autoencoder": extension.autoencoder.state_dict(),
         "branch": {
@@ -65,6 +71,7 @@ def save_extension(folder: Path, extension: Extension) -> None:
             "covariance": extension.normal.covariance,
             "embedding": extension.embedding,
             "library_sizes": extension.library_sizes,
+            "batch_offset": torch.stack(offsets) if offsets else torch.empty(0),
         },
     }
     write_bundle(folder, "extension", Bundle(content, tensors))
@@ -85,12 +92,13 @@ def load_extension(folder: Path) -> Extension:
         network.load_state_dict(bundle.tensors["autoencoder"])
         return Extension(
             cell_type=content["cell_type"],
-            place=Place(**content["place"]),
+            place=content["place"] and Place(**content["place"]),
             support=content["support"],
             autoencoder=network.eval(),
             normal=Normal(branch["mean"], branch["covariance"]),
             embedding=branch["embedding"],
             library_sizes=branch["library_sizes"],
             composition=pd.Series(content["composition"], name=content["cell_type"]),
+            batches=dict(zip(content["batches"], branch["batch_offset"], strict=True)),
             provenance=content["provenance"],
         )

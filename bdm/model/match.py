@@ -86,8 +86,14 @@ def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd
     )
 
 
-def batches_of(adata: AnnData, model: BranchedModel) -> np.ndarray:
-    """Batch of each cell; ``""`` where the model has no batches."""
+def batches_of(adata: AnnData, model: BranchedModel, *, new_allowed: bool = False) -> np.ndarray:
+    """Batch of each cell; ``""`` where the model has no batches.
+
+    Raises
+    ------
+    InputError
+        If there is no column of batches, or one is unknown and no new ones are allowed.
+    """
     known = model.autoencoder.batches
     if not known:
         return np.full(adata.n_obs, "")
@@ -99,6 +105,6 @@ def batches_of(adata: AnnData, model: BranchedModel) -> np.ndarray:
     else:
         raise InputError(f"obs has no column {key!r} with the batches, which the model needs.")
     unknown = sorted(set(batch) - set(known))
-    if unknown:
+    if unknown and not new_allowed:
         raise InputError(f"The model knows no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
     return batch

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
-from bdm.hierarchy.grow import grown
+from bdm.hierarchy.grow import grown, renewed
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import Normal, TypeMoments
 from bdm.latent.whitening import Whitening
-from bdm.minibatch import type_weight
 from bdm.model.extension import Extension, load_extension, save_extension
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
@@ -68,24 +67,37 @@ class BranchedModel:
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
-    """Add a cell type to a model. What it generates for other types does not change by one bit."""
-    cell_type, n_cells = extension.cell_type, int(extension.composition.sum())
-    composition = pd.DataFrame([extension.composition], index=[cell_type])
+    """Add a cell type to a model, or renew a known one. What it generates for others does not change by one bit."""
+    cell_type, n_new = extension.cell_type, int(extension.composition.sum())
+    composition = more(model.composition, cell_type, extension.composition)
+    autoencoder = model.autoencoder.with_batches(extension.batches).with_own(cell_type, extension.autoencoder)
+    number = model.denoiser.shape.n_branches
+    if extension.place is None:
+        hierarchy = renewed(model.hierarchy, cell_type, number=number, n_cells=n_new)
+    else:
+        hierarchy = grown(
+            model.hierarchy, cell_type, extension.place, number=number, n_cells=n_new, support=extension.support
+        )
+    n_cells = int(composition.loc[cell_type].sum())
     return replace(
         model,
-        autoencoder=model.autoencoder.with_own(cell_type, extension.autoencoder),
-        moments=TypeMoments(
-            (*model.moments.cell_types, cell_type),
-            torch.cat([model.moments.mean, extension.normal.mean[None]]),
-            torch.cat([model.moments.covariance, extension.normal.covariance[None]]),
-            torch.cat([model.moments.weight, type_weight(torch.tensor([n_cells])).float()]),
-        ),
-        hierarchy=grown(model.hierarchy, cell_type, extension.place, n_cells=n_cells, support=extension.support),
+        autoencoder=autoencoder,
+        moments=model.moments.with_type(cell_type, extension.normal, n_cells=n_cells),
+        hierarchy=hierarchy,
         denoiser=with_branch(model.denoiser, extension.normal, extension.embedding),
-        composition=pd.concat([model.composition, composition]).fillna(0).astype(int),
+        composition=composition,
         extensions=(*model.extensions, extension),
         base=model.base or model,
     )
+
+
+def more(composition: pd.DataFrame, cell_type: str, n_cells: pd.Series) -> pd.DataFrame:
+    """Add cells of a type by batch; what was there stays in its order, on which the spread over batches depends."""
+    rows = composition.index.union([cell_type], sort=False)
+    columns = composition.columns.union(n_cells.index, sort=False)
+    table = composition.reindex(index=rows, columns=columns, fill_value=0)
+    table.loc[cell_type] += n_cells.reindex(columns, fill_value=0)
+    return table
 
 
 def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:

@@ -58,7 +58,7 @@ def transmuted_cells(
     ancestor tells of it. With ``goal.like``, it is shifted from where it is. Counts are drawn with the library size
     that comes out.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, settings)
+    walk = TreeWalk(model.denoiser, model.hierarchy, settings)
 
     def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
         if goal.like:

@@ -8,7 +8,7 @@ from bdm.cli import main
 from bdm.diffusion.walk import TreeWalk
 
 
-def transport(self: TreeWalk, parent: str, child: str, sigma: float) -> Callable[[Tensor], Tensor]:
+def transport(self: TreeWalk, parent: int, child: int, sigma: float) -> Callable[[Tensor], Tensor]:
     """Leave cells where they are."""
     return lambda x: x
 

@@ -13,6 +13,7 @@ import bdm.diffusion.fit
 import bdm.model.model
 from bdm.cli import main
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.latent.moments import Normal
 
 
 class SeparateDenoisers(nn.Module):
@@ -28,6 +29,10 @@ class SeparateDenoisers(nn.Module):
         """Set what is known of the branches' populations, as `BranchedDenoiser` does."""
         for number, denoiser in enumerate(self.of_branch):
             denoiser.start_from(mean[number, None], covariance[number, None])
+
+    def population(self, branch: int) -> Normal:
+        """Moments of a branch's cells, as `BranchedDenoiser` tells them."""
+        return self.of_branch[branch].population(0)
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoised x; the arguments are those of `BranchedDenoiser`."""

@@ -37,7 +37,7 @@ def walked(model: BranchedModel, to: str, *, stochastic: bool = False) -> Move:
 
     In a flat model that is the root: with ``stochastic``, cells are noised to its level and given another label.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings(stochastic=stochastic))
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings(stochastic=stochastic))
     return lambda x, cell_type, generator: walk.move(x, cell_type, to, generator)
 
 
@@ -66,5 +66,5 @@ def shifted_alike(model: BranchedModel, alike: list[tuple[str, str]]) -> Move:
 
 def drawn(model: BranchedModel, to: str) -> Move:
     """Draw cells of the type anew, of which nothing is kept."""
-    walk = TreeWalk(model.denoiser, model.hierarchy, model.moments, SamplerSettings())
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     return lambda x, cell_type, generator: walk.independent(to, len(x), generator)

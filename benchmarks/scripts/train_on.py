@@ -32,7 +32,7 @@ def of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
 def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Encoded:
     """Train an autoencoder, and encode the cells."""
     fitted = fit_autoencoder(cells, settings, seed=seed)
-    autoencoder = GeneAutoencoder(fitted.network, cells.var, fitted.cell_types, fitted.batches, {})
+    autoencoder = GeneAutoencoder.of(fitted, cells.var, {})
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 

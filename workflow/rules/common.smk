@@ -1,11 +1,12 @@
 import os
+import re
 import shlex
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "generate", "transmute", "evaluate", "interpret"]
+SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 
 # The conda environment of the rules installs bdm from here, see envs/bdm.post-deploy.sh.
 os.environ.update(
@@ -20,7 +21,29 @@ def complete(config):
         str(name): dataset | {section: config.get(section, {}) | dataset.get(section, {}) for section in SECTIONS}
         for name, dataset in config["datasets"].items()
     }
-    return check(config | {"datasets": datasets}, set_default=True)
+    completed = check(config | {"datasets": datasets}, set_default=True)
+    for name in list(completed["datasets"]):
+        completed["datasets"].update(grown(name, completed["datasets"][name]))
+    return completed
+
+
+def grown(name, dataset):
+    """Give the data sets that a data set's model grows by, one addition after the other, with its settings."""
+    parents, found = name, {}
+    for addition, of in dataset["extend"]["additions"].items():
+        found[f"{name}+{addition}"] = dataset | {"addition": {**of, "to": parents}}
+        parents = f"{name}+{addition}"
+    return found
+
+
+def parent(dataset):
+    """Name the data set whose model is extended."""
+    return settings["datasets"][dataset]["addition"]["to"]
+
+
+def one_of(names):
+    """Give the constraint for a wildcard to be one of some names; of none if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def check(config, *, set_default):
@@ -51,6 +74,11 @@ def option(flag, path):
     return flag_and_value
 
 
+def options_each(flag, path):
+    """Give a params function: the flag with each of the values in the data set's setting."""
+    return lambda wildcards: " ".join(f"{flag} {shlex.quote(value)}" for value in setting(path)(wildcards))
+
+
 def switch(flag, path):
     """Give a params function: the flag where the data set's setting is true."""
     return lambda wildcards: flag if setting(path)(wildcards) else ""
@@ -79,6 +107,11 @@ def move_options(wildcards):
     return " ".join(f"{flag} {shlex.quote(cell_type)}" for flag, cell_type in flags)
 
 
+def flat_cells(wildcards):
+    """Name the cells of the flat model, which there is none of that has been extended."""
+    return [] if wildcards.dataset in EXTENDED else [f"results/{wildcards.dataset}/flat/generated.h5ad"]
+
+
 def results_of_moves():
     """Name the results of all moves of all data sets."""
     return [
@@ -89,3 +122,5 @@ def results_of_moves():
 
 
 settings = complete(config)
+LEARNT = [name for name, dataset in settings["datasets"].items() if "addition" not in dataset]
+EXTENDED = [name for name, dataset in settings["datasets"].items() if "addition" in dataset]

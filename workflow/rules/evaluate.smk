@@ -1,8 +1,8 @@
 rule evaluate:
     input:
-        cells=rules.prepare.output.cells,
+        cells="results/{dataset}/prepared.h5ad",
         generated=rules.generate.output.cells,
-        flat=rules.generate_flat.output.cells,
+        flat=flat_cells,
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",
         overall=report(
@@ -55,12 +55,13 @@ rule evaluate:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.evaluation, parent=True),
+        beside=lambda wildcards, input: f"--beside flat={input.flat}" if input.flat else "",
         n_repeats=setting("evaluate/n_repeats"),
         max_cells_per_type=setting("evaluate/max_cells_per_type"),
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.generated}"
-        " --beside flat={input.flat}"
+        " {params.beside}"
         " --n-repeats {params.n_repeats}"
         " --max-cells-per-type {params.max_cells_per_type}"
         " --seed {params.seed}"

@@ -1,6 +1,6 @@
 rule evaluate_transmuted:
     input:
-        cells=rules.prepare.output.cells,
+        cells="results/{dataset}/prepared.h5ad",
         transmuted=rules.transmute.output.cells,
     output:
         transmutation="results/{dataset}/transmutation/{move}/transmutation.json",

@@ -1,7 +1,7 @@
 rule generate:
     input:
-        model=rules.train.output.model,
-        cells=rules.prepare.output.cells,
+        model="results/{dataset}/model",
+        cells="results/{dataset}/prepared.h5ad",
     output:
         cells="results/{dataset}/generated.h5ad",
     log:
@@ -29,7 +29,7 @@ rule generate:
 use rule generate as generate_flat with:
     input:
         model=rules.train_flat.output.model,
-        cells=rules.prepare.output.cells,
+        cells="results/{dataset}/prepared.h5ad",
     output:
         cells="results/{dataset}/flat/generated.h5ad",
     log:

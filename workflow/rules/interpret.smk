@@ -1,7 +1,7 @@
 rule interpret:
     input:
-        model=rules.train.output.model,
-        cells=rules.prepare.output.cells,
+        model="results/{dataset}/model",
+        cells="results/{dataset}/prepared.h5ad",
         generated=rules.generate.output.cells,
         markers=optional_file("interpret/markers"),
         gene_sets=optional_file("interpret/gene_sets"),

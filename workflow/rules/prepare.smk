@@ -18,6 +18,8 @@ rule prepare:
         cells="results/{dataset}/prepared.h5ad",
     log:
         "results/{dataset}/logs/prepare.log",
+    wildcard_constraints:
+        dataset=one_of(LEARNT),
     conda:
         "../envs/bdm.yaml"
     params:
@@ -25,6 +27,7 @@ rule prepare:
         batch_key=option("--batch-key", "batch_key"),
         counts=setting("counts"),
         labels=option("--labels", "labels"),
+        leave_out=options_each("--leave-out", "prepare/leave_out"),
         genes=setting("prepare/genes"),
         n_genes=setting("prepare/n_genes"),
         min_genes_per_cell=setting("prepare/min_genes_per_cell"),
@@ -39,6 +42,7 @@ rule prepare:
         " {params.batch_key}"
         " --counts {params.counts:q}"
         " {params.labels}"
+        " {params.leave_out}"
         " --genes {params.genes:q}"
         " --n-genes {params.n_genes}"
         " --min-genes-per-cell {params.min_genes_per_cell}"

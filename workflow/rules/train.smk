@@ -8,6 +8,8 @@ rule train:
         "results/{dataset}/logs/train.log",
     benchmark:
         "results/{dataset}/benchmarks/train.tsv"
+    wildcard_constraints:
+        dataset=one_of(LEARNT),
     conda:
         "../envs/bdm.yaml"
     params:

@@ -1,0 +1,59 @@
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.seeds import torch_generator
+from bdm.tensors import tensor_of
+
+N_ITERATIONS = 6  # of Newton's method, twice those of training
+BLOCK = 512
+
+
+@torch.no_grad()
+def bounds(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int) -> np.ndarray:
+    """Evidence lower bound of each cell's log likelihood, in nats.
+
+    Parameters
+    ----------
+    cells
+        Prepared counts.
+    types, codes
+        Index of each cell's type and batch in the network.
+    """
+    generator, where = torch_generator(seed, "bounds"), next(network.parameters()).device
+    found = []
+    for start in range(0, cells.n_obs, BLOCK):
+        rows = slice(start, start + BLOCK)
+        counts = tensor_of(cells.X[rows].toarray()).to(where)
+        noise = torch.randn(len(counts), network.shape.n_latent, generator=generator).to(where)
+        of_cells = (counts, types[rows].to(where), codes[rows].to(where), noise)
+        found.append(-network(*of_cells, n_iterations=N_ITERATIONS)[0].cpu())
+    return torch.cat(found).numpy()
+
+
+def bounds_by_type(
+    network: CountAutoencoder,
+    cells: ad.AnnData,
+    types: Tensor,
+    codes: Tensor,
+    cell_types: tuple[str, ...],
+    *,
+    seed: int,
+) -> pd.DataFrame:
+    """Tell how well the network expresses each type.
+
+    Returns
+    -------
+    Table of types: ``log_likelihood``, the mean :func:`bounds` of a cell, and ``n_counts``, the mean counts of a cell;
+    NaN for types without cells.
+    """
+    table = pd.DataFrame(
+        {
+            "log_likelihood": bounds(network, cells, types, codes, seed=seed),
+            "n_counts": np.asarray(cells.X.sum(axis=1)).ravel(),
+        }
+    )
+    return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

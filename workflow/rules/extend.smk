@@ -1,0 +1,78 @@
+rule extend:
+    input:
+        model=lambda wildcards: f"results/{parent(wildcards.dataset)}/model",
+        known=lambda wildcards: f"results/{parent(wildcards.dataset)}/prepared.h5ad",
+        cells=setting("addition/path"),
+    output:
+        model=directory("results/{dataset}/model"),
+        cells="results/{dataset}/prepared.h5ad",
+        types=report(
+            "results/{dataset}/extension/extensions.csv",
+            caption="../report/extensions.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "new types and their places", "form": "table"},
+        ),
+        hierarchy=report(
+            "results/{dataset}/extension/hierarchy.png",
+            caption="../report/extended_hierarchy.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "hierarchy of cell types", "form": "figure"},
+        ),
+        likelihood=report(
+            "results/{dataset}/extension/likelihood.csv",
+            caption="../report/extension_likelihood.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "how well types are expressed", "form": "table"},
+        ),
+        likelihood_figure=report(
+            "results/{dataset}/extension/likelihood.png",
+            caption="../report/extension_likelihood.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "how well types are expressed", "form": "figure"},
+        ),
+        genes=report(
+            "results/{dataset}/extension/own_genes.csv",
+            caption="../report/own_genes.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "what own decoders add", "form": "table"},
+        ),
+        genes_figure=report(
+            "results/{dataset}/extension/own_genes.png",
+            caption="../report/own_genes.rst",
+            category="Extension",
+            subcategory="{dataset}",
+            labels={"result": "what own decoders add", "form": "figure"},
+        ),
+    log:
+        "results/{dataset}/logs/extend.log",
+    benchmark:
+        "results/{dataset}/benchmarks/extend.tsv"
+    wildcard_constraints:
+        dataset=one_of(EXTENDED),
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        report=subpath(output.types, parent=True),
+        types=options_each("--type", "addition/types"),
+        renewed=options_each("--update", "addition/update"),
+        label_key=option("--label-key", "addition/label_key"),
+        counts=setting("addition/counts"),
+        missing_as_zero=switch("--missing-as-zero", "addition/missing_as_zero"),
+        seed=lookup(within=settings, dpath="seed"),
+    shell:
+        "bdm extend {input.model} {input.cells:q} {output.model}"
+        " --known {input.known}"
+        " --joined {output.cells}"
+        " --report {params.report}"
+        " {params.types}"
+        " {params.renewed}"
+        " {params.label_key}"
+        " --counts {params.counts:q}"
+        " {params.missing_as_zero}"
+        " --seed {params.seed}"
+        " > {log} 2>&1"
