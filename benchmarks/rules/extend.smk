@@ -43,7 +43,7 @@ rule extend_in_turn:
     log:
         "results/{data}/{seed}/logs/extend_in_turn.log",
     params:
-        with_flat=lambda wildcards: "--with-flat" if EXTENDED[wildcards.data]["flat"] == 1 else "",
+        with_flat=lambda wildcards: "--with-flat" if EXTENDED[wildcards.data].get("flat_in_turn") else "",
         options=options("extend"),
     shell:
         "python {SCRIPTS}/extend_in_turn.py {input.cells} {input.joint} {output.scores}"

@@ -3,13 +3,17 @@
 import pandas as pd
 from extend_ways import ALONE, EVERYTHING, EXTENSION
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.ticker import MaxNLocator
 
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.looks import GREY, looks
 
-LOOKS = looks([EXTENSION, ALONE, EVERYTHING])
-TICKS = [0, 0.5, 1, 2, 5, 10, 20, 50]
+LOOKS = {name: look for name, look in looks([EXTENSION, ALONE, EVERYTHING]).items() if name != FLOOR}
+SCALE = SymmetricalLogScale(None, linthresh=0.5)
+TICKS = [-0.5, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
 LEVELS = {"joint": ("joint training", "-"), FLOOR: ("real training cells", "--")}
 
 
@@ -30,6 +34,14 @@ def with_legend(figure: Figure, axes: dict[str, Axes]) -> Figure:
     return figure
 
 
+def show(axis: Axis, lowest: float, highest: float) -> None:
+    """Show a range of energy distances on a scale that is linear up to 0.5, and logarithmic beyond."""
+    axis.set_ticks([tick for tick in TICKS if lowest - 0.1 < tick < 1.5 * highest])
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter("{x:g}")
+    axis.axes.set(**{f"{axis.axis_name}lim": (lowest - 0.1, 1.5 * highest)})
+
+
 def one_figure(runs: pd.DataFrame) -> Figure:
     """Draw one point a type that was left out: its energy distance by each way, against joint training's."""
     means = runs.groupby(["data", "added", "set"], sort=False)[["energy", "energy joint"]].mean().reset_index()
@@ -42,7 +54,11 @@ def one_figure(runs: pd.DataFrame) -> Figure:
                 style = {"color": look.colour, "marker": look.marker, "zorder": 3 if way == EXTENSION else 2}
                 faint = {} if way == EXTENSION else {"markerfacecolor": "none", "markersize": 5}
                 ax.plot(of_way["energy joint"], of_way["energy"], ls="", label=way, **style, **faint)
-        ax.axline((0, 0), slope=1, color=GREY, linewidth=0.8, zorder=1)
+        ax.set(xscale=SCALE, yscale=SCALE)
+        lowest = of_data[["energy", "energy joint"]].min().min()
+        show(ax.xaxis, lowest, of_data["energy joint"].max())
+        show(ax.yaxis, lowest, of_data["energy"].max())
+        ax.plot(ax.get_xlim(), ax.get_xlim(), color=GREY, linewidth=0.8, label="as near as joint training", zorder=1)
         ax.set_xlabel("energy distance, joint training")
     next(iter(axes.values())).set_ylabel("energy distance, type learned later")
     return with_legend(figure, axes)
@@ -56,12 +72,13 @@ def in_turn_figure(scores: pd.DataFrame) -> Figure:
     for data, ax in axes.items():
         sets = means[means["data"] == data].pivot(index="step", columns="set", values="energy")
         for way, look in LOOKS.items():
-            if way in sets and way != FLOOR:
+            if way in sets:
                 ax.plot(sets[way], color=look.colour, marker=look.marker, markersize=5, label=way)
         for name, (label, line) in LEVELS.items():
             ax.plot(sets[name], color=GREY, linestyle=line, label=label, zorder=1)
-        ax.set_yscale("symlog", linthresh=1)
-        ax.set_yticks(TICKS, map(str, TICKS))
+        ax.set_yscale(SCALE)
+        show(ax.yaxis, means["energy"].min(), means["energy"].max())
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("types added")
     next(iter(axes.values())).set_ylabel("energy distance,\nmean of the types known before")
     return with_legend(figure, axes)
