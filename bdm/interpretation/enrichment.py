@@ -10,6 +10,7 @@ from bdm.interpretation.gene_sets import GeneSets
 from bdm.seeds import derive
 
 FEWEST_GENES = 3  # of a set that the model has; marker lists are short
+MOST_SETS = 100  # beyond these, those of cell types elsewhere in the tree are left out
 N_PERMUTATIONS = 1000
 COLUMNS = {
     "Term": "gene_set",
@@ -27,7 +28,8 @@ def enrichment(
     """Gene sets that the sides of each contrast differ in, by gene set enrichment analysis of the ranked genes.
 
     Genes are ranked by the differences' score, and sets are judged against random sets of as many of the model's
-    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001.
+    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 100 sets, those with the
+    name of a cell type are left out at nodes that the type is not below.
 
     Parameters
     ----------
@@ -46,8 +48,14 @@ def enrichment(
     """
     sets = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
     tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]
-    for contrast, differences in branches if sets else ():
-        found = of_ranking(pd.Series(differences.score, index=genes), sets, seed=derive(seed, contrast.child) % 2**31)
+    branches = list(branches) if sets else []
+    cell_types = {name for contrast, _ in branches for name in (*contrast.inside, *contrast.outside)}
+    for contrast, differences in branches:
+        elsewhere = cell_types.difference(contrast.inside, contrast.outside) if len(sets) > MOST_SETS else ()
+        near = {name: members for name, members in sets.items() if name not in elsewhere}
+        if not near:
+            continue
+        found = of_ranking(pd.Series(differences.score, index=genes), near, seed=derive(seed, contrast.child) % 2**31)
         found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in sets.items()})
         names = {"node": contrast.node, "level": contrast.level, "child": contrast.child}
         tables.append(found.assign(**names, cell_types="; ".join(contrast.inside))[list(tables[0])])

@@ -11,6 +11,7 @@ from bdm.plotting.clades import clade_label, shortened
 from bdm.plotting.looks import BRANCH, POINT
 from bdm.plotting.view import End, View, view_of
 
+MOST_IN_COLUMN = 28  # keys
 OUTLINE = withStroke(linewidth=2.5, foreground="white")
 
 
@@ -23,7 +24,8 @@ def places_figure(interpretation: Interpretation) -> Figure:
     view = view_of(hierarchy)
     colours = list(islice(cycle(sc.pl.palettes.default_20), len(view.ends)))
     where = dict(zip((branch.name for branch in hierarchy.branches), places.hybrids, strict=True))
-    figure = Figure(figsize=(10.5, 7.5), layout="constrained")
+    many = len(view.ends) > MOST_IN_COLUMN
+    figure = Figure(figsize=(15, 9) if many else (10.5, 7.5), layout="constrained")
     axis = figure.add_subplot()
     for end, colour in zip(view.ends, colours, strict=True):
         cells = places.cells[places.cells["cell_type"].isin(end.cell_types)]
@@ -49,8 +51,7 @@ def places_figure(interpretation: Interpretation) -> Figure:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_title("Hybrids of the model among real training cells", fontsize=11, loc="left")
-    handles = keys(view, colours)
-    figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=1 if len(handles) < 30 else 2)
+    figure.legend(handles=keys(view, colours), loc="outside right center", frameon=False, ncols=2 if many else 1)
     return figure
 
 

@@ -21,13 +21,16 @@ def by_type_figure(evaluation: Evaluation) -> Figure:
     shown = shown_types(evaluation, n_test.index)
     heights = [1.6, 0.4 + 0.36 * len(shown)] if len(shown) < len(n_test) else [0.4 + 0.36 * len(shown)]
     figure = Figure(figsize=(12, 1.1 + sum(heights)), layout="constrained")
-    *above, axes = figure.subplots(len(heights), len(SCORES), squeeze=False, sharey="row", height_ratios=heights)
+    *above, axes = figure.subplots(len(heights), len(SCORES), squeeze=False, height_ratios=heights)
     for column, score in enumerate(SCORES):
         scores = evaluation.by_type[score].unstack("set").loc[:, list(evaluation.judged)]
         draw_types(axes[column], scores.reindex(shown), ideal=IDEALS[score])
         for row in above:
             draw_distribution(row[column], scores, ideal=IDEALS[score])
         (above or [axes])[0][column].set_title(LABELS[score], fontsize=10)
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
+        axis.tick_params(labelleft=False)
     axes[0].set_yticks(range(len(shown)), [f"{shortened(name)} ({n_test[name]})" for name in shown])
     axes[0].set_ylim(len(shown) - 0.5, -0.5)
     for row in above:

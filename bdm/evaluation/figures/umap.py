@@ -1,3 +1,4 @@
+from collections.abc import Sized
 from itertools import cycle, islice
 from math import ceil, sqrt
 
@@ -15,7 +16,7 @@ from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
 from bdm.evaluation.space import fitted_pca
 
-MAX_NAMED = 60
+MAX_NAMED, N_NAMED = 60, 40  # types that all have numbers, and those that have where there are more
 
 
 def umap_figure(evaluation: Evaluation) -> Figure:
@@ -38,13 +39,19 @@ def umap_figure(evaluation: Evaluation) -> Figure:
         axis.plot(*places["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
         draw_types(axis, places[name], [cells.cell_type == cell_type for cell_type in cell_types], colours)
         axis.set_title(f"{name}, {len(cells):,} cells")
-    title = None if len(cell_types) <= MAX_NAMED else f"{MAX_NAMED} of {len(cell_types):,} types"
-    handles = keys(cell_types[:MAX_NAMED], colours[:MAX_NAMED])
+    n_named = n_numbered(cell_types)
+    title = None if n_named == len(cell_types) else f"{n_named} of {len(cell_types):,} types"
+    handles = keys(cell_types[:n_named], colours[:n_named])
     n_keys = int(5 * figure.get_size_inches()[1])  # of one column
     columns = -(-len(handles) // n_keys)
     figure.set_figwidth(figure.get_figwidth() + 2 * (columns - 1))
     figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=columns)
     return figure
+
+
+def n_numbered(cell_types: Sized) -> int:
+    """Tell how many cell types have numbers: all, or the first where they are too many."""
+    return len(cell_types) if len(cell_types) <= MAX_NAMED else N_NAMED
 
 
 def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
@@ -64,7 +71,7 @@ def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colou
     """Draw the cells of each type, then the numbers of the first in their middles."""
     for of_type, colour in zip(of_types, colours, strict=True):
         axis.plot(*places[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
-    for number, of_type in enumerate(of_types[:MAX_NAMED], start=1):
+    for number, of_type in enumerate(of_types[: n_numbered(of_types)], start=1):
         if of_type.any():
             middle = central(places[of_type])
             outline = [withStroke(linewidth=2.5, foreground="white")]
