@@ -9,7 +9,7 @@ from bdm.data.prepare import PrepareSettings, prepare
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
-from bdm.extension.new_cells import new_cells
+from bdm.extension.new_cells import joined, new_cells
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
@@ -193,11 +193,12 @@ class BranchedDiffusion:
         adata: AnnData,
         *,
         cell_types: Sequence[str] = (),
+        update: Sequence[str] = (),
         label_key: str | None = None,
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
-        """Add cell types, without a change to what is generated of others; returns the model itself.
+        """Add cell types, or learn known ones anew, without a change to others; returns the model itself.
 
         Parameters
         ----------
@@ -205,7 +206,9 @@ class BranchedDiffusion:
             Cells of the new types with raw counts of the model's genes, matched by name or identifier, and their types
             in ``obs``.
         cell_types
-            Types to add, in this order; all that the model lacks if none are named.
+            Types to add, in this order; all that the model lacks if none are named, nor any to update.
+        update
+            Known types to learn anew from these cells.
         label_key
             Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
         missing_as_zero
@@ -214,19 +217,23 @@ class BranchedDiffusion:
         Raises
         ------
         InputError
-            If there is no new type, one is known already or has too few cells, or genes are missing.
+            If there is nothing to learn, a type is known that should be new or the other way round, has too few cells,
+            or genes are missing.
         """
         settings = ExtendSettings()
-        added = new_cells(
+        new = new_cells(
             adata,
             self.model,
             cell_types=tuple(cell_types),
+            update=tuple(update),
             label_key=label_key,
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
         record = provenance(seed=seed, settings=asdict(settings))
-        for found in extend_all(self.model, added, settings, seed=seed, provenance=record):
+        if self.prepared is not None:
+            self.prepared = joined(new, self.model, self.prepared)
+        for found in extend_all(self.model, new, settings, seed=seed, provenance=record):
             self.fitted = found.model
         return self
 

@@ -1,12 +1,16 @@
+import json
+import shlex
+import sys
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scipy.sparse import csr_matrix
 
+from bdm.cli import main
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
@@ -285,6 +289,78 @@ def test_python_extends_and_saves(base, example_cells, tmp_path):
     cells = BranchedDiffusion.load(tmp_path / "extended").generate({"CD34+": 3})
     assert list(cells.obs["cell_type"]) == ["CD34+"] * 3
     assert (cells.X != model.generate({"CD34+": 3}).X).nnz == 0
+
+
+def test_interpretation_goes_across_old_and_new_types(example_cells, small_settings):
+    from bdm.api import BranchedDiffusion
+
+    cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit()
+    branches = model.extend(example_cells, cell_types=["CD56+ NK"]).interpret()
+    node = model.hierarchy.by_name["CD56+ NK"].parent
+    assert {"CD56+ NK", node} <= set(branches.obs_names)
+    assert np.isfinite(branches["CD56+ NK"].X).all()
+
+
+# ---- by command
+
+
+@pytest.fixture
+def bdm(monkeypatch):
+    """Run a command."""
+
+    def run(command: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["bdm", *shlex.split(command)])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(base, example_cells, tmp_path_factory):
+    """Folder of a model, what it has learnt from, and cells of other types."""
+    from bdm.data.prepare import PrepareSettings, prepare
+
+    folder = tmp_path_factory.mktemp("extend")
+    save_model(folder / "model", base)
+    example_cells.write_h5ad(folder / "cells.h5ad")
+    settings = PrepareSettings(label_key="bulk_labels", leave_out=tuple(NEW), n_genes=200, test=0.0)
+    prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
+    return folder
+
+
+def test_command_extends_reports_and_joins(folder, bdm):
+    given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
+    given += " --type 'CD56+ NK' --type CD34+ --update Dendritic"
+    bdm(f"{given} --joined {folder}/joined.h5ad --report {folder}/report")
+    tables = {name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "own_genes")}
+    assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+", "Dendritic"]
+    assert list(tables["extensions"]["was_known"]) == [False, False, True]
+    known = tables["likelihood"][tables["likelihood"]["learnt"] == "with the model"]
+    assert set(known["cell_type"]) == set(load_model(folder / "model").cell_types)
+    assert known["log_likelihood"].between(-2000, -10).all()
+    assert set(tables["own_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
+    assert all((folder / f"report/{name}.png").stat().st_size > 5000 for name in ("hierarchy", "likelihood"))
+    prepared, joined = (read_h5ad(folder / f"{name}.h5ad") for name in ("prepared", "joined"))
+    assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
+    assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
+    extension = json.loads((folder / "extended/extensions/0002/extension.json").read_text())
+    assert extension["provenance"]["ancestor_sha256"] == sha256(folder / "model")
+    bdm(f"generate {folder}/extended {folder}/new.h5ad --cells-like {folder}/joined.h5ad")
+    assert read_h5ad(folder / "new.h5ad").n_obs == joined.n_obs
+
+
+def test_all_is_learnt_anew_on_request(folder, bdm):
+    given = f"extend {folder}/model {folder}/cells.h5ad {folder}/refitted --known {folder}/prepared.h5ad"
+    bdm(f"{given} --type 'CD56+ NK' --refit")
+    one, other = load_model(folder / "model"), load_model(folder / "refitted")
+    assert other.extensions == ()
+    assert set(other.cell_types) == {*one.cell_types, "CD56+ NK"}
+    assert other.autoencoder.network.shape.n_latent == one.autoencoder.network.shape.n_latent
+    assert other.denoiser.shape.width == one.denoiser.shape.width
+    assert other.provenance["ancestor_sha256"] == sha256(folder / "model")
+    assert (generated(one).X != generated(other)[: generated(one).n_obs].X).nnz > 0
 
 
 # ---- cells and genes

@@ -3,7 +3,9 @@ import logging
 from dataclasses import dataclass
 
 import anndata as ad
+import numpy as np
 import pandas as pd
+from anndata.utils import make_index_unique
 
 from bdm.data.split import split_by_type
 from bdm.errors import InputError
@@ -141,9 +143,13 @@ def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None)
         if len(lacking):
             raise InputError(f"The known cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
         parts = [known[:, model.autoencoder.genes.index], *parts]
+    names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
+    ends = np.cumsum([part.n_obs for part in parts])
+    for i, end in enumerate(ends):
+        parts[i] = parts[i].copy()
+        parts[i].obs_names = names[end - parts[i].n_obs : end]
     cells = ad.concat(parts, join="inner")
     cells.var = model.autoencoder.genes.copy()
-    cells.obs_names_make_unique()
     for column in ("cell_type", "batch", "split"):
         if column in cells.obs:
             cells.obs[column] = cells.obs[column].astype(str).astype("category")
