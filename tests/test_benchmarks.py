@@ -23,6 +23,11 @@ from scipy import sparse
 from bdm.cli import app
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.diffusion.walk import TreeWalk
+from bdm.files import write_json
+from bdm.hierarchy.read import read_tree
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.plotting.figure import save_figure
+from bdm.plotting.hierarchy import plot_hierarchy
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -30,6 +35,7 @@ METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"
 MOVED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
+MANY = CONFIG["many"]["runs"]
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -91,7 +97,7 @@ def planned(tmp_path_factory) -> str:
     cells.mkdir()
     for name, dataset in {**DATASETS, **MOVED, **ANNOTATED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "augment", "extend", "threshold", "transmute", "tree"]
+    targets = ["all", "augment", "extend", "many", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -113,6 +119,7 @@ def test_dry_run_plans_all_runs(planned):
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
     assert jobs["extend_in_turn"] == jobs["extend_beside"] == len(EXTENDED) * len(SEEDS)
+    assert jobs["many_cells"] == jobs["many_evaluate"] == jobs["many_interpret"] == len(MANY)
     assert jobs["transmute_run"] == n_moved
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
@@ -145,6 +152,7 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "tree", "tree_table"),
+        *("many_cells", "many_table"),
         *("extend_one", "extend_in_turn", "extend_beside", "extend_table"),
     }
 
@@ -628,3 +636,51 @@ def test_extensions_are_told(extended):
     assert f"{new.loc['extension', 'energy']:.2f}" in text
     for name in ("extend_one.png", "extend_in_turn.png"):
         assert (extended / name).stat().st_size > 10_000
+
+
+# ---- many types
+
+
+@pytest.fixture(scope="module")
+def run_of_many(tmp_path_factory) -> Path:
+    """Folder of a run as the workflow leaves it, in as far as the table reads it."""
+    folder = tmp_path_factory.mktemp("many") / "4_types"
+    folder.mkdir()
+    run("scripts/many_cells.py", folder / "cells.h5ad", folder / "truth.json", "--n-types", 4, "--n-cells", 6)
+    names = [f"type {i + 1}" for i in range(4)]
+    nodes = [Branch("node 1", None, 4.0, 24), Branch("node 2", "node 1", 2.0, 12), Branch("node 3", "node 1", 1.0, 12)]
+    leaves = [
+        Branch(name, node, 0.0, 6) for name, node in zip(names, ["node 2", "node 2", "node 3", "node 3"], strict=True)
+    ]
+    hierarchy = Hierarchy((nodes[0], nodes[1], *leaves[:2], nodes[2], *leaves[2:]), 8.0, 0.9)
+    write_json(folder / "hierarchy.json", hierarchy.to_json())
+    for name in ("times", "evaluation", "interpretation", "model"):
+        (folder / name).mkdir()
+    (folder / "hierarchy.html").write_text("page")
+    (folder / "model/model.json").write_text("{}")
+    save_figure(plot_hierarchy(hierarchy).figure, folder / "hierarchy.png")
+    scores = load("scripts/many_table.py").SCORES
+    overall = pd.DataFrame({"floor": 0.1, "branched": 0.2}, index=pd.Index(scores, name="metric"))
+    overall.to_csv(folder / "evaluation/overall.csv")
+    for number, step in enumerate(load("scripts/many_table.py").STEPS):
+        time = pd.DataFrame({"s": [10.0 + number], "max_rss": [100.0], "cpu_time": [5.0]})
+        time.to_csv(folder / f"times/{step}.tsv", sep="\t", index=False)
+    return folder
+
+
+def test_simulated_cells_have_as_many_of_each_type(run_of_many):
+    cells = anndata.read_h5ad(run_of_many / "cells.h5ad")
+    assert cells.obs["cell_type"].value_counts().to_dict() == {f"type {i + 1}": 6 for i in range(4)}
+    assert sorted(read_tree(run_of_many / "truth.json").leaves()) == [f"type {i + 1}" for i in range(4)]
+
+
+def test_table_of_many_types_tells_costs_trees_and_sizes(run_of_many, tmp_path):
+    run("scripts/many_table.py", tmp_path / "many.csv", tmp_path / "many.md", run_of_many)
+    row = pd.read_csv(tmp_path / "many.csv", index_col="run").loc["4_types"]
+    assert (row["types"], row["clades"]) == (4, 2)
+    assert row["clades found"] + row["Robinson-Foulds distance"] / 2 == 2
+    assert (row["prepare, seconds"], row["interpret, seconds"]) == (10, 16)
+    assert row["tallest figure, pixels"] > 100
+    text = (tmp_path / "many.md").read_text()
+    assert "| autoencoder | 11 |" in text
+    assert "| energy, floor | 0.1 |" in text

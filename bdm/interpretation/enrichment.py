@@ -10,7 +10,7 @@ from bdm.interpretation.gene_sets import GeneSets
 from bdm.seeds import derive
 
 FEWEST_GENES = 3  # of a set that the model has; marker lists are short
-MOST_SETS = 100  # beyond these, those of cell types elsewhere in the tree are left out
+MOST_SETS = 50  # beyond these, those of cell types elsewhere in the tree are left out
 N_PERMUTATIONS = 1000
 COLUMNS = {
     "Term": "gene_set",
@@ -28,7 +28,7 @@ def enrichment(
     """Gene sets that the sides of each contrast differ in, by gene set enrichment analysis of the ranked genes.
 
     Genes are ranked by the differences' score, and sets are judged against random sets of as many of the model's
-    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 100 sets, those with the
+    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 50 sets, those with the
     name of a cell type are left out at nodes that the type is not below.
 
     Parameters
