@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,9 @@ from bdm.interpretation.differences import Differences
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.interpretation.tables import node_rows
 
+# HDF5 describes the columns of a table in a header of 64 KiB: for each, 52 bytes and its name, in steps of 8.
+MOST_BYTES, BYTES_OF_COLUMN = 65_000, 52
+
 
 def branches_adata(interpretation: Interpretation) -> AnnData:
     """Put an interpretation where scanpy looks for it.
@@ -18,11 +21,12 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     AnnData of branches x genes. ``X`` is log1p(CP10k) of each branch's hybrid. ``obs`` has the tree: ``branch``,
     ``parent``, and its noise levels from ``high`` to ``low``. The other ``layers`` compare each branch with its
     siblings, and are NaN at the root; so do ``uns['rank_genes_groups']`` for the model and
-    ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups. ``obsm['X_umap']`` is the place of
+    ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups (of about a thousand or more, those
+    that leave the highest nodes). ``obsm['X_umap']`` is the place of
     the hybrids among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
     ``enrichment``.
     """
-    hybrids, contrasts = interpretation.hybrids, interpretation.contrasts
+    hybrids, contrasts = interpretation.hybrids, that_fit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
         "log2_fold_change": lambda of: of.model.fold_change.log2,
         "standard_error": lambda of: of.model.fold_change.standard_error,
@@ -50,6 +54,17 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     }.items():
         adata.uns[name] = table.set_axis(table.index.astype(str))
     return adata
+
+
+def that_fit(contrasts: Sequence[ContrastGenes]) -> list[ContrastGenes]:
+    """Take the contrasts that a file holds as columns named by their children, those of the highest levels first."""
+    chosen, room = set(), MOST_BYTES
+    for of in sorted(contrasts, key=lambda of: -of.contrast.level):
+        room -= BYTES_OF_COLUMN + 8 * (len(of.contrast.child.encode()) // 8 + 1)
+        if room < 0:
+            break
+        chosen.add(of.contrast.child)
+    return [of for of in contrasts if of.contrast.child in chosen]
 
 
 def tree_table(interpretation: Interpretation) -> pd.DataFrame:

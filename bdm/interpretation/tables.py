@@ -6,6 +6,8 @@ from bdm.interpretation.hybrids import path_table
 from bdm.interpretation.interpret import ContrastGenes, Interpretation, unmirrored
 from bdm.interpretation.markers import Markers
 
+MOST_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
+
 
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
     """List the genes of every branch that are among the top of the model or of test cells, best of the model first."""
@@ -101,7 +103,7 @@ def path_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:
-    """List the dots of the marker figure, one row a cell type and gene."""
+    """List markers in cell types, one row a type and gene; of too many, those of a type's own markers."""
     marks = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
     columns = {
         f"{name}_{statistic}": getattr(dots, statistic).stack()
@@ -110,4 +112,5 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
     }
     rows = pd.DataFrame(columns).rename_axis(["cell_type", "gene"]).reset_index()
     rows.insert(2, "marker_of", rows["gene"].map(marks))
-    return rows
+    own = rows["marker_of"] == rows["cell_type"]
+    return rows[own] if len(rows) > MOST_DOTS and own.any() else rows

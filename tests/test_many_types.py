@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData, read_h5ad
+from PIL import Image
+
+from bdm.cli import app
+from bdm.interpretation.branches import that_fit
+from bdm.interpretation.contrasts import Contrast
+from bdm.interpretation.differences import Differences
+from bdm.interpretation.enrichment import MOST_SETS, enrichment
+from bdm.interpretation.interpret import ContrastGenes
+from bdm.interpretation.markers import Dots, Markers
+from bdm.interpretation.tables import marker_rows
+from bdm.simulation.programmes import ProgrammeSettings
+from bdm.simulation.simulate import SimulationSettings, simulate
+
+N_TYPES = 61  # more than figures have rows
+TALLEST = 6000  # pixels
+
+
+def bdm(*arguments: str | Path | int) -> None:
+    app([str(argument) for argument in arguments], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Results of all commands on simulated cells of many types, with few training steps."""
+    settings = SimulationSettings(
+        n_types=N_TYPES,
+        n_genes=400,
+        balanced=True,
+        fewest_cells=20,
+        most_cells=20,
+        programmes=ProgrammeSettings(n_genes=1, least_log2_fold_change=3.0),
+    )
+    at = tmp_path_factory.mktemp("many")
+    simulate(settings, seed=0).adata.write_h5ad(at / "cells.h5ad")
+    drawn = ("--figure", at / "tree/hierarchy.png", "--page", at / "tree.html", "--table", at / "tree.csv")
+    bdm("prepare", at / "cells.h5ad", at / "prepared.h5ad", "--genes", "all", "--test", 0.3)
+    bdm("autoencoder", at / "prepared.h5ad", at / "autoencoder", "--n-steps", 50)
+    bdm("hierarchy", at / "autoencoder", at / "tree.json", *drawn, "--n-bootstrap", 5)
+    bdm("train", at / "autoencoder", at / "tree.json", at / "model", "--n-steps", 30)
+    bdm("generate", at / "model", at / "generated.h5ad", "--cells", 7)
+    bdm("evaluate", at / "prepared.h5ad", at / "evaluation", at / "generated.h5ad", "--n-repeats", 1)
+    bdm("interpret", at / "model", at / "prepared.h5ad", at / "generated.h5ad", at / "interpretation")
+    bdm("draw", at / "model", at / "tree/clade.png", "--root", "node 2")
+    return at
+
+
+@pytest.mark.parametrize("name", ["tree", "evaluation", "interpretation"])
+def test_figures_of_many_types_stay_small(folder, name):
+    figures = sorted((folder / name).glob("*.png"))
+    sizes = {path.name: Image.open(path).size for path in figures}
+    assert len(sizes) >= 2
+    assert all(max(size) <= TALLEST for size in sizes.values()), sizes
+
+
+def test_tables_have_all_types(folder):
+    assert len(pd.read_csv(folder / "tree.csv")) == 2 * N_TYPES - 1
+    assert pd.read_csv(folder / "evaluation/by_type.csv")["cell_type"].nunique() == N_TYPES
+    for name in ("nodes", "agreement"):
+        assert len(pd.read_csv(folder / f"interpretation/{name}.csv")) == N_TYPES - 1
+
+
+def test_sets_of_types_elsewhere_are_left_out_where_there_are_many():
+    genes = pd.Index([f"g{k}" for k in range(40)])
+    names = [f"t{k}" for k in range(MOST_SETS + 1)]
+    sets = {name: tuple(np.random.default_rng(k).choice(genes, 5, replace=False)) for k, name in enumerate(names)}
+    score = np.linspace(3, -3, 40)
+    differences = Differences(None, score, np.full(40, 0.5))
+    contrasts = [
+        Contrast("root", 2.0, "node", ("t0", "t1"), tuple(names[2:])),
+        Contrast("node", 1.0, "t0", ("t0",), ("t1",)),
+    ]
+    table = enrichment([(contrast, differences) for contrast in contrasts], genes, {**sets, "own": sets["t5"]}, seed=0)
+    found = table.groupby("node")["gene_set"].agg(set)
+    assert found["node"] == {"t0", "t1", "own"}
+    assert found["root"] == {*names, "own"}
+
+
+@pytest.mark.parametrize("letters", [4, 8, 31, 60])
+def test_groups_fit_into_a_file(letters, tmp_path):
+    names = [f"{i:0{letters}}" for i in range(1400)]
+    contrasts = [
+        ContrastGenes(Contrast("node", float(i), name, (name,), ("other",)), None, None, None, None, None)
+        for i, name in enumerate(names)
+    ]
+    groups = [of.contrast.child for of in that_fit(contrasts)]
+    assert groups == names[-len(groups) :]
+    assert 500 < len(groups) < len(names)
+    columns = np.rec.fromarrays([np.zeros(2) for _ in groups], names=groups)
+    AnnData(np.zeros((1, 1)), uns={"groups": columns}).write_h5ad(tmp_path / "groups.h5ad")
+    assert list(read_h5ad(tmp_path / "groups.h5ad").uns["groups"].dtype.names) == groups
+
+
+def test_few_groups_all_fit():
+    few = [ContrastGenes(Contrast("n", 1.0, f"t{i}", ("a",), ("b",)), None, None, None, None, None) for i in range(200)]
+    assert that_fit(few) == few
+
+
+@pytest.mark.parametrize(("n_types", "n_rows"), [(20, 20 * 60), (200, 200 * 3)])
+def test_marker_table_does_not_grow_with_the_square_of_types(n_types, n_rows):
+    types = [f"type {i}" for i in range(n_types)]
+    genes = {name: tuple(f"{name} gene {k}" for k in range(3)) for name in types}
+    table = pd.DataFrame(0.5, index=types, columns=[gene for members in genes.values() for gene in members])
+    dots = Dots(table, table)
+    rows = marker_rows(Markers(genes, dots, dots, dots, dots))
+    assert len(rows) == n_rows
+    assert rows.groupby("cell_type")["gene"].nunique().min() >= 3
