@@ -15,7 +15,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.topology import Clade, match_leaves
 from bdm.hierarchy.tree import Hierarchy
-from bdm.model.learn import LearningSettings, learn
+from bdm.model.learn import Checkpoints, LearningSettings, learn
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
 from bdm.training import fabric
@@ -77,11 +77,18 @@ class BranchedDiffusion:
         self.device = device
         self.fitted: BranchedModel | None = None
 
-    def fit(self) -> "BranchedDiffusion":
-        """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself."""
+    def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
+        """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself.
+
+        Parameters
+        ----------
+        checkpoints
+            Where each training goes on from, if it was interrupted.
+        """
         if self.prepared is None:
             raise InputError("A loaded model holds no cells to fit; make a new one from an AnnData.")
-        self.fitted = learn(self.prepared, self.settings, tree=self.tree, seed=self.seed, device=self.device)
+        how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
+        self.fitted = learn(self.prepared, self.settings, **how)
         return self
 
     @property

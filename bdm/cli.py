@@ -1,4 +1,5 @@
 import logging
+import signal
 import sys
 
 import typer
@@ -16,7 +17,7 @@ from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
-from bdm.errors import InputError, TrainingError
+from bdm.errors import InputError, Interrupted, TrainingError
 
 app = typer.Typer(
     name="bdm",
@@ -54,3 +55,6 @@ def main() -> None:
     except TrainingError as error:
         print(f"bdm: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as stop:
+        print(f"bdm: {stop}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training that went wrong, told in one sentence; the command line prints it and exits with code 1."""
+
+
+class Interrupted(Exception):  # noqa: N818, no error
+    """Training that was asked to end, and has written its progress; the command line exits with code 143."""

@@ -1,8 +1,10 @@
 import copy
 import logging
 import math
+import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,7 +13,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm import trange
 
-from bdm.errors import InputError, TrainingError
+from bdm.checkpoint import Checkpoint, Progress, Timer, stop_asked
+from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.memory import keep_freed_memory
 from bdm.seeds import torch_generator
 
@@ -67,11 +70,17 @@ def fabric(device: str) -> Fabric:
 
 
 def train(
-    network: nn.Module, loss: Loss, loop: Loop, *, validation: Callable[[nn.Module], Tensor] | None = None
+    network: nn.Module,
+    loss: Loss,
+    loop: Loop,
+    *,
+    validation: Callable[[nn.Module], Tensor] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train ``network`` in place and return its history, a table of step, loss and validation loss.
 
-    Step k draws its minibatch and its noise from a generator of (seed, k) alone.
+    Step k draws its minibatch and its noise from a generator of (seed, k) alone, so that training which was interrupted
+    and goes on from its checkpoint ends as if it had not been.
 
     Parameters
     ----------
@@ -81,45 +90,89 @@ def train(
         Gives the loss of one minibatch, drawn with the generator, to be minimised.
     validation
         Gives the loss on held-out cells; without it all steps are run for and none is chosen.
+    checkpoint
+        Where progress is written to, now and then and when the process is asked to end, and gone on from.
 
     Raises
     ------
     TrainingError
         If the loss is not finite.
+    Interrupted
+        If the process is asked to end; not without a checkpoint.
     """
     keep_freed_memory()
     device = fabric(loop.device)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=loop.learning_rate)
     module, optimizer = device.setup(network, optimizer)
     averaged = copy.deepcopy(network)
-    best, best_state, history, seen = float("inf"), None, [], 0.0
-    progress = trange(loop.n_steps, disable=None, desc="training", unit="step")
-    for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = loop.learning_rate * _schedule(step, loop)
-        value = loss(module, torch_generator(loop.seed, "step", step))
-        if not torch.isfinite(value):
-            raise TrainingError(
-                f"Training diverged: the loss became {float(value)} at step {step + 1}; try another seed."
-            )
-        optimizer.zero_grad()
-        device.backward(value)
-        optimizer.step()
-        _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
-        seen += float(value.detach())
-        if (step + 1) % loop.validate_every == 0 or step + 1 == loop.n_steps:
-            n_seen = step % loop.validate_every + 1
-            row = {"step": step + 1, "loss": seen / n_seen}
-            seen = 0.0
-            if validation is not None:
-                with torch.no_grad():
-                    row["validation"] = float(validation(averaged))
-                if row["validation"] < best:
-                    best, best_state = row["validation"], copy.deepcopy(averaged.state_dict())
-            history.append(row)
-            progress.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "step"})
-    network.load_state_dict(best_state or averaged.state_dict())
-    return pd.DataFrame(history)
+    now = (checkpoint and checkpoint.read()) or Progress()
+    if now.step:
+        restore(now, network, averaged, optimizer)
+    timer = Timer(checkpoint.seconds if checkpoint else math.inf)
+    bar = trange(now.step, loop.n_steps, initial=now.step, total=loop.n_steps, disable=None, desc="training")
+    with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = loop.learning_rate * _schedule(step, loop)
+            value = loss(module, torch_generator(loop.seed, "step", step))
+            if not torch.isfinite(value):
+                raise TrainingError(
+                    f"Training diverged: the loss became {float(value)} at step {step + 1}; try another seed."
+                )
+            optimizer.zero_grad()
+            device.backward(value)
+            optimizer.step()
+            _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
+            now.step, now.seen = step + 1, now.seen + float(value.detach())
+            if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
+                look(now, averaged, loop, validation)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in now.history[-1].items() if k != "step"})
+            if checkpoint and (stop.is_set() or timer.due() or now.step == loop.n_steps):
+                keep(now, network, averaged, optimizer)
+                checkpoint.write(now)
+            if stop.is_set():
+                raise Interrupted(
+                    f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there."
+                )
+    network.load_state_dict(now.tensors.get("best") or averaged.state_dict())
+    return pd.DataFrame(now.history)
+
+
+def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Callable[[nn.Module], Tensor] | None) -> None:
+    """Add a row to the history, and keep the averaged weights where they are the best so far."""
+    n_seen = (now.step - 1) % loop.validate_every + 1
+    row = {"step": now.step, "loss": now.seen / n_seen}
+    now.seen = 0.0
+    if validation is not None:
+        with torch.no_grad():
+            row["validation"] = float(validation(averaged))
+        if row["validation"] < now.best:
+            now.best, now.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
+    now.history.append(row)
+
+
+def keep(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Take the state of training into its progress."""
+    now.tensors |= {
+        "network": network.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": {
+            f"{number}/{name}": value
+            for number, state in optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        },
+    }
+
+
+def restore(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Bring training to the state that its progress tells."""
+    network.load_state_dict(now.tensors["network"])
+    averaged.load_state_dict(now.tensors["averaged"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in now.tensors["optimizer"].items():
+        number, _, name = key.partition("/")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _schedule(step: int, loop: Loop) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bdm.autoencoder.bounds import bounds, bounds_by_type
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.checkpoint import Checkpoint
 from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.tensors import tensor_of
@@ -60,7 +61,12 @@ class FittedAutoencoder:
 
 
 def fit_autoencoder(
-    adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str = "auto"
+    adata: ad.AnnData,
+    settings: AutoencoderSettings,
+    *,
+    seed: int,
+    device: str = "auto",
+    checkpoint: Checkpoint | None = None,
 ) -> FittedAutoencoder:
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
@@ -72,6 +78,8 @@ def fit_autoencoder(
     adata
         Prepared counts: ``X`` cells x genes in CSR, ``obs['split']``, ``obs['cell_type']``, and ``obs['batch']`` if
         batches enter.
+    checkpoint
+        Where training goes on from, if it was interrupted.
     """
     cell_types, batches = type_names(adata), batch_names(adata)
     types, codes = type_codes(adata, cell_types), batch_codes(adata, batches)
@@ -102,7 +110,7 @@ def fit_autoencoder(
     loop = Loop(
         settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device, n_warmup=50
     )
-    history = train(network, loss, loop, validation=validation if len(held_out) else None)
+    history = train(network, loss, loop, validation=validation if len(held_out) else None, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.turn(_mean_precision(network, adata[sample], types[sample], codes[sample]))
     judged = held_out if len(held_out) else sample

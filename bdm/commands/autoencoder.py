@@ -2,7 +2,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import Device, OutFolder, Prepared, Seed
+from bdm.commands.options import CheckpointEvery, Device, OutFolder, Prepared, Seed
 
 
 def autoencoder(
@@ -15,28 +15,32 @@ def autoencoder(
     ] = 0.1,
     n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
     device: Device = "auto",
+    checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
 ) -> None:
-    """Train the count autoencoder, and encode all cells.
+    """Train the count autoencoder, and encode all cells. Interrupted training goes on with the same command.
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
+    from bdm.checkpoint import checkpoint_beside
     from bdm.data.prepared import read_prepared
     from bdm.files import sha256, written_whole
     from bdm.latent.cells import encode
     from bdm.provenance import preparation, provenance
 
     settings = AutoencoderSettings(n_latent=n_latent, loading_scale=loading_scale, n_steps=n_steps)
-    with written_whole(out, folder_of="autoencoder.json") as folder:
-        adata = read_prepared(prepared)
-        fitted = fit_autoencoder(adata, settings, seed=seed, device=device)
-        record = provenance(
-            seed=seed, settings=asdict(settings), prepared_sha256=sha256(prepared), **preparation(adata)
-        )
+    with ExitStack() as files:
+        adata, facts = read_prepared(prepared), {"seed": seed, "settings": asdict(settings)}
+        facts["prepared_sha256"] = sha256(prepared)
+        checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
+        folder = files.enter_context(written_whole(out, folder_of="autoencoder.json"))
+        fitted = fit_autoencoder(adata, settings, seed=seed, device=device, checkpoint=checkpoint)
+        record = provenance(**facts, **preparation(adata))
         trained = GeneAutoencoder.of(fitted, adata.var, record)
         save_autoencoder(folder, trained)
         encode(adata, trained).write_h5ad(folder / "latent.h5ad", compression="gzip")

@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import Device, OutFolder, Seed
+from bdm.commands.options import CheckpointEvery, Device, OutFolder, Seed
 
 
 def fit(
@@ -24,14 +24,19 @@ def fit(
     autoencoder_steps: Annotated[int, typer.Option(help="Most steps of the autoencoder.", min=1)] = 400,
     denoiser_steps: Annotated[int, typer.Option(help="Steps of the denoiser.", min=1)] = 3000,
     device: Device = "auto",
+    checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
 ) -> None:
     """Learn a model from all cells given: prepare, autoencoder, hierarchy and train in one go.
 
     Example: bdm fit cells.h5ad model/ --label-key cell_type
     """
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
     from bdm.api import BranchedDiffusion, Settings
     from bdm.autoencoder.fit import AutoencoderSettings
+    from bdm.checkpoint import checkpoint_beside
     from bdm.data.prepare import PrepareSettings
     from bdm.data.read import read_cells
     from bdm.diffusion.fit import DenoiserSettings
@@ -39,6 +44,7 @@ def fit(
     from bdm.files import sha256, written_whole
     from bdm.hierarchy.build import HierarchySettings
     from bdm.hierarchy.read import read_tree
+    from bdm.model.learn import Checkpoints
     from bdm.model.model import save_model
 
     settings = Settings(
@@ -54,13 +60,22 @@ def fit(
         hierarchy=HierarchySettings(threshold=threshold),
         denoiser=DenoiserSettings(n_steps=denoiser_steps),
     )
-    with written_whole(out, folder_of="model.json") as folder:
+    with ExitStack() as files:
+        keys = {"label_key": label_key, "batch_key": batch_key}
+        hashes = {str(path): sha256(path) for path in (data, labels, tree) if path is not None}
+        facts = {"settings": asdict(settings), **keys, "files": hashes, "seed": seed}
+        checkpoints = Checkpoints(
+            **{
+                part: files.enter_context(checkpoint_beside(out, part=part, seconds=checkpoint_every, **facts))
+                for part in ("autoencoder", "denoiser")
+            }
+        )
+        folder = files.enter_context(written_whole(out, folder_of="model.json"))
         given = None if tree is None else read_tree(tree)
         cells = read_cells(data, labels=labels)
-        keys = {"label_key": label_key, "batch_key": batch_key}
         try:
             model = BranchedDiffusion(cells, **keys, tree=given, settings=settings, seed=seed, device=device)
         except InputError as error:
             raise InputError(f"{data}: {error}") from error
-        model.prepared.uns["bdm"]["data_sha256"] = sha256(data)
-        save_model(folder, model.fit().model)
+        model.prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
+        save_model(folder, model.fit(checkpoints=checkpoints).model)

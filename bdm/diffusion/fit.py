@@ -4,6 +4,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
@@ -53,10 +54,16 @@ def fit_denoiser(
     *,
     seed: int,
     device: str = "auto",
+    checkpoint: Checkpoint | None = None,
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells drawn from their posteriors.
 
     A cell of type c at noise level sigma trains the branch that (c, sigma) falls in.
+
+    Parameters
+    ----------
+    checkpoint
+        Where training goes on from, if it was interrupted.
     """
     shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
     populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
@@ -87,7 +94,7 @@ def fit_denoiser(
         device=device,
         averaging=settings.averaging,
     )
-    history = train(network, loss, loop)
+    history = train(network, loss, loop, checkpoint=checkpoint)
     return FittedDenoiser(network.cpu().eval(), history)
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import torch
 
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.checkpoint import Checkpoint
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
@@ -22,6 +23,7 @@ def fit_model(
     *,
     seed: int,
     device: str = "auto",
+    checkpoint: Checkpoint | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, pd.DataFrame]:
     """Train the branched model on encoded cells.
@@ -30,6 +32,8 @@ def fit_model(
     ----------
     latent
         Posteriors of the cells, as :func:`bdm.latent.cells.encode` gives them; test cells are left out.
+    checkpoint
+        Where training goes on from, if it was interrupted.
 
     Returns
     -------
@@ -48,7 +52,9 @@ def fit_model(
         )
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device=device)
+    fitted = fit_denoiser(
+        cells, whitening, moments, hierarchy, settings, seed=seed, device=device, checkpoint=checkpoint
+    )
     library_sizes = cells.mean[:, -1]
     model = BranchedModel(
         autoencoder=autoencoder,

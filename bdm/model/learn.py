@@ -4,6 +4,7 @@ import anndata as ad
 
 from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.checkpoint import Checkpoint
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.topology import Clade
@@ -11,6 +12,14 @@ from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel
 from bdm.provenance import preparation, provenance
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where each training goes on from, if it was interrupted."""
+
+    autoencoder: Checkpoint | None = None
+    denoiser: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ def learn(
     tree: Clade | None = None,
     seed: int,
     device: str = "auto",
+    checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
 ) -> BranchedModel:
     """Learn a model from prepared cells: autoencoder, hierarchy, denoiser.
@@ -40,10 +50,22 @@ def learn(
     facts
         More for the record of how the model was made.
     """
-    fitted = fit_autoencoder(prepared, settings.autoencoder, seed=seed, device=device)
+    fitted = fit_autoencoder(
+        prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder
+    )
     record = provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared))
     autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
     latent = encode(prepared, autoencoder)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
     record = provenance(seed=seed, settings=asdict(settings.denoiser), **facts)
-    return fit_model(latent, autoencoder, hierarchy, settings.denoiser, seed=seed, device=device, provenance=record)[0]
+    model, _ = fit_model(
+        latent,
+        autoencoder,
+        hierarchy,
+        settings.denoiser,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoints.denoiser,
+        provenance=record,
+    )
+    return model

@@ -1,0 +1,158 @@
+"""Training that is interrupted goes on where it was."""
+
+import json
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bdm import __version__
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 30.0  # between two checkpoints
+
+
+@dataclass
+class Progress:
+    """How far training has come: all that its next step depends on.
+
+    Attributes
+    ----------
+    step
+        Steps taken.
+    tensors
+        By name: ``network``, ``averaged``, ``optimizer``, and ``best`` where one was chosen, each with its own names.
+    best
+        Lowest validation loss.
+    seen
+        Sum of losses since the last row of the history.
+    """
+
+    step: int = 0
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    best: float = float("inf")
+    seen: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """File that training writes its progress to, and goes on from.
+
+    Attributes
+    ----------
+    identity
+        Of what is trained, as :func:`identity` gives it; a file of anything else is not gone on from.
+    seconds
+        Between two writings.
+    """
+
+    path: Path
+    identity: str
+    seconds: float = SECONDS
+
+    def write(self, progress: Progress) -> None:
+        """Write the progress: the whole file, or none."""
+        tensors = {
+            f"{part}/{name}": value.detach().cpu().contiguous()
+            for part, values in progress.tensors.items()
+            for name, value in values.items()
+        }
+        told = {"step": progress.step, "best": progress.best, "seen": progress.seen, "history": progress.history}
+        content = save(tensors, metadata={"identity": self.identity, "progress": json.dumps(told)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, self.path)
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+
+    def read(self) -> Progress | None:
+        """Read the progress; None if there is none, it is of other training, or damaged."""
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("identity") != self.identity:
+                    logger.warning("%s is of other data, settings or version; training starts anew.", self.path)
+                    return None
+                progress = Progress(**json.loads(metadata["progress"]))
+                for key in file.keys():  # noqa: SIM118, the file is no mapping
+                    part, _, name = key.partition("/")
+                    progress.tensors.setdefault(part, {})[name] = file.get_tensor(key)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s is damaged (%s); training starts anew.", self.path, error)
+            return None
+        logger.info("Training goes on from step %d, as %s tells.", progress.step, self.path)
+        return progress
+
+
+def identity(**facts: Any) -> str:
+    """Hash of what tells one training from another: settings, seed, hashes of the data; the version comes with it."""
+    content = json.dumps({"version": __version__, **facts}, sort_keys=True, default=str)
+    return sha256(content.encode()).hexdigest()
+
+
+@contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """Tell by an event that the process was asked to end (SIGTERM), in place of ending at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Timer:
+    """Tells when so many seconds have passed since it last did."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        """Tell whether it is time again."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+@contextmanager
+def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any) -> Iterator[Checkpoint]:
+    """Give a checkpoint beside an output, hidden, which is removed once the output is written.
+
+    Parameters
+    ----------
+    part
+        Of the training that the output comes of, where there are several.
+    facts
+        That tell the training from others, see :func:`identity`.
+    """
+    out = Path(out)
+    name = ".".join(["", out.name, *([part] if part else []), "checkpoint"])
+    checkpoint = Checkpoint(out.parent / name, identity(part=part, **facts), seconds)
+    yield checkpoint
+    checkpoint.path.unlink(missing_ok=True)

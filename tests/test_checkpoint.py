@@ -1,0 +1,177 @@
+"""Training that is interrupted, by whatever means, ends as if it had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.errors import Interrupted
+from bdm.files import sha256
+from bdm.training import Loop, train
+
+LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+    x = torch.randn(16, 4, generator=generator)
+    return ((network(x)[:, 0] - x[:, 0] * x[:, 1]) ** 2).mean()
+
+
+def validation(network: nn.Module) -> Tensor:
+    return loss(network, torch.Generator().manual_seed(9)) + 0.01 * torch.randn((), generator=torch.Generator())
+
+
+def stopping_at(n_steps: int):
+    """Loss of training that is asked to end after so many steps."""
+    taken = []
+
+    def of(network: nn.Module, generator: torch.Generator) -> Tensor:
+        taken.append(1)
+        if len(taken) == n_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(network, generator)
+
+    return of
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Checkpoint:
+    return Checkpoint(tmp_path / "point", identity(seed=3), seconds=1e9)
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [30], [59], [3, 11, 20]])
+@pytest.mark.parametrize("judged", [None, validation])
+def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, judged):
+    whole, parts = network(), network()
+    expected = train(whole, loss, LOOP, validation=judged)
+    for n_steps in stops:
+        parts = network()
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            train(parts, stopping_at(n_steps), LOOP, validation=judged, checkpoint=checkpoint)
+    parts = network()
+    found = train(parts, loss, LOOP, validation=judged, checkpoint=checkpoint)
+    assert found.equals(expected)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name])
+
+
+def test_finished_training_is_not_done_again(checkpoint):
+    whole, again = network(), network()
+    train(whole, loss, LOOP, validation=validation, checkpoint=checkpoint)
+
+    def never(network: nn.Module, generator: torch.Generator) -> Tensor:
+        raise AssertionError
+
+    train(again, never, LOOP, validation=validation, checkpoint=checkpoint)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_other_training_starts_anew(checkpoint, caplog):
+    with pytest.raises(Interrupted):
+        train(network(), stopping_at(9), LOOP, checkpoint=checkpoint)
+    assert replace(checkpoint, identity=identity(seed=4)).read() is None
+    assert "starts anew" in caplog.text
+    assert checkpoint.read().step == 9
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: b"", lambda content: b"x" * 99])
+def test_damaged_checkpoint_is_told_and_not_used(checkpoint, damage, caplog):
+    checkpoint.write(Progress(step=5, tensors={"network": {"a": torch.ones(3)}}))
+    checkpoint.path.write_bytes(damage(checkpoint.path.read_bytes()))
+    assert checkpoint.read() is None
+    assert "damaged" in caplog.text
+
+
+def test_checkpoint_comes_back(checkpoint):
+    progress = Progress(
+        3, {"network": {"a/b": torch.rand(2, 2)}, "best": {"c": torch.rand(1)}}, 0.1, 1 / 3, [{"x": 0.1}]
+    )
+    checkpoint.write(progress)
+    found = checkpoint.read()
+    assert (found.step, found.best, found.seen, found.history) == (3, 0.1, 1 / 3, [{"x": 0.1}])
+    assert torch.equal(found.tensors["network"]["a/b"], progress.tensors["network"]["a/b"])
+    assert [path.name for path in checkpoint.path.parent.iterdir()] == ["point"]
+
+
+def test_checkpoint_beside_an_output_goes_when_that_is_written(tmp_path):
+    with checkpoint_beside(tmp_path / "model", seconds=1, seed=0) as checkpoint:
+        checkpoint.write(Progress())
+        assert checkpoint.path.parent == tmp_path
+    assert not list(tmp_path.iterdir())
+    stopped = checkpoint_beside(tmp_path / "model", seconds=1, seed=0)
+    stopped.__enter__().write(Progress())
+    assert not stopped.__exit__(Interrupted, Interrupted(), None)
+    assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint"]
+
+
+# ---- by command, with processes that are killed
+
+
+@pytest.fixture(scope="module")
+def folder(example_cells, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=200)
+    prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
+    run(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8").wait()
+    run(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0").wait()
+    run(folder, TRAIN.replace("hierarchy.json", "hierarchy.json model")).wait()
+    return folder
+
+
+TRAIN = "train autoencoder hierarchy.json --n-steps 700 --width 32 --checkpoint-every 0.2"
+
+
+def run(folder: Path, command: str) -> subprocess.Popen:
+    """Start a command."""
+    program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
+    return subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
+
+
+def killed(folder: Path, command: str, number: signal.Signals, checkpoint: Path) -> subprocess.Popen:
+    """Kill a command after its first checkpoint of this time."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+    process = run(folder, command)
+    while process.poll() is None and (not checkpoint.is_file() or checkpoint.stat().st_mtime_ns == before):
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait()
+    return process
+
+
+def tensors(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_command_goes_on_and_ends_the_same(folder, number):
+    name = number.name.lower()
+    checkpoint = folder / f".{name}.checkpoint"
+    command = TRAIN.replace("hierarchy.json", f"hierarchy.json {name}")
+    for _ in range(2):
+        process = killed(folder, command, number, checkpoint)
+        told = process.stderr.read()
+        assert process.returncode == (143 if number is signal.SIGTERM else -signal.SIGKILL), told
+        assert not (folder / name).exists()
+        assert checkpoint.is_file()
+        assert number is signal.SIGKILL or "the same command goes on from there" in told
+    last = run(folder, command)
+    assert "goes on from step" in last.communicate()[1]
+    assert last.returncode == 0
+    assert tensors(folder / name) == tensors(folder / "model")
+    assert not checkpoint.exists()
+    assert load_file(folder / name / "denoiser.safetensors")
