@@ -73,15 +73,15 @@ def overview(runs: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=COLUMNS)
 
 
-def beside_joint(runs: pd.DataFrame) -> str:
+def beside_joint(scores: pd.DataFrame) -> str:
     """Tell how an extension's energy distances differ from joint training's, type by type."""
-    extension = runs[runs["set"] == EXTENSION]
-    difference = extension["energy"] - extension["energy joint"]
-    ratio = extension["energy"].mean() / extension["energy joint"].mean()
+    energy = scores.pivot(index=["seed", "cell_type"], columns="set", values="energy")
+    difference = energy[EXTENSION] - energy[JOINT]
     return (
         f"Energy of extensions less that of joint training: {difference.mean():.2f} ± {difference.sem():.2f} (mean and "
-        f"its standard error over types), median {difference.median():.2f}; ratio of the means {ratio:.2f}; no more "
-        f"than joint training's at {(difference <= 0).sum()} of {len(difference)}."
+        f"its standard error over types), median {difference.median():.2f}; ratio of the means "
+        f"{energy[EXTENSION].mean() / energy[JOINT].mean():.2f}; no more than joint training's at "
+        f"{(difference <= 0).sum()} of {len(difference)}."
     )
 
 
@@ -92,10 +92,13 @@ def by_type(scores: pd.DataFrame, score: str) -> pd.DataFrame:
     return table.sort_index(level="n_test", ascending=False, sort_remaining=False)
 
 
-def over_types(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average over types, then tell the seeds; sets x scores."""
-    means = scores.groupby(["set", "seed"])[["energy", "forest_auc"]].mean().groupby("set").agg(over_seeds)
-    return means.loc[[name for name in SETS if name in means.index]]
+def over_types(scores: pd.DataFrame, added: pd.Series) -> pd.DataFrame:
+    """Average over the types that were added, and over those before any, then tell the seeds; sets x scores."""
+    group = scores["cell_type"].isin(added).map({True: "added types: ", False: "first types: "})
+    means = scores.groupby(["set", "seed", group])[["energy", "forest_auc"]].mean().unstack("cell_type")
+    means.columns = [group + score for score, group in means.columns]
+    table = means.groupby("set").agg(over_seeds)
+    return table.loc[[name for name in SETS if name in table.index], sorted(table.columns)]
 
 
 def section(data: str, table: pd.DataFrame) -> list[str]:
@@ -107,14 +110,15 @@ def section(data: str, table: pd.DataFrame) -> list[str]:
     return [
         f"## {data}: each type left out in turn",
         markdown(overview(runs)),
-        beside_joint(runs),
+        beside_joint(one),
         "Energy distance:",
         markdown(by_type(one, "energy")),
         "Forest AUC:",
         markdown(by_type(one, "forest_auc")),
         f"## {data}: one after the other",
-        f"After {last['step'].max():.0f} additions to a model of the largest types, means over all types:",
-        markdown(over_types(last)),
+        f"After {last['step'].max():.0f} additions to a model of the largest types, means over types:",
+        markdown(over_types(last, in_turn["added"])),
+        beside_joint(last[last["cell_type"].isin(in_turn["added"])]),
         "Energy distance:",
         markdown(by_type(last, "energy")),
     ]
