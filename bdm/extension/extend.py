@@ -152,9 +152,9 @@ def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
 
 
 def held_out(cells: ad.AnnData) -> ad.AnnData:
-    """Take the cells to choose training steps by, or all to learn from where there are none."""
-    chosen = cells[cells.obs["split"] == "validation"]
-    return chosen if chosen.n_obs else cells[cells.obs["split"] == "train"]
+    """Take the cells that are not trained on, or all where there are none."""
+    chosen = cells[cells.obs["split"] != "train"]
+    return chosen if chosen.n_obs else cells
 
 
 def composition_of(cells: ad.AnnData) -> pd.Series:

@@ -8,6 +8,7 @@ from bdm.model.model import BranchedModel
 from bdm.model.own_genes import own_genes
 
 N_GENES, LEAST = 50, 0.1  # genes of a type that are listed, and their least change, log2
+FEWEST = 5  # held-out cells to tell a gain from chance by
 
 
 def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> None:
@@ -53,6 +54,7 @@ def row(found: Extended, model: BranchedModel) -> dict[str, float | str | int | 
         "log_likelihood_after": float(found.after.mean()),
         "gain": float(gain.mean()),
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
+        "n_held_out": len(gain),
         "n_counts": found.n_counts,
         "own_genes": ", ".join(own_genes(found.model, cell_type).index[:5]),
     }
@@ -115,8 +117,10 @@ def summary(found: Extended, model: BranchedModel) -> str:
 
 def verdict(told: dict[str, float | str | int | None]) -> str:
     """Tell in words what a decoder of its own is worth to a type, from its :func:`row`."""
-    gain, error = told["gain"], told["gain_error"]
-    if not gain > 2 * error:
+    gain, error, n_cells = told["gain"], told["gain_error"], told["n_held_out"]
+    if n_cells < FEWEST:
+        return f"Whether the model expressed it before cannot be told from {n_cells} held-out cells."
+    if gain <= 2 * error:
         return "The model expressed it before as well as with a decoder of its own."
     return (
         f"It lay outside what the model expressed: its own decoder raises the log likelihood of a held-out cell by "

@@ -12,7 +12,8 @@ from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
 from bdm.plotting.looks import ADDED, MODEL
 
-N_PANELS, N_COLUMNS, N_GENES, N_NAMED = 12, 4, 12, 30
+N_PANELS, N_COLUMNS, N_GENES = 12, 4, 12
+HEIGHT, WIDTH = 11, 150  # of a name, in pixels
 BEFORE = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": ADDED, "markersize": 7}
 AFTER = {"marker": "o", "linestyle": "", "color": ADDED, "markersize": 7}
 KNOWN = {"marker": "D", "linestyle": "", "color": "0.55", "markersize": 5}
@@ -47,20 +48,30 @@ def likelihood_figure(table: pd.DataFrame) -> Figure:
         axis.annotate("", (x, place["per_1000_counts"]), (x, y), arrowprops={"arrowstyle": "->", "color": ADDED})
     axis.plot(before["n_counts"], before["per_1000_counts"], **BEFORE, label="learnt now, by the shared decoder")
     axis.plot(after["n_counts"], after["per_1000_counts"], **AFTER, label="learnt now, by its own decoder")
-    named = pd.concat([known.drop(after.index, errors="ignore"), after] if len(known) <= N_NAMED else [after])
-    for cell_type, place in named.iterrows():
-        where = (place["n_counts"], place["per_1000_counts"])
-        axis.annotate(cell_type, where, (7, 0), textcoords="offset points", fontsize=8, va="center")
     axis.set_xscale("log")
+    axis.margins(x=0.12)
+    places = pd.concat([after, known.drop(after.index, errors="ignore")])[["n_counts", "per_1000_counts"]]
+    for cell_type in with_room(axis, places):
+        axis.annotate(cell_type, places.loc[cell_type], (7, 0), textcoords="offset points", fontsize=8, va="center")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
     axis.tick_params(which="both", labelsize=8)
     axis.set_xlabel("mean counts of a held-out cell")
     axis.set_ylabel("log likelihood, nats per 1,000 counts")
     axis.spines[["right", "top"]].set_visible(False)
-    axis.margins(x=0.12)
     figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+def with_room(axis: Axes, places: pd.DataFrame) -> list[str]:
+    """Choose the points that have room for a name at their right, the first ones first."""
+    pixels = dict(zip(places.index, axis.transData.transform(places.to_numpy()), strict=True))
+    chosen: list[str] = []
+    for name, (x, y) in pixels.items():
+        others = [pixels[other] for other in chosen]
+        if all(abs(y - other_y) > HEIGHT or abs(x - other_x) > WIDTH for other_x, other_y in others):
+            chosen.append(name)
+    return chosen
 
 
 def own_genes_figure(genes: pd.DataFrame) -> Figure:
@@ -87,8 +98,14 @@ def draw_own_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
     rows = range(len(genes))
     shared, own = genes["shared"], genes["own"]
     axis.hlines(rows, shared, own, color="0.7", linewidth=1, zorder=1)
-    axis.plot(shared, rows, **{**MODEL, "color": "0.45", "markerfacecolor": "white"}, label="by the shared decoder")
-    axis.plot(own, rows, **AFTER, label="by its own decoder")
+    axis.plot(
+        shared,
+        rows,
+        **{**MODEL, "color": "0.45", "markerfacecolor": "white"},
+        label="by the shared decoder",
+        clip_on=False,
+    )
+    axis.plot(own, rows, **AFTER, label="by its own decoder", clip_on=False)
     axis.set_yticks(rows, genes["gene"], fontsize=8)
     axis.set_ylim(len(genes) - 0.4, -0.6)
     axis.set_xscale("asinh", linear_width=1)
