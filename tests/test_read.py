@@ -212,3 +212,20 @@ def test_refuses_10x_folder_with_a_file_missing(tmp_path):
     (tmp_path / "folder" / "barcodes.tsv.gz").unlink()
     with pytest.raises(InputError, match=r"barcodes\.tsv\.gz"):
         read_cells(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("types", [(np.int64, np.int32), (np.int32, np.int64)])
+def test_indices_of_different_types_become_one(tmp_path, cells, types):
+    cells.X = sparse.csr_matrix(cells.X)
+    cells.layers["counts"] = cells.X.copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with h5py.File(tmp_path / "cells.h5ad", "r+") as file:
+        for matrix in (file["X"], file["layers/counts"]):
+            for name, kind in zip(("indptr", "indices"), types, strict=True):
+                values = matrix[name][:]
+                del matrix[name]
+                matrix[name] = values.astype(kind)
+    found = read_cells(tmp_path / "cells.h5ad")
+    for matrix in (found.X, found.layers["counts"]):
+        assert matrix.indptr.dtype == matrix.indices.dtype == np.int32
+        assert (sparse.coo_matrix(matrix) != cells.X).nnz == 0

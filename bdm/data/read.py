@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData, io
+from scipy import sparse
 
 from bdm.errors import InputError
 
@@ -42,7 +43,16 @@ def read_cells(path: Path, *, labels: Path | None = None) -> AnnData:
         raise InputError(
             f"{path} cannot be read ({reason or type(error).__name__}); is it damaged, or misnamed?"
         ) from error
+    for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
+        with_one_index_type(matrix)
     return adata if labels is None else add_labels(adata, labels)
+
+
+def with_one_index_type(matrix: object) -> None:
+    """Bring the two indices of a sparse matrix, in place, to one type, without which scipy fails on it."""
+    if isinstance(matrix, sparse.csr_matrix | sparse.csc_matrix) and matrix.indptr.dtype != matrix.indices.dtype:
+        one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+        matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
 
 
 def reader_of(path: Path) -> Callable[[Path], AnnData]:
