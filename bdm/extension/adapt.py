@@ -59,16 +59,23 @@ def of_type(network: CountAutoencoder, code: int | slice) -> CountAutoencoder:
 
 
 def adapted(
-    network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAutoencoder, settings: AdapterSettings, *, seed: int
+    network: CountAutoencoder,
+    cells: ad.AnnData,
+    autoencoder: GeneAutoencoder,
+    settings: AdapterSettings,
+    *,
+    least_gain: float,
+    seed: int,
 ) -> CountAutoencoder:
     """Adapt a first guess to the cells of its type; it stays in the latent space of all.
-
-    The first guess is given back where held-out cells are no more likely by what it was adapted to.
 
     Parameters
     ----------
     cells
         Prepared cells of the type, with ``obs['split']``.
+    least_gain
+        Mean gain in the log likelihood of held-out cells, in standard errors, for less than which the first guess is
+        given back.
     """
     split = cells.obs["split"].to_numpy()
     training, held_out = cells[split == "train"], cells[split == "validation"]
@@ -93,8 +100,10 @@ def adapted(
         device="cpu", averaging=0.95,
     )  # fmt: skip
     train(network, loss, loop, validation=validation if held_out.n_obs else None)
-    if held_out.n_obs and validation(first) < validation(network):
-        network = of_type(first, 0)
+    if held_out.n_obs:
+        before, after = (likelihood(of, held_out, autoencoder, seed=seed) for of in (first, network))
+        if gain_in_errors(before, after) < least_gain:
+            network = of_type(first, 0)
     return network.eval().requires_grad_(False)
 
 
@@ -102,6 +111,12 @@ def likelihood(network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAu
     """Bound on the log likelihood of each cell of the type, by an autoencoder of that type alone."""
     types = torch.zeros(cells.n_obs, dtype=torch.long)
     return bounds(network, cells, types, batch_codes(cells, autoencoder.batches), seed=seed)
+
+
+def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean gain in cells' log likelihoods, in its standard errors."""
+    gain = after - before
+    return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ from bdm.model.extension import Extension
 from bdm.model.model import BranchedModel, extended, with_branch
 from bdm.seeds import numpy_generator
 
+LEAST_GAIN = -1  # of a new type's own decoder, in standard errors: the first guess knows no more than its mean
+
 
 @dataclass(frozen=True)
 class ExtendSettings:
@@ -83,7 +85,8 @@ def extend(
     known = cell_type in model.cell_types
     learnt = with_replayed(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
     first = first_guess(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
-    own = adapted(first, learnt, autoencoder, settings.adapter, seed=seed)
+    least_gain = 0 if known else LEAST_GAIN
+    own = adapted(first, learnt, autoencoder, settings.adapter, least_gain=least_gain, seed=seed)
     latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
