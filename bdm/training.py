@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -66,6 +67,7 @@ def fabric(device: str) -> Fabric:
             accelerator=accelerator,
             devices=1,
             precision="bf16-mixed" if accelerator == "cuda" else "32-true",
+            plugins=[LightningEnvironment()],  # one process, also where there is Slurm
         )
 
 
