@@ -1,0 +1,203 @@
+"""The workflow on a real Slurm of one node, where a job runs out of memory and training is cancelled."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from slurm.cluster import Cluster, Job, is_running, missing, running, wait_until
+
+from bdm.files import sha256
+
+ROOT = Path(__file__).parents[1]
+PROFILE = ROOT / "profiles/slurm"
+RULES = [
+    "example",
+    "prepare",
+    "autoencoder",
+    "hierarchy",
+    "hierarchy_flat",
+    "train",
+    "train_flat",
+    "generate",
+    "generate_flat",
+    "transmute",
+    "evaluate",
+    "evaluate_transmuted",
+    "interpret",
+]
+SETTINGS = {
+    "autoencoder": {"n_steps": 50},
+    "hierarchy": {"n_bootstrap": 5},
+    "train": {"n_steps": 500},
+    "evaluate": {"n_repeats": 1},
+}
+# bdm generate needs more than 400 MB, and less than four times as much.
+LITTLE_MEMORY = "  generate:\n    mem_mb: 400 * attempt ** 2\n"
+# Ask early, and without the accounts of jobs that this cluster does not keep.
+ASK = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "5"]
+
+
+def snakemake(*arguments: str | Path, cwd: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
+    """Start the workflow in another folder."""
+    environment = dict(environment or os.environ)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", *arguments]
+    with (cwd / "snakemake.log").open("w") as log:
+        return subprocess.Popen([*map(str, command)], cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def write_config(folder: Path, **sections: dict) -> None:
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | sections
+    (folder / "config").mkdir()
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def edited_profile(folder: Path, edits: dict[str, str]) -> Path:
+    """Copy the profile with other text in some places."""
+    text = (PROFILE / "config.yaml").read_text()
+    for old, new in edits.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    return folder
+
+
+def resources(folder: Path, profile: Path) -> dict[str, dict[str, str]]:
+    """Read what each rule would ask for, from a dry run."""
+    assert snakemake("--profile", profile, "--dry-run", cwd=folder).wait() == 0, (folder / "snakemake.log").read_text()
+    found, rule = {}, ""
+    for line in (folder / "snakemake.log").read_text().splitlines():
+        if line.startswith("rule "):
+            rule = line.removeprefix("rule ").removesuffix(":")
+        if line.startswith("    resources: "):
+            found[rule] = dict(part.split("=", 1) for part in line.removeprefix("    resources: ").split(", "))
+    return found
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_memory_and_time_grow_with_the_input(tmp_path, is_folder):
+    cells = tmp_path / "cells"
+    (cells / "part" if is_folder else tmp_path).mkdir(parents=True, exist_ok=True)
+    with (cells / "part/data" if is_folder else cells).open("wb") as file:
+        file.truncate(500 * 10**6)
+    write_config(tmp_path, datasets={"mine": {"path": "cells", "label_key": "cell_type"}})
+    asked = resources(tmp_path, PROFILE)
+    assert int(asked["prepare"]["mem_mb"]) == pytest.approx(9000, rel=0.05)
+    assert int(asked["prepare"]["runtime"]) == pytest.approx(170, rel=0.05)
+    assert asked["train"]["mem_mb"] == "<TBD>"  # until its input is there
+    assert not {"slurm_account", "slurm_partition", "gpu"} & asked["prepare"].keys()
+
+
+def test_short_section_names_account_and_partitions(tmp_path):
+    write_config(tmp_path)
+    names = {"account": "lab", "partition": "short", "gpu_partition": "fast"}
+    edits = {f"\n  {name}: null": f"\n  {name}: {value}" for name, value in names.items()}
+    asked = resources(tmp_path, edited_profile(tmp_path / "profile", edits))
+    assert {of["slurm_account"] for of in asked.values()} == {"lab"}
+    on_gpu = {rule for rule, of in asked.items() if of.get("gpu") == "1"}
+    assert on_gpu == {"autoencoder", "train", "train_flat"}
+    assert all(of["slurm_partition"] == ("fast" if rule in on_gpu else "short") for rule, of in asked.items())
+
+
+# ---- on a cluster
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A workflow that has run on a cluster."""
+
+    folder: Path
+    jobs: dict[str, list[Job]]  # by rule, oldest first
+    daemons: list[int]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Finished:
+    """Workflow on the example with few steps and one GPU; one job has little memory, and training is cancelled once."""
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    write_config(folder, **SETTINGS)
+    edits = {"gpu_partition: null": "gpu_partition: gpu", "\nset-resources:\n": f"\nset-resources:\n{LITTLE_MEMORY}"}
+    profile = edited_profile(folder / "profile", edits)
+    with running(tmp_path_factory.mktemp("cluster")) as cluster:
+        process = snakemake("--profile", profile, *ASK, cwd=folder, environment=cluster.environment)
+        try:
+            cancel_training(cluster, process)
+            process.wait(timeout=900)
+        finally:
+            process.kill()
+        jobs, daemons = cluster.jobs(), cluster.daemons()
+    assert process.returncode == 0, (folder / "snakemake.log").read_text()
+    return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in RULES}, daemons)
+
+
+def cancel_training(cluster: Cluster, process: subprocess.Popen) -> None:
+    """Cancel the job that trains the branched model, once it is training."""
+    wait_until(lambda: is_training("results/pbmc68k/model") or process.poll() is not None, seconds=600)
+    cluster.ask("scancel", *(str(job.id) for job in cluster.jobs() if job.rule == "train"))
+
+
+def is_training(model: str) -> bool:
+    """Tell whether a process trains this model: from then on it has something to do when it is asked to end."""
+    return any(catches(status, signal.SIGTERM) for status in Path("/proc").glob("[0-9]*/status") if of(status, model))
+
+
+def of(status: Path, model: str) -> bool:
+    try:
+        return {b"train", model.encode()} <= {*(status.parent / "cmdline").read_bytes().split(b"\0")}
+    except OSError:
+        return False
+
+
+def catches(status: Path, number: signal.Signals) -> bool:
+    [mask] = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def states(jobs: list[Job]) -> list[str]:
+    return [job.state for job in jobs]
+
+
+def test_every_rule_ran_as_a_job(finished):
+    once = {rule: states(jobs) for rule, jobs in finished.jobs.items() if rule not in ("train", "generate")}
+    assert once == {rule: ["COMPLETED"] for rule in once}
+    assert (finished.folder / "results/pbmc68k/interpretation/interpretation.json").stat().st_size
+
+
+def test_job_that_runs_out_of_memory_has_more_the_second_time(finished):
+    first, second = finished.jobs["generate"]
+    assert first.state in ("OUT_OF_MEMORY", "CANCELLED", "FAILED")
+    assert (first.memory, second.memory, second.state) == ("400M", "1600M", "COMPLETED")
+
+
+def test_jobs_that_train_have_a_gpu(finished):
+    on_gpu = {rule for rule, jobs in finished.jobs.items() if all(job.partition == "gpu" for job in jobs)}
+    assert on_gpu == {"autoencoder", "train", "train_flat"}
+    assert all("gpu" in job.gres for rule in on_gpu for job in finished.jobs[rule])
+
+
+def test_cancelled_training_goes_on_and_ends_the_same(finished):
+    assert states(finished.jobs["train"]) == ["CANCELLED", "COMPLETED"]
+    results = finished.folder / "results/pbmc68k"
+    assert "goes on from step" in (results / "logs/train.log").read_text()
+    assert not (results / ".model.checkpoint").exists()
+    command = "train autoencoder hierarchy.json whole --n-steps 500"
+    program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
+    subprocess.run(program, cwd=results, check=True, capture_output=True)
+    assert tensors(results / "whole") == tensors(results / "model")
+
+
+def test_no_daemon_is_left(finished):
+    assert len(finished.daemons) == 3
+    assert not any(map(is_running, finished.daemons))
+
+
+def tensors(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
