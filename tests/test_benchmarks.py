@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -97,7 +98,7 @@ def planned(tmp_path_factory) -> str:
     cells.mkdir()
     for name, dataset in {**DATASETS, **MOVED, **ANNOTATED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "augment", "extend", "many", "threshold", "transmute", "tree"]
+    targets = ["all", "atlas", "augment", "extend", "many", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -119,7 +120,9 @@ def test_dry_run_plans_all_runs(planned):
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
     assert jobs["extend_in_turn"] == jobs["extend_beside"] == len(EXTENDED) * len(SEEDS)
-    assert jobs["many_cells"] == jobs["many_evaluate"] == jobs["many_interpret"] == len(MANY)
+    assert jobs["many_cells"] == jobs["many_interpret"] == len(MANY)
+    assert jobs["atlas_cells"] == len(CONFIG["atlas"]["n_cells"])
+    assert jobs["many_evaluate"] == jobs["many_cells"] + jobs["atlas_cells"]
     assert jobs["transmute_run"] == n_moved
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
@@ -153,6 +156,7 @@ def test_commands_take_what_rules_give(planned):
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "tree", "tree_table"),
         *("many_cells", "many_table"),
+        *("atlas", "atlas_table"),
         *("extend_one", "extend_in_turn", "extend_beside", "extend_table"),
     }
 
@@ -683,3 +687,27 @@ def test_table_of_many_types_tells_costs_trees_and_sizes(run_of_many, tmp_path):
     text = (tmp_path / "many.md").read_text()
     assert "| autoencoder | 11 |" in text
     assert "| energy, floor | 0.1 |" in text
+
+
+# ---- an atlas
+
+
+def test_atlas_is_simulated_on_disk(tmp_path):
+    run("scripts/atlas.py", tmp_path / "cells.h5ad", "--n-cells", 2500, "--n-types", 4, "--n-genes", 300)
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    assert cells.shape == (2500, 300)
+    assert cells.obs["cell_type"].value_counts().min() > 500
+    assert (cells.X.data == np.round(cells.X.data)).all()
+    assert np.median(cells.X.sum(axis=1).A1) == pytest.approx(150, rel=0.1)
+    run("scripts/atlas.py", tmp_path / "again.h5ad", "--n-cells", 2500, "--n-types", 4, "--n-genes", 300)
+    assert (anndata.read_h5ad(tmp_path / "again.h5ad").X != cells.X).nnz == 0
+
+
+def test_costs_are_told_by_number_of_cells(run_of_many, tmp_path):
+    for n_cells in (10, 1000):
+        shutil.copytree(run_of_many, tmp_path / f"atlas_{n_cells}")
+    written = [tmp_path / f"atlas.{ending}" for ending in ("csv", "md", "png")]
+    run("scripts/atlas_table.py", *written, tmp_path / "atlas_10", tmp_path / "atlas_1000")
+    assert pd.read_csv(written[0]).groupby("n_cells")["seconds"].sum().to_dict() == {10: 75, 1000: 75}
+    assert "| autoencoder | 11 | 11 |" in written[1].read_text()
+    assert written[2].stat().st_size > 10_000

@@ -1,4 +1,6 @@
 MANY = config["many"]["runs"]
+ATLASES = {f"atlas_{n_cells}": {"n_cells": n_cells} for n_cells in config["atlas"]["n_cells"]}
+RUNS = MANY | ATLASES
 
 
 rule many_cells:
@@ -46,7 +48,7 @@ rule many_autoencoder:
     benchmark:
         "results/many/{run}/times/autoencoder.tsv"
     params:
-        options=lambda wildcards: options("autoencoder", MANY[wildcards.run]),
+        options=lambda wildcards: options("autoencoder", RUNS[wildcards.run]),
         seed=SEEDS[0],
     shell:
         "bdm autoencoder {input.cells} {output.autoencoder} {params.options} --seed {params.seed} > {log} 2>&1"
@@ -86,7 +88,7 @@ rule many_train:
     benchmark:
         "results/many/{run}/times/train.tsv"
     params:
-        options=lambda wildcards: options("train", MANY[wildcards.run]),
+        options=lambda wildcards: options("train", RUNS[wildcards.run]),
         seed=SEEDS[0],
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"

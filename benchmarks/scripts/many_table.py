@@ -16,9 +16,9 @@ STEPS = ("prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate",
 SCORES = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")
 
 
-def costs(run: Path) -> pd.DataFrame:
+def costs(run: Path, steps: tuple[str, ...] = STEPS) -> pd.DataFrame:
     """Tell seconds, seconds of the processor and peak memory (MB) by step, as Snakemake has measured them."""
-    rows = {step: pd.read_csv(run / f"times/{step}.tsv", sep="\t").iloc[0] for step in STEPS}
+    rows = {step: pd.read_csv(run / f"times/{step}.tsv", sep="\t").iloc[0] for step in steps}
     table = pd.DataFrame(rows).T[["s", "cpu_time", "max_rss"]].astype(float)
     return table.set_axis(["seconds", "processor", "megabytes"], axis=1)
 

@@ -1,0 +1,60 @@
+"""Simulate an atlas on disk: many cells of many types with a planted hierarchy, of which few are ever in memory."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import typer
+from anndata.io import sparse_dataset, write_elem
+from scipy import sparse
+
+from bdm.files import written_whole
+from bdm.seeds import numpy_generator
+from bdm.simulation.programmes import ProgrammeSettings, plant
+from bdm.simulation.simulate import SimulationSettings, count_blocks, draw_population
+from bdm.simulation.tree import random_tree
+
+ENTRIES = 2**18  # in a piece of the file
+
+
+def main(
+    out: Path,
+    *,
+    n_cells: int = 1_000_000,
+    n_types: int = 100,
+    n_genes: int = 2000,
+    library_size: Annotated[float, typer.Option(help="Median; 150 counts are of some 5% of 2,000 genes.")] = 150,
+    seed: int = 0,
+) -> None:
+    """Write an AnnData file with counts in X and types in obs; cells of all types are mixed."""
+    settings = SimulationSettings(
+        n_types=n_types, n_genes=n_genes, balanced=True, library_size=library_size,
+        programmes=ProgrammeSettings(n_genes=8),
+    )  # fmt: skip
+    cell_types = tuple(f"type {i + 1:03}" for i in range(n_types))
+    tree = random_tree(cell_types, balanced=True, generator=numpy_generator(seed, "tree"))
+    programmes = plant(tree, settings.programmes, n_genes=n_genes, generator=numpy_generator(seed, "programmes"))
+    population = draw_population(cell_types, programmes, settings, seed=seed)
+    cell_type = numpy_generator(seed, "types").integers(n_types, size=n_cells)
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)}, index=[f"cell {i}" for i in range(n_cells)]
+    )
+    var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
+    with written_whole(out) as path:
+        ad.AnnData(obs=obs, var=var).write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            nothing = sparse.csr_matrix((0, n_genes), dtype=np.float32)
+            nothing.indptr = nothing.indptr.astype(np.int64)
+            write_elem(file, "X", nothing, dataset_kwargs={"chunks": (ENTRIES,), "compression": "lzf"})
+            counts = sparse_dataset(file["X"])
+            opened = list(file["X"].values())  # left open, or the last piece is compressed anew with each block
+            for block in count_blocks(population, cell_type, settings, seed=seed):
+                counts.append(block)
+            del opened
+
+
+if __name__ == "__main__":
+    typer.run(main)
