@@ -31,6 +31,7 @@ RULES = [
     "interpret",
 ]
 SETTINGS = {
+    "prepare": {"n_genes": 300},
     "autoencoder": {"n_steps": 50},
     "hierarchy": {"n_bootstrap": 5},
     "train": {"n_steps": 500},
@@ -180,7 +181,7 @@ def test_job_that_runs_out_of_memory_has_more_the_second_time(finished):
 def test_jobs_that_train_have_a_gpu(finished):
     on_gpu = {rule for rule, jobs in finished.jobs.items() if all(job.partition == "gpu" for job in jobs)}
     assert on_gpu == {"autoencoder", "train", "train_flat"}
-    assert all("gpu" in job.gres for rule in on_gpu for job in finished.jobs[rule])
+    assert {job.gpus for rule in on_gpu for job in finished.jobs[rule]} == {"gres/gpu:1"}
 
 
 def test_cancelled_training_goes_on_and_ends_the_same(finished):

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 
 PROGRAMS = ["munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel"]
+ASKED = ["JobID", "State", "Comment", "MinMemory", "Partition", "tres-per-job"]
 TEMPLATE = Template((Path(__file__).parent / "slurm.conf").read_text())
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian has the daemons
 
@@ -26,7 +27,7 @@ class Job:
     rule: str
     memory: str
     partition: str
-    gres: str
+    gpus: str
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Cluster:
 
     def jobs(self) -> list[Job]:
         """List all jobs, those that ended too, oldest first."""
-        rows = self.ask("squeue", "--states=all", "--noheader", "--sort=i", "--format=%i|%T|%k|%m|%P|%b").splitlines()
-        fields = [row.split("|") for row in rows]
+        columns = ",".join(f"{name}:200|" for name in ASKED)
+        table = self.ask("squeue", "--states=all", "--noheader", "--sort=i", f"--Format={columns}")
+        rows = [[field.strip() for field in row.split("|")][:-1] for row in table.splitlines()]
         return [
             Job(int(id), state, comment.removeprefix("rule_").partition("_wildcards_")[0], *others)
-            for id, state, comment, *others in fields
+            for id, state, comment, *others in rows
         ]
 
     def daemons(self) -> list[int]:
@@ -90,15 +92,8 @@ def configure(folder: Path) -> None:
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     controller_port, node_port = free_ports(2)
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    content = TEMPLATE.substitute(
-        host=host,
-        folder=folder,
-        controller_port=controller_port,
-        node_port=node_port,
-        cores=os.cpu_count(),
-        memory=int(0.9 * pages / 2**20),
-    )
+    ports = {"controller_port": controller_port, "node_port": node_port}
+    content = TEMPLATE.substitute(ports, host=host, folder=folder, cores=os.cpu_count())
     (folder / "slurm.conf").write_text(content)
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
     # Two GPUs that are scheduled as real ones, and are none.
