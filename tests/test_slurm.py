@@ -1,6 +1,7 @@
 """The workflow on a real Slurm of one node, where a job runs out of memory and training is cancelled."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def finished(tmp_path_factory) -> Finished:
     with running(tmp_path_factory.mktemp("cluster")) as cluster:
         process = snakemake("--profile", profile, *ASK, cwd=folder, environment=cluster.environment)
         try:
-            cancel_training(cluster, process)
+            cancel_training(cluster, process, folder)
             process.wait(timeout=900)
         finally:
             process.kill()
@@ -139,26 +140,30 @@ def finished(tmp_path_factory) -> Finished:
     return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in RULES}, daemons)
 
 
-def cancel_training(cluster: Cluster, process: subprocess.Popen) -> None:
+def cancel_training(cluster: Cluster, process: subprocess.Popen, folder: Path) -> None:
     """Cancel the job that trains the branched model, once it is training."""
-    wait_until(lambda: is_training("results/pbmc68k/model") or process.poll() is not None, seconds=600)
+    wait_until(lambda: is_training(folder) or process.poll() is not None, seconds=600)
     cluster.ask("scancel", *(str(job.id) for job in cluster.jobs() if job.rule == "train"))
 
 
-def is_training(model: str) -> bool:
-    """Tell whether a process trains this model: from then on it has something to do when it is asked to end."""
-    return any(catches(status, signal.SIGTERM) for status in Path("/proc").glob("[0-9]*/status") if of(status, model))
+def is_training(folder: Path) -> bool:
+    """Tell whether a process trains the branched model: from then on it has work to save when it is asked to end."""
+    return any(trains(process, folder) for process in Path("/proc").glob("[0-9]*"))
 
 
-def of(status: Path, model: str) -> bool:
+def trains(process: Path, folder: Path) -> bool:
+    """Tell whether a process is ``bdm train`` in that folder, and will not end at once by SIGTERM."""
     try:
-        return {b"train", model.encode()} <= {*(status.parent / "cmdline").read_bytes().split(b"\0")}
-    except OSError:
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+        here = (process / "cwd").resolve() == folder.resolve()
+        return here and {b"train", b"results/pbmc68k/model"} <= {*arguments} and catches(process, signal.SIGTERM)
+    except OSError:  # it has ended
         return False
 
 
-def catches(status: Path, number: signal.Signals) -> bool:
-    [mask] = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:")]
+def catches(process: Path, number: signal.Signals) -> bool:
+    """Tell whether a process has a handler for a signal."""
+    [mask] = re.findall(r"^SigCgt:\s*(\w+)$", (process / "status").read_text(), flags=re.MULTILINE)
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
