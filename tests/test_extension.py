@@ -248,7 +248,7 @@ def test_what_an_own_decoder_does_not_improve_stays(base, example_cells):
         base, new_cells(example_cells, base, update=("CD19+ B",), seed=0), QUICK, seed=0, provenance={}
     )
     assert (found.after == found.before).all()
-    assert verdict(row(found, base)).startswith("The model expressed it before")
+    assert verdict(row(found)).startswith("The model expressed it before")
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -11,26 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from slurm.cluster import Cluster, Job, is_running, missing, running, wait_until
+from test_workflow import RULES
 
 from bdm.files import sha256
 
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "profiles/slurm"
-RULES = [
-    "example",
-    "prepare",
-    "autoencoder",
-    "hierarchy",
-    "hierarchy_flat",
-    "train",
-    "train_flat",
-    "generate",
-    "generate_flat",
-    "transmute",
-    "evaluate",
-    "evaluate_transmuted",
-    "interpret",
-]
 SETTINGS = {
     "prepare": {"n_genes": 300},
     "autoencoder": {"n_steps": 50},

@@ -92,7 +92,7 @@ def extend(
             record = provenance(seed=seed, settings=asdict(settings), **facts)
             found = []
             for step in extend_all(loaded, new, settings, seed=seed, provenance=record):
-                logger.info(summary(step, loaded))
+                logger.info(summary(step))
                 found.append(step)
             extended = found[-1].model
         save_model(folder, extended)

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import anndata as ad
@@ -14,6 +15,7 @@ from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
 BLOCK = 512
+Block = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,19 @@ def set_expression(
     network: CountAutoencoder, cells: ad.AnnData, autoencoder: GeneAutoencoder, *, n_prior: float
 ) -> None:
     """Set the decoder's offset so that the type's mean expression is that of the cells."""
-    expected = torch.zeros(network.shape.n_genes)
-    seen = torch.zeros(network.shape.n_genes)
-    for counts, types, codes in blocks(cells, autoencoder):
+    counts = seen_and_expected(network, blocks(cells, autoencoder))
+    network.loadings.bias.add_(log_ratio(*counts, n_prior=n_prior))
+
+
+@torch.no_grad()
+def seen_and_expected(network: CountAutoencoder, blocks: Iterator[Block]) -> tuple[Tensor, Tensor]:
+    """Count each gene in cells, and tell how much the autoencoder expects of it in them."""
+    seen, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
+    for counts, types, codes in blocks:
         latent = network.encode(counts, types, codes, n_iterations=6).mean
         expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
         seen += counts.sum(dim=0)
-    network.loadings.bias.add_(log_ratio(seen, expected, n_prior=n_prior))
+    return seen, expected
 
 
 def log_ratio(seen: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
@@ -158,9 +166,9 @@ def distance(network: CountAutoencoder, start: dict[str, Tensor], *, loading_sca
     return sum(((value - start[name]) ** 2).sum() / scale**2 for name, (value, scale) in scales.items()) / 2
 
 
-def blocks(cells: ad.AnnData, autoencoder: GeneAutoencoder):
-    """Yield counts, type codes and batch codes of cells of one type, block by block."""
+def blocks(cells: ad.AnnData, autoencoder: GeneAutoencoder, *, code: int = 0) -> Iterator[Block]:
+    """Yield counts, type codes and batch codes of cells of one type, which has the index ``code`` in its network."""
     codes = batch_codes(cells, autoencoder.batches)
     for start in range(0, cells.n_obs, BLOCK):
         counts = tensor_of(cells.X[start : start + BLOCK].toarray())
-        yield counts, torch.zeros(len(counts), dtype=torch.long), codes[start : start + BLOCK]
+        yield counts, torch.full((len(counts),), code), codes[start : start + BLOCK]

@@ -5,14 +5,12 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.extension.adapt import log_ratio
-from bdm.tensors import tensor_of
+from bdm.extension.adapt import blocks, log_ratio, seen_and_expected
 
 logger = logging.getLogger(__name__)
 
 N_PRIOR = 5.0  # counts, in means over genes, that what known batches have in common weighs as much as
 N_ROUNDS = 5
-BLOCK = 512
 
 
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
@@ -40,23 +38,17 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
             )
         for _ in range(N_ROUNDS if of_batch.n_obs else 0):
             with_batch = autoencoder.with_batches({batch: offset})
-            offset = offset + log_ratio(*seen_and_expected(of_batch, with_batch), n_prior=N_PRIOR)
+            offset = offset + log_ratio(*of_all_types(of_batch, with_batch), n_prior=N_PRIOR)
         offsets[batch] = offset
     return offsets
 
 
-@torch.no_grad()
-def seen_and_expected(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
-    """Count each gene in cells of the last batch, and tell how much the autoencoder expects of it in them."""
+def of_all_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
+    """Count each gene in cells, and tell how much is expected of it in them, each type by its own network."""
     seen, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
     cell_type = cells.obs["cell_type"].astype(str)
     for name, rows in cell_type.groupby(cell_type).indices.items():
-        network, code = autoencoder.network_of(name), autoencoder.type_code(name)
-        for start in range(0, len(rows), BLOCK):
-            counts = tensor_of(cells.X[rows[start : start + BLOCK]].toarray())
-            types = torch.full((len(counts),), code)
-            codes = torch.full((len(counts),), len(autoencoder.batches) - 1)
-            latent = network.encode(counts, types, codes, n_iterations=6).mean
-            expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
-            seen += counts.sum(dim=0)
+        of_type = blocks(cells[rows], autoencoder, code=autoencoder.type_code(name))
+        counts = seen_and_expected(autoencoder.network_of(name), of_type)
+        seen, expected = seen + counts[0], expected + counts[1]
     return seen, expected

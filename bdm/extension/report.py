@@ -20,7 +20,7 @@ def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> N
         The model before.
     """
     tables = {
-        "extensions": pd.DataFrame([row(extended, model) for extended in found]),
+        "extensions": pd.DataFrame([row(extended) for extended in found]),
         "likelihood": likelihood_table(found, model),
         "own_genes": genes_table(found),
     }
@@ -28,7 +28,7 @@ def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> N
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
-def row(found: Extended, model: BranchedModel) -> dict[str, float | str | int | None]:
+def row(found: Extended) -> dict[str, float | str | int | None]:
     """Tell where a type came into the tree, and how well the model expresses it.
 
     Log likelihoods are bounds of them, means over held-out cells; ``gain`` is what the type's own decoder adds to them,
@@ -98,9 +98,9 @@ def genes_table(found: list[Extended]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def summary(found: Extended, model: BranchedModel) -> str:
+def summary(found: Extended) -> str:
     """Tell in words where a type came, and how far it lies outside what the model expressed before."""
-    told = row(found, model)
+    told = row(found)
     if told["was_known"]:
         where = (
             f"{told['cell_type']} was learnt anew with {told['n_cells']} more cells; its mean moved by "

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, TypeMoments, type_moments
 from bdm.latent.whitening import Whitening
 from bdm.minibatch import Minibatches
-from bdm.model.model import BranchedModel, with_branch
+from bdm.model.model import BranchedModel, more, with_branch
 from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
@@ -52,14 +51,13 @@ def trained_further(
     denoiser = with_leaf_branch(model.denoiser, moments, hierarchy)
     train_denoiser(denoiser, latent, model.whitening, hierarchy, n_steps=settings.branch.n_steps, seed=seed)
     library_sizes = torch.cat([model.library_sizes, latent.mean[:, -1]])
-    composition = pd.DataFrame([composition_of(new)], index=[cell_type])
     return replace(
         model,
         autoencoder=autoencoder,
         moments=moments,
         hierarchy=hierarchy,
         denoiser=denoiser.eval().requires_grad_(False),
-        composition=pd.concat([model.composition, composition]).fillna(0).astype(int),
+        composition=more(model.composition, cell_type, composition_of(new)),
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
     )
 
