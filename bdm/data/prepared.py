@@ -2,20 +2,27 @@ from pathlib import Path
 
 from anndata import AnnData
 
+from bdm.data.blocks import by_rows
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 
 
-def read_prepared(path: Path) -> AnnData:
+def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
     """Read prepared cells.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts in the file, as :func:`bdm.data.read.read_cells` does.
 
     Raises
     ------
     InputError
         If the file cannot be read, or was not made by ``bdm prepare``.
     """
-    adata = read_cells(path)
+    adata = read_cells(path, on_disk=on_disk)
     lacking = [column for column in ("cell_type", "split") if column not in adata.obs]
     if lacking or "bdm" not in adata.uns:
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
+    adata.X = by_rows(adata.X)
     return adata

@@ -3,17 +3,20 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import scanpy as sc
+import zarr
 from anndata import AnnData, io
 from scipy import sparse
 
+from bdm.data.blocks import Matrix, readable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def read_cells(path: Path, *, labels: Path | None = None) -> AnnData:
+def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
     """Read cells from a file or folder in one of the common single-cell formats.
 
     Parameters
@@ -24,6 +27,10 @@ def read_cells(path: Path, *, labels: Path | None = None) -> AnnData:
         are in ``var['gene_ids']``.
     labels
         Table that :func:`add_labels` joins to the cells.
+    on_disk
+        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.blocks.blocks_of` and
+        :func:`bdm.data.blocks.rows_of`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
+        that are not of AnnData, or of one before 0.7, are read whole.
 
     Raises
     ------
@@ -34,15 +41,9 @@ def read_cells(path: Path, *, labels: Path | None = None) -> AnnData:
     if not path.exists():
         raise InputError(f"No such file or folder: {path}.")
     read = reader_of(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            adata = read(path)
-    # The readers tell of damage by whatever their libraries happen to raise.
-    except Exception as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(
-            f"{path} cannot be read ({reason or type(error).__name__}); is it damaged, or misnamed?"
-        ) from error
+    with readable(path), warnings.catch_warnings(action="ignore"):
+        adata = opened(path) if on_disk else None
+        adata = read(path) if adata is None else adata
     for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
         with_one_index_type(matrix)
     return adata if labels is None else add_labels(adata, labels)
@@ -53,6 +54,33 @@ def with_one_index_type(matrix: object) -> None:
     if isinstance(matrix, sparse.csr_matrix | sparse.csc_matrix) and matrix.indptr.dtype != matrix.indices.dtype:
         one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
         matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
+
+
+def opened(path: Path) -> AnnData | None:
+    """Open an AnnData file, ``.h5ad`` or ``.zarr``, and leave its matrices in it; None of any other or an old one."""
+    openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
+    suffix = path.suffix.lower()
+    file = openers[suffix](path, mode="r") if suffix in openers else {}
+    if not all(name in file and file[name].attrs.get("encoding-type") == "dataframe" for name in ("obs", "var")):
+        return None
+    layers = {name: matrix_at(file["layers"][name]) for name in file.get("layers", ())}
+    raw = {"X": matrix_at(file["raw/X"]), "var": io.read_elem(file["raw/var"])} if "raw/X" in file else None
+    return AnnData(
+        matrix_at(file["X"]) if "X" in file else None,
+        obs=io.read_elem(file["obs"]),
+        var=io.read_elem(file["var"]),
+        uns={"bdm": io.read_elem(file["uns/bdm"])} if "uns/bdm" in file else {},
+        layers=layers,
+        raw=raw,
+    )
+
+
+def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) -> Matrix:
+    """Give what is stored, without reading it where it can be read piece by piece."""
+    kind = stored.attrs.get("encoding-type")
+    if kind in ("csr_matrix", "csc_matrix"):
+        return io.sparse_dataset(stored)
+    return stored if kind == "array" else io.read_elem(stored)
 
 
 def reader_of(path: Path) -> Callable[[Path], AnnData]:

@@ -1,0 +1,140 @@
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import zarr
+from anndata.abc import CSCDataset, CSRDataset
+from scipy import sparse
+
+from bdm.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+ON_DISK = (CSRDataset, h5py.Dataset, zarr.Array)
+Matrix = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset | zarr.Array
+
+BLOCK = 2**22  # entries in memory at a time
+GAP = 2**14  # entries that are rather read along than left out by reading anew behind them
+
+
+def by_rows(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
+    """Bring a matrix that is stored by columns, of which rows cannot be read, into memory and order."""
+    if isinstance(matrix, CSCDataset):
+        with readable(file_of(matrix)):
+            size = sum(matrix.group[name].size * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
+            logger.warning("%s is stored by genes, and so is read whole: %d MB.", file_of(matrix), size // 10**6)
+            return matrix.to_memory().tocsr()
+    return matrix.tocsr() if sparse.issparse(matrix) else matrix
+
+
+def blocks_of(matrix: Matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Read a matrix, in memory or on disk, some rows at a time: which, and what is in them."""
+    before = entries_before(matrix)
+    read = reader(matrix, before)
+    for run in runs(np.arange(matrix.shape[0]), before):
+        rows = slice(run[0], run[-1] + 1)
+        yield rows, read(rows)
+
+
+def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
+    """Take rows of a matrix, in memory or on disk.
+
+    On disk, rows that are near each other are read together, so that many cost no more than all of the file, read once.
+
+    Parameters
+    ----------
+    rows
+        Indices in any order, maybe repeated; a mask or a slice.
+    """
+    if not isinstance(matrix, ON_DISK):
+        return sparse.csr_matrix(matrix[rows])
+    wanted, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
+    before = entries_before(matrix)
+    read = reader(matrix, before)
+    found = [read(slice(0, 0))]
+    for run in runs(wanted, before):
+        found.append(read(slice(run[0], run[-1] + 1))[run - run[0]])
+    in_order = sparse.vstack(found, format="csr")
+    return in_order if np.array_equal(place, np.arange(len(wanted))) else in_order[place]
+
+
+def runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
+    """Divide rows in order into such as are read together: near each other, and not too many entries."""
+    if len(rows):
+        is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
+        is_full = np.diff(before[rows] // BLOCK) > 0
+        yield from np.split(rows, np.flatnonzero(is_far | is_full) + 1)
+
+
+def entries_before(matrix: Matrix) -> np.ndarray:
+    """Count the entries stored before each row, and all."""
+    if isinstance(matrix, CSRDataset):
+        with readable(file_of(matrix)):
+            return matrix.group["indptr"][:].astype(np.int64)
+    if sparse.issparse(matrix):
+        return matrix.indptr.astype(np.int64)
+    return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
+
+
+def reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
+    """Give a function that brings some rows into memory; ``before`` are the entries before each row."""
+    source = StoredRows.of(matrix, before) if isinstance(matrix, CSRDataset) else matrix
+
+    def read(rows: slice) -> sparse.csr_matrix:
+        with readable(file_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext():
+            return sparse.csr_matrix(source[rows])
+
+    return read
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of a sparse matrix on disk, read without the cost of anndata's way, which grows with the rows of the file.
+
+    Attributes
+    ----------
+    data, indices
+        Kept open, or each access would look for them anew.
+    before
+        Entries before each row.
+    """
+
+    data: h5py.Dataset | zarr.Array
+    indices: h5py.Dataset | zarr.Array
+    before: np.ndarray
+    n_columns: int
+
+    @classmethod
+    def of(cls, matrix: CSRDataset, before: np.ndarray) -> "StoredRows":
+        """Open the parts of ``matrix``."""
+        return cls(matrix.group["data"], matrix.group["indices"], before, matrix.shape[1])
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        entries = slice(self.before[rows.start], self.before[rows.stop])
+        indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
+        shape = (rows.stop - rows.start, self.n_columns)
+        return sparse.csr_matrix((self.data[entries], self.indices[entries], indptr), shape=shape)
+
+
+def file_of(matrix: Matrix) -> Path:
+    """Tell the file, or the folder, of a matrix on disk."""
+    stored = matrix.group if isinstance(matrix, CSRDataset | CSCDataset) else matrix
+    return Path(stored.store.root if hasattr(stored, "store") else stored.file.filename)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn whatever the libraries of file formats happen to raise on damage to ``path`` into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"{path} cannot be read ({reason or type(error).__name__}); is it damaged, or misnamed?"
+        ) from error

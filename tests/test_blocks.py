@@ -1,0 +1,108 @@
+import logging
+
+import anndata
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.data import blocks
+from bdm.data.blocks import blocks_of, by_rows, rows_of
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepared import read_prepared
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+
+MATRIX = sparse.random(97, 31, density=0.2, format="csr", random_state=0, dtype=np.float32)
+MATRIX[40:60] = 0
+MATRIX.eliminate_zeros()
+
+SOURCES = {
+    "memory": lambda cells, folder: cells,
+    "dense in memory": lambda cells, folder: AnnData(cells.X.toarray()),
+    "sparse": lambda cells, folder: on_disk(cells, folder / "cells.h5ad"),
+    "dense": lambda cells, folder: on_disk(AnnData(cells.X.toarray()), folder / "cells.h5ad"),
+    "zarr": lambda cells, folder: on_disk(cells, folder / "cells.zarr"),
+    "dense zarr": lambda cells, folder: on_disk(AnnData(cells.X.toarray()), folder / "cells.zarr"),
+    "by genes": lambda cells, folder: on_disk(AnnData(cells.X.tocsc()), folder / "cells.h5ad"),
+}
+
+
+def on_disk(cells, path) -> AnnData:
+    (cells.write_zarr if path.suffix == ".zarr" else cells.write_h5ad)(path)
+    return read_cells(path, on_disk=True)
+
+
+def assert_same(found, expected):
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part), strict=True)
+    assert found.shape == expected.shape
+
+
+@pytest.fixture(params=SOURCES)
+def matrix(request, tmp_path):
+    return by_rows(SOURCES[request.param](AnnData(MATRIX.copy()), tmp_path).X)
+
+
+@pytest.fixture(params=[(1, 0), (50, 7), (2**22, 2**14)], autouse=True)
+def sizes(request, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", request.param[0])
+    monkeypatch.setattr(blocks, "GAP", request.param[1])
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.arange(97),
+        np.array([96, 3, 3, 50, 4, 0, 96]),
+        np.array([2, 3, 41, 42, 90]),
+        np.array([], dtype=int),
+        np.array([-1, 5]),
+        np.arange(97) % 3 == 0,
+        slice(5, 80, 4),
+    ],
+)
+def test_rows_are_those_in_memory(matrix, rows):
+    assert_same(rows_of(matrix, rows), MATRIX[rows])
+
+
+def test_blocks_are_all_rows_in_order(matrix):
+    rows, parts = zip(*blocks_of(matrix), strict=True)
+    assert [row for block in rows for row in range(block.start, block.stop)] == list(range(97))
+    assert_same(sparse.vstack(parts, format="csr"), MATRIX)
+
+
+def test_what_is_stored_by_genes_is_read_whole_with_a_warning(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        by_rows(SOURCES["by genes"](AnnData(MATRIX.copy()), tmp_path).X)
+    assert "is stored by genes, and so is read whole: 0 MB" in caplog.text
+
+
+def test_prepared_cells_stay_on_disk(example_cells, tmp_path):
+    prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50)).write_h5ad(tmp_path / "prepared.h5ad")
+    stored, held = (read_prepared(tmp_path / "prepared.h5ad", on_disk=how) for how in (True, False))
+    assert isinstance(stored.X, anndata.abc.CSRDataset)
+    assert stored.uns["bdm"] == held.uns["bdm"]
+    assert stored.obs.equals(held.obs)
+    assert stored.var.equals(held.var)
+    rows = np.array([300, 2, 40])
+    assert_same(stored.X[rows], held.X[rows])
+    assert_same(stored[rows].X, held[rows].X)
+    assert_same(rows_of(stored.X, rows), held.X[rows])
+
+
+@pytest.mark.parametrize("part", ["data", "indices"])
+def test_damage_shows_where_it_is_read(tmp_path, part):
+    path = tmp_path / "cells.h5ad"
+    AnnData(MATRIX.copy()).write_h5ad(path, compression="gzip")
+    matrix = read_cells(path, on_disk=True).X
+    place, size = (getattr(matrix.group[part].id.get_chunk_info(0), name) for name in ("byte_offset", "size"))
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes(size))
+    with pytest.raises(InputError, match=r"cells\.h5ad cannot be read \(.*\); is it damaged, or misnamed\?") as refusal:
+        list(blocks_of(read_cells(path, on_disk=True).X))
+    assert "\n" not in str(refusal.value)
