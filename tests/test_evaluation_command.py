@@ -1,4 +1,6 @@
 import json
+from collections import defaultdict
+from dataclasses import asdict
 
 import anndata
 import numpy as np
@@ -8,8 +10,10 @@ from anndata import AnnData
 from matplotlib.image import imread
 
 from bdm.cli import app
+from bdm.data.blocks import file_of, rows_of
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
+from bdm.evaluation.bounds import Bounds
 
 
 def bdm(*arguments) -> None:
@@ -60,6 +64,33 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "floor" in caplog.text
     assert "forest_auc" in caplog.text
+
+
+def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
+    from bdm.evaluation import copying, stored
+
+    n_read = defaultdict(list)
+
+    def counted(matrix, rows):
+        n_read[file_of(matrix).stem].append(len(rows))
+        return rows_of(matrix, rows)
+
+    monkeypatch.setattr(stored, "rows_of", counted)
+    monkeypatch.setattr(copying, "BLOCK", 50)
+    out = files / "evaluation"
+    options = ("--n-repeats", 1, "--max-cells-per-type", 5)
+    bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
+
+    content = json.loads((out / "evaluation.json").read_text())
+    n_cells, n_compared = (pd.DataFrame(content[name]).T for name in ("n_cells", "n_compared"))
+    assert n_compared["test"].equals(n_cells["test"].clip(upper=5))
+    assert n_compared["branched"].equals(n_compared["test"])
+    assert sum(n_read["generated"]) == n_compared["branched"].sum() < generated.n_obs / 5
+    n_test, n_floor, n_marking, *n_blocks = n_read["prepared"]
+    assert (n_test, n_floor) == (n_compared["test"].sum(), n_compared["floor"].sum())
+    assert n_marking == sum(n_blocks) == n_cells["train"].sum()
+    assert max(n_blocks) == 50
+    assert content["bounds"] == asdict(Bounds())
 
 
 def renamed_genes(adata: AnnData) -> AnnData:
@@ -121,3 +152,20 @@ def test_types_of_few_cells_are_told(files, generated, caplog):
     assert anndata.read_h5ad(files / "few.h5ad").n_obs < generated.n_obs
     read_generated(files / "few.h5ad", read_real_cells(files / "prepared.h5ad"))
     assert "CD19+ B" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_cells_taken_from_disk_are_those_in_memory(files, prepared, generated, suffix):
+    from bdm.evaluation.inputs import read_generated, read_real_cells
+
+    file = files / f"flat{suffix}"
+    getattr(generated[:, ::-1].copy(), f"write_{suffix[1:]}")(file)
+    real = read_real_cells(files / "prepared.h5ad", on_disk=True)
+    stored, whole = read_generated(file, real, on_disk=True), read_generated(file, real)
+    for index in (np.array([7, 3, 250]), np.arange(len(stored)) % 3 == 0):
+        some = stored[index]
+        assert (some.counts != generated.X[index]).nnz == 0
+        assert (some.counts != whole[index].counts).nnz == 0
+        assert some.cell_type.tolist() == whole.cell_type[index].tolist()
+    test = prepared[prepared.obs["split"] == "test"]
+    assert (real.test[np.arange(len(real.test))].counts != test.X).nnz == 0

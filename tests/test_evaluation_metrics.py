@@ -4,10 +4,11 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
+from bdm.evaluation import copying
 from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import Cells, draw, match
+from bdm.evaluation.cells import Cells, Matched, bounded, draw, match, taken, thinned
 from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier
-from bdm.evaluation.copying import copying_share
+from bdm.evaluation.copying import Suspects, copying_shares
 from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
 from bdm.evaluation.fold_changes import log_fold_changes, marker_genes
 from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics
@@ -69,6 +70,25 @@ def test_match_takes_the_smaller_number_of_each_type(three_types):
     assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
 
 
+@pytest.mark.parametrize(
+    ("most", "numbers"), [(20, [10, 7, 3]), (19, [9, 7, 3]), (15, [6, 6, 3]), (14, [5, 5, 3]), (3, [5, 5, 3])]
+)
+def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_judged(three_types, most, numbers):
+    assert bounded(three_types.n_by_type, most=most).tolist() == numbers
+
+
+def test_thinned_sets_remain_matched(three_types):
+    matched = thinned(Matched(three_types, three_types), most=15, seed=0)
+    assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
+
+
+def test_draws_taken_together_are_those_taken_alone(three_types):
+    draws = [np.array([0, 3, 12]), np.array([3, 19])]
+    for together, rows in zip(taken(three_types, draws), draws, strict=True):
+        assert (together.counts != three_types.counts[rows]).nnz == 0
+        assert together.cell_type.tolist() == three_types.cell_type[rows].tolist()
+
+
 def test_agreement_of_a_line():
     agreement = Agreement(judged=np.array([1.0, 2.0, 3.0]), test=np.array([0.0, 2.0, 4.0]))
     assert agreement.slope == pytest.approx(0.5)
@@ -128,6 +148,10 @@ def test_components_are_fitted_on_both_sets():
     assert components[0] == pytest.approx(components[1], abs=1e-3)
 
 
+def copying_share(judged: Cells, training: Cells, test: Cells, **bounds) -> float:
+    return copying_shares([Suspects.of(judged, test, **bounds)], training)[0]
+
+
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
 def test_copying_share_is_half_without_copies_and_one_of_copies(n_training, n_test):
     shares = []
@@ -137,3 +161,16 @@ def test_copying_share_is_half_without_copies_and_one_of_copies(n_training, n_te
         shares.append(copying_share(known[judged], known[training], known[test]))
     assert abs(np.mean(shares) - 0.5) < 0.06
     assert copying_share(known[training[:100]], known[training], known[test]) == 1
+    assert copying_share(known[training[:100]], known[training], known[test], most=10) == 1
+
+
+def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_themselves(monkeypatch):
+    cells = poisson_cells(400, seed=0)
+    floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
+    suspects = [Suspects.of(cells[floor], cells[test], own) for own in (None, floor)]
+    at_once = copying_shares(suspects, cells[training])
+    assert at_once[0] == 1
+    assert abs(at_once[1] - 0.5) < 0.2
+    assert at_once[1] == copying_shares(suspects[1:], cells[training])[0]
+    monkeypatch.setattr(copying, "BLOCK", 7)
+    assert copying_shares(suspects, cells[training]) == at_once

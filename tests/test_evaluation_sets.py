@@ -1,6 +1,6 @@
 """Sets of cells with known faults, judged beside real ones."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,12 @@ from scipy import sparse
 
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from bdm.evaluation.bounds import Bounds
+from bdm.evaluation.cells import Cells, draw
+from bdm.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate, seeds_of_draws
+from bdm.evaluation.fold_changes import marker_genes
+from bdm.evaluation.gene_statistics import variable_genes
+from bdm.evaluation.judge import Reference, judge
 from bdm.evaluation.trial import draw_trial
 
 
@@ -115,6 +119,58 @@ def test_trial_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test
     assert len(trial.floor) + len(trial.rest) == len(training)
     other = draw_trial(training, test_cells, max_cells_per_type=20, seed=1)
     assert (trial.floor.library_size != other.floor.library_size).any()
+
+
+SMALL = Bounds(compared=80, learned=40, by_tree=20, pairs=1, marking=200, mapped=60)
+
+
+@pytest.fixture(scope="module")
+def bounded_evaluation(training, test_cells) -> Evaluation:
+    return evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=SMALL)
+
+
+def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):
+    compared = bounded_evaluation.n_compared
+    assert 80 - len(compared) < compared["test"].sum() <= 80
+    assert compared["floor"].equals(compared["test"])
+    assert compared["copies"].equals(compared["test"])
+    assert bounded_evaluation.n_cells["test"].sum() == len(test_cells)
+
+
+def test_bounded_scores_are_those_of_judging_the_cells_drawn(bounded_evaluation, training, test_cells):
+    seed = seeds_of_draws(1, seed=0)[0]
+    trial = draw_trial(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
+    marking = training[draw(training, training.n_by_type.clip(upper=most_by_type(training, 200)), seed=0)]
+    reference = Reference(trial.test, marker_genes(marking), variable_genes(marking), SMALL)
+    copies = training[draw(training, trial.test.n_by_type, seed=seed)]
+    for name, cells in {"floor": trial.floor, "copies": copies}.items():
+        judgement = judge(cells, reference, seed=seed)
+        assert bounded_evaluation.overall.loc["gene_auc", name] == judgement.overall.gene_auc
+        assert bounded_evaluation.overall.loc["slope", name] == judgement.overall.slope
+        for cell_type, scores in judgement.by_type.items():
+            assert bounded_evaluation.by_type.loc[(name, cell_type)].to_dict() == pytest.approx(
+                asdict(scores), nan_ok=True
+            )
+
+
+def most_by_type(cells: Cells, most: int) -> int:
+    return max(n for n in range(1, len(cells)) if cells.n_by_type.clip(upper=n).sum() <= most)
+
+
+def test_bounded_scores_are_as_honest(bounded_evaluation, training, test_cells):
+    floor, copies = bounded_evaluation.overall["floor"], bounded_evaluation.overall["copies"]
+    assert abs(floor["forest_auc"] - 0.5) < 0.15
+    assert abs(floor["copying"] - 0.5) < 0.2
+    assert copies["copying"] > 0.99
+    again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=SMALL)
+    pd.testing.assert_frame_equal(again.overall, bounded_evaluation.overall, check_exact=True)
+    pd.testing.assert_frame_equal(again.by_type, bounded_evaluation.by_type, check_exact=True)
+
+
+def test_bounds_that_do_not_bind_change_nothing(evaluation, training, test_cells):
+    wide = Bounds(compared=10**6, learned=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
+    again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=wide)
+    pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 
 
 def test_floor_is_half_of_few_training_cells(training, test_cells):

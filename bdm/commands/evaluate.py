@@ -40,8 +40,8 @@ def evaluate(
     settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
     files = named_files(generated, beside or [])
     with written_whole(out, folder_of="evaluation.json") as folder:
-        real = read_real_cells(prepared)
-        sets = {name: read_generated(file, real) for name, file in files.items()}
+        real = read_real_cells(prepared, on_disk=True)
+        sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
         folder.mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +13,30 @@ FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
 FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 
 
+class TypedCells(ABC):
+    """Cells whose types are known, and whose counts can be taken."""
+
+    cell_type: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.cell_type)
+
+    @abstractmethod
+    def __getitem__(self, index: np.ndarray) -> Cells:
+        """Take some of the cells, by their places."""
+
+    @cached_property
+    def n_by_type(self) -> pd.Series:
+        """Number of cells of each type, by name."""
+        return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
+
+    def types(self, *, fewest: int) -> list[str]:
+        """Types of at least ``fewest`` cells."""
+        return self.n_by_type.index[self.n_by_type >= fewest].tolist()
+
+
 @dataclass(frozen=True)
-class Cells:
+class Cells(TypedCells):
     """Counts of cells (cells x genes) and their types."""
 
     counts: sparse.csr_matrix
@@ -24,20 +47,8 @@ class Cells:
         """Take counts from ``X`` and types from ``obs['cell_type']``."""
         return cls(sparse.csr_matrix(adata.X, dtype=np.float32), adata.obs["cell_type"].to_numpy(dtype=str))
 
-    def __len__(self) -> int:
-        return len(self.cell_type)
-
     def __getitem__(self, index: np.ndarray) -> Cells:
         return Cells(self.counts[index], self.cell_type[index])
-
-    @cached_property
-    def n_by_type(self) -> pd.Series:
-        """Number of cells of each type, by name."""
-        return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
-
-    def types(self, *, fewest: int) -> list[str]:
-        """Types of at least ``fewest`` cells."""
-        return self.n_by_type.index[self.n_by_type >= fewest].tolist()
 
     @cached_property
     def library_size(self) -> np.ndarray:
@@ -68,7 +79,7 @@ class Matched:
     test: Cells
 
 
-def draw(cells: Cells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
+def draw(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
     """Draw ``n_by_type`` cells of each type without replacement, and give their indices.
 
     Drawing real cells twice would tell them apart from any other real cells.
@@ -88,6 +99,35 @@ def match(judged: Cells, test: Cells, *, seed: int) -> Matched:
     )
 
 
+def thinned(matched: Matched, *, most: int, seed: int) -> Matched:
+    """Draw ``most`` cells of each of the two or fewer, by :func:`bounded`."""
+    return Matched(judged=sample(matched.judged, most=most, seed=seed), test=sample(matched.test, most=most, seed=seed))
+
+
 def fewer(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
     """Smaller number by type, for the types of ``at_most``."""
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
+
+
+def bounded(n_by_type: pd.Series, *, most: int) -> pd.Series:
+    """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
+
+    Types of as many cells as `FEWEST_FOR_MEANS` are not cut, however many types there are.
+    """
+    enough, too_many = FEWEST_FOR_MEANS, int(n_by_type.max()) + 1
+    while too_many - enough > 1:
+        middle = (enough + too_many) // 2
+        enough, too_many = (middle, too_many) if n_by_type.clip(upper=middle).sum() <= most else (enough, middle)
+    return n_by_type.clip(upper=enough)
+
+
+def sample(cells: TypedCells, *, most: int, seed: int) -> Cells:
+    """Draw ``most`` cells or fewer, by :func:`bounded`."""
+    return cells[draw(cells, bounded(cells.n_by_type, most=most), seed=seed)]
+
+
+def taken(cells: TypedCells, draws: list[np.ndarray]) -> list[Cells]:
+    """Take several draws of cells, given by their places, at one reading."""
+    rows = np.unique(np.concatenate(draws))
+    pool = cells[rows]
+    return [pool[np.searchsorted(rows, drawn)] for drawn in draws]

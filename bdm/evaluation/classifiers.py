@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from bdm.evaluation.cells import Cells
 
 
-def forest(*, seed: int) -> ClassifierMixin:
-    """Random forest, for a few dimensions."""
-    return RandomForestClassifier(n_estimators=100, random_state=seed)
+def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
+    """Random forest, for a few dimensions; each tree learns from a draw of ``by_tree`` cells, or of as many as all."""
+    return RandomForestClassifier(n_estimators=100, max_samples=by_tree, random_state=seed)
 
 
 def linear_classifier() -> ClassifierMixin:

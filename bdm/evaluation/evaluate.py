@@ -8,16 +8,18 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.bounds import BOUNDS, Bounds
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample
+from bdm.evaluation.copying import Suspects, copying_shares
 from bdm.evaluation.fold_changes import marker_genes
 from bdm.evaluation.gene_statistics import variable_genes
 from bdm.evaluation.judge import Reference, judge
+from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
 from bdm.evaluation.scores import Judgement
-from bdm.evaluation.trial import draw_trial
 
 logger = logging.getLogger(__name__)
 
-FLOOR = "floor"
+FEWEST_SUSPECTS = 500  # copies are sought among so many judged cells, however many training cells there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,8 @@ class Evaluation:
     Attributes
     ----------
     overall
-        `OverallScores` x sets, and ``f1_ratio``: F1 over that of the floor.
+        `OverallScores` x sets, with two rows more: ``f1_ratio``, F1 over that of the floor, and ``copying``, the share
+        of cells nearer to training than to test cells, numbers being equal; 0.5 without copying.
     by_type
         (set, cell_type) x `TypeScores`; without types of a single test cell.
     n_cells
@@ -57,6 +60,8 @@ class Evaluation:
         Marker genes by type, as column indices.
     test, judged, seed
         Cells and seed of the last repeat, the floor among ``judged``.
+    bounds
+        Most cells that the steps of judging took.
     """
 
     overall: pd.DataFrame
@@ -66,37 +71,54 @@ class Evaluation:
     test: Cells
     judged: dict[str, Cells]
     seed: int
+    bounds: Bounds
+
+    @property
+    def n_compared(self) -> pd.DataFrame:
+        """Cells compared at a time: cell types x ``test``, the floor and the generated sets."""
+        compared = {name: cells.n_by_type for name, cells in {"test": self.test, **self.judged}.items()}
+        return pd.DataFrame(compared, index=self.n_cells.index).fillna(0).astype(int)
 
 
 # The matrices are small: more threads would wait for each other, and change the last digits.
 @threadpool_limits.wrap(limits=1)
 def evaluate(
-    training: Cells,
-    test: Cells,
-    generated: dict[str, Cells],
+    training: TypedCells,
+    test: TypedCells,
+    generated: dict[str, TypedCells],
     settings: EvaluationSettings = EvaluationSettings(),
     *,
+    bounds: Bounds = BOUNDS,
     seed: int = 0,
 ) -> Evaluation:
     """Judge sets of generated cells by test cells, and some training cells in the same way, as the floor."""
-    markers, pair_genes = marker_genes(training), variable_genes(training)
     logger.info("Judging %s by %d test cells of %d types.", ", ".join(generated), len(test), len(test.n_by_type))
+    repeats = draw_repeats(
+        training,
+        test,
+        generated,
+        seeds_of_draws(settings.n_repeats, seed=seed),
+        max_cells_per_type=settings.max_cells_per_type,
+        max_cells=bounds.compared,
+    )
+    marking = sample(training, most=bounds.marking, seed=seed)
+    markers, pair_genes = marker_genes(marking), variable_genes(marking)
+    del marking
+
     judgements = defaultdict(list)
-    for draw_seed in tqdm(seeds_of_draws(settings.n_repeats, seed=seed), desc="Judging", disable=None):
-        trial = draw_trial(training, test, max_cells_per_type=settings.max_cells_per_type, seed=draw_seed)
-        judged = {FLOOR: trial.floor, **generated}
-        for name, cells in judged.items():
-            known = trial.rest if name == FLOOR else training
-            reference = Reference(trial.test, known, markers, pair_genes)
-            judgements[name].append(judge(cells, reference, seed=draw_seed))
+    for repeat in tqdm(repeats, desc="Judging", disable=None):
+        reference = Reference(repeat.test, markers, pair_genes, bounds)
+        for name, cells in repeat.judged.items():
+            judgements[name].append(judge(cells, reference, seed=repeat.seed))
     return Evaluation(
-        overall=overall_table(judgements),
+        overall=overall_table(judgements, copying_by_set(repeats, training, pairs=bounds.pairs)),
         by_type=by_type_table(judgements),
         n_cells=n_cells_table({"test": test, "train": training, **generated}),
         markers=markers,
-        test=trial.test,
-        judged=judged,
-        seed=draw_seed,
+        test=repeats[-1].test,
+        judged=repeats[-1].judged,
+        seed=repeats[-1].seed,
+        bounds=bounds,
     )
 
 
@@ -105,17 +127,29 @@ def seeds_of_draws(n_repeats: int, *, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(2**31, size=n_repeats).tolist()
 
 
-def overall_table(judgements: dict[str, list[Judgement]]) -> pd.DataFrame:
-    """Average overall scores over repeats."""
+def copying_by_set(repeats: list[Repeat], training: TypedCells, *, pairs: int) -> pd.Series:
+    """Average over repeats the share of cells that are nearer to training than to test cells."""
+    most = max(pairs // len(training), FEWEST_SUSPECTS)
+    names, suspects = [], []
+    for repeat in repeats:
+        for name, cells in repeat.judged.items():
+            own_rows = repeat.floor_rows if name == FLOOR else None
+            names.append(name)
+            suspects.append(Suspects.of(cells, repeat.test, own_rows, most=most, seed=repeat.seed))
+    return pd.Series(copying_shares(suspects, training)).groupby(names, sort=False).mean()
+
+
+def overall_table(judgements: dict[str, list[Judgement]], copying: pd.Series) -> pd.DataFrame:
+    """Average overall scores over repeats, and put two more behind F1."""
     table = pd.DataFrame(
         {
             name: pd.DataFrame([asdict(repeat.overall) for repeat in repeats]).mean()
             for name, repeats in judgements.items()
         }
     )
-    ratio = (table.loc["f1"] / table.loc["f1", FLOOR]).to_frame("f1_ratio").T
+    more = pd.DataFrame({"f1_ratio": table.loc["f1"] / table.loc["f1", FLOOR], "copying": copying}).T[table.columns]
     place = table.index.get_loc("f1") + 1
-    return pd.concat([table[:place], ratio, table[place:]])
+    return pd.concat([table[:place], more, table[place:]])
 
 
 def by_type_table(judgements: dict[str, list[Judgement]]) -> pd.DataFrame:
@@ -129,7 +163,7 @@ def by_type_table(judgements: dict[str, list[Judgement]]) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby(["set", "cell_type"], sort=False).mean()
 
 
-def n_cells_table(sets: dict[str, Cells]) -> pd.DataFrame:
+def n_cells_table(sets: dict[str, TypedCells]) -> pd.DataFrame:
     """Count cells by type, types of most test cells first."""
     table = pd.DataFrame({name: cells.n_by_type for name, cells in sets.items()}).fillna(0).astype(int)
     return table.sort_values("test", ascending=False, kind="stable").rename_axis("cell_type")

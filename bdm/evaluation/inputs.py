@@ -2,13 +2,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.counts import as_counts, fault
+from bdm.data.blocks import by_rows
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, fewer
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, TypedCells, fewer
+from bdm.evaluation.stored import StoredCells, checked
 
 logger = logging.getLogger(__name__)
 
@@ -17,61 +19,84 @@ logger = logging.getLogger(__name__)
 class RealCells:
     """Prepared cells: those learned from (train and validation), and those held out to judge by."""
 
-    training: Cells
-    test: Cells
+    training: TypedCells
+    test: TypedCells
     genes: pd.Index
 
 
-def read_real_cells(path: Path) -> RealCells:
+def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     """Read prepared cells.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts in the file until they are taken, and check only those.
 
     Raises
     ------
     InputError
         If the file was not made by ``bdm prepare``, or has too few test cells.
     """
-    adata = read_counts(path, columns=("cell_type", "split"))
+    adata = open_counts(path, columns=("cell_type", "split"))
     is_test = (adata.obs["split"] == "test").to_numpy()
     if not is_test.any():
         raise InputError(f"{path} has no test cells to judge by; prepare the data with --test above 0.")
-    training, test = Cells.of(adata[~is_test]), Cells.of(adata[is_test])
+    training, test = (
+        StoredCells.of(path, adata, np.flatnonzero(rows), adata.var_names) for rows in (~is_test, is_test)
+    )
 
     lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
     if len(lone):
         logger.warning("%s: not judged, for want of test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
+    if not on_disk:
+        training, test = training.in_memory(), test.in_memory()
     return RealCells(training, test, adata.var_names)
 
 
-def read_generated(path: Path, real: RealCells) -> Cells:
+def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> TypedCells:
     """Read cells to be judged, with genes in the order of the real cells.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts in the file until they are taken, and check only those.
 
     Raises
     ------
     InputError
         If genes or types differ from those of the real cells, or too few cells can be compared.
     """
-    adata = read_counts(path, columns=("cell_type",))
+    adata = open_counts(path, columns=("cell_type",))
     check_genes(adata.var_names, real.genes, path)
-    cells = Cells.of(adata[:, real.genes])
+    cells = StoredCells.of(path, adata, np.arange(adata.n_obs), real.genes)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
             f"{path} has cells of types that the prepared data lack: {some(unknown)}; give types by the same names."
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
-    return cells
+    return cells if on_disk else cells.in_memory()
 
 
 def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
     """Read counts, and check that they are such and that ``obs`` has ``columns``."""
-    adata = read_cells(path)
+    return checked(with_columns(read_cells(path), columns, path), path)
+
+
+def open_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
+    """Leave counts on disk, unchecked, where rows can be read from it; check that ``obs`` has ``columns``."""
+    adata = with_columns(read_cells(path, on_disk=True), columns, path)
+    adata.X = by_rows(adata.X)
+    return adata
+
+
+def with_columns(adata: AnnData, columns: tuple[str, ...], path: Path) -> AnnData:
+    """Refuse cells without one of ``columns`` in ``obs``."""
     for column in columns:
         if column not in adata.obs:
             raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm wrote, or add it.")
-    if problem := fault(adata):
-        raise InputError(f"{path} has {problem}; raw counts are needed in X.")
-    return as_counts(adata)
+    return adata
 
 
 def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:

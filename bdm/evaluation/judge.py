@@ -6,9 +6,9 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, match
+from bdm.evaluation.bounds import Bounds
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, Matched, match, thinned
 from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
-from bdm.evaluation.copying import copying_share
 from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
 from bdm.evaluation.fold_changes import marker_fold_changes, pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics, kolmogorov_smirnov
@@ -24,18 +24,18 @@ class Reference:
     ----------
     test
         Held-out real cells.
-    training
-        The cells learned from; without the judged ones, where those are real.
     markers
         Marker genes by type, as column indices.
     variable_genes
         Genes whose correlations are compared, as column indices.
+    bounds
+        Most cells that classifiers learn from.
     """
 
     test: Cells
-    training: Cells
     markers: dict[str, np.ndarray]
     variable_genes: np.ndarray
+    bounds: Bounds
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Comparison:
     seed: int
 
     @cached_property
+    def few(self) -> Matched:
+        """No more of them than a logistic regression learns from."""
+        return thinned(Matched(self.judged, self.test), most=self.reference.bounds.learned, seed=self.seed)
+
+    @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
         """Joint principal components of judged and of test cells."""
         return joint_components(self.judged.expression, self.test.expression, seed=self.seed)
@@ -55,7 +60,10 @@ class Comparison:
     @cached_property
     def chances(self) -> tuple[np.ndarray, np.ndarray]:
         """Chances of being a judged cell, that a random forest gives to judged and to test cells."""
-        return chances_of_being_judged(forest(seed=self.seed), *self.components, seed=self.seed)
+        by_tree = self.reference.bounds.by_tree
+        few = 2 * len(self.test) * 4 // 5 <= by_tree  # of five folds, four are learned from
+        trees = forest(by_tree=None if few else by_tree, seed=self.seed)
+        return chances_of_being_judged(trees, *self.components, seed=self.seed)
 
     @cached_property
     def fold_changes(self) -> dict[str, Agreement]:
@@ -65,7 +73,7 @@ class Comparison:
     @cached_property
     def f1(self) -> dict[str, float]:
         """F1 of each type in all test cells, learned from the judged ones."""
-        return typing_f1(self.judged, self.reference.test)
+        return typing_f1(self.few.judged, self.reference.test)
 
 
 def judge(judged: Cells, reference: Reference, *, seed: int = 0) -> Judgement:
@@ -107,7 +115,10 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     """Score all cells together; ``means`` are those over types."""
     judged, test, reference = comparison.judged, comparison.test, comparison.reference
     by_genes = chances_of_being_judged(
-        linear_classifier(), judged.expression.toarray(), test.expression.toarray(), seed=comparison.seed
+        linear_classifier(),
+        comparison.few.judged.expression.toarray(),
+        comparison.few.test.expression.toarray(),
+        seed=comparison.seed,
     )
     genes = gene_statistics(judged, test)
     pairs = gene_pairs(judged, test, reference.variable_genes)
@@ -120,7 +131,6 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
         slope=changes.slope,
         fold_change_correlation=changes.correlation,
         f1=means["f1"],
-        copying=copying_share(judged, reference.training, reference.test, seed=comparison.seed),
         mean_correlation=genes.mean.correlation,
         mean_rmse=genes.mean.rmse,
         variance_correlation=genes.variance.correlation,

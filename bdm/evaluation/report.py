@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ def write_report(folder: Path, evaluation: Evaluation, *, provenance: dict[str, 
     content = {
         "provenance": provenance,
         "n_cells": by_row(evaluation.n_cells),
+        "n_compared": by_row(evaluation.n_compared),
+        "bounds": asdict(evaluation.bounds),
         "overall": by_row(evaluation.overall.T),
         "by_type": {name: by_row(evaluation.by_type.loc[name]) for name in evaluation.overall},
     }

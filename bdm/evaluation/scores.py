@@ -43,8 +43,6 @@ class OverallScores:
         by logistic regression on all genes; 0.5 where they cannot be told apart.
     slope, fold_change_correlation
         Of the log fold changes of the markers of all these types, judged on test.
-    copying
-        Share of cells nearer to training than to test cells, numbers being equal; 0.5 without copying.
     mean_correlation, mean_rmse, variance_correlation, variance_rmse, zero_fraction_correlation, zero_fraction_rmse
         Agreement of statistics of genes, over genes.
     pair_correlation, pair_difference
@@ -60,7 +58,6 @@ class OverallScores:
     slope: float
     fold_change_correlation: float
     f1: float
-    copying: float
     mean_correlation: float
     mean_rmse: float
     variance_correlation: float

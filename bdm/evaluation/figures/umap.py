@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Sized
 from itertools import cycle, islice
 from math import ceil, sqrt
@@ -9,13 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 from umap import UMAP
 
-from bdm.evaluation.cells import Cells, match
+from bdm.evaluation.cells import Cells, sample
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
 from bdm.evaluation.space import fitted_pca
 
+MANY = 4096  # cells from which UMAP finds neighbours about, and before which exactly
 MAX_NAMED, N_NAMED = 60, 40  # types that all have numbers, and those that have where there are more
 
 
@@ -25,8 +28,9 @@ def umap_figure(evaluation: Evaluation) -> Figure:
     Of more types than there is room for, those of most test cells have numbers.
     """
     seed = evaluation.seed
-    matched = {name: match(cells, evaluation.test, seed=seed).judged for name, cells in evaluation.judged.items()}
-    sets = {"test": evaluation.test, **matched}
+    sets = {"test": evaluation.test, **evaluation.judged}
+    most = evaluation.bounds.mapped // len(sets)
+    sets = {name: sample(cells, most=most, seed=seed) for name, cells in sets.items()}
     places = dict(zip(sets, joint_umap(list(sets.values()), seed=seed), strict=True))
     cell_types = [name for name in evaluation.n_cells.index if name in evaluation.test.n_by_type]
     colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))
@@ -63,8 +67,25 @@ def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
     """
     expression = sparse.vstack([cells.expression for cells in sets]).tocsr()
     components = fitted_pca(expression, seed=seed).transform(expression)
-    places = UMAP(min_dist=0.5, random_state=seed, n_jobs=1).fit_transform(components)
-    return np.split(places, np.cumsum([len(cells) for cells in sets])[:-1])
+    return np.split(umap(components, seed=seed), np.cumsum([len(cells) for cells in sets])[:-1])
+
+
+def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
+    """Embed cells in two dimensions.
+
+    UMAP seeks the neighbours of many cells by a method that is compiled anew in each process, for longer than it takes
+    to find them exactly.
+    """
+    known = {"precomputed_knn": neighbours(components)} if len(components) >= MANY else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")
+        return UMAP(min_dist=0.5, random_state=seed, n_jobs=1, **known).fit_transform(components)
+
+
+def neighbours(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest cells of each cell, itself the first: which, and how far they are."""
+    distances, cells = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
+    return cells, distances
 
 
 def draw_types(axis: Axes, places: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:

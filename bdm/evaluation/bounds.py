@@ -1,0 +1,35 @@
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Most cells that the steps of judging take, so that memory and time hardly grow with the data.
+
+    The defaults let the classifiers, which take most of the time, each take a minute or two on one core.
+
+    Attributes
+    ----------
+    compared
+        Cells of a set that are compared at a time.
+    learned
+        Cells of a set that a logistic regression learns from.
+    by_tree
+        Cells that each tree of a random forest learns from; other trees learn from others.
+    pairs
+        Pairs of a judged and a training cell among which copies are sought: where there are more, the nearest training
+        cell is found for fewer judged cells, but still among all training cells.
+    marking
+        Training cells by which marker genes and variable genes are chosen.
+    mapped
+        Cells in the UMAP, of all sets together.
+    """
+
+    compared: int = 20_000
+    learned: int = 10_000
+    by_tree: int = 5_000
+    pairs: int = 2_000_000_000
+    marking: int = 50_000
+    mapped: int = 20_000
+
+
+BOUNDS = Bounds()
