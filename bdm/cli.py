@@ -11,6 +11,7 @@ from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
 from bdm.commands.fit import fit
+from bdm.commands.gather import gather
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
@@ -38,6 +39,7 @@ app.command(rich_help_panel=LEARN)(draw)
 app.command(rich_help_panel=LEARN)(train)
 app.command(rich_help_panel=LEARN)(extend)
 app.command(rich_help_panel=GENERATE)(generate)
+app.command(rich_help_panel=GENERATE)(gather)
 app.command(rich_help_panel=GENERATE)(transmute)
 app.command(rich_help_panel=JUDGE)(evaluate)
 app.command(rich_help_panel=JUDGE)(evaluate_transmuted)

@@ -52,12 +52,13 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
     commands = (
-        "example|prepare|fit|autoencoder|hierarchy|draw|train|extend|generate|transmute|evaluate|evaluate-transmuted"
+        "example|prepare|fit|autoencoder|hierarchy|draw|train|extend|generate|gather|transmute|evaluate|"
+        "evaluate-transmuted"
     )
     titles = rf"╭─ (Data|Learn|Generate|Judge)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
     expected = (
-        "Data example prepare Learn fit autoencoder hierarchy draw train extend Generate generate transmute "
+        "Data example prepare Learn fit autoencoder hierarchy draw train extend Generate generate gather transmute "
         "Judge evaluate evaluate-transmuted"
     )
     assert " ".join(found) == expected

@@ -11,9 +11,9 @@ from scipy.stats import chisquare, nbinom
 
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.generation.chunks import LARGEST, SMALLEST, places
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
 from bdm.generation.generate import generate_cells, generated_cells
+from bdm.generation.places import LARGEST, SMALLEST, places
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.generation.threads import threads
 from bdm.generation.write import write_cells

@@ -22,6 +22,9 @@ def generate(
     ] = False,
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise on the way down.")] = False,
     n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 12,
+    part: Annotated[
+        str | None, typer.Option(help="Generate a part alone, such as 2-of-8, for bdm gather.", show_default=False)
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -36,6 +39,7 @@ def generate(
     from bdm.errors import InputError
     from bdm.files import sha256, written_whole
     from bdm.generation.generate import generated_cells
+    from bdm.generation.places import WHOLE, Part
     from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.generation.write import write_cells
     from bdm.model.model import load_model
@@ -44,6 +48,7 @@ def generate(
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
         raise InputError("Say how many cells to generate by one of --cells, --cells-like and --cells-from.")
+    of_cells = WHOLE if part is None else Part.parse(part)
     settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
     with written_whole(out) as path:
         loaded = load_model(model, device=fabric(device).device)
@@ -53,12 +58,15 @@ def generate(
         if cells_from is not None:
             asked = read_request(cells_from)
         request = request_cells(loaded, asked)
-        generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        generated = generated_cells(
+            loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors, part=of_cells
+        )
         record = provenance(
             seed=seed,
             settings={**asdict(settings), "shared_ancestors": shared_ancestors},
             request=request.table.to_dict("list"),
             model_sha256=sha256(model),
             data_sha256=loaded.autoencoder.provenance["data_sha256"],
+            part=part,
         )
         write_cells(path, generated, {"bdm": storable(record)})

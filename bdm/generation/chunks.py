@@ -5,21 +5,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bdm.diffusion.walk import TreeWalk
+from bdm.generation.places import WHOLE, Part, Place, places_of
 from bdm.generation.request import Request
 from bdm.generation.threads import Map
 from bdm.seeds import derive, torch_generator
-
-SMALLEST, LARGEST = 64, 512  # cells that are sampled together; part of what a seed means
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a chunk of a type's cells begins, how many it always samples, and how many of them are asked for."""
-
-    cell_type: str
-    start: int
-    size: int
-    n_cells: int
 
 
 @dataclass(frozen=True)
@@ -39,21 +28,10 @@ class Chunk:
     x: Tensor
 
 
-def places(cell_type: str, n_cells: int) -> Iterator[Place]:
-    """Divide a type's cells into chunks, of twice as many cells each until they are large.
-
-    Chunks are sampled whole, so that a cell is the same to the last digit however many are asked for, and a few cells
-    cost little.
-    """
-    start = 0
-    while start < n_cells:
-        size = min(max(start, SMALLEST), LARGEST)
-        yield Place(cell_type, start, size, min(size, n_cells - start))
-        start += size
-
-
-def independent_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample every cell by a path of its own; a cell depends on seed, type and place alone.
+def independent_chunks(
+    walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+) -> Iterator[Chunk]:
+    """Sample every cell of a part by a path of its own; a cell depends on seed, type and place alone.
 
     Parameters
     ----------
@@ -66,16 +44,16 @@ def independent_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = m
         x = walk.independent(place.cell_type, place.size, generator)
         return Chunk(place.cell_type, place.start, x[: place.n_cells])
 
-    wanted = [place for cell_type, n in request.n_cells.items() for place in places(cell_type, n)]
+    wanted = places_of(request, part)
     yield from _progress(run(sample, wanted), len(wanted))
 
 
-def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map) -> Iterator[Chunk]:
-    """Sample all types from the same ancestors, by type; a cell depends on seed, type and place alone.
+def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE) -> Iterator[Chunk]:
+    """Sample all types of a part from the same ancestors, by type; a cell depends on seed, type and place alone.
 
-    All latents are sampled, and held, before the first chunk is given, as ancestors serve all types.
+    All its latents are sampled, and held, before the first chunk is given, as ancestors serve all types.
     """
-    wanted = [place for cell_type, n in request.n_cells.items() for place in places(cell_type, n)]
+    wanted = places_of(request, part, shared=True)
     by_start: dict[int, list[Place]] = {}
     for place in wanted:
         by_start.setdefault(place.start, []).append(place)

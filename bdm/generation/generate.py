@@ -5,11 +5,13 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 from torch.nn.functional import pad
 
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
-from bdm.generation.chunks import SMALLEST, Chunk, independent_chunks, shared_chunks
+from bdm.generation.chunks import Chunk, independent_chunks, shared_chunks
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
+from bdm.generation.places import SMALLEST, WHOLE, Part, places_of, rows_at
 from bdm.generation.request import Request
 from bdm.generation.threads import threads
 from bdm.memory import keep_freed_memory
@@ -73,20 +75,30 @@ def generated_cells(
     *,
     seed: int,
     shared_ancestors: bool = False,
+    part: Part = WHOLE,
 ) -> GeneratedCells:
-    """Generate the cells asked for, block by block, as :func:`generate_cells` does."""
+    """Generate the cells asked for, block by block, as :func:`generate_cells` does.
+
+    Parameters
+    ----------
+    part
+        Which of the cells to generate; they are the same and have the same names in any part.
+    """
     walk = TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
+    rows = rows_at(request, places_of(request, part, shared=shared_ancestors))
 
     def decode(chunk: Chunk) -> Block:
         return decode_chunk(model, request, chunk, seed)
 
     def blocks() -> Iterator[Block]:
+        if not len(rows):  # a file of no cells has matrices, too
+            yield decode(Chunk(model.cell_types[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
         keep_freed_memory()
         with threads() as run:
-            yield from run(decode, sample(walk, request, seed, run))
+            yield from run(decode, sample(walk, request, seed, run, part))
 
-    obs = observations(model, request, ancestors=shared_ancestors)
+    obs = observations(model, request, ancestors=shared_ancestors).iloc[rows]
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
 
 

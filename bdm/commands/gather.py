@@ -1,0 +1,23 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import OutFile
+
+
+def gather(
+    out: OutFile,
+    parts: Annotated[list[Path], typer.Argument(help="Files made by bdm generate --part.", show_default=False)],
+) -> None:
+    """Gather the parts of generated cells, in any order, to the file that one job would have written.
+
+    Example: bdm gather generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
+    """
+    from bdm.files import written_whole
+    from bdm.generation.gather import gathered_cells
+    from bdm.generation.write import write_cells
+
+    with written_whole(out) as path:
+        cells, record = gathered_cells(parts)
+        write_cells(path, cells, {"bdm": record})
