@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import typer
 import yaml
+from test_generation_parts import content
 
 from bdm.cli import app
 
@@ -32,6 +33,7 @@ RULES = [
     "evaluate_transmuted",
     "interpret",
 ]
+GENERATION = ["generate", "generate_flat", "gather", "gather_flat"]
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 EXTENSION = {
     "extensions.csv",
@@ -127,12 +129,35 @@ def test_dry_run_plans_every_rule(snakefile):
     assert {rule: jobs.get(rule) for rule in RULES} == dict.fromkeys(RULES, 1), done.stderr
 
 
-def test_other_workflow_can_use_it_as_module(tmp_path):
-    (tmp_path / "Snakefile").write_text(
+@pytest.mark.parametrize("prefix", ["", "bdm_"], ids=["itself", "as module"])
+def test_jobs_that_generate_together(tmp_path, prefix):
+    write_config(tmp_path, demo_config())
+    if prefix:
+        write_module(tmp_path)
+    snakefile = [] if prefix else ["--snakefile", ROOT / "Snakefile"]
+    done = snakemake("--dry-run", "--printshellcmds", "--set-scatter", "generate=3", *snakefile, cwd=tmp_path)
+    numbers = dict.fromkeys(RULES, 1) | {"generate": 3, "generate_flat": 3, "gather": 1, "gather_flat": 1}
+    jobs = planned(done.stdout)
+    assert {rule: jobs.get(prefix + rule) for rule in numbers} == numbers, done.stderr
+    commands = shell_commands(done.stdout)
+    for _, name, *arguments in commands:
+        COMMANDS[name].make_context(name, arguments)
+    parts = [arguments[arguments.index("--part") + 1] for arguments in commands if "--part" in arguments]
+    assert sorted(parts) == sorted(2 * ["1-of-3", "2-of-3", "3-of-3"])
+    assert not [arguments for arguments in commands if arguments[1] == "generate" and "--part" not in arguments]
+
+
+def write_module(folder: Path) -> None:
+    """Write a workflow that uses this one."""
+    (folder / "Snakefile").write_text(
         f'configfile: "config/config.yaml"\n\n'
         f'module bdm:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
         f"use rule * from bdm as bdm_*\n"
     )
+
+
+def test_other_workflow_can_use_it_as_module(tmp_path):
+    write_module(tmp_path)
     write_config(tmp_path, demo_config())
     done = snakemake("--dry-run", cwd=tmp_path)
     assert planned(done.stdout).keys() >= {f"bdm_{rule}" for rule in RULES}, done.stderr
@@ -334,6 +359,25 @@ def test_run_makes_all_results(finished):
     declared = {name for name in RESULTS if name.startswith(tuple(f"{folder}/" for folder in folders))}
     found = {f"{folder}/{path.name}" for folder in folders for path in (results / folder).iterdir()}
     assert found == declared
+
+
+def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
+    write_config(tmp_path, yaml.safe_load((finished / "config/config.yaml").read_text()))
+    names = [Path("results/pbmc68k") / name for name in ["generated.h5ad", "flat/generated.h5ad"]]
+    for name in ["prepared.h5ad", "model", "flat/model"]:
+        path = tmp_path / "results/pbmc68k" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(finished / "results/pbmc68k" / name)
+    arguments = ["--snakefile", ROOT / "Snakefile", "--cores", "2", "--set-scatter", "generate=3"]
+    done = snakemake(*arguments, "--allowed-rules", *GENERATION, "--", *names, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in names:
+        found, expected = content(tmp_path / name), content(finished / name)
+        assert found == expected
+    left = {path.name for path in (tmp_path / "results/pbmc68k").rglob("*.h5ad")}
+    assert left == {"prepared.h5ad", "generated.h5ad"}
+    done = snakemake(*arguments, "--dry-run", "--allowed-rules", *GENERATION, "--", *names, cwd=tmp_path)
+    assert "Nothing to be done" in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,23 @@ def results_of_moves():
     ]
 
 
+def of_job(path):
+    """Name what a job of generation writes: a part of what is at ``path`` where there are several jobs."""
+    stem, suffix = os.path.splitext(path)
+    return path if N_JOBS == 1 else f"{stem}/{{scatteritem}}{suffix}"
+
+
+def part_or_whole(path):
+    """Name the cells that a job generates; a part of them is of no use once all are gathered."""
+    return path if N_JOBS == 1 else temp(of_job(path))
+
+
+# The cells do not depend on the number of jobs, so a profile may set it, by set-scatter.
+scattergather:
+    generate=1,
+
+
+N_JOBS = len(scatter.generate("{scatteritem}"))
 settings = complete(config)
 LEARNT = [name for name, dataset in settings["datasets"].items() if "addition" not in dataset]
 EXTENDED = [name for name, dataset in settings["datasets"].items() if "addition" in dataset]

@@ -1,7 +1,7 @@
 rule evaluate:
     input:
         cells="results/{dataset}/prepared.h5ad",
-        generated=rules.generate.output.cells,
+        generated="results/{dataset}/generated.h5ad",
         flat=flat_cells,
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",

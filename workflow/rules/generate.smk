@@ -3,11 +3,11 @@ rule generate:
         model="results/{dataset}/model",
         cells="results/{dataset}/prepared.h5ad",
     output:
-        cells="results/{dataset}/generated.h5ad",
+        cells=part_or_whole("results/{dataset}/generated.h5ad"),
     log:
-        "results/{dataset}/logs/generate.log",
+        of_job("results/{dataset}/logs/generate.log"),
     benchmark:
-        "results/{dataset}/benchmarks/generate.tsv"
+        of_job("results/{dataset}/benchmarks/generate.tsv")
     conda:
         "../envs/bdm.yaml"
     params:
@@ -15,6 +15,7 @@ rule generate:
         shared_ancestors=switch("--shared-ancestors", "generate/shared_ancestors"),
         stochastic=switch("--stochastic", "generate/stochastic"),
         n_levels=setting("generate/n_levels"),
+        part="--part {scatteritem}" if N_JOBS > 1 else "",
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm generate {input.model} {output.cells}"
@@ -22,6 +23,7 @@ rule generate:
         " {params.shared_ancestors}"
         " {params.stochastic}"
         " --n-levels {params.n_levels}"
+        " {params.part}"
         " --seed {params.seed}"
         " > {log} 2>&1"
 
@@ -31,8 +33,8 @@ use rule generate as generate_flat with:
         model=rules.train_flat.output.model,
         cells="results/{dataset}/prepared.h5ad",
     output:
-        cells="results/{dataset}/flat/generated.h5ad",
+        cells=part_or_whole("results/{dataset}/flat/generated.h5ad"),
     log:
-        "results/{dataset}/logs/generate_flat.log",
+        of_job("results/{dataset}/logs/generate_flat.log"),
     benchmark:
-        "results/{dataset}/benchmarks/generate_flat.tsv"
+        of_job("results/{dataset}/benchmarks/generate_flat.tsv")

@@ -2,7 +2,7 @@ rule interpret:
     input:
         model="results/{dataset}/model",
         cells="results/{dataset}/prepared.h5ad",
-        generated=rules.generate.output.cells,
+        generated="results/{dataset}/generated.h5ad",
         markers=optional_file("interpret/markers"),
         gene_sets=optional_file("interpret/gene_sets"),
     output:
