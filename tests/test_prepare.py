@@ -4,14 +4,19 @@ import subprocess
 import sys
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 from anndata import AnnData
+from scipy import sparse
 
 from bdm.cli import main
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import PrepareSettings, prepare, prepared_cells
+from bdm.data.read import read_cells
 from bdm.data.split import split_by_type, split_sizes
+from bdm.data.write import appended_rows
 from bdm.errors import InputError
 from bdm.files import sha256
 
@@ -156,6 +161,131 @@ def test_any_column_can_be_written(cells, tmp_path, values):
     prepare(cells, settings()).write_h5ad(tmp_path / "prepared.h5ad")
     read = anndata.read_h5ad(tmp_path / "prepared.h5ad")
     assert list(read.obs["odd_column"].isna()[:3]) == list(pd.isna(pd.Series(values)))
+
+
+# ---- from disk, block by block
+
+
+def written(cells, path) -> AnnData:
+    (cells.write_zarr if path.suffix == ".zarr" else cells.write_h5ad)(path)
+    return read_cells(path, on_disk=True)
+
+
+@pytest.fixture(params=[1, 1000, 7919])
+def block(request, monkeypatch):
+    monkeypatch.setattr("bdm.data.blocks.BLOCK", request.param)
+
+
+def with_matrix(change):
+    def changed(cells, folder):
+        cells.X = change(cells.X)
+        return written(cells, folder / "cells.h5ad")
+
+    return changed
+
+
+def in_a_layer(cells, folder):
+    cells.layers["counts"] = cells.X
+    cells.X = cells.X.log1p()
+    return written(cells, folder / "cells.h5ad")
+
+
+def in_raw(cells, folder):
+    cells.raw = cells.copy()
+    return written(cells[:, :5].copy(), folder / "cells.h5ad")
+
+
+PLACES = {
+    "memory": lambda cells, folder: cells,
+    "sparse": lambda cells, folder: written(cells, folder / "cells.h5ad"),
+    "zarr": lambda cells, folder: written(cells, folder / "cells.zarr"),
+    "dense": with_matrix(lambda counts: counts.toarray()),
+    "dense integers": with_matrix(lambda counts: counts.toarray().astype(np.uint16)),
+    "by genes": with_matrix(lambda counts: counts.tocsc()),
+    "layer": in_a_layer,
+    "raw": in_raw,
+    "backed": lambda cells, folder: cells.write_h5ad(folder / "c.h5ad") or anndata.read_h5ad(folder / "c.h5ad", "r"),
+}
+
+
+@pytest.mark.parametrize("block", [1, 1000, 7919])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_cells_are_prepared_alike_from_memory_and_disk(cells, tmp_path, monkeypatch, block, place):
+    cells.obs["sample"] = pd.Categorical([f"s{i % 2}" for i in range(cells.n_obs)])
+    cells.obs["note"] = ["long" if i % 3 else "short" for i in range(cells.n_obs)]
+    chosen = settings(n_genes=20, batch_key="sample", min_genes_per_cell=50)
+    expected = prepare(cells.copy(), chosen)
+    monkeypatch.setattr("bdm.data.blocks.BLOCK", block)
+    found = prepared_cells(PLACES[place](cells, tmp_path), chosen)
+    expected.write_h5ad(tmp_path / "expected.h5ad")
+    found.write(tmp_path / "found.h5ad")
+    expected, found = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("expected", "found"))
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.var, expected.var)
+    assert found.uns == expected.uns
+    assert 0 < found.n_obs < 692
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found.X, part), getattr(expected.X, part), strict=True)
+
+
+@pytest.mark.parametrize("batch_key", [None, "sample"])
+@pytest.mark.parametrize("n_genes", [100, 300])
+def test_most_variable_genes_are_those_of_scanpy(cells, block, n_genes, batch_key):
+    cells.obs["sample"] = [f"s{i % 3}" for i in range(cells.n_obs)]
+    prepared = prepare(cells, settings(n_genes=n_genes, batch_key=batch_key))
+    train = cells[prepared.obs_names[prepared.obs["split"] == "train"]].copy()
+    sc.pp.filter_genes(train, min_cells=3)
+    sc.pp.highly_variable_genes(train, flavor="seurat_v3", n_top_genes=n_genes, batch_key=batch_key)
+    assert list(prepared.var_names) == list(train.var_names[train.var["highly_variable"]])
+
+
+@pytest.mark.parametrize("value", [-1, 0.5])
+def test_tells_of_the_last_value(cells, tmp_path, block, value):
+    cells.X.data[-1] = value
+    gene = cells.var_names[cells.X.indices[-1]]
+    with pytest.raises(
+        InputError, match=f"X has {value} for gene {gene} in cell {cells.obs_names[-1]}, which is not|neg"
+    ):
+        prepared_cells(written(cells, tmp_path / "cells.h5ad"), settings())
+
+
+def many_cells(path, *, n_cells: int, n_genes: int, n_seen: int) -> None:
+    """Write cells that each have counts of so many genes, a few thousand at a time."""
+    rng, size = np.random.default_rng(0), 4000
+    obs = pd.DataFrame({"cell_type": pd.Categorical(np.arange(n_cells) % 3).rename_categories(["a", "b", "c"])})
+    var = pd.DataFrame(index=[f"g{i}" for i in range(n_genes)])
+    AnnData(obs=obs.set_index(obs.index.astype(str)), var=var).write_h5ad(path)
+    step = n_genes // n_seen
+    with (
+        h5py.File(path, "r+") as file,
+        appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_seen) as append,
+    ):
+        for _ in range(0, n_cells, size):
+            indices = np.arange(0, n_seen * step, step, dtype=np.int32) + rng.integers(
+                step, size=(size, 1), dtype=np.int32
+            )
+            data = rng.integers(1, 4, size=size * n_seen).astype(np.float32)
+            indptr = np.arange(0, size * n_seen + 1, n_seen)
+            append(sparse.csr_matrix((data, indices.ravel(), indptr), shape=(size, n_genes)))
+
+
+def test_memory_does_not_grow_with_the_counts(tmp_path):
+    many_cells(tmp_path / "cells.h5ad", n_cells=32_000, n_genes=4000, n_seen=800)
+    code = (
+        "import resource, sys\n"
+        "from bdm.data.prepare import PrepareSettings, prepared_cells\n"
+        "from bdm.data.read import read_cells\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "cells = read_cells(sys.argv[1], on_disk=True)\n"
+        "prepared_cells(cells, PrepareSettings(n_genes=1000)).write(sys.argv[2])\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    paths = [str(tmp_path / name) for name in ("cells.h5ad", "prepared.h5ad")]
+    run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 250  # MB; the counts alone take 205
+    assert anndata.read_h5ad(paths[1], backed="r").shape == (32_000, 1000)
 
 
 # ---- the split
@@ -349,6 +479,25 @@ def test_command_tells_of_bad_input_in_one_line(cells, tmp_path, monkeypatch, ca
     assert printed.err.startswith("bdm: ")
     assert message in printed.err
     assert (printed.err + printed.out).count("\n") == 1
+    assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], None])
+def test_command_tells_of_damage_in_one_line(cells, tmp_path, monkeypatch, capsys, damage):
+    data, out = tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad"
+    cells.write_h5ad(data, compression="gzip")
+    with h5py.File(data) as file:
+        chunk = file["X/data"].id.get_chunk_info(0)
+    content = data.read_bytes()
+    blank = content[: chunk.byte_offset] + bytes(chunk.size) + content[chunk.byte_offset + chunk.size :]
+    data.write_bytes(damage(content) if damage else blank)
+    monkeypatch.setattr(sys, "argv", ["bdm", "prepare", str(data), str(out), "--label-key", "bulk_labels"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"bdm: {data} cannot be read (")
+    assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == [data]
 
 

@@ -42,8 +42,8 @@ def prepare(
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
     """
-    from bdm.data.prepare import PrepareSettings, summary
-    from bdm.data.prepare import prepare as prepare_cells
+    from bdm.data.blocks import UnreadableError
+    from bdm.data.prepare import PrepareSettings, prepared_cells, summary
     from bdm.data.read import read_cells
     from bdm.errors import InputError
     from bdm.files import sha256, written_whole
@@ -65,11 +65,13 @@ def prepare(
     if out.resolve() == data.resolve():
         raise InputError(f"{out} would overwrite the data; name another file to write.")
     with written_whole(out) as path:
-        cells = read_cells(data, labels=labels)
+        cells = read_cells(data, labels=labels, on_disk=True)
         try:
-            prepared = prepare_cells(cells, settings)
+            prepared = prepared_cells(cells, settings)
+            prepared.uns["bdm"]["data_sha256"] = sha256(data)
+            written = prepared.write(path)
+        except UnreadableError:
+            raise
         except InputError as error:
             raise InputError(f"{data}: {error}") from error
-        prepared.uns["bdm"]["data_sha256"] = sha256(data)
-        prepared.write_h5ad(path, compression="gzip")
-    logger.info(summary(prepared))
+    logger.info(summary(written))

@@ -14,6 +14,11 @@ from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+
+class UnreadableError(InputError):
+    """A file that cannot be read, named in the message."""
+
+
 ON_DISK = (CSRDataset, h5py.Dataset, zarr.Array)
 Matrix = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset | zarr.Array
 
@@ -31,13 +36,25 @@ def by_rows(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
     return matrix.tocsr() if sparse.issparse(matrix) else matrix
 
 
-def blocks_of(matrix: Matrix) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Read a matrix, in memory or on disk, some rows at a time: which, and what is in them."""
+def blocks_of(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Read rows of a matrix, in memory or on disk, some at a time.
+
+    Parameters
+    ----------
+    rows
+        Indices of the rows to read, in ascending order; all by default.
+
+    Yields
+    ------
+    Which of ``rows``, and what is in them.
+    """
+    rows = np.arange(matrix.shape[0]) if rows is None else rows
     before = entries_before(matrix)
-    read = reader(matrix, before)
-    for run in runs(np.arange(matrix.shape[0]), before):
-        rows = slice(run[0], run[-1] + 1)
-        yield rows, read(rows)
+    read, start = reader(matrix, before), 0
+    for run in runs(rows, before):
+        block = read(slice(run[0], run[-1] + 1))
+        yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
+        start += len(run)
 
 
 def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
@@ -53,13 +70,10 @@ def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(matrix[rows])
     wanted, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
-    before = entries_before(matrix)
-    read = reader(matrix, before)
-    found = [read(slice(0, 0))]
-    for run in runs(wanted, before):
-        found.append(read(slice(run[0], run[-1] + 1))[run - run[0]])
-    in_order = sparse.vstack(found, format="csr")
-    return in_order if np.array_equal(place, np.arange(len(wanted))) else in_order[place]
+    if not len(wanted):
+        return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
+    found = sparse.vstack([block for _, block in blocks_of(matrix, wanted)], format="csr")
+    return found if np.array_equal(place, np.arange(len(wanted))) else found[place]
 
 
 def runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
@@ -135,6 +149,6 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(
+        raise UnreadableError(
             f"{path} cannot be read ({reason or type(error).__name__}); is it damaged, or misnamed?"
         ) from error

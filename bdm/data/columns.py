@@ -71,3 +71,9 @@ def writable(frame: pd.DataFrame) -> pd.DataFrame:
         if not is_text and not is_numeric_dtype(values):
             frame[name] = text(column)
     return frame
+
+
+def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out categories that no row has, in all columns."""
+    categories = frame.select_dtypes("category")
+    return frame.assign(**{name: column.cat.remove_unused_categories() for name, column in categories.items()})

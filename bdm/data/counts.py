@@ -1,9 +1,12 @@
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from bdm.data.blocks import Matrix, blocks_of, by_rows
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -16,15 +19,36 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
 
     Parameters
     ----------
+    source
+        As in :func:`find_counts`.
+
+    Returns
+    -------
+    Cells x genes of that slot: integer counts in ``X`` (CSR, float32), its ``obs`` and ``var``, nothing else.
+
+    Raises
+    ------
+    InputError
+        As :func:`find_counts` does.
+    """
+    return as_counts(find_counts(adata, source=source)[0])
+
+
+def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.ndarray]:
+    """Find the raw counts, and check that they are such, without more than a block of them in memory.
+
+    Parameters
+    ----------
     adata
-        Cells with counts in ``X``, ``raw`` or a layer.
+        Cells with counts in ``X``, ``raw`` or a layer, in memory or on disk.
     source
         ``X``, ``raw``, the name of a layer, or ``auto`` for the first of layer ``counts``, ``raw`` and ``X``
         that holds counts.
 
     Returns
     -------
-    Cells x genes of that slot: integer counts in ``X`` (CSR, float32), its ``obs`` and ``var``, nothing else.
+    Cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts in each
+    cell.
 
     Raises
     ------
@@ -39,10 +63,11 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
 
     faults = {}
     for name in [slot for slot in ("counts", "raw", "X") if slot in slots] if source == "auto" else [source]:
-        faults[name] = fault(slots[name])
+        cells = AnnData(by_rows(slots[name].X), obs=slots[name].obs, var=slots[name].var)
+        faults[name], n_genes = inspect(cells)
         if not faults[name]:
             logger.info("Counts are taken from %s.", name)
-            return as_counts(slots[name])
+            return cells, n_genes
 
     others = [name for name in slots if name not in faults and not fault(slots[name])]
     remedy = f"give `--counts {others[0]}`" if others else "raw counts are needed in X, raw or a layer"
@@ -62,26 +87,66 @@ def slots_of(adata: AnnData) -> dict[str, AnnData]:
 
 
 def fault(cells: AnnData) -> str | None:
-    """Tell of the first value that no raw count has, with its gene and cell."""
-    values = sparse.coo_matrix(cells.X)
-    scale = "log-normalised" if values.data.max(initial=0) < 20 else "normalised"
+    """Tell of a value that no raw count is, in the first cell that has one, with its gene and cell."""
+    return inspect(AnnData(by_rows(cells.X), obs=cells.obs, var=cells.var))[0]
+
+
+def inspect(cells: AnnData) -> tuple[str | None, np.ndarray]:
+    """Look for a :func:`fault` and, up to there, count the genes that each cell has counts of."""
+    n_genes = np.zeros(cells.n_obs, dtype=np.int64)
+    for rows, values in blocks_of(cells.X):
+        data, indptr = values.data, values.indptr
+        right = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
+        if not right.all():
+            row = np.searchsorted(indptr, right.argmin(), side="right") - 1
+            place, what = first_wrong(data[indptr[row] : indptr[row + 1]])
+            gene = cells.var_names[values.indices[indptr[row] + place]]
+            found = f"{data[indptr[row] + place]:g} for gene {gene} in cell {cells.obs_names[rows][row]}, {what}"
+            return found, n_genes
+        n_genes[rows] = np.diff(counts_in(values).indptr)
+    return None, n_genes
+
+
+def first_wrong(values: np.ndarray) -> tuple[int, str]:
+    """Tell which of a cell's values is no count, and what it is."""
+    scale = "log-normalised" if values.max(initial=0) < 20 else "normalised"
     wrong = {
-        "which is not finite": ~np.isfinite(values.data),
-        "which is negative, as in scaled data": values.data < 0,
-        f"which is not whole, as in {scale} data": values.data != np.rint(values.data),
-        f"which is above {LARGEST_COUNT:,}, the most that is handled exactly": values.data > LARGEST_COUNT,
+        "which is not finite": ~np.isfinite(values),
+        "which is negative, as in scaled data": values < 0,
+        f"which is not whole, as in {scale} data": values != np.rint(values),
+        f"which is above {LARGEST_COUNT:,}, the most that is handled exactly": values > LARGEST_COUNT,
     }
-    for what, where in wrong.items():
-        if where.any():
-            i = where.argmax()
-            gene, cell = cells.var_names[values.col[i]], cells.obs_names[values.row[i]]
-            return f"{values.data[i]:g} for gene {gene} in cell {cell}, {what}"
-    return None
+    return next((where.argmax(), what) for what, where in wrong.items() if where.any())
 
 
 def as_counts(cells: AnnData) -> AnnData:
-    """Bring counts to one form: CSR, float32, only nonzeros stored, in order."""
-    counts = sparse.csr_matrix(cells.X, dtype=np.float32, copy=True)
+    """Bring cells in memory to :func:`counts_in`, with their ``obs`` and ``var``, and nothing else."""
+    return AnnData(counts_in(cells.X), obs=cells.obs, var=cells.var)
+
+
+def counts_in(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
+    """Bring counts to one form: CSR, float32, only nonzeros stored, in order; a copy."""
+    counts = sparse.csr_matrix(values, dtype=np.float32, copy=True)
     counts.sum_duplicates()
     counts.eliminate_zeros()
-    return AnnData(counts, obs=cells.obs, var=cells.var)
+    return counts
+
+
+@dataclass(frozen=True)
+class CellCounts:
+    """Counts of some cells, which are read anew each time that they are gone through, block by block.
+
+    Attributes
+    ----------
+    matrix
+        Counts in any form, in memory or on disk, cells x genes.
+    rows
+        Indices of the cells, in ascending order.
+    """
+
+    matrix: Matrix
+    rows: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        for rows, values in blocks_of(self.matrix, self.rows):
+            yield rows, counts_in(values)

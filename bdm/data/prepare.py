@@ -1,13 +1,19 @@
 import json
-import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import write_elem
+from scipy import sparse
 
 from bdm import __version__
-from bdm.data.columns import canonical_columns, writable
-from bdm.data.counts import raw_counts
+from bdm.data.columns import canonical_columns, without_unused_categories, writable
+from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
     check_trained_batches,
     check_unique_names,
@@ -18,9 +24,8 @@ from bdm.data.filters import (
 )
 from bdm.data.genes import check_listed, choose_genes, read_gene_list
 from bdm.data.split import split_by_type
+from bdm.data.write import appended_rows
 from bdm.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class PrepareSettings:
     label_key, batch_key
         Columns of ``obs`` with the cell type and, if any, the batch.
     counts
-        Where raw counts are, see :func:`bdm.data.counts.raw_counts`.
+        Where raw counts are, see :func:`bdm.data.counts.find_counts`.
     leave_out
         Cell types to leave out.
     genes
@@ -78,6 +83,60 @@ class PrepareSettings:
         return None if self.genes in ("seurat_v3", "all") else read_gene_list(self.genes)
 
 
+@dataclass(frozen=True)
+class PreparedCells:
+    """Cells and genes that were chosen, whose counts are read as they are asked for.
+
+    Attributes
+    ----------
+    obs
+        Chosen cells, also those that turn out to have no counts of the chosen genes.
+    counts
+        Of all genes, in the order of ``obs``.
+    chosen
+        Mask over genes.
+    n_most
+        Nonzeros that there may be.
+    """
+
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    uns: dict[str, Any]
+    counts: CellCounts
+    chosen: np.ndarray
+    n_most: int
+
+    def in_memory(self) -> AnnData:
+        """Gather all, as :func:`prepare` gives it."""
+        rows, blocks = zip(*self.blocks(), strict=True)
+        counts = sparse.vstack(blocks, format="csr")
+        return AnnData(counts, obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
+
+    def write(self, path: Path) -> AnnData:
+        """Write all into an ``.h5ad`` file, with a block of counts in memory at a time, and give it without counts."""
+        AnnData(var=self.var, uns=self.uns).write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            with appended_rows(file, "X", n_columns=len(self.var), n_most=self.n_most) as append:
+                rows = [append(block) or counted for counted, block in self.blocks()]
+            cells = AnnData(obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
+            cells.strings_to_categoricals()
+            write_elem(file, "obs", cells.obs, dataset_kwargs={"compression": "gzip"})
+        return cells
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+        """Give the cells that have counts of the chosen genes, in order: their indices in ``obs``, and these counts."""
+        for rows, block in self.counts:
+            counts = block[:, self.chosen]
+            counted = np.diff(counts.indptr) > 0
+            yield np.arange(rows.start, rows.stop)[counted], counts[counted]
+
+    def counted(self, rows: np.ndarray) -> pd.DataFrame:
+        """Give the ``obs`` of the cells with counts."""
+        obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
+        check_trained_batches(obs)
+        return writable(without_unused_categories(obs))
+
+
 def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     """Check labelled counts, choose cells and genes, and split the cells by type.
 
@@ -93,35 +152,49 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
         If the data hold no raw counts, labels are absent or incomplete, names are repeated, cells have no
         counts, or too little is left to learn from.
     """
+    return prepared_cells(adata, settings).in_memory()
+
+
+def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
+    """Choose cells and genes as :func:`prepare` does, with a block of counts in memory at a time.
+
+    Parameters
+    ----------
+    adata
+        In memory, or with its matrices on disk.
+    """
     listed = settings.gene_list()
-    check_unique_names(adata)
-    cells = raw_counts(adata, source=settings.counts)
-    check_unique_names(cells)  # raw has genes of its own
+    check_unique_names(adata.obs_names, kind="cell")
+    check_unique_names(adata.var_names, kind="gene")
+    cells, n_genes = find_counts(adata, source=settings.counts)
+    check_unique_names(cells.var_names, kind="gene")  # raw has genes of its own
     if listed is not None:
         check_listed(listed, cells.var_names)
-    cells.obs = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
 
-    cells = without_types(cells, settings.leave_out)
-    cells = without_empty_cells(cells, min_genes=settings.min_genes_per_cell)
-    cells = without_small_types(cells, min_cells=settings.min_cells_per_type)
-    cells.obs["split"] = split_by_type(
-        cells.obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed
-    )
+    obs = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
+    obs = without_types(obs, settings.leave_out)
+    obs = without_empty_cells(obs, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
+    obs = without_small_types(obs, min_cells=settings.min_cells_per_type)
+    split = split_by_type(obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed)
+    obs = without_unused_categories(obs.assign(split=split))
+
+    rows, is_train = cells.obs_names.get_indexer(obs.index), (split == "train").to_numpy()
     chosen = choose_genes(
-        cells[cells.obs["split"] == "train"].copy(),
+        CellCounts(cells.X, rows[is_train]),
+        cells.var_names,
+        obs["batch"][is_train] if "batch" in obs else None,
         listed=listed,
         n_most_variable=settings.n_genes if settings.genes == "seurat_v3" else None,
         min_cells=settings.min_cells_per_gene,
     )
-    cells = without_uncounted_cells(cells[:, chosen].copy())
-    check_trained_batches(cells.obs)
-
     provenance = {
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(settings), default=str),
     }
-    return AnnData(cells.X, obs=writable(cells.obs), var=writable(cells.var), uns={"bdm": provenance})
+    var = writable(without_unused_categories(cells.var[chosen]))
+    counts, n_most = CellCounts(cells.X, rows), int(n_genes[rows].sum())
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, n_most)
 
 
 def summary(prepared: AnnData) -> str:

@@ -1,0 +1,32 @@
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+from anndata.io import sparse_dataset, write_elem
+from scipy import sparse
+
+# As fast to read as lzf is, at half its size
+COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+ENTRIES = 2**16  # in a piece of the file
+
+
+@contextmanager
+def appended_rows(
+    file: h5py.Group, name: str, *, n_columns: int, n_most: int, dtype: type = np.float32
+) -> Iterator[Callable[[sparse.csr_matrix], None]]:
+    """Write a matrix (CSR) into an ``.h5ad`` file, some rows at a time, by the function that this gives.
+
+    Parameters
+    ----------
+    n_most
+        Entries that there may be, which the type of the indices must be able to tell apart.
+    """
+    nothing = sparse.csr_matrix((0, n_columns), dtype=dtype)
+    index = sparse.get_index_dtype(maxval=max(n_most, n_columns))
+    nothing.indices, nothing.indptr = nothing.indices.astype(index), nothing.indptr.astype(index)
+    write_elem(file, name, nothing, dataset_kwargs={"chunks": (ENTRIES,), **COMPRESSION})
+    # Left open, as a dataset's last piece is compressed, and read again, each time the dataset is closed
+    opened = list(file[name].values())
+    yield sparse_dataset(file[name]).append
+    del opened
