@@ -5,19 +5,15 @@ from typing import Annotated
 
 import anndata as ad
 import h5py
-import numpy as np
 import pandas as pd
 import typer
-from anndata.io import sparse_dataset, write_elem
-from scipy import sparse
 
+from bdm.data.write import appended_rows
 from bdm.files import written_whole
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import ProgrammeSettings, plant
 from bdm.simulation.simulate import SimulationSettings, count_blocks, draw_population
 from bdm.simulation.tree import random_tree
-
-ENTRIES = 2**18  # in a piece of the file
 
 
 def main(
@@ -45,15 +41,12 @@ def main(
     var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
     with written_whole(out) as path:
         ad.AnnData(obs=obs, var=var).write_h5ad(path)
-        with h5py.File(path, "r+") as file:
-            nothing = sparse.csr_matrix((0, n_genes), dtype=np.float32)
-            nothing.indptr = nothing.indptr.astype(np.int64)
-            write_elem(file, "X", nothing, dataset_kwargs={"chunks": (ENTRIES,), "compression": "lzf"})
-            counts = sparse_dataset(file["X"])
-            opened = list(file["X"].values())  # left open, or the last piece is compressed anew with each block
+        with (
+            h5py.File(path, "r+") as file,
+            appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_genes) as append,
+        ):
             for block in count_blocks(population, cell_type, settings, seed=seed):
-                counts.append(block)
-            del opened
+                append(block)
 
 
 if __name__ == "__main__":
