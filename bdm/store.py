@@ -11,7 +11,7 @@ from torch import Tensor
 from bdm.errors import InputError
 from bdm.files import read_json, sha256, write_json
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm.autoencoder import fit
-from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder, starting_cells, type_codes
+from bdm.autoencoder import draw, fit, own
+from bdm.autoencoder.codes import type_codes
+from bdm.autoencoder.draw import N_OF_TYPE, some_cells
+from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.likelihood import negative_binomial_log_likelihood
 from bdm.autoencoder.network import (
     MEMORY,
@@ -26,9 +28,12 @@ from bdm.autoencoder.storage import (
     table_from_json,
     table_to_json,
 )
+from bdm.data.blocks import rows_of
 from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepared import read_prepared
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json, write_json
+from bdm.latent.cells import encode
 from bdm.tensors import tensor_of
 from bdm.training import Loop, fabric, train
 
@@ -558,19 +563,90 @@ def test_no_validation_cells(prepared):
     assert list(fitted(cells).history) == ["step", "loss"]
 
 
-def test_starting_cells_are_some_of_all_and_some_of_each_type(monkeypatch):
-    monkeypatch.setattr(fit, "N_START", 100)
+def test_drawn_cells_are_some_of_all_and_some_of_each_type():
     cell_type = pd.Series(pd.Categorical(["common"] * 5000 + ["rare"] * 30 + ["rarest"] * 3))
     training = np.arange(0, 5033)[np.arange(5033) % 10 != 9]
-    chosen = starting_cells(cell_type, training, seed=0)
+    chosen = some_cells(cell_type, training, "some", n_cells=100, seed=0)
     assert set(chosen) <= set(training)
     assert len(set(chosen)) == len(chosen)
     numbers = cell_type.iloc[chosen].value_counts()
     assert 90 <= numbers["common"] <= 100
-    assert fit.N_START_OF_TYPE <= numbers["rare"] <= 27
+    assert N_OF_TYPE <= numbers["rare"] <= 27
     assert numbers["rarest"] == 3
-    assert np.array_equal(chosen, starting_cells(cell_type, training, seed=0))
-    assert not np.array_equal(chosen, starting_cells(cell_type, training, seed=1))
+    assert np.array_equal(chosen, some_cells(cell_type, training, "some", n_cells=100, seed=0))
+    assert not np.array_equal(chosen, some_cells(cell_type, training, "some", n_cells=100, seed=1))
+    assert not np.array_equal(chosen, some_cells(cell_type, training, "others", n_cells=100, seed=0))
+
+
+@pytest.fixture(scope="module")
+def planted(prepared) -> AnnData:
+    """Cells of which B cells alone have, in place of others, counts that no few dimensions of all cells can tell."""
+    cells = prepared.copy()
+    counts = cells.X.toarray()
+    is_b = (cells.obs["cell_type"] == "CD19+ B").to_numpy()
+    counts[is_b, :10] = np.random.default_rng(0).poisson(20, size=(is_b.sum(), 10))
+    cells.X = sparse.csr_matrix(counts.astype(np.float32))
+    return cells
+
+
+def test_types_have_decoders_of_their_own_where_held_out_cells_gain(planted):
+    one, shared = fitted(planted, n_latent=1), fitted(planted, n_latent=1, shared_decoder=True)
+    assert "CD19+ B" in one.own
+    assert shared.own == {}
+    gain = (one.likelihood - shared.likelihood)["log_likelihood"]
+    assert gain["CD19+ B"] > 10
+    assert (gain[list(one.own)] > 0).all()
+    assert (gain.drop(list(one.own)) == 0).all()
+    network, other = one.network.state_dict(), shared.network.state_dict()
+    assert all(torch.equal(network[name], other[name]) for name in network)
+
+
+def test_own_decoders_are_of_the_seed(planted):
+    one, other = (fitted(planted, n_latent=1).own["CD19+ B"].state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_no_type_has_its_own_decoder_without_cells_to_judge_by(planted):
+    assert fitted(planted[planted.obs["split"] == "train"].copy(), n_latent=1).own == {}
+
+
+@pytest.fixture
+def on_disk(planted, tmp_path):
+    planted.write_h5ad(tmp_path / "prepared.h5ad")
+    return read_prepared(tmp_path / "prepared.h5ad", on_disk=True)
+
+
+def test_cells_on_disk_give_the_same_autoencoder(planted, on_disk):
+    assert not sparse.issparse(on_disk.X)
+    one, other = fitted(planted), fitted(on_disk)
+    assert one.own.keys() == other.own.keys()
+    for network, again in zip([one.network, *one.own.values()], [other.network, *other.own.values()], strict=True):
+        state = again.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    latent, again = (encode(cells, GeneAutoencoder.of(one, cells.var, {})) for cells in (planted, on_disk))
+    assert np.array_equal(latent.X, again.X)
+
+
+def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
+    monkeypatch.setattr(fit, "N_TRAINING", 100)
+    monkeypatch.setattr(fit, "N_HELD_OUT", 20)
+    monkeypatch.setattr(own, "MOST", {"train": 30, "validation": 5})
+    read = []
+
+    def counted(matrix, rows):
+        read.append(rows)
+        return rows_of(matrix, rows)
+
+    monkeypatch.setattr(draw, "rows_of", counted)
+    fitted(on_disk)
+    n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
+    assert len(read[0]) < 100 + N_OF_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
+    assert len(read[1]) < n_of_types.loc["validation"].sum()
+    assert [len(rows) for rows in read[2:]] == [
+        min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_types.items()
+    ]
+    split = on_disk.obs["split"].to_numpy()
+    assert not (split[np.concatenate(read)] == "test").any()
 
 
 # ---- storage
@@ -581,6 +657,7 @@ def saved(prepared, tmp_path):
     cells = prepared.copy()
     cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
     found = fitted(cells, n_steps=2)
+    assert found.own
     autoencoder = GeneAutoencoder.of(found, cells.var, {"seed": 0})
     save_autoencoder(tmp_path, autoencoder)
     return tmp_path, autoencoder
@@ -589,9 +666,11 @@ def saved(prepared, tmp_path):
 def test_autoencoder_comes_back(saved):
     folder, autoencoder = saved
     loaded = load_autoencoder(folder)
-    one, other = autoencoder.network.state_dict(), loaded.network.state_dict()
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert autoencoder.own.keys() == loaded.own.keys()
+    for cell_type in (None, *loaded.own):
+        one, other = (found.network_of(cell_type).state_dict() for found in (autoencoder, loaded))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
     assert loaded.network.shape == autoencoder.network.shape
     assert list(loaded.genes.index) == list(autoencoder.genes.index)
     assert loaded.cell_types == autoencoder.cell_types
@@ -608,6 +687,9 @@ def test_autoencoder_comes_back(saved):
         {"cell_types": ["a"]},
         {"batches": ["a"]},
         {"genes": []},
+        {"own": None},
+        {"own": ["CD19+ B"] * 2},
+        {"own": ["another"]},
         {"cell_types": None},
         {"batches": None},
     ],

@@ -131,7 +131,7 @@ def test_same_seed_same_cells(made):
     assert (one.obsm["latent"] == two.obsm["latent"]).all()
     assert one.obs.equals(two.obs)
     assert (made[0] / "tree.json").read_bytes() == (made[1] / "tree.json").read_bytes()
-    for name in ("autoencoder.safetensors", "denoiser.safetensors", "space.safetensors"):
+    for name in ("autoencoder.safetensors", "denoiser.safetensors", "own.safetensors", "space.safetensors"):
         assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()
 
 
@@ -141,7 +141,7 @@ def test_outputs_are_complete(made):
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
-    names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
+    names = {"autoencoder.json", "autoencoder.safetensors", "own.safetensors", "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
     assert "training.csv" in {path.name for path in (folder / "model").iterdir()}
@@ -246,6 +246,7 @@ BAD = {
     "train: tree of other types": ("train autoencoder small.json OUT", "differ in their types"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),
     "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", None),
+    "train: no devices": ("train autoencoder tree.json OUT --devices 0", None),
     "generate: no folder": ("generate none OUT.h5ad --cells 1", "none"),
     "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
     "generate: no number": ("generate model OUT.h5ad", "--cells-like"),
@@ -263,6 +264,9 @@ BAD = {
     "generate: levels": ("generate model OUT.h5ad --cells 1 --n-levels 1", None),
     "generate: device": ("generate model OUT.h5ad --cells 1 --device quantum", "quantum"),
     "generate: over a folder": ("generate model autoencoder --cells 1", None),
+    "generate: no such part": ("generate model OUT.h5ad --cells 1 --part 3-of-2", "2-of-8"),
+    "gather: no part": ("gather OUT.h5ad generated.h5ad", "generated.h5ad is no part"),
+    "gather: nothing": ("gather OUT.h5ad", None),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "transmute: no target": ("transmute model prepared.h5ad OUT.h5ad", None),
     "transmute: from no type": ("transmute model prepared.h5ad OUT.h5ad --to Dendritic --from T-800", "T-800"),

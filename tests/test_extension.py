@@ -14,7 +14,7 @@ from bdm.cli import main
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.extension.adapt import AdapterSettings
+from bdm.autoencoder.adapt import AdapterSettings
 from bdm.extension.extend import Extended, ExtendSettings, extend, extend_all
 from bdm.extension.new_cells import new_cells
 from bdm.extension.report import row, verdict

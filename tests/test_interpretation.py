@@ -15,7 +15,7 @@ from bdm.cli import main
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.extension.adapt import of_type
+from bdm.autoencoder.adapt import of_type
 from bdm.files import sha256
 from bdm.generation.counts import draw_counts, inverse_dispersion
 from bdm.hierarchy.levels import branch_level
@@ -370,7 +370,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
 
 def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
     """A gene that only a type's own decoder raises commits to it."""
-    model = small_model.model
+    model = replace(small_model.model, autoencoder=replace(small_model.model.autoencoder, own={}))
     plain = hybrids_of(model, n_cells=20, seed=0)
     contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD19+ B",))
     network = of_type(model.autoencoder.network, model.autoencoder.type_code("CD19+ B"))

@@ -34,26 +34,20 @@ def bounds(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: T
     return torch.cat(found).numpy()
 
 
-def bounds_by_type(
-    network: CountAutoencoder,
-    cells: ad.AnnData,
-    types: Tensor,
-    codes: Tensor,
-    cell_types: tuple[str, ...],
-    *,
-    seed: int,
-) -> pd.DataFrame:
-    """Tell how well the network expresses each type.
+def mean_by_type(bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]) -> pd.DataFrame:
+    """Tell how well each type is expressed.
+
+    Parameters
+    ----------
+    bounds
+        Of each cell.
+    types
+        Index of each cell's type among ``cell_types``.
 
     Returns
     -------
-    Table of types: ``log_likelihood``, the mean :func:`bounds` of a cell, and ``n_counts``, the mean counts of a cell;
-    NaN for types without cells.
+    Table of types: ``log_likelihood``, the mean of ``bounds``, and ``n_counts``, the mean counts of a cell; NaN for
+    types without cells.
     """
-    table = pd.DataFrame(
-        {
-            "log_likelihood": bounds(network, cells, types, codes, seed=seed),
-            "n_counts": np.asarray(cells.X.sum(axis=1)).ravel(),
-        }
-    )
+    table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
     return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

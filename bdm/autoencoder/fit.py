@@ -7,16 +7,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.bounds import bounds, bounds_by_type
+from bdm.autoencoder.adapt import likelihood
+from bdm.autoencoder.bounds import bounds, mean_by_type
+from bdm.autoencoder.codes import batch_codes, batch_names, type_codes, type_names
+from bdm.autoencoder.draw import drawn, some_cells
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.own import own_networks
 from bdm.checkpoint import Checkpoint
 from bdm.errors import InputError
-from bdm.seeds import derive, numpy_generator
+from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
+N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from
-N_START_OF_TYPE = 20  # cells of each type that are among them
 N_ITERATIONS = 3  # of Newton's method in training; more do not make a better model
 
 
@@ -29,6 +33,8 @@ class AutoencoderSettings:
     loading_scale
         Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
         expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
+    shared_decoder
+        Let all types share one decoder; else each has its own where its held-out cells are more likely by that.
     """
 
     n_latent: int = 30
@@ -36,6 +42,7 @@ class AutoencoderSettings:
     n_steps: int = 400
     batch_size: int = 256
     learning_rate: float = 1e-2
+    shared_decoder: bool = False
 
     def __post_init__(self):
         if not 0 < self.loading_scale < math.inf:
@@ -49,8 +56,10 @@ class FittedAutoencoder:
     Attributes
     ----------
     likelihood
-        Of validation cells by type, see :func:`bdm.autoencoder.bounds.bounds_by_type`; of training cells where there
+        Of validation cells by type, see :func:`bdm.autoencoder.bounds.mean_by_type`; of training cells where there
         are none.
+    own
+        Networks of the types that have one of their own.
     """
 
     network: CountAutoencoder
@@ -58,6 +67,7 @@ class FittedAutoencoder:
     batches: tuple[str, ...]
     history: pd.DataFrame
     likelihood: pd.DataFrame
+    own: dict[str, CountAutoencoder]
 
 
 def fit_autoencoder(
@@ -71,58 +81,61 @@ def fit_autoencoder(
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches.
+    expectation maximisation in minibatches. Then each type gets a decoder of its own if its validation cells gain.
+
+    No more than 100,000 training and 10,000 validation cells are read, drawn from larger data: by as many draws as
+    training makes, a fit of this few parameters learns no less from them.
 
     Parameters
     ----------
     adata
-        Prepared counts: ``X`` cells x genes in CSR, ``obs['split']``, ``obs['cell_type']``, and ``obs['batch']`` if
-        batches enter.
+        Prepared counts: ``X`` cells x genes in CSR, in memory or on disk, ``obs['split']``, ``obs['cell_type']``, and
+        ``obs['batch']`` if batches enter.
     checkpoint
         Where training goes on from, if it was interrupted.
     """
     cell_types, batches = type_names(adata), batch_names(adata)
-    types, codes = type_codes(adata, cell_types), batch_codes(adata, batches)
-    split = adata.obs["split"].to_numpy()
-    training, held_out = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
+    training = drawn(adata, "train", n_cells=N_TRAINING, seed=seed)
+    held_out = drawn(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
+    types, codes = type_codes(training, cell_types), batch_codes(training, batches)
     shape = AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches))
-    sample = starting_cells(adata.obs["cell_type"], training, seed=seed)
+    start = some_cells(training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
-        network.start_from(tensor_of(adata.X[sample].toarray()), types[sample])
+        network.start_from(tensor_of(training.X[start].toarray()), types[start])
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        drawn = torch.randint(len(training), (settings.batch_size,), generator=generator)
-        cells, where = training[drawn.numpy()], next(network.parameters()).device
-        counts = tensor_of(adata.X[cells].toarray()).to(where)
+        cells = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
+        where = next(network.parameters()).device
+        counts = tensor_of(training.X[cells.numpy()].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
         value, latent = network(
             counts, types[cells].to(where), codes[cells].to(where), noise, n_iterations=N_ITERATIONS
         )
         network.follow(types[cells].to(latent.device), latent)
-        return value.mean() + network.penalty(loading_scale=settings.loading_scale) / len(training)
+        return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
 
     def validation(network: nn.Module) -> Tensor:
-        found = bounds(network, adata[held_out], types[held_out], codes[held_out], seed=derive(seed, "validation"))
-        return -torch.from_numpy(found).mean()
+        of_cells = type_codes(held_out, cell_types), batch_codes(held_out, batches)
+        return -torch.from_numpy(bounds(network, held_out, *of_cells, seed=derive(seed, "validation"))).mean()
 
+    n_training = int((adata.obs["split"] == "train").sum())
     loop = Loop(
         settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device, n_warmup=50
     )
-    history = train(network, loss, loop, validation=validation if len(held_out) else None, checkpoint=checkpoint)
+    history = train(network, loss, loop, validation=validation if held_out.n_obs else None, checkpoint=checkpoint)
     network = network.cpu().eval()
-    network.turn(_mean_precision(network, adata[sample], types[sample], codes[sample]))
-    judged = held_out if len(held_out) else sample
-    likelihood = bounds_by_type(network, adata[judged], types[judged], codes[judged], cell_types, seed=seed)
-    return FittedAutoencoder(network, cell_types, batches, history, likelihood)
-
-
-def starting_cells(cell_type: pd.Series, training: np.ndarray, *, seed: int) -> np.ndarray:
-    """Draw the cells to start from: some of all, and some of each type."""
-    shuffled = numpy_generator(seed, "start").permutation(training)
-    place = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
-    return shuffled[(np.arange(len(shuffled)) < N_START) | (place < N_START_OF_TYPE)]
+    network.turn(_mean_precision(network, training[start], types[start], codes[start]))
+    own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)
+    judged = held_out if held_out.n_obs else training[start]
+    types = type_codes(judged, cell_types)
+    bound = bounds(network, judged, types, batch_codes(judged, batches), seed=seed)
+    for cell_type, of_type in own.items():
+        rows = np.flatnonzero(types == cell_types.index(cell_type))
+        bound[rows] = likelihood(of_type, judged[rows], batches, seed=seed)
+    table = mean_by_type(bound, judged, types, cell_types)
+    return FittedAutoencoder(network, cell_types, batches, history, table, own)
 
 
 @torch.no_grad()
@@ -133,25 +146,3 @@ def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor,
         counts = tensor_of(adata.X[rows].toarray())
         total += network.encode(counts, types[rows], codes[rows]).precision.sum(dim=0)
     return total / adata.n_obs
-
-
-def type_names(adata: ad.AnnData) -> tuple[str, ...]:
-    """Names of the cell types of prepared cells."""
-    return tuple(adata.obs["cell_type"].cat.categories)
-
-
-def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
-    """Index of each cell's type among ``cell_types``."""
-    return tensor_of(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
-
-
-def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
-    """Names of the batches of prepared cells; none where no batch enters."""
-    return tuple(adata.obs["batch"].cat.categories) if "batch" in adata.obs else ()
-
-
-def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
-    """Index of each cell's batch among ``batches``; 0 where no batch enters."""
-    if not batches:
-        return torch.zeros(adata.n_obs, dtype=torch.long)
-    return tensor_of(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LONGEST_STEP = 3  # in prior standard deviations; keeps Newton's method from overshooting far from the mode
+# In prior standard deviations
+LONGEST_STEP = 3  # keeps Newton's method from overshooting far from the mode
+SHORTEST_STEP = 1e-3  # a cell is at its mode
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,18 @@ def laplace_posterior(
     n_latent = loadings.shape[1]
     row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
     products = loadings[:, row] * loadings[:, column]  # all information matrices are one product with these
-    library = counts.sum(dim=1, keepdim=True)
     identity = torch.eye(n_latent, device=loadings.device)
-    z = prior_mean
+    found, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
+    moving = torch.arange(len(counts), device=loadings.device)
     for _ in range(n_iterations):
-        expression = torch.softmax(z @ loadings.T + offset, dim=1)
-        mean = library * expression
-        trust = inverse_dispersion / (inverse_dispersion + mean)
+        x, z, r = counts[moving], found[moving], inverse_dispersion[moving]
+        expression = torch.softmax(z @ loadings.T + offset[moving], dim=1)
+        mean = x.sum(dim=1, keepdim=True) * expression
+        trust = r / (r + mean)
         # Gradient, through the softmax
-        residual = trust * (counts - mean)
+        residual = trust * (x - mean)
         residual = residual - expression * residual.sum(dim=1, keepdim=True)
-        gradient = residual @ loadings - (z - prior_mean)
+        gradient = residual @ loadings - (z - prior_mean[moving])
         # Information, through the softmax
         weight = mean * trust
         information = torch.empty(len(z), n_latent, n_latent, device=loadings.device)
@@ -97,5 +100,10 @@ def laplace_posterior(
         # Step
         factor = torch.linalg.cholesky(information + identity)
         step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
-        z = z + step * (LONGEST_STEP / step.norm(dim=1, keepdim=True)).clamp(max=1)
-    return Posterior(z, factor)
+        length = step.norm(dim=1)
+        found[moving] = z + step * (LONGEST_STEP / length).clamp(max=1)[:, None]
+        factors[moving] = factor
+        moving = moving[length > SHORTEST_STEP]
+        if not len(moving):
+            break
+    return Posterior(found, factors)

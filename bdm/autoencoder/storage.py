@@ -30,7 +30,7 @@ class GeneAutoencoder:
     provenance
         How it was made: version, seed, settings, hash of the data.
     likelihood
-        Of held-out cells by type, see :func:`bdm.autoencoder.bounds.bounds_by_type`.
+        Of held-out cells by type, see :func:`bdm.autoencoder.bounds.mean_by_type`.
     own
         Networks of cell types that have one of their own, which knows no other type.
     """
@@ -46,7 +46,7 @@ class GeneAutoencoder:
     @classmethod
     def of(cls, fitted: FittedAutoencoder, genes: pd.DataFrame, provenance: dict[str, Any]) -> GeneAutoencoder:
         """Name the genes of a trained autoencoder."""
-        return cls(fitted.network, genes, fitted.cell_types, fitted.batches, provenance, fitted.likelihood)
+        return cls(fitted.network, genes, fitted.cell_types, fitted.batches, provenance, fitted.likelihood, fitted.own)
 
     def network_of(self, cell_type: str | None) -> CountAutoencoder:
         """Network that cells of a type are encoded and decoded by: its own, or the shared one."""
@@ -78,10 +78,20 @@ class GeneAutoencoder:
             "batches": list(self.batches),
             "provenance": self.provenance,
             "likelihood": table_to_json(self.likelihood),
+            "own": list(self.own),
         }
 
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Give its tensors by file: of the shared network, and of types' own, numbered in their order."""
+        own = {
+            f"{number}.{name}": value
+            for number, network in enumerate(self.own.values())
+            for name, value in network.state_dict().items()
+        }
+        return {"autoencoder": self.network.state_dict(), "own": own}
+
     @classmethod
-    def restore(cls, content: dict[str, Any], state: dict) -> GeneAutoencoder:
+    def restore(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> GeneAutoencoder:
         """Make it again from its JSON content and its tensors."""
         shape = AutoencoderShape(**content["shape"])
         genes = writable(table_from_json(content["genes"]))
@@ -89,15 +99,20 @@ class GeneAutoencoder:
         if (len(genes), len(cell_types), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
             raise ValueError("other numbers of genes, cell types or batches than the network has")
         network = CountAutoencoder(shape)
-        network.load_state_dict(state)
+        network.load_state_dict(tensors["autoencoder"])
+        own = {name: CountAutoencoder(replace(shape, n_types=1)) for name in content["own"]}
+        if not own.keys() <= set(cell_types) or len(own) < len(content["own"]):
+            raise ValueError("own decoders of other types, or two of one")
+        for number, of_type in enumerate(own.values()):
+            of_type.load_state_dict({name: tensors["own"][f"{number}.{name}"] for name in of_type.state_dict()})
+            of_type.eval().requires_grad_(False)
         likelihood = table_from_json(content["likelihood"])
-        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood)
+        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood, own)
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> None:
     """Write an autoencoder into its folder."""
-    tensors = {"autoencoder": autoencoder.network.state_dict()}
-    write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), tensors))
+    write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), autoencoder.tensors()))
 
 
 def load_autoencoder(folder: Path) -> GeneAutoencoder:
@@ -110,7 +125,7 @@ def load_autoencoder(folder: Path) -> GeneAutoencoder:
     """
     bundle = read_bundle(folder, "autoencoder")
     with refused_if_damaged(folder):
-        return GeneAutoencoder.restore(bundle.content, bundle.tensors["autoencoder"])
+        return GeneAutoencoder.restore(bundle.content, bundle.tensors)
 
 
 def table_to_json(table: pd.DataFrame) -> dict[str, Any]:

@@ -14,6 +14,9 @@ def autoencoder(
         float, typer.Option(help="How far a latent dimension is expected to change a gene's log expression.")
     ] = 0.1,
     n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
+    shared_decoder: Annotated[
+        bool, typer.Option("--shared-decoder", help="Let all types share one decoder, also those that gain by their own.")
+    ] = False,
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
@@ -33,9 +36,9 @@ def autoencoder(
     from bdm.latent.cells import encode
     from bdm.provenance import preparation, provenance
 
-    settings = AutoencoderSettings(n_latent=n_latent, loading_scale=loading_scale, n_steps=n_steps)
+    settings = AutoencoderSettings(n_latent, loading_scale, n_steps, shared_decoder=shared_decoder)
     with ExitStack() as files:
-        adata, facts = read_prepared(prepared), {"seed": seed, "settings": asdict(settings)}
+        adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
         facts["prepared_sha256"] = sha256(prepared)
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
         folder = files.enter_context(written_whole(out, folder_of="autoencoder.json"))

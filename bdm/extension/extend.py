@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
 from bdm.diffusion.fit import DenoiserSettings
-from bdm.extension.adapt import AdapterSettings, adapted, first_guess, likelihood
 from bdm.extension.branch import fit_embedding
+from bdm.extension.first_guess import first_guess
 from bdm.extension.new_batches import batch_offsets
 from bdm.extension.new_cells import NewCells
 from bdm.extension.replay import with_replayed
@@ -86,7 +87,7 @@ def extend(
     learnt = with_replayed(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
     first = first_guess(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
     least_gain = 0 if known else LEAST_GAIN
-    own = adapted(first, learnt, autoencoder, settings.adapter, least_gain=least_gain, seed=seed)
+    own = adapted(first, learnt, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
     latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
@@ -109,7 +110,7 @@ def extend(
         provenance=provenance,
     )
     judged = held_out(cells)
-    before, after = (likelihood(network, judged, autoencoder, seed=seed) for network in (first, own))
+    before, after = (likelihood(network, judged, autoencoder.batches, seed=seed) for network in (first, own))
     return Extended(
         extended(model, extension),
         extension,

@@ -7,11 +7,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.fit import batch_codes, type_codes
+from bdm.autoencoder.codes import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.tensors import tensor_of
+
+READ, BLOCK = 2**15, 512  # cells that are read, and encoded, at a time
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class LatentCells:
 
 
 @torch.no_grad()
-def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, *, block: int = 512) -> ad.AnnData:
-    """Encode prepared counts, block by block.
+def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
+    """Encode prepared counts, in memory or on disk, some cells after the others.
 
     Returns
     -------
@@ -57,14 +59,16 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, *, block: int = 512)
     n_latent = autoencoder.network.shape.n_latent
     mean = torch.empty(adata.n_obs, n_latent + 1)
     scale = torch.zeros(adata.n_obs, n_latent + 1)
-    for cells in cells_by_network(cell_type, autoencoder):
-        network = autoencoder.network_of(cell_type[cells[0]])
-        for start in range(0, len(cells), block):
-            rows = cells[start : start + block]
-            counts = tensor_of(adata.X[rows].toarray())
-            posterior = network.encode(counts, types[rows], codes[rows])
-            mean[rows] = torch.cat([posterior.mean, counts.sum(dim=1, keepdim=True).log()], dim=1)
-            scale[rows, :-1] = posterior.scale
+    for start in range(0, adata.n_obs, READ):
+        counts = adata.X[start : start + READ]
+        for cells in cells_by_network(cell_type[start : start + READ], autoencoder):
+            network = autoencoder.network_of(cell_type[start + cells[0]])
+            for first in range(0, len(cells), BLOCK):
+                some = cells[first : first + BLOCK]
+                rows, dense = start + some, tensor_of(counts[some].toarray())
+                posterior = network.encode(dense, types[rows], codes[rows])
+                mean[rows] = torch.cat([posterior.mean, dense.sum(dim=1, keepdim=True).log()], dim=1)
+                scale[rows, :-1] = posterior.scale
     names = [f"latent_{k}" for k in range(n_latent)] + ["log_library_size"]
     return ad.AnnData(
         mean.numpy(),

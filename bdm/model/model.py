@@ -133,7 +133,7 @@ def save_model(folder: Path, model: BranchedModel) -> None:
         "provenance": model.provenance,
     }
     tensors = {
-        "autoencoder": model.autoencoder.network.state_dict(),
+        **model.autoencoder.tensors(),
         "denoiser": model.denoiser.state_dict(),
         "space": {
             "centre": model.whitening.centre,
@@ -168,7 +168,7 @@ def _restore(bundle: Bundle, device: str | torch.device) -> BranchedModel:
     denoiser = BranchedDenoiser(DenoiserShape(**content["denoiser"]))
     denoiser.load_state_dict(bundle.tensors["denoiser"])
     return BranchedModel(
-        autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors["autoencoder"]),
+        autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors),
         whitening=Whitening(space["centre"], space["covariance"]),
         moments=TypeMoments(
             tuple(content["cell_types"]),

@@ -7,7 +7,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from bdm.autoencoder.fit import N_ITERATIONS, AutoencoderSettings, batch_codes, type_codes
+from bdm.autoencoder.codes import batch_codes, type_codes
+from bdm.autoencoder.fit import N_ITERATIONS, AutoencoderSettings
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser

@@ -13,11 +13,13 @@ rule autoencoder:
         n_latent=setting("autoencoder/n_latent"),
         loading_scale=setting("autoencoder/loading_scale"),
         n_steps=setting("autoencoder/n_steps"),
+        shared_decoder=switch("--shared-decoder", "autoencoder/shared_decoder"),
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm autoencoder {input.cells} {output.model}"
         " --n-latent {params.n_latent}"
         " --loading-scale {params.loading_scale}"
         " --n-steps {params.n_steps}"
+        " {params.shared_decoder}"
         " --seed {params.seed}"
         " > {log} 2>&1"
