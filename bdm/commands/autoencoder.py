@@ -15,7 +15,7 @@ def autoencoder(
     ] = 0.1,
     n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
     shared_decoder: Annotated[
-        bool, typer.Option("--shared-decoder", help="Let all types share one decoder, also those that gain by their own.")
+        bool, typer.Option("--shared-decoder", help="Let all types share one decoder, also where own ones gain.")
     ] = False,
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 30,
