@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -19,7 +20,8 @@ from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.memory import keep_freed_memory
 from bdm.seeds import torch_generator
 
-logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+for name in ("lightning.fabric", "lightning.pytorch"):  # by which it tells depends on what is imported
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -30,6 +32,8 @@ class Loop:
 
     Attributes
     ----------
+    device
+        Its name, or what :func:`fabric` gave for it.
     averaging
         Decay of the exponential moving average of weights, which is what training gives.
     validate_every
@@ -39,35 +43,45 @@ class Loop:
     n_steps: int
     learning_rate: float
     seed: int
-    device: str = "auto"
+    device: str | Fabric = "auto"
     averaging: float = 0.99
     n_warmup: int = 100
     validate_every: int = 100
 
 
-def fabric(device: str) -> Fabric:
-    """Fabric on one device; mixed precision on GPUs.
+def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
+    """Fabric on one device or several of a kind, with a process each; mixed precision on GPUs.
 
     Raises
     ------
     InputError
-        If there is no such device.
+        If there is no such device, or there are too few.
     """
+    if isinstance(device, Fabric):
+        return device
     accelerator = "cuda" if device == "gpu" else device
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = {
+        "cpu": math.inf,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
     if accelerator == "auto":
         accelerator = "cuda" if present["cuda"] else "cpu"
     if accelerator not in present:
         raise InputError(f"Unknown device {device!r}; use auto, cpu, cuda or mps.")
     if not present[accelerator]:
         raise InputError(f"Device {device!r} is not available here; use auto or cpu.")
+    if n_devices > present[accelerator]:
+        raise InputError(f"There are not {n_devices} devices of {accelerator} here, but {present[accelerator]}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
         return Fabric(
             accelerator=accelerator,
-            devices=1,
+            devices=n_devices,
+            # No network that is trained on several devices changes its buffers in training
+            strategy="auto" if n_devices == 1 else DDPStrategy(start_method="spawn", broadcast_buffers=False),
             precision="bf16-mixed" if accelerator == "cuda" else "32-true",
-            plugins=[LightningEnvironment()],  # one process, also where there is Slurm
+            plugins=[LightningEnvironment()],  # no process but ours, also where there is Slurm
         )
 
 
@@ -83,6 +97,9 @@ def train(
 
     Step k draws its minibatch and its noise from a generator of (seed, k) alone, so that training which was interrupted
     and goes on from its checkpoint ends as if it had not been.
+
+    Where several processes train together, each calls this, and ends with the same network. Gradients are averaged over
+    them; ``loss`` gives each its share.
 
     Parameters
     ----------
@@ -111,28 +128,28 @@ def train(
     if now.step:
         restore(now, network, averaged, optimizer)
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    bar = trange(now.step, loop.n_steps, initial=now.step, total=loop.n_steps, disable=None, desc="training")
+    hidden = None if device.is_global_zero else True  # None shows it on a terminal
+    bar = trange(now.step, loop.n_steps, initial=now.step, total=loop.n_steps, disable=hidden, desc="training")
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = loop.learning_rate * _schedule(step, loop)
             value = loss(module, torch_generator(loop.seed, "step", step))
-            if not torch.isfinite(value):
-                raise TrainingError(
-                    f"Training diverged: the loss became {float(value)} at step {step + 1}; try another seed."
-                )
+            mean, stopped = _agreed(device, value, stop)
+            if not math.isfinite(mean):
+                raise TrainingError(f"Training diverged: the loss became {mean} at step {step + 1}; try another seed.")
             optimizer.zero_grad()
             device.backward(value)
             optimizer.step()
             _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
-            now.step, now.seen = step + 1, now.seen + float(value.detach())
+            now.step, now.seen = step + 1, now.seen + mean
             if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
                 look(now, averaged, loop, validation)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in now.history[-1].items() if k != "step"})
-            if checkpoint and (stop.is_set() or timer.due() or now.step == loop.n_steps):
+            if checkpoint and device.is_global_zero and (stopped or timer.due() or now.step == loop.n_steps):
                 keep(now, network, averaged, optimizer)
                 checkpoint.write(now)
-            if stop.is_set():
+            if stopped:
                 raise Interrupted(
                     f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there."
                 )
@@ -175,6 +192,13 @@ def restore(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: t
         number, _, name = key.partition("/")
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _agreed(device: Fabric, value: Tensor, stop: threading.Event) -> tuple[float, bool]:
+    """Mean loss of all processes, and whether any of them was asked to end, so that all take as many steps."""
+    told = torch.stack([value.detach(), value.new_tensor(float(stop.is_set()))])
+    mean, asked = device.all_reduce(told).tolist()
+    return mean, asked > 0
 
 
 def _schedule(step: int, loop: Loop) -> float:

@@ -1,9 +1,15 @@
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, OutFolder, Seed
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from bdm.checkpoint import Checkpoint
+    from bdm.diffusion.fit import DenoiserSettings
 
 
 def train(
@@ -15,6 +21,7 @@ def train(
     n_layers: Annotated[int, typer.Option(help="Residual blocks of the denoiser.", min=1)] = 3,
     n_steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 3000,
     device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Devices to train on together, or processes on the CPU.", min=1)] = 1,
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
 ) -> None:
@@ -27,31 +34,51 @@ def train(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.diffusion.fit import DenoiserSettings
-    from bdm.files import read_json, sha256, written_whole
+    from bdm.files import sha256, written_whole
+    from bdm.processes import run_on
+
+    settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps)
+    with ExitStack() as files:
+        facts = {"seed": seed, "settings": asdict(settings)}
+        made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
+        checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
+        folder = files.enter_context(written_whole(out, folder_of="model.json"))
+        run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
+
+
+def fit_and_save(
+    workers: "Fabric",
+    autoencoder: Path,
+    hierarchy: Path,
+    folder: Path,
+    settings: "DenoiserSettings",
+    seed: int,
+    checkpoint: "Checkpoint",
+) -> None:
+    """Train the model in one of several processes, the first of which writes it."""
+    from dataclasses import asdict
+
+    from bdm.autoencoder.storage import load_autoencoder
+    from bdm.files import read_json
     from bdm.hierarchy.tree import Hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.model.model import save_model
     from bdm.provenance import provenance
 
-    settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps)
-    with ExitStack() as files:
-        trained, facts = load_autoencoder(autoencoder), {"seed": seed, "settings": asdict(settings)}
-        made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
-        checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
-        folder = files.enter_context(written_whole(out, folder_of="model.json"))
-        model, history = fit_model(
-            read_latent(autoencoder),
-            trained,
-            Hierarchy.from_json(read_json(hierarchy)),
-            settings,
-            seed=seed,
-            device=device,
-            checkpoint=checkpoint,
-            provenance=provenance(**facts),
-        )
+    trained = load_autoencoder(autoencoder)
+    model, history = fit_model(
+        read_latent(autoencoder),
+        trained,
+        Hierarchy.from_json(read_json(hierarchy)),
+        settings,
+        seed=seed,
+        device=workers,
+        checkpoint=checkpoint,
+        provenance=provenance(seed=seed, settings=asdict(settings)),
+    )
+    if workers.is_global_zero:
         save_model(folder, model)
         history.to_csv(folder / "training.csv", index=False)

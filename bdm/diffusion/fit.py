@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint
@@ -12,7 +13,7 @@ from bdm.latent.moments import TypeMoments
 from bdm.latent.whitening import Whitening
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
-from bdm.training import Loop, train
+from bdm.training import Loop, fabric, train
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def fit_denoiser(
     settings: DenoiserSettings,
     *,
     seed: int,
-    device: str = "auto",
+    device: str | Fabric = "auto",
     checkpoint: Checkpoint | None = None,
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells drawn from their posteriors.
@@ -62,9 +63,12 @@ def fit_denoiser(
 
     Parameters
     ----------
+    device
+        Its name; or a Fabric of several processes, each of which calls this and takes its share of every minibatch.
     checkpoint
         Where training goes on from, if it was interrupted.
     """
+    workers = fabric(device)
     shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
     populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
     with torch.random.fork_rng(devices=[]):
@@ -83,15 +87,16 @@ def fit_denoiser(
         noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
         cell_type = cells.cell_type[index]
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
-        where = next(network.parameters()).device
-        denoised = network(noised.to(where), sigma.to(where), on.to(where))
-        return denoising_loss(denoised, x.to(where), sigma.to(where))
+        share = slice(workers.global_rank, None, workers.world_size)
+        x, noised, sigma, on = (values[share].to(workers.device) for values in (x, noised, sigma, on))
+        weight = workers.world_size * len(x) / settings.batch_size  # shares may differ by a cell
+        return weight * denoising_loss(network(noised, sigma, on), x, sigma)
 
     loop = Loop(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
-        device=device,
+        device=workers,
         averaging=settings.averaging,
     )
     history = train(network, loss, loop, checkpoint=checkpoint)
