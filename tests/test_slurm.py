@@ -94,6 +94,22 @@ def test_short_section_names_account_and_partitions(tmp_path):
     assert all(of["slurm_partition"] == ("fast" if rule in on_gpu else "short") for rule, of in asked.items())
 
 
+def test_training_takes_all_its_gpus(tmp_path):
+    write_config(tmp_path)
+    edits = {"gpu_partition: null": "gpu_partition: fast", "n_gpus: 1": "n_gpus: 2"}
+    asked = resources(tmp_path, edited_profile(tmp_path / "profile", edits))
+    assert {rule: of["gpu"] for rule, of in asked.items() if "gpu" in of} == {
+        "autoencoder": "1",
+        "train": "2",
+        "train_flat": "2",
+    }
+    commands = re.findall(
+        r"^Shell command: bdm train .*$", (tmp_path / "snakemake.log").read_text(), flags=re.MULTILINE
+    )
+    assert len(commands) == 2
+    assert all(" --devices 2 " in command for command in commands)
+
+
 # ---- on a cluster
 
 

@@ -107,6 +107,12 @@ def move_options(wildcards):
     return " ".join(f"{flag} {shlex.quote(cell_type)}" for flag, cell_type in flags)
 
 
+def devices(wildcards, resources):
+    """Give the flag to train on all GPUs that the job has, where it has several."""
+    n_gpus = resources.get("gpu", 1)
+    return f"--devices {n_gpus}" if n_gpus > 1 else ""
+
+
 def flat_cells(wildcards):
     """Name the cells of the flat model, which there is none of that has been extended."""
     return [] if wildcards.dataset in EXTENDED else [f"results/{wildcards.dataset}/flat/generated.h5ad"]

@@ -16,12 +16,14 @@ rule train:
         n_steps=setting("train/n_steps"),
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
+        devices=devices,
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
         " --n-steps {params.n_steps}"
         " --width {params.width}"
         " --n-layers {params.n_layers}"
+        " {params.devices}"
         " --seed {params.seed}"
         " > {log} 2>&1"
 
