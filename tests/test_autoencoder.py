@@ -643,7 +643,7 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
     assert len(read[0]) < 100 + N_OF_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
     assert len(read[1]) < n_of_types.loc["validation"].sum()
     assert [len(rows) for rows in read[2:]] == [
-        min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_types.items()
+        sum(min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_types.items())
     ]
     split = on_disk.obs["split"].to_numpy()
     assert not (split[np.concatenate(read)] == "test").any()

@@ -75,7 +75,7 @@ def adapted(
     None if held-out cells gain less.
     """
     split = cells.obs["split"].to_numpy()
-    training, held_out = cells[split == "train"], cells[split == "validation"]
+    training, held_out = (cells[split == name].copy() for name in ("train", "validation"))
     first, network = network, of_type(network, 0)
     set_expression(network, training, batches, n_prior=settings.n_prior)
     start = {name: value.detach().clone() for name, value in network.named_parameters()}

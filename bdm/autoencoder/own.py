@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import anndata as ad
 import numpy as np
 from tqdm import tqdm
@@ -8,8 +10,11 @@ from bdm.autoencoder.draw import cells_of, some_of_type
 from bdm.autoencoder.network import CountAutoencoder
 
 # A known type is expressed well already, and it takes little to overfit it
-OWN = AdapterSettings(loading_scale=0.05, expression_scale=0.3, dispersion_scale=0.2, n_prior=500, learning_rate=1e-2)
+OWN = AdapterSettings(
+    loading_scale=0.05, expression_scale=0.3, dispersion_scale=0.2, n_prior=500, learning_rate=1e-2
+)  # fmt: skip
 MOST = {"train": 2000, "validation": 500}  # cells of a type that are read; more make no better decoder
+TOGETHER = 100_000  # cells that are read in one go through the file
 
 
 def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> dict[str, CountAutoencoder]:
@@ -30,10 +35,25 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     Autoencoders by type.
     """
     batches, found = batch_names(adata), {}
-    for code, cell_type in enumerate(tqdm(type_names(adata), desc="own decoders", disable=None)):
-        rows = [some_of_type(adata.obs, cell_type, split, most, seed=seed) for split, most in MOST.items()]
-        cells = cells_of(adata, np.concatenate(rows))
+    of_types = cells_by_type(adata, seed=seed)
+    for code, (cell_type, cells) in enumerate(tqdm(of_types, total=network.shape.n_types, desc="own", disable=None)):
         if (cells.obs["split"] == "validation").any():
             own = adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
             found |= {} if own is None else {cell_type: own}
     return found
+
+
+def cells_by_type(adata: ad.AnnData, *, seed: int) -> Iterator[tuple[str, ad.AnnData]]:
+    """Yield each type with some of its cells, of which those of several types are read together."""
+    rows = [
+        np.concatenate([some_of_type(adata.obs, cell_type, split, most, seed=seed) for split, most in MOST.items()])
+        for cell_type in type_names(adata)
+    ]
+    n_cells = np.array([len(of_type) for of_type in rows])
+    portion = (n_cells.cumsum() - n_cells) // TOGETHER
+    for together in np.unique(portion):
+        members = np.flatnonzero(portion == together)
+        cells = cells_of(adata, np.concatenate([rows[code] for code in members]))
+        ends = n_cells[members].cumsum()
+        for code, end in zip(members, ends, strict=True):
+            yield type_names(adata)[code], cells[end - n_cells[code] : end].copy()
