@@ -10,6 +10,7 @@ from anndata import AnnData
 from matplotlib.image import imread
 
 from bdm.cli import app
+from bdm.commands.evaluate import evaluate
 from bdm.data.blocks import file_of, rows_of
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
@@ -91,6 +92,10 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert n_marking == sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
     assert content["bounds"] == asdict(Bounds())
+
+
+def test_help_tells_how_many_cells_are_compared():
+    assert f"at most {Bounds().compared:,} of a set" in evaluate.__doc__
 
 
 def renamed_genes(adata: AnnData) -> AnnData:

@@ -4,10 +4,10 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation import copying
+from bdm.evaluation import classifiers, copying
 from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.cells import Cells, Matched, bounded, draw, match, taken, thinned
-from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier
+from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
 from bdm.evaluation.copying import Suspects, copying_shares
 from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
 from bdm.evaluation.fold_changes import log_fold_changes, marker_genes
@@ -139,6 +139,20 @@ def test_classifier_tells_a_shift_but_not_equals(classifier):
         )
     assert abs(auc[0] - 0.5) < 0.08
     assert auc[1] > 0.9
+
+
+def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
+    at_once = typing_f1(three_types, three_types)
+    assert set(at_once) == {"a", "b", "c"}
+    monkeypatch.setattr(classifiers, "BLOCK", 7)
+    assert typing_f1(three_types, three_types) == at_once
+
+
+def test_sparse_cells_are_told_apart_as_dense_ones():
+    judged, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
+    chances = chances_of_being_judged(linear_classifier(), judged, test, seed=0)
+    of_dense = chances_of_being_judged(linear_classifier(), judged.toarray(), test.toarray(), seed=0)
+    assert np.array_equal(chances, of_dense)
 
 
 def test_components_are_fitted_on_both_sets():

@@ -121,7 +121,7 @@ def test_trial_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test
     assert (trial.floor.library_size != other.floor.library_size).any()
 
 
-SMALL = Bounds(compared=80, learned=40, by_tree=20, pairs=1, marking=200, mapped=60)
+SMALL = Bounds(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=200, mapped=60)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_bounded_scores_are_as_honest(bounded_evaluation, training, test_cells):
 
 
 def test_bounds_that_do_not_bind_change_nothing(evaluation, training, test_cells):
-    wide = Bounds(compared=10**6, learned=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
+    wide = Bounds(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
     again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 class Bounds:
     """Most cells that the steps of judging take, so that memory and time hardly grow with the data.
 
-    The defaults let the classifiers, which take most of the time, each take a minute or two on one core.
+    The defaults let a set of any size be judged in two minutes or so by one core.
 
     Attributes
     ----------
     compared
         Cells of a set that are compared at a time.
-    learned
-        Cells of a set that a logistic regression learns from.
+    gene_auc
+        Cells of a set that are told from test cells by all genes, which takes most memory.
     by_tree
         Cells that each tree of a random forest learns from; other trees learn from others.
     pairs
@@ -25,7 +25,7 @@ class Bounds:
     """
 
     compared: int = 20_000
-    learned: int = 10_000
+    gene_auc: int = 10_000
     by_tree: int = 5_000
     pairs: int = 2_000_000_000
     marking: int = 50_000

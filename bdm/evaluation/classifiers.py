@@ -1,4 +1,5 @@
 import numpy as np
+from scipy import sparse
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -8,6 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bdm.evaluation.cells import Cells
+
+BLOCK = 10_000  # cells with all genes that are predicted at a time
 
 
 def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
@@ -21,7 +24,11 @@ def linear_classifier() -> ClassifierMixin:
 
 
 def chances_of_being_judged(
-    classifier: ClassifierMixin, judged: np.ndarray, test: np.ndarray, *, seed: int
+    classifier: ClassifierMixin,
+    judged: np.ndarray | sparse.csr_matrix,
+    test: np.ndarray | sparse.csr_matrix,
+    *,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Let a classifier tell judged from real cells, each by a model that was not shown the cell (five folds).
 
@@ -39,9 +46,9 @@ def chances_of_being_judged(
     ----------
     Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, https://arxiv.org/abs/1610.06545
     """
-    is_judged = np.repeat([True, False], [len(judged), len(test)])
+    is_judged = np.repeat([True, False], [judged.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
-    features = np.concatenate([judged, test])
+    features = sparse.vstack([judged, test]).toarray() if sparse.issparse(test) else np.concatenate([judged, test])
     chances = cross_val_predict(classifier, features, is_judged, cv=folds, method="predict_proba")[:, 1]
     return chances[is_judged], chances[~is_judged]
 
@@ -59,6 +66,7 @@ def typing_f1(judged: Cells, test: Cells) -> dict[str, float]:
     """
     cell_types = np.unique(test.cell_type)
     classifier = linear_classifier().fit(judged.expression.toarray(), judged.cell_type)
-    predicted = classifier.predict(test.expression.toarray())
+    blocks = np.split(np.arange(len(test)), range(BLOCK, len(test), BLOCK))
+    predicted = np.concatenate([classifier.predict(test.expression[rows].toarray()) for rows in blocks])
     f1 = f1_score(test.cell_type, predicted, labels=cell_types, average=None, zero_division=0)
     return dict(zip(cell_types.tolist(), f1.tolist(), strict=True))

@@ -48,11 +48,6 @@ class Comparison:
     seed: int
 
     @cached_property
-    def few(self) -> Matched:
-        """No more of them than a logistic regression learns from."""
-        return thinned(Matched(self.judged, self.test), most=self.reference.bounds.learned, seed=self.seed)
-
-    @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
         """Joint principal components of judged and of test cells."""
         return joint_components(self.judged.expression, self.test.expression, seed=self.seed)
@@ -73,7 +68,7 @@ class Comparison:
     @cached_property
     def f1(self) -> dict[str, float]:
         """F1 of each type in all test cells, learned from the judged ones."""
-        return typing_f1(self.few.judged, self.reference.test)
+        return typing_f1(self.judged, self.reference.test)
 
 
 def judge(judged: Cells, reference: Reference, *, seed: int = 0) -> Judgement:
@@ -114,11 +109,9 @@ def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
 def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     """Score all cells together; ``means`` are those over types."""
     judged, test, reference = comparison.judged, comparison.test, comparison.reference
+    few = thinned(Matched(judged, test), most=reference.bounds.gene_auc, seed=comparison.seed)
     by_genes = chances_of_being_judged(
-        linear_classifier(),
-        comparison.few.judged.expression.toarray(),
-        comparison.few.test.expression.toarray(),
-        seed=comparison.seed,
+        linear_classifier(), few.judged.expression, few.test.expression, seed=comparison.seed
     )
     genes = gene_statistics(judged, test)
     pairs = gene_pairs(judged, test, reference.variable_genes)
