@@ -1,6 +1,7 @@
 import logging
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -106,3 +107,24 @@ def test_damage_shows_where_it_is_read(tmp_path, part):
     with pytest.raises(InputError, match=r"cells\.h5ad cannot be read \(.*\); is it damaged, or misnamed\?") as refusal:
         list(blocks_of(read_cells(path, on_disk=True).X))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil", "reason"),
+    [
+        ("indptr", lambda values: values[::-1], "rows do not follow"),
+        ("indptr", lambda values: values[:-1], "rows do not follow"),
+        ("indptr", lambda values: values * 2, "rows do not follow"),
+        ("indices", lambda values: values + 31, "indices must be < 31"),
+        ("indices", lambda values: values[:-5], "same size"),
+    ],
+)
+def test_parts_that_do_not_fit(tmp_path, part, spoil, reason):
+    path = tmp_path / "cells.h5ad"
+    AnnData(MATRIX.copy()).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        values = file["X"][part][:]
+        del file["X"][part]
+        file["X"][part] = spoil(values)
+    with pytest.raises(InputError, match=rf"cells\.h5ad cannot be read \(.*{reason}"):
+        list(blocks_of(read_cells(path, on_disk=True).X))

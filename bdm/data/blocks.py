@@ -88,7 +88,10 @@ def entries_before(matrix: Matrix) -> np.ndarray:
     """Count the entries stored before each row, and all."""
     if isinstance(matrix, CSRDataset):
         with readable(file_of(matrix)):
-            return matrix.group["indptr"][:].astype(np.int64)
+            before = matrix.group["indptr"][:].astype(np.int64)
+            if len(before) != matrix.shape[0] + 1 or (np.diff(before, append=matrix.group["data"].size) < 0).any():
+                raise ValueError("its rows do not follow each other")
+            return before
     if sparse.issparse(matrix):
         return matrix.indptr.astype(np.int64)
     return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
@@ -131,7 +134,9 @@ class StoredRows:
         entries = slice(self.before[rows.start], self.before[rows.stop])
         indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
         shape = (rows.stop - rows.start, self.n_columns)
-        return sparse.csr_matrix((self.data[entries], self.indices[entries], indptr), shape=shape)
+        found = sparse.csr_matrix((self.data[entries], self.indices[entries], indptr), shape=shape)
+        found.check_format()  # what is damaged could end the process later
+        return found
 
 
 def file_of(matrix: Matrix) -> Path:
