@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from bdm.data import blocks
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
 from bdm.latent import cells
@@ -194,12 +195,12 @@ def test_type_codes_are_of_the_autoencoders_types(encoded, small_model):
     np.testing.assert_allclose(encode(other, small_model.model.autoencoder).X, latent.X, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", ["READ", "BLOCK"])
-def test_encoding_does_not_depend_on_blocks(encoded, small_model, size, monkeypatch):
+@pytest.mark.parametrize(("module", "size"), [(cells, 100), (blocks, 1000)])
+def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, monkeypatch):
     prepared, latent = encoded
-    monkeypatch.setattr(cells, size, 100)
-    blocks = encode(prepared, small_model.model.autoencoder)
-    np.testing.assert_allclose(blocks.X, latent.X, atol=1e-3)
+    monkeypatch.setattr(module, "BLOCK", size)
+    found = encode(prepared, small_model.model.autoencoder)
+    np.testing.assert_allclose(found.X, latent.X, atol=1e-3)
 
 
 def test_test_cells_are_held_out(encoded):

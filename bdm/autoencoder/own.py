@@ -13,7 +13,7 @@ from bdm.autoencoder.network import CountAutoencoder
 OWN = AdapterSettings(
     loading_scale=0.05, expression_scale=0.3, dispersion_scale=0.2, n_prior=500, learning_rate=1e-2
 )  # fmt: skip
-MOST = {"train": 2000, "validation": 500}  # cells of a type that are read; more make no better decoder
+MOST = {"train": 1000, "validation": 300}  # cells of a type that are read; more make no better decoder
 TOGETHER = 100_000  # cells that are read in one go through the file
 
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from bdm.autoencoder.codes import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.data.blocks import blocks_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.tensors import tensor_of
 
-READ, BLOCK = 2**15, 512  # cells that are read, and encoded, at a time
+BLOCK = 512  # cells that are encoded at a time
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,12 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     n_latent = autoencoder.network.shape.n_latent
     mean = torch.empty(adata.n_obs, n_latent + 1)
     scale = torch.zeros(adata.n_obs, n_latent + 1)
-    for start in range(0, adata.n_obs, READ):
-        counts = adata.X[start : start + READ]
-        for cells in cells_by_network(cell_type[start : start + READ], autoencoder):
-            network = autoencoder.network_of(cell_type[start + cells[0]])
+    for read, counts in blocks_of(adata.X):
+        for cells in cells_by_network(cell_type[read], autoencoder):
+            network = autoencoder.network_of(cell_type[read][cells[0]])
             for first in range(0, len(cells), BLOCK):
                 some = cells[first : first + BLOCK]
-                rows, dense = start + some, tensor_of(counts[some].toarray())
+                rows, dense = read.start + some, tensor_of(counts[some].toarray())
                 posterior = network.encode(dense, types[rows], codes[rows])
                 mean[rows] = torch.cat([posterior.mean, dense.sum(dim=1, keepdim=True).log()], dim=1)
                 scale[rows, :-1] = posterior.scale
