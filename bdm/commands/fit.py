@@ -37,6 +37,7 @@ def fit(
     from bdm.api import BranchedDiffusion, Settings
     from bdm.autoencoder.fit import AutoencoderSettings
     from bdm.checkpoint import checkpoint_beside
+    from bdm.data.blocks import UnreadableError
     from bdm.data.prepare import PrepareSettings
     from bdm.data.read import read_cells
     from bdm.diffusion.fit import DenoiserSettings
@@ -72,9 +73,11 @@ def fit(
         )
         folder = files.enter_context(written_whole(out, folder_of="model.json"))
         given = None if tree is None else read_tree(tree)
-        cells = read_cells(data, labels=labels)
+        cells = read_cells(data, labels=labels, on_disk=True)
         try:
             model = BranchedDiffusion(cells, **keys, tree=given, settings=settings, seed=seed, device=device)
+        except UnreadableError:
+            raise
         except InputError as error:
             raise InputError(f"{data}: {error}") from error
         model.prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
