@@ -3,6 +3,11 @@ ATLASES = {f"atlas_{n_cells}": {"n_cells": n_cells} for n_cells in config["atlas
 RUNS = MANY | ATLASES
 
 
+def n_threads(wildcards):
+    """Give an atlas both cores of a small laptop."""
+    return 2 if wildcards.run in ATLASES else 1
+
+
 rule many_cells:
     output:
         cells="results/many/{run}/cells.h5ad",
@@ -47,6 +52,7 @@ rule many_autoencoder:
         "results/many/{run}/logs/autoencoder.log",
     benchmark:
         "results/many/{run}/times/autoencoder.tsv"
+    threads: n_threads
     params:
         options=lambda wildcards: options("autoencoder", RUNS[wildcards.run]),
         seed=SEEDS[0],
@@ -87,6 +93,7 @@ rule many_train:
         "results/many/{run}/logs/train.log",
     benchmark:
         "results/many/{run}/times/train.tsv"
+    threads: n_threads
     params:
         options=lambda wildcards: options("train", RUNS[wildcards.run]),
         seed=SEEDS[0],
@@ -107,6 +114,7 @@ rule many_generate:
         "results/many/{run}/logs/generate.log",
     benchmark:
         "results/many/{run}/times/generate.tsv"
+    threads: n_threads
     params:
         seed=SEEDS[0],
     shell:
