@@ -38,6 +38,8 @@ class Loop:
         Decay of the exponential moving average of weights, which is what training gives.
     validate_every
         Steps between two looks at the validation loss of the average; the one with the lowest is kept.
+    shown
+        Whether a terminal shows how far training is.
     """
 
     n_steps: int
@@ -47,6 +49,7 @@ class Loop:
     averaging: float = 0.99
     n_warmup: int = 100
     validate_every: int = 100
+    shown: bool = True
 
 
 def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
@@ -128,7 +131,7 @@ def train(
     if now.step:
         restore(now, network, averaged, optimizer)
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    hidden = None if device.is_global_zero else True  # None shows it on a terminal
+    hidden = None if loop.shown and device.is_global_zero else True  # None shows it on a terminal
     bar = trange(now.step, loop.n_steps, initial=now.step, total=loop.n_steps, disable=hidden, desc="training")
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
         for step in bar:

@@ -35,8 +35,8 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     Autoencoders by type.
     """
     batches, found = batch_names(adata), {}
-    of_types = cells_by_type(adata, seed=seed)
-    for code, (cell_type, cells) in enumerate(tqdm(of_types, total=network.shape.n_types, desc="own", disable=None)):
+    of_types = tqdm(cells_by_type(adata, seed=seed), total=network.shape.n_types, desc="own decoders", disable=None)
+    for code, (cell_type, cells) in enumerate(of_types):
         if (cells.obs["split"] == "validation").any():
             own = adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
             found |= {} if own is None else {cell_type: own}

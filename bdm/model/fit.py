@@ -3,6 +3,7 @@ from typing import Any
 import anndata as ad
 import pandas as pd
 import torch
+from lightning.fabric import Fabric
 
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ def fit_model(
     settings: DenoiserSettings,
     *,
     seed: int,
-    device: str = "auto",
+    device: str | Fabric = "auto",
     checkpoint: Checkpoint | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, pd.DataFrame]:
