@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bdm.autoencoder.bounds import bounds
 from bdm.autoencoder.codes import batch_codes
 from bdm.autoencoder.expected import blocks, log_ratio, seen_and_expected
-from bdm.autoencoder.network import DISPERSION_PACE, AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.network import DISPERSION_PACE, CountAutoencoder
 from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
@@ -41,12 +41,12 @@ class AdapterSettings:
 @torch.no_grad()
 def of_type(network: CountAutoencoder, code: int | slice) -> CountAutoencoder:
     """Copy an autoencoder for one type, with the dispersion and mean latent of the type ``code``, or of several."""
-    shape = network.shape
-    with torch.random.fork_rng(devices=[]):  # what a new network draws is replaced at once
-        copied = CountAutoencoder(AutoencoderShape(shape.n_genes, 1, shape.n_latent, shape.n_batches))
+    with torch.device("meta"):  # where a network has no values yet, and so draws none
+        copied = CountAutoencoder(replace(network.shape, n_types=1))
     by_type = {"type_dispersion": network.type_dispersion, "prior_sum": network.prior_mean}
     rows = {name: values[code].reshape(-1, values.shape[1]).mean(dim=0)[None] for name, values in by_type.items()}
-    copied.load_state_dict(network.state_dict() | rows | {"prior_weight": torch.ones(1)})
+    state = network.state_dict() | rows | {"prior_weight": torch.ones(1)}
+    copied.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     return copied
 
 

@@ -12,7 +12,7 @@ N_OF_TYPE = 20  # cells of each type that are in every draw of all types, if the
 
 def cells_of(adata: ad.AnnData, rows: np.ndarray) -> ad.AnnData:
     """Read some cells of prepared counts, in memory or on disk."""
-    return ad.AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows], var=adata.var)
+    return ad.AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
 def drawn(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:

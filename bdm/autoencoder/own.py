@@ -8,6 +8,7 @@ from bdm.autoencoder.adapt import AdapterSettings, adapted, of_type
 from bdm.autoencoder.codes import batch_names, type_names
 from bdm.autoencoder.draw import cells_of, some_of_type
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.threads import threads
 
 # A known type is expressed well already, and it takes little to overfit it
 OWN = AdapterSettings(
@@ -34,26 +35,30 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     -------
     Autoencoders by type.
     """
-    batches, found = batch_names(adata), {}
-    of_types = tqdm(cells_by_type(adata, seed=seed), total=network.shape.n_types, desc="own decoders", disable=None)
-    for code, (cell_type, cells) in enumerate(of_types):
-        if (cells.obs["split"] == "validation").any():
-            own = adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
-            found |= {} if own is None else {cell_type: own}
-    return found
+    batches, cell_types = batch_names(adata), type_names(adata)
+
+    def own(of: tuple[int, ad.AnnData]) -> CountAutoencoder | None:
+        code, cells = of
+        if not (cells.obs["split"] == "validation").any():
+            return None
+        return adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
+
+    with threads() as run:
+        networks = run(own, enumerate(cells_by_type(adata, cell_types, seed=seed)))
+        found = list(tqdm(networks, total=len(cell_types), desc="own decoders", disable=None))
+    return {cell_type: its_own for cell_type, its_own in zip(cell_types, found, strict=True) if its_own is not None}
 
 
-def cells_by_type(adata: ad.AnnData, *, seed: int) -> Iterator[tuple[str, ad.AnnData]]:
-    """Yield each type with some of its cells, of which those of several types are read together."""
+def cells_by_type(adata: ad.AnnData, cell_types: tuple[str, ...], *, seed: int) -> Iterator[ad.AnnData]:
+    """Yield some cells of each type, of which those of several types are read together."""
     rows = [
         np.concatenate([some_of_type(adata.obs, cell_type, split, most, seed=seed) for split, most in MOST.items()])
-        for cell_type in type_names(adata)
+        for cell_type in cell_types
     ]
     n_cells = np.array([len(of_type) for of_type in rows])
     portion = (n_cells.cumsum() - n_cells) // TOGETHER
     for together in np.unique(portion):
         members = np.flatnonzero(portion == together)
         cells = cells_of(adata, np.concatenate([rows[code] for code in members]))
-        ends = n_cells[members].cumsum()
-        for code, end in zip(members, ends, strict=True):
-            yield type_names(adata)[code], cells[end - n_cells[code] : end].copy()
+        for code, end in zip(members, n_cells[members].cumsum(), strict=True):
+            yield cells[end - n_cells[code] : end].copy()

@@ -7,8 +7,8 @@ from tqdm import tqdm
 from bdm.diffusion.walk import TreeWalk
 from bdm.generation.places import WHOLE, Part, Place, places_of
 from bdm.generation.request import Request
-from bdm.generation.threads import Map
 from bdm.seeds import derive, torch_generator
+from bdm.threads import Map
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from bdm.generation.chunks import Chunk, independent_chunks, shared_chunks
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
 from bdm.generation.places import SMALLEST, WHOLE, Part, places_of, rows_at
 from bdm.generation.request import Request
-from bdm.generation.threads import threads
 from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
+from bdm.threads import threads
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,19 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.data.blocks import rows_of
 from bdm.data.prepared import read_prepared
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.inputs import check_genes, read_counts, some
+from bdm.evaluation.cells import Cells, bounded, draw
+from bdm.evaluation.inputs import check_genes, open_counts, some
+from bdm.evaluation.stored import StoredCells, checked
 from bdm.interpretation.gene_sets import GivenGenes, read_given
 from bdm.interpretation.real_genes import halves_of
 from bdm.model.model import BranchedModel, load_model
 
 logger = logging.getLogger(__name__)
+
+MOST = 50_000  # cells learnt from, test cells and generated cells that are read: more tell no more of genes
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,31 @@ def read_inputs(
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     given = read_given(markers, gene_sets, genes)
-    real, new = read_prepared(prepared), read_counts(generated, columns=("cell_type",))
+    real, new = read_prepared(prepared, on_disk=True), open_counts(generated, columns=("cell_type",))
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()
-    check_types(real[~is_test], loaded, prepared)
-    check_types(new, loaded, generated)
+    check_types(real.obs[~is_test], loaded, prepared)
+    check_types(new.obs, loaded, generated)
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are judged by cells that the model has learnt from.", prepared)
+    of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
+    real = taken(real, np.sort(np.concatenate([drawn(cells, seed=seed) for cells in of_splits])))
+    new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
+    new = checked(taken(new, drawn(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
+
+
+def drawn(cells: StoredCells, *, seed: int) -> np.ndarray:
+    """Draw ``MOST`` cells, fewer of the commonest types, or all where there are no more, and give their rows."""
+    if len(cells) <= MOST:
+        return cells.rows
+    return cells.rows[draw(cells, bounded(cells.n_by_type, most=MOST), seed=seed)]
+
+
+def taken(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Read some cells."""
+    return AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows], var=adata.var, uns=adata.uns)
 
 
 def inputs_of(
@@ -92,9 +112,9 @@ def inputs_of(
     return Inputs(model, learnt, training, test, Cells.of(generated), bool(is_test.any()), given or GivenGenes())
 
 
-def check_types(adata: AnnData, model: BranchedModel, path: Path) -> None:
+def check_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
     """Refuse cells that lack a cell type of the model, or have another."""
-    found, known = pd.Index(np.unique(adata.obs["cell_type"].astype(str))), pd.Index(model.cell_types)
+    found, known = pd.Index(np.unique(obs["cell_type"].astype(str))), pd.Index(model.cell_types)
     for problem, names in {
         "lacks": known.difference(found),
         "has, beyond the model's,": found.difference(known),

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from bdm.autoencoder.codes import batch_codes, type_codes
@@ -13,6 +15,7 @@ from bdm.data.blocks import blocks_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.tensors import tensor_of
+from bdm.threads import threads
 
 BLOCK = 512  # cells that are encoded at a time
 
@@ -45,7 +48,6 @@ class LatentCells:
         return self.mean[index] + self.scale[index] * noise
 
 
-@torch.no_grad()
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     """Encode prepared counts, in memory or on disk, some cells after the others.
 
@@ -60,15 +62,24 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     n_latent = autoencoder.network.shape.n_latent
     mean = torch.empty(adata.n_obs, n_latent + 1)
     scale = torch.zeros(adata.n_obs, n_latent + 1)
-    for read, counts in blocks_of(adata.X):
-        for cells in cells_by_network(cell_type[read], autoencoder):
-            network = autoencoder.network_of(cell_type[read][cells[0]])
-            for first in range(0, len(cells), BLOCK):
-                some = cells[first : first + BLOCK]
-                rows, dense = read.start + some, tensor_of(counts[some].toarray())
-                posterior = network.encode(dense, types[rows], codes[rows])
-                mean[rows] = torch.cat([posterior.mean, dense.sum(dim=1, keepdim=True).log()], dim=1)
-                scale[rows, :-1] = posterior.scale
+
+    def portions() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+        for read, counts in blocks_of(adata.X):
+            for cells in cells_by_network(cell_type[read], autoencoder):
+                for first in range(0, len(cells), BLOCK):
+                    some = cells[first : first + BLOCK]
+                    yield read.start + some, counts[some]
+
+    @torch.no_grad()  # holds for the thread that it is said in
+    def posterior(portion: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
+        rows, counts = portion
+        dense = tensor_of(counts.toarray())
+        found = autoencoder.network_of(cell_type[rows[0]]).encode(dense, types[rows], codes[rows])
+        return rows, torch.cat([found.mean, dense.sum(dim=1, keepdim=True).log()], dim=1), found.scale
+
+    with threads() as run:
+        for rows, of_rows, scale_of_rows in run(posterior, portions()):
+            mean[rows], scale[rows, :-1] = of_rows, scale_of_rows
     names = [f"latent_{k}" for k in range(n_latent)] + ["log_library_size"]
     return ad.AnnData(
         mean.numpy(),

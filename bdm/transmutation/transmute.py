@@ -11,11 +11,11 @@ from torch import Tensor
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
 from bdm.generation.generate import Block, GeneratedCells
-from bdm.generation.threads import threads
 from bdm.latent.cells import encode
 from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
+from bdm.threads import threads
 from bdm.transmutation.goal import Goal, shift
 from bdm.transmutation.sources import Sources
 
