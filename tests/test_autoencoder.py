@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -604,6 +606,25 @@ def test_types_have_decoders_of_their_own_where_held_out_cells_gain(planted):
 def test_own_decoders_are_of_the_seed(planted):
     one, other = (fitted(planted, n_latent=1).own["CD19+ B"].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_own_decoders_and_latents_do_not_depend_on_the_number_of_threads(planted):
+    found, before = fitted(planted, n_latent=1), torch.get_num_threads()
+    shared = GeneAutoencoder.of(replace(found, own={}), planted.var, {})
+    made = []
+    try:
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            networks = own.own_networks(found.network, planted, seed=0)
+            made.append((networks, encode(planted, replace(shared, own=networks)).X))
+    finally:
+        torch.set_num_threads(before)
+    (one, latent), (other, again) = made
+    assert one.keys() == other.keys()
+    for cell_type, network in one.items():
+        state = other[cell_type].state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert np.array_equal(latent, again)
 
 
 def test_no_type_has_its_own_decoder_without_cells_to_judge_by(planted):

@@ -10,11 +10,11 @@ import torch
 from anndata import AnnData, read_h5ad
 from scipy.sparse import csr_matrix
 
+from bdm.autoencoder.adapt import AdapterSettings
 from bdm.cli import main
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.autoencoder.adapt import AdapterSettings
 from bdm.extension.extend import Extended, ExtendSettings, extend, extend_all
 from bdm.extension.new_cells import new_cells
 from bdm.extension.report import row, verdict

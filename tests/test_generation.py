@@ -15,9 +15,9 @@ from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersi
 from bdm.generation.generate import generate_cells, generated_cells
 from bdm.generation.places import LARGEST, SMALLEST, places
 from bdm.generation.request import numbers_like, read_request, request_cells
-from bdm.threads import threads
 from bdm.generation.write import write_cells
 from bdm.seeds import derive, numpy_generator
+from bdm.threads import threads
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 

@@ -11,11 +11,11 @@ import torch
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
+from bdm.autoencoder.adapt import of_type
 from bdm.cli import main
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells
-from bdm.autoencoder.adapt import of_type
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.files import sha256
 from bdm.generation.counts import draw_counts, inverse_dispersion
 from bdm.hierarchy.levels import branch_level
@@ -837,6 +837,20 @@ def test_genes_may_come_in_another_order(files, tmp_path, small_model):
     as_given = read_inputs(**files)
     assert (read.training.counts != as_given.training.counts).nnz == 0
     assert (read.test.counts != as_given.test.counts).nnz == 0
+
+
+def test_no_more_cells_are_read_than_tell_of_genes(files, monkeypatch):
+    all_cells = read_inputs(**files)
+    monkeypatch.setattr("bdm.interpretation.inputs.MOST", 100)
+    some = read_inputs(**files)
+    for read, whole in ((some.training, all_cells.training), (some.test, all_cells.test)):
+        assert len(read) <= 100 < len(whole)
+        assert read.n_by_type.index.equals(whole.n_by_type.index)
+        few = whole.n_by_type <= FEWEST_FOR_MEANS
+        assert read.n_by_type[few].equals(whole.n_by_type[few])
+    assert some.prepared.n_obs == len(some.training)
+    assert len(some.generated) <= max(100, FEWEST_FOR_MEANS * len(some.model.cell_types))
+    assert (read_inputs(**files).test.counts != some.test.counts).nnz == 0
 
 
 def test_genes_are_judged_by_test_cells(small_model):

@@ -29,7 +29,10 @@ def draw(table: pd.DataFrame) -> Figure:
             rows = table[table["step"] == step].sort_values("n_cells")
             axis.plot(rows["n_cells"], rows[column], marker=marker, label=step)
         axis.set_xscale("log")
-        axis.set_yscale("log")
+        if column == "seconds":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
         axis.set_xlabel("cells")
         axis.set_ylabel(title)
         axis.spines[["right", "top"]].set_visible(False)
@@ -44,7 +47,7 @@ def main(table: Path, text: Path, figure: Path, runs: list[Path]) -> None:
     parts = ["# Cost by number of cells"]
     for column, title in TOLD.items():
         wide = rows.pivot(index="step", columns="n_cells", values=column).loc[list(STEPS)]
-        parts += [f"## {title.capitalize()}", markdown(wide.map("{:,.0f}".format).rename(columns="{:,} cells".format))]
+        parts += [f"## {title[0].upper()}{title[1:]}", markdown(wide.map("{:,.0f}".format).rename(columns="{:,} cells".format))]
     text.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save_figure(draw(rows), figure)
 
