@@ -47,7 +47,8 @@ def main(table: Path, text: Path, figure: Path, runs: list[Path]) -> None:
     parts = ["# Cost by number of cells"]
     for column, title in TOLD.items():
         wide = rows.pivot(index="step", columns="n_cells", values=column).loc[list(STEPS)]
-        parts += [f"## {title[0].upper()}{title[1:]}", markdown(wide.map("{:,.0f}".format).rename(columns="{:,} cells".format))]
+        text_of = wide.map("{:,.0f}".format).rename(columns="{:,} cells".format)
+        parts += [f"## {title[0].upper()}{title[1:]}", markdown(text_of)]
     text.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     save_figure(draw(rows), figure)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from anndata import AnnData
 from timing import Timed, timed
 from train_further import trained_further
-from train_on import encoded, of_types, trained
+from train_on import by_shared_decoder, encoded, of_types, trained
 
 from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.diffusion.fit import DenoiserSettings
@@ -51,10 +51,16 @@ class Learners:
 
 
 def learners(cells: AnnData, settings: Settings, *, with_flat: bool, seed: int) -> Learners:
-    """Train the models that are to learn more; they share the autoencoder."""
+    """Train the models that are to learn more; they share the autoencoder.
+
+    The flat one, which is to be trained further whole, has no decoders of single types.
+    """
     first = timed(encoded, cells, settings.autoencoder, seed=seed)
     branched = timed(trained, first.result, HierarchySettings(), settings.denoiser, seed=seed)
-    flat = trained(first.result, HierarchySettings(flat=True), settings.denoiser, seed=seed) if with_flat else None
+    flat = None
+    if with_flat:
+        shared = by_shared_decoder(first.result, cells)
+        flat = trained(shared, HierarchySettings(flat=True), settings.denoiser, seed=seed)
     return Learners(Timed(branched.result, first.seconds + branched.seconds), flat)
 
 

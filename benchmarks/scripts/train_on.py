@@ -1,7 +1,7 @@
 """Train models on some of the cells, in one process."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anndata import AnnData
 
@@ -33,6 +33,12 @@ def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Enco
     """Train an autoencoder, and encode the cells."""
     fitted = fit_autoencoder(cells, settings, seed=seed)
     autoencoder = GeneAutoencoder.of(fitted, cells.var, {})
+    return Encoded(autoencoder, encode(cells, autoencoder))
+
+
+def by_shared_decoder(of: Encoded, cells: AnnData) -> Encoded:
+    """Encode the cells anew, by the decoder of all types alone."""
+    autoencoder = replace(of.autoencoder, own={})
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
