@@ -1,9 +1,11 @@
 import logging
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from bdm import __version__
 from bdm.commands.autoencoder import autoencoder
 from bdm.commands.draw import draw
 from bdm.commands.evaluate import evaluate
@@ -22,7 +24,6 @@ from bdm.errors import InputError, Interrupted, TrainingError
 
 app = typer.Typer(
     name="bdm",
-    help="Learn from labelled single-cell RNA-seq counts, and generate new cells of any cell type.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,6 +45,22 @@ app.command(rich_help_panel=GENERATE)(transmute)
 app.command(rich_help_panel=JUDGE)(evaluate)
 app.command(rich_help_panel=JUDGE)(evaluate_transmuted)
 app.command(rich_help_panel=JUDGE)(interpret)
+
+
+def tell_version(asked: bool) -> None:
+    """End with the version, if it is asked for."""
+    if asked:
+        print(f"bdm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def bdm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version.", callback=tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Learn from labelled single-cell RNA-seq counts, and generate new cells of any cell type."""
 
 
 def main() -> None:

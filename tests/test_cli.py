@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import anndata
 import numpy as np
@@ -85,6 +86,14 @@ def test_example_of_a_command_has_its_arguments(name):
     example = COMMANDS[name].help.partition(f"Example: bdm {name} ")[2].splitlines()[0].split()
     options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
     assert {word for word in example if word.startswith("-")} <= options
+
+
+def test_version_is_that_of_the_package(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bdm", "--version"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert capsys.readouterr().out == f"bdm {version('bdm')}\n"
 
 
 def test_no_command_shows_help(bdm):
