@@ -10,7 +10,7 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm.autoencoder import draw, fit, own
+from bdm.autoencoder import fit, own
 from bdm.autoencoder.codes import type_codes
 from bdm.autoencoder.draw import N_OF_TYPE, some_cells
 from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder
@@ -30,6 +30,7 @@ from bdm.autoencoder.storage import (
     table_from_json,
     table_to_json,
 )
+from bdm.data import blocks
 from bdm.data.blocks import rows_of
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.data.prepared import read_prepared
@@ -658,7 +659,7 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
         read.append(rows)
         return rows_of(matrix, rows)
 
-    monkeypatch.setattr(draw, "rows_of", counted)
+    monkeypatch.setattr(blocks, "rows_of", counted)
     fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
     assert len(read[0]) < 100 + N_OF_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()

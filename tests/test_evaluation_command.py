@@ -68,7 +68,8 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
-    from bdm.evaluation import copying, stored
+    from bdm.data import blocks
+    from bdm.evaluation import copying
 
     n_read = defaultdict(list)
 
@@ -76,7 +77,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
         n_read[file_of(matrix).stem].append(len(rows))
         return rows_of(matrix, rows)
 
-    monkeypatch.setattr(stored, "rows_of", counted)
+    monkeypatch.setattr(blocks, "rows_of", counted)
     monkeypatch.setattr(copying, "BLOCK", 50)
     out = files / "evaluation"
     options = ("--n-repeats", 1, "--max-cells-per-type", 5)

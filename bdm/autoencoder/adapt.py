@@ -5,15 +5,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bdm.autoencoder.blocks import blocks_of_type
 from bdm.autoencoder.bounds import bounds
 from bdm.autoencoder.codes import batch_codes
-from bdm.autoencoder.expected import blocks, log_ratio, seen_and_expected
+from bdm.autoencoder.expected import log_ratio, seen_and_expected
 from bdm.autoencoder.network import DISPERSION_PACE, CountAutoencoder
 from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
-N_ITERATIONS = 3  # of Newton's method in training
+N_ITERATIONS = 3  # of Newton's method in training; more do not make a better model
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
 @torch.no_grad()
 def set_expression(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, n_prior: float) -> None:
     """Set the decoder's offset so that the type's mean expression is that of the cells."""
-    counts = seen_and_expected(network, blocks(cells, batches))
+    counts = seen_and_expected(network, blocks_of_type(cells, batches))
     network.loadings.bias.add_(log_ratio(*counts, n_prior=n_prior))
 
 

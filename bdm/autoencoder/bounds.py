@@ -4,12 +4,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm.autoencoder.blocks import blocks
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.seeds import torch_generator
-from bdm.tensors import tensor_of
 
 N_ITERATIONS = 6  # of Newton's method, twice those of training
-BLOCK = 512
 
 
 @torch.no_grad()
@@ -25,11 +24,9 @@ def bounds(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: T
     """
     generator, where = torch_generator(seed, "bounds"), next(network.parameters()).device
     found = []
-    for start in range(0, cells.n_obs, BLOCK):
-        rows = slice(start, start + BLOCK)
-        counts = tensor_of(cells.X[rows].toarray()).to(where)
-        noise = torch.randn(len(counts), network.shape.n_latent, generator=generator).to(where)
-        of_cells = (counts, types[rows].to(where), codes[rows].to(where), noise)
+    for block in blocks(cells, types, codes):
+        noise = torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
+        of_cells = (part.to(where) for part in (*block, noise))
         found.append(-network(*of_cells, n_iterations=N_ITERATIONS)[0].cpu())
     return torch.cat(found).numpy()
 

@@ -4,15 +4,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from bdm.data.blocks import rows_of
+from bdm.data.blocks import cells_of
 from bdm.seeds import numpy_generator
 
 N_OF_TYPE = 20  # cells of each type that are in every draw of all types, if there are so many
-
-
-def cells_of(adata: ad.AnnData, rows: np.ndarray) -> ad.AnnData:
-    """Read some cells of prepared counts, in memory or on disk."""
-    return ad.AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
 def drawn(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:

@@ -1,24 +1,11 @@
 from collections.abc import Iterator
 
-import anndata as ad
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.codes import batch_codes
+from bdm.autoencoder.blocks import Block
+from bdm.autoencoder.bounds import N_ITERATIONS
 from bdm.autoencoder.network import CountAutoencoder
-from bdm.tensors import tensor_of
-
-BLOCK = 512
-N_ITERATIONS = 6  # of Newton's method
-Block = tuple[Tensor, Tensor, Tensor]
-
-
-def blocks(cells: ad.AnnData, batches: tuple[str, ...], *, code: int = 0) -> Iterator[Block]:
-    """Yield counts, type codes and batch codes of cells of one type, which has the index ``code`` in its network."""
-    codes = batch_codes(cells, batches)
-    for start in range(0, cells.n_obs, BLOCK):
-        counts = tensor_of(cells.X[start : start + BLOCK].toarray())
-        yield counts, torch.full((len(counts),), code), codes[start : start + BLOCK]
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.adapt import likelihood
+from bdm.autoencoder.adapt import N_ITERATIONS, likelihood
+from bdm.autoencoder.blocks import blocks
 from bdm.autoencoder.bounds import bounds, mean_by_type
 from bdm.autoencoder.codes import batch_codes, batch_names, type_codes, type_names
 from bdm.autoencoder.draw import drawn, some_cells
@@ -21,7 +22,6 @@ from bdm.training import Loop, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from
-N_ITERATIONS = 3  # of Newton's method in training; more do not make a better model
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,6 @@ def fit_autoencoder(
 @torch.no_grad()
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
     total = torch.zeros(network.shape.n_latent, network.shape.n_latent)
-    for start in range(0, adata.n_obs, 512):
-        rows = slice(start, start + 512)
-        counts = tensor_of(adata.X[rows].toarray())
-        total += network.encode(counts, types[rows], codes[rows]).precision.sum(dim=0)
+    for block in blocks(adata, types, codes):
+        total += network.encode(*block).precision.sum(dim=0)
     return total / adata.n_obs

@@ -6,8 +6,9 @@ from tqdm import tqdm
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, of_type
 from bdm.autoencoder.codes import batch_names, type_names
-from bdm.autoencoder.draw import cells_of, some_of_type
+from bdm.autoencoder.draw import some_of_type
 from bdm.autoencoder.network import CountAutoencoder
+from bdm.data.blocks import cells_of
 from bdm.threads import threads
 
 # A known type is expressed well already, and it takes little to overfit it

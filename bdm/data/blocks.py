@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import zarr
+from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
@@ -74,6 +75,11 @@ def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
         return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
     found = sparse.vstack([block for _, block in blocks_of(matrix, wanted)], format="csr")
     return found if np.array_equal(place, np.arange(len(wanted))) else found[place]
+
+
+def cells_of(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Take cells with their ``obs`` and ``var``, and nothing else, as :func:`rows_of` takes counts."""
+    return AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
 def runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:

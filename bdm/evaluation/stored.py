@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.blocks import rows_of
+from bdm.data.blocks import cells_of
 from bdm.data.counts import as_counts, fault
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, TypedCells
@@ -48,8 +48,7 @@ class StoredCells(TypedCells):
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read counts of cells by their places in the file."""
-        taken = AnnData(rows_of(self.adata.X, rows), obs=self.adata.obs.iloc[rows], var=self.adata.var)
-        return checked(taken, self.path)[:, self.genes].X
+        return checked(cells_of(self.adata, rows), self.path)[:, self.genes].X
 
     def in_memory(self) -> Cells:
         """Read all."""

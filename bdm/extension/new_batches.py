@@ -4,7 +4,8 @@ import anndata as ad
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.expected import blocks, log_ratio, seen_and_expected
+from bdm.autoencoder.blocks import blocks_of_type
+from bdm.autoencoder.expected import log_ratio, seen_and_expected
 from bdm.autoencoder.storage import GeneAutoencoder
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def of_all_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tenso
     seen, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
     cell_type = cells.obs["cell_type"].astype(str)
     for name, rows in cell_type.groupby(cell_type).indices.items():
-        of_type = blocks(cells[rows], autoencoder.batches, code=autoencoder.type_code(name))
+        of_type = blocks_of_type(cells[rows], autoencoder.batches, code=autoencoder.type_code(name))
         counts = seen_and_expected(autoencoder.network_of(name), of_type)
         seen, expected = seen + counts[0], expected + counts[1]
     return seen, expected

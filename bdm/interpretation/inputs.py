@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.blocks import rows_of
+from bdm.data.blocks import cells_of
 from bdm.data.prepared import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, bounded, draw
@@ -81,9 +81,9 @@ def read_inputs(
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are judged by cells that the model has learnt from.", prepared)
     of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
-    real = taken(real, np.sort(np.concatenate([drawn(cells, seed=seed) for cells in of_splits])))
+    real = cells_of(real, np.sort(np.concatenate([drawn(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(taken(new, drawn(new_cells, seed=seed)), generated)
+    new = checked(cells_of(new, drawn(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
 
 
@@ -92,11 +92,6 @@ def drawn(cells: StoredCells, *, seed: int) -> np.ndarray:
     if len(cells) <= MOST:
         return cells.rows
     return cells.rows[draw(cells, bounded(cells.n_by_type, most=MOST), seed=seed)]
-
-
-def taken(adata: AnnData, rows: np.ndarray) -> AnnData:
-    """Read some cells."""
-    return AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows], var=adata.var, uns=adata.uns)
 
 
 def inputs_of(

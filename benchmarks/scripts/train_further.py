@@ -7,8 +7,9 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
+from bdm.autoencoder.adapt import N_ITERATIONS
 from bdm.autoencoder.codes import batch_codes, type_codes
-from bdm.autoencoder.fit import N_ITERATIONS, AutoencoderSettings
+from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
