@@ -47,6 +47,11 @@ def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     return mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean()
 
 
+def spread(x: np.ndarray) -> float:
+    """Mean distance between two samples of one set, in units of the space; NaN with fewer than two."""
+    return mean_of_pairs(cdist(x, x))
+
+
 def mean_of_pairs(matrix: np.ndarray) -> float:
     """Mean of a square matrix without its diagonal: over pairs of different samples."""
     n = len(matrix)

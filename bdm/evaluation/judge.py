@@ -9,7 +9,7 @@ from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.bounds import Bounds
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, Matched, match, thinned
 from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
-from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
+from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy, spread
 from bdm.evaluation.fold_changes import marker_fold_changes, pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics, kolmogorov_smirnov
 from bdm.evaluation.scores import Judgement, OverallScores, TypeScores
@@ -88,8 +88,10 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
         return TypeScores(f1=f1)
     changes = comparison.fold_changes.get(cell_type)
     components = comparison.components[0][of_judged], comparison.components[1][of_test]
+    energy = energy_distance(*components)
     return TypeScores(
-        energy=energy_distance(*components),
+        energy=energy,
+        relative_energy=energy / max(spread(components[1]), np.finfo(float).tiny),
         mmd=maximum_mean_discrepancy(*components),
         forest_auc=auc(comparison.chances[0][of_judged], comparison.chances[1][of_test]),
         slope=changes.slope if changes else np.nan,
@@ -118,6 +120,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     changes = pooled_fold_changes(judged, test, reference.markers)
     return OverallScores(
         energy=means["energy"],
+        relative_energy=means["relative_energy"],
         mmd=means["mmd"],
         forest_auc=auc(*comparison.chances),
         gene_auc=auc(*by_genes),

@@ -11,6 +11,8 @@ class TypeScores:
     ----------
     energy, mmd
         Energy distance and squared maximum mean discrepancy in principal components, both unbiased.
+    relative_energy
+        Energy distance over the mean distance between two test cells of the type, so that it has no unit.
     forest_auc
         How well the random forest of `OverallScores` tells them apart.
     slope, fold_change_correlation
@@ -22,6 +24,7 @@ class TypeScores:
     """
 
     energy: float = np.nan
+    relative_energy: float = np.nan
     mmd: float = np.nan
     forest_auc: float = np.nan
     slope: float = np.nan
@@ -36,7 +39,7 @@ class OverallScores:
 
     Attributes
     ----------
-    energy, mmd, f1
+    energy, relative_energy, mmd, f1
         Plain means of `TypeScores` over types with five test cells or more.
     forest_auc, gene_auc
         Area under the ROC curve of telling judged from test cells, by a random forest on principal components and
@@ -52,6 +55,7 @@ class OverallScores:
     """
 
     energy: float
+    relative_energy: float
     mmd: float
     forest_auc: float
     gene_auc: float

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.distances import energy_distance, spread
+from bdm.evaluation.evaluate import EvaluationSettings, evaluate
+from bdm.evaluation.verdict import LIMITS, SUBJECTS, Grade, overall_verdict, verdict, verdicts_by_type
+
+IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
+MANY = 10**6
+
+
+def worse(name: str, excess: float, *, than: dict[str, float] = IDEAL) -> dict[str, float]:
+    """Scores as those given, but one that is worse by some excess."""
+    return than | {name: than[name] + (excess if LIMITS.by_score[name].higher else -excess)}
+
+
+@pytest.mark.parametrize("name", LIMITS.by_score)
+def test_the_worst_score_decides(name):
+    limit = LIMITS.by_score[name]
+    for excess, grade in {
+        0.99 * limit.same: 0,
+        1.01 * limit.same: 1,
+        0.99 * limit.near: 1,
+        1.01 * limit.near: 2,
+    }.items():
+        found = verdict(worse(name, excess), IDEAL, n_cells=MANY)
+        assert found.grade == grade
+        assert found.about == ((SUBJECTS[name],) if grade else ())
+
+
+@pytest.mark.parametrize("name", LIMITS.by_score)
+def test_only_what_is_worse_than_the_floor_counts(name):
+    limit = LIMITS.by_score[name]
+    poor = worse(name, 1.5 * limit.near)
+    assert verdict(poor, poor, n_cells=MANY).grade == Grade.SAME
+    assert verdict(worse(name, 1.5 * limit.same, than=poor), poor, n_cells=MANY).grade == Grade.NEAR
+    # a floor that is better than ideal is so by chance, and is no goal
+    lucky = worse(name, -limit.near)
+    assert verdict(IDEAL, lucky, n_cells=MANY).grade == Grade.SAME
+
+
+def test_few_cells_tell_little():
+    poor, bad = worse("relative_energy", 0.1), worse("relative_energy", 5.0)
+    grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
+    assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}
+    assert verdict(IDEAL, IDEAL, n_cells=34).told == "no difference seen in few cells"
+    assert verdict(IDEAL, IDEAL, n_cells=35).told == "cannot be told from real cells"
+    assert [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10)] == [Grade.UNKNOWN] * 2 + [Grade.NEAR]
+    assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 4, 5)] == [Grade.UNKNOWN] * 2 + [Grade.DIFFERS]
+    # chance gives such an AUC to ten cells, not to a thousand
+    assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
+    assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
+
+
+def test_scores_that_are_not_known_are_passed_over():
+    assert verdict({}, {}, n_cells=MANY).grade == Grade.UNKNOWN
+    some = {"relative_energy": 0.01, "f1": None, "forest_auc": float("nan")}
+    assert [found.score for found in verdict(some, IDEAL, n_cells=MANY).findings] == ["relative_energy"]
+
+
+def test_limits_are_small_and_medium_shifts():
+    generator, n, dimensions = np.random.default_rng(0), 3000, 20
+    x, y = generator.standard_normal((2, n, dimensions))
+    for shift, at in {0.2: "same", 0.5: "near"}.items():
+        moved = x + shift * np.sqrt(dimensions) * np.eye(dimensions)[0]  # of the root mean square distance to the mean
+        relative = energy_distance(moved, y) / spread(y)
+        assert relative == pytest.approx(getattr(LIMITS.relative_energy, at), rel=0.15)
+        assert norm.cdf(shift / np.sqrt(2)) - 0.5 == pytest.approx(getattr(LIMITS.forest_auc, at), abs=0.005)
+
+
+def test_real_cells_pass_and_cells_of_other_types_do_not(example_cells):
+    cells = Cells(example_cells.X, example_cells.obs["bulk_labels"].to_numpy(dtype=str))
+    order = np.random.default_rng(0).permutation(len(cells))
+    test, real, training = (cells[np.sort(part)] for part in np.split(order, [200, 400]))
+    mixed = Cells(real.counts, np.random.default_rng(1).permutation(real.cell_type))
+    found = evaluate(training, test, {"real": real, "mixed": mixed}, EvaluationSettings(n_repeats=1))
+    assert overall_verdict(found.overall, found.n_compared, "real").grade == Grade.SAME
+    assert overall_verdict(found.overall, found.n_compared, "mixed").grade == Grade.DIFFERS
+    by_type = {name: verdicts_by_type(found.by_type, found.n_compared, name) for name in ("real", "mixed")}
+    assert {found.grade for found in by_type["real"].values()} <= {Grade.SAME, Grade.NEAR, Grade.UNKNOWN}
+    assert by_type["mixed"]["CD19+ B"].grade == Grade.DIFFERS
+    assert set(by_type["real"]) == set(cells.cell_type)
