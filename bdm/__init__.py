@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib import import_module
 from importlib.metadata import version
 
 # The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores. Once numba
@@ -9,14 +10,14 @@ from importlib.metadata import version
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
-__all__ = ["BranchedDiffusion", "InputError", "Settings"]
+__all__ = ["BranchedDiffusion", "InputError", "Settings", "pl"]
 __version__ = version("bdm")
 
 
 def __getattr__(name: str):
-    """Import the model's classes when they are first asked for, so that the command line starts at once."""
+    """Import the model's classes and figures when they are first asked for, so that the command line starts at once."""
+    if name == "pl":
+        return import_module("bdm.pl")
     if name in __all__:
-        import bdm.api
-
-        return getattr(bdm.api, name)
+        return getattr(import_module("bdm.api"), name)
     raise AttributeError(f"module 'bdm' has no attribute {name!r}")

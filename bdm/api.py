@@ -1,7 +1,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -22,6 +24,13 @@ from bdm.training import fabric
 from bdm.transmutation.goal import Goal, Pair
 from bdm.transmutation.sources import sources_of
 from bdm.transmutation.transmute import transmute_cells
+
+if TYPE_CHECKING:
+    from bdm.evaluation.evaluate import Evaluation
+    from bdm.evaluation.inputs import RealCells
+    from bdm.extension.extend import Extended
+    from bdm.interpretation.interpret import Interpretation
+    from bdm.transmutation.evaluate import MoveEvaluation
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,19 @@ class BranchedDiffusion:
     ------
     InputError
         If the data cannot be learnt from, or ``tree`` is of other types; the message says why.
+
+    Attributes
+    ----------
+    interpretation
+        What :meth:`interpret` found, for :mod:`bdm.pl` to draw.
+    learnt
+        What the last :meth:`extend` learnt, type by type, for :mod:`bdm.pl` to draw.
     """
+
+    prepared: AnnData | None = None
+    fitted: BranchedModel | None = None
+    interpretation: "Interpretation | None" = None
+    learnt: "tuple[Extended, ...]" = ()
 
     def __init__(
         self,
@@ -68,14 +89,13 @@ class BranchedDiffusion:
         device: str = "auto",
     ):
         preparing = replace(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
-        self.prepared: AnnData | None = prepare(adata, preparing)
+        self.prepared = prepare(adata, preparing)
         if tree is not None:
             tree = match_leaves(tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = settings
         self.tree = tree
         self.seed = seed
         self.device = device
-        self.fitted: BranchedModel | None = None
 
     def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
         """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself.
@@ -89,6 +109,7 @@ class BranchedDiffusion:
             raise InputError("A loaded model holds no cells to fit; make a new one from an AnnData.")
         how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
         self.fitted = learn(self.prepared, self.settings, **how)
+        self.interpretation, self.learnt = None, ()
         return self
 
     @property
@@ -240,9 +261,137 @@ class BranchedDiffusion:
         record = provenance(seed=seed, settings=asdict(settings))
         if self.prepared is not None:
             self.prepared = joined(new, self.model, self.prepared)
+        self.interpretation, self.learnt = None, ()
         for found in extend_all(self.model, new, settings, seed=seed, provenance=record):
-            self.fitted = found.model
+            self.fitted, self.learnt = found.model, (*self.learnt, found)
         return self
+
+    def evaluate(
+        self,
+        adata_test: AnnData | None = None,
+        adata_new: AnnData | None = None,
+        *,
+        beside: Mapping[str, AnnData] | None = None,
+        label_key: str | None = None,
+        n_repeats: int = 3,
+        seed: int = 0,
+    ) -> "Evaluation":
+        """Judge generated cells by held-out real cells, with real training cells beside them as the floor.
+
+        Parameters
+        ----------
+        adata_test
+            Cells that the model has not learnt from, with raw counts; those that ``settings.prepare.test`` kept, if not
+            given.
+        adata_new
+            Cells to judge, named ``branched``; new ones, as many of each type as there are test cells, if not given.
+        beside
+            Other cells to judge in the same way, by name.
+        label_key
+            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        n_repeats
+            Draws of cells over which scores are averaged.
+
+        Returns
+        -------
+        Scores as tables: ``overall`` (scores x sets, the floor first) and ``by_type``; for :func:`bdm.pl.scores` to
+        draw.
+
+        Raises
+        ------
+        InputError
+            If there are too few cells to compare, genes are missing, the model was loaded and so holds no training
+            cells, or it is not fitted.
+
+        Examples
+        --------
+        ::
+
+            evaluation = model.evaluate(adata_test)
+            evaluation.overall.loc[["energy", "forest_auc", "f1"]]
+            bdm.pl.scores(evaluation)
+        """
+        from bdm.evaluation.evaluate import EvaluationSettings, evaluate
+        from bdm.evaluation.inputs import check_number
+        from bdm.evaluation.sets import TAKEN
+        from bdm.model.match import known_cells
+
+        if taken := set(TAKEN) & set(beside or {}):
+            raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
+        real = self._real_cells(adata_test, label_key=label_key)
+        if adata_new is None:
+            adata_new = self.generate(real.test.n_by_type.to_dict(), seed=seed)
+        sets = {"branched": adata_new, **(beside or {})}
+        cells = {name: known_cells(adata, self.model, label_key) for name, adata in sets.items()}
+        for name, of_set in cells.items():
+            check_number(of_set.n_by_type, real.test.n_by_type, name)
+        return evaluate(real.training, real.test, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
+
+    def evaluate_transmuted(
+        self,
+        adata_moved: AnnData,
+        adata: AnnData,
+        adata_test: AnnData | None = None,
+        *,
+        label_key: str | None = None,
+        seed: int = 0,
+    ) -> "MoveEvaluation":
+        """Judge transmuted cells by held-out real cells of their new type, and by what each was before.
+
+        Parameters
+        ----------
+        adata_moved
+            Cells that :meth:`transmute` moved.
+        adata
+            The cells that it moved.
+        adata_test
+            As in :meth:`evaluate`.
+
+        Returns
+        -------
+        Scores as a ``table``, for :func:`bdm.pl.transmutation` to draw.
+
+        Raises
+        ------
+        InputError
+            If the cells are not found by name among those before, or there are too few real cells to judge by.
+
+        Examples
+        --------
+        ::
+
+            adata_moved = model.transmute(adata, to="NK")
+            moves = model.evaluate_transmuted(adata_moved, adata, adata_test)
+            bdm.pl.transmutation(moves)
+        """
+        from bdm.evaluation.cells import Cells
+        from bdm.model.match import known_cells
+        from bdm.transmutation.evaluate import MovedCells, evaluate_moves
+        from bdm.transmutation.inputs import moved_to, places_before
+
+        real = self._real_cells(adata_test, label_key=label_key)
+        places = places_before(adata_moved, adata.obs_names, names=("adata_moved", "adata"))
+        before = known_cells(adata[places], self.model, label_key)
+        moved = MovedCells(Cells.of(adata_moved[:, real.genes]), before)
+        return evaluate_moves(real, {"branched": moved}, moved_to(adata_moved, "adata_moved"), seed=seed)
+
+    def _real_cells(self, adata_test: AnnData | None, *, label_key: str | None) -> "RealCells":
+        """Training cells, and test cells: those given, or those that were kept when the data were prepared."""
+        from bdm.evaluation.cells import Cells
+        from bdm.evaluation.inputs import RealCells, check_number
+        from bdm.model.match import known_cells
+
+        if self.prepared is None:
+            raise InputError("A loaded model holds no training cells to compare with; use the command bdm evaluate.")
+        genes = self.model.autoencoder.genes.index
+        is_test = (self.prepared.obs["split"] == "test").to_numpy()
+        if adata_test is None and not is_test.any():
+            raise InputError("No cells were kept to judge by; give adata_test, cells that the model has not learnt.")
+        kept = Cells.of(self.prepared[:, genes])
+        test = kept[np.flatnonzero(is_test)] if adata_test is None else known_cells(adata_test, self.model, label_key)
+        training = kept[np.flatnonzero(~is_test)]
+        check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
+        return RealCells(training, test, genes)
 
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
         """Find the genes that part the children of each node, and compare them with real cells.
@@ -269,7 +418,8 @@ class BranchedDiffusion:
             raise InputError("A loaded model holds no cells to compare with; use the command bdm interpret.")
         generated = self.generate(numbers_like(self.prepared.obs, label_key="cell_type"), seed=seed)
         inputs = inputs_of(self.model, self.prepared, generated, seed=seed)
-        return branches_adata(interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed))
+        self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
+        return branches_adata(self.interpretation)
 
     def save(self, path: Path | str) -> None:
         """Write the model as a folder of safetensors and JSON."""
@@ -286,6 +436,6 @@ class BranchedDiffusion:
             If the folder holds no model, or is damaged.
         """
         model = cls.__new__(cls)
-        model.prepared, model.device = None, device
+        model.device = device
         model.fitted = load_model(Path(path), device=fabric(device).device)
         return model

@@ -48,7 +48,7 @@ from bdm.latent.whitening import Whitening
 from bdm.model.own_genes import log_expression, own_genes
 from bdm.plotting.branch_genes import branch_genes_figure
 from bdm.plotting.clades import clade_label
-from bdm.plotting.commitment import commitment_figure
+from bdm.plotting.commitment import plot_commitment
 from bdm.plotting.hybrids import hybrids_figure
 from bdm.plotting.interpretation import FIGURES
 from bdm.plotting.markers import markers_figure
@@ -756,7 +756,7 @@ def test_figures_name_nodes_and_genes(interpretation):
 
 
 def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretation):
-    axis = commitment_figure(interpretation).axes[0]
+    axis = plot_commitment(interpretation)
     names = [text.get_text() for text in axis.get_yticklabels()]
     [dots] = [line for line in axis.lines if line.get_marker() == "o"]
     levels = np.asarray(dots.get_xdata(), dtype=float)

@@ -6,6 +6,7 @@ import typer
 
 from bdm.commands.options import OutFolder, Prepared, Seed
 from bdm.errors import InputError
+from bdm.evaluation.sets import TAKEN
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
             raise InputError(f"--beside {item} is not of the form NAME=FILE.")
-        if name in ("floor", "test", "train", "prepared", "unmoved", *files):
+        if name in TAKEN or name in files:
             raise InputError(f"--beside {item}: the name {name} is taken; choose another.")
         files[name] = Path(file)
     return files

@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> N
     tables = {
         "extensions": pd.DataFrame([row(extended) for extended in found]),
         "likelihood": likelihood_table(found, model),
-        "own_genes": genes_table(found),
+        "own_genes": genes_table(found[-1].model, learnt_types(found)),
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
@@ -60,6 +61,11 @@ def row(found: Extended) -> dict[str, float | str | int | None]:
     }
 
 
+def learnt_types(found: list[Extended]) -> list[str]:
+    """Types that were learnt, in order."""
+    return [extended.extension.cell_type for extended in found]
+
+
 def likelihood_table(found: list[Extended], model: BranchedModel) -> pd.DataFrame:
     """Tell the log likelihood of a held-out cell of each type, known or learnt now.
 
@@ -87,13 +93,13 @@ def likelihood_table(found: list[Extended], model: BranchedModel) -> pd.DataFram
     return table[["cell_type", "learnt", "log_likelihood", "n_counts", "per_1000_counts"]]
 
 
-def genes_table(found: list[Extended]) -> pd.DataFrame:
+def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:
     """Genes that each type's own decoder changes most, see :func:`bdm.model.own_genes.own_genes`."""
     parts = []
-    for extended in found:
-        genes = own_genes(extended.model, extended.extension.cell_type)
+    for cell_type in cell_types:
+        genes = own_genes(model, cell_type)
         genes = genes[genes["log2_fold_change"].abs() >= LEAST].head(N_GENES).reset_index()
-        genes.insert(0, "cell_type", extended.extension.cell_type)
+        genes.insert(0, "cell_type", cell_type)
         parts.append(genes)
     return pd.concat(parts, ignore_index=True)
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError
+from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,25 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
     # a column of zeros at the end, for genes that are missing
     padded = sparse.hstack([counts.X, sparse.csr_matrix((counts.n_obs, 1), dtype=counts.X.dtype)], format="csr")
     return AnnData(sparse.csr_matrix(padded[:, place]), obs=counts.obs, var=genes)
+
+
+def known_cells(adata: AnnData, model: BranchedModel, label_key: str | None = None) -> Cells:
+    """Take the cells of types that a model knows, with its genes in its order; others are left out with a warning.
+
+    Raises
+    ------
+    InputError
+        If there are no such cells, no column has their types, or genes are missing.
+    """
+    labels = labels_of(adata, model, label_key)
+    known = labels.isin(model.cell_types).to_numpy()
+    others = ", ".join(map(repr, labels[~known].unique()[:5]))
+    if not known.any():
+        raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
+    if not known.all():
+        logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), others)
+    counts = counts_of(adata[known], model.autoencoder.genes).X
+    return Cells(sparse.csr_matrix(counts, dtype=np.float32), labels[known].to_numpy(dtype=str))
 
 
 def best_match(own: pd.DataFrame, known: pd.DataFrame) -> tuple[pd.Index, pd.Index]:

@@ -6,6 +6,7 @@ from matplotlib.patheffects import withStroke
 
 from bdm.interpretation.interpret import ContrastGenes, Interpretation, column_of
 from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import MODEL, REAL, TRAINING
 
 MEASURES = {
@@ -26,7 +27,7 @@ MAX_SCATTERS, N_COLUMNS = 8, 4
 N_NAMED = 3  # genes named in a scatter, for each child
 
 
-def agreement_figure(interpretation: Interpretation) -> Figure:
+def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
     """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes.
 
     Of more nodes than there is room for, those of the highest levels are drawn.
@@ -36,7 +37,7 @@ def agreement_figure(interpretation: Interpretation) -> Figure:
     shown = highest(known, MAX_SCATTERS, level=lambda node: node[0].contrast.level)
     n_rows = -(-len(shown) // N_COLUMNS)
     heights = [1.8 + 0.28 * len(nodes), 0.4 + 3.6 * n_rows]
-    figure = Figure(figsize=(15, sum(heights) if shown else heights[0]), layout="constrained")
+    figure = new(figsize=(15, sum(heights) if shown else heights[0]), layout="constrained")
     if not shown:
         draw_measures(figure, interpretation, nodes)
         return figure
@@ -46,7 +47,7 @@ def agreement_figure(interpretation: Interpretation) -> Figure:
     for axis, node in zip(axes, shown, strict=False):
         draw_scatter(axis, node, interpretation.genes)
     for axis in axes[len(shown) :]:
-        axis.set_axis_off()
+        axis.remove()
     left_out = "" if len(shown) == len(known) else f" ({len(shown)} highest of {len(known)} nodes)"
     title = f"Log2 fold changes of all genes between the children of a node, against test cells{left_out}"
     below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=2, frameon=False)

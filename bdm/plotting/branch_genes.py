@@ -5,9 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bdm.errors import InputError
 from bdm.interpretation.agreement import Z_95
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
 from bdm.plotting.view import MAX_ROWS, View, view_of
@@ -37,7 +39,7 @@ class Panel:
     genes: pd.DataFrame
 
 
-def branch_genes_figure(interpretation: Interpretation) -> Figure:
+def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
     """Draw the tree with its top genes, and for each node the genes that part its children, in model and test cells.
 
     Of more nodes than there is room for, those of the highest levels are drawn.
@@ -49,19 +51,41 @@ def branch_genes_figure(interpretation: Interpretation) -> Figure:
     n_types = len(hierarchy.cell_types)
     view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * n_rows]
-    figure = Figure(figsize=(16, sum(heights)), layout="constrained")
+    figure = new(figsize=(16, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)
     draw_tree(above.add_subplot(), interpretation, view)
     axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
     for axis, panel in zip(axes, shown, strict=False):
         draw_panel(axis, panel)
     for axis in axes[len(shown) :]:
-        axis.set_axis_off()
+        axis.remove()
     left_out = "" if len(shown) == len(panels) else f": the {len(shown)} highest of {len(panels)} branchings"
     title = f"Log2 fold changes of the genes that part the children of each node, with 95% intervals{left_out}"
     handles = axes[0].get_legend_handles_labels()
     below.legend(*handles, title=title, loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def plot_branch(
+    interpretation: Interpretation, branch: str, *, ax: Axes | None = None, new: NewFigure = Figure
+) -> Axes:
+    """Draw the genes that part a branch from its siblings, in the model and in test cells.
+
+    Raises
+    ------
+    InputError
+        If the tree has no such branch, or it is the root.
+    """
+    node = next((node for node in interpretation.nodes.values() if branch in (of.contrast.child for of in node)), None)
+    if node is None:
+        raise InputError(f"No branch {branch!r} leaves a node; name a cell type, or a node other than the root.")
+    panels = panels_of(node, interpretation.genes)
+    place = [of.contrast.child for of in node].index(branch)
+    if ax is None:
+        ax = new(figsize=(5, 4), layout="constrained").add_subplot()
+    draw_panel(ax, panels[min(place, len(panels) - 1)])
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
+    return ax
 
 
 def panels_of(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:

@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bdm.extension.extend import Extended
-from bdm.extension.report import genes_table, likelihood_table
+from bdm.extension.report import genes_table, learnt_types, likelihood_table
 from bdm.model.model import BranchedModel
-from bdm.plotting.figure import save_figure
+from bdm.plotting.figure import NewFigure, save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
 from bdm.plotting.looks import ADDED, MODEL
 
@@ -30,37 +30,37 @@ def write_figures(folder: Path, found: list[Extended], model: BranchedModel) -> 
     tree = plot_hierarchy(found[-1].model.hierarchy, since=len(model.extensions)).figure
     for name, figure in {
         "hierarchy": tree,
-        "likelihood": likelihood_figure(likelihood_table(found, model)),
-        "own_genes": own_genes_figure(genes_table(found)),
+        "likelihood": plot_likelihood(likelihood_table(found, model)).figure,
+        "own_genes": own_genes_figure(genes_table(found[-1].model, learnt_types(found))),
     }.items():
         save_figure(figure, folder / f"{name}.png")
 
 
-def likelihood_figure(table: pd.DataFrame) -> Figure:
+def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
     """Draw how well each type is expressed, by its depth: known types, and those learnt now before and after."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axis = figure.add_subplot()
+    if ax is None:
+        ax = new(figsize=(8, 5), layout="constrained").add_subplot()
     of = {learnt: rows.set_index("cell_type") for learnt, rows in table.groupby("learnt", sort=False)}
     known, before, after = of["with the model"].dropna(), of["before"], of["after"]
-    axis.plot(known["n_counts"], known["per_1000_counts"], **KNOWN, label="known types")
+    ax.plot(known["n_counts"], known["per_1000_counts"], **KNOWN, label="known types")
     for cell_type, place in after.iterrows():
         x, y = place["n_counts"], before.loc[cell_type, "per_1000_counts"]
-        axis.annotate("", (x, place["per_1000_counts"]), (x, y), arrowprops={"arrowstyle": "->", "color": ADDED})
-    axis.plot(before["n_counts"], before["per_1000_counts"], **BEFORE, label="learnt now, by the shared decoder")
-    axis.plot(after["n_counts"], after["per_1000_counts"], **AFTER, label="learnt now, by its own decoder")
-    axis.set_xscale("log")
-    axis.margins(x=0.12)
+        ax.annotate("", (x, place["per_1000_counts"]), (x, y), arrowprops={"arrowstyle": "->", "color": ADDED})
+    ax.plot(before["n_counts"], before["per_1000_counts"], **BEFORE, label="learnt now, by the shared decoder")
+    ax.plot(after["n_counts"], after["per_1000_counts"], **AFTER, label="learnt now, by its own decoder")
+    ax.set_xscale("log")
+    ax.margins(x=0.12)
     places = pd.concat([after, known.drop(after.index, errors="ignore")])[["n_counts", "per_1000_counts"]]
-    for cell_type in with_room(axis, places):
-        axis.annotate(cell_type, places.loc[cell_type], (7, 0), textcoords="offset points", fontsize=8, va="center")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(which="both", labelsize=8)
-    axis.set_xlabel("mean counts of a held-out cell")
-    axis.set_ylabel("log likelihood, nats per 1,000 counts")
-    axis.spines[["right", "top"]].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    return figure
+    for cell_type in with_room(ax, places):
+        ax.annotate(cell_type, places.loc[cell_type], (7, 0), textcoords="offset points", fontsize=8, va="center")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("{x:g}")
+    ax.tick_params(which="both", labelsize=8)
+    ax.set_xlabel("mean counts of a held-out cell")
+    ax.set_ylabel("log likelihood, nats per 1,000 counts")
+    ax.spines[["right", "top"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
+    return ax
 
 
 def with_room(axis: Axes, places: pd.DataFrame) -> list[str]:
@@ -74,19 +74,19 @@ def with_room(axis: Axes, places: pd.DataFrame) -> list[str]:
     return chosen
 
 
-def own_genes_figure(genes: pd.DataFrame) -> Figure:
+def own_genes_figure(genes: pd.DataFrame, *, new: NewFigure = Figure) -> Figure:
     """Draw the genes that the own decoder of each type changes most."""
     cell_types = list(dict.fromkeys(genes["cell_type"]))[:N_PANELS]
     if not cell_types:
-        return figure_of_text("No type needed a decoder of its own.")
+        return figure_of_text("No type needed a decoder of its own.", new=new)
     n_columns = min(len(cell_types), N_COLUMNS)
     n_rows = -(-len(cell_types) // n_columns)
-    figure = Figure(figsize=(1.5 + 3.4 * n_columns, 0.9 + 3.4 * n_rows), layout="constrained")
+    figure = new(figsize=(1.5 + 3.4 * n_columns, 0.9 + 3.4 * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for axis, cell_type in zip(axes.flat, cell_types, strict=False):
         draw_own_genes(axis, genes[genes["cell_type"] == cell_type].head(N_GENES), cell_type)
     for axis in axes.flat[len(cell_types) :]:
-        axis.set_axis_off()
+        axis.remove()
     figure.supxlabel("mean expression, CP10k", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
@@ -118,8 +118,8 @@ def draw_own_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
     axis.spines[["right", "top"]].set_visible(False)
 
 
-def figure_of_text(text: str) -> Figure:
+def figure_of_text(text: str, *, new: NewFigure) -> Figure:
     """Write a text in place of a figure."""
-    figure = Figure(figsize=(5, 0.6), layout="constrained")
+    figure = new(figsize=(5, 0.6), layout="constrained")
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure

@@ -1,8 +1,11 @@
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from bdm.errors import InputError
+
+NewFigure = Callable[..., Figure]  # Figure for a file, or matplotlib.pyplot.figure for a screen
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -9,6 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.clades import clade_label
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import ADDED, BRANCH, POINT
 from bdm.plotting.view import MAX_ROWS, End, View, view_of
 
@@ -21,6 +22,7 @@ def plot_hierarchy(
     hierarchy: Hierarchy,
     *,
     ax: Axes | None = None,
+    new: NewFigure = Figure,
     names: bool = False,
     root: str | None = None,
     max_rows: int = MAX_ROWS,
@@ -47,7 +49,7 @@ def plot_hierarchy(
     names_of_ends = [end_label(hierarchy, end, since=since) for end in view.ends]
     if ax is None:
         width = WIDTH + LETTER * max(map(len, names_of_ends))
-        ax = Figure(figsize=(width, 1.4 + ROW * len(view.ends)), layout="constrained").add_subplot()
+        ax = new(figsize=(width, 1.4 + ROW * len(view.ends)), layout="constrained").add_subplot()
     for row, end in enumerate(view.ends):
         draw_end(ax, hierarchy, end, row, new=any(branch.added > since for branch in end.branches))
     for node in view.opened:

@@ -5,6 +5,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.interpret import Interpretation
 from bdm.interpretation.markers import Dots
 from bdm.plotting.clades import shortened
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import BRANCH, POINT
 from bdm.plotting.markers import colorbar_aspect, draw_dots, explain_sizes, part_groups, shown_genes
 from bdm.plotting.view import view_of
@@ -12,7 +13,7 @@ from bdm.plotting.view import view_of
 MAX_ENDS = 45
 
 
-def hybrids_figure(interpretation: Interpretation) -> Figure:
+def hybrids_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
     """Draw a dot plot of marker genes down the tree: in the hybrid at the end of each branch, and in real cells below.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in the panel. Of
@@ -23,7 +24,7 @@ def hybrids_figure(interpretation: Interpretation) -> Figure:
     names = list(view.drawn)
     groups = shown_genes(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
-    figure = Figure(figsize=(6.5 + 0.42 * len(genes), 2.8 + 0.24 * len(names)), layout="constrained")
+    figure = new(figsize=(6.5 + 0.42 * len(genes), 2.8 + 0.24 * len(names)), layout="constrained")
     tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, 0.21 * len(genes), 0.21 * len(genes)])
     draw_outline(tree, hierarchy, names, opened=set(view.opened))
     shown = {"hybrids of the model": markers.hybrids, "real training cells below the branch": markers.clades}

@@ -6,6 +6,7 @@ from matplotlib.lines import Line2D
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
 from bdm.plotting.clades import shortened
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.view import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
@@ -13,7 +14,7 @@ COLOURS = "Reds"  # one hue, ever darker
 LARGEST = 150  # area of a dot where all cells have counts, in square points
 
 
-def markers_figure(markers: Markers, hierarchy: Hierarchy) -> Figure:
+def markers_figure(markers: Markers, hierarchy: Hierarchy, *, new: NewFigure = Figure) -> Figure:
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
@@ -23,7 +24,7 @@ def markers_figure(markers: Markers, hierarchy: Hierarchy) -> Figure:
     groups = shown_genes(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
     largest = markers.real.mean[genes].max().clip(lower=1e-9)
-    figure = Figure(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
+    figure = new(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     shown = {"real cells (training)": markers.real, "generated cells": markers.generated}
     for axis, (title, dots) in zip(axes, shown.items(), strict=True):

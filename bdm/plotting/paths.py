@@ -6,25 +6,26 @@ from matplotlib.ticker import NullLocator
 
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import MODEL, POINT
 
 MAX_PANELS, N_COLUMNS = 12, 4
 SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other cell types": "0.8"}
 
 
-def paths_figure(interpretation: Interpretation) -> Figure:
+def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
     """Draw the average path of each cell type through the noise levels, for the gene that marks a branch most.
 
     Of more branches than there is room for, those that leave the highest nodes are drawn.
     """
     shown = highest(list(interpretation.contrasts), MAX_PANELS, level=lambda of: of.contrast.level)
     n_rows = -(-len(shown) // N_COLUMNS)
-    figure = Figure(figsize=(15, 0.8 + 2.6 * n_rows), layout="constrained")
+    figure = new(figsize=(15, 0.8 + 2.6 * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, N_COLUMNS, squeeze=False, sharex=True)
     for axis, of in zip(axes.flat, shown, strict=False):
         draw_paths(axis, of, interpretation)
     for axis in axes.flat[len(shown) :]:
-        axis.set_axis_off()
+        axis.remove()
     for axis in axes[:, 0]:
         axis.set_ylabel("CP10k", fontsize=8)
     figure.supxlabel("noise level (within-type standard deviations)", fontsize=9)

@@ -11,7 +11,7 @@ from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.by_type import draw_types
 from bdm.evaluation.figures.looks import GREY, Look, looks, shortened
 from bdm.evaluation.figures.umap import joint_umap
-from bdm.plotting.figure import save_figure
+from bdm.plotting.figure import NewFigure, save_figure
 from bdm.transmutation.evaluate import UNMOVED, MoveEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
 
@@ -35,7 +35,7 @@ def write_figures(folder: Path, evaluation: MoveEvaluation) -> None:
     save_figure(umap_figure(evaluation), folder / "umap.png")
 
 
-def scores_figure(table: pd.DataFrame, to: str) -> Figure:
+def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> Figure:
     """Draw one panel a score, one row a type that cells were of, one marker a set; unmoved cells are left out.
 
     The energy distance of unmoved cells would dwarf that of the others; it is told beside the type.
@@ -46,7 +46,7 @@ def scores_figure(table: pd.DataFrame, to: str) -> Figure:
         As in :class:`bdm.transmutation.evaluate.MoveEvaluation`.
     """
     types, sets = table.index.unique("source_type"), table.index.unique("set").drop(UNMOVED)
-    figure = Figure(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
+    figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
         draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
@@ -60,17 +60,17 @@ def scores_figure(table: pd.DataFrame, to: str) -> Figure:
     return figure
 
 
-def genes_figure(evaluation: MoveEvaluation) -> Figure:
+def genes_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw, for each type that cells were of, the fold changes of the genes that tell the two types apart."""
     types, n_columns = evaluation.source_types[:MOST_TYPES], 4
     shape = -(-len(types) // n_columns), min(len(types), n_columns)
-    figure = Figure(figsize=(4.2 * shape[1], 4.4 * shape[0]), layout="constrained")
+    figure = new(figsize=(4.2 * shape[1], 4.4 * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).flat
     styles = looks(evaluation.moved)
     for axis, source_type in zip(axes, types, strict=False):
         draw_genes(axis, evaluation, source_type, styles)
     for axis in axes[len(types) :]:
-        axis.set_axis_off()
+        axis.remove()
     return figure
 
 
@@ -116,7 +116,7 @@ def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Index) -> Non
             axis.annotate(names[gene], (x[gene], y[gene]), offset, **text)
 
 
-def umap_figure(evaluation: MoveEvaluation) -> Figure:
+def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw moved cells, what they were, and real cells of their new type, one panel a type that cells were of."""
     types, n_columns = evaluation.source_types[:MOST_TYPES], 4
     first = next(iter(evaluation.moved.values()))
@@ -124,7 +124,7 @@ def umap_figure(evaluation: MoveEvaluation) -> Figure:
     parts = [[some(cells) for cells in first.of(source_type)] for source_type in types]
     places = joint_umap([real, *(cells for pair in parts for cells in pair)], seed=0)
     shape = -(-len(types) // n_columns), min(len(types), n_columns)
-    figure = Figure(figsize=(4 * shape[1], 4.3 * shape[0]), layout="constrained")
+    figure = new(figsize=(4 * shape[1], 4.3 * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).flat
     for i, (axis, source_type) in enumerate(zip(axes, types, strict=False)):
         after, before = places[1 + 2 * i], places[2 + 2 * i]
@@ -142,7 +142,7 @@ def umap_figure(evaluation: MoveEvaluation) -> Figure:
         axis.set(title=shortened(source_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis in axes[len(types) :]:
-        axis.set_axis_off()
+        axis.remove()
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, markerscale=2
     )

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -28,11 +29,28 @@ def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> 
     """
     adata = read_counts(path, columns=("cell_type", "source_type"))
     check_genes(adata.var_names, real.genes, path)
+    places = places_before(adata, before.obs_names, names=(str(path), str(prepared)))
+    return moved_to(adata, str(path)), MovedCells(Cells.of(adata[:, real.genes]), Cells.of(before[places]))
+
+
+def moved_to(adata: AnnData, name: str) -> str:
+    """Tell which type cells were moved to."""
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
-        raise InputError(f"{path} has cells moved to {len(types)} types; give cells moved to one.")
-    unknown = adata.obs_names.difference(before.obs_names)
-    if len(unknown) or not before.obs_names.is_unique:
+        raise InputError(f"{name} has cells moved to {len(types)} types; give cells moved to one.")
+    return str(types[0])
+
+
+def places_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
+    """Find moved cells among the names of those from before, and give their places.
+
+    Parameters
+    ----------
+    names
+        Of the moved cells and of those from before, to tell of.
+    """
+    unknown = adata.obs_names.difference(before)
+    if len(unknown) or not before.is_unique:
         lacking = f"lacks their {some(unknown)}" if len(unknown) else "has cells of one name"
-        raise InputError(f"{path} holds cells that cannot be found before they moved: {prepared} {lacking}.")
-    return str(types[0]), MovedCells(Cells.of(adata[:, real.genes]), Cells.of(before[adata.obs_names]))
+        raise InputError(f"{names[0]} holds cells that cannot be found before they moved: {names[1]} {lacking}.")
+    return before.get_indexer(adata.obs_names)

@@ -5,12 +5,14 @@ from matplotlib.figure import Figure
 
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import IDEALS, LABELS, looks, shortened
+from bdm.plotting.figure import NewFigure
 
 SCORES = ("energy", "forest_auc", "slope", "f1")
 MAX_TYPES, N_WORST = 60, 40
+NOTE = "dotted line: ideal; in brackets: number of test cells"
 
 
-def by_type_figure(evaluation: Evaluation) -> Figure:
+def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw one panel a score, one row a type, one marker a set; types of most test cells come first.
 
     Of more types than there is room for, the rows are those that the first generated set is worst at, and above them
@@ -20,7 +22,7 @@ def by_type_figure(evaluation: Evaluation) -> Figure:
     n_test = n_test[n_test > 0]
     shown = shown_types(evaluation, n_test.index)
     heights = [1.6, 0.4 + 0.36 * len(shown)] if len(shown) < len(n_test) else [0.4 + 0.36 * len(shown)]
-    figure = Figure(figsize=(12, 1.1 + sum(heights)), layout="constrained")
+    figure = new(figsize=(12, 1.1 + sum(heights)), layout="constrained")
     *above, axes = figure.subplots(len(heights), len(SCORES), squeeze=False, height_ratios=heights)
     for column, score in enumerate(SCORES):
         scores = evaluation.by_type[score].unstack("set").loc[:, list(evaluation.judged)]
@@ -31,16 +33,36 @@ def by_type_figure(evaluation: Evaluation) -> Figure:
     for axis in axes[1:]:
         axis.sharey(axes[0])
         axis.tick_params(labelleft=False)
-    axes[0].set_yticks(range(len(shown)), [f"{shortened(name)} ({n_test[name]})" for name in shown])
-    axes[0].set_ylim(len(shown) - 0.5, -0.5)
+    name_types(axes[0], n_test[shown])
     for row in above:
         row[0].set_ylabel("types")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    note = "dotted line: ideal; in brackets: number of test cells"
+    note = NOTE
     if above:
         note += f"; above: all {len(n_test):,} types, below: the {len(shown)} of largest energy distance"
     figure.supxlabel(note, fontsize=9)
     return figure
+
+
+def plot_types(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
+    """Draw one of ``SCORES``, one row a type, one marker a set; of too many types those worst in energy distance."""
+    n_test = evaluation.n_cells["test"]
+    n_test = n_test[n_test > 0]
+    shown = shown_types(evaluation, n_test.index)
+    if ax is None:
+        ax = new(figsize=(6, 1.6 + 0.36 * len(shown)), layout="constrained").add_subplot()
+    scores = evaluation.by_type[score].unstack("set").reindex(shown)[list(evaluation.judged)]
+    draw_types(ax, scores, ideal=IDEALS[score])
+    name_types(ax, n_test[shown])
+    ax.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    return ax
+
+
+def name_types(axis: Axes, n_test: pd.Series) -> None:
+    """Name the rows, with their numbers of test cells."""
+    axis.set_yticks(range(len(n_test)), [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test.items()])
+    axis.set_ylim(len(n_test) - 0.5, -0.5)
 
 
 def shown_types(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:

@@ -7,14 +7,15 @@ from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import Look, looks
 from bdm.evaluation.fold_changes import pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_statistics
+from bdm.plotting.figure import NewFigure
 
 
-def genes_figure(evaluation: Evaluation) -> Figure:
+def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor lies beneath."""
     panels = {name: panels_of(cells, evaluation) for name, cells in evaluation.judged.items()}
     floor = panels.pop(FLOOR)
     styles = looks(evaluation.judged)
-    figure = Figure(figsize=(3.4 * len(floor), 3.6 * len(panels)), layout="constrained")
+    figure = new(figsize=(3.4 * len(floor), 3.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), len(floor), squeeze=False)
     for row, name in zip(axes, panels, strict=True):
         for axis, (title, agreement) in zip(row, panels[name].items(), strict=True):

@@ -17,12 +17,13 @@ from bdm.evaluation.cells import Cells, sample
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
 from bdm.evaluation.space import fitted_pca
+from bdm.plotting.figure import NewFigure
 
 MANY = 4096  # cells from which UMAP finds neighbours about, and before which exactly
 MAX_NAMED, N_NAMED = 60, 40  # types that all have numbers, and those that have where there are more
 
 
-def umap_figure(evaluation: Evaluation) -> Figure:
+def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers.
 
     Of more types than there is room for, those of most test cells have numbers.
@@ -37,7 +38,7 @@ def umap_figure(evaluation: Evaluation) -> Figure:
 
     n_columns = ceil(sqrt(len(sets)))
     n_rows = -(-len(sets) // n_columns)
-    figure = Figure(figsize=(4 * n_columns + 3, 4.2 * n_rows), layout="constrained")
+    figure = new(figsize=(4 * n_columns + 3, 4.2 * n_rows), layout="constrained")
     for i, (name, cells) in enumerate(sets.items(), start=1):
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*places["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)

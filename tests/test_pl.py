@@ -1,0 +1,265 @@
+import copy
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scanpy as sc
+from matplotlib.axes import Axes
+
+import bdm
+from bdm import pl
+from bdm.errors import InputError
+from bdm.evaluation.figures.looks import LABELS
+from bdm.evaluation.figures.overall import overall_figure
+from bdm.plotting.interpretation import FIGURES
+
+B, NK = "CD19+ B", "CD56+ NK"
+
+
+@pytest.fixture(scope="module")
+def model(small_model):
+    """The small model, interpreted."""
+    model = copy.copy(small_model)
+    model.interpret()
+    return model
+
+
+@pytest.fixture(scope="module")
+def held_out(example_cells):
+    """Half of the cells; the small model has learnt from them, but here this does not matter."""
+    return example_cells[::2].copy()
+
+
+@pytest.fixture(scope="module")
+def evaluation(small_model, held_out):
+    return small_model.evaluate(held_out, n_repeats=1)
+
+
+@pytest.fixture(scope="module")
+def moves(small_model, held_out):
+    moved = small_model.transmute(held_out, to=NK, from_=[B, "Dendritic"])
+    return small_model.evaluate_transmuted(moved, held_out, held_out)
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def texts(axis: Axes) -> list[str]:
+    """Names of the rows."""
+    return [label.get_text() for label in axis.get_yticklabels()]
+
+
+# ---- what is drawn
+
+
+def test_hierarchy_has_a_row_for_each_type_of_any_model(model, tmp_path):
+    types = {text.rpartition("  (")[0] for text in texts(pl.hierarchy(model))}
+    assert types == set(model.hierarchy.cell_types)
+    model.save(tmp_path / "model")
+    loaded = bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu")
+    assert texts(pl.hierarchy(loaded)) == texts(pl.hierarchy(model))
+    assert len(texts(pl.hierarchy(loaded, max_rows=3))) == 3
+
+
+def test_scores_are_those_of_the_tables(evaluation):
+    axes = pl.scores(evaluation)
+    assert [axis.get_title() for axis in axes] == list(LABELS.values())
+    for axis, score in zip(axes, LABELS, strict=True):
+        points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
+        np.testing.assert_allclose(points, evaluation.overall.loc[score])
+    assert texts(axes[0]) == ["floor", "branched"]
+
+
+def test_one_score_is_drawn_as_among_all(evaluation):
+    axis = pl.scores(evaluation, "slope")
+    points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
+    np.testing.assert_allclose(points, evaluation.overall.loc["slope"])
+    assert axis.get_title() == LABELS["slope"]
+    of_all = pl.scores_by_type(evaluation)[0]
+    alone = pl.scores_by_type(evaluation, "energy")
+    drawn = [{line.get_label(): line for line in axis.lines} for axis in (of_all, alone)]
+    for name in ("floor", "branched"):
+        np.testing.assert_allclose(drawn[0][name].get_xdata(), drawn[1][name].get_xdata())
+        energy = evaluation.by_type.loc[name, "energy"].reindex(evaluation.n_cells.index)
+        np.testing.assert_allclose(drawn[1][name].get_xdata(), energy)
+    assert texts(of_all) == texts(alone)
+
+
+def test_genes_of_a_branch_are_those_that_mark_it(model):
+    found = next(of for of in model.interpretation.contrasts if of.contrast.child == B)
+    best = model.interpretation.genes[np.argsort(found.model.rank)[0]]
+    assert best in texts(pl.branch_genes(model, B))
+    titles = [axis.get_title() for axis in pl.branch_genes(model)]
+    assert sum(title.startswith(found.contrast.node) for title in titles) == 1
+
+
+def test_commitment_has_as_many_rows_as_asked(model):
+    n_nodes = len(model.interpretation.nodes)
+    assert len(texts(pl.commitment(model))) > 2 * n_nodes
+    assert len(texts(pl.commitment(model, max_genes=2 * n_nodes))) == 2 * n_nodes
+    assert len(texts(pl.commitment(model, max_genes=4))) == 4
+
+
+def test_all_other_figures_of_an_interpretation(model):
+    assert len(pl.paths(model)) == min(12, len(model.interpretation.contrasts))
+    assert [axis.get_title() for axis in pl.hybrids(model)[1:]] == [
+        "hybrids of the model",
+        "real training cells below the branch",
+    ]
+    assert [axis.get_title() for axis in pl.markers(model)] == ["real cells (training)", "generated cells"]
+    keys = [text.get_text() for text in pl.hybrid_umap(model).get_legend().get_texts()]
+    assert len(keys) == len(model.hierarchy.cell_types) + 1
+    assert any(title.startswith("r of log fold changes") for title in (a.get_title() for a in pl.agreement(model)))
+
+
+def test_other_figures_of_an_evaluation(evaluation):
+    assert [axis.get_title().partition(",")[0] for axis in pl.umap(evaluation)] == ["test", "floor", "branched"]
+    assert len(pl.genes(evaluation)) == 4
+
+
+def test_transmutation_shows_each_type_that_was_moved(moves):
+    assert set(moves.source_types) == {"Dendritic", B}
+    assert [text.partition(" (unmoved")[0] for text in texts(pl.transmutation(moves)[0])] == moves.source_types
+    assert [axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(moves)] == moves.source_types
+    assert [axis.get_title() for axis in pl.transmutation_umap(moves)] == moves.source_types
+    unmoved, moved = (moves.table["energy"].xs(name, level="set") for name in ("unmoved", "branched"))
+    assert (moved < unmoved).all()
+
+
+def test_extension_is_drawn(small_model, example_cells):
+    model = copy.copy(small_model)
+    with pytest.raises(InputError, match="call extend"):
+        pl.likelihood(model)
+    new = example_cells[example_cells.obs["bulk_labels"] == "Dendritic"].copy()
+    new.obs["bulk_labels"] = "new"
+    model.extend(new)
+    named = [text.get_text() for text in pl.likelihood(model).texts]
+    assert "new" in named
+    assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == [f"+ new  ({new.n_obs})"]
+    assert [axis.get_title() for axis in pl.own_genes(model, ["new"])] == ["new"]
+    own = model.model.autoencoder.own
+    assert [axis.get_title() for axis in pl.own_genes(model)] == list(own)
+    with pytest.raises(InputError, match="T-800"):
+        pl.own_genes(model, ["T-800"])
+
+
+# ---- as scanpy
+
+
+@pytest.mark.parametrize(
+    "draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment, pl.hybrid_umap]
+)
+def test_drawn_into_the_axes_that_are_given(model, draw):
+    figure, axes = plt.subplots(1, 2)
+    assert draw(model, ax=axes[1]) is axes[1]
+    assert not axes[0].has_data()
+    assert axes[1].has_data()
+    assert plt.get_fignums() == [figure.number]
+
+
+def test_shown_where_there_is_a_screen(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plt, "show", lambda: seen.append(plt.get_fignums()))
+    assert isinstance(pl.hierarchy(model), Axes)  # the tests have none
+    assert isinstance(pl.hierarchy(model, show=False), Axes)
+    assert not seen
+    assert pl.hierarchy(model, show=True) is None
+    assert seen
+    monkeypatch.setattr(plt, "get_backend", lambda: "inline")
+    assert pl.hierarchy(model) is None
+    assert isinstance(pl.hierarchy(model, ax=plt.figure().add_subplot()), Axes)
+    try:
+        sc.settings.autoshow = False
+        assert isinstance(pl.hierarchy(model), Axes)
+    finally:
+        sc.settings.autoshow = True
+    assert len(seen) == 2
+
+
+def test_several_panels_take_no_axes(model, evaluation):
+    ax = plt.figure().add_subplot()
+    for draw, of in ((pl.branch_genes, model), (pl.scores, evaluation), (pl.scores_by_type, evaluation)):
+        with pytest.raises(InputError, match="several panels"):
+            draw(of, ax=ax)
+
+
+@pytest.mark.parametrize(
+    ("draw", "told"),
+    [
+        (lambda model, evaluation: pl.branch_genes(model, "T-800"), "T-800"),
+        (lambda model, evaluation: pl.branch_genes(model, model.hierarchy.root.name), "root"),
+        (lambda model, evaluation: pl.scores(evaluation, "beauty"), "beauty"),
+        (lambda model, evaluation: pl.scores_by_type(evaluation, "gene_auc"), "forest_auc"),
+        (lambda model, evaluation: pl.commitment(model, max_genes=1), "max_genes"),
+        (lambda model, evaluation: pl.hierarchy(model, root="nowhere"), "nowhere"),
+    ],
+)
+def test_refuses_what_it_cannot_draw(model, evaluation, draw, told):
+    with pytest.raises(InputError, match=told):
+        draw(model, evaluation)
+
+
+def test_needs_an_interpretation(small_model):
+    with pytest.raises(InputError, match="call interpret"):
+        pl.markers(copy.copy(small_model))
+
+
+def test_commands_draw_the_same(model, evaluation):
+    """One way of drawing: the figures of the commands have the axes of those here."""
+    of_model, of_evaluation = FIGURES["paths"](model.interpretation), overall_figure(evaluation)
+    for figure, axes in ((of_model, pl.paths(model)), (of_evaluation, pl.scores(evaluation))):
+        assert [axis.get_title() for axis in figure.axes] == [axis.get_title() for axis in axes]
+
+
+def test_importing_bdm_stays_quick_and_chooses_no_backend():
+    code = (
+        "import sys, bdm\n"
+        "assert not {'torch', 'scanpy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "import matplotlib; before = dict.__getitem__(matplotlib.rcParams, 'backend')\n"
+        "bdm.pl\n"
+        "assert 'torch' in sys.modules\n"
+        "assert dict.__getitem__(matplotlib.rcParams, 'backend') is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- judged in Python
+
+
+def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, held_out):
+    assert list(evaluation.overall) == ["floor", "branched"]
+    assert evaluation.overall.loc["energy", "floor"] < evaluation.overall.loc["energy", "branched"]
+    known = held_out.obs["bulk_labels"].astype(str).isin(small_model.hierarchy.cell_types)
+    assert evaluation.n_cells["test"].sum() == known.sum()
+    model = copy.copy(small_model)
+    model.prepared = model.prepared.copy()
+    model.prepared.obs["split"] = np.where(np.arange(model.prepared.n_obs) % 2, "train", "test")
+    kept = model.evaluate(beside={"real": held_out}, n_repeats=1)
+    assert list(kept.overall) == ["floor", "branched", "real"]
+    assert kept.overall.loc["energy", "real"] < kept.overall.loc["energy", "branched"]
+
+
+def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path):
+    with pytest.raises(InputError, match="give adata_test"):
+        small_model.evaluate()
+    with pytest.raises(InputError, match="floor is taken"):
+        small_model.evaluate(held_out, beside={"floor": held_out})
+    with pytest.raises(InputError, match="no column"):
+        small_model.evaluate(held_out, label_key="none")
+    with pytest.raises(InputError, match="branched cannot be judged"):
+        small_model.evaluate(held_out, held_out[:2].copy())
+    others = held_out.copy()
+    others.obs["bulk_labels"] = "T-800"
+    with pytest.raises(InputError, match="no cells of the model's types, but of 'T-800'"):
+        small_model.evaluate(others)
+    small_model.save(tmp_path / "model")
+    with pytest.raises(InputError, match="holds no training cells"):
+        bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu").evaluate(held_out)
+    moved = small_model.transmute(held_out, to=NK, from_=[B])
+    with pytest.raises(InputError, match="cannot be found before they moved"):
+        small_model.evaluate_transmuted(moved, held_out[:5].copy(), held_out)
