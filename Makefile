@@ -5,13 +5,15 @@ CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo report test lint install benchmark
+.PHONY: help demo report test lint install docs config benchmark
 
 help:
 	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/ and report.html"
 	@echo "make report   write report.html anew"
 	@echo "make test     run the tests"
 	@echo "make lint     check the style of the code and of the workflow"
+	@echo "make docs     build the documentation: docs/_build/html/index.html"
+	@echo "make config   write config/README.md anew, from the schema"
 	@echo "make install  install bdm into .venv only"
 	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
 
@@ -39,6 +41,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(IN_VENV) snakemake --lint
+
+docs: .venv/docs
+	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Made $(CURDIR)/docs/_build/html/index.html"
+
+.venv/docs: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[docs]'
+	@touch $@
+
+config: $(INSTALLED)
+	$(BIN)/python docs/config_reference.py
 
 install: $(INSTALLED)
 

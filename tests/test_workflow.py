@@ -286,7 +286,7 @@ def test_example_configuration_is_allowed(tmp_path):
 
 
 def properties() -> dict[str, dict[str, dict]]:
-    """Give the schema's properties by section, as config/README.md has them."""
+    """Give the schema's properties by section."""
     parts = {section: SCHEMA["$defs"][section]["properties"] for section in SECTIONS}
     whole, dataset = SCHEMA["properties"], SCHEMA["$defs"]["dataset"]["properties"]
     return {
@@ -315,25 +315,6 @@ def test_defaults_are_those_of_the_command(section):
     for key, value in properties()[section].items():
         if key not in ("n_cells", "moves", "additions", "leave_out"):  # told otherwise on the command line
             assert value["default"] == options[key], key
-
-
-def documented() -> dict[str, dict[str, tuple]]:
-    """Read default and meaning of each key from the tables of config/README.md, by section."""
-    sections = {}
-    for block in (ROOT / "config/README.md").read_text().split("\n## ")[1:]:
-        title = re.match(r"`?([\w ]+)", block).group(1)
-        rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", block, flags=re.MULTILINE)
-        sections[title] = {
-            key: (yaml.safe_load(default.strip("`")), meaning.replace("`", "")) for key, default, meaning in rows
-        }
-    return sections
-
-
-def test_readme_of_configuration_has_every_key_as_in_the_schema():
-    assert documented() == {
-        section: {key: (value.get("default"), value["description"]) for key, value in part.items()}
-        for section, part in properties().items()
-    }
 
 
 @pytest.fixture(scope="module")

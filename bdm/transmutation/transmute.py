@@ -35,7 +35,7 @@ class Rows:
 def transmute_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> ad.AnnData:
-    """Move cells to another type, in memory; see :func:`transmuted_cells`.
+    """Move cells to another type, in memory; see ``transmuted_cells``.
 
     Returns
     -------

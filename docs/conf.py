@@ -1,0 +1,83 @@
+"""How Sphinx builds these pages; ``make docs`` does it."""
+
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+
+from bdm.cli import app as commands
+
+project = "bdm"
+author = "The bdm developers"
+copyright = "The bdm developers"
+version = release = version_of("bdm")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_generated", "jupyter_execute"]
+
+# ---- pages
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_merge_streams = True
+
+# Files of the repository that are pages here, too; links on GitHub name the files.
+PAGES_OF_FILES = {
+    "../benchmarks/README.md": "benchmarks.md",
+    "../config/README.md": "configuration.md",
+    "../CHANGELOG.md": "changes.md",
+    "../CONTRIBUTING.md": "contributing.md",
+}
+
+# ---- reference
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "separated"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+nitpicky = True
+# Without a network, what other packages and the inner modules hold is named but not linked.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(anndata|collections|lightning|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
+    (r"py:.*", r"bdm\.(?!api).*"),
+]
+
+# ---- look
+
+html_theme = "sphinx_book_theme"
+html_title = "bdm"
+html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False}
+html_copy_source = html_show_sourcelink = False
+copybutton_prompt_text = "$ "
+
+
+def setup(app):
+    """Write what is generated before pages are read, and let links to files of the repository lead to pages."""
+    generated = Path(app.srcdir) / "_generated"
+    generated.mkdir(exist_ok=True)
+    (generated / "commands.md").write_text(text_of_commands())
+    app.connect("source-read", link_to_pages)
+
+
+def text_of_commands():
+    """Tell what --help tells of each command, a section for each."""
+    group = typer.main.get_command(commands)
+    return get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
+
+
+def link_to_pages(app, docname, source):
+    """Change links on a page from files of the repository to the pages that show them."""
+    for file, page in PAGES_OF_FILES.items():
+        source[0] = source[0].replace(f"]({file}", f"]({page}")

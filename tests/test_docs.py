@@ -1,0 +1,200 @@
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import typer
+import yaml
+from test_cli import bdm  # noqa: F401
+
+from bdm.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "config/README.md", "benchmarks/README.md")
+]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+COMMANDS = typer.main.get_command(app).commands
+FENCE = re.compile(r"^( *)(`{3,})(\S*)[^\n]*\n(.*?)^\1\2 *$", flags=re.MULTILINE | re.DOTALL)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def fenced(page: Path) -> list[tuple[str, str]]:
+    """Language and content of each fenced block of a page."""
+    return [(language, content) for _, _, language, content in FENCE.findall(page.read_text())]
+
+
+def code_lines(page: Path) -> list[str]:
+    """All lines of code on a page, fenced or indented by four or more."""
+    text = FENCE.sub("", page.read_text())
+    indented = re.findall(r"^ {4,}(\S.*)$", text, flags=re.MULTILINE)
+    blocks = [line for language, content in fenced(page) for line in content.splitlines() if language != "python"]
+    return [line.strip().removeprefix("$ ") for line in [*indented, *blocks]]
+
+
+def inline_code(page: Path) -> list[str]:
+    text = FENCE.sub("", page.read_text())
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^ {4,}\S.*$", "", text, flags=re.MULTILINE))
+
+
+def without_code(page: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ {4,}\S.*$", "", FENCE.sub("", page.read_text()), flags=re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+# ---- links
+
+
+@pages
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = ROOT / "docs/index.md"
+    listed = " ".join(content for language, content in fenced(index) if language == "{toctree}").split()
+    assert {page.stem for page in PAGES if page.parent == index.parent} - {"index"} <= set(listed)
+
+
+def test_every_figure_is_shown():
+    shown = {name for page in PAGES for name in re.findall(r"\]\(figures/([^)]+)\)", page.read_text())}
+    assert {path.name for path in (ROOT / "docs/figures").iterdir()} == shown
+
+
+# ---- commands
+
+
+def parsed(line: str) -> None:
+    """Let a command line be parsed as bdm parses it, without running it."""
+    words = shlex.split(line, comments=True)
+    if words[1:] in (["--help"], ["--version"]):
+        return
+    command, rest = COMMANDS[words[1]], words[2:]
+    if rest != ["--help"]:
+        command.make_context(words[1], rest)
+
+
+@pages
+def test_commands_are_as_bdm_takes_them(page):
+    for line in code_lines(page):
+        if line.startswith("bdm "):
+            parsed(line)
+
+
+@pages
+def test_commands_named_in_the_text_have_these_options(page):
+    for code in inline_code(page):
+        name, *words = code.split()
+        if name != "bdm" or not words or not re.fullmatch(r"[a-z][a-z-]*", words[0]):
+            continue
+        options = {
+            option for parameter in COMMANDS[words[0]].params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {word for word in words if word.startswith("--")} <= options | {"--help"}, code
+
+
+@pages
+def test_make_targets_are_there(page):
+    targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split())
+    told = [*code_lines(page), *inline_code(page)]
+    named = {match[1] for line in told if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z]+)", line))}
+    assert named <= targets
+
+
+# ---- Python
+
+
+@pages
+def test_python_compiles(page):
+    for language, content in fenced(page):
+        if language in ("python", "{code-cell}") and "use rule" not in content:  # which is a Snakefile
+            compile(re.sub(r"^:tags:.*$", "", content, flags=re.MULTILINE), page.name, "exec")
+
+
+def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monkeypatch):
+    [code] = [
+        content for language, content in fenced(ROOT / "README.md") if language == "python" and "import bdm" in content
+    ]
+    monkeypatch.chdir(tmp_path)
+    cells = example_cells.copy()
+    cells.obs["cell_type"] = cells.obs["bulk_labels"].astype(str).replace("CD56+ NK", "NK")
+    known = cells.obs["cell_type"] != "CD14+ Monocyte"
+    given = {
+        "adata": cells[known].copy(),
+        "adata_other": cells[~known].copy(),
+        "adata_test": cells[known].copy(),
+        "settings": small_settings,
+    }
+    quick = code.replace('label_key="cell_type")', 'label_key="cell_type", settings=settings)')
+    assert quick != code
+    exec(compile(quick.replace("generate(1000)", "generate(10)"), "README.md", "exec"), given)
+    assert (tmp_path / "model/model.json").is_file()
+    assert set(given["model"].model.cell_types) == set(cells.obs["cell_type"]) - {"CD4+/CD45RA+/CD25- Naive T"}
+
+
+# ---- what is told of bdm is what it tells
+
+
+@pytest.fixture
+def faulty(example_cells, tmp_path, monkeypatch) -> None:
+    """Work in a folder with the files of docs/own_data.md."""
+    monkeypatch.chdir(tmp_path)
+    cells = example_cells.copy()
+    cells.obs = cells.obs[["bulk_labels", "louvain"]].rename(columns={"bulk_labels": "cell_type"})
+    cells.write_h5ad("cells.h5ad")
+    normalised = cells.copy()
+    sc.pp.normalize_total(normalised, target_sum=1e4)
+    sc.pp.log1p(normalised)
+    normalised.write_h5ad("lognormalised.h5ad")
+    normalised.layers["umis"] = cells.X
+    normalised.write_h5ad("layered.h5ad")
+    unlabelled = cells.copy()
+    unlabelled.obs.iloc[3:9, 0] = np.nan
+    unlabelled.write_h5ad("unlabelled.h5ad")
+    names = cells.obs_names[:690]
+    pd.DataFrame({"subclass": "T"}, index=names.rename("cell")).to_csv("labels.csv")
+    repeated = cells.copy()
+    repeated.var_names = ["CD74" if i < 2 else name for i, name in enumerate(cells.var_names)]
+    repeated.write_h5ad("repeated.h5ad")
+    Path("ensembl.txt").write_text("ENSG00000019582\nENSG00000101439\n")
+    empty = cells.copy()
+    empty.X = empty.X.toarray()
+    empty.X[5] = 0
+    empty.write_h5ad("empty.h5ad")
+
+
+def test_messages_are_those_that_bdm_prints(faulty, bdm):  # noqa: F811
+    told = [content.splitlines() for language, content in fenced(ROOT / "docs/own_data.md") if language == "console"]
+    assert len(told) > 5
+    for command, message in told:
+        code, err = bdm(*shlex.split(command)[2:])
+        assert (code, err.splitlines()[-1]) == (2, message)
+
+
+def test_reference_of_the_configuration_is_that_of_the_schema():
+    spec = importlib.util.spec_from_file_location("config_reference", ROOT / "docs/config_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = module.reference(yaml.safe_load(module.SCHEMA.read_text()))
+    assert module.README.read_text() == written, "run make config"
+    schema = yaml.safe_load(module.SCHEMA.read_text())
+    for part in [schema, *schema["$defs"].values()]:
+        for key, value in part["properties"].items():
+            assert "$ref" in value or f"| `{key}` | " in written
