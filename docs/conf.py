@@ -50,14 +50,17 @@ napoleon_use_rtype = False
 nitpicky = True
 # Without a network, what other packages and the inner modules hold is named but not linked.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(anndata|collections|lightning|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
-    (r"py:.*", r"bdm\.(?!api).*"),
+    (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
+    (r"py:.*", r"bdm\.(?!api|pl).*"),
+    (r"py:class", "Evaluation|Extended|Interpretation|MoveEvaluation"),  # which are imported when they are needed
 ]
 
 # ---- look
 
 html_theme = "sphinx_book_theme"
 html_title = "bdm"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"show_navbar_depth": 1, "use_download_button": False, "use_fullscreen_button": False}
 html_copy_source = html_show_sourcelink = False
 copybutton_prompt_text = "$ "

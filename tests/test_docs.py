@@ -12,6 +12,7 @@ import yaml
 from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
+from bdm.evaluation.verdict import LIMITS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -186,6 +187,14 @@ def test_messages_are_those_that_bdm_prints(faulty, bdm):  # noqa: F811
     for command, message in told:
         code, err = bdm(*shlex.split(command)[2:])
         assert (code, err.splitlines()[-1]) == (2, message)
+
+
+def test_limits_of_the_verdict_are_those_of_the_code():
+    table = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "docs/reading_results.md").read_text(), flags=re.MULTILINE
+    )
+    limits = {name: (limit.same, limit.near) for name, limit in LIMITS.by_score.items()}
+    assert {name: (float(same), float(near)) for name, same, near in table} == limits
 
 
 def test_reference_of_the_configuration_is_that_of_the_schema():
