@@ -376,6 +376,32 @@ def test_all_new_types_are_taken_the_largest_first(example_cells, base):
         assert list(cells.var_names) == list(base.autoencoder.genes.index)
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, "", "nan"])
+def test_cells_without_a_type_are_no_new_type(example_cells, base, caplog, missing):
+    cells = example_cells.copy()
+    lacks = cells.obs["bulk_labels"].isin(base.cell_types[:2]).to_numpy()
+    cells.obs["bulk_labels"] = np.where(lacks, missing, cells.obs["bulk_labels"].astype(object))
+    assert set(new_cells(cells, base, seed=0).by_type) == set(new_cells(example_cells, base, seed=0).by_type)
+    assert f"Not added, as obs tells no type of them: {lacks.sum()} cells." in caplog.text
+
+
+@pytest.mark.parametrize("name", ["B\r", "nul\0l", "half \ud800"])
+def test_types_of_names_that_files_cannot_hold_are_refused(example_cells, base, name):
+    cells = example_cells.copy()
+    cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(object).replace(NEW[0], name)
+    with pytest.raises(InputError, match="files cannot hold; rename it") as refusal:
+        new_cells(cells, base, cell_types=(name,), seed=0)
+    assert str(refusal.value).isprintable()
+
+
+def test_cells_without_a_batch_are_refused(example_cells, batch_model):
+    cells = example_cells.copy()
+    cells.obs["donor"] = ["one", None] * (cells.n_obs // 2)
+    cells.obs["bulk_labels"] = "new"
+    with pytest.raises(InputError, match=r"obs\['donor'\] has no batch for 350 of 700 cells, .*; complete it"):
+        new_cells(cells, batch_model.model, seed=0)
+
+
 def test_genes_are_matched_by_identifier(example_cells, base):
     genes = base.autoencoder.genes.assign(gene_id=[f"ENSG{i}" for i in range(len(base.autoencoder.genes))])
     cells = example_cells[:, genes.index[::-1]].copy()

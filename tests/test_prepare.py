@@ -391,6 +391,11 @@ def few_genes(cells):
     return settings(n_genes=10, min_genes_per_cell=1)
 
 
+def genes_that_do_not_vary(cells):
+    cells.X = sparse.csr_matrix(np.full(cells.shape, 255, dtype=np.float32))
+    return settings()
+
+
 def log_normalised(cells):
     cells.X = cells.X.log1p()
     return settings()
@@ -415,6 +420,7 @@ def log_normalised(cells):
         (repeated_gene, "gene name .* more than once"),
         (empty_cells, "5 cells have no counts at all, for example .*--min-genes-per-cell 1"),
         (few_genes, "genes cannot be ranked by variability .*--genes all"),
+        (genes_that_do_not_vary, "genes cannot be ranked by variability .* fewer genes vary; give `--genes all`"),
         (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
     ],
 )

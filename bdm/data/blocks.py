@@ -69,7 +69,7 @@ def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
         Indices in any order, maybe repeated; a mask or a slice.
     """
     if not isinstance(matrix, ON_DISK):
-        return sparse.csr_matrix(matrix[rows])
+        return sparse.csr_matrix(in_scipy(matrix[rows]))
     wanted, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
     if not len(wanted):
         return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
@@ -109,9 +109,14 @@ def reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_m
 
     def read(rows: slice) -> sparse.csr_matrix:
         with readable(file_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext():
-            return sparse.csr_matrix(source[rows])
+            return sparse.csr_matrix(in_scipy(source[rows]))
 
     return read
+
+
+def in_scipy(values: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.spmatrix:
+    """Turn numbers of 16 bits, of which scipy makes no sparse matrices, into such of 32."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class StoredRows:
         entries = slice(self.before[rows.start], self.before[rows.stop])
         indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
         shape = (rows.stop - rows.start, self.n_columns)
-        found = sparse.csr_matrix((self.data[entries], self.indices[entries], indptr), shape=shape)
+        found = sparse.csr_matrix((in_scipy(self.data[entries]), self.indices[entries], indptr), shape=shape)
         found.check_format()  # what is damaged could end the process later
         return found
 

@@ -52,14 +52,29 @@ def group_column(obs: pd.DataFrame, key: str, *, option: str) -> pd.Series:
             f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
             f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
         )
+    unfit = next(filter(is_unfit, groups.cat.categories), None)
+    if unfit is not None:
+        raise InputError(f"obs[{key!r}] has the value {unfit!r}, which files cannot hold; rename it.")
     if groups.nunique() < 2:
         raise InputError(f"obs[{key!r}] has one value for all cells; name another by {option}.")
     return groups
 
 
+def is_unfit(name: str) -> bool:
+    """Tell whether a name has zero bytes, carriage returns or halves of letters, which do not come out of files again.
+
+    HDF5 does not write the first, tables (.csv) take the second for the ends of rows, and UTF-8 lacks the third.
+    """
+    return any(letter in "\0\r" or "\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def text(column: pd.Series) -> pd.Series:
     """Turn values into categories of text; missing ones stay so."""
-    return column.astype(object).map(str, na_action="ignore").astype("category")
+
+    def text_of(value: object) -> str:
+        return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+    return column.astype(object).map(text_of, na_action="ignore").astype("category")
 
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -94,6 +94,8 @@ def fault(cells: AnnData) -> str | None:
 def inspect(cells: AnnData) -> tuple[str | None, np.ndarray]:
     """Look for a :func:`fault` and, up to there, count the genes that each cell has counts of."""
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
+    if cells.X.dtype.kind not in "buif":
+        return f"values of type {cells.X.dtype}, which no counts are", n_genes
     for rows, values in blocks_of(cells.X):
         data, indptr = values.data, values.indptr
         right = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))

@@ -3,16 +3,20 @@ import logging
 import numpy as np
 import pandas as pd
 
+from bdm.data.columns import is_unfit
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def check_unique_names(names: pd.Index, *, kind: str) -> None:
-    """Refuse cells or genes, as ``kind`` says, that share a name."""
+def check_names(names: pd.Index, *, kind: str) -> None:
+    """Refuse cells or genes, as ``kind`` says, that share a name, or have one that no file can hold."""
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise InputError(f"{kind} name {repeated} is there more than once; make {kind} names unique.")
+    unfit = next(filter(is_unfit, names), None)
+    if unfit is not None:
+        raise InputError(f"{kind} name {unfit!r} is one that files cannot hold; rename it.")
 
 
 def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int) -> pd.DataFrame:
@@ -58,6 +62,8 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int) -> pd.DataFrame:
     InputError
         If fewer than two types remain.
     """
+    if obs.empty:
+        raise InputError("no cells are left; leave out fewer types, or lower `--min-genes-per-cell`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
     small = n_cells[n_cells < min_cells]
     if len(n_cells) - len(small) < 2:

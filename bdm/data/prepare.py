@@ -15,8 +15,8 @@ from bdm import __version__
 from bdm.data.columns import canonical_columns, without_unused_categories, writable
 from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
+    check_names,
     check_trained_batches,
-    check_unique_names,
     without_empty_cells,
     without_small_types,
     without_types,
@@ -164,10 +164,10 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         In memory, or with its matrices on disk.
     """
     listed = settings.gene_list()
-    check_unique_names(adata.obs_names, kind="cell")
-    check_unique_names(adata.var_names, kind="gene")
+    check_names(adata.obs_names, kind="cell")
+    check_names(adata.var_names, kind="gene")
     cells, n_genes = find_counts(adata, source=settings.counts)
-    check_unique_names(cells.var_names, kind="gene")  # raw has genes of its own
+    check_names(cells.var_names, kind="gene")  # raw has genes of its own
     if listed is not None:
         check_listed(listed, cells.var_names)
 
@@ -200,5 +200,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
 def summary(prepared: AnnData) -> str:
     """Tell the numbers of cells by type and split, as a table for the eye."""
     obs = prepared.obs
-    table = pd.crosstab(obs["cell_type"], obs["split"], margins=True, margins_name="all")
+    by_type = pd.crosstab(obs["cell_type"], obs["split"])
+    table = pd.concat([by_type, by_type.sum().to_frame("all").T]).rename_axis(by_type.index.name)
+    table["all"] = table.sum(axis=1)
     return f"{prepared.n_obs} cells x {prepared.n_vars} genes\n{table.to_string()}"

@@ -45,6 +45,11 @@ class Sums:
                 add_by_batch(total, block, values, batch.codes[rows])
         return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
 
+    def n_varying(self, among: np.ndarray) -> np.ndarray:
+        """Count the genes whose cells differ, of some genes, by batch."""
+        n = np.maximum(self.n_cells[:, None], 1)
+        return (self.squares[:, among] / n > (self.counts[:, among] / n) ** 2).sum(axis=1)
+
     def mean_and_variance(self, batch: int, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Estimate both for some genes in one batch."""
         n = self.n_cells[batch]
@@ -88,11 +93,11 @@ def most_variable(
     ----------
     Stuart et al. 2019, Cell 177:1888 (Seurat v3)
     """
-    large = np.minimum(sums.n_cells, (sums.n_seen[:, among] > 0).sum(axis=1)) >= SMALLEST_RANKED
+    large = np.minimum(sums.n_cells, sums.n_varying(among)) >= SMALLEST_RANKED
     if not large.any():
         raise InputError(
             f"genes cannot be ranked by variability on fewer than {SMALLEST_RANKED} training cells or genes"
-            f"{' a batch' if len(large) > 1 else ''}; give `--genes all`."
+            f"{' a batch' if len(large) > 1 else ''}, or where fewer genes vary; give `--genes all`."
         )
     if not large.all():
         small = ", ".join(batch.categories[~large])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
+from bdm.data.columns import is_unfit
 from bdm.data.split import split_by_type
 from bdm.errors import InputError
 from bdm.model.match import batches_of, counts_of, labels_of
@@ -66,6 +67,8 @@ def new_cells(
     labels = labels_of(adata, model, label_key)
     check_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new(labels, model))), *update)
+    for name in filter(is_unfit, chosen):
+        raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
     cells = counts_of(adata[taken], model.autoencoder.genes, source=counts, missing_as_zero=missing_as_zero)
     cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
@@ -100,6 +103,8 @@ def check_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, 
 
 def all_new(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
     """Name the types that the model lacks and that have cells enough, the largest first."""
+    if labels.isna().any():
+        logger.warning("Not added, as obs tells no type of them: %d cells.", labels.isna().sum())
     n_cells = labels[~labels.isin(model.cell_types)].value_counts()
     enough = n_cells >= FEWEST
     if not enough.all():

@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm.data.columns import text
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -95,11 +96,11 @@ def is_text(column: pd.Series) -> bool:
 
 
 def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd.Series:
-    """Cell type of each cell, from the first column that there is."""
+    """Cell type of each cell, from the first column that there is; missing where it tells none."""
     keys = (label_key,) if label_key else (model.label_key, "cell_type")
     for key in keys:
         if key in adata.obs:
-            return adata.obs[key].astype(str)
+            return text(adata.obs[key]).astype(object).replace(["", "nan"], None)
     raise InputError(
         f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by --label-key "
         f"(there are: {', '.join(map(str, adata.obs)) or 'none'})."
@@ -112,7 +113,7 @@ def batches_of(adata: AnnData, model: BranchedModel, *, new_allowed: bool = Fals
     Raises
     ------
     InputError
-        If there is no column of batches, or one is unknown and no new ones are allowed.
+        If there is no column of batches, it lacks values, or one is unknown and no new ones are allowed.
     """
     known = model.autoencoder.batches
     if not known:
@@ -120,10 +121,16 @@ def batches_of(adata: AnnData, model: BranchedModel, *, new_allowed: bool = Fals
     key = model.autoencoder.provenance["prepare"]["batch_key"]
     for column in (key, "batch"):
         if column in adata.obs:
-            batch = adata.obs[column].astype(str).to_numpy()
+            named = text(adata.obs[column])
             break
     else:
         raise InputError(f"obs has no column {key!r} with the batches, which the model needs.")
+    if named.isna().any():
+        raise InputError(
+            f"obs[{column!r}] has no batch for {named.isna().sum()} of {len(named)} cells, for example "
+            f"{named.index[named.isna().argmax()]}; complete it, or leave these cells out."
+        )
+    batch = named.astype(object).to_numpy()
     unknown = sorted(set(batch) - set(known))
     if unknown and not new_allowed:
         raise InputError(f"The model knows no batch {unknown[0]!r}; its batches are {', '.join(known)}.")

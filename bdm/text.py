@@ -1,0 +1,8 @@
+def printable(text: str) -> str:
+    r"""Write what does not print, such as line breaks, as escapes like ``\n``; names in data may have any."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def without_formulas(text: str) -> str:
+    """Mark dollar signs, or matplotlib takes what is between two of them for a formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,298 @@
+"""Whatever cells there are, prepare gives them as they are, or tells in one sentence why it does not."""
+
+import contextlib
+import re
+import tempfile
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hostile import Case, cases, command, command_in_process, hostile_cells
+from hypothesis import event, given, reject
+from scipy import sparse
+
+from bdm.api import BranchedDiffusion, Settings
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepared import read_prepared
+from bdm.errors import InputError
+
+# ---- what is right, told from dense matrices
+
+
+def truth(matrix) -> np.ndarray:
+    """Give values as numbers of 80 bits, which hold those of any other type."""
+    values = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
+    return values if values.dtype.kind == "c" else values.astype(np.longdouble)
+
+
+def slots(adata: AnnData) -> dict[str, tuple[np.ndarray, pd.Index]]:
+    found = {name: (truth(layer), adata.var_names) for name, layer in adata.layers.items()}
+    if adata.raw is not None:
+        found["raw"] = truth(adata.raw.X), adata.raw.var_names
+    return {**found, "X": (truth(adata.X), adata.var_names)}
+
+
+def are_counts(values: np.ndarray) -> bool:
+    if values.dtype.kind == "c":
+        return False
+    return bool((np.isfinite(values) & (values >= 0) & (values <= 2**24) & (values == np.rint(values))).all())
+
+
+def labels(column: pd.Series) -> pd.Series:
+    texts = [None if pd.isna(value) else text_of(value) for value in column]
+    return pd.Series(texts, index=column.index, dtype=object)
+
+
+def text_of(value) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def faults_of_column(obs: pd.DataFrame, key: str) -> list[str]:
+    """Tell what the messages may say of a column of groups."""
+    if key not in obs:
+        return [f"obs has no column {re.escape(repr(key))}; name one by "]
+    if pd.api.types.is_float_dtype(obs[key]):
+        return ["holds decimal numbers"]
+    found = labels(obs[key])
+    lacking = found.isna() | found.isin(["", "nan"])
+    told = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() else []
+    if any(is_unfit(name) for name in found.dropna()):
+        told.append("has the value .*, which files cannot hold; rename it")
+    return told + (["has one value for all cells"] if found[~lacking].nunique() < 2 else [])
+
+
+def is_unfit(name: str) -> bool:
+    return bool(re.search("[\0\r\ud800-\udfff]", name))
+
+
+def faults_of(case: Case) -> tuple[list[str], str | None]:
+    """Tell what is wrong with cells, as the messages tell it, and where the counts are."""
+    adata, chosen = case.adata, PrepareSettings(**case.settings)
+    found, told = slots(adata), []
+    if not adata.obs_names.is_unique:
+        told.append("cell name .* is there more than once")
+    if not adata.var_names.is_unique:
+        told.append("gene name .* is there more than once")
+    for kind, names in {"cell": adata.obs_names, "gene": adata.var_names}.items():
+        told += [f"{kind} name .* is one that files cannot hold; rename it"] * any(map(is_unfit, names))
+    if chosen.counts != "auto" and chosen.counts not in found:
+        return [*told, f"there is no layer '{chosen.counts}'"], None
+    if 0 in adata.shape:
+        return [*told, f"there are {adata.n_obs} cells and {adata.n_vars} genes"], None
+    tried = [name for name in ("counts", "raw", "X") if name in found] if chosen.counts == "auto" else [chosen.counts]
+    source = next((name for name in tried if are_counts(found[name][0])), None)
+    if source is None:
+        return [
+            *told,
+            "no raw counts: .* has .* for gene .* in cell .*, which is|values of type .*, which no counts",
+        ], None
+    values, genes = found[source]
+    if not genes.is_unique:
+        told.append("gene name .* is there more than once")
+    told += ["gene name .* is one that files cannot hold; rename it"] * any(map(is_unfit, genes))
+    for key in filter(None, [chosen.label_key, chosen.batch_key]):
+        told += faults_of_column(adata.obs, key)
+    if told:
+        return told, source
+    types = labels(adata.obs[chosen.label_key])
+    left = ~types.isin(chosen.leave_out).to_numpy()
+    if not set(chosen.leave_out) <= set(types):
+        told.append("there is no cell type .* to leave out")
+    n_genes = (values > 0).sum(axis=1)
+    if chosen.min_genes_per_cell == 0 and (n_genes[left] == 0).any():
+        told.append("have no counts at all, for example .*; leave them out by `--min-genes-per-cell 1`")
+    left &= n_genes >= max(chosen.min_genes_per_cell, 1)
+    if not left.any():
+        told.append("no cells are left; leave out fewer types, or lower `--min-genes-per-cell`")
+    elif (types[left].value_counts() >= chosen.min_cells_per_type).sum() < 2:
+        told.append("fewer than two of .* cell types have .* cells or more")
+    return told, source
+
+
+MAY_BE_TOLD = [
+    r"no (train|validation|test) cell of type .* has counts of the chosen genes; choose more genes",
+    "genes cannot be ranked by variability",
+    r"no gene is seen in \d+ training cells; lower",
+    "batch .* has no training cells",
+]
+
+
+def check_prepared(case: Case, source: str, prepared: AnnData) -> None:
+    """Compare prepared cells with what is right."""
+    adata, chosen = case.adata, PrepareSettings(**case.settings)
+    values, genes = slots(adata)[source]
+    types = labels(adata.obs[chosen.label_key])
+    left = ~types.isin(chosen.leave_out) & ((values > 0).sum(axis=1) >= max(chosen.min_genes_per_cell, 1))
+    sizes = types[left].value_counts()
+    left &= types.isin(sizes.index[sizes >= chosen.min_cells_per_type])
+    columns = genes.get_indexer(prepared.var_names)
+    assert (np.diff(columns) > 0).all()
+    assert (columns >= 0).all()
+    left &= (values[:, columns] > 0).any(axis=1)
+    assert list(prepared.obs_names) == list(adata.obs_names[left])
+    np.testing.assert_array_equal(truth(prepared.X), values[np.ix_(left, columns)])
+    assert prepared.X.dtype == np.float32
+    assert (prepared.X.data != 0).all()
+    assert prepared.X.has_canonical_format
+    assert list(prepared.obs["cell_type"]) == list(types[left])
+    assert set(prepared.obs["cell_type"].cat.categories) == set(types[left])
+    if chosen.batch_key:
+        assert list(prepared.obs["batch"]) == list(labels(adata.obs[chosen.batch_key])[left])
+    if "depth" in prepared.obs:
+        assert list(prepared.obs["depth"]) == list(adata.obs["depth"][left])
+    wanted = ["train", "validation", *["test"] * (chosen.test > 0)]
+    by_type = pd.crosstab(prepared.obs["cell_type"], prepared.obs["split"])
+    assert set(by_type.columns) == set(wanted)
+    assert (by_type > 0).all(axis=None)
+    assert by_type.to_numpy().sum() == left.sum()
+    train = prepared[prepared.obs["split"] == "train"]
+    seen = (truth(train.X) > 0).sum(axis=0)
+    assert (seen >= chosen.min_cells_per_gene).all()
+    if chosen.genes == "all" and chosen.min_cells_per_gene == 0:
+        assert len(columns) == len(genes)
+    if chosen.genes == "seurat_v3":
+        assert len(columns) <= chosen.n_genes
+
+
+def check_refusal(message: str, told: list[str]) -> None:
+    """See that a message is one sentence, is true, and has a remedy."""
+    assert message.isprintable(), repr(message)
+    assert any(re.search(of, message) for of in [*told, *MAY_BE_TOLD]), (message, told)
+    assert ";" in message
+    assert message.endswith("."), message
+
+
+# ---- in memory, and on disk
+
+
+@contextlib.contextmanager
+def stored(case: Case):
+    """Give cells as they are stored, in memory, as a view, or in a file that anndata reads by and by."""
+    with tempfile.TemporaryDirectory() as folder:
+        if case.storage == "view":
+            twice = [np.arange(n) for n in case.adata.shape]
+            yield case.adata[twice[0], twice[1]]
+        elif case.storage == "backed":
+            backed = opened(write(case.adata, Path(folder) / "cells.h5ad"))
+            yield backed
+            backed.file.close()
+        else:
+            yield case.adata.copy()
+
+
+def opened(path: Path) -> AnnData:
+    """Open cells as anndata does, if it can."""
+    try:
+        return anndata.read_h5ad(path, backed="r")
+    except UnicodeDecodeError:
+        reject()
+
+
+def write(adata: AnnData, path: Path) -> Path:
+    """Write cells, if that can be done."""
+    try:
+        with anndata.settings.override(allow_write_nullable_strings=True):
+            (adata.write_zarr if path.suffix == ".zarr" else adata.write_h5ad)(path)
+    except Exception:
+        reject()
+    return path
+
+
+@given(hostile_cells(["memory", "view", "backed"]))
+@cases(150)
+@pytest.mark.filterwarnings("ignore")
+def test_cells_in_memory_are_prepared_or_refused(case):
+    told, source = faults_of(case)
+    with stored(case) as adata:
+        try:
+            prepared = prepare(adata, PrepareSettings(**case.settings))
+        except InputError as error:
+            event(f"refused {(told or ['maybe'])[0][:25]}")
+            check_refusal(str(error), told)
+            return
+    event("prepared")
+    assert not told
+    check_prepared(case, source, prepared)
+
+
+# ---- by the command
+
+
+def options(case: Case) -> list[str]:
+    """Give settings as options of the command, each in one word, as values may begin with a dash."""
+    named = {**case.settings, "leave_out": None}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
+    return flags + [f"--leave-out={name}" for name in case.settings["leave_out"]]
+
+
+def check_command(case: Case, run) -> None:
+    """Prepare cells in a file by a command, and see that it makes all of the right file, or nothing."""
+    told, source = faults_of(case)
+    with tempfile.TemporaryDirectory() as folder:
+        data = write(case.adata, Path(folder) / f"it's <cells> $1.{case.storage}")
+        out = Path(folder) / "out" / "prepared.h5ad"
+        code, messages = run("prepare", str(data), str(out), *options(case))
+        if code == 0:
+            event("prepared")
+            assert not told
+            assert "Traceback" not in messages
+            assert list(out.parent.iterdir()) == [out]
+            check_prepared(case, source, anndata.read_h5ad(out))
+            assert read_prepared(out, on_disk=True).shape == anndata.read_h5ad(out, backed="r").shape
+            return
+        event(f"refused {(told or ['maybe'])[0][:25]}")
+        assert code == 2
+        assert messages.startswith(f"bdm: {data}: "), messages
+        assert messages.count("\n") == 1
+        check_refusal(messages[:-1], told)
+        assert not out.parent.exists() or not any(out.parent.iterdir())
+
+
+@given(hostile_cells(["h5ad", "zarr"]))
+@cases(60)
+@pytest.mark.filterwarnings("ignore")
+def test_cells_in_files_are_prepared_or_refused(case):
+    check_command(case, command)
+
+
+@given(hostile_cells(["h5ad", "zarr"]))
+@cases(3)
+@pytest.mark.filterwarnings("ignore")
+def test_cells_in_files_are_prepared_or_refused_by_the_real_command(case):
+    check_command(case, command_in_process)
+
+
+# ---- large
+
+
+def test_very_many_genes(tmp_path):
+    """As many columns as there are peaks or isoforms, most of them empty."""
+    rng = np.random.default_rng(0)
+    counts = sparse.random(60, 100_000, density=1e-4, random_state=0, data_rvs=lambda n: rng.integers(1, 2**24, n))
+    counts = sparse.lil_matrix(counts, dtype=np.int64)
+    counts[:, 7] = 2**24
+    counts = counts.tocsr()
+    obs = pd.DataFrame({"type": ["a", "b", "c"] * 20}, index=[f"c{i}" for i in range(60)])
+    AnnData(counts, obs=obs).write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / "out.h5ad"
+    code, _ = command("prepare", str(tmp_path / "cells.h5ad"), str(out), "--label-key=type", "--min-cells-per-gene=1")
+    assert code == 0
+    prepared = anndata.read_h5ad(out)
+    kept = counts[:, prepared.var_names.astype(int)]
+    assert prepared.n_obs == 60
+    assert (prepared.X.astype(np.int64) != kept).nnz == 0
+
+
+@pytest.mark.parametrize("count", [2**24 + 1, 2**31, 2**31 + 1, 2**53 + 1, 2**63])
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64"])
+def test_counts_that_would_be_rounded_are_refused(dtype, count):
+    counts = np.ones((40, 3), dtype=dtype)
+    counts[5, 1] = min(count, np.iinfo(np.int64).max if dtype == "int64" else count)
+    adata = AnnData(counts, obs=pd.DataFrame({"type": ["a", "b"] * 20}))
+    with pytest.raises(
+        InputError, match="gene 1 in cell 5, which is above 16,777,216, the most that is handled exactly"
+    ):
+        BranchedDiffusion(adata, label_key="type", settings=Settings())
