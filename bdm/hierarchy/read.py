@@ -18,7 +18,7 @@ def read_tree(path: Path) -> Clade:
     try:
         if path.suffix == ".json":
             return from_nested(read_json(path))
-        return from_newick(path.read_text(encoding="utf-8"))
+        return from_newick(path.read_bytes().decode("utf-8-sig"))  # as text, it would lose the line breaks in names
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
     except OSError as error:

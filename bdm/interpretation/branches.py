@@ -103,4 +103,10 @@ def ranked(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> 
             column.append(of_genes[order])
     groups = [contrast.child for contrast, _ in differences]
     params = {"groupby": "branch", "reference": "siblings", "method": "bdm", "use_raw": False, "corr_method": "BH"}
-    return {"params": params, **{name: np.rec.fromarrays(column, names=groups) for name, column in columns.items()}}
+    return {"params": params, **{name: recorded(column, groups) for name, column in columns.items()}}
+
+
+def recorded(columns: list[np.ndarray], names: list[str]) -> np.recarray:
+    """Put columns side by side; numpy would strip the spaces of names that are not given with their types."""
+    types = [(name, column.dtype) for name, column in zip(names, columns, strict=True)]
+    return np.rec.fromarrays(columns, dtype=types)

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 
 from bdm.interpretation.interpret import ContrastGenes, Interpretation, column_of
-from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import MODEL, REAL, TRAINING
 
@@ -131,4 +131,4 @@ def name_genes(axis: Axes, of: ContrastGenes, genes: pd.Index) -> None:
         for gene in named:
             place = of.test.fold_change.log2[gene], changes[gene]
             text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
-            axis.annotate(genes[gene], place, (5 if side == "left" else -5, -3), **text)
+            axis.annotate(gene_label(genes[gene]), place, (5 if side == "left" else -5, -3), **text)

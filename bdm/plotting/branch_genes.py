@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from bdm.errors import InputError
 from bdm.interpretation.agreement import Z_95
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
-from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.hierarchy import HALO, plot_hierarchy
 from bdm.plotting.looks import MODEL, REAL
@@ -125,7 +125,7 @@ def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
         if of.contrast.child not in view.rows:
             continue
         child = hierarchy.by_name[of.contrast.child]
-        named = ", ".join(interpretation.genes[np.argsort(of.model.rank)[:N_NAMED]])
+        named = ", ".join(map(gene_label, interpretation.genes[np.argsort(of.model.rank)[:N_NAMED]]))
         # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
         inner = bool(hierarchy.children[child.name])
         place = child.level if inner else of.contrast.level, view.rows[child.name]
@@ -147,7 +147,7 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
     for name, look, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
         interval = Z_95 * panel.genes[f"{name}_error"]
         axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **look)
-    axis.set_yticks(rows, panel.genes["gene"], fontsize=8)
+    axis.set_yticks(rows, [*map(gene_label, panel.genes["gene"])], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)

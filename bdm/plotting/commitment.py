@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
-from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import POINT
 
@@ -59,7 +59,7 @@ def plot_commitment(
         ax.text(hierarchy.sigma_max * 0.97, start - 0.3, name, color="white", fontsize=8, va="top", weight="bold")
         start = end
     ax.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
-    ax.set_yticks(range(len(rows)), [row.gene for row in rows], fontsize=8)
+    ax.set_yticks(range(len(rows)), [gene_label(row.gene) for row in rows], fontsize=8)
     beside = ax.secondary_yaxis("right")
     beside.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
     beside.tick_params(length=0)

@@ -8,6 +8,7 @@ from matplotlib.ticker import NullLocator
 from bdm.extension.extend import Extended
 from bdm.extension.report import genes_table, learnt_types, likelihood_table
 from bdm.model.model import BranchedModel
+from bdm.plotting.clades import gene_label, shortened
 from bdm.plotting.figure import NewFigure, save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
 from bdm.plotting.looks import ADDED, MODEL
@@ -52,7 +53,8 @@ def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigu
     ax.margins(x=0.12)
     places = pd.concat([after, known.drop(after.index, errors="ignore")])[["n_counts", "per_1000_counts"]]
     for cell_type in with_room(ax, places):
-        ax.annotate(cell_type, places.loc[cell_type], (7, 0), textcoords="offset points", fontsize=8, va="center")
+        looks = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
+        ax.annotate(shortened(cell_type, width=40), places.loc[cell_type], (7, 0), **looks)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.tick_params(which="both", labelsize=8)
@@ -106,7 +108,7 @@ def draw_own_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
         clip_on=False,
     )
     axis.plot(own, rows, **AFTER, label="by its own decoder", clip_on=False)
-    axis.set_yticks(rows, genes["gene"], fontsize=8)
+    axis.set_yticks(rows, [*map(gene_label, genes["gene"])], fontsize=8)
     axis.set_ylim(len(genes) - 0.4, -0.6)
     axis.set_xscale("asinh", linear_width=1)
     axis.set_xlim(left=0)
@@ -114,7 +116,7 @@ def draw_own_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="x", labelsize=8)
-    axis.set_title(cell_type, fontsize=9)
+    axis.set_title(shortened(cell_type, width=40), fontsize=9)
     axis.spines[["right", "top"]].set_visible(False)
 
 

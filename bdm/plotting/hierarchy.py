@@ -8,13 +8,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.plotting.clades import clade_label
+from bdm.plotting.clades import clade_label, shortened
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import ADDED, BRANCH, POINT
 from bdm.plotting.view import MAX_ROWS, End, View, view_of
 
 HALO = withStroke(linewidth=3, foreground="white")  # keeps labels readable where they cross a branch
 ROW, WIDTH = 0.32, 6.5  # inches of a row, and of the tree without the names of cell types
+WIDEST = 100  # letters of a name
 LETTER, SMALL_LETTER = 0.085, 0.055  # inches of a letter of a name, and of one at a branch point, about
 
 
@@ -76,7 +77,8 @@ def plot_hierarchy(
 def title_of(view: View, *, since: int) -> str:
     """Tell what is drawn, and what its signs are."""
     hierarchy = view.hierarchy
-    shown = "Hierarchy of cell types" if view.root == hierarchy.root.name else f"Cell types below {view.root}"
+    root = shortened(view.root, width=60)
+    shown = "Hierarchy of cell types" if view.root == hierarchy.root.name else f"Cell types below {root}"
     lines = [f"{shown} (branch points: level · support)"]
     if any(end.collapsed for end in view.ends):
         n_types = sum(len(end.cell_types) for end in view.ends)
@@ -112,7 +114,7 @@ def end_label(hierarchy: Hierarchy, end: End, *, since: int) -> str:
     """Name a cell type, or what a wedge holds, with the number of cells."""
     n_new = n_added(hierarchy, end, since)
     if not end.collapsed:
-        return f"{'+ ' if n_new else ''}{end.cell_types[0]}  ({end.n_cells:,})"
+        return f"{'+ ' if n_new else ''}{shortened(end.cell_types[0], width=WIDEST)}  ({end.n_cells:,})"
     node = end.branches[0].name if len(end.branches) == 1 else "others"
     new = f", +{n_new} added" if n_new else ""
     return f"{node}: {len(end.cell_types)} types{new}  ({end.n_cells:,})  {clade_label(end.cell_types)}"

@@ -5,7 +5,7 @@ from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
-from bdm.plotting.clades import shortened
+from bdm.plotting.clades import gene_label, shortened
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.view import view_of
 
@@ -82,7 +82,7 @@ def draw_dots(axis: Axes, dots: Dots):
         edgecolors="0.35",
         linewidths=0.4,
     )
-    axis.set_xticks(range(n_genes), dots.mean.columns, rotation=90, fontsize=8)
+    axis.set_xticks(range(n_genes), [*map(gene_label, dots.mean.columns)], rotation=90, fontsize=8)
     axis.set_xlim(-0.6, n_genes - 0.4)
     axis.tick_params(length=0)
     axis.grid(color="0.93", linewidth=0.6)

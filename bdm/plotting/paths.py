@@ -5,7 +5,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
-from bdm.plotting.clades import clade_label, highest
+from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import MODEL, POINT
 
@@ -59,5 +59,5 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(labelsize=8)
-    axis.set_title(f"{gene} · {contrast.node} → {clade_label(contrast.inside)}", fontsize=8)
+    axis.set_title(f"{gene_label(gene)} · {contrast.node} → {clade_label(contrast.inside)}", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.by_type import draw_types
 from bdm.evaluation.figures.looks import GREY, Look, looks, shortened
 from bdm.evaluation.figures.umap import joint_umap
+from bdm.plotting.clades import gene_label
 from bdm.plotting.figure import NewFigure, save_figure
 from bdm.transmutation.evaluate import UNMOVED, MoveEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
@@ -56,7 +57,8 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     axes[0].set_yticks(range(len(types)), labels)
     axes[0].set_ylim(len(types) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    figure.supxlabel(f"cells moved to {to}; dotted line: ideal; in brackets: energy distance before", fontsize=9)
+    note = f"cells moved to {shortened(to)}; dotted line: ideal; in brackets: energy distance before"
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -113,7 +115,7 @@ def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Index) -> Non
         for gene in named:
             offset = (5 if side == "left" else -5, -3)
             text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
-            axis.annotate(names[gene], (x[gene], y[gene]), offset, **text)
+            axis.annotate(gene_label(names[gene]), (x[gene], y[gene]), offset, **text)
 
 
 def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from bdm.evaluation.evaluate import FLOOR
+from bdm.text import printable, without_formulas
 
 LABELS = {
     "energy": "energy distance",
@@ -52,4 +53,5 @@ def looks(sets: Iterable[str]) -> dict[str, Look]:
 
 def shortened(name: str, *, width: int = 40) -> str:
     """Cut a long name."""
-    return name if len(name) <= width else name[: width - 1] + "…"
+    name = printable(name)
+    return without_formulas(name if len(name) <= width else name[: width - 1] + "…")
