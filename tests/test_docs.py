@@ -150,6 +150,13 @@ def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monk
     assert set(given["model"].model.cell_types) == set(cells.obs["cell_type"]) - {"CD4+/CD45RA+/CD25- Naive T"}
 
 
+def test_counts_are_had_back_as_told(example_cells):
+    [code] = [content for language, content in fenced(ROOT / "docs/own_data.md") if "expm1" in content]
+    found: dict = {}
+    exec(compile(code, "own_data.md", "exec"), found)
+    assert (found["counts"].rint() != example_cells.X).nnz == 0
+
+
 # ---- what is told of bdm is what it tells
 
 
