@@ -1,6 +1,6 @@
-import logging
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -18,6 +18,7 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
+from bdm.commands.told import told
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError
@@ -31,20 +32,20 @@ app = typer.Typer(
 
 DATA, LEARN, GENERATE, JUDGE = "Data", "Learn", "Generate", "Judge and explain"
 
-app.command(rich_help_panel=DATA)(example)
-app.command(rich_help_panel=DATA)(prepare)
-app.command(rich_help_panel=LEARN)(fit)
-app.command(rich_help_panel=LEARN)(autoencoder)
-app.command(rich_help_panel=LEARN)(hierarchy)
-app.command(rich_help_panel=LEARN)(draw)
-app.command(rich_help_panel=LEARN)(train)
-app.command(rich_help_panel=LEARN)(extend)
-app.command(rich_help_panel=GENERATE)(generate)
-app.command(rich_help_panel=GENERATE)(gather)
-app.command(rich_help_panel=GENERATE)(transmute)
-app.command(rich_help_panel=JUDGE)(evaluate)
-app.command(rich_help_panel=JUDGE)(evaluate_transmuted)
-app.command(rich_help_panel=JUDGE)(interpret)
+app.command(rich_help_panel=DATA)(told(example))
+app.command(rich_help_panel=DATA)(told(prepare))
+app.command(rich_help_panel=LEARN)(told(fit))
+app.command(rich_help_panel=LEARN)(told(autoencoder))
+app.command(rich_help_panel=LEARN)(told(hierarchy))
+app.command(rich_help_panel=LEARN)(told(draw))
+app.command(rich_help_panel=LEARN)(told(train))
+app.command(rich_help_panel=LEARN)(told(extend))
+app.command(rich_help_panel=GENERATE)(told(generate))
+app.command(rich_help_panel=GENERATE)(told(gather))
+app.command(rich_help_panel=GENERATE)(told(transmute))
+app.command(rich_help_panel=JUDGE)(told(evaluate))
+app.command(rich_help_panel=JUDGE)(told(evaluate_transmuted))
+app.command(rich_help_panel=JUDGE)(told(interpret))
 
 
 def tell_version(asked: bool) -> None:
@@ -64,16 +65,26 @@ def bdm(
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    """Run the command line; bad input ends with one sentence and exit code 2, a fault of bdm with its traceback."""
     try:
         app()
     except InputError as error:
-        print(f"bdm: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(str(error), code=2)
     except TrainingError as error:
-        print(f"bdm: {error}", file=sys.stderr)
-        sys.exit(1)
+        end(str(error), code=1)
     except Interrupted as stop:
-        print(f"bdm: {stop}", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        end(str(stop), code=128 + signal.SIGTERM)
+    except Exception as error:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            end("There is not enough memory; give the job more, or fewer cells.", code=1)
+        traceback.print_exc()
+        end(
+            f"This is a fault of bdm {__version__} ({type(error).__name__}); please report it with the lines above.",
+            code=1,
+        )
+
+
+def end(sentence: str, *, code: int) -> None:
+    """Tell in one sentence why the command ends."""
+    print(f"bdm: {sentence}", file=sys.stderr)
+    sys.exit(code)

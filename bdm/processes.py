@@ -35,18 +35,19 @@ def run_on(device: str, n_devices: int, function: Callable[..., None], *argument
         return
     try:
         with _end_together():
+            level = logging.getLogger("bdm").getEffectiveLevel()
             # Not as arguments of launch(), which looks for networks in them and refuses frozen dataclasses
-            error = workers.launch(partial(_attempt, function=function, arguments=arguments))
+            error = workers.launch(partial(_attempt, function=function, arguments=arguments, level=level))
     except ProcessException as ended:
         raise TrainingError(f"Training ended early, as one of its processes did: {ended}") from ended
     if error is not None:
         raise error
 
 
-def _attempt(workers: Fabric, function: Callable[..., None], arguments: tuple) -> Exception | None:
+def _attempt(workers: Fabric, function: Callable[..., None], arguments: tuple, level: int) -> Exception | None:
     """Run a function in one of the processes, and give what it raises, which else would be lost on the way."""
-    level = logging.INFO if workers.is_global_zero else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("bdm").setLevel(level if workers.is_global_zero else logging.ERROR)
     # What is to replace it is not in all versions of torch that there may be
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     try:

@@ -13,15 +13,17 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
-from tqdm import trange
 
 from bdm.checkpoint import Checkpoint, Progress, Timer, stop_asked
 from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.memory import keep_freed_memory
+from bdm.progress import progress
 from bdm.seeds import torch_generator
 
 for name in ("lightning.fabric", "lightning.pytorch"):  # by which it tells depends on what is imported
     logging.getLogger(name).setLevel(logging.WARNING)
+
+logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -39,7 +41,7 @@ class Loop:
     validate_every
         Steps between two looks at the validation loss of the average; the one with the lowest is kept.
     shown
-        Whether a terminal shows how far training is.
+        Whether it is told how far training is.
     """
 
     n_steps: int
@@ -131,10 +133,10 @@ def train(
     if now.step:
         restore(now, network, averaged, optimizer)
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    hidden = None if loop.shown and device.is_global_zero else True  # None shows it on a terminal
-    bar = trange(now.step, loop.n_steps, initial=now.step, total=loop.n_steps, disable=hidden, desc="training")
+    shown = {"doing": "training", "unit": "step", "shown": loop.shown and device.is_global_zero}
+    steps = progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown)
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
-        for step in bar:
+        for step in steps:
             for group in optimizer.param_groups:
                 group["lr"] = loop.learning_rate * _schedule(step, loop)
             value = loss(module, torch_generator(loop.seed, "step", step))
@@ -148,7 +150,7 @@ def train(
             now.step, now.seen = step + 1, now.seen + mean
             if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
                 look(now, averaged, loop, validation)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in now.history[-1].items() if k != "step"})
+                logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
             if checkpoint and device.is_global_zero and (stopped or timer.due() or now.step == loop.n_steps):
                 keep(now, network, averaged, optimizer)
                 checkpoint.write(now)

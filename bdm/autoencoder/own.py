@@ -2,13 +2,13 @@ from collections.abc import Iterator
 
 import anndata as ad
 import numpy as np
-from tqdm import tqdm
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, of_type
 from bdm.autoencoder.codes import batch_names, type_names
 from bdm.autoencoder.draw import some_of_type
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.blocks import cells_of
+from bdm.progress import progress
 from bdm.threads import threads
 
 # A known type is expressed well already, and it takes little to overfit it
@@ -46,7 +46,7 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
 
     with threads() as run:
         networks = run(own, enumerate(cells_by_type(adata, cell_types, seed=seed)))
-        found = list(tqdm(networks, total=len(cell_types), desc="own decoders", disable=None))
+        found = list(progress(networks, total=len(cell_types), doing="own decoders", unit="type"))
     return {cell_type: its_own for cell_type, its_own in zip(cell_types, found, strict=True) if its_own is not None}
 
 

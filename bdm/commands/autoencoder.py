@@ -1,8 +1,12 @@
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdm.commands.options import CheckpointEvery, Device, OutFolder, Prepared, Seed
+from bdm.commands.told import DryRun, Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def autoencoder(
@@ -20,25 +24,35 @@ def autoencoder(
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Train the count autoencoder, and encode all cells. Interrupted training goes on with the same command.
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
+    from bdm.commands.foretell import LEFT_OUT, print_foretold, seconds_of
     from bdm.data.prepared import read_prepared
     from bdm.files import sha256, written_whole
     from bdm.latent.cells import encode
     from bdm.provenance import preparation, provenance
 
     settings = AutoencoderSettings(n_latent, loading_scale, n_steps, shared_decoder=shared_decoder)
+    adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
+    if dry_run:
+
+        def run(steps: int) -> None:
+            fit_autoencoder(adata, replace(settings, n_steps=steps, shared_decoder=True), seed=seed, device=device)
+
+        training = "training" if shared_decoder else f"training, {LEFT_OUT}"
+        print_foretold(out, adata.obs, adata.n_vars, {training: seconds_of(run, n_steps)})
+        return None
     with ExitStack() as files:
-        adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
         facts["prepared_sha256"] = sha256(prepared)
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
         folder = files.enter_context(written_whole(out, folder_of="autoencoder.json"))
@@ -48,3 +62,15 @@ def autoencoder(
         save_autoencoder(folder, trained)
         encode(adata, trained).write_h5ad(folder / "latent.h5ad", compression="gzip")
         fitted.history.to_csv(folder / "training.csv", index=False)
+    own = f"{len(fitted.own)} of {len(fitted.cell_types)} types have decoders of their own"
+    found = {"types": own, "training": best_step(fitted.history)}
+    return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
+
+
+def best_step(history: "pd.DataFrame") -> str:
+    """Tell the step whose network was kept: the one of the lowest validation loss, or the last."""
+    last = int(history["step"].iloc[-1])
+    if "validation" not in history:
+        return f"all {last} steps"
+    best = history.loc[history["validation"].idxmin()]
+    return f"step {int(best['step'])} of {last} was best, with a loss of {best['validation']:.1f} in validation cells"

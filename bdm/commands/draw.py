@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import OutFile
+from bdm.commands.told import Summary
 
 
 def draw(
@@ -17,7 +18,7 @@ def draw(
     ] = None,
     max_rows: Annotated[int, typer.Option(help="Most rows; more cell types are drawn as clades.", min=2)] = 60,
     since: Annotated[int, typer.Option(help="Extension after which added types are highlighted.", min=0)] = 0,
-) -> None:
+) -> Summary:
     """Draw a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf); or the tree as a page (.html).
 
     Example: bdm draw model/ clade.png --root "node 12"
@@ -35,3 +36,4 @@ def draw(
             path.write_text(tree_page(hierarchy, since=since, root=root, max_rows=max_rows), encoding="utf-8")
         else:
             save_figure(plot_hierarchy(hierarchy, root=root, max_rows=max_rows, since=since).figure, path)
+    return Summary((out,))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import OutFolder, Prepared, Seed
+from bdm.commands.told import Summary
 from bdm.errors import InputError
 from bdm.evaluation.sets import TAKEN
 
@@ -23,7 +24,7 @@ def evaluate(
     n_repeats: Annotated[int, typer.Option(help="Draws of cells over which scores are averaged.", min=1)] = 3,
     max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=5)] = 500,
     seed: Seed = 0,
-) -> None:
+) -> Summary:
     """Judge generated cells by held-out test cells, with real training cells beside them as the floor.
 
     Cells are drawn, and at most 20,000 of a set are compared at a time; evaluation.json tells how many of each type.
@@ -36,7 +37,7 @@ def evaluate(
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.figures.write import write_figures
     from bdm.evaluation.inputs import read_generated, read_real_cells
-    from bdm.evaluation.report import summary, write_report
+    from bdm.evaluation.report import summary, verdict_lines, write_report
     from bdm.files import sha256, written_whole
     from bdm.provenance import provenance
 
@@ -51,6 +52,8 @@ def evaluate(
         write_report(folder, evaluation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
+    facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}
+    return Summary((out,), facts)
 
 
 def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:

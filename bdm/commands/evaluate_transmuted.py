@@ -6,6 +6,7 @@ import typer
 
 from bdm.commands.evaluate import named_files
 from bdm.commands.options import OutFolder, Prepared, Seed
+from bdm.commands.told import Summary
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def evaluate_transmuted(
         typer.Option(help="Other cells moved likewise; may be repeated.", metavar="NAME=FILE"),
     ] = None,
     seed: Seed = 0,
-) -> None:
+) -> Summary:
     """Judge transmuted cells by held-out cells of their new type, and by what each was before.
 
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --beside flat=flat.h5ad
@@ -52,3 +53,4 @@ def evaluate_transmuted(
         write_report(folder, evaluation, provenance=provenance(seed=seed, sha256=hashes))
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
+    return Summary((out,))

@@ -3,10 +3,12 @@ from typing import Annotated
 
 import typer
 
+from bdm.commands.told import Summary
+
 
 def example(
     out: Annotated[Path, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)],
-) -> None:
+) -> Summary:
     """Write a small example: 700 real blood cells of 10 types, 765 genes, labels in obs['bulk_labels'].
 
     Example: bdm example cells.h5ad
@@ -16,3 +18,4 @@ def example(
 
     with written_whole(out) as path:
         pbmc68k_counts().write_h5ad(path, compression="gzip")
+    return Summary((out,), then=("bdm", "fit", out, "model/", "--label-key", "bulk_labels"))

@@ -1,12 +1,10 @@
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bdm.commands.options import ModelFolder, Seed
-
-logger = logging.getLogger(__name__)
+from bdm.commands.told import DryRun, Summary, generating
 
 
 def extend(
@@ -47,7 +45,8 @@ def extend(
         bool, typer.Option("--refit", help="Learn everything anew from known and new cells, in place of extending.")
     ] = False,
     seed: Seed = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Add cell types to a model, without a change to what it generates of others.
 
     Example: bdm extend model/ new.h5ad extended/ --type "CD56+ NK"
@@ -72,7 +71,8 @@ def extend(
         raise InputError("To learn everything anew, give the known cells by --known, and no --report.")
     settings = ExtendSettings()
     with ExitStack() as files:
-        folder = files.enter_context(written_whole(out, folder_of="model.json"))
+        if not dry_run:
+            folder = files.enter_context(written_whole(out, folder_of="model.json"))
         loaded = load_model(model)
         new = new_cells(
             read_cells(cells),
@@ -85,14 +85,18 @@ def extend(
             seed=seed,
         )
         prepared = joined_cells(new, loaded, known and read_prepared(known))
+        if dry_run:
+            print(f"would write {out}, learning {'all types anew, with' if refit else 'in turn'}:")
+            for name, of_type in new.by_type.items():
+                print(f"{of_type.n_obs:>9,}  {name}{' (known, anew)' if name in loaded.cell_types else ''}")
+            return None
         facts = {"ancestor_sha256": sha256(model), "cells_sha256": sha256(cells)}
+        found = []
         if refit:
             extended = refitted(loaded, prepared, seed=seed, device="auto", **facts)
         else:
             record = provenance(seed=seed, settings=asdict(settings), **facts)
-            found = []
             for step in extend_all(loaded, new, settings, seed=seed, provenance=record):
-                logger.info(summary(step))
                 found.append(step)
             extended = found[-1].model
         save_model(folder, extended)
@@ -103,3 +107,6 @@ def extend(
             tables.mkdir()
             write_tables(tables, found, loaded)
             write_figures(tables, found, loaded)
+    types = "\n".join(map(summary, found)) or f"{len(extended.cell_types)}, learnt anew"
+    written = (out, joined, report)
+    return Summary(written, {"types": types}, then=generating(out))

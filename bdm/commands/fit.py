@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import CheckpointEvery, Device, OutFolder, Seed
+from bdm.commands.told import DryRun, Summary, generating
 
 
 def fit(
@@ -26,7 +27,8 @@ def fit(
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Learn a model from all cells given: prepare, autoencoder, hierarchy and train in one go.
 
     Example: bdm fit cells.h5ad model/ --label-key cell_type
@@ -37,6 +39,7 @@ def fit(
     from bdm.api import BranchedDiffusion, Settings
     from bdm.autoencoder.fit import AutoencoderSettings
     from bdm.checkpoint import checkpoint_beside
+    from bdm.commands.foretell import foretold_fit, print_foretold
     from bdm.data.blocks import UnreadableError
     from bdm.data.prepare import PrepareSettings
     from bdm.data.read import read_cells
@@ -61,8 +64,23 @@ def fit(
         hierarchy=HierarchySettings(threshold=threshold),
         denoiser=DenoiserSettings(n_steps=denoiser_steps),
     )
+    keys = {"label_key": label_key, "batch_key": batch_key}
+    given = None if tree is None else read_tree(tree)
+
+    def model_of_cells() -> BranchedDiffusion:
+        cells = read_cells(data, labels=labels, on_disk=True)
+        try:
+            return BranchedDiffusion(cells, **keys, tree=given, settings=settings, seed=seed, device=device)
+        except UnreadableError:
+            raise
+        except InputError as error:
+            raise InputError(f"{data}: {error}") from error
+
+    if dry_run:
+        model = model_of_cells()
+        print_foretold(out, model.prepared.obs, model.prepared.n_vars, foretold_fit(model))
+        return None
     with ExitStack() as files:
-        keys = {"label_key": label_key, "batch_key": batch_key}
         hashes = {str(path): sha256(path) for path in (data, labels, tree) if path is not None}
         facts = {"settings": asdict(settings), **keys, "files": hashes, "seed": seed}
         checkpoints = Checkpoints(
@@ -72,13 +90,8 @@ def fit(
             }
         )
         folder = files.enter_context(written_whole(out, folder_of="model.json"))
-        given = None if tree is None else read_tree(tree)
-        cells = read_cells(data, labels=labels, on_disk=True)
-        try:
-            model = BranchedDiffusion(cells, **keys, tree=given, settings=settings, seed=seed, device=device)
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{data}: {error}") from error
+        model = model_of_cells()
         model.prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
+    cells = f"{model.prepared.n_obs:,} x {model.prepared.n_vars:,} genes, of {len(model.hierarchy.cell_types)} types"
+    return Summary((out,), {"cells": cells}, then=generating(out))

@@ -4,12 +4,13 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import OutFile
+from bdm.commands.told import Summary
 
 
 def gather(
     out: OutFile,
     parts: Annotated[list[Path], typer.Argument(help="Files made by bdm generate --part.", show_default=False)],
-) -> None:
+) -> Summary:
     """Gather the parts of generated cells, in any order, to the file that one job would have written.
 
     Example: bdm gather generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
@@ -21,3 +22,4 @@ def gather(
     with written_whole(out) as path:
         cells, record = gathered_cells(parts)
         write_cells(path, cells, {"bdm": record})
+    return Summary((out,), {"cells": f"{len(cells.obs):,} of {len(parts)} parts"})

@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import Device, ModelFolder, OutFile, Seed
+from bdm.commands.told import DryRun, Summary
 
 
 def generate(
@@ -27,11 +28,13 @@ def generate(
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Generate new cells, as raw counts, of any of a model's cell types.
 
     Example: bdm generate model/ generated.h5ad --cells 1000
     """
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     from bdm.data.read import read_cells
@@ -50,7 +53,8 @@ def generate(
         raise InputError("Say how many cells to generate by one of --cells, --cells-like and --cells-from.")
     of_cells = WHOLE if part is None else Part.parse(part)
     settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
-    with written_whole(out) as path:
+    with ExitStack() as files:
+        path = None if dry_run else files.enter_context(written_whole(out))
         loaded = load_model(model, device=fabric(device).device)
         asked = cells
         if cells_like is not None:
@@ -58,6 +62,13 @@ def generate(
         if cells_from is not None:
             asked = read_request(cells_from)
         request = request_cells(loaded, asked)
+        n_cells = request.n_cells
+        of = f"{len(n_cells)} types x {len(loaded.autoencoder.genes):,} genes"
+        if path is None:
+            by_type = "\n".join(f"{number:>9,}  {name}" for name, number in n_cells.items())
+            print(f"would write {out}{'' if part is None else f', part {part}'}:\n{by_type}")
+            print(f"{sum(n_cells.values()):>9,}  cells of {of}")
+            return None
         generated = generated_cells(
             loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors, part=of_cells
         )
@@ -70,3 +81,7 @@ def generate(
             part=part,
         )
         write_cells(path, generated, {"bdm": storable(record)})
+    facts = {"cells": f"{sum(n_cells.values()):,} of {of}"}
+    if part is not None:
+        return Summary((out,), {"part": part, **facts})
+    return Summary((out,), facts, then=("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))

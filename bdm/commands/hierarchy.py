@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import AutoencoderFolder, OutFile, Seed
+from bdm.commands.told import Summary
 
 
 def hierarchy(
@@ -21,7 +22,7 @@ def hierarchy(
     flat: Annotated[bool, typer.Option("--flat", help="No tree: every type has a branch of its own.")] = False,
     n_bootstrap: Annotated[int, typer.Option(help="Resamples of cells for the support of nodes.", min=0)] = 100,
     seed: Seed = 0,
-) -> None:
+) -> Summary:
     """Derive the hierarchy of cell types by clustering their means.
 
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
@@ -55,3 +56,7 @@ def hierarchy(
             branch_table(built).to_csv(files.enter_context(written_whole(table)), index=False, float_format="%.6g")
         if page is not None:
             files.enter_context(written_whole(page)).write_text(tree_page(built), encoding="utf-8")
+    n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
+    facts = {"tree": f"{len(built.cell_types)} cell types, {n_nodes} branch points"}
+    written = (out, newick, figure, table, page)
+    return Summary(written, facts, then=("bdm", "train", autoencoder, out, "model/"))

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import ModelFolder, OutFolder, Prepared, Seed
+from bdm.commands.told import Summary
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def interpret(
         typer.Option(help="Gene sets whose enrichment at each branch is wanted (.gmt)."),
     ] = None,
     seed: Seed = 0,
-) -> None:
+) -> Summary:
     """Find the genes that part the children of each node in the model, and check them against held-out cells.
 
     Writes tables (.csv), figures (.png), and all of it for scanpy (branches.h5ad).
@@ -58,3 +59,5 @@ def interpret(
         write_report(folder, interpretation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
         write_figures(folder, interpretation)
     logger.info("Agreement with test cells, mean over nodes:\n%s", summary(interpretation))
+    n_nodes = len(interpretation.nodes)
+    return Summary((out,), {"tree": f"{n_nodes} branch points; branch_genes.png shows the genes of each"})

@@ -1,10 +1,9 @@
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-logger = logging.getLogger(__name__)
+from bdm.commands.told import DryRun, Summary
 
 
 def prepare(
@@ -37,11 +36,14 @@ def prepare(
     validation: Annotated[float, typer.Option(help="Fraction of cells to choose training steps by.")] = 0.1,
     test: Annotated[float, typer.Option(help="Fraction of cells to judge generated cells by.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Check labelled counts, choose cells and genes, and split the cells by type.
 
     Example: bdm prepare cells.h5ad prepared.h5ad --label-key bulk_labels
     """
+    from contextlib import ExitStack
+
     from bdm.data.blocks import UnreadableError
     from bdm.data.prepare import PrepareSettings, prepared_cells, summary
     from bdm.data.read import read_cells
@@ -64,14 +66,18 @@ def prepare(
     )
     if out.resolve() == data.resolve():
         raise InputError(f"{out} would overwrite the data; name another file to write.")
-    with written_whole(out) as path:
+    with ExitStack() as files:
+        path = None if dry_run else files.enter_context(written_whole(out))
         cells = read_cells(data, labels=labels, on_disk=True)
         try:
             prepared = prepared_cells(cells, settings)
+            if path is None:
+                print(f"would write {out}:\n{summary(prepared)}")
+                return None
             prepared.uns["bdm"]["data_sha256"] = sha256(data)
             written = prepared.write(path)
         except UnreadableError:
             raise
         except InputError as error:
             raise InputError(f"{data}: {error}") from error
-    logger.info(summary(written))
+    return Summary((out,), {"cells": summary(written)}, then=("bdm", "autoencoder", out, "autoencoder/"))

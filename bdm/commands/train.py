@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, OutFolder, Seed
+from bdm.commands.told import DryRun, Summary, generating
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -24,7 +25,8 @@ def train(
     devices: Annotated[int, typer.Option(help="Devices to train on together, or processes on the CPU.", min=1)] = 1,
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
-) -> None:
+    dry_run: DryRun = False,
+) -> Summary | None:
     """Train the branched diffusion model, and write it as a folder that generates cells by itself.
 
     Interrupted training goes on with the same command.
@@ -32,20 +34,36 @@ def train(
     Example: bdm train autoencoder/ hierarchy.json model/
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
+    from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
+    from bdm.commands.foretell import print_foretold, seconds_of
     from bdm.diffusion.fit import DenoiserSettings
-    from bdm.files import sha256, written_whole
+    from bdm.files import read_json, sha256, written_whole
+    from bdm.hierarchy.tree import Hierarchy
+    from bdm.latent.cells import read_latent
+    from bdm.model.fit import fit_model
     from bdm.processes import run_on
 
     settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps)
+    if dry_run:
+        latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
+        tree = Hierarchy.from_json(read_json(hierarchy))
+
+        def run(steps: int) -> None:
+            short = replace(settings, n_steps=steps)
+            fit_model(latent, trained, tree, short, seed=seed, device=device, provenance={})
+
+        print_foretold(out, latent.obs, len(trained.genes), {"training": seconds_of(run, n_steps)})
+        return None
     with ExitStack() as files:
         facts = {"seed": seed, "settings": asdict(settings)}
         made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(written_whole(out, folder_of="model.json"))
         run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
+    return Summary((out,), {"training": f"{n_steps} steps"}, then=generating(out))
 
 
 def fit_and_save(

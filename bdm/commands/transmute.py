@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import Device, ModelFolder, OutFile, Seed
+from bdm.commands.told import Summary
 
 
 def transmute(
@@ -33,12 +34,14 @@ def transmute(
     n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 12,
     device: Device = "auto",
     seed: Seed = 0,
-) -> None:
+) -> Summary:
     """Move cells to another cell type, by way of their common ancestor in the hierarchy.
 
     Example: bdm transmute model/ prepared.h5ad transmuted.h5ad --to "CD56+ NK" --from "CD19+ B"
     """
     from dataclasses import asdict, replace
+
+    import numpy as np
 
     from bdm.data.columns import writable
     from bdm.data.read import read_cells
@@ -65,3 +68,7 @@ def transmute(
             cells_sha256=sha256(cells),
         )
         write_cells(path, replace(moved, obs=writable(moved.obs)), {"bdm": storable(record)})
+    n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
+    moved_from = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
+    facts = {"cells": f"{len(sources.cell_type):,} moved to {to}: {moved_from}"}
+    return Summary((out,), facts, then=("bdm", "evaluate-transmuted", "prepared.h5ad", "transmutation/", out))

@@ -197,10 +197,10 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, n_most)
 
 
-def summary(prepared: AnnData) -> str:
+def summary(prepared: AnnData | PreparedCells) -> str:
     """Tell the numbers of cells by type and split, as a table for the eye."""
     obs = prepared.obs
     by_type = pd.crosstab(obs["cell_type"], obs["split"])
     table = pd.concat([by_type, by_type.sum().to_frame("all").T]).rename_axis(by_type.index.name)
     table["all"] = table.sum(axis=1)
-    return f"{prepared.n_obs} cells x {prepared.n_vars} genes\n{table.to_string()}"
+    return f"{len(obs):,} cells x {len(prepared.var):,} genes\n{table.to_string()}"

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from bdm.errors import InputError
 from bdm.evaluation.bounds import BOUNDS, Bounds
@@ -16,6 +15,7 @@ from bdm.evaluation.gene_statistics import variable_genes
 from bdm.evaluation.judge import Reference, judge
 from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
 from bdm.evaluation.scores import Judgement
+from bdm.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def evaluate(
     del marking
 
     judgements = defaultdict(list)
-    for repeat in tqdm(repeats, desc="Judging", disable=None):
+    for repeat in progress(repeats, total=len(repeats), doing="judging", unit="draw"):
         reference = Reference(repeat.test, markers, pair_genes, bounds)
         for name, cells in repeat.judged.items():
             judgements[name].append(judge(cells, reference, seed=repeat.seed))

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.verdict import overall_verdict, verdicts_by_type
 from bdm.files import write_json
 
 
@@ -40,3 +41,15 @@ def rows_by_type(evaluation: Evaluation) -> pd.DataFrame:
 def summary(evaluation: Evaluation) -> str:
     """Tell the overall scores as a table for the eye."""
     return evaluation.overall.to_string(float_format="{:.3f}".format)
+
+
+def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
+    """Tell the verdict on a set, overall and by type."""
+    tables = evaluation.by_type, evaluation.n_compared
+    verdicts = verdicts_by_type(*tables, name)
+    lines = [f"{overall_verdict(evaluation.overall, evaluation.n_compared, name).told}"]
+    for short in dict.fromkeys(verdict.short for verdict in sorted(verdicts.values(), key=lambda of: of.grade)):
+        types = [cell_type for cell_type, verdict in verdicts.items() if verdict.short == short]
+        others = f" and {len(types) - 5} more" if len(types) > 5 else ""
+        lines.append(f"{short}: {', '.join(types[:5])}{others}")
+    return lines

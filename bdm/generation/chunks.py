@@ -2,11 +2,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
-from tqdm import tqdm
 
 from bdm.diffusion.walk import TreeWalk
 from bdm.generation.places import WHOLE, Part, Place, places_of
 from bdm.generation.request import Request
+from bdm.progress import progress
 from bdm.seeds import derive, torch_generator
 from bdm.threads import Map
 
@@ -70,4 +70,4 @@ def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, p
 
 
 def _progress(chunks: Iterator, n: int) -> Iterator:
-    return tqdm(chunks, total=n, disable=None, desc="generating", unit="chunk")
+    return progress(chunks, total=n, doing="generating", unit="chunk")

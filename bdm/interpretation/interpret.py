@@ -3,7 +3,6 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import pandas as pd
-from tqdm import tqdm
 
 from bdm.evaluation.cells import Cells, draw, fewer
 from bdm.hierarchy.tree import Hierarchy
@@ -20,6 +19,7 @@ from bdm.interpretation.places import Places, places_of
 from bdm.interpretation.real_genes import real_differences, real_expression
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
+from bdm.progress import progress
 
 JUDGED = ("model", "training", "equal")
 
@@ -139,7 +139,7 @@ def contrast_genes(inputs: Inputs, hybrids: Hybrids, *, n_cells: int, seed: int)
     sets = {"training": inputs.training, "equal": as_many(inputs.training, inputs.test, seed=seed), "test": inputs.test}
     real = {name: real_expression(cells) for name, cells in sets.items()}
     nodes = [tuple(group) for _, group in groupby(contrasts_of(model.hierarchy), key=lambda contrast: contrast.node)]
-    for node in tqdm(nodes, disable=None, desc="testing genes", unit="node"):
+    for node in progress(nodes, total=len(nodes), doing="testing genes", unit="node"):
         tested = {name: real_differences(cells, real[name], node) for name, cells in sets.items()}
         for contrast in node:
             yield ContrastGenes(
