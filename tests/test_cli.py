@@ -1,5 +1,9 @@
+import contextlib
 import json
+import os
+import pty
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -212,6 +216,187 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     made_cells = anndata.read_h5ad(tmp_path / "new.h5ad")
     assert set(made_cells.obs["batch"]) == {"x", "y"}
     assert made_cells.uns["bdm"]["data_sha256"] == sha256(tmp_path / "cells.h5ad")
+
+
+# ---- what is told
+
+
+def run(*arguments, cwd, **environment) -> subprocess.CompletedProcess:
+    """Run the command line as a user does, with its output in a pipe."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "GITHUB_ACTIONS")}
+    command = [sys.executable, "-c", "from bdm.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=variables | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_quiet_and_verbose(name):
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+    assert {"--quiet", "-q", "--verbose", "-v"} <= options
+
+
+def rows(told: str) -> dict[str, str]:
+    """Rows of a summary by their first word."""
+    found = dict(re.match(r"(\w+) +(.*)", line).groups() for line in told.splitlines() if re.match(r"\w+  ", line))
+    starts = {len(re.match(r"\w+ +", line).group()) for line in told.splitlines() if re.match(r"\w+  ", line)}
+    assert len(starts) == 1, told
+    return found
+
+
+def test_summary_tells_what_was_made_and_is_next(made, tmp_path, bdm, caplog):
+    out = tmp_path / "two words.h5ad"
+    assert bdm("generate", made[0] / "model", out, "--cells", 3)[0] == 0
+    told = rows(caplog.messages[-1])
+    assert told["wrote"] == str(out)
+    assert told["cells"] == "27 of 9 types x 100 genes"
+    assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", told["took"])
+    assert told["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
+
+
+def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ("--n-steps", 2)
+    for out, *step in (
+        ("cells.h5ad", "example", "cells.h5ad"),
+        ("prepared.h5ad", "prepare", "cells.h5ad", "prepared.h5ad", *PREPARE),
+        ("autoencoder", "autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 2, *small, "--shared-decoder"),
+        ("tree.json, tree.nwk", "hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--n-bootstrap", 0),
+        ("model", "train", "autoencoder", "tree.json", "model", "--width", 8, "--n-layers", 1, *small),
+        ("moved.h5ad", "transmute", "model", "prepared.h5ad", "moved.h5ad", "--to", "CD56+ NK", "--from", "CD19+ B"),
+    ):
+        caplog.clear()
+        assert bdm(*step) == (0, "")
+        told = rows(caplog.messages[-1])
+        assert told["wrote"] == out
+        program, command, *words = shlex.split(told["next"])
+        assert program == "bdm"
+        COMMANDS[command].make_context(command, words)  # raises if it does not understand them
+
+
+def test_quiet_tells_nothing_but_warnings(made, bdm, tmp_path, caplog):
+    assert bdm("generate", made[0] / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == (0, "")
+    assert caplog.messages == []
+    assert (tmp_path / "new.h5ad").exists()
+    few = ("--min-cells-per-type", 20)
+    done = run("prepare", made[0] / "cells.h5ad", "prepared.h5ad", *PREPARE, *few, "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines()
+    assert all(line.startswith("Left out type ") for line in done.stderr.splitlines())
+
+
+def test_verbose_tells_versions_options_and_times(made, tmp_path):
+    done = run("train", made[0] / "autoencoder", made[0] / "tree.json", "model", "--n-steps", 2, "-v", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} bdm ", first)
+    assert f"torch {version('torch')}" in first
+    assert first.endswith(" threads")
+    assert re.search(r" n_steps: 2$", done.stderr, flags=re.MULTILINE)
+    assert re.search(r" step 2, loss ", done.stderr)
+
+
+def test_messages_have_no_escape_codes_in_a_log(made, tmp_path):
+    for arguments in (("--help",), ("generate", "--help"), ("generate", "--none"), ("invent",), ("prepare", "no", "x")):
+        done = run(*arguments, cwd=tmp_path)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colours_are_for_terminals_that_have_them(variables, coloured):
+    reading, writing = pty.openpty()
+    command = [sys.executable, "-c", "from bdm.cli import main; main()", "--help"]
+    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = plain | {"TERM": "xterm-256color"} | variables
+    process = subprocess.Popen(command, stdout=writing, stderr=writing, env=environment)
+    os.close(writing)
+    shown = b""
+    with contextlib.suppress(OSError):  # which tells that the other side is closed
+        while part := os.read(reading, 4096):
+            shown += part
+    os.close(reading)
+    assert process.wait() == 0
+    assert b"Judge and explain" in shown
+    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", shown)) == coloured
+
+
+def test_bash_completes_commands_and_options():
+    code = "import sys; sys.argv = ['bdm']; from bdm.cli import main; main()"
+    found = {}
+    for typed, number in (("bdm ge", 1), ("bdm generate --sh", 2), ("bdm generate -", 2)):
+        words = {"_BDM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(number)}
+        done = subprocess.run([sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True)
+        found[typed] = done.stdout.split()
+    assert found["bdm ge"] == ["generate"]
+    assert found["bdm generate --sh"] == ["--shared-ancestors"]
+    assert {"--cells", "--quiet", "--dry-run"} <= set(found["bdm generate -"])
+    script = {"_BDM_COMPLETE": "source_bash"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | script, capture_output=True, text=True)
+    assert "complete -o default -F _bdm_completion bdm" in done.stdout
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError()])
+def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("bdm.data.example.pbmc68k_counts", fail)
+    code, err = bdm("example", "out.h5ad")
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    if isinstance(error, MemoryError):
+        assert last == "bdm: There is not enough memory; give the job more, or fewer cells."
+        assert "Traceback" not in err
+    else:
+        assert last.startswith(f"bdm: This is a fault of bdm {version('bdm')} (KeyError); please report it")
+        assert "in fail" in err
+
+
+# ---- dry run
+
+DRY = {
+    "prepare": (("prepare", "cells.h5ad", "OUT", *PREPARE), "would write OUT:\n692 cells x 100 genes"),
+    "autoencoder": (
+        ("autoencoder", "prepared.h5ad", "OUT", "--n-latent", 2),
+        r"would write OUT, learning from 484 cells of 9 types x 100 genes\n"
+        r"about \S+ \w+.* for training, without the types' own decoders\nabout \d\.\d GB of memory",
+    ),
+    "train": (
+        ("train", "autoencoder", "tree.json", "OUT"),
+        r"484 cells of 9 types x 100 genes\nabout \d.* for training",
+    ),
+    "fit": (
+        ("fit", "cells.h5ad", "OUT", "--label-key", "bulk_labels", "--n-genes", 50, "--n-latent", 2),
+        r"624 cells of 9 types x 50 genes\nabout .* for the autoencoder, .*\nabout .* for the denoiser",
+    ),
+    "generate": (
+        ("generate", "model", "OUT", "--cells-from", "numbers.csv"),
+        r"would write OUT:\n +7  CD19\+ B\n +1,002  CD56\+ NK\n +1,009  cells of 2 types x 100 genes",
+    ),
+    "extend": (("extend", "model", "new.h5ad", "OUT", "--label-key", "new"), r"would write OUT, .*:\n +240  new\n"),
+}
+
+
+@pytest.mark.parametrize(("command", "told"), DRY.values(), ids=DRY)
+def test_dry_run_tells_what_would_be_done_and_writes_nothing(inputs, capsys, monkeypatch, command, told):
+    monkeypatch.chdir(inputs)
+    (inputs / "numbers.csv").write_text("cell_type,n_cells\nCD19+ B,7\nCD56+ NK,1002\n")
+    before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
+    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, command), "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert re.search(told, capsys.readouterr().out)
+    assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "command", ["prepare none.h5ad OUT", "train none tree.json OUT", "generate none OUT --cells 3"]
+)
+def test_dry_run_refuses_bad_input(inputs, bdm, monkeypatch, command):
+    monkeypatch.chdir(inputs)
+    code, err = bdm(*command.split(), "--dry-run")
+    assert code == 2
+    assert err.startswith("bdm: ")
 
 
 # ---- bad input

@@ -9,7 +9,8 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -65,14 +66,15 @@ def told(command: Callable[..., Summary | None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
-        listen(quiet=quiet, verbose=verbose)
         start = time.monotonic()
-        logger.debug("%s", versions())
-        for name, value in options.items():
-            logger.debug("%s: %s", name, value)
-        summary = command(**options)
-        if summary is not None:
-            logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
+        with listened(quiet=quiet, verbose=verbose):
+            if verbose:
+                logger.debug("%s", versions())
+            for name, value in options.items():
+                logger.debug("%s: %s", name, value)
+            summary = command(**options)
+            if summary is not None:
+                logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
     signature = inspect.signature(command)
     more = {"quiet": Quiet, "verbose": Verbose}
@@ -85,14 +87,20 @@ def told(command: Callable[..., Summary | None]) -> Callable[..., None]:
     return run
 
 
-def listen(*, quiet: bool, verbose: bool) -> None:
-    """Choose what is logged; both asked for is as neither."""
+@contextmanager
+def listened(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Choose what is logged to stderr; both asked for is as neither."""
     level = {(True, False): logging.WARNING, (False, True): logging.DEBUG}.get((quiet, verbose), logging.INFO)
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr, force=True)
-    logger.setLevel(level)
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
     # Pandas warns of what anndata does to the columns of its own views
     warnings.filterwarnings("ignore", message=r"\s*A value is trying to be set on a copy", module="anndata")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def versions() -> str:

@@ -1,0 +1,78 @@
+import logging
+import time
+
+import pytest
+
+from bdm import progress as module
+from bdm.progress import duration, progress
+
+N = 100
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests turn."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def work(clock, caplog, *, each: float, first: float = 0.0, start: int = 0) -> list[str]:
+    """Go through all steps, of ``each`` seconds, and the first of some more; gives what was logged."""
+    caplog.set_level(logging.INFO)
+    clock[0] += 1000  # before the first step
+    for step in progress(range(start, N), doing="training", total=N, start=start, unit="step"):
+        clock[0] += each + (first if step == start else 0)
+    return caplog.messages
+
+
+def test_time_left_is_foretold_and_seldom_told(clock, caplog):
+    assert work(clock, caplog, each=3.0) == [
+        "training: 5 of 100 steps done, about 4 min 45 s left",
+        "training: 9 of 100 steps done, about 4 min 33 s left",
+        "training: 17 of 100 steps done, about 4 min 9 s left",
+        "training: 33 of 100 steps done, about 3 min 21 s left",
+        "training: 65 of 100 steps done, about 1 min 45 s left",
+    ]
+
+
+def test_slow_first_step_is_left_out(clock, caplog):
+    assert work(clock, caplog, each=3.0, first=600.0)[0] == "training: 5 of 100 steps done, about 4 min 45 s left"
+
+
+def test_what_was_done_before_is_no_measure(clock, caplog):
+    assert work(clock, caplog, each=3.0, start=80) == [
+        "training: 85 of 100 steps done, about 45 s left",
+        "training: 89 of 100 steps done, about 33 s left",
+    ]
+
+
+def test_short_work_is_not_told_of(clock, caplog):
+    assert work(clock, caplog, each=0.1) == []
+
+
+@pytest.mark.parametrize("how", ["warnings", "hidden"])
+def test_nothing_is_told_if_not_asked_for(clock, caplog, monkeypatch, how):
+    monkeypatch.setattr(module.logger, "level", logging.NOTSET)
+    caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO)
+    done = []
+    for step in progress(range(N), doing="training", total=N, shown=how != "hidden"):
+        clock[0] += 3
+        done.append(step)
+    assert done == list(range(N))
+    assert caplog.messages == []
+
+
+def test_terminal_shows_a_bar(monkeypatch, capsys):
+    logging.getLogger("bdm").setLevel(logging.INFO)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert list(progress(range(3), doing="training", total=3)) == [0, 1, 2]
+    assert "training: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min 1 s"), (599, "9 min 59 s"), (3599, "1 h 0 min"), (7320, "2 h 2 min")],
+)
+def test_durations(seconds, told):
+    assert duration(seconds) == told
