@@ -65,6 +65,9 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "floor" in caplog.text
     assert "forest_auc" in caplog.text
+    rows = dict(line.split(maxsplit=1) for line in caplog.messages[-1].splitlines())
+    assert rows["branched"].startswith(("cannot be told from", "no difference seen", "nearly like", "differ from"))
+    assert rows["branched"] == rows["flat"]
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
