@@ -1,5 +1,6 @@
 """How Sphinx builds these pages; ``make docs`` does it."""
 
+import re
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def setup(app):
 def text_of_commands():
     """Tell what --help tells of each command, a section for each."""
     group = typer.main.get_command(commands)
-    return get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
+    text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
+    return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # a list of first words, as the sections are
 
 
 def link_to_pages(app, docname, source):
