@@ -3,7 +3,6 @@ import time
 
 import pytest
 
-from bdm import progress as module
 from bdm.progress import duration, progress
 
 N = 100
@@ -52,8 +51,8 @@ def test_short_work_is_not_told_of(clock, caplog):
 
 
 @pytest.mark.parametrize("how", ["warnings", "hidden"])
-def test_nothing_is_told_if_not_asked_for(clock, caplog, monkeypatch, how):
-    monkeypatch.setattr(module.logger, "level", logging.NOTSET)
+def test_nothing_is_told_if_not_asked_for(clock, caplog, capsys, monkeypatch, how):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO)
     done = []
     for step in progress(range(N), doing="training", total=N, shown=how != "hidden"):
@@ -61,10 +60,11 @@ def test_nothing_is_told_if_not_asked_for(clock, caplog, monkeypatch, how):
         done.append(step)
     assert done == list(range(N))
     assert caplog.messages == []
+    assert capsys.readouterr().err == ""
 
 
-def test_terminal_shows_a_bar(monkeypatch, capsys):
-    logging.getLogger("bdm").setLevel(logging.INFO)
+def test_terminal_shows_a_bar(monkeypatch, capsys, caplog):
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert list(progress(range(3), doing="training", total=3)) == [0, 1, 2]
     assert "training: 100%" in capsys.readouterr().err
