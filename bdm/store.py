@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from bdm.errors import InputError
-from bdm.files import read_json, sha256, write_json
+from bdm.files import sha256
+from bdm.seal import read_sealed_json, write_sealed_json
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ def refused_if_damaged(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it anew.") from error
 
 
-def write_bundle(folder: Path, kind: str, bundle: Bundle) -> None:
-    """Write ``kind.json`` and a safetensors file for each group of tensors, whose checksums the JSON records."""
+def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
+    """Write ``kind.json`` and a safetensors file for each group of tensors, whose checksums the JSON records.
+
+    Returns
+    -------
+    The checksum of the JSON's content, and so of all.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checksums = {}
@@ -52,7 +58,7 @@ def write_bundle(folder: Path, kind: str, bundle: Bundle) -> None:
         # not by save_file, whose files nobody but their owner may read
         file.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         checksums[file.name] = sha256(file)
-    write_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
+    return write_sealed_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
 
 
 def read_bundle(folder: Path, kind: str) -> Bundle:
@@ -67,9 +73,7 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
     file = folder / f"{kind}.json"
     if not file.is_file():
         raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
-    content = read_json(file)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file} has another format than this version of bdm reads ({FORMAT}); make it anew.")
+    content = read_sealed_json(file, version=FORMAT)
     tensors = {}
     with refused_if_damaged(file):
         checksums = dict(content["checksums"])

@@ -35,8 +35,9 @@ from bdm.data.blocks import rows_of
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.data.prepared import read_prepared
 from bdm.errors import InputError, TrainingError
-from bdm.files import read_json, write_json
+from bdm.files import read_json
 from bdm.latent.cells import encode
+from bdm.seal import write_sealed_json
 from bdm.tensors import tensor_of
 from bdm.training import Loop, fabric, train
 
@@ -718,7 +719,9 @@ def test_autoencoder_comes_back(saved):
 )
 def test_autoencoder_of_other_content(saved, change):
     folder, _ = saved
-    write_json(folder / "autoencoder.json", {**read_json(folder / "autoencoder.json"), **change})
+    content = {**read_json(folder / "autoencoder.json"), **change}
+    del content["checksum"]
+    write_sealed_json(folder / "autoencoder.json", content)
     with pytest.raises(InputError, match="damaged"):
         load_autoencoder(folder)
 

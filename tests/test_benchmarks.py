@@ -24,8 +24,8 @@ from scipy import sparse
 from bdm.cli import app
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.diffusion.walk import TreeWalk
-from bdm.files import write_json
 from bdm.hierarchy.read import read_tree
+from bdm.hierarchy.storage import save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
@@ -656,7 +656,7 @@ def run_of_many(tmp_path_factory) -> Path:
         Branch(name, node, 0.0, 6) for name, node in zip(names, ["node 2", "node 2", "node 3", "node 3"], strict=True)
     ]
     hierarchy = Hierarchy((nodes[0], nodes[1], *leaves[:2], nodes[2], *leaves[2:]), 8.0, 0.9)
-    write_json(folder / "hierarchy.json", hierarchy.to_json())
+    save_hierarchy(folder / "hierarchy.json", hierarchy)
     for name in ("times", "evaluation", "interpretation", "model"):
         (folder / name).mkdir()
     (folder / "hierarchy.html").write_text("page")

@@ -70,7 +70,8 @@ def test_given_model_is_left_as_it_is(base, stages, tmp_path):
         save_model(tmp_path / str(number), model)
     files = {path.name: sha256(path) for path in (tmp_path / "0").iterdir()}
     assert files == {path.name: sha256(path) for path in (tmp_path / "1").iterdir() if path.is_file()}
-    assert len(list((tmp_path / "1/extensions").iterdir())) == len(NEW)
+    parts = [f"{number:04}" for number in range(1, len(NEW) + 1)]
+    assert sorted(path.name for path in (tmp_path / "1/extensions").iterdir()) == [*parts, "extensions.json"]
 
 
 def test_extended_model_comes_back_from_its_folder(stages, tmp_path):

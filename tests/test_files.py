@@ -9,6 +9,7 @@ import torch
 
 from bdm.errors import InputError
 from bdm.files import read_json, sha256, write_json, written_whole
+from bdm.seal import write_sealed_json
 from bdm.seeds import derive, numpy_generator, torch_generator
 from bdm.store import FORMAT, Bundle, read_bundle, write_bundle
 
@@ -180,7 +181,8 @@ def test_no_safetensors_with_right_checksum(bundle):
     (bundle / "a.safetensors").write_bytes(b"no tensors")
     content = json.loads((bundle / "thing.json").read_text())
     content["checksums"]["a.safetensors"] = sha256(bundle / "a.safetensors")
-    write_json(bundle / "thing.json", content)
+    del content["checksum"]
+    write_sealed_json(bundle / "thing.json", content)
     with pytest.raises(InputError, match="not a safetensors file"):
         read_bundle(bundle, "thing")
 

@@ -38,6 +38,7 @@ def autoencoder(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import LEFT_OUT, print_foretold, seconds_of
     from bdm.data.prepared import read_prepared
+    from bdm.data.write import write_h5ad
     from bdm.files import sha256, written_whole
     from bdm.latent.cells import encode
     from bdm.provenance import preparation, provenance
@@ -60,7 +61,7 @@ def autoencoder(
         record = provenance(**facts, **preparation(adata))
         trained = GeneAutoencoder.of(fitted, adata.var, record)
         save_autoencoder(folder, trained)
-        encode(adata, trained).write_h5ad(folder / "latent.h5ad", compression="gzip")
+        write_h5ad(folder / "latent.h5ad", encode(adata, trained))
         fitted.history.to_csv(folder / "training.csv", index=False)
     own = f"{len(fitted.own)} of {len(fitted.cell_types)} types have decoders of their own"
     found = {"types": own, "training": best_step(fitted.history)}

@@ -56,6 +56,7 @@ def extend(
 
     from bdm.data.prepared import read_prepared
     from bdm.data.read import read_cells
+    from bdm.data.write import write_h5ad
     from bdm.errors import InputError
     from bdm.extension.extend import ExtendSettings, extend_all
     from bdm.extension.new_cells import joined as joined_cells
@@ -101,7 +102,7 @@ def extend(
             extended = found[-1].model
         save_model(folder, extended)
         if joined is not None:
-            prepared.write_h5ad(files.enter_context(written_whole(joined)), compression="gzip")
+            write_h5ad(files.enter_context(written_whole(joined)), prepared)
         if report is not None:
             tables = files.enter_context(written_whole(report, folder_of="extensions.csv"))
             tables.mkdir()

@@ -30,10 +30,11 @@ def hierarchy(
     from contextlib import ExitStack
 
     from bdm.errors import InputError
-    from bdm.files import write_json, written_whole
+    from bdm.files import written_whole
     from bdm.hierarchy.build import HierarchySettings, build_hierarchy
     from bdm.hierarchy.newick import to_newick
     from bdm.hierarchy.read import read_tree
+    from bdm.hierarchy.storage import save_hierarchy
     from bdm.hierarchy.table import branch_table
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.figure import save_figure
@@ -47,7 +48,7 @@ def hierarchy(
     given = None if tree is None else read_tree(tree)
     with ExitStack() as files:
         built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)
-        write_json(files.enter_context(written_whole(out)), built.to_json())
+        save_hierarchy(files.enter_context(written_whole(out)), built)
         if newick is not None:
             files.enter_context(written_whole(newick)).write_text(to_newick(built), encoding="utf-8")
         if figure is not None:

@@ -79,8 +79,7 @@ def fit_and_save(
     from dataclasses import asdict
 
     from bdm.autoencoder.storage import load_autoencoder
-    from bdm.files import read_json
-    from bdm.hierarchy.tree import Hierarchy
+    from bdm.hierarchy.storage import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.model.model import save_model
@@ -90,7 +89,7 @@ def fit_and_save(
     model, history = fit_model(
         read_latent(autoencoder),
         trained,
-        Hierarchy.from_json(read_json(hierarchy)),
+        load_hierarchy(hierarchy),
         settings,
         seed=seed,
         device=workers,

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -24,7 +23,7 @@ from bdm.data.filters import (
 )
 from bdm.data.genes import check_listed, choose_genes, read_gene_list
 from bdm.data.split import split_by_type
-from bdm.data.write import appended_rows
+from bdm.data.write import appended_rows, new_h5ad
 from bdm.errors import InputError
 
 
@@ -114,8 +113,7 @@ class PreparedCells:
 
     def write(self, path: Path) -> AnnData:
         """Write all into an ``.h5ad`` file, with a block of counts in memory at a time, and give it without counts."""
-        AnnData(var=self.var, uns=self.uns).write_h5ad(path)
-        with h5py.File(path, "r+") as file:
+        with new_h5ad(path, AnnData(var=self.var, uns=self.uns)) as file:
             with appended_rows(file, "X", n_columns=len(self.var), n_most=self.n_most) as append:
                 rows = [append(block) or counted for counted, block in self.blocks()]
             cells = AnnData(obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)

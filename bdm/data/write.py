@@ -1,14 +1,40 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
+
+from bdm.seal import sealed_hdf5
 
 # As fast to read as lzf is, at half its size
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 ENTRIES = 2**16  # in a piece of the file
+
+
+@contextmanager
+def new_h5ad(path: Path, adata: AnnData, **how: Any) -> Iterator[h5py.File]:
+    """Write cells into a new ``.h5ad`` file that knows its checksum, and let more be written to it.
+
+    Parameters
+    ----------
+    how
+        To store arrays: arguments of h5py, such as ``compression``.
+    """
+    adata.strings_to_categoricals()
+    with sealed_hdf5(path) as file:
+        write_elem(file, "/", adata, dataset_kwargs=how)
+        yield file
+
+
+def write_h5ad(path: Path, adata: AnnData) -> None:
+    """Write cells that are in memory into an ``.h5ad`` file that knows its checksum."""
+    with new_h5ad(path, adata, compression="gzip"):
+        pass
 
 
 @contextmanager

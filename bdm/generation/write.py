@@ -2,11 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import h5py
 import numpy as np
 from anndata.io import write_elem
 
-from bdm.data.write import appended_rows
+from bdm.data.write import appended_rows, new_h5ad
 from bdm.generation.generate import GeneratedCells
 
 ROWS = 2**10  # in a piece of the file
@@ -14,10 +13,9 @@ ROWS = 2**10  # in a piece of the file
 
 def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
     """Generate cells into an ``.h5ad`` file, of which only ``obs`` is ever whole in memory."""
-    ad.AnnData(obs=cells.obs, var=cells.var, uns=uns).write_h5ad(path)
     n_cells, n_genes = len(cells.obs), len(cells.var)
     with (
-        h5py.File(path, "r+") as file,
+        new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns)) as file,
         appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_genes, dtype=np.int32) as append,
     ):
         for block in cells.blocks:

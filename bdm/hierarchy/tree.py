@@ -5,7 +5,7 @@ from typing import Any
 
 from bdm.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

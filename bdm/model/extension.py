@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.errors import InputError
 from bdm.hierarchy.grow import Place
 from bdm.latent.moments import Normal
-from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.seal import read_sealed_json, write_sealed_json
+from bdm.store import FORMAT, Bundle, read_bundle, refused_if_damaged, write_bundle
+
+LIST = "extensions.json"
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,47 @@ class Extension:
     provenance: dict[str, Any]
 
 
-def save_extension(folder: Path, extension: Extension) -> None:
-    """Write an extension into a folder: ``extension.json`` and safetensors."""
+def save_extensions(folder: Path, extensions: Sequence[Extension], *, of: str) -> None:
+    """Write a model's extensions, each into a numbered folder, and a list of them.
+
+    Parameters
+    ----------
+    of
+        Checksum of the model before any of them.
+    """
+    folder.mkdir()
+    checksums = {}
+    for number, extension in enumerate(extensions, start=1):
+        checksums[f"{number:04}"] = save_extension(folder / f"{number:04}", extension)
+    write_sealed_json(folder / LIST, {"format": FORMAT, "model": of, "extensions": checksums})
+
+
+def load_extensions(folder: Path, *, of: str) -> list[Extension]:
+    """Read the extensions of a model, first to last; none if there is no such folder.
+
+    Raises
+    ------
+    InputError
+        If one is damaged, missing, or of another model.
+    """
+    if not folder.exists():
+        return []
+    content = read_sealed_json(folder / LIST, version=FORMAT)
+    surplus = {part.name for part in folder.glob("[0-9]*")} - set(content["extensions"])
+    if content["model"] != of or surplus:
+        raise InputError(f"{folder} holds extensions of another model; make the extended model anew.")
+    found = []
+    for name, checksum in content["extensions"].items():
+        bundle = read_bundle(folder / name, "extension")
+        if bundle.content["checksum"] != checksum:
+            raise InputError(f"{folder / name} is of another model; make the extended model anew.")
+        with refused_if_damaged(folder / name):
+            found.append(_restore(bundle))
+    return found
+
+
+def save_extension(folder: Path, extension: Extension) -> str:
+    """Write an extension into a folder, ``extension.json`` and safetensors, and give its checksum."""
     content = {
         "cell_type": extension.cell_type,
         "place": None if extension.place is None else asdict(extension.place),
@@ -74,31 +118,22 @@ def save_extension(folder: Path, extension: Extension) -> None:
             "batch_offset": torch.stack(offsets) if offsets else torch.empty(0),
         },
     }
-    write_bundle(folder, "extension", Bundle(content, tensors))
+    return write_bundle(folder, "extension", Bundle(content, tensors))
 
 
-def load_extension(folder: Path) -> Extension:
-    """Read an extension from its folder.
-
-    Raises
-    ------
-    InputError
-        If it is not the folder of an extension, or is damaged.
-    """
-    bundle = read_bundle(folder, "extension")
+def _restore(bundle: Bundle) -> Extension:
     content, branch = bundle.content, bundle.tensors["branch"]
-    with refused_if_damaged(folder):
-        network = CountAutoencoder(AutoencoderShape(**content["shape"]))
-        network.load_state_dict(bundle.tensors["autoencoder"])
-        return Extension(
-            cell_type=content["cell_type"],
-            place=content["place"] and Place(**content["place"]),
-            support=content["support"],
-            autoencoder=network.eval(),
-            normal=Normal(branch["mean"], branch["covariance"]),
-            embedding=branch["embedding"],
-            library_sizes=branch["library_sizes"],
-            composition=pd.Series(content["composition"], name=content["cell_type"]),
-            batches=dict(zip(content["batches"], branch["batch_offset"], strict=True)),
-            provenance=content["provenance"],
-        )
+    network = CountAutoencoder(AutoencoderShape(**content["shape"]))
+    network.load_state_dict(bundle.tensors["autoencoder"])
+    return Extension(
+        cell_type=content["cell_type"],
+        place=content["place"] and Place(**content["place"]),
+        support=content["support"],
+        autoencoder=network.eval(),
+        normal=Normal(branch["mean"], branch["covariance"]),
+        embedding=branch["embedding"],
+        library_sizes=branch["library_sizes"],
+        composition=pd.Series(content["composition"], name=content["cell_type"]),
+        batches=dict(zip(content["batches"], branch["batch_offset"], strict=True)),
+        provenance=content["provenance"],
+    )

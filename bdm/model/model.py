@@ -14,7 +14,7 @@ from bdm.hierarchy.grow import grown, renewed
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import Normal, TypeMoments
 from bdm.latent.whitening import Whitening
-from bdm.model.extension import Extension, load_extension, save_extension
+from bdm.model.extension import Extension, load_extensions, save_extensions
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
 
 EXTENSIONS = "extensions"  # folder in that of a model
@@ -117,13 +117,17 @@ def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -
     return grown.eval().requires_grad_(False).to(denoiser.mean.device)
 
 
-def save_model(folder: Path, model: BranchedModel) -> None:
-    """Write a model into its folder: ``model.json`` and safetensors, and each extension in a folder of its own."""
+def save_model(folder: Path, model: BranchedModel) -> str:
+    """Write a model into its folder: ``model.json`` and safetensors, and its extensions in a folder below.
+
+    Returns
+    -------
+    Checksum of the model as it was before any extension.
+    """
     if model.base is not None:
-        save_model(folder, model.base)
-        for number, extension in enumerate(model.extensions, start=1):
-            save_extension(Path(folder) / EXTENSIONS / f"{number:04}", extension)
-        return
+        checksum = save_model(folder, model.base)
+        save_extensions(Path(folder) / EXTENSIONS, model.extensions, of=checksum)
+        return checksum
     content = {
         "autoencoder": model.autoencoder.content(),
         "denoiser": asdict(model.denoiser.shape),
@@ -144,7 +148,7 @@ def save_model(folder: Path, model: BranchedModel) -> None:
             "library_sizes": model.library_sizes,
         },
     }
-    write_bundle(folder, "model", Bundle(content, tensors))
+    return write_bundle(folder, "model", Bundle(content, tensors))
 
 
 def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
@@ -158,8 +162,8 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
     bundle = read_bundle(folder, "model")
     with refused_if_damaged(folder):
         model = _restore(bundle, device)
-        for part in sorted((Path(folder) / EXTENSIONS).glob("*")):
-            model = extended(model, load_extension(part))
+        for extension in load_extensions(Path(folder) / EXTENSIONS, of=bundle.content["checksum"]):
+            model = extended(model, extension)
     return model
 
 

@@ -7,10 +7,9 @@ import typer
 from as_text import markdown
 from PIL import Image
 
-from bdm.files import read_json
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.storage import load_hierarchy
 
 STEPS = ("prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret")
 SCORES = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")
@@ -31,7 +30,7 @@ def megabytes(path: Path) -> float:
 
 def facts(run: Path) -> dict[str, float]:
     """Tell how near the tree is to the truth, how good cells are, and how large what was written is."""
-    hierarchy = Hierarchy.from_json(read_json(run / "hierarchy.json"))
+    hierarchy = load_hierarchy(run / "hierarchy.json")
     trees = TreeComparison.of(hierarchy, read_tree(run / "truth.json"))
     overall = pd.read_csv(run / "evaluation/overall.csv", index_col="metric")
     figures = [run / "hierarchy.png", *run.glob("evaluation/*.png"), *run.glob("interpretation/*.png")]

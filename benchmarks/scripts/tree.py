@@ -12,8 +12,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from bdm.data.prepared import read_prepared
 from bdm.evaluation.figures.looks import COLOURS, MARKERS, Look
-from bdm.files import read_json
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
+from bdm.hierarchy.storage import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
@@ -154,7 +154,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Write ``overall.csv``, ``groups.csv`` and ``tree.png``."""
-    tree = Hierarchy.from_json(read_json(hierarchy))
+    tree = load_hierarchy(hierarchy)
     groups = named_groups(read_prepared(prepared).obs, label)
     clades, random = clades_of_tree(tree), list(random_clades(tree.cell_types, seed))
     overall = compare_trees(clades, set(groups["cell_types"]), random)

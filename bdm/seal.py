@@ -1,0 +1,83 @@
+"""Files that tell whether they still are as they were written."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from bdm.errors import InputError
+from bdm.files import read_json, write_json
+
+BLOCK = 512  # bytes before an HDF5 file proper that HDF5 leaves to its users, the fewest there can be
+MARK = b"bdm sha256 "
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """Hash of JSON content, whatever the order and the spaces that it is written with."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_sealed_json(path: Path, content: dict[str, Any]) -> str:
+    """Write a JSON object with its checksum, which this gives; its keys must be text."""
+    found = checksum(content)
+    write_json(path, {**content, "checksum": found})
+    return found
+
+
+def read_sealed_json(path: Path, *, version: int) -> dict[str, Any]:
+    """Read what :func:`write_sealed_json` wrote, with its checksum.
+
+    Parameters
+    ----------
+    version
+        What ``format`` must be.
+
+    Raises
+    ------
+    InputError
+        If it is missing, of another format, or not as it was written.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != version:
+        raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it anew.")
+    if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
+        raise InputError(
+            f"{path} is damaged, or was edited (its checksum is not that of its content); make it anew, as a part that "
+            "is changed by hand may not fit the others."
+        )
+    return content
+
+
+@contextmanager
+def sealed_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a new HDF5 file, whose hash is written into the block before it when all else is."""
+    with h5py.File(path, "w", userblock_size=BLOCK) as file:
+        yield file
+    with Path(path).open("r+b") as file:
+        file.write(MARK + _rest(path).encode())
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file that :func:`sealed_hdf5` wrote and that has changed since; any other passes.
+
+    Raises
+    ------
+    InputError
+        If it has changed.
+    """
+    with Path(path).open("rb") as file:
+        told = file.read(BLOCK)
+    if told.startswith(MARK) and told != (MARK + _rest(path).encode()).ljust(BLOCK, b"\0"):
+        raise InputError(
+            f"{path} is damaged, or was changed in place (its checksum is not the one in it); make it anew."
+        )
+
+
+def _rest(path: Path) -> str:
+    with Path(path).open("rb") as file:
+        file.seek(BLOCK)
+        return hashlib.file_digest(file, "sha256").hexdigest()
