@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bdm import __version__
+from bdm.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +71,10 @@ class Checkpoint:
             for name, value in values.items()
         }
         told = {"step": progress.step, "best": progress.best, "seen": progress.seen, "history": progress.history}
-        content = save(tensors, metadata={"identity": self.identity, "progress": json.dumps(told)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, self.path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        metadata = {"identity": self.identity, "progress": json.dumps(told)}
+        metadata["checksum"] = checksum(metadata, tensors)
+        with written_whole(self.path) as path:
+            path.write_bytes(save(tensors, metadata=metadata))
 
     def read(self) -> Progress | None:
         """Read the progress; None if there is none, it is of other training, or damaged."""
@@ -94,15 +86,27 @@ class Checkpoint:
                 if metadata.get("identity") != self.identity:
                     logger.warning("%s is of other data, settings or version; training starts anew.", self.path)
                     return None
-                progress = Progress(**json.loads(metadata["progress"]))
-                for key in file.keys():  # noqa: SIM118, the file is no mapping
-                    part, _, name = key.partition("/")
-                    progress.tensors.setdefault(part, {})[name] = file.get_tensor(key)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no mapping
+            if metadata.pop("checksum") != checksum(metadata, tensors):
+                raise ValueError("its checksum is not that of its content")
+            progress = Progress(**json.loads(metadata["progress"]))
+            for key, value in tensors.items():
+                part, _, name = key.partition("/")
+                progress.tensors.setdefault(part, {})[name] = value
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s); training starts anew.", self.path, error)
             return None
         logger.info("Training goes on from step %d, as %s tells.", progress.step, self.path)
         return progress
+
+
+def checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """Hash of all that a checkpoint holds."""
+    digest = sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def identity(**facts: Any) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,10 +56,23 @@ def read_sealed_json(path: Path, *, version: int) -> dict[str, Any]:
 @contextmanager
 def sealed_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open a new HDF5 file, whose hash is written into the block before it when all else is."""
-    with h5py.File(path, "w", userblock_size=BLOCK) as file:
+    with _nothing_ignored(), h5py.File(path, "w", userblock_size=BLOCK) as file:
         yield file
     with Path(path).open("r+b") as file:
         file.write(MARK + _rest(path).encode())
+
+
+@contextmanager
+def _nothing_ignored() -> Iterator[None]:
+    """Raise what fails when HDF5's objects are deleted, as on a full disk, and what Python only prints."""
+    ignored: list[BaseException | None] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda told: ignored.append(told.exc_value)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+    if ignored:
+        raise OSError("a part was not written") from ignored[0]
 
 
 def check_hdf5(path: Path) -> None:
