@@ -66,17 +66,23 @@ def sealed_hdf5(path: Path) -> Iterator[h5py.File]:
 def _nothing_ignored() -> Iterator[None]:
     """Raise what fails when HDF5's objects are deleted, as on a full disk, and what Python only prints."""
     ignored: list[BaseException | None] = []
-    before, sys.unraisablehook = sys.unraisablehook, lambda told: ignored.append(told.exc_value)
+    before = sys.excepthook, sys.unraisablehook
+    # h5py calls both
+    sys.excepthook, sys.unraisablehook = lambda *told: None, lambda told: ignored.append(told.exc_value)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.excepthook, sys.unraisablehook = before
     if ignored:
         raise OSError("a part was not written") from ignored[0]
 
 
-def check_hdf5(path: Path) -> None:
-    """Refuse an HDF5 file that :func:`sealed_hdf5` wrote and that has changed since; any other passes.
+def check_hdf5(path: Path) -> bool:
+    """Refuse an HDF5 file that :func:`sealed_hdf5` wrote and that has changed since.
+
+    Returns
+    -------
+    Whether it is as it was written; False of any other file.
 
     Raises
     ------
@@ -85,10 +91,11 @@ def check_hdf5(path: Path) -> None:
     """
     with Path(path).open("rb") as file:
         told = file.read(BLOCK)
-    if told.startswith(MARK) and told != (MARK + _rest(path).encode()).ljust(BLOCK, b"\0"):
-        raise InputError(
-            f"{path} is damaged, or was changed in place (its checksum is not the one in it); make it anew."
-        )
+    if not told.startswith(MARK):
+        return False
+    if told != (MARK + _rest(path).encode()).ljust(BLOCK, b"\0"):
+        raise InputError(f"{path} is damaged, or was changed (its checksum is not the one in it); make it anew.")
+    return True
 
 
 def _rest(path: Path) -> str:

@@ -14,8 +14,9 @@ def example(
     Example: bdm example cells.h5ad
     """
     from bdm.data.example import pbmc68k_counts
+    from bdm.data.write import write_h5ad
     from bdm.files import written_whole
 
     with written_whole(out) as path:
-        pbmc68k_counts().write_h5ad(path, compression="gzip")
+        write_h5ad(path, pbmc68k_counts())
     return Summary((out,), then=("bdm", "fit", out, "model/", "--label-key", "bulk_labels"))

@@ -1,6 +1,6 @@
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +105,15 @@ def entries_before(matrix: Matrix) -> np.ndarray:
 
 def reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
     """Give a function that brings some rows into memory; ``before`` are the entries before each row."""
-    source = StoredRows.of(matrix, before) if isinstance(matrix, CSRDataset) else matrix
+
+    def safe() -> AbstractContextManager:
+        return readable(file_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext()
+
+    with safe():
+        source = StoredRows.of(matrix, before) if isinstance(matrix, CSRDataset) else matrix
 
     def read(rows: slice) -> sparse.csr_matrix:
-        with readable(file_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext():
+        with safe():
             return sparse.csr_matrix(in_scipy(source[rows]))
 
     return read

@@ -3,6 +3,7 @@ from typing import Any
 
 import pandas as pd
 
+from bdm.data.write import write_h5ad
 from bdm.files import write_json
 from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.branches import branches_adata
@@ -37,7 +38,7 @@ def write_report(folder: Path, interpretation: Interpretation, *, provenance: di
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     adata = branches_adata(interpretation)
     adata.uns["bdm"] = storable(provenance)
-    adata.write_h5ad(folder / "branches.h5ad", compression="gzip")
+    write_h5ad(folder / "branches.h5ad", adata)
 
 
 def overall(interpretation: Interpretation) -> pd.Series:

@@ -1,0 +1,95 @@
+"""Files that are damaged are refused: no wrong model, no traceback, no crash, no endless wait."""
+
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from damage import READERS, run, summary
+
+from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
+from bdm.checkpoint import Checkpoint, Progress
+from bdm.data.prepare import PrepareSettings, prepared_cells
+from bdm.data.prepared import read_prepared
+from bdm.data.write import write_h5ad
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import SamplerSettings
+from bdm.extension.extend import AdapterSettings, ExtendSettings, extend_all
+from bdm.extension.new_cells import new_cells
+from bdm.generation.generate import generated_cells
+from bdm.generation.places import Part
+from bdm.generation.request import request_cells
+from bdm.generation.write import write_cells
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.storage import save_hierarchy
+from bdm.latent.cells import encode, latent_cells
+from bdm.model.fit import fit_model
+from bdm.model.model import save_model
+from bdm.provenance import preparation, provenance, storable
+
+CASES = int(os.environ.get("BDM_DAMAGED_CASES", 12))  # of each kind of file
+OWN = ("prepared.h5ad", "autoencoder", "model", "hierarchy.json", "checkpoint", "parts")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
+    """Write one of each kind of file."""
+    folder.mkdir()
+    cells = cells.copy()
+    cells.write_h5ad(folder / "csr.h5ad")
+    cells.write_h5ad(folder / "gzip.h5ad", compression="gzip")
+    cells.write_zarr(folder / "cells.zarr")
+    for name, counts in {"csc": cells.X.tocsc(), "dense": cells.X.toarray()}.items():
+        ad.AnnData(counts, obs=cells.obs, var=cells.var).write_h5ad(folder / f"{name}.h5ad")
+
+    known = cells[cells.obs["cell_type"] != "CD34+"].copy()
+    prepared_cells(known, PrepareSettings(genes="all", test=0.0, seed=seed)).write(folder / "prepared.h5ad")
+    prepared = read_prepared(folder / "prepared.h5ad")
+    fitted = fit_autoencoder(prepared, AutoencoderSettings(n_latent=4, n_steps=10), seed=seed)
+    record = provenance(seed=seed, settings={}, **preparation(prepared))
+    autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
+    latent = encode(prepared, autoencoder)
+    save_autoencoder(folder / "autoencoder", autoencoder)
+    write_h5ad(folder / "autoencoder/latent.h5ad", latent)
+    hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)
+    save_hierarchy(folder / "hierarchy.json", hierarchy)
+    quick = DenoiserSettings(width=8, n_layers=1, n_steps=10)
+    model, _ = fit_model(latent, autoencoder, hierarchy, quick, seed=seed, provenance=record)
+
+    (folder / "parts").mkdir()
+    for number in (1, 2):
+        part, request = Part(number, 2), request_cells(model, 20)
+        generated = generated_cells(model, request, SamplerSettings(), seed=seed, part=part)
+        write_cells(folder / f"parts/{number}.h5ad", generated, {"bdm": storable({**record, "part": str(part)})})
+
+    settings = ExtendSettings(AdapterSettings(n_steps=5), DenoiserSettings(n_steps=5), n_bootstrap=2)
+    new = new_cells(cells, model, cell_types=("CD34+",), label_key="cell_type", seed=seed)
+    [grown] = extend_all(model, new, settings, seed=seed, provenance=record)
+    save_model(folder / "model", grown.model)
+    tensors = {"network": model.denoiser.state_dict(), "averaged": {"mean": model.denoiser.mean + 1}}
+    history = [{"step": 7, "loss": 1.5}]
+    Checkpoint(folder / "checkpoint", "identity").write(Progress(7, tensors, 1.5, 2.5, history))
+
+
+@pytest.fixture(scope="module")
+def folder(example_cells, tmp_path_factory) -> Path:
+    folder = Path(os.environ.get("BDM_DAMAGED_FOLDER", tmp_path_factory.mktemp("damaged")))
+    cells = example_cells.copy()
+    cells.obs = cells.obs[["bulk_labels"]].rename(columns={"bulk_labels": "cell_type"})
+    types = ("CD34+", "CD56+ NK", "Dendritic")
+    cells = cells[cells.obs["cell_type"].isin(types).to_numpy(), :150]
+    cells = cells[np.asarray(cells.X.sum(axis=1)).ravel() > 0]
+    for seed, name in enumerate(("whole", "other")):
+        write_all(folder / name, cells[seed::2], seed=seed)
+    return folder
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_damaged_files_are_refused(folder, kind):
+    cases = run(kind, folder, range(CASES))
+    assert not [case for case in cases if case.outcome == "fault"], summary(cases)
+    if kind in OWN:
+        assert {case.outcome for case in cases if case.outcome != "same"} == {"refused"}, summary(cases)
