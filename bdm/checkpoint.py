@@ -38,12 +38,15 @@ class Progress:
         Lowest validation loss.
     seen
         Sum of losses since the last row of the history.
+    first
+        Loss of the first step.
     """
 
     step: int = 0
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     best: float = float("inf")
     seen: float = 0.0
+    first: float = float("nan")
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -70,7 +73,7 @@ class Checkpoint:
             for part, values in progress.tensors.items()
             for name, value in values.items()
         }
-        told = {"step": progress.step, "best": progress.best, "seen": progress.seen, "history": progress.history}
+        told = {name: getattr(progress, name) for name in ("step", "best", "seen", "first", "history")}
         metadata = {"identity": self.identity, "progress": json.dumps(told)}
         metadata["checksum"] = checksum(metadata, tensors)
         with written_whole(self.path) as path:

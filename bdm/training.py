@@ -26,6 +26,13 @@ for name in ("lightning.fabric", "lightning.pytorch"):  # by which it tells depe
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
+LossByType = Callable[[nn.Module, torch.Generator], dict[str, float]]
+
+MOST = 5  # times the loss before training that it may be; it stays below 1.1 times where all is well
+
+
+class Astray(Exception):  # noqa: N818, told as a TrainingError
+    """Why training cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ class Loop:
     ----------
     device
         Its name, or what :func:`fabric` gave for it.
+    what
+        Is trained, for messages.
     averaging
         Decay of the exponential moving average of weights, which is what training gives.
     validate_every
@@ -48,6 +57,7 @@ class Loop:
     learning_rate: float
     seed: int
     device: str | Fabric = "auto"
+    what: str = "the network"
     averaging: float = 0.99
     n_warmup: int = 100
     validate_every: int = 100
@@ -95,6 +105,7 @@ def train(
     loss: Loss,
     loop: Loop,
     *,
+    by_type: LossByType | None = None,
     validation: Callable[[nn.Module], Tensor] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
@@ -112,6 +123,8 @@ def train(
         Its parameters become their moving average: the last, or the one of the lowest validation loss.
     loss
         Gives the loss of one minibatch, drawn with the generator, to be minimised.
+    by_type
+        Gives the mean loss of each cell type in the same minibatch, to tell which of them goes wrong.
     validation
         Gives the loss on held-out cells; without it all steps are run for and none is chosen.
     checkpoint
@@ -120,7 +133,8 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, or far above what it was before training; the checkpoint then keeps the last state
+        that was good.
     Interrupted
         If the process is asked to end; not without a checkpoint.
     """
@@ -135,44 +149,81 @@ def train(
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
     shown = {"doing": "training", "unit": "step", "shown": loop.shown and device.is_global_zero}
     steps = progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown)
+    good = Progress()
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
-        for step in steps:
-            for group in optimizer.param_groups:
-                group["lr"] = loop.learning_rate * _schedule(step, loop)
-            value = loss(module, torch_generator(loop.seed, "step", step))
-            mean, stopped = _agreed(device, value, stop)
-            if not math.isfinite(mean):
-                raise TrainingError(f"Training diverged: the loss became {mean} at step {step + 1}; try another seed.")
-            optimizer.zero_grad()
-            device.backward(value)
-            optimizer.step()
-            _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
-            now.step, now.seen = step + 1, now.seen + mean
-            if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
-                look(now, averaged, loop, validation)
-                logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
-            if checkpoint and device.is_global_zero and (stopped or timer.due() or now.step == loop.n_steps):
-                keep(now, network, averaged, optimizer)
-                checkpoint.write(now)
-            if stopped:
-                raise Interrupted(
-                    f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there."
-                )
+        try:
+            for step in steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = loop.learning_rate * _schedule(step, loop)
+                value = loss(module, torch_generator(loop.seed, "step", step))
+                mean, stopped = _agreed(device, value, stop)
+                if not math.isfinite(mean):
+                    raise Astray(f"the loss became {mean}")
+                now.first = mean if step == 0 else now.first
+                optimizer.zero_grad()
+                device.backward(value)
+                optimizer.step()
+                _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
+                now.step, now.seen = step + 1, now.seen + mean
+                if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
+                    look(now, averaged, loop, validation)
+                    logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
+                    if checkpoint:
+                        keep(now, network, averaged, optimizer)
+                        good = copy.deepcopy(now)
+                if checkpoint and device.is_global_zero and (stopped or timer.due() or now.step == loop.n_steps):
+                    keep(now, network, averaged, optimizer)
+                    checkpoint.write(now)
+                if stopped:
+                    raise Interrupted(
+                        f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there."
+                    )
+        except (Astray, torch.linalg.LinAlgError) as error:
+            message = _what_went_wrong(error, step, network, loop, by_type)
+            if checkpoint and good.step:
+                message += f"; the state after step {good.step}, the last good one, is kept in {checkpoint.path}"
+                if device.is_global_zero:
+                    checkpoint.write(good)
+            raise TrainingError(f"{message}.") from error
     network.load_state_dict(now.tensors.get("best") or averaged.state_dict())
     return pd.DataFrame(now.history)
 
 
 def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Callable[[nn.Module], Tensor] | None) -> None:
-    """Add a row to the history, and keep the averaged weights where they are the best so far."""
+    """Add a row to the history, and keep the averaged weights where they are the best so far.
+
+    Raises
+    ------
+    Astray
+        If training does harm.
+    """
     n_seen = (now.step - 1) % loop.validate_every + 1
     row = {"step": now.step, "loss": now.seen / n_seen}
     now.seen = 0.0
+    if row["loss"] > MOST * now.first > 0:
+        raise Astray(f"the loss, {now.first:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps")
     if validation is not None:
         with torch.no_grad():
             row["validation"] = float(validation(averaged))
+        if not math.isfinite(row["validation"]):
+            raise Astray(f"the loss of validation cells became {row['validation']}")
         if row["validation"] < now.best:
             now.best, now.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
     now.history.append(row)
+
+
+@torch.no_grad()
+def _what_went_wrong(error: Exception, step: int, network: nn.Module, loop: Loop, by_type: LossByType | None) -> str:
+    """Tell what goes wrong, in which step, and in cells of which type most."""
+    losses = by_type(network, torch_generator(loop.seed, "step", step)) if by_type else {}
+    worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
+    reason = error if isinstance(error, Astray) else "a precision is positive-definite no more"
+    of_type = "" if worst is None else f", most of all for cells of type {worst!r}"
+    look_at = "" if worst is None else "look at these cells, or "
+    return (
+        f"Training of {loop.what} went wrong at step {step + 1}: {reason}{of_type}; "
+        f"{look_at}try another seed or a lower learning rate"
+    )
 
 
 def keep(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -95,7 +95,7 @@ def adapted(
 
     loop = Loop(
         settings.n_steps, settings.learning_rate, seed=derive(seed, "adapter"), n_warmup=20, validate_every=50,
-        device="cpu", averaging=0.95, shown=False,
+        device="cpu", what=f"the decoder of type {cells.obs['cell_type'].iloc[0]!r}", averaging=0.95, shown=False,
     )  # fmt: skip
     train(network, loss, loop, validation=validation if held_out.n_obs else None)
     if held_out.n_obs:

@@ -105,16 +105,30 @@ def fit_autoencoder(
         network = CountAutoencoder(shape)
         network.start_from(tensor_of(training.X[start].toarray()), types[start])
 
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+    def minibatch(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
         cells = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
         where = next(network.parameters()).device
         counts = tensor_of(training.X[cells.numpy()].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
-        value, latent = network(
-            counts, types[cells].to(where), codes[cells].to(where), noise, n_iterations=N_ITERATIONS
-        )
-        network.follow(types[cells].to(latent.device), latent)
+        return counts, types[cells].to(where), codes[cells].to(where), noise
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        drawn = minibatch(network, generator)
+        value, latent = network(*drawn, n_iterations=N_ITERATIONS)
+        network.follow(drawn[1], latent)
         return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
+
+    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        counts, *others = minibatch(network, generator)
+        found = {}
+        for code in others[0].unique():
+            chosen = others[0] == code
+            try:
+                value, _ = network(counts[chosen], *(part[chosen] for part in others), n_iterations=N_ITERATIONS)
+            except torch.linalg.LinAlgError:
+                value = torch.tensor(math.nan)
+            found[cell_types[code]] = float(value.mean())
+        return found
 
     def validation(network: nn.Module) -> Tensor:
         of_cells = type_codes(held_out, cell_types), batch_codes(held_out, batches)
@@ -122,9 +136,15 @@ def fit_autoencoder(
 
     n_training = int((adata.obs["split"] == "train").sum())
     loop = Loop(
-        settings.n_steps, settings.learning_rate, seed=derive(seed, "autoencoder steps"), device=device, n_warmup=50
+        settings.n_steps,
+        settings.learning_rate,
+        seed=derive(seed, "autoencoder steps"),
+        device=device,
+        what="the autoencoder",
+        n_warmup=50,
     )
-    history = train(network, loss, loop, validation=validation if held_out.n_obs else None, checkpoint=checkpoint)
+    judge = validation if held_out.n_obs else None
+    history = train(network, loss, loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.turn(_mean_precision(network, training[start], types[start], codes[start]))
     own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)

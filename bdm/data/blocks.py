@@ -33,7 +33,9 @@ def by_rows(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
         with readable(file_of(matrix)):
             size = sum(matrix.group[name].size * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
             logger.warning("%s is stored by genes, and so is read whole: %d MB.", file_of(matrix), size // 10**6)
-            return matrix.to_memory().tocsr()
+            found = matrix.to_memory()
+            found.check_format()  # what is damaged could end the process
+            return found.tocsr()
     return matrix.tocsr() if sparse.issparse(matrix) else matrix
 
 

@@ -48,8 +48,10 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
             probe_hdf5(path)
         adata = opened(path) if on_disk else None
         adata = read(path) if adata is None else adata
-    for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
-        with_one_index_type(matrix)
+        for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
+            with_one_index_type(matrix)
+            if sparse.issparse(matrix):
+                matrix.check_format()  # what is damaged could end the process
     return adata if labels is None else add_labels(adata, labels)
 
 

@@ -81,7 +81,7 @@ def fit_denoiser(
     minibatches = Minibatches.of(cells.cell_type)
     upper, branch = branch_table(hierarchy, cells.cell_types)
 
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+    def losses(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
         noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
@@ -89,17 +89,26 @@ def fit_denoiser(
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
         share = slice(workers.global_rank, None, workers.world_size)
         x, noised, sigma, on = (values[share].to(workers.device) for values in (x, noised, sigma, on))
-        weight = workers.world_size * len(x) / settings.batch_size  # shares may differ by a cell
-        return weight * denoising_loss(network(noised, sigma, on), x, sigma)
+        return denoising_losses(network(noised, sigma, on), x, sigma), cell_type[share]
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        value, _ = losses(network, generator)
+        weight = workers.world_size * len(value) / settings.batch_size  # shares may differ by a cell
+        return weight * value.mean()
+
+    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        value, cell_type = losses(network, generator)
+        return {cells.cell_types[code]: float(value.cpu()[cell_type == code].mean()) for code in cell_type.unique()}
 
     loop = Loop(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
         device=workers,
+        what="the denoiser",
         averaging=settings.averaging,
     )
-    history = train(network, loss, loop, checkpoint=checkpoint)
+    history = train(network, loss, loop, by_type=by_type, checkpoint=checkpoint)
     return FittedDenoiser(network.cpu().eval(), history)
 
 
@@ -112,9 +121,9 @@ def draw_noised(
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
 
 
-def denoising_loss(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Mean squared error of denoised cells, weighted by noise level."""
-    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean()
+def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Mean squared error of each denoised cell, weighted by noise level."""
+    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
 
 
 def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings, denoising_loss, draw_noised
+from bdm.diffusion.fit import DenoiserSettings, denoising_losses, draw_noised
 from bdm.latent.cells import LatentCells
 from bdm.latent.whitening import Whitening
 from bdm.seeds import derive
@@ -38,8 +38,9 @@ def fit_embedding(
         index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
         x = whitening(cells.draw(index, generator))
         noised, sigma = draw_noised(x, settings, level, generator)
-        return denoising_loss(network(noised, sigma, number), x, sigma)
+        return denoising_losses(network(noised, sigma, number), x, sigma).mean()
 
-    loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu")
+    what = f"the branch of type {cells.cell_types[0]!r}"
+    loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what)
     history = train(network, loss, loop)
     return network.branch.weight[-1].detach().clone(), history

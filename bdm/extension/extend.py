@@ -9,6 +9,7 @@ import torch
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
 from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import TreeWalk
 from bdm.extension.branch import fit_embedding
 from bdm.extension.first_guess import first_guess
 from bdm.extension.new_batches import batch_offsets
@@ -17,6 +18,7 @@ from bdm.extension.replay import with_replayed
 from bdm.hierarchy.grow import Place, find_place
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import Normal, type_moments
+from bdm.model.collapse import check_types
 from bdm.model.extension import Extension
 from bdm.model.model import BranchedModel, extended, with_branch
 from bdm.seeds import numpy_generator
@@ -109,10 +111,12 @@ def extend(
         batches=batches or {},
         provenance=provenance,
     )
+    grown = extended(model, extension)
+    check_types(TreeWalk(grown.denoiser, grown.hierarchy), latent, model.whitening, seed=seed)
     judged = held_out(cells)
     before, after = (likelihood(network, judged, autoencoder.batches, seed=seed) for network in (first, own))
     return Extended(
-        extended(model, extension),
+        grown,
         extension,
         distances(model, x.mean(axis=0)),
         before,

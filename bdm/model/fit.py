@@ -8,11 +8,13 @@ from lightning.fabric import Fabric
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
+from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import latent_cells
 from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
+from bdm.model.collapse import check_types
 from bdm.model.model import BranchedModel
 
 
@@ -44,6 +46,8 @@ def fit_model(
     ------
     InputError
         If the hierarchy is of other cell types than the cells.
+    TrainingError
+        If training goes wrong.
     """
     cells = latent_cells(latent)
     if set(hierarchy.cell_types) != set(cells.cell_types):
@@ -56,6 +60,7 @@ def fit_model(
     fitted = fit_denoiser(
         cells, whitening, moments, hierarchy, settings, seed=seed, device=device, checkpoint=checkpoint
     )
+    check_types(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     library_sizes = cells.mean[:, -1]
     model = BranchedModel(
         autoencoder=autoencoder,

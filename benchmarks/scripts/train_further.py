@@ -13,7 +13,7 @@ from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings, denoising_loss, draw_noised
+from bdm.diffusion.fit import DenoiserSettings, denoising_losses, draw_noised
 from bdm.extension.extend import ExtendSettings, composition_of
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
@@ -151,7 +151,7 @@ def train_denoiser(
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
         noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
-        return denoising_loss(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma)
+        return denoising_losses(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma).mean()
 
     loop = Loop(n_steps, settings.learning_rate, derive(seed, "denoiser, further"), device="cpu")
     train(denoiser, loss, loop)

@@ -1,0 +1,156 @@
+"""Training that goes wrong stops, tells why and where, and keeps its last good state."""
+
+import copy
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from bdm.api import BranchedDiffusion
+from bdm.autoencoder.fit import AutoencoderSettings
+from bdm.checkpoint import Checkpoint
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import TreeWalk
+from bdm.errors import TrainingError
+from bdm.latent.cells import encode, latent_cells
+from bdm.model.collapse import check_types, spread_and_distance
+from bdm.model.learn import Checkpoints
+from bdm.training import Loop, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=10)
+
+
+# ---- the loop
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
+
+
+def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+    x = torch.randn(16, 4, generator=generator)
+    return ((network(x) - x.sum(dim=1, keepdim=True)) ** 2).mean() + 1
+
+
+def going_wrong_at(n_steps: int, harm: float):
+    """Loss that is multiplied after so many steps."""
+    taken = []
+
+    def of(network: nn.Module, generator: torch.Generator) -> Tensor:
+        taken.append(1)
+        return loss(network, generator) * (harm if len(taken) > n_steps else 1)
+
+    return of
+
+
+@pytest.mark.parametrize(("harm", "reason"), [(np.nan, "became nan"), (1e4, "before training, was"), (np.inf, "inf")])
+def test_last_good_state_is_kept_and_gone_on_from(tmp_path, harm, reason):
+    checkpoint = Checkpoint(tmp_path / "point", "identity", seconds=0)
+    with pytest.raises(TrainingError, match=reason) as told:
+        train(network(), going_wrong_at(37, harm), LOOP, checkpoint=checkpoint)
+    assert "the state after step 30, the last good one, is kept in" in str(told.value)
+    assert str(checkpoint.path) in str(told.value)
+    assert checkpoint.read().step == 30
+    whole, rest = network(), network()
+    history = train(whole, loss, LOOP)
+    assert train(rest, loss, LOOP, checkpoint=checkpoint).equals(history)
+    assert torch.equal(whole.weight, rest.weight)
+
+
+def test_validation_that_is_no_number_stops_too():
+    with pytest.raises(TrainingError, match="validation cells became nan"):
+        train(network(), loss, LOOP, validation=lambda network: torch.tensor(torch.nan))
+
+
+def test_type_is_told():
+    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        return {"one": 3.0, "other": torch.nan, "third": 9.0}
+
+    with pytest.raises(TrainingError, match=r"at step 38: .* most of all for cells of type 'other'"):
+        train(network(), going_wrong_at(37, np.nan), LOOP, by_type=by_type)
+
+
+# ---- settings that are too much
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"autoencoder": AutoencoderSettings(n_latent=6, n_steps=100, learning_rate=1e3)}, "the autoencoder"),
+        ({"denoiser": DenoiserSettings(width=32, n_layers=2, n_steps=200, learning_rate=30.0)}, "the denoiser"),
+    ],
+)
+def test_too_high_learning_rate(example_cells, small_settings, tmp_path, changes, what):
+    settings = replace(small_settings, **changes)
+    model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
+    checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "denoiser")))
+    with pytest.raises(TrainingError, match=rf"Training of {what} went wrong at step \d+: .* cells of type '.*'"):
+        model.fit(checkpoints=checkpoints)
+
+
+# ---- cells that are odd
+
+
+def identical_type(counts: np.ndarray, cell_type: np.ndarray) -> None:
+    counts[cell_type == "CD56+ NK"] = counts[np.argmax(cell_type == "CD56+ NK")]
+
+
+def enormous_cell(counts: np.ndarray, cell_type: np.ndarray) -> None:
+    counts[5] = np.ceil(counts[5] * (1e7 / counts[5].sum()))
+
+
+def gene_with_all_counts(counts: np.ndarray, cell_type: np.ndarray) -> None:
+    counts[:, 7] = counts.sum(axis=1) * 1000 + 1
+
+
+@pytest.mark.parametrize("odd", [identical_type, enormous_cell, gene_with_all_counts])
+def test_odd_cells_are_no_reason_to_stop(example_cells, small_settings, odd):
+    counts = example_cells.X.toarray()
+    odd(counts, example_cells.obs["bulk_labels"].to_numpy())
+    cells = ad.AnnData(sparse.csr_matrix(counts), obs=example_cells.obs, var=example_cells.var)
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit()
+    generated = model.generate(20)
+    assert np.isfinite(generated.X.data).all()
+    assert (generated.X.sum(axis=1) > 0).all()
+
+
+# ---- types that collapse
+
+
+@pytest.fixture(scope="module")
+def learnt(small_model, example_cells):
+    settings = PrepareSettings(label_key="bulk_labels", genes="all", test=0.0)
+    prepared = prepare(example_cells, settings)[:, small_model.model.autoencoder.genes.index].copy()
+    return latent_cells(encode(prepared, small_model.model.autoencoder))
+
+
+def test_healthy_types_are_far_from_the_limits(small_model, learnt):
+    model = small_model.model
+    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learnt.cell_types, 100, 0)
+    for code, cell_type in enumerate(learnt.cell_types):
+        x = model.whitening(learnt.draw(torch.nonzero(learnt.cell_type == code).squeeze(1), torch.Generator()))
+        spread, off = spread_and_distance(generated[cell_type], x)
+        assert 0.5 < spread < 2
+        assert off < 0.6
+
+
+@pytest.mark.parametrize(("part", "value", "told"), [("variance", 0.0, "the spread"), ("mean", 50.0, "radius away")])
+def test_collapsed_type_is_named(small_model, learnt, part, value, told):
+    model, cell_type = small_model.model, "CD19+ B"
+    broken = copy.deepcopy(model.denoiser)
+    number = model.hierarchy.numbers[cell_type]
+    getattr(broken, part)[number] = value
+    if part == "variance":
+        nn.init.zeros_(broken.leave.weight)
+        nn.init.zeros_(broken.leave.bias)
+    check_types(TreeWalk(model.denoiser, model.hierarchy), learnt, model.whitening, seed=0)
+    with pytest.raises(TrainingError, match=rf"cells of type 'CD19\+ B' .* {told}"):
+        check_types(TreeWalk(broken, model.hierarchy), learnt, model.whitening, seed=0)
