@@ -1,8 +1,8 @@
 """Files that tell whether they still are as they were written."""
 
 import hashlib
+import io
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,26 +55,72 @@ def read_sealed_json(path: Path, *, version: int) -> dict[str, Any]:
 
 @contextmanager
 def sealed_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file, whose hash is written into the block before it when all else is."""
-    with _nothing_ignored(), h5py.File(path, "w", userblock_size=BLOCK) as file:
-        yield file
+    """Open a new HDF5 file, whose hash is written into the block before it when all else is.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, as on a full disk.
+    """
+    with Disk(path) as disk:
+        try:
+            with HeldFile(disk, "w", userblock_size=BLOCK) as file:
+                yield file
+        finally:
+            disk.check()
     with Path(path).open("r+b") as file:
         file.write(MARK + _rest(path).encode())
 
 
-@contextmanager
-def _nothing_ignored() -> Iterator[None]:
-    """Raise what fails when HDF5's objects are deleted, as on a full disk, and what Python only prints."""
-    ignored: list[BaseException | None] = []
-    before = sys.excepthook, sys.unraisablehook
-    # h5py calls both
-    sys.excepthook, sys.unraisablehook = lambda *told: None, lambda told: ignored.append(told.exc_value)
-    try:
-        yield
-    finally:
-        sys.excepthook, sys.unraisablehook = before
-    if ignored:
-        raise OSError("a part was not written") from ignored[0]
+class Disk(io.FileIO):
+    """File for HDF5 to write to, which keeps to itself what fails: HDF5 ends the process where a write does.
+
+    Attributes
+    ----------
+    error
+        What failed first.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what failed, if anything did."""
+        if self.error is not None:
+            raise self.error
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill ``buffer``, with zeros where there is nothing."""
+        n_read = super().readinto(buffer)
+        buffer[n_read:] = bytes(len(buffer) - n_read)
+        return len(buffer)
+
+    def write(self, content: memoryview) -> int:
+        """Write all, unless that fails or has before."""
+        left = memoryview(content)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the length."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+class HeldFile(h5py.File):
+    """HDF5 file on a :class:`Disk`."""
+
+    def __init__(self, disk: Disk, *arguments: Any, **how: Any):
+        self.disk = disk
+        super().__init__(disk, *arguments, **how)
 
 
 def check_hdf5(path: Path) -> bool:

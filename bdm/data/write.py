@@ -9,7 +9,7 @@ from anndata import AnnData
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from bdm.seal import sealed_hdf5
+from bdm.seal import HeldFile, sealed_hdf5
 
 # As fast to read as lzf is, at half its size
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -54,5 +54,12 @@ def appended_rows(
     write_elem(file, name, nothing, dataset_kwargs={"chunks": (ENTRIES,), **COMPRESSION})
     # Left open, as a dataset's last piece is compressed, and read again, each time the dataset is closed
     opened = list(file[name].values())
-    yield sparse_dataset(file[name]).append
+    stored = sparse_dataset(file[name])
+
+    def append(rows: sparse.csr_matrix) -> None:
+        stored.append(rows)
+        if isinstance(file, HeldFile):
+            file.disk.check()
+
+    yield append
     del opened

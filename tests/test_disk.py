@@ -1,0 +1,197 @@
+"""Full disks, disks that cannot be written, several runs at once, killed runs and clocks that jump: nothing is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bdm.data.write import write_h5ad
+from bdm.errors import InputError
+from bdm.files import sha256, written_whole
+from bdm.model.model import save_model
+
+MAIN = "from bdm.cli import main; main()"
+
+
+def run(*arguments: object, before: str = "") -> subprocess.CompletedProcess:
+    """Run a command of bdm."""
+    program = [sys.executable, "-c", f"{before}\n{MAIN}", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, timeout=300)
+
+
+def assert_told(done: subprocess.CompletedProcess, *parts: str) -> None:
+    """Check that a command ended with one sentence."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("bdm: Cannot write"), last
+    for part in parts:
+        assert part in last
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """Folder on a disk of 100 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("Disks cannot be mounted here.")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def folder(example_cells, small_model, tmp_path_factory) -> Path:
+    """Cells and a model."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_h5ad(folder / "cells.h5ad", example_cells.copy())
+    save_model(folder / "model", small_model.model)
+    return folder
+
+
+COMMANDS = {
+    "example": ("example", "{out}.h5ad"),
+    "prepare": ("prepare", "{folder}/cells.h5ad", "{out}.h5ad", "--label-key", "bulk_labels"),
+    "fit": ("fit", "{folder}/cells.h5ad", "{out}", "--label-key", "bulk_labels", "--autoencoder-steps", "2",
+            "--denoiser-steps", "2"),
+    "generate": ("generate", "{folder}/model", "{out}.h5ad", "--cells", "40"),
+    "draw": ("draw", "{folder}/model", "{out}.png"),
+}  # fmt: skip
+
+
+def command(name: str, folder: Path, out: Path) -> list[str]:
+    return [part.format(folder=folder, out=out) for part in COMMANDS[name]]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_full_disk(folder, small_disk, name):
+    *_, out = [part.format(out=small_disk / "out") for part in COMMANDS[name] if "{out}" in part]
+    if name == "fit":
+        shutil.copytree(folder / "model", small_disk / "out", ignore=lambda *_: ["autoencoder.safetensors"])
+    else:
+        Path(out).write_bytes(b"earlier")
+    before = sha256(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (4096 * (shutil.disk_usage(small_disk).free // 4096 - 4)))
+    assert_told(run(*command(name, folder, small_disk / "out")), str(small_disk), "No space left", "make room")
+    (small_disk / "filler").unlink()
+    assert sha256(small_disk) == before
+    assert not list(small_disk.glob(".*"))
+
+
+def test_disk_that_cannot_be_written(folder, small_disk):
+    (small_disk / "out.h5ad").write_bytes(b"earlier")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for name in ("generate", "fit"):
+        assert_told(run(*command(name, folder, small_disk / "out")), "Read-only file system")
+    assert (small_disk / "out.h5ad").read_bytes() == b"earlier"
+
+
+def test_second_run_of_the_same_is_refused_and_another_is_not(tmp_path):
+    with written_whole(tmp_path / "out") as path:
+        path.write_text("first")
+        done = run("example", tmp_path / "out")
+        assert_told(done, "another process is writing it")
+        assert run("example", tmp_path / "other.h5ad").returncode == 0
+    assert (tmp_path / "out").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.h5ad", "out"]
+
+
+WRITER = """
+import sys, time
+from bdm.errors import InputError
+from bdm.files import written_whole
+try:
+    with written_whole(sys.argv[1], folder_of="kind") as folder:
+        folder.mkdir()
+        for number in range(20):
+            (folder / str(number)).write_text(sys.argv[2])
+        (folder / "kind").write_text(sys.argv[2])
+        time.sleep(0.05)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_many_runs_at_once_leave_the_whole_of_one(tmp_path):
+    program = [sys.executable, "-c", WRITER, tmp_path / "out"]
+    for _ in range(3):
+        runs = [subprocess.Popen([*program, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
+        told = [process.communicate()[1] for process in runs]
+        assert all("another process" in text for process, text in zip(runs, told, strict=True) if process.returncode)
+        assert len({file.read_text() for file in (tmp_path / "out").iterdir()}) == 1
+        assert len(list((tmp_path / "out").iterdir())) == 21
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def killed(out: Path, number: str, when: str) -> None:
+    """Kill a writer at a place."""
+    process = subprocess.run([sys.executable, "-c", WRITER.replace("time.sleep(0.05)", when), out, number])
+    assert process.returncode == -signal.SIGKILL
+
+
+KILL = "import os; os.kill(os.getpid(), 9)"
+
+
+def test_what_killed_runs_left_is_cleared_away(tmp_path):
+    (tmp_path / ".out.ours").mkdir()
+    for _ in range(2):
+        killed(tmp_path / "out", "1", KILL)
+    assert len(list(tmp_path.glob(".out.*.unfinished"))) == 1
+    assert not (tmp_path / "out").exists()
+    with written_whole(tmp_path / "out") as path:
+        path.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.ours", "out"]
+
+
+def test_run_that_is_killed_in_its_last_step_has_lost_nothing(tmp_path):
+    subprocess.run([sys.executable, "-c", WRITER, tmp_path / "out", "old"], check=True)
+    two_steps = """
+        import os
+        replace = os.replace
+        def replace_and_kill(a, b):
+            replace(a, b)
+            os.kill(os.getpid(), 9)
+        os.replace = replace_and_kill
+    """
+    killed(tmp_path / "out", "new", two_steps)
+    assert not (tmp_path / "out").exists()
+
+    def fails() -> None:
+        with written_whole(tmp_path / "out", folder_of="kind"):
+            raise InputError("before anything is written")
+
+    with pytest.raises(InputError):
+        fails()
+    assert {file.read_text() for file in (tmp_path / "out").iterdir()} == {"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# A clock that is years off, forwards and backwards in turn, each time that it is looked at
+JUMPS = """
+import time
+now, turn = time.time, [0]
+def jumping():
+    turn[0] += 1
+    return now() + (-1) ** turn[0] * 1e8 * turn[0]
+time.time = jumping
+time.time_ns = lambda: int(jumping() * 1e9)
+"""
+
+
+def test_clock_makes_no_difference(folder, tmp_path):
+    for name, before in (("one", ""), ("other", JUMPS)):
+        done = run(*command("generate", folder, tmp_path / name), before=before)
+        assert done.returncode == 0, done.stderr
+    assert sha256(tmp_path / "one.h5ad") == sha256(tmp_path / "other.h5ad")
+    for when in (0, time.time() + 1e9):
+        for file in [*(folder / "model").rglob("*"), tmp_path / "one.h5ad"]:
+            os.utime(file, (when, when))
+        assert run(*command("generate", folder, tmp_path / "one")).returncode == 0
+        assert sha256(tmp_path / "one.h5ad") == sha256(tmp_path / "other.h5ad")

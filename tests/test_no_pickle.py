@@ -1,0 +1,76 @@
+"""Nothing that is read can run code: no pickle in the package, in its files, or behind what reads them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bdm
+from bdm.checkpoint import Checkpoint, Progress
+from bdm.model.model import save_model
+
+RUNS_CODE = re.compile(
+    r"\b(pickle|cloudpickle|dill|joblib|shelve|marshal)\b|torch\.(load|save)\b|allow_pickle|\b(eval|exec)\(|np\.load\b"
+)
+# Opened by what reads files, if a pickle is among them
+GUARD = """
+import sys
+def guard(event, arguments):
+    if event in ("pickle.find_class", "marshal.loads") and guarded:
+        raise RuntimeError("code would be run: " + event)
+guarded = []
+sys.addaudithook(guard)
+import pickle, torch
+pickle.load = pickle.loads = pickle.Unpickler = torch.load = None
+"""
+IMPORTS = """
+from pathlib import Path
+from bdm.checkpoint import Checkpoint
+from bdm.model.model import load_model
+"""
+READ = """
+guarded = [True]
+model = load_model(Path(sys.argv[1]))
+progress = Checkpoint(Path(sys.argv[1]) / "checkpoint", "identity").read()
+assert progress.step == 3
+"""
+
+
+@pytest.fixture
+def folder(small_model, tmp_path) -> Path:
+    save_model(tmp_path, small_model.model)
+    Checkpoint(tmp_path / "checkpoint", "identity").write(
+        Progress(3, {"network": small_model.model.denoiser.state_dict()})
+    )
+    return tmp_path
+
+
+def test_source_reads_no_pickle():
+    sources = {path: path.read_text() for path in Path(bdm.__file__).parent.rglob("*.py")}
+    assert len(sources) > 100
+    found = {str(path): RUNS_CODE.findall(text.replace(".eval()", "")) for path, text in sources.items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_files_are_json_and_safetensors(folder):
+    for file in folder.rglob("*"):
+        head = file.read_bytes()[:9]
+        assert head.startswith(b"{") or head[8:9] == b"{", file  # safetensors begin with the length of a JSON header
+        assert head[:1] != b"\x80" or file.suffix != ".json"
+
+
+def test_model_is_read_where_no_pickle_can_be(folder):
+    imports = (
+        "from pathlib import Path\nfrom bdm.checkpoint import Checkpoint\nfrom bdm.model.model import load_model\n"
+    )
+    program = [sys.executable, "-c", imports + GUARD + READ, folder]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_guard_would_tell(folder):
+    pickled = "import io, _pickle\n_pickle.loads(b'cos\\nsystem\\n.')"
+    program = [sys.executable, "-c", GUARD + "guarded = [True]\n" + pickled, folder]
+    assert "code would be run: pickle.find_class" in subprocess.run(program, capture_output=True, text=True).stderr
