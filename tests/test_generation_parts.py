@@ -167,7 +167,7 @@ def parts(folder) -> dict[str, Path]:
         (["whole"], "is no part of generated cells"),
         (["1-of-3", "no file"], "No such file"),
         (["other file"], "is no part of generated cells"),
-        (["damaged"], "is no part of generated cells"),
+        (["damaged"], "is damaged, or was changed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -28,6 +28,9 @@ def new_h5ad(path: Path, adata: AnnData, **how: Any) -> Iterator[h5py.File]:
     adata.strings_to_categoricals()
     with sealed_hdf5(path) as file:
         write_elem(file, "/", adata, dataset_kwargs=how)
+        for name in ("X", "raw"):  # of which what is absent is written as nothing, and by AnnData itself left out
+            if getattr(adata, name) is None and name in file:
+                del file[name]
         yield file
 
 
