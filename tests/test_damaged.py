@@ -1,6 +1,7 @@
 """Files that are damaged are refused: no wrong model, no traceback, no crash, no endless wait."""
 
 import os
+import shutil
 from pathlib import Path
 
 import anndata as ad
@@ -13,9 +14,11 @@ from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
 from bdm.checkpoint import Checkpoint, Progress
 from bdm.data.prepare import PrepareSettings, prepared_cells
 from bdm.data.prepared import read_prepared
+from bdm.data.read import read_cells
 from bdm.data.write import write_h5ad
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
+from bdm.errors import InputError
 from bdm.extension.extend import AdapterSettings, ExtendSettings, extend_all
 from bdm.extension.new_cells import new_cells
 from bdm.generation.generate import generated_cells
@@ -93,3 +96,15 @@ def test_damaged_files_are_refused(folder, kind):
     assert not [case for case in cases if case.outcome == "fault"], summary(cases)
     if kind in OWN:
         assert {case.outcome for case in cases if case.outcome != "same"} == {"refused"}, summary(cases)
+
+
+@pytest.mark.parametrize("part", ["data", "indices"])
+def test_missing_piece_of_zarr_is_no_zeros(folder, tmp_path, part):
+    cells = shutil.copytree(folder / "whole/cells.zarr", tmp_path / "cells.zarr")
+    pieces = [
+        file for file in (cells / "X" / part).rglob("*") if file.is_file() and not file.name.startswith((".", "z"))
+    ]
+    assert pieces
+    pieces[0].unlink()
+    with pytest.raises(InputError, match=rf"cells\.zarr cannot be read \(1 files of X/{part} are missing\)"):
+        read_cells(cells, on_disk=True)

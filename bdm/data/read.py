@@ -17,6 +17,8 @@ from bdm.seal import check_hdf5
 
 logger = logging.getLogger(__name__)
 
+SMALL = 100  # entries of a matrix that may all be of the first gene
+
 
 def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
     """Read cells from a file or folder in one of the common single-cell formats.
@@ -85,8 +87,20 @@ def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) -> Ma
     """Give what is stored, without reading it where it can be read piece by piece."""
     kind = stored.attrs.get("encoding-type")
     if kind in ("csr_matrix", "csc_matrix"):
+        check_pieces(stored)
         return io.sparse_dataset(stored)
     return stored if kind == "array" else io.read_elem(stored)
+
+
+def check_pieces(stored: h5py.Group | zarr.Group) -> None:
+    """Refuse a sparse matrix of which files are missing, which Zarr reads as zeros.
+
+    A piece that really is of zeros has no file either, but is none of a sparse matrix, unless a very small one.
+    """
+    for name in ("data", "indices"):
+        part = stored[name]
+        if isinstance(part, zarr.Array) and part.size > SMALL and part.nchunks_initialized < part.nchunks:
+            raise ValueError(f"{part.nchunks - part.nchunks_initialized} files of {part.path} are missing")
 
 
 def reader_of(path: Path) -> Callable[[Path], AnnData]:
