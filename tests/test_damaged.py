@@ -15,7 +15,6 @@ from bdm.checkpoint import Checkpoint, Progress
 from bdm.data.prepare import PrepareSettings, prepared_cells
 from bdm.data.prepared import read_prepared
 from bdm.data.read import read_cells
-from bdm.data.write import write_h5ad
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
@@ -27,7 +26,7 @@ from bdm.generation.request import request_cells
 from bdm.generation.write import write_cells
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.storage import save_hierarchy
-from bdm.latent.cells import encode, latent_cells
+from bdm.latent.cells import encode, latent_cells, save_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import save_model
 from bdm.provenance import preparation, provenance, storable
@@ -55,8 +54,7 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
     record = provenance(seed=seed, settings={}, **preparation(prepared))
     autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
     latent = encode(prepared, autoencoder)
-    save_autoencoder(folder / "autoencoder", autoencoder)
-    write_h5ad(folder / "autoencoder/latent.h5ad", latent)
+    save_latent(folder / "autoencoder", latent, of=save_autoencoder(folder / "autoencoder", autoencoder))
     hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)
     save_hierarchy(folder / "hierarchy.json", hierarchy)
     quick = DenoiserSettings(width=8, n_layers=1, n_steps=10)

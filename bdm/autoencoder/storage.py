@@ -110,9 +110,9 @@ class GeneAutoencoder:
         return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood, own)
 
 
-def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> None:
-    """Write an autoencoder into its folder."""
-    write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), autoencoder.tensors()))
+def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:
+    """Write an autoencoder into its folder, and give its checksum."""
+    return write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), autoencoder.tensors()))
 
 
 def load_autoencoder(folder: Path) -> GeneAutoencoder:

@@ -38,9 +38,8 @@ def autoencoder(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import LEFT_OUT, print_foretold, seconds_of
     from bdm.data.prepared import read_prepared
-    from bdm.data.write import write_h5ad
     from bdm.files import sha256, written_whole
-    from bdm.latent.cells import encode
+    from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
 
     settings = AutoencoderSettings(n_latent, loading_scale, n_steps, shared_decoder=shared_decoder)
@@ -60,8 +59,7 @@ def autoencoder(
         fitted = fit_autoencoder(adata, settings, seed=seed, device=device, checkpoint=checkpoint)
         record = provenance(**facts, **preparation(adata))
         trained = GeneAutoencoder.of(fitted, adata.var, record)
-        save_autoencoder(folder, trained)
-        write_h5ad(folder / "latent.h5ad", encode(adata, trained))
+        save_latent(folder, encode(adata, trained), of=save_autoencoder(folder, trained))
         fitted.history.to_csv(folder / "training.csv", index=False)
     own = f"{len(fitted.own)} of {len(fitted.cell_types)} types have decoders of their own"
     found = {"types": own, "training": best_step(fitted.history)}

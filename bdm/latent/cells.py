@@ -13,7 +13,9 @@ from bdm.autoencoder.codes import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.blocks import blocks_of
 from bdm.data.read import read_cells
+from bdm.data.write import write_h5ad
 from bdm.errors import InputError
+from bdm.files import read_json
 from bdm.tensors import tensor_of
 from bdm.threads import threads
 
@@ -108,16 +110,25 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
     )
 
 
+def save_latent(folder: Path, latent: ad.AnnData, *, of: str) -> None:
+    """Write latents into the folder of their autoencoder, whose checksum is ``of``."""
+    latent.uns["autoencoder"] = of
+    write_h5ad(Path(folder) / "latent.h5ad", latent)
+
+
 def read_latent(folder: Path) -> ad.AnnData:
     """Read the latents in an autoencoder's folder.
 
     Raises
     ------
     InputError
-        If there are none, or the file is not such.
+        If there are none, or the file is not such, or of another autoencoder.
     """
     path = Path(folder) / "latent.h5ad"
     adata = read_cells(path)
     if "scale" not in adata.layers or not {"cell_type", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
+    of = adata.uns.get("autoencoder")
+    if of is not None and of != read_json(path.with_name("autoencoder.json"))["checksum"]:
+        raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata
