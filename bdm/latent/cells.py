@@ -15,7 +15,8 @@ from bdm.data.blocks import blocks_of
 from bdm.data.read import read_cells
 from bdm.data.write import write_h5ad
 from bdm.errors import InputError
-from bdm.files import read_json
+from bdm.seal import read_sealed_json
+from bdm.store import FORMAT
 from bdm.tensors import tensor_of
 from bdm.threads import threads
 
@@ -129,6 +130,6 @@ def read_latent(folder: Path) -> ad.AnnData:
     if "scale" not in adata.layers or not {"cell_type", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     of = adata.uns.get("autoencoder")
-    if of is not None and of != read_json(path.with_name("autoencoder.json"))["checksum"]:
+    if of is not None and of != read_sealed_json(path.with_name("autoencoder.json"), version=FORMAT)["checksum"]:
         raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata
