@@ -100,7 +100,7 @@ def test_rule_environment_installs_the_checkout(tmp_path):
     stub = tmp_path / "python"
     stub.write_text('#!/bin/sh\necho "$@"\n')
     stub.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BDM_CHECKOUT": str(ROOT)}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BDM_SOURCE": str(ROOT)}
     done = subprocess.run(["sh", POST_DEPLOY], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
 
@@ -108,7 +108,7 @@ def test_rule_environment_installs_the_checkout(tmp_path):
 def test_rule_environment_is_not_made_without_the_checkout():
     done = subprocess.run(["sh", POST_DEPLOY], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "BDM_CHECKOUT" in done.stderr
+    assert "BDM_SOURCE" in done.stderr
 
 
 STUB_CONDA = """#!/bin/sh
@@ -121,23 +121,27 @@ esac
 """
 
 
-def test_snakemake_installs_the_checkout_in_the_environment_of_rules(tmp_path):
-    """Without a conda channel: a stub of conda makes empty environments, a stub of Python records its arguments."""
+def stub_conda(folder: Path) -> Path:
+    """Write a conda that makes empty environments, and a Python that tells what it is given in ``arguments``."""
     stubs = {
-        "conda": STUB_CONDA.format(folder=tmp_path),
-        "activate": f"export PATH={tmp_path}/bin:$PATH\n",
-        "python": f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\n',
+        "conda": STUB_CONDA.format(folder=folder),
+        "activate": f"export PATH={folder}/bin:$PATH\n",
+        "python": f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> {folder}/arguments\n",
     }
-    (tmp_path / "bin").mkdir()
+    (folder / "bin").mkdir()
     for name, text in stubs.items():
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    return folder / "bin"
+
+
+def test_snakemake_installs_the_checkout_in_the_environment_of_rules(tmp_path):
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
     command += ["--configfile", ROOT / "config/config.yaml", "--sdm", "conda", "--conda-create-envs-only"]
-    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{stub_conda(tmp_path)}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "arguments").read_text().split()[-2:] == ["--editable", str(ROOT)]
+    assert (tmp_path / "arguments").read_text().splitlines()[-2:] == ["--editable", str(ROOT)]
 
 
 def test_makefile_takes_the_python_versions_of_the_project():

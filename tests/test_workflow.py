@@ -156,13 +156,6 @@ def write_module(folder: Path) -> None:
     )
 
 
-def test_other_workflow_can_use_it_as_module(tmp_path):
-    write_module(tmp_path)
-    write_config(tmp_path, demo_config())
-    done = snakemake("--dry-run", cwd=tmp_path)
-    assert planned(done.stdout).keys() >= {f"bdm_{rule}" for rule in RULES}, done.stderr
-
-
 def test_lint_is_clean():
     done = snakemake("--lint", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

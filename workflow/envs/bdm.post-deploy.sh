@@ -1,4 +1,8 @@
 #!/bin/sh
-# Snakemake runs this in the new environment, from a copy elsewhere: rules/common.smk says where the checkout is.
+# Snakemake runs this in the new environment, from a copy elsewhere: rules/common.smk says where bdm is.
 set -eu
-python -m pip install --no-deps --no-build-isolation --editable "${BDM_CHECKOUT:?is set by rules/common.smk}"
+case "${BDM_SOURCE:?is set by rules/common.smk}" in
+    git+*) set -- "$BDM_SOURCE" ;;
+    *) set -- --editable "$BDM_SOURCE" ;;
+esac
+python -m pip install --no-deps --no-build-isolation "$@"

@@ -1,6 +1,6 @@
 rule autoencoder:
     input:
-        cells=rules.prepare.output.cells,
+        cells="results/{dataset}/prepared.h5ad",
     output:
         model=directory("results/{dataset}/autoencoder"),
     log:

@@ -2,16 +2,26 @@ import os
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import quote
 
 from snakemake.exceptions import WorkflowError
+from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 
-# The conda environment of the rules installs bdm from here, see envs/bdm.post-deploy.sh.
-os.environ.update(
-    BDM_CHECKOUT=str(Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve().parents[1])
-)
+
+def source(folder):
+    """Name what pip installs bdm from: the checkout or the git repository that has the folder of these rules."""
+    if isinstance(folder, HostingProviderFile):
+        return f"git+https://{folder.host}/{folder.repo}@{folder.ref}"
+    if isinstance(folder, LocalGitFile):
+        return f"git+file://{quote(folder.repo_path)}@{folder.ref}"
+    return str(Path(str(folder)).resolve().parents[1])
+
+
+# The conda environment of the rules installs bdm from there, see envs/bdm.post-deploy.sh.
+os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
 
 
 def complete(config):
@@ -82,6 +92,11 @@ def options_each(flag, path):
 def switch(flag, path):
     """Give a params function: the flag where the data set's setting is true."""
     return lambda wildcards: flag if setting(path)(wildcards) else ""
+
+
+def file_option(flag, name):
+    """Give a params function: the flag with the input file of that name, or nothing where there is none."""
+    return lambda wildcards, input: f"{flag} {shlex.quote(str(input[name]))}" if input[name] else ""
 
 
 def optional_file(path, *, unless=()):

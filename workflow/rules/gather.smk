@@ -1,6 +1,6 @@
 rule gather:
     input:
-        parts=gather.generate(rules.generate.output.cells, allow_missing=True),
+        parts=gather.generate(of_job("results/{dataset}/generated.h5ad"), allow_missing=True),
     output:
         cells="results/{dataset}/generated.h5ad",
     log:
@@ -15,7 +15,7 @@ rule gather:
 
 use rule gather as gather_flat with:
     input:
-        parts=gather.generate(rules.generate_flat.output.cells, allow_missing=True),
+        parts=gather.generate(of_job("results/{dataset}/flat/generated.h5ad"), allow_missing=True),
     output:
         cells="results/{dataset}/flat/generated.h5ad",
     log:

@@ -30,7 +30,7 @@ rule generate:
 
 use rule generate as generate_flat with:
     input:
-        model=rules.train_flat.output.model,
+        model="results/{dataset}/flat/model",
         cells="results/{dataset}/prepared.h5ad",
     output:
         cells=part_or_whole("results/{dataset}/flat/generated.h5ad"),

@@ -1,6 +1,6 @@
 rule hierarchy:
     input:
-        autoencoder=rules.autoencoder.output.model,
+        autoencoder="results/{dataset}/autoencoder",
         tree=optional_file("hierarchy/tree"),
     output:
         hierarchy="results/{dataset}/hierarchy.json",
@@ -31,7 +31,7 @@ rule hierarchy:
     conda:
         "../envs/bdm.yaml"
     params:
-        tree=option("--tree", "hierarchy/tree"),
+        tree=file_option("--tree", "tree"),
         threshold=setting("hierarchy/threshold"),
         n_bootstrap=setting("hierarchy/n_bootstrap"),
         seed=lookup(within=settings, dpath="seed"),
@@ -50,7 +50,7 @@ rule hierarchy:
 
 rule hierarchy_flat:
     input:
-        autoencoder=rules.autoencoder.output.model,
+        autoencoder="results/{dataset}/autoencoder",
     output:
         hierarchy="results/{dataset}/flat/hierarchy.json",
     log:

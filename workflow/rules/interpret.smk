@@ -115,8 +115,8 @@ rule interpret:
     params:
         folder=subpath(output.interpretation, parent=True),
         n_genes=setting("interpret/n_genes"),
-        markers=option("--markers", "interpret/markers"),
-        gene_sets=option("--gene-sets", "interpret/gene_sets"),
+        markers=file_option("--markers", "markers"),
+        gene_sets=file_option("--gene-sets", "gene_sets"),
         seed=lookup(within=settings, dpath="seed"),
     shell:
         "bdm interpret {input.model} {input.cells} {input.generated} {params.folder}"

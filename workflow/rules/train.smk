@@ -1,7 +1,7 @@
 rule train:
     input:
-        autoencoder=rules.autoencoder.output.model,
-        hierarchy=rules.hierarchy.output.hierarchy,
+        autoencoder="results/{dataset}/autoencoder",
+        hierarchy="results/{dataset}/hierarchy.json",
     output:
         model=directory("results/{dataset}/model"),
     log:
@@ -30,8 +30,8 @@ rule train:
 
 use rule train as train_flat with:
     input:
-        autoencoder=rules.autoencoder.output.model,
-        hierarchy=rules.hierarchy_flat.output.hierarchy,
+        autoencoder="results/{dataset}/autoencoder",
+        hierarchy="results/{dataset}/flat/hierarchy.json",
     output:
         model=directory("results/{dataset}/flat/model"),
     log:

@@ -1,0 +1,211 @@
+"""bdm as others have it: installed from a package, and as a module of another workflow, both outside its checkout."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import pytest
+import yaml
+from test_environment import stub_conda
+from test_workflow import COMMANDS, RULES, planned, shell_commands, write_config
+
+ROOT = Path(__file__).parents[1]
+NAME = "github.com/lab/bdm"
+SETTINGS = {
+    "datasets": {"blood": {"path": "resources/pbmc68k_reduced.h5ad", "label_key": "bulk_labels"}},
+    "prepare": {"n_genes": 100},
+    "autoencoder": {"n_latent": 4, "n_steps": 30},
+    "hierarchy": {"n_bootstrap": 5},
+    "train": {"width": 16, "n_layers": 1, "n_steps": 30},
+    "generate": {"n_cells": 3},
+}
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command that must succeed, without the code of this checkout on its path; give what it prints."""
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"} | environment
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def files_of_project() -> list[str]:
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """Clean copy of the project, a repository of its own, in a folder whose name has a space."""
+    folder = tmp_path_factory.mktemp("a checkout")
+    for name in files_of_project():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    for command in ("init", "add --all", "-c user.name=a -c user.email=a@b.c commit --message a", "tag v1"):
+        run("git", *command.split(), cwd=folder)
+    return folder
+
+
+# ---- packages
+
+
+@pytest.fixture(scope="module")
+def packages(checkout, tmp_path_factory) -> tuple[Path, Path]:
+    """Wheel and source distribution, the first built from the second."""
+    folder = tmp_path_factory.mktemp("packages")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, cwd=checkout)
+    [wheel], [source] = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, source
+
+
+@pytest.fixture(scope="module")
+def installed(packages, tmp_path_factory) -> Path:
+    """Virtual environment with the wheel, which takes what bdm depends on from the environment of the tests."""
+    folder = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check"]
+    run(*pip, "install", "--no-deps", "--no-index", packages[0], cwd=folder)
+    [libraries] = folder.glob("lib/*/site-packages")
+    (libraries / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder
+
+
+def test_wheel_has_every_file_of_the_package(packages):
+    with zipfile.ZipFile(packages[0]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert names == {name for name in files_of_project() if name.startswith("bdm/")}
+
+
+def test_source_distribution_has_what_builds_the_wheel(packages):
+    with tarfile.open(packages[1]) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    assert names >= {"pyproject.toml", "README.md", "LICENSE"}
+    assert not {name for name in names if name.startswith("tests/")}
+
+
+def test_installed_command_is_that_of_the_wheel(installed, tmp_path):
+    version = run(installed / "bin/bdm", "--version", cwd=tmp_path)
+    assert version == f"bdm {yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version']}\n"
+    place = run(installed / "bin/python", "-c", "import bdm; print(bdm.__file__)", cwd=tmp_path)
+    assert Path(place.strip()).is_relative_to(installed)
+
+
+# ---- as a module of another workflow
+
+
+@dataclass(frozen=True)
+class Importer:
+    """Folder of a workflow that uses that of a checkout as a module, with a configuration of its own."""
+
+    folder: Path
+    checkout: Path
+
+    def write(self, snakefile: str, *lines: str, settings: dict = SETTINGS) -> None:
+        """Say where the module's Snakefile is; ``{checkout}`` stands for the checkout."""
+        write_config(self.folder, {"samples": "samples.tsv", "bdm": settings})
+        place = snakefile.format(checkout=self.checkout)
+        head = ['configfile: "config/config.yaml"', "module bdm:", f"    snakefile: {place}"]
+        text = "\n".join([*head, '    config: config["bdm"]', *lines])
+        (self.folder / "Snakefile").write_text(f"{text}\n")
+
+    def snakemake(self, *arguments: str | Path, **environment: str) -> str:
+        """Run Snakemake; a repository of the name ``NAME`` is the checkout."""
+        instead = {"COUNT": "1", "KEY_0": f"url.file://{self.checkout}.insteadOf", "VALUE_0": f"https://{NAME}"}
+        git = {f"GIT_CONFIG_{name}": text for name, text in instead.items()}
+        cache = {"XDG_CACHE_HOME": str(self.folder / "cache")}
+        return run(sys.executable, "-m", "snakemake", *arguments, cwd=self.folder, **git, **cache, **environment)
+
+
+@pytest.fixture
+def importer(tmp_path, checkout) -> Importer:
+    return Importer(tmp_path, checkout)
+
+
+ALL = "use rule * from bdm as bdm_*"
+BY_PATH = '"{checkout}/workflow/Snakefile"'
+BY_REPOSITORY = 'github("lab/bdm", path="workflow/Snakefile", tag="v1")'
+PROFILES = {"profile": "slurm", "workflow-profile": "default"}
+BY_LOCAL_REPOSITORY = '"git+file://{checkout}/workflow/Snakefile@v1"'
+
+
+def test_module_generates_cells_with_the_installed_package(importer, installed):
+    importer.write(BY_REPOSITORY, ALL)
+    wanted = [f"results/blood/{name}" for name in ("generated.h5ad", "hierarchy.html")]
+    path = f"{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    importer.snakemake("--cores", "1", "--", *wanted, PATH=path)
+    cells, page = (importer.folder / name for name in wanted)
+    counts = anndata.read_h5ad(cells).obs["cell_type"].value_counts()
+    assert len(counts) == 9  # of 10 cells or more
+    assert set(counts) == {3}
+    assert "addEventListener" in page.read_text()
+    importer.snakemake("--report", "report.html", "--", *wanted)
+    assert "results/blood/hierarchy.html" in (importer.folder / "report.html").read_text()
+
+
+def test_rules_of_the_module_may_be_changed(importer):
+    changed = [
+        f"use rule {rule} from bdm as bdm_{rule} with:\n    threads: {threads}\n    resources: mem_mb={1000 * threads}"
+        for rule, threads in {"train": 3, "generate_flat": 2}.items()
+    ]
+    importer.write(BY_LOCAL_REPOSITORY, ALL, *changed)
+    output = importer.snakemake("--cores", "4", "--dry-run", "--printshellcmds")
+    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no moves
+    jobs = planned(output)
+    assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
+    blocks = dict(re.findall(r"^rule bdm_(\w+):\n((?: .*\n)+)", output, flags=re.MULTILINE))
+    assert {rule for rule, text in blocks.items() if "threads: 3\n" in text and "mem_mb=3000" in text} == {"train"}
+    assert {rule for rule, text in blocks.items() if "threads: 2\n" in text} == {"generate_flat"}
+    assert len(shell_commands(output)) == len(RULES) - 2
+
+
+def test_prefix_of_the_module_holds_for_all_files(importer):
+    names = ["my cells.h5ad", "labels.csv", "genes.txt", "my tree.nwk", "markers.csv", "sets.gmt"]
+    (importer.folder / "sub").mkdir()
+    for name in names:
+        (importer.folder / "sub" / name).touch()
+    cells, labels, genes, tree, markers, gene_sets = names
+    settings = {
+        "datasets": {"blood": {"path": cells, "labels": labels}},
+        "prepare": {"genes": genes},
+        "hierarchy": {"tree": tree},
+        "interpret": {"markers": markers, "gene_sets": gene_sets},
+    }
+    importer.write(BY_PATH, '    prefix: "sub"', ALL, settings=settings)
+    commands = shell_commands(importer.snakemake("--dry-run", "--printshellcmds"))
+    given = [COMMANDS[name].make_context(name, arguments).params for _, name, *arguments in commands]
+    assert {str(value) for values in given for value in values.values()} >= {f"sub/{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("snakefile", "source"),
+    [
+        (BY_REPOSITORY, f"git+https://{NAME}@v1"),
+        (BY_LOCAL_REPOSITORY, "git+file://{quoted}@v1"),
+    ],
+    ids=["repository", "local repository"],
+)
+def test_environment_of_rules_has_the_bdm_of_the_module(importer, tmp_path_factory, snakefile, source):
+    importer.write(snakefile, ALL)
+    folder = tmp_path_factory.mktemp("stubs")
+    path = f"{stub_conda(folder)}{os.pathsep}{os.environ['PATH']}"
+    importer.snakemake("--cores", "1", "--sdm", "conda", "--conda-create-envs-only", PATH=path)
+    source = source.format(quoted=str(importer.checkout).replace(" ", "%20"))
+    assert (folder / "arguments").read_text().splitlines()[-2:] == ["--no-build-isolation", source]
+
+
+def test_profiles_are_used_from_elsewhere(importer):
+    importer.write(BY_PATH, "use rule * from bdm")
+    profiles = {f"--{name}": importer.checkout / "profiles" / of for name, of in PROFILES.items()}
+    arguments = [word for pair in profiles.items() for word in pair]
+    output = importer.snakemake(*arguments, "--dry-run", "--executor", "local", "--cores", "1")
+    assert planned(output)["generate"] == 4
+    assert "mem_mb=<TBD>" in output
+    assert shell_commands(output)  # printshellcmds
