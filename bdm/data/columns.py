@@ -1,7 +1,7 @@
 import logging
 
 import pandas as pd
-from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype, is_object_dtype
+from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.errors import InputError
 
@@ -82,7 +82,7 @@ def writable(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.rename(columns=lambda name: str(name).replace("/", "_")).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-        is_text = is_object_dtype(values) and infer_dtype(values) == "string"
+        is_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3
         if not is_text and not is_numeric_dtype(values):
             frame[name] = text(column)
     return frame
