@@ -5,12 +5,14 @@ CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo report test lint install docs config benchmark
+.PHONY: help demo report test test-oldest audit lint install docs config benchmark
 
 help:
 	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/ and report.html"
 	@echo "make report   write report.html anew"
 	@echo "make test     run the tests"
+	@echo "make test-oldest  run them with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
+	@echo "make audit    ask PyPI for known vulnerabilities of the packages in .venv"
 	@echo "make lint     check the style of the code and of the workflow"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make config   write config/README.md anew, from the schema"
@@ -35,6 +37,18 @@ report: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest
+
+# uv, as pip knows no oldest versions.
+test-oldest: $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --allow-existing --python 3.11 .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest
+
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/packages.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/packages.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
