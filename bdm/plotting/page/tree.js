@@ -248,6 +248,7 @@ function explain(branch) {
     "level of its end": inner ? branch.level.toFixed(2) : null,
     "level of its start": (branch.up ? branch.up.level : DATA.sigma_max).toFixed(2),
     support: branch.support === null ? null : share(branch.support),
+    [inner && branch.up ? "genes higher in these" : "genes higher here"]: branch.genes.length ? branch.genes.join(", ") : null,
     parent: branch.up ? branch.up.name : null,
     added: branch.added ? "by extension" : null,
   };

@@ -1,4 +1,6 @@
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -24,18 +26,56 @@ def tree_page(
     At first it shows what :func:`bdm.plotting.hierarchy.plot_hierarchy` draws, for the same ``root``, ``max_rows`` and
     ``since``; the rest of the tree is there too. It holds all that it needs.
     """
-    folder = files("bdm.plotting.page")
-    parts = {name: (folder / name).read_text(encoding="utf-8") for name in ("tree.html", "tree.css", "tree.js")}
-    colours = f":root {{ --branch: {BRANCH}; --point: {POINT}; --added: {ADDED}; }}\n"
-    return Template(parts["tree.html"]).substitute(
-        title=escape(title),
-        style=colours + parts["tree.css"],
-        data=as_script(page_data(hierarchy, root=root, max_rows=max_rows, since=since)),
-        script=parts["tree.js"],
+    browser = tree_browser(hierarchy, title=title, heading=True, root=root, max_rows=max_rows, since=since)
+    return part("page.html").substitute(
+        title=escape(title), style=browser.style, browser=browser.body, script=browser.script
     )
 
 
-def page_data(hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TreeBrowser:
+    """The tree as a part of a page: its body, which the script fills, and its style."""
+
+    body: str
+    style: str
+    script: str
+
+
+def tree_browser(
+    hierarchy: Hierarchy,
+    *,
+    title: str = "Hierarchy of cell types",
+    heading: bool = False,
+    root: str | None = None,
+    max_rows: int = MAX_ROWS,
+    since: int = 0,
+    genes: Mapping[str, Sequence[str]] | None = None,
+) -> TreeBrowser:
+    """Draw the tree of :func:`tree_page` for a page that has other content too; there may be one on a page.
+
+    Parameters
+    ----------
+    heading
+        Whether the title is shown above the tree.
+    genes
+        Genes to name at a branch, by its name.
+    """
+    data = page_data(hierarchy, root=root, max_rows=max_rows, since=since, genes=genes or {})
+    body = part("tree.html").substitute(
+        title=escape(title), heading=f"<h1>{escape(title)}</h1>" if heading else "", data=as_script(data)
+    )
+    colours = f":root {{ --branch: {BRANCH}; --point: {POINT}; --added: {ADDED}; }}\n"
+    return TreeBrowser(body, colours + part("tree.css").template, part("tree.js").template)
+
+
+def part(name: str) -> Template:
+    """Read a part of the page."""
+    return Template((files("bdm.plotting.page") / name).read_text(encoding="utf-8"))
+
+
+def page_data(
+    hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: int, genes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """Content of the page: branches, whose parents are told by their place in the list, and those opened at first."""
     place = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     branches = [
@@ -46,6 +86,7 @@ def page_data(hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: i
             "cells": branch.n_cells,
             "support": branch.support,
             "added": branch.added,
+            "genes": list(genes.get(branch.name, ())),
         }
         for branch in hierarchy.branches
     ]
