@@ -18,6 +18,7 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.prepare import prepare
+from bdm.commands.report import report
 from bdm.commands.told import told
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
@@ -46,6 +47,7 @@ app.command(rich_help_panel=GENERATE)(told(transmute))
 app.command(rich_help_panel=JUDGE)(told(evaluate))
 app.command(rich_help_panel=JUDGE)(told(evaluate_transmuted))
 app.command(rich_help_panel=JUDGE)(told(interpret))
+app.command(rich_help_panel=JUDGE)(told(report))
 
 
 def tell_version(asked: bool) -> None:

@@ -69,6 +69,7 @@ RESULTS = {
     "evaluation/by_type.csv",
     "evaluation/umap.png",
     "evaluation/by_type.png",
+    "evaluation/genes.csv",
     "evaluation/genes.png",
     "interpretation/interpretation.json",
     "interpretation/branches.h5ad",

@@ -49,7 +49,8 @@ def evaluate(
         evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
         folder.mkdir()
-        write_report(folder, evaluation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
+        record = provenance(seed=seed, settings=asdict(settings), sha256=hashes)
+        write_report(folder, evaluation, real.genes, provenance=record)
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
     facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}

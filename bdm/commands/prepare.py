@@ -74,7 +74,7 @@ def prepare(
             if path is None:
                 print(f"would write {out}:\n{summary(prepared)}")
                 return None
-            prepared.uns["bdm"]["data_sha256"] = sha256(data)
+            prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}
             written = prepared.write(path)
         except UnreadableError:
             raise

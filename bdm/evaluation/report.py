@@ -4,13 +4,15 @@ from typing import Any
 
 import pandas as pd
 
+from bdm.evaluation.cells import match
 from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.gene_statistics import gene_statistics
 from bdm.evaluation.verdict import overall_verdict, verdicts_by_type
 from bdm.files import write_json
 
 
-def write_report(folder: Path, evaluation: Evaluation, *, provenance: dict[str, Any]) -> None:
-    """Write ``evaluation.json`` (everything), ``overall.csv`` and ``by_type.csv``."""
+def write_report(folder: Path, evaluation: Evaluation, genes: pd.Index, *, provenance: dict[str, Any]) -> None:
+    """Write ``evaluation.json`` (all scores), ``overall.csv``, ``by_type.csv`` and ``genes.csv``."""
     content = {
         "provenance": provenance,
         "n_cells": by_row(evaluation.n_cells),
@@ -22,6 +24,7 @@ def write_report(folder: Path, evaluation: Evaluation, *, provenance: dict[str, 
     write_json(folder / "evaluation.json", content)
     evaluation.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
     rows_by_type(evaluation).to_csv(folder / "by_type.csv", index=False, float_format="%.6g")
+    gene_rows(evaluation, genes).to_csv(folder / "genes.csv", index=False, float_format="%.4g")
 
 
 def by_row(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
@@ -36,6 +39,18 @@ def rows_by_type(evaluation: Evaluation) -> pd.DataFrame:
     numbers = evaluation.n_cells[["test", "train"]].add_prefix("n_")
     rows = scores.reset_index().join(numbers, on="cell_type")
     return rows[["cell_type", *numbers, "set", *scores]]
+
+
+def gene_rows(evaluation: Evaluation, genes: pd.Index) -> pd.DataFrame:
+    """List statistics of each gene in each judged set, and in as many test cells; those of the last draw of cells."""
+    tables = []
+    for name, cells in evaluation.judged.items():
+        matched = match(cells, evaluation.test, seed=evaluation.seed)
+        columns = {"set": name, "gene": genes}
+        for statistic, agreement in vars(gene_statistics(matched.judged, matched.test)).items():
+            columns |= {statistic: agreement.judged, f"{statistic}_test": agreement.test}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -106,7 +106,11 @@ def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame
 
 def summary(found: Extended) -> str:
     """Tell in words where a type came, and how far it lies outside what the model expressed before."""
-    told = row(found)
+    return told_of(row(found))
+
+
+def told_of(told: dict[str, float | str | int | None]) -> str:
+    """Tell the same from the row of a type, as it is in ``extensions.csv``."""
     if told["was_known"]:
         where = (
             f"{told['cell_type']} was learnt anew with {told['n_cells']} more cells; its mean moved by "

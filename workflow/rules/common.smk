@@ -133,13 +133,15 @@ def flat_cells(wildcards):
     return [] if wildcards.dataset in EXTENDED else [f"results/{wildcards.dataset}/flat/generated.h5ad"]
 
 
-def results_of_moves():
-    """Name the results of all moves of all data sets."""
-    return [
-        file
-        for name, dataset in settings["datasets"].items()
-        for file in expand(rules.evaluate_transmuted.output, dataset=name, move=dataset["transmute"]["moves"])
-    ]
+def results_of_moves(wildcards):
+    """Name the results of all moves of a data set."""
+    moves = setting("transmute/moves")(wildcards)
+    return expand(rules.evaluate_transmuted.output.transmutation, dataset=wildcards.dataset, move=moves)
+
+
+def extension_report(wildcards):
+    """Name the table of added types, which there is of models that have been extended."""
+    return rules.extend.output.types if wildcards.dataset in EXTENDED else []
 
 
 def of_job(path):

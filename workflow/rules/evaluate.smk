@@ -41,6 +41,13 @@ rule evaluate:
             labels={"result": "scores by cell type", "form": "figure"},
         ),
         genes=report(
+            "results/{dataset}/evaluation/genes.csv",
+            caption="../report/genes.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "genes", "form": "table"},
+        ),
+        genes_figure=report(
             "results/{dataset}/evaluation/genes.png",
             caption="../report/genes.rst",
             category="Evaluation",

@@ -28,6 +28,8 @@ rule hierarchy:
         ),
     log:
         "results/{dataset}/logs/hierarchy.log",
+    benchmark:
+        "results/{dataset}/benchmarks/hierarchy.tsv"
     conda:
         "../envs/bdm.yaml"
     params:

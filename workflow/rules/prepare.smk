@@ -18,6 +18,8 @@ rule prepare:
         cells="results/{dataset}/prepared.h5ad",
     log:
         "results/{dataset}/logs/prepare.log",
+    benchmark:
+        "results/{dataset}/benchmarks/prepare.tsv"
     wildcard_constraints:
         dataset=one_of(LEARNT),
     conda:

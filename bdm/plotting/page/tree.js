@@ -133,7 +133,7 @@ function render() {
   const labels = new Map(ends.map((branch) => [branch, rowText(branch)]));
   const longest = LETTER * Math.max(...[...labels.values()].map((text) => text.length)) + 16;
   const room = view.clientWidth - 2;
-  const treeWidth = Math.max(room - longest, 0.45 * room, 150);
+  const treeWidth = Math.max(room - longest, 0.3 * room, 110);
   const width = treeWidth + longest;
   const high = (state.top.up ? state.top.up.level : DATA.sigma_max) || 1;
   const x = (value) => LEFT + (treeWidth - LEFT) * (1 - Math.asinh(value) / Math.asinh(high));

@@ -1,0 +1,25 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.options import OutFile
+
+
+def report(
+    results: Annotated[
+        Path, typer.Argument(help="Folder of a data set's results, as the workflow makes it.", show_default=False)
+    ],
+    out: OutFile,
+) -> None:
+    """Write one page for the browser (.html) that tells how real the cells are, and all that they came from.
+
+    Example: bdm report results/blood report.html
+    """
+    from bdm.files import written_whole
+    from bdm.report.page import report_page
+    from bdm.report.results import read_results
+    from bdm.store import refused_if_damaged
+
+    with written_whole(out) as path, refused_if_damaged(results):
+        path.write_text(report_page(read_results(results)), encoding="utf-8")

@@ -1,0 +1,200 @@
+"""What is drawn in the page, as places and numbers; the templates draw it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.figures.looks import looks
+from bdm.evaluation.verdict import LIMITS, Finding
+from bdm.plotting.looks import REAL
+
+UNMOVED = "unmoved"
+DARK = "#5b6470"  # the floor's grey on white, where marks are thin
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value on a strip: where it is, in percent, and how it looks.
+
+    Attributes
+    ----------
+    low, high
+        Ends of its interval, in percent; None without one.
+    """
+
+    name: str
+    value: float
+    place: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Values of one score on a line.
+
+    Attributes
+    ----------
+    same, near
+        Where values count as real, and as nearly so: start and width, in percent; None without a verdict.
+    ideal
+        Place of what a perfect model has; None where there is none.
+    alt
+        The same in words.
+    """
+
+    marks: tuple[Mark, ...]
+    alt: str
+    same: tuple[float, float] | None = None
+    near: tuple[float, float] | None = None
+    ideal: float | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to percent of a strip's width."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float], *, margin: float = 0.06) -> "Scale":
+        """Hold all values that are known, with a margin."""
+        known = np.array([value for value in values if value is not None and np.isfinite(value)], dtype=float)
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
+        width = (high - low) or 1.0
+        return cls(float(low - margin * width), float(high + margin * width))
+
+    def __call__(self, value: float) -> float:
+        """Give the place of a value, within the strip."""
+        return round(float(np.clip(100 * (value - self.low) / (self.high - self.low), 0, 100)), 2)
+
+
+def strip(
+    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, ideal: float | None = None
+) -> Strip:
+    """Draw a score of several sets, with the limits of its verdict."""
+    known = {name: float(value) for name, value in scores.items() if value is not None and np.isfinite(value)}
+    marks = tuple(Mark(name, value, scale(value)) for name, value in known.items())
+    alt = ", ".join(f"{name} {value:.2f}" for name, value in known.items()) or "not known"
+    if finding is None:
+        return Strip(marks, alt, ideal=None if ideal is None else scale(ideal))
+    limit = LIMITS.by_score[finding.score]
+    sign = 1 if limit.higher else -1
+    start = finding.value - sign * finding.excess
+    same, near = start + sign * finding.same, start + sign * finding.near
+    good = scale.low if limit.higher else scale.high
+    return Strip(marks, alt, _span(scale, good, same), _span(scale, same, near), scale(limit.ideal))
+
+
+def _span(scale: Scale, one: float, other: float) -> tuple[float, float]:
+    low, high = sorted((scale(one), scale(other)))
+    return low, round(high - low, 2)
+
+
+def limits_of(findings: Iterable[Finding]) -> list[float]:
+    """Values that a scale has to hold for the limits of some verdicts to be seen."""
+    found = []
+    for finding in findings:
+        sign = 1 if LIMITS.by_score[finding.score].higher else -1
+        start = finding.value - sign * finding.excess
+        found += [start, start + sign * finding.near * 1.15]
+    return found
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """One statistic of genes in judged cells against test cells.
+
+    Attributes
+    ----------
+    floor, judged
+        Path data of their points, in a square of 300 units.
+    labels
+        Names of genes that differ most, with their places.
+    ticks
+        Numbers along either axis, with their places.
+    """
+
+    title: str
+    floor: str
+    judged: str
+    labels: tuple[tuple[str, float, float], ...]
+    ticks: tuple[tuple[str, float], ...]
+    r_floor: float
+    r_judged: float
+
+
+SIDE, MARGIN = 300, 8
+STATISTICS = {
+    "mean": "mean of log1p(CP10k)",
+    "variance": "variance of log1p(CP10k)",
+    "zero_fraction": "share of cells without a count",
+}
+
+
+def scatters(genes: pd.DataFrame, judged: str, *, n_labels: int = 3) -> list[Scatter]:
+    """Draw the statistics of genes in a judged set over those in the floor."""
+    return [scatter(genes, judged, statistic, title, n_labels) for statistic, title in STATISTICS.items()]
+
+
+def scatter(genes: pd.DataFrame, judged: str, statistic: str, title: str, n_labels: int) -> Scatter:
+    """Draw one statistic; the genes named are those farthest from the diagonal."""
+    sets = {name: genes[genes["set"] == name] for name in (FLOOR, judged)}
+    columns = [statistic, f"{statistic}_test"]
+    values = np.concatenate([table[columns].to_numpy(dtype=float).ravel() for table in sets.values()])
+    scale = Scale.of(values, margin=0.03)
+
+    def place(value: np.ndarray) -> np.ndarray:
+        return MARGIN + (SIDE - 2 * MARGIN) * (value - scale.low) / (scale.high - scale.low)
+
+    points = {
+        name: (place(table[columns[1]].to_numpy(dtype=float)), SIDE - place(table[columns[0]].to_numpy(dtype=float)))
+        for name, table in sets.items()
+    }
+    x, y = points[judged]
+    far = apart(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
+    names = sets[judged]["gene"].to_numpy(dtype=str)
+    step = nice_step(scale.high - scale.low)
+    numbers = np.arange(np.ceil(scale.low / step) * step, scale.high, step)
+    return Scatter(
+        title=title,
+        floor="".join(f"M{a - 2:.0f} {b:.0f}h4m-2-2v4" for a, b in zip(*points[FLOOR], strict=True)),
+        judged="".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True)),
+        labels=tuple((names[i], round(float(x[i]), 1), round(float(y[i]), 1)) for i in far),
+        ticks=tuple((f"{number:g}", round(float(place(number)), 1)) for number in np.round(numbers, 6) + 0.0),
+        r_floor=correlation(sets[FLOOR], columns),
+        r_judged=correlation(sets[judged], columns),
+    )
+
+
+def apart(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[int]:
+    """Leave out points that are so near to one before them that their names would be printed over each other."""
+    chosen: list[int] = []
+    for i in points:
+        if all(abs(y[i] - y[j]) > 14 or abs(x[i] - x[j]) > 130 for j in chosen):
+            chosen.append(int(i))
+    return chosen
+
+
+def correlation(table: pd.DataFrame, columns: list[str]) -> float:
+    """Pearson correlation of two columns; NaN where one is constant."""
+    return float(table[columns[0]].astype(float).corr(table[columns[1]].astype(float)))
+
+
+def nice_step(width: float) -> float:
+    """Step of some four ticks: 1, 2 or 5 times a power of ten."""
+    power = 10 ** np.floor(np.log10(width / 4))
+    return float(next(factor * power for factor in (1, 2, 5, 10) if width / (factor * power) <= 5))
+
+
+def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Give the colour and the shape of sets, as all figures have them, and of what is drawn in no figure of them."""
+    shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
+    styles = looks(dict.fromkeys([FLOOR, "branched", "flat", UNMOVED, *sets]))
+    found = {name: (look.colour, look.marker) for name, look in styles.items()}
+    found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}
+    return {name: {"colour": colour, "shape": shapes.get(marker, "circle")} for name, (colour, marker) in found.items()}

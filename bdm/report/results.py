@@ -1,0 +1,171 @@
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdm.data.prepared import read_prepared
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.verdict import Verdict, overall_verdict, verdicts_by_type
+from bdm.files import read_json
+from bdm.model.model import BranchedModel, load_model
+
+NEEDED = {
+    "prepared.h5ad": "bdm prepare",
+    "model": "bdm train",
+    "generated.h5ad": "bdm generate",
+    "evaluation/evaluation.json": "bdm evaluate",
+    "evaluation/genes.csv": "bdm evaluate",
+    "evaluation/umap.png": "bdm evaluate",
+}
+JUDGED = "branched"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the workflow found out about a data set, as its files have it.
+
+    Attributes
+    ----------
+    name
+        Of the data set.
+    cells, genes
+        ``obs`` of the prepared cells, and the names of their genes.
+    record, request
+        How they were prepared, and which cells were generated: ``uns['bdm']`` of both files.
+    evaluation
+        Content of ``evaluation.json``.
+    gene_statistics
+        Of judged and of test cells, by set.
+    map
+        Picture of the UMAP.
+    interpretation
+        Its tables by name; none where the model was not interpreted.
+    moves
+        Content of ``transmutation.json`` by the name of the move.
+    extensions
+        Types that were added to the model; None where none were.
+    cost
+        Seconds and megabytes by the name of the step.
+    """
+
+    name: str
+    cells: pd.DataFrame
+    genes: pd.Index
+    record: dict[str, Any]
+    request: dict[str, Any]
+    model: BranchedModel
+    evaluation: dict[str, Any]
+    gene_statistics: pd.DataFrame
+    map: bytes
+    interpretation: dict[str, pd.DataFrame]
+    moves: dict[str, dict[str, Any]]
+    extensions: pd.DataFrame | None
+    cost: pd.DataFrame
+
+    @cached_property
+    def overall(self) -> pd.DataFrame:
+        """Scores x sets."""
+        return pd.DataFrame(self.evaluation["overall"]).astype(float)
+
+    @cached_property
+    def by_type(self) -> pd.DataFrame:
+        """(set, cell_type) x scores."""
+        sets = self.evaluation["by_type"].items()
+        return pd.concat({name: pd.DataFrame.from_dict(rows, orient="index") for name, rows in sets}).astype(float)
+
+    @cached_property
+    def n_cells(self) -> pd.DataFrame:
+        """Cells at hand: cell types x ``test``, ``train`` and the generated sets."""
+        return pd.DataFrame.from_dict(self.evaluation["n_cells"], orient="index")
+
+    @cached_property
+    def n_compared(self) -> pd.DataFrame:
+        """Cells compared at a time: cell types x ``test`` and the judged sets."""
+        return pd.DataFrame.from_dict(self.evaluation["n_compared"], orient="index")
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Verdict on all generated cells."""
+        return overall_verdict(self.overall, self.n_compared, JUDGED)
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Verdicts by cell type."""
+        return verdicts_by_type(self.by_type, self.n_compared, JUDGED)
+
+    @property
+    def sets(self) -> list[str]:
+        """Judged sets, the floor first."""
+        return [FLOOR, *(name for name in self.overall if name != FLOOR)]
+
+
+def read_results(folder: Path) -> Results:
+    """Read the folder of a data set.
+
+    Raises
+    ------
+    InputError
+        If something that a report needs is not there, or is damaged.
+    """
+    folder = Path(folder)
+    for name, command in NEEDED.items():
+        if not (folder / name).exists():
+            raise InputError(f"{folder} has no {name}; make it by the workflow, or by {command}, and report then.")
+    cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
+    moves = sorted(folder.glob("transmutation/*/transmutation.json"))
+    added = folder / "extension/extensions.csv"
+    results = Results(
+        name=folder.resolve().name,
+        cells=cells.obs,
+        genes=cells.var_names,
+        record=dict(cells.uns["bdm"]),
+        request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
+        model=model,
+        evaluation=read_json(folder / "evaluation/evaluation.json"),
+        gene_statistics=read_table(folder / "evaluation/genes.csv"),
+        map=(folder / "evaluation/umap.png").read_bytes(),
+        interpretation={
+            path.stem: read_table(path)
+            for path in map((folder / "interpretation").joinpath, ("branch_genes.csv", "agreement.csv"))
+            if path.is_file()
+        },
+        moves={path.parent.name: read_json(path) for path in moves},
+        extensions=read_table(added) if added.is_file() else None,
+        cost=read_cost(folder / "benchmarks"),
+    )
+    if JUDGED not in results.overall or FLOOR not in results.overall:
+        raise InputError(f"{folder}/evaluation/evaluation.json has no cells named {JUDGED}; evaluate again.")
+    if not results.gene_statistics["set"].value_counts().reindex(results.sets).eq(len(results.genes)).all():
+        raise InputError(f"{folder}/evaluation/genes.csv does not have each gene of prepared.h5ad; evaluate again.")
+    return results
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table in which names such as NA are names."""
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values={})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); make it anew.") from error
+    for column in table.columns.difference(["gene", "cell_type", "cell_types", "node", "child", "set", "children"]):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if (numbers.notna() | (table[column].astype(str) == "")).all():
+            table[column] = numbers
+    return table
+
+
+def read_cost(folder: Path) -> pd.DataFrame:
+    """Read what Snakemake measured of each step: ``seconds``, ``megabytes``, in the order in which they were done.
+
+    Of a step that several jobs did, seconds are summed, and the memory is that of the largest.
+    """
+    rows = []
+    for path in sorted(folder.rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
+        step = path.stem if path.parent == folder else path.parent.name
+        measured = pd.read_csv(path, sep="\t", na_values=["-"])
+        rows.append({"step": step, "seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()})
+    table = pd.DataFrame(rows, columns=["step", "seconds", "megabytes"])
+    return table.groupby("step", sort=False).agg({"seconds": "sum", "megabytes": "max"})

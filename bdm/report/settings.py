@@ -1,0 +1,114 @@
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from shlex import quote
+from typing import Any
+
+from bdm.autoencoder.fit import AutoencoderSettings
+from bdm.data.prepare import PrepareSettings
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import SamplerSettings
+from bdm.evaluation.evaluate import EvaluationSettings
+from bdm.hierarchy.build import HierarchySettings
+from bdm.report.results import JUDGED, Results
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that is not as it is by default."""
+
+    command: str
+    name: str
+    value: Any
+    default: Any
+
+    @property
+    def option(self) -> str:
+        """Give it as a command takes it."""
+        flag = f"--{self.name.replace('_', '-')}"
+        if isinstance(self.value, bool):
+            return flag
+        values = self.value if isinstance(self.value, list | tuple) else [self.value]
+        return " ".join(f"{flag} {quote(str(value))}" for value in values)
+
+
+def changed(results: Results) -> list[Setting]:
+    """List the settings that differ from the defaults, in the order of the commands."""
+    return [
+        Setting(command, name, value, default)
+        for command, used, defaults in _settings(results)
+        for name, default in defaults.items()
+        if name != "seed" and name in used
+        for value in [used[name]]
+        if (list(value) if isinstance(value, list | tuple) else value)
+        != (list(default) if isinstance(default, list | tuple) else default)
+    ]
+
+
+def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    learnt = results.model.autoencoder.provenance
+    yield "prepare", learnt.get("prepare", {}), asdict(PrepareSettings())
+    yield "autoencoder", learnt.get("settings", {}), asdict(AutoencoderSettings())
+    yield "hierarchy", {"threshold": results.model.hierarchy.threshold}, asdict(HierarchySettings())
+    yield "train", results.model.provenance.get("settings", {}), asdict(DenoiserSettings())
+    yield (
+        "generate",
+        json.loads(results.request.get("settings", "{}")),
+        {**asdict(SamplerSettings()), "shared_ancestors": False},
+    )
+    yield "evaluate", results.evaluation["provenance"].get("settings", {}), asdict(EvaluationSettings())
+
+
+def commands(results: Results) -> list[str]:
+    """Give the commands that make the results again, from the data on."""
+    options: dict[str, str] = {}
+    for setting in changed(results):
+        options[setting.command] = f"{options.get(setting.command, '')} {setting.option}"
+    seed = f" --seed {results.model.provenance['seed']}"
+    data = quote(str(results.record.get("data", "cells.h5ad")))
+    lines = [
+        f"bdm prepare {data} prepared.h5ad{options.get('prepare', '')}{seed}",
+        f"bdm autoencoder prepared.h5ad autoencoder{options.get('autoencoder', '')}{seed}",
+        f"bdm hierarchy autoencoder hierarchy.json{options.get('hierarchy', '')}{seed}",
+        f"bdm train autoencoder hierarchy.json model{options.get('train', '')}{seed}",
+    ]
+    cells, model = "prepared.h5ad", "model"
+    for number, extension in enumerate(results.model.extensions, start=1):
+        known = "--update" if extension.place is None else "--type"
+        cell_type, own_seed = quote(extension.cell_type), extension.provenance.get("seed", 0)
+        more = f"--known {cells} --joined prepared_{number}.h5ad --seed {own_seed}"
+        lines.append(f"bdm extend {model} new_cells.h5ad model_{number} {known} {cell_type} {more}")
+        cells, model = f"prepared_{number}.h5ad", f"model_{number}"
+    return [
+        *lines,
+        f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options.get('generate', '')}{seed}",
+        f"bdm evaluate {cells} evaluation generated.h5ad{options.get('evaluate', '')}{seed}",
+    ]
+
+
+def wanted(results: Results, cells: str) -> str:
+    """Give the option for the number of generated cells."""
+    numbers = results.n_cells[JUDGED][results.n_cells[JUDGED] > 0]
+    given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
+    if numbers.eq(given).all():
+        return f"--cells-like {cells}"
+    return f"--cells {numbers.iloc[0]}" if numbers.nunique() == 1 else "--cells-from numbers.csv"
+
+
+def checksums(results: Results) -> dict[str, str]:
+    """Give the SHA-256 of the files that the results rest on, by what they are."""
+    judged = results.evaluation["provenance"].get("sha256", {})
+    found = {
+        "the data": results.model.autoencoder.provenance.get("data_sha256"),
+        "cells that were given (prepared.h5ad)": judged.get("prepared"),
+        "generated cells (generated.h5ad)": judged.get("branched"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def versions(results: Results) -> dict[str, str]:
+    """Give the versions of bdm and of what it rests on, as the model was learnt with."""
+    record = results.model.provenance
+    packages = record.get("packages", {})
+    packages = json.loads(packages) if isinstance(packages, str) else packages
+    return {"bdm": record["version"], **packages}

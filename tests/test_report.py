@@ -1,0 +1,442 @@
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_hierarchy_page import Scripts, balanced
+
+from bdm.cli import app
+from bdm.errors import InputError
+from bdm.evaluation.verdict import LIMITS
+from bdm.report.page import report_page
+from bdm.report.results import Results, read_results
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+NAMES = {
+    "CD14+ Monocyte": "<script>window.hacked = 1</script>",
+    "CD19+ B": "../x",
+    "Dendritic": "é 日本 🧬 with a name that goes on and on, as those of clusters in atlases do at times_0123456789",
+    "CD56+ NK": "it's \"NK\" & {{ co }}<img src=x onerror='window.hacked = 2'>",
+}
+MANY = 150
+
+
+def bdm(*arguments: str | Path) -> None:
+    """Run a command in this process; errors are raised."""
+    app([*map(str, arguments)], standalone_mode=False)
+
+
+def learn(folder: Path, cells: Path, *, n_steps: int = 30) -> None:
+    """Make the results that every report needs, with few steps."""
+    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100)
+    bdm("autoencoder", folder / "prepared.h5ad", folder / "autoencoder", "--n-latent", 4, "--n-steps", n_steps)
+    bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
+    small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
+    bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
+    bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
+    judged = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
+    bdm("evaluate", *judged, "--beside", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
+
+
+@pytest.fixture(scope="module")
+def full(example_cells, tmp_path_factory) -> Path:
+    """Results with all parts but an extension, of four types that have names of the worst kind."""
+    folder = tmp_path_factory.mktemp("results") / "<b>four & co"
+    folder.mkdir()
+    cells = example_cells[example_cells.obs["bulk_labels"].isin(NAMES)].copy()
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(str).map(NAMES)
+    cells.write_h5ad(folder.parent / "my <i>cells.h5ad")
+    learn(folder, folder.parent / "my <i>cells.h5ad")
+    moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
+    bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of)
+    bdm("evaluate-transmuted", folder / "prepared.h5ad", folder / "transmutation/a", moved)
+    bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
+    (folder / "benchmarks/generate").mkdir(parents=True)
+    for name, seconds in {"train": 4000.0, "generate/1-of-2": 5.0, "generate/2-of-2": 7.0}.items():
+        text = f"s\th:m:s\tmax_rss\tcpu_time\n{seconds}\t0:00:01\t{1500 if name == 'train' else '-'}\t1\n"
+        (folder / f"benchmarks/{name}.tsv").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(full) -> Results:
+    return read_results(full)
+
+
+@pytest.fixture(scope="module")
+def page(full, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    bdm("report", full, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def many(results) -> Results:
+    """Results of many types, whose scores are made up: the first is as the floor, and the last far from it."""
+    names = [f"type {i:03}" for i in range(MANY)]
+    worse = {name: np.linspace(0, 3 * limit.near, MANY) for name, limit in LIMITS.by_score.items()}
+    by_type = {
+        set_name: {
+            name: {
+                score: limit.ideal + (judged * worse[score][i] if limit.higher else -judged * worse[score][i])
+                for score, limit in LIMITS.by_score.items()
+            }
+            for i, name in enumerate(names)
+        }
+        for set_name, judged in {"floor": 0, "branched": 1, "flat": 1}.items()
+    }
+    number = {name: {"test": 100, "train": 400, "branched": 500, "floor": 100, "flat": 500} for name in names}
+    evaluation = results.evaluation | {"by_type": by_type, "n_cells": number, "n_compared": number}
+    obs = pd.DataFrame({"cell_type": np.repeat(names, 10), "split": np.tile(["train"] * 8 + ["test"] * 2, MANY)})
+    hierarchy = balanced(names)
+    rows = [
+        {
+            "node": branch.parent, "level": hierarchy.by_name[branch.parent].level, "child": branch.name,
+            "cell_types": "; ".join(hierarchy.leaves(branch.name)), "gene": f"gene {i}-{rank}", "model_rank": rank,
+            "model_log2_fold_change": 2.0, "model_standard_error": 0.2,
+            "test_log2_fold_change": 1.5, "test_standard_error": 0.4,
+        }
+        for i, branch in enumerate(hierarchy.branches[1:])
+        for rank in range(1, 6)
+    ]  # fmt: skip
+    return replace(
+        results,
+        name="many",
+        cells=obs,
+        model=replace(
+            results.model, hierarchy=hierarchy, moments=replace(results.model.moments, cell_types=tuple(names))
+        ),
+        evaluation=evaluation,
+        interpretation={"branch_genes": pd.DataFrame(rows)},
+    )
+
+
+# ---- what is told
+
+
+def test_page_needs_no_network_and_is_small(page, full):
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 2_000_000
+    loaded = [of for of in Scripts(text).loaded if not of.startswith(("#", "data:image/png"))]
+    assert not loaded
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(", text)
+    assert report_page(read_results(full)) == text
+
+
+def test_names_are_text(page):
+    text = page.read_text(encoding="utf-8")
+    assert [name for name, _ in Scripts(text).scripts] == ["data", None, None]
+    assert "<script>window.hacked" not in text
+    assert "<img src=x" not in text
+    assert "<b>four" not in text
+    assert "&lt;b&gt;four &amp; co" in text
+
+
+def told(page: Path) -> str:
+    """Text of the page, without marks."""
+    from html import unescape
+
+    text = re.sub(r"<(style|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
+    text = told(page)
+    assert "my <i>cells.h5ad" in text
+    assert f"{len(results.cells)} labelled cells" in text
+    for setting in ("label_key", "n_genes", "n_latent", "n_steps", "width", "n_layers", "n_repeats"):
+        assert f"{setting} " in text, setting
+    options = "--label-key label --n-genes 100 --seed 0"
+    assert f"bdm prepare 'my <i>cells.h5ad' prepared.h5ad {options}" in text
+    assert "bdm train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 30 --seed 0" in text
+    assert "bdm generate model generated.h5ad --cells-like prepared.h5ad --seed 0" in text
+    assert "bdm evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1 --seed 0" in text
+    for digest in results.evaluation["provenance"]["sha256"].values():
+        assert digest in text
+    assert "train 1 h 6 min" in re.sub(r" +", " ", text)
+    assert "generate 12 s \N{EN DASH}" in re.sub(r" +", " ", text)
+
+
+def test_commands_that_are_told_can_be_given(results, tmp_path):
+    import shlex
+
+    import typer
+
+    from bdm.report.settings import commands
+
+    for line in commands(results):
+        _, name, *arguments = shlex.split(line)
+        typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
+def test_page_cites_as_the_repository_does(page):
+    import yaml
+
+    cited = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text())["preferred-citation"]
+    text = told(page)
+    assert cited["title"] in text
+    assert cited["url"] in text
+    assert all(author["family-names"] in text for author in cited["authors"])
+
+
+def test_verdicts_stand_beside_their_types(page, results):
+    text = told(page)
+    for name, verdict in results.verdicts.items():
+        assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.short)}", text), name
+    assert {verdict.grade for verdict in results.verdicts.values()} != {0}
+
+
+def test_page_of_less_has_no_empty_sections(results):
+    text = report_page(replace(results, moves={}, interpretation={}, cost=results.cost[:0]))
+    sections = re.findall(r'<section id="(\w+)"', text)
+    assert sections == ["given", "verdict", "hierarchy", "real", "cost", "cite", "again"]
+    assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
+
+
+def test_additions_are_told(results):
+    row = {
+        "cell_type": "<b>new", "was_known": False, "n_cells": 25, "leaves": "node 2", "level": 2.14, "support": 1.0,
+        "nearest": "B", "distance": 4.3, "gain": 35.0, "gain_error": 3.0, "n_held_out": 9, "own_genes": "X, Y",
+        "log_likelihood_after": -645.0, "moved": None,
+    }  # fmt: skip
+    text = report_page(replace(results, extensions=pd.DataFrame([row])))
+    assert "&lt;b&gt;new (25 cells) leaves branch node 2 at noise level 2.14 (support 100%)." in text
+
+
+@pytest.mark.parametrize("name", ["prepared.h5ad", "model", "evaluation/evaluation.json", "evaluation/umap.png"])
+def test_what_lacks_is_named(full, tmp_path, name):
+    shutil.copytree(full, tmp_path / "some")
+    lost = tmp_path / "some" / name
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(InputError, match=f"has no {name}; make it"):
+        bdm("report", tmp_path / "some", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluation/evaluation.json", "evaluation/genes.csv", "interpretation/branch_genes.csv"]
+)
+def test_what_is_damaged_is_refused(full, tmp_path, name):
+    shutil.copytree(full, tmp_path / "some")
+    content = (full / name).read_text()
+    for text in ["", content[: len(content) // 2].replace("model_rank", "x"), "{}"]:
+        (tmp_path / "some" / name).write_text(text)
+        with pytest.raises(InputError):
+            bdm("report", tmp_path / "some", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+# ---- in a browser
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what went wrong in it."""
+
+    page: object
+    faults: list[str] = field(default_factory=list)
+
+    def texts(self, selector: str) -> list[str]:
+        return self.page.locator(selector).all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="there is no playwright")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a page as wide as a desktop's or a phone's window; at the end nothing may have gone wrong."""
+    pages = []
+
+    def open_page(path: Path, width: str) -> Opened:
+        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        found = Opened(browser.new_page(viewport=size, has_touch=width == "phone"))
+        pages.append(found)
+
+        def asked(request) -> None:
+            if not request.url.startswith((path.as_uri(), "data:")):
+                found.faults.append(f"request: {request.url}")
+
+        found.page.on("console", lambda message: found.faults.append(f"console: {message.text}"))
+        found.page.on("pageerror", lambda error: found.faults.append(f"error: {error}"))
+        found.page.on("request", asked)
+        found.page.goto(path.as_uri())
+        return found
+
+    yield open_page
+    for found in pages:
+        assert found.faults == []
+        assert found.page.evaluate("window.hacked") is None
+        found.page.close()
+
+
+def check_fits(page) -> None:
+    width = page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = page.evaluate(
+        """(width) => [...document.querySelectorAll("main *, header *")]
+          .filter((e) => !e.closest(".scroll, pre, .tree-view, .tree-side, .unseen, svg, datalist"))
+          .filter((e) => e.getBoundingClientRect().right > width + 1 && e.getBoundingClientRect().width)
+          .map((e) => e.outerHTML.slice(0, 100))""",
+        width,
+    )
+    assert cut == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_browser_shows_all_sections(opened, page, tmp_path, width):
+    found = opened(page, width)
+    check_fits(found.page)
+    links = found.page.locator("nav a")
+    for i in range(links.count()):
+        links.nth(i).click()
+        place = found.page.locator(links.nth(i).get_attribute("href")).bounding_box()
+        assert place["height"] > 100
+        assert place["y"] < WIDTHS[width][1]
+    for summary in found.page.locator("main summary").all():
+        before = summary.evaluate("e => e.parentElement.open")
+        summary.click()
+        assert summary.evaluate("e => e.parentElement.open") != before
+    check_fits(found.page)
+    picture = found.page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
+    assert len(picture) > 100_000
+    assert found.texts("#by-type tbody th") == list(
+        found.page.evaluate("() => [...document.querySelectorAll('#by-type tbody th')].map(e => e.textContent)")
+    )
+    assert set(found.texts("#by-type tbody th")) == set(NAMES.values())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_branch_is_explained_where_one_points(opened, page, results, width):
+    found = opened(page, width)
+    hierarchy = results.model.hierarchy
+    genes = results.interpretation["branch_genes"]
+    for branch in hierarchy.branches:
+        point = found.page.locator(f"#branch-{hierarchy.branches.index(branch)} .hit")
+        if width == "phone":
+            if hierarchy.children[branch.name]:
+                continue  # a tap opens and closes these
+            point.tap(position={"x": 40, "y": 8}, force=True)
+        else:
+            point.hover(position={"x": 12, "y": 8}, force=True)
+        assert found.texts("#name") == [branch.name]
+        facts = found.texts("#facts")[0]
+        assert f"{branch.n_cells:,}" in facts
+        up = genes[(genes["child"] == branch.name) & (genes["model_log2_fold_change"] > 0)].sort_values("model_rank")
+        assert all(gene in facts for gene in up["gene"].head(5))
+        if hierarchy.children[branch.name]:
+            assert f"{branch.level:.2f}" in facts
+            assert f"{branch.support:.0%}" in facts
+
+
+def test_keys_reach_the_tree_and_the_tables(opened, page):
+    found = opened(page, "desktop")
+    found.page.locator("#tree [tabindex='0']").focus()
+    found.page.keyboard.press("ArrowDown")
+    assert found.page.evaluate("document.activeElement.getAttribute('role')") == "treeitem"
+    found.page.locator("#by-type thead button").nth(1).focus()
+    found.page.keyboard.press("Enter")
+    assert found.page.locator("#by-type thead th").nth(1).get_attribute("aria-sort") == "ascending"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tables_are_sorted(opened, page, results, width):
+    found = opened(page, width)
+    number = results.n_cells["test"]
+    for press, up in ((1, True), (2, False)):
+        found.page.locator("#by-type thead button", has_text="Test cells").click()
+        shown = [number[name] for name in found.texts("#by-type tbody th")]
+        assert shown == sorted(number, reverse=not up), press
+    found.page.locator("#by-type thead button", has_text="Cell type").click()
+    assert found.texts("#by-type tbody th")[0] == "../x"
+    assert len(found.texts("#by-type th[aria-sort]")) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_many_types_are_searched_and_shown(opened, many, tmp_path, width):
+    path = tmp_path / "many.html"
+    path.write_text(report_page(many), encoding="utf-8")
+    assert path.stat().st_size < 5_000_000
+    found = opened(path, width)
+    check_fits(found.page)
+    rows = found.page.locator("#by-type tbody tr:visible")
+    assert rows.count() == 20
+    found.page.locator("#find-type").fill("TYPE 14")
+    assert rows.count() == 10
+    assert found.texts("output[for='find-type']") == ["10 found"]
+    found.page.locator("#find-type").fill("")
+    found.page.locator("#by-type thead button", has_text="Verdict").click()
+    found.page.locator("#by-type thead button", has_text="Verdict").click()
+    worst = found.texts("#by-type tbody tr:visible td:nth-child(3)")
+    assert all("differ from real cells" in text for text in worst)
+    found.page.locator(".more button").click()
+    assert rows.count() == MANY
+    assert not found.page.locator(".more").is_visible()
+    found.page.locator("#find-node").fill("gene 17-3")
+    assert found.page.locator("#by-node .node:visible").count() == 1
+    found.page.locator("#query").fill("type 149")
+    found.page.locator("#query").press("Enter")
+    assert found.texts("#name") == ["type 149"]
+    check_fits(found.page)
+    found.page.screenshot(path=tmp_path / f"many_{width}.png", full_page=True)
+
+
+CONTRASTS = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + .055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = numbers(getComputedStyle(e).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const has_text = (e) => [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => has_text(e) && !e.closest("script, style, title, noscript") && e.getClientRects().length)
+    .map((e) => {
+      const style = getComputedStyle(e);
+      const shades = [light(numbers(e.closest("svg") ? style.fill : style.color)), light(behind(e))];
+      return [(Math.max(...shades) + .05) / (Math.min(...shades) + .05), e.outerHTML.slice(0, 120)];
+    });
+}"""
+SILENT = """() => [...document.querySelectorAll("svg, img")]
+  .filter((e) => !e.closest("[aria-hidden=true]") && !e.parentElement.closest("svg"))
+  .filter((e) => !e.getAttribute("aria-label") && !e.alt).map((e) => e.outerHTML.slice(0, 100))"""
+
+
+def test_text_can_be_read(opened, page):
+    found = opened(page, "desktop")
+    contrasts = found.page.evaluate(CONTRASTS)
+    assert len(contrasts) > 100
+    assert [of for of in contrasts if of[0] < 4.5] == []
+
+
+def test_pictures_have_words(opened, page):
+    found = opened(page, "desktop")
+    assert found.page.evaluate(SILENT) == []
+    assert found.texts("h1") == ["<b>four & co"]

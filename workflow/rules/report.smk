@@ -1,0 +1,19 @@
+rule report:
+    input:
+        model="results/{dataset}/model",
+        cells="results/{dataset}/prepared.h5ad",
+        generated="results/{dataset}/generated.h5ad",
+        evaluation=rules.evaluate.output.evaluation,
+        interpretation=rules.interpret.output.interpretation,
+        moves=results_of_moves,
+        extension=extension_report,
+    output:
+        page="results/{dataset}/report.html",
+    log:
+        "results/{dataset}/logs/report.log",
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        folder=subpath(output.page, parent=True),
+    shell:
+        "bdm report {params.folder} {output.page}" " > {log} 2>&1"
