@@ -392,9 +392,12 @@ def test_many_types_are_searched_and_shown(opened, many, tmp_path, width):
     found.page.locator("#by-type thead button", has_text="Verdict").click()
     worst = found.texts("#by-type tbody tr:visible td:nth-child(3)")
     assert all("differ from real cells" in text for text in worst)
-    found.page.locator(".more button").click()
-    assert rows.count() == MANY
-    assert not found.page.locator(".more").is_visible()
+    for listed, n_all in {"by-type": MANY, "by-node": MANY - 1}.items():
+        button = found.page.locator(f"[data-shows={listed}]")
+        assert found.page.locator(f"#{listed} [data-words]:visible").count() == 20
+        button.click()
+        assert found.page.locator(f"#{listed} [data-words]:visible").count() == n_all
+        assert not button.is_visible()
     found.page.locator("#find-node").fill("gene 17-3")
     assert found.page.locator("#by-node .node:visible").count() == 1
     found.page.locator("#query").fill("type 149")
