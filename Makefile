@@ -5,11 +5,10 @@ CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo report test test-oldest audit lint install docs config benchmark
+.PHONY: help demo test test-oldest audit lint install docs config benchmark
 
 help:
-	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/ and report.html"
-	@echo "make report   write report.html anew"
+	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/"
 	@echo "make test     run the tests"
 	@echo "make test-oldest  run them with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
 	@echo "make audit    ask PyPI for known vulnerabilities of the packages in .venv"
@@ -21,19 +20,14 @@ help:
 
 demo: $(INSTALLED)
 	$(IN_VENV) snakemake --cores all
-	$(IN_VENV) snakemake --report report.html
 	@echo "The demo has made, in $(CURDIR):"
-	@echo "  report.html                        all figures and tables; open it in a browser"
+	@echo "  results/pbmc68k/report.html        how real the new cells are, and all about them: open it in a browser"
 	@echo "  results/pbmc68k/generated.h5ad     new cells, as raw counts"
 	@echo "  results/pbmc68k/model/             the model that made them"
 	@echo "  results/pbmc68k/hierarchy.png      the hierarchy of cell types"
 	@echo "  results/pbmc68k/evaluation/        how real the new cells are"
 	@echo "  results/pbmc68k/interpretation/    the genes of each branch"
 	@echo "  results/pbmc68k/transmutation/     B cells moved to NK cells, and how they compare with real ones"
-
-report: $(INSTALLED)
-	$(IN_VENV) snakemake --report report.html
-	@echo "Made $(CURDIR)/report.html"
 
 test: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest

@@ -32,6 +32,7 @@ RULES = [
     "evaluate",
     "evaluate_transmuted",
     "interpret",
+    "report",
 ]
 GENERATION = ["generate", "generate_flat", "gather", "gather_flat"]
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
@@ -87,6 +88,7 @@ RESULTS = {
     "interpretation/enrichment.csv",
     "interpretation/markers.csv",
     "interpretation/markers.png",
+    "report.html",
 }
 
 
@@ -384,10 +386,10 @@ def test_grown_models_have_all_results(grown):
     assert (kept.X != old.X).nnz == 0
 
 
-def test_report_tells_of_additions(grown):
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "report.html", cwd=grown)
+def test_archive_tells_of_additions(grown):
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=grown)
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (grown / "report.html").read_text()
+    page = (grown / "archive.html").read_text()
     assert all(f"results/blood+nk/extension/{name}" in page for name in EXTENSION)
 
 
@@ -396,10 +398,10 @@ def test_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_report_is_one_page_that_needs_no_network(finished):
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "report.html", cwd=finished)
+def test_archive_is_one_page_that_needs_no_network(finished):
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=finished)
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (finished / "report.html").read_text()
+    page = (finished / "archive.html").read_text()
     for name in RESULTS:
         if name.endswith((".png", ".csv", ".html")):
             assert f"results/pbmc68k/{name}" in page, name

@@ -100,8 +100,8 @@ def checksums(results: Results) -> dict[str, str]:
     judged = results.evaluation["provenance"].get("sha256", {})
     found = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
-        "cells that were given (prepared.h5ad)": judged.get("prepared"),
-        "generated cells (generated.h5ad)": judged.get("branched"),
+        "the prepared cells (prepared.h5ad)": judged.get("prepared"),
+        "the generated cells (generated.h5ad)": judged.get("branched"),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -8,7 +8,13 @@ rule report:
         moves=results_of_moves,
         extension=extension_report,
     output:
-        page="results/{dataset}/report.html",
+        page=report(
+            "results/{dataset}/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            subcategory="{dataset}",
+            labels={"result": "all that is worth telling", "form": "page to open and send"},
+        ),
     log:
         "results/{dataset}/logs/report.log",
     conda:

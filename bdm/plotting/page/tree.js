@@ -385,10 +385,11 @@ onClick("alone", () => change(state.chosen, () => {
 }));
 
 let width = 0;
-new ResizeObserver(() => {
+// At the next frame, as what is drawn may bring a scroll bar, which changes the size again
+new ResizeObserver(() => requestAnimationFrame(() => {
   if (view.clientWidth !== width) {
     width = view.clientWidth;
     render();
   }
-}).observe(view);
+})).observe(view);
 render();
