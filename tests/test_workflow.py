@@ -377,6 +377,7 @@ def test_grown_models_have_all_results(grown):
         assert {path.name for path in (results / name / "extension").iterdir()} == EXTENSION
         assert (results / name / "evaluation/by_type.csv").stat().st_size
         assert (results / name / "interpretation/branches.h5ad").stat().st_size
+        assert '<section id="added">' in (results / name / "report.html").read_text()
     added = pd.read_csv(results / "blood+others/extension/extensions.csv")
     assert set(added["cell_type"]) == {"CD14+ Monocyte", "CD34+"}
     by_type = pd.read_csv(results / "blood+others/evaluation/by_type.csv")

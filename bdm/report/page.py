@@ -201,13 +201,13 @@ def types(results: Results) -> list[dict[str, Any]]:
 
 
 def scores(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of all scores that the verdict rests on."""
-    overall = results.overall
+    """Rows of the table of all scores that the verdict rests on, with the values up to which cells count as real."""
     rows = []
     for finding in results.verdict.findings:
-        values = overall.loc[finding.score]
+        values = results.overall.loc[finding.score]
         scale = plots.Scale.of([*values, *plots.limits_of([finding])])
-        rows.append({"finding": finding, "strip": plots.strip(values, scale, finding=finding)})
+        reach = {name: plots.limit_of(finding, getattr(finding, name)) for name in ("same", "near")}
+        rows.append({"finding": finding, "strip": plots.strip(values, scale, finding=finding), **reach})
     return rows
 
 

@@ -83,9 +83,7 @@ def strip(
     if finding is None:
         return Strip(marks, alt, ideal=None if ideal is None else scale(ideal))
     limit = LIMITS.by_score[finding.score]
-    sign = 1 if limit.higher else -1
-    start = finding.value - sign * finding.excess
-    same, near = start + sign * finding.same, start + sign * finding.near
+    same, near = limit_of(finding, finding.same), limit_of(finding, finding.near)
     good = scale.low if limit.higher else scale.high
     return Strip(marks, alt, _span(scale, good, same), _span(scale, same, near), scale(limit.ideal))
 
@@ -95,14 +93,15 @@ def _span(scale: Scale, one: float, other: float) -> tuple[float, float]:
     return low, round(high - low, 2)
 
 
+def limit_of(finding: Finding, excess: float) -> float:
+    """Tell the score of cells that are so much worse than the floor."""
+    sign = 1 if LIMITS.by_score[finding.score].higher else -1
+    return finding.value - sign * (finding.excess - excess)
+
+
 def limits_of(findings: Iterable[Finding]) -> list[float]:
     """Values that a scale has to hold for the limits of some verdicts to be seen."""
-    found = []
-    for finding in findings:
-        sign = 1 if LIMITS.by_score[finding.score].higher else -1
-        start = finding.value - sign * finding.excess
-        found += [start, start + sign * finding.near * 1.15]
-    return found
+    return [limit_of(finding, excess) for finding in findings for excess in (0.0, 1.15 * finding.near)]
 
 
 @dataclass(frozen=True)
