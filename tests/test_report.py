@@ -74,6 +74,18 @@ def full(example_cells, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def two(example_cells, tmp_path_factory) -> Path:
+    """Results of two types that are named by numbers, and of no moves."""
+    folder = tmp_path_factory.mktemp("two")
+    cells = example_cells[example_cells.obs["bulk_labels"].isin(["CD19+ B", "Dendritic"])].copy()
+    cells.obs["label"] = (cells.obs["bulk_labels"] == "Dendritic").astype(int).astype(str)
+    cells.write_h5ad(folder / "cells.h5ad")
+    learn(folder, folder / "cells.h5ad", n_steps=5)
+    bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def results(full) -> Results:
     return read_results(full)
 
@@ -206,6 +218,15 @@ def test_page_of_less_has_no_empty_sections(results):
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["given", "verdict", "hierarchy", "real", "cost", "cite", "again"]
     assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
+
+
+def test_names_that_are_numbers(opened, two):
+    bdm("report", two, two / "report.html")
+    found = opened(two / "report.html", "phone")
+    check_fits(found.page)
+    assert set(found.texts("#by-type tbody th")) == {"0", "1"}
+    assert found.texts(".node .sides") == ["0 | 1"]
+    assert not found.page.locator("#moves, #find-type, #find-node").count()
 
 
 def test_additions_are_told(results):

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bdm.plotting.clades import clade_label
+from bdm.hierarchy.tree import Hierarchy
 from bdm.report.plots import Mark, Scale, Strip
 from bdm.report.results import Results
 
@@ -54,14 +54,17 @@ def nodes(results: Results) -> list[Node]:
     if table is None:
         return []
     agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"])).set_index("node")
-    return [node(name, rows, agreement) for name, rows in table.groupby("node", sort=False)]
+    hierarchy = results.model.hierarchy
+    return [node(name, rows, agreement, hierarchy) for name, rows in table.groupby("node", sort=False)]
 
 
-def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame) -> Node:
+def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hierarchy) -> Node:
     """Tell the genes of one node."""
-    sides = tuple(side(child, of_child) for child, of_child in rows.groupby("child", sort=False))
+    sides = tuple(
+        side(child, of_child, tuple(hierarchy.leaves(child))) for child, of_child in rows.groupby("child", sort=False)
+    )
     judged = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-    words = [name, *rows["cell_types"].unique(), *(gene.gene for one in sides for gene in one.genes)]
+    words = [name, *hierarchy.leaves(name), *(gene.gene for one in sides for gene in one.genes)]
     return Node(
         name=name,
         level=float(rows["level"].iloc[0]),
@@ -73,7 +76,7 @@ def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame) -> Node:
     )
 
 
-def side(child: str, rows: pd.DataFrame) -> Side:
+def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
     """Take the best genes of one branch, and draw them on one scale."""
     best = marking(rows)
     changes = [
@@ -85,8 +88,13 @@ def side(child: str, rows: pd.DataFrame) -> Side:
     ]  # fmt: skip
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
-    label = clade_label(tuple(str(rows["cell_types"].iloc[0]).split("; ")), width=60)
-    return Side(child, label, tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes))
+    return Side(child, named(cell_types), tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes))
+
+
+def named(cell_types: tuple[str, ...], *, most: int = 3) -> str:
+    """Name the first of some types, and the number of others."""
+    others = f" +{len(cell_types) - most}" if len(cell_types) > most else ""
+    return ", ".join(cell_types[:most]) + others
 
 
 def marking(rows: pd.DataFrame) -> pd.DataFrame:

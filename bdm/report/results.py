@@ -22,6 +22,9 @@ NEEDED = {
     "evaluation/umap.png": "bdm evaluate",
 }
 JUDGED = "branched"
+# Columns that hold text; all others are numbers
+TEXTS = ["gene", "set", "cell_type", "cell_types", "node", "child", "children"]
+TEXTS += ["leaves", "nearest", "new_batches", "own_genes"]
 
 
 @dataclass(frozen=True)
@@ -145,16 +148,18 @@ def read_results(folder: Path) -> Results:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table in which names such as NA are names."""
+    """Read a table in which names are text, also such as NA or 1."""
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values={})
+        table = pd.read_csv(path, keep_default_na=False, dtype=str)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); make it anew.") from error
-    for column in table.columns.difference(["gene", "cell_type", "cell_types", "node", "child", "set", "children"]):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        if (numbers.notna() | (table[column].astype(str) == "")).all():
-            table[column] = numbers
-    return table
+    return table.assign(**{column: numeric(table[column]) for column in table.columns.difference(TEXTS)})
+
+
+def numeric(column: pd.Series) -> pd.Series:
+    """Read numbers, and truth values as such; NaN where there is nothing."""
+    values = {"": float("nan"), "True": 1, "False": 0}
+    return pd.to_numeric(pd.Series([values.get(text, text) for text in column], column.index, dtype=object))
 
 
 def read_cost(folder: Path) -> pd.DataFrame:
