@@ -4,6 +4,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.options import OutFile
+from bdm.commands.told import Summary
 
 
 def report(
@@ -11,7 +12,7 @@ def report(
         Path, typer.Argument(help="Folder of a data set's results, as the workflow makes it.", show_default=False)
     ],
     out: OutFile,
-) -> None:
+) -> Summary:
     """Write one page for the browser (.html) that tells how real the cells are, and all that they came from.
 
     Example: bdm report results/blood report.html
@@ -22,4 +23,6 @@ def report(
     from bdm.store import refused_if_damaged
 
     with written_whole(out) as path, refused_if_damaged(results):
-        path.write_text(report_page(read_results(results)), encoding="utf-8")
+        found = read_results(results)
+        path.write_text(report_page(found), encoding="utf-8")
+    return Summary((out,), {"verdict": found.verdict.told})
