@@ -136,12 +136,12 @@ def flat_cells(wildcards):
 def results_of_moves(wildcards):
     """Name the results of all moves of a data set."""
     moves = setting("transmute/moves")(wildcards)
-    return expand(rules.evaluate_transmuted.output.transmutation, dataset=wildcards.dataset, move=moves)
+    return [f"results/{wildcards.dataset}/transmutation/{move}/transmutation.json" for move in moves]
 
 
 def extension_report(wildcards):
     """Name the table of added types, which there is of models that have been extended."""
-    return rules.extend.output.types if wildcards.dataset in EXTENDED else []
+    return [f"results/{wildcards.dataset}/extension/extensions.csv"] if wildcards.dataset in EXTENDED else []
 
 
 def of_job(path):

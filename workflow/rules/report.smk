@@ -3,8 +3,8 @@ rule report:
         model="results/{dataset}/model",
         cells="results/{dataset}/prepared.h5ad",
         generated="results/{dataset}/generated.h5ad",
-        evaluation=rules.evaluate.output.evaluation,
-        interpretation=rules.interpret.output.interpretation,
+        evaluation="results/{dataset}/evaluation/evaluation.json",
+        interpretation="results/{dataset}/interpretation/interpretation.json",
         moves=results_of_moves,
         extension=extension_report,
     output:
