@@ -4,6 +4,8 @@ INSTALLED := .venv/installed
 CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Tests of a file share what they make, and a cluster
+IN_PARALLEL := --numprocesses=auto --dist=loadfile
 
 .PHONY: help demo test test-oldest audit lint install docs config benchmark
 
@@ -30,14 +32,14 @@ demo: $(INSTALLED)
 	@echo "  results/pbmc68k/transmutation/     B cells moved to NK cells, and how they compare with real ones"
 
 test: $(INSTALLED)
-	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest
+	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
 
 # uv, as pip knows no oldest versions.
 test-oldest: $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
-	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
 
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet pip-audit
