@@ -29,21 +29,25 @@ def write_sealed_json(path: Path, content: dict[str, Any]) -> str:
     return found
 
 
-def read_sealed_json(path: Path, *, version: int) -> dict[str, Any]:
+def read_sealed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
     """Read what :func:`write_sealed_json` wrote, with its checksum.
 
     Parameters
     ----------
+    kind
+        What it holds, for messages.
     version
         What ``format`` must be.
 
     Raises
     ------
     InputError
-        If it is missing, of another format, or not as it was written.
+        If it is missing, something else, of another format, or not as it was written.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != version:
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{path} holds no {kind} as bdm writes it; is it the right file?")
+    if content["format"] != version:
         raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it anew.")
     if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
         raise InputError(

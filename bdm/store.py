@@ -73,7 +73,7 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
     file = folder / f"{kind}.json"
     if not file.is_file():
         raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
-    content = read_sealed_json(file, version=FORMAT)
+    content = read_sealed_json(file, kind, version=FORMAT)
     tensors = {}
     with refused_if_damaged(file):
         checksums = dict(content["checksums"])

@@ -17,7 +17,8 @@ from typer.main import get_command
 from bdm.cli import app, main
 from bdm.files import sha256
 from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.storage import save_hierarchy
+from bdm.hierarchy.tree import Branch, Hierarchy
 
 COMMANDS = get_command(app).commands
 
@@ -525,13 +526,8 @@ def inputs(made):
     moved.write_h5ad(folder / "renamed.h5ad")
     (folder / "other.json").write_text('["B", "T"]')
     (folder / "broken.nwk").write_text("((B,T);")
-    (folder / "small.json").write_text(
-        json.dumps({"format": 2, "threshold": 0.9, "sigma_max": 9.0, "branches": [
-            {"name": "r", "parent": None, "level": 1.0, "n_cells": 2, "support": None},
-            {"name": "a", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},
-            {"name": "b", "parent": "r", "level": 0.0, "n_cells": 1, "support": None},
-        ]})
-    )  # fmt: skip
+    branches = (Branch("r", None, 1.0, 2), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1))
+    save_hierarchy(folder / "small.json", Hierarchy(branches, sigma_max=9.0, threshold=0.9))
     (folder / "other.csv").write_text("a,b\n1,2\n")
     (folder / "unknown.csv").write_text("cell_type,n_cells\nT-800,2\n")
     (folder / "batch.csv").write_text("cell_type,n_cells,batch\nCD19+ B,2,one\n")

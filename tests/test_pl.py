@@ -204,9 +204,10 @@ def test_refuses_what_it_cannot_draw(model, evaluation, draw, told):
         draw(model, evaluation)
 
 
-def test_needs_an_interpretation(small_model):
+def test_needs_an_interpretation(small_model, tmp_path):
+    small_model.save(tmp_path / "model")
     with pytest.raises(InputError, match="call interpret"):
-        pl.markers(copy.copy(small_model))
+        pl.markers(bdm.BranchedDiffusion.load(tmp_path / "model"))
 
 
 def test_commands_draw_the_same(model, evaluation):

@@ -18,7 +18,7 @@ def load_hierarchy(path: Path) -> Hierarchy:
     InputError
         If there is no such file, or it holds no hierarchy as :func:`save_hierarchy` wrote it.
     """
-    content = read_sealed_json(path, version=FORMAT)
+    content = read_sealed_json(path, "hierarchy", version=FORMAT)
     try:
         return Hierarchy.from_json(content)
     except InputError as error:

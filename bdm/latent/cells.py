@@ -130,6 +130,7 @@ def read_latent(folder: Path) -> ad.AnnData:
     if "scale" not in adata.layers or not {"cell_type", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     of = adata.uns.get("autoencoder")
-    if of is not None and of != read_sealed_json(path.with_name("autoencoder.json"), version=FORMAT)["checksum"]:
+    autoencoder = path.with_name("autoencoder.json")
+    if of is not None and of != read_sealed_json(autoencoder, "autoencoder", version=FORMAT)["checksum"]:
         raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata

@@ -82,7 +82,7 @@ def load_extensions(folder: Path, *, of: str) -> list[Extension]:
     """
     if not folder.exists():
         return []
-    content = read_sealed_json(folder / LIST, version=FORMAT)
+    content = read_sealed_json(folder / LIST, "list of extensions", version=FORMAT)
     surplus = {part.name for part in folder.glob("[0-9]*")} - set(content["extensions"])
     if content["model"] != of or surplus:
         raise InputError(f"{folder} holds extensions of another model; make the extended model anew.")
