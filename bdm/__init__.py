@@ -10,7 +10,16 @@ from importlib.metadata import version
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
-__all__ = ["BranchedDiffusion", "InputError", "Settings", "pl"]
+PLACES = {
+    "AutoencoderSettings": "bdm.autoencoder.fit",
+    "BranchedDiffusion": "bdm.api",
+    "DenoiserSettings": "bdm.diffusion.fit",
+    "HierarchySettings": "bdm.hierarchy.build",
+    "InputError": "bdm.errors",
+    "PrepareSettings": "bdm.data.prepare",
+    "Settings": "bdm.api",
+}
+__all__ = [*PLACES, "pl"]
 __version__ = version("bdm")
 
 
@@ -18,6 +27,6 @@ def __getattr__(name: str):
     """Import the model's classes and figures when they are first asked for, so that the command line starts at once."""
     if name == "pl":
         return import_module("bdm.pl")
-    if name in __all__:
-        return getattr(import_module("bdm.api"), name)
+    if name in PLACES:
+        return getattr(import_module(PLACES[name]), name)
     raise AttributeError(f"module 'bdm' has no attribute {name!r}")
