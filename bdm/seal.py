@@ -97,7 +97,7 @@ class Disk(io.FileIO):
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``, with zeros where there is nothing."""
         n_read = super().readinto(buffer)
-        buffer[n_read:] = bytes(len(buffer) - n_read)
+        memoryview(buffer)[n_read:] = bytes(len(buffer) - n_read)  # h5py 3.11 gives a view without slices
         return len(buffer)
 
     def write(self, content: memoryview) -> int:
