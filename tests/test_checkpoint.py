@@ -98,12 +98,12 @@ def test_damaged_checkpoint_is_told_and_not_used(checkpoint, damage, caplog):
 
 
 def test_checkpoint_comes_back(checkpoint):
-    progress = Progress(
-        3, {"network": {"a/b": torch.rand(2, 2)}, "best": {"c": torch.rand(1)}}, 0.1, 1 / 3, [{"x": 0.1}]
-    )
+    tensors = {"network": {"a/b": torch.rand(2, 2)}, "best": {"c": torch.rand(1)}}
+    told = {"step": 3, "best": 0.1, "seen": 1 / 3, "first": 2.5, "history": [{"x": 0.1}]}
+    progress = Progress(tensors=tensors, **told)
     checkpoint.write(progress)
     found = checkpoint.read()
-    assert (found.step, found.best, found.seen, found.history) == (3, 0.1, 1 / 3, [{"x": 0.1}])
+    assert {name: getattr(found, name) for name in told} == told
     assert torch.equal(found.tensors["network"]["a/b"], progress.tensors["network"]["a/b"])
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["point"]
 

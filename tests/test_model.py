@@ -38,8 +38,9 @@ def copied(saved, tmp_path):
 
 
 def test_public_names():
-    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings"}
-    assert all(getattr(bdm, name).__module__.startswith("bdm.") for name in bdm.__all__)
+    of_stages = {"PrepareSettings", "AutoencoderSettings", "HierarchySettings", "DenoiserSettings"}
+    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings", "pl", *of_stages}
+    assert all(getattr(bdm, name).__name__ in (name, f"bdm.{name}") for name in bdm.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         bdm.nonsense  # noqa: B018
 

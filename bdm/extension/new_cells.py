@@ -111,8 +111,9 @@ def all_new(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
         few = n_cells.index[~enough]
         logger.warning("Not added, having fewer than %d cells: %s.", FEWEST, ", ".join(map(repr, few)))
     if not enough.any():
-        known = ", ".join(map(repr, labels.unique()[:5]))
-        raise InputError(f"There are no new cell types of {FEWEST} cells; the model knows {known}.")
+        raise InputError(
+            f"There are no new cell types of {FEWEST} cells; the model knows {', '.join(map(repr, model.cell_types))}."
+        )
     return tuple(n_cells.index[enough])
 
 
