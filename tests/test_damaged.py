@@ -26,7 +26,7 @@ from bdm.generation.request import request_cells
 from bdm.generation.write import write_cells
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.storage import save_hierarchy
-from bdm.latent.cells import encode, latent_cells, save_latent
+from bdm.latent.cells import encode, latent_cells, read_latent, save_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import save_model
 from bdm.provenance import preparation, provenance, storable
@@ -72,7 +72,8 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
     save_model(folder / "model", grown.model)
     tensors = {"network": model.denoiser.state_dict(), "averaged": {"mean": model.denoiser.mean + 1}}
     history = [{"step": 7, "loss": 1.5}]
-    Checkpoint(folder / "checkpoint", "identity").write(Progress(7, tensors, 1.5, 2.5, history))
+    progress = Progress(7, tensors, best=1.5, seen=2.5, first=3.5, history=history)
+    Checkpoint(folder / "checkpoint", "identity").write(progress)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,14 @@ def test_damaged_files_are_refused(folder, kind):
     assert not [case for case in cases if case.outcome == "fault"], summary(cases)
     if kind in OWN:
         assert {case.outcome for case in cases if case.outcome != "same"} == {"refused"}, summary(cases)
+
+
+def test_latents_of_another_autoencoder_are_refused(folder, tmp_path):
+    autoencoder = shutil.copytree(folder / "whole/autoencoder", tmp_path / "autoencoder")
+    read_latent(autoencoder)
+    shutil.copy(folder / "other/autoencoder/latent.h5ad", autoencoder)
+    with pytest.raises(InputError, match="is of another autoencoder than the folder's"):
+        read_latent(autoencoder)
 
 
 @pytest.mark.parametrize("part", ["data", "indices"])
