@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_hierarchy_page import Scripts, balanced
+from test_hierarchy_page import CHROMIUM, Scripts, balanced
 
 from bdm.cli import app
 from bdm.errors import InputError
@@ -15,7 +15,6 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.report.page import report_page
 from bdm.report.results import Results, read_results
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     "--headless",
     "--no-sandbox",

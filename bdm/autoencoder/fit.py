@@ -113,18 +113,18 @@ def fit_autoencoder(
         return counts, types[cells].to(where), codes[cells].to(where), noise
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        drawn = minibatch(network, generator)
-        value, latent = network(*drawn, n_iterations=N_ITERATIONS)
-        network.follow(drawn[1], latent)
+        cells = minibatch(network, generator)
+        value, latent = network(*cells, n_iterations=N_ITERATIONS)
+        network.follow(cells[1], latent)
         return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
 
     def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        counts, *others = minibatch(network, generator)
+        cells = minibatch(network, generator)
         found = {}
-        for code in others[0].unique():
-            chosen = others[0] == code
+        for code in cells[1].unique():
+            chosen = cells[1] == code
             try:
-                value, _ = network(counts[chosen], *(part[chosen] for part in others), n_iterations=N_ITERATIONS)
+                value, _ = network(*(part[chosen] for part in cells), n_iterations=N_ITERATIONS)
             except torch.linalg.LinAlgError:
                 value = torch.tensor(math.nan)
             found[cell_types[code]] = float(value.mean())

@@ -40,8 +40,8 @@ def train(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import print_foretold, seconds_of
     from bdm.diffusion.fit import DenoiserSettings
-    from bdm.files import read_json, sha256, written_whole
-    from bdm.hierarchy.tree import Hierarchy
+    from bdm.files import sha256, written_whole
+    from bdm.hierarchy.storage import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.processes import run_on
@@ -49,7 +49,7 @@ def train(
     settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps)
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
-        tree = Hierarchy.from_json(read_json(hierarchy))
+        tree = load_hierarchy(hierarchy)
 
         def run(steps: int) -> None:
             short = replace(settings, n_steps=steps)

@@ -7,9 +7,22 @@ from pathlib import Path
 import h5py
 
 from bdm.errors import InputError
+from bdm.seal import check_hdf5
 
 SECONDS = 60  # of the processor, and as many again as megabytes have to be read
 BYTES_PER_SECOND = 10**6
+
+
+def examine_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file that has changed since bdm wrote it; :func:`probe_hdf5` one that others wrote.
+
+    Raises
+    ------
+    InputError
+        If it has changed, or cannot be read through.
+    """
+    if not check_hdf5(path) and h5py.is_hdf5(path):
+        probe_hdf5(path)
 
 
 def probe_hdf5(path: Path) -> None:

@@ -11,9 +11,8 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm.data.blocks import Matrix, readable
-from bdm.data.probe import probe_hdf5
+from bdm.data.probe import examine_hdf5
 from bdm.errors import InputError
-from bdm.seal import check_hdf5
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +45,8 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
         raise InputError(f"No such file or folder: {path}.")
     read = reader_of(path)
     with readable(path), warnings.catch_warnings(action="ignore"):
-        if path.is_file() and h5py.is_hdf5(path) and not check_hdf5(path):
-            probe_hdf5(path)
+        if path.is_file():
+            examine_hdf5(path)
         adata = opened(path) if on_disk else None
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):

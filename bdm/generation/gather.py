@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 
+from bdm.data.probe import examine_hdf5
 from bdm.errors import InputError
 from bdm.generation.generate import Block, GeneratedCells
 from bdm.generation.places import LARGEST, Part
-from bdm.seal import check_hdf5
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PartFile:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"No such file: {path}.")
-        check_hdf5(path)
+        examine_hdf5(path)
         try:
             with h5py.File(path) as file:
                 record = read_elem(file["uns/bdm"])

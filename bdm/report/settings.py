@@ -35,14 +35,16 @@ class Setting:
 def changed(results: Results) -> list[Setting]:
     """List the settings that differ from the defaults, in the order of the commands."""
     return [
-        Setting(command, name, value, default)
+        Setting(command, name, used[name], default)
         for command, used, defaults in _settings(results)
         for name, default in defaults.items()
-        if name != "seed" and name in used
-        for value in [used[name]]
-        if (list(value) if isinstance(value, list | tuple) else value)
-        != (list(default) if isinstance(default, list | tuple) else default)
+        if name != "seed" and name in used and _as_stored(used[name]) != _as_stored(default)
     ]
+
+
+def _as_stored(value: Any) -> Any:
+    """Turn a tuple into a list, as files have it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
