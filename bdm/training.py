@@ -222,7 +222,7 @@ def _what_went_wrong(error: Exception, step: int, network: nn.Module, loop: Loop
     look_at = "" if worst is None else "look at these cells, or "
     return (
         f"Training of {loop.what} went wrong at step {step + 1}: {reason}{of_type}; "
-        f"{look_at}try another seed or a lower learning rate"
+        f"{look_at}try another seed, or a learning rate below {loop.learning_rate:g}"
     )
 
 

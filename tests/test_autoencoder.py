@@ -633,6 +633,12 @@ def test_no_type_has_its_own_decoder_without_cells_to_judge_by(planted):
     assert fitted(planted[planted.obs["split"] == "train"].copy(), n_latent=1).own == {}
 
 
+def test_decoder_of_its_own_that_goes_wrong_is_not_taken(planted, monkeypatch, caplog):
+    monkeypatch.setattr(own, "OWN", replace(own.OWN, learning_rate=1e4))
+    assert fitted(planted, n_latent=1).own == {}
+    assert "CD19+ B keeps to the decoder of all types: Training of the decoder of type 'CD19+ B'" in caplog.text
+
+
 @pytest.fixture
 def on_disk(planted, tmp_path):
     planted.write_h5ad(tmp_path / "prepared.h5ad")

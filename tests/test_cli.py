@@ -219,6 +219,21 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     assert made_cells.uns["bdm"]["data_sha256"] == sha256(tmp_path / "cells.h5ad")
 
 
+# ---- training that goes wrong
+
+
+@pytest.mark.parametrize("step", [STEPS[2], STEPS[4]], ids=lambda step: step[0])
+def test_lower_learning_rate_mends_training_that_went_wrong(made, tmp_path, bdm, monkeypatch, step):
+    monkeypatch.chdir(made[0])
+    name, *arguments = step
+    again = [name, *(tmp_path / "out" if word == name.replace("train", "model") else word for word in arguments)]
+    code, told = bdm(*again, "--learning-rate", 1000)
+    assert (code, "or a learning rate below 1000" in told) == (1, True), told
+    assert not (tmp_path / "out").exists()
+    assert bdm(*again, "--learning-rate", 0.001)[0] == 0
+    assert (tmp_path / "out").exists()
+
+
 # ---- what is told
 
 
@@ -415,6 +430,7 @@ BAD = {
     "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
     "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
     "autoencoder: loadings": ("autoencoder prepared.h5ad OUT --loading-scale 0", "loading_scale"),
+    "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "learning_rate is 0.0, but"),
     "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),
     "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
     "hierarchy: no folder": ("hierarchy none OUT.json", "none"),
@@ -441,6 +457,7 @@ BAD = {
     "train: tree of other types": ("train autoencoder small.json OUT", "differ in their types"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),
     "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", None),
+    "train: learning rate": ("train autoencoder tree.json OUT --learning-rate nan", "learning_rate is nan, but"),
     "train: no devices": ("train autoencoder tree.json OUT --devices 0", None),
     "generate: no folder": ("generate none OUT.h5ad --cells 1", "none"),
     "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),

@@ -15,7 +15,7 @@ from bdm.autoencoder.draw import drawn, some_cells
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.own import own_networks
 from bdm.checkpoint import Checkpoint
-from bdm.errors import InputError
+from bdm.limits import check_above_zero, check_at_least
 from bdm.seeds import derive
 from bdm.tensors import tensor_of
 from bdm.training import Loop, train
@@ -45,8 +45,8 @@ class AutoencoderSettings:
     shared_decoder: bool = False
 
     def __post_init__(self):
-        if not 0 < self.loading_scale < math.inf:
-            raise InputError(f"loading_scale is {self.loading_scale}, but must be above 0.")
+        check_at_least(self, n_latent=1, n_steps=1, batch_size=1)
+        check_above_zero(self, "loading_scale", "learning_rate")
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Iterator
 
 import anndata as ad
@@ -8,8 +9,11 @@ from bdm.autoencoder.codes import batch_names, type_names
 from bdm.autoencoder.draw import some_of_type
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.blocks import cells_of
+from bdm.errors import TrainingError
 from bdm.progress import progress
 from bdm.threads import threads
+
+logger = logging.getLogger(__name__)
 
 # A known type is expressed well already, and it takes little to overfit it
 OWN = AdapterSettings(
@@ -23,7 +27,7 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     """Give each cell type an autoencoder of its own, in the latent space of all, where its validation cells gain by it.
 
     A few latent dimensions for all types cannot tell all that sets apart a small one. Types without validation cells
-    keep to the shared one, as whether they gain cannot be told.
+    keep to the shared one, as whether they gain cannot be told, and so do those whose own goes wrong in training.
 
     Parameters
     ----------
@@ -42,7 +46,11 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
         code, cells = of
         if not (cells.obs["split"] == "validation").any():
             return None
-        return adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
+        try:
+            return adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
+        except TrainingError as error:
+            logger.warning("%s keeps to the decoder of all types: %s", cell_types[code], error)
+            return None
 
     with threads() as run:
         networks = run(own, enumerate(cells_by_type(adata, cell_types, seed=seed)))

@@ -2,7 +2,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bdm.commands.options import CheckpointEvery, Device, OutFolder, Prepared, Seed
+from bdm.commands.options import CheckpointEvery, Device, LearningRate, OutFolder, Prepared, Seed
 from bdm.commands.told import DryRun, Summary
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def autoencoder(
         float, typer.Option(help="How far a latent dimension is expected to change a gene's log expression.")
     ] = 0.1,
     n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
+    learning_rate: LearningRate = 0.01,
     shared_decoder: Annotated[
         bool, typer.Option("--shared-decoder", help="Let all types share one decoder, also where own ones gain.")
     ] = False,
@@ -42,7 +43,9 @@ def autoencoder(
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
 
-    settings = AutoencoderSettings(n_latent, loading_scale, n_steps, shared_decoder=shared_decoder)
+    settings = AutoencoderSettings(
+        n_latent, loading_scale, n_steps, learning_rate=learning_rate, shared_decoder=shared_decoder
+    )
     adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
     if dry_run:
 

@@ -12,6 +12,7 @@ OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", file_okay=Fa
 Prepared = Annotated[Path, typer.Argument(help="Cells made by bdm prepare (.h5ad).", show_default=False)]
 AutoencoderFolder = Annotated[Path, typer.Argument(help="Folder made by bdm autoencoder.", show_default=False)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder made by bdm train or bdm fit.", show_default=False)]
+LearningRate = Annotated[float, typer.Option(help="Highest learning rate; lower it where training goes wrong.")]
 CheckpointEvery = Annotated[
     float, typer.Option(help="Seconds between two writings of what interrupted training goes on from.", min=0)
 ]

@@ -3,7 +3,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, OutFolder, Seed
+from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, LearningRate, OutFolder, Seed
 from bdm.commands.told import DryRun, Summary, generating
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def train(
     width: Annotated[int, typer.Option(help="Width of the denoiser.", min=1)] = 128,
     n_layers: Annotated[int, typer.Option(help="Residual blocks of the denoiser.", min=1)] = 3,
     n_steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 3000,
+    learning_rate: LearningRate = 0.002,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Devices to train on together, or processes on the CPU.", min=1)] = 1,
     checkpoint_every: CheckpointEvery = 30,
@@ -46,7 +47,7 @@ def train(
     from bdm.model.fit import fit_model
     from bdm.processes import run_on
 
-    settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps)
+    settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps, learning_rate=learning_rate)
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
         tree = load_hierarchy(hierarchy)

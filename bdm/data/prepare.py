@@ -25,6 +25,7 @@ from bdm.data.genes import check_listed, choose_genes, read_gene_list
 from bdm.data.split import split_by_type
 from bdm.data.write import appended_rows, new_h5ad
 from bdm.errors import InputError
+from bdm.limits import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,7 @@ class PrepareSettings:
 
     def __post_init__(self):
         n_splits = 1 + (self.validation > 0) + (self.test > 0)
-        at_least = {"n_genes": 1, "min_genes_per_cell": 0, "min_cells_per_gene": 0, "seed": 0}
-        for name, least in {**at_least, "min_cells_per_type": n_splits}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        check_at_least(self, n_genes=1, min_genes_per_cell=0, min_cells_per_gene=0, seed=0, min_cells_per_type=n_splits)
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be a fraction from 0 to below 1.")

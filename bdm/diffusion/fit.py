@@ -11,6 +11,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import TypeMoments
 from bdm.latent.whitening import Whitening
+from bdm.limits import check_above_zero, check_at_least
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
 from bdm.training import Loop, fabric, train
@@ -36,6 +37,10 @@ class DenoiserSettings:
     log_sigma_mean: float = -0.5
     log_sigma_scale: float = 1.2
     averaging: float = 0.998
+
+    def __post_init__(self):
+        check_at_least(self, width=1, n_layers=1, n_steps=1, batch_size=1)
+        check_above_zero(self, "learning_rate")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.handover import AffineMap, hand_over
 from bdm.diffusion.sampler import SIGMA_MIN, Denoise, dpm_solver, noise_levels
-from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal
+from bdm.limits import check_at_least
 from bdm.linalg import matrix_power
 from bdm.seeds import torch_generator
 
@@ -33,8 +33,7 @@ class SamplerSettings:
     stochastic: bool = False
 
     def __post_init__(self):
-        if self.n_levels < 2:
-            raise InputError(f"n_levels is {self.n_levels}, but must be 2 or more.")
+        check_at_least(self, n_levels=2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from bdm.errors import InputError
 from bdm.evaluation.bounds import BOUNDS, Bounds
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample
 from bdm.evaluation.copying import Suspects, copying_shares
@@ -15,6 +14,7 @@ from bdm.evaluation.gene_statistics import variable_genes
 from bdm.evaluation.judge import Reference, judge
 from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
 from bdm.evaluation.scores import Judgement
+from bdm.limits import check_at_least
 from bdm.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,7 @@ class EvaluationSettings:
     max_cells_per_type: int = 500
 
     def __post_init__(self):
-        for name, least in {"n_repeats": 1, "max_cells_per_type": FEWEST_FOR_MEANS}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be {least} or more.")
+        check_at_least(self, n_repeats=1, max_cells_per_type=FEWEST_FOR_MEANS)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
+from bdm.limits import check_at_least
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
 
@@ -37,8 +38,7 @@ class HierarchySettings:
 
     def __post_init__(self):
         check_threshold(self.threshold)
-        if self.n_bootstrap < 0:
-            raise InputError(f"n_bootstrap is {self.n_bootstrap}, but must be 0 or more.")
+        check_at_least(self, n_bootstrap=0)
 
 
 def build_hierarchy(

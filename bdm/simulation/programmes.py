@@ -5,6 +5,7 @@ import numpy as np
 
 from bdm.errors import InputError
 from bdm.hierarchy.topology import Clade
+from bdm.limits import check_at_least
 from bdm.simulation.tree import height
 
 
@@ -34,11 +35,7 @@ class ProgrammeSettings:
     activity_spread: float = 0.4
 
     def __post_init__(self):
-        if self.n_genes < 1:
-            raise InputError(f"n_genes is {self.n_genes}, but must be 1 or more.")
-        for name in ("least_log2_fold_change", "mean_excess", "activity_spread"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be 0 or more.")
+        check_at_least(self, n_genes=1, least_log2_fold_change=0, mean_excess=0, activity_spread=0)
         if not 0 <= self.share_up <= 1:
             raise InputError(f"share_up is {self.share_up}, but must be from 0 to 1.")
 

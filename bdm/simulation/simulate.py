@@ -6,8 +6,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.errors import InputError
 from bdm.hierarchy.topology import Clade
+from bdm.limits import check_above_zero, check_at_least
 from bdm.seeds import numpy_generator
 from bdm.simulation.population import Population, expression_by_type
 from bdm.simulation.programmes import Programme, ProgrammeSettings, module_loadings, plant
@@ -51,14 +51,10 @@ class SimulationSettings:
     dispersion_spread: float = 0.5
 
     def __post_init__(self):
-        least = {"n_types": 2, "n_genes": 1, "fewest_cells": 1, "most_cells": self.fewest_cells, "n_factors": 0}
         spreads = ("library_spread", "expression_spread", "factor_spread", "dispersion_spread")
-        for name, value in {**least, **dict.fromkeys(spreads, 0)}.items():
-            if not value <= getattr(self, name) < np.inf:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be {value} or more.")
-        for name in ("library_size", "inverse_dispersion"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be above 0.")
+        check_at_least(self, n_types=2, n_genes=1, fewest_cells=1, most_cells=self.fewest_cells, n_factors=0)
+        check_at_least(self, **dict.fromkeys(spreads, 0))
+        check_above_zero(self, "library_size", "inverse_dispersion")
 
 
 @dataclass(frozen=True)

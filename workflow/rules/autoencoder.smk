@@ -13,6 +13,7 @@ rule autoencoder:
         n_latent=setting("autoencoder/n_latent"),
         loading_scale=setting("autoencoder/loading_scale"),
         n_steps=setting("autoencoder/n_steps"),
+        learning_rate=setting("autoencoder/learning_rate"),
         shared_decoder=switch("--shared-decoder", "autoencoder/shared_decoder"),
         seed=lookup(within=settings, dpath="seed"),
     shell:
@@ -20,6 +21,7 @@ rule autoencoder:
         " --n-latent {params.n_latent}"
         " --loading-scale {params.loading_scale}"
         " --n-steps {params.n_steps}"
+        " --learning-rate {params.learning_rate}"
         " {params.shared_decoder}"
         " --seed {params.seed}"
         " > {log} 2>&1"

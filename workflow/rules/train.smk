@@ -16,6 +16,7 @@ rule train:
         n_steps=setting("train/n_steps"),
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
+        learning_rate=setting("train/learning_rate"),
         devices=devices,
         seed=lookup(within=settings, dpath="seed"),
     shell:
@@ -23,6 +24,7 @@ rule train:
         " --n-steps {params.n_steps}"
         " --width {params.width}"
         " --n-layers {params.n_layers}"
+        " --learning-rate {params.learning_rate}"
         " {params.devices}"
         " --seed {params.seed}"
         " > {log} 2>&1"
