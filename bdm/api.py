@@ -416,7 +416,7 @@ class BranchedDiffusion:
 
         if self.prepared is None:
             raise InputError("A loaded model holds no cells to compare with; use the command bdm interpret.")
-        generated = self.generate(numbers_like(self.prepared.obs, label_key="cell_type"), seed=seed)
+        generated = self.generate(numbers_like(self.prepared.obs, self.model), seed=seed)
         inputs = inputs_of(self.model, self.prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)

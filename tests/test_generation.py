@@ -381,9 +381,20 @@ def test_file_without_a_request(small_model, tmp_path, content):
             read_request(path)
 
 
-def test_numbers_like_other_cells():
-    obs = pd.DataFrame({"label": pd.Categorical(["a", "b", "a"], categories=["a", "b", "c"]), "n": [1, 2, 3]})
-    assert numbers_like(obs, label_key="label") == {"a": 2, "b": 1}
-    assert numbers_like(obs.rename(columns={"label": "cell_type"}), label_key="label") == {"a": 2, "b": 1}
+def test_numbers_like_other_cells(small_model, caplog):
+    model, (a, b, c) = small_model.model, small_model.model.cell_types[:3]
+    obs = pd.DataFrame({"bulk_labels": pd.Categorical([a, b, a], categories=[a, b, c]), "n": [1, 2, 3]})
+    assert numbers_like(obs, model) == {a: 2, b: 1}
+    assert numbers_like(obs.rename(columns={"bulk_labels": "cell_type"}), model) == {a: 2, b: 1}
+    assert not caplog.messages
     with pytest.raises(InputError, match="neither"):
-        numbers_like(obs[["n"]], label_key="other")
+        numbers_like(obs[["n"]], model)
+
+
+def test_numbers_like_cells_of_which_the_model_lacks_some(small_model, caplog):
+    model = small_model.model
+    obs = pd.DataFrame({"bulk_labels": ["mast", model.cell_types[0], None, "mast"]})
+    assert numbers_like(obs, model) == {model.cell_types[0]: 1}
+    assert caplog.messages == ["Not counted: 3 cells of types that the model lacks: 'mast', no type."]
+    with pytest.raises(InputError, match="names no type that the model knows, but 'mast', no type"):
+        numbers_like(obs.drop(index=1), model)

@@ -58,7 +58,7 @@ def generate(
         loaded = load_model(model, device=fabric(device).device)
         asked = cells
         if cells_like is not None:
-            asked = numbers_like(read_cells(cells_like, on_disk=True).obs, label_key=loaded.label_key)
+            asked = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded)
         if cells_from is not None:
             asked = read_request(cells_from)
         request = request_cells(loaded, asked)

@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -5,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bdm.data.columns import text
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,27 @@ def read_request(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
 
 
-def numbers_like(obs: pd.DataFrame, *, label_key: str) -> dict[str, int]:
-    """Numbers of cells by type in another data set's ``obs``, found in the column ``label_key`` or ``cell_type``.
+def numbers_like(obs: pd.DataFrame, model: BranchedModel) -> dict[str, int]:
+    """Numbers of cells of a model's types in a data set's ``obs``, in the model's column of types or ``cell_type``.
+
+    Cells of other types, as of those that were too few to learn from, are not counted, with a warning.
 
     Raises
     ------
     InputError
-        If it has neither column.
+        If it has neither column, or no cells of the model's types.
     """
-    for column in (label_key, "cell_type"):
-        if column in obs:
-            numbers = obs[column].astype(str).value_counts()
-            return numbers[numbers > 0].to_dict()
-    raise InputError(f"obs has neither a column {label_key!r} nor 'cell_type'; it has {', '.join(obs.columns)}.")
+    key = model.label_key if model.label_key in obs else "cell_type"
+    if key not in obs:
+        raise InputError(f"obs has neither a column {model.label_key!r} nor 'cell_type'; it has {', '.join(obs)}.")
+    labels = text(obs[key]).astype(object).fillna("")
+    known = labels.isin(model.cell_types)
+    others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
+    if not known.any():
+        raise InputError(f"obs[{key!r}] names no type that the model knows, but {others or 'none'}.")
+    if not known.all():
+        logger.warning("Not counted: %d cells of types that the model lacks: %s.", (~known).sum(), others)
+    return labels[known].value_counts().to_dict()
 
 
 def _check(model: BranchedModel, table: pd.DataFrame) -> None:
