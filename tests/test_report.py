@@ -1,4 +1,5 @@
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,7 @@ def full(example_cells, tmp_path_factory) -> Path:
     cells.write_h5ad(folder.parent / "my <i>cells.h5ad")
     learn(folder, folder.parent / "my <i>cells.h5ad")
     moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
-    bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of)
+    bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of, "--seed", 7)
     bdm("evaluate-transmuted", folder / "prepared.h5ad", folder / "transmutation/a", moved)
     bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
     (folder / "benchmarks/generate").mkdir(parents=True)
@@ -177,6 +178,10 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
     assert "bdm train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 30 --seed 0" in text
     assert "bdm generate model generated.h5ad --cells-like prepared.h5ad --seed 0" in text
     assert "bdm evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1 --seed 0" in text
+    assert "bdm interpret model prepared.h5ad generated.h5ad interpretation --seed 0" in text
+    to, of = shlex.quote(NAMES["CD19+ B"]), shlex.quote(NAMES["CD14+ Monocyte"])
+    assert f"bdm transmute model prepared.h5ad transmuted/a.h5ad --to {to} --from {of} --seed 7" in text
+    assert "bdm evaluate-transmuted prepared.h5ad transmutation/a transmuted/a.h5ad --seed 0" in text
     for digest in results.evaluation["provenance"]["sha256"].values():
         assert digest in text
     assert "train 1 h 6 min" in re.sub(r" +", " ", text)
@@ -184,13 +189,13 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
 
 
 def test_commands_that_are_told_can_be_given(results, tmp_path):
-    import shlex
-
     import typer
 
     from bdm.report.settings import commands
 
-    for line in commands(results):
+    given = replace(results, model=replace(results.model, hierarchy=replace(results.model.hierarchy, given=True)))
+    assert " --tree tree.nwk" in "".join(commands(given))
+    for line in [*commands(results), *commands(given)]:
         _, name, *arguments = shlex.split(line)
         typer.main.get_command(app).commands[name].make_context(name, arguments)
 

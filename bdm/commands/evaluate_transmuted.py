@@ -34,7 +34,7 @@ def evaluate_transmuted(
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_moves
-    from bdm.transmutation.inputs import read_moved
+    from bdm.transmutation.inputs import how_moved, read_moved
     from bdm.transmutation.report import summary, write_report
 
     files = named_files(transmuted, beside or [])
@@ -49,8 +49,9 @@ def evaluate_transmuted(
             )
         evaluation = evaluate_moves(real, {name: cells for name, (_, cells) in read.items()}, targets.pop(), seed=seed)
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
+        record = provenance(seed=seed, sha256=hashes, moved={name: how_moved(file) for name, file in files.items()})
         folder.mkdir()
-        write_report(folder, evaluation, provenance=provenance(seed=seed, sha256=hashes))
+        write_report(folder, evaluation, provenance=record)
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
     return Summary((out,))

@@ -75,7 +75,7 @@ def build_hierarchy(
         return Hierarchy(_flat(cells, sigma_max), sigma_max, settings.threshold)
     support = clade_support(x, cells.cell_type.numpy(), n_types=len(means), n_bootstrap=settings.n_bootstrap, seed=seed)
     branches = _branches(root, None, cells, support, inner_names(cells.cell_types))
-    return Hierarchy(tuple(branches), sigma_max, settings.threshold)
+    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None)
 
 
 def inner_names(cell_types: tuple[str, ...]) -> Iterator[str]:

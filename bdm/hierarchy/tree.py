@@ -5,7 +5,7 @@ from typing import Any
 
 from bdm.errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,14 @@ class Hierarchy:
     ----------
     branches
         Root first, every parent before its children, children in order.
+    given
+        Whether the tree's shape is the user's.
     """
 
     branches: tuple[Branch, ...]
     sigma_max: float
     threshold: float
+    given: bool = False
 
     @cached_property
     def by_name(self) -> dict[str, Branch]:
@@ -158,6 +161,7 @@ class Hierarchy:
             "format": FORMAT,
             "threshold": self.threshold,
             "sigma_max": self.sigma_max,
+            "given": self.given,
             "branches": [asdict(branch) for branch in self.branches],
         }
 
@@ -174,7 +178,7 @@ class Hierarchy:
             if content["format"] != FORMAT:
                 raise InputError(f"The hierarchy has format {content['format']}, this version reads {FORMAT}.")
             branches = tuple(Branch(**branch) for branch in content["branches"])
-            hierarchy = cls(branches, content["sigma_max"], content["threshold"])
+            hierarchy = cls(branches, content["sigma_max"], content["threshold"], content["given"])
             fault = hierarchy.fault()
         except (KeyError, TypeError) as error:
             raise InputError(f"The hierarchy file is damaged ({error}); make it anew.") from error

@@ -45,8 +45,8 @@ class Results:
         Of judged and of test cells, by set.
     map
         Picture of the UMAP.
-    interpretation
-        Its tables by name; none where the model was not interpreted.
+    interpretation, interpreted
+        Its tables by name, and how it was made; none where the model was not interpreted.
     moves
         Content of ``transmutation.json`` by the name of the move.
     extensions
@@ -65,6 +65,7 @@ class Results:
     gene_statistics: pd.DataFrame
     map: bytes
     interpretation: dict[str, pd.DataFrame]
+    interpreted: dict[str, Any]
     moves: dict[str, dict[str, Any]]
     extensions: pd.DataFrame | None
     cost: pd.DataFrame
@@ -119,6 +120,7 @@ def read_results(folder: Path) -> Results:
         if not (folder / name).exists():
             raise InputError(f"{folder} has no {name}; make it by the workflow, or by {command}, and report then.")
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
+    interpreted = folder / "interpretation/interpretation.json"
     moves = sorted(folder.glob("transmutation/*/transmutation.json"))
     added = folder / "extension/extensions.csv"
     results = Results(
@@ -136,6 +138,7 @@ def read_results(folder: Path) -> Results:
             for path in map((folder / "interpretation").joinpath, ("branch_genes.csv", "agreement.csv"))
             if path.is_file()
         },
+        interpreted=read_json(interpreted)["provenance"] if interpreted.is_file() else {},
         moves={path.parent.name: read_json(path) for path in moves},
         extensions=read_table(added) if added.is_file() else None,
         cost=read_cost(folder / "benchmarks"),

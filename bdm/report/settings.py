@@ -10,6 +10,7 @@ from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.hierarchy.build import HierarchySettings
+from bdm.interpretation.interpret import InterpretationSettings
 from bdm.report.results import JUDGED, Results
 
 
@@ -34,12 +35,19 @@ class Setting:
 
 def changed(results: Results) -> list[Setting]:
     """List the settings that differ from the defaults, in the order of the commands."""
+    return [setting for command, used, defaults in _settings(results) for setting in _changed(command, used, defaults)]
+
+
+def _changed(command: str, used: dict[str, Any], defaults: dict[str, Any]) -> list[Setting]:
     return [
         Setting(command, name, used[name], default)
-        for command, used, defaults in _settings(results)
         for name, default in defaults.items()
         if name != "seed" and name in used and _as_stored(used[name]) != _as_stored(default)
     ]
+
+
+def _options(used: dict[str, Any], defaults: dict[str, Any]) -> str:
+    return "".join(f" {setting.option}" for setting in _changed("", used, defaults))
 
 
 def _as_stored(value: Any) -> Any:
@@ -67,11 +75,12 @@ def commands(results: Results) -> list[str]:
     for setting in changed(results):
         options[setting.command] = f"{options.get(setting.command, '')} {setting.option}"
     seed = f" --seed {results.model.provenance['seed']}"
+    given = " --tree tree.nwk" if results.model.hierarchy.given else ""
     data = quote(str(results.record.get("data", "cells.h5ad")))
     lines = [
         f"bdm prepare {data} prepared.h5ad{options.get('prepare', '')}{seed}",
         f"bdm autoencoder prepared.h5ad autoencoder{options.get('autoencoder', '')}{seed}",
-        f"bdm hierarchy autoencoder hierarchy.json{options.get('hierarchy', '')}{seed}",
+        f"bdm hierarchy autoencoder hierarchy.json{given}{options.get('hierarchy', '')}{seed}",
         f"bdm train autoencoder hierarchy.json model{options.get('train', '')}{seed}",
     ]
     cells, model = "prepared.h5ad", "model"
@@ -85,7 +94,27 @@ def commands(results: Results) -> list[str]:
         *lines,
         f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options.get('generate', '')}{seed}",
         f"bdm evaluate {cells} evaluation generated.h5ad{options.get('evaluate', '')}{seed}",
+        *_interpretation(results, model, cells),
+        *_moves(results, model, cells),
     ]
+
+
+def _interpretation(results: Results, model: str, cells: str) -> Iterator[str]:
+    if results.interpreted:
+        record, asked = results.interpreted, {"markers": "markers.csv", "gene_sets": "gene_sets.gmt"}
+        used = record["settings"] | {name: file for name, file in asked.items() if name in record["sha256"]}
+        options = _options(used, {**asdict(InterpretationSettings()), "markers": None, "gene_sets": None})
+        yield f"bdm interpret {model} {cells} generated.h5ad interpretation{options} --seed {record['seed']}"
+
+
+def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
+    defaults = {**asdict(SamplerSettings()), "to": None, "from": [], "like": []}
+    for name, move in results.moves.items():
+        record, out, folder = move["provenance"], quote(f"transmuted/{name}.h5ad"), quote(f"transmutation/{name}")
+        how = record.get("moved", {}).get(JUDGED)
+        if how:
+            yield f"bdm transmute {model} {cells} {out}{_options(how, defaults)} --seed {how['seed']}"
+        yield f"bdm evaluate-transmuted {cells} {folder} {out} --seed {record['seed']}"
 
 
 def wanted(results: Results, cells: str) -> str:

@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.inputs import RealCells, check_genes, read_counts, some
@@ -31,6 +34,12 @@ def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> 
     check_genes(adata.var_names, real.genes, path)
     places = places_before(adata, before.obs_names, names=(str(path), str(prepared)))
     return moved_to(adata, str(path)), MovedCells(Cells.of(adata[:, real.genes]), Cells.of(before[places]))
+
+
+def how_moved(path: Path) -> dict[str, Any]:
+    """Tell the settings and seed of ``bdm transmute`` that moved cells; none where they are not recorded."""
+    record = read_cells(path, on_disk=True).uns.get("bdm", {})
+    return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
 def moved_to(adata: AnnData, name: str) -> str:
