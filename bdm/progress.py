@@ -58,9 +58,10 @@ def foretold(items: Iterable[Item], *, doing: str, total: int, start: int, unit:
 
 def duration(seconds: float) -> str:
     """Tell a time in the two largest units that it has."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
+    seconds = round(seconds)
     minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds} s"
     if seconds < 600:
-        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+        return f"{seconds // 60} min {seconds % 60} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -184,7 +184,7 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
     assert "bdm evaluate-transmuted prepared.h5ad transmutation/a transmuted/a.h5ad --seed 0" in text
     for digest in results.evaluation["provenance"]["sha256"].values():
         assert digest in text
-    assert "train 1 h 6 min" in re.sub(r" +", " ", text)
+    assert "train 1 h 7 min" in re.sub(r" +", " ", text)
     assert "generate 12 s \N{EN DASH}" in re.sub(r" +", " ", text)
 
 

@@ -15,6 +15,7 @@ from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
 from bdm.extension.report import told_of
 from bdm.plotting.page.tree import tree_browser
+from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.results import JUDGED, Results
@@ -87,7 +88,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "whole": "{:,}".format, "percent": "{:.0%}".format}
-    made.filters |= {"time": time, "size": size, "plain": plain}
+    made.filters |= {"time": duration, "size": size, "plain": plain}
     return made
 
 
@@ -103,16 +104,6 @@ def plain(value: Any) -> str:
     if value is None or value is False or (isinstance(value, list | tuple) and not value):
         return "no" if value is False else "none"
     return "yes" if value is True else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def time(seconds: float) -> str:
-    """Write a time for people."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(megabytes: float) -> str:
