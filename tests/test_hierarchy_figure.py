@@ -3,6 +3,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from bdm.errors import InputError
 from bdm.hierarchy.topology import Clade
@@ -141,3 +142,19 @@ def test_labels_of_branch_points_do_not_overlap(hierarchy):
     chosen = apart(labels)
     assert chosen[0] == labels[0]
     assert not any(one.overlaps(other) for one in chosen for other in chosen if one is not other)
+
+
+# ---- letters
+
+
+def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn):
+    figure = Figure()
+    figure.suptitle("T ᶁ")  # in STIX, which comes with matplotlib, but not in DejaVu Sans
+    monkeypatch.setattr("bdm.plotting.figure.FONTS", ("None such", "STIXGeneral"))
+    save_figure(figure, tmp_path / "other.png")
+    assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
+    figure = Figure()
+    figure.suptitle("T ᶁ")
+    monkeypatch.setattr("bdm.plotting.figure.FONTS", ())
+    save_figure(figure, tmp_path / "own.png")
+    assert [warning for warning in recwarn if "missing from font" in str(warning.message)]
