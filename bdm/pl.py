@@ -8,7 +8,8 @@ those of all panels in a list. Unlike there, a figure that is drawn into given a
 ::
 
     ax = bdm.pl.hierarchy(model, show=False)
-    ax.figure.savefig("hierarchy.pdf")
+    ax.set_title("blood")
+    plt.savefig("hierarchy.pdf")
 """
 
 from collections.abc import Sequence

@@ -117,6 +117,14 @@ def test_all_other_figures_of_an_interpretation(model):
     assert any(title.startswith("r of log fold changes") for title in (a.get_title() for a in pl.agreement(model)))
 
 
+def test_whole_figure_is_the_current_one_to_save(model, tmp_path):
+    for name, draw in {"agreement": pl.agreement, "tree": pl.hierarchy}.items():
+        axes = draw(model)
+        plt.savefig(tmp_path / f"{name}.svg")
+        drawn = (tmp_path / f"{name}.svg").read_text().count('<g id="axes_')
+        assert drawn == (len(axes) if name == "agreement" else 1)
+
+
 def test_other_figures_of_an_evaluation(evaluation):
     assert [axis.get_title().partition(",")[0] for axis in pl.umap(evaluation)] == ["test", "floor", "branched"]
     assert len(pl.genes(evaluation)) == 4
