@@ -377,11 +377,17 @@ def test_branch_is_explained_where_one_points(opened, page, results, width):
             assert f"{branch.support:.0%}" in facts
 
 
-def test_keys_reach_the_tree_and_the_tables(opened, page):
+def test_keys_reach_the_tree_and_the_tables(opened, page, results):
     found = opened(page, "desktop")
     found.page.locator("#tree [tabindex='0']").focus()
-    found.page.keyboard.press("ArrowDown")
-    assert found.page.evaluate("document.activeElement.getAttribute('role')") == "treeitem"
+    root, first = (branch.name for branch in results.model.hierarchy.branches[:2])
+    for key, name in {"Home": root, "ArrowDown": first, "ArrowUp": root}.items():
+        found.page.keyboard.press(key)
+        assert found.page.evaluate("document.activeElement.getAttribute('role')") == "treeitem"
+        assert found.texts("#name") == [name]
+    n_shown = found.page.locator("#tree [role='treeitem']").count()
+    found.page.keyboard.press("ArrowLeft")
+    assert found.page.locator("#tree [role='treeitem']").count() == 1 < n_shown
     found.page.locator("#by-type thead button").nth(1).focus()
     found.page.keyboard.press("Enter")
     assert found.page.locator("#by-type thead th").nth(1).get_attribute("aria-sort") == "ascending"
