@@ -37,7 +37,7 @@ test: $(INSTALLED)
 # uv, as pip knows no oldest versions.
 test-oldest: $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --allow-existing --python 3.11 .venv-oldest
+	$(BIN)/uv venv --quiet --allow-existing --seed --python 3.11 .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
 	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
 
