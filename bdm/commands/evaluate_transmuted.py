@@ -34,7 +34,7 @@ def evaluate_transmuted(
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_moves
-    from bdm.transmutation.inputs import how_moved, read_moved
+    from bdm.transmutation.inputs import read_moved
     from bdm.transmutation.report import summary, write_report
 
     files = named_files(transmuted, beside or [])
@@ -42,14 +42,14 @@ def evaluate_transmuted(
         real = read_real_cells(prepared)
         before = read_counts(prepared, columns=("cell_type",))
         read = {name: read_moved(file, prepared, before, real) for name, file in files.items()}
-        targets = {to for to, _ in read.values()}
+        targets = {moved.to for moved in read.values()}
         if len(targets) > 1:
             raise InputError(
                 f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
             )
-        evaluation = evaluate_moves(real, {name: cells for name, (_, cells) in read.items()}, targets.pop(), seed=seed)
+        evaluation = evaluate_moves(real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed)
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
-        record = provenance(seed=seed, sha256=hashes, moved={name: how_moved(file) for name, file in files.items()})
+        record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
         folder.mkdir()
         write_report(folder, evaluation, provenance=record)
         write_figures(folder, evaluation)

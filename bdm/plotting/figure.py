@@ -30,7 +30,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
-    more = [name for name in FONTS if name in get_font_names()]
+    known = get_font_names()
+    more = [name for name in FONTS if name in known]
     for text in figure.findobj(Text):
         text.set_fontfamily([*text.get_fontfamily(), *more])
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None} if path.suffix == ".png" else None)

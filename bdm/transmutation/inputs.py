@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,31 @@ from anndata import AnnData
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.inputs import RealCells, check_genes, read_counts, some
+from bdm.evaluation.inputs import RealCells, check_genes, some, with_columns
+from bdm.evaluation.stored import checked
 from bdm.transmutation.evaluate import MovedCells
 
 
-def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> tuple[str, MovedCells]:
+@dataclass(frozen=True)
+class MovedFile:
+    """What a file of moved cells holds.
+
+    Attributes
+    ----------
+    to
+        The type that they were moved to.
+    cells
+        Genes in the order of the real cells.
+    how
+        Settings and seed of ``bdm transmute``; none where they are not recorded.
+    """
+
+    to: str
+    cells: MovedCells
+    how: dict[str, Any]
+
+
+def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> MovedFile:
     """Read cells that ``bdm transmute`` moved, and find what they were among prepared cells by their names.
 
     Parameters
@@ -21,24 +42,22 @@ def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> 
     prepared, before
         File of the prepared cells, and they.
 
-    Returns
-    -------
-    The type that they were moved to, and the cells, genes in the order of the real cells.
-
     Raises
     ------
     InputError
         If the file is no such file, or its cells are not among the prepared ones.
     """
-    adata = read_counts(path, columns=("cell_type", "source_type"))
+    stored = with_columns(read_cells(path), ("cell_type", "source_type"), path)
+    adata = checked(stored, path)  # counts and obs alone
     check_genes(adata.var_names, real.genes, path)
     places = places_before(adata, before.obs_names, names=(str(path), str(prepared)))
-    return moved_to(adata, str(path)), MovedCells(Cells.of(adata[:, real.genes]), Cells.of(before[places]))
+    cells = MovedCells(Cells.of(adata[:, real.genes]), Cells.of(before[places]))
+    return MovedFile(moved_to(adata, str(path)), cells, how_moved(stored))
 
 
-def how_moved(path: Path) -> dict[str, Any]:
+def how_moved(adata: AnnData) -> dict[str, Any]:
     """Tell the settings and seed of ``bdm transmute`` that moved cells; none where they are not recorded."""
-    record = read_cells(path, on_disk=True).uns.get("bdm", {})
+    record = adata.uns.get("bdm", {})
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
