@@ -22,7 +22,7 @@ from bdm.commands.report import report
 from bdm.commands.told import told
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
-from bdm.errors import InputError, Interrupted, TrainingError
+from bdm.errors import InputError, Interrupted, TrainingError, as_options
 
 app = typer.Typer(
     name="bdm",
@@ -71,7 +71,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        end(str(error), code=2)
+        end(as_options(str(error)), code=2)
     except TrainingError as error:
         end(str(error), code=1)
     except Interrupted as stop:

@@ -1,10 +1,17 @@
+import ast
+import re
+import shlex
+
 from bdm.text import printable
+
+ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 
 
 class InputError(ValueError):
     """Bad input from the user, told in one sentence: what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments in
+    backticks, such as `` `label_key=` ``, which :func:`as_options` turns into options for the command line.
     """
 
     def __str__(self) -> str:
@@ -17,3 +24,28 @@ class TrainingError(RuntimeError):
 
 class Interrupted(Exception):  # noqa: N818, no error
     """Training that was asked to end, and has written its progress; the command line exits with code 143."""
+
+
+def as_options(message: str) -> str:
+    """Rewrite the Python arguments in an error message as command-line options.
+
+    Parameters
+    ----------
+    message
+        With arguments in backticks: `` `label_key=` ``, `` `counts='umi'` `` or `` `missing_as_zero=True` ``.
+
+    Returns
+    -------
+    The message with `` `--label-key` ``, `` `--counts umi` `` and `` `--missing-as-zero` `` in their place.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1].strip("_").replace("_", "-"), match[2]
+        if not value or value == "True":
+            return f"`--{name}`"
+        try:
+            return f"`--{name} {shlex.quote(str(ast.literal_eval(value)))}`"
+        except (SyntaxError, ValueError):  # part of a name that has backticks of its own
+            return match[0]
+
+    return ARGUMENT.sub(option, message)

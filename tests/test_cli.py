@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from bdm.cli import app, main
+from bdm.errors import as_options
 from bdm.files import sha256
 from bdm.hierarchy.read import read_tree
 from bdm.hierarchy.storage import save_hierarchy
@@ -417,10 +418,25 @@ def test_dry_run_refuses_bad_input(inputs, bdm, monkeypatch, command):
 
 # ---- bad input
 
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("name one by `label_key=`", "name one by `--label-key`"),
+        ("give `counts='raw umi'`; or `from_=`", "give `--counts 'raw umi'`; or `--from`"),
+        ("take them as 0 by `missing_as_zero=True`", "take them as 0 by `--missing-as-zero`"),
+        ("leave them out by `min_genes_per_cell=1`", "leave them out by `--min-genes-per-cell 1`"),
+        ("the layer `a=b` and `c='", "the layer `a=b` and `c='"),
+    ],
+)
+def test_messages_name_options_on_the_command_line(message, expected):
+    assert as_options(message) == expected
+
+
 BAD = {
     "prepare: no file": ("prepare none.h5ad OUT.h5ad", "none.h5ad"),
     "fit: no file": ("fit none.h5ad OUT", "none.h5ad"),
-    "fit: no column": ("fit cells.h5ad OUT --label-key none", "no column 'none'"),
+    "fit: no column": ("fit cells.h5ad OUT --label-key none", "no column 'none'; name one by `--label-key` "),
     "fit: threshold": ("fit cells.h5ad OUT --label-key bulk_labels --threshold 2", "threshold"),
     "fit: tree of other types": ("fit cells.h5ad OUT --label-key bulk_labels --tree other.json", "unknown types"),
     "fit: no tree": ("fit cells.h5ad OUT --label-key bulk_labels --tree none.nwk", "none.nwk"),

@@ -103,9 +103,9 @@ def test_refuses_what_no_count_is(form, value, message):
 
 def test_tells_where_counts_are_instead():
     adata = cells_with(LOGS, layers={"umi": COUNTS})
-    with pytest.raises(InputError, match="give `--counts umi`"):
+    with pytest.raises(InputError, match="give `counts='umi'`"):
         raw_counts(adata)
-    with pytest.raises(InputError, match="give `--counts umi`"):
+    with pytest.raises(InputError, match="give `counts='umi'`"):
         raw_counts(adata, source="X")
     with pytest.raises(InputError, match="no layer 'UMI'; counts can be taken from umi, X"):
         raw_counts(adata, source="UMI")

@@ -143,7 +143,7 @@ def test_unfit_generated_cells_are_refused(files, generated, message):
 
 def test_prepared_cells_without_test_cells_are_refused(files, prepared):
     prepared[prepared.obs["split"] != "test"].copy().write_h5ad(files / "prepared.h5ad")
-    with pytest.raises(InputError, match="--test above 0"):
+    with pytest.raises(InputError, match="`test=` above 0"):
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
 
 

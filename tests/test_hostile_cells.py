@@ -103,10 +103,10 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
         told.append("there is no cell type .* to leave out")
     n_genes = (values > 0).sum(axis=1)
     if chosen.min_genes_per_cell == 0 and (n_genes[left] == 0).any():
-        told.append("have no counts at all, for example .*; leave them out by `--min-genes-per-cell 1`")
+        told.append("have no counts at all, for example .*; leave them out by `min_genes_per_cell=1`")
     left &= n_genes >= max(chosen.min_genes_per_cell, 1)
     if not left.any():
-        told.append("no cells are left; leave out fewer types, or lower `--min-genes-per-cell`")
+        told.append("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`")
     elif (types[left].value_counts() >= chosen.min_cells_per_type).sum() < 2:
         told.append("fewer than two of .* cell types have .* cells or more")
     return told, source

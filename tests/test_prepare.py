@@ -418,8 +418,8 @@ def log_normalised(cells):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda cells: settings(label_key="type"), "no column 'type'; name one by --label-key .*bulk_labels"),
-        (lambda cells: settings(batch_key="donor"), "no column 'donor'; name one by --batch-key"),
+        (lambda cells: settings(label_key="type"), "no column 'type'; name one by `label_key=` .*bulk_labels"),
+        (lambda cells: settings(batch_key="donor"), "no column 'donor'; name one by `batch_key=`"),
         (lambda cells: settings(label_key="percent_mito"), "holds decimal numbers"),
         (lambda cells: settings(label_key="n_genes"), "fewer than two of .* cell types have 10 cells"),
         (lambda cells: settings(min_cells_per_type=200), "fewer than two of 10 cell types"),
@@ -431,9 +431,9 @@ def log_normalised(cells):
         (batch_without_training_cells, "batch b has no training cells"),
         (repeated_cell, "cell name .* more than once"),
         (repeated_gene, "gene name .* more than once"),
-        (empty_cells, "5 cells have no counts at all, for example .*--min-genes-per-cell 1"),
-        (few_genes, "genes cannot be ranked by variability .*--genes all"),
-        (genes_that_do_not_vary, "genes cannot be ranked by variability .* fewer genes vary; give `--genes all`"),
+        (empty_cells, "5 cells have no counts at all, for example .*`min_genes_per_cell=1`"),
+        (few_genes, "genes cannot be ranked by variability .*genes='all'"),
+        (genes_that_do_not_vary, "genes cannot be ranked by variability .* fewer genes vary; give `genes='all'`"),
         (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
     ],
 )

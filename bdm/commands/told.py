@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from bdm import __version__
+from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")
 
@@ -87,12 +88,22 @@ def told(command: Callable[..., Summary | None]) -> Callable[..., None]:
     return run
 
 
+class OptionFormatter(logging.Formatter):
+    """Formats messages for the command line, where settings are options."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Rewrite the Python arguments of a message as options."""
+        return as_options(super().format(record))
+
+
 @contextmanager
 def listened(*, quiet: bool, verbose: bool) -> Iterator[None]:
     """Choose what is logged to stderr; both asked for is as neither."""
     level = {(True, False): logging.WARNING, (False, True): logging.DEBUG}.get((quiet, verbose), logging.INFO)
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OptionFormatter(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     # Pandas warns of what anndata does to the columns of its own views
     warnings.filterwarnings("ignore", message=r"\s*A value is trying to be set on a copy", module="anndata")
     before = logger.level

@@ -14,9 +14,9 @@ def canonical_columns(obs: pd.DataFrame, *, label_key: str, batch_key: str | Non
     Other content of ``cell_type``, ``batch`` or ``split``, the names that have a meaning here, is kept as
     ``NAME_input``.
     """
-    columns = {"cell_type": group_column(obs, label_key, option="--label-key")}
+    columns = {"cell_type": group_column(obs, label_key, argument="label_key")}
     if batch_key is not None:
-        columns["batch"] = group_column(obs, batch_key, option="--batch-key")
+        columns["batch"] = group_column(obs, batch_key, argument="batch_key")
     for name in ("cell_type", "batch", "split"):
         if name in obs and not (name in columns and columns[name].equals(text(obs[name]))):
             kept = f"{name}_input"
@@ -27,12 +27,12 @@ def canonical_columns(obs: pd.DataFrame, *, label_key: str, batch_key: str | Non
     return obs.assign(**columns)
 
 
-def group_column(obs: pd.DataFrame, key: str, *, option: str) -> pd.Series:
+def group_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
     """Take the column that divides cells into groups, as categories of text.
 
     Parameters
     ----------
-    option
+    argument
         By what the user chooses the column, for the messages.
 
     Raises
@@ -42,9 +42,9 @@ def group_column(obs: pd.DataFrame, key: str, *, option: str) -> pd.Series:
     """
     if key not in obs:
         available = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"obs has no column {key!r}; name one by {option} (there are: {available}).")
+        raise InputError(f"obs has no column {key!r}; name one by `{argument}=` (there are: {available}).")
     if is_float_dtype(obs[key]):
-        raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; name another by {option}.")
+        raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; name another by `{argument}=`.")
     groups = text(obs[key])
     missing = groups.isna() | groups.isin(["", "nan"])
     if missing.any():
@@ -56,7 +56,7 @@ def group_column(obs: pd.DataFrame, key: str, *, option: str) -> pd.Series:
     if unfit is not None:
         raise InputError(f"obs[{key!r}] has the value {unfit!r}, which files cannot hold; rename it.")
     if groups.nunique() < 2:
-        raise InputError(f"obs[{key!r}] has one value for all cells; name another by {option}.")
+        raise InputError(f"obs[{key!r}] has one value for all cells; name another by `{argument}=`.")
     return groups
 
 

@@ -70,7 +70,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
             return cells, n_genes
 
     others = [name for name in slots if name not in faults and not fault(slots[name])]
-    remedy = f"give `--counts {others[0]}`" if others else "raw counts are needed in X, raw or a layer"
+    remedy = f"give `counts={others[0]!r}`" if others else "raw counts are needed in X, raw or a layer"
     found = "; ".join(f"{name} has {fault}" for name, fault in faults.items())
     raise InputError(f"no raw counts: {found or 'X is empty'}; {remedy}.")
 

@@ -33,7 +33,7 @@ def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int
     if min_genes == 0:
         raise InputError(
             f"{few.sum()} cells have no counts at all, for example {obs.index[few][0]}; leave them out "
-            "by `--min-genes-per-cell 1`."
+            "by `min_genes_per_cell=1`."
         )
     logger.warning("Left out %d cells with counts of fewer genes than %d.", few.sum(), min_genes)
     return obs[~few]
@@ -63,13 +63,13 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int) -> pd.DataFrame:
         If fewer than two types remain.
     """
     if obs.empty:
-        raise InputError("no cells are left; leave out fewer types, or lower `--min-genes-per-cell`.")
+        raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
     small = n_cells[n_cells < min_cells]
     if len(n_cells) - len(small) < 2:
         raise InputError(
             f"fewer than two of {len(n_cells)} cell types have {min_cells} cells or more (the largest has "
-            f"{n_cells.max()}); name another column, or lower `--min-cells-per-type`."
+            f"{n_cells.max()}); name another column, or lower `min_cells_per_type=`."
         )
     for name, number in small.items():
         logger.warning("Left out type %s: %d cells are fewer than %d.", name, number, min_cells)

@@ -79,7 +79,7 @@ def choose_genes(
             logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, names)
         chosen &= is_listed
     if not chosen.any():
-        raise InputError(f"no gene is seen in {min_cells} training cells; lower `--min-cells-per-gene`.")
+        raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
     if n_most_variable is not None and n_most_variable < chosen.sum():
         chosen = most_variable(train, batch, sums, among=chosen, n_genes=n_most_variable)
     return chosen

@@ -97,7 +97,7 @@ def most_variable(
     if not large.any():
         raise InputError(
             f"genes cannot be ranked by variability on fewer than {SMALLEST_RANKED} training cells or genes"
-            f"{' a batch' if len(large) > 1 else ''}, or where fewer genes vary; give `--genes all`."
+            f"{' a batch' if len(large) > 1 else ''}, or where fewer genes vary; give `genes='all'`."
         )
     if not large.all():
         small = ", ".join(batch.categories[~large])
@@ -126,7 +126,7 @@ def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
         model.fit()
     # It fails where many genes have the same mean.
     except ValueError as error:
-        raise InputError(f"genes cannot be ranked by variability ({error}); give `--genes all`.") from error
+        raise InputError(f"genes cannot be ranked by variability ({error}); give `genes='all'`.") from error
     fitted[varies] = model.outputs.fitted_values
     return np.sqrt(10**fitted)
 

@@ -40,7 +40,7 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     adata = open_counts(path, columns=("cell_type", "split"))
     is_test = (adata.obs["split"] == "test").to_numpy()
     if not is_test.any():
-        raise InputError(f"{path} has no test cells to judge by; prepare the data with --test above 0.")
+        raise InputError(f"{path} has no test cells to judge by; prepare the data with `test=` above 0.")
     training, test = (
         StoredCells.of(path, adata, np.flatnonzero(rows), adata.var_names) for rows in (~is_test, is_test)
     )

@@ -102,7 +102,7 @@ def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd
         if key in adata.obs:
             return text(adata.obs[key]).astype(object).replace(["", "nan"], None)
     raise InputError(
-        f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by --label-key "
+        f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by `label_key=` "
         f"(there are: {', '.join(map(str, adata.obs)) or 'none'})."
     )
 

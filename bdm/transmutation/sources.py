@@ -53,7 +53,7 @@ def sources_of(
     """
     check_types(model, (*goal.cell_types, *cell_types))
     if goal.like and not cell_types:
-        raise InputError("Name the types to move (--from), where they are to go as others went (--like).")
+        raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
     labels = labels_of(adata, model, label_key)
     known = labels.isin(model.cell_types)
     if not known.all():
