@@ -344,6 +344,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert set(tables["own_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
     assert all((folder / f"report/{name}.png").stat().st_size > 5000 for name in ("hierarchy", "likelihood"))
     prepared, joined = (read_h5ad(folder / f"{name}.h5ad") for name in ("prepared", "joined"))
+    assert joined.uns["bdm"]["input"] == prepared.uns["bdm"]["input"]
     assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
     assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
     extension = json.loads((folder / "extended/extensions/0002/extension.json").read_text())

@@ -98,6 +98,23 @@ def test_small_types_are_left_out_by_name(cells, caplog):
     assert "Left out type CD34+: 13 cells are fewer than 20" in caplog.text
 
 
+def test_what_was_left_out_of_the_input_is_recorded(cells):
+    n_cells = cells.obs["bulk_labels"].value_counts()
+    for cell in np.flatnonzero(cells.obs["bulk_labels"] == "CD19+ B")[:5]:
+        cells.X.data[slice(*cells.X.indptr[cell : cell + 2])] = 0
+    options = {"leave_out": ("CD34+", "CD56+ NK"), "min_cells_per_type": 20, "min_genes_per_cell": 1}
+    facts = json.loads(prepare(cells, settings(**options)).uns["bdm"]["input"])
+    by_setting = {"leave_out": ["CD56+ NK", "CD34+"], "min_cells_per_type": ["CD4+/CD45RO+ Memory", SMALL_TYPE]}
+    assert facts.pop("types_left_out") == [
+        {"cell_type": name, "n_cells": n_cells[name], "setting": setting}
+        for setting, names in by_setting.items()
+        for name in names
+    ]
+    assert facts == {"n_cells": 700, "n_genes": cells.n_vars, "cells_left_out": {"min_genes_per_cell": 5}}
+    facts = json.loads(prepare(cells[cells.X.sum(axis=1) > 0], settings(min_cells_per_type=3)).uns["bdm"]["input"])
+    assert (facts["types_left_out"], facts["cells_left_out"]) == ([], {"min_genes_per_cell": 0})
+
+
 def test_empty_cells_are_left_out_if_asked_to(cells, caplog):
     cells.X.data[: cells.X.indptr[5]] = 0
     prepared = prepare(cells, settings(min_genes_per_cell=1))

@@ -140,7 +140,7 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     -------
     Cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
     ``obs['split']`` (``train``, ``validation``, ``test``) and, with a batch key, ``obs['batch']``; all other
-    columns of ``obs`` and ``var``; version, seed and settings in ``uns['bdm']``.
+    columns of ``obs`` and ``var``; version, seed, settings and :func:`input_facts` in ``uns['bdm']``.
 
     Raises
     ------
@@ -167,10 +167,10 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if listed is not None:
         check_listed(listed, cells.var_names)
 
-    obs = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
-    obs = without_types(obs, settings.leave_out)
-    obs = without_empty_cells(obs, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
-    obs = without_small_types(obs, min_cells=settings.min_cells_per_type)
+    labelled = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
+    wanted = without_types(labelled, settings.leave_out)
+    counted = without_empty_cells(wanted, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
+    obs = without_small_types(counted, min_cells=settings.min_cells_per_type)
     split = split_by_type(obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed)
     obs = without_unused_categories(obs.assign(split=split))
 
@@ -187,10 +187,48 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(settings), default=str),
+        "input": json.dumps(input_facts(cells, labelled, wanted, counted, obs), ensure_ascii=False),
     }
     var = writable(without_unused_categories(cells.var[chosen]))
     counts, n_most = CellCounts(cells.X, rows), int(n_genes[rows].sum())
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, n_most)
+
+
+def input_facts(
+    cells: AnnData, labelled: pd.DataFrame, wanted: pd.DataFrame, counted: pd.DataFrame, obs: pd.DataFrame
+) -> dict[str, Any]:
+    """Numbers of cells and genes in the input, and what was left out of them, for the report.
+
+    Parameters
+    ----------
+    cells
+        Cells and genes of the input.
+    labelled, wanted, counted, obs
+        Cells with a label, those of types that the user did not leave out, those of them with counts of enough genes,
+        and those of types with enough cells.
+
+    Returns
+    -------
+    ``n_cells`` and ``n_genes`` of the input; ``cells_left_out``, numbers of cells by the setting that left them out;
+    ``types_left_out``, for each ``cell_type`` its ``n_cells`` at that step and the ``setting``.
+    """
+    steps = {"leave_out": (labelled, wanted), "min_cells_per_type": (counted, obs)}
+    return {
+        "n_cells": cells.n_obs,
+        "n_genes": cells.n_vars,
+        "cells_left_out": {"min_genes_per_cell": len(wanted) - len(counted)},
+        "types_left_out": [
+            {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}
+            for setting, (before, after) in steps.items()
+            for name, n_cells in lost(before["cell_type"], after["cell_type"]).items()
+        ],
+    }
+
+
+def lost(before: pd.Series, after: pd.Series) -> pd.Series:
+    """Numbers of cells of the types that are in ``before`` and not in ``after``, the largest first."""
+    n_cells = before[~before.isin(after.unique())].value_counts()
+    return n_cells[n_cells > 0]
 
 
 def summary(prepared: AnnData | PreparedCells) -> str:

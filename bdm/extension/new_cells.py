@@ -165,4 +165,6 @@ def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None)
         "seed": settings["seed"],
         "settings": json.dumps(settings),
     }
+    if known is not None and "input" in known.uns["bdm"]:
+        cells.uns["bdm"]["input"] = known.uns["bdm"]["input"]
     return cells
