@@ -14,9 +14,11 @@ from scipy import sparse
 from skmisc.loess import loess
 
 from bdm.cli import main
+from bdm.data.markers import MARKERS
 from bdm.data.prepare import PrepareSettings, prepare, prepared_cells
 from bdm.data.read import read_cells
 from bdm.data.split import split_by_type, split_sizes
+from bdm.data.symbols import GeneNames, symbol_column
 from bdm.data.write import appended_rows
 from bdm.errors import InputError
 from bdm.files import sha256
@@ -75,6 +77,138 @@ def test_genes_of_a_list(cells, tmp_path):
     prepared = prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
     assert set(prepared.var_names) == {"CD3D", "LYZ", "NKG7", "CD74"}
     assert prepared.X.sum(axis=1).min() > 0
+
+
+def test_genes_of_a_list_in_python(cells):
+    prepared = prepare(cells, settings(genes=["LYZ", "CD3D", "CD74", "LYZ"]))
+    assert list(prepared.var_names) == [name for name in cells.var_names if name in ("LYZ", "CD3D", "CD74")]
+    assert json.loads(prepared.uns["bdm"]["settings"])["genes"] == ["LYZ", "CD3D", "CD74"]
+
+
+@pytest.mark.parametrize("kept", [["LYZ", "CD3D"], ("LYZ", "CD3D"), pd.Index(["LYZ", "CD3D"]), "a file"])
+def test_kept_genes_are_added_to_the_most_variable_ones(cells, tmp_path, kept):
+    few = set(prepare(cells, settings(n_genes=20)).var_names)
+    assert "CD3D" not in few
+    (tmp_path / "keep.txt").write_text("LYZ\nCD3D\n")
+    kept = str(tmp_path / "keep.txt") if isinstance(kept, str) else kept
+    prepared = prepare(cells, settings(n_genes=20, keep_genes=kept))
+    assert set(prepared.var_names) == few | {"LYZ", "CD3D"}
+    assert set(prepare(cells, settings(genes=["CD74"], keep_genes=["CD3D"])).var_names) == {"CD74", "CD3D"}
+
+
+def test_kept_genes_of_few_cells_are_left_out_with_a_warning(cells, caplog):
+    rare = cells.var_names[cells.X.getnnz(axis=0).argmin()]
+    prepared = prepare(cells, settings(n_genes=20, keep_genes=[rare, "CD3D"], min_cells_per_gene=50))
+    assert "CD3D" in prepared.var_names
+    assert rare not in prepared.var_names
+    assert f"Left out listed genes seen in fewer than 50 training cells: {rare}." in caplog.text
+
+
+@pytest.mark.parametrize("change", [str.upper, str.title])
+def test_built_in_markers_are_kept_in_any_case(cells, caplog, change):
+    cells.var_names = [change(name) for name in cells.var_names]
+    few = set(prepare(cells, settings(n_genes=20)).var_names)
+    caplog.clear()
+    prepared = prepare(cells, settings(n_genes=20, keep_genes="markers"))
+    assert set(prepared.var_names) >= few | {
+        change(name) for name in ("CD3D", "CD8A", "IL32", "CCR7") if name in MARKERS
+    }
+    assert "Left out listed genes" not in caplog.text
+    known = {change(gene) for genes in MARKERS.values() for gene in genes}
+    assert set(prepared.var_names) - few <= known
+
+
+def test_no_line_is_logged_of_no_genes(cells, caplog):
+    with caplog.at_level(logging.INFO):
+        prepare(cells, settings(genes="all", min_cells_per_gene=0))
+    assert "genes are seen in fewer" not in caplog.text
+
+
+# ---- gene symbols
+
+
+@pytest.fixture
+def with_ids(cells) -> AnnData:
+    """Cells whose genes are named by identifiers; two genes share a symbol, and one has none."""
+    cells.var["feature_name"] = cells.var_names.to_series().replace({"CD8A": "CD3D", "NKG7": ""}).astype("category")
+    cells.var_names = [f"ENSG{number:011}" for number in range(cells.n_vars)]
+    return cells
+
+
+def ids_of(cells, *symbols: str) -> list[str]:
+    return list(cells.var_names[cells.var["feature_name"].isin(symbols)])
+
+
+def test_lists_of_genes_name_symbols_or_identifiers(with_ids, tmp_path):
+    lyz, cd3d = ids_of(with_ids, "LYZ"), ids_of(with_ids, "CD3D")
+    assert len(cd3d) == 2
+    (tmp_path / "genes.txt").write_text("\n".join([*lyz, "CD3D", "CD74"]))
+    prepared = prepare(with_ids, settings(genes=str(tmp_path / "genes.txt")))
+    assert set(prepared.var_names) == {*lyz, *cd3d, *ids_of(with_ids, "CD74")}
+    assert set(prepare(with_ids, settings(n_genes=5, keep_genes=["CD3D"])).var_names) > set(cd3d)
+    assert set(prepare(with_ids, settings(n_genes=5, keep_genes="markers")).var_names) > set(cd3d)
+    with pytest.raises(InputError, match=r"1 of 2 listed genes .* such as|example CD4000; .* ENSG00000000000 or HES4"):
+        prepare(with_ids, settings(genes=["CD3D", "CD4000"]))
+
+
+def test_column_of_symbols_is_remembered(with_ids):
+    with_ids.var["mine/own"] = with_ids.var["feature_name"]
+
+    def recorded(**changes) -> tuple[str | None, AnnData]:
+        prepared = prepare(with_ids, settings(**changes))
+        return json.loads(prepared.uns["bdm"]["settings"])["gene_symbols"], prepared
+
+    column, prepared = recorded()
+    assert column == "feature_name"
+    assert list(prepared.var["feature_name"]) == list(with_ids.var.loc[prepared.var_names, "feature_name"])
+    column, prepared = recorded(gene_symbols="mine/own")
+    assert column in prepared.var
+
+
+@pytest.mark.parametrize(
+    ("names", "column"),
+    [
+        ("ENSG{:011}", "feature_name"),
+        ("ENSMUSG{:011}.3", "feature_name"),
+        ("FBgn{:07}", "feature_name"),
+        ("WBGene{:08}", "feature_name"),
+        ("AT1G{:05}", "feature_name"),
+        ("{}", "feature_name"),
+        ("GENE{}", None),
+        ("CD{}A", None),
+    ],
+)
+def test_symbols_are_looked_for_where_names_are_identifiers(names, column):
+    var = pd.DataFrame({"n_cells": 1, "symbol": "CD3D", "feature_name": "CD3D"}, [names.format(i) for i in range(30)])
+    assert symbol_column(var) == column
+    assert symbol_column(var.assign(feature_name=1, symbol=var.index)) is None
+    assert symbol_column(var, "symbol") == "symbol"
+
+
+@pytest.mark.parametrize(("column", "message"), [("symbols", r"no column 'symbols'.*n_cells"), ("n_cells", "no text")])
+def test_refuses_a_column_that_holds_no_symbols(with_ids, column, message):
+    with_ids.var["n_cells"] = 3
+    with pytest.raises(InputError, match=message):
+        prepare(with_ids, settings(gene_symbols=column))
+
+
+def test_genes_without_a_symbol_of_their_own_are_shown_with_their_names():
+    var = pd.DataFrame({"symbol": ["CD3D", "LYZ", "LYZ", np.nan, " ", "e"]}, index=list("abcdef"))
+    names = GeneNames(var, "symbol")
+    assert list(names.labels) == ["CD3D", "LYZ (b)", "LYZ (c)", "d", "e", "e (f)"]
+    table = names.with_symbols(pd.DataFrame({"gene": ["b", "a"], "score": [1, 2]}))
+    assert list(table) == ["gene", "symbol", "score"]
+    assert list(table["symbol"]) == ["LYZ (b)", "CD3D"]
+    assert list(GeneNames(var).with_symbols(pd.DataFrame({"gene": ["b"]}))) == ["gene"]
+    assert names.find(["LYZ", "LYZ (c)", "a", "e", "cd3d", "x"]) == {
+        "LYZ": ("b", "c"),
+        "LYZ (c)": ("c",),
+        "a": ("a",),
+        "e": ("e",),
+        "cd3d": (),
+        "x": (),
+    }
+    assert names.find(["cd3d"], ignore_case=True) == {"cd3d": ("a",)}
 
 
 def test_rare_genes_are_left_out(cells):
@@ -366,6 +500,10 @@ def test_no_test_cells_if_none_are_asked_for(cells):
         ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be 3 or more"),
         ({"seed": -1}, "seed is -1"),
         ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
+        ({"genes": []}, "`genes=` lists no genes"),
+        ({"genes": None}, "`genes=` lists no genes"),
+        ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'markers' .*no_such_file.txt is none"),
+        ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
     ],
 )
 def test_refuses_settings(changes, message):

@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import CheckpointEvery, Device, OutFolder, Seed
+from bdm.commands.options import CheckpointEvery, Device, GeneSymbols, KeepGenes, OutFolder, Seed
 from bdm.commands.told import DryRun, Summary, generating
 
 
@@ -17,6 +17,8 @@ def fit(
     labels: Annotated[Path | None, typer.Option(help="Table of labels by cell name.", show_default=False)] = None,
     genes: Annotated[str, typer.Option(help="seurat_v3, all, or a text file with one gene a line.")] = "seurat_v3",
     n_genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
+    keep_genes: KeepGenes = None,
+    gene_symbols: GeneSymbols = None,
     min_genes_per_cell: Annotated[int, typer.Option(help="Leave out cells with counts of fewer genes.")] = 0,
     min_cells_per_type: Annotated[int, typer.Option(help="Leave out types of fewer cells.")] = 10,
     threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
@@ -56,6 +58,8 @@ def fit(
             counts=counts,
             genes=genes,
             n_genes=n_genes,
+            keep_genes=keep_genes,
+            gene_symbols=gene_symbols,
             min_genes_per_cell=min_genes_per_cell,
             min_cells_per_type=min_cells_per_type,
             test=0.0,

@@ -16,3 +16,14 @@ LearningRate = Annotated[float, typer.Option(help="Highest learning rate; lower 
 CheckpointEvery = Annotated[
     float, typer.Option(help="Seconds between two writings of what interrupted training goes on from.", min=0)
 ]
+KeepGenes = Annotated[
+    str | None,
+    typer.Option(
+        help="Genes to add to the most variable ones: a text file with one gene a line, or markers (built in).",
+        show_default=False,
+    ),
+]
+GeneSymbols = Annotated[
+    str | None,
+    typer.Option(help="Column of var with gene symbols, if genes have other names.", show_default="guessed"),
+]

@@ -3,6 +3,7 @@ from typing import Annotated
 
 import typer
 
+from bdm.commands.options import GeneSymbols, KeepGenes
 from bdm.commands.told import DryRun, Summary
 
 
@@ -30,6 +31,8 @@ def prepare(
         str, typer.Option(help="seurat_v3 (most variable), all, or a text file with one gene a line.")
     ] = "seurat_v3",
     n_genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
+    keep_genes: KeepGenes = None,
+    gene_symbols: GeneSymbols = None,
     min_genes_per_cell: Annotated[int, typer.Option(help="Leave out cells with counts of fewer genes.")] = 0,
     min_cells_per_gene: Annotated[int, typer.Option(help="Leave out genes in fewer training cells.")] = 3,
     min_cells_per_type: Annotated[int, typer.Option(help="Leave out types of fewer cells.")] = 10,
@@ -57,6 +60,8 @@ def prepare(
         leave_out=tuple(leave_out or ()),
         genes=genes,
         n_genes=n_genes,
+        keep_genes=keep_genes,
+        gene_symbols=gene_symbols,
         min_genes_per_cell=min_genes_per_cell,
         min_cells_per_gene=min_cells_per_gene,
         min_cells_per_type=min_cells_per_type,

@@ -77,9 +77,14 @@ def text(column: pd.Series) -> pd.Series:
     return column.astype(object).map(text_of, na_action="ignore").astype("category")
 
 
+def writable_name(name: object) -> str:
+    """Name a column as an AnnData file can, where slashes part groups."""
+    return str(name).replace("/", "_")
+
+
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
     """Turn what an AnnData file cannot hold, such as dates and mixed objects, into text."""
-    frame = frame.rename(columns=lambda name: str(name).replace("/", "_")).rename_axis(index=None)
+    frame = frame.rename(columns=writable_name).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
         is_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3

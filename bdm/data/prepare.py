@@ -1,6 +1,6 @@
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from anndata.io import write_elem
 from scipy import sparse
 
 from bdm import __version__
-from bdm.data.columns import canonical_columns, without_unused_categories, writable
+from bdm.data.columns import canonical_columns, without_unused_categories, writable, writable_name
 from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
     check_names,
@@ -21,8 +21,9 @@ from bdm.data.filters import (
     without_types,
     without_uncounted_cells,
 )
-from bdm.data.genes import check_listed, choose_genes, read_gene_list
+from bdm.data.genes import GeneList, as_names, choose_genes, listed_genes, marker_genes, read_gene_list
 from bdm.data.split import split_by_type
+from bdm.data.symbols import GeneNames, symbol_column
 from bdm.data.write import appended_rows, new_h5ad
 from bdm.errors import InputError
 from bdm.limits import check_at_least
@@ -41,7 +42,14 @@ class PrepareSettings:
     leave_out
         Cell types to leave out.
     genes
-        ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, or a text file with one name a line.
+        ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
+        may be those of the data or symbols.
+    keep_genes
+        Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
+        markers (:data:`bdm.data.markers.MARKERS`) that the data have.
+    gene_symbols
+        Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
+        :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
     min_genes_per_cell
         Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
     min_cells_per_gene
@@ -56,8 +64,10 @@ class PrepareSettings:
     batch_key: str | None = None
     counts: str = "auto"
     leave_out: tuple[str, ...] = ()
-    genes: str = "seurat_v3"
+    genes: GeneList = "seurat_v3"
     n_genes: int = 2000
+    keep_genes: GeneList | None = None
+    gene_symbols: str | None = None
     min_genes_per_cell: int = 0
     min_cells_per_gene: int = 3
     min_cells_per_type: int = 10
@@ -73,11 +83,22 @@ class PrepareSettings:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be a fraction from 0 to below 1.")
         if self.validation + self.test >= 1:
             raise InputError("validation and test sum to 1 or more, which leaves no cells to train on.")
+        for name in ("genes", "keep_genes"):
+            object.__setattr__(self, name, as_names(getattr(self, name)))
         self.gene_list()
+        self.kept_list()
 
     def gene_list(self) -> pd.Index | None:
-        """Names in the file of genes, if it is a file."""
-        return None if self.genes in ("seurat_v3", "all") else read_gene_list(self.genes)
+        """Names of the genes to choose, if they are listed."""
+        if self.genes in ("seurat_v3", "all"):
+            return None
+        return read_gene_list(self.genes, option="genes=", words="'seurat_v3', 'all'")
+
+    def kept_list(self) -> pd.Index | None:
+        """Names of the genes to keep, if they are listed."""
+        if self.keep_genes in (None, "markers"):
+            return None
+        return read_gene_list(self.keep_genes, option="keep_genes=", words="'markers'")
 
 
 @dataclass(frozen=True)
@@ -159,13 +180,16 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     adata
         In memory, or with its matrices on disk.
     """
-    listed = settings.gene_list()
+    listed, kept = settings.gene_list(), settings.kept_list()
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
     cells, n_genes = find_counts(adata, source=settings.counts)
     check_names(cells.var_names, kind="gene")  # raw has genes of its own
-    if listed is not None:
-        check_listed(listed, cells.var_names)
+    column = symbol_column(cells.var, settings.gene_symbols)
+    names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
+    listed, kept = (None if of is None else listed_genes(of, names) for of in (listed, kept))
+    if settings.keep_genes == "markers":
+        kept = marker_genes(names)
 
     labelled = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
     wanted = without_types(labelled, settings.leave_out)
@@ -177,19 +201,21 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     rows, is_train = cells.obs_names.get_indexer(obs.index), (split == "train").to_numpy()
     chosen = choose_genes(
         CellCounts(cells.X, rows[is_train]),
-        cells.var_names,
+        names,
         obs["batch"][is_train] if "batch" in obs else None,
         listed=listed,
+        kept=kept,
+        built_in=settings.keep_genes == "markers",
         n_most_variable=settings.n_genes if settings.genes == "seurat_v3" else None,
         min_cells=settings.min_cells_per_gene,
     )
     provenance = {
         "version": __version__,
         "seed": settings.seed,
-        "settings": json.dumps(asdict(settings), default=str),
+        "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
         "input": json.dumps(input_facts(cells, labelled, wanted, counted, obs), ensure_ascii=False),
     }
-    var = writable(without_unused_categories(cells.var[chosen]))
+    var = without_unused_categories(names.var[chosen])
     counts, n_most = CellCounts(cells.X, rows), int(n_genes[rows].sum())
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, n_most)
 

@@ -14,6 +14,7 @@ rule prepare:
         cells=setting("path"),
         labels=optional_file("labels"),
         genes=optional_file("prepare/genes", unless=["seurat_v3", "all"]),
+        keep_genes=optional_file("prepare/keep_genes", unless=["markers"]),
     output:
         cells="results/{dataset}/prepared.h5ad",
     log:
@@ -32,6 +33,8 @@ rule prepare:
         leave_out=options_each("--leave-out", "prepare/leave_out"),
         genes=lambda wildcards, input: input.genes or setting("prepare/genes")(wildcards),
         n_genes=setting("prepare/n_genes"),
+        keep_genes=option("--keep-genes", "prepare/keep_genes"),
+        gene_symbols=option("--gene-symbols", "prepare/gene_symbols"),
         min_genes_per_cell=setting("prepare/min_genes_per_cell"),
         min_cells_per_gene=setting("prepare/min_cells_per_gene"),
         min_cells_per_type=setting("prepare/min_cells_per_type"),
@@ -47,6 +50,8 @@ rule prepare:
         " {params.leave_out}"
         " --genes {params.genes:q}"
         " --n-genes {params.n_genes}"
+        " {params.keep_genes}"
+        " {params.gene_symbols}"
         " --min-genes-per-cell {params.min_genes_per_cell}"
         " --min-cells-per-gene {params.min_cells_per_gene}"
         " --min-cells-per-type {params.min_cells_per_type}"

@@ -1,0 +1,26 @@
+"""Marker genes that are widely used to name the cell types of human and mouse tissues, by their human symbols."""
+
+MARKERS: dict[str, tuple[str, ...]] = {
+    "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
+    "naive or memory T": ("IL7R", "CCR7", "SELL", "TCF7", "LEF1", "S100A4", "CD27", "CD44"),
+    "regulatory T": ("FOXP3", "IL2RA", "CTLA4", "IKZF2"),
+    "cytotoxic": ("GZMA", "GZMB", "GZMK", "PRF1", "NKG7", "GNLY", "CCL5"),
+    "gamma delta and innate-like T": ("TRDC", "TRGC1", "SLC4A10", "KLRB1"),
+    "NK": ("NCAM1", "KLRD1", "KLRF1", "FCGR3A"),
+    "B": ("MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"),
+    "plasma": ("MZB1", "JCHAIN", "SDC1", "XBP1", "CD38"),
+    "monocyte and macrophage": ("CD14", "LYZ", "S100A8", "S100A9", "MS4A7", "CD68", "CD163", "MRC1", "C1QA", "FCN1"),
+    "dendritic": ("FCER1A", "CST3", "CD1C", "CLEC10A", "CLEC9A", "LILRA4", "IL3RA", "CLEC4C"),
+    "granulocyte and mast": ("FCGR3B", "CSF3R", "CPA3", "TPSAB1", "KIT", "MS4A2"),
+    "megakaryocyte and platelet": ("PPBP", "PF4", "ITGA2B", "GP9"),
+    "erythroid": ("HBB", "HBA1", "HBA2", "GYPA", "ALAS2"),
+    "stem and progenitor": ("CD34", "PROM1", "SPINK2"),
+    "dividing": ("MKI67", "TOP2A"),
+    "epithelial": ("EPCAM", "CDH1", "KRT5", "KRT8", "KRT14", "KRT18", "KRT19"),
+    "endothelial": ("PECAM1", "VWF", "CDH5", "CLDN5", "LYVE1", "PROX1"),
+    "fibroblast": ("COL1A1", "COL1A2", "DCN", "LUM", "PDGFRA"),
+    "smooth muscle and pericyte": ("ACTA2", "MYH11", "TAGLN", "RGS5", "PDGFRB"),
+    "neuron": ("RBFOX3", "SNAP25", "SYT1", "SLC17A7", "SLC17A6", "GAD1", "GAD2", "PVALB", "SST", "VIP", "LAMP5", "TH"),
+    "glia": ("AQP4", "GFAP", "SLC1A3", "MBP", "PLP1", "MOG", "CSPG4", "P2RY12", "CX3CR1", "AIF1"),
+    "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
+}
