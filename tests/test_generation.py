@@ -40,7 +40,8 @@ def table(rows: list[tuple], columns=("cell_type", "n_cells", "batch")) -> pd.Da
 def test_drawn_counts_are_negative_binomial():
     mean, r = np.array([[0.05, 1.0, 30.0, 4.0]]), np.array([0.5, 2.0, 5.0, 1e6], dtype=np.float32)
     drawn = draw_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
-    assert drawn.dtype.kind == "i"
+    assert drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn.data, np.rint(drawn.data))
     assert isinstance(drawn, sparse.csr_matrix)
     variance = mean[0] + mean[0] ** 2 / r
     x = drawn.toarray().astype(float)
@@ -114,7 +115,8 @@ def test_counts_are_as_dispersed_as_their_types(small_model):
 def test_generated_cells(small_model, shared, stochastic):
     adata = small_model.generate({B: 7, NK: 3}, shared_ancestors=shared, stochastic=stochastic)
     assert isinstance(adata.X, sparse.csr_matrix)
-    assert adata.X.dtype.kind == "i"
+    assert adata.X.dtype == np.float32
+    np.testing.assert_array_equal(adata.X.data, np.rint(adata.X.data))
     assert adata.X.min() >= 0
     assert adata.X.sum() > 0
     assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [7, 3]
@@ -127,6 +129,13 @@ def test_generated_cells(small_model, shared, stochastic):
     assert np.isfinite(adata.obsm["latent"]).all()
     assert "batch" not in adata.obs
     assert ("ancestor" in adata.obs) == shared
+
+
+def test_joined_with_real_cells_counts_keep_their_type(small_model, example_cells):
+    generated = small_model.generate(2)
+    both = anndata.concat({"real": example_cells, "generated": generated}, label="set", index_unique="-")
+    assert both.X.dtype == example_cells.X.dtype == np.float32
+    np.testing.assert_array_equal(both.X[-generated.n_obs :].toarray(), counts(generated[:, both.var_names]))
 
 
 def test_number_for_every_type(small_model):

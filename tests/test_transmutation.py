@@ -20,7 +20,8 @@ def test_transmuted_cells(transmuted, example_cells, small_model):
     assert list(transmuted.obs_names) == list(source.obs_names)
     assert list(transmuted.var_names) == list(small_model.model.autoencoder.genes.index)
     assert sparse.issparse(transmuted.X)
-    assert transmuted.X.dtype == np.int32
+    assert transmuted.X.dtype == np.float32
+    np.testing.assert_array_equal(transmuted.X.data, np.rint(transmuted.X.data))
     assert set(transmuted.obs["cell_type"]) == {"CD56+ NK"}
     assert list(transmuted.obs["source_type"]) == list(source.obs["bulk_labels"])
     assert transmuted.obs["synthetic"].all()

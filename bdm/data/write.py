@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,12 @@ def write_h5ad(path: Path, adata: AnnData) -> None:
 
 @contextmanager
 def appended_rows(
-    file: h5py.Group, name: str, *, n_columns: int, n_most: int, dtype: type = np.float32
+    file: h5py.Group,
+    name: str,
+    *,
+    n_columns: int,
+    n_most: int,
+    how: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
     """Write a matrix (CSR) into an ``.h5ad`` file, some rows at a time, by the function that this gives.
 
@@ -50,11 +55,13 @@ def appended_rows(
     ----------
     n_most
         Entries that there may be, which the type of the indices must be able to tell apart.
+    how
+        To compress the entries: arguments of h5py.
     """
-    nothing = sparse.csr_matrix((0, n_columns), dtype=dtype)
+    nothing = sparse.csr_matrix((0, n_columns), dtype=np.float32)
     index = sparse.get_index_dtype(maxval=max(n_most, n_columns))
     nothing.indices, nothing.indptr = nothing.indices.astype(index), nothing.indptr.astype(index)
-    write_elem(file, name, nothing, dataset_kwargs={"chunks": (ENTRIES,), **COMPRESSION})
+    write_elem(file, name, nothing, dataset_kwargs={"chunks": (ENTRIES,), **how})
     # Left open, as a dataset's last piece is compressed, and read again, each time the dataset is closed
     opened = list(file[name].values())
     stored = sparse_dataset(file[name])

@@ -65,4 +65,4 @@ def draw_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.
     jump = for_jumps.logseries(np.minimum(per_time / (1 + per_time), np.nextafter(1, 0)))
     counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
     ends = np.searchsorted(where, n_genes * np.arange(n_cells + 1))
-    return sp.csr_matrix((counts.astype(np.int32), gene.astype(np.int32), ends), shape=mean.shape)
+    return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)

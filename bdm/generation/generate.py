@@ -61,9 +61,9 @@ def generate_cells(
 
     Returns
     -------
-    AnnData with integer counts in ``X`` (CSR); ``obs`` with ``cell_type``, ``batch`` where the model has batches,
-    ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample that the cell descends
-    from; the latent in ``obsm['latent']``; the model's ``var``.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts); ``obs`` with ``cell_type``, ``batch`` where
+    the model has batches, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample
+    that the cell descends from; the latent in ``obsm['latent']``; the model's ``var``.
     """
     return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 

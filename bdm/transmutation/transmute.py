@@ -39,10 +39,10 @@ def transmute_cells(
 
     Returns
     -------
-    AnnData with integer counts in ``X`` (CSR), cells named and ordered as they came; their ``obs`` with ``cell_type``
-    (now ``goal.to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point and its noise level, in
-    whitened units, up to which a cell went; not with ``goal.like``) and ``synthetic`` (True); the latent in
-    ``obsm['latent']``; the model's ``var``.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), cells named and ordered as they came; their
+    ``obs`` with ``cell_type`` (now ``goal.to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point
+    and its noise level, in whitened units, up to which a cell went; not with ``goal.like``) and ``synthetic`` (True);
+    the latent in ``obsm['latent']``; the model's ``var``.
     """
     return transmuted_cells(model, sources, goal, settings, seed=seed).in_memory()
 
