@@ -5,7 +5,8 @@ from scipy.stats import norm
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.distances import energy_distance, spread
 from bdm.evaluation.evaluate import EvaluationSettings, evaluate
-from bdm.evaluation.verdict import LIMITS, SUBJECTS, Grade, overall_verdict, verdict, verdicts_by_type
+from bdm.evaluation.scores import NAMES
+from bdm.evaluation.verdict import LIMITS, Grade, overall_verdict, verdict, verdicts_by_type
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
 MANY = 10**6
@@ -27,7 +28,7 @@ def test_the_worst_score_decides(name):
     }.items():
         found = verdict(worse(name, excess), IDEAL, n_cells=MANY)
         assert found.grade == grade
-        assert found.about == ((SUBJECTS[name],) if grade else ())
+        assert found.about == ((NAMES[name],) if grade else ())
 
 
 @pytest.mark.parametrize("name", LIMITS.by_score)
@@ -48,10 +49,22 @@ def test_few_cells_tell_little():
     assert verdict(IDEAL, IDEAL, n_cells=34).told == "no difference seen in few cells"
     assert verdict(IDEAL, IDEAL, n_cells=35).told == "cannot be told from real cells"
     assert [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10)] == [Grade.UNKNOWN] * 2 + [Grade.NEAR]
-    assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 4, 5)] == [Grade.UNKNOWN] * 2 + [Grade.DIFFERS]
+    assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
+    assert verdict(bad, IDEAL, n_cells=9).told == "too few cells to compare"
     # chance gives such an AUC to ten cells, not to a thousand
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
+
+
+@pytest.mark.parametrize("name", LIMITS.by_score)
+def test_more_cells_never_make_the_verdict_on_the_same_scores_better(name):
+    numbers = [0, 2, 5, 7, 9, *range(10, 80), 100, 1000, MANY]
+    for excess in np.linspace(0, 1.2, 61):
+        poor = worse(name, float(excess))
+        grades = [verdict(poor, IDEAL, n_cells=n).grade for n in numbers]
+        assert set(grades[:5]) == {Grade.UNKNOWN}  # whatever the scores: no verdict on 5 cells, and none on 7
+        assert Grade.UNKNOWN not in grades[5:]
+        assert grades[5:] == sorted(grades[5:])
 
 
 def test_scores_that_are_not_known_are_passed_over():

@@ -2,6 +2,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Names of the scores in figures, on the report and in verdicts
+NAMES = {
+    "energy": "energy distance",
+    "relative_energy": "relative energy distance",
+    "mmd": "MMD²",
+    "forest_auc": "forest AUC",
+    "gene_auc": "gene AUC",
+    "slope": "slope of log fold changes",
+    "fold_change_correlation": "correlation of log fold changes",
+    "f1": "F1 of cell typing",
+    "copying": "copying",
+    "pair_correlation": "r of gene-gene correlations",
+    "library_size_ks": "KS of library sizes",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TypeScores:

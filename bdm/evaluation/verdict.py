@@ -5,10 +5,11 @@ A score is compared with that of the floor, real training cells that were judged
 that of a perfect model. Of each score, an excess up to its first limit is as good as real cells, up to its second
 nearly so, and beyond they differ (:class:`Limits`). The verdict is the worst of all scores.
 
-Few test cells tell little. What chance alone gives, a multiple of the scatter of a score between real cells, is
-allowed beyond either limit; a score whose chance is above its second limit can only show that cells differ. With fewer
-than ten test cells there is no verdict but that. With fewer than 35, where a classifier would miss a medium difference,
-cells without an excess are said to show no difference in few cells, not to be like real ones.
+A verdict needs ten test cells, and as many generated cells; with fewer there is none, whatever the scores are. What
+chance alone gives, a multiple of the scatter of a score between real cells, is allowed beyond either limit, the more
+the fewer cells there are. So the same scores never get a better verdict with more cells. A score whose chance is above
+its second limit can only show that cells differ. With fewer than 35 cells, where a classifier would miss a medium
+difference, cells without an excess show no difference in few cells, and are not called like real ones.
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from enum import IntEnum
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS
 from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.scores import NAMES
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ class Limits:
     ----------
     deviations
         Standard deviations of chance that are allowed.
-    fewest, plenty, fewest_to_differ
-        Compared cells that a verdict needs; that a verdict is not said to be of few cells; and that cells need to be
-        told to differ.
+    fewest, plenty
+        Compared cells that a verdict needs, and those from which on it is not one of few cells.
 
     References
     ----------
@@ -93,7 +93,6 @@ class Limits:
     deviations: float = 2.0
     fewest: int = 10
     plenty: int = 35
-    fewest_to_differ: int = FEWEST_FOR_MEANS
 
     @property
     def by_score(self) -> dict[str, Limit]:
@@ -113,17 +112,6 @@ class Grade(IntEnum):
     UNKNOWN = 3
 
 
-# What each score is about
-SUBJECTS = {
-    "relative_energy": "their place among cells",
-    "forest_auc": "the main patterns of expression",
-    "gene_auc": "all genes taken together",
-    "fold_change_correlation": "fold changes of marker genes",
-    "f1": "what a classifier of cell types learns from them",
-    "copying": "how near they are to training cells",
-}
-
-
 @dataclass(frozen=True)
 class Finding:
     """What one score says.
@@ -135,7 +123,7 @@ class Finding:
     same, near
         Limits of the excess, with what chance allows.
     grade
-        ``UNKNOWN`` where chance could hide a difference.
+        ``UNKNOWN`` where there are too few cells, or chance could hide a difference.
     """
 
     score: str
@@ -166,15 +154,15 @@ class Verdict:
 
     @property
     def about(self) -> tuple[str, ...]:
-        """Tell what the cells differ in, most first: the scores that are as bad as the verdict."""
+        """Names of the scores that are as bad as the verdict, the worst first; none if the cells do not differ."""
         worst = [found for found in self.findings if found.grade == self.grade in (Grade.NEAR, Grade.DIFFERS)]
-        return tuple(SUBJECTS[found.score] for found in sorted(worst, key=lambda found: -found.excess / found.near))
+        return tuple(NAMES[found.score] for found in sorted(worst, key=lambda found: -found.excess / found.near))
 
     @property
     def short(self) -> str:
         """Tell the verdict in a few words."""
         if self.grade == Grade.UNKNOWN:
-            return "too few test cells to tell"
+            return "too few cells to compare"
         if self.grade == Grade.SAME:
             return "no difference seen in few cells" if self.few else "cannot be told from real cells"
         return "nearly like real cells" if self.grade == Grade.NEAR else "differ from real cells"
@@ -204,28 +192,27 @@ def verdict(
         for name, limit in limits.by_score.items()
         if _known(scores, name) and _known(floor, name)
     )
-    return Verdict(grade_of(findings, n_cells, limits), findings, n_cells, few=n_cells < limits.plenty)
+    return Verdict(grade_of(findings), findings, n_cells, few=n_cells < limits.plenty)
 
 
 def finding(name: str, score: float, floor: float, limit: Limit, n_cells: int, limits: Limits) -> Finding:
     """Grade one score."""
     excess, chance = limit.excess(score, floor), limit.by_chance(n_cells, deviations=limits.deviations)
     same, near = max(limit.same, chance), max(limit.near, chance)
-    if excess > near and n_cells >= limits.fewest_to_differ:
+    if n_cells < limits.fewest:
+        grade = Grade.UNKNOWN
+    elif excess > near:
         grade = Grade.DIFFERS
-    elif chance > limit.near or n_cells < limits.fewest_to_differ:
+    elif chance > limit.near:
         grade = Grade.UNKNOWN
     else:
         grade = Grade.SAME if excess <= same else Grade.NEAR
     return Finding(name, score, floor, excess, same, near, grade)
 
 
-def grade_of(findings: tuple[Finding, ...], n_cells: int, limits: Limits) -> Grade:
-    """Take the worst grade of those scores that tell something."""
-    known = [found.grade for found in findings if found.grade != Grade.UNKNOWN]
-    if Grade.DIFFERS in known:
-        return Grade.DIFFERS
-    return max(known) if known and n_cells >= limits.fewest else Grade.UNKNOWN
+def grade_of(findings: tuple[Finding, ...]) -> Grade:
+    """Worst of the known grades; unknown if there is none."""
+    return max((found.grade for found in findings if found.grade != Grade.UNKNOWN), default=Grade.UNKNOWN)
 
 
 def _known(scores: Mapping[str, float], name: str) -> bool:

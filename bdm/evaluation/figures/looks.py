@@ -3,20 +3,9 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.scores import NAMES
 from bdm.text import printable, without_formulas
 
-LABELS = {
-    "energy": "energy distance",
-    "mmd": "MMD²",
-    "forest_auc": "AUC, random forest",
-    "gene_auc": "AUC, all genes",
-    "slope": "slope of log fold changes",
-    "fold_change_correlation": "r of log fold changes",
-    "f1": "F1, trained on set",
-    "copying": "nearer to training",
-    "pair_correlation": "r of gene-gene correlations",
-    "library_size_ks": "KS of library sizes",
-}
 IDEALS = {
     "energy": 0,
     "mmd": 0,
@@ -29,6 +18,7 @@ IDEALS = {
     "pair_correlation": 1,
     "library_size_ks": 0,
 }
+LABELS = {score: NAMES[score] for score in IDEALS}
 
 # Okabe and Ito, told apart with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
