@@ -66,8 +66,8 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     assert "floor" in caplog.text
     assert "forest_auc" in caplog.text
     rows = dict(line.split(maxsplit=1) for line in caplog.messages[-1].splitlines())
-    assert rows["branched"].startswith(("cannot be told from", "no difference seen", "nearly like", "differ from"))
-    assert rows["branched"] == rows["flat"]
+    assert rows["generated"].startswith(("cannot be told from", "no difference seen", "nearly like", "differ from"))
+    assert rows["generated"] == rows["flat"]
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
@@ -147,7 +147,9 @@ def test_prepared_cells_without_test_cells_are_refused(files, prepared):
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
 
 
-@pytest.mark.parametrize("beside", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "flat="])
+@pytest.mark.parametrize(
+    "beside", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat="]
+)
 def test_besides_need_a_name_of_their_own(files, beside):
     with pytest.raises(InputError, match="--beside"):
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--beside", beside)

@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_tables(evaluation):
     for axis, score in zip(axes, LABELS, strict=True):
         points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
         np.testing.assert_allclose(points, evaluation.overall.loc[score])
-    assert texts(axes[0]) == ["floor", "branched"]
+    assert texts(axes[0]) == ["floor", "generated"]
 
 
 def test_one_score_is_drawn_as_among_all(evaluation):
@@ -83,11 +83,46 @@ def test_one_score_is_drawn_as_among_all(evaluation):
     of_all = pl.scores_by_type(evaluation)[0]
     alone = pl.scores_by_type(evaluation, "energy")
     drawn = [{line.get_label(): line for line in axis.lines} for axis in (of_all, alone)]
-    for name in ("floor", "branched"):
-        np.testing.assert_allclose(drawn[0][name].get_xdata(), drawn[1][name].get_xdata())
+    for name, label in {"floor": "floor", "branched": "generated"}.items():
+        np.testing.assert_allclose(drawn[0][label].get_xdata(), drawn[1][label].get_xdata())
         energy = evaluation.by_type.loc[name, "energy"].reindex(evaluation.n_cells.index)
-        np.testing.assert_allclose(drawn[1][name].get_xdata(), energy)
+        np.testing.assert_allclose(drawn[1][label].get_xdata(), energy)
     assert texts(of_all) == texts(alone)
+
+
+def explained(axis) -> dict[str, str]:
+    """Line styles by label, as the legend of an axis' figure, or of the axis, explains them."""
+    legends = [*axis.figure.legends, *([axis.get_legend()] if axis.get_legend() else [])]
+    handles = [handle for legend in legends for handle in legend.legend_handles]
+    return {handle.get_label(): handle.get_linestyle() for handle in handles if handle.get_linestyle() != "None"}
+
+
+def test_dotted_lines_are_in_the_legend(evaluation, moves, model):
+    for axes in (
+        pl.scores(evaluation), [pl.scores(evaluation, "f1")],
+        pl.scores_by_type(evaluation), [pl.scores_by_type(evaluation, "f1")],
+        pl.genes(evaluation), pl.transmutation(moves), pl.transmutation_genes(moves),
+        pl.agreement(model), pl.paths(model),
+    ):  # fmt: skip
+        for axis in axes:
+            dotted = [line for line in axis.lines if line.get_linestyle() == ":"]
+            assert dotted, axis.get_title()
+            assert ":" in explained(axis).values(), axis.get_title()
+    shown = [line for axis in [*pl.markers(model), *pl.hybrids(model)] for line in axis.lines]
+    assert not [line for line in shown if line.get_linestyle() == ":"]
+
+
+def test_sets_have_one_name_in_all_figures(evaluation, moves):
+    def labels(axis) -> list[str]:
+        return [line.get_label() for line in axis.lines if not line.get_label().startswith("_")]
+
+    assert labels(pl.scores_by_type(evaluation)[0]) == ["floor", "generated", "ideal"]
+    assert [label.partition(",")[0] for label in labels(pl.genes(evaluation)[0])] == [
+        "floor", "generated", "as in test cells",
+    ]  # fmt: skip
+    assert labels(pl.transmutation(moves)[0]) == ["floor", "transmuted", "ideal"]
+    assert labels(pl.transmutation_genes(moves)[0]) == ["floor", "transmuted", "as in test cells"]
+    assert labels(pl.transmutation_umap(moves)[0])[1:] == ["before", "transmuted"]
 
 
 def test_genes_of_a_branch_are_those_that_mark_it(model):
@@ -126,13 +161,13 @@ def test_whole_figure_is_the_current_one_to_save(model, tmp_path):
 
 
 def test_other_figures_of_an_evaluation(evaluation):
-    assert [axis.get_title().partition(",")[0] for axis in pl.umap(evaluation)] == ["test", "floor", "branched"]
+    assert [axis.get_title().partition(",")[0] for axis in pl.umap(evaluation)] == ["test", "floor", "generated"]
     assert len(pl.genes(evaluation)) == 4
 
 
 def test_transmutation_shows_each_type_that_was_moved(moves):
     assert set(moves.source_types) == {"Dendritic", B}
-    assert [text.partition(" (unmoved")[0] for text in texts(pl.transmutation(moves)[0])] == moves.source_types
+    assert [text.partition(" (before")[0] for text in texts(pl.transmutation(moves)[0])] == moves.source_types
     assert [axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(moves)] == moves.source_types
     assert [axis.get_title() for axis in pl.transmutation_umap(moves)] == moves.source_types
     unmoved, moved = (moves.table["energy"].xs(name, level="set") for name in ("unmoved", "branched"))

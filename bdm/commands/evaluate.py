@@ -7,7 +7,7 @@ import typer
 from bdm.commands.options import OutFolder, Prepared, Seed
 from bdm.commands.told import Summary
 from bdm.errors import InputError
-from bdm.evaluation.sets import TAKEN
+from bdm.evaluation.sets import TAKEN, set_name
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def evaluate(
     prepared: Prepared,
     out: OutFolder,
-    generated: Annotated[Path, typer.Argument(help="Cells to judge (.h5ad), named branched.", show_default=False)],
+    generated: Annotated[Path, typer.Argument(help="Generated cells (.h5ad), branched in tables.", show_default=False)],
     *,
     beside: Annotated[
         list[str] | None,
@@ -53,7 +53,7 @@ def evaluate(
         write_report(folder, evaluation, real.genes, provenance=record)
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
-    facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}
+    facts = {set_name(name): "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)
 
 

@@ -59,7 +59,7 @@ def summary(evaluation: Evaluation) -> str:
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:
-    """Tell the verdict on a set, overall and by type."""
+    """Verdict on a set, overall and by type."""
     tables = evaluation.by_type, evaluation.n_compared
     verdicts = verdicts_by_type(*tables, name)
     lines = [f"{overall_verdict(evaluation.overall, evaluation.n_compared, name).told}"]

@@ -7,7 +7,7 @@ from matplotlib.patheffects import withStroke
 from bdm.interpretation.interpret import ContrastGenes, Interpretation, column_of
 from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure
-from bdm.plotting.looks import MODEL, REAL, TRAINING
+from bdm.plotting.looks import IDEAL_LINE, MODEL, REAL, TRAINING
 
 MEASURES = {
     "pearson": "r of log fold changes",
@@ -50,7 +50,7 @@ def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure)
         axis.remove()
     left_out = "" if len(shown) == len(known) else f" ({len(shown)} highest of {len(known)} nodes)"
     title = f"Log2 fold changes of all genes between the children of a node, against test cells{left_out}"
-    below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=2, frameon=False)
+    below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -61,8 +61,8 @@ def draw_measures(
     agreement = interpretation.agreement.set_index("node").loc[[node[0].contrast.node for node in nodes]]
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
-        draw_measure(axis, {judged: agreement[column_of(name, judged)] for judged in JUDGED_LOOKS})
-        axis.axvline(0.95 if name == "coverage" else 1, color="black", linewidth=0.8, linestyle=":")
+        values = {judged: agreement[column_of(name, judged)] for judged in JUDGED_LOOKS}
+        draw_measure(axis, values, ideal=0.95 if name == "coverage" else 1)
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
     axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in nodes], fontsize=8)
     axes[0].set_ylim(len(agreement) - 0.5, -0.5)
@@ -70,17 +70,18 @@ def draw_measures(
     title = "agreement with real test cells" + ("" if interpretation.held_out else " (half of those learnt from)")
     if len(nodes) < len(interpretation.nodes):
         title += f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
-    figure.legend(handles, labels, title=title, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, title=title, loc="outside upper center", ncols=4, frameon=False)
 
 
-def draw_measure(axis: Axes, values: dict[str, pd.Series]) -> None:
-    """Draw one measure of every node."""
+def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:
+    """Draw one measure of every node, and a line at the ideal."""
     rows = np.arange(len(values["model"]))
     for row in rows[::2]:
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
     axis.hlines(rows, values["model"], values["equal"], color="0.6", linewidth=1.5)
     for judged, (look, label) in JUDGED_LOOKS.items():
         axis.plot(values[judged], rows, **look, label=label)
+    axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
@@ -104,11 +105,11 @@ def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -
     equal = np.concatenate([of.equal.fold_change.log2 for of in known])
     model = np.concatenate([of.model.fold_change.log2 for of in known])
     small = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0.5}
-    axis.plot(against, equal, **{**REAL, **small}, label="as many training cells")
-    axis.plot(against, model, **{**MODEL, "markersize": 2.5}, markeredgewidth=0, label="the model")
+    axis.plot(against, equal, **{**REAL, **small}, label="as many training cells as test cells")
+    axis.plot(against, model, **{**MODEL, "markersize": 2.5}, markeredgewidth=0, label="model")
     if len(node) == 2:
         name_genes(axis, known[0], genes)
-    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
+    axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.axvline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.set_title(node_label(node), fontsize=8)

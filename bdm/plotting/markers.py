@@ -64,7 +64,7 @@ def shown_genes(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]
 def part_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
     """Draw a line between the genes of one type and the next."""
     for end in np.cumsum([len(group) for group in groups])[:-1]:
-        axis.axvline(end - 0.5, color="0.7", linewidth=0.8, linestyle=":", zorder=0)
+        axis.axvline(end - 0.5, color="0.6", linewidth=0.8, zorder=0)
 
 
 def draw_dots(axis: Axes, dots: Dots):

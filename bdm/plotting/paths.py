@@ -10,6 +10,7 @@ from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import MODEL, POINT
 
 MAX_PANELS, N_COLUMNS = 12, 4
+LEVEL_LINE = {"color": POINT, "linewidth": 1, "linestyle": ":"}
 SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other cell types": "0.8"}
 
 
@@ -30,8 +31,9 @@ def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> 
         axis.set_ylabel("CP10k", fontsize=8)
     figure.supxlabel("noise level (within-type standard deviations)", fontsize=9)
     keys = [Line2D([], [], color=colour, label=side) for side, colour in SIDES.items()]
+    keys.append(Line2D([], [], label="level of the node", **LEVEL_LINE))
     title = "Mean expression that the model expects of each cell type on its way from noise"
-    figure.legend(handles=keys, title=title, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=keys, title=title, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -47,7 +49,7 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
             levels = [path[0].high, *(segment.low for segment in path)]
             values = [expression[segment.branch] for segment in path]
             axis.step(levels, [*values, values[-1]], where="post", color=SIDES[side], linewidth=1.4)
-    axis.axvline(contrast.level, color=POINT, linewidth=1, linestyle=":")
+    axis.axvline(contrast.level, **LEVEL_LINE)
     axis.set_xscale("asinh", linear_width=1)
     axis.set_yscale("asinh", linear_width=1)
     axis.set_ylim(bottom=0)

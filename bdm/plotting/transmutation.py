@@ -11,8 +11,10 @@ from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.by_type import draw_types
 from bdm.evaluation.figures.looks import GREY, Look, looks, shortened
 from bdm.evaluation.figures.umap import joint_umap
+from bdm.evaluation.sets import TRANSMUTED, set_name
 from bdm.plotting.clades import gene_label
 from bdm.plotting.figure import NewFigure, save_figure
+from bdm.plotting.looks import IDEAL_LINE
 from bdm.transmutation.evaluate import UNMOVED, MoveEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
 
@@ -50,14 +52,14 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
-        draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
+        draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED)
         axis.set_title(title, fontsize=9)
     before = table["energy"].xs(UNMOVED, level="set")
-    labels = [f"{shortened(name)} (unmoved: {before.get(name, np.nan):.1f})" for name in types]
+    labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
     axes[0].set_yticks(range(len(types)), labels)
     axes[0].set_ylim(len(types) - 0.5, -0.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    note = f"cells moved to {shortened(to)}; dotted line: ideal; in brackets: energy distance before"
+    note = f"cells transmuted to {shortened(to)}; in brackets: energy distance before"
     figure.supxlabel(note, fontsize=9)
     return figure
 
@@ -91,14 +93,14 @@ def draw_genes(axis: Axes, evaluation: MoveEvaluation, source_type: str, styles:
             markersize=3.5,
             alpha=0.7,
             markeredgewidth=0,
-            label=name,
+            label=set_name(name, TRANSMUTED),
         )
         if name == first:
             name_genes(axis, changes.test, changes.judged, evaluation.real.genes[ends.changed])
-    axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
+    axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.set_title(f"{shortened(source_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
-    axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, moved cells")
-    axis.legend(loc="upper left", frameon=False, handletextpad=0.1, markerscale=1.5)
+    axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
+    axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=1.5)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -139,8 +141,9 @@ def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figur
             markeredgewidth=0,
             label=f"real {shortened(evaluation.to, width=24)}",
         )
-        axis.plot(*before.T, "s", color="#D55E00", markersize=3, markeredgewidth=0, alpha=0.7, label="before")
-        axis.plot(*after.T, "o", color="#0072B2", markersize=3, markeredgewidth=0, alpha=0.7, label="after")
+        for name, at, marker, colour in ((UNMOVED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
+            look = {"color": colour, "markersize": 3, "markeredgewidth": 0, "alpha": 0.7}
+            axis.plot(*at.T, marker, label=set_name(name, TRANSMUTED), **look)
         axis.set(title=shortened(source_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis in axes[len(types) :]:

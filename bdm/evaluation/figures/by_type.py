@@ -5,11 +5,13 @@ from matplotlib.figure import Figure
 
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import IDEALS, LABELS, looks, shortened
+from bdm.evaluation.sets import NAMES, set_name
 from bdm.plotting.figure import NewFigure
+from bdm.plotting.looks import IDEAL_LINE
 
 SCORES = ("energy", "forest_auc", "slope", "f1")
 MAX_TYPES, N_WORST = 60, 40
-NOTE = "dotted line: ideal; in brackets: number of test cells"
+NOTE = "in brackets: number of test cells"
 
 
 def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
@@ -78,19 +80,19 @@ def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None
     """Draw how many types have which score, for each set."""
     low, high = np.nanquantile(scores, [0.005, 0.995])
     bins = np.linspace(low, high, 31)
-    axis.axvline(ideal, color="black", linewidth=0.8, linestyle=":")
+    axis.axvline(ideal, **IDEAL_LINE)
     for name, look in looks(scores).items():
         axis.hist(scores[name].dropna().clip(low, high), bins=bins, histtype="step", color=look.colour, linewidth=1.5)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
-    """Draw one score, types x sets, with the sets of a type a little below each other."""
-    axis.axvline(ideal, color="black", linewidth=0.8, linestyle=":")
+def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float, names: dict[str, str] = NAMES) -> None:
+    """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal."""
     for row in range(0, len(scores), 2):
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
     offsets = np.linspace(-0.25, 0.25, scores.shape[1])
     for offset, (name, look) in zip(offsets, looks(scores).items(), strict=True):
         rows = np.arange(len(scores)) + offset
-        axis.plot(scores[name], rows, look.marker, color=look.colour, markersize=5, label=name)
+        axis.plot(scores[name], rows, look.marker, color=look.colour, markersize=5, label=set_name(name, names))
+    axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
     axis.spines[["top", "right"]].set_visible(False)

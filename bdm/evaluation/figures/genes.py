@@ -7,7 +7,9 @@ from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import Look, looks
 from bdm.evaluation.fold_changes import pooled_fold_changes
 from bdm.evaluation.gene_statistics import gene_statistics
+from bdm.evaluation.sets import set_name
 from bdm.plotting.figure import NewFigure
+from bdm.plotting.looks import IDEAL_LINE
 
 
 def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
@@ -20,10 +22,10 @@ def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     for row, name in zip(axes, panels, strict=True):
         for axis, (title, agreement) in zip(row, panels[name].items(), strict=True):
             draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
-            draw_genes(axis, agreement, styles[name], label=name)
-            axis.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle=":")
-            axis.set(title=title, xlabel="test cells", ylabel="judged cells")
-            axis.legend(loc="upper left", frameon=False, handletextpad=0.1, markerscale=2)
+            draw_genes(axis, agreement, styles[name], label=set_name(name))
+            axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+            axis.set(title=title, xlabel="test cells", ylabel=set_name(name))
+            axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
             axis.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -1,13 +1,17 @@
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import GREY, IDEALS, LABELS, looks
+from bdm.evaluation.sets import set_name
 from bdm.plotting.figure import NewFigure
+from bdm.plotting.looks import IDEAL_LINE
 
-NOTE = "grey line: floor (real training cells); dotted line: ideal"
+FLOOR_LINE = {"color": GREY, "linewidth": 1.2}
+LINES = {"floor (real training cells)": FLOOR_LINE, "ideal": IDEAL_LINE}
 
 
 def overall_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
@@ -21,7 +25,7 @@ def overall_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure
         draw_score(axis, overall.loc[score], ideal=IDEALS[score])
         axis.set_title(LABELS[score], fontsize=10)
     name_sets(axes.flat[0], overall.columns)
-    figure.supxlabel(NOTE, fontsize=9)
+    figure.legend(handles=line_keys(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -33,20 +37,25 @@ def plot_score(evaluation: Evaluation, score: str, *, ax: Axes | None = None, ne
     draw_score(ax, overall.loc[score], ideal=IDEALS[score])
     name_sets(ax, overall.columns)
     ax.set_title(LABELS[score], fontsize=10)
-    ax.set_xlabel(NOTE, fontsize=9)
+    ax.legend(handles=line_keys(), loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     return ax
 
 
 def name_sets(axis: Axes, sets: pd.Index) -> None:
     """Name the rows."""
-    axis.set_yticks(range(len(sets)), sets)
+    axis.set_yticks(range(len(sets)), map(set_name, sets))
     axis.set_ylim(len(sets) - 0.5, -0.8)
+
+
+def line_keys() -> list[Line2D]:
+    """Explain the lines of the floor and of the ideal."""
+    return [Line2D([], [], label=label, **look) for label, look in LINES.items()]
 
 
 def draw_score(axis: Axes, scores: pd.Series, *, ideal: float) -> None:
     """Draw one score of every set."""
-    axis.axvline(ideal, color="black", linewidth=0.8, linestyle=":")
-    axis.axvline(scores[FLOOR], color=GREY, linewidth=1.2)
+    axis.axvline(ideal, **IDEAL_LINE)
+    axis.axvline(scores[FLOOR], **FLOOR_LINE)
     for row, (name, look) in enumerate(looks(scores.index).items()):
         place = scores[name], row
         axis.hlines(row, scores[FLOOR], scores[name], color=look.colour, linewidth=1.2)

@@ -16,6 +16,7 @@ from umap import UMAP
 from bdm.evaluation.cells import Cells, sample
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
+from bdm.evaluation.sets import set_name
 from bdm.evaluation.space import fitted_pca
 from bdm.plotting.figure import NewFigure
 
@@ -43,7 +44,7 @@ def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*places["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
         draw_types(axis, places[name], [cells.cell_type == cell_type for cell_type in cell_types], colours)
-        axis.set_title(f"{name}, {len(cells):,} cells")
+        axis.set_title(f"{set_name(name)}, {len(cells):,} cells")
     n_named = n_numbered(cell_types)
     title = None if n_named == len(cell_types) else f"{n_named} of {len(cell_types):,} types"
     handles = keys(cell_types[:n_named], colours[:n_named])
