@@ -1,8 +1,11 @@
+import json
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ NAMES = {
     "Dendritic": "é 日本 🧬 with a name that goes on and on, as those of clusters in atlases do at times_0123456789",
     "CD56+ NK": "it's \"NK\" & {{ co }}<img src=x onerror='window.hacked = 2'>",
 }
+LEFT_OUT, SMALL = "<i>left & out", "CD4+/CD45RA+/CD25- Naive T"  # 13 cells that the user leaves out, and 8
 MANY = 150
 
 
@@ -41,9 +45,9 @@ def bdm(*arguments: str | Path) -> None:
     app([*map(str, arguments)], standalone_mode=False)
 
 
-def learn(folder: Path, cells: Path, *, n_steps: int = 30) -> None:
-    """Make the results that every report needs, with few steps."""
-    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100)
+def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
+    """Make the results that every report needs, with few steps, and with options for ``prepare``."""
+    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100, *options)
     bdm("autoencoder", folder / "prepared.h5ad", folder / "autoencoder", "--n-latent", 4, "--n-steps", n_steps)
     bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
     small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
@@ -58,10 +62,11 @@ def full(example_cells, tmp_path_factory) -> Path:
     """Results with all parts but an extension, of four types that have names of the worst kind."""
     folder = tmp_path_factory.mktemp("results") / "<b>four & co"
     folder.mkdir()
-    cells = example_cells[example_cells.obs["bulk_labels"].isin(NAMES)].copy()
-    cells.obs["label"] = cells.obs["bulk_labels"].astype(str).map(NAMES)
+    labels = NAMES | {"CD34+": LEFT_OUT, SMALL: SMALL}
+    cells = example_cells[example_cells.obs["bulk_labels"].isin(labels)].copy()
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(str).map(labels)
     cells.write_h5ad(folder.parent / "my <i>cells.h5ad")
-    learn(folder, folder.parent / "my <i>cells.h5ad")
+    learn(folder, folder.parent / "my <i>cells.h5ad", "--leave-out", LEFT_OUT)
     moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
     bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of, "--seed", 7)
     bdm("evaluate-transmuted", folder / "prepared.h5ad", folder / "transmutation/a", moved)
@@ -161,9 +166,14 @@ def test_names_are_text(page):
 
 def told(page: Path) -> str:
     """Text of the page, without marks."""
+    return words_of(page.read_text(encoding="utf-8"))
+
+
+def words_of(page: str) -> str:
+    """Text of a page's HTML, without marks."""
     from html import unescape
 
-    text = re.sub(r"<(style|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", text)))
 
 
@@ -173,7 +183,7 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
     assert f"{len(results.cells)} labelled cells" in text
     for setting in ("label_key", "n_genes", "n_latent", "n_steps", "width", "n_layers", "n_repeats"):
         assert f"{setting} " in text, setting
-    options = "--label-key label --n-genes 100 --seed 0"
+    options = f"--label-key label --leave-out '{LEFT_OUT}' --n-genes 100 --seed 0"
     assert f"bdm prepare 'my <i>cells.h5ad' prepared.h5ad {options}" in text
     assert "bdm train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 30 --seed 0" in text
     assert "bdm generate model generated.h5ad --cells-like prepared.h5ad --seed 0" in text
@@ -186,6 +196,106 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
         assert digest in text
     assert "train 1 h 7 min" in re.sub(r" +", " ", text)
     assert "generate 12 s \N{EN DASH}" in re.sub(r" +", " ", text)
+
+
+def test_page_shows_what_was_chosen_and_left_out(page, results):
+    text = told(page)
+    n_cells, n_genes = len(results.cells), len(results.genes)
+    assert f"Cells {n_cells} of {n_cells + 13 + 8} Genes {n_genes} of 765 Cell types 4 of 6 Seed 0" in text
+    assert "the 100 most variable genes by training cells (seurat_v3), among those with counts in 3 training" in text
+    assert "2 cell types, 21 cells" in text
+    assert f"{LEFT_OUT} 13 left out by you (leave_out)" in text
+    assert f"{SMALL} 8 fewer than 10 cells (min_cells_per_type)" in text
+    assert LEFT_OUT not in page.read_text(encoding="utf-8")
+    assert "Batches" not in text
+
+
+def test_page_shows_cells_without_counts_and_other_choices_of_genes(results):
+    facts = results.input | {"n_cells": results.input["n_cells"] + 7, "cells_left_out": {"min_genes_per_cell": 4}}
+    used = results.model.autoencoder.provenance["prepare"] | {"min_genes_per_cell": 200}
+    for options, words in (
+        ({"genes": "all"}, "are all genes with counts in 3 training cells or more."),
+        ({"genes": "/some/where/genes.txt"}, "are the genes in genes.txt with counts in 3 training cells or more."),
+        ({"genes": ["LYZ", "CD3D"]}, "are the genes named by genes (2) with counts in 3 training cells or more."),
+        ({"n_genes": 2000}, "which are fewer than the 2,000 most variable ones requested (seurat_v3)."),
+        ({"keep_genes": "markers"}, "(seurat_v3), and the built-in markers, among those with counts in 3"),
+        (
+            {"keep_genes": ["LYZ"], "batch_key": "x"},
+            "(seurat_v3, ranked within batches), and the genes named by keep_genes (1)",
+        ),
+    ):
+        prepare = used | options
+        autoencoder = replace(results.model.autoencoder, provenance={"prepare": prepare})
+        changed = replace(
+            results,
+            record=results.record | {"input": json.dumps(facts)},
+            model=replace(results.model, autoencoder=autoencoder),
+        )
+        text = words_of(report_page(changed))
+        assert words in text
+        assert "4 cells with counts of fewer than 200 genes (min_genes_per_cell)." in text
+        assert "3 cells without counts of the chosen genes." in text
+
+
+def test_page_of_cells_whose_input_was_not_recorded(results):
+    record = {name: value for name, value in results.record.items() if name != "input"}
+    text = words_of(report_page(replace(results, record=record)))
+    assert "Left out" not in text
+    assert f"Cells {len(results.cells)} Genes" in text
+    nothing = results.input | {"n_cells": len(results.cells), "types_left_out": []}
+    text = words_of(report_page(replace(results, record=record | {"input": json.dumps(nothing)})))
+    assert "Left out Nothing: all cell types and all cells were used." in text
+
+
+def test_page_has_the_dates_of_the_model_and_of_itself(full, results):
+    saved = date(2020, 2, 29)
+    moment = datetime(2020, 2, 29, 12).timestamp()
+    before = (full / "model/model.json").stat()
+    os.utime(full / "model/model.json", (moment, moment))
+    text = words_of(report_page(read_results(full), written=date(2021, 1, 31)))
+    os.utime(full / "model/model.json", (before.st_atime, before.st_mtime))
+    assert f"Model trained {saved}" in text
+    assert "on 2021-01-31" in text
+    assert f"on {date.today()}" in words_of(report_page(results))
+
+
+def test_each_set_has_one_name(page, results):
+    text = re.sub("hierarchically branched", "", page.read_text(encoding="utf-8"), flags=re.IGNORECASE)
+    shown = [*re.findall(r'(?:aria-label|alt|title)="([^"]*)"|<title>([^<]*)</title>', text), words_of(text)]
+    for part in shown:
+        assert not re.search(r"\bbranched\b|\bunmoved\b|\bmoved cells\b|\bjudged\b", "".join(part)), part
+    assert results.verdict.about or results.verdict.grade == 0
+    headers = re.findall(r'<th scope="(?:col|row)">([^<]+)', text)
+    for verdict in [results.verdict, *results.verdicts.values()]:
+        assert {name.lower() for name in verdict.about} <= {header.lower() for header in headers}
+
+
+def test_lines_and_axes_are_explained(page, results):
+    text = page.read_text(encoding="utf-8")
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', text, flags=re.DOTALL))
+    for name, section in sections.items():
+        if 'class="ideal"' in section:
+            assert re.search(r'class="swatch ideal"></span>(ideal|no change)', section), name
+    assert 'class="diagonal" d="M1 19 19 1"/></svg>as in test cells' in sections["real"]
+    n_tables = len(re.findall(r'<table class="genes">', sections["markers"]))
+    axes = re.findall(
+        r"log2 fold change</td><td>\s*<svg class=\"axis\"(.*?)</svg>", sections["markers"], flags=re.DOTALL
+    )
+    assert len(axes) == n_tables > 0
+    for axis in axes:
+        numbers = [float(of.replace("\N{MINUS SIGN}", "-")) for of in re.findall(r">([^<>]+)</text>", axis)]
+        assert len(numbers) >= 2
+        assert 0 in numbers
+    ticks = re.search(r'<tr class="ticks".*?</tr>', sections["verdict"], flags=re.DOTALL)[0]
+    assert all(axis.count("</text>") >= 2 for axis in ticks.split('class="axis"')[1:])
+    assert "share of bootstrap resamples" in sections["hierarchy"]
+    assert "not the probability" in re.sub(r"\s+", " ", sections["hierarchy"])
+
+
+def test_page_explains_how_many_cells_a_verdict_needs(page):
+    text = told(page)
+    assert f"needs {LIMITS.fewest} test cells (about 50 cells of the type in the input)" in text
+    assert f"A type with fewer than {LIMITS.fewest} test cells, or fewer generated ones, gets no verdict" in text
 
 
 def test_commands_that_are_told_can_be_given(results, tmp_path):

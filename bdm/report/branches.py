@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.report.plots import Mark, Scale, Strip
+from bdm.report.plots import Mark, Scale, Strip, ticks
 from bdm.report.results import Results
 
 N_GENES = 5
@@ -20,11 +20,18 @@ class BranchGene:
 
 @dataclass(frozen=True)
 class Side:
-    """A branch below a node, with its genes, the best first."""
+    """A branch below a node, with its genes, the best first.
+
+    Attributes
+    ----------
+    ticks
+        Numbers of the axis that the genes share, with their places in percent.
+    """
 
     name: str
     label: str
     genes: tuple[BranchGene, ...]
+    ticks: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,15 @@ def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
     best = marking(rows)
     changes = [
         (row.gene, {
-            "branched": (row.model_log2_fold_change, row.model_standard_error),
+            "model": (row.model_log2_fold_change, row.model_standard_error),
             "test": (row.test_log2_fold_change, row.test_standard_error),
         })
         for row in best.itertuples()
     ]  # fmt: skip
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
-    return Side(child, named(cell_types), tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes))
+    genes = tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes)
+    return Side(child, named(cell_types), genes, ticks(scale))
 
 
 def named(cell_types: tuple[str, ...], *, most: int = 3) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.looks import looks
+from bdm.evaluation.sets import NAMES, set_name
 from bdm.evaluation.verdict import LIMITS, Finding
 from bdm.plotting.looks import REAL
 
@@ -73,15 +74,40 @@ class Scale:
         return round(float(np.clip(100 * (value - self.low) / (self.high - self.low), 0, 100)), 2)
 
 
+def ticks(scale: Scale, *, most: int = 5) -> tuple[tuple[str, float], ...]:
+    """Numbers of an axis, two at least, with their places in percent; every other one where they are too many."""
+    numbers = round_numbers(scale)
+    if len(numbers) > most:
+        numbers = numbers[np.argmin(np.abs(numbers)) % 2 :: 2]  # the one nearest to 0 stays
+    return tuple((signed(number), scale(number)) for number in numbers)
+
+
+def round_numbers(scale: Scale) -> np.ndarray:
+    """Find some four round numbers on a scale."""
+    step = nice_step(scale.high - scale.low)
+    return np.round(np.arange(np.ceil(scale.low / step) * step, scale.high, step), 6) + 0.0
+
+
+def signed(number: float) -> str:
+    """Write a number with a minus where it is negative."""
+    return f"{number:g}".replace("-", "\N{MINUS SIGN}")
+
+
 def strip(
-    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, ideal: float | None = None
+    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, names: Mapping[str, str] = NAMES
 ) -> Strip:
-    """Draw a score of several sets, with the limits of its verdict."""
+    """Draw a score of several sets, with the limits of its verdict and the ideal where there is a verdict.
+
+    Parameters
+    ----------
+    names
+        Of sets, for readers, where these differ from the keys of ``scores``.
+    """
     known = {name: float(value) for name, value in scores.items() if value is not None and np.isfinite(value)}
     marks = tuple(Mark(name, value, scale(value)) for name, value in known.items())
-    alt = ", ".join(f"{name} {value:.2f}" for name, value in known.items()) or "not known"
+    alt = ", ".join(f"{set_name(name, names)} {value:.2f}" for name, value in known.items()) or "not known"
     if finding is None:
-        return Strip(marks, alt, ideal=None if ideal is None else scale(ideal))
+        return Strip(marks, alt)
     limit = LIMITS.by_score[finding.score]
     same, near = limit_of(finding, finding.same), limit_of(finding, finding.near)
     good = scale.low if limit.higher else scale.high
@@ -157,14 +183,12 @@ def scatter(genes: pd.DataFrame, judged: str, statistic: str, title: str, n_labe
     x, y = points[judged]
     far = apart(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
     names = sets[judged]["gene"].to_numpy(dtype=str)
-    step = nice_step(scale.high - scale.low)
-    numbers = np.arange(np.ceil(scale.low / step) * step, scale.high, step)
     return Scatter(
         title=title,
         floor="".join(f"M{a - 2:.0f} {b:.0f}h4m-2-2v4" for a, b in zip(*points[FLOOR], strict=True)),
         judged="".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True)),
         labels=tuple((names[i], round(float(x[i]), 1), round(float(y[i]), 1)) for i in far),
-        ticks=tuple((f"{number:g}", round(float(place(number)), 1)) for number in np.round(numbers, 6) + 0.0),
+        ticks=tuple((signed(number), round(float(place(number)), 1)) for number in round_numbers(scale)),
         r_floor=correlation(sets[FLOOR], columns),
         r_judged=correlation(sets[judged], columns),
     )
@@ -195,5 +219,6 @@ def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
     styles = looks(dict.fromkeys([FLOOR, "branched", "flat", UNMOVED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}
+    found["model"] = found["branched"]
     found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}
     return {name: {"colour": colour, "shape": shapes.get(marker, "circle")} for name, (colour, marker) in found.items()}

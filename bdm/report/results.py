@@ -1,4 +1,6 @@
+import json
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ class Results:
         ``obs`` of the prepared cells, and the names of their genes.
     record, request
         How they were prepared, and which cells were generated: ``uns['bdm']`` of both files.
+    trained
+        Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
     evaluation
         Content of ``evaluation.json``.
     gene_statistics
@@ -61,6 +65,7 @@ class Results:
     record: dict[str, Any]
     request: dict[str, Any]
     model: BranchedModel
+    trained: date
     evaluation: dict[str, Any]
     gene_statistics: pd.DataFrame
     map: bytes
@@ -102,6 +107,11 @@ class Results:
         return verdicts_by_type(self.by_type, self.n_compared, JUDGED)
 
     @property
+    def input(self) -> dict[str, Any] | None:
+        """Numbers of cells and genes before :func:`bdm.data.prepare.prepare` chose among them; None if not recorded."""
+        return json.loads(self.record["input"]) if "input" in self.record else None
+
+    @property
     def sets(self) -> list[str]:
         """Judged sets, the floor first."""
         return [FLOOR, *(name for name in self.overall if name != FLOOR)]
@@ -130,6 +140,7 @@ def read_results(folder: Path) -> Results:
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
         model=model,
+        trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=read_json(folder / "evaluation/evaluation.json"),
         gene_statistics=read_table(folder / "evaluation/genes.csv"),
         map=(folder / "evaluation/umap.png").read_bytes(),
