@@ -12,6 +12,7 @@ import yaml
 from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
+from bdm.evaluation.scores import NAMES
 from bdm.evaluation.verdict import LIMITS
 
 ROOT = Path(__file__).parents[1]
@@ -198,10 +199,12 @@ def test_messages_are_those_that_bdm_prints(faulty, bdm):  # noqa: F811
 
 def test_limits_of_the_verdict_are_those_of_the_code():
     table = re.findall(
-        r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "docs/reading_results.md").read_text(), flags=re.MULTILINE
+        r"^\| ([\w ]+) \| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|$",
+        (ROOT / "docs/reading_results.md").read_text(),
+        flags=re.MULTILINE,
     )
-    limits = {name: (limit.same, limit.near) for name, limit in LIMITS.by_score.items()}
-    assert {name: (float(same), float(near)) for name, same, near in table} == limits
+    limits = {score: (NAMES[score], limit.same, limit.near) for score, limit in LIMITS.by_score.items()}
+    assert {score: (name, float(same), float(near)) for name, score, same, near in table} == limits
 
 
 def test_reference_of_the_configuration_is_that_of_the_schema():
