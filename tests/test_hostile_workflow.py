@@ -9,6 +9,7 @@ NAMES = {
     "path": f"{HACK}.h5ad",
     "labels": f"labels {HACK}.csv",
     "genes": f"genes {HACK}.txt",
+    "keep_genes": f"kept {HACK}.txt",
     "markers": f"markers {HACK}.csv",
     "gene_sets": f"sets {HACK}.gmt",
     "tree": f"tree {HACK}.nwk",
@@ -24,7 +25,7 @@ def config() -> dict:
         "batch_key": f"--batch {HACK}",
         "labels": NAMES["labels"],
         "counts": f"counts {HACK}",
-        "prepare": {"genes": NAMES["genes"], "leave_out": [HACK, "--help"]},
+        "prepare": {"genes": NAMES["genes"], "keep_genes": NAMES["keep_genes"], "leave_out": [HACK, "--help"]},
         "hierarchy": {"tree": NAMES["tree"]},
         "interpret": {"markers": NAMES["markers"], "gene_sets": NAMES["gene_sets"]},
         "transmute": {"moves": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
@@ -51,6 +52,7 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
         assert str(found[key]) == mine[key]
     assert list(found["leave_out"]) == mine["prepare"]["leave_out"]
     assert found["genes"] == NAMES["genes"]
+    assert str(found["keep_genes"]) == NAMES["keep_genes"]
     assert str(values["hierarchy"]["tree"]) == NAMES["tree"]
     assert str(values["interpret"]["markers"]) == NAMES["markers"]
     assert str(values["interpret"]["gene_sets"]) == NAMES["gene_sets"]

@@ -116,12 +116,12 @@ class Importer:
         text = "\n".join([*head, '    config: config["bdm"]', *lines])
         (self.folder / "Snakefile").write_text(f"{text}\n")
 
-    def snakemake(self, *arguments: str | Path, **environment: str) -> str:
+    def snakemake(self, *arguments: str | Path, python: str | Path = sys.executable, **environment: str) -> str:
         """Run Snakemake; a repository of the name ``NAME`` is the checkout."""
         instead = {"COUNT": "1", "KEY_0": f"url.file://{self.checkout}.insteadOf", "VALUE_0": f"https://{NAME}"}
         git = {f"GIT_CONFIG_{name}": text for name, text in instead.items()}
         cache = {"XDG_CACHE_HOME": str(self.folder / "cache")}
-        return run(sys.executable, "-m", "snakemake", *arguments, cwd=self.folder, **git, **cache, **environment)
+        return run(python, "-m", "snakemake", *arguments, cwd=self.folder, **git, **cache, **environment)
 
 
 @pytest.fixture
@@ -139,8 +139,10 @@ BY_LOCAL_REPOSITORY = '"git+file://{checkout}/workflow/Snakefile@v1"'
 def test_module_generates_cells_with_the_installed_package(importer, installed):
     importer.write(BY_REPOSITORY, ALL)
     wanted = [f"results/blood/{name}" for name in ("generated.h5ad", "hierarchy.html")]
-    path = f"{installed / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    importer.snakemake("--cores", "1", "--", *wanted, PATH=path)
+    other = Path(sys.executable).parent / "bdm"
+    assert other.is_file()
+    path = f"{other.parent}{os.pathsep}{os.environ['PATH']}"
+    importer.snakemake("--cores", "1", "--", *wanted, python=installed / "bin/python", PATH=path)
     cells, page = (importer.folder / name for name in wanted)
     counts = anndata.read_h5ad(cells).obs["cell_type"].value_counts()
     assert len(counts) == 9  # of 10 cells or more
@@ -166,15 +168,26 @@ def test_rules_of_the_module_may_be_changed(importer):
     assert len(shell_commands(output)) == len(RULES) - 2
 
 
+def test_recipe_makes_all_results_of_the_module(importer):
+    page = (importer.checkout / "docs/questions.md").read_text()
+    [recipe] = re.findall(r"^```python\n(configfile.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    importer.write(BY_PATH)
+    (importer.folder / "Snakefile").write_text(recipe.replace("path/to/bdm", str(importer.checkout)))
+    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no moves
+    jobs = planned(importer.snakemake("--dry-run"))
+    assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
+    assert (jobs["share"], jobs["all"]) == (1, 1)
+
+
 def test_prefix_of_the_module_holds_for_all_files(importer):
-    names = ["my cells.h5ad", "labels.csv", "genes.txt", "my tree.nwk", "markers.csv", "sets.gmt"]
+    names = ["my cells.h5ad", "labels.csv", "genes.txt", "my kept.txt", "my tree.nwk", "markers.csv", "sets.gmt"]
     (importer.folder / "sub").mkdir()
     for name in names:
         (importer.folder / "sub" / name).touch()
-    cells, labels, genes, tree, markers, gene_sets = names
+    cells, labels, genes, kept, tree, markers, gene_sets = names
     settings = {
         "datasets": {"blood": {"path": cells, "labels": labels}},
-        "prepare": {"genes": genes},
+        "prepare": {"genes": genes, "keep_genes": kept},
         "hierarchy": {"tree": tree},
         "interpret": {"markers": markers, "gene_sets": gene_sets},
     }

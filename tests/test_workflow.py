@@ -93,9 +93,8 @@ RESULTS = {
 
 
 def snakemake(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "snakemake", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 def dry_run(folder: Path, config: dict, *arguments: str) -> str:
@@ -157,6 +156,21 @@ def write_module(folder: Path) -> None:
         f'module bdm:\n    snakefile: "{ROOT}/workflow/Snakefile"\n    config: config\n\n'
         f"use rule * from bdm as bdm_*\n"
     )
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["no other", "another"])
+def test_rules_run_the_command_beside_snakemake(tmp_path, others):
+    write_config(tmp_path, demo_config())
+    path = os.defpath
+    if others:
+        (tmp_path / "bdm").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bdm").chmod(0o755)
+        path = f"{tmp_path}{os.pathsep}{path}"
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    command.append("resources/pbmc68k_reduced.h5ad")
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ad.read_h5ad(tmp_path / "resources/pbmc68k_reduced.h5ad").n_obs == 700
 
 
 def test_lint_is_clean():
@@ -392,6 +406,16 @@ def test_archive_tells_of_additions(grown):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (grown / "archive.html").read_text()
     assert all(f"results/blood+nk/extension/{name}" in page for name in EXTENSION)
+
+
+@pytest.mark.parametrize(
+    ("sections", "first"), [({"generate": {"n_cells": 10}}, "generate"), ({"prepare": {"genes": "all"}}, "prepare")]
+)
+def test_run_after_a_change_does_what_depends_on_it(finished, tmp_path, sections, first):
+    write_config(tmp_path, yaml.safe_load((finished / "config/config.yaml").read_text()) | sections)
+    other = ["--configfile", tmp_path / "config/config.yaml", "--replace-workflow-config"]
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--dry-run", *other, cwd=finished)
+    assert planned(done.stdout).keys() >= {first, "evaluate", "interpret", "report"}, done.stderr
 
 
 def test_second_run_has_nothing_to_do(finished):

@@ -16,6 +16,7 @@ rule autoencoder:
         learning_rate=setting("autoencoder/learning_rate"),
         shared_decoder=switch("--shared-decoder", "autoencoder/shared_decoder"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("autoencoder"),
     shell:
         "bdm autoencoder {input.cells} {output.model}"
         " --n-latent {params.n_latent}"

@@ -1,6 +1,8 @@
+import json
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -8,6 +10,17 @@ from snakemake.exceptions import WorkflowError
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
+# Settings that name files, and the values with which they name none
+FILES = {
+    "path": [],
+    "addition/path": [],
+    "labels": [],
+    "prepare/genes": ["seurat_v3", "all"],
+    "prepare/keep_genes": ["markers"],
+    "hierarchy/tree": [],
+    "interpret/markers": [],
+    "interpret/gene_sets": [],
+}
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 
 
@@ -19,6 +32,9 @@ def source(folder):
         return f"git+file://{quote(folder.repo_path)}@{folder.ref}"
     return str(Path(str(folder)).resolve().parents[1])
 
+
+# Gives the path of an input file as rules have it: behind the prefix of a module.
+in_place = partial(workflow.modifier.modify_path, property="input")
 
 # The conda environment of the rules installs bdm from there, see envs/bdm.post-deploy.sh.
 os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
@@ -74,6 +90,20 @@ def setting(path):
     return lookup(within=settings, dpath=f"datasets/{{dataset}}/{path}")
 
 
+def tracked(*paths):
+    """Give a params function: the settings at the paths, and the seed, as one text that no command needs.
+
+    Snakemake runs a rule again if its parameters take values that none of them had before. It ignores values that pass
+    from one parameter to another, and values that are computed from input files; in this text they have names.
+    """
+
+    def named(wildcards):
+        values = {path: setting(path)(wildcards) for path in paths}
+        return json.dumps({"seed": settings["seed"], **values}, sort_keys=True)
+
+    return named
+
+
 def option(flag, path):
     """Give a params function: the flag with the data set's setting, or nothing where it is not set."""
 
@@ -99,14 +129,35 @@ def file_option(flag, name):
     return lambda wildcards, input: f"{flag} {shlex.quote(str(input[name]))}" if input[name] else ""
 
 
-def optional_file(path, *, unless=()):
+def file_or_option(flag, name, path):
+    """Give a params function: the flag with the input file of that name, else with the data set's setting, if any."""
+    return lambda wildcards, input: file_option(flag, name)(wildcards, input) or option(flag, path)(wildcards)
+
+
+def optional_file(path):
     """Give an input function: the file that the data set's setting names, if it names one."""
+    return lambda wildcards: named_files(wildcards.dataset, path)
 
-    def files(wildcards):
-        value = setting(path)(wildcards)
-        return [] if value is None or value in unless else [value]
 
-    return files
+def named_files(dataset, path):
+    """List the file that a setting of the data set names, or nothing if it names none."""
+    value = lookup(f"datasets/{dataset}/{path}", within=settings, default=None)
+    return [] if value is None or value in FILES[path] else [value]
+
+
+def absent_files(wildcards):
+    """List the files in the configuration that do not exist and that no rule makes.
+
+    Snakemake keeps results whose input is missing, and reports that nothing is to be done where a path is mistyped
+    beside old results. Missing input of the target ``all`` ends the run.
+    """
+    files = {file for dataset in settings["datasets"] for path in FILES for file in named_files(dataset, path)}
+    return [file for file in map(in_place, sorted(files)) if not os.path.exists(file) and not is_made(file)]
+
+
+def is_made(file):
+    """Whether this workflow, or the workflow that uses it as a module, has a rule for the file."""
+    return any(rule.is_producer(file) for rule in workflow.rules)
 
 
 def cells_to_generate(wildcards, input):

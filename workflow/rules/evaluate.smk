@@ -66,6 +66,7 @@ rule evaluate:
         n_repeats=setting("evaluate/n_repeats"),
         max_cells_per_type=setting("evaluate/max_cells_per_type"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("evaluate"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.generated}"
         " {params.beside}"

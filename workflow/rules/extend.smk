@@ -64,6 +64,7 @@ rule extend:
         counts=setting("addition/counts"),
         missing_as_zero=switch("--missing-as-zero", "addition/missing_as_zero"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("addition"),
     shell:
         "bdm extend {input.model} {input.cells:q} {output.model}"
         " --known {input.known}"

@@ -17,6 +17,7 @@ rule generate:
         n_levels=setting("generate/n_levels"),
         part="--part {scatteritem}" if N_JOBS > 1 else "",
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("generate"),
     shell:
         "bdm generate {input.model} {output.cells}"
         " {params.cells}"

@@ -37,6 +37,7 @@ rule hierarchy:
         threshold=setting("hierarchy/threshold"),
         n_bootstrap=setting("hierarchy/n_bootstrap"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("hierarchy"),
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --newick {output.newick}"

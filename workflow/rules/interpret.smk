@@ -118,6 +118,7 @@ rule interpret:
         markers=file_option("--markers", "markers"),
         gene_sets=file_option("--gene-sets", "gene_sets"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("interpret"),
     shell:
         "bdm interpret {input.model} {input.cells} {input.generated} {params.folder}"
         " --n-genes {params.n_genes}"

@@ -13,8 +13,8 @@ rule prepare:
     input:
         cells=setting("path"),
         labels=optional_file("labels"),
-        genes=optional_file("prepare/genes", unless=["seurat_v3", "all"]),
-        keep_genes=optional_file("prepare/keep_genes", unless=["markers"]),
+        genes=optional_file("prepare/genes"),
+        keep_genes=optional_file("prepare/keep_genes"),
     output:
         cells="results/{dataset}/prepared.h5ad",
     log:
@@ -33,7 +33,7 @@ rule prepare:
         leave_out=options_each("--leave-out", "prepare/leave_out"),
         genes=lambda wildcards, input: input.genes or setting("prepare/genes")(wildcards),
         n_genes=setting("prepare/n_genes"),
-        keep_genes=option("--keep-genes", "prepare/keep_genes"),
+        keep_genes=file_or_option("--keep-genes", "keep_genes", "prepare/keep_genes"),
         gene_symbols=option("--gene-symbols", "prepare/gene_symbols"),
         min_genes_per_cell=setting("prepare/min_genes_per_cell"),
         min_cells_per_gene=setting("prepare/min_cells_per_gene"),
@@ -41,6 +41,7 @@ rule prepare:
         validation=setting("prepare/validation"),
         test=setting("prepare/test"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("label_key", "batch_key", "counts", "prepare"),
     shell:
         "bdm prepare {input.cells:q} {output.cells}"
         " --label-key {params.label_key:q}"

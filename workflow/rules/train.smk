@@ -19,6 +19,7 @@ rule train:
         learning_rate=setting("train/learning_rate"),
         devices=devices,
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("train"),
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
         " --n-steps {params.n_steps}"

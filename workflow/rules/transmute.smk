@@ -15,6 +15,7 @@ rule transmute:
         stochastic=switch("--stochastic", "transmute/stochastic"),
         n_levels=setting("transmute/n_levels"),
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("transmute/moves/{move}", "transmute/stochastic", "transmute/n_levels"),
     shell:
         "bdm transmute {input.model} {input.cells} {output.cells}"
         " {params.types}"
