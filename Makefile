@@ -21,7 +21,7 @@ help:
 	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
 
 demo: $(INSTALLED)
-	$(IN_VENV) snakemake --cores all
+	$(BIN)/snakemake --cores all
 	@echo "The demo has made, in $(CURDIR):"
 	@echo "  results/pbmc68k/report.html        how real the new cells are, and all about them: open it in a browser"
 	@echo "  results/pbmc68k/generated.h5ad     new cells, as raw counts"
@@ -50,7 +50,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
-	$(IN_VENV) snakemake --lint
+	$(BIN)/snakemake --lint
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html

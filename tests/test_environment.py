@@ -144,6 +144,18 @@ def test_snakemake_installs_the_checkout_in_the_environment_of_rules(tmp_path):
     assert (tmp_path / "arguments").read_text().splitlines()[-2:] == ["--editable", str(ROOT)]
 
 
+def test_rules_run_the_command_of_their_environment(tmp_path):
+    folder = stub_conda(tmp_path)
+    (folder / "bdm").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\ntouch "$2"\n')
+    (folder / "bdm").chmod(0o755)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "1"]
+    command += ["--configfile", ROOT / "config/config.yaml", "--sdm", "conda", "--", "resources/pbmc68k_reduced.h5ad"]
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "given").read_text() == "example resources/pbmc68k_reduced.h5ad\n"
+
+
 def test_makefile_takes_the_python_versions_of_the_project():
     low, high = re.search(r"\(3, (\d+)\) <= v < \(3, (\d+)\)", (ROOT / "Makefile").read_text()).groups()
     assert PROJECT["project"]["requires-python"] == f">=3.{low},<3.{high}"

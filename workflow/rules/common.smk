@@ -2,6 +2,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -38,6 +40,24 @@ in_place = partial(workflow.modifier.modify_path, property="input")
 
 # The conda environment of the rules installs bdm from there, see envs/bdm.post-deploy.sh.
 os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
+
+
+def path_with_bdm(path):
+    """Give PATH with the ``bdm`` that is installed beside the Python that runs Snakemake, if there is one.
+
+    Its folder comes last, so that other rules keep their programs, or first where another ``bdm`` comes before it.
+    """
+    folder = os.path.dirname(sys.executable)
+    if not shutil.which("bdm", path=folder):
+        return path
+    found = shutil.which("bdm", path=path)
+    if found is None:
+        return os.pathsep.join([path, folder])
+    return path if os.path.samefile(os.path.dirname(found), folder) else os.pathsep.join([folder, path])
+
+
+# The conda environment of a rule comes before all of it.
+os.environ.update(PATH=path_with_bdm(os.environ.get("PATH", os.defpath)))
 
 
 def complete(config):
