@@ -223,7 +223,7 @@ def markers(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes]
         bdm.pl.markers(model)
     """
     found = interpretation_of(model)
-    return shown(markers_figure(found.markers, found.hierarchy, new=plt.figure), show=show)
+    return shown(markers_figure(found.markers, found.hierarchy, labels=found.names.labels, new=plt.figure), show=show)
 
 
 def agreement(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes] | None:

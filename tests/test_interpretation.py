@@ -597,10 +597,11 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
         "type,gene,source\nT cell,CD3D,me\nB,MS4A1,me\nT cell,NONE,me\nT cell,CD3D,me\n"
     )
     (tmp_path / "sets.gmt").write_text("HALLMARK\tsome words\tMS4A1\tLYZ\n\nOTHER\t\tNONE\n")
-    given = read_given(tmp_path / "markers.csv", tmp_path / "sets.gmt", pd.Index(["CD3D", "LYZ", "MS4A1"]))
+    names = GeneNames(pd.DataFrame(index=["CD3D", "LYZ", "MS4A1"]))
+    given = read_given(tmp_path / "markers.csv", tmp_path / "sets.gmt", names)
     assert given.markers == {"T cell": ("CD3D",), "B": ("MS4A1",)}
     assert given.sets == {"HALLMARK": ("MS4A1", "LYZ")}
-    assert read_given(None, None, pd.Index(["CD3D"])) == GivenGenes()
+    assert read_given(None, None, names) == GivenGenes()
 
 
 @pytest.mark.parametrize(

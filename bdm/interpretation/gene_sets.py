@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 
 GeneSets = dict[str, tuple[str, ...]]
@@ -23,8 +24,8 @@ class GivenGenes:
     sets: GeneSets = field(default_factory=dict)
 
 
-def read_given(markers: Path | None, gene_sets: Path | None, genes: pd.Index) -> GivenGenes:
-    """Read a list of markers and a file of gene sets, if there are any.
+def read_given(markers: Path | None, gene_sets: Path | None, names: GeneNames) -> GivenGenes:
+    """Read a list of markers and a file of gene sets, if there are any, with genes by name or symbol.
 
     Raises
     ------
@@ -32,8 +33,8 @@ def read_given(markers: Path | None, gene_sets: Path | None, genes: pd.Index) ->
         If a file cannot be read, is of another form, or names none of the model's genes.
     """
     return GivenGenes(
-        {} if markers is None else of_model(read_markers(markers), genes, markers),
-        {} if gene_sets is None else of_model(read_gmt(gene_sets), genes, gene_sets),
+        {} if markers is None else of_model(read_markers(markers), names, markers),
+        {} if gene_sets is None else of_model(read_gmt(gene_sets), names, gene_sets),
     )
 
 
@@ -74,13 +75,17 @@ def joined(pairs: Iterable[tuple[str, str]]) -> GeneSets:
     return {name: tuple(genes) for name, genes in found.items()}
 
 
-def of_model(sets: GeneSets, genes: pd.Index, path: Path) -> GeneSets:
-    """Keep the genes that the model has, and the sets that have any."""
-    known = set(genes)
-    kept = {name: tuple(gene for gene in members if gene in known) for name, members in sets.items()}
+def of_model(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:
+    """Keep the genes that the model has, by the names of the data, and the sets that have any."""
+    found = names.find({gene for members in sets.values() for gene in members})
+    kept = {
+        name: tuple(dict.fromkeys(gene for member in members for gene in found[member]))
+        for name, members in sets.items()
+    }
     kept = {name: members for name, members in kept.items() if members}
     if not kept:
         raise InputError(
-            f"{path} names none of the model's {len(known)} genes, such as {genes[0]}; name genes as the data do."
+            f"{path} names none of the model's {len(names.index)} genes, such as {names.example()}; name genes as the "
+            "data do."
         )
     return kept

@@ -50,7 +50,7 @@ class Inputs:
     @property
     def genes(self) -> pd.Index:
         """Names of the genes."""
-        return self.model.autoencoder.genes.index
+        return self.model.gene_names.index
 
 
 def read_inputs(
@@ -71,7 +71,7 @@ def read_inputs(
     """
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
-    given = read_given(markers, gene_sets, genes)
+    given = read_given(markers, gene_sets, loaded.gene_names)
     real, new = read_prepared(prepared, on_disk=True), open_counts(generated, columns=("cell_type",))
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)

@@ -1,9 +1,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import pandas as pd
 
+from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import Cells, draw, fewer
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.agreement import BranchAgreement, mean_agreement
@@ -87,7 +89,7 @@ class Interpretation:
     """
 
     settings: InterpretationSettings
-    genes: pd.Index
+    names: GeneNames
     hierarchy: Hierarchy
     hybrids: Hybrids
     contrasts: tuple[ContrastGenes, ...]
@@ -97,6 +99,16 @@ class Interpretation:
     markers: Markers
     places: Places
     held_out: bool
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the genes, as the data have them."""
+        return self.names.index
+
+    @cached_property
+    def labels(self) -> pd.Index:
+        """What figures and tables show genes as."""
+        return pd.Index(self.names.labels)
 
     @property
     def nodes(self) -> dict[str, tuple[ContrastGenes, ...]]:
@@ -115,17 +127,18 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     markers = given.markers or distinct_markers(
         candidates, inputs.training, genes, hierarchy.cell_types, n_genes=settings.n_markers
     )
+    sets, labels = {**given.markers, **given.sets} or candidates, model.gene_names.labels
     ranked = [(of.contrast, of.model) for of in unmirrored(contrasts)]
     cells = learnt_cells(inputs)
     return Interpretation(
         settings,
-        genes,
+        model.gene_names,
         hierarchy,
         hybrids,
         contrasts,
         agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
         node_stability(model, cells, seed=seed),
-        enrichment(ranked, genes, {**given.markers, **given.sets} or candidates, seed=seed),
+        enrichment(ranked, pd.Index(labels), {name: tuple(labels[[*of]]) for name, of in sets.items()}, seed=seed),
         markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, hybrids),
         places_of(model, hybrids, cells, seed=seed),
         inputs.held_out,

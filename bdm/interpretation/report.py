@@ -35,6 +35,7 @@ def write_report(folder: Path, interpretation: Interpretation, *, provenance: di
         "markers": marker_rows(interpretation.markers),
     }
     for name, table in tables.items():
+        table = interpretation.names.with_symbols(table) if "gene" in table else table
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     adata = branches_adata(interpretation)
     adata.uns["bdm"] = storable(provenance)

@@ -82,7 +82,7 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
-        best = {of.contrast.child: interpretation.genes[np.argsort(of.model.rank)[:3]] for of in children}
+        best = {of.contrast.child: interpretation.labels[np.argsort(of.model.rank)[:3]] for of in children}
         rows.append(
             {
                 "node": node,
@@ -97,9 +97,10 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def path_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """Average paths of all cell types, for the best gene of each branch."""
-    best = [interpretation.genes[np.argmin(of.model.rank)] for of in interpretation.contrasts]
-    return path_table(interpretation.hybrids, interpretation.hierarchy, list(dict.fromkeys(best)))
+    """Average paths of all cell types, for the best gene of each branch; columns are what figures show genes as."""
+    best = dict.fromkeys(np.argmin(of.model.rank) for of in interpretation.contrasts)
+    table = path_table(interpretation.hybrids, interpretation.hierarchy, list(interpretation.genes[[*best]]))
+    return table.set_axis([*table.columns[: -len(best)], *interpretation.labels[[*best]]], axis=1)
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
+from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
 from bdm.hierarchy.grow import grown, renewed
 from bdm.hierarchy.tree import Hierarchy
@@ -59,6 +60,11 @@ class BranchedModel:
         own = {extension.cell_type: extension.library_sizes for extension in self.extensions}
         smallest, largest = own.get(cell_type, self.library_sizes).tolist()
         return smallest, largest
+
+    @property
+    def gene_names(self) -> GeneNames:
+        """Names and symbols of the genes."""
+        return GeneNames(self.autoencoder.genes, self.autoencoder.provenance["prepare"].get("gene_symbols"))
 
     @property
     def label_key(self) -> str:

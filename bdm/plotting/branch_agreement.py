@@ -45,7 +45,7 @@ def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure)
     draw_measures(above, interpretation, nodes)
     axes = below.subplots(n_rows, N_COLUMNS, squeeze=False).flat
     for axis, node in zip(axes, shown, strict=False):
-        draw_scatter(axis, node, interpretation.genes)
+        draw_scatter(axis, node, interpretation.labels)
     for axis in axes[len(shown) :]:
         axis.remove()
     left_out = "" if len(shown) == len(known) else f" ({len(shown)} highest of {len(known)} nodes)"

@@ -45,7 +45,7 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
     Of more nodes than there is room for, those of the highest levels are drawn.
     """
     hierarchy = interpretation.hierarchy
-    panels = [panel for node in interpretation.nodes.values() for panel in panels_of(node, interpretation.genes)]
+    panels = [panel for node in interpretation.nodes.values() for panel in panels_of(node, interpretation.labels)]
     shown = highest(panels, MAX_PANELS, level=lambda panel: panel.level)
     n_rows = -(-len(shown) // N_COLUMNS)
     n_types = len(hierarchy.cell_types)
@@ -79,7 +79,7 @@ def plot_branch(
     node = next((node for node in interpretation.nodes.values() if branch in (of.contrast.child for of in node)), None)
     if node is None:
         raise InputError(f"No branch {branch!r} leaves a node; name a cell type, or a node other than the root.")
-    panels = panels_of(node, interpretation.genes)
+    panels = panels_of(node, interpretation.labels)
     place = [of.contrast.child for of in node].index(branch)
     if ax is None:
         ax = new(figsize=(5, 4), layout="constrained").add_subplot()
@@ -125,7 +125,7 @@ def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
         if of.contrast.child not in view.rows:
             continue
         child = hierarchy.by_name[of.contrast.child]
-        named = ", ".join(map(gene_label, interpretation.genes[np.argsort(of.model.rank)[:N_NAMED]]))
+        named = ", ".join(map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_NAMED]]))
         # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
         inner = bool(hierarchy.children[child.name])
         place = child.level if inner else of.contrast.level, view.rows[child.name]

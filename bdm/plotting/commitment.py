@@ -89,7 +89,7 @@ def rows_of(
     rows: dict[str, Row] = {}
     ranked = [(rank, of, gene) for of in node for rank, gene in enumerate(np.argsort(of.model.rank)[:n_genes])]
     for _, of, gene in sorted(ranked, key=lambda item: item[0]):
-        name = interpretation.genes[gene]
+        name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
             auc = np.array([of.commitment.auc(level)[gene] for level in levels])
             level = of.commitment.level(interpretation.hierarchy.threshold)[gene]

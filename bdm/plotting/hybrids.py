@@ -31,7 +31,7 @@ def hybrids_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
     for axis, (title, dots) in zip(axes, shown.items(), strict=True):
         mean = dots.mean[genes]
         share = mean / mean.max().clip(lower=1e-9)
-        points = draw_dots(axis, Dots(share.loc[names], dots.fraction.loc[names, genes]))
+        points = draw_dots(axis, Dots(share.loc[names], dots.fraction.loc[names, genes]), interpretation.names.labels)
         part_groups(axis, groups)
         axis.set_title(title, fontsize=11)
     tree.set_ylim(len(names) - 0.4, -0.6)

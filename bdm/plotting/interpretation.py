@@ -17,7 +17,9 @@ FIGURES = {
     "hybrids": hybrids_figure,
     "umap": lambda interpretation: plot_places(interpretation).figure,
     "agreement": agreement_figure,
-    "markers": lambda interpretation: markers_figure(interpretation.markers, interpretation.hierarchy),
+    "markers": lambda interpretation: markers_figure(
+        interpretation.markers, interpretation.hierarchy, labels=interpretation.names.labels
+    ),
 }
 
 

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,11 +15,18 @@ COLOURS = "Reds"  # one hue, ever darker
 LARGEST = 150  # area of a dot where all cells have counts, in square points
 
 
-def markers_figure(markers: Markers, hierarchy: Hierarchy, *, new: NewFigure = Figure) -> Figure:
+def markers_figure(
+    markers: Markers, hierarchy: Hierarchy, *, labels: pd.Series | None = None, new: NewFigure = Figure
+) -> Figure:
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
     Of more cell types than there is room for, one of each clade is drawn.
+
+    Parameters
+    ----------
+    labels
+        What genes are shown as, by name; their names if not given.
     """
     cell_types = shown_types(hierarchy)
     groups = shown_genes(markers, hierarchy)
@@ -29,7 +37,7 @@ def markers_figure(markers: Markers, hierarchy: Hierarchy, *, new: NewFigure = F
     shown = {"real cells (training)": markers.real, "generated cells": markers.generated}
     for axis, (title, dots) in zip(axes, shown.items(), strict=True):
         part = Dots(dots.mean.loc[cell_types, genes] / largest, dots.fraction.loc[cell_types, genes])
-        points = draw_dots(axis, part)
+        points = draw_dots(axis, part, labels)
         part_groups(axis, groups)
         axis.set_title(title, fontsize=11)
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
@@ -67,8 +75,9 @@ def part_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
         axis.axvline(end - 0.5, color="0.6", linewidth=0.8, zorder=0)
 
 
-def draw_dots(axis: Axes, dots: Dots):
-    """Draw one dot a cell type (rows) and gene (columns)."""
+def draw_dots(axis: Axes, dots: Dots, labels: pd.Series | None = None):
+    """Draw one dot a cell type (rows) and gene (columns), which is shown as ``labels`` name it, if given."""
+    genes = dots.mean.columns if labels is None else labels[dots.mean.columns]
     n_types, n_genes = dots.mean.shape
     rows, columns = np.indices((n_types, n_genes))
     points = axis.scatter(
@@ -82,7 +91,7 @@ def draw_dots(axis: Axes, dots: Dots):
         edgecolors="0.35",
         linewidths=0.4,
     )
-    axis.set_xticks(range(n_genes), [*map(gene_label, dots.mean.columns)], rotation=90, fontsize=8)
+    axis.set_xticks(range(n_genes), [*map(gene_label, genes)], rotation=90, fontsize=8)
     axis.set_xlim(-0.6, n_genes - 0.4)
     axis.tick_params(length=0)
     axis.grid(color="0.93", linewidth=0.6)

@@ -40,8 +40,8 @@ def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> 
 def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) -> None:
     """Draw the staircase of each cell type, for the best gene of one branch."""
     hierarchy, contrast = interpretation.hierarchy, of.contrast
-    gene = interpretation.genes[np.argmin(of.model.rank)]
-    expression = interpretation.hybrids.expression[gene]
+    gene = np.argmin(of.model.rank)
+    expression = interpretation.hybrids.expression.iloc[:, gene]
     sides = {"other cell types": hierarchy.cell_types, "its siblings": contrast.outside, "child": contrast.inside}
     for side, cell_types in sides.items():
         for cell_type in cell_types:
@@ -61,5 +61,6 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(labelsize=8)
-    axis.set_title(f"{gene_label(gene)} · {contrast.node} → {clade_label(contrast.inside)}", fontsize=8)
+    name = gene_label(interpretation.labels[gene])
+    axis.set_title(f"{name} · {contrast.node} → {clade_label(contrast.inside)}", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
