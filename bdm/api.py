@@ -391,7 +391,7 @@ class BranchedDiffusion:
         test = kept[np.flatnonzero(is_test)] if adata_test is None else known_cells(adata_test, self.model, label_key)
         training = kept[np.flatnonzero(~is_test)]
         check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
-        return RealCells(training, test, genes)
+        return RealCells(training, test, self.model.gene_names)
 
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
         """Find the genes that part the children of each node, and compare them with real cells.

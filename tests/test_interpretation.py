@@ -13,6 +13,7 @@ from scipy.stats import mannwhitneyu, norm
 
 from bdm.autoencoder.adapt import of_type
 from bdm.cli import main
+from bdm.data.symbols import GeneNames
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells

@@ -50,7 +50,7 @@ def evaluate(
         hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
         folder.mkdir()
         record = provenance(seed=seed, settings=asdict(settings), sha256=hashes)
-        write_report(folder, evaluation, real.genes, provenance=record)
+        write_report(folder, evaluation, real.names, provenance=record)
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
     facts = {set_name(name): "\n".join(verdict_lines(evaluation, name)) for name in sets}

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 from anndata import AnnData
 
 from bdm.data.blocks import by_rows
 from bdm.data.read import read_cells
+from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 
 
@@ -26,3 +28,9 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
     adata.X = by_rows(adata.X)
     return adata
+
+
+def gene_names(prepared: AnnData) -> GeneNames:
+    """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
+    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return GeneNames(prepared.var, settings.get("gene_symbols"))

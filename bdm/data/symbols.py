@@ -83,6 +83,11 @@ class GeneNames:
         return name if label == name else f"{name} or {self.symbols.iloc[0]}"
 
 
+def shown_as(table: pd.DataFrame) -> pd.Series:
+    """Return what the genes of a table are shown as: its column ``symbol`` where it has one, else ``gene``."""
+    return table["symbol" if "symbol" in table else "gene"]
+
+
 def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
     """Choose the column of ``var`` with the symbols of genes.
 

@@ -7,7 +7,9 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.data.blocks import by_rows
+from bdm.data.prepared import gene_names
 from bdm.data.read import read_cells
+from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, TypedCells, fewer
 from bdm.evaluation.stored import StoredCells, checked
@@ -21,7 +23,12 @@ class RealCells:
 
     training: TypedCells
     test: TypedCells
-    genes: pd.Index
+    names: GeneNames
+
+    @property
+    def genes(self) -> pd.Index:
+        """Names of the genes, as the data have them."""
+        return self.names.index
 
 
 def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
@@ -51,7 +58,7 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if not on_disk:
         training, test = training.in_memory(), test.in_memory()
-    return RealCells(training, test, adata.var_names)
+    return RealCells(training, test, gene_names(adata))
 
 
 def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> TypedCells:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import match
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.gene_statistics import gene_statistics
@@ -11,7 +12,7 @@ from bdm.evaluation.verdict import overall_verdict, verdicts_by_type
 from bdm.files import write_json
 
 
-def write_report(folder: Path, evaluation: Evaluation, genes: pd.Index, *, provenance: dict[str, Any]) -> None:
+def write_report(folder: Path, evaluation: Evaluation, names: GeneNames, *, provenance: dict[str, Any]) -> None:
     """Write ``evaluation.json`` (all scores), ``overall.csv``, ``by_type.csv`` and ``genes.csv``."""
     content = {
         "provenance": provenance,
@@ -24,7 +25,9 @@ def write_report(folder: Path, evaluation: Evaluation, genes: pd.Index, *, prove
     write_json(folder / "evaluation.json", content)
     evaluation.overall.to_csv(folder / "overall.csv", index_label="metric", float_format="%.6g")
     rows_by_type(evaluation).to_csv(folder / "by_type.csv", index=False, float_format="%.6g")
-    gene_rows(evaluation, genes).to_csv(folder / "genes.csv", index=False, float_format="%.4g")
+    names.with_symbols(gene_rows(evaluation, names.index)).to_csv(
+        folder / "genes.csv", index=False, float_format="%.4g"
+    )
 
 
 def by_row(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bdm.data.symbols import shown_as
 from bdm.extension.extend import Extended
 from bdm.model.model import BranchedModel
 from bdm.model.own_genes import own_genes
@@ -57,7 +58,7 @@ def row(found: Extended) -> dict[str, float | str | int | None]:
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
         "n_held_out": len(gain),
         "n_counts": found.n_counts,
-        "own_genes": ", ".join(own_genes(found.model, cell_type).index[:5]),
+        "own_genes": ", ".join(shown_as(own_genes(found.model, cell_type).head().reset_index())),
     }
 
 

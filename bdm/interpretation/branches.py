@@ -19,11 +19,11 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     Returns
     -------
     AnnData of branches x genes. ``X`` is log1p(CP10k) of each branch's hybrid. ``obs`` has the tree: ``branch``,
-    ``parent``, and its noise levels from ``high`` to ``low``. ``var`` is that of the
-    model. The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do ``uns['rank_genes_groups']`` for the model and
-    ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups (of about a thousand or more, those
-    that leave the highest nodes). ``obsm['X_umap']`` is the place of
-    the hybrids among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
+    ``parent``, and its noise levels from ``high`` to ``low``. ``var`` is that of the model, with its symbols of genes.
+    The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do
+    ``uns['rank_genes_groups']`` for the model and ``uns['rank_genes_groups_test']`` for the test cells, with branches
+    as groups (of about a thousand or more, those that leave the highest nodes). ``obsm['X_umap']`` is the place of the
+    hybrids among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
     ``enrichment``.
     """
     hybrids, contrasts = interpretation.hybrids, that_fit(interpretation.contrasts)

@@ -13,11 +13,15 @@ def own_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
     Returns
     -------
     Table of genes, the most changed first: ``shared`` and ``own``, expression by either decoder in CP10k, and
-    ``log2_fold_change`` between them, with one CP10k added to both.
+    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, where genes are shown as
+    something else than their name.
     """
     shared, own = (np.exp(log_expression(model, cell_type, own=own)) * 1e4 for own in (False, True))
-    table = pd.DataFrame({"shared": shared, "own": own}, index=model.autoencoder.genes.index.rename("gene"))
+    names = model.gene_names
+    table = pd.DataFrame({"shared": shared, "own": own}, index=names.index.rename("gene"))
     table["log2_fold_change"] = np.log2((table["own"] + 1) / (table["shared"] + 1))
+    if names.differ:
+        table.insert(0, "symbol", names.labels)
     return table.sort_values("log2_fold_change", key=np.abs, ascending=False, kind="stable")
 
 

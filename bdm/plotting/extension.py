@@ -5,6 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bdm.data.symbols import shown_as
 from bdm.extension.extend import Extended
 from bdm.extension.report import genes_table, learnt_types, likelihood_table
 from bdm.model.model import BranchedModel
@@ -108,7 +109,7 @@ def draw_own_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
         clip_on=False,
     )
     axis.plot(own, rows, **AFTER, label="by its own decoder", clip_on=False)
-    axis.set_yticks(rows, [*map(gene_label, genes["gene"])], fontsize=8)
+    axis.set_yticks(rows, [*map(gene_label, shown_as(genes))], fontsize=8)
     axis.set_ylim(len(genes) - 0.4, -0.6)
     axis.set_xscale("asinh", linear_width=1)
     axis.set_xlim(left=0)

@@ -96,7 +96,7 @@ def draw_genes(axis: Axes, evaluation: MoveEvaluation, source_type: str, styles:
             label=set_name(name, TRANSMUTED),
         )
         if name == first:
-            name_genes(axis, changes.test, changes.judged, evaluation.real.genes[ends.changed])
+            name_genes(axis, changes.test, changes.judged, evaluation.real.names.labels.iloc[ends.changed])
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.set_title(f"{shortened(source_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
@@ -104,7 +104,7 @@ def draw_genes(axis: Axes, evaluation: MoveEvaluation, source_type: str, styles:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Index) -> None:
+def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Series) -> None:
     """Name the genes at either end of the real fold changes, where names do not overlap."""
     order = np.argsort(x, kind="stable")
     apart = 0.05 * (y.max() - y.min())
@@ -117,7 +117,7 @@ def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Index) -> Non
         for gene in named:
             offset = (5 if side == "left" else -5, -3)
             text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
-            axis.annotate(gene_label(names[gene]), (x[gene], y[gene]), offset, **text)
+            axis.annotate(gene_label(names.iloc[gene]), (x[gene], y[gene]), offset, **text)
 
 
 def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bdm.data.symbols import shown_as
 from bdm.hierarchy.tree import Hierarchy
 from bdm.report.plots import Mark, Scale, Strip, ticks
 from bdm.report.results import Results
@@ -12,7 +13,7 @@ INTERVAL = 1.96  # standard errors
 
 @dataclass(frozen=True)
 class BranchGene:
-    """A gene that a branch has more of than its siblings, in the model and in test cells."""
+    """A gene, as it is shown, that a branch has more of than its siblings, in the model and in test cells."""
 
     gene: str
     strip: Strip
@@ -71,7 +72,9 @@ def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hier
         side(child, of_child, tuple(hierarchy.leaves(child))) for child, of_child in rows.groupby("child", sort=False)
     )
     judged = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-    words = [name, *hierarchy.leaves(name), *(gene.gene for one in sides for gene in one.genes)]
+    genes = [best for _, of_child in rows.groupby("child", sort=False) for best in marking(of_child)["gene"]]
+    shown = [gene.gene for one in sides for gene in one.genes]
+    words = dict.fromkeys([name, *hierarchy.leaves(name), *shown, *genes])
     return Node(
         name=name,
         level=float(rows["level"].iloc[0]),
@@ -87,11 +90,11 @@ def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
     """Take the best genes of one branch, and draw them on one scale."""
     best = marking(rows)
     changes = [
-        (row.gene, {
+        (gene, {
             "model": (row.model_log2_fold_change, row.model_standard_error),
             "test": (row.test_log2_fold_change, row.test_standard_error),
         })
-        for row in best.itertuples()
+        for gene, row in zip(shown_as(best), best.itertuples(), strict=True)
     ]  # fmt: skip
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
@@ -116,7 +119,7 @@ def genes_by_branch(results: Results) -> dict[str, list[str]]:
     table = results.interpretation.get("branch_genes")
     if table is None:
         return {}
-    return {child: marking(rows)["gene"].tolist() for child, rows in table.groupby("child", sort=False)}
+    return {child: shown_as(marking(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
 def intervals(changes: dict[str, tuple[float, float]], scale: Scale) -> Strip:

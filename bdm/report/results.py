@@ -25,7 +25,7 @@ NEEDED = {
 }
 JUDGED = "branched"
 # Columns that hold text; all others are numbers
-TEXTS = ["gene", "set", "cell_type", "cell_types", "node", "child", "children"]
+TEXTS = ["gene", "symbol", "set", "cell_type", "cell_types", "node", "child", "children"]
 TEXTS += ["leaves", "nearest", "new_batches", "own_genes"]
 
 

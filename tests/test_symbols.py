@@ -1,0 +1,223 @@
+"""Genes that are named by identifiers are shown by their symbols, all the way from the data to the report."""
+
+import re
+from pathlib import Path
+
+import anndata
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import scanpy as sc
+from anndata import AnnData
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import bdm
+from bdm import pl
+from bdm.api import BranchedDiffusion
+from bdm.cli import app
+from bdm.model.own_genes import own_genes
+from bdm.plotting.interpretation import FIGURES
+from bdm.report.branches import genes_by_branch, nodes
+from bdm.report.page import report_page
+from bdm.report.results import read_results
+
+B, NK, MONOCYTE, DENDRITIC = "CD19+ B", "CD56+ NK", "CD14+ Monocyte", "Dendritic"
+ID = "ENSG"
+
+
+def with_ids(cells: AnnData) -> AnnData:
+    """Name genes by identifiers; two share a symbol, and one has none."""
+    cells = cells.copy()
+    cells.var = pd.DataFrame({"feature_name": cells.var_names}, index=[f"{ID}{i:011}" for i in range(cells.n_vars)])
+    symbols = cells.var["feature_name"]
+    cells.var["feature_name"] = symbols.mask(symbols == "NKG7").replace({"CD79B": "CD79A"}).astype("category")
+    return cells
+
+
+@pytest.fixture(scope="module")
+def cells(example_cells) -> AnnData:
+    chosen = example_cells.obs["bulk_labels"].isin([B, NK, MONOCYTE, DENDRITIC])
+    return with_ids(example_cells[chosen])
+
+
+@pytest.fixture(scope="module")
+def labels(cells) -> pd.Series:
+    """What genes are shown as."""
+    names = cells.var_names.to_series()
+    found = cells.var["feature_name"].astype(object).fillna(names)
+    return found.where(found != "CD79A", found + " (" + names + ")")
+
+
+@pytest.fixture(scope="module")
+def model(cells, small_settings) -> BranchedDiffusion:
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit()
+    model.interpret()
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def words(figure: Figure) -> str:
+    """All that is written in a figure."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def unexplained(text: str, labels: pd.Series) -> list[str]:
+    """Identifiers that stand in a text alone, though the gene has a symbol."""
+    return [word for word in re.split(r"[\s,;]+", text) if word.startswith(ID) and word not in set(labels)]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_an_interpretation_show_symbols(model, labels, name):
+    text = words(FIGURES[name](model.interpretation))
+    assert not unexplained(text, labels)
+    if name != "umap":
+        assert any(label in text.split() for label in labels)
+
+
+def test_figures_in_python_show_symbols(model, labels):
+    axis = pl.branch_genes(model, B, ax=plt.figure().add_subplot())
+    assert {label.get_text() for label in axis.get_yticklabels()} <= set(labels)
+    left = pl.markers(model)[0]
+    assert {label.get_text() for label in left.get_xticklabels()} <= set(labels)
+
+
+def test_repeated_symbols_are_told_apart(model, cells):
+    twins = cells.var_names[cells.var["feature_name"] == "CD79A"]
+    assert list(model.model.gene_names.labels[twins]) == [f"CD79A ({name})" for name in twins]
+
+
+def test_genes_of_a_move_show_symbols(model, cells, labels):
+    moved = model.transmute(cells, to=NK, from_=[B])
+    assert list(moved.var["feature_name"].dropna()) == list(model.model.autoencoder.genes["feature_name"].dropna())
+    [axis] = pl.transmutation_genes(model.evaluate_transmuted(moved, cells, cells))
+    named = {text.get_text() for text in axis.texts}
+    assert named
+    assert not unexplained(" ".join(named), labels)
+
+
+def test_scanpy_plots_branches_by_symbol(model, tmp_path):
+    adata = model.interpret()
+    adata.write_h5ad(tmp_path / "branches.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "branches.h5ad")
+    axes = sc.pl.dotplot(adata, ["LYZ", "CST3"], groupby="branch", gene_symbols="feature_name", show=False)
+    ticks = [text.get_text() for axis in axes.values() for text in axis.get_xticklabels()]
+    assert {"LYZ", "CST3"} <= set(ticks)
+
+
+def test_generated_cells_keep_names_and_symbols(model, cells, tmp_path):
+    model.save(tmp_path / "model")
+    adata = BranchedDiffusion.load(tmp_path / "model", device="cpu").generate(3)
+    assert set(adata.var_names) <= set(cells.var_names)
+    pd.testing.assert_series_equal(
+        adata.var["feature_name"].astype(object).fillna(""),
+        cells.var.loc[adata.var_names, "feature_name"].astype(object).fillna(""),
+    )
+
+
+def test_genes_of_own_decoders_have_symbols(model, labels):
+    table = own_genes(model.model, B)
+    assert list(table["symbol"]) == list(labels[table.index])
+
+
+# ---- the commands
+
+
+def run(*arguments: str | Path) -> None:
+    app([*map(str, arguments)], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def folder(cells, tmp_path_factory) -> Path:
+    """Results of all commands, of three types, to which the fourth is added."""
+    folder = tmp_path_factory.mktemp("ids")
+    cells.write_h5ad(folder / "cells.h5ad")
+    markers = ["B,CD79A", "B,CD52", f"mono,{cells.var_names[3]}", "mono,LYZ", "mono,CST3"]
+    (folder / "markers.csv").write_text("\n".join(["type,gene", *markers]))
+    (folder / "sets.gmt").write_text("HALLMARK\t-\tLYZ\tCST3\tCD79A\nOTHER\t-\tnone\n")
+    (folder / "genes.txt").write_text("\n".join(cells.var["feature_name"].dropna().unique()[:150]) + "\nCD79A\nLYZ\n")
+    prepared, model, generated = (folder / name for name in ("prepared.h5ad", "model", "generated.h5ad"))
+    keys = ("--label-key", "bulk_labels", "--leave-out", B)
+    run("prepare", folder / "cells.h5ad", prepared, *keys, "--genes", folder / "genes.txt", "--keep-genes", "markers")
+    run("autoencoder", prepared, folder / "autoencoder", "--n-latent", 4, "--n-steps", 30)
+    run("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
+    small = ("--width", 16, "--n-layers", 1, "--n-steps", 30)
+    run("train", folder / "autoencoder", folder / "hierarchy.json", model, *small)
+    run("generate", model, generated, "--cells-like", prepared)
+    run("evaluate", prepared, folder / "evaluation", generated, "--n-repeats", 1)
+    given = ("--markers", folder / "markers.csv", "--gene-sets", folder / "sets.gmt")
+    run("interpret", model, prepared, generated, folder / "interpretation", *given)
+    moved = folder / "moved.h5ad"
+    run("transmute", model, prepared, moved, "--to", NK, "--from", DENDRITIC)
+    run("evaluate-transmuted", prepared, folder / "transmutation/a", moved)
+    more = ("--known", prepared, "--report", folder / "extension")
+    run("extend", model, folder / "cells.h5ad", folder / "extended", "--type", B, *more)
+    return folder
+
+
+@pytest.mark.parametrize("table", ["branch_genes", "commitment", "markers"])
+def test_tables_have_symbols_beside_names(folder, table):
+    shown = bdm.BranchedDiffusion.load(folder / "model", device="cpu").model.gene_names.labels
+    rows = pd.read_csv(folder / f"interpretation/{table}.csv")
+    assert list(rows).index("symbol") == list(rows).index("gene") + 1
+    assert list(rows["symbol"]) == list(shown[rows["gene"]])
+
+
+def test_names_in_words_and_columns_are_symbols(folder, labels):
+    tables = {name: pd.read_csv(folder / f"interpretation/{name}.csv") for name in ("nodes", "paths", "enrichment")}
+    assert not unexplained(" ".join(tables["nodes"]["best_genes"]), labels)
+    assert not [name for name in tables["paths"] if name.startswith(ID)]
+    assert not unexplained(" ".join(tables["enrichment"]["leading_genes"].dropna()), labels)
+    added = pd.read_csv(folder / "extension/extensions.csv")
+    assert not unexplained(" ".join(added["own_genes"]), labels)
+
+
+def test_given_markers_and_sets_name_symbols_or_identifiers(folder, cells):
+    rows = pd.read_csv(folder / "interpretation/markers.csv")
+    mine = rows[rows["marker_of"] == "B"]
+    twins = list(cells.var_names[cells.var["feature_name"] == "CD79A"])
+    assert set(twins) <= set(mine["gene"])
+    assert cells.var_names[3] in set(rows["gene"])
+    sets = pd.read_csv(folder / "interpretation/enrichment.csv")
+    assert set(sets["gene_set"]) == {"B", "mono", "HALLMARK"}
+    assert set(sets.loc[sets["gene_set"] == "HALLMARK", "n_genes"]) == {4}
+
+
+def test_statistics_of_genes_have_symbols(folder):
+    rows = pd.read_csv(folder / "evaluation/genes.csv")
+    assert list(rows)[1:3] == ["gene", "symbol"]
+    assert "LYZ" in set(rows["symbol"])
+
+
+def test_own_genes_of_added_types_have_symbols(folder):
+    assert "symbol" in pd.read_csv(folder / "extension/own_genes.csv")
+
+
+def test_report_shows_symbols(folder, labels):
+    results = read_results(folder)
+    genes = [gene.gene for node in nodes(results) for side in node.sides for gene in side.genes]
+    assert genes
+    assert not unexplained(" ".join(genes), labels)
+    assert not unexplained(" ".join(gene for of in genes_by_branch(results).values() for gene in of), labels)
+    [first, *_] = nodes(results)
+    assert ID.lower() in first.words
+    page = report_page(results)
+    assert "--keep-genes markers" in page
+    assert genes[0] in page
+
+
+def test_files_of_cells_keep_the_names_of_the_data(folder, cells):
+    for name in ("prepared", "generated", "moved", "interpretation/branches"):
+        var = anndata.read_h5ad(folder / f"{name}.h5ad").var
+        assert set(var.index) <= set(cells.var_names)
+        assert "feature_name" in var
+
+
+def test_nothing_changes_where_names_are_symbols(example_cells):
+    prepared = bdm.data.prepare.prepare(example_cells, bdm.data.prepare.PrepareSettings(label_key="bulk_labels"))
+    assert '"gene_symbols": null' in prepared.uns["bdm"]["settings"]
