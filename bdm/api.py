@@ -1,7 +1,8 @@
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.model.learn import Checkpoints, LearningSettings, learn
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
+from bdm.threads import using_threads
 from bdm.training import fabric
 from bdm.transmutation.goal import Goal, Pair
 from bdm.transmutation.sources import sources_of
@@ -33,11 +35,25 @@ if TYPE_CHECKING:
     from bdm.transmutation.evaluate import MoveEvaluation
 
 
+Method = TypeVar("Method", bound=Callable)
+
+
 @dataclass(frozen=True)
 class Settings(LearningSettings):
     """Settings of every stage from raw counts to the model."""
 
     prepare: PrepareSettings = field(default=PrepareSettings(test=0.0))
+
+
+def computing(method: Method) -> Method:
+    """Let a method compute with the model's number of threads."""
+
+    @functools.wraps(method)
+    def run(self: "BranchedDiffusion", *arguments: object, **options: object) -> object:
+        with using_threads(self.n_threads):
+            return method(self, *arguments, **options)
+
+    return run
 
 
 class BranchedDiffusion:
@@ -58,6 +74,8 @@ class BranchedDiffusion:
         Columns of ``obs`` with the cell type and, if any, the batch.
     tree
         Hierarchy of cell types to use in place of the one that is found.
+    n_threads
+        Threads to compute with; all that the process may use, if not given. Results do not depend on their number.
 
     Raises
     ------
@@ -76,6 +94,7 @@ class BranchedDiffusion:
     fitted: BranchedModel | None = None
     interpretation: "Interpretation | None" = None
     learnt: "tuple[Extended, ...]" = ()
+    n_threads: int | None = None
 
     def __init__(
         self,
@@ -87,16 +106,20 @@ class BranchedDiffusion:
         settings: Settings = Settings(),
         seed: int = 0,
         device: str = "auto",
+        n_threads: int | None = None,
     ):
         preparing = replace(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
-        self.prepared = prepare(adata, preparing)
+        with using_threads(n_threads):
+            self.prepared = prepare(adata, preparing)
         if tree is not None:
             tree = match_leaves(tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = settings
         self.tree = tree
         self.seed = seed
         self.device = device
+        self.n_threads = n_threads
 
+    @computing
     def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
         """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself.
 
@@ -130,6 +153,7 @@ class BranchedDiffusion:
         """The hierarchy of cell types, with the noise levels of its branches."""
         return self.model.hierarchy
 
+    @computing
     def generate(
         self,
         cells: int | Mapping[str, int] | pd.DataFrame,
@@ -168,6 +192,7 @@ class BranchedDiffusion:
         adata.uns["bdm"] = storable(record)
         return adata
 
+    @computing
     def transmute(
         self,
         adata: AnnData,
@@ -216,6 +241,7 @@ class BranchedDiffusion:
         moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **asked}))
         return moved
 
+    @computing
     def extend(
         self,
         adata: AnnData,
@@ -266,6 +292,7 @@ class BranchedDiffusion:
             self.fitted, self.learnt = found.model, (*self.learnt, found)
         return self
 
+    @computing
     def evaluate(
         self,
         adata_test: AnnData | None = None,
@@ -327,6 +354,7 @@ class BranchedDiffusion:
             check_number(of_set.n_by_type, real.test.n_by_type, name)
         return evaluate(real.training, real.test, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
 
+    @computing
     def evaluate_transmuted(
         self,
         adata_moved: AnnData,
@@ -393,6 +421,7 @@ class BranchedDiffusion:
         check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
         return RealCells(training, test, self.model.gene_names)
 
+    @computing
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
         """Find the genes that part the children of each node, and compare them with real cells.
 
@@ -427,7 +456,7 @@ class BranchedDiffusion:
             save_model(folder, self.model)
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "auto") -> "BranchedDiffusion":
+    def load(cls, path: Path | str, *, device: str = "auto", n_threads: int | None = None) -> "BranchedDiffusion":
         """Read a model that :meth:`save` or ``bdm train`` wrote.
 
         Raises
@@ -437,5 +466,6 @@ class BranchedDiffusion:
         """
         model = cls.__new__(cls)
         model.device = device
+        model.n_threads = n_threads
         model.fitted = load_model(Path(path), device=fabric(device).device)
         return model

@@ -1,27 +1,86 @@
+"""How many threads compute. Every operation has one, and several run side by side, so that no result depends on it."""
+
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from joblib import cpu_count
+from threadpoolctl import threadpool_limits
+
+from bdm.errors import InputError
 
 Map = Callable[[Callable, Iterable], Iterator]
+
+LIMITS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+IN_WORKER = 0
+_n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
+
+
+def available_threads() -> int:
+    """Count the threads that this process may use.
+
+    They are the processors that its affinity and the quota of its cgroup allow, and no more than Slurm gives its job,
+    the user's ``OMP_NUM_THREADS``, and what torch is set to.
+    """
+    first = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
+    return min(cpu_count(), torch.get_num_threads(), *(int(text) for text in first if text.isdecimal() and int(text)))
+
+
+def chosen_threads() -> int:
+    """Tell how many operations run side by side: as many as :func:`using_threads` was given, or may use."""
+    return _n_threads.get() or available_threads()
+
+
+@contextmanager
+def using_threads(n_threads: int | None = None) -> Iterator[None]:
+    """Compute with one thread in each operation of torch, NumPy, SciPy, scikit-learn and numba.
+
+    More threads would share one operation, which is slow for operations as small as here, slower still beside other
+    programs, and lets the last digits depend on their number. Serves as a decorator, too.
+
+    Parameters
+    ----------
+    n_threads
+        Number of operations that :func:`threads` runs side by side. If not given, as in the context around this one, or
+        else :func:`available_threads`.
+
+    Raises
+    ------
+    InputError
+        If ``n_threads`` is below 1.
+    """
+    if n_threads is not None and n_threads < 1:
+        raise InputError(f"The number of threads is {n_threads}; give `n_threads=` 1 or more.")
+    if _n_threads.get() == IN_WORKER:
+        yield
+        return
+    token = _n_threads.set(n_threads or chosen_threads())
+    try:
+        # Anew in each context, as libraries may have been loaded since the one around it
+        with _one_thread_of_torch(), _one_thread_of_numba(), threadpool_limits(limits=1):
+            yield
+    finally:
+        _n_threads.reset(token)
 
 
 @contextmanager
 def threads() -> Iterator[Map]:
-    """Give a ``map`` that runs in as many threads as torch has, each of which has torch for itself.
+    """Give a ``map`` that runs in as many threads as :func:`using_threads` allows, each with operations of its own.
 
-    Torch's own threads share one operation, which is slow for operations as small as here, slower still beside other
-    programs, and lets the last digits depend on their number.
-
-    Results come in the order of the items, and items are taken not much earlier than results are asked for.
+    Results come in the order of the items, and items are taken not much earlier than results are asked for. Inside such
+    a thread, it is the usual ``map``.
     """
-    n_threads = torch.get_num_threads()
-
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    if _n_threads.get() == IN_WORKER:
+        yield map
+        return
+    with using_threads():
+        n_threads = _n_threads.get()
+        with ThreadPoolExecutor(n_threads, initializer=_start_worker) as pool:
 
             def in_order(function: Callable, items: Iterable) -> Iterator:
                 running = deque()
@@ -33,5 +92,33 @@ def threads() -> Iterator[Map]:
                     yield running.popleft().result()
 
             yield in_order
+
+
+def _start_worker() -> None:
+    _n_threads.set(IN_WORKER)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _one_thread_of_torch() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _one_thread_of_numba() -> Iterator[None]:
+    numba = sys.modules.get("numba")
+    if numba is None:
+        yield
+        return
+    before, of_torch = numba.get_num_threads(), torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(of_torch)  # numba sets torch's to all cores, the first time that it is called
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

@@ -39,6 +39,7 @@ from bdm.files import read_json
 from bdm.latent.cells import encode
 from bdm.seal import write_sealed_json
 from bdm.tensors import tensor_of
+from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
 
 
@@ -611,16 +612,13 @@ def test_own_decoders_are_of_the_seed(planted):
 
 
 def test_own_decoders_and_latents_do_not_depend_on_the_number_of_threads(planted):
-    found, before = fitted(planted, n_latent=1), torch.get_num_threads()
+    found = fitted(planted, n_latent=1)
     shared = GeneAutoencoder.of(replace(found, own={}), planted.var, {})
     made = []
-    try:
-        for n_threads in (1, 3):
-            torch.set_num_threads(n_threads)
+    for n_threads in (1, 3):
+        with using_threads(n_threads):
             networks = own.own_networks(found.network, planted, seed=0)
             made.append((networks, encode(planted, replace(shared, own=networks)).X))
-    finally:
-        torch.set_num_threads(before)
     (one, latent), (other, again) = made
     assert one.keys() == other.keys()
     for cell_type, network in one.items():

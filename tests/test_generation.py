@@ -17,7 +17,7 @@ from bdm.generation.places import LARGEST, SMALLEST, places
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.generation.write import write_cells
 from bdm.seeds import derive, numpy_generator
-from bdm.threads import threads
+from bdm.threads import using_threads
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 
@@ -222,13 +222,10 @@ def test_no_two_cells_are_the_same(small_model):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_cells_do_not_depend_on_threads(small_model, shared):
-    n_threads, made = torch.get_num_threads(), []
-    try:
-        for n in (1, 3):
-            torch.set_num_threads(n)
+    made = []
+    for n_threads in (1, 3):
+        with using_threads(n_threads):
             made.append(small_model.generate({B: 200, NK: 150}, n_levels=3, shared_ancestors=shared))
-    finally:
-        torch.set_num_threads(n_threads)
     assert (counts(made[0]) == counts(made[1])).all()
     assert (made[0].obsm["latent"] == made[1].obsm["latent"]).all()
 
@@ -250,33 +247,6 @@ def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
     monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
     small_model.generate({B: SMALLEST + 3, NK: SMALLEST + 2}, n_levels=2, shared_ancestors=shared)
     assert len(seeds) == len(set(seeds)) == 4
-
-
-# ---- threads
-
-
-def test_threads_give_results_in_order_and_take_few_items_ahead():
-    taken, before = [], torch.get_num_threads()
-
-    def items():
-        for i in range(50):
-            taken.append(i)
-            yield i
-
-    with threads() as run:
-        assert torch.get_num_threads() == 1
-        results = run(lambda i: i**2, items())
-        assert next(results) == 0
-        assert len(taken) <= before + 1
-        assert list(results) == [i**2 for i in range(1, 50)]
-    assert torch.get_num_threads() == before
-
-
-def test_threads_pass_errors_on():
-    before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), threads() as run:
-        list(run(lambda i: 1 / i, [1, 0, 1]))
-    assert torch.get_num_threads() == before
 
 
 # ---- files

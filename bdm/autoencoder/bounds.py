@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -7,11 +9,11 @@ from torch import Tensor
 from bdm.autoencoder.blocks import blocks
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.seeds import torch_generator
+from bdm.threads import threads
 
 N_ITERATIONS = 6  # of Newton's method, twice those of training
 
 
-@torch.no_grad()
 def bounds(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int) -> np.ndarray:
     """Evidence lower bound of each cell's log likelihood, in nats.
 
@@ -23,12 +25,17 @@ def bounds(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: T
         Index of each cell's type and batch in the network.
     """
     generator, where = torch_generator(seed, "bounds"), next(network.parameters()).device
-    found = []
-    for block in blocks(cells, types, codes):
-        noise = torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
-        of_cells = (part.to(where) for part in (*block, noise))
-        found.append(-network(*of_cells, n_iterations=N_ITERATIONS)[0].cpu())
-    return torch.cat(found).numpy()
+
+    def with_noise() -> Iterator[tuple[Tensor, ...]]:
+        for block in blocks(cells, types, codes):
+            yield *block, torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
+
+    @torch.no_grad()  # holds for the thread that it is said in
+    def bound(block: tuple[Tensor, ...]) -> Tensor:
+        return -network(*(part.to(where) for part in block), n_iterations=N_ITERATIONS)[0].cpu()
+
+    with threads() as run:
+        return torch.cat(list(run(bound, with_noise()))).numpy()
 
 
 def mean_by_type(bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import anndata as ad
 import numpy as np
@@ -18,6 +19,7 @@ from bdm.checkpoint import Checkpoint
 from bdm.limits import check_above_zero, check_at_least
 from bdm.seeds import derive
 from bdm.tensors import tensor_of
+from bdm.threads import Map, threads, using_threads
 from bdm.training import Loop, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
@@ -70,6 +72,7 @@ class FittedAutoencoder:
     own: dict[str, CountAutoencoder]
 
 
+@using_threads()
 def fit_autoencoder(
     adata: ad.AnnData,
     settings: AutoencoderSettings,
@@ -112,9 +115,9 @@ def fit_autoencoder(
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
         return counts, types[cells].to(where), codes[cells].to(where), noise
 
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+    def loss(network: nn.Module, generator: torch.Generator, run: Map) -> Tensor:
         cells = minibatch(network, generator)
-        value, latent = network(*cells, n_iterations=N_ITERATIONS)
+        value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
         network.follow(cells[1], latent)
         return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
 
@@ -144,7 +147,8 @@ def fit_autoencoder(
         n_warmup=50,
     )
     judge = validation if held_out.n_obs else None
-    history = train(network, loss, loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
+    with threads() as run:
+        history = train(network, partial(loss, run=run), loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.turn(_mean_precision(network, training[start], types[start], codes[start]))
     own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)
@@ -158,9 +162,10 @@ def fit_autoencoder(
     return FittedAutoencoder(network, cell_types, batches, history, table, own)
 
 
-@torch.no_grad()
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
-    total = torch.zeros(network.shape.n_latent, network.shape.n_latent)
-    for block in blocks(adata, types, codes):
-        total += network.encode(*block).precision.sum(dim=0)
-    return total / adata.n_obs
+    @torch.no_grad()  # holds for the thread that it is said in
+    def summed(block: tuple[Tensor, ...]) -> Tensor:
+        return network.encode(*block).precision.sum(dim=0)
+
+    with threads() as run:
+        return sum(run(summed, blocks(adata, types, codes))) / adata.n_obs

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from bdm.autoencoder.likelihood import negative_binomial_log_likelihood
-from bdm.autoencoder.posterior import Posterior, laplace_posterior
+from bdm.autoencoder.posterior import Posterior, laplace_posterior, products_of
+from bdm.threads import Map
 
 DISPERSION_PACE = 5  # log dispersions have further to go than loadings: over several units in as many steps
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
+PORTION = 128  # cells whose posteriors are found together, where several portions are computed side by side
 MEMORY = 0.95  # of the running means of the prior, from one training step to the next
 
 
@@ -109,30 +111,55 @@ class CountAutoencoder(nn.Module):
         network.load_state_dict(state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
         return network.eval()
 
-    def encode(self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12) -> Posterior:
-        """Posterior of the latent of cells (cells x genes) of known type and batch."""
-        return laplace_posterior(
-            counts,
-            self.loadings.weight,
-            self.loadings.bias + self.batch_offset[batch],
-            self.log_inverse_dispersion(cell_type).exp(),
-            self.prior_mean[cell_type],
-            n_iterations=n_iterations,
-        )
+    @torch.no_grad()
+    def encode(
+        self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12, run: Map | None = None
+    ) -> Posterior:
+        """Posterior of the latent of cells (cells x genes) of known type and batch.
+
+        Parameters
+        ----------
+        run
+            Like ``map``, for portions of cells that are computed side by side on the CPU; else all cells are computed
+            together.
+        """
+        loadings = self.loadings.weight
+        products = products_of(loadings)
+
+        @torch.no_grad()  # holds for the thread that it is said in
+        def posterior(cells: tuple[Tensor, Tensor, Tensor]) -> Posterior:
+            of_cells, types, batches = cells
+            offset = self.loadings.bias + self.batch_offset[batches]
+            dispersion, prior_mean = self.log_inverse_dispersion(types).exp(), self.prior_mean[types]
+            return laplace_posterior(
+                of_cells, loadings, offset, dispersion, prior_mean, n_iterations=n_iterations, products=products
+            )
+
+        if run is None or counts.device.type != "cpu":
+            return posterior((counts, cell_type, batch))
+        portions = zip(*(part.split(PORTION) for part in (counts, cell_type, batch)), strict=True)
+        return Posterior.joined(run(posterior, portions))
 
     def decode(self, latent: Tensor, batch: Tensor) -> Tensor:
         """Log expression, normalised over genes, from latents (cells x latent dimensions)."""
         return torch.log_softmax(self.loadings(latent) + self.batch_offset[batch], dim=1)
 
     def forward(
-        self, counts: Tensor, cell_type: Tensor, batch: Tensor, noise: Tensor, *, n_iterations: int
+        self,
+        counts: Tensor,
+        cell_type: Tensor,
+        batch: Tensor,
+        noise: Tensor,
+        *,
+        n_iterations: int,
+        run: Map | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Negative evidence lower bound of each cell, and the mean of its posterior.
 
         The posterior is nearly the best for the present parameters, so that the bound's gradient in them is nearly its
         gradient with the posterior held.
         """
-        posterior = self.encode(counts, cell_type, batch, n_iterations=n_iterations)
+        posterior = self.encode(counts, cell_type, batch, n_iterations=n_iterations, run=run)
         log_mean = self.decode(posterior.draw(noise), batch) + counts.sum(dim=1, keepdim=True).log()
         likelihood = negative_binomial_log_likelihood(counts, log_mean, self.log_inverse_dispersion(cell_type))
         return posterior.divergence(self.prior_mean[cell_type]) - likelihood, posterior.mean

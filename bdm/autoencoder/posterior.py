@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,12 @@ class Posterior:
     mean: Tensor
     factor: Tensor
 
+    @classmethod
+    def joined(cls, portions: "Iterable[Posterior]") -> "Posterior":
+        """Put the posteriors of several portions of cells together."""
+        means, factors = zip(*((portion.mean, portion.factor) for portion in portions), strict=True)
+        return cls(torch.cat(means), torch.cat(factors))
+
     @property
     def scale(self) -> Tensor:
         """Standard deviation of each latent dimension, cells x latent dimensions."""
@@ -46,6 +53,13 @@ class Posterior:
         return (variance + distance - prior_mean.shape[1] + log_determinant) / 2
 
 
+def products_of(loadings: Tensor) -> Tensor:
+    """Products of each two loadings of a gene, genes x pairs: all information matrices are one product with these."""
+    row, column = torch.triu_indices(loadings.shape[1], loadings.shape[1], device=loadings.device)
+    by_dimension = loadings.T.contiguous()  # of which rows are taken in a third of the time
+    return (by_dimension[row] * by_dimension[column]).T
+
+
 @torch.no_grad()
 @torch.autocast("cuda", enabled=False)
 def laplace_posterior(
@@ -56,6 +70,7 @@ def laplace_posterior(
     prior_mean: Tensor,
     *,
     n_iterations: int,
+    products: Tensor | None = None,
 ) -> Posterior:
     """Approximate posteriors by normals around their modes, by Newton's method with Fisher's information.
 
@@ -71,11 +86,12 @@ def laplace_posterior(
         Genes x latent dimensions.
     prior_mean
         Cells x latent dimensions; where the search starts.
+    products
+        What :func:`products_of` gives for the loadings, if it has been computed already.
     """
     n_latent = loadings.shape[1]
     row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
-    by_dimension = loadings.T.contiguous()  # of which rows are taken in a third of the time
-    products = (by_dimension[row] * by_dimension[column]).T  # all information matrices are one product with these
+    products = products_of(loadings) if products is None else products
     identity = torch.eye(n_latent, device=loadings.device)
     found, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
     moving = torch.arange(len(counts), device=loadings.device)

@@ -6,6 +6,14 @@ from typing import Annotated
 import typer
 
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=0)]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads to compute with; the result does not depend on their number.",
+        min=1,
+        show_default="all that the process may use",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 OutFile = Annotated[Path, typer.Argument(help="File to write.", dir_okay=False, show_default=False)]
 OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", file_okay=False, show_default=False)]

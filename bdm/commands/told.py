@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from bdm import __version__
+from bdm.commands.options import Threads
 from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")
@@ -62,13 +63,19 @@ def generating(model: Path) -> tuple[Path | str, ...]:
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
 
 
-def told(command: Callable[..., Summary | None]) -> Callable[..., None]:
-    """Give a command the options ``--quiet`` and ``--verbose``, and let it tell its summary at the end."""
+def told(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
+    """Give a command the options ``--quiet`` and ``--verbose``, and let it tell its summary at the end.
+
+    Parameters
+    ----------
+    computes
+        Whether it computes for long; it then has the option ``--threads``, too.
+    """
 
     @functools.wraps(command)
-    def run(*, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+    def run(*, quiet: bool = False, verbose: bool = False, threads: int | None = None, **options: Any) -> None:
         start = time.monotonic()
-        with listened(quiet=quiet, verbose=verbose):
+        with listened(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
             if verbose:
                 logger.debug("%s", versions())
             for name, value in options.items():
@@ -79,8 +86,11 @@ def told(command: Callable[..., Summary | None]) -> Callable[..., None]:
 
     signature = inspect.signature(command)
     more = {"quiet": Quiet, "verbose": Verbose}
+    defaults = {"quiet": False, "verbose": False}
+    if computes:
+        more, defaults = {"threads": Threads, **more}, {"threads": None, **defaults}
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind)
         for name, kind in more.items()
     ]
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])
@@ -94,6 +104,15 @@ class OptionFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Rewrite the Python arguments of a message as options."""
         return as_options(super().format(record))
+
+
+@contextmanager
+def computing(threads: int | None) -> Iterator[None]:
+    """Compute with a number of threads, or all that there may be."""
+    from bdm.threads import using_threads
+
+    with using_threads(threads):
+        yield
 
 
 @contextmanager
@@ -116,11 +135,11 @@ def listened(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 def versions() -> str:
     """Tell what runs, and on what."""
-    import torch
+    from bdm.threads import chosen_threads
 
     packages = " ".join(f"{name} {version(name)}" for name in ("anndata", "numpy", "scanpy", "torch"))
     machine = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"
-    return f"bdm {__version__}, {packages}, {machine}, {torch.get_num_threads()} threads"
+    return f"bdm {__version__}, {packages}, {machine}, {chosen_threads()} threads"
 
 
 def aligned(rows: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ from bdm.latent.whitening import Whitening
 from bdm.limits import check_above_zero, check_at_least
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
+from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
 
 
@@ -51,6 +52,7 @@ class FittedDenoiser:
     history: pd.DataFrame
 
 
+@using_threads()
 def fit_denoiser(
     cells: LatentCells,
     whitening: Whitening,

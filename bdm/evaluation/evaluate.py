@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from bdm.evaluation.bounds import BOUNDS, Bounds
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample
@@ -16,6 +15,7 @@ from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
 from bdm.evaluation.scores import Judgement
 from bdm.limits import check_at_least
 from bdm.progress import progress
+from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +78,7 @@ class Evaluation:
         return pd.DataFrame(compared, index=self.n_cells.index).fillna(0).astype(int)
 
 
-# The matrices are small: more threads would wait for each other, and change the last digits.
-@threadpool_limits.wrap(limits=1)
+@using_threads()
 def evaluate(
     training: TypedCells,
     test: TypedCells,

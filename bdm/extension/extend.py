@@ -22,6 +22,7 @@ from bdm.model.collapse import check_types
 from bdm.model.extension import Extension
 from bdm.model.model import BranchedModel, extended, with_branch
 from bdm.seeds import numpy_generator
+from bdm.threads import using_threads
 
 LEAST_GAIN = -1  # of a new type's own decoder, in standard errors: the first guess knows no more than its mean
 
@@ -65,6 +66,7 @@ class Extended:
     n_counts: float
 
 
+@using_threads()
 def extend(
     model: BranchedModel,
     cells: ad.AnnData,

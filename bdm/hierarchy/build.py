@@ -14,6 +14,7 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
 from bdm.limits import check_at_least
+from bdm.threads import using_threads
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
 
@@ -41,6 +42,7 @@ class HierarchySettings:
         check_at_least(self, n_bootstrap=0)
 
 
+@using_threads()
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
 ) -> Hierarchy:

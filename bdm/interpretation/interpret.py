@@ -22,6 +22,7 @@ from bdm.interpretation.real_genes import real_differences, real_expression
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.progress import progress
+from bdm.threads import using_threads
 
 JUDGED = ("model", "training", "equal")
 
@@ -117,6 +118,7 @@ class Interpretation:
         return {node: tuple(contrasts) for node, contrasts in grouped}
 
 
+@using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
     """Find the genes that part the children of each node in the model, and judge them by real test cells."""
     model, genes, given = inputs.model, inputs.genes, inputs.given

@@ -16,8 +16,10 @@ from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
 from bdm.model.collapse import check_types
 from bdm.model.model import BranchedModel
+from bdm.threads import using_threads
 
 
+@using_threads()
 def fit_model(
     latent: ad.AnnData,
     autoencoder: GeneAutoencoder,

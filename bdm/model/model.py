@@ -17,6 +17,7 @@ from bdm.latent.moments import Normal, TypeMoments
 from bdm.latent.whitening import Whitening
 from bdm.model.extension import Extension, load_extensions, save_extensions
 from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.threads import using_threads
 
 EXTENSIONS = "extensions"  # folder in that of a model
 
@@ -157,6 +158,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
     return write_bundle(folder, "model", Bundle(content, tensors))
 
 
+@using_threads()
 def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
     """Read a model from its folder; the denoiser goes to ``device``.
 

@@ -3,12 +3,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.inputs import RealCells
+from bdm.threads import using_threads
 from bdm.transmutation.scores import Ends, score_move
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class MoveEvaluation:
         return self.table.index.unique("source_type").tolist()
 
 
-@threadpool_limits.wrap(limits=1)
+@using_threads()
 def evaluate_moves(real: RealCells, moved: dict[str, MovedCells], to: str, *, seed: int = 0) -> MoveEvaluation:
     """Judge cells moved to one type by its test cells.
 

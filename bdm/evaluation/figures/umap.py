@@ -19,6 +19,7 @@ from bdm.evaluation.figures.looks import shortened
 from bdm.evaluation.sets import set_name
 from bdm.evaluation.space import fitted_pca
 from bdm.plotting.figure import NewFigure
+from bdm.threads import using_threads
 
 MANY = 4096  # cells from which UMAP finds neighbours about, and before which exactly
 MAX_NAMED, N_NAMED = 60, 40  # types that all have numbers, and those that have where there are more
@@ -60,6 +61,7 @@ def n_numbered(cell_types: Sized) -> int:
     return len(cell_types) if len(cell_types) <= MAX_NAMED else N_NAMED
 
 
+@using_threads()
 def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
     """Embed all cells together, and give the places of each set (cells x 2).
 

@@ -1,0 +1,183 @@
+"""Results do not depend on the number of threads, and threads that wait leave the machine to others."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from bdm.api import BranchedDiffusion
+from bdm.errors import InputError
+from bdm.files import sha256
+from bdm.threads import available_threads, chosen_threads, threads, using_threads
+
+B, NK = "CD19+ B", "CD56+ NK"
+COMMANDS = f"""
+example cells.h5ad
+fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-steps 20 --denoiser-steps 20
+generate fitted fitted.h5ad --cells 3
+prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200
+autoencoder prepared.h5ad autoencoder --n-latent 5 --n-steps 20
+hierarchy autoencoder tree.json --n-bootstrap 5
+train autoencoder tree.json model --n-steps 20
+generate model generated.h5ad --cells 130
+generate model shared.h5ad --cells 130 --shared-ancestors
+transmute model prepared.h5ad moved.h5ad --to '{NK}'
+extend model prepared.h5ad extended --update '{B}'
+"""
+JUDGING = """
+evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1
+evaluate-transmuted prepared.h5ad transmutation moved.h5ad
+interpret model prepared.h5ad generated.h5ad interpretation
+"""
+RUN = """
+import shlex, sys
+from bdm.cli import app
+for line in filter(None, sys.argv[1].splitlines()):
+    words = shlex.split(line)
+    more = [] if words[0] in ("example", "prepare") else ["--threads", sys.argv[2]]
+    app([*words, *more, "--quiet"], standalone_mode=False)
+"""
+
+
+def environment(**changed: str) -> dict[str, str]:
+    """Environment in which the number of threads is not given, but by ``changed``."""
+    given = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+    return {name: text for name, text in os.environ.items() if name not in given} | changed
+
+
+def python(code: str, *arguments: str, **changed: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, env=environment(**changed), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- results
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[int, Path]:
+    """Folders of what all commands write with 1, 2 and 3 threads."""
+    folders = {n_threads: tmp_path_factory.mktemp(f"{n_threads}-threads") for n_threads in (1, 2, 3)}
+    for n_threads, folder in folders.items():
+        number = str(n_threads)
+        commands = COMMANDS if n_threads == 2 else COMMANDS + JUDGING  # which takes longest
+        command = [sys.executable, "-W", "ignore", "-c", RUN, commands, number]
+        done = subprocess.run(
+            command, cwd=folder, env=environment(OMP_NUM_THREADS=number), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_no_file_of_any_command_depends_on_the_number_of_threads(made, n_threads):
+    one, more = (
+        {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+        for folder in (made[1], made[n_threads])
+    )
+    assert len(more) > 20
+    assert [name for name in more if one[name] != more[name]] == []
+
+
+def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cells, small_settings, small_model):
+    more = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings, n_threads=3).fit()
+    assert torch.equal(
+        more.model.autoencoder.network.loadings.weight, small_model.model.autoencoder.network.loadings.weight
+    )
+    cells, same = (model.generate({B: 30, NK: 20}) for model in (more, small_model))
+    assert (cells.X != same.X).nnz == 0
+    assert np.array_equal(cells.obsm["latent"], same.obsm["latent"])
+
+
+# ---- the number of threads
+
+
+def test_threads_that_the_process_may_use():
+    code = "from bdm.threads import available_threads; print(available_threads())"
+    most = int(python(code))
+    assert most <= len(os.sched_getaffinity(0))
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        assert python(code, **{name: "1"}) == "1"
+    assert int(python(code, OMP_NUM_THREADS="64,2", SLURM_CPUS_PER_TASK="")) == most
+    assert python(f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{code}") == "1"
+
+
+def test_number_of_threads_below_one(small_model):
+    with pytest.raises(InputError, match="The number of threads is 0"), using_threads(0):
+        pass
+    with pytest.raises(InputError, match="The number of threads is -1"):
+        BranchedDiffusion(None, n_threads=-1)
+
+
+def test_operations_have_one_thread_and_get_theirs_back():
+    import numba
+    import sklearn.ensemble  # noqa: F401, whose library counts its threads by itself
+
+    def numbers() -> list[int]:
+        return [torch.get_num_threads(), numba.get_num_threads(), *(info["num_threads"] for info in threadpool_info())]
+
+    before = numbers()
+    with using_threads(3):
+        assert set(numbers()) == {1}
+        assert chosen_threads() == 3
+        with using_threads():
+            assert chosen_threads() == 3
+        with using_threads(2):
+            assert chosen_threads() == 2
+    assert numbers() == before
+    assert chosen_threads() == available_threads()
+
+
+def test_threads_give_results_in_order_and_take_few_items_ahead():
+    taken = []
+
+    def items():
+        for i in range(50):
+            taken.append(i)
+            yield i
+
+    with using_threads(3), threads() as run:
+        results = run(lambda i: (i**2, torch.get_num_threads()), items())
+        assert next(results) == (0, 1)
+        assert len(taken) <= 4
+        assert list(results) == [(i**2, 1) for i in range(1, 50)]
+
+
+def test_threads_run_side_by_side():
+    with using_threads(3), threads() as run:
+        start = time.monotonic()
+        list(run(time.sleep, [0.5] * 3))
+        assert time.monotonic() - start < 1.4
+
+
+def test_thread_starts_no_more_threads():
+    def inner(_: int) -> bool:
+        with using_threads(5), threads() as run:
+            return run is map
+
+    with using_threads(2), threads() as run:
+        assert all(run(inner, range(4)))
+
+
+def test_threads_pass_errors_on():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), threads() as run:
+        list(run(lambda i: 1 / i, [1, 0, 1]))
+    assert torch.get_num_threads() == before
+
+
+# ---- waiting
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise():
+    code = "import bdm, os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('KMP_BLOCKTIME'))"
+    assert python(code) == "PASSIVE 0"
+    assert python(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
+    assert python(code, KMP_BLOCKTIME="200") == "None 200"
