@@ -25,4 +25,5 @@ rule autoencoder:
         " --learning-rate {params.learning_rate}"
         " {params.shared_decoder}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"

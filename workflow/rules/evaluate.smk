@@ -73,4 +73,5 @@ rule evaluate:
         " --n-repeats {params.n_repeats}"
         " --max-cells-per-type {params.max_cells_per_type}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"

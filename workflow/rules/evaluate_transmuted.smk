@@ -44,4 +44,5 @@ rule evaluate_transmuted:
     shell:
         "bdm evaluate-transmuted {input.cells} {params.folder} {input.transmuted}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"

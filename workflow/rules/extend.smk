@@ -76,4 +76,5 @@ rule extend:
         " --counts {params.counts:q}"
         " {params.missing_as_zero}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"

@@ -26,6 +26,7 @@ rule generate:
         " --n-levels {params.n_levels}"
         " {params.part}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"
 
 

@@ -48,6 +48,7 @@ rule hierarchy:
         " --threshold {params.threshold}"
         " --n-bootstrap {params.n_bootstrap}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"
 
 
@@ -63,4 +64,8 @@ rule hierarchy_flat:
     params:
         seed=lookup(within=settings, dpath="seed"),
     shell:
-        "bdm hierarchy {input.autoencoder} {output.hierarchy}" " --flat" " --seed {params.seed}" " > {log} 2>&1"
+        "bdm hierarchy {input.autoencoder} {output.hierarchy}"
+        " --flat"
+        " --seed {params.seed}"
+        " --threads {threads}"
+        " > {log} 2>&1"

@@ -125,4 +125,5 @@ rule interpret:
         " {params.markers}"
         " {params.gene_sets}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"

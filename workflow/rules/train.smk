@@ -28,6 +28,7 @@ rule train:
         " --learning-rate {params.learning_rate}"
         " {params.devices}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"
 
 

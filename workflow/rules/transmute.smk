@@ -22,4 +22,5 @@ rule transmute:
         " {params.stochastic}"
         " --n-levels {params.n_levels}"
         " --seed {params.seed}"
+        " --threads {threads}"
         " > {log} 2>&1"
