@@ -14,8 +14,10 @@ import pytest
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 
 from bdm.cli import app
+from bdm.data.prepared import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.verdict import LIMITS
+from bdm.model.model import load_model
 from bdm.report.page import report_page
 from bdm.report.results import Results, read_results
 
@@ -204,7 +206,7 @@ def test_page_shows_what_was_chosen_and_left_out(page, results):
     assert f"Cells {n_cells} of {n_cells + 13 + 8} Genes {n_genes} of 765 Cell types 4 of 6 Seed 0" in text
     assert "the 100 most variable genes by training cells (seurat_v3), among those with counts in 3 training" in text
     assert "2 cell types, 21 cells" in text
-    assert f"{LEFT_OUT} 13 left out by you (leave_out)" in text
+    assert f"{LEFT_OUT} 13 left out on request (leave_out)" in text
     assert f"{SMALL} 8 fewer than 10 cells (min_cells_per_type)" in text
     assert LEFT_OUT not in page.read_text(encoding="utf-8")
     assert "Batches" not in text
@@ -245,6 +247,17 @@ def test_page_of_cells_whose_input_was_not_recorded(results):
     nothing = results.input | {"n_cells": len(results.cells), "types_left_out": []}
     text = words_of(report_page(replace(results, record=record | {"input": json.dumps(nothing)})))
     assert "Left out Nothing: all cell types and all cells were used." in text
+
+
+def test_page_of_an_extended_model_shows_what_its_first_cells_left_out(full, results, tmp_path):
+    known, joined = full / "prepared.h5ad", tmp_path / "joined.h5ad"
+    options = ("--type", LEFT_OUT, "--known", known, "--joined", joined, "--label-key", "label")
+    bdm("extend", full / "model", full.parent / "my <i>cells.h5ad", tmp_path / "model", *options)
+    cells = read_prepared(joined)
+    grown = replace(results, model=load_model(tmp_path / "model"), cells=cells.obs, record=dict(cells.uns["bdm"]))
+    text = words_of(report_page(grown))
+    assert f"Cells {len(results.cells) + 13} Genes 100 of 765 Cell types 5 Seed" in text
+    assert "Left out of the cells of the first model 2 cell types, 21 cells" in text
 
 
 def test_page_has_the_dates_of_the_model_and_of_itself(full, results):

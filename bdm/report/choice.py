@@ -47,7 +47,7 @@ def types_left_out(results: Results) -> list[dict[str, Any]]:
     """Rows of the table of cell types that were left out: name, number of cells, and why."""
     least = setting(results, "min_cells_per_type")
     reasons = {
-        "leave_out": "left out by you (leave_out)",
+        "leave_out": "left out on request (leave_out)",
         "min_cells_per_type": f"fewer than {least:,} cells (min_cells_per_type)",
     }
     left_out = (results.input or {}).get("types_left_out", [])

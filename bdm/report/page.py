@@ -46,11 +46,11 @@ MEANINGS = {
     "copying": "Share of cells nearer to a training cell than to a test cell, at equal numbers; 0.5 without copying.",
 }
 MOVE_NAMES = {
-    "energy": "energy distance",
+    "energy": "Energy distance",
     "mean_r2": "R² of mean expression",
     "variance_r2": "R² of variances",
-    "slope": "slope of log fold changes",
-    "sign": "genes that change in the right direction",
+    "slope": "Slope of log fold changes",
+    "sign": "Genes that change in the right direction",
 }
 # Names of sets in legends
 SETS = {
