@@ -259,6 +259,7 @@ def hostile_cells(draw, storages: list[str] = STORAGES) -> Case:
         "test": draw(st.sampled_from([0.0, 0.2])),
         "leave_out": (draw(st.sampled_from([*names, "other"])),) if "leave out" in faults else (),
         "seed": draw(st.integers(0, 3)),
+        "drop_unlabelled": draw(st.booleans()),
     }
     return Case(adata, chosen, storage)
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from bdm.api import BranchedDiffusion, Settings
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.data.prepared import read_prepared
-from bdm.errors import InputError
+from bdm.errors import InputError, as_options
 
 # ---- what is right, told from dense matrices
 
@@ -50,15 +50,21 @@ def text_of(value) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
-def faults_of_column(obs: pd.DataFrame, key: str) -> list[str]:
-    """Tell what the messages may say of a column of groups."""
+def lacks_value(found: pd.Series) -> pd.Series:
+    return found.isna() | found.isin(["", "nan"])
+
+
+def faults_of_column(obs: pd.DataFrame, key: str, *, drop: bool = False) -> list[str]:
+    """Tell what the messages may say of a column of groups, of which cells without a value may be dropped."""
     if key not in obs:
         return [f"obs has no column {re.escape(repr(key))}; name one by "]
     if pd.api.types.is_float_dtype(obs[key]):
         return ["holds decimal numbers"]
     found = labels(obs[key])
-    lacking = found.isna() | found.isin(["", "nan"])
-    told = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() else []
+    lacking = lacks_value(found)
+    if lacking.all():
+        return ["has no value for any cell"]
+    told = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() and not drop else []
     if any(is_unfit(name) for name in found.dropna()):
         told.append("has the value .*, which files cannot hold; rename it")
     return told + (["has one value for all cells"] if found[~lacking].nunique() < 2 else [])
@@ -93,13 +99,16 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
     if not genes.is_unique:
         told.append("gene name .* is there more than once")
     told += ["gene name .* is one that files cannot hold; rename it"] * any(map(is_unfit, genes))
-    for key in filter(None, [chosen.label_key, chosen.batch_key]):
-        told += faults_of_column(adata.obs, key)
+    told += faults_of_column(adata.obs, chosen.label_key, drop=chosen.drop_unlabelled)
     if told:
         return told, source
     types = labels(adata.obs[chosen.label_key])
-    left = ~types.isin(chosen.leave_out).to_numpy()
-    if not set(chosen.leave_out) <= set(types):
+    labelled = ~lacks_value(types).to_numpy()
+    told += faults_of_column(adata.obs[labelled], chosen.batch_key) if chosen.batch_key else []
+    if told:
+        return told, source
+    left = labelled & ~types.isin(chosen.leave_out).to_numpy()
+    if not set(chosen.leave_out) <= set(types[labelled]):
         told.append("there is no cell type .* to leave out")
     n_genes = (values > 0).sum(axis=1)
     if chosen.min_genes_per_cell == 0 and (n_genes[left] == 0).any():
@@ -125,7 +134,11 @@ def check_prepared(case: Case, source: str, prepared: AnnData) -> None:
     adata, chosen = case.adata, PrepareSettings(**case.settings)
     values, genes = slots(adata)[source]
     types = labels(adata.obs[chosen.label_key])
-    left = ~types.isin(chosen.leave_out) & ((values > 0).sum(axis=1) >= max(chosen.min_genes_per_cell, 1))
+    left = (
+        ~lacks_value(types)
+        & ~types.isin(chosen.leave_out)
+        & ((values > 0).sum(axis=1) >= max(chosen.min_genes_per_cell, 1))
+    )
     sizes = types[left].value_counts()
     left &= types.isin(sizes.index[sizes >= chosen.min_cells_per_type])
     columns = genes.get_indexer(prepared.var_names)
@@ -223,8 +236,9 @@ def test_cells_in_memory_are_prepared_or_refused(case):
 
 def options(case: Case) -> list[str]:
     """Give settings as options of the command, each in one word, as values may begin with a dash."""
-    named = {**case.settings, "leave_out": None}
+    named = {**case.settings, "leave_out": None, "drop_unlabelled": None}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
+    flags += ["--drop-unlabelled"] * case.settings["drop_unlabelled"]
     return flags + [f"--leave-out={name}" for name in case.settings["leave_out"]]
 
 
@@ -247,7 +261,7 @@ def check_command(case: Case, run) -> None:
         assert code == 2
         assert messages.startswith(f"bdm: {data}: "), messages
         assert messages.count("\n") == 1
-        check_refusal(messages[:-1], told)
+        check_refusal(messages[:-1], [*map(as_options, [*told, *MAY_BE_TOLD])])
         assert not out.parent.exists() or not any(out.parent.iterdir())
 
 

@@ -232,6 +232,76 @@ def test_small_types_are_left_out_by_name(cells, caplog):
     assert "Left out type CD34+: 13 cells are fewer than 20" in caplog.text
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, "", "nan"])
+def test_cells_without_a_label_are_left_out_if_asked_to(cells, caplog, missing):
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
+    cells.obs.loc[cells.obs_names[4:7], "label"] = [missing, missing, np.nan]
+    prepared = prepare(cells, settings(label_key="label", drop_unlabelled=True))
+    assert list(prepared.obs_names) == [
+        name for name in prepare(cells, settings()).obs_names if name in prepared.obs_names
+    ]
+    assert not set(cells.obs_names[4:7]) & set(prepared.obs_names)
+    assert prepared.n_obs == 692 - 3
+    assert "Left out 3 of 700 cells, which have no value in obs['label']." in caplog.text
+    assert json.loads(prepared.uns["bdm"]["input"])["cells_left_out"] == {"drop_unlabelled": 3, "min_genes_per_cell": 0}
+
+
+def test_numbers_of_clusters_with_gaps_are_names(cells):
+    """Integers become floating point numbers in pandas where some are missing."""
+    cells.obs["cluster"] = cells.obs["bulk_labels"].cat.codes.astype(float)
+    cells.obs.iloc[:5, cells.obs.columns.get_loc("cluster")] = np.nan
+    prepared = prepare(cells, settings(label_key="cluster", drop_unlabelled=True))
+    assert set(prepared.obs["cell_type"]) <= set(map(str, range(10)))
+    cells.obs["cluster"] += 0.5
+    with pytest.raises(InputError, match="holds decimal numbers"):
+        prepare(cells, settings(label_key="cluster", drop_unlabelled=True))
+
+
+def test_names_of_no_types_are_pointed_out(cells, caplog):
+    odd = ["Unknown", "B/T_doublets", "low-quality cells", "NA", "lowQuality"]
+    kept = ["Ambigua", "DN (double negative) T", "Null-like", "unknowing"]
+    names = dict(zip(cells.obs["bulk_labels"].cat.categories, odd + kept, strict=False))
+    cells.obs["label"] = cells.obs["bulk_labels"].map(names).astype(object).fillna("T")
+    prepare(cells, settings(label_key="label", min_cells_per_type=3))
+    message = "these may be no cell types: 'B/T_doublets', 'NA', 'Unknown', 'low-quality cells', 'lowQuality'; to leave"
+    assert message in caplog.text
+    caplog.clear()
+    prepare(cells, settings(label_key="label", min_cells_per_type=3, leave_out=tuple(odd)))
+    assert "no cell types" not in caplog.text
+
+
+def test_one_type_to_leave_out_may_be_given_as_text(cells):
+    assert settings(leave_out="CD34+") == settings(leave_out=("CD34+",))
+
+
+def test_columns_that_look_like_batches_are_named_where_no_batches_are(cells, caplog):
+    number = np.arange(cells.n_obs)
+    cells.obs["donor_id"] = [f"d{i % 4}" for i in number]
+    cells.obs["orig.ident"] = pd.Categorical(number % 2)
+    cells.obs["batch"] = number % 3
+    cells.obs["sample"] = "one"
+    cells.obs["sampleBarcode"] = cells.obs_names  # one a cell
+    cells.obs["library_size"] = 1000 + number % 7
+    cells.obs["channel"] = cells.obs["bulk_labels"].cat.codes  # by type
+    cells.obs["dispatch"] = number % 2
+    with caplog.at_level(logging.INFO, logger="bdm"):
+        prepare(cells, settings())
+    lines = [record.getMessage() for record in caplog.records if "batch" in record.getMessage()]
+    assert lines == [
+        "Columns of obs that look like batches: donor_id, orig.ident, batch; to model one of them, use `batch_key=`."
+    ]
+
+
+@pytest.mark.parametrize("batch_key", [None, "donor"])
+def test_nothing_else_is_logged_of_batches(cells, caplog, batch_key):
+    cells.obs["batch"] = "one"
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "x", "y") if batch_key else "x"
+    with caplog.at_level(logging.INFO, logger="bdm"):
+        prepare(cells, settings(batch_key=batch_key))
+    lines = [record.getMessage() for record in caplog.records if "batch" in record.getMessage()]
+    assert lines == (["The input's column batch of obs is kept as batch_input."] if batch_key else [])
+
+
 def test_what_was_left_out_of_the_input_is_recorded(cells):
     n_cells = cells.obs["bulk_labels"].value_counts()
     for cell in np.flatnonzero(cells.obs["bulk_labels"] == "CD19+ B")[:5]:
@@ -244,9 +314,13 @@ def test_what_was_left_out_of_the_input_is_recorded(cells):
         for setting, names in by_setting.items()
         for name in names
     ]
-    assert facts == {"n_cells": 700, "n_genes": cells.n_vars, "cells_left_out": {"min_genes_per_cell": 5}}
+    assert facts == {
+        "n_cells": 700,
+        "n_genes": cells.n_vars,
+        "cells_left_out": {"drop_unlabelled": 0, "min_genes_per_cell": 5},
+    }
     facts = json.loads(prepare(cells[cells.X.sum(axis=1) > 0], settings(min_cells_per_type=3)).uns["bdm"]["input"])
-    assert (facts["types_left_out"], facts["cells_left_out"]) == ([], {"min_genes_per_cell": 0})
+    assert (facts["types_left_out"], facts["cells_left_out"]) == ([], {"drop_unlabelled": 0, "min_genes_per_cell": 0})
 
 
 def test_empty_cells_are_left_out_if_asked_to(cells, caplog):
@@ -523,6 +597,11 @@ def labels_of_three_missing(cells):
     return settings(label_key="label")
 
 
+def labels_all_missing(cells):
+    cells.obs["label"] = np.nan
+    return settings(label_key="label", drop_unlabelled=True)
+
+
 def one_label(cells):
     cells.obs["label"] = "T"
     return settings(label_key="label")
@@ -580,7 +659,12 @@ def log_normalised(cells):
         (lambda cells: settings(min_cells_per_type=200), "fewer than two of 10 cell types"),
         (lambda cells: settings(min_cells_per_gene=700), "no gene is seen in 700 training cells"),
         (lambda cells: settings(n_genes=1), "choose more genes"),
-        (labels_of_three_missing, "no value for 3 of 700 cells, for example ACACGAACGGAGTG-1"),
+        (
+            labels_of_three_missing,
+            "no value for 3 of 700 cells, for example ACACGAACGGAGTG-1; complete it, or leave them out by "
+            "`drop_unlabelled=True`",
+        ),
+        (labels_all_missing, r"obs\['label'\] has no value for any cell; name another by `label_key=`"),
         (one_label, r"obs\['label'\] has one value"),
         (one_batch, r"obs\['sample'\] has one value"),
         (batch_without_training_cells, "batch b has no training cells"),

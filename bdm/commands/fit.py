@@ -3,7 +3,16 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import CheckpointEvery, Device, GeneSymbols, KeepGenes, OutFolder, Seed
+from bdm.commands.options import (
+    CheckpointEvery,
+    Device,
+    DropUnlabelled,
+    GeneSymbols,
+    KeepGenes,
+    LeaveOut,
+    OutFolder,
+    Seed,
+)
 from bdm.commands.told import DryRun, Summary, generating
 
 
@@ -15,6 +24,8 @@ def fit(
     batch_key: Annotated[str | None, typer.Option(help="Column of obs with the batch.", show_default=False)] = None,
     counts: Annotated[str, typer.Option(help="Where raw counts are: X, raw, a layer, or auto.")] = "auto",
     labels: Annotated[Path | None, typer.Option(help="Table of labels by cell name.", show_default=False)] = None,
+    leave_out: LeaveOut = None,
+    drop_unlabelled: DropUnlabelled = False,
     genes: Annotated[str, typer.Option(help="seurat_v3, all, or a text file with one gene a line.")] = "seurat_v3",
     n_genes: Annotated[int, typer.Option(help="Number of most variable genes.")] = 2000,
     keep_genes: KeepGenes = None,
@@ -56,6 +67,8 @@ def fit(
     settings = Settings(
         prepare=PrepareSettings(
             counts=counts,
+            leave_out=tuple(leave_out or ()),
+            drop_unlabelled=drop_unlabelled,
             genes=genes,
             n_genes=n_genes,
             keep_genes=keep_genes,

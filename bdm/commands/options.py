@@ -35,3 +35,9 @@ GeneSymbols = Annotated[
     str | None,
     typer.Option(help="Column of var with gene symbols, if genes have other names.", show_default="guessed"),
 ]
+LeaveOut = Annotated[
+    list[str] | None, typer.Option(help="Cell type to leave out; may be repeated.", show_default=False)
+]
+DropUnlabelled = Annotated[
+    bool, typer.Option("--drop-unlabelled", help="Leave out cells without a cell type, which else are an error.")
+]

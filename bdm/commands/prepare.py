@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import GeneSymbols, KeepGenes
+from bdm.commands.options import DropUnlabelled, GeneSymbols, KeepGenes, LeaveOut
 from bdm.commands.told import DryRun, Summary
 
 
@@ -24,9 +24,8 @@ def prepare(
         Path | None,
         typer.Option(help="Table (.csv, .tsv) with cell names first, whose other columns are added to obs."),
     ] = None,
-    leave_out: Annotated[
-        list[str] | None, typer.Option(help="Cell type to leave out; may be repeated.", show_default=False)
-    ] = None,
+    leave_out: LeaveOut = None,
+    drop_unlabelled: DropUnlabelled = False,
     genes: Annotated[
         str, typer.Option(help="seurat_v3 (most variable), all, or a text file with one gene a line.")
     ] = "seurat_v3",
@@ -58,6 +57,7 @@ def prepare(
         batch_key=batch_key,
         counts=counts,
         leave_out=tuple(leave_out or ()),
+        drop_unlabelled=drop_unlabelled,
         genes=genes,
         n_genes=n_genes,
         keep_genes=keep_genes,

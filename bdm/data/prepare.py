@@ -22,6 +22,7 @@ from bdm.data.filters import (
     without_uncounted_cells,
 )
 from bdm.data.genes import GeneList, as_names, choose_genes, listed_genes, marker_genes, read_gene_list
+from bdm.data.hints import hint_at_batches, hint_at_types
 from bdm.data.split import split_by_type
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.data.write import appended_rows, new_h5ad
@@ -41,6 +42,8 @@ class PrepareSettings:
         Where raw counts are, see :func:`bdm.data.counts.find_counts`.
     leave_out
         Cell types to leave out.
+    drop_unlabelled
+        Leave out cells without a cell type, which else are an error.
     genes
         ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
         may be those of the data or symbols.
@@ -64,6 +67,7 @@ class PrepareSettings:
     batch_key: str | None = None
     counts: str = "auto"
     leave_out: tuple[str, ...] = ()
+    drop_unlabelled: bool = False
     genes: GeneList = "seurat_v3"
     n_genes: int = 2000
     keep_genes: GeneList | None = None
@@ -83,6 +87,8 @@ class PrepareSettings:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be a fraction from 0 to below 1.")
         if self.validation + self.test >= 1:
             raise InputError("validation and test sum to 1 or more, which leaves no cells to train on.")
+        if isinstance(self.leave_out, str):
+            object.__setattr__(self, "leave_out", (self.leave_out,))
         for name in ("genes", "keep_genes"):
             object.__setattr__(self, name, as_names(getattr(self, name)))
         self.gene_list()
@@ -191,10 +197,18 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if settings.keep_genes == "markers":
         kept = marker_genes(names)
 
-    labelled = canonical_columns(cells.obs, label_key=settings.label_key, batch_key=settings.batch_key)
+    labelled = canonical_columns(
+        cells.obs,
+        label_key=settings.label_key,
+        batch_key=settings.batch_key,
+        drop_unlabelled=settings.drop_unlabelled,
+    )
     wanted = without_types(labelled, settings.leave_out)
     counted = without_empty_cells(wanted, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
     obs = without_small_types(counted, min_cells=settings.min_cells_per_type)
+    hint_at_types(obs["cell_type"])
+    if settings.batch_key is None:
+        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], label_key=settings.label_key)
     split = split_by_type(obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed)
     obs = without_unused_categories(obs.assign(split=split))
 
@@ -242,7 +256,10 @@ def input_facts(
     return {
         "n_cells": cells.n_obs,
         "n_genes": cells.n_vars,
-        "cells_left_out": {"min_genes_per_cell": len(wanted) - len(counted)},
+        "cells_left_out": {
+            "drop_unlabelled": cells.n_obs - len(labelled),
+            "min_genes_per_cell": len(wanted) - len(counted),
+        },
         "types_left_out": [
             {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}
             for setting, (before, after) in steps.items()

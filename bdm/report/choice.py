@@ -59,7 +59,10 @@ def cells_left_out(results: Results) -> list[tuple[int, str]]:
     if results.input is None:
         return []
     least = setting(results, "min_genes_per_cell")
-    reasons = {"min_genes_per_cell": f"with counts of fewer than {least:,} genes (min_genes_per_cell)"}
+    reasons = {
+        "drop_unlabelled": "without a cell type (drop_unlabelled)",
+        "min_genes_per_cell": f"with counts of fewer than {least:,} genes (min_genes_per_cell)",
+    }
     found = [(n, reasons.get(name, name)) for name, n in results.input["cells_left_out"].items()]
     known = sum(n for n, _ in found) + sum(row["n_cells"] for row in results.input["types_left_out"])
     if not results.model.extensions:

@@ -31,6 +31,7 @@ rule prepare:
         counts=setting("counts"),
         labels=file_option("--labels", "labels"),
         leave_out=options_each("--leave-out", "prepare/leave_out"),
+        drop_unlabelled=switch("--drop-unlabelled", "prepare/drop_unlabelled"),
         genes=lambda wildcards, input: input.genes or setting("prepare/genes")(wildcards),
         n_genes=setting("prepare/n_genes"),
         keep_genes=file_or_option("--keep-genes", "keep_genes", "prepare/keep_genes"),
@@ -49,6 +50,7 @@ rule prepare:
         " --counts {params.counts:q}"
         " {params.labels}"
         " {params.leave_out}"
+        " {params.drop_unlabelled}"
         " --genes {params.genes:q}"
         " --n-genes {params.n_genes}"
         " {params.keep_genes}"
