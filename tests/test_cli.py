@@ -406,6 +406,20 @@ def test_dry_run_tells_what_would_be_done_and_writes_nothing(inputs, capsys, mon
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
 
 
+def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, capsys, caplog, monkeypatch):
+    cells = example_cells.copy()
+    cells.obs["label"] = cells.obs["bulk_labels"].astype(object).where(np.arange(cells.n_obs) > 9)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    words = ["fit", tmp_path / "cells.h5ad", tmp_path / "model", "--label-key=label", "--dry-run", "--n-genes=50"]
+    words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-steps=20"]
+    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--denoiser-steps=20"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "cells of 7 types" in capsys.readouterr().out
+    assert "Left out 10 of 700 cells, which have no value in obs['label']." in caplog.text
+
+
 @pytest.mark.parametrize(
     "command", ["prepare none.h5ad OUT", "train none tree.json OUT", "generate none OUT --cells 3"]
 )

@@ -213,7 +213,10 @@ def test_page_shows_what_was_chosen_and_left_out(page, results):
 
 
 def test_page_shows_cells_without_counts_and_other_choices_of_genes(results):
-    facts = results.input | {"n_cells": results.input["n_cells"] + 7, "cells_left_out": {"min_genes_per_cell": 4}}
+    facts = results.input | {
+        "n_cells": results.input["n_cells"] + 9,
+        "cells_left_out": {"drop_unlabelled": 2, "min_genes_per_cell": 4},
+    }
     used = results.model.autoencoder.provenance["prepare"] | {"min_genes_per_cell": 200}
     for options, words in (
         ({"genes": "all"}, "are all genes with counts in 3 training cells or more."),
@@ -235,6 +238,7 @@ def test_page_shows_cells_without_counts_and_other_choices_of_genes(results):
         )
         text = words_of(report_page(changed))
         assert words in text
+        assert "2 cells without a cell type (drop_unlabelled)." in text
         assert "4 cells with counts of fewer than 200 genes (min_genes_per_cell)." in text
         assert "3 cells without counts of the chosen genes." in text
 
