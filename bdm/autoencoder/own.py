@@ -44,18 +44,25 @@ def own_networks(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
 
     def own(of: tuple[int, ad.AnnData]) -> CountAutoencoder | None:
         code, cells = of
-        if not (cells.obs["split"] == "validation").any():
-            return None
-        try:
-            return adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
-        except TrainingError as error:
-            logger.warning("%s keeps to the decoder of all types: %s", cell_types[code], error)
-            return None
+        return own_network(network, code, cells, batches, seed=seed)
 
     with threads() as run:
         networks = run(own, enumerate(cells_by_type(adata, cell_types, seed=seed)))
         found = list(progress(networks, total=len(cell_types), doing="own decoders", unit="type"))
     return {cell_type: its_own for cell_type, its_own in zip(cell_types, found, strict=True) if its_own is not None}
+
+
+def own_network(
+    network: CountAutoencoder, code: int, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int
+) -> CountAutoencoder | None:
+    """Give the cell type with the index ``code`` an autoencoder of its own, from its cells, if it gains by it."""
+    if not (cells.obs["split"] == "validation").any():
+        return None
+    try:
+        return adapted(of_type(network, code), cells, batches, OWN, least_gain=0, seed=seed)
+    except TrainingError as error:
+        logger.warning("%s keeps to the decoder of all types: %s", cells.obs["cell_type"].iloc[0], error)
+        return None
 
 
 def cells_by_type(adata: ad.AnnData, cell_types: tuple[str, ...], *, seed: int) -> Iterator[ad.AnnData]:

@@ -32,12 +32,12 @@ def autoencoder(
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
     from contextlib import ExitStack
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.foretell import LEFT_OUT, print_foretold, seconds_of
+    from bdm.commands.foretell import foretold_autoencoder, print_foretold
     from bdm.data.prepared import read_prepared
     from bdm.files import sha256, written_whole
     from bdm.latent.cells import encode, save_latent
@@ -48,12 +48,8 @@ def autoencoder(
     )
     adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
     if dry_run:
-
-        def run(steps: int) -> None:
-            fit_autoencoder(adata, replace(settings, n_steps=steps, shared_decoder=True), seed=seed, device=device)
-
-        training = "training" if shared_decoder else f"training, {LEFT_OUT}"
-        print_foretold(out, adata.obs, adata.n_vars, {training: seconds_of(run, n_steps)})
+        seconds = foretold_autoencoder(adata, settings, seed=seed, device=device)
+        print_foretold(out, adata.obs, adata.n_vars, {"training and encoding": seconds})
         return None
     with ExitStack() as files:
         facts["prepared_sha256"] = sha256(prepared)

@@ -1,68 +1,142 @@
 """What learning would take, measured on this machine by a few steps of the real thing."""
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pandas as pd
 
 from bdm.api import BranchedDiffusion
-from bdm.autoencoder.fit import FittedAutoencoder, fit_autoencoder
+from bdm.autoencoder.bounds import bounds
+from bdm.autoencoder.codes import batch_codes, type_codes
+from bdm.autoencoder.fit import N_HELD_OUT, AutoencoderSettings, FittedAutoencoder, fit_autoencoder
+from bdm.autoencoder.own import cells_by_type, own_network
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.told import peak_memory
+from bdm.data.blocks import cells_of
 from bdm.hierarchy.build import build_hierarchy
-from bdm.latent.cells import encode, latent_cells
+from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.progress import duration
+from bdm.threads import chosen_threads
+from bdm.training import Loop
 
-FEW, MORE = 10, 40  # steps
-LEFT_OUT = "without the types' own decoders"
+FEW, MORE = 5, 25  # steps
+NEAR = 1.2  # times the least time below which the most is not worth telling
 
 
-def seconds_of(run: Callable[[int], object], n_steps: int) -> float:
-    """Foretell the seconds that a training of ``n_steps`` takes, from two short ones.
+@dataclass(frozen=True)
+class Seconds:
+    """How long something takes: at least, on a machine that does nothing else, and at most, beside what runs now."""
+
+    least: float
+    most: float
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.least + other.least, self.most + other.most)
+
+    def __mul__(self, times: float) -> "Seconds":
+        return Seconds(self.least * times, self.most * times)
+
+    def __str__(self) -> str:
+        least, most = duration(self.least), duration(self.most)
+        return least if self.most < NEAR * self.least or least == most else f"{least} to {most}"
+
+    @classmethod
+    def of(cls, processor: float, wall: float) -> "Seconds":
+        """Take the time of the processor, in all threads, and that which has passed."""
+        wall = max(wall, processor / chosen_threads())  # no less than that, unless it was measured badly
+        return cls(min(processor, wall), max(processor, wall))
+
+
+def seconds_of(run: Callable[[int], object], n_steps: int) -> Seconds:
+    """Foretell what a training of ``n_steps`` takes, from two short ones.
 
     Parameters
     ----------
     run
         Trains for so many steps.
     """
-    few, more = (timed(run, n) for n in (FEW, MORE))
-    each = max(more - few, 0) / (MORE - FEW)
-    return few + (n_steps - FEW) * each
+    run(1)  # loads and sets up what a process does once
+    few, more = (timed(lambda n=n: run(n)) for n in (FEW, MORE))
+    each = (more - few).clip(min=0) / (MORE - FEW)
+    return Seconds.of(*(few + max(n_steps - FEW, 0) * each))
 
 
-def timed(run: Callable[[int], object], n_steps: int) -> float:
-    """Measure the seconds of a training."""
-    start = time.monotonic()
-    run(n_steps)
-    return time.monotonic() - start
+def timed(run: Callable[[], object]) -> np.ndarray:
+    """Measure the seconds of the processor, and those that have passed."""
+    start = time.process_time(), time.monotonic()
+    run()
+    return np.array([time.process_time(), time.monotonic()]) - start
 
 
-def print_foretold(out: Path, obs: pd.DataFrame, n_genes: int, seconds: dict[str, float]) -> None:
+def side_by_side(run: Callable[[], object], n_times: float) -> Seconds:
+    """Foretell what it takes to run something many times, in as many threads as there are, from running it once."""
+    return Seconds.of(*timed(run)) * max(1, n_times / chosen_threads())
+
+
+def print_foretold(out: Path, obs: pd.DataFrame, n_genes: int, seconds: dict[str, Seconds]) -> None:
     """Tell what would be learnt from, and the time and memory that it would take."""
     n_learnt, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
     print(f"would write {out}, learning from {n_learnt:,} cells of {n_types} types x {n_genes:,} genes")
     for what, number in seconds.items():
-        print(f"about {duration(number)} for {what}")
+        print(f"about {number} for {what}")
     print(f"about {peak_memory() / 1e9:.1f} GB of memory")
 
 
-def foretold_fit(model: BranchedDiffusion) -> dict[str, float]:
-    """Foretell the seconds of both trainings; the denoiser's by the latent space of a few steps."""
+def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str) -> Seconds:
+    """Foretell the training of the autoencoder, with own decoders if these are asked for, and the encoding of cells."""
+    found: list[FittedAutoencoder] = []
+
+    def run(n_steps: int) -> None:
+        found.append(fit_autoencoder(adata, replace(settings, shared_decoder=True, n_steps=n_steps), **how))
+
+    how = {"seed": seed, "device": device}
+    seconds = seconds_of(run, settings.n_steps)
+    fitted = found[-1]
+    split = adata.obs["split"].to_numpy()
+    n_looks = math.ceil(settings.n_steps / Loop.validate_every) - 1  # more than the short trainings had
+    if n_looks and (split == "validation").any():
+        rows = np.flatnonzero(split == "validation")[:N_HELD_OUT]
+        cells = cells_of(adata, rows[:BLOCK])
+        codes = type_codes(cells, fitted.cell_types), batch_codes(cells, fitted.batches)
+        look = side_by_side(lambda: bounds(fitted.network, cells, *codes, seed=seed), len(rows) / len(cells.obs))
+        seconds += look * n_looks
+    if not settings.shared_decoder:
+        seconds += foretold_own(fitted, adata, seed=seed)
+    cells = cells_of(adata, np.arange(min(adata.n_obs, BLOCK)))
+    trained = GeneAutoencoder.of(fitted, adata.var, {})
+    return seconds + side_by_side(lambda: encode(cells, trained), adata.n_obs / cells.n_obs)
+
+
+def foretold_own(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
+    """Foretell the training of the types' own decoders, from that of the type that is in the middle by its cells."""
+    held_out = adata.obs["cell_type"][(adata.obs["split"] == "validation").to_numpy()]
+    n_cells = held_out.value_counts()
+    names = n_cells.index[n_cells > 0]
+    if not len(names):
+        return Seconds(0, 0)
+    name = names[len(names) // 2]
+    [cells] = cells_by_type(adata, (name,), seed=seed)
+    code = fitted.cell_types.index(name)
+    return side_by_side(lambda: own_network(fitted.network, code, cells, fitted.batches, seed=seed), len(names))
+
+
+def foretold_fit(model: BranchedDiffusion) -> dict[str, Seconds]:
+    """Foretell both trainings; the denoiser's by the latent space of few steps."""
     adata, settings, how = model.prepared, model.settings, {"seed": model.seed, "device": model.device}
-
-    def autoencoder(steps: int) -> FittedAutoencoder:
-        return fit_autoencoder(adata, replace(settings.autoencoder, shared_decoder=True, n_steps=steps), **how)
-
-    seconds = {f"the autoencoder, {LEFT_OUT}": seconds_of(autoencoder, settings.autoencoder.n_steps)}
-    trained = GeneAutoencoder.of(autoencoder(1), adata.var, {})
+    seconds = {"the autoencoder": foretold_autoencoder(adata, settings.autoencoder, **how)}
+    short = replace(settings.autoencoder, shared_decoder=True, n_steps=1)
+    trained = GeneAutoencoder.of(fit_autoencoder(adata, short, **how), adata.var, {})
     latent = encode(adata, trained)
     shape = replace(settings.hierarchy, n_bootstrap=0)
     tree = build_hierarchy(latent_cells(latent), shape, seed=model.seed, tree=model.tree)
 
-    def denoiser(steps: int) -> None:
-        fit_model(latent, trained, tree, replace(settings.denoiser, n_steps=steps), **how, provenance={})
+    def denoiser(n_steps: int) -> None:
+        fit_model(latent, trained, tree, replace(settings.denoiser, n_steps=n_steps), **how, provenance={})
 
     return {**seconds, "the denoiser": seconds_of(denoiser, settings.denoiser.n_steps)}
