@@ -5,6 +5,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from bdm.log import show_messages
+
 # Threads of OpenMP spin while they wait, and slow down whatever runs beside them. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -22,9 +24,12 @@ PLACES = {
     "InputError": "bdm.errors",
     "PrepareSettings": "bdm.data.prepare",
     "Settings": "bdm.api",
+    "read_tree": "bdm.hierarchy.read",
 }
 __all__ = [*PLACES, "pl"]
 __version__ = version("bdm")
+
+show_messages()
 
 
 def __getattr__(name: str):

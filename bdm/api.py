@@ -1,14 +1,14 @@
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.read import read_cells
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
@@ -16,11 +16,15 @@ from bdm.extension.new_cells import joined, new_cells
 from bdm.files import written_whole
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
-from bdm.hierarchy.topology import Clade, match_leaves
+from bdm.hierarchy.read import Tree, as_clade
+from bdm.hierarchy.topology import match_leaves
 from bdm.hierarchy.tree import Hierarchy
+from bdm.model.fitted_cells import fitted_cells, real_cells_for
 from bdm.model.learn import Checkpoints, LearningSettings, learn
+from bdm.model.match import InputKeys, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
+from bdm.text import listed
 from bdm.threads import using_threads
 from bdm.training import fabric
 from bdm.transmutation.goal import Goal, Pair
@@ -29,7 +33,6 @@ from bdm.transmutation.transmute import transmute_cells
 
 if TYPE_CHECKING:
     from bdm.evaluation.evaluate import Evaluation
-    from bdm.evaluation.inputs import RealCells
     from bdm.extension.extend import Extended
     from bdm.interpretation.interpret import Interpretation
     from bdm.transmutation.evaluate import MoveEvaluation
@@ -69,27 +72,33 @@ class BranchedDiffusion:
     Parameters
     ----------
     adata
-        Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``; all are learnt from.
+        Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``, or a file of such cells; they are not changed.
     label_key, batch_key
-        Columns of ``obs`` with the cell type and, if any, the batch.
+        Columns of ``obs`` with the cell type and, if any, the batch; ``settings.prepare`` has the defaults.
     tree
-        Hierarchy of cell types to use in place of the one that is found.
+        Hierarchy of cell types to use in place of the one that is found: nested lists such as
+        ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), or what :func:`bdm.read_tree`
+        returns.
+    seed
+        Seed of every random draw; ``settings.prepare.seed`` if not given.
     n_threads
         Threads to compute with; all that the process may use, if not given. Results do not depend on their number.
 
     Raises
     ------
     InputError
-        If the data cannot be learnt from, or ``tree`` is of other types; the message says why.
+        If the model cannot be fitted to the data, ``tree`` has other cell types, or an argument contradicts
+        ``settings``.
 
     Attributes
     ----------
     interpretation
         What :meth:`interpret` found, for :mod:`bdm.pl` to draw.
     learnt
-        What the last :meth:`extend` learnt, type by type, for :mod:`bdm.pl` to draw.
+        What the last :meth:`extend` learned, type by type, for :mod:`bdm.pl` to draw.
     """
 
+    settings: Settings | None = None
     prepared: AnnData | None = None
     fitted: BranchedModel | None = None
     interpretation: "Interpretation | None" = None
@@ -98,38 +107,70 @@ class BranchedDiffusion:
 
     def __init__(
         self,
-        adata: AnnData,
+        adata: AnnData | Path | str,
         *,
-        label_key: str = "cell_type",
+        label_key: str | None = None,
         batch_key: str | None = None,
-        tree: Clade | None = None,
+        tree: Tree | None = None,
         settings: Settings = Settings(),
-        seed: int = 0,
+        seed: int | None = None,
         device: str = "auto",
         n_threads: int | None = None,
     ):
-        preparing = replace(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
+        if not isinstance(settings, Settings):
+            raise InputError(f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; put yours into one.")
+        preparing = settings_with(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
         with using_threads(n_threads):
-            self.prepared = prepare(adata, preparing)
+            self.prepared = prepare(cells_in(adata), preparing)
+        self.tree = None
         if tree is not None:
-            tree = match_leaves(tree, tuple(self.prepared.obs["cell_type"].cat.categories))
-        self.settings = settings
-        self.tree = tree
-        self.seed = seed
+            self.tree = match_leaves(as_clade(tree), tuple(self.prepared.obs["cell_type"].cat.categories))
+        self.settings = replace(settings, prepare=preparing)
+        self.seed = preparing.seed if seed is None else seed
         self.device = device
         self.n_threads = n_threads
+
+    def __repr__(self) -> str:
+        rows = {"cell types": listed(self.cell_types)}
+        if self.fitted is None:
+            title = "not fitted"
+        else:
+            title = f"fitted on {int(self.model.composition.to_numpy().sum()):,} cells"
+            keys = {name: self.model.preparation[name] for name in ("label_key", "batch_key", "counts")}
+            rows |= {
+                "genes": f"{len(self.model.autoencoder.genes):,}",
+                "batches": listed(self.model.autoencoder.batches),
+                "tree": f"{sum(map(bool, self.hierarchy.children.values()))} branch points",
+                "extended by": listed([extension.cell_type for extension in self.model.extensions]),
+                "columns": ", ".join(f"{name}={key!r}" for name, key in keys.items() if key),
+            }
+        if self.prepared is not None:
+            splits = self.prepared.obs["split"].value_counts(sort=False)
+            rows["cells in memory"] = ", ".join(f"{number:,} {split}" for split, number in splits.items())
+        lines = [f"    {name}: {text}" for name, text in rows.items() if text]
+        return "\n".join([f"BranchedDiffusion, {title}", *lines])
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Names of the cell types, in the order of the tree's leaves once there is one."""
+        if self.fitted is not None:
+            return self.hierarchy.cell_types
+        return tuple(self.prepared.obs["cell_type"].cat.categories)
 
     @computing
     def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
         """Train the autoencoder, find the hierarchy, and train the denoiser; returns the model itself.
+
+        Shows how far it is on a terminal and in a notebook; ``logging.getLogger("bdm").setLevel("WARNING")`` keeps it
+        quiet.
 
         Parameters
         ----------
         checkpoints
             Where each training goes on from, if it was interrupted.
         """
-        if self.prepared is None:
-            raise InputError("A loaded model holds no cells to fit; make a new one from an AnnData.")
+        if self.settings is None or self.prepared is None:
+            raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
         how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
         self.fitted = learn(self.prepared, self.settings, **how)
         self.interpretation, self.learnt = None, ()
@@ -198,9 +239,11 @@ class BranchedDiffusion:
         adata: AnnData,
         to: str,
         *,
-        from_: Sequence[str] = (),
+        from_: str | Sequence[str] = (),
         like: Mapping[str, str] | None = None,
         label_key: str | None = None,
+        batch_key: str | None = None,
+        counts: str | None = None,
         stochastic: bool = False,
         n_levels: int = 12,
         seed: int = 0,
@@ -214,12 +257,13 @@ class BranchedDiffusion:
         to
             Cell type to move to.
         from_
-            Cell types to move; all others than ``to`` if none are named.
+            Cell type or types to transmute; all but ``to`` if none are named.
         like
             Types that made such a move, old to new. The model need then not know ``to``: cells go as these types went,
             and most as those nearest to their own.
-        label_key
-            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        label_key, batch_key, counts
+            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
+            if not given.
         stochastic
             Noise cells up to the common ancestor, in place of following the probability-flow ODE: a population like
             theirs, in which no cell keeps its place.
@@ -234,10 +278,12 @@ class BranchedDiffusion:
             If types, genes or batches do not fit the model, or the model is not fitted.
         """
         settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
-        goal = Goal(to, tuple(Pair(old, new) for old, new in (like or {}).items()))
-        sources = sources_of(adata, self.model, goal, cell_types=tuple(from_), label_key=label_key)
+        goal = Goal(str(to), tuple(Pair(str(old), str(new)) for old, new in (like or {}).items()))
+        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+        cell_types = type_names(from_)
+        sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
         moved = transmute_cells(self.model, sources, goal, settings, seed=seed)
-        asked = {"to": to, "from": list(from_), "like": dict(like or {})}
+        asked = {"to": goal.to, "from": list(cell_types), "like": dict(goal.like)}
         moved.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **asked}))
         return moved
 
@@ -246,9 +292,11 @@ class BranchedDiffusion:
         self,
         adata: AnnData,
         *,
-        cell_types: Sequence[str] = (),
-        update: Sequence[str] = (),
+        cell_types: str | Sequence[str] = (),
+        update: str | Sequence[str] = (),
         label_key: str | None = None,
+        batch_key: str | None = None,
+        counts: str | None = None,
         missing_as_zero: bool = False,
         seed: int = 0,
     ) -> "BranchedDiffusion":
@@ -263,8 +311,9 @@ class BranchedDiffusion:
             Types to add, in this order; all that the model lacks if none are named, nor any to update.
         update
             Known types to learn anew from these cells.
-        label_key
-            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        label_key, batch_key, counts
+            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
+            if not given.
         missing_as_zero
             Take genes that the cells lack as not expressed.
 
@@ -278,18 +327,16 @@ class BranchedDiffusion:
         new = new_cells(
             adata,
             self.model,
-            cell_types=tuple(cell_types),
-            update=tuple(update),
-            label_key=label_key,
+            cell_types=type_names(cell_types),
+            update=type_names(update),
+            keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
         record = provenance(seed=seed, settings=asdict(settings))
-        if self.prepared is not None:
-            self.prepared = joined(new, self.model, self.prepared)
-        self.interpretation, self.learnt = None, ()
-        for found in extend_all(self.model, new, settings, seed=seed, provenance=record):
-            self.fitted, self.learnt = found.model, (*self.learnt, found)
+        prepared = None if self.prepared is None else joined(new, self.model, self.prepared)
+        learned = tuple(extend_all(self.model, new, settings, seed=seed, provenance=record))
+        self.fitted, self.learnt, self.prepared, self.interpretation = learned[-1].model, learned, prepared, None
         return self
 
     @computing
@@ -300,6 +347,7 @@ class BranchedDiffusion:
         *,
         beside: Mapping[str, AnnData] | None = None,
         label_key: str | None = None,
+        counts: str | None = None,
         n_repeats: int = 3,
         seed: int = 0,
     ) -> "Evaluation":
@@ -308,14 +356,14 @@ class BranchedDiffusion:
         Parameters
         ----------
         adata_test
-            Cells that the model has not learnt from, with raw counts; those that ``settings.prepare.test`` kept, if not
-            given.
+            Cells that the model was not fitted on, with raw counts; the test cells that ``settings.prepare.test`` kept,
+            if not given.
         adata_new
             Cells to judge, named ``branched``; new ones, as many of each type as there are test cells, if not given.
         beside
             Other cells to judge in the same way, by name.
-        label_key
-            Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
+        label_key, counts
+            Column of ``obs`` with the cell type, and where the raw counts are; as in the model's data, if not given.
         n_repeats
             Draws of cells over which scores are averaged.
 
@@ -327,8 +375,8 @@ class BranchedDiffusion:
         Raises
         ------
         InputError
-            If there are too few cells to compare, genes are missing, the model was loaded and so holds no training
-            cells, or it is not fitted.
+            If there are too few cells to compare, genes are missing, most test cells are training cells, the model was
+            loaded without its cells, or it is not fitted.
 
         Examples
         --------
@@ -341,15 +389,15 @@ class BranchedDiffusion:
         from bdm.evaluation.evaluate import EvaluationSettings, evaluate
         from bdm.evaluation.inputs import check_number
         from bdm.evaluation.sets import TAKEN
-        from bdm.model.match import known_cells
 
         if taken := set(TAKEN) & set(beside or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
-        real = self._real_cells(adata_test, label_key=label_key)
+        keys = InputKeys(label_key=label_key, counts=counts)
+        real = real_cells_for(self.model, self._cells(), adata_test, keys)
         if adata_new is None:
             adata_new = self.generate(real.test.n_by_type.to_dict(), seed=seed)
         sets = {"branched": adata_new, **(beside or {})}
-        cells = {name: known_cells(adata, self.model, label_key) for name, adata in sets.items()}
+        cells = {name: known_cells(adata, self.model, keys.found_in(adata)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
         return evaluate(real.training, real.test, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
@@ -362,6 +410,7 @@ class BranchedDiffusion:
         adata_test: AnnData | None = None,
         *,
         label_key: str | None = None,
+        counts: str | None = None,
         seed: int = 0,
     ) -> "MoveEvaluation":
         """Judge transmuted cells by held-out real cells of their new type, and by what each was before.
@@ -374,6 +423,8 @@ class BranchedDiffusion:
             The cells that it moved.
         adata_test
             As in :meth:`evaluate`.
+        label_key, counts
+            As in :meth:`evaluate`, of ``adata`` and ``adata_test``.
 
         Returns
         -------
@@ -393,33 +444,30 @@ class BranchedDiffusion:
             bdm.pl.transmutation(moves)
         """
         from bdm.evaluation.cells import Cells
-        from bdm.model.match import known_cells
         from bdm.transmutation.evaluate import MovedCells, evaluate_moves
         from bdm.transmutation.inputs import moved_to, places_before
 
-        real = self._real_cells(adata_test, label_key=label_key)
+        keys = InputKeys(label_key=label_key, counts=counts)
+        real = real_cells_for(self.model, self._cells(), adata_test, keys)
         places = places_before(adata_moved, adata.obs_names, names=("adata_moved", "adata"))
-        before = known_cells(adata[places], self.model, label_key)
+        before = known_cells(adata[places], self.model, keys)
         moved = MovedCells(Cells.of(adata_moved[:, real.genes]), before)
         return evaluate_moves(real, {"branched": moved}, moved_to(adata_moved, "adata_moved"), seed=seed)
 
-    def _real_cells(self, adata_test: AnnData | None, *, label_key: str | None) -> "RealCells":
-        """Training cells, and test cells: those given, or those that were kept when the data were prepared."""
-        from bdm.evaluation.cells import Cells
-        from bdm.evaluation.inputs import RealCells, check_number
-        from bdm.model.match import known_cells
+    def _cells(self) -> AnnData:
+        """Give the prepared cells of the model.
 
+        Raises
+        ------
+        InputError
+            If the model was loaded without them.
+        """
         if self.prepared is None:
-            raise InputError("A loaded model holds no training cells to compare with; use the command bdm evaluate.")
-        genes = self.model.autoencoder.genes.index
-        is_test = (self.prepared.obs["split"] == "test").to_numpy()
-        if adata_test is None and not is_test.any():
-            raise InputError("No cells were kept to judge by; give adata_test, cells that the model has not learnt.")
-        kept = Cells.of(self.prepared[:, genes])
-        test = kept[np.flatnonzero(is_test)] if adata_test is None else known_cells(adata_test, self.model, label_key)
-        training = kept[np.flatnonzero(~is_test)]
-        check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
-        return RealCells(training, test, self.model.gene_names)
+            raise InputError(
+                "A loaded model holds no cells; give the cells that it was fitted on, as in "
+                "BranchedDiffusion.load(path, adata=adata)."
+            )
+        return self.prepared
 
     @computing
     def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
@@ -437,16 +485,15 @@ class BranchedDiffusion:
         Raises
         ------
         InputError
-            If the model was loaded and so holds no cells, or is not fitted.
+            If the model was loaded without its cells, or is not fitted.
         """
         from bdm.interpretation.branches import branches_adata
         from bdm.interpretation.inputs import inputs_of
         from bdm.interpretation.interpret import InterpretationSettings, interpret
 
-        if self.prepared is None:
-            raise InputError("A loaded model holds no cells to compare with; use the command bdm interpret.")
-        generated = self.generate(numbers_like(self.prepared.obs, self.model), seed=seed)
-        inputs = inputs_of(self.model, self.prepared, generated, seed=seed)
+        prepared = self._cells()
+        generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)
+        inputs = inputs_of(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)
 
@@ -456,16 +503,74 @@ class BranchedDiffusion:
             save_model(folder, self.model)
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "auto", n_threads: int | None = None) -> "BranchedDiffusion":
-        """Read a model that :meth:`save` or ``bdm train`` wrote.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        adata: AnnData | Path | str | None = None,
+        label_key: str | None = None,
+        batch_key: str | None = None,
+        counts: str | None = None,
+        device: str = "auto",
+        n_threads: int | None = None,
+    ) -> "BranchedDiffusion":
+        """Read a model that :meth:`save`, ``bdm train`` or ``bdm fit`` wrote.
+
+        Parameters
+        ----------
+        adata
+            The cells that the model was fitted on, raw or made by ``bdm prepare``, or a file of these cells. Without
+            them, the model generates, transmutes and extends; with them, it also evaluates and interprets. They are
+            prepared as they were for the fit, with the same split.
+        label_key, batch_key, counts
+            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as when the model was
+            fitted, if not given.
 
         Raises
         ------
         InputError
-            If the folder holds no model, or is damaged.
+            If the folder holds no model, or is damaged; or ``adata`` lacks the model's genes or cell types.
         """
         model = cls.__new__(cls)
         model.device = device
         model.n_threads = n_threads
         model.fitted = load_model(Path(path), device=fabric(device).device)
+        if adata is not None:
+            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+            model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)
         return model
+
+
+def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
+    """Take cells as they are given, or read them from their file.
+
+    Raises
+    ------
+    InputError
+        If they are neither.
+    """
+    if isinstance(adata, str | Path):
+        return read_cells(Path(adata), on_disk=on_disk)
+    if not isinstance(adata, AnnData):
+        raise InputError(f"Cells are given as an AnnData or a file of one, not as {type(adata).__name__}.")
+    return adata
+
+
+def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
+    """Complete settings by arguments; None leaves a setting as it is.
+
+    Raises
+    ------
+    InputError
+        If an argument contradicts a setting that is not the default.
+    """
+    default, given = PrepareSettings(), {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if (found := getattr(settings, name)) not in (getattr(default, name), value):
+            raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")
+    return replace(settings, **given)
+
+
+def type_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Bring one name of a cell type or several, which may be numbers in the data, to text."""
+    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

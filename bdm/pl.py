@@ -13,6 +13,7 @@ those of all panels in a list. Unlike there, a figure that is drawn into given a
 """
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -96,6 +97,7 @@ def hierarchy(
 
         bdm.pl.hierarchy(model)
     """
+    drawable(model, BranchedDiffusion)
     looks = {"root": root, "names": names, "max_rows": max_rows, "since": since}
     return shown(plot_hierarchy(model.hierarchy, ax=ax, new=plt.figure, **looks), show=show, whole=ax is None)
 
@@ -265,6 +267,7 @@ def scores(
         evaluation = model.evaluate(adata_test)
         bdm.pl.scores(evaluation)
     """
+    drawable(evaluation, Evaluation)
     if score is None:
         refuse(ax, "score")
         return shown(overall_figure(evaluation, new=plt.figure), show=show)
@@ -293,6 +296,7 @@ def scores_by_type(
         evaluation = model.evaluate(adata_test)
         bdm.pl.scores_by_type(evaluation, "energy")
     """
+    drawable(evaluation, Evaluation)
     if score is None:
         refuse(ax, "score")
         return shown(by_type_figure(evaluation, new=plt.figure), show=show)
@@ -315,7 +319,7 @@ def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | N
         evaluation = model.evaluate(adata_test)
         bdm.pl.genes(evaluation)
     """
-    return shown(genes_figure(evaluation, new=plt.figure), show=show)
+    return shown(genes_figure(drawable(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
@@ -333,7 +337,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
         evaluation = model.evaluate(adata_test)
         bdm.pl.umap(evaluation)
     """
-    return shown(umap_figure(evaluation, new=plt.figure), show=show)
+    return shown(umap_figure(drawable(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def transmutation(evaluation: MoveEvaluation, *, show: bool | None = None) -> list[Axes] | None:
@@ -351,6 +355,7 @@ def transmutation(evaluation: MoveEvaluation, *, show: bool | None = None) -> li
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
+    drawable(evaluation, MoveEvaluation)
     return shown(moves.scores_figure(evaluation.table, evaluation.to, new=plt.figure), show=show)
 
 
@@ -369,7 +374,7 @@ def transmutation_genes(evaluation: MoveEvaluation, *, show: bool | None = None)
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation_genes(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
-    return shown(moves.genes_figure(evaluation, new=plt.figure), show=show)
+    return shown(moves.genes_figure(drawable(evaluation, MoveEvaluation), new=plt.figure), show=show)
 
 
 def transmutation_umap(evaluation: MoveEvaluation, *, show: bool | None = None) -> list[Axes] | None:
@@ -387,7 +392,7 @@ def transmutation_umap(evaluation: MoveEvaluation, *, show: bool | None = None) 
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation_umap(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
-    return shown(moves.umap_figure(evaluation, new=plt.figure), show=show)
+    return shown(moves.umap_figure(drawable(evaluation, MoveEvaluation), new=plt.figure), show=show)
 
 
 def likelihood(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
@@ -407,6 +412,7 @@ def likelihood(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool |
     """
     if not model.learnt:
         raise InputError("The model has learnt no types by extension; call extend() first.")
+    drawable(model, BranchedDiffusion)
     table = likelihood_table(list(model.learnt), model.model)
     return shown(plot_likelihood(table, ax=ax, new=plt.figure), show=show, whole=ax is None)
 
@@ -429,6 +435,7 @@ def own_genes(
 
         bdm.pl.own_genes(model, ["Dendritic"])
     """
+    drawable(model, BranchedDiffusion)
     own = model.model.autoencoder.own
     for name in cell_types:
         if name not in own:
@@ -437,8 +444,30 @@ def own_genes(
     return shown(own_genes_figure(table, new=plt.figure), show=show)
 
 
+Kind = TypeVar("Kind")
+MAKES = {
+    BranchedDiffusion: "bdm.BranchedDiffusion(adata) makes",
+    Evaluation: "model.evaluate(adata_test) returns",
+    MoveEvaluation: "model.evaluate_transmuted(adata_transmuted, adata, adata_test) returns",
+}
+
+
+def drawable(value: Any, kind: type[Kind]) -> Kind:
+    """Give what is to be drawn, if it is of the right kind.
+
+    Raises
+    ------
+    InputError
+        If it is of another kind.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"This figure is of what {MAKES[kind]}, not of {type(value).__name__}.")
+    return value
+
+
 def interpretation_of(model: BranchedDiffusion) -> Interpretation:
     """Take what ``interpret()`` found."""
+    drawable(model, BranchedDiffusion)
     if model.interpretation is None:
         raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
     return model.interpretation

@@ -1,4 +1,4 @@
-"""How far a long step has come: a bar on a terminal, and now and then a line in a log."""
+"""How far a long step has come: a bar on a terminal and in a notebook, and now and then a line in a log."""
 
 import logging
 import sys
@@ -32,10 +32,16 @@ def progress(
     """
     if not (shown and logger.isEnabledFor(logging.INFO)):
         yield from items
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() or in_notebook():
         yield from tqdm(items, desc=doing, total=total, initial=start, unit=unit)
     else:
         yield from foretold(items, doing=doing, total=total, start=start, unit=unit)
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs the process."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
 
 
 def foretold(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:

@@ -498,7 +498,7 @@ BAD = {
     "generate: text": ("generate model OUT.h5ad --cells many", None),
     "generate: fraction": ("generate model OUT.h5ad --cells 1.5", None),
     "generate: no cells like": ("generate model OUT.h5ad --cells-like none.h5ad", "none.h5ad"),
-    "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "neither"),
+    "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "name it by `--label-key`"),
     "generate: no table": ("generate model OUT.h5ad --cells-from none.csv", "none.csv"),
     "generate: other table": ("generate model OUT.h5ad --cells-from other.csv", "cell_type"),
     "generate: unknown type": ("generate model OUT.h5ad --cells-from unknown.csv", "T-800"),

@@ -138,10 +138,12 @@ def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monk
     cells = example_cells.copy()
     cells.obs["cell_type"] = cells.obs["bulk_labels"].astype(str).replace("CD56+ NK", "NK")
     known = cells.obs["cell_type"].isin(["CD19+ B", "NK", "Dendritic"])
+    held_out = cells[known].copy()
+    held_out.X.data += 1  # so that they are none of the cells that the model is fitted on
     given = {
         "adata": cells[known].copy(),
         "adata_other": cells[cells.obs["cell_type"] == "CD14+ Monocyte"].copy(),
-        "adata_test": cells[known].copy(),
+        "adata_test": held_out,
         "settings": small_settings,
     }
     quick = code.replace('label_key="cell_type")', 'label_key="cell_type", settings=settings)')

@@ -142,7 +142,7 @@ def test_cells_move_to_and_from_the_new_type(with_nk, example_cells):
     from bdm.transmutation.transmute import transmute_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
-        sources = sources_of(example_cells, with_nk.model, Goal(other), cell_types=(one,), label_key="bulk_labels")
+        sources = sources_of(example_cells, with_nk.model, Goal(other), cell_types=(one,))
         moved = transmute_cells(with_nk.model, sources, Goal(other), SamplerSettings(), seed=0)
         real = example_cells[:, moved.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))

@@ -366,7 +366,7 @@ def test_numbers_like_other_cells(small_model, caplog):
     assert numbers_like(obs, model) == {a: 2, b: 1}
     assert numbers_like(obs.rename(columns={"bulk_labels": "cell_type"}), model) == {a: 2, b: 1}
     assert not caplog.messages
-    with pytest.raises(InputError, match="neither"):
+    with pytest.raises(InputError, match="no column"):
         numbers_like(obs[["n"]], model)
 
 

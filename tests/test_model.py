@@ -39,7 +39,7 @@ def copied(saved, tmp_path):
 
 def test_public_names():
     of_stages = {"PrepareSettings", "AutoencoderSettings", "HierarchySettings", "DenoiserSettings"}
-    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings", "pl", *of_stages}
+    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings", "pl", "read_tree", *of_stages}
     assert all(getattr(bdm, name).__name__ in (name, f"bdm.{name}") for name in bdm.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         bdm.nonsense  # noqa: B018
@@ -117,7 +117,7 @@ def test_nothing_comes_from_a_model_that_is_not_fitted(example_cells, small_sett
 
 
 def test_loaded_model_cannot_be_fitted(saved):
-    with pytest.raises(InputError, match="no cells"):
+    with pytest.raises(InputError, match="cannot be fitted again"):
         BranchedDiffusion.load(saved).fit()
 
 

@@ -28,8 +28,10 @@ def model(small_model):
 
 @pytest.fixture(scope="module")
 def held_out(example_cells):
-    """Half of the cells; the small model has learnt from them, but here this does not matter."""
-    return example_cells[::2].copy()
+    """Half of the cells, with a tenth of their counts lost, as if they had been held out."""
+    cells = example_cells[::2].copy()
+    cells.X.data = np.random.default_rng(0).binomial(cells.X.data.astype(int), 0.9).astype(np.float32)
+    return cells
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +291,7 @@ def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, 
 
 
 def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path):
-    with pytest.raises(InputError, match="give adata_test"):
+    with pytest.raises(InputError, match="give `adata_test=`"):
         small_model.evaluate()
     with pytest.raises(InputError, match="floor is taken"):
         small_model.evaluate(held_out, beside={"floor": held_out})
@@ -302,7 +304,7 @@ def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path
     with pytest.raises(InputError, match="no cells of the model's types, but of 'T-800'"):
         small_model.evaluate(others)
     small_model.save(tmp_path / "model")
-    with pytest.raises(InputError, match="holds no training cells"):
+    with pytest.raises(InputError, match="holds no cells; give the cells"):
         bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu").evaluate(held_out)
     moved = small_model.transmute(held_out, to=NK, from_=[B])
     with pytest.raises(InputError, match="cannot be found before they moved"):

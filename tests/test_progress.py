@@ -53,7 +53,7 @@ def test_short_work_is_not_told_of(clock, caplog):
 @pytest.mark.parametrize("how", ["warnings", "hidden"])
 def test_nothing_is_told_if_not_asked_for(clock, caplog, capsys, monkeypatch, how):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO)
+    caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO, logger="bdm")
     done = []
     for step in progress(range(N), doing="training", total=N, shown=how != "hidden"):
         clock[0] += 3

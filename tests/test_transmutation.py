@@ -4,6 +4,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.errors import InputError
+from bdm.model.match import InputKeys
 from bdm.transmutation.goal import Goal, Pair, mean, read_pair, weights
 from bdm.transmutation.sources import sources_of
 
@@ -90,7 +91,7 @@ def test_batches(example_cells, batch_model):
         (lambda a: a, {"to": "T"}, "no type 'T'"),
         (lambda a: a, {"to": "CD56+ NK", "cell_types": ("x",)}, "no type 'x'"),
         (lambda a: a[a.obs["bulk_labels"] == "CD56+ NK"], {"to": "CD56+ NK"}, "no cells to move"),
-        (lambda a: a, {"to": "CD56+ NK", "label_key": "none"}, "no column 'none'"),
+        (lambda a: a, {"to": "CD56+ NK", "keys": InputKeys(label_key="none")}, "no column 'none'"),
         (lambda a: AnnData(a.X, obs=a.obs[[]], var=a.var), {"to": "CD56+ NK"}, "'bulk_labels' or 'cell_type'"),
         (lambda a: a[:, :50], {"to": "CD56+ NK"}, "genes"),
         (lambda a: AnnData(a.X / 2, obs=a.obs, var=a.var), {"to": "CD56+ NK"}, "not whole"),
@@ -153,7 +154,7 @@ def test_pair_is_read_whatever_its_names():
 
 
 def test_moves_like_others_that_cannot_be(example_cells, small_model):
-    with pytest.raises(InputError, match="Name the types to move"):
+    with pytest.raises(InputError, match="Name the types to transmute"):
         small_model.transmute(example_cells, "new", like=dict(PAIRS))
     with pytest.raises(InputError, match="no type 'odd'"):
         small_model.transmute(example_cells, "new", from_=["CD19+ B"], like={"odd": "CD34+"})

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import OutFolder, Prepared, Seed
+from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
 from bdm.commands.told import Summary
 from bdm.errors import InputError
 from bdm.evaluation.sets import TAKEN, set_name
@@ -13,7 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    prepared: Prepared,
+    cells: Annotated[
+        Path,
+        typer.Argument(
+            help="Cells that the model was fitted on, and test cells: made by bdm prepare, or with --model any.",
+            show_default=False,
+        ),
+    ],
     out: OutFolder,
     generated: Annotated[Path, typer.Argument(help="Generated cells (.h5ad), branched in tables.", show_default=False)],
     *,
@@ -23,6 +29,11 @@ def evaluate(
     ] = None,
     n_repeats: Annotated[int, typer.Option(help="Draws of cells over which scores are averaged.", min=1)] = 3,
     max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=5)] = 500,
+    model: OfModel = None,
+    test_cells: TestCells = None,
+    label_key: LabelKey = None,
+    batch_key: BatchKey = None,
+    counts: Counts = None,
     seed: Seed = 0,
 ) -> Summary:
     """Judge generated cells by held-out test cells, with real training cells beside them as the floor.
@@ -30,6 +41,8 @@ def evaluate(
     Cells are drawn, and at most 20,000 of a set are compared at a time; evaluation.json tells how many of each type.
 
     Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --beside flat=flat.h5ad
+
+    Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
     from dataclasses import asdict
 
@@ -39,15 +52,25 @@ def evaluate(
     from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.report import summary, verdict_lines, write_report
     from bdm.files import sha256, written_whole
+    from bdm.model.fitted_cells import read_real_cells_for
+    from bdm.model.match import InputKeys
+    from bdm.model.model import load_model
     from bdm.provenance import provenance
 
+    if model is None and test_cells is not None:
+        raise InputError("Test cells of their own are taken with a model; give `model=` too.")
     settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
     files = named_files(generated, beside or [])
     with written_whole(out, folder_of="evaluation.json") as folder:
-        real = read_real_cells(prepared, on_disk=True)
+        if model is None:
+            real = read_real_cells(cells, on_disk=True)
+        else:
+            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+            real = read_real_cells_for(load_model(model), cells, test_cells, keys)
         sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
-        hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
+        made_of = {"prepared": cells, "model": model, "test_cells": test_cells, **files}
+        hashes = {name: sha256(file) for name, file in made_of.items() if file is not None}
         folder.mkdir()
         record = provenance(seed=seed, settings=asdict(settings), sha256=hashes)
         write_report(folder, evaluation, real.names, provenance=record)

@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import ModelFolder, Seed
+from bdm.commands.options import BatchKey, Counts, LabelKey, ModelFolder, Seed
 from bdm.commands.told import DryRun, Summary, generating
 
 
@@ -20,12 +20,9 @@ def extend(
         list[str] | None,
         typer.Option(help="Known type to learn anew from more cells; may be repeated.", show_default=False),
     ] = None,
-    label_key: Annotated[
-        str | None, typer.Option(help="Column of obs with the cell types.", show_default="the model's")
-    ] = None,
-    counts: Annotated[
-        str, typer.Option(help="Where the raw counts are: X, raw, the name of a layer, or auto.")
-    ] = "auto",
+    label_key: LabelKey = None,
+    batch_key: BatchKey = None,
+    counts: Counts = None,
     missing_as_zero: Annotated[
         bool, typer.Option("--missing-as-zero", help="Take genes that the cells lack as not expressed.")
     ] = False,
@@ -64,6 +61,7 @@ def extend(
     from bdm.extension.refit import refit as refitted
     from bdm.extension.report import summary, write_tables
     from bdm.files import sha256, written_whole
+    from bdm.model.match import InputKeys
     from bdm.model.model import load_model, save_model
     from bdm.plotting.extension import write_figures
     from bdm.provenance import provenance
@@ -80,8 +78,7 @@ def extend(
             loaded,
             cell_types=tuple(cell_type or ()),
             update=tuple(update or ()),
-            label_key=label_key,
-            counts=counts,
+            keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
             missing_as_zero=missing_as_zero,
             seed=seed,
         )

@@ -32,6 +32,9 @@ def fit(
     gene_symbols: GeneSymbols = None,
     min_genes_per_cell: Annotated[int, typer.Option(help="Leave out cells with counts of fewer genes.")] = 0,
     min_cells_per_type: Annotated[int, typer.Option(help="Leave out types of fewer cells.")] = 10,
+    test: Annotated[
+        float, typer.Option(help="Fraction of cells to hold out, by which bdm evaluate --model evaluates.", min=0)
+    ] = 0.0,
     threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
     tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
     n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 30,
@@ -75,7 +78,7 @@ def fit(
             gene_symbols=gene_symbols,
             min_genes_per_cell=min_genes_per_cell,
             min_cells_per_type=min_cells_per_type,
-            test=0.0,
+            test=test,
         ),
         autoencoder=AutoencoderSettings(n_latent=n_latent, n_steps=autoencoder_steps),
         hierarchy=HierarchySettings(threshold=threshold),

@@ -15,6 +15,10 @@ def generate(
     cells_like: Annotated[
         Path | None, typer.Option(help="AnnData whose numbers of cells by type to follow.", show_default=False)
     ] = None,
+    label_key: Annotated[
+        str | None,
+        typer.Option(help="Column of obs with the cell type, in --cells-like.", show_default="as in the model's data"),
+    ] = None,
     cells_from: Annotated[
         Path | None, typer.Option(help="CSV with cell_type, n_cells and maybe batch.", show_default=False)
     ] = None,
@@ -45,6 +49,7 @@ def generate(
     from bdm.generation.places import WHOLE, Part
     from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.generation.write import write_cells
+    from bdm.model.match import InputKeys
     from bdm.model.model import load_model
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
@@ -58,7 +63,7 @@ def generate(
         loaded = load_model(model, device=fabric(device).device)
         asked = cells
         if cells_like is not None:
-            asked = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded)
+            asked = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:
             asked = read_request(cells_from)
         request = request_cells(loaded, asked)

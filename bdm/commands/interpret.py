@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import ModelFolder, OutFolder, Prepared, Seed
+from bdm.commands.options import BatchKey, Counts, LabelKey, ModelFolder, OutFolder, Seed
 from bdm.commands.told import Summary
 
 logger = logging.getLogger(__name__)
@@ -12,7 +12,13 @@ logger = logging.getLogger(__name__)
 
 def interpret(
     model: ModelFolder,
-    prepared: Prepared,
+    cells: Annotated[
+        Path,
+        typer.Argument(
+            help="Cells that the model was fitted on, with test cells if any: made by bdm prepare, or raw.",
+            show_default=False,
+        ),
+    ],
     generated: Annotated[Path, typer.Argument(help="Cells made by bdm generate (.h5ad).", show_default=False)],
     out: OutFolder,
     *,
@@ -25,6 +31,9 @@ def interpret(
         Path | None,
         typer.Option(help="Gene sets whose enrichment at each branch is wanted (.gmt)."),
     ] = None,
+    label_key: LabelKey = None,
+    batch_key: BatchKey = None,
+    counts: Counts = None,
     seed: Seed = 0,
 ) -> Summary:
     """Find the genes that part the children of each node in the model, and check them against held-out cells.
@@ -40,16 +49,18 @@ def interpret(
     from bdm.interpretation.interpret import InterpretationSettings
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.report import summary, write_report
+    from bdm.model.match import InputKeys
     from bdm.plotting.interpretation import write_figures
     from bdm.provenance import provenance
 
     settings = InterpretationSettings(n_genes=n_genes)
     with written_whole(out, folder_of="interpretation.json") as folder:
-        inputs = read_inputs(model, prepared, generated, markers=markers, gene_sets=gene_sets, seed=seed)
+        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+        inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
         files = {
             "model": model,
-            "prepared": prepared,
+            "prepared": cells,
             "generated": generated,
             "markers": markers,
             "gene_sets": gene_sets,

@@ -20,6 +20,31 @@ OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", file_okay=Fa
 Prepared = Annotated[Path, typer.Argument(help="Cells made by bdm prepare (.h5ad).", show_default=False)]
 AutoencoderFolder = Annotated[Path, typer.Argument(help="Folder made by bdm autoencoder.", show_default=False)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder made by bdm train or bdm fit.", show_default=False)]
+LabelKey = Annotated[
+    str | None, typer.Option(help="Column of obs with the cell type.", show_default="as in the model's data")
+]
+BatchKey = Annotated[
+    str | None, typer.Option(help="Column of obs with the batch.", show_default="as in the model's data")
+]
+Counts = Annotated[
+    str | None,
+    typer.Option(
+        help="Where raw counts are: X, raw, the name of a layer, or auto.", show_default="as in the model's data"
+    ),
+]
+OfModel = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="Model that was fitted on the cells, where these are not made by bdm prepare.",
+        show_default=False,
+        file_okay=False,
+    ),
+]
+TestCells = Annotated[
+    Path | None,
+    typer.Option(help="Cells that the model was not fitted on, to evaluate by; needs --model.", show_default=False),
+]
 LearningRate = Annotated[float, typer.Option(help="Highest learning rate; lower it where training goes wrong.")]
 CheckpointEvery = Annotated[
     float, typer.Option(help="Seconds between two writings of what interrupted training goes on from.", min=0)

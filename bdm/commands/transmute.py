@@ -3,7 +3,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.options import Device, ModelFolder, OutFile, Seed
+from bdm.commands.options import BatchKey, Counts, Device, LabelKey, ModelFolder, OutFile, Seed
 from bdm.commands.told import Summary
 
 
@@ -25,9 +25,9 @@ def transmute(
             show_default=False,
         ),
     ] = None,
-    label_key: Annotated[
-        str | None, typer.Option(help="Column of obs with the cell types.", show_default="the model's")
-    ] = None,
+    label_key: LabelKey = None,
+    batch_key: BatchKey = None,
+    counts: Counts = None,
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Noise the cells on the way up, so that none keeps its place.")
     ] = False,
@@ -48,6 +48,7 @@ def transmute(
     from bdm.diffusion.walk import SamplerSettings
     from bdm.files import sha256, written_whole
     from bdm.generation.write import write_cells
+    from bdm.model.match import InputKeys
     from bdm.model.model import load_model
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
@@ -59,7 +60,8 @@ def transmute(
     with written_whole(out) as path:
         loaded = load_model(model, device=fabric(device).device)
         goal = Goal(to, tuple(read_pair(text, loaded.cell_types) for text in like or ()))
-        sources = sources_of(read_cells(cells), loaded, goal, cell_types=tuple(from_ or ()), label_key=label_key)
+        keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+        sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=tuple(from_ or ()))
         moved = transmuted_cells(loaded, sources, goal, settings, seed=seed)
         record = provenance(
             seed=seed,

@@ -9,6 +9,11 @@ from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 
 
+def is_prepared(adata: AnnData) -> bool:
+    """Whether cells were made by ``bdm prepare``."""
+    return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
+
+
 def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
     """Read prepared cells.
 
@@ -23,8 +28,7 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
         If the file cannot be read, or was not made by ``bdm prepare``.
     """
     adata = read_cells(path, on_disk=on_disk)
-    lacking = [column for column in ("cell_type", "split") if column not in adata.obs]
-    if lacking or "bdm" not in adata.uns:
+    if not is_prepared(adata):
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
     adata.X = by_rows(adata.X)
     return adata

@@ -41,7 +41,7 @@ class EvaluationSettings:
         check_at_least(self, n_repeats=1, max_cells_per_type=FEWEST_FOR_MEANS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of sets of cells, averaged over repeats; the floor is the first set.
 
@@ -70,6 +70,11 @@ class Evaluation:
     judged: dict[str, Cells]
     seed: int
     bounds: Bounds
+
+    def __repr__(self) -> str:
+        n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
+        scores = self.overall.to_string(float_format="{:.3f}".format)
+        return f"Evaluation by {n_test:,} test cells of {n_types} types\n{scores}"
 
     @property
     def n_compared(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from anndata.utils import make_index_unique
 from bdm.data.columns import is_unfit
 from bdm.data.split import split_by_type
 from bdm.errors import InputError
-from bdm.model.match import batches_of, counts_of, labels_of
+from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,7 @@ def new_cells(
     *,
     cell_types: tuple[str, ...] = (),
     update: tuple[str, ...] = (),
-    label_key: str | None = None,
-    counts: str = "auto",
+    keys: InputKeys = SAME,
     missing_as_zero: bool = False,
     seed: int,
 ) -> NewCells:
@@ -64,17 +63,17 @@ def new_cells(
         If there is nothing to learn, a type is known that should be new or the other way round, has too few cells, or
         genes are missing.
     """
-    labels = labels_of(adata, model, label_key)
+    labels = labels_of(adata, model, keys)
     check_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new(labels, model))), *update)
     for name in filter(is_unfit, chosen):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
-    cells = counts_of(adata[taken], model.autoencoder.genes, source=counts, missing_as_zero=missing_as_zero)
+    cells = model_counts(adata[taken], model, keys, missing_as_zero=missing_as_zero)
     cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
     known_batches, batches = model.autoencoder.batches, ()
     if known_batches:
-        batch = batches_of(adata[taken], model, new_allowed=True)
+        batch = batches_of(adata[taken], model, keys, new_allowed=True)
         batches = tuple(sorted(set(batch[cells.obs["cell_type"].isin(chosen)]) - set(known_batches)))
         cells.obs["batch"] = pd.Categorical(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
@@ -123,7 +122,7 @@ def prepared(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> a
         raise InputError(f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {FEWEST} are needed.")
     cells = cells.copy()
     cells.obs["cell_type"] = pd.Categorical([name] * cells.n_obs)
-    split = model.autoencoder.provenance["prepare"]
+    split = model.preparation
     cells.obs["split"] = split_by_type(
         cells.obs["cell_type"], validation=split["validation"], test=split["test"], seed=seed
     )
@@ -159,7 +158,7 @@ def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None)
     for column in ("cell_type", "batch", "split"):
         if column in cells.obs:
             cells.obs[column] = cells.obs[column].astype(str).astype("category")
-    settings = model.autoencoder.provenance["prepare"]
+    settings = model.preparation
     cells.uns["bdm"] = {
         "version": model.provenance["version"],
         "seed": settings["seed"],

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bdm.data.columns import text
 from bdm.errors import InputError
+from bdm.model.match import SAME, InputKeys, label_column
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
@@ -88,19 +89,17 @@ def read_request(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
 
 
-def numbers_like(obs: pd.DataFrame, model: BranchedModel) -> dict[str, int]:
-    """Numbers of cells of a model's types in a data set's ``obs``, in the model's column of types or ``cell_type``.
+def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> dict[str, int]:
+    """Numbers of cells of a model's types in a data set's ``obs``.
 
     Cells of other types, as of those that were too few to learn from, are not counted, with a warning.
 
     Raises
     ------
     InputError
-        If it has neither column, or no cells of the model's types.
+        If it has no column of cell types, or no cells of the model's types.
     """
-    key = model.label_key if model.label_key in obs else "cell_type"
-    if key not in obs:
-        raise InputError(f"obs has neither a column {model.label_key!r} nor 'cell_type'; it has {', '.join(obs)}.")
+    key = label_column(obs, model, keys)
     labels = text(obs[key]).astype(object).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])

@@ -4,7 +4,7 @@ from bdm.errors import InputError
 from bdm.hierarchy.topology import Clade
 from bdm.hierarchy.tree import Hierarchy
 
-TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")
+TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")
 
 
 def quoted(name: str) -> str:
@@ -39,13 +39,18 @@ def from_newick(text: str) -> Clade:
     position, name, skip, closed = 0, None, False, None
     while match := TOKEN.match(text, position):
         position = match.end()
-        label, comment, sign, word = match.groups()
+        single, double, comment, sign, word = match.groups()
         if comment is not None:
             continue
         if sign is None:
             if not skip and closed is None:
-                text_of = label.replace("''", "'") if label is not None else word.replace("_", " ")
-                name = text_of if name is None else f"{name} {text_of}"
+                if single is not None:
+                    label = single.replace("''", "'")
+                elif double is not None:
+                    label = double.replace('""', '"')
+                else:
+                    label = word.replace("_", " ")
+                name = label if name is None else f"{name} {label}"
             continue
         if sign == ":":
             skip = True

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 from bdm.errors import InputError
@@ -5,9 +6,33 @@ from bdm.files import read_json
 from bdm.hierarchy.newick import from_newick
 from bdm.hierarchy.topology import Clade, from_nested
 
+Tree = Clade | Path | str | Sequence  # a shape, a file, Newick text, or nested lists of cell types
 
-def read_tree(path: Path) -> Clade:
-    """Read a user's tree: nested lists of cell types in ``.json``, or Newick in any other file.
+
+def as_clade(tree: Tree) -> Clade:
+    """Turn a user's tree, in any form of :data:`Tree`, into its shape.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    if isinstance(tree, Clade):
+        return tree
+    if isinstance(tree, Path) or (isinstance(tree, str) and not tree.lstrip().startswith("(")):
+        return read_tree(tree)
+    return from_newick(tree) if isinstance(tree, str) else from_nested(tree)
+
+
+def read_tree(path: Path | str) -> Clade:
+    """Read a tree of cell types: nested lists in ``.json``, or Newick in any other file.
+
+    Of Newick, names in single or double quotes and without quotes are read, where an underscore stands for a space;
+    branch lengths, comments and names of inner nodes make no difference.
+
+    Returns
+    -------
+    Shape of the tree, for the argument ``tree`` of :class:`bdm.BranchedDiffusion`.
 
     Raises
     ------

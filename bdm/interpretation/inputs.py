@@ -7,13 +7,14 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.data.blocks import cells_of
-from bdm.data.prepared import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, bounded, draw
 from bdm.evaluation.inputs import check_genes, open_counts, some
 from bdm.evaluation.stored import StoredCells, checked
 from bdm.interpretation.gene_sets import GivenGenes, read_given
 from bdm.interpretation.real_genes import halves_of
+from bdm.model.fitted_cells import read_fitted_cells
+from bdm.model.match import SAME, InputKeys
 from bdm.model.model import BranchedModel, load_model
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,18 @@ def read_inputs(
     model: Path,
     prepared: Path,
     generated: Path,
+    keys: InputKeys = SAME,
     *,
     markers: Path | None = None,
     gene_sets: Path | None = None,
     seed: int = 0,
 ) -> Inputs:
     """Read what an interpretation needs.
+
+    Parameters
+    ----------
+    prepared
+        Cells that the model was fitted on, made by ``bdm prepare`` or raw.
 
     Raises
     ------
@@ -72,7 +79,7 @@ def read_inputs(
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     given = read_given(markers, gene_sets, loaded.gene_names)
-    real, new = read_prepared(prepared, on_disk=True), open_counts(generated, columns=("cell_type",))
+    real, new = read_fitted_cells(prepared, loaded, keys), open_counts(generated, columns=("cell_type",))
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()

@@ -73,7 +73,7 @@ class ContrastGenes:
         return BranchAgreement.of(ours, self.test, n_genes=n_genes) if ours and self.test else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Interpretation:
     """The hybrids and genes of every branch, how far they hold in real cells, and the markers of cell types.
 
@@ -100,6 +100,10 @@ class Interpretation:
     markers: Markers
     places: Places
     held_out: bool
+
+    def __repr__(self) -> str:
+        n_types = len(self.hierarchy.cell_types)
+        return f"Interpretation of {len(self.nodes)} branch points, {n_types} cell types x {len(self.genes):,} genes"
 
     @property
     def genes(self) -> pd.Index:

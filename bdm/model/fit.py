@@ -15,7 +15,7 @@ from bdm.latent.cells import latent_cells
 from bdm.latent.moments import type_moments
 from bdm.latent.whitening import fit_whitening
 from bdm.model.collapse import check_types
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, composition_of
 from bdm.threads import using_threads
 
 
@@ -70,13 +70,8 @@ def fit_model(
         moments=moments,
         hierarchy=hierarchy,
         denoiser=fitted.network,
-        composition=_composition(latent.obs[latent.obs["split"] != "test"]),
+        composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
         provenance=provenance,
     )
     return model, fitted.history
-
-
-def _composition(obs: pd.DataFrame) -> pd.DataFrame:
-    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("", index=obs.index)
-    return pd.crosstab(obs["cell_type"].astype(str), batch).rename_axis(index=None, columns=None)

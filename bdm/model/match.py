@@ -1,6 +1,7 @@
-"""Match cells from elsewhere with what a model knows."""
+"""What a model needs of other cells: counts of its genes, their cell types and batches."""
 
 import logging
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,54 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.columns import text
-from bdm.data.counts import raw_counts
+from bdm.data.counts import raw_counts, slots_of
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputKeys:
+    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on.
+
+    Attributes
+    ----------
+    label_key, batch_key
+        Columns of ``obs`` with the cell type and the batch.
+    counts
+        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+    """
+
+    label_key: str | None = None
+    batch_key: str | None = None
+    counts: str | None = None
+
+    def found_in(self, adata: AnnData) -> "InputKeys":
+        """Leave out what an AnnData lacks, as cells that bdm generated lack columns of other cells."""
+        has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": slots_of(adata)}
+        return replace(self, **{name: None for name, names in has.items() if getattr(self, name) not in names})
+
+
+SAME = InputKeys()
+
+
+def model_counts(
+    adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, missing_as_zero: bool = False
+) -> AnnData:
+    """Find the raw counts of a model's genes, in their order, as :func:`counts_of` does.
+
+    Without ``keys.counts``, counts are taken from where the model's data had them, if the cells have that slot.
+    """
+    source = counts_slot(adata, model, keys)
+    return counts_of(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
+
+
+def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
+    """Name the slot with the raw counts: the given one, the slot of the model's data if there is one, or ``auto``."""
+    remembered = model.preparation["counts"]
+    return keys.counts or (remembered if remembered in slots_of(adata) else "auto")
 
 
 def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False) -> AnnData:
@@ -42,7 +85,7 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
     if len(missing) and not missing_as_zero:
         raise InputError(
             f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
-            "needs them all."
+            "needs all of them."
         )
     if len(missing) == len(genes):
         raise InputError(f"The cells have none of the model's {len(genes)} genes, such as {genes.index[0]}.")
@@ -53,7 +96,7 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
     return AnnData(sparse.csr_matrix(padded[:, place]), obs=counts.obs, var=genes)
 
 
-def known_cells(adata: AnnData, model: BranchedModel, label_key: str | None = None) -> Cells:
+def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
     """Take the cells of types that a model knows, with its genes in its order; others are left out with a warning.
 
     Raises
@@ -61,14 +104,14 @@ def known_cells(adata: AnnData, model: BranchedModel, label_key: str | None = No
     InputError
         If there are no such cells, no column has their types, or genes are missing.
     """
-    labels = labels_of(adata, model, label_key)
+    labels = labels_of(adata, model, keys)
     known = labels.isin(model.cell_types).to_numpy()
     others = ", ".join(map(repr, labels[~known].unique()[:5]))
     if not known.any():
         raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), others)
-    counts = counts_of(adata[known], model.autoencoder.genes).X
+    counts = model_counts(adata[known], model, keys).X
     return Cells(sparse.csr_matrix(counts, dtype=np.float32), labels[known].to_numpy(dtype=str))
 
 
@@ -95,19 +138,55 @@ def is_text(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype)
 
 
-def labels_of(adata: AnnData, model: BranchedModel, label_key: str | None) -> pd.Series:
-    """Cell type of each cell, from the first column that there is; missing where it tells none."""
-    keys = (label_key,) if label_key else (model.label_key, "cell_type")
-    for key in keys:
-        if key in adata.obs:
-            return text(adata.obs[key]).astype(object).replace(["", "nan"], None)
+def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str:
+    """Name the column of ``obs`` with the cell types: the given one, the model's own, or ``cell_type``.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    """
+    candidates = (keys.label_key,) if keys.label_key else tuple(dict.fromkeys([model.label_key, "cell_type"]))
+    for key in candidates:
+        if key in obs:
+            return key
     raise InputError(
-        f"obs has no column {' or '.join(map(repr, keys))} with the cell types; name it by `label_key=` "
-        f"(there are: {', '.join(map(str, adata.obs)) or 'none'})."
+        f"obs has no column {' or '.join(map(repr, candidates))} with the cell types; name it by `label_key=` "
+        f"(there are: {', '.join(map(str, obs)) or 'none'})."
     )
 
 
-def batches_of(adata: AnnData, model: BranchedModel, *, new_allowed: bool = False) -> np.ndarray:
+def labels_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> pd.Series:
+    """Cell type of each cell; missing where its column has no value."""
+    return text(adata.obs[label_column(adata.obs, model, keys)]).astype(object).replace(["", "nan"], None)
+
+
+def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
+    """Name the column of ``obs`` with the batches: the given one, the model's own, or ``batch``.
+
+    Returns
+    -------
+    None if the model has no batches.
+
+    Raises
+    ------
+    InputError
+        If it has, and there is no such column.
+    """
+    if not model.autoencoder.batches:
+        return None
+    candidates = (keys.batch_key,) if keys.batch_key else (model.preparation["batch_key"], "batch")
+    for key in candidates:
+        if key in obs:
+            return key
+    raise InputError(
+        f"obs has no column {candidates[0]!r} with the batches, which the model needs; name it by `batch_key=`."
+    )
+
+
+def batches_of(
+    adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, new_allowed: bool = False
+) -> np.ndarray:
     """Batch of each cell; ``""`` where the model has no batches.
 
     Raises
@@ -118,13 +197,8 @@ def batches_of(adata: AnnData, model: BranchedModel, *, new_allowed: bool = Fals
     known = model.autoencoder.batches
     if not known:
         return np.full(adata.n_obs, "")
-    key = model.autoencoder.provenance["prepare"]["batch_key"]
-    for column in (key, "batch"):
-        if column in adata.obs:
-            named = text(adata.obs[column])
-            break
-    else:
-        raise InputError(f"obs has no column {key!r} with the batches, which the model needs.")
+    column = batch_column(adata.obs, model, keys)
+    named = text(adata.obs[column])
     if named.isna().any():
         raise InputError(
             f"obs[{column!r}] has no batch for {named.isna().sum()} of {len(named)} cells, for example "

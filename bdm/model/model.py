@@ -70,7 +70,18 @@ class BranchedModel:
     @property
     def label_key(self) -> str:
         """Column of ``obs`` that held the cell types of the data."""
-        return self.autoencoder.provenance["prepare"]["label_key"]
+        return self.preparation["label_key"]
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """Settings by which the data that the model was fitted on were prepared."""
+        return self.autoencoder.provenance["prepare"]
+
+
+def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
+    """Count cells of each type (rows) in each batch (columns; one column ``""`` where there are no batches)."""
+    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("", index=obs.index)
+    return pd.crosstab(obs["cell_type"].astype(str), batch).rename_axis(index=None, columns=None)
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:

@@ -29,7 +29,7 @@ class MovedCells:
         return self.after[rows], self.before[rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MoveEvaluation:
     """Scores of moved cells by the type that they were of.
 
@@ -46,6 +46,9 @@ class MoveEvaluation:
     table: pd.DataFrame
     real: RealCells
     moved: dict[str, MovedCells]
+
+    def __repr__(self) -> str:
+        return f"Evaluation of cells transmuted to {self.to}\n{self.table.to_string(float_format='{:.3f}'.format)}"
 
     @property
     def source_types(self) -> list[str]:

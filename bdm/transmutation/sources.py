@@ -6,7 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.errors import InputError
-from bdm.model.match import batches_of, counts_of, labels_of
+from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.transmutation.goal import Goal
 
@@ -31,7 +31,7 @@ class Sources:
 
 
 def sources_of(
-    adata: AnnData, model: BranchedModel, goal: Goal, *, cell_types: tuple[str, ...] = (), label_key: str | None = None
+    adata: AnnData, model: BranchedModel, goal: Goal, keys: InputKeys = SAME, *, cell_types: tuple[str, ...] = ()
 ) -> Sources:
     """Take the cells to move, and check that the model can.
 
@@ -43,8 +43,6 @@ def sources_of(
         Cells with raw counts of at least the model's genes.
     cell_types
         Types whose cells to take; all but that to move to if none are named.
-    label_key
-        Column of ``obs`` with the cell types; that of the model's data, or ``cell_type``, if not given.
 
     Raises
     ------
@@ -54,21 +52,21 @@ def sources_of(
     check_types(model, (*goal.cell_types, *cell_types))
     if goal.like and not cell_types:
         raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
-    labels = labels_of(adata, model, label_key)
+    labels = labels_of(adata, model, keys)
     known = labels.isin(model.cell_types)
     if not known.all():
         logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), some(labels[~known]))
     taken = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
     if not taken.any():
         raise InputError(f"There are no cells to move to {goal.to!r}; the cells are of the types {some(labels)}.")
-    chosen, labels = counts_of(adata, model.autoencoder.genes)[taken], labels[taken]
+    chosen, labels = model_counts(adata, model, keys)[taken], labels[taken]
     seen = np.asarray(chosen.X.sum(axis=1)).ravel() > 0
     if not seen.all():
         logger.warning("Left out %d cells with no counts of the model's genes.", (~seen).sum())
     if not seen.any():
         raise InputError("No cell has counts of the model's genes.")
     chosen = chosen[seen].copy()
-    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model))
+    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model, keys))
 
 
 def check_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:

@@ -61,7 +61,7 @@ rule extend:
         types=options_each("--type", "addition/types"),
         renewed=options_each("--update", "addition/update"),
         label_key=option("--label-key", "addition/label_key"),
-        counts=setting("addition/counts"),
+        counts=option("--counts", "addition/counts"),
         missing_as_zero=switch("--missing-as-zero", "addition/missing_as_zero"),
         seed=lookup(within=settings, dpath="seed"),
         settings=tracked("addition"),
@@ -73,7 +73,7 @@ rule extend:
         " {params.types}"
         " {params.renewed}"
         " {params.label_key}"
-        " --counts {params.counts:q}"
+        " {params.counts}"
         " {params.missing_as_zero}"
         " --seed {params.seed}"
         " --threads {threads}"

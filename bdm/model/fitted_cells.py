@@ -1,0 +1,204 @@
+"""The cells that a model was fitted on, found again in any AnnData that holds them, and cells to evaluate it by."""
+
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.data.blocks import UnreadableError, by_rows
+from bdm.data.counts import slots_of
+from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepared import is_prepared
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.inputs import RealCells, check_number
+from bdm.model.match import (
+    SAME,
+    InputKeys,
+    batch_column,
+    counts_slot,
+    known_cells,
+    label_column,
+    labels_of,
+    model_counts,
+)
+from bdm.model.model import BranchedModel, composition_of
+
+logger = logging.getLogger(__name__)
+
+FEWEST_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
+
+
+def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
+    """Prepare cells as the data of a model were prepared: its genes in its order, its cell types, and the same split.
+
+    Parameters
+    ----------
+    adata
+        The cells that the model was fitted on, raw as they were given or made by ``bdm prepare``.
+
+    Returns
+    -------
+    Prepared cells, as :func:`bdm.data.prepare.prepare` gives them.
+
+    Raises
+    ------
+    InputError
+        If genes, cell types or batches of the model are missing.
+    """
+    genes = model.autoencoder.genes.index
+    if is_prepared(adata):
+        lacking = genes.difference(adata.var_names)
+        if len(lacking):
+            raise InputError(f"The prepared cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
+        cells = adata[:, genes].copy()
+    else:
+        cells = _prepared_again(adata, model, keys)
+    lacking = sorted(set(model.cell_types) - set(cells.obs["cell_type"].astype(str)))
+    if lacking:
+        raise InputError(
+            f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
+            "with the cells of added types."
+        )
+    found, expected = composition_of(cells.obs[cells.obs["split"] != "test"]), model.composition
+    aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
+    if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
+        logger.warning(
+            "The model was fitted on other cells: on %d, and these would be %d, or other numbers of each type.",
+            expected.to_numpy().sum(),
+            found.to_numpy().sum(),
+        )
+    return cells
+
+
+def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
+    genes, counts = model.autoencoder.genes.index, counts_slot(adata, model, keys)
+    labels = labels_of(adata, model, keys)
+    others = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))
+    label_key = label_column(adata.obs, model, keys)
+    batch_key = batch_column(adata.obs, model, keys)
+    slots = slots_of(adata)
+    slots = [slots[counts]] if counts in slots else list(slots.values())
+    if not any(genes.isin(slot.var_names).all() for slot in slots):  # but maybe by identifiers
+        adata, counts = model_counts(adata, model, keys), "X"
+    known = {field.name for field in fields(PrepareSettings)}
+    settings = PrepareSettings(**{name: value for name, value in model.preparation.items() if name in known})
+    settings = replace(
+        settings,
+        label_key=label_key,
+        batch_key=batch_key,
+        counts=counts,
+        leave_out=others,
+        genes=tuple(genes),
+        keep_genes=None,
+        gene_symbols=settings.gene_symbols if settings.gene_symbols in adata.var else None,
+        min_cells_per_gene=0,
+        min_cells_per_type=1 + (settings.validation > 0) + (settings.test > 0),
+    )
+    return prepare(adata, settings)[:, genes].copy()
+
+
+def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
+    """Read the cells that a model was fitted on, as :func:`fitted_cells` does; a prepared file stays on disk."""
+    adata = read_cells(path, on_disk=True)
+    if is_prepared(adata):
+        adata.X = by_rows(adata.X)
+        return adata
+    try:
+        return fitted_cells(adata, model, keys)
+    except UnreadableError:
+        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def real_cells_for(
+    model: BranchedModel, prepared: AnnData, adata_test: AnnData | None = None, keys: InputKeys = SAME
+) -> RealCells:
+    """Take the training cells of a model, and cells to evaluate by: the test cells, or others that are given.
+
+    Parameters
+    ----------
+    prepared
+        As :func:`fitted_cells` gives them.
+    adata_test
+        Cells that the model was not fitted on, with raw counts.
+
+    Raises
+    ------
+    InputError
+        If there are no cells to evaluate by, too few, or most of them are training cells.
+    """
+    genes = model.autoencoder.genes.index
+    is_test = (prepared.obs["split"] == "test").to_numpy()
+    if adata_test is None and not is_test.any():
+        raise InputError(
+            "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
+            "`test=0.2`."
+        )
+    cells = Cells.of(prepared[:, genes])
+    training = cells[np.flatnonzero(~is_test)]
+    test = cells[np.flatnonzero(is_test)] if adata_test is None else known_cells(adata_test, model, keys)
+    if adata_test is not None:
+        check_held_out(test, training, adata_test.obs_names, prepared.obs_names[~is_test])
+    check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
+    return RealCells(training, test, model.gene_names)
+
+
+def read_real_cells_for(
+    model: BranchedModel, path: Path, test: Path | None = None, keys: InputKeys = SAME
+) -> RealCells:
+    """Read what :func:`real_cells_for` takes: the cells that a model was fitted on, and maybe a file of test cells.
+
+    Raises
+    ------
+    InputError
+        As :func:`fitted_cells` and :func:`real_cells_for` do.
+    """
+    adata = read_cells(path)
+    try:
+        prepared = fitted_cells(adata, model, keys)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return real_cells_for(model, prepared, None if test is None else read_cells(test), keys)
+
+
+def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_names: pd.Index) -> None:
+    """Refuse test cells most of which are training cells, as their counts or names show, and warn where some are.
+
+    Parameters
+    ----------
+    test_names, training_names
+        Names of the cells; the names of cells that are not among ``test`` make no difference.
+    """
+    enough = test.n_detected >= FEWEST_GENES
+    same = np.isin(fingerprints(test), fingerprints(training)) & enough
+    n_same, n_test = int(same.sum()), len(test)
+    if n_same > n_test / 2:
+        raise InputError(
+            f"{n_same} of {n_test} test cells have the counts of training cells; give cells that the model was not "
+            "fitted on."
+        )
+    if n_same:
+        logger.warning("%d of %d test cells have the counts of training cells: scores flatter.", n_same, n_test)
+        return
+    n_named = int(test_names.isin(training_names).sum())
+    if n_named:
+        logger.warning(
+            "%d of %d test cells have the names of training cells, though other counts; make sure that the model was "
+            "not fitted on them.",
+            n_named,
+            len(test_names),
+        )
+
+
+def fingerprints(cells: Cells) -> np.ndarray:
+    """Hash of the counts of each cell, equal for equal counts."""
+    counts = cells.counts.sorted_indices()
+    rng = np.random.default_rng(0)
+    weights = rng.integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)
+    return counts.astype(np.uint64) @ weights

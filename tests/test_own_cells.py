@@ -1,0 +1,368 @@
+"""Cells that keep counts, types and batches where other data do not, through Python and the command line."""
+
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import bdm
+from bdm.cli import app
+from bdm.errors import InputError
+from bdm.model.fitted_cells import fitted_cells
+from bdm.model.match import InputKeys
+
+B, NK = "CD19+ B", "CD56+ NK"
+
+
+@pytest.fixture(scope="module")
+def awkward(example_cells) -> AnnData:
+    """Counts in a layer beside normalised values, types and donors in columns of odd names, batches that repeat."""
+    cells = AnnData(example_cells.X.copy(), var=example_cells.var[[]].copy())
+    cells.obs_names = example_cells.obs_names
+    cells.layers["raw_counts"] = cells.X.copy()
+    cells.X = cells.X.log1p()
+    cells.obs["annotation"] = example_cells.obs["bulk_labels"].to_numpy()
+    cells.obs["person"] = np.where(np.arange(cells.n_obs) % 2, "one", "two")
+    return cells
+
+
+@pytest.fixture(scope="module")
+def quick(small_settings):
+    """Few steps, and a fifth of the cells held out."""
+    return replace(
+        small_settings,
+        prepare=bdm.PrepareSettings(
+            label_key="annotation", batch_key="person", counts="raw_counts", n_genes=150, test=0.2, seed=7
+        ),
+        autoencoder=replace(small_settings.autoencoder, n_steps=20),
+        denoiser=replace(small_settings.denoiser, n_steps=20),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(awkward, quick):
+    return bdm.BranchedDiffusion(awkward, settings=quick).fit()
+
+
+@pytest.fixture(scope="module")
+def folder(awkward, fitted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    fitted.save(folder / "model")
+    awkward.copy().write_h5ad(folder / "cells.h5ad")
+    return folder
+
+
+# ---- settings
+
+
+def test_settings_are_used_and_not_contradicted(fitted, awkward, quick):
+    assert fitted.model.preparation["label_key"] == "annotation"
+    assert fitted.model.preparation["batch_key"] == "person"
+    assert fitted.seed == fitted.model.preparation["seed"] == fitted.model.provenance["seed"] == 7
+    for given in ({"label_key": "person"}, {"batch_key": "annotation"}, {"seed": 3}):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is .* in settings.prepare; give it in one place"):
+            bdm.BranchedDiffusion(awkward, settings=quick, **given)
+    with pytest.raises(InputError, match=r"takes a bdm\.Settings, not PrepareSettings"):
+        bdm.BranchedDiffusion(awkward, settings=quick.prepare)
+
+
+def test_arguments_complete_settings(awkward, small_settings):
+    prepare = replace(small_settings.prepare, counts="raw_counts")
+    given = {"label_key": "annotation", "batch_key": "person", "seed": 5}
+    model = bdm.BranchedDiffusion(awkward, settings=replace(small_settings, prepare=prepare), **given)
+    assert {name: getattr(model.settings.prepare, name) for name in given} == given
+    assert model.seed == 5
+
+
+# ---- the model remembers where the data keep what it needs
+
+
+def test_cells_are_taken_from_where_the_data_had_them(fitted, awkward):
+    assert fitted.transmute(awkward[:200], to=NK).n_obs > 0
+    evaluation = fitted.evaluate(n_repeats=1)
+    assert list(evaluation.overall) == ["floor", "branched"]
+
+
+def test_cells_may_keep_things_elsewhere(fitted, awkward):
+    cells = awkward[:200].copy()
+    expected = fitted.transmute(cells, to=NK)
+    cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
+    cells.layers["umi"] = cells.layers.pop("raw_counts")
+    keys = {"label_key": "kind", "batch_key": "patient", "counts": "umi"}
+    assert (fitted.transmute(cells, to=NK, **keys).X != expected.X).nnz == 0
+    for name, message in {
+        "label_key": "name it by `label_key=`",
+        "batch_key": "name it by `batch_key=`",
+        "counts": "give `counts='umi'`",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            fitted.transmute(cells, to=NK, **{**keys, name: None})
+
+
+def test_one_type_is_named_by_text_or_number(fitted, awkward):
+    moved = fitted.transmute(awkward, to=NK, from_=B)
+    assert (awkward.obs.loc[moved.obs_names, "annotation"] == B).all()
+    numbered = awkward.copy()
+    codes = awkward.obs["annotation"].astype("category").cat.codes.astype(int)
+    numbered.obs["annotation"] = codes
+    quick = bdm.Settings(
+        bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
+        bdm.HierarchySettings(n_bootstrap=0),
+        bdm.DenoiserSettings(n_steps=2, width=8),
+        bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, test=0.0),
+    )
+    model = bdm.BranchedDiffusion(numbered, settings=quick).fit()
+    two, three = (int(name) for name in model.cell_types[:2])
+    moved = model.transmute(numbered, to=two, from_=three)
+    assert set(codes[moved.obs_names]) == {three}
+    assert model.generate({two: 3}).n_obs == 3
+
+
+# ---- saved, loaded, and used with the cells again
+
+
+@pytest.mark.parametrize("given", ["object", "file", "prepared"])
+def test_loaded_model_evaluates_and_interprets_as_before(fitted, awkward, folder, given):
+    adata = {"object": awkward, "file": folder / "cells.h5ad", "prepared": fitted.prepared}[given]
+    loaded = bdm.BranchedDiffusion.load(folder / "model", adata=adata)
+    columns = ["cell_type", "batch", "split"]
+    pd.testing.assert_frame_equal(loaded.prepared.obs[columns], fitted.prepared.obs[columns])
+    assert (loaded.prepared.X != fitted.prepared.X).nnz == 0
+    if given == "object":
+        one, other = (model.evaluate(n_repeats=1).overall for model in (fitted, loaded))
+        pd.testing.assert_frame_equal(one, other)
+        assert (loaded.interpret().X == fitted.interpret().X).all()
+
+
+def test_loaded_model_says_what_is_missing(fitted, awkward, folder, caplog):
+    loaded = bdm.BranchedDiffusion.load(folder / "model")
+    for use in (loaded.evaluate, loaded.interpret):
+        with pytest.raises(InputError, match=r"holds no cells; .*load\(path, adata=adata\)"):
+            use()
+    with pytest.raises(InputError, match="lack the model's types 'CD19"):
+        bdm.BranchedDiffusion.load(folder / "model", adata=awkward[awkward.obs["annotation"] != B].copy())
+    with pytest.raises(InputError, match="genes"):
+        bdm.BranchedDiffusion.load(folder / "model", adata=awkward[:, :20].copy())
+    with pytest.raises(InputError, match="genes"):
+        bdm.BranchedDiffusion.load(folder / "model", adata=fitted.prepared[:, :20].copy())
+    with pytest.raises(InputError, match="not as DataFrame"):
+        bdm.BranchedDiffusion.load(folder / "model", adata=awkward.obs)
+    assert not caplog.messages or "fitted on other cells" not in caplog.text
+    bdm.BranchedDiffusion.load(folder / "model", adata=awkward[3:].copy())
+    assert "fitted on other cells" in caplog.text
+
+
+def test_cells_whose_genes_are_known_by_identifier(fitted, awkward):
+    model = replace(fitted.model, autoencoder=with_identifiers(fitted.model.autoencoder))
+    cells = awkward.copy()
+    cells.var_names = [f"ENSG{i}" for i in range(cells.n_vars)]
+    cells.layers["raw_counts"] = cells.layers["raw_counts"]
+    known = pd.Series(cells.var_names, awkward.var_names)[fitted.model.autoencoder.genes.index]
+    model.autoencoder.genes["gene_ids"] = known.to_numpy()
+    found = fitted_cells(cells, model)
+    assert list(found.var_names) == list(fitted.prepared.var_names)
+    assert (found.X != fitted.prepared.X).nnz == 0
+
+
+def with_identifiers(autoencoder):
+    return replace(autoencoder, genes=autoencoder.genes.copy())
+
+
+# ---- test cells that the model was fitted on
+
+
+def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
+    with pytest.raises(InputError, match="test cells have the counts of training cells"):
+        fitted.evaluate(awkward)
+    renamed = awkward.copy()
+    renamed.obs_names = [f"other-{i}" for i in range(renamed.n_obs)]
+    with pytest.raises(InputError, match="test cells have the counts of training cells"):
+        fitted.evaluate(renamed)
+    split = fitted.prepared.obs["split"]
+    held_out = split.index[split == "test"]
+    few = split.index[split == "train"][:5]
+    fitted.evaluate(awkward[held_out.append(few)].copy(), n_repeats=1)
+    assert f"5 of {len(held_out) + 5} test cells have the counts of training cells" in caplog.text
+    thinned = awkward.copy()
+    counts = np.random.default_rng(0).binomial(thinned.layers["raw_counts"].data.astype(int), 0.8)
+    thinned.layers["raw_counts"].data = counts.astype(np.float32)
+    fitted.evaluate(thinned, n_repeats=1)
+    assert "have the names of training cells, though other counts" in caplog.text
+
+
+def test_held_out_cells_pass_without_a_word(fitted, awkward, caplog):
+    split = fitted.prepared.obs["split"]
+    fitted.evaluate(awkward[split.index[split == "test"]].copy(), n_repeats=1)
+    assert "training cells" not in caplog.text
+
+
+# ---- what users hand in
+
+
+def test_cells_may_be_a_file(folder, quick, fitted):
+    for path in (folder / "cells.h5ad", str(folder / "cells.h5ad")):
+        model = bdm.BranchedDiffusion(path, settings=quick)
+        assert (model.prepared.X != fitted.prepared.X).nnz == 0
+    with pytest.raises(InputError, match="No such file"):
+        bdm.BranchedDiffusion("none.h5ad", settings=quick)
+    with pytest.raises(InputError, match="not as ndarray"):
+        bdm.BranchedDiffusion(np.ones(3), settings=quick)
+
+
+def test_trees_in_all_forms(awkward, quick, fitted, tmp_path):
+    first, second, *others = sorted(fitted.cell_types)
+    newick = f"(('{first}',\"{second}\"),{','.join(map(repr, others))});"
+    (tmp_path / "t.nwk").write_text(newick)
+    nested = [[first, second], *others]
+    expected = bdm.BranchedDiffusion(awkward, settings=quick, tree=nested).tree
+    for tree in (newick, tmp_path / "t.nwk", str(tmp_path / "t.nwk"), bdm.read_tree(tmp_path / "t.nwk")):
+        assert bdm.BranchedDiffusion(awkward, settings=quick, tree=tree).tree == expected
+    with pytest.raises(InputError, match="No such file"):
+        bdm.BranchedDiffusion(awkward, settings=quick, tree="none.nwk")
+
+
+def test_data_are_not_changed_by_any_method(awkward, fitted, folder):
+    cells = awkward.copy()
+    fitted.transmute(cells, to=NK)
+    bdm.BranchedDiffusion.load(folder / "model", adata=cells)
+    assert list(cells.obs) == list(awkward.obs)
+    assert (cells.X != awkward.X).nnz == 0
+    assert list(cells.layers) == ["raw_counts"]
+    assert list(cells.var_names) == list(awkward.var_names)
+
+
+# ---- what users see
+
+
+def test_model_shows_what_it_is(awkward, quick, fitted, folder):
+    shown = repr(bdm.BranchedDiffusion(awkward, settings=quick))
+    assert shown.startswith("BranchedDiffusion, not fitted\n    cell types: 9 (")
+    shown = repr(fitted)
+    assert f"fitted on {(fitted.prepared.obs['split'] != 'test').sum()} cells" in shown
+    for part in (
+        "genes: 150",
+        "batches: 2 (one, two)",
+        "label_key='annotation', batch_key='person', counts='raw_counts'",
+    ):
+        assert part in shown
+    assert "cells in memory" in shown
+    assert "cells in memory" not in repr(bdm.BranchedDiffusion.load(folder / "model"))
+    assert set(fitted.cell_types) == set(fitted.prepared.obs["cell_type"])
+
+
+def test_results_show_their_tables_not_their_cells(fitted):
+    shown = repr(fitted.evaluate(n_repeats=1))
+    assert shown.startswith("Evaluation by ")
+    assert "forest_auc" in shown
+    assert len(shown.splitlines()) < 40
+    fitted.interpret()
+    assert repr(fitted.interpretation).startswith("Interpretation of ")
+    assert len(repr(fitted.interpretation)) < 200
+
+
+def test_figures_name_what_they_are_of(fitted):
+    wrong = [(bdm.pl.scores, fitted), (bdm.pl.umap, fitted), (bdm.pl.transmutation, fitted), (bdm.pl.hierarchy, 3)]
+    for draw, value in wrong:
+        with pytest.raises(InputError, match=f"This figure is of what .*, not of {type(value).__name__}"):
+            draw(value)
+
+
+PROGRAM = """
+import logging
+import bdm
+from bdm.data.example import pbmc68k_counts
+settings = bdm.Settings(
+    prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
+    autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2),
+    denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
+)
+if LEVEL:
+    logging.getLogger("bdm").setLevel(LEVEL)
+bdm.BranchedDiffusion(pbmc68k_counts(), label_key="bulk_labels", settings=settings)
+"""
+
+
+@pytest.mark.parametrize(("level", "shown"), [(None, True), ("WARNING", False)])
+def test_python_shows_messages_unless_told_otherwise(level, shown):
+    code = f"LEVEL = {level!r}{PROGRAM}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert ("Counts are taken from X." in done.stderr) == shown
+
+
+def test_messages_are_shown_once_where_logging_is_set_up():
+    code = f"import logging\nlogging.basicConfig(level=logging.INFO)\nLEVEL = None{PROGRAM}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("Counts are taken from X.") == 1
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def command(folder, tmp_path, monkeypatch):
+    """Run a command in a folder with the model, the cells, and cells that it generated."""
+    for name in ("model", "cells.h5ad"):
+        (shutil.copytree if (folder / name).is_dir() else shutil.copy)(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> None:
+        app([str(argument) for argument in arguments], standalone_mode=False)
+
+    run("generate", "model", "generated.h5ad", "--cells-like", "cells.h5ad")
+    return run
+
+
+def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp_path):
+    command("evaluate", "cells.h5ad", "evaluation", "generated.h5ad", "--model", "model", "--n-repeats", 1)
+    overall = pd.read_csv(tmp_path / "evaluation/overall.csv", index_col="metric")
+    expected = fitted.evaluate(adata_new=anndata.read_h5ad("generated.h5ad"), n_repeats=1).overall
+    np.testing.assert_allclose(overall, expected.loc[overall.index], rtol=1e-5)
+    command("interpret", "model", "cells.h5ad", "generated.h5ad", "interpretation")
+    assert (tmp_path / "interpretation/branches.h5ad").is_file()
+
+
+def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
+    cells = anndata.read_h5ad("cells.h5ad")
+    cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
+    cells.layers["umi"] = cells.layers.pop("raw_counts")
+    cells.write_h5ad("renamed.h5ad")
+    keys = ("--label-key", "kind", "--batch-key", "patient", "--counts", "umi")
+    command("transmute", "model", "renamed.h5ad", "transmuted.h5ad", "--to", NK, "--from", B, *keys)
+    command("generate", "model", "as_many.h5ad", "--cells-like", "renamed.h5ad", "--label-key", "kind")
+    options = ("--model", "model", "--n-repeats", 1, *keys)
+    command("evaluate", "renamed.h5ad", "evaluation", "as_many.h5ad", *options)
+    command("interpret", "model", "renamed.h5ad", "as_many.h5ad", "interpretation", *keys)
+    assert (tmp_path / "evaluation/overall.csv").is_file()
+
+
+def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
+    keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
+    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-steps", 2, "--denoiser-steps", 20)
+    command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
+    command("generate", "own", "generated_own.h5ad", "--cells", 20)
+    command("evaluate", "cells.h5ad", "evaluation", "generated_own.h5ad", "--model", "own", "--n-repeats", 1)
+    command("fit", "cells.h5ad", "all", *keys, *steps)
+    with pytest.raises(InputError, match=r"fit again with `test=0\.2`"):
+        command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", "--model", "all")
+    split = bdm.BranchedDiffusion.load("own", adata="cells.h5ad").prepared.obs["split"]
+    anndata.read_h5ad("cells.h5ad")[split.index[split == "test"]].copy().write_h5ad("held_out.h5ad")
+    options = ("--model", "own", "--test-cells", "held_out.h5ad", "--n-repeats", 1)
+    command("evaluate", "cells.h5ad", "held_out", "generated_own.h5ad", *options)
+    one, other = (pd.read_csv(tmp_path / name / "overall.csv", index_col=0) for name in ("evaluation", "held_out"))
+    assert one.loc["gene_auc"].notna().all()
+    assert other.loc["gene_auc"].notna().all()
+    with pytest.raises(InputError, match="give `model=` too"):
+        command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", "--test-cells", "held_out.h5ad")
+
+
+def test_keys_name_what_is_there():
+    cells = AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": [1, 2]}, index=["x", "y"]))
+    assert InputKeys(label_key="a", batch_key="b", counts="X").found_in(cells) == InputKeys(label_key="a", counts="X")
+    assert logging.getLogger("bdm").level == logging.INFO
