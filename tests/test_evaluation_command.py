@@ -63,7 +63,8 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     assert set(content["provenance"]["sha256"]) == {"prepared", "branched", "flat"}
     for name in ("overall", "by_type", "genes", "umap"):
         assert imread(out / f"{name}.png").std() > 0.05
-    assert "floor" in caplog.text
+    assert "Comparing generated, flat with" in caplog.text
+    assert any(message.split()[:3] == ["floor", "generated", "flat"] for message in caplog.messages)
     assert "forest_auc" in caplog.text
     rows = dict(line.split(maxsplit=1) for line in caplog.messages[-1].splitlines())
     assert rows["generated"].startswith(("cannot be told from", "no difference seen", "nearly like", "differ from"))

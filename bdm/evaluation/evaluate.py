@@ -13,6 +13,7 @@ from bdm.evaluation.gene_statistics import variable_genes
 from bdm.evaluation.judge import Reference, judge
 from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
 from bdm.evaluation.scores import Judgement
+from bdm.evaluation.sets import set_name
 from bdm.limits import check_at_least
 from bdm.progress import progress
 from bdm.threads import using_threads
@@ -94,7 +95,8 @@ def evaluate(
     seed: int = 0,
 ) -> Evaluation:
     """Judge sets of generated cells by test cells, and some training cells in the same way, as the floor."""
-    logger.info("Judging %s by %d test cells of %d types.", ", ".join(generated), len(test), len(test.n_by_type))
+    names = ", ".join(map(set_name, generated))
+    logger.info("Comparing %s with %d test cells of %d types.", names, len(test), len(test.n_by_type))
     repeats = draw_repeats(
         training,
         test,

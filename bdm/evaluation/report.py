@@ -8,6 +8,7 @@ from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import match
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.gene_statistics import gene_statistics
+from bdm.evaluation.sets import NAMES
 from bdm.evaluation.verdict import overall_verdict, verdicts_by_type
 from bdm.files import write_json
 
@@ -57,8 +58,8 @@ def gene_rows(evaluation: Evaluation, genes: pd.Index) -> pd.DataFrame:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Tell the overall scores as a table for the eye."""
-    return evaluation.overall.to_string(float_format="{:.3f}".format)
+    """Write the overall scores as a table for the eye."""
+    return evaluation.overall.rename(columns=NAMES).to_string(float_format="{:.3f}".format)
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:

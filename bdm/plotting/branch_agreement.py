@@ -82,7 +82,8 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
     for judged, (look, label) in JUDGED_LOOKS.items():
         axis.plot(values[judged], rows, **look, label=label)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
-    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    left, right = min(0, axis.get_xlim()[0]), axis.get_xlim()[1]
+    axis.set_xlim(left, right + 0.04 * (right - left))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
     axis.spines[["top", "right", "left"]].set_visible(False)
