@@ -674,6 +674,10 @@ def test_given_genes_take_the_place_of_those_found(inputs):
     found = interpret(replace(inputs, given=given), QUICK, seed=0)
     assert found.markers.genes == {"mine": tuple(genes[:3])}
     assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
+    figure = hybrids_figure(found)
+    figure.draw_without_rendering()
+    left, right = (axis.title.get_window_extent() for axis in figure.axes[1:3])
+    assert left.x1 < right.x0
     for figure in (markers_figure(found.markers, found.hierarchy), hybrids_figure(found)):
         assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
 

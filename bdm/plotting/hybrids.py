@@ -24,8 +24,9 @@ def hybrids_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
     names = list(view.drawn)
     groups = shown_genes(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
-    figure = new(figsize=(6.5 + 0.42 * len(genes), 2.8 + 0.24 * len(names)), layout="constrained")
-    tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, 0.21 * len(genes), 0.21 * len(genes)])
+    width = max(0.21 * len(genes), 3.2)  # of a panel in inches, with room for its title
+    figure = new(figsize=(6.5 + 2 * width, 2.8 + 0.24 * len(names)), layout="constrained")
+    tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, width, width])
     draw_outline(tree, hierarchy, names, opened=set(view.opened))
     shown = {"hybrids of the model": markers.hybrids, "real training cells below the branch": markers.clades}
     for axis, (title, dots) in zip(axes, shown.items(), strict=True):
