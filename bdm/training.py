@@ -147,7 +147,7 @@ def train(
     if now.step:
         restore(now, network, averaged, optimizer)
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    shown = {"doing": "training", "unit": "step", "shown": loop.shown and device.is_global_zero}
+    shown = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and device.is_global_zero}
     steps = progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown)
     good = Progress()
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:

@@ -1,0 +1,44 @@
+import nbclient
+import nbformat
+import pytest
+
+CELLS = [
+    """\
+import bdm
+from bdm.data.example import pbmc68k_counts
+
+settings = bdm.Settings(
+    prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
+    autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
+    denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
+)
+adata = pbmc68k_counts()
+model = bdm.BranchedDiffusion(adata, label_key="bulk_labels", settings=settings).fit()""",
+    "model",
+    "bdm.pl.scores(model)",
+]
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    """What the cells of a notebook show, each joined to one text."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in CELLS])
+    nbclient.NotebookClient(notebook, allow_errors=True, kernel_name="python3").execute()
+    return ["".join(text_of(output) for output in cell.outputs) for cell in notebook.cells]
+
+
+def text_of(output: nbformat.NotebookNode) -> str:
+    return output.get("text") or output.get("evalue") or output.get("data", {}).get("text/plain", "")
+
+
+def test_fit_shows_messages_and_how_far_it_is(outputs):
+    for message in ("Counts are taken from X.", "training the autoencoder: 100%", "training the denoiser: 100%"):
+        assert message in outputs[0]
+
+
+def test_the_model_is_shown_by_what_it_is(outputs):
+    assert outputs[1].startswith("BranchedDiffusion, fitted on 692 cells\n")
+
+
+def test_errors_name_what_to_give(outputs):
+    assert outputs[2].endswith("This figure is of what model.evaluate(adata_test) returns, not of BranchedDiffusion.")
