@@ -2,8 +2,10 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -19,9 +21,10 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.read import Tree, as_clade
 from bdm.hierarchy.topology import match_leaves
 from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import encode
 from bdm.model.fitted_cells import fitted_cells, real_cells_for
 from bdm.model.learn import Checkpoints, LearningSettings, learn
-from bdm.model.match import InputKeys, known_cells
+from bdm.model.match import InputKeys, encodable, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
 from bdm.text import listed
@@ -96,6 +99,8 @@ class BranchedDiffusion:
         What :meth:`interpret` found, for :mod:`bdm.pl` to draw.
     learnt
         What the last :meth:`extend` learned, type by type, for :mod:`bdm.pl` to draw.
+    history
+        Losses of the last :meth:`fit` by step, as tables of the ``autoencoder`` and the ``denoiser``.
     """
 
     settings: Settings | None = None
@@ -103,6 +108,7 @@ class BranchedDiffusion:
     fitted: BranchedModel | None = None
     interpretation: "Interpretation | None" = None
     learnt: "tuple[Extended, ...]" = ()
+    history: Mapping[str, pd.DataFrame] = MappingProxyType({})
     n_threads: int | None = None
 
     def __init__(
@@ -172,7 +178,8 @@ class BranchedDiffusion:
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
         how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
-        self.fitted = learn(self.prepared, self.settings, **how)
+        found = learn(self.prepared, self.settings, **how)
+        self.fitted, self.history = found.model, found.history
         self.interpretation, self.learnt = None, ()
         return self
 
@@ -193,6 +200,42 @@ class BranchedDiffusion:
     def hierarchy(self) -> Hierarchy:
         """The hierarchy of cell types, with the noise levels of its branches."""
         return self.model.hierarchy
+
+    @computing
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        *,
+        label_key: str | None = None,
+        batch_key: str | None = None,
+        counts: str | None = None,
+    ) -> np.ndarray:
+        """Encode cells: the means of their posteriors in the latent space of the autoencoder.
+
+        Parameters
+        ----------
+        adata
+            Cells of the model's cell types with raw counts of its genes; the cells that the model was fitted on, if not
+            given.
+        label_key, batch_key, counts
+            Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
+            if not given.
+
+        Returns
+        -------
+        Array of cells x latent dimensions, in the order of ``adata``, for ``adata.obsm``.
+
+        Raises
+        ------
+        InputError
+            If a cell has a type or a batch that the model lacks, or no counts, or genes are missing.
+        """
+        if adata is None:
+            cells = self._cells()
+        else:
+            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+            cells = encodable(adata, self.model, keys)
+        return np.asarray(encode(cells, self.model.autoencoder).X)[:, :-1]
 
     @computing
     def generate(

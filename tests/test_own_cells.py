@@ -366,3 +366,27 @@ def test_keys_name_what_is_there():
     cells = AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": [1, 2]}, index=["x", "y"]))
     assert InputKeys(label_key="a", batch_key="b", counts="X").found_in(cells) == InputKeys(label_key="a", counts="X")
     assert logging.getLogger("bdm").level == logging.INFO
+
+
+# ---- as in scvi-tools
+
+
+def test_latent_representation_of_any_cells(fitted, awkward):
+    found = fitted.get_latent_representation()
+    assert found.shape == (fitted.prepared.n_obs, 6)
+    chosen = fitted.prepared.obs_names[::7][::-1]
+    here = fitted.prepared.obs_names.get_indexer(chosen)
+    np.testing.assert_allclose(fitted.get_latent_representation(awkward[chosen]), found[here], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=r"8 of 700 cells have no cell type that the model knows, for example .*Naive T"):
+        fitted.get_latent_representation(awkward)
+    empty = awkward[chosen].copy()
+    empty.layers["raw_counts"] = empty.layers["raw_counts"] * 0
+    with pytest.raises(InputError, match="no counts of the model's genes"):
+        fitted.get_latent_representation(empty)
+
+
+def test_history_has_the_losses_of_both_trainings(fitted, awkward, quick, folder):
+    assert {name: len(table) > 0 for name, table in fitted.history.items()} == {"autoencoder": True, "denoiser": True}
+    assert {"step", "loss", "validation"} <= set(fitted.history["autoencoder"])
+    assert dict(bdm.BranchedDiffusion(awkward, settings=quick).history) == {}
+    assert dict(bdm.BranchedDiffusion.load(folder / "model").history) == {}

@@ -25,7 +25,7 @@ def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **
         HierarchySettings(threshold=model.hierarchy.threshold),
         known(DenoiserSettings, model.provenance),
     )
-    return learn(cells, settings, seed=seed, device=device, **facts)
+    return learn(cells, settings, seed=seed, device=device, **facts).model
 
 
 def known(kind: type, record: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 from dataclasses import asdict, dataclass, field
 
 import anndata as ad
+import pandas as pd
 
 from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
@@ -31,6 +32,20 @@ class LearningSettings:
     denoiser: DenoiserSettings = field(default=DenoiserSettings())
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model, and how its trainings went.
+
+    Attributes
+    ----------
+    history
+        Tables of ``autoencoder`` and ``denoiser``: by step, the loss and, where there are validation cells, their loss.
+    """
+
+    model: BranchedModel
+    history: dict[str, pd.DataFrame]
+
+
 def learn(
     prepared: ad.AnnData,
     settings: LearningSettings,
@@ -40,7 +55,7 @@ def learn(
     device: str = "auto",
     checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
-) -> BranchedModel:
+) -> Fitted:
     """Learn a model from prepared cells: autoencoder, hierarchy, denoiser.
 
     Parameters
@@ -58,7 +73,7 @@ def learn(
     latent = encode(prepared, autoencoder)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
     record = provenance(seed=seed, settings=asdict(settings.denoiser), **facts)
-    model, _ = fit_model(
+    model, history = fit_model(
         latent,
         autoencoder,
         hierarchy,
@@ -68,4 +83,4 @@ def learn(
         checkpoint=checkpoints.denoiser,
         provenance=record,
     )
-    return model
+    return Fitted(model, {"autoencoder": fitted.history, "denoiser": history})

@@ -115,6 +115,33 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     return Cells(sparse.csr_matrix(counts, dtype=np.float32), labels[known].to_numpy(dtype=str))
 
 
+def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
+    """Take cells in the form that the autoencoder encodes, all of them and in their order.
+
+    Raises
+    ------
+    InputError
+        If a cell has a type or a batch that the model lacks, or no counts, or genes are missing.
+    """
+    labels, cells = labels_of(adata, model, keys), model_counts(adata, model, keys)
+    unknown = (~labels.isin(model.cell_types)).to_numpy()
+    if unknown.any():
+        raise InputError(
+            f"{unknown.sum()} of {len(unknown)} cells have no cell type that the model knows, for example "
+            f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); leave them out."
+        )
+    empty = np.diff(cells.X.indptr) == 0
+    if empty.any():
+        raise InputError(
+            f"{empty.sum()} of {len(empty)} cells have no counts of the model's genes, for example "
+            f"{labels.index[empty.argmax()]}; leave them out."
+        )
+    obs = pd.DataFrame({"cell_type": labels.astype("category")}, index=labels.index)
+    if model.autoencoder.batches:
+        obs["batch"] = pd.Categorical(batches_of(adata, model, keys), categories=model.autoencoder.batches)
+    return AnnData(cells.X, obs=obs, var=cells.var)
+
+
 def best_match(own: pd.DataFrame, known: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
     """Choose what genes are matched by: names, or any two columns of text that share more."""
     best, n_best = (own.index, known.index), int(known.index.isin(own.index).sum())
