@@ -66,16 +66,20 @@ def packages(checkout, tmp_path_factory) -> tuple[Path, Path]:
     return wheel, source
 
 
-@pytest.fixture(scope="module")
-def installed(packages, tmp_path_factory) -> Path:
-    """Virtual environment with the wheel, which takes what bdm depends on from the environment of the tests."""
-    folder = tmp_path_factory.mktemp("installed")
+def environment_with(folder: Path, *bdm: str | Path) -> Path:
+    """Make a virtual environment with bdm, which takes what bdm depends on from the environment of the tests."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check"]
-    run(*pip, "install", "--no-deps", "--no-index", packages[0], cwd=folder)
     [libraries] = folder.glob("lib/*/site-packages")
     (libraries / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "--disable-pip-version-check"]
+    run(*pip, "install", "--no-deps", "--no-index", "--no-build-isolation", *bdm, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def installed(packages, tmp_path_factory) -> Path:
+    """Virtual environment with the wheel."""
+    return environment_with(tmp_path_factory.mktemp("installed"), packages[0])
 
 
 def test_wheel_has_every_file_of_the_package(packages):
@@ -88,6 +92,7 @@ def test_source_distribution_has_what_builds_the_wheel(packages):
     with tarfile.open(packages[1]) as source:
         names = {name.partition("/")[2] for name in source.getnames()}
     assert names >= {"pyproject.toml", "README.md", "LICENSE"}
+    assert names >= {name for name in files_of_project() if name.startswith("bdm/")}
     assert not {name for name in names if name.startswith("tests/")}
 
 
@@ -96,6 +101,13 @@ def test_installed_command_is_that_of_the_wheel(installed, tmp_path):
     assert version == f"bdm {yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version']}\n"
     place = run(installed / "bin/python", "-c", "import bdm; print(bdm.__file__)", cwd=tmp_path)
     assert Path(place.strip()).is_relative_to(installed)
+
+
+def test_editable_install_is_imported_beside_a_clone(checkout, tmp_path):
+    python = environment_with(tmp_path, "--editable", checkout) / "bin/python"
+    (tmp_path / "bdm").symlink_to(checkout)
+    place = run(python, "-c", "import bdm; bdm.InputError; print(bdm.__file__)", cwd=tmp_path)
+    assert Path(place.strip()) == checkout / "bdm/__init__.py"
 
 
 # ---- as a module of another workflow
