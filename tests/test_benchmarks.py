@@ -23,7 +23,8 @@ from scipy import sparse
 
 from bdm.cli import app
 from bdm.data.prepare import PrepareSettings, prepare
-from bdm.diffusion.walk import TreeWalk
+from bdm.generation.generate import generated_cells
+from bdm.generation.request import request_cells
 from bdm.hierarchy.read import read_tree
 from bdm.hierarchy.storage import save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -53,18 +54,8 @@ def load(path: str) -> ModuleType:
 
 
 def run(path: str, *arguments: str | Path) -> None:
-    """Run a script in this process; what it changes of bdm is undone."""
-    import bdm.diffusion.fit
-    import bdm.model.model
-
+    """Run a script in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in [
-            (TreeWalk, "independent"),
-            (TreeWalk, "transport"),
-            (bdm.diffusion.fit, "BranchedDenoiser"),
-            (bdm.model.model, "BranchedDenoiser"),
-        ]:
-            patch.setattr(owner, name, getattr(owner, name))
         patch.setattr(sys, "argv", [path, *map(str, arguments)])
         patch.syspath_prepend((ROOT / path).parent)
         with pytest.raises(SystemExit) as ended:
@@ -274,10 +265,11 @@ def test_methods_that_draw_otherwise(method, trained, prepared_file, prepared, t
     assert not np.allclose(other.obsm["latent"], own.obsm["latent"])
 
 
-def test_gaussian_has_the_moments_of_the_type(small_model, monkeypatch):
-    monkeypatch.setattr(TreeWalk, "independent", load("methods/gaussian.py").independent)
+def test_gaussian_has_the_moments_of_the_type(small_model):
     model = small_model.model
-    latent = small_model.generate({B: 4000}).obsm["latent"]
+    walk = load("methods/gaussian.py").NormalTypes(model.denoiser, model.hierarchy)
+    cells = generated_cells(model, request_cells(model, {B: 4000}), walk.settings, seed=0, walk=walk)
+    latent = cells.in_memory().obsm["latent"]
     moments = model.moments.mixture((B,))
     mean = model.whitening.inverse(moments.mean[None])[0, :-1]
     np.testing.assert_allclose(latent.mean(axis=0), mean, atol=0.1)

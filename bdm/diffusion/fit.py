@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -63,6 +64,7 @@ def fit_denoiser(
     seed: int,
     device: str | Fabric = "auto",
     checkpoint: Checkpoint | None = None,
+    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells drawn from their posteriors.
 
@@ -74,13 +76,15 @@ def fit_denoiser(
         Its name; or a Fabric of several processes, each of which calls this and takes its share of every minibatch.
     checkpoint
         Where training goes on from, if it was interrupted.
+    denoiser
+        Makes the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     """
     workers = fabric(device)
     shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
     populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
-        network = BranchedDenoiser(shape)
+        network = denoiser(shape)
     network.start_from(
         torch.stack([population.mean for population in populations]),
         torch.stack([population.covariance for population in populations]),

@@ -1,4 +1,4 @@
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -13,6 +13,8 @@ from bdm.latent.moments import Normal
 from bdm.limits import check_at_least
 from bdm.linalg import matrix_power
 from bdm.seeds import torch_generator
+
+Transport = Callable[[Normal, Normal, float], Callable[[Tensor], Tensor]]
 
 CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
 
@@ -41,23 +43,30 @@ class TreeWalk:
     """Walks samples down the tree: run a branch's interval, hand over to each child, go on.
 
     Everything is a function of the arguments and the generator, so cells do not depend on what else is sampled.
+
+    Attributes
+    ----------
+    transport
+        Gives the map of cells (cells x dimensions) from a parent's population to a child's, both without noise, at the
+        noise level of their branch point.
     """
 
     denoiser: BranchedDenoiser
     hierarchy: Hierarchy
     settings: SamplerSettings = field(default=SamplerSettings())
+    transport: Transport = hand_over
 
     def __post_init__(self):
-        for method in (self.population, self.transport, self.trend):
+        for method in (self.population, self.transport_between, self.trend):
             object.__setattr__(self, method.__name__, cache(method))
 
     def population(self, number: int) -> Normal:
         """Moments of the cells that a branch of the denoiser was trained on, without noise."""
         return self.denoiser.population(number)
 
-    def transport(self, parent: int, child: int, sigma: float) -> AffineMap:
-        """Hand-over from one branch of the denoiser to another at a noise level."""
-        return hand_over(self.population(parent), self.population(child), sigma)
+    def transport_between(self, parent: int, child: int, sigma: float) -> Callable[[Tensor], Tensor]:
+        """Map of cells from one branch of the denoiser to another at a noise level."""
+        return self.transport(self.population(parent), self.population(child), sigma)
 
     def trend(self, number: int, sigma: float) -> AffineMap:
         """Estimate the derivative of the denoised x by log sigma along x's way, as if the branch were normal."""
@@ -186,4 +195,4 @@ class TreeWalk:
 
     def handed_over(self, parent: int, child: int, sigma: float, x: Tensor) -> Tensor:
         """Cells of one branch as another's, at a noise level, cells x dimensions."""
-        return x if parent == child else self.transport(parent, child, sigma)(x)
+        return x if parent == child else self.transport_between(parent, child, sigma)(x)

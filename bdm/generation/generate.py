@@ -76,6 +76,7 @@ def generated_cells(
     seed: int,
     shared_ancestors: bool = False,
     part: Part = WHOLE,
+    walk: TreeWalk | None = None,
 ) -> GeneratedCells:
     """Generate the cells asked for, block by block, as :func:`generate_cells` does.
 
@@ -83,8 +84,10 @@ def generated_cells(
     ----------
     part
         Which of the cells to generate; they are the same and have the same names in any part.
+    walk
+        What samples whitened cells, in place of the model's walk by ``settings``.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, settings)
+    walk = walk or TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
     rows = rows_at(request, places_of(request, part, shared=shared_ancestors))
 

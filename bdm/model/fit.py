@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import anndata as ad
@@ -7,6 +8,7 @@ from lightning.fabric import Fabric
 
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
@@ -29,6 +31,7 @@ def fit_model(
     seed: int,
     device: str | Fabric = "auto",
     checkpoint: Checkpoint | None = None,
+    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, pd.DataFrame]:
     """Train the branched model on encoded cells.
@@ -39,6 +42,8 @@ def fit_model(
         Posteriors of the cells, as :func:`bdm.latent.cells.encode` gives them; test cells are left out.
     checkpoint
         Where training goes on from, if it was interrupted.
+    denoiser
+        Makes the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
 
     Returns
     -------
@@ -60,7 +65,15 @@ def fit_model(
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
     fitted = fit_denoiser(
-        cells, whitening, moments, hierarchy, settings, seed=seed, device=device, checkpoint=checkpoint
+        cells,
+        whitening,
+        moments,
+        hierarchy,
+        settings,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        denoiser=denoiser,
     )
     check_types(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     library_sizes = cells.mean[:, -1]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,18 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
 
 @using_threads()
-def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
+def load_model(
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+) -> BranchedModel:
     """Read a model from its folder; the denoiser goes to ``device``.
+
+    Parameters
+    ----------
+    denoiser
+        Makes the network that the model was fitted with, see :func:`bdm.diffusion.fit.fit_denoiser`.
 
     Raises
     ------
@@ -180,15 +191,17 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
     """
     bundle = read_bundle(folder, "model")
     with refused_if_damaged(folder):
-        model = _restore(bundle, device)
+        model = _restore(bundle, device, denoiser)
         for extension in load_extensions(Path(folder) / EXTENSIONS, of=bundle.content["checksum"]):
             model = extended(model, extension)
     return model
 
 
-def _restore(bundle: Bundle, device: str | torch.device) -> BranchedModel:
+def _restore(
+    bundle: Bundle, device: str | torch.device, make_denoiser: Callable[[DenoiserShape], BranchedDenoiser]
+) -> BranchedModel:
     content, space = bundle.content, bundle.tensors["space"]
-    denoiser = BranchedDenoiser(DenoiserShape(**content["denoiser"]))
+    denoiser = make_denoiser(DenoiserShape(**content["denoiser"]))
     denoiser.load_state_dict(bundle.tensors["denoiser"])
     return BranchedModel(
         autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors),

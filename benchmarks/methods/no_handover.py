@@ -1,18 +1,19 @@
-"""Ablation: `bdm` whose cells go on from a branch to its child as they are, without hand-over."""
+"""Ablation: `bdm` whose cells go on from a branch to its child as they are, without transport."""
 
 from collections.abc import Callable
+from functools import partial
 
+import ablation
 from torch import Tensor
 
-from bdm.cli import main
 from bdm.diffusion.walk import TreeWalk
+from bdm.latent.moments import Normal
 
 
-def transport(self: TreeWalk, parent: int, child: int, sigma: float) -> Callable[[Tensor], Tensor]:
+def unchanged(parent: Normal, child: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
     """Leave cells where they are."""
     return lambda x: x
 
 
 if __name__ == "__main__":
-    TreeWalk.transport = transport
-    main()
+    ablation.run(walk=partial(TreeWalk, transport=unchanged))

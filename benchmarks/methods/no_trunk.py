@@ -6,12 +6,10 @@ cells as with the trunk, but from no others.
 
 from dataclasses import replace
 
+import ablation
 import torch
 from torch import Tensor, nn
 
-import bdm.diffusion.fit
-import bdm.model.model
-from bdm.cli import main
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.latent.moments import Normal
 
@@ -45,6 +43,4 @@ class SeparateDenoisers(nn.Module):
 
 
 if __name__ == "__main__":
-    bdm.diffusion.fit.BranchedDenoiser = SeparateDenoisers
-    bdm.model.model.BranchedDenoiser = SeparateDenoisers
-    main()
+    ablation.run(denoiser=SeparateDenoisers)

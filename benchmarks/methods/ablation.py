@@ -1,0 +1,72 @@
+"""Commands of an ablation, whose parts of bdm are arguments: train and generate, as bdm has them."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.autoencoder.storage import load_autoencoder
+from bdm.data.prepared import read_prepared
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.fit import DenoiserSettings
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.files import written_whole
+from bdm.generation.generate import generated_cells
+from bdm.generation.request import numbers_like, request_cells
+from bdm.generation.write import write_cells
+from bdm.hierarchy.storage import load_hierarchy
+from bdm.latent.cells import read_latent
+from bdm.model.fit import fit_model
+from bdm.model.model import load_model, save_model
+from bdm.provenance import provenance
+
+Denoiser = Callable[[DenoiserShape], BranchedDenoiser]
+Walk = Callable[..., TreeWalk]  # as TreeWalk itself, of denoiser, hierarchy and settings
+
+
+def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None:
+    """Run the command line of an ablation.
+
+    Parameters
+    ----------
+    denoiser, walk
+        In place of bdm's own.
+    """
+    app = typer.Typer()
+
+    @app.command()
+    def train(
+        autoencoder: Path,
+        hierarchy: Path,
+        model: Path,
+        *,
+        n_steps: int = DenoiserSettings.n_steps,
+        width: int = DenoiserSettings.width,
+        seed: int = 0,
+    ) -> None:
+        """Train on the latents of an autoencoder."""
+        settings = DenoiserSettings(n_steps=n_steps, width=width)
+        with written_whole(model, folder_of="model.json") as folder:
+            fitted, _ = fit_model(
+                read_latent(autoencoder),
+                load_autoencoder(autoencoder),
+                load_hierarchy(hierarchy),
+                settings,
+                seed=seed,
+                denoiser=denoiser,
+                provenance=provenance(seed=seed, settings=asdict(settings)),
+            )
+            save_model(folder, fitted)
+
+    @app.command()
+    def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
+        """Generate as many cells of each type as another file has."""
+        loaded, settings = load_model(model, denoiser=denoiser), SamplerSettings()
+        request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
+        sampler = walk(loaded.denoiser, loaded.hierarchy, settings)
+        with written_whole(out) as path:
+            write_cells(path, generated_cells(loaded, request, settings, seed=seed, walk=sampler), {})
+
+    app()
