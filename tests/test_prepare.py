@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -116,6 +117,20 @@ def test_built_in_markers_are_kept_in_any_case(cells, caplog, change):
     assert "Left out listed genes" not in caplog.text
     known = {change(gene) for genes in MARKERS.values() for gene in genes}
     assert set(prepared.var_names) - few <= known
+
+
+def test_markers_that_are_not_chosen_are_hinted_at(cells, caplog):
+    with caplog.at_level(logging.INFO):
+        few = prepare(cells, settings(n_genes=20)).var_names
+        lacking = {gene for genes in MARKERS.values() for gene in genes if gene in cells.var_names.difference(few)}
+        assert re.search(r"variable genes: (\d+) markers of .*such as CD3D, CD3E.*`keep_genes='markers'`", caplog.text)
+        assert f"{len(lacking)} markers" in caplog.text
+        caplog.clear()
+        prepare(cells, settings(n_genes=20, keep_genes=["LYZ"]))
+        prepare(cells, settings(n_genes=20, keep_genes="markers"))
+        prepare(cells, settings(genes="all"))
+        prepare(cells, settings(genes=["LYZ", "CD74"]))
+    assert "markers of common cell types" not in caplog.text
 
 
 def test_no_line_is_logged_of_no_genes(cells, caplog):

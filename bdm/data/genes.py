@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.counts import CellCounts
+from bdm.data.hints import hint_at_markers
 from bdm.data.markers import MARKERS
 from bdm.data.symbols import GeneNames
 from bdm.data.variability import Sums, most_variable
@@ -120,7 +121,10 @@ def choose_genes(
     if not chosen.any():
         raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
     if n_most_variable is not None and n_most_variable < chosen.sum():
-        chosen = most_variable(train, batch, sums, among=chosen, n_genes=n_most_variable)
+        available, chosen = chosen, most_variable(train, batch, sums, among=chosen, n_genes=n_most_variable)
+        if kept is None:
+            markers = marker_genes(names)
+            hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
     added = is_kept & seen & ~chosen
     if added.any():
         logger.info("Kept %d genes beside the %d that are chosen otherwise.", added.sum(), chosen.sum())

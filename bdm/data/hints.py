@@ -1,4 +1,4 @@
-"""Hints on what may have been missed in a user's data: names of types that are none, and columns of batches."""
+"""Hints on what may have been missed in a user's data: names of types that are none, columns of batches, markers."""
 
 import logging
 import re
@@ -32,6 +32,17 @@ def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) 
     if found:
         names = ", ".join(map(str, found))
         logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", names)
+
+
+def hint_at_markers(lacking: pd.Series) -> None:
+    """Log the markers of common cell types, by symbol, that are not among the most variable genes."""
+    if len(lacking):
+        logger.info(
+            "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
+            "`keep_genes='markers'`.",
+            len(lacking),
+            ", ".join(lacking[:3]),
+        )
 
 
 def batch_columns(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) -> list[str]:
