@@ -346,8 +346,8 @@ def test_moves_are_judged_and_told(trained, prepared_file, tmp_path):
     models = [trained / "model"] * 2
     run("scripts/transmute.py", prepared_file, *models, scores, "--move", f"{B}={NK}", "--move", f"{NK}={B}")
     table = pd.read_csv(scores)
-    assert table.groupby(["source_type", "to"]).size().to_dict() == {(B, NK): 10, (NK, B): 10}
-    of_b = table[table["source_type"] == B].set_index("set")
+    assert table.groupby(["original_type", "to"]).size().to_dict() == {(B, NK): 10, (NK, B): 10}
+    of_b = table[table["original_type"] == B].set_index("set")
     assert of_b.loc["unmoved", "energy"] == of_b["energy"].max()
     assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["drawn anew", "library_kept"])
     load("scripts/transmute_table.py").main(tmp_path, [scores])
@@ -369,10 +369,10 @@ def test_types_move_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path
     run("scripts/unseen.py", tmp_path / "cells.h5ad", tmp_path / "unseen.csv", *arguments)
     table = pd.read_csv(tmp_path / "unseen.csv")
     assert set(table["to"]) == {f"{name}|NEW" for name in (B, "CD14+ Monocyte", "Dendritic")}
-    energy = table.pivot(index="source_type", columns="set", values="energy")
+    energy = table.pivot(index="original_type", columns="set", values="energy")
     for way in ("like the nearest types", "like the nearest type", "common shift"):
         assert energy[way].mean() < 0.6 * energy["unmoved"].mean()
-    r2 = table.pivot(index="source_type", columns="set", values="mean_r2")
+    r2 = table.pivot(index="original_type", columns="set", values="mean_r2")
     assert (r2["common, gene by gene"] > r2["unmoved"] + 0.3).all()
 
 

@@ -216,7 +216,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
     assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--cells", 3)[0] == 0
     made_cells = anndata.read_h5ad(tmp_path / "new.h5ad")
-    assert set(made_cells.obs["batch"]) == {"x", "y"}
+    assert set(made_cells.obs["donor"]) == {"x", "y"}
     assert made_cells.uns["bdm"]["data_sha256"] == sha256(tmp_path / "cells.h5ad")
 
 
@@ -517,7 +517,7 @@ BAD = {
     "transmute: no labels": ("transmute model generated_without.h5ad OUT.h5ad --to Dendritic", "no column"),
     "transmute: other genes": ("transmute model few_genes.h5ad OUT.h5ad --to Dendritic", "lack"),
     "transmute: no model": ("transmute autoencoder prepared.h5ad OUT.h5ad --to Dendritic", "model.json"),
-    "evaluate-transmuted: not moved": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'source_type'"),
+    "evaluate-transmuted: not moved": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
     "evaluate-transmuted: others": ("evaluate-transmuted prepared.h5ad OUT renamed.h5ad", "renamed.h5ad"),
     "evaluate-transmuted: two targets": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside x=elsewhere.h5ad", "different types"
@@ -557,7 +557,7 @@ def inputs(made):
     """The folder of all steps, with wrong inputs beside."""
     folder = made[0]
     cells = anndata.read_h5ad(folder / "generated.h5ad")
-    del cells.obs["cell_type"]
+    del cells.obs["cell_type"], cells.obs["bulk_labels"]
     cells.write_h5ad(folder / "generated_without.h5ad")
     new = anndata.read_h5ad(folder / "prepared.h5ad")
     new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")

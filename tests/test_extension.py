@@ -165,7 +165,7 @@ def test_batches(of_two_donors, batch_model):
     assert new.batches == ()
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0}
-    assert set(generated(found.model).obs["batch"]) == {"one", "two"}
+    assert set(generated(found.model).obs["donor"]) == {"one", "two"}
 
 
 def test_new_batches(of_two_donors, batch_model, tmp_path):

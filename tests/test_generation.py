@@ -138,6 +138,37 @@ def test_joined_with_real_cells_counts_keep_their_type(small_model, example_cell
     np.testing.assert_array_equal(both.X[-generated.n_obs :].toarray(), counts(generated[:, both.var_names]))
 
 
+def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, example_cells):
+    generated = batch_model.generate({B: 2, NK: 3})
+    assert list(generated.obs) == ["cell_type", "bulk_labels", "synthetic", "donor"]
+    assert list(generated.obs["bulk_labels"]) == list(generated.obs["cell_type"]) == [B] * 2 + [NK] * 3
+    real = example_cells.copy()
+    real.obs["donor"] = pd.Categorical(["two"] * real.n_obs)
+    both = anndata.concat([real, generated], index_unique="-")
+    for column in ("bulk_labels", "donor"):
+        assert list(both.obs[column]) == [*real.obs[column], *generated.obs[column]]
+        assert isinstance(both.obs[column].dtype, pd.CategoricalDtype)
+
+
+@pytest.mark.parametrize(
+    ("label_key", "batch_key", "columns"),
+    [
+        ("cell_type", "batch", ["cell_type", "synthetic", "batch"]),
+        ("synthetic", "cell_type", ["cell_type", "synthetic", "batch"]),
+        ("batch", "the/donor", ["cell_type", "batch", "synthetic", "the_donor"]),
+        ("_index", "ancestor", ["cell_type", "synthetic", "batch"]),
+    ],
+)
+def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, batch_key, columns):
+    model = copy.deepcopy(batch_model.model)
+    model.preparation.update(label_key=label_key, batch_key=batch_key)
+    settings = SamplerSettings(n_levels=3)
+    generated = generate_cells(model, request_cells(model, {B: 1}), settings, seed=0)
+    assert list(generated.obs) == columns
+    assert generated.obs["cell_type"].tolist() == [B]
+    assert generated.obs["synthetic"].tolist() == [True]
+
+
 def test_number_for_every_type(small_model):
     numbers = small_model.generate(2).obs["cell_type"].value_counts()
     assert numbers.to_dict() == dict.fromkeys(small_model.model.cell_types, 2)
@@ -296,8 +327,8 @@ def test_batches_asked_for(batch_model):
     asked = table([(B, 2, "two"), (NK, 0, "one"), (NK, 3, "two"), (B, 4, "two")])
     assert numbers(batch_model, asked) == {(B, "two"): 6, (NK, "two"): 3}
     obs = batch_model.generate(asked).obs
-    assert obs["batch"].astype(str).tolist() == ["two"] * 9
-    assert list(obs["batch"].cat.categories) == ["one", "two"]
+    assert obs["donor"].astype(str).tolist() == ["two"] * 9
+    assert list(obs["donor"].cat.categories) == ["one", "two"]
 
 
 @pytest.mark.parametrize("n", ["12", "12.0", "1.2e1", 12.0, np.int64(12), np.float32(12)])

@@ -123,9 +123,9 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     moved = folder / "moved.h5ad"
     bdm("transmute", model, prepared, moved, f"--to={labels[0]}", f"--from={labels[1]}", "--n-levels=3")
     assert set(anndata.read_h5ad(moved).obs["cell_type"]) == {labels[0]}
-    assert set(anndata.read_h5ad(moved).obs["source_type"]) == {labels[1]}
+    assert set(anndata.read_h5ad(moved).obs["original_type"]) == {labels[1]}
     bdm("evaluate-transmuted", prepared, folder / "transmutation", moved)
-    assert labels[1] in column(folder / "transmutation/scores.csv", "source_type")
+    assert labels[1] in column(folder / "transmutation/scores.csv", "original_type")
 
     more, extended = folder / "more.h5ad", folder / "extended"
     cells_of([new], genes, seed=1).write_h5ad(more)

@@ -168,10 +168,10 @@ def test_other_figures_of_an_evaluation(evaluation):
 
 
 def test_transmutation_shows_each_type_that_was_moved(moves):
-    assert set(moves.source_types) == {"Dendritic", B}
-    assert [text.partition(" (before")[0] for text in texts(pl.transmutation(moves)[0])] == moves.source_types
-    assert [axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(moves)] == moves.source_types
-    assert [axis.get_title() for axis in pl.transmutation_umap(moves)] == moves.source_types
+    assert set(moves.original_types) == {"Dendritic", B}
+    assert [text.partition(" (before")[0] for text in texts(pl.transmutation(moves)[0])] == moves.original_types
+    assert [axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(moves)] == moves.original_types
+    assert [axis.get_title() for axis in pl.transmutation_umap(moves)] == moves.original_types
     unmoved, moved = (moves.table["energy"].xs(name, level="set") for name in ("unmoved", "branched"))
     assert (moved < unmoved).all()
 

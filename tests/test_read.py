@@ -185,11 +185,30 @@ def write_folder_without_matrix(path: Path) -> None:
     (path / "notes.txt").touch()
 
 
+def test_folder_as_written_in_r(example_cells, tmp_path):
+    """As docs/own_data.md has it, with row names in a column without a name in the table of labels."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    io.mmwrite(folder / "matrix.mtx", sparse.coo_matrix(example_cells.X.T.astype(int)), field="integer")
+    genes = pd.DataFrame({"id": example_cells.var_names, "name": example_cells.var_names})
+    genes.to_csv(folder / "genes.tsv", sep="\t", header=False, index=False)
+    (folder / "barcodes.tsv").write_text("".join(f"{name}\n" for name in example_cells.obs_names))
+    example_cells.obs.to_csv(tmp_path / "labels.csv", index_label="")
+    read = read_cells(folder, labels=tmp_path / "labels.csv")
+    assert (read.X != example_cells.X).nnz == 0
+    assert list(read.var_names) == list(example_cells.var_names)
+    assert list(read.obs["bulk_labels"]) == list(example_cells.obs["bulk_labels"])
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("absent.h5ad", lambda path: None, "No such file or folder"),
-        ("cells.rds", Path.touch, "unknown ending"),
+        ("cells.txt", Path.touch, "unknown ending"),
+        ("cells.rds", Path.touch, r"holds an object of R, .*; write it as .h5ad in R first, .* anndataR::write_h5ad"),
+        ("cells.RData", Path.touch, "holds an object of R"),
+        ("cells.h5seurat", Path.touch, "holds an object of R"),
+        ("matrix.mtx.gz", Path.touch, "without names of genes and cells; give its folder"),
         ("text.h5ad", lambda path: path.write_text("cells"), "damaged, or misnamed"),
         ("other.h5ad", write_other_hdf5, "damaged, or misnamed"),
         ("other.h5", write_other_hdf5, "damaged, or misnamed"),

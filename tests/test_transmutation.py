@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -24,12 +26,45 @@ def test_transmuted_cells(transmuted, example_cells, small_model):
     assert transmuted.X.dtype == np.float32
     np.testing.assert_array_equal(transmuted.X.data, np.rint(transmuted.X.data))
     assert set(transmuted.obs["cell_type"]) == {"CD56+ NK"}
-    assert list(transmuted.obs["source_type"]) == list(source.obs["bulk_labels"])
+    assert list(transmuted.obs["original_type"]) == list(source.obs["bulk_labels"])
     assert transmuted.obs["synthetic"].all()
-    for cell_type, rows in transmuted.obs.groupby("source_type", observed=True):
+    for cell_type, rows in transmuted.obs.groupby("original_type", observed=True):
         parted = small_model.hierarchy.common_ancestor(cell_type, "CD56+ NK")
         assert set(rows["parted_at"]) == {parted.name}
         assert set(rows["parted_level"]) == {parted.level}
+
+
+def test_nothing_that_described_the_cells_before_is_kept(batch_model, example_cells, caplog):
+    cells = example_cells.copy()
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "one", "two")
+    cells.obs["condition"] = "control"
+    with caplog.at_level(logging.INFO, logger="bdm"):
+        moved = batch_model.transmute(cells, "CD56+ NK", from_=["CD19+ B"])
+    parted = ["parted_at", "parted_level"]
+    assert list(moved.obs) == ["cell_type", "bulk_labels", "original_type", "donor", *parted, "synthetic"]
+    assert set(moved.obs["bulk_labels"]) == set(moved.obs["cell_type"]) == {"CD56+ NK"}
+    assert set(moved.obs["original_type"]) == {"CD19+ B"}
+    assert list(moved.obs["donor"]) == list(cells.obs.loc[moved.obs_names, "donor"])
+    assert "columns n_genes, percent_mito, n_counts, S_score, G2M_score and 3 more of obs" in caplog.text
+
+
+def test_types_and_batches_are_in_the_columns_of_the_cells_too(batch_model, example_cells):
+    cells = example_cells[:200].copy()
+    cells.obs = cells.obs[["bulk_labels"]].rename(columns={"bulk_labels": "mine"})
+    cells.obs["patient"] = "two"
+    moved = batch_model.transmute(cells, "CD56+ NK", label_key="mine", batch_key="patient")
+    for column in ("cell_type", "bulk_labels", "mine"):
+        assert set(moved.obs[column]) == {"CD56+ NK"}
+    for column in ("donor", "patient"):
+        assert set(moved.obs[column]) == {"two"}
+
+
+def test_cells_without_a_type_are_left_out(small_model, example_cells, caplog):
+    cells = example_cells.copy()
+    cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(object).where(np.arange(cells.n_obs) > 4)
+    moved = small_model.transmute(cells, "CD56+ NK")
+    assert not set(cells.obs_names[:5]) & set(moved.obs_names)
+    assert f"cells of types that the model lacks: no type, '{LACKING}'" in caplog.text
 
 
 def test_cells_come_near_their_new_type(transmuted, example_cells, small_model):
@@ -42,13 +77,13 @@ def test_cells_come_near_their_new_type(transmuted, example_cells, small_model):
     there = profile(counts[(whole == "CD56+ NK").to_numpy()])
     for cell_type in ("CD14+ Monocyte", "CD19+ B", "Dendritic"):
         before = profile(counts[(whole == cell_type).to_numpy()])
-        after = profile(transmuted.X[(transmuted.obs["source_type"] == cell_type).to_numpy()].toarray())
+        after = profile(transmuted.X[(transmuted.obs["original_type"] == cell_type).to_numpy()].toarray())
         assert np.linalg.norm(after - there) < 0.5 * np.linalg.norm(before - there)
 
 
 def test_each_cell_keeps_its_library_size(transmuted, example_cells, small_model):
     counts = example_cells[transmuted.obs_names, transmuted.var_names].X.sum(axis=1)
-    of_type = (transmuted.obs["source_type"] == "CD19+ B").to_numpy()
+    of_type = (transmuted.obs["original_type"] == "CD19+ B").to_numpy()
     sizes = np.log(np.asarray(counts).ravel()[of_type]), np.log(np.asarray(transmuted.X.sum(axis=1)).ravel()[of_type])
     assert np.corrcoef(*sizes)[0, 1] > 0.7
 
@@ -64,7 +99,7 @@ def test_same_seed_same_cells(transmuted, example_cells, small_model):
 
 def test_some_types_alone(example_cells, small_model):
     moved = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"], stochastic=True)
-    assert set(moved.obs["source_type"]) == {"Dendritic"}
+    assert set(moved.obs["original_type"]) == {"Dendritic"}
 
 
 def test_cells_of_many_genes_in_any_order(example_cells, small_model, transmuted):

@@ -39,11 +39,10 @@ def transmute(
 
     Example: bdm transmute model/ prepared.h5ad transmuted.h5ad --to "CD56+ NK" --from "CD19+ B"
     """
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     import numpy as np
 
-    from bdm.data.columns import writable
     from bdm.data.read import read_cells
     from bdm.diffusion.walk import SamplerSettings
     from bdm.files import sha256, written_whole
@@ -69,7 +68,7 @@ def transmute(
             model_sha256=sha256(model),
             cells_sha256=sha256(cells),
         )
-        write_cells(path, replace(moved, obs=writable(moved.obs)), {"bdm": storable(record)})
+        write_cells(path, moved, {"bdm": storable(record)})
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     moved_from = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
     facts = {"cells": f"{len(sources.cell_type):,} moved to {to}: {moved_from}"}

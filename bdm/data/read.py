@@ -16,6 +16,10 @@ from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+FROM_R = (
+    "write it as .h5ad in R first, as by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, in the "
+    "documentation)"
+)
 SMALL = 100  # entries of a matrix that may all be of the first gene
 
 
@@ -109,10 +113,18 @@ def reader_of(path: Path) -> Callable[[Path], AnnData]:
     if path.is_dir() and suffix != ".zarr":
         return read_10x_folder
     if suffix not in readers:
-        raise InputError(
-            f"{path} has an unknown ending; cells are read from {', '.join(readers)} (10x), or a 10x folder."
-        )
+        raise InputError(f"{path} {fault_of_ending(path, ', '.join(readers))}")
     return readers[suffix]
+
+
+def fault_of_ending(path: Path, known: str) -> str:
+    """Why cells cannot be read from a file with such an ending, and what to do."""
+    name = path.name.lower()
+    if name.endswith((".rds", ".rda", ".rdata", ".h5seurat")):
+        return f"holds an object of R, which cannot be read; {FROM_R}."
+    if name.endswith((".mtx", ".mtx.gz")):
+        return "is a matrix without names of genes and cells; give its folder, with the tables of these (10x)."
+    return f"has an unknown ending; cells are read from {known} (10x), or a 10x folder."
 
 
 def read_loom(path: Path) -> AnnData:

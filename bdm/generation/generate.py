@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.chunks import Chunk, independent_chunks, shared_chunks
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
+from bdm.generation.observations import batch_columns, type_columns
 from bdm.generation.places import SMALLEST, WHOLE, Part, places_of, rows_at
 from bdm.generation.request import Request
 from bdm.memory import keep_freed_memory
@@ -61,9 +62,10 @@ def generate_cells(
 
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts); ``obs`` with ``cell_type``, ``batch`` where
-    the model has batches, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample
-    that the cell descends from; the latent in ``obsm['latent']``; the model's ``var``.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts); ``obs`` with the cell types in
+    ``cell_type`` and in the column that the model's data have them in, batches in the column that the data have them
+    in, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample that the cell
+    descends from; the latent in ``obsm['latent']``; the model's ``var``.
     """
     return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 
@@ -125,11 +127,8 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
 def observations(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
     """Tell ``obs`` of the cells asked for: by type, then number."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
-    obs = pd.DataFrame(index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
-    obs["cell_type"] = pd.Categorical(table["cell_type"], categories=model.cell_types)
-    obs["synthetic"] = True
+    columns = {**type_columns(model, table["cell_type"]), "synthetic": True}
     if ancestors:
-        obs["ancestor"] = table.groupby("cell_type", sort=False).cumcount().to_numpy()
-    if model.autoencoder.batches:
-        obs["batch"] = pd.Categorical(table["batch"], categories=model.autoencoder.batches)
-    return obs
+        columns["ancestor"] = table.groupby("cell_type", sort=False).cumcount().to_numpy()
+    columns |= batch_columns(model, table["batch"])
+    return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])

@@ -100,7 +100,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
         If it has no column of cell types, or no cells of the model's types.
     """
     key = label_column(obs, model, keys)
-    labels = text(obs[key]).astype(object).fillna("")
+    labels = text(obs[key]).astype(object).replace(["nan"], None).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
     if not known.any():

@@ -106,7 +106,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     """
     labels = labels_of(adata, model, keys)
     known = labels.isin(model.cell_types).to_numpy()
-    others = ", ".join(map(repr, labels[~known].unique()[:5]))
+    others = ", ".join("no type" if pd.isna(name) else repr(name) for name in labels[~known].unique()[:5])
     if not known.any():
         raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
     if not known.all():

@@ -48,7 +48,7 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     table
         As in :class:`bdm.transmutation.evaluate.MoveEvaluation`.
     """
-    types, sets = table.index.unique("source_type"), table.index.unique("set").drop(UNMOVED)
+    types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNMOVED)
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
@@ -66,22 +66,22 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
 
 def genes_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw, for each type that cells were of, the fold changes of the genes that tell the two types apart."""
-    types, n_columns = evaluation.source_types[:MOST_TYPES], 4
+    types, n_columns = evaluation.original_types[:MOST_TYPES], 4
     shape = -(-len(types) // n_columns), min(len(types), n_columns)
     figure = new(figsize=(4.2 * shape[1], 4.4 * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).flat
     styles = looks(evaluation.moved)
-    for axis, source_type in zip(axes, types, strict=False):
-        draw_genes(axis, evaluation, source_type, styles)
+    for axis, original_type in zip(axes, types, strict=False):
+        draw_genes(axis, evaluation, original_type, styles)
     for axis in axes[len(types) :]:
         axis.remove()
     return figure
 
 
-def draw_genes(axis: Axes, evaluation: MoveEvaluation, source_type: str, styles: dict[str, Look]) -> None:
+def draw_genes(axis: Axes, evaluation: MoveEvaluation, original_type: str, styles: dict[str, Look]) -> None:
     """Draw one point a gene and set."""
-    ends = ends_of(evaluation.real, source_type, evaluation.to)
-    sets = {FLOOR: ends.new, **{name: cells.of(source_type)[0] for name, cells in evaluation.moved.items()}}
+    ends = ends_of(evaluation.real, original_type, evaluation.to)
+    sets = {FLOOR: ends.new, **{name: cells.of(original_type)[0] for name, cells in evaluation.moved.items()}}
     first = next(iter(evaluation.moved))
     for name, cells in sets.items():
         changes = fold_changes(cells, ends)
@@ -98,7 +98,7 @@ def draw_genes(axis: Axes, evaluation: MoveEvaluation, source_type: str, styles:
         if name == first:
             name_genes(axis, changes.test, changes.judged, evaluation.real.names.labels.iloc[ends.changed])
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
-    axis.set_title(f"{shortened(source_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
+    axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
     axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=1.5)
     axis.spines[["top", "right"]].set_visible(False)
@@ -122,15 +122,15 @@ def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Series) -> No
 
 def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw moved cells, what they were, and real cells of their new type, one panel a type that cells were of."""
-    types, n_columns = evaluation.source_types[:MOST_TYPES], 4
+    types, n_columns = evaluation.original_types[:MOST_TYPES], 4
     first = next(iter(evaluation.moved.values()))
     real = some(evaluation.real.training[evaluation.real.training.cell_type == evaluation.to])
-    parts = [[some(cells) for cells in first.of(source_type)] for source_type in types]
+    parts = [[some(cells) for cells in first.of(original_type)] for original_type in types]
     places = joint_umap([real, *(cells for pair in parts for cells in pair)], seed=0)
     shape = -(-len(types) // n_columns), min(len(types), n_columns)
     figure = new(figsize=(4 * shape[1], 4.3 * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False).flat
-    for i, (axis, source_type) in enumerate(zip(axes, types, strict=False)):
+    for i, (axis, original_type) in enumerate(zip(axes, types, strict=False)):
         after, before = places[1 + 2 * i], places[2 + 2 * i]
         axis.plot(*np.concatenate(places).T, "o", color="0.9", markersize=2, markeredgewidth=0)
         axis.plot(
@@ -144,7 +144,7 @@ def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figur
         for name, at, marker, colour in ((UNMOVED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
             look = {"color": colour, "markersize": 3, "markeredgewidth": 0, "alpha": 0.7}
             axis.plot(*at.T, marker, label=set_name(name, TRANSMUTED), **look)
-        axis.set(title=shortened(source_type, width=36), xticks=[], yticks=[])
+        axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis in axes[len(types) :]:
         axis.remove()

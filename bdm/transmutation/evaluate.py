@@ -23,9 +23,9 @@ class MovedCells:
     after: Cells
     before: Cells
 
-    def of(self, source_type: str) -> tuple[Cells, Cells]:
+    def of(self, original_type: str) -> tuple[Cells, Cells]:
         """Take the cells that were of one type, after and before."""
-        rows = np.flatnonzero(self.before.cell_type == source_type)
+        rows = np.flatnonzero(self.before.cell_type == original_type)
         return self.after[rows], self.before[rows]
 
 
@@ -38,7 +38,7 @@ class MoveEvaluation:
     to
         The type that they were moved to.
     table
-        (source_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.MoveScores`; sets are the
+        (original_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.MoveScores`; sets are the
         floor (training cells of the new type), the moved sets, and the cells unmoved.
     """
 
@@ -51,9 +51,9 @@ class MoveEvaluation:
         return f"Evaluation of cells transmuted to {self.to}\n{self.table.to_string(float_format='{:.3f}'.format)}"
 
     @property
-    def source_types(self) -> list[str]:
+    def original_types(self) -> list[str]:
         """Types that cells were moved from."""
-        return self.table.index.unique("source_type").tolist()
+        return self.table.index.unique("original_type").tolist()
 
 
 @using_threads()
@@ -67,24 +67,24 @@ def evaluate_moves(real: RealCells, moved: dict[str, MovedCells], to: str, *, se
     """
     first = next(iter(moved.values()))
     rows = {}
-    for source_type in pd.unique(first.before.cell_type):
-        ends = ends_of(real, source_type, to)
-        for name, (after, before) in sets_of(moved, ends, source_type).items():
+    for original_type in pd.unique(first.before.cell_type):
+        ends = ends_of(real, original_type, to)
+        for name, (after, before) in sets_of(moved, ends, original_type).items():
             if len(after) < FEWEST_FOR_MEANS:
-                logger.warning("Not judged: %s of %s, of which there are %d cells.", name, source_type, len(after))
+                logger.warning("Not judged: %s of %s, of which there are %d cells.", name, original_type, len(after))
                 continue
             scores = score_move(after, ends, before=before, seed=seed)
-            rows[source_type, name] = {"n_cells": len(after), **asdict(scores)}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["source_type", "set"])
+            rows[original_type, name] = {"n_cells": len(after), **asdict(scores)}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
     return MoveEvaluation(to, table, real, moved)
 
 
-def ends_of(real: RealCells, source_type: str, to: str) -> Ends:
+def ends_of(real: RealCells, original_type: str, to: str) -> Ends:
     """Take the real cells of two types."""
-    old, new = (real.training[real.training.cell_type == name] for name in (source_type, to))
+    old, new = (real.training[real.training.cell_type == name] for name in (original_type, to))
     test = real.test[real.test.cell_type == to]
     numbers = {
-        f"training cells of {source_type!r}": len(old),
+        f"training cells of {original_type!r}": len(old),
         f"training cells of {to!r}": len(new),
         f"test cells of {to!r}": len(test),
     }
@@ -94,8 +94,8 @@ def ends_of(real: RealCells, source_type: str, to: str) -> Ends:
     return Ends(old, new, test)
 
 
-def sets_of(moved: dict[str, MovedCells], ends: Ends, source_type: str) -> dict[str, tuple[Cells, Cells | None]]:
+def sets_of(moved: dict[str, MovedCells], ends: Ends, original_type: str) -> dict[str, tuple[Cells, Cells | None]]:
     """Name all sets to judge, after and before."""
-    parts = {name: cells.of(source_type) for name, cells in moved.items()}
+    parts = {name: cells.of(original_type) for name, cells in moved.items()}
     unmoved = next(iter(parts.values()))[1]
     return {FLOOR: (ends.new, None), **parts, UNMOVED: (unmoved, unmoved)}

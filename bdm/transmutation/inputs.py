@@ -47,7 +47,7 @@ def read_moved(path: Path, prepared: Path, before: AnnData, real: RealCells) -> 
     InputError
         If the file is no such file, or its cells are not among the prepared ones.
     """
-    stored = with_columns(read_cells(path), ("cell_type", "source_type"), path)
+    stored = with_columns(read_cells(path), ("cell_type", "original_type"), path)
     adata = checked(stored, path)  # counts and obs alone
     check_genes(adata.var_names, real.genes, path)
     places = places_before(adata, before.obs_names, names=(str(path), str(prepared)))

@@ -11,7 +11,7 @@ def write_report(folder: Path, evaluation: MoveEvaluation, *, provenance: dict[s
     content = {
         "provenance": provenance,
         "to": evaluation.to,
-        "scores": {name: by_row(evaluation.table.loc[name]) for name in evaluation.source_types},
+        "scores": {name: by_row(evaluation.table.loc[name]) for name in evaluation.original_types},
     }
     write_json(folder / "transmutation.json", content)
     evaluation.table.to_csv(folder / "scores.csv", float_format="%.6g")

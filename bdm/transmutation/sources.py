@@ -6,7 +6,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.errors import InputError
-from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
+from bdm.model.match import SAME, InputKeys, batch_column, batches_of, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.transmutation.goal import Goal
 
@@ -23,11 +23,15 @@ class Sources:
         Counts of the model's genes in the model's order (CSR), with the ``obs`` that the cells came with.
     cell_type, batch
         Of each cell, as the model names them; ``""`` where the model has no batches.
+    label_column, batch_column
+        Columns of ``obs`` that the cells have them in.
     """
 
     adata: AnnData
     cell_type: np.ndarray
     batch: np.ndarray
+    label_column: str
+    batch_column: str | None
 
 
 def sources_of(
@@ -66,7 +70,8 @@ def sources_of(
     if not seen.any():
         raise InputError("No cell has counts of the model's genes.")
     chosen = chosen[seen].copy()
-    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model, keys))
+    columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
+    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model, keys), *columns)
 
 
 def check_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
@@ -78,4 +83,4 @@ def check_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
 
 def some(labels: pd.Series) -> str:
     """Name the cells' types."""
-    return ", ".join(map(repr, labels.unique()[:5])) or "none"
+    return ", ".join("no type" if pd.isna(name) else repr(name) for name in labels.unique()[:5]) or "none"

@@ -1,5 +1,7 @@
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
 from bdm.generation.generate import Block, GeneratedCells
+from bdm.generation.observations import batch_columns, type_columns
 from bdm.latent.cells import encode
 from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
@@ -18,6 +21,8 @@ from bdm.seeds import numpy_generator, torch_generator
 from bdm.threads import threads
 from bdm.transmutation.goal import Goal, shift
 from bdm.transmutation.sources import Sources
+
+logger = logging.getLogger(__name__)
 
 Move = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
 BLOCK = 512  # cells that are moved together; part of what a seed means
@@ -39,10 +44,12 @@ def transmute_cells(
 
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), cells named and ordered as they came; their
-    ``obs`` with ``cell_type`` (now ``goal.to``), ``source_type``, ``parted_at`` and ``parted_level`` (the branch point
-    and its noise level, in whitened units, up to which a cell went; not with ``goal.like``) and ``synthetic`` (True);
-    the latent in ``obsm['latent']``; the model's ``var``.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), cells named and ordered as they came; the
+    latent in ``obsm['latent']``; the model's ``var``. ``obs`` has ``goal.to`` in ``cell_type`` and in the columns that
+    the model's data and the cells have their types in; ``original_type``; the batch, in the columns that these have it
+    in; ``parted_at`` and ``parted_level`` (the branch point and its noise level, in whitened units, up to which a cell
+    went; not with ``goal.like``); and ``synthetic`` (True). Other columns of the cells describe what they were before,
+    so none is kept; find them by the names of the cells.
     """
     return transmuted_cells(model, sources, goal, settings, seed=seed).in_memory()
 
@@ -66,7 +73,7 @@ def transmuted_cells(
         return walk.move(x, cell_type, goal.to, generator)
 
     return GeneratedCells(
-        _observations(model, sources, goal),
+        observations(model, sources, goal),
         model.autoencoder.genes.copy(),
         moved_blocks(model, sources, goal.to, move, seed=seed),
     )
@@ -115,14 +122,20 @@ def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
     return Block(counts[order], np.concatenate([block.latent for block in blocks])[order])
 
 
-def _observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
-    obs = sources.adata.obs.copy()
-    obs["source_type"] = pd.Categorical(sources.cell_type)
-    known = goal.to in model.cell_types
-    obs["cell_type"] = pd.Categorical([goal.to] * len(obs), categories=model.cell_types if known else [goal.to])
+def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
+    """Describe transmuted cells by their type and origin, and by nothing else that described the cells before."""
+    columns: dict[str, Any] = {
+        **type_columns(model, [goal.to] * len(sources.cell_type), sources.label_column),
+        "original_type": pd.Categorical(sources.cell_type),
+        **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
+    }
     if not goal.like:
         ancestors = {name: model.hierarchy.common_ancestor(name, goal.to) for name in pd.unique(sources.cell_type)}
-        obs["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
-        obs["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
-    obs["synthetic"] = True
+        columns["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
+        columns["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
+    obs = pd.DataFrame({**columns, "synthetic": True}, index=sources.adata.obs_names)
+    dropped = sources.adata.obs.columns.difference(obs.columns, sort=False)
+    if len(dropped):
+        names = ", ".join(map(str, dropped[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
+        logger.info("Not kept, as they describe the cells before transmutation: columns %s of obs.", names)
     return obs

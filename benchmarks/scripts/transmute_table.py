@@ -23,18 +23,18 @@ def over_types(scores: pd.DataFrame) -> pd.DataFrame:
 def best(scores: pd.DataFrame, score: str, *, lowest: bool) -> pd.Series:
     """Count the moves at which each set is best, among those that keep the cells; means over seeds decide."""
     moved = scores[~scores["set"].isin(["floor", "unmoved", "drawn anew"])]
-    by_move = moved.groupby(["source_type", "to", "set"])[score].mean().unstack("set")
+    by_move = moved.groupby(["original_type", "to", "set"])[score].mean().unstack("set")
     return (by_move.idxmin(axis=1) if lowest else by_move.idxmax(axis=1)).value_counts()
 
 
 def section(data: str, scores: pd.DataFrame) -> list[str]:
     """Tell one data set."""
-    n_moves = len(scores[["source_type", "to"]].drop_duplicates())
+    n_moves = len(scores[["original_type", "to"]].drop_duplicates())
     table = over_types(scores)
     wins = {f"best {name}": best(scores, name, lowest=name == "energy") for name in ("energy", "mean_r2")}
     for name, counts in wins.items():
         table[name] = [f"{counts[name]:.0f}" if name in counts else "" for name in table.index]
-    by_move = scores.groupby(["source_type", "to", "set"], sort=False)["energy"].agg(over_seeds).unstack("set")
+    by_move = scores.groupby(["original_type", "to", "set"], sort=False)["energy"].agg(over_seeds).unstack("set")
     return [
         f"## {data}",
         f"Means over {n_moves} moves; best: the number of moves at which a way that keeps the cells is ahead.",
@@ -51,8 +51,8 @@ def main(folder: Path, runs: list[Path]) -> None:
     parts = ["# Cells moved to another type", f"Numbers are the {OVER_SEEDS}"]
     for (data, task), of_data in scores.groupby(["data", "task"], sort=False):
         parts += section(f"{data}: {task}", of_data)
-        table = of_data.assign(source_type=of_data["source_type"] + " → " + of_data["to"].str.split("|").str[-1])
-        means = table.groupby(["source_type", "set"], sort=False)[[*PANELS]].mean()
+        table = of_data.assign(original_type=of_data["original_type"] + " → " + of_data["to"].str.split("|").str[-1])
+        means = table.groupby(["original_type", "set"], sort=False)[[*PANELS]].mean()
         if task == TASKS["transmute"]:
             save_figure(scores_figure(means, "the type named"), folder / f"transmute_{data}.png")
     (folder / "transmute.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
