@@ -568,6 +568,8 @@ class BranchedDiffusion:
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as when the model was
             fitted, if not given.
+        n_threads
+            Threads to compute with; all that the process may use, if not given.
 
         Raises
         ------
