@@ -13,7 +13,7 @@ rule report:
             caption="../report/report.rst",
             category="Report",
             subcategory="{dataset}",
-            labels={"result": "all that is worth telling", "form": "page to open and send"},
+            labels={"result": "{dataset}: all that is worth telling (page to open and send)"},
         ),
     log:
         "results/{dataset}/logs/report.log",
