@@ -14,6 +14,7 @@ from typing import Any
 
 from bdm.errors import InputError
 
+SNAKEMAKE = ".snakemake_timestamp"  # which Snakemake writes into folders
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that reading does not have
 
 
@@ -138,13 +139,13 @@ def _unwritable(error: BaseException | None) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of all files below a folder with their relative names."""
+    """Hash of a file, or of all files below a folder with their relative names, without what Snakemake adds."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != SNAKEMAKE):
         digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
     return digest.hexdigest()
 

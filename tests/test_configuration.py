@@ -59,6 +59,7 @@ CHANGES = {
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),
     "prepare/gene_symbols": ("symbol", both(PREPARE, EXTEND)),
+    "prepare/drop_unlabelled": (True, both(PREPARE, EXTEND)),
     "prepare/leave_out": (["A"], both(PREPARE, EXTEND)),
     "prepare/min_genes_per_cell": (3, both(PREPARE, EXTEND)),
     "prepare/min_cells_per_gene": (0, both(PREPARE, EXTEND)),

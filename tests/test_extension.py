@@ -22,7 +22,7 @@ from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.match import counts_of
-from bdm.model.model import BranchedModel, load_model, save_model
+from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
 
 QUICK = ExtendSettings(AdapterSettings(n_steps=20), DenoiserSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
@@ -348,7 +348,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
     assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
     extension = json.loads((folder / "extended/extensions/0002/extension.json").read_text())
-    assert extension["provenance"]["ancestor_sha256"] == sha256(folder / "model")
+    assert extension["provenance"]["ancestor_sha256"] == model_checksum(folder / "model")
     bdm(f"generate {folder}/extended {folder}/new.h5ad --cells-like {folder}/joined.h5ad")
     assert read_h5ad(folder / "new.h5ad").n_obs == joined.n_obs
 
@@ -361,7 +361,7 @@ def test_all_is_learnt_anew_on_request(folder, bdm):
     assert set(other.cell_types) == {*one.cell_types, "CD56+ NK"}
     assert other.autoencoder.network.shape.n_latent == one.autoencoder.network.shape.n_latent
     assert other.denoiser.shape.width == one.denoiser.shape.width
-    assert other.provenance["ancestor_sha256"] == sha256(folder / "model")
+    assert other.provenance["ancestor_sha256"] == model_checksum(folder / "model")
     assert (generated(one).X != generated(other)[: generated(one).n_obs].X).nnz > 0
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -17,9 +18,11 @@ from bdm.cli import app
 from bdm.data.prepared import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.verdict import LIMITS
+from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report.page import report_page
 from bdm.report.results import Results, read_results
+from bdm.report.settings import commands
 
 FLAGS = [
     "--headless",
@@ -318,13 +321,78 @@ def test_page_explains_how_many_cells_a_verdict_needs(page):
 def test_commands_that_are_told_can_be_given(results, tmp_path):
     import typer
 
-    from bdm.report.settings import commands
-
     given = replace(results, model=replace(results.model, hierarchy=replace(results.model.hierarchy, given=True)))
     assert " --tree tree.nwk" in "".join(commands(given))
     for line in [*commands(results), *commands(given)]:
         _, name, *arguments = shlex.split(line)
         typer.main.get_command(app).commands[name].make_context(name, arguments)
+
+
+@pytest.fixture(scope="module")
+def added(example_cells, tmp_path_factory) -> Path:
+    """Results of a model that grew, by two types at once and by one that it knew, with options of all kinds."""
+    folder = tmp_path_factory.mktemp("added")
+    types = {"CD19+ B": "--b", "Dendritic": "d c", "CD56+ NK": "new", "CD34+": "it's new", "CD14+ Monocyte": "m"}
+    cells = example_cells[example_cells.obs["bulk_labels"].isin(types)].copy()
+    table = cells.obs["bulk_labels"].astype(str).map(types).rename("label").to_frame()
+    cells.obs = cells.obs.drop(columns="bulk_labels").assign(other=table["label"])
+    is_new = table["label"].isin(["new", "it's new"])
+    cells[~is_new].write_h5ad(folder / "cells.h5ad")
+    cells[is_new].write_h5ad(folder / "new cells.h5ad")
+    cells[cells.obs["other"] == "m"].write_h5ad(folder / "more.h5ad")
+    table[~is_new].to_csv(folder / "my labels.csv")
+    (folder / "own tree.json").write_text('["--b", ["d c", "m"]]')
+    first, second, third = (folder / name for name in ("first", "second", "third"))
+    labels = ("--labels", folder / "my labels.csv", "--label-key", "label")
+    bdm("prepare", folder / "cells.h5ad", first / "prepared.h5ad", *labels, "--n-genes", 100, "--seed", 2)
+    few = ("--n-latent", 4, "--n-steps", 30)
+    bdm("autoencoder", first / "prepared.h5ad", first / "autoencoder", *few, "--seed", 3)
+    tree = ("--tree", folder / "own tree.json", "--n-bootstrap", 7, "--seed", 4)
+    bdm("hierarchy", first / "autoencoder", first / "hierarchy.json", *tree)
+    small = ("--width", 16, "--n-layers", 1, "--n-steps", 30, "--seed", 5)
+    bdm("train", first / "autoencoder", first / "hierarchy.json", first / "model", *small)
+    for old, new, cells_of, options in [
+        (first, second, "new cells.h5ad", ("--label-key", "other", "--counts", "X")),
+        (second, third, "more.h5ad", ("--label-key", "other", "--update", "m")),
+    ]:
+        for path in (old / "model").rglob("*"):
+            if path.is_dir():
+                (path / ".snakemake_timestamp").touch()
+        (old / "model/.snakemake_timestamp").touch()
+        files = ("--known", old / "prepared.h5ad", "--joined", new / "prepared.h5ad", "--seed", 6)
+        bdm("extend", old / "model", folder / cells_of, new / "model", *options, *files)
+    (third / "model/.snakemake_timestamp").touch()
+    bdm("generate", third / "model", third / "generated.h5ad", "--cells", 5, "--seed", 8)
+    bdm("evaluate", third / "prepared.h5ad", third / "evaluation", third / "generated.h5ad", "--n-repeats", 1)
+    return third
+
+
+def repeated(results: Results, folder: Path) -> None:
+    """Run in a folder the commands that a report shows."""
+    with contextlib.chdir(folder):
+        for line in commands(results):
+            bdm(*shlex.split(line)[1:])
+
+
+def test_commands_make_the_same_files(full, results, tmp_path):
+    (tmp_path / "my <i>cells.h5ad").symlink_to(full.parent / "my <i>cells.h5ad")
+    repeated(results, tmp_path)
+    names = ["prepared.h5ad", "hierarchy.json", "model/model.json", "generated.h5ad", "transmuted/a.h5ad"]
+    for name in [*names, "interpretation/branch_genes.csv", "transmutation/a/scores.csv"]:
+        assert sha256(tmp_path / name) == sha256(full / name), name
+
+
+def test_commands_make_the_same_files_of_a_model_that_grew(added, tmp_path):
+    for path in filter(Path.is_file, added.parent.iterdir()):
+        (tmp_path / path.name).symlink_to(path)
+    repeated(read_results(added), tmp_path)
+    for name, of in {
+        "prepared_2.h5ad": "prepared.h5ad",
+        "model_2": "model",
+        "generated.h5ad": "generated.h5ad",
+    }.items():
+        assert sha256(tmp_path / name) == sha256(added / of), name
+    assert (tmp_path / "evaluation/genes.csv").read_text() == (added / "evaluation/genes.csv").read_text()
 
 
 def test_page_cites_as_the_repository_does(page):

@@ -62,13 +62,13 @@ def extend(
     from bdm.extension.report import summary, write_tables
     from bdm.files import sha256, written_whole
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model, save_model
+    from bdm.model.model import load_model, model_checksum, save_model
     from bdm.plotting.extension import write_figures
     from bdm.provenance import provenance
 
     if refit and (known is None or report is not None):
         raise InputError("To learn everything anew, give the known cells by --known, and no --report.")
-    settings = ExtendSettings()
+    settings, keys = ExtendSettings(), InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     with ExitStack() as files:
         if not dry_run:
             folder = files.enter_context(written_whole(out, folder_of="model.json"))
@@ -78,7 +78,7 @@ def extend(
             loaded,
             cell_types=tuple(cell_type or ()),
             update=tuple(update or ()),
-            keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
+            keys=keys,
             missing_as_zero=missing_as_zero,
             seed=seed,
         )
@@ -88,7 +88,12 @@ def extend(
             for name, of_type in new.by_type.items():
                 print(f"{of_type.n_obs:>9,}  {name}{' (known, anew)' if name in loaded.cell_types else ''}")
             return None
-        facts = {"ancestor_sha256": sha256(model), "cells_sha256": sha256(cells)}
+        facts = {
+            "ancestor_sha256": model_checksum(model),
+            "cells_name": cells.name,
+            "cells_sha256": sha256(cells),
+            "options": {**asdict(keys), "missing_as_zero": missing_as_zero},
+        }
         found = []
         if refit:
             extended = refitted(loaded, prepared, seed=seed, device="auto", **facts)

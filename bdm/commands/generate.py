@@ -44,13 +44,13 @@ def generate(
     from bdm.data.read import read_cells
     from bdm.diffusion.walk import SamplerSettings
     from bdm.errors import InputError
-    from bdm.files import sha256, written_whole
+    from bdm.files import written_whole
     from bdm.generation.generate import generated_cells
     from bdm.generation.places import WHOLE, Part
     from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.generation.write import write_cells
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
 
@@ -81,7 +81,7 @@ def generate(
             seed=seed,
             settings={**asdict(settings), "shared_ancestors": shared_ancestors},
             request=request.table.to_dict("list"),
-            model_sha256=sha256(model),
+            model_sha256=model_checksum(model),
             data_sha256=loaded.autoencoder.provenance["data_sha256"],
             part=part,
         )

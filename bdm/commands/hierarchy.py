@@ -28,6 +28,7 @@ def hierarchy(
     Example: bdm hierarchy autoencoder/ hierarchy.json --newick hierarchy.nwk --page hierarchy.html
     """
     from contextlib import ExitStack
+    from dataclasses import replace
 
     from bdm.errors import InputError
     from bdm.files import written_whole
@@ -48,6 +49,8 @@ def hierarchy(
     given = None if tree is None else read_tree(tree)
     with ExitStack() as files:
         built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)
+        if tree is not None:
+            built = replace(built, provenance=built.provenance | {"tree": tree.name})
         save_hierarchy(files.enter_context(written_whole(out)), built)
         if newick is not None:
             files.enter_context(written_whole(newick)).write_text(to_newick(built), encoding="utf-8")

@@ -50,6 +50,7 @@ def interpret(
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.report import summary, write_report
     from bdm.model.match import InputKeys
+    from bdm.model.model import model_checksum
     from bdm.plotting.interpretation import write_figures
     from bdm.provenance import provenance
 
@@ -59,13 +60,13 @@ def interpret(
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)
         files = {
-            "model": model,
             "prepared": cells,
             "generated": generated,
             "markers": markers,
             "gene_sets": gene_sets,
         }
         hashes = {name: sha256(file) for name, file in files.items() if file is not None}
+        hashes["model"] = model_checksum(model)
         folder.mkdir()
         write_report(folder, interpretation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
         write_figures(folder, interpretation)

@@ -80,6 +80,8 @@ def prepare(
                 print(f"would write {out}:\n{summary(prepared)}")
                 return None
             prepared.uns["bdm"] |= {"data": data.name, "data_sha256": sha256(data)}
+            if labels is not None:
+                prepared.uns["bdm"] |= {"labels": labels.name, "labels_sha256": sha256(labels)}
             written = prepared.write(path)
         except UnreadableError:
             raise

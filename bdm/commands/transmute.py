@@ -48,7 +48,7 @@ def transmute(
     from bdm.files import sha256, written_whole
     from bdm.generation.write import write_cells
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
     from bdm.transmutation.goal import Goal, read_pair
@@ -65,7 +65,7 @@ def transmute(
         record = provenance(
             seed=seed,
             settings={**asdict(settings), "to": to, "from": from_ or [], "like": like or []},
-            model_sha256=sha256(model),
+            model_sha256=model_checksum(model),
             cells_sha256=sha256(cells),
         )
         write_cells(path, moved, {"bdm": storable(record)})

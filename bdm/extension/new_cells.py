@@ -164,6 +164,7 @@ def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None)
         "seed": settings["seed"],
         "settings": json.dumps(settings),
     }
-    if known is not None and "input" in known.uns["bdm"]:
-        cells.uns["bdm"]["input"] = known.uns["bdm"]["input"]
+    if known is not None:
+        kept = ("input", "data", "data_sha256", "labels", "labels_sha256")
+        cells.uns["bdm"] |= {key: known.uns["bdm"][key] for key in kept if key in known.uns["bdm"]}
     return cells

@@ -73,11 +73,12 @@ def build_hierarchy(
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(WIDEST * spread, 2 * root.level))
+    made = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if settings.flat:
-        return Hierarchy(_flat(cells, sigma_max), sigma_max, settings.threshold)
+        return Hierarchy(_flat(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     support = clade_support(x, cells.cell_type.numpy(), n_types=len(means), n_bootstrap=settings.n_bootstrap, seed=seed)
     branches = _branches(root, None, cells, support, inner_names(cells.cell_types))
-    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None)
+    return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
 
 def inner_names(cell_types: tuple[str, ...]) -> Iterator[str]:

@@ -1,5 +1,5 @@
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,12 +71,15 @@ class Hierarchy:
         Root first, every parent before its children, children in order.
     given
         Whether the tree's shape is the user's.
+    provenance
+        How it was made: seed, number of resamples, name of the user's tree; empty if nothing is known of it.
     """
 
     branches: tuple[Branch, ...]
     sigma_max: float
     threshold: float
     given: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def by_name(self) -> dict[str, Branch]:
@@ -162,6 +165,7 @@ class Hierarchy:
             "threshold": self.threshold,
             "sigma_max": self.sigma_max,
             "given": self.given,
+            "provenance": self.provenance,
             "branches": [asdict(branch) for branch in self.branches],
         }
 
@@ -178,7 +182,8 @@ class Hierarchy:
             if content["format"] != FORMAT:
                 raise InputError(f"The hierarchy has format {content['format']}, this version reads {FORMAT}.")
             branches = tuple(Branch(**branch) for branch in content["branches"])
-            hierarchy = cls(branches, content["sigma_max"], content["threshold"], content["given"])
+            how = {"given": content["given"], "provenance": content.get("provenance", {})}
+            hierarchy = cls(branches, content["sigma_max"], content["threshold"], **how)
             fault = hierarchy.fault()
         except (KeyError, TypeError) as error:
             raise InputError(f"The hierarchy file is damaged ({error}); make it anew.") from error

@@ -16,8 +16,9 @@ from bdm.hierarchy.grow import grown, renewed
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import Normal, TypeMoments
 from bdm.latent.whitening import Whitening
-from bdm.model.extension import Extension, load_extensions, save_extensions
-from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
+from bdm.seal import read_sealed_json
+from bdm.store import FORMAT, Bundle, read_bundle, refused_if_damaged, write_bundle
 from bdm.threads import using_threads
 
 EXTENSIONS = "extensions"  # folder in that of a model
@@ -134,6 +135,20 @@ def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -
         state | {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
     )
     return grown.eval().requires_grad_(False).to(denoiser.mean.device)
+
+
+def model_checksum(folder: Path) -> str:
+    """SHA-256 of a saved model with its extensions, as its files record it; other files in its folder do not count.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no model, or the record is damaged.
+    """
+    extensions = Path(folder) / EXTENSIONS / LIST
+    if extensions.exists():
+        return read_sealed_json(extensions, "list of extensions", version=FORMAT)["checksum"]
+    return read_sealed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"]
 
 
 def save_model(folder: Path, model: BranchedModel) -> str:

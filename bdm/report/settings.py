@@ -1,6 +1,7 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from shlex import quote
 from typing import Any
 
@@ -11,6 +12,8 @@ from bdm.diffusion.walk import SamplerSettings
 from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.hierarchy.build import HierarchySettings
 from bdm.interpretation.interpret import InterpretationSettings
+from bdm.model.extension import Extension
+from bdm.model.match import InputKeys
 from bdm.report.results import JUDGED, Results
 
 
@@ -59,7 +62,8 @@ def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str,
     learnt = results.model.autoencoder.provenance
     yield "prepare", learnt.get("prepare", {}), asdict(PrepareSettings())
     yield "autoencoder", learnt.get("settings", {}), asdict(AutoencoderSettings())
-    yield "hierarchy", {"threshold": results.model.hierarchy.threshold}, asdict(HierarchySettings())
+    tree = results.model.hierarchy
+    yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, asdict(HierarchySettings())
     yield "train", results.model.provenance.get("settings", {}), asdict(DenoiserSettings())
     yield (
         "generate",
@@ -71,32 +75,61 @@ def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str,
 
 def commands(results: Results) -> list[str]:
     """Give the commands that make the results again, from the data on."""
-    options: dict[str, str] = {}
+    options = dict.fromkeys(_seeds(results), "")
     for setting in changed(results):
-        options[setting.command] = f"{options.get(setting.command, '')} {setting.option}"
-    seed = f" --seed {results.model.provenance['seed']}"
-    given = " --tree tree.nwk" if results.model.hierarchy.given else ""
-    data = quote(str(results.record.get("data", "cells.h5ad")))
+        options[setting.command] += f" {setting.option}"
+    if "labels" in results.record:
+        options["prepare"] += f" --labels {quote(results.record['labels'])}"
+    tree = results.model.hierarchy
+    if tree.given:
+        options["hierarchy"] += f" --tree {quote(tree.provenance.get('tree', 'tree.nwk'))}"
+    for command, seed in _seeds(results).items():
+        options[command] += f" --seed {seed}"
     lines = [
-        f"bdm prepare {data} prepared.h5ad{options.get('prepare', '')}{seed}",
-        f"bdm autoencoder prepared.h5ad autoencoder{options.get('autoencoder', '')}{seed}",
-        f"bdm hierarchy autoencoder hierarchy.json{given}{options.get('hierarchy', '')}{seed}",
-        f"bdm train autoencoder hierarchy.json model{options.get('train', '')}{seed}",
+        f"bdm prepare {quote(str(results.record.get('data', 'cells.h5ad')))} prepared.h5ad{options['prepare']}",
+        f"bdm autoencoder prepared.h5ad autoencoder{options['autoencoder']}",
+        f"bdm hierarchy autoencoder hierarchy.json{options['hierarchy']}",
+        f"bdm train autoencoder hierarchy.json model{options['train']}",
     ]
     cells, model = "prepared.h5ad", "model"
-    for number, extension in enumerate(results.model.extensions, start=1):
-        known = "--update" if extension.place is None else "--type"
-        cell_type, own_seed = quote(extension.cell_type), extension.provenance.get("seed", 0)
-        more = f"--known {cells} --joined prepared_{number}.h5ad --seed {own_seed}"
-        lines.append(f"bdm extend {model} new_cells.h5ad model_{number} {known} {cell_type} {more}")
+    for number, (_, together) in enumerate(groupby(results.model.extensions, lambda of: of.provenance), start=1):
+        lines.append(_extend(list(together), model, cells, number))
         cells, model = f"prepared_{number}.h5ad", f"model_{number}"
     return [
         *lines,
-        f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options.get('generate', '')}{seed}",
-        f"bdm evaluate {cells} evaluation generated.h5ad{options.get('evaluate', '')}{seed}",
+        f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options['generate']}",
+        f"bdm evaluate {cells} evaluation generated.h5ad{options['evaluate']}",
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
     ]
+
+
+def _seeds(results: Results) -> dict[str, int]:
+    """Give the seed of each step as it is recorded, else the model's."""
+    model = results.model
+    found = {
+        "prepare": model.autoencoder.provenance.get("prepare", {}),
+        "autoencoder": model.autoencoder.provenance,
+        "hierarchy": model.hierarchy.provenance,
+        "train": model.provenance,
+        "generate": results.request,
+        "evaluate": results.evaluation["provenance"],
+    }
+    return {command: record.get("seed", model.provenance["seed"]) for command, record in found.items()}
+
+
+def _extend(extensions: Sequence[Extension], model: str, cells: str, number: int) -> str:
+    """Give the command that added some types at once."""
+    record = extensions[0].provenance
+    types = {
+        "type": [extension.cell_type for extension in extensions if extension.place is not None],
+        "update": [extension.cell_type for extension in extensions if extension.place is None],
+    }
+    defaults = {"type": [], "update": [], **asdict(InputKeys()), "missing_as_zero": False}
+    options = _options(types | record.get("options", {}), defaults)
+    files = f"--known {cells} --joined prepared_{number}.h5ad"
+    new_cells = quote(record.get("cells_name", "new_cells.h5ad"))
+    return f"bdm extend {model} {new_cells} model_{number}{options} {files} --seed {record.get('seed', 0)}"
 
 
 def _interpretation(results: Results, model: str, cells: str) -> Iterator[str]:
