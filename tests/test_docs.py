@@ -12,6 +12,7 @@ import yaml
 from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
+from bdm.data.prepare import PrepareSettings, prepare
 from bdm.evaluation.scores import NAMES
 from bdm.evaluation.verdict import LIMITS
 
@@ -158,6 +159,68 @@ def test_counts_are_had_back_as_told(example_cells):
     found: dict = {}
     exec(compile(code, "own_data.md", "exec"), found)
     assert (found["counts"].rint() != example_cells.X).nnz == 0
+
+
+def run_blocks(title: str, found: dict, *, replacing: tuple[str, str] = ("", "")) -> None:
+    """Run the Python of a recipe, block by block, except what needs packages that the tests lack."""
+    text = (ROOT / "docs/recipes.md").read_text()
+    section = text.split(f"## {title}")[1].split("\n## ")[0]
+    for language, content in [(m[2], m[3]) for m in FENCE.findall(section) if m[2] == "python"]:
+        lines = [line for line in content.splitlines() if "leiden" not in line]
+        exec(compile("\n".join(lines).replace(*replacing), language, "exec"), found)
+
+
+def test_recipe_of_joining_runs(small_model, example_cells):
+    found = {"model": small_model, "adata": example_cells.copy()}
+    run_blocks("Generated cells", found, replacing=("generate(100)", "generate(2)"))
+    cells = found["cells"]
+    assert cells.X.dtype == np.float32
+    assert cells.obs["bulk_labels"].notna().all()
+    assert cells.obs["source"].value_counts().to_dict() == {"real": 700, "generated": found["generated"].n_obs}
+
+
+def test_recipe_of_clusters_runs(example_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = {"adata": example_cells.copy()}
+    run_blocks("Cells without labels", found, replacing=("n_top_genes=2000", "n_top_genes=200"))
+    prepared = prepare(found["adata"], PrepareSettings(label_key="cluster", counts="counts"))
+    assert prepared.obs["cell_type"].nunique() > 2
+
+
+def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    cells = example_cells.copy()
+    number = np.arange(cells.n_obs)
+    cells.var = pd.DataFrame({"feature_name": cells.var_names}, index=[f"ENSG{i:011d}" for i in range(cells.n_vars)])
+    cells.layers["raw_counts"] = cells.X.copy()
+    cells.X = cells.X.log1p()
+    types = cells.obs["bulk_labels"].astype(object).where(number % 50 > 0)
+    cells.obs = pd.DataFrame({"cell_type": types, "donor": np.where(number % 3, "one", "two")}, cells.obs_names)
+    cells.obs["condition"] = np.where(number % 2, "control", "stimulated")
+    cells.write_h5ad("cells.h5ad")
+    text = (ROOT / "docs/recipes.md").read_text().split("## Awkward data")[1]
+    blocks = [(m[2], m[3]) for m in FENCE.findall(text)]
+    first, *others = [content for language, content in blocks if language == "python"]
+    exec(compile(first, "first", "exec"), {})
+    [mine] = [yaml.safe_load(content)["datasets"]["blood"] for language, content in blocks if language == "yaml"]
+    few = ("--n-genes=60", "--n-latent=4", "--autoencoder-steps=5", "--denoiser-steps=5")
+    [command] = re.findall(r"^    (bdm fit .*)$", text, flags=re.MULTILINE)
+    [model] = ["results/blood/model"]
+    assert {f"--{key.replace('_', '-')}" for key in [*mine, *mine["prepare"]]} - set(command.split()) == {
+        "--path",
+        "--prepare",
+        "--keep-genes",
+    }
+    assert bdm(*shlex.split(command.replace("model/", model))[1:], "--keep-genes=markers", *few)[0] == 0
+    assert bdm("generate", model, "results/blood/generated.h5ad", "--cells=3", "--n-levels=3")[0] == 0
+    found: dict = {}
+    for content in others:
+        exec(compile(content, "recipe", "exec"), found)
+    assert {"label", "donor", "original_type", "condition"} <= set(found["transmuted"].obs)
+    assert set(found["both"].obs["donor"]) == {"one", "two"}
+    assert found["both"].X.dtype == np.float32
+    assert found["both"].obs["label"].isna().sum() == 14
+    assert "feature_name" in found["generated"].var
 
 
 # ---- what is told of bdm is what it tells
