@@ -157,6 +157,7 @@ def folder(cells, tmp_path_factory) -> Path:
     run("evaluate-transmuted", prepared, folder / "transmutation/a", moved)
     more = ("--known", prepared, "--report", folder / "extension")
     run("extend", model, folder / "cells.h5ad", folder / "extended", "--type", B, *more)
+    (folder / "genes.txt").unlink()
     return folder
 
 
@@ -198,6 +199,14 @@ def test_own_genes_of_added_types_have_symbols(folder):
     assert "symbol" in pd.read_csv(folder / "extension/own_genes.csv")
 
 
+def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder, cells):
+    loaded = BranchedDiffusion.load(folder / "model", adata=cells, device="cpu")
+    prepared = anndata.read_h5ad(folder / "prepared.h5ad")
+    assert list(loaded.prepared.var_names) == list(prepared.var_names)
+    assert "feature_name" in loaded.prepared.var
+    assert "CD79A" in own_genes(loaded.model, NK)["symbol"].str.split().str[0].to_numpy()
+
+
 def test_report_shows_symbols(folder, labels):
     results = read_results(folder)
     genes = [gene.gene for node in nodes(results) for side in node.sides for gene in side.genes]
@@ -209,6 +218,8 @@ def test_report_shows_symbols(folder, labels):
     page = report_page(results)
     assert "--keep-genes markers" in page
     assert genes[0] in page
+    shown = "\n".join(re.findall(r'aria-label="([^"]*)"', page) + re.findall("<title>([^<]*)<", page))
+    assert not unexplained(shown.replace(".", " "), labels)
 
 
 def test_files_of_cells_keep_the_names_of_the_data(folder, cells):

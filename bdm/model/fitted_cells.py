@@ -1,7 +1,7 @@
 """The cells that a model was fitted on, found again in any AnnData that holds them, and cells to evaluate it by."""
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +86,21 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     if not any(genes.isin(slot.var_names).all() for slot in slots):  # but maybe by identifiers
         adata, counts = model_counts(adata, model, keys), "X"
     known = {field.name for field in fields(PrepareSettings)}
-    settings = PrepareSettings(**{name: value for name, value in model.preparation.items() if name in known})
-    settings = replace(
-        settings,
-        label_key=label_key,
-        batch_key=batch_key,
-        counts=counts,
-        leave_out=others,
-        genes=tuple(genes),
-        keep_genes=None,
-        gene_symbols=settings.gene_symbols if settings.gene_symbols in adata.var else None,
-        min_cells_per_gene=0,
-        min_cells_per_type=1 + (settings.validation > 0) + (settings.test > 0),
-    )
-    return prepare(adata, settings)[:, genes].copy()
+    recorded = {name: value for name, value in model.preparation.items() if name in known}
+    column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
+    settings = {  # a list of genes may have been in a file that is no longer there
+        **recorded,
+        "label_key": label_key,
+        "batch_key": batch_key,
+        "counts": counts,
+        "leave_out": others,
+        "genes": tuple(genes),
+        "keep_genes": None,
+        "gene_symbols": column if column in adata.var else None,
+        "min_cells_per_gene": 0,
+        "min_cells_per_type": 1 + n_splits,
+    }
+    return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 
 
 def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
