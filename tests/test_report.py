@@ -22,7 +22,7 @@ from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report.page import report_page
 from bdm.report.results import Results, read_results
-from bdm.report.settings import commands
+from bdm.report.settings import checksums, commands
 
 FLAGS = [
     "--headless",
@@ -383,6 +383,8 @@ def test_commands_make_the_same_files(full, results, tmp_path):
 
 
 def test_commands_make_the_same_files_of_a_model_that_grew(added, tmp_path):
+    shown = checksums(read_results(added))
+    assert shown["the labels"] == sha256(added.parent / "my labels.csv")
     for path in filter(Path.is_file, added.parent.iterdir()):
         (tmp_path / path.name).symlink_to(path)
     repeated(read_results(added), tmp_path)
@@ -392,6 +394,7 @@ def test_commands_make_the_same_files_of_a_model_that_grew(added, tmp_path):
         "generated.h5ad": "generated.h5ad",
     }.items():
         assert sha256(tmp_path / name) == sha256(added / of), name
+    assert shown["the generated cells (generated.h5ad)"] == sha256(tmp_path / "generated.h5ad")
     assert (tmp_path / "evaluation/genes.csv").read_text() == (added / "evaluation/genes.csv").read_text()
 
 

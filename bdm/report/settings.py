@@ -164,6 +164,7 @@ def checksums(results: Results) -> dict[str, str]:
     judged = results.evaluation["provenance"].get("sha256", {})
     found = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
+        "the labels": results.record.get("labels_sha256"),
         "the prepared cells (prepared.h5ad)": judged.get("prepared"),
         "the generated cells (generated.h5ad)": judged.get("branched"),
     }
