@@ -13,6 +13,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.inputs import read_real_cells
 from bdm.files import written_whole
+from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel, load_model
 from bdm.transmutation.evaluate import MovedCells, evaluate_moves
 from bdm.transmutation.goal import Goal
@@ -50,7 +51,7 @@ def main(
     pairs = [tuple(item.split("=")) for item in move] or pairs_of(list(models[0].cell_types), condition)
     tables = []
     for old, new in pairs:
-        sources = sources_of(adata, models[0], Goal(new), cell_types=(old,), label_key="cell_type")
+        sources = sources_of(adata, models[0], Goal(new), InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.of(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {

@@ -20,6 +20,7 @@ from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.inputs import RealCells, read_real_cells
 from bdm.files import written_whole
 from bdm.hierarchy.build import HierarchySettings
+from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel
 from bdm.transmutation.evaluate import ends_of, evaluate_moves
 from bdm.transmutation.goal import Goal, Pair, shift, weights
@@ -75,7 +76,7 @@ def main(
             continue
         model = model_without(adata, new, n_steps=n_steps, seed=seed)
         others = tuple(pair for pair in pairs if pair != (old, new))
-        sources = sources_of(adata, model, Goal(new, others), cell_types=(old,), label_key="cell_type")
+        sources = sources_of(adata, model, Goal(new, others), InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.of(adata[sources.adata.obs_names])
         sets = {name: moved(model, sources, before, new, way, seed=seed) for name, way in ways(model, old, others)}
         table = evaluate_moves(real, sets, new, seed=seed).table
