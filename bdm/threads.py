@@ -62,7 +62,7 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
     token = _n_threads.set(n_threads or chosen_threads())
     try:
         # Anew in each context, as libraries may have been loaded since the one around it
-        with _one_thread_of_torch(), _one_thread_of_numba(), threadpool_limits(limits=1):
+        with _one_thread_in_each_operation():
             yield
     finally:
         _n_threads.reset(token)
@@ -100,25 +100,18 @@ def _start_worker() -> None:
 
 
 @contextmanager
-def _one_thread_of_torch() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _one_thread_of_numba() -> Iterator[None]:
+def _one_thread_in_each_operation() -> Iterator[None]:
+    # Read before numba is asked: at first it starts threads, and sets the number of torch and of MKL to all cores
+    of_torch = torch.get_num_threads()
     numba = sys.modules.get("numba")
-    if numba is None:
-        yield
-        return
-    before, of_torch = numba.get_num_threads(), torch.get_num_threads()
-    numba.set_num_threads(1)
-    torch.set_num_threads(of_torch)  # numba sets torch's to all cores, the first time that it is called
+    of_numba = numba.get_num_threads() if numba else 0
     try:
-        yield
+        if numba:
+            numba.set_num_threads(1)
+        with threadpool_limits(limits=1):
+            torch.set_num_threads(1)  # last, as it alone sets MKL's
+            yield
     finally:
-        numba.set_num_threads(before)
+        if numba:
+            numba.set_num_threads(of_numba)
+        torch.set_num_threads(of_torch)

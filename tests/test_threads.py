@@ -22,7 +22,7 @@ example cells.h5ad
 fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-steps 20 --denoiser-steps 20
 generate fitted fitted.h5ad --cells 3
 prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200
-autoencoder prepared.h5ad autoencoder --n-latent 5 --n-steps 20
+autoencoder prepared.h5ad autoencoder --n-steps 20
 hierarchy autoencoder tree.json --n-bootstrap 5
 train autoencoder tree.json model --n-steps 20
 generate model generated.h5ad --cells 130
@@ -133,6 +133,32 @@ def test_operations_have_one_thread_and_get_theirs_back():
             assert chosen_threads() == 2
     assert numbers() == before
     assert chosen_threads() == available_threads()
+
+
+LIBRARIES = """
+import re
+import torch
+from bdm.threads import threads, using_threads
+
+def found(_=0):
+    q = torch.linalg.qr(torch.arange(12000.0).reshape(400, 30).sin())[0]
+    return q.numpy().tobytes(), set(re.findall(r"max_threads\\(\\) : (\\d+)", torch.__config__.parallel_info()))
+
+with using_threads(2):
+    results = [found()]
+    with threads() as run:
+        results += run(found, range(2))
+import hashlib
+print([(hashlib.sha256(values).hexdigest(), numbers) for values, numbers in results])
+"""
+
+
+@pytest.mark.parametrize("first", ["import numba", "import scanpy, sklearn.ensemble, numba", "import torch"])
+def test_no_library_takes_more_threads_whatever_the_environment(first):
+    results = {python(f"{first}\n{LIBRARIES}", OMP_NUM_THREADS=number) for number in ("1", "2", "3")}
+    results.add(python(f"{first}\n{LIBRARIES}"))
+    assert len(results) == 1
+    assert results.pop().count("{'1'}") == 3
 
 
 def test_threads_give_results_in_order_and_take_few_items_ahead():
