@@ -325,6 +325,9 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
     expected = fitted.evaluate(adata_new=anndata.read_h5ad("generated.h5ad"), n_repeats=1).overall
     np.testing.assert_allclose(overall, expected.loc[overall.index], rtol=1e-5)
     command("interpret", "model", "cells.h5ad", "generated.h5ad", "interpretation")
+    command("transmute", "model", "cells.h5ad", "transmuted.h5ad", "--to", NK, "--from", B)
+    command("evaluate-transmuted", "cells.h5ad", "transmutation", "transmuted.h5ad", "--model", "model")
+    assert list(pd.read_csv(tmp_path / "transmutation/scores.csv")["original_type"].unique()) == [B]
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
 
 
@@ -358,8 +361,10 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     one, other = (pd.read_csv(tmp_path / name / "overall.csv", index_col=0) for name in ("evaluation", "held_out"))
     assert one.loc["gene_auc"].notna().all()
     assert other.loc["gene_auc"].notna().all()
-    with pytest.raises(InputError, match="give `model=` too"):
-        command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", "--test-cells", "held_out.h5ad")
+    unused = [("--test-cells", "held_out.h5ad"), ("--label-key", "annotation"), ("--counts", "X")]
+    for option in unused:
+        with pytest.raises(InputError, match="is used with a model only; give `model=` too"):
+            command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", *option)
 
 
 def test_keys_name_what_is_there():

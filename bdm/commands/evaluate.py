@@ -1,6 +1,6 @@
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder,
 from bdm.commands.told import Summary
 from bdm.errors import InputError
 from bdm.evaluation.sets import TAKEN, set_name
+
+if TYPE_CHECKING:
+    from bdm.model.match import InputKeys
 
 logger = logging.getLogger(__name__)
 
@@ -52,21 +55,21 @@ def evaluate(
     from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.report import summary, verdict_lines, write_report
     from bdm.files import sha256, written_whole
-    from bdm.model.fitted_cells import read_real_cells_for
+    from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model
     from bdm.provenance import provenance
 
-    if model is None and test_cells is not None:
-        raise InputError("Test cells of their own are taken with a model; give `model=` too.")
+    keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+    check_used(model, test_cells, keys)
     settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
     files = named_files(generated, beside or [])
     with written_whole(out, folder_of="evaluation.json") as folder:
         if model is None:
             real = read_real_cells(cells, on_disk=True)
         else:
-            keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
-            real = read_real_cells_for(load_model(model), cells, test_cells, keys)
+            loaded = load_model(model)
+            real = real_cells_for(loaded, read_fitted_cells(cells, loaded, keys), test_cells, keys)
         sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
         made_of = {"prepared": cells, "model": model, "test_cells": test_cells, **files}
@@ -78,6 +81,14 @@ def evaluate(
     logger.info(summary(evaluation))
     facts = {set_name(name): "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)
+
+
+def check_used(model: Path | None, test_cells: Path | None, keys: "InputKeys") -> None:
+    """Refuse options of cells that are not prepared where no model is given to prepare them by."""
+    given = {"test_cells": test_cells, **vars(keys)}
+    unused = next((name for name, value in given.items() if value is not None), None)
+    if model is None and unused:
+        raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
 
 
 def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:

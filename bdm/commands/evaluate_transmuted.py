@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.evaluate import named_files
-from bdm.commands.options import OutFolder, Prepared, Seed
+from bdm.commands.evaluate import check_used, named_files
+from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
 from bdm.commands.told import Summary
 from bdm.errors import InputError
 
@@ -13,7 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_transmuted(
-    prepared: Prepared,
+    cells: Annotated[
+        Path,
+        typer.Argument(
+            help="Cells that were transmuted, training and test cells: made by bdm prepare, or with --model any.",
+            show_default=False,
+        ),
+    ],
     out: OutFolder,
     transmuted: Annotated[
         Path, typer.Argument(help="Cells that bdm transmute moved, named branched.", show_default=False)
@@ -23,6 +29,11 @@ def evaluate_transmuted(
         list[str] | None,
         typer.Option(help="Other cells moved likewise; may be repeated.", metavar="NAME=FILE"),
     ] = None,
+    model: OfModel = None,
+    test_cells: TestCells = None,
+    label_key: LabelKey = None,
+    batch_key: BatchKey = None,
+    counts: Counts = None,
     seed: Seed = 0,
 ) -> Summary:
     """Judge transmuted cells by held-out cells of their new type, and by what each was before.
@@ -31,24 +42,34 @@ def evaluate_transmuted(
     """
     from bdm.evaluation.inputs import read_counts, read_real_cells
     from bdm.files import sha256, written_whole
+    from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
+    from bdm.model.match import InputKeys
+    from bdm.model.model import load_model
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_moves
     from bdm.transmutation.inputs import read_moved
     from bdm.transmutation.report import summary, write_report
 
+    keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
+    check_used(model, test_cells, keys)
     files = named_files(transmuted, beside or [])
     with written_whole(out, folder_of="transmutation.json") as folder:
-        real = read_real_cells(prepared)
-        before = read_counts(prepared, columns=("cell_type",))
-        read = {name: read_moved(file, prepared, before, real) for name, file in files.items()}
+        if model is None:
+            real, before = read_real_cells(cells), read_counts(cells, columns=("cell_type",))
+        else:
+            loaded = load_model(model)
+            before = read_fitted_cells(cells, loaded, keys)
+            real = real_cells_for(loaded, before, test_cells, keys)
+        read = {name: read_moved(file, cells, before, real) for name, file in files.items()}
         targets = {moved.to for moved in read.values()}
         if len(targets) > 1:
             raise InputError(
                 f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
             )
         evaluation = evaluate_moves(real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed)
-        hashes = {name: sha256(file) for name, file in {"prepared": prepared, **files}.items()}
+        made_of = {"prepared": cells, "model": model, "test_cells": test_cells, **files}
+        hashes = {name: sha256(file) for name, file in made_of.items() if file is not None}
         record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
         folder.mkdir()
         write_report(folder, evaluation, provenance=record)

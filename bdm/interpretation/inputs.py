@@ -79,7 +79,7 @@ def read_inputs(
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     given = read_given(markers, gene_sets, loaded.gene_names)
-    real, new = read_fitted_cells(prepared, loaded, keys), open_counts(generated, columns=("cell_type",))
+    real, new = read_fitted_cells(prepared, loaded, keys, on_disk=True), open_counts(generated, columns=("cell_type",))
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()

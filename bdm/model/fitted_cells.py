@@ -103,10 +103,16 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 
 
-def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Read the cells that a model was fitted on, as :func:`fitted_cells` does; a prepared file stays on disk."""
-    adata = read_cells(path, on_disk=True)
-    if is_prepared(adata):
+def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = False) -> AnnData:
+    """Read the cells that a model was fitted on, as :func:`fitted_cells` prepares them.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts of a file that ``bdm prepare`` made on disk, and do not compare its cells with the model.
+    """
+    adata = read_cells(path, on_disk=on_disk)
+    if on_disk and is_prepared(adata):
         adata.X = by_rows(adata.X)
         return adata
     try:
@@ -118,7 +124,7 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME) 
 
 
 def real_cells_for(
-    model: BranchedModel, prepared: AnnData, adata_test: AnnData | None = None, keys: InputKeys = SAME
+    model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
     """Take the training cells of a model, and cells to evaluate by: the test cells, or others that are given.
 
@@ -127,13 +133,15 @@ def real_cells_for(
     prepared
         As :func:`fitted_cells` gives them.
     adata_test
-        Cells that the model was not fitted on, with raw counts.
+        Cells that the model was not fitted on, with raw counts, or a file of such cells.
 
     Raises
     ------
     InputError
         If there are no cells to evaluate by, too few, or most of them are training cells.
     """
+    if isinstance(adata_test, Path):
+        adata_test = read_cells(adata_test)
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()
     if adata_test is None and not is_test.any():
@@ -148,24 +156,6 @@ def real_cells_for(
         check_held_out(test, training, adata_test.obs_names, prepared.obs_names[~is_test])
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
-
-
-def read_real_cells_for(
-    model: BranchedModel, path: Path, test: Path | None = None, keys: InputKeys = SAME
-) -> RealCells:
-    """Read what :func:`real_cells_for` takes: the cells that a model was fitted on, and maybe a file of test cells.
-
-    Raises
-    ------
-    InputError
-        As :func:`fitted_cells` and :func:`real_cells_for` do.
-    """
-    adata = read_cells(path)
-    try:
-        prepared = fitted_cells(adata, model, keys)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return real_cells_for(model, prepared, None if test is None else read_cells(test), keys)
 
 
 def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_names: pd.Index) -> None:
