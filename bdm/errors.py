@@ -10,8 +10,8 @@ ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 class InputError(ValueError):
     """Bad input from the user, told in one sentence: what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments in
-    backticks, such as `` `label_key=` ``, which :func:`as_options` turns into options for the command line.
+    The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
+    (``label_key=``) in backticks, which the command line prints as its options (``--label-key``).
     """
 
     def __str__(self) -> str:
