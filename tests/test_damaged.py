@@ -28,6 +28,7 @@ from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.storage import save_hierarchy
 from bdm.latent.cells import encode, latent_cells, read_latent, save_latent
 from bdm.model.fit import fit_model
+from bdm.model.match import InputKeys
 from bdm.model.model import save_model
 from bdm.provenance import preparation, provenance, storable
 
@@ -67,7 +68,7 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
         write_cells(folder / f"parts/{number}.h5ad", generated, {"bdm": storable({**record, "part": str(part)})})
 
     settings = ExtendSettings(AdapterSettings(n_steps=5), DenoiserSettings(n_steps=5), n_bootstrap=2)
-    new = new_cells(cells, model, cell_types=("CD34+",), label_key="cell_type", seed=seed)
+    new = new_cells(cells, model, cell_types=("CD34+",), keys=InputKeys(label_key="cell_type"), seed=seed)
     [grown] = extend_all(model, new, settings, seed=seed, provenance=record)
     save_model(folder / "model", grown.model)
     tensors = {"network": model.denoiser.state_dict(), "averaged": {"mean": model.denoiser.mean + 1}}

@@ -189,7 +189,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     after = generated(found.model)
     known = after[after.obs["cell_type"] != "new"]
     assert (known.X != before.X).nnz == 0
-    assert list(known.obs["batch"]) == list(before.obs["batch"])
+    assert list(known.obs["donor"]) == list(before.obs["donor"])
     asked = pd.DataFrame({"cell_type": ["CD19+ B"], "batch": ["three"], "n_cells": [200]})
     there = generate_cells(found.model, request_cells(found.model, asked), SamplerSettings(), seed=0)
     asked["batch"] = "one"

@@ -46,6 +46,7 @@ from bdm.interpretation.tables import branch_genes, commitment_rows, marker_rows
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal
 from bdm.latent.whitening import Whitening
+from bdm.model.model import model_checksum
 from bdm.model.own_genes import log_expression, own_genes
 from bdm.plotting.branch_genes import branch_genes_figure
 from bdm.plotting.clades import clade_label
@@ -801,7 +802,8 @@ def test_command_writes_everything(files, tmp_path, monkeypatch):
     assert content["held_out"] is True
     record = content["provenance"]
     assert record["settings"]["n_genes"] == 5
-    assert record["sha256"] == {name: sha256(path) for name, path in files.items()}
+    expected = {name: sha256(path) for name, path in files.items() if name != "model"}
+    assert record["sha256"] == expected | {"model": model_checksum(files["model"])}
     table = pd.read_csv(out / "branch_genes.csv")
     assert (table[["model_rank", "test_rank"]].min(axis=1) <= 5).all()
 

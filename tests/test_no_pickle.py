@@ -50,7 +50,9 @@ def folder(small_model, tmp_path) -> Path:
 def test_source_reads_no_pickle():
     sources = {path: path.read_text() for path in Path(bdm.__file__).parent.rglob("*.py")}
     assert len(sources) > 100
-    found = {str(path): RUNS_CODE.findall(text.replace(".eval()", "")) for path, text in sources.items()}
+    harmless = r"\.eval\(\)|^from joblib import cpu_count$"
+    sources = {path: re.sub(harmless, "", text, flags=re.MULTILINE) for path, text in sources.items()}
+    found = {str(path): RUNS_CODE.findall(text) for path, text in sources.items()}
     assert {path: names for path, names in found.items() if names} == {}
 
 

@@ -44,7 +44,7 @@ def evaluate_transmuted(
     from bdm.files import sha256, written_whole
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model
+    from bdm.model.model import load_model, model_checksum
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_moves
@@ -68,8 +68,10 @@ def evaluate_transmuted(
                 f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
             )
         evaluation = evaluate_moves(real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed)
-        made_of = {"prepared": cells, "model": model, "test_cells": test_cells, **files}
+        made_of = {"prepared": cells, "test_cells": test_cells, **files}
         hashes = {name: sha256(file) for name, file in made_of.items() if file is not None}
+        if model is not None:
+            hashes["model"] = model_checksum(model)
         record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
         folder.mkdir()
         write_report(folder, evaluation, provenance=record)

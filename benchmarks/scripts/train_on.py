@@ -12,6 +12,7 @@ from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel
+from bdm.provenance import preparation
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
 def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Encoded:
     """Train an autoencoder, and encode the cells."""
     fitted = fit_autoencoder(cells, settings, seed=seed)
-    autoencoder = GeneAutoencoder.of(fitted, cells.var, {})
+    autoencoder = GeneAutoencoder.of(fitted, cells.var, preparation(cells))
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
