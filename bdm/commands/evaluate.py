@@ -54,10 +54,10 @@ def evaluate(
     from bdm.evaluation.figures.write import write_figures
     from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.report import summary, verdict_lines, write_report
-    from bdm.files import sha256, written_whole
+    from bdm.files import written_whole
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model, model_checksum
+    from bdm.model.model import checksums, load_model
     from bdm.provenance import provenance
 
     keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
@@ -72,10 +72,7 @@ def evaluate(
             real = real_cells_for(loaded, read_fitted_cells(cells, loaded, keys), test_cells, keys)
         sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
-        made_of = {"prepared": cells, "test_cells": test_cells, **files}
-        hashes = {name: sha256(file) for name, file in made_of.items() if file is not None}
-        if model is not None:
-            hashes["model"] = model_checksum(model)
+        hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         folder.mkdir()
         record = provenance(seed=seed, settings=asdict(settings), sha256=hashes)
         write_report(folder, evaluation, real.names, provenance=record)

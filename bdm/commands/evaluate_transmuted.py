@@ -41,10 +41,10 @@ def evaluate_transmuted(
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --beside flat=flat.h5ad
     """
     from bdm.evaluation.inputs import read_counts, read_real_cells
-    from bdm.files import sha256, written_whole
+    from bdm.files import written_whole
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
-    from bdm.model.model import load_model, model_checksum
+    from bdm.model.model import checksums, load_model
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_moves
@@ -68,10 +68,7 @@ def evaluate_transmuted(
                 f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
             )
         evaluation = evaluate_moves(real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed)
-        made_of = {"prepared": cells, "test_cells": test_cells, **files}
-        hashes = {name: sha256(file) for name, file in made_of.items() if file is not None}
-        if model is not None:
-            hashes["model"] = model_checksum(model)
+        hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
         folder.mkdir()
         write_report(folder, evaluation, provenance=record)

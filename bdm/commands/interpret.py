@@ -44,13 +44,13 @@ def interpret(
     """
     from dataclasses import asdict
 
-    from bdm.files import sha256, written_whole
+    from bdm.files import written_whole
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import InterpretationSettings
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.report import summary, write_report
     from bdm.model.match import InputKeys
-    from bdm.model.model import model_checksum
+    from bdm.model.model import checksums
     from bdm.plotting.interpretation import write_figures
     from bdm.provenance import provenance
 
@@ -65,8 +65,7 @@ def interpret(
             "markers": markers,
             "gene_sets": gene_sets,
         }
-        hashes = {name: sha256(file) for name, file in files.items() if file is not None}
-        hashes["model"] = model_checksum(model)
+        hashes = checksums(files, model=model)
         folder.mkdir()
         write_report(folder, interpretation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
         write_figures(folder, interpretation)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
+from bdm.files import sha256
 from bdm.hierarchy.grow import grown, renewed
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import Normal, TypeMoments
@@ -149,6 +150,12 @@ def model_checksum(folder: Path) -> str:
     if extensions.exists():
         return read_sealed_json(extensions, "list of extensions", version=FORMAT)["checksum"]
     return read_sealed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"]
+
+
+def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
+    """Checksums, by name, of the files that something was made of, and of its ``model``; None are absent."""
+    found = {name: sha256(file) for name, file in files.items() if file is not None}
+    return found if model is None else {**found, "model": model_checksum(model)}
 
 
 def save_model(folder: Path, model: BranchedModel) -> str:
