@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
-from bdm.log import show_messages
+from bdm.progress import show_messages
 
 # Threads of OpenMP spin while they wait, and slow down whatever runs beside them. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
@@ -24,7 +24,7 @@ PLACES = {
     "InputError": "bdm.errors",
     "PrepareSettings": "bdm.data.prepare",
     "Settings": "bdm.api",
-    "read_tree": "bdm.hierarchy.read",
+    "read_tree": "bdm.hierarchy.files",
 }
 __all__ = [*PLACES, "pl"]
 __version__ = version("bdm")

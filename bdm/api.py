@@ -14,38 +14,36 @@ from bdm.data.read import read_cells
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
-from bdm.extension.new_cells import joined, new_cells
-from bdm.files import written_whole
+from bdm.extension.new_cells import join_known_cells, new_cells
+from bdm.files import atomic_write
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import numbers_like, request_cells
-from bdm.hierarchy.read import Tree, as_clade
-from bdm.hierarchy.topology import match_leaves
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.files import Tree, as_clade
+from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
+from bdm.model.fit import Checkpoints, FitSettings, fit
 from bdm.model.fitted_cells import fitted_cells, real_cells_for
-from bdm.model.learn import Checkpoints, LearningSettings, learn
 from bdm.model.match import InputKeys, encodable, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
 from bdm.text import listed
 from bdm.threads import using_threads
 from bdm.training import fabric
-from bdm.transmutation.goal import Goal, Pair
-from bdm.transmutation.sources import sources_of
+from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
 
 if TYPE_CHECKING:
     from bdm.evaluation.evaluate import Evaluation
-    from bdm.extension.extend import Extended
+    from bdm.extension.extend import FittedExtension
     from bdm.interpretation.interpret import Interpretation
-    from bdm.transmutation.evaluate import MoveEvaluation
+    from bdm.transmutation.evaluate import TransmutationEvaluation
 
 
 Method = TypeVar("Method", bound=Callable)
 
 
 @dataclass(frozen=True)
-class Settings(LearningSettings):
+class Settings(FitSettings):
     """Settings of every stage from raw counts to the model."""
 
     prepare: PrepareSettings = field(default=PrepareSettings(test=0.0))
@@ -107,7 +105,7 @@ class BranchedDiffusion:
     prepared: AnnData | None = None
     fitted: BranchedModel | None = None
     interpretation: "Interpretation | None" = None
-    learnt: "tuple[Extended, ...]" = ()
+    learnt: "tuple[FittedExtension, ...]" = ()
     history: Mapping[str, pd.DataFrame] = MappingProxyType({})
     n_threads: int | None = None
 
@@ -178,7 +176,7 @@ class BranchedDiffusion:
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
         how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
-        found = learn(self.prepared, self.settings, **how)
+        found = fit(self.prepared, self.settings, **how)
         self.fitted, self.history = found.model, found.history
         self.interpretation, self.learnt = None, ()
         return self
@@ -377,7 +375,7 @@ class BranchedDiffusion:
             seed=seed,
         )
         record = provenance(seed=seed, settings=asdict(settings))
-        prepared = None if self.prepared is None else joined(new, self.model, self.prepared)
+        prepared = None if self.prepared is None else join_known_cells(new, self.model, self.prepared)
         learned = tuple(extend_all(self.model, new, settings, seed=seed, provenance=record))
         self.fitted, self.learnt, self.prepared, self.interpretation = learned[-1].model, learned, prepared, None
         return self
@@ -429,11 +427,11 @@ class BranchedDiffusion:
             evaluation.overall.loc[["energy", "forest_auc", "f1"]]
             bdm.pl.scores(evaluation)
         """
+        from bdm.evaluation.cells import RESERVED_SET_NAMES
         from bdm.evaluation.evaluate import EvaluationSettings, evaluate
         from bdm.evaluation.inputs import check_number
-        from bdm.evaluation.sets import TAKEN
 
-        if taken := set(TAKEN) & set(beside or {}):
+        if taken := set(RESERVED_SET_NAMES) & set(beside or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
@@ -455,7 +453,7 @@ class BranchedDiffusion:
         label_key: str | None = None,
         counts: str | None = None,
         seed: int = 0,
-    ) -> "MoveEvaluation":
+    ) -> "TransmutationEvaluation":
         """Judge transmuted cells by held-out real cells of their new type, and by what each was before.
 
         Parameters
@@ -487,15 +485,14 @@ class BranchedDiffusion:
             bdm.pl.transmutation(moves)
         """
         from bdm.evaluation.cells import Cells
-        from bdm.transmutation.evaluate import MovedCells, evaluate_moves
-        from bdm.transmutation.inputs import moved_to, places_before
+        from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, rows_before, transmuted_to
 
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        places = places_before(adata_moved, adata.obs_names, names=("adata_moved", "adata"))
+        places = rows_before(adata_moved, adata.obs_names, names=("adata_moved", "adata"))
         before = known_cells(adata[places], self.model, keys)
-        moved = MovedCells(Cells.of(adata_moved[:, real.genes]), before)
-        return evaluate_moves(real, {"branched": moved}, moved_to(adata_moved, "adata_moved"), seed=seed)
+        moved = TransmutedCells(Cells.of(adata_moved[:, real.genes]), before)
+        return evaluate_transmutation(real, {"branched": moved}, transmuted_to(adata_moved, "adata_moved"), seed=seed)
 
     def _cells(self) -> AnnData:
         """Give the prepared cells of the model.
@@ -523,16 +520,16 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData of branches x genes, as :func:`bdm.interpretation.branches.branches_adata` makes it, for scanpy to plot.
+        AnnData of branches x genes, as :func:`bdm.interpretation.tables.branches_adata` makes it, for scanpy to plot.
 
         Raises
         ------
         InputError
             If the model was loaded without its cells, or is not fitted.
         """
-        from bdm.interpretation.branches import branches_adata
         from bdm.interpretation.inputs import inputs_of
         from bdm.interpretation.interpret import InterpretationSettings, interpret
+        from bdm.interpretation.tables import branches_adata
 
         prepared = self._cells()
         generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)
@@ -542,7 +539,7 @@ class BranchedDiffusion:
 
     def save(self, path: Path | str) -> None:
         """Write the model as a folder of safetensors and JSON."""
-        with written_whole(Path(path), folder_of="model.json") as folder:
+        with atomic_write(Path(path), folder_of="model.json") as folder:
             save_model(folder, self.model)
 
     @classmethod

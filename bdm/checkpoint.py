@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bdm import __version__
-from bdm.files import written_whole
+from bdm.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Checkpoint:
         told = {name: getattr(progress, name) for name in ("step", "best", "seen", "first", "history")}
         metadata = {"identity": self.identity, "progress": json.dumps(told)}
         metadata["checksum"] = checksum(metadata, tensors)
-        with written_whole(self.path) as path:
+        with atomic_write(self.path) as path:
             path.write_bytes(save(tensors, metadata=metadata))
 
     def read(self) -> Progress | None:

@@ -19,7 +19,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors th
 
 
 @contextmanager
-def written_whole(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
     """Give a path beside ``path`` to write a file or a folder to, which takes its place on success.
 
     After an error ``path`` is what it was before, and nothing is left beside it. What a killed process left there, the

@@ -43,7 +43,7 @@ from bdm.plotting.markers import markers_figure
 from bdm.plotting.paths import paths_figure
 from bdm.plotting.places import plot_places
 from bdm.plotting.view import MAX_ROWS
-from bdm.transmutation.evaluate import MoveEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 __all__ = [
     "agreement",
@@ -340,7 +340,7 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     return shown(umap_figure(drawable(evaluation, Evaluation), new=plt.figure), show=show)
 
 
-def transmutation(evaluation: MoveEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw how near transmuted cells come to real cells of their new type, and what they kept, with the floor.
 
     Parameters
@@ -355,11 +355,11 @@ def transmutation(evaluation: MoveEvaluation, *, show: bool | None = None) -> li
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
-    drawable(evaluation, MoveEvaluation)
+    drawable(evaluation, TransmutationEvaluation)
     return shown(moves.scores_figure(evaluation.table, evaluation.to, new=plt.figure), show=show)
 
 
-def transmutation_genes(evaluation: MoveEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw the fold changes of the genes that tell two types apart, in transmuted and in real cells.
 
     Parameters
@@ -374,10 +374,10 @@ def transmutation_genes(evaluation: MoveEvaluation, *, show: bool | None = None)
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation_genes(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
-    return shown(moves.genes_figure(drawable(evaluation, MoveEvaluation), new=plt.figure), show=show)
+    return shown(moves.genes_figure(drawable(evaluation, TransmutationEvaluation), new=plt.figure), show=show)
 
 
-def transmutation_umap(evaluation: MoveEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw transmuted cells, what they were, and real cells of their new type, one panel a type that they were of.
 
     Parameters
@@ -392,7 +392,7 @@ def transmutation_umap(evaluation: MoveEvaluation, *, show: bool | None = None) 
         adata_moved = model.transmute(adata, to="NK")
         bdm.pl.transmutation_umap(model.evaluate_transmuted(adata_moved, adata, adata_test))
     """
-    return shown(moves.umap_figure(drawable(evaluation, MoveEvaluation), new=plt.figure), show=show)
+    return shown(moves.umap_figure(drawable(evaluation, TransmutationEvaluation), new=plt.figure), show=show)
 
 
 def likelihood(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
@@ -448,7 +448,7 @@ Kind = TypeVar("Kind")
 MAKES = {
     BranchedDiffusion: "bdm.BranchedDiffusion(adata) makes",
     Evaluation: "model.evaluate(adata_test) returns",
-    MoveEvaluation: "model.evaluate_transmuted(adata_transmuted, adata, adata_test) returns",
+    TransmutationEvaluation: "model.evaluate_transmuted(adata_transmuted, adata, adata_test) returns",
 }
 
 

@@ -1,4 +1,4 @@
-"""How far a long step has come: a bar on a terminal and in a notebook, and now and then a line in a log."""
+"""Progress of long steps, and messages: a bar on a terminal and in a notebook, now and then a line in a log."""
 
 import logging
 import sys
@@ -9,6 +9,25 @@ from typing import TypeVar
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+
+class DefaultHandler(logging.Handler):
+    """Prints messages to stderr, unless the application has handlers of its own for all messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=sys.stderr)
+
+
+def show_messages() -> None:
+    """Print messages of level INFO, as scvi-tools does; a level or a handler that is set already stays."""
+    logger = logging.getLogger("bdm")
+    if not logger.handlers:
+        logger.addHandler(DefaultHandler())
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
 
 Item = TypeVar("Item")
 
@@ -35,7 +54,7 @@ def progress(
     elif sys.stderr.isatty() or in_notebook():
         yield from tqdm(items, desc=doing, total=total, initial=start, unit=unit)
     else:
-        yield from foretold(items, doing=doing, total=total, start=start, unit=unit)
+        yield from with_estimate(items, doing=doing, total=total, start=start, unit=unit)
 
 
 def in_notebook() -> bool:
@@ -44,7 +63,7 @@ def in_notebook() -> bool:
     return hasattr(shell, "kernel")
 
 
-def foretold(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:
+def with_estimate(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:
     """Yield items, and log the time left: after ten seconds, and each time that as much again has passed.
 
     The first item is left out of the measure, as it often takes longer than others.

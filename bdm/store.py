@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import sha256
-from bdm.seal import read_sealed_json, write_sealed_json
 
 FORMAT = 5
 
@@ -32,7 +32,7 @@ class Bundle:
 
 
 @contextmanager
-def refused_if_damaged(path: Path) -> Iterator[None]:
+def reject_if_damaged(path: Path) -> Iterator[None]:
     """Turn what fails on unexpected content of ``path`` into an InputError."""
     try:
         yield
@@ -58,7 +58,7 @@ def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
         # not by save_file, whose files nobody but their owner may read
         file.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         checksums[file.name] = sha256(file)
-    return write_sealed_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
+    return write_checksummed_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
 
 
 def read_bundle(folder: Path, kind: str) -> Bundle:
@@ -73,9 +73,9 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
     file = folder / f"{kind}.json"
     if not file.is_file():
         raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
-    content = read_sealed_json(file, kind, version=FORMAT)
+    content = read_checksummed_json(file, kind, version=FORMAT)
     tensors = {}
-    with refused_if_damaged(file):
+    with reject_if_damaged(file):
         checksums = dict(content["checksums"])
     for name, checksum in checksums.items():
         part = folder / name

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint, Progress, Timer, stop_asked
 from bdm.errors import InputError, Interrupted, TrainingError
-from bdm.memory import keep_freed_memory
 from bdm.progress import progress
 from bdm.seeds import torch_generator
+from bdm.threads import keep_freed_memory
 
 for name in ("lightning.fabric", "lightning.pytorch"):  # by which it tells depends on what is imported
     logging.getLogger(name).setLevel(logging.WARNING)

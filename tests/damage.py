@@ -85,7 +85,7 @@ def damaged(kind: str, whole: Path, other: Path, work: Path, number: int) -> Pat
 
 
 def read_cells_of(path: Path) -> Any:
-    from bdm.data.blocks import UnreadableError
+    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import PrepareSettings, prepared_cells
     from bdm.data.read import read_cells
     from bdm.errors import InputError
@@ -100,8 +100,8 @@ def read_cells_of(path: Path) -> Any:
 
 
 def read_prepared_of(path: Path) -> Any:
-    from bdm.data.blocks import rows_of
-    from bdm.data.prepared import read_prepared
+    from bdm.data.matrix import rows_of
+    from bdm.data.prepare import read_prepared
 
     cells = read_prepared(path, on_disk=True)
     cells.X = rows_of(cells.X, slice(None))
@@ -127,7 +127,7 @@ def read_model(path: Path) -> Any:
 
 
 def read_hierarchy(path: Path) -> Any:
-    from bdm.hierarchy.storage import load_hierarchy
+    from bdm.hierarchy.files import load_hierarchy
 
     return load_hierarchy(path).to_json()
 
@@ -143,9 +143,9 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def read_parts(path: Path) -> Any:
-    from bdm.generation.gather import gathered_cells
+    from bdm.generation.merge import merged_cells
 
-    cells = gathered_cells(sorted(path.glob("*.h5ad")))[0].in_memory()
+    cells = merged_cells(sorted(path.glob("*.h5ad")))[0].in_memory()
     return told(cells), cells.obsm["latent"].tobytes()
 
 
@@ -216,7 +216,7 @@ def run(kind: str, folder: Path, numbers: range) -> list[Case]:
 
 def main(folder: Path, kind: str, start: int, stop: int) -> None:
     """Try cases and tell of each."""
-    from bdm.data import probe
+    from bdm.data import read as probe
 
     probe.SECONDS = 5
     warnings.simplefilter("ignore")

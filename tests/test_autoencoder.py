@@ -10,11 +10,10 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from bdm.arrays import tensor_of
 from bdm.autoencoder import fit, own
-from bdm.autoencoder.codes import type_codes
-from bdm.autoencoder.draw import N_OF_TYPE, some_cells
+from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
 from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder
-from bdm.autoencoder.likelihood import negative_binomial_log_likelihood
 from bdm.autoencoder.network import (
     MEMORY,
     TYPE_DISPERSION_SCALE,
@@ -22,6 +21,7 @@ from bdm.autoencoder.network import (
     CountAutoencoder,
     log_normalise,
 )
+from bdm.autoencoder.observation import negative_binomial_log_likelihood
 from bdm.autoencoder.posterior import Posterior, laplace_posterior
 from bdm.autoencoder.storage import (
     GeneAutoencoder,
@@ -30,15 +30,13 @@ from bdm.autoencoder.storage import (
     table_from_json,
     table_to_json,
 )
-from bdm.data import blocks
-from bdm.data.blocks import rows_of
-from bdm.data.prepare import PrepareSettings, prepare
-from bdm.data.prepared import read_prepared
+from bdm.checksums import write_checksummed_json
+from bdm.data import matrix as blocks
+from bdm.data.matrix import rows_of
+from bdm.data.prepare import PrepareSettings, prepare, read_prepared
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json
 from bdm.latent.cells import encode
-from bdm.seal import write_sealed_json
-from bdm.tensors import tensor_of
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
 
@@ -571,16 +569,16 @@ def test_no_validation_cells(prepared):
 def test_drawn_cells_are_some_of_all_and_some_of_each_type():
     cell_type = pd.Series(pd.Categorical(["common"] * 5000 + ["rare"] * 30 + ["rarest"] * 3))
     training = np.arange(0, 5033)[np.arange(5033) % 10 != 9]
-    chosen = some_cells(cell_type, training, "some", n_cells=100, seed=0)
+    chosen = sample_rows(cell_type, training, "some", n_cells=100, seed=0)
     assert set(chosen) <= set(training)
     assert len(set(chosen)) == len(chosen)
     numbers = cell_type.iloc[chosen].value_counts()
     assert 90 <= numbers["common"] <= 100
-    assert N_OF_TYPE <= numbers["rare"] <= 27
+    assert N_SAMPLED_PER_TYPE <= numbers["rare"] <= 27
     assert numbers["rarest"] == 3
-    assert np.array_equal(chosen, some_cells(cell_type, training, "some", n_cells=100, seed=0))
-    assert not np.array_equal(chosen, some_cells(cell_type, training, "some", n_cells=100, seed=1))
-    assert not np.array_equal(chosen, some_cells(cell_type, training, "others", n_cells=100, seed=0))
+    assert np.array_equal(chosen, sample_rows(cell_type, training, "some", n_cells=100, seed=0))
+    assert not np.array_equal(chosen, sample_rows(cell_type, training, "some", n_cells=100, seed=1))
+    assert not np.array_equal(chosen, sample_rows(cell_type, training, "others", n_cells=100, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -667,7 +665,7 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
     monkeypatch.setattr(blocks, "rows_of", counted)
     fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
-    assert len(read[0]) < 100 + N_OF_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
+    assert len(read[0]) < 100 + N_SAMPLED_PER_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
     assert len(read[1]) < n_of_types.loc["validation"].sum()
     assert [len(rows) for rows in read[2:]] == [
         sum(min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_types.items())
@@ -725,7 +723,7 @@ def test_autoencoder_of_other_content(saved, change):
     folder, _ = saved
     content = {**read_json(folder / "autoencoder.json"), **change}
     del content["checksum"]
-    write_sealed_json(folder / "autoencoder.json", content)
+    write_checksummed_json(folder / "autoencoder.json", content)
     with pytest.raises(InputError, match="damaged"):
         load_autoencoder(folder)
 

@@ -25,8 +25,7 @@ from bdm.cli import app
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.generation.generate import generated_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.storage import save_hierarchy
+from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy

@@ -7,10 +7,9 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data import blocks
-from bdm.data.blocks import blocks_of, by_rows, rows_of
-from bdm.data.prepare import PrepareSettings, prepare
-from bdm.data.prepared import read_prepared
+from bdm.data import matrix as blocks
+from bdm.data.matrix import blocks_of_rows, by_rows, rows_of
+from bdm.data.prepare import PrepareSettings, prepare, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 
@@ -71,7 +70,7 @@ def test_rows_are_those_in_memory(matrix, rows):
 
 
 def test_blocks_are_all_rows_in_order(matrix):
-    rows, parts = zip(*blocks_of(matrix), strict=True)
+    rows, parts = zip(*blocks_of_rows(matrix), strict=True)
     assert [row for block in rows for row in range(block.start, block.stop)] == list(range(97))
     assert_same(sparse.vstack(parts, format="csr"), MATRIX)
 
@@ -105,7 +104,7 @@ def test_damage_shows_where_it_is_read(tmp_path, part):
         file.seek(place)
         file.write(bytes(size))
     with pytest.raises(InputError, match=r"cells\.h5ad cannot be read \(.*\); is it damaged, or misnamed\?") as refusal:
-        list(blocks_of(read_cells(path, on_disk=True).X))
+        list(blocks_of_rows(read_cells(path, on_disk=True).X))
     assert "\n" not in str(refusal.value)
 
 
@@ -127,4 +126,4 @@ def test_parts_that_do_not_fit(tmp_path, part, spoil, reason):
         del file["X"][part]
         file["X"][part] = spoil(values)
     with pytest.raises(InputError, match=rf"cells\.h5ad cannot be read \(.*{reason}"):
-        list(blocks_of(read_cells(path, on_disk=True).X))
+        list(blocks_of_rows(read_cells(path, on_disk=True).X))

@@ -17,8 +17,7 @@ from typer.main import get_command
 from bdm.cli import app, main
 from bdm.errors import as_options
 from bdm.files import sha256
-from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.storage import save_hierarchy
+from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.model.model import model_checksum
 

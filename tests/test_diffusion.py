@@ -5,18 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
-from bdm.diffusion.handover import hand_over
 from bdm.diffusion.sampler import dpm_solver, noise_levels
+from bdm.diffusion.transport import gaussian_transport
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.hierarchy.build import HierarchySettings, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Normal, TypeMoments, type_moments
-from bdm.latent.whitening import fit_whitening
-from bdm.linalg import matrix_power
+from bdm.latent.moments import Normal, TypeMoments, fit_whitening, type_moments
 from bdm.seeds import derive
 
 
@@ -251,7 +250,7 @@ def test_up_and_down_again_returns_the_same_cells():
 def test_hand_over_gives_the_childs_noised_moments(sigma):
     parent = Normal(MEAN, random_covariance(3, 2) * 4)
     child = Normal(MEAN + 1, random_covariance(3, 3))
-    over = hand_over(parent, child, sigma)
+    over = gaussian_transport(parent, child, sigma)
     noise = sigma**2 * torch.eye(3)
     mapped = over.matrix.T @ (parent.covariance + noise) @ over.matrix
     torch.testing.assert_close(mapped, child.covariance + noise)
@@ -263,7 +262,7 @@ def test_hand_over_gives_the_childs_noised_moments(sigma):
 def test_hand_over_to_the_same_population_changes_nothing():
     population = Normal(MEAN.float(), COVARIANCE.float())
     x = torch.randn(9, 3, generator=generator()) * 5
-    torch.testing.assert_close(hand_over(population, population, 0.5)(x), x, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gaussian_transport(population, population, 0.5)(x), x, atol=1e-4, rtol=1e-4)
 
 
 # ---- walk down a tree, with the exact denoiser of a mixture of normals

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bdm.data.write import write_h5ad
+from bdm.data.h5ad import write_h5ad
 from bdm.errors import InputError
-from bdm.files import sha256, written_whole
+from bdm.files import atomic_write, sha256
 from bdm.model.model import save_model
 
 MAIN = "from bdm.cli import main; main()"
@@ -94,7 +94,7 @@ def test_disk_that_cannot_be_written(folder, small_disk):
 
 
 def test_second_run_of_the_same_is_refused_and_another_is_not(tmp_path):
-    with written_whole(tmp_path / "out") as path:
+    with atomic_write(tmp_path / "out") as path:
         path.write_text("first")
         done = run("example", tmp_path / "out")
         assert_told(done, "another process is writing it")
@@ -145,7 +145,7 @@ def test_what_killed_runs_left_is_cleared_away(tmp_path):
         killed(tmp_path / "out", "1", KILL)
     assert len(list(tmp_path.glob(".out.*.unfinished"))) == 1
     assert not (tmp_path / "out").exists()
-    with written_whole(tmp_path / "out") as path:
+    with atomic_write(tmp_path / "out") as path:
         path.write_text("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.ours", "out"]
 
@@ -164,7 +164,7 @@ def test_run_that_is_killed_in_its_last_step_has_lost_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
     def fails() -> None:
-        with written_whole(tmp_path / "out", folder_of="kind"):
+        with atomic_write(tmp_path / "out", folder_of="kind"):
             raise InputError("before anything is written")
 
     with pytest.raises(InputError):

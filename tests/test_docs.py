@@ -13,7 +13,7 @@ from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
 from bdm.data.prepare import PrepareSettings, prepare
-from bdm.evaluation.scores import NAMES
+from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 
 ROOT = Path(__file__).parents[1]
@@ -268,7 +268,7 @@ def test_limits_of_the_verdict_are_those_of_the_code():
         (ROOT / "docs/reading_results.md").read_text(),
         flags=re.MULTILINE,
     )
-    limits = {score: (NAMES[score], limit.same, limit.near) for score, limit in LIMITS.by_score.items()}
+    limits = {score: (SCORE_NAMES[score], limit.same, limit.near) for score, limit in LIMITS.by_score.items()}
     assert {score: (name, float(same), float(near)) for name, score, same, near in table} == limits
 
 

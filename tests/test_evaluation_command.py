@@ -11,10 +11,10 @@ from matplotlib.image import imread
 
 from bdm.cli import app
 from bdm.commands.evaluate import evaluate
-from bdm.data.blocks import file_of, rows_of
+from bdm.data.matrix import file_of, rows_of
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
-from bdm.evaluation.bounds import Bounds
+from bdm.evaluation.resampling import SizeLimits
 
 
 def bdm(*arguments) -> None:
@@ -72,8 +72,8 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
-    from bdm.data import blocks
-    from bdm.evaluation import copying
+    from bdm.data import matrix as blocks
+    from bdm.evaluation import memorisation as copying
 
     n_read = defaultdict(list)
 
@@ -96,11 +96,11 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert (n_test, n_floor) == (n_compared["test"].sum(), n_compared["floor"].sum())
     assert n_marking == sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
-    assert content["bounds"] == asdict(Bounds())
+    assert content["bounds"] == asdict(SizeLimits())
 
 
 def test_help_tells_how_many_cells_are_compared():
-    assert f"at most {Bounds().compared:,} of a set" in evaluate.__doc__
+    assert f"at most {SizeLimits().compared:,} of a set" in evaluate.__doc__
 
 
 def renamed_genes(adata: AnnData) -> AnnData:

@@ -4,15 +4,21 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation import classifiers, copying
-from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import Cells, Matched, bounded, draw, match, taken, thinned
-from bdm.evaluation.classifiers import chances_of_being_judged, forest, linear_classifier, typing_f1
-from bdm.evaluation.copying import Suspects, copying_shares
-from bdm.evaluation.distances import energy_distance, maximum_mean_discrepancy
-from bdm.evaluation.fold_changes import log_fold_changes, marker_genes
-from bdm.evaluation.gene_statistics import gene_pairs, gene_statistics
-from bdm.evaluation.space import joint_components
+from bdm.evaluation import memorisation as copying
+from bdm.evaluation import metrics as classifiers
+from bdm.evaluation.cells import Cells, Matched, capped, match, sample_by_type, take_samples, thin
+from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
+from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.metrics import (
+    Agreement,
+    cross_validated_probabilities,
+    energy_distance,
+    forest,
+    joint_components,
+    linear_classifier,
+    maximum_mean_discrepancy,
+    typing_f1,
+)
 
 
 def cells(counts, cell_type) -> Cells:
@@ -56,12 +62,12 @@ def test_normalisation_is_to_ten_thousand_and_keeps_empty_cells_empty():
 
 
 def test_draw_gives_the_numbers_asked_for_without_repeats(three_types):
-    index = draw(three_types, pd.Series({"a": 4, "b": 9, "d": 2}), seed=1)
+    index = sample_by_type(three_types, pd.Series({"a": 4, "b": 9, "d": 2}), seed=1)
     drawn = three_types.cell_type[index]
     assert len(set(index)) == len(index)
     assert [(drawn == name).sum() for name in "abc"] == [4, 7, 0]
-    assert np.array_equal(index, draw(three_types, pd.Series({"a": 4, "b": 9}), seed=1))
-    assert not np.array_equal(index, draw(three_types, pd.Series({"a": 4, "b": 9}), seed=2))
+    assert np.array_equal(index, sample_by_type(three_types, pd.Series({"a": 4, "b": 9}), seed=1))
+    assert not np.array_equal(index, sample_by_type(three_types, pd.Series({"a": 4, "b": 9}), seed=2))
 
 
 def test_match_takes_the_smaller_number_of_each_type(three_types):
@@ -74,17 +80,17 @@ def test_match_takes_the_smaller_number_of_each_type(three_types):
     ("most", "numbers"), [(20, [10, 7, 3]), (19, [9, 7, 3]), (15, [6, 6, 3]), (14, [5, 5, 3]), (3, [5, 5, 3])]
 )
 def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_judged(three_types, most, numbers):
-    assert bounded(three_types.n_by_type, most=most).tolist() == numbers
+    assert capped(three_types.n_by_type, most=most).tolist() == numbers
 
 
 def test_thinned_sets_remain_matched(three_types):
-    matched = thinned(Matched(three_types, three_types), most=15, seed=0)
+    matched = thin(Matched(three_types, three_types), most=15, seed=0)
     assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
 
 
 def test_draws_taken_together_are_those_taken_alone(three_types):
     draws = [np.array([0, 3, 12]), np.array([3, 19])]
-    for together, rows in zip(taken(three_types, draws), draws, strict=True):
+    for together, rows in zip(take_samples(three_types, draws), draws, strict=True):
         assert (together.counts != three_types.counts[rows]).nnz == 0
         assert together.cell_type.tolist() == three_types.cell_type[rows].tolist()
 
@@ -135,7 +141,7 @@ def test_classifier_tells_a_shift_but_not_equals(classifier):
     for shift in (0, 1.5):
         judged = rng.normal(size=(200, 5)) + shift
         auc.append(
-            roc_auc_score([1] * 200 + [0] * 200, np.r_[chances_of_being_judged(classifier, judged, test, seed=0)])
+            roc_auc_score([1] * 200 + [0] * 200, np.r_[cross_validated_probabilities(classifier, judged, test, seed=0)])
         )
     assert abs(auc[0] - 0.5) < 0.08
     assert auc[1] > 0.9
@@ -150,8 +156,8 @@ def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
 
 def test_sparse_cells_are_told_apart_as_dense_ones():
     judged, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
-    chances = chances_of_being_judged(linear_classifier(), judged, test, seed=0)
-    of_dense = chances_of_being_judged(linear_classifier(), judged.toarray(), test.toarray(), seed=0)
+    chances = cross_validated_probabilities(linear_classifier(), judged, test, seed=0)
+    of_dense = cross_validated_probabilities(linear_classifier(), judged.toarray(), test.toarray(), seed=0)
     assert np.array_equal(chances, of_dense)
 
 
@@ -163,7 +169,7 @@ def test_components_are_fitted_on_both_sets():
 
 
 def copying_share(judged: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return copying_shares([Suspects.of(judged, test, **bounds)], training)[0]
+    return memorisation_shares([QueryCells.of(judged, test, **bounds)], training)[0]
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
@@ -181,10 +187,10 @@ def test_copying_share_is_half_without_copies_and_one_of_copies(n_training, n_te
 def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_themselves(monkeypatch):
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
-    suspects = [Suspects.of(cells[floor], cells[test], own) for own in (None, floor)]
-    at_once = copying_shares(suspects, cells[training])
+    suspects = [QueryCells.of(cells[floor], cells[test], own) for own in (None, floor)]
+    at_once = memorisation_shares(suspects, cells[training])
     assert at_once[0] == 1
     assert abs(at_once[1] - 0.5) < 0.2
-    assert at_once[1] == copying_shares(suspects[1:], cells[training])[0]
+    assert at_once[1] == memorisation_shares(suspects[1:], cells[training])[0]
     monkeypatch.setattr(copying, "BLOCK", 7)
-    assert copying_shares(suspects, cells[training]) == at_once
+    assert memorisation_shares(suspects, cells[training]) == at_once

@@ -9,13 +9,11 @@ from scipy import sparse
 
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
-from bdm.evaluation.bounds import Bounds
-from bdm.evaluation.cells import Cells, draw
+from bdm.evaluation.cells import Cells, sample_by_type
 from bdm.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate, seeds_of_draws
-from bdm.evaluation.fold_changes import marker_genes
-from bdm.evaluation.gene_statistics import variable_genes
-from bdm.evaluation.judge import Reference, judge
-from bdm.evaluation.trial import draw_trial
+from bdm.evaluation.genes import marker_genes, variable_genes
+from bdm.evaluation.resampling import SizeLimits, draw_resample
+from bdm.evaluation.scores import Reference, score_cells
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +111,15 @@ def test_same_seed_same_scores_whatever_is_judged_beside(evaluation, training, t
 
 
 def test_trial_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test_cells):
-    trial = draw_trial(training, test_cells, max_cells_per_type=20, seed=0)
+    trial = draw_resample(training, test_cells, max_cells_per_type=20, seed=0)
     assert trial.floor.n_by_type.equals(trial.test.n_by_type)
     assert trial.test.n_by_type.max() == 20
     assert len(trial.floor) + len(trial.rest) == len(training)
-    other = draw_trial(training, test_cells, max_cells_per_type=20, seed=1)
+    other = draw_resample(training, test_cells, max_cells_per_type=20, seed=1)
     assert (trial.floor.library_size != other.floor.library_size).any()
 
 
-SMALL = Bounds(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=200, mapped=60)
+SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=200, mapped=60)
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +137,12 @@ def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):
 
 def test_bounded_scores_are_those_of_judging_the_cells_drawn(bounded_evaluation, training, test_cells):
     seed = seeds_of_draws(1, seed=0)[0]
-    trial = draw_trial(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
-    marking = training[draw(training, training.n_by_type.clip(upper=most_by_type(training, 200)), seed=0)]
+    trial = draw_resample(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
+    marking = training[sample_by_type(training, training.n_by_type.clip(upper=most_by_type(training, 200)), seed=0)]
     reference = Reference(trial.test, marker_genes(marking), variable_genes(marking), SMALL)
-    copies = training[draw(training, trial.test.n_by_type, seed=seed)]
+    copies = training[sample_by_type(training, trial.test.n_by_type, seed=seed)]
     for name, cells in {"floor": trial.floor, "copies": copies}.items():
-        judgement = judge(cells, reference, seed=seed)
+        judgement = score_cells(cells, reference, seed=seed)
         assert bounded_evaluation.overall.loc["gene_auc", name] == judgement.overall.gene_auc
         assert bounded_evaluation.overall.loc["slope", name] == judgement.overall.slope
         for cell_type, scores in judgement.by_type.items():
@@ -168,13 +166,13 @@ def test_bounded_scores_are_as_honest(bounded_evaluation, training, test_cells):
 
 
 def test_bounds_that_do_not_bind_change_nothing(evaluation, training, test_cells):
-    wide = Bounds(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
+    wide = SizeLimits(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
     again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 
 
 def test_floor_is_half_of_few_training_cells(training, test_cells):
-    trial = draw_trial(test_cells, training, max_cells_per_type=500, seed=0)
+    trial = draw_resample(test_cells, training, max_cells_per_type=500, seed=0)
     assert trial.floor.n_by_type.to_dict() == {name: n // 2 for name, n in test_cells.n_by_type.items() if n > 1}
 
 

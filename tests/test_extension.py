@@ -15,9 +15,9 @@ from bdm.cli import main
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.extension.extend import Extended, ExtendSettings, extend, extend_all
+from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all
 from bdm.extension.new_cells import new_cells
-from bdm.extension.report import row, verdict
+from bdm.extension.report import extension_row, verdict
 from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -91,7 +91,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def with_nk(base, example_cells) -> Extended:
+def with_nk(base, example_cells) -> FittedExtension:
     """The model with NK cells, added with time enough."""
     [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
     settings = ExtendSettings(branch=DenoiserSettings(n_steps=100))
@@ -137,8 +137,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
 
 
 def test_cells_move_to_and_from_the_new_type(with_nk, example_cells):
-    from bdm.transmutation.goal import Goal
-    from bdm.transmutation.sources import sources_of
+    from bdm.transmutation.request import Goal, sources_of
     from bdm.transmutation.transmute import transmute_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
@@ -249,7 +248,7 @@ def test_what_an_own_decoder_does_not_improve_stays(base, example_cells):
         base, new_cells(example_cells, base, update=("CD19+ B",), seed=0), QUICK, seed=0, provenance={}
     )
     assert (found.after == found.before).all()
-    assert verdict(row(found)).startswith("The model expressed it before")
+    assert verdict(extension_row(found)).startswith("The model expressed it before")
 
 
 @pytest.mark.parametrize("shared", [False, True])

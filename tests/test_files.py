@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from bdm.checksums import write_checksummed_json
 from bdm.errors import InputError
-from bdm.files import read_json, sha256, write_json, written_whole
-from bdm.seal import write_sealed_json
+from bdm.files import atomic_write, read_json, sha256, write_json
 from bdm.seeds import derive, numpy_generator, torch_generator
 from bdm.store import FORMAT, Bundle, read_bundle, write_bundle
 
@@ -24,7 +24,7 @@ def listing(folder) -> dict[str, str]:
 
 
 def test_writes_file_into_new_folder(tmp_path):
-    with written_whole(tmp_path / "new" / "out.txt") as path:
+    with atomic_write(tmp_path / "new" / "out.txt") as path:
         path.write_text("all")
     assert listing(tmp_path) == {"new": "", "new/out.txt": "all"}
 
@@ -33,7 +33,7 @@ def test_error_keeps_old_file_and_leaves_nothing(tmp_path):
     (tmp_path / "out.txt").write_text("old")
 
     def work():
-        with written_whole(tmp_path / "out.txt") as path:
+        with atomic_write(tmp_path / "out.txt") as path:
             path.write_text("half")
             raise RuntimeError("stopped")
 
@@ -49,7 +49,7 @@ def test_error_keeps_old_folder(tmp_path, writes):
     (out / "model.json").write_text("old")
 
     def work():
-        with written_whole(out, folder_of="model.json") as folder:
+        with atomic_write(out, folder_of="model.json") as folder:
             if writes:
                 folder.mkdir()
                 (folder / "model.json").write_text("half")
@@ -68,7 +68,7 @@ def test_replaces_folder_of_its_kind(tmp_path, name, before):
         out.mkdir()
         for file in before:
             (out / file).write_text("old")
-    with written_whole(out, folder_of="model.json") as folder:
+    with atomic_write(out, folder_of="model.json") as folder:
         folder.mkdir()
         (folder / "model.json").write_text("new")
     assert listing(tmp_path) == {name: "", f"{name}/model.json": "new"}
@@ -78,7 +78,7 @@ def test_replaces_folder_of_its_kind(tmp_path, name, before):
 def test_refuses_to_replace_other_folder(tmp_path, folder_of):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years")
-    with pytest.raises(InputError, match="other content"), written_whole(tmp_path / "thesis", folder_of=folder_of):
+    with pytest.raises(InputError, match="other content"), atomic_write(tmp_path / "thesis", folder_of=folder_of):
         pytest.fail("must not start")
     assert listing(tmp_path) == {"thesis": "", "thesis/chapter.tex": "years"}
 
@@ -86,7 +86,7 @@ def test_refuses_to_replace_other_folder(tmp_path, folder_of):
 def test_refuses_folder_in_place_of_file_and_below_one(tmp_path):
     (tmp_path / "file").write_text("old")
     for path in (tmp_path / "file", tmp_path / "file" / "model"):
-        with pytest.raises(InputError, match="Cannot write"), written_whole(path, folder_of="model.json"):
+        with pytest.raises(InputError, match="Cannot write"), atomic_write(path, folder_of="model.json"):
             pytest.fail("must not start")
     assert listing(tmp_path) == {"file": "old"}
 
@@ -182,7 +182,7 @@ def test_no_safetensors_with_right_checksum(bundle):
     content = json.loads((bundle / "thing.json").read_text())
     content["checksums"]["a.safetensors"] = sha256(bundle / "a.safetensors")
     del content["checksum"]
-    write_sealed_json(bundle / "thing.json", content)
+    write_checksummed_json(bundle / "thing.json", content)
     with pytest.raises(InputError, match="not a safetensors file"):
         read_bundle(bundle, "thing")
 

@@ -11,11 +11,10 @@ from scipy.stats import chisquare, nbinom
 
 from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
-from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
-from bdm.generation.generate import generate_cells, generated_cells
-from bdm.generation.places import LARGEST, SMALLEST, places
+from bdm.generation.chunks import LARGEST, SMALLEST, chunk_specs
+from bdm.generation.generate import expected_counts, generate_cells, generated_cells, inverse_dispersion, sample_counts
+from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
-from bdm.generation.write import write_cells
 from bdm.seeds import derive, numpy_generator
 from bdm.threads import using_threads
 
@@ -39,7 +38,7 @@ def table(rows: list[tuple], columns=("cell_type", "n_cells", "batch")) -> pd.Da
 
 def test_drawn_counts_are_negative_binomial():
     mean, r = np.array([[0.05, 1.0, 30.0, 4.0]]), np.array([0.5, 2.0, 5.0, 1e6], dtype=np.float32)
-    drawn = draw_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
+    drawn = sample_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
     assert drawn.dtype == np.float32
     np.testing.assert_array_equal(drawn.data, np.rint(drawn.data))
     assert isinstance(drawn, sparse.csr_matrix)
@@ -55,7 +54,7 @@ def test_drawn_counts_are_negative_binomial():
 def test_every_count_has_its_probability(mean, r):
     n, p = 200_000, r / (r + np.float64(np.float32(mean)))
     generator = np.random.default_rng(derive(1, str(mean), str(r)))
-    drawn = draw_counts(np.full((n // 100, 100), mean, np.float32), np.full(100, r, np.float32), generator)
+    drawn = sample_counts(np.full((n // 100, 100), mean, np.float32), np.full(100, r, np.float32), generator)
     last = np.unique(nbinom.ppf([*np.linspace(0.05, 0.95, 19), 0.99, 0.999], r, p))  # count of each bin but the last
     observed = np.bincount(np.searchsorted(last, drawn.toarray().ravel()), minlength=len(last) + 1)
     expected = n * np.diff(nbinom.cdf(last, r, p), prepend=0, append=1)
@@ -65,20 +64,20 @@ def test_every_count_has_its_probability(mean, r):
 def test_counts_of_a_cell_do_not_depend_on_those_after_it():
     generator = np.random.default_rng(0)
     mean, r = generator.gamma(0.3, size=(20, 50)), np.full(50, 0.7)
-    every = draw_counts(mean, r, np.random.default_rng(1)).toarray()
-    first = draw_counts(mean[:7], r, np.random.default_rng(1)).toarray()
+    every = sample_counts(mean, r, np.random.default_rng(1)).toarray()
+    first = sample_counts(mean[:7], r, np.random.default_rng(1)).toarray()
     np.testing.assert_array_equal(first, every[:7])
 
 
 def test_drawn_counts_are_sparse_in_canonical_form():
-    drawn = draw_counts(np.full((4, 30), 0.5), np.full(30, 1.0), np.random.default_rng(0))
+    drawn = sample_counts(np.full((4, 30), 0.5), np.full(30, 1.0), np.random.default_rng(0))
     assert drawn.has_canonical_format
     assert drawn.data.min() > 0
     assert drawn.shape == (4, 30)
 
 
 def test_counts_of_genes_that_are_off():
-    assert draw_counts(np.full((5, 3), 1e-30), np.full(3, 1e-12), np.random.default_rng(0)).nnz == 0
+    assert sample_counts(np.full((5, 3), 1e-30), np.full(3, 1e-12), np.random.default_rng(0)).nnz == 0
 
 
 def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
@@ -228,7 +227,7 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
 
 @pytest.mark.parametrize("n", [1, SMALLEST, SMALLEST + 1, 5 * LARGEST, 5 * LARGEST + 1])
 def test_places_of_cells_do_not_depend_on_their_number(n):
-    wanted, more = list(places(B, n)), list(places(B, 10 * LARGEST))
+    wanted, more = list(chunk_specs(B, n)), list(chunk_specs(B, 10 * LARGEST))
     assert sum(place.n_cells for place in wanted) == n
     assert [(place.start, place.size) for place in wanted] == [(p.start, p.size) for p in more[: len(wanted)]]
     assert sum(place.size for place in wanted) <= max(SMALLEST, 2 * n)

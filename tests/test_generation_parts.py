@@ -15,7 +15,7 @@ from scipy import sparse
 
 from bdm.cli import main
 from bdm.errors import InputError
-from bdm.generation.places import LARGEST, SMALLEST, WHOLE, Part, places_of, rows_at
+from bdm.generation.chunks import LARGEST, SMALLEST, WHOLE, Part, chunk_specs_of, rows_at
 from bdm.generation.request import Request
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
@@ -37,8 +37,8 @@ REQUESTS = [asked(a=1), asked(a=70, b=3, c=3000), asked(**{f"type {i}": 40 * i +
 @pytest.mark.parametrize("n_parts", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_chunk_is_in_one_part(request_, n_parts, shared):
-    parts = [places_of(request_, Part(i + 1, n_parts), shared=shared) for i in range(n_parts)]
-    every = places_of(request_)
+    parts = [chunk_specs_of(request_, Part(i + 1, n_parts), shared=shared) for i in range(n_parts)]
+    every = chunk_specs_of(request_)
     assert Counter(place for part in parts for place in part) == Counter(every)
     rows = np.concatenate([rows_at(request_, part) for part in parts])
     assert sorted(rows) == list(range(sum(request_.n_cells.values())))
@@ -53,7 +53,7 @@ def test_every_chunk_is_in_one_part(request_, n_parts, shared):
 @pytest.mark.parametrize("n_parts", [2, 3, 7])
 def test_parts_have_about_as_much_work(n_parts):
     request = REQUESTS[-1]
-    sizes = [sum(place.size for place in places_of(request, Part(i + 1, n_parts))) for i in range(n_parts)]
+    sizes = [sum(place.size for place in chunk_specs_of(request, Part(i + 1, n_parts))) for i in range(n_parts)]
     assert max(sizes) - min(sizes) <= 2 * LARGEST
     assert min(sizes) >= SMALLEST
 
@@ -70,7 +70,7 @@ def test_no_part(text):
 
 
 def test_whole_is_one_part():
-    assert places_of(REQUESTS[1], WHOLE) == places_of(REQUESTS[1], Part(1, 1))
+    assert chunk_specs_of(REQUESTS[1], WHOLE) == chunk_specs_of(REQUESTS[1], Part(1, 1))
 
 
 # ---- files
@@ -192,8 +192,8 @@ def test_gathering_takes_little_memory(tmp_path):
     """Gather 80 MB of latents in a process that may take 40 MB more than it does for a few cells."""
     program = """
 import resource
-from bdm.generation.gather import gathered_cells
-from bdm.generation.write import write_cells
+from bdm.generation.merge import gathered_cells
+from bdm.generation.merge import write_cells
 
 write_cells("gathered.h5ad", *gathered_cells(["2.h5ad", "1.h5ad"]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -9,13 +9,10 @@ from scipy.stats import norm
 
 from bdm.diffusion.fit import branch_table
 from bdm.errors import InputError
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
-from bdm.hierarchy.grow import Place, find_place, grown
-from bdm.hierarchy.levels import MIN_LEVEL, branch_level
-from bdm.hierarchy.newick import from_newick
-from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.topology import Clade, from_nested, match_leaves
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.build import MIN_LEVEL, HierarchySettings, branch_level, build_hierarchy
+from bdm.hierarchy.files import from_newick, read_tree
+from bdm.hierarchy.grow import AttachmentPoint, attachment_point, with_new_type
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
@@ -182,9 +179,9 @@ def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
     for number in range(times):
         scale = 10 ** rng.uniform(-1, 2)
         distance = {name: scale * rng.uniform(0.5, 2) for name in stages[-1].cell_types}
-        place = find_place(stages[-1], distance)
+        place = attachment_point(stages[-1], distance)
         n_numbers = len(hierarchy.branches) + number
-        stages.append(grown(stages[-1], f"new {number}", place, number=n_numbers, n_cells=7, support=0.5))
+        stages.append(with_new_type(stages[-1], f"new {number}", place, number=n_numbers, n_cells=7, support=0.5))
     return stages
 
 
@@ -230,16 +227,16 @@ def test_way_of_an_added_type_goes_along_branches_that_run_there(hierarchy):
 def test_place_is_where_the_new_type_parts_from_its_nearest():
     hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
 
-    def place(*mean: float) -> Place:
-        return find_place(hierarchy, {name: float(np.linalg.norm(mean - of)) for name, of in means.items()})
+    def place(*mean: float) -> AttachmentPoint:
+        return attachment_point(hierarchy, {name: float(np.linalg.norm(mean - of)) for name, of in means.items()})
 
     assert place(0, 3).branch == "a"
     assert place(0, 3).level == pytest.approx(branch_level(np.array(3.0)))
     assert place(0, 0.1).level == MIN_LEVEL
     assert set(hierarchy.leaves(place(2, 7).branch)) == {"a", "b"}
     assert set(hierarchy.leaves(place(0, 40).branch)) == set("abcd")
-    assert place(0, 4000) == Place(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
-    new = grown(hierarchy, "f", place(0, 3), number=99, n_cells=5)
+    assert place(0, 4000) == AttachmentPoint(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
+    new = with_new_type(hierarchy, "f", place(0, 3), number=99, n_cells=5)
     assert new.common_ancestor("f", "a").level == place(0, 3).level
     assert new.numbers[new.common_ancestor("f", "a").name] == new.numbers["a"]
     assert new.common_ancestor("f", "b").name == hierarchy.common_ancestor("a", "b").name
@@ -248,9 +245,9 @@ def test_place_is_where_the_new_type_parts_from_its_nearest():
 def test_branches_that_cannot_be_added():
     hierarchy = build()
     with pytest.raises(InputError, match="already"):
-        grown(hierarchy, "a", Place("b", 0.5, 1.0), number=99, n_cells=5)
+        with_new_type(hierarchy, "a", AttachmentPoint("b", 0.5, 1.0), number=99, n_cells=5)
     with pytest.raises(InputError, match="does not pass"):
-        grown(hierarchy, "f", Place("a", hierarchy.sigma_max, 1.0), number=99, n_cells=5)
+        with_new_type(hierarchy, "f", AttachmentPoint("a", hierarchy.sigma_max, 1.0), number=99, n_cells=5)
 
 
 # ---- clustering

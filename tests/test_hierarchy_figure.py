@@ -6,14 +6,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from bdm.errors import InputError
-from bdm.hierarchy.topology import Clade
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import apart, labels_of, plot_hierarchy
 from bdm.plotting.looks import ADDED
 from bdm.plotting.view import view_of
 from bdm.seeds import numpy_generator
-from bdm.simulation.tree import height, random_tree
+from bdm.simulation.programmes import height, random_tree
 
 
 def caterpillar(n_types: int) -> Hierarchy:

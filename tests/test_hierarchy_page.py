@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bdm.hierarchy.table import branch_table
+from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.page.tree import tree_page
 from bdm.plotting.view import view_of

@@ -15,8 +15,7 @@ from hypothesis import event, given, reject
 from scipy import sparse
 
 from bdm.api import BranchedDiffusion, Settings
-from bdm.data.prepare import PrepareSettings, prepare
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import PrepareSettings, prepare, read_prepared
 from bdm.errors import InputError, as_options
 
 # ---- what is right, told from dense matrices

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from bdm.hierarchy.newick import from_newick
+from bdm.hierarchy.files import from_newick
 
 N_CELLS, N_GENES = 20, 30
 FIT = NAMES.filter(lambda name: name not in ("", "nan") and "\r" not in name)

@@ -18,36 +18,35 @@ from bdm.diffusion.walk import SamplerSettings, TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.files import sha256
-from bdm.generation.counts import draw_counts, inverse_dispersion
-from bdm.hierarchy.levels import branch_level
+from bdm.generation.generate import inverse_dispersion, sample_counts
+from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.interpretation.agreement import BranchAgreement
-from bdm.interpretation.branches import branches_adata
-from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
-from bdm.interpretation.contrasts import Contrast, contrasts_of
-from bdm.interpretation.differences import Differences, FoldChange
-from bdm.interpretation.enrichment import enrichment
-from bdm.interpretation.expression import Expression, TypeExpression
-from bdm.interpretation.gene_sets import GivenGenes, read_given
-from bdm.interpretation.hybrids import (
+from bdm.interpretation.ancestral_states import (
+    ancestral_states,
     branch_dispersion,
     decoded,
     denoised,
-    hybrids_of,
     path_table,
 )
+from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
+from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, contrasts_of
+from bdm.interpretation.gene_sets import UserGenes, enrichment, read_user_genes
+from bdm.interpretation.genes import (
+    BranchAgreement,
+    halves_of,
+    model_differences,
+    model_expression,
+    real_differences,
+    real_expression,
+)
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
-from bdm.interpretation.interpret import InterpretationSettings, as_many, interpret, learnt_cells
+from bdm.interpretation.interpret import InterpretationSettings, interpret, learned_cells, match_numbers
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
-from bdm.interpretation.model_genes import model_differences, model_expression
-from bdm.interpretation.real_genes import halves_of, real_differences, real_expression
 from bdm.interpretation.stability import THRESHOLDS, latent_support
-from bdm.interpretation.tables import branch_genes, commitment_rows, marker_rows, node_rows
+from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Normal
-from bdm.latent.whitening import Whitening
-from bdm.model.model import model_checksum
-from bdm.model.own_genes import log_expression, own_genes
+from bdm.latent.moments import Normal, Whitening
+from bdm.model.model import log_expression, model_checksum, type_specific_genes
 from bdm.plotting.branch_genes import branch_genes_figure
 from bdm.plotting.clades import clade_label
 from bdm.plotting.commitment import plot_commitment
@@ -267,7 +266,7 @@ def test_agreement_has_a_row_for_each_node_beside_training_cells(inputs, interpr
 
 
 def test_as_many_training_cells_as_test_cells(inputs):
-    equal = as_many(inputs.training, inputs.test, seed=0)
+    equal = match_numbers(inputs.training, inputs.test, seed=0)
     expected = np.minimum(inputs.training.n_by_type, inputs.test.n_by_type.reindex(inputs.training.n_by_type.index))
     pd.testing.assert_series_equal(equal.n_by_type, expected.astype(int), check_dtype=False, check_names=False)
 
@@ -330,7 +329,7 @@ def test_samples_of_branches_are_those_that_cells_come_from(walk):
 def test_hybrid_is_the_mean_of_its_population(small_model):
     """The denoised mean is the population's at any level, if the denoiser is right for it."""
     model = small_model.model
-    hybrids = hybrids_of(model, n_cells=400, seed=0)
+    hybrids = ancestral_states(model, n_cells=400, seed=0)
     for row, branch in enumerate(model.hierarchy.branches):
         mean = model.moments.mixture(tuple(model.hierarchy.leaves(branch.name))).mean.numpy()
         assert np.linalg.norm(hybrids.x[row] - mean) < 0.15 * model.hierarchy.root.level
@@ -349,7 +348,7 @@ def test_hybrid_of_a_branch_without_length_is_that_of_a_normal_population(walk):
 
 def test_hybrids_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
-        hybrids = hybrids_of(model, n_cells=20, seed=0)
+        hybrids = ancestral_states(model, n_cells=20, seed=0)
         np.testing.assert_allclose(hybrids.expression.sum(axis=1), 1e4, rtol=1e-6)
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
@@ -360,12 +359,12 @@ def test_hybrids_are_decoded(small_model, batch_model):
 
 def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     model, name = small_model.model, "Dendritic"
-    found = hybrids_of(model, n_cells=300, seed=0).detected.loc[name]
+    found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decoded(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [
-        (draw_counts(mean, branch_dispersion(model, [name]).astype(np.float32), generator) > 0).mean(axis=0)
+        (sample_counts(mean, branch_dispersion(model, [name]).astype(np.float32), generator) > 0).mean(axis=0)
         for _ in range(20)
     ]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
@@ -374,7 +373,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
 def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
     """A gene that only a type's own decoder raises commits to it."""
     model = replace(small_model.model, autoencoder=replace(small_model.model.autoencoder, own={}))
-    plain = hybrids_of(model, n_cells=20, seed=0)
+    plain = ancestral_states(model, n_cells=20, seed=0)
     contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD19+ B",))
     network = of_type(model.autoencoder.network, model.autoencoder.type_code("CD19+ B"))
     with torch.no_grad():
@@ -385,7 +384,7 @@ def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
     normalised = np.log1p(share * np.expm1(3))
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
     np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)
-    assert list(own_genes(changed, "CD19+ B").index[:1]) == [model.autoencoder.genes.index[7]]
+    assert list(type_specific_genes(changed, "CD19+ B").index[:1]) == [model.autoencoder.genes.index[7]]
 
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
@@ -515,7 +514,7 @@ def test_latent_support_is_the_chance_under_the_posteriors(scale):
 
 
 def test_cells_are_placed_where_the_model_had_them(inputs):
-    cells = learnt_cells(inputs)
+    cells = learned_cells(inputs)
     x = inputs.model.whitening(cells.mean).numpy()
     for row, cell_type in enumerate(inputs.model.cell_types):
         of_type = cells.cell_type.numpy() == row
@@ -600,10 +599,10 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
     )
     (tmp_path / "sets.gmt").write_text("HALLMARK\tsome words\tMS4A1\tLYZ\n\nOTHER\t\tNONE\n")
     names = GeneNames(pd.DataFrame(index=["CD3D", "LYZ", "MS4A1"]))
-    given = read_given(tmp_path / "markers.csv", tmp_path / "sets.gmt", names)
+    given = read_user_genes(tmp_path / "markers.csv", tmp_path / "sets.gmt", names)
     assert given.markers == {"T cell": ("CD3D",), "B": ("MS4A1",)}
     assert given.sets == {"HALLMARK": ("MS4A1", "LYZ")}
-    assert read_given(None, None, names) == GivenGenes()
+    assert read_user_genes(None, None, names) == UserGenes()
 
 
 @pytest.mark.parametrize(
@@ -671,7 +670,7 @@ def test_given_markers_are_seen_down_the_tree(hybrids_of_tree):
 
 def test_given_genes_take_the_place_of_those_found(inputs):
     genes = inputs.genes
-    given = GivenGenes({"mine": tuple(genes[:3])}, {"SET": tuple(genes[5:15])})
+    given = UserGenes({"mine": tuple(genes[:3])}, {"SET": tuple(genes[5:15])})
     found = interpret(replace(inputs, given=given), QUICK, seed=0)
     assert found.markers.genes == {"mine": tuple(genes[:3])}
     assert set(found.enrichment["gene_set"]) == {"mine", "SET"}

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from bdm.data import blocks
+from bdm.arrays import matrix_power
+from bdm.data import matrix as blocks
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, read_latent
-from bdm.latent.moments import N_SHRINK, type_moments
-from bdm.latent.whitening import Whitening, fit_whitening
-from bdm.linalg import matrix_power
+from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, type_moments
 from bdm.minibatch import Minibatches, type_weight
 
 

@@ -7,13 +7,11 @@ from anndata import AnnData, read_h5ad
 from PIL import Image
 
 from bdm.cli import app
-from bdm.interpretation.branches import that_fit
-from bdm.interpretation.contrasts import Contrast
-from bdm.interpretation.differences import Differences
-from bdm.interpretation.enrichment import MOST_SETS, enrichment
+from bdm.interpretation.contrasts import Contrast, Differences
+from bdm.interpretation.gene_sets import MOST_SETS, enrichment
 from bdm.interpretation.interpret import ContrastGenes
 from bdm.interpretation.markers import Dots, Markers
-from bdm.interpretation.tables import marker_rows
+from bdm.interpretation.tables import contrasts_within_limit, marker_rows
 from bdm.simulation.programmes import ProgrammeSettings
 from bdm.simulation.simulate import SimulationSettings, simulate
 
@@ -88,7 +86,7 @@ def test_groups_fit_into_a_file(letters, tmp_path):
         ContrastGenes(Contrast("node", float(i), name, (name,), ("other",)), None, None, None, None, None)
         for i, name in enumerate(names)
     ]
-    groups = [of.contrast.child for of in that_fit(contrasts)]
+    groups = [of.contrast.child for of in contrasts_within_limit(contrasts)]
     assert groups == names[-len(groups) :]
     assert 500 < len(groups) < len(names)
     columns = np.rec.fromarrays([np.zeros(2) for _ in groups], names=groups)
@@ -98,7 +96,7 @@ def test_groups_fit_into_a_file(letters, tmp_path):
 
 def test_few_groups_all_fit():
     few = [ContrastGenes(Contrast("n", 1.0, f"t{i}", ("a",), ("b",)), None, None, None, None, None) for i in range(200)]
-    assert that_fit(few) == few
+    assert contrasts_within_limit(few) == few
 
 
 @pytest.mark.parametrize(("n_types", "n_rows"), [(20, 20 * 60), (200, 200 * 3)])

@@ -13,7 +13,7 @@ import torch
 import bdm
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
-from bdm.hierarchy.topology import from_nested
+from bdm.hierarchy.tree import from_nested
 
 PARTS = ("autoencoder.safetensors", "denoiser.safetensors", "own.safetensors", "space.safetensors", "model.json")
 

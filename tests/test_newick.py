@@ -3,9 +3,8 @@ import random
 import pytest
 
 from bdm.errors import InputError
-from bdm.hierarchy.newick import from_newick, to_newick
-from bdm.hierarchy.topology import Clade, from_nested
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.files import from_newick, to_newick
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested
 
 NAMES = [
     "B",

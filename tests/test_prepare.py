@@ -15,12 +15,12 @@ from scipy import sparse
 from skmisc.loess import loess
 
 from bdm.cli import main
-from bdm.data.markers import MARKERS
+from bdm.data.filters import split_by_type, split_sizes
+from bdm.data.genes import MARKERS
+from bdm.data.h5ad import appended_rows
 from bdm.data.prepare import PrepareSettings, prepare, prepared_cells
 from bdm.data.read import read_cells
-from bdm.data.split import split_by_type, split_sizes
 from bdm.data.symbols import GeneNames, symbol_column
-from bdm.data.write import appended_rows
 from bdm.errors import InputError
 from bdm.files import sha256
 
@@ -414,7 +414,7 @@ def written(cells, path) -> AnnData:
 
 @pytest.fixture(params=[1, 1000, 7919])
 def block(request, monkeypatch):
-    monkeypatch.setattr("bdm.data.blocks.BLOCK", request.param)
+    monkeypatch.setattr("bdm.data.matrix.BLOCK", request.param)
 
 
 def with_matrix(change):
@@ -457,7 +457,7 @@ def test_cells_are_prepared_alike_from_memory_and_disk(cells, tmp_path, monkeypa
     cells.obs["note"] = ["long" if i % 3 else "short" for i in range(cells.n_obs)]
     chosen = settings(n_genes=20, batch_key="sample", min_genes_per_cell=50)
     expected = prepare(cells.copy(), chosen)
-    monkeypatch.setattr("bdm.data.blocks.BLOCK", block)
+    monkeypatch.setattr("bdm.data.matrix.BLOCK", block)
     found = prepared_cells(PLACES[place](cells, tmp_path), chosen)
     expected.write_h5ad(tmp_path / "expected.h5ad")
     found.write(tmp_path / "found.h5ad")
@@ -477,7 +477,7 @@ def rounded_loess(monkeypatch):
     def rounded(x: np.ndarray, y: np.ndarray, **how):
         return loess(x.round(9), y.round(9), **how)
 
-    for place in ("skmisc.loess.loess", "bdm.data.variability.loess"):
+    for place in ("skmisc.loess.loess", "bdm.data.genes.loess"):
         monkeypatch.setattr(place, rounded)
 
 

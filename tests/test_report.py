@@ -15,7 +15,7 @@ import pytest
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 
 from bdm.cli import app
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.verdict import LIMITS
 from bdm.files import sha256

@@ -7,12 +7,10 @@ from scipy.stats import nbinom
 
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
-from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Clade
 from bdm.seeds import numpy_generator
-from bdm.simulation.population import Population, shares
-from bdm.simulation.programmes import ProgrammeSettings, plant
-from bdm.simulation.simulate import Simulation, SimulationSettings, simulate, type_sizes
-from bdm.simulation.tree import height, random_tree
+from bdm.simulation.programmes import ProgrammeSettings, height, plant, random_tree
+from bdm.simulation.simulate import Population, Simulation, SimulationSettings, shares, simulate, type_sizes
 
 SMALL = SimulationSettings(n_types=6, n_genes=600, fewest_cells=20, most_cells=90)
 

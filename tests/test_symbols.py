@@ -16,7 +16,7 @@ import bdm
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.cli import app
-from bdm.model.own_genes import own_genes
+from bdm.model.model import type_specific_genes
 from bdm.plotting.interpretation import FIGURES
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.page import report_page
@@ -121,7 +121,7 @@ def test_generated_cells_keep_names_and_symbols(model, cells, tmp_path):
 
 
 def test_genes_of_own_decoders_have_symbols(model, labels):
-    table = own_genes(model.model, B)
+    table = type_specific_genes(model.model, B)
     assert list(table["symbol"]) == list(labels[table.index])
 
 
@@ -204,7 +204,7 @@ def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder,
     prepared = anndata.read_h5ad(folder / "prepared.h5ad")
     assert list(loaded.prepared.var_names) == list(prepared.var_names)
     assert "feature_name" in loaded.prepared.var
-    assert "CD79A" in own_genes(loaded.model, NK)["symbol"].str.split().str[0].to_numpy()
+    assert "CD79A" in type_specific_genes(loaded.model, NK)["symbol"].str.split().str[0].to_numpy()
 
 
 def test_report_shows_symbols(folder, labels):

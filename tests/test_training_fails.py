@@ -18,8 +18,7 @@ from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
-from bdm.model.collapse import check_types, spread_and_distance
-from bdm.model.learn import Checkpoints
+from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
 from bdm.training import Loop, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -151,6 +150,6 @@ def test_collapsed_type_is_named(small_model, learnt, part, value, told):
     if part == "variance":
         nn.init.zeros_(broken.leave.weight)
         nn.init.zeros_(broken.leave.bias)
-    check_types(TreeWalk(model.denoiser, model.hierarchy), learnt, model.whitening, seed=0)
+    check_collapse(TreeWalk(model.denoiser, model.hierarchy), learnt, model.whitening, seed=0)
     with pytest.raises(TrainingError, match=rf"cells of type 'CD19\+ B' .* {told}"):
-        check_types(TreeWalk(broken, model.hierarchy), learnt, model.whitening, seed=0)
+        check_collapse(TreeWalk(broken, model.hierarchy), learnt, model.whitening, seed=0)

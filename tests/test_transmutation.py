@@ -7,8 +7,7 @@ from scipy import sparse
 
 from bdm.errors import InputError
 from bdm.model.match import InputKeys
-from bdm.transmutation.goal import Goal, Pair, mean, read_pair, weights
-from bdm.transmutation.sources import sources_of
+from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
 
 LACKING = "CD4+/CD45RA+/CD25- Naive T"  # type with too few cells for the model
 

@@ -4,8 +4,7 @@ import pytest
 
 from bdm.errors import InputError
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
-from bdm.hierarchy.topology import Clade, from_nested
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested
 
 TREE = from_nested([[["a", "b"], "c"], ["d", "e"]])
 

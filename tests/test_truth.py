@@ -13,15 +13,14 @@ from bdm.data.prepare import PrepareSettings
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.hierarchy.build import HierarchySettings
 from bdm.hierarchy.comparison import TreeComparison
-from bdm.hierarchy.topology import Clade
-from bdm.hierarchy.tree import Branch
+from bdm.hierarchy.tree import Branch, Clade
+from bdm.interpretation.ancestral_states import ancestral_states
 from bdm.interpretation.commitment import commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
-from bdm.interpretation.hybrids import hybrids_of
-from bdm.interpretation.model_genes import model_differences, model_expression
+from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
+from bdm.simulation.programmes import height
 from bdm.simulation.simulate import Simulation, SimulationSettings, simulate
-from bdm.simulation.tree import height
 
 # The median cell has 3,000 counts of 2,000 genes; types have 50 to 500 cells.
 N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that take minutes
@@ -125,7 +124,7 @@ def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
 
 def test_planted_genes_of_branches_commit(truth, contrasts):
     """Whether a gene commits, and not when: a gene of an early branch parts the two sides no better than another."""
-    hybrids = hybrids_of(truth.model, n_cells=200)
+    hybrids = ancestral_states(truth.model, n_cells=200)
     found = []
     for contrast in contrasts:
         raised, deeper = planted_genes(truth.simulation, contrast)

@@ -3,9 +3,9 @@ import pytest
 from scipy.stats import norm
 
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.distances import energy_distance, spread
 from bdm.evaluation.evaluate import EvaluationSettings, evaluate
-from bdm.evaluation.scores import NAMES
+from bdm.evaluation.metrics import energy_distance, spread
+from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Grade, overall_verdict, verdict, verdicts_by_type
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
@@ -28,7 +28,7 @@ def test_the_worst_score_decides(name):
     }.items():
         found = verdict(worse(name, excess), IDEAL, n_cells=MANY)
         assert found.grade == grade
-        assert found.about == ((NAMES[name],) if grade else ())
+        assert found.about == ((SCORE_NAMES[name],) if grade else ())
 
 
 @pytest.mark.parametrize("name", LIMITS.by_score)

@@ -5,13 +5,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.blocks import blocks_of_type
-from bdm.autoencoder.bounds import bounds
-from bdm.autoencoder.codes import batch_codes
-from bdm.autoencoder.expected import log_ratio, seen_and_expected
+from bdm.arrays import tensor_of
+from bdm.autoencoder.cells import (
+    batch_codes,
+    cell_blocks_of_type,
+    evidence_lower_bounds,
+    log_ratio,
+    observed_and_expected,
+)
 from bdm.autoencoder.network import DISPERSION_PACE, CountAutoencoder
 from bdm.seeds import derive
-from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
 N_ITERATIONS = 3  # of Newton's method in training; more do not make a better model
@@ -108,7 +111,7 @@ def adapted(
 def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int) -> np.ndarray:
     """Bound on the log likelihood of each cell of the type, by an autoencoder of that type alone."""
     types = torch.zeros(cells.n_obs, dtype=torch.long)
-    return bounds(network, cells, types, batch_codes(cells, batches), seed=seed)
+    return evidence_lower_bounds(network, cells, types, batch_codes(cells, batches), seed=seed)
 
 
 def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
@@ -120,7 +123,7 @@ def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
 @torch.no_grad()
 def set_expression(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, n_prior: float) -> None:
     """Set the decoder's offset so that the type's mean expression is that of the cells."""
-    counts = seen_and_expected(network, blocks_of_type(cells, batches))
+    counts = observed_and_expected(network, cell_blocks_of_type(cells, batches))
     network.loadings.bias.add_(log_ratio(*counts, n_prior=n_prior))
 
 

@@ -8,17 +8,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bdm.arrays import tensor_of
 from bdm.autoencoder.adapt import N_ITERATIONS, likelihood
-from bdm.autoencoder.blocks import blocks
-from bdm.autoencoder.bounds import bounds, mean_by_type
-from bdm.autoencoder.codes import batch_codes, batch_names, type_codes, type_names
-from bdm.autoencoder.draw import drawn, some_cells
+from bdm.autoencoder.cells import (
+    batch_codes,
+    batch_names,
+    cell_blocks,
+    evidence_lower_bounds,
+    mean_bound_by_type,
+    sample_cells,
+    sample_rows,
+    type_codes,
+    type_names,
+)
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.own import own_networks
 from bdm.checkpoint import Checkpoint
 from bdm.limits import check_above_zero, check_at_least
 from bdm.seeds import derive
-from bdm.tensors import tensor_of
 from bdm.threads import Map, threads, using_threads
 from bdm.training import Loop, train
 
@@ -58,7 +65,7 @@ class FittedAutoencoder:
     Attributes
     ----------
     likelihood
-        Of validation cells by type, see :func:`bdm.autoencoder.bounds.mean_by_type`; of training cells where there
+        Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`; of training cells where there
         are none.
     own
         Networks of the types that have one of their own.
@@ -98,11 +105,11 @@ def fit_autoencoder(
         Where training goes on from, if it was interrupted.
     """
     cell_types, batches = type_names(adata), batch_names(adata)
-    training = drawn(adata, "train", n_cells=N_TRAINING, seed=seed)
-    held_out = drawn(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
+    training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
+    held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
     types, codes = type_codes(training, cell_types), batch_codes(training, batches)
     shape = AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches))
-    start = some_cells(training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=seed)
+    start = sample_rows(training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
@@ -135,7 +142,9 @@ def fit_autoencoder(
 
     def validation(network: nn.Module) -> Tensor:
         of_cells = type_codes(held_out, cell_types), batch_codes(held_out, batches)
-        return -torch.from_numpy(bounds(network, held_out, *of_cells, seed=derive(seed, "validation"))).mean()
+        return -torch.from_numpy(
+            evidence_lower_bounds(network, held_out, *of_cells, seed=derive(seed, "validation"))
+        ).mean()
 
     n_training = int((adata.obs["split"] == "train").sum())
     loop = Loop(
@@ -154,11 +163,11 @@ def fit_autoencoder(
     own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)
     judged = held_out if held_out.n_obs else training[start]
     types = type_codes(judged, cell_types)
-    bound = bounds(network, judged, types, batch_codes(judged, batches), seed=seed)
+    bound = evidence_lower_bounds(network, judged, types, batch_codes(judged, batches), seed=seed)
     for cell_type, of_type in own.items():
         rows = np.flatnonzero(types == cell_types.index(cell_type))
         bound[rows] = likelihood(of_type, judged[rows], batches, seed=seed)
-    table = mean_by_type(bound, judged, types, cell_types)
+    table = mean_bound_by_type(bound, judged, types, cell_types)
     return FittedAutoencoder(network, cell_types, batches, history, table, own)
 
 
@@ -168,4 +177,4 @@ def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor,
         return network.encode(*block).precision.sum(dim=0)
 
     with threads() as run:
-        return sum(run(summed, blocks(adata, types, codes))) / adata.n_obs
+        return sum(run(summed, cell_blocks(adata, types, codes))) / adata.n_obs

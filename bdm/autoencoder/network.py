@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.likelihood import negative_binomial_log_likelihood
+from bdm.autoencoder.observation import negative_binomial_log_likelihood
 from bdm.autoencoder.posterior import Posterior, laplace_posterior, products_of
 from bdm.threads import Map
 

@@ -5,10 +5,9 @@ import anndata as ad
 import numpy as np
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, of_type
-from bdm.autoencoder.codes import batch_names, type_names
-from bdm.autoencoder.draw import some_of_type
+from bdm.autoencoder.cells import batch_names, sample_rows_of_type, type_names
 from bdm.autoencoder.network import CountAutoencoder
-from bdm.data.blocks import cells_of
+from bdm.data.matrix import cells_of
 from bdm.errors import TrainingError
 from bdm.progress import progress
 from bdm.threads import threads
@@ -68,7 +67,9 @@ def own_network(
 def cells_by_type(adata: ad.AnnData, cell_types: tuple[str, ...], *, seed: int) -> Iterator[ad.AnnData]:
     """Yield some cells of each type, of which those of several types are read together."""
     rows = [
-        np.concatenate([some_of_type(adata.obs, cell_type, split, most, seed=seed) for split, most in MOST.items()])
+        np.concatenate(
+            [sample_rows_of_type(adata.obs, cell_type, split, most, seed=seed) for split, most in MOST.items()]
+        )
         for cell_type in cell_types
     ]
     n_cells = np.array([len(of_type) for of_type in rows])

@@ -12,7 +12,7 @@ from torch import Tensor
 from bdm.autoencoder.fit import FittedAutoencoder
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.data.columns import writable
-from bdm.store import Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.store import Bundle, read_bundle, reject_if_damaged, write_bundle
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class GeneAutoencoder:
     provenance
         How it was made: version, seed, settings, hash of the data.
     likelihood
-        Of held-out cells by type, see :func:`bdm.autoencoder.bounds.mean_by_type`.
+        Of held-out cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`.
     own
         Networks of cell types that have one of their own, which knows no other type.
     """
@@ -124,7 +124,7 @@ def load_autoencoder(folder: Path) -> GeneAutoencoder:
         If it is not the folder of an autoencoder, or is damaged.
     """
     bundle = read_bundle(folder, "autoencoder")
-    with refused_if_damaged(folder):
+    with reject_if_damaged(folder):
         return GeneAutoencoder.restore(bundle.content, bundle.tensors)
 
 

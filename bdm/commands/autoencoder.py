@@ -38,8 +38,8 @@ def autoencoder(
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import foretold_autoencoder, print_foretold
-    from bdm.data.prepared import read_prepared
-    from bdm.files import sha256, written_whole
+    from bdm.data.prepare import read_prepared
+    from bdm.files import atomic_write, sha256
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
 
@@ -54,7 +54,7 @@ def autoencoder(
     with ExitStack() as files:
         facts["prepared_sha256"] = sha256(prepared)
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
-        folder = files.enter_context(written_whole(out, folder_of="autoencoder.json"))
+        folder = files.enter_context(atomic_write(out, folder_of="autoencoder.json"))
         fitted = fit_autoencoder(adata, settings, seed=seed, device=device, checkpoint=checkpoint)
         record = provenance(**facts, **preparation(adata))
         trained = GeneAutoencoder.of(fitted, adata.var, record)

@@ -23,15 +23,15 @@ def draw(
 
     Example: bdm draw model/ clade.png --root "node 12"
     """
-    from bdm.files import written_whole
-    from bdm.hierarchy.storage import load_hierarchy
+    from bdm.files import atomic_write
+    from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
     from bdm.plotting.figure import save_figure
     from bdm.plotting.hierarchy import plot_hierarchy
     from bdm.plotting.page.tree import tree_page
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         if out.suffix == ".html":
             path.write_text(tree_page(hierarchy, since=since, root=root, max_rows=max_rows), encoding="utf-8")
         else:

@@ -7,7 +7,7 @@ import typer
 from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
 from bdm.commands.told import Summary
 from bdm.errors import InputError
-from bdm.evaluation.sets import TAKEN, set_name
+from bdm.evaluation.cells import RESERVED_SET_NAMES, set_name
 
 if TYPE_CHECKING:
     from bdm.model.match import InputKeys
@@ -54,7 +54,7 @@ def evaluate(
     from bdm.evaluation.figures.write import write_figures
     from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.report import summary, verdict_lines, write_report
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
@@ -64,7 +64,7 @@ def evaluate(
     check_used(model, test_cells, keys)
     settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
     files = named_files(generated, beside or [])
-    with written_whole(out, folder_of="evaluation.json") as folder:
+    with atomic_write(out, folder_of="evaluation.json") as folder:
         if model is None:
             real = read_real_cells(cells, on_disk=True)
         else:
@@ -97,7 +97,7 @@ def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
             raise InputError(f"--beside {item} is not of the form NAME=FILE.")
-        if name in TAKEN or name in files:
+        if name in RESERVED_SET_NAMES or name in files:
             raise InputError(f"--beside {item}: the name {name} is taken; choose another.")
         files[name] = Path(file)
     return files

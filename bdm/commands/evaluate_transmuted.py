@@ -41,33 +41,34 @@ def evaluate_transmuted(
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --beside flat=flat.h5ad
     """
     from bdm.evaluation.inputs import read_counts, read_real_cells
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
     from bdm.plotting.transmutation import write_figures
     from bdm.provenance import provenance
-    from bdm.transmutation.evaluate import evaluate_moves
-    from bdm.transmutation.inputs import read_moved
+    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted
     from bdm.transmutation.report import summary, write_report
 
     keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     check_used(model, test_cells, keys)
     files = named_files(transmuted, beside or [])
-    with written_whole(out, folder_of="transmutation.json") as folder:
+    with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
             real, before = read_real_cells(cells), read_counts(cells, columns=("cell_type",))
         else:
             loaded = load_model(model)
             before = read_fitted_cells(cells, loaded, keys)
             real = real_cells_for(loaded, before, test_cells, keys)
-        read = {name: read_moved(file, cells, before, real) for name, file in files.items()}
+        read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
         targets = {moved.to for moved in read.values()}
         if len(targets) > 1:
             raise InputError(
                 f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
             )
-        evaluation = evaluate_moves(real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed)
+        evaluation = evaluate_transmutation(
+            real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed
+        )
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
         folder.mkdir()

@@ -14,9 +14,9 @@ def example(
     Example: bdm example cells.h5ad
     """
     from bdm.data.example import pbmc68k_counts
-    from bdm.data.write import write_h5ad
-    from bdm.files import written_whole
+    from bdm.data.h5ad import write_h5ad
+    from bdm.files import atomic_write
 
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         write_h5ad(path, pbmc68k_counts())
     return Summary((out,), then=("bdm", "fit", out, "model/", "--label-key", "bulk_labels"))

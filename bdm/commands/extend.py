@@ -51,16 +51,16 @@ def extend(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.data.prepared import read_prepared
+    from bdm.data.h5ad import write_h5ad
+    from bdm.data.prepare import read_prepared
     from bdm.data.read import read_cells
-    from bdm.data.write import write_h5ad
     from bdm.errors import InputError
     from bdm.extension.extend import ExtendSettings, extend_all
-    from bdm.extension.new_cells import joined as joined_cells
+    from bdm.extension.extend import refit as refitted
+    from bdm.extension.new_cells import join_known_cells as joined_cells
     from bdm.extension.new_cells import new_cells
-    from bdm.extension.refit import refit as refitted
     from bdm.extension.report import summary, write_tables
-    from bdm.files import sha256, written_whole
+    from bdm.files import atomic_write, sha256
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum, save_model
     from bdm.plotting.extension import write_figures
@@ -71,7 +71,7 @@ def extend(
     settings, keys = ExtendSettings(), InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     with ExitStack() as files:
         if not dry_run:
-            folder = files.enter_context(written_whole(out, folder_of="model.json"))
+            folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
         new = new_cells(
             read_cells(cells),
@@ -104,9 +104,9 @@ def extend(
             extended = found[-1].model
         save_model(folder, extended)
         if joined is not None:
-            write_h5ad(files.enter_context(written_whole(joined)), prepared)
+            write_h5ad(files.enter_context(atomic_write(joined)), prepared)
         if report is not None:
-            tables = files.enter_context(written_whole(report, folder_of="extensions.csv"))
+            tables = files.enter_context(atomic_write(report, folder_of="extensions.csv"))
             tables.mkdir()
             write_tables(tables, found, loaded)
             write_figures(tables, found, loaded)

@@ -56,15 +56,15 @@ def fit(
     from bdm.autoencoder.fit import AutoencoderSettings
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import foretold_fit, print_foretold
-    from bdm.data.blocks import UnreadableError
+    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import PrepareSettings
     from bdm.data.read import read_cells
     from bdm.diffusion.fit import DenoiserSettings
     from bdm.errors import InputError
-    from bdm.files import sha256, written_whole
+    from bdm.files import atomic_write, sha256
     from bdm.hierarchy.build import HierarchySettings
-    from bdm.hierarchy.read import read_tree
-    from bdm.model.learn import Checkpoints
+    from bdm.hierarchy.files import read_tree
+    from bdm.model.fit import Checkpoints
     from bdm.model.model import save_model
 
     settings = Settings(
@@ -109,7 +109,7 @@ def fit(
                 for part in ("autoencoder", "denoiser")
             }
         )
-        folder = files.enter_context(written_whole(out, folder_of="model.json"))
+        folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         model = model_of_cells()
         model.prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 
 from bdm.api import BranchedDiffusion
-from bdm.autoencoder.bounds import bounds
-from bdm.autoencoder.codes import batch_codes, type_codes
+from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds, type_codes
 from bdm.autoencoder.fit import N_HELD_OUT, AutoencoderSettings, FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.own import cells_by_type, own_network
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.told import peak_memory
-from bdm.data.blocks import cells_of
+from bdm.data.matrix import cells_of
 from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
@@ -104,7 +103,9 @@ def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
         rows = np.flatnonzero(split == "validation")[:N_HELD_OUT]
         cells = cells_of(adata, rows[:BLOCK])
         codes = type_codes(cells, fitted.cell_types), batch_codes(cells, fitted.batches)
-        look = side_by_side(lambda: bounds(fitted.network, cells, *codes, seed=seed), len(rows) / len(cells.obs))
+        look = side_by_side(
+            lambda: evidence_lower_bounds(fitted.network, cells, *codes, seed=seed), len(rows) / len(cells.obs)
+        )
         seconds += look * n_looks
     if not settings.shared_decoder:
         seconds += foretold_own(fitted, adata, seed=seed)

@@ -15,11 +15,10 @@ def gather(
 
     Example: bdm gather generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
     """
-    from bdm.files import written_whole
-    from bdm.generation.gather import gathered_cells
-    from bdm.generation.write import write_cells
+    from bdm.files import atomic_write
+    from bdm.generation.merge import merged_cells, write_cells
 
-    with written_whole(out) as path:
-        cells, record = gathered_cells(parts)
+    with atomic_write(out) as path:
+        cells, record = merged_cells(parts)
         write_cells(path, cells, {"bdm": record})
     return Summary((out,), {"cells": f"{len(cells.obs):,} of {len(parts)} parts"})

@@ -44,11 +44,11 @@ def generate(
     from bdm.data.read import read_cells
     from bdm.diffusion.walk import SamplerSettings
     from bdm.errors import InputError
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
+    from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.generate import generated_cells
-    from bdm.generation.places import WHOLE, Part
+    from bdm.generation.merge import write_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
-    from bdm.generation.write import write_cells
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
@@ -59,7 +59,7 @@ def generate(
     of_cells = WHOLE if part is None else Part.parse(part)
     settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
     with ExitStack() as files:
-        path = None if dry_run else files.enter_context(written_whole(out))
+        path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
         asked = cells
         if cells_like is not None:

@@ -31,12 +31,9 @@ def hierarchy(
     from dataclasses import replace
 
     from bdm.errors import InputError
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
     from bdm.hierarchy.build import HierarchySettings, build_hierarchy
-    from bdm.hierarchy.newick import to_newick
-    from bdm.hierarchy.read import read_tree
-    from bdm.hierarchy.storage import save_hierarchy
-    from bdm.hierarchy.table import branch_table
+    from bdm.hierarchy.files import branch_table, read_tree, save_hierarchy, to_newick
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.figure import save_figure
     from bdm.plotting.hierarchy import plot_hierarchy
@@ -51,15 +48,15 @@ def hierarchy(
         built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)
         if tree is not None:
             built = replace(built, provenance=built.provenance | {"tree": tree.name})
-        save_hierarchy(files.enter_context(written_whole(out)), built)
+        save_hierarchy(files.enter_context(atomic_write(out)), built)
         if newick is not None:
-            files.enter_context(written_whole(newick)).write_text(to_newick(built), encoding="utf-8")
+            files.enter_context(atomic_write(newick)).write_text(to_newick(built), encoding="utf-8")
         if figure is not None:
-            save_figure(plot_hierarchy(built).figure, files.enter_context(written_whole(figure)))
+            save_figure(plot_hierarchy(built).figure, files.enter_context(atomic_write(figure)))
         if table is not None:
-            branch_table(built).to_csv(files.enter_context(written_whole(table)), index=False, float_format="%.6g")
+            branch_table(built).to_csv(files.enter_context(atomic_write(table)), index=False, float_format="%.6g")
         if page is not None:
-            files.enter_context(written_whole(page)).write_text(tree_page(built), encoding="utf-8")
+            files.enter_context(atomic_write(page)).write_text(tree_page(built), encoding="utf-8")
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     facts = {"tree": f"{len(built.cell_types)} cell types, {n_nodes} branch points"}
     written = (out, newick, figure, table, page)

@@ -44,7 +44,7 @@ def interpret(
     """
     from dataclasses import asdict
 
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import InterpretationSettings
     from bdm.interpretation.interpret import interpret as interpret_model
@@ -55,7 +55,7 @@ def interpret(
     from bdm.provenance import provenance
 
     settings = InterpretationSettings(n_genes=n_genes)
-    with written_whole(out, folder_of="interpretation.json") as folder:
+    with atomic_write(out, folder_of="interpretation.json") as folder:
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
         interpretation = interpret_model(inputs, settings, seed=seed)

@@ -46,11 +46,11 @@ def prepare(
     """
     from contextlib import ExitStack
 
-    from bdm.data.blocks import UnreadableError
+    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import PrepareSettings, prepared_cells, summary
     from bdm.data.read import read_cells
     from bdm.errors import InputError
-    from bdm.files import sha256, written_whole
+    from bdm.files import atomic_write, sha256
 
     settings = PrepareSettings(
         label_key=label_key,
@@ -72,7 +72,7 @@ def prepare(
     if out.resolve() == data.resolve():
         raise InputError(f"{out} would overwrite the data; name another file to write.")
     with ExitStack() as files:
-        path = None if dry_run else files.enter_context(written_whole(out))
+        path = None if dry_run else files.enter_context(atomic_write(out))
         cells = read_cells(data, labels=labels, on_disk=True)
         try:
             prepared = prepared_cells(cells, settings)

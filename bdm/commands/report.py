@@ -17,12 +17,12 @@ def report(
 
     Example: bdm report results/blood report.html
     """
-    from bdm.files import written_whole
+    from bdm.files import atomic_write
     from bdm.report.page import report_page
     from bdm.report.results import read_results
-    from bdm.store import refused_if_damaged
+    from bdm.store import reject_if_damaged
 
-    with written_whole(out) as path, refused_if_damaged(results):
+    with atomic_write(out) as path, reject_if_damaged(results):
         found = read_results(results)
         path.write_text(report_page(found), encoding="utf-8")
     return Summary((out,), {"verdict": found.verdict.told})

@@ -41,8 +41,8 @@ def train(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import print_foretold, seconds_of
     from bdm.diffusion.fit import DenoiserSettings
-    from bdm.files import sha256, written_whole
-    from bdm.hierarchy.storage import load_hierarchy
+    from bdm.files import atomic_write, sha256
+    from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.processes import run_on
@@ -62,7 +62,7 @@ def train(
         facts = {"seed": seed, "settings": asdict(settings)}
         made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
-        folder = files.enter_context(written_whole(out, folder_of="model.json"))
+        folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
     return Summary((out,), {"training": f"{n_steps} steps"}, then=generating(out))
 
@@ -80,7 +80,7 @@ def fit_and_save(
     from dataclasses import asdict
 
     from bdm.autoencoder.storage import load_autoencoder
-    from bdm.hierarchy.storage import load_hierarchy
+    from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.model.model import save_model

@@ -45,18 +45,17 @@ def transmute(
 
     from bdm.data.read import read_cells
     from bdm.diffusion.walk import SamplerSettings
-    from bdm.files import sha256, written_whole
-    from bdm.generation.write import write_cells
+    from bdm.files import atomic_write, sha256
+    from bdm.generation.merge import write_cells
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
-    from bdm.transmutation.goal import Goal, read_pair
-    from bdm.transmutation.sources import sources_of
+    from bdm.transmutation.request import Goal, read_pair, sources_of
     from bdm.transmutation.transmute import transmuted_cells
 
     settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         loaded = load_model(model, device=fabric(device).device)
         goal = Goal(to, tuple(read_pair(text, loaded.cell_types) for text in like or ()))
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)

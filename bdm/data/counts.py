@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.blocks import Matrix, blocks_of, by_rows
+from bdm.data.matrix import Matrix, blocks_of_rows, by_rows
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def inspect(cells: AnnData) -> tuple[str | None, np.ndarray]:
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     if cells.X.dtype.kind not in "buif":
         return f"values of type {cells.X.dtype}, which no counts are", n_genes
-    for rows, values in blocks_of(cells.X):
+    for rows, values in blocks_of_rows(cells.X):
         data, indptr = values.data, values.indptr
         right = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
         if not right.all():
@@ -150,5 +150,5 @@ class CellCounts:
     rows: np.ndarray
 
     def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        for rows, values in blocks_of(self.matrix, self.rows):
+        for rows, values in blocks_of_rows(self.matrix, self.rows):
             yield rows, counts_in(values)

@@ -1,18 +1,188 @@
+"""Genes that are modelled: the most variable, listed and marker genes."""
+
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+from skmisc.loess import loess
 
 from bdm.data.counts import CellCounts
 from bdm.data.hints import hint_at_markers
-from bdm.data.markers import MARKERS
 from bdm.data.symbols import GeneNames
-from bdm.data.variability import Sums, most_variable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+MARKERS: dict[str, tuple[str, ...]] = {
+    "T": ("CD3D", "CD3E", "CD3G", "CD2", "TRAC", "CD4", "CD8A", "CD8B"),
+    "naive or memory T": ("IL7R", "CCR7", "SELL", "TCF7", "LEF1", "S100A4", "CD27", "CD44"),
+    "regulatory T": ("FOXP3", "IL2RA", "CTLA4", "IKZF2"),
+    "cytotoxic": ("GZMA", "GZMB", "GZMK", "PRF1", "NKG7", "GNLY", "CCL5"),
+    "gamma delta and innate-like T": ("TRDC", "TRGC1", "SLC4A10", "KLRB1"),
+    "NK": ("NCAM1", "KLRD1", "KLRF1", "FCGR3A"),
+    "B": ("MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "TCL1A"),
+    "plasma": ("MZB1", "JCHAIN", "SDC1", "XBP1", "CD38"),
+    "monocyte and macrophage": ("CD14", "LYZ", "S100A8", "S100A9", "MS4A7", "CD68", "CD163", "MRC1", "C1QA", "FCN1"),
+    "dendritic": ("FCER1A", "CST3", "CD1C", "CLEC10A", "CLEC9A", "LILRA4", "IL3RA", "CLEC4C"),
+    "granulocyte and mast": ("FCGR3B", "CSF3R", "CPA3", "TPSAB1", "KIT", "MS4A2"),
+    "megakaryocyte and platelet": ("PPBP", "PF4", "ITGA2B", "GP9"),
+    "erythroid": ("HBB", "HBA1", "HBA2", "GYPA", "ALAS2"),
+    "stem and progenitor": ("CD34", "PROM1", "SPINK2"),
+    "dividing": ("MKI67", "TOP2A"),
+    "epithelial": ("EPCAM", "CDH1", "KRT5", "KRT8", "KRT14", "KRT18", "KRT19"),
+    "endothelial": ("PECAM1", "VWF", "CDH5", "CLDN5", "LYVE1", "PROX1"),
+    "fibroblast": ("COL1A1", "COL1A2", "DCN", "LUM", "PDGFRA"),
+    "smooth muscle and pericyte": ("ACTA2", "MYH11", "TAGLN", "RGS5", "PDGFRB"),
+    "neuron": ("RBFOX3", "SNAP25", "SYT1", "SLC17A7", "SLC17A6", "GAD1", "GAD2", "PVALB", "SST", "VIP", "LAMP5", "TH"),
+    "glia": ("AQP4", "GFAP", "SLC1A3", "MBP", "PLP1", "MOG", "CSPG4", "P2RY12", "CX3CR1", "AIF1"),
+    "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
+}
+
+
+SMALLEST_RANKED = 30  # the local regression fails on fewer cells or genes, and can end the process with it
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is summed over the cells of each batch; exact, as all summands are whole.
+
+    Attributes
+    ----------
+    n_cells
+        By batch.
+    n_seen, counts, squares
+        Cells with counts of each gene, these counts, and their squares; batches x genes.
+    """
+
+    n_cells: np.ndarray
+    n_seen: np.ndarray
+    counts: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "Sums":
+        """Go through the cells once."""
+        n_batches = len(batch.categories)
+        n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
+        for rows, block in cells:
+            for total, values in (
+                (n_seen, np.ones(block.nnz)),
+                (counts, block.data.astype(float)),
+                (squares, block.data.astype(float) ** 2),
+            ):
+                add_by_batch(total, block, values, batch.codes[rows])
+        return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
+
+    def n_varying(self, among: np.ndarray) -> np.ndarray:
+        """Count the genes whose cells differ, of some genes, by batch."""
+        n = np.maximum(self.n_cells[:, None], 1)
+        return (self.squares[:, among] / n > (self.counts[:, among] / n) ** 2).sum(axis=1)
+
+    def mean_and_variance(self, batch: int, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate both for some genes in one batch."""
+        n = self.n_cells[batch]
+        mean = self.counts[batch, among] / n
+        return mean, (self.squares[batch, among] / n - mean**2) * (n / (n - 1))
+
+
+def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
+    """Add ``values``, which are where ``block`` has entries, to the batch of each cell, batches x genes."""
+    n_cells = len(codes)
+    members = sparse.csc_matrix((np.ones(n_cells), codes, np.arange(n_cells + 1)), shape=(len(total), n_cells)).tocsr()
+    summed = (members @ sparse.csr_matrix((values, block.indices, block.indptr), shape=block.shape)).tocoo()
+    total[summed.row, summed.col] += summed.data
+
+
+def most_variable(
+    cells: CellCounts, batch: pd.Categorical, sums: Sums, *, among: np.ndarray, n_genes: int
+) -> np.ndarray:
+    """Tell the genes that vary most beyond what their mean explains.
+
+    As scanpy's ``seurat_v3``, to the same genes, but with a block of cells in memory at a time. Genes are ranked within
+    each batch of 30 cells and genes or more, and chosen by their median rank.
+
+    Parameters
+    ----------
+    sums
+        Over these cells.
+    among
+        Mask of the genes to choose among, more than ``n_genes``.
+
+    Returns
+    -------
+    Mask over genes.
+
+    Raises
+    ------
+    InputError
+        If there is too little to rank by.
+
+    References
+    ----------
+    Stuart et al. 2019, Cell 177:1888 (Seurat v3)
+    """
+    large = np.minimum(sums.n_cells, sums.n_varying(among)) >= SMALLEST_RANKED
+    if not large.any():
+        raise InputError(
+            f"genes cannot be ranked by variability on fewer than {SMALLEST_RANKED} training cells or genes"
+            f"{' a batch' if len(large) > 1 else ''}, or where fewer genes vary; give `genes='all'`."
+        )
+    if not large.all():
+        small = ", ".join(batch.categories[~large])
+        logger.warning("Genes are not ranked by the batches too small for it: %s.", small)
+
+    ranked = np.flatnonzero(large)
+    means, variances = np.stack([sums.mean_and_variance(k, among) for k in ranked], axis=1)
+    expected = np.stack([expected_deviation(*moments) for moments in zip(means, variances, strict=True)])
+    n_cells = sums.n_cells[ranked, None]
+    limits = np.full(sums.counts.shape, np.inf)
+    limits[np.ix_(ranked, among)] = expected * np.sqrt(n_cells) + means
+    counts, squares = (total[np.ix_(ranked, among)] for total in limited_sums(cells, batch, limits))
+    normalised = (n_cells * means**2 + squares - 2 * counts * means) / ((n_cells - 1) * expected**2)
+
+    chosen = among.copy()
+    chosen[among] = first_by_median_rank(normalised, n_genes)
+    return chosen
+
+
+def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Fit a local regression of variance by mean over genes, and give its standard deviations."""
+    varies = variance > 0
+    fitted = np.zeros(len(mean))
+    model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=0.3, degree=2)
+    try:
+        model.fit()
+    # It fails where many genes have the same mean.
+    except ValueError as error:
+        raise InputError(f"genes cannot be ranked by variability ({error}); give `genes='all'`.") from error
+    fitted[varies] = model.outputs.fitted_values
+    return np.sqrt(10**fitted)
+
+
+def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum counts and their squares by batch, where larger counts are taken as ``limits``, batches x genes."""
+    counts, squares = np.zeros((2, *limits.shape))
+    for rows, block in cells:
+        codes = batch.codes[rows]
+        values = np.minimum(block.data, limits[np.repeat(codes, np.diff(block.indptr)), block.indices])
+        add_by_batch(counts, block, values, codes)
+        add_by_batch(squares, block, values**2, codes)
+    return counts, squares
+
+
+def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
+    """Take the genes with the best median rank over the batches, batches x genes, where they are among the first."""
+    rank = np.argsort(np.argsort(-variability, axis=1), axis=1).astype(np.float32)
+    rank[rank >= n_genes] = np.nan
+    median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)
+    table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
+    order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
+    return table.index.isin(order[:n_genes])
+
 
 GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
 
@@ -99,7 +269,7 @@ def choose_genes(
     built_in
         Whether ``kept`` are the built-in markers, of which rare ones are left out without a warning.
     n_most_variable
-        Choose so many by :func:`bdm.data.variability.most_variable`.
+        Choose so many by :func:`bdm.data.genes.most_variable`.
     min_cells
         Choose among genes with counts in so many cells.
 

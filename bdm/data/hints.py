@@ -20,7 +20,7 @@ MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|se
 
 def hint_at_types(cell_type: pd.Series) -> None:
     """Warn of types whose names are those of cells that are of no type, such as ``Unknown`` or ``Doublets``."""
-    doubtful = [name for name in cell_type.unique() if NO_TYPES.search(words_of(name))]
+    doubtful = [name for name in cell_type.unique() if NO_TYPES.search(words_in(name))]
     if doubtful:
         names = ", ".join(map(repr, sorted(doubtful)))
         logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
@@ -50,7 +50,7 @@ def batch_columns(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) ->
     return [
         name
         for name in obs.columns.drop([label_key, "cell_type", "split"], errors="ignore")
-        if BATCHES.search(words_of(name)) and not MEASURED.search(words_of(name)) and is_grouping(obs[name], cell_type)
+        if BATCHES.search(words_in(name)) and not MEASURED.search(words_in(name)) and is_grouping(obs[name], cell_type)
     ]
 
 
@@ -63,7 +63,7 @@ def is_grouping(column: pd.Series, cell_type: pd.Series) -> bool:
     return 1 < groups.nunique() <= len(column) / 2 and bool((of_types > 1).any())
 
 
-def words_of(name: object) -> str:
+def words_in(name: object) -> str:
     """Bring a name to words in lower case, with one space between them."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name))
     return re.sub(r"[\W_]+", " ", words).strip().lower()

@@ -1,3 +1,5 @@
+"""Preparation of labelled counts: checks, filters, genes and split; and prepared cells read again."""
+
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -16,18 +18,51 @@ from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
     check_names,
     check_trained_batches,
+    split_by_type,
     without_empty_cells,
     without_small_types,
     without_types,
     without_uncounted_cells,
 )
 from bdm.data.genes import GeneList, as_names, choose_genes, listed_genes, marker_genes, read_gene_list
+from bdm.data.h5ad import appended_rows, new_h5ad
 from bdm.data.hints import hint_at_batches, hint_at_types
-from bdm.data.split import split_by_type
+from bdm.data.matrix import by_rows
+from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
-from bdm.data.write import appended_rows, new_h5ad
 from bdm.errors import InputError
 from bdm.limits import check_at_least
+
+
+def is_prepared(adata: AnnData) -> bool:
+    """Whether cells were made by ``bdm prepare``."""
+    return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
+
+
+def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
+    """Read prepared cells.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts in the file, as :func:`bdm.data.read.read_cells` does.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or was not made by ``bdm prepare``.
+    """
+    adata = read_cells(path, on_disk=on_disk)
+    if not is_prepared(adata):
+        raise InputError(f"{path} was not made by bdm prepare; run it first.")
+    adata.X = by_rows(adata.X)
+    return adata
+
+
+def gene_names(prepared: AnnData) -> GeneNames:
+    """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
+    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return GeneNames(prepared.var, settings.get("gene_symbols"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +84,7 @@ class PrepareSettings:
         may be those of the data or symbols.
     keep_genes
         Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
-        markers (:data:`bdm.data.markers.MARKERS`) that the data have.
+        markers (:data:`bdm.data.genes.MARKERS`) that the data have.
     gene_symbols
         Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
         :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
@@ -263,12 +298,12 @@ def input_facts(
         "types_left_out": [
             {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}
             for setting, (before, after) in steps.items()
-            for name, n_cells in lost(before["cell_type"], after["cell_type"]).items()
+            for name, n_cells in cells_lost(before["cell_type"], after["cell_type"]).items()
         ],
     }
 
 
-def lost(before: pd.Series, after: pd.Series) -> pd.Series:
+def cells_lost(before: pd.Series, after: pd.Series) -> pd.Series:
     """Numbers of cells of the types that are in ``before`` and not in ``after``, the largest first."""
     n_cells = before[~before.isin(after.unique())].value_counts()
     return n_cells[n_cells > 0]

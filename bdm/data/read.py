@@ -1,4 +1,9 @@
+"""Reading of cells from files of any supported format, damaged ones included."""
+
 import logging
+import os
+import resource
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +15,80 @@ import zarr
 from anndata import AnnData, io
 from scipy import sparse
 
-from bdm.data.blocks import Matrix, readable
-from bdm.data.probe import examine_hdf5
+from bdm.checksums import check_hdf5
+from bdm.data.matrix import Matrix, readable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 60  # of the processor, and as many again as megabytes have to be read
+PROBE_BYTES_PER_SECOND = 10**6
+
+
+def examine_hdf5(path: Path) -> None:
+    """Refuse an HDF5 file that has changed since bdm wrote it; :func:`probe_hdf5` one that others wrote.
+
+    Raises
+    ------
+    InputError
+        If it has changed, or cannot be read through.
+    """
+    if not check_hdf5(path) and h5py.is_hdf5(path):
+        probe_hdf5(path)
+
+
+def probe_hdf5(path: Path) -> None:
+    """Look through an HDF5 file in another process first, as the library can crash, or never end, on a damaged one.
+
+    Everything but numbers is read: names, types, shapes, text, and where pieces are.
+
+    Raises
+    ------
+    InputError
+        If it does not get through.
+    """
+    read, write = os.pipe()
+    with warnings.catch_warnings(action="ignore"):  # the other process uses no lock that a thread may have had
+        child = os.fork()
+    if not child:
+        os.close(read)
+        os._exit(_look_through(path, write))
+    os.close(write)
+    with os.fdopen(read, errors="replace") as told:
+        reason = told.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        endless = status == -signal.SIGXCPU
+        reason = reason or ("reading it does not end" if endless else "the library of HDF5 fails on it")
+        raise InputError(f"{path} cannot be read ({reason}); is it damaged, or misnamed?")
+
+
+def _look_through(path: Path, write: int) -> int:
+    """Give the exit status of the process that looks."""
+    try:
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+        spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        limit = int(spent + PROBE_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with h5py.File(path) as file:
+            _look(file.name, file)
+            file.visititems(_look)
+    except BaseException as error:
+        reason = str(error).strip("'\"").partition("\n")[0].rstrip(".")
+        os.write(write, (reason or type(error).__name__).encode())
+        return 1
+    return 0
+
+
+def _look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    dict(item.attrs)
+    if isinstance(item, h5py.Dataset):
+        if item.dtype.hasobject:
+            item[()]
+        elif item.chunks:
+            item.id.chunk_iter(lambda chunk: None)
+
 
 FROM_R = (
     "write it as .h5ad in R first, as by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, in the "
@@ -35,8 +109,8 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     labels
         Table that :func:`add_labels` joins to the cells.
     on_disk
-        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.blocks.blocks_of` and
-        :func:`bdm.data.blocks.rows_of`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
+        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of` and
+        :func:`bdm.data.matrix.rows_of`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
         that are not of AnnData, or of one before 0.7, are read whole.
 
     Raises
@@ -51,7 +125,7 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     with readable(path), warnings.catch_warnings(action="ignore"):
         if path.is_file():
             examine_hdf5(path)
-        adata = opened(path) if on_disk else None
+        adata = open_h5ad(path) if on_disk else None
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
             with_one_index_type(matrix)
@@ -67,7 +141,7 @@ def with_one_index_type(matrix: object) -> None:
         matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
 
 
-def opened(path: Path) -> AnnData | None:
+def open_h5ad(path: Path) -> AnnData | None:
     """Open an AnnData file, ``.h5ad`` or ``.zarr``, and leave its matrices in it; None of any other or an old one."""
     openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
     suffix = path.suffix.lower()
@@ -132,12 +206,12 @@ def read_loom(path: Path) -> AnnData:
     import loompy  # takes seconds, and overrules OMP_NUM_THREADS for the whole process
 
     with loompy.connect(str(path), "r") as loom:
-        cell_names = first_of(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
-        gene_names = first_of(("Gene", "var_names", "index"), loom.ra.keys(), axis="row")
+        cell_names = first_available(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
+        gene_names = first_available(("Gene", "var_names", "index"), loom.ra.keys(), axis="row")
     return io.read_loom(path, X_name="", obs_names=cell_names, var_names=gene_names)
 
 
-def first_of(names: tuple[str, ...], available: list[str], *, axis: str) -> str:
+def first_available(names: tuple[str, ...], available: list[str], *, axis: str) -> str:
     """Give the first of ``names`` that the loom file has."""
     for name in names:
         if name in available:

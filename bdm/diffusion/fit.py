@@ -10,8 +10,7 @@ from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import TypeMoments
-from bdm.latent.whitening import Whitening
+from bdm.latent.moments import TypeMoments, Whitening
 from bdm.limits import check_above_zero, check_at_least
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
@@ -95,7 +94,7 @@ def fit_denoiser(
     def losses(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
-        noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
+        noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         cell_type = cells.cell_type[index]
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
         share = slice(workers.global_rank, None, workers.world_size)
@@ -123,7 +122,7 @@ def fit_denoiser(
     return FittedDenoiser(network.cpu().eval(), history)
 
 
-def draw_noised(
+def sample_noised(
     x: Tensor, settings: DenoiserSettings, highest: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Noise cells (cells x dimensions), each at a level of its own up to ``highest``; gives them and their levels."""

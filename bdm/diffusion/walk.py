@@ -5,13 +5,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.handover import AffineMap, hand_over
 from bdm.diffusion.sampler import SIGMA_MIN, Denoise, dpm_solver, noise_levels
+from bdm.diffusion.transport import AffineMap, gaussian_transport
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal
 from bdm.limits import check_at_least
-from bdm.linalg import matrix_power
 from bdm.seeds import torch_generator
 
 Transport = Callable[[Normal, Normal, float], Callable[[Tensor], Tensor]]
@@ -54,7 +54,7 @@ class TreeWalk:
     denoiser: BranchedDenoiser
     hierarchy: Hierarchy
     settings: SamplerSettings = field(default=SamplerSettings())
-    transport: Transport = hand_over
+    transport: Transport = gaussian_transport
 
     def __post_init__(self):
         for method in (self.population, self.transport_between, self.trend):
@@ -116,7 +116,7 @@ class TreeWalk:
         population = self.population(segment.number)
         low = min(max(segment.low, SIGMA_MIN), segment.high)
         if low > segment.low:
-            x = hand_over(population.noised(segment.low), population.noised(low), 0)(x)
+            x = gaussian_transport(population.noised(segment.low), population.noised(low), 0)(x)
         if low == segment.high:
             return x
         sigmas = self.levels(segment.high, low)[::-1]

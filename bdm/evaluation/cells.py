@@ -1,13 +1,31 @@
+"""Cells that are evaluated, in memory and on disk, their names, and samples matched by cell type."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from bdm.data.counts import as_counts, fault
+from bdm.data.matrix import cells_of
+from bdm.errors import InputError
+
+SET_NAMES = {"branched": "generated"}
+TRANSMUTED_SET_NAMES = {"branched": "transmuted", "unmoved": "before"}  # where transmuted cells are evaluated
+RESERVED_SET_NAMES = ("branched", "floor", "test", "train", "prepared", "unmoved", *SET_NAMES.values())
+
+
+def set_name(key: str, names: Mapping[str, str] = SET_NAMES) -> str:
+    """Name of a set for readers; the key itself where it has no other."""
+    return names.get(key, key)
+
 
 FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
 FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
@@ -79,7 +97,7 @@ class Matched:
     test: Cells
 
 
-def draw(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
+def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
     """Draw ``n_by_type`` cells of each type without replacement, and give their indices.
 
     Drawing real cells twice would tell them apart from any other real cells.
@@ -92,24 +110,27 @@ def draw(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
 
 def match(judged: Cells, test: Cells, *, seed: int) -> Matched:
     """Draw as many cells of each type from both as the smaller of the two has."""
-    n_by_type = fewer(judged.n_by_type, test.n_by_type)
+    n_by_type = smaller_numbers(judged.n_by_type, test.n_by_type)
     return Matched(
-        judged=judged[draw(judged, n_by_type, seed=seed)],
-        test=test[draw(test, n_by_type, seed=seed)],
+        judged=judged[sample_by_type(judged, n_by_type, seed=seed)],
+        test=test[sample_by_type(test, n_by_type, seed=seed)],
     )
 
 
-def thinned(matched: Matched, *, most: int, seed: int) -> Matched:
-    """Draw ``most`` cells of each of the two or fewer, by :func:`bounded`."""
-    return Matched(judged=sample(matched.judged, most=most, seed=seed), test=sample(matched.test, most=most, seed=seed))
+def thin(matched: Matched, *, most: int, seed: int) -> Matched:
+    """Draw ``most`` cells of each of the two or fewer, by :func:`capped`."""
+    return Matched(
+        judged=sample_at_most(matched.judged, most=most, seed=seed),
+        test=sample_at_most(matched.test, most=most, seed=seed),
+    )
 
 
-def fewer(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
+def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
     """Smaller number by type, for the types of ``at_most``."""
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
 
 
-def bounded(n_by_type: pd.Series, *, most: int) -> pd.Series:
+def capped(n_by_type: pd.Series, *, most: int) -> pd.Series:
     """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
 
     Types of as many cells as `FEWEST_FOR_MEANS` are not cut, however many types there are.
@@ -121,13 +142,62 @@ def bounded(n_by_type: pd.Series, *, most: int) -> pd.Series:
     return n_by_type.clip(upper=enough)
 
 
-def sample(cells: TypedCells, *, most: int, seed: int) -> Cells:
-    """Draw ``most`` cells or fewer, by :func:`bounded`."""
-    return cells[draw(cells, bounded(cells.n_by_type, most=most), seed=seed)]
+def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
+    """Draw ``most`` cells or fewer, by :func:`capped`."""
+    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most), seed=seed)]
 
 
-def taken(cells: TypedCells, draws: list[np.ndarray]) -> list[Cells]:
+def take_samples(cells: TypedCells, draws: list[np.ndarray]) -> list[Cells]:
     """Take several draws of cells, given by their places, at one reading."""
     rows = np.unique(np.concatenate(draws))
     pool = cells[rows]
     return [pool[np.searchsorted(rows, drawn)] for drawn in draws]
+
+
+BLOCK = 20_000  # cells that are checked at a time, which takes several times their memory
+
+
+@dataclass(frozen=True)
+class StoredCells(TypedCells):
+    """Cells in a file, the counts of which are read, and checked, when they are taken.
+
+    Attributes
+    ----------
+    adata
+        All cells of the file, with counts on disk.
+    rows
+        Places of the cells that are meant.
+    genes
+        Names of the genes, in the order wanted.
+    """
+
+    path: Path
+    adata: AnnData
+    rows: np.ndarray
+    genes: pd.Index
+    cell_type: np.ndarray
+
+    @classmethod
+    def of(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
+        """Take types from ``obs['cell_type']``."""
+        return cls(path, adata, rows, genes, adata.obs["cell_type"].iloc[rows].to_numpy(dtype=str))
+
+    def __getitem__(self, index: np.ndarray) -> Cells:
+        rows = self.rows[index]
+        parts = [self.counts(rows[start : start + BLOCK]) for start in range(0, max(len(rows), 1), BLOCK)]
+        return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index])
+
+    def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Read counts of cells by their places in the file."""
+        return checked(cells_of(self.adata, rows), self.path)[:, self.genes].X
+
+    def in_memory(self) -> Cells:
+        """Read all."""
+        return self[np.arange(len(self))]
+
+
+def checked(adata: AnnData, path: Path) -> AnnData:
+    """Refuse what is no raw counts, and bring such to one form."""
+    if problem := fault(adata):
+        raise InputError(f"{path} has {problem}; raw counts are needed in X.")
+    return as_counts(adata)

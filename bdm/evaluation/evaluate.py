@@ -5,22 +5,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.bounds import BOUNDS, Bounds
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample
-from bdm.evaluation.copying import Suspects, copying_shares
-from bdm.evaluation.fold_changes import marker_genes
-from bdm.evaluation.gene_statistics import variable_genes
-from bdm.evaluation.judge import Reference, judge
-from bdm.evaluation.repeats import FLOOR, Repeat, draw_repeats
-from bdm.evaluation.scores import Judgement
-from bdm.evaluation.sets import set_name
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample_at_most, set_name
+from bdm.evaluation.genes import marker_genes, variable_genes
+from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.resampling import FLOOR, SIZE_LIMITS, Repeat, SizeLimits, draw_repeats
+from bdm.evaluation.scores import Reference, Scores, score_cells
 from bdm.limits import check_at_least
 from bdm.progress import progress
 from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 
-FEWEST_SUSPECTS = 500  # copies are sought among so many judged cells, however many training cells there are
+FEWEST_QUERY_CELLS = 500  # copies are sought among so many judged cells, however many training cells there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ class Evaluation:
     test: Cells
     judged: dict[str, Cells]
     seed: int
-    bounds: Bounds
+    bounds: SizeLimits
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
@@ -91,7 +87,7 @@ def evaluate(
     generated: dict[str, TypedCells],
     settings: EvaluationSettings = EvaluationSettings(),
     *,
-    bounds: Bounds = BOUNDS,
+    bounds: SizeLimits = SIZE_LIMITS,
     seed: int = 0,
 ) -> Evaluation:
     """Judge sets of generated cells by test cells, and some training cells in the same way, as the floor."""
@@ -105,7 +101,7 @@ def evaluate(
         max_cells_per_type=settings.max_cells_per_type,
         max_cells=bounds.compared,
     )
-    marking = sample(training, most=bounds.marking, seed=seed)
+    marking = sample_at_most(training, most=bounds.marking, seed=seed)
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
     del marking
 
@@ -113,9 +109,9 @@ def evaluate(
     for repeat in progress(repeats, total=len(repeats), doing="judging", unit="draw"):
         reference = Reference(repeat.test, markers, pair_genes, bounds)
         for name, cells in repeat.judged.items():
-            judgements[name].append(judge(cells, reference, seed=repeat.seed))
+            judgements[name].append(score_cells(cells, reference, seed=repeat.seed))
     return Evaluation(
-        overall=overall_table(judgements, copying_by_set(repeats, training, pairs=bounds.pairs)),
+        overall=overall_table(judgements, memorisation_by_set(repeats, training, pairs=bounds.pairs)),
         by_type=by_type_table(judgements),
         n_cells=n_cells_table({"test": test, "train": training, **generated}),
         markers=markers,
@@ -131,19 +127,19 @@ def seeds_of_draws(n_repeats: int, *, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(2**31, size=n_repeats).tolist()
 
 
-def copying_by_set(repeats: list[Repeat], training: TypedCells, *, pairs: int) -> pd.Series:
+def memorisation_by_set(repeats: list[Repeat], training: TypedCells, *, pairs: int) -> pd.Series:
     """Average over repeats the share of cells that are nearer to training than to test cells."""
-    most = max(pairs // len(training), FEWEST_SUSPECTS)
+    most = max(pairs // len(training), FEWEST_QUERY_CELLS)
     names, suspects = [], []
     for repeat in repeats:
         for name, cells in repeat.judged.items():
             own_rows = repeat.floor_rows if name == FLOOR else None
             names.append(name)
-            suspects.append(Suspects.of(cells, repeat.test, own_rows, most=most, seed=repeat.seed))
-    return pd.Series(copying_shares(suspects, training)).groupby(names, sort=False).mean()
+            suspects.append(QueryCells.of(cells, repeat.test, own_rows, most=most, seed=repeat.seed))
+    return pd.Series(memorisation_shares(suspects, training)).groupby(names, sort=False).mean()
 
 
-def overall_table(judgements: dict[str, list[Judgement]], copying: pd.Series) -> pd.DataFrame:
+def overall_table(judgements: dict[str, list[Scores]], copying: pd.Series) -> pd.DataFrame:
     """Average overall scores over repeats, and put two more behind F1."""
     table = pd.DataFrame(
         {
@@ -156,7 +152,7 @@ def overall_table(judgements: dict[str, list[Judgement]], copying: pd.Series) ->
     return pd.concat([table[:place], more, table[place:]])
 
 
-def by_type_table(judgements: dict[str, list[Judgement]]) -> pd.DataFrame:
+def by_type_table(judgements: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average scores by type over repeats."""
     rows = [
         {"set": name, "cell_type": cell_type, **asdict(scores)}

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.blocks import by_rows
-from bdm.data.prepared import gene_names
+from bdm.data.matrix import by_rows
+from bdm.data.prepare import gene_names
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, TypedCells, fewer
-from bdm.evaluation.stored import StoredCells, checked
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, StoredCells, TypedCells, checked, smaller_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> Typ
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
-            f"{path} has cells of types that the prepared data lack: {some(unknown)}; give types by the same names."
+            f"{path} has cells of types that the prepared data lack: {subset_of_names(unknown)}; give types by the same names."
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
     return cells if on_disk else cells.in_memory()
@@ -114,12 +113,14 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
         "repeats": genes[genes.duplicated()],
     }.items():
         if len(names):
-            raise InputError(f"{path} {problem} the genes {some(names)}; it needs the genes of the prepared data.")
+            raise InputError(
+                f"{path} {problem} the genes {subset_of_names(names)}; it needs the genes of the prepared data."
+            )
 
 
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     """Refuse too few cells to compare, by type; warn of types with fewer cells than there are test cells."""
-    n_matched = fewer(n_cells, n_test)
+    n_matched = smaller_numbers(n_cells, n_test)
     if (n_matched >= FEWEST_FOR_MEANS).sum() < 2:
         raise InputError(
             f"{name} cannot be judged: there are not two types with {FEWEST_FOR_MEANS} cells or more, in it and among "
@@ -127,10 +128,10 @@ def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):
-        logger.warning("%s: fewer cells than test cells of %s; so fewer are compared.", name, some(short))
+        logger.warning("%s: fewer cells than test cells of %s; so fewer are compared.", name, subset_of_names(short))
 
 
-def some(names: pd.Index) -> str:
+def subset_of_names(names: pd.Index) -> str:
     """Name the first three, and the number of others."""
     listed = ", ".join(names[:3])
     return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

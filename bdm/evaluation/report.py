@@ -5,10 +5,9 @@ from typing import Any
 import pandas as pd
 
 from bdm.data.symbols import GeneNames
-from bdm.evaluation.cells import match
+from bdm.evaluation.cells import SET_NAMES, match
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.gene_statistics import gene_statistics
-from bdm.evaluation.sets import NAMES
+from bdm.evaluation.genes import gene_statistics
 from bdm.evaluation.verdict import overall_verdict, verdicts_by_type
 from bdm.files import write_json
 
@@ -59,7 +58,7 @@ def gene_rows(evaluation: Evaluation, genes: pd.Index) -> pd.DataFrame:
 
 def summary(evaluation: Evaluation) -> str:
     """Write the overall scores as a table for the eye."""
-    return evaluation.overall.rename(columns=NAMES).to_string(float_format="{:.3f}".format)
+    return evaluation.overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format)
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:

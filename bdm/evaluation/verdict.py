@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.scores import NAMES
+from bdm.evaluation.scores import SCORE_NAMES
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Verdict:
     def about(self) -> tuple[str, ...]:
         """Names of the scores that are as bad as the verdict, the worst first; none if the cells do not differ."""
         worst = [found for found in self.findings if found.grade == self.grade in (Grade.NEAR, Grade.DIFFERS)]
-        return tuple(NAMES[found.score] for found in sorted(worst, key=lambda found: -found.excess / found.near))
+        return tuple(SCORE_NAMES[found.score] for found in sorted(worst, key=lambda found: -found.excess / found.near))
 
     @property
     def short(self) -> str:
@@ -223,7 +223,7 @@ def overall_verdict(
     overall: pd.DataFrame, n_compared: pd.DataFrame, name: str = "branched", *, limits: Limits = LIMITS
 ) -> Verdict:
     """Judge all cells of a set, from the tables of :class:`bdm.evaluation.evaluate.Evaluation`."""
-    n_cells = int(compared(n_compared, name).sum())
+    n_cells = int(n_compared_of(n_compared, name).sum())
     return verdict(overall[name], overall[FLOOR], n_cells=n_cells, limits=limits)
 
 
@@ -231,7 +231,7 @@ def verdicts_by_type(
     by_type: pd.DataFrame, n_compared: pd.DataFrame, name: str = "branched", *, limits: Limits = LIMITS
 ) -> dict[str, Verdict]:
     """Judge each type's cells of a set; types that were not compared have no verdict but that."""
-    number, nothing = compared(n_compared, name), {}
+    number, nothing = n_compared_of(n_compared, name), {}
     rows = {key: dict(row) for key, row in by_type.iterrows()}
     return {
         cell_type: verdict(
@@ -244,6 +244,6 @@ def verdicts_by_type(
     }
 
 
-def compared(n_compared: pd.DataFrame, name: str) -> pd.Series:
+def n_compared_of(n_compared: pd.DataFrame, name: str) -> pd.Series:
     """Count cells of each type that could be compared with as many test cells."""
     return np.minimum(n_compared[name], n_compared["test"])

@@ -1,5 +1,7 @@
+"""Extension of a model by new cell types, or from scratch with all cells."""
+
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import anndata as ad
@@ -8,21 +10,45 @@ import pandas as pd
 import torch
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
+from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import TreeWalk
-from bdm.extension.branch import fit_embedding
-from bdm.extension.first_guess import first_guess
-from bdm.extension.new_batches import batch_offsets
+from bdm.extension.fit import batch_offsets, fit_embedding, initial_embedding, with_replayed_cells
 from bdm.extension.new_cells import NewCells
-from bdm.extension.replay import with_replayed
-from bdm.hierarchy.grow import Place, find_place
+from bdm.hierarchy.build import HierarchySettings
+from bdm.hierarchy.grow import AttachmentPoint, attachment_point
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import Normal, type_moments
-from bdm.model.collapse import check_types
 from bdm.model.extension import Extension
+from bdm.model.fit import FitSettings, check_collapse, fit
 from bdm.model.model import BranchedModel, extended, with_branch
 from bdm.seeds import numpy_generator
 from bdm.threads import using_threads
+
+
+def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:
+    """Learn everything anew, as the model was learnt, from the cells of all types.
+
+    What it generates of known types changes too, and it remembers no extensions.
+
+    Parameters
+    ----------
+    cells
+        Prepared cells of all types, known and new.
+    """
+    settings = FitSettings(
+        known_settings(AutoencoderSettings, model.autoencoder.provenance),
+        HierarchySettings(threshold=model.hierarchy.threshold),
+        known_settings(DenoiserSettings, model.provenance),
+    )
+    return fit(cells, settings, seed=seed, device=device, **facts).model
+
+
+def known_settings(kind: type, record: dict[str, Any]) -> Any:
+    """Find the settings of a kind in a record."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in record["settings"].items() if name in names})
+
 
 LEAST_GAIN = -1  # of a new type's own decoder, in standard errors: the first guess knows no more than its mean
 
@@ -44,7 +70,7 @@ class ExtendSettings:
 
 
 @dataclass(frozen=True)
-class Extended:
+class FittedExtension:
     """An extended model, and how a type came into it.
 
     Attributes
@@ -76,7 +102,7 @@ def extend(
     seed: int,
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
-) -> Extended:
+) -> FittedExtension:
     """Add a cell type to a model, or learn a known one anew, without a change to any other.
 
     Parameters
@@ -88,15 +114,15 @@ def extend(
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     known = cell_type in model.cell_types
-    learnt = with_replayed(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
-    first = first_guess(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
+    learnt = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
+    first = initial_embedding(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
     least_gain = 0 if known else LEAST_GAIN
     own = adapted(first, learnt, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
     latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
     x = model.whitening(latent.mean).numpy()
-    place = None if known else place_of(model, x.mean(axis=0))
+    place = None if known else attachment_of(model, x.mean(axis=0))
     denoiser = with_branch(model.denoiser, normal, embedding_of(model, place.branch if place else cell_type))
     highest = place.level if place else model.hierarchy.segment(cell_type).high
     embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
@@ -104,7 +130,7 @@ def extend(
     extension = Extension(
         cell_type=cell_type,
         place=place,
-        support=place and place_support(model, x, place, n_bootstrap=settings.n_bootstrap, seed=seed),
+        support=place and attachment_support(model, x, place, n_bootstrap=settings.n_bootstrap, seed=seed),
         autoencoder=own,
         normal=normal,
         embedding=embedding,
@@ -114,10 +140,10 @@ def extend(
         provenance=provenance,
     )
     grown = extended(model, extension)
-    check_types(TreeWalk(grown.denoiser, grown.hierarchy), latent, model.whitening, seed=seed)
-    judged = held_out(cells)
+    check_collapse(TreeWalk(grown.denoiser, grown.hierarchy), latent, model.whitening, seed=seed)
+    judged = held_out_cells(cells)
     before, after = (likelihood(network, judged, autoencoder.batches, seed=seed) for network in (first, own))
-    return Extended(
+    return FittedExtension(
         grown,
         extension,
         distances(model, x.mean(axis=0)),
@@ -129,7 +155,7 @@ def extend(
 
 def extend_all(
     model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
-) -> Iterator[Extended]:
+) -> Iterator[FittedExtension]:
     """Learn types one after the other; the last model has them all. New batches come with the first."""
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
     for cell_type, cells in new.by_type.items():
@@ -144,16 +170,18 @@ def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
     return pd.Series(distance, index=model.cell_types).sort_values()
 
 
-def place_of(model: BranchedModel, mean: np.ndarray) -> Place:
+def attachment_of(model: BranchedModel, mean: np.ndarray) -> AttachmentPoint:
     """Find where a mean in whitened space belongs in the tree."""
-    return find_place(model.hierarchy, distances(model, mean).to_dict())
+    return attachment_point(model.hierarchy, distances(model, mean).to_dict())
 
 
-def place_support(model: BranchedModel, x: np.ndarray, place: Place, *, n_bootstrap: int, seed: int) -> float:
+def attachment_support(
+    model: BranchedModel, x: np.ndarray, place: AttachmentPoint, *, n_bootstrap: int, seed: int
+) -> float:
     """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch."""
     generator = numpy_generator(seed, "place")
     drawn = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([place_of(model, mean).branch == place.branch for mean in drawn]))
+    return float(np.mean([attachment_of(model, mean).branch == place.branch for mean in drawn]))
 
 
 def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
@@ -161,7 +189,7 @@ def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
     return model.denoiser.branch.weight[model.hierarchy.numbers[branch]].detach().cpu().clone()
 
 
-def held_out(cells: ad.AnnData) -> ad.AnnData:
+def held_out_cells(cells: ad.AnnData) -> ad.AnnData:
     """Take the cells that are not trained on, or all where there are none."""
     chosen = cells[cells.obs["split"] != "train"]
     return chosen if chosen.n_obs else cells

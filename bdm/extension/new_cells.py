@@ -8,7 +8,7 @@ import pandas as pd
 from anndata.utils import make_index_unique
 
 from bdm.data.columns import is_unfit
-from bdm.data.split import split_by_type
+from bdm.data.filters import split_by_type
 from bdm.errors import InputError
 from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
@@ -64,8 +64,8 @@ def new_cells(
         genes are missing.
     """
     labels = labels_of(adata, model, keys)
-    check_types(labels, model, cell_types, update)
-    chosen = (*(cell_types or (() if update else all_new(labels, model))), *update)
+    check_names_of_types(labels, model, cell_types, update)
+    chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
     for name in filter(is_unfit, chosen):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
@@ -79,12 +79,14 @@ def new_cells(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
         )
     cells = cells[cells.X.getnnz(axis=1) > 0]
-    by_type = {name: prepared(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
+    by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
     known = cells[cells.obs["cell_type"].isin(model.cell_types).to_numpy()].copy()
     return NewCells(by_type, known, batches)
 
 
-def check_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...], update: tuple[str, ...]) -> None:
+def check_names_of_types(
+    labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...], update: tuple[str, ...]
+) -> None:
     """Refuse types that are named as new and known, or as known and new, or have too few cells."""
     for name in cell_types:
         if name in model.cell_types:
@@ -100,7 +102,7 @@ def check_types(labels: pd.Series, model: BranchedModel, cell_types: tuple[str, 
             raise InputError(f"There are {n_cells} cells of type {name!r}; {FEWEST} are needed.")
 
 
-def all_new(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
+def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
     """Name the types that the model lacks and that have cells enough, the largest first."""
     if labels.isna().any():
         logger.warning("Not added, as obs tells no type of them: %d cells.", labels.isna().sum())
@@ -116,7 +118,7 @@ def all_new(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
     return tuple(n_cells.index[enough])
 
 
-def prepared(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
+def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
     """Split the cells of one type as the model's own were."""
     if cells.n_obs < FEWEST:
         raise InputError(f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {FEWEST} are needed.")
@@ -129,7 +131,7 @@ def prepared(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> a
     return cells
 
 
-def joined(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
+def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
     """Join new cells with those that a model has learnt from, as prepared cells of all.
 
     Parameters

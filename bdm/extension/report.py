@@ -5,15 +5,14 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import shown_as
-from bdm.extension.extend import Extended
-from bdm.model.model import BranchedModel
-from bdm.model.own_genes import own_genes
+from bdm.extension.extend import FittedExtension
+from bdm.model.model import BranchedModel, type_specific_genes
 
 N_GENES, LEAST = 50, 0.1  # genes of a type that are listed, and their least change, log2
 FEWEST = 5  # held-out cells to tell a gain from chance by
 
 
-def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> None:
+def write_tables(folder: Path, found: list[FittedExtension], model: BranchedModel) -> None:
     """Write ``extensions.csv``, ``likelihood.csv`` and ``own_genes.csv`` into a folder.
 
     Parameters
@@ -22,15 +21,15 @@ def write_tables(folder: Path, found: list[Extended], model: BranchedModel) -> N
         The model before.
     """
     tables = {
-        "extensions": pd.DataFrame([row(extended) for extended in found]),
+        "extensions": pd.DataFrame([extension_row(extended) for extended in found]),
         "likelihood": likelihood_table(found, model),
-        "own_genes": genes_table(found[-1].model, learnt_types(found)),
+        "own_genes": genes_table(found[-1].model, learned_types(found)),
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
-def row(found: Extended) -> dict[str, float | str | int | None]:
+def extension_row(found: FittedExtension) -> dict[str, float | str | int | None]:
     """Tell where a type came into the tree, and how well the model expresses it.
 
     Log likelihoods are bounds of them, means over held-out cells; ``gain`` is what the type's own decoder adds to them,
@@ -58,16 +57,16 @@ def row(found: Extended) -> dict[str, float | str | int | None]:
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
         "n_held_out": len(gain),
         "n_counts": found.n_counts,
-        "own_genes": ", ".join(shown_as(own_genes(found.model, cell_type).head().reset_index())),
+        "own_genes": ", ".join(shown_as(type_specific_genes(found.model, cell_type).head().reset_index())),
     }
 
 
-def learnt_types(found: list[Extended]) -> list[str]:
+def learned_types(found: list[FittedExtension]) -> list[str]:
     """Types that were learnt, in order."""
     return [extended.extension.cell_type for extended in found]
 
 
-def likelihood_table(found: list[Extended], model: BranchedModel) -> pd.DataFrame:
+def likelihood_table(found: list[FittedExtension], model: BranchedModel) -> pd.DataFrame:
     """Tell the log likelihood of a held-out cell of each type, known or learnt now.
 
     Returns
@@ -95,22 +94,22 @@ def likelihood_table(found: list[Extended], model: BranchedModel) -> pd.DataFram
 
 
 def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:
-    """Genes that each type's own decoder changes most, see :func:`bdm.model.own_genes.own_genes`."""
+    """Genes that each type's own decoder changes most, see :func:`bdm.model.model.own_genes`."""
     parts = []
     for cell_type in cell_types:
-        genes = own_genes(model, cell_type)
+        genes = type_specific_genes(model, cell_type)
         genes = genes[genes["log2_fold_change"].abs() >= LEAST].head(N_GENES).reset_index()
         genes.insert(0, "cell_type", cell_type)
         parts.append(genes)
     return pd.concat(parts, ignore_index=True)
 
 
-def summary(found: Extended) -> str:
+def summary(found: FittedExtension) -> str:
     """Tell in words where a type came, and how far it lies outside what the model expressed before."""
-    return told_of(row(found))
+    return describe(extension_row(found))
 
 
-def told_of(told: dict[str, float | str | int | None]) -> str:
+def describe(told: dict[str, float | str | int | None]) -> str:
     """Tell the same from the row of a type, as it is in ``extensions.csv``."""
     if told["was_known"]:
         where = (
@@ -127,7 +126,7 @@ def told_of(told: dict[str, float | str | int | None]) -> str:
 
 
 def verdict(told: dict[str, float | str | int | None]) -> str:
-    """Tell in words what a decoder of its own is worth to a type, from its :func:`row`."""
+    """Tell in words what a decoder of its own is worth to a type, from its :func:`extension_row`."""
     gain, error, n_cells = told["gain"], told["gain_error"], told["n_held_out"]
     if n_cells < FEWEST:
         return f"Whether the model expressed it before cannot be told from {n_cells} held-out cells."

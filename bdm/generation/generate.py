@@ -1,4 +1,6 @@
-from collections.abc import Iterator
+"""Generation of counts: latents sampled down the hierarchy, decoded, and observed."""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import anndata as ad
@@ -6,18 +8,118 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
+from bdm.arrays import tensor_of
+from bdm.data.columns import writable_name
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
-from bdm.generation.chunks import Chunk, independent_chunks, shared_chunks
-from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
-from bdm.generation.observations import batch_columns, type_columns
-from bdm.generation.places import SMALLEST, WHOLE, Part, places_of, rows_at
+from bdm.generation.chunks import (
+    SMALLEST,
+    WHOLE,
+    Chunk,
+    Part,
+    chunk_specs_of,
+    independent_chunks,
+    rows_at,
+    shared_chunks,
+)
 from bdm.generation.request import Request
-from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
-from bdm.threads import threads
+from bdm.threads import keep_freed_memory, threads
+
+
+@torch.no_grad()
+def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_type: str | None = None) -> np.ndarray:
+    """Mean counts of cells in whitened space, cells x genes.
+
+    Parameters
+    ----------
+    x
+        Whitened cells, cells x dimensions.
+    batch
+        Name of each cell's batch; ``""`` where the model has none.
+    cell_type
+        Of all of them; it matters to types that were added to the model, which have a decoder of their own.
+    """
+    codes = tensor_of(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
+    y = model.whitening.inverse(x)
+    smallest, largest = model.library_range(cell_type)
+    library = y[:, -1:].clamp(smallest, largest)
+    return (model.autoencoder.network_of(cell_type).decode(y[:, :-1], codes) + library).exp().numpy()
+
+
+@torch.no_grad()
+def inverse_dispersion(model: BranchedModel, cell_type: str) -> np.ndarray:
+    """Inverse dispersion of each gene's counts in a cell type."""
+    code = torch.tensor([model.autoencoder.type_code(cell_type)])
+    return model.autoencoder.network_of(cell_type).log_inverse_dispersion(code)[0].exp().numpy()
+
+
+def sample_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
+    """Draw negative binomial counts, with work in proportion to those that are not 0.
+
+    A negative binomial count is the place at time r of a process that jumps at rate ``log(1 + mean / r)``, each time
+    by a number that follows the logarithmic series distribution (Quenouille 1949, Biometrics 5:162). So a count is 0
+    where the first jump, an exponential time, is after r; otherwise it is that jump, plus what the process gathers in
+    the time left, which is negative binomial again: a Poisson number with a gamma rate.
+
+    The counts of a cell depend on the generator and on the cells before it, but not on those after it.
+
+    Parameters
+    ----------
+    mean
+        Cells x genes.
+    inverse_dispersion
+        r, one a gene.
+    """
+    n_cells, n_genes = mean.shape
+    for_times, for_jumps, for_rates, for_rest = generator.spawn(4)
+    per_time = mean / inverse_dispersion
+    n_expected = torch.log1p(tensor_of(per_time)).numpy() * inverse_dispersion
+    first = for_times.standard_exponential(mean.shape)
+    where = np.flatnonzero(first < n_expected)
+
+    gene = where % n_genes
+    r, per_time = inverse_dispersion[gene].astype(float), per_time.ravel()[where].astype(float)
+    time_left = np.maximum(r - first.ravel()[where] / np.log1p(per_time), 0)
+    jump = for_jumps.logseries(np.minimum(per_time / (1 + per_time), np.nextafter(1, 0)))
+    counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
+    ends = np.searchsorted(where, n_genes * np.arange(n_cells + 1))
+    return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)
+
+
+# Columns of generated and transmuted cells with a meaning of their own, and a name that AnnData files reserve
+RESERVED_COLUMNS = ("cell_type", "original_type", "synthetic", "ancestor", "parted_at", "parted_level", "_index")
+
+
+def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
+    """Cell types as ``cell_type`` and under the name that their column has in the data of the model.
+
+    Parameters
+    ----------
+    cell_type
+        Of each cell.
+    names
+        Further columns to give them in.
+    """
+    known = set(cell_type) <= set(model.cell_types)
+    column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
+    return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
+
+
+def batch_columns(model: BranchedModel, batch: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
+    """Batches under the name that their column has in the data of the model; no column where it has no batches."""
+    if not model.autoencoder.batches:
+        return {}
+    column = pd.Categorical(batch, categories=model.autoencoder.batches)
+    return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
+
+
+def reserved_names(*names: str) -> list[str]:
+    """Names of columns as files can hold them, without those that are taken."""
+    return [name for name in map(writable_name, names) if name not in RESERVED_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -91,7 +193,7 @@ def generated_cells(
     """
     walk = walk or TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
-    rows = rows_at(request, places_of(request, part, shared=shared_ancestors))
+    rows = rows_at(request, chunk_specs_of(request, part, shared=shared_ancestors))
 
     def decode(chunk: Chunk) -> Block:
         return decode_chunk(model, request, chunk, seed)
@@ -103,7 +205,7 @@ def generated_cells(
         with threads() as run:
             yield from run(decode, sample(walk, request, seed, run, part))
 
-    obs = observations(model, request, ancestors=shared_ancestors).iloc[rows]
+    obs = observations_of(model, request, ancestors=shared_ancestors).iloc[rows]
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())
 
 
@@ -119,12 +221,12 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
         padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
         batch = request.batches(chunk.cell_type, start, SMALLEST)
         mean = expected_counts(model, padded, batch, chunk.cell_type)[:n_cells]
-        counts.append(draw_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, start)))
+        counts.append(sample_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, start)))
         latent.append(model.whitening.inverse(padded)[:n_cells, :-1].numpy())
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
-def observations(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
+def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
     """Tell ``obs`` of the cells asked for: by type, then number."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {**type_columns(model, table["cell_type"]), "synthetic": True}

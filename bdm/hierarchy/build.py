@@ -1,20 +1,168 @@
+"""The hierarchy from the cells: clustering of type means, noise levels of nodes, and their support."""
+
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import pdist
+from scipy.stats import norm
 
 from bdm.errors import InputError
-from bdm.hierarchy.cluster import cluster_means
-from bdm.hierarchy.levels import check_threshold
-from bdm.hierarchy.measured import MeasuredClade, measure
-from bdm.hierarchy.support import clade_support
-from bdm.hierarchy.topology import Clade, match_leaves
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import type_moments
-from bdm.latent.whitening import fit_whitening
+from bdm.latent.moments import fit_whitening, type_moments
 from bdm.limits import check_at_least
+from bdm.seeds import numpy_generator
 from bdm.threads import using_threads
+
+
+def cluster_means(means: np.ndarray, cell_types: tuple[str, ...]) -> Clade:
+    """Tree of cell types by average linkage of squared distances between their means.
+
+    Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
+    a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
+
+    Parameters
+    ----------
+    means
+        Means in whitened space, types x dimensions.
+    """
+    clades = [Clade(cell_type) for cell_type in cell_types]
+    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+        clades.append(Clade(children=(clades[int(first)], clades[int(second)])))
+    return clades[-1]
+
+
+def clades_of(means: np.ndarray) -> set[frozenset[int]]:
+    """Find the sets of types, as indices, that are clades in the clustering of ``means``."""
+    n_types = len(means)
+    members = [frozenset([i]) for i in range(n_types)]
+    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+        members.append(members[int(first)] | members[int(second)])
+    return set(members[n_types:])
+
+
+MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need a part of the way to themselves
+
+
+def branch_level(distance: np.ndarray, *, threshold: float = 0.9) -> np.ndarray:
+    """Noise level at which two cell types can be told apart with AUC ``threshold`` at best.
+
+    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
+
+    Parameters
+    ----------
+    distance
+        Mahalanobis distance between type means, any shape.
+    threshold
+        In (0.5, 1): smaller separates earlier in the denoising, and shares less.
+
+    Returns
+    -------
+    Noise level in whitened units, the shape of ``distance``; 0 where types overlap below the threshold.
+
+    Raises
+    ------
+    InputError
+        If ``threshold`` is outside (0.5, 1).
+    """
+    check_threshold(threshold)
+    variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
+    return np.sqrt(np.maximum(variance, 0))
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no noise level belongs to."""
+    if not 0.5 < threshold < 1:
+        raise InputError(f"threshold is {threshold}, but must lie between 0.5 and 1.")
+
+
+@dataclass(frozen=True)
+class MeasuredClade:
+    """Clade with the noise level at which its children part, and the moments of the type means below it.
+
+    Attributes
+    ----------
+    members
+        Indices of its types.
+    mean, mean_square
+        Over its types' means m: the average of m (dimensions) and of ``|m|**2``.
+    """
+
+    members: tuple[int, ...]
+    children: tuple["MeasuredClade", ...]
+    level: float
+    mean: np.ndarray
+    mean_square: float
+
+
+def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, threshold: float) -> MeasuredClade:
+    """Give every node of a tree its level, which comes from its merge height and never falls below its children's.
+
+    Parameters
+    ----------
+    means
+        Type means in whitened space, types x dimensions.
+    index
+        Row of ``means`` of each cell type.
+    """
+    if not clade.children:
+        mean = means[index[clade.name]]
+        return MeasuredClade((index[clade.name],), (), 0.0, mean, float(mean @ mean))
+    children = tuple(measure_clade(child, means, index, threshold=threshold) for child in clade.children)
+    weight = np.array([len(child.members) for child in children], dtype=float)
+    level = float(branch_level(np.sqrt(merge_height(children)), threshold=threshold))
+    return MeasuredClade(
+        tuple(member for child in children for member in child.members),
+        children,
+        max(level, MIN_LEVEL, *(child.level for child in children)),
+        np.average([child.mean for child in children], axis=0, weights=weight),
+        float(np.average([child.mean_square for child in children], weights=weight)),
+    )
+
+
+def merge_height(children: tuple[MeasuredClade, ...]) -> float:
+    """Mean squared distance between types of different children, as average linkage has it."""
+    pairs = list(combinations(children, 2))
+    squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
+    return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
+
+
+def clade_support(
+    x: np.ndarray, cell_type: np.ndarray, *, n_types: int, n_bootstrap: int, seed: int
+) -> dict[frozenset[int], float] | None:
+    """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
+
+    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
+
+    Parameters
+    ----------
+    x
+        Cells in whitened space, cells x dimensions.
+    cell_type
+        Index of each cell's type.
+
+    Returns
+    -------
+    Support by set of types, as indices, of the clades seen at all; None without resamples.
+    """
+    if n_bootstrap == 0:
+        return None
+    generator = numpy_generator(seed, "support")
+    by_type = [x[cell_type == code] for code in range(n_types)]
+    resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
+    seen = Counter(clade for means in resampled for clade in clades_of(means))
+    return {clade: n / n_bootstrap for clade, n in seen.items()}
+
+
+def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
+    """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
+    even = np.full(len(cells), 1 / len(cells))
+    return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])
+
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
 
@@ -69,13 +217,13 @@ def build_hierarchy(
     means = type_moments(cells, whitening).mean.double().numpy()
     x = whitening(cells.mean).double().numpy()
     index = {cell_type: i for i, cell_type in enumerate(cells.cell_types)}
-    root = measure(tree or cluster_means(means, cells.cell_types), means, index, threshold=settings.threshold)
+    root = measure_clade(tree or cluster_means(means, cells.cell_types), means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(WIDEST * spread, 2 * root.level))
     made = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if settings.flat:
-        return Hierarchy(_flat(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
+        return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     support = clade_support(x, cells.cell_type.numpy(), n_types=len(means), n_bootstrap=settings.n_bootstrap, seed=seed)
     branches = _branches(root, None, cells, support, inner_names(cells.cell_types))
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
@@ -108,7 +256,7 @@ def _branches(
     return branches
 
 
-def _flat(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
+def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
     """Give every type a branch of its own up to ``sigma_max``, below a root that no cell is ever on."""
     root = Branch(next(inner_names(cells.cell_types)), None, sigma_max, int(cells.n_cells.sum()))
     leaves = zip(cells.cell_types, cells.n_cells.tolist(), strict=True)

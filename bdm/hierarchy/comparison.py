@@ -2,8 +2,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from bdm.errors import InputError
-from bdm.hierarchy.topology import Clade
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.tree import Clade, Hierarchy
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bdm.errors import InputError
-from bdm.hierarchy.levels import MIN_LEVEL, branch_level
+from bdm.hierarchy.build import MIN_LEVEL, branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 
 
 @dataclass(frozen=True)
-class Place:
+class AttachmentPoint:
     """Where a new cell type leaves the tree.
 
     Attributes
@@ -27,7 +27,7 @@ class Place:
     distance: float
 
 
-def find_place(hierarchy: Hierarchy, distance: dict[str, float]) -> Place:
+def attachment_point(hierarchy: Hierarchy, distance: dict[str, float]) -> AttachmentPoint:
     """Find where a new cell type belongs, by its mean.
 
     Down from the root, to the nearest child for as long as the type can be told from that only at less noise than the
@@ -53,11 +53,17 @@ def find_place(hierarchy: Hierarchy, distance: dict[str, float]) -> Place:
             break
         name = nearest
     segment = hierarchy.segment(name)
-    return Place(name, min(max(level(name), segment.low, MIN_LEVEL), segment.high), to(name))
+    return AttachmentPoint(name, min(max(level(name), segment.low, MIN_LEVEL), segment.high), to(name))
 
 
-def grown(
-    hierarchy: Hierarchy, cell_type: str, place: Place, *, number: int, n_cells: int, support: float | None = None
+def with_new_type(
+    hierarchy: Hierarchy,
+    cell_type: str,
+    place: AttachmentPoint,
+    *,
+    number: int,
+    n_cells: int,
+    support: float | None = None,
 ) -> Hierarchy:
     """Add a cell type to a hierarchy.
 
@@ -84,7 +90,7 @@ def grown(
     leaf = Branch(cell_type, node.name, 0.0, n_cells, None, number, added)
     above = {branch.name for branch in hierarchy.lineage(old.name)} - {old.name}
     below = set(descendants(hierarchy, old.name))
-    known = numbered(hierarchy).branches
+    known = with_branch_numbers(hierarchy).branches
     first = next(i for i, branch in enumerate(known) if branch.name == old.name)
     last = max(i for i, branch in enumerate(known) if branch.name in below)
     placed = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
@@ -92,7 +98,7 @@ def grown(
     return replace(hierarchy, branches=(*placed[:first], node, *placed[first : last + 1], leaf, *placed[last + 1 :]))
 
 
-def renewed(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) -> Hierarchy:
+def with_updated_type(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) -> Hierarchy:
     """Let another branch of the denoiser serve a cell type, which stays in its place.
 
     Parameters
@@ -103,7 +109,7 @@ def renewed(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) 
     lineage = {branch.name for branch in hierarchy.lineage(cell_type)}
     updated = next_extension(hierarchy)
     branches = []
-    for branch in numbered(hierarchy).branches:
+    for branch in with_branch_numbers(hierarchy).branches:
         if branch.name in lineage:
             branch = replace(branch, n_cells=branch.n_cells + n_cells)
         if branch.name == cell_type:
@@ -112,7 +118,7 @@ def renewed(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) 
     return replace(hierarchy, branches=tuple(branches))
 
 
-def numbered(hierarchy: Hierarchy) -> Hierarchy:
+def with_branch_numbers(hierarchy: Hierarchy) -> Hierarchy:
     """Write down the numbers of all branches, which their places tell until others come between."""
     numbers = hierarchy.numbers
     branches = tuple(replace(branch, number=numbers[branch.name]) for branch in hierarchy.branches)

@@ -3,12 +3,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
+from bdm.arrays import matrix_power
+from bdm.interpretation.ancestral_states import AncestralStates
 from bdm.interpretation.contrasts import Contrast
-from bdm.interpretation.hybrids import Hybrids
 from bdm.latent.moments import Normal
-from bdm.linalg import matrix_power
-from bdm.model.model import BranchedModel
-from bdm.model.own_genes import log_expression
+from bdm.model.model import BranchedModel, log_expression
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Commitment:
         return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
 
 
-def commitment_of(model: BranchedModel, hybrids: Hybrids, contrast: Contrast) -> Commitment:
+def commitment_of(model: BranchedModel, hybrids: AncestralStates, contrast: Contrast) -> Commitment:
     """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid.
 
     Where types have decoders of their own, what these add to the shared one shifts the sides too.
@@ -59,11 +58,11 @@ def commitment_of(model: BranchedModel, hybrids: Hybrids, contrast: Contrast) ->
     share = hybrids.expression.loc[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
     shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
-    inside, outside = (own_shift(model, side) for side in sides)
+    inside, outside = (type_specific_shift(model, side) for side in sides)
     return replace(shared, shift=shared.shift + inside - outside)
 
 
-def own_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
+def type_specific_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
     """Tell what own decoders add to the log expression of each gene, mean over types as they are mixed in training."""
     members = [model.cell_types.index(cell_type) for cell_type in cell_types]
     share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()

@@ -1,17 +1,23 @@
+"""Marker genes and gene sets that users give, and their enrichment on branches."""
+
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gseapy
+import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.interpretation.contrasts import Contrast, Differences
+from bdm.seeds import derive
 
 GeneSets = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class GivenGenes:
+class UserGenes:
     """Genes that a user names, those alone that the model has; each by the name of a cell type or a set.
 
     Attributes
@@ -24,7 +30,7 @@ class GivenGenes:
     sets: GeneSets = field(default_factory=dict)
 
 
-def read_given(markers: Path | None, gene_sets: Path | None, names: GeneNames) -> GivenGenes:
+def read_user_genes(markers: Path | None, gene_sets: Path | None, names: GeneNames) -> UserGenes:
     """Read a list of markers and a file of gene sets, if there are any, with genes by name or symbol.
 
     Raises
@@ -32,9 +38,9 @@ def read_given(markers: Path | None, gene_sets: Path | None, names: GeneNames) -
     InputError
         If a file cannot be read, is of another form, or names none of the model's genes.
     """
-    return GivenGenes(
-        {} if markers is None else of_model(read_markers(markers), names, markers),
-        {} if gene_sets is None else of_model(read_gmt(gene_sets), names, gene_sets),
+    return UserGenes(
+        {} if markers is None else restrict_to_genes(read_markers(markers), names, markers),
+        {} if gene_sets is None else restrict_to_genes(read_gmt(gene_sets), names, gene_sets),
     )
 
 
@@ -48,7 +54,7 @@ def read_markers(path: Path) -> GeneSets:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
     if not {"type", "gene"} <= set(table):
         raise InputError(f"{path} is no list of markers: it needs the columns type and gene, one gene a row.")
-    return joined(table[["type", "gene"]].itertuples(index=False))
+    return merge_pairs(table[["type", "gene"]].itertuples(index=False))
 
 
 def read_gmt(path: Path) -> GeneSets:
@@ -63,10 +69,10 @@ def read_gmt(path: Path) -> GeneSets:
     for number, row in rows:
         if len(row) < 3:
             raise InputError(f"{path}, line {number}: a gene set needs a name, a description and genes between tabs.")
-    return joined((row[0], gene) for _, row in rows for gene in row[2:])
+    return merge_pairs((row[0], gene) for _, row in rows for gene in row[2:])
 
 
-def joined(pairs: Iterable[tuple[str, str]]) -> GeneSets:
+def merge_pairs(pairs: Iterable[tuple[str, str]]) -> GeneSets:
     """Genes by set, each once, in their order."""
     found: dict[str, dict[str, None]] = {}
     for name, gene in pairs:
@@ -75,7 +81,7 @@ def joined(pairs: Iterable[tuple[str, str]]) -> GeneSets:
     return {name: tuple(genes) for name, genes in found.items()}
 
 
-def of_model(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:
+def restrict_to_genes(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:
     """Keep the genes that the model has, by the names of the data, and the sets that have any."""
     found = names.find({gene for members in sets.values() for gene in members})
     kept = {
@@ -89,3 +95,76 @@ def of_model(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:
             "data do."
         )
     return kept
+
+
+FEWEST_GENES = 3  # of a set that the model has; marker lists are short
+MOST_SETS = 50  # beyond these, those of cell types elsewhere in the tree are left out
+N_PERMUTATIONS = 1000
+COLUMNS = {
+    "Term": "gene_set",
+    "NES": "normalised_score",
+    "ES": "score",
+    "NOM p-val": "p",
+    "FDR q-val": "q",
+    "Lead_genes": "leading_genes",
+}
+
+
+def enrichment(
+    branches: Iterable[tuple[Contrast, Differences]], genes: pd.Index, sets: GeneSets, *, seed: int
+) -> pd.DataFrame:
+    """Gene sets that the sides of each contrast differ in, by gene set enrichment analysis of the ranked genes.
+
+    Genes are ranked by the differences' score, and sets are judged against random sets of as many of the model's
+    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 50 sets, those with the
+    name of a cell type are left out at nodes that the type is not below.
+
+    Parameters
+    ----------
+    branches
+        Contrasts and the differences by which genes are ranked.
+
+    Returns
+    -------
+    Table of contrasts and sets of three genes or more, best first: ``score`` and ``normalised_score`` are above 0 where
+    the set is higher inside, ``q`` is the false discovery rate over the sets of a contrast.
+
+    References
+    ----------
+    Subramanian et al. 2005, https://doi.org/10.1073/pnas.0506580102; GSEApy, Fang et al. 2023,
+    https://doi.org/10.1093/bioinformatics/btac757
+    """
+    sets = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
+    tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]
+    branches = list(branches) if sets else []
+    cell_types = {name for contrast, _ in branches for name in (*contrast.inside, *contrast.outside)}
+    for contrast, differences in branches:
+        elsewhere = cell_types.difference(contrast.inside, contrast.outside) if len(sets) > MOST_SETS else ()
+        near = {name: members for name, members in sets.items() if name not in elsewhere}
+        if not near:
+            continue
+        found = enrichment_of_ranking(
+            pd.Series(differences.score, index=genes), near, seed=derive(seed, contrast.child) % 2**31
+        )
+        found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in sets.items()})
+        names = {"node": contrast.node, "level": contrast.level, "child": contrast.child}
+        tables.append(found.assign(**names, cell_types="; ".join(contrast.inside))[list(tables[0])])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def enrichment_of_ranking(score: pd.Series, sets: dict[str, list[str]], *, seed: int) -> pd.DataFrame:
+    """Enrichment of each set in a ranking of genes, the highest first."""
+    result = gseapy.prerank(
+        rnk=score.sort_values(ascending=False, kind="stable"),
+        gene_sets=sets,
+        min_size=FEWEST_GENES,
+        max_size=len(score),
+        permutation_num=N_PERMUTATIONS,
+        threads=1,
+        seed=seed,
+        outdir=None,
+    ).res2d
+    found = result[list(COLUMNS)].rename(columns=COLUMNS)
+    numbers = ["score", "normalised_score", "p", "q"]
+    found[numbers] = found[numbers].astype(float).replace([np.inf, -np.inf], np.nan)
+    return found.sort_values(["normalised_score", "gene_set"], ascending=[False, True], ignore_index=True)

@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.blocks import cells_of
+from bdm.data.matrix import cells_of
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, bounded, draw
-from bdm.evaluation.inputs import check_genes, open_counts, some
-from bdm.evaluation.stored import StoredCells, checked
-from bdm.interpretation.gene_sets import GivenGenes, read_given
-from bdm.interpretation.real_genes import halves_of
+from bdm.evaluation.cells import Cells, StoredCells, capped, checked, sample_by_type
+from bdm.evaluation.inputs import check_genes, open_counts, subset_of_names
+from bdm.interpretation.gene_sets import UserGenes, read_user_genes
+from bdm.interpretation.genes import halves_of
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME, InputKeys
 from bdm.model.model import BranchedModel, load_model
@@ -46,7 +45,7 @@ class Inputs:
     test: Cells
     generated: Cells
     held_out: bool
-    given: GivenGenes = field(default_factory=GivenGenes)
+    given: UserGenes = field(default_factory=UserGenes)
 
     @property
     def genes(self) -> pd.Index:
@@ -78,31 +77,31 @@ def read_inputs(
     """
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
-    given = read_given(markers, gene_sets, loaded.gene_names)
+    given = read_user_genes(markers, gene_sets, loaded.gene_names)
     real, new = read_fitted_cells(prepared, loaded, keys, on_disk=True), open_counts(generated, columns=("cell_type",))
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()
-    check_types(real.obs[~is_test], loaded, prepared)
-    check_types(new.obs, loaded, generated)
+    check_same_types(real.obs[~is_test], loaded, prepared)
+    check_same_types(new.obs, loaded, generated)
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are judged by cells that the model has learnt from.", prepared)
     of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
-    real = cells_of(real, np.sort(np.concatenate([drawn(cells, seed=seed) for cells in of_splits])))
+    real = cells_of(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(cells_of(new, drawn(new_cells, seed=seed)), generated)
+    new = checked(cells_of(new, sample_generated(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
 
 
-def drawn(cells: StoredCells, *, seed: int) -> np.ndarray:
+def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Draw ``MOST`` cells, fewer of the commonest types, or all where there are no more, and give their rows."""
     if len(cells) <= MOST:
         return cells.rows
-    return cells.rows[draw(cells, bounded(cells.n_by_type, most=MOST), seed=seed)]
+    return cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MOST), seed=seed)]
 
 
 def inputs_of(
-    model: BranchedModel, real: AnnData, generated: AnnData, given: GivenGenes | None = None, *, seed: int
+    model: BranchedModel, real: AnnData, generated: AnnData, given: UserGenes | None = None, *, seed: int
 ) -> Inputs:
     """Part prepared cells into those learnt from and those to judge by: the test cells, or else a random half."""
     real = real[:, model.autoencoder.genes.index]
@@ -111,10 +110,10 @@ def inputs_of(
     training, test = Cells.of(learnt), Cells.of(real[is_test])
     if not is_test.any():
         test, training = halves_of(training, seed=seed)
-    return Inputs(model, learnt, training, test, Cells.of(generated), bool(is_test.any()), given or GivenGenes())
+    return Inputs(model, learnt, training, test, Cells.of(generated), bool(is_test.any()), given or UserGenes())
 
 
-def check_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
+def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
     """Refuse cells that lack a cell type of the model, or have another."""
     found, known = pd.Index(np.unique(obs["cell_type"].astype(str))), pd.Index(model.cell_types)
     for problem, names in {
@@ -123,5 +122,5 @@ def check_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
     }.items():
         if len(names):
             raise InputError(
-                f"{path} {problem} cells of the types {some(names)}; give cells of the data that the model is of."
+                f"{path} {problem} cells of the types {subset_of_names(names)}; give cells of the data that the model is of."
             )

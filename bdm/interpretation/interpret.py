@@ -6,25 +6,28 @@ from itertools import groupby
 import pandas as pd
 
 from bdm.data.symbols import GeneNames
-from bdm.evaluation.cells import Cells, draw, fewer
+from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.agreement import BranchAgreement, mean_agreement
+from bdm.interpretation.ancestral_states import AncestralStates, Embedding, ancestral_states, embedding_of
 from bdm.interpretation.commitment import Commitment, commitment_of
-from bdm.interpretation.contrasts import Contrast, contrasts_of
-from bdm.interpretation.differences import Differences
-from bdm.interpretation.enrichment import enrichment
-from bdm.interpretation.hybrids import Hybrids, hybrids_of
+from bdm.interpretation.contrasts import Contrast, Differences, contrasts_of
+from bdm.interpretation.gene_sets import enrichment
+from bdm.interpretation.genes import (
+    BranchAgreement,
+    mean_agreement,
+    model_differences,
+    model_expression,
+    real_differences,
+    real_expression,
+)
 from bdm.interpretation.inputs import Inputs
 from bdm.interpretation.markers import Markers, candidate_markers, distinct_markers, markers_of
-from bdm.interpretation.model_genes import model_differences, model_expression
-from bdm.interpretation.places import Places, places_of
-from bdm.interpretation.real_genes import real_differences, real_expression
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.progress import progress
 from bdm.threads import using_threads
 
-JUDGED = ("model", "training", "equal")
+QUERIES = ("model", "training", "equal")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class ContrastGenes:
     test: Differences | None
 
     def agreement(self, judged: str, *, n_genes: int) -> BranchAgreement | None:
-        """Agreement with the test cells of one of ``JUDGED``."""
+        """Agreement with the test cells of one of ``QUERIES``."""
         ours = getattr(self, judged)
         return BranchAgreement.of(ours, self.test, n_genes=n_genes) if ours and self.test else None
 
@@ -84,7 +87,7 @@ class Interpretation:
     stability
         By node, see :func:`bdm.interpretation.stability.node_stability`.
     enrichment
-        By contrast and gene set, see :func:`bdm.interpretation.enrichment.enrichment`.
+        By contrast and gene set, see :func:`bdm.interpretation.gene_sets.enrichment`.
     held_out
         Whether the model has not learnt from the test cells.
     """
@@ -92,13 +95,13 @@ class Interpretation:
     settings: InterpretationSettings
     names: GeneNames
     hierarchy: Hierarchy
-    hybrids: Hybrids
+    hybrids: AncestralStates
     contrasts: tuple[ContrastGenes, ...]
     agreement: pd.DataFrame
     stability: pd.DataFrame
     enrichment: pd.DataFrame
     markers: Markers
-    places: Places
+    places: Embedding
     held_out: bool
 
     def __repr__(self) -> str:
@@ -127,15 +130,15 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     """Find the genes that part the children of each node in the model, and judge them by real test cells."""
     model, genes, given = inputs.model, inputs.genes, inputs.given
     hierarchy = model.hierarchy
-    hybrids = hybrids_of(model, n_cells=settings.n_cells, seed=seed)
+    hybrids = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, hybrids, n_cells=settings.n_cells, seed=seed))
     candidates = candidate_markers(inputs.training, genes)
     markers = given.markers or distinct_markers(
         candidates, inputs.training, genes, hierarchy.cell_types, n_genes=settings.n_markers
     )
     sets, labels = {**given.markers, **given.sets} or candidates, model.gene_names.labels
-    ranked = [(of.contrast, of.model) for of in unmirrored(contrasts)]
-    cells = learnt_cells(inputs)
+    ranked = [(of.contrast, of.model) for of in without_mirrored(contrasts)]
+    cells = learned_cells(inputs)
     return Interpretation(
         settings,
         model.gene_names,
@@ -146,16 +149,20 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         node_stability(model, cells, seed=seed),
         enrichment(ranked, pd.Index(labels), {name: tuple(labels[[*of]]) for name, of in sets.items()}, seed=seed),
         markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, hybrids),
-        places_of(model, hybrids, cells, seed=seed),
+        embedding_of(model, hybrids, cells, seed=seed),
         inputs.held_out,
     )
 
 
-def contrast_genes(inputs: Inputs, hybrids: Hybrids, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
+def contrast_genes(inputs: Inputs, hybrids: AncestralStates, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
     """Differences of each contrast in the model, and in real cells."""
     model = inputs.model
     expression = model_expression(model, n_cells=n_cells, seed=seed)
-    sets = {"training": inputs.training, "equal": as_many(inputs.training, inputs.test, seed=seed), "test": inputs.test}
+    sets = {
+        "training": inputs.training,
+        "equal": match_numbers(inputs.training, inputs.test, seed=seed),
+        "test": inputs.test,
+    }
     real = {name: real_expression(cells) for name, cells in sets.items()}
     nodes = [tuple(group) for _, group in groupby(contrasts_of(model.hierarchy), key=lambda contrast: contrast.node)]
     for node in progress(nodes, total=len(nodes), doing="testing genes", unit="node"):
@@ -169,18 +176,18 @@ def contrast_genes(inputs: Inputs, hybrids: Hybrids, *, n_cells: int, seed: int)
             )
 
 
-def unmirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
+def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
     """Leave out, of nodes with two children, the second's contrast, which mirrors the first's."""
     nodes = [list(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
     return [of for node in nodes for of in (node[:1] if len(node) == 2 else node)]
 
 
-def as_many(training: Cells, test: Cells, *, seed: int) -> Cells:
+def match_numbers(training: Cells, test: Cells, *, seed: int) -> Cells:
     """Draw as many training cells of each type as there are test cells, or all where these are fewer."""
-    return training[draw(training, fewer(training.n_by_type, test.n_by_type), seed=seed)]
+    return training[sample_by_type(training, smaller_numbers(training.n_by_type, test.n_by_type), seed=seed)]
 
 
-def learnt_cells(inputs: Inputs) -> LatentCells:
+def learned_cells(inputs: Inputs) -> LatentCells:
     """Place the cells that the model has learnt from in its latent space, as they were when it was made."""
     adata = inputs.prepared.copy()
     adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"].astype(str), categories=inputs.model.cell_types)
@@ -206,7 +213,7 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
         contrast = children[0].contrast
         cell_types = list(contrast.inside + contrast.outside)
         means = {}
-        for judged in JUDGED:
+        for judged in QUERIES:
             known = [child.agreement(judged, n_genes=n_genes) for child in children]
             means[judged] = mean_agreement(agreement for agreement in known if agreement)
         rows.append(
@@ -221,7 +228,7 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 **{
                     column_of(name, judged): means[judged][name]
                     for name in BranchAgreement.__dataclass_fields__
-                    for judged in JUDGED
+                    for judged in QUERIES
                 },
             }
         )

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.fold_changes import marker_genes
+from bdm.evaluation.genes import marker_genes
 from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.ancestral_states import AncestralStates
 from bdm.interpretation.gene_sets import GeneSets
-from bdm.interpretation.hybrids import Hybrids
 
 N_CANDIDATES = 50  # markers of a type among which those not taken by another type are sought
 
@@ -56,7 +56,7 @@ def markers_of(
     generated: Cells,
     genes: pd.Index,
     hierarchy: Hierarchy,
-    hybrids: Hybrids,
+    hybrids: AncestralStates,
 ) -> Markers:
     """See markers in real and generated cells, and down the tree; of a gene that marks two types, the first counts."""
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}

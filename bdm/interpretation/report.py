@@ -3,15 +3,14 @@ from typing import Any
 
 import pandas as pd
 
-from bdm.data.write import write_h5ad
+from bdm.data.h5ad import write_h5ad
 from bdm.files import write_json
-from bdm.interpretation.agreement import BranchAgreement
-from bdm.interpretation.branches import branches_adata
-from bdm.interpretation.interpret import JUDGED, Interpretation, column_of
-from bdm.interpretation.tables import branch_genes, commitment_rows, marker_rows, node_rows, path_rows
+from bdm.interpretation.genes import BranchAgreement
+from bdm.interpretation.interpret import QUERIES, Interpretation, column_of
+from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows, path_rows
 from bdm.provenance import storable
 
-JUDGED_AS = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
+QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
 
 
 def write_report(folder: Path, interpretation: Interpretation, *, provenance: dict[str, Any]) -> None:
@@ -44,7 +43,7 @@ def write_report(folder: Path, interpretation: Interpretation, *, provenance: di
 
 def overall(interpretation: Interpretation) -> pd.Series:
     """Mean of each measure over nodes, of the model and of the training cells."""
-    measures = [column_of(name, judged) for name in BranchAgreement.__dataclass_fields__ for judged in JUDGED]
+    measures = [column_of(name, judged) for name in BranchAgreement.__dataclass_fields__ for judged in QUERIES]
     return interpretation.agreement[measures].mean()
 
 
@@ -52,7 +51,7 @@ def summary(interpretation: Interpretation) -> str:
     """Tell the mean agreement with test cells over nodes as a table for the eye."""
     means, names = overall(interpretation), list(BranchAgreement.__dataclass_fields__)
     table = pd.DataFrame(
-        {JUDGED_AS[judged]: means[[column_of(name, judged) for name in names]].to_numpy() for judged in JUDGED},
+        {QUERY_NAMES[judged]: means[[column_of(name, judged) for name in names]].to_numpy() for judged in QUERIES},
         index=names,
     )
     return table.to_string(float_format="{:.3f}".format)

@@ -4,13 +4,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bdm.hierarchy.cluster import clades_of
-from bdm.hierarchy.levels import MIN_LEVEL
-from bdm.hierarchy.measured import MeasuredClade, measure, merge_height
-from bdm.hierarchy.topology import Clade
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, clades_of, measure_clade, merge_height
+from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.whitening import Whitening
+from bdm.latent.moments import Whitening
 from bdm.model.model import BranchedModel
 from bdm.seeds import torch_generator
 
@@ -44,7 +41,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     index = {cell_type: i for i, cell_type in enumerate(model.cell_types)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [
-        by_node(measure(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)
+        by_node(measure_clade(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)
         for threshold in THRESHOLDS
     ]
     parents = {name: hierarchy.by_name[name].parent for name in names}

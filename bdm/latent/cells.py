@@ -9,15 +9,15 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from bdm.autoencoder.codes import batch_codes, type_codes
+from bdm.arrays import tensor_of
+from bdm.autoencoder.cells import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.data.blocks import blocks_of
+from bdm.checksums import read_checksummed_json
+from bdm.data.h5ad import write_h5ad
+from bdm.data.matrix import blocks_of_rows
 from bdm.data.read import read_cells
-from bdm.data.write import write_h5ad
 from bdm.errors import InputError
-from bdm.seal import read_sealed_json
 from bdm.store import FORMAT
-from bdm.tensors import tensor_of
 from bdm.threads import threads
 
 BLOCK = 512  # cells that are encoded at a time
@@ -67,7 +67,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     scale = torch.zeros(adata.n_obs, n_latent + 1)
 
     def portions() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-        for read, counts in blocks_of(adata.X):
+        for read, counts in blocks_of_rows(adata.X):
             for cells in cells_by_network(cell_type[read], autoencoder):
                 for first in range(0, len(cells), BLOCK):
                     some = cells[first : first + BLOCK]
@@ -131,6 +131,6 @@ def read_latent(folder: Path) -> ad.AnnData:
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     of = adata.uns.get("autoencoder")
     autoencoder = path.with_name("autoencoder.json")
-    if of is not None and of != read_sealed_json(autoencoder, "autoencoder", version=FORMAT)["checksum"]:
+    if of is not None and of != read_checksummed_json(autoencoder, "autoencoder", version=FORMAT)["checksum"]:
         raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
-from bdm.hierarchy.grow import Place
+from bdm.hierarchy.grow import AttachmentPoint
 from bdm.latent.moments import Normal
-from bdm.seal import read_sealed_json, write_sealed_json
-from bdm.store import FORMAT, Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 
 LIST = "extensions.json"
 
@@ -46,7 +46,7 @@ class Extension:
     """
 
     cell_type: str
-    place: Place | None
+    place: AttachmentPoint | None
     support: float | None
     autoencoder: CountAutoencoder
     normal: Normal
@@ -69,7 +69,7 @@ def save_extensions(folder: Path, extensions: Sequence[Extension], *, of: str) -
     checksums = {}
     for number, extension in enumerate(extensions, start=1):
         checksums[f"{number:04}"] = save_extension(folder / f"{number:04}", extension)
-    write_sealed_json(folder / LIST, {"format": FORMAT, "model": of, "extensions": checksums})
+    write_checksummed_json(folder / LIST, {"format": FORMAT, "model": of, "extensions": checksums})
 
 
 def load_extensions(folder: Path, *, of: str) -> list[Extension]:
@@ -82,7 +82,7 @@ def load_extensions(folder: Path, *, of: str) -> list[Extension]:
     """
     if not folder.exists():
         return []
-    content = read_sealed_json(folder / LIST, "list of extensions", version=FORMAT)
+    content = read_checksummed_json(folder / LIST, "list of extensions", version=FORMAT)
     surplus = {part.name for part in folder.glob("[0-9]*")} - set(content["extensions"])
     if content["model"] != of or surplus:
         raise InputError(f"{folder} holds extensions of another model; make the extended model anew.")
@@ -91,7 +91,7 @@ def load_extensions(folder: Path, *, of: str) -> list[Extension]:
         bundle = read_bundle(folder / name, "extension")
         if bundle.content["checksum"] != checksum:
             raise InputError(f"{folder / name} is of another model; make the extended model anew.")
-        with refused_if_damaged(folder / name):
+        with reject_if_damaged(folder / name):
             found.append(_restore(bundle))
     return found
 
@@ -127,7 +127,7 @@ def _restore(bundle: Bundle) -> Extension:
     network.load_state_dict(bundle.tensors["autoencoder"])
     return Extension(
         cell_type=content["cell_type"],
-        place=content["place"] and Place(**content["place"]),
+        place=content["place"] and AttachmentPoint(**content["place"]),
         support=content["support"],
         autoencoder=network.eval(),
         normal=Normal(branch["mean"], branch["covariance"]),

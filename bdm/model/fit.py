@@ -1,4 +1,8 @@
+"""Fit of a model: all stages on prepared cells, or the last on latents; and a check that no type has collapsed."""
+
+import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import anndata as ad
@@ -6,19 +10,71 @@ import pandas as pd
 import torch
 from lightning.fabric import Fabric
 
+from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
 from bdm.diffusion.walk import TreeWalk
-from bdm.errors import InputError
-from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import latent_cells
-from bdm.latent.moments import type_moments
-from bdm.latent.whitening import fit_whitening
-from bdm.model.collapse import check_types
+from bdm.errors import InputError, TrainingError
+from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.tree import Clade, Hierarchy
+from bdm.latent.cells import LatentCells, encode, latent_cells
+from bdm.latent.moments import Whitening, fit_whitening, type_moments
 from bdm.model.model import BranchedModel, composition_of
+from bdm.provenance import preparation, provenance
+from bdm.seeds import derive, torch_generator
 from bdm.threads import using_threads
+
+N_CHECKED_CELLS = 100  # that are generated of each type, to look at
+LEAST_SPREAD = 0.1  # of generated cells, in that of those learnt from; it is about 1 where all is well
+FARTHEST = 3  # that the mean of generated cells is off, in the radius of those learnt from; about 0.1 where all is well
+
+
+def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+    """Generate a few cells of each type, and refuse a model whose cells of a type are all alike, or elsewhere.
+
+    Parameters
+    ----------
+    cells
+        That were learnt from.
+
+    Raises
+    ------
+    TrainingError
+        If there is such a type.
+    """
+    generated = walk.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
+    for code, cell_type in enumerate(cells.cell_types):
+        chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
+        x = whitening(
+            cells.draw(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
+        )
+        spread, off = spread_and_distance(generated[cell_type], x)
+        if not (spread >= LEAST_SPREAD and off <= FARTHEST):
+            found = (
+                f"have {spread:.2g} times the spread of those learnt from"
+                if spread < LEAST_SPREAD
+                else f"are {off:.2g} times their radius away from those learnt from"
+            )
+            raise TrainingError(
+                f"Training went wrong: generated cells of type {cell_type!r} {found}; "
+                "look at these cells, or try another seed or more steps."
+            )
+
+
+def spread_and_distance(generated: torch.Tensor, learnt: torch.Tensor) -> tuple[float, float]:
+    """Compare two sets of cells of a type in whitened space, each cells x dimensions.
+
+    Returns
+    -------
+    Variance of the first in that of the second, and distance of their means in the radius of the second, which is taken
+    to be no smaller than that of cell types on average.
+    """
+    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, learnt))
+    radius = expected.clamp(min=learnt.shape[1]).sqrt()
+    off = (generated.mean(dim=0) - learnt.mean(dim=0)).norm() / radius
+    return float(variance / expected), float(off)
 
 
 @using_threads()
@@ -75,7 +131,7 @@ def fit_model(
         checkpoint=checkpoint,
         denoiser=denoiser,
     )
-    check_types(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
+    check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     library_sizes = cells.mean[:, -1]
     model = BranchedModel(
         autoencoder=autoencoder,
@@ -88,3 +144,74 @@ def fit_model(
         provenance=provenance,
     )
     return model, fitted.history
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where each training goes on from, if it was interrupted."""
+
+    autoencoder: Checkpoint | None = None
+    denoiser: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of all that is learnt from prepared cells."""
+
+    autoencoder: AutoencoderSettings = field(default=AutoencoderSettings())
+    hierarchy: HierarchySettings = field(default=HierarchySettings())
+    denoiser: DenoiserSettings = field(default=DenoiserSettings())
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model, and how its trainings went.
+
+    Attributes
+    ----------
+    history
+        Tables of ``autoencoder`` and ``denoiser``: by step, the loss and, where there are validation cells, their loss.
+    """
+
+    model: BranchedModel
+    history: dict[str, pd.DataFrame]
+
+
+def fit(
+    prepared: ad.AnnData,
+    settings: FitSettings,
+    *,
+    tree: Clade | None = None,
+    seed: int,
+    device: str = "auto",
+    checkpoints: Checkpoints = Checkpoints(),
+    **facts: str | None,
+) -> Fitted:
+    """Learn a model from prepared cells: autoencoder, hierarchy, denoiser.
+
+    Parameters
+    ----------
+    tree
+        Shape to use in place of the clustering's.
+    facts
+        More for the record of how the model was made.
+    """
+    fitted = fit_autoencoder(
+        prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder
+    )
+    record = provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared))
+    autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
+    latent = encode(prepared, autoencoder)
+    hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
+    record = provenance(seed=seed, settings=asdict(settings.denoiser), **facts)
+    model, history = fit_model(
+        latent,
+        autoencoder,
+        hierarchy,
+        settings.denoiser,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoints.denoiser,
+        provenance=record,
+    )
+    return Fitted(model, {"autoencoder": fitted.history, "denoiser": history})

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.blocks import UnreadableError, by_rows
 from bdm.data.counts import slots_of
-from bdm.data.prepare import PrepareSettings, prepare
-from bdm.data.prepared import is_prepared
+from bdm.data.matrix import UnreadableError, by_rows
+from bdm.data.prepare import PrepareSettings, is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells

@@ -1,3 +1,5 @@
+"""The branched model: its parts, files, and what its own decoders changed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -5,22 +7,57 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
+from bdm.checksums import read_checksummed_json
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
 from bdm.files import sha256
-from bdm.hierarchy.grow import grown, renewed
+from bdm.hierarchy.grow import with_new_type, with_updated_type
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.moments import Normal, TypeMoments
-from bdm.latent.whitening import Whitening
+from bdm.latent.moments import Normal, TypeMoments, Whitening
 from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
-from bdm.seal import read_sealed_json
-from bdm.store import FORMAT, Bundle, read_bundle, refused_if_damaged, write_bundle
+from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 from bdm.threads import using_threads
+
+
+def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
+    """Tell what a cell type's own decoder adds to the shared one.
+
+    Both decode the type's mean latent.
+
+    Returns
+    -------
+    Table of genes, the most changed first: ``shared`` and ``own``, expression by either decoder in CP10k, and
+    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, where genes are shown as
+    something else than their name.
+    """
+    shared, own = (np.exp(log_expression(model, cell_type, own=own)) * 1e4 for own in (False, True))
+    names = model.gene_names
+    table = pd.DataFrame({"shared": shared, "own": own}, index=names.index.rename("gene"))
+    table["log2_fold_change"] = np.log2((table["own"] + 1) / (table["shared"] + 1))
+    if names.differ:
+        table.insert(0, "symbol", names.labels)
+    return table.sort_values("log2_fold_change", key=np.abs, ascending=False, kind="stable")
+
+
+@torch.no_grad()
+def log_expression(model: BranchedModel, cell_type: str, *, own: bool) -> np.ndarray:
+    """Log expression at a cell type's mean latent, of shares that sum to 1, without the offset of any batch.
+
+    Parameters
+    ----------
+    own
+        By the decoder that the type has of its own, if any, in place of the shared one.
+    """
+    y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
+    network = model.autoencoder.network_of(cell_type if own else None)
+    return torch.log_softmax(network.loadings(y[:, :-1]), dim=1)[0].double().numpy()
+
 
 EXTENSIONS = "extensions"  # folder in that of a model
 
@@ -90,13 +127,13 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     """Add a cell type to a model, or renew a known one. What it generates for others does not change by one bit."""
     cell_type, n_new = extension.cell_type, int(extension.composition.sum())
-    composition = more(model.composition, cell_type, extension.composition)
+    composition = with_more_cells(model.composition, cell_type, extension.composition)
     autoencoder = model.autoencoder.with_batches(extension.batches).with_own(cell_type, extension.autoencoder)
     number = model.denoiser.shape.n_branches
     if extension.place is None:
-        hierarchy = renewed(model.hierarchy, cell_type, number=number, n_cells=n_new)
+        hierarchy = with_updated_type(model.hierarchy, cell_type, number=number, n_cells=n_new)
     else:
-        hierarchy = grown(
+        hierarchy = with_new_type(
             model.hierarchy, cell_type, extension.place, number=number, n_cells=n_new, support=extension.support
         )
     n_cells = int(composition.loc[cell_type].sum())
@@ -112,7 +149,7 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     )
 
 
-def more(composition: pd.DataFrame, cell_type: str, n_cells: pd.Series) -> pd.DataFrame:
+def with_more_cells(composition: pd.DataFrame, cell_type: str, n_cells: pd.Series) -> pd.DataFrame:
     """Add cells of a type by batch; what was there stays in its order, on which the spread over batches depends."""
     rows = composition.index.union([cell_type], sort=False)
     columns = composition.columns.union(n_cells.index, sort=False)
@@ -148,8 +185,8 @@ def model_checksum(folder: Path) -> str:
     """
     extensions = Path(folder) / EXTENSIONS / LIST
     if extensions.exists():
-        return read_sealed_json(extensions, "list of extensions", version=FORMAT)["checksum"]
-    return read_sealed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"]
+        return read_checksummed_json(extensions, "list of extensions", version=FORMAT)["checksum"]
+    return read_checksummed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"]
 
 
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
@@ -212,7 +249,7 @@ def load_model(
         If it is not the folder of a model, or is damaged.
     """
     bundle = read_bundle(folder, "model")
-    with refused_if_damaged(folder):
+    with reject_if_damaged(folder):
         model = _restore(bundle, device, denoiser)
         for extension in load_extensions(Path(folder) / EXTENSIONS, of=bundle.content["checksum"]):
             model = extended(model, extension)

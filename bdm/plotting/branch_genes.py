@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.errors import InputError
-from bdm.interpretation.agreement import Z_95
+from bdm.interpretation.genes import Z_95
 from bdm.interpretation.interpret import ContrastGenes, Interpretation
 from bdm.plotting.clades import clade_label, gene_label, highest
 from bdm.plotting.figure import NewFigure

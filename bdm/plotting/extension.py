@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bdm.data.symbols import shown_as
-from bdm.extension.extend import Extended
-from bdm.extension.report import genes_table, learnt_types, likelihood_table
+from bdm.extension.extend import FittedExtension
+from bdm.extension.report import genes_table, learned_types, likelihood_table
 from bdm.model.model import BranchedModel
 from bdm.plotting.clades import gene_label, shortened
 from bdm.plotting.figure import NewFigure, save_figure
@@ -21,7 +21,7 @@ AFTER = {"marker": "o", "linestyle": "", "color": ADDED, "markersize": 7}
 KNOWN = {"marker": "D", "linestyle": "", "color": "0.55", "markersize": 5}
 
 
-def write_figures(folder: Path, found: list[Extended], model: BranchedModel) -> None:
+def write_figures(folder: Path, found: list[FittedExtension], model: BranchedModel) -> None:
     """Write ``hierarchy.png``, ``likelihood.png`` and ``own_genes.png`` into a folder.
 
     Parameters
@@ -33,7 +33,7 @@ def write_figures(folder: Path, found: list[Extended], model: BranchedModel) -> 
     for name, figure in {
         "hierarchy": tree,
         "likelihood": plot_likelihood(likelihood_table(found, model)).figure,
-        "own_genes": own_genes_figure(genes_table(found[-1].model, learnt_types(found))),
+        "own_genes": own_genes_figure(genes_table(found[-1].model, learned_types(found))),
     }.items():
         save_figure(figure, folder / f"{name}.png")
 

@@ -6,16 +6,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import TRANSMUTED_SET_NAMES, Cells, set_name
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.by_type import draw_types
 from bdm.evaluation.figures.looks import GREY, Look, looks, shortened
 from bdm.evaluation.figures.umap import joint_umap
-from bdm.evaluation.sets import TRANSMUTED, set_name
 from bdm.plotting.clades import gene_label
 from bdm.plotting.figure import NewFigure, save_figure
 from bdm.plotting.looks import IDEAL_LINE
-from bdm.transmutation.evaluate import UNMOVED, MoveEvaluation, ends_of
+from bdm.transmutation.evaluate import UNCHANGED, TransmutationEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
 
 PANELS = {
@@ -31,7 +30,7 @@ MOST_CELLS = 500  # of a type, in a map
 N_NAMED = 6  # genes, at either end
 
 
-def write_figures(folder: Path, evaluation: MoveEvaluation) -> None:
+def write_figures(folder: Path, evaluation: TransmutationEvaluation) -> None:
     """Write ``scores.png``, ``genes.png`` and ``umap.png``."""
     save_figure(scores_figure(evaluation.table, evaluation.to), folder / "scores.png")
     save_figure(genes_figure(evaluation), folder / "genes.png")
@@ -48,13 +47,13 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     table
         As in :class:`bdm.transmutation.evaluate.MoveEvaluation`.
     """
-    types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNMOVED)
+    types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
-        draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED)
+        draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED_SET_NAMES)
         axis.set_title(title, fontsize=9)
-    before = table["energy"].xs(UNMOVED, level="set")
+    before = table["energy"].xs(UNCHANGED, level="set")
     labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
     axes[0].set_yticks(range(len(types)), labels)
     axes[0].set_ylim(len(types) - 0.5, -0.5)
@@ -64,7 +63,7 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     return figure
 
 
-def genes_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
+def genes_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw, for each type that cells were of, the fold changes of the genes that tell the two types apart."""
     types, n_columns = evaluation.original_types[:MOST_TYPES], 4
     shape = -(-len(types) // n_columns), min(len(types), n_columns)
@@ -78,7 +77,7 @@ def genes_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figu
     return figure
 
 
-def draw_genes(axis: Axes, evaluation: MoveEvaluation, original_type: str, styles: dict[str, Look]) -> None:
+def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, Look]) -> None:
     """Draw one point a gene and set."""
     ends = ends_of(evaluation.real, original_type, evaluation.to)
     sets = {FLOOR: ends.new, **{name: cells.of(original_type)[0] for name, cells in evaluation.moved.items()}}
@@ -93,7 +92,7 @@ def draw_genes(axis: Axes, evaluation: MoveEvaluation, original_type: str, style
             markersize=3.5,
             alpha=0.7,
             markeredgewidth=0,
-            label=set_name(name, TRANSMUTED),
+            label=set_name(name, TRANSMUTED_SET_NAMES),
         )
         if name == first:
             name_genes(axis, changes.test, changes.judged, evaluation.real.names.labels.iloc[ends.changed])
@@ -120,7 +119,7 @@ def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Series) -> No
             axis.annotate(gene_label(names.iloc[gene]), (x[gene], y[gene]), offset, **text)
 
 
-def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figure:
+def umap_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw moved cells, what they were, and real cells of their new type, one panel a type that cells were of."""
     types, n_columns = evaluation.original_types[:MOST_TYPES], 4
     first = next(iter(evaluation.moved.values()))
@@ -141,9 +140,9 @@ def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figur
             markeredgewidth=0,
             label=f"real {shortened(evaluation.to, width=24)}",
         )
-        for name, at, marker, colour in ((UNMOVED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
+        for name, at, marker, colour in ((UNCHANGED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
             look = {"color": colour, "markersize": 3, "markeredgewidth": 0, "alpha": 0.7}
-            axis.plot(*at.T, marker, label=set_name(name, TRANSMUTED), **look)
+            axis.plot(*at.T, marker, label=set_name(name, TRANSMUTED_SET_NAMES), **look)
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis in axes[len(types) :]:
@@ -155,7 +154,7 @@ def umap_figure(evaluation: MoveEvaluation, *, new: NewFigure = Figure) -> Figur
 
 
 def some(cells: Cells) -> Cells:
-    """Take up to ``MOST_CELLS`` of cells, evenly spread."""
+    """Take up to ``MOST_EMBEDDED_CELLS`` of cells, evenly spread."""
     return (
         cells[np.unique(np.linspace(0, len(cells) - 1, MOST_CELLS).astype(int))] if len(cells) > MOST_CELLS else cells
     )

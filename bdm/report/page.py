@@ -12,17 +12,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
+from bdm.evaluation.cells import TRANSMUTED_SET_NAMES
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.scores import NAMES
-from bdm.evaluation.sets import TRANSMUTED
+from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
-from bdm.extension.report import told_of
+from bdm.extension.report import describe
 from bdm.plotting.page.tree import tree_browser
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.choice import cells_for_verdict, cells_left_out, genes_chosen, types_left_out
-from bdm.report.results import JUDGED, Results
+from bdm.report.results import QUERIES, Results
 from bdm.report.settings import changed, checksums, commands, versions
 
 SHOWN = 20  # types at first, where there are more
@@ -129,21 +129,21 @@ def content(results: Results) -> dict[str, Any]:
     return {
         "results": results,
         "version": __version__,
-        "names": {score: name[0].upper() + name[1:] for score, name in NAMES.items()},
+        "names": {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()},
         "meanings": MEANINGS,
         "move_names": MOVE_NAMES,
         "sets": SETS,
         "move_sets": MOVE_SETS,
         "branch_sets": BRANCH_SETS,
         "floor": FLOOR,
-        "judged": JUDGED,
+        "judged": QUERIES,
         "limits": LIMITS,
         "signs": SIGNS,
         "grades": GRADES,
         "symbols": plots.symbols(results.sets),
         "hierarchy": results.model.hierarchy,
         "split": results.cells["split"].value_counts(),
-        "n_generated": int(results.n_cells[JUDGED].sum()),
+        "n_generated": int(results.n_cells[QUERIES].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
         "settings": changed(results),
         "genes_chosen": genes_chosen(results),
@@ -156,7 +156,7 @@ def content(results: Results) -> dict[str, Any]:
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
         "scores": scores(results),
-        "scatters": plots.scatters(results.gene_statistics, JUDGED),
+        "scatters": plots.scatters(results.gene_statistics, QUERIES),
         "map": b64encode(results.map).decode(),
         "nodes": nodes(results),
         "moves": [move(name, told) for name, told in results.moves.items()],
@@ -185,7 +185,7 @@ def graded(results: Results) -> dict[str, dict[str, Finding]]:
 
 def scales_by_type(results: Results) -> dict[str, plots.Scale]:
     """Scale of each score, which holds the scores of all types and the limits of their verdicts."""
-    by_type = results.by_type.loc[[FLOOR, JUDGED]]
+    by_type = results.by_type.loc[[FLOOR, QUERIES]]
     findings = graded(results).values()
     return {
         score: plots.Scale.of([*by_type[score], *plots.limits_of(of[score] for of in findings if score in of)])
@@ -203,17 +203,17 @@ def types(results: Results) -> list[dict[str, Any]]:
             "name": name,
             "n_cells": int(number_of.get(name, 0)),
             "n_test": int(results.n_cells.loc[name, "test"]),
-            "n_generated": int(results.n_cells.loc[name, JUDGED]),
+            "n_generated": int(results.n_cells.loc[name, QUERIES]),
             "verdict": verdict,
             "strips": {
                 score: plots.strip(
-                    {one: by_type[score].get((one, name), np.nan) for one in (FLOOR, JUDGED)},
+                    {one: by_type[score].get((one, name), np.nan) for one in (FLOOR, QUERIES)},
                     scales[score],
                     finding=found[name].get(score),
                 )
                 for score in OF_TYPE
             },
-            "scores": {score: by_type[score].get((JUDGED, name), np.nan) for score in OF_TYPE},
+            "scores": {score: by_type[score].get((QUERIES, name), np.nan) for score in OF_TYPE},
         }
         for name, verdict in verdicts.items()
     ]
@@ -236,7 +236,7 @@ def move(name: str, told: dict[str, Any]) -> dict[str, Any]:
     for source, sets in told["scores"].items():
         table = pd.DataFrame(sets).astype(float)
         strips = {
-            score: plots.strip(table.loc[score], plots.Scale.of(table.loc[score]), names=TRANSMUTED)
+            score: plots.strip(table.loc[score], plots.Scale.of(table.loc[score]), names=TRANSMUTED_SET_NAMES)
             for score in OF_MOVE
         }
         sources.append({"name": source, "table": table, "strips": strips})
@@ -247,7 +247,7 @@ def extensions(results: Results) -> list[str]:
     """Tell in words where each added type came, and what it needed."""
     if results.extensions is None:
         return []
-    return [told_of(dict(row)) for _, row in results.extensions.iterrows()]
+    return [describe(dict(row)) for _, row in results.extensions.iterrows()]
 
 
 def cost(results: Results) -> list[dict[str, Any]]:

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import shown_as
+from bdm.evaluation.cells import SET_NAMES, set_name
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.figures.looks import looks
-from bdm.evaluation.sets import NAMES, set_name
 from bdm.evaluation.verdict import LIMITS, Finding
 from bdm.plotting.looks import REAL
 
-UNMOVED = "unmoved"
+UNCHANGED = "unmoved"
 DARK = "#5b6470"  # the floor's grey on white, where marks are thin
 
 
@@ -95,7 +95,7 @@ def signed(number: float) -> str:
 
 
 def strip(
-    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, names: Mapping[str, str] = NAMES
+    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, names: Mapping[str, str] = SET_NAMES
 ) -> Strip:
     """Draw a score of several sets, with the limits of its verdict and the ideal where there is a verdict.
 
@@ -218,7 +218,7 @@ def nice_step(width: float) -> float:
 def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
     """Give the colour and the shape of sets, as all figures have them, and of what is drawn in no figure of them."""
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
-    styles = looks(dict.fromkeys([FLOOR, "branched", "flat", UNMOVED, *sets]))
+    styles = looks(dict.fromkeys([FLOOR, "branched", "flat", UNCHANGED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}
     found["model"] = found["branched"]
     found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}

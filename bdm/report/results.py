@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.evaluate import FLOOR
@@ -23,7 +23,7 @@ NEEDED = {
     "evaluation/genes.csv": "bdm evaluate",
     "evaluation/umap.png": "bdm evaluate",
 }
-JUDGED = "branched"
+QUERIES = "branched"
 # Columns that hold text; all others are numbers
 TEXTS = ["gene", "symbol", "set", "cell_type", "cell_types", "node", "child", "children"]
 TEXTS += ["leaves", "nearest", "new_batches", "own_genes"]
@@ -99,12 +99,12 @@ class Results:
     @cached_property
     def verdict(self) -> Verdict:
         """Verdict on all generated cells."""
-        return overall_verdict(self.overall, self.n_compared, JUDGED)
+        return overall_verdict(self.overall, self.n_compared, QUERIES)
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """Verdicts by cell type."""
-        return verdicts_by_type(self.by_type, self.n_compared, JUDGED)
+        return verdicts_by_type(self.by_type, self.n_compared, QUERIES)
 
     @property
     def input(self) -> dict[str, Any] | None:
@@ -154,8 +154,8 @@ def read_results(folder: Path) -> Results:
         extensions=read_table(added) if added.is_file() else None,
         cost=read_cost(folder / "benchmarks"),
     )
-    if JUDGED not in results.overall or FLOOR not in results.overall:
-        raise InputError(f"{folder}/evaluation/evaluation.json has no cells named {JUDGED}; evaluate again.")
+    if QUERIES not in results.overall or FLOOR not in results.overall:
+        raise InputError(f"{folder}/evaluation/evaluation.json has no cells named {QUERIES}; evaluate again.")
     if not results.gene_statistics["set"].value_counts().reindex(results.sets).eq(len(results.genes)).all():
         raise InputError(f"{folder}/evaluation/genes.csv does not have each gene of prepared.h5ad; evaluate again.")
     return results

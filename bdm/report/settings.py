@@ -14,7 +14,7 @@ from bdm.hierarchy.build import HierarchySettings
 from bdm.interpretation.interpret import InterpretationSettings
 from bdm.model.extension import Extension
 from bdm.model.match import InputKeys
-from bdm.report.results import JUDGED, Results
+from bdm.report.results import QUERIES, Results
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
     defaults = {**asdict(SamplerSettings()), "to": None, "from": [], "like": []}
     for name, move in results.moves.items():
         record, out, folder = move["provenance"], quote(f"transmuted/{name}.h5ad"), quote(f"transmutation/{name}")
-        how = record.get("moved", {}).get(JUDGED)
+        how = record.get("moved", {}).get(QUERIES)
         if how:
             yield f"bdm transmute {model} {cells} {out}{_options(how, defaults)} --seed {how['seed']}"
         yield f"bdm evaluate-transmuted {cells} {folder} {out} --seed {record['seed']}"
@@ -152,7 +152,7 @@ def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
 
 def wanted(results: Results, cells: str) -> str:
     """Give the option for the number of generated cells."""
-    numbers = results.n_cells[JUDGED][results.n_cells[JUDGED] > 0]
+    numbers = results.n_cells[QUERIES][results.n_cells[QUERIES] > 0]
     given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
     if numbers.eq(given).all():
         return f"--cells-like {cells}"

@@ -3,10 +3,10 @@ from typing import Any
 
 from bdm.evaluation.report import by_row
 from bdm.files import write_json
-from bdm.transmutation.evaluate import MoveEvaluation
+from bdm.transmutation.evaluate import TransmutationEvaluation
 
 
-def write_report(folder: Path, evaluation: MoveEvaluation, *, provenance: dict[str, Any]) -> None:
+def write_report(folder: Path, evaluation: TransmutationEvaluation, *, provenance: dict[str, Any]) -> None:
     """Write ``transmutation.json`` (everything) and ``scores.csv``."""
     content = {
         "provenance": provenance,
@@ -17,6 +17,6 @@ def write_report(folder: Path, evaluation: MoveEvaluation, *, provenance: dict[s
     evaluation.table.to_csv(folder / "scores.csv", float_format="%.6g")
 
 
-def summary(evaluation: MoveEvaluation) -> str:
+def summary(evaluation: TransmutationEvaluation) -> str:
     """Tell the scores as a table for the eye."""
     return f"Moved to {evaluation.to}:\n" + evaluation.table.to_string(float_format="{:.3f}".format)

@@ -5,10 +5,8 @@ import numpy as np
 from scipy import sparse
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.distances import energy_distance
-from bdm.evaluation.space import fitted_pca, joint_components
+from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
 
 N_CHANGED = 100  # genes
 N_COMPONENTS = 10
@@ -16,7 +14,7 @@ MOST_CELLS = 1000  # whose distances are computed
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoveScores:
+class TransmutationScores:
     """How cells moved from one type to another compare with real cells of that, and with themselves before.
 
     Attributes
@@ -69,7 +67,7 @@ class Ends:
         return np.argsort(-difference, kind="stable")[:N_CHANGED]
 
 
-def score_move(judged: Cells, ends: Ends, *, before: Cells | None = None, seed: int) -> MoveScores:
+def score_transmutation(judged: Cells, ends: Ends, *, before: Cells | None = None, seed: int) -> TransmutationScores:
     """Compare moved cells with test cells of their new type.
 
     Parameters
@@ -83,8 +81,8 @@ def score_move(judged: Cells, ends: Ends, *, before: Cells | None = None, seed: 
         *(mean_variance_axis(cells.expression, axis=0) for cells in (judged, ends.test)), strict=True
     )
     changes = fold_changes(judged, ends)
-    kept = {} if before is None else kept_of(before, judged, ends, seed=seed)
-    return MoveScores(
+    kept = {} if before is None else shares_kept(before, judged, ends, seed=seed)
+    return TransmutationScores(
         energy=energy_distance(*joint_components(one.expression, other.expression, seed=seed)),
         mean_r2=Agreement(means[0][genes], means[1][genes]).correlation ** 2,
         variance_r2=Agreement(variances[0][genes], variances[1][genes]).correlation ** 2,
@@ -102,7 +100,7 @@ def fold_changes(judged: Cells, ends: Ends, *, pseudocount: float = 1.0) -> Agre
     return Agreement(of_judged - of_old, of_test - of_old)
 
 
-def kept_of(before: Cells, after: Cells, ends: Ends, *, seed: int) -> dict[str, float]:
+def shares_kept(before: Cells, after: Cells, ends: Ends, *, seed: int) -> dict[str, float]:
     """Correlate what cells were before they moved with what they are after, row by row."""
     sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
     within = sparse.vstack([ends.old.expression, ends.new.expression]).toarray()
@@ -124,7 +122,7 @@ def mean_expression(cells: Cells) -> np.ndarray:
 
 
 def equal_numbers(one: Cells, other: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Draw as many cells of both as the smaller set has, or ``MOST_CELLS``."""
+    """Draw as many cells of both as the smaller set has, or ``MOST_EMBEDDED_CELLS``."""
     n_cells = min(len(one), len(other), MOST_CELLS)
     generator = np.random.default_rng(seed)
     return tuple(cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (one, other))

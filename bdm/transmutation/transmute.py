@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
-from bdm.generation.counts import draw_counts, expected_counts, inverse_dispersion
-from bdm.generation.generate import Block, GeneratedCells
-from bdm.generation.observations import batch_columns, type_columns
+from bdm.generation.generate import (
+    Block,
+    GeneratedCells,
+    batch_columns,
+    expected_counts,
+    inverse_dispersion,
+    sample_counts,
+    type_columns,
+)
 from bdm.latent.cells import encode
-from bdm.memory import keep_freed_memory
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
-from bdm.threads import threads
-from bdm.transmutation.goal import Goal, shift
-from bdm.transmutation.sources import Sources
+from bdm.threads import keep_freed_memory, threads
+from bdm.transmutation.request import Goal, Sources, shift
 
 logger = logging.getLogger(__name__)
 
-Move = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
+Transmute = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
 BLOCK = 512  # cells that are moved together; part of what a seed means
 
 
@@ -75,11 +79,13 @@ def transmuted_cells(
     return GeneratedCells(
         observations(model, sources, goal),
         model.autoencoder.genes.copy(),
-        moved_blocks(model, sources, goal.to, move, seed=seed),
+        transmuted_blocks(model, sources, goal.to, move, seed=seed),
     )
 
 
-def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *, seed: int) -> Iterator[Block]:
+def transmuted_blocks(
+    model: BranchedModel, sources: Sources, to: str, move: Transmute, *, seed: int
+) -> Iterator[Block]:
     """Draw cells from their posteriors, move them in whitened space, and draw counts.
 
     These have the dispersion of the type ``to``, or that of the cells' own where the model does not know it.
@@ -92,7 +98,7 @@ def moved_blocks(model: BranchedModel, sources: Sources, to: str, move: Move, *,
         like = to if to in model.cell_types else rows.cell_type
         mean = expected_counts(model, x, sources.batch[rows.rows], like)
         for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
-        counts = draw_counts(mean, inverse_dispersion(model, like), for_counts)
+        counts = sample_counts(mean, inverse_dispersion(model, like), for_counts)
         return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
 
     keep_freed_memory()

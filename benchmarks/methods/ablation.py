@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from bdm.autoencoder.storage import load_autoencoder
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import SamplerSettings, TreeWalk
-from bdm.files import written_whole
+from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
+from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, request_cells
-from bdm.generation.write import write_cells
-from bdm.hierarchy.storage import load_hierarchy
+from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import load_model, save_model
@@ -48,7 +48,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None
     ) -> None:
         """Train on the latents of an autoencoder."""
         settings = DenoiserSettings(n_steps=n_steps, width=width)
-        with written_whole(model, folder_of="model.json") as folder:
+        with atomic_write(model, folder_of="model.json") as folder:
             fitted, _ = fit_model(
                 read_latent(autoencoder),
                 load_autoencoder(autoencoder),
@@ -66,7 +66,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None
         loaded, settings = load_model(model, denoiser=denoiser), SamplerSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
         sampler = walk(loaded.denoiser, loaded.hierarchy, settings)
-        with written_whole(out) as path:
+        with atomic_write(out) as path:
             write_cells(path, generated_cells(loaded, request, settings, seed=seed, walk=sampler), {})
 
     app()

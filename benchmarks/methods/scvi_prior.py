@@ -17,8 +17,8 @@ import typer
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.prepared import read_prepared
-from bdm.files import written_whole
+from bdm.data.prepare import read_prepared
+from bdm.files import atomic_write
 from bdm.seeds import derive, numpy_generator
 
 app = typer.Typer(help=__doc__)
@@ -35,7 +35,7 @@ def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int =
     scvi.model.SCVI.setup_anndata(adata, batch_key="cell_type")
     network = scvi.model.SCVI(adata)
     network.train(max_epochs=epochs, enable_progress_bar=False)
-    with written_whole(model, folder_of="model.pt") as folder:
+    with atomic_write(model, folder_of="model.pt") as folder:
         network.save(folder, save_anndata=True)
 
 
@@ -52,7 +52,7 @@ def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option
     ]
     obs = pd.DataFrame({"cell_type": np.repeat(numbers.index.astype(str), numbers)})
     obs.index = "synthetic-" + obs.index.astype(str)
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         AnnData(sparse.vstack(blocks).tocsr(), obs=obs, var=network.adata.var).write_h5ad(path, compression="gzip")
 
 

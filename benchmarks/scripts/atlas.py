@@ -8,12 +8,11 @@ import h5py
 import pandas as pd
 import typer
 
-from bdm.data.write import appended_rows
-from bdm.files import written_whole
+from bdm.data.h5ad import appended_rows
+from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
-from bdm.simulation.programmes import ProgrammeSettings, plant
+from bdm.simulation.programmes import ProgrammeSettings, plant, random_tree
 from bdm.simulation.simulate import SimulationSettings, count_blocks, draw_population
-from bdm.simulation.tree import random_tree
 
 
 def main(
@@ -39,7 +38,7 @@ def main(
         {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)}, index=[f"cell {i}" for i in range(n_cells)]
     )
     var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(n_genes)])
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         ad.AnnData(obs=obs, var=var).write_h5ad(path)
         with (
             h5py.File(path, "r+") as file,

@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.inputs import read_generated, read_real_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 from bdm.seeds import derive, numpy_generator
 
 CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
@@ -96,7 +96,7 @@ def main(prepared: Path, out: Path, generated: list[Path], *, whole: Path | None
         for name, strategy in compared.items()
         for classifier in CLASSIFIERS
     ]
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         pd.concat(rows).to_csv(path, index=False, float_format="%.6g")
 
 

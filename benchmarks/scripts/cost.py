@@ -7,7 +7,7 @@ import pandas as pd
 import typer
 
 from bdm.diffusion.walk import SamplerSettings
-from bdm.files import written_whole
+from bdm.files import atomic_write
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.model import BranchedModel, load_model
@@ -36,7 +36,7 @@ def main(model: Path, out: Path, *, cells: int = 512, seed: int = 0) -> None:
     draw(loaded, cells, seed=seed)
     milliseconds = 1000 * (perf_counter() - start)
     row = {"evaluations": n_evaluations / n_types, "milliseconds": milliseconds / (cells * n_types)}
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         pd.DataFrame([row]).to_csv(path, index=False, float_format="%.6g")
 
 

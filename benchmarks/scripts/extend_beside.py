@@ -7,7 +7,7 @@ from extend_judge import judged, types_by_size
 
 from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.evaluation.inputs import read_generated, read_real_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     real = read_real_cells(prepared)
     sets = {"joint": read_generated(joint, real)}
     table = judged(real, sets, types_by_size(real), with_auc=True, n_repeats=n_repeats, seed=seed)
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         table.to_csv(path, index=False, float_format="%.6g")
 
 

@@ -9,12 +9,12 @@ from extend_ways import EXTENSION, Settings, learners, taught
 from train_on import of_types
 
 from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.evaluation.inputs import read_generated, read_real_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 
 N_FIRST = 3  # types that the models begin with
 
@@ -55,7 +55,7 @@ def main(
         )
         seconds = table["set"].map({way: found.seconds for way, found in after.items()})
         tables.append(table.assign(step=step, added=new, seconds=seconds))
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
 
 

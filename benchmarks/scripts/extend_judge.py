@@ -9,13 +9,11 @@ from threadpoolctl import threadpool_limits
 
 from bdm.diffusion.walk import SamplerSettings
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, match
-from bdm.evaluation.classifiers import chances_of_being_judged, forest
-from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.evaluate import FLOOR, EvaluationSettings, seeds_of_draws
 from bdm.evaluation.inputs import RealCells
-from bdm.evaluation.judge import auc
-from bdm.evaluation.space import joint_components
-from bdm.evaluation.trial import draw_trial
+from bdm.evaluation.metrics import cross_validated_probabilities, energy_distance, forest, joint_components
+from bdm.evaluation.resampling import draw_resample
+from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.model import BranchedModel
@@ -41,7 +39,7 @@ def judged(
     training, test = (only(cells, cell_types) for cells in (real.training, real.test))
     most, rows = EvaluationSettings().max_cells_per_type, []
     for draw_seed in seeds_of_draws(n_repeats, seed=seed):
-        trial = draw_trial(training, test, max_cells_per_type=most, seed=draw_seed)
+        trial = draw_resample(training, test, max_cells_per_type=most, seed=draw_seed)
         floor = {FLOOR: trial.floor} if with_floor else {}
         for name, cells in {**floor, **sets}.items():
             table = scores(only(cells, cell_types), trial.test, with_auc=with_auc, seed=draw_seed)
@@ -56,7 +54,7 @@ def scores(cells: Cells, test: Cells, *, with_auc: bool, seed: int) -> pd.DataFr
     """Energy distance, and AUC of the random forest, of each type in the space of all."""
     matched = match(cells, test, seed=seed)
     components = joint_components(matched.judged.expression, matched.test.expression, seed=seed)
-    chances = chances_of_being_judged(forest(seed=seed), *components, seed=seed) if with_auc else None
+    chances = cross_validated_probabilities(forest(seed=seed), *components, seed=seed) if with_auc else None
     rows = []
     for cell_type in np.unique(matched.test.cell_type):
         places = matched.judged.cell_type == cell_type, matched.test.cell_type == cell_type

@@ -10,12 +10,12 @@ from extend_ways import BEFORE, EXTENSION, FLAT_BEFORE, Settings, learners, taug
 from train_on import of_types
 
 from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.diffusion.fit import DenoiserSettings
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.evaluation.inputs import read_real_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 
 
 def main(
@@ -57,7 +57,7 @@ def main(
     of_old = judged(real, sets, old, with_floor=False, n_repeats=n_repeats, seed=seed)
     table = pd.concat([of_new[of_new["cell_type"] == new], of_old])
     seconds = {BEFORE: before.branched.seconds, **{way: found.seconds for way, found in after.items()}}
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         table.assign(added=new, seconds=table["set"].map(seconds)).to_csv(path, index=False, float_format="%.6g")
 
 

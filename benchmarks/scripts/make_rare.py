@@ -7,8 +7,8 @@ import numpy as np
 import typer
 from anndata import AnnData
 
-from bdm.data.prepared import read_prepared
-from bdm.files import written_whole
+from bdm.data.prepare import read_prepared
+from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
 
 
@@ -28,7 +28,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Write prepared cells without the others."""
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         made_rare(read_prepared(prepared), cell_type, n_cells, seed=seed).write_h5ad(path, compression="gzip")
 
 

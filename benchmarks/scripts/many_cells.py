@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from bdm.files import write_json
-from bdm.hierarchy.topology import Clade
+from bdm.hierarchy.tree import Clade
 from bdm.simulation.programmes import ProgrammeSettings
 from bdm.simulation.simulate import SimulationSettings, simulate
 

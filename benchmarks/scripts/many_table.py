@@ -8,8 +8,7 @@ from as_text import markdown
 from PIL import Image
 
 from bdm.hierarchy.comparison import TreeComparison
-from bdm.hierarchy.read import read_tree
-from bdm.hierarchy.storage import load_hierarchy
+from bdm.hierarchy.files import load_hierarchy, read_tree
 
 STEPS = ("prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate", "interpret")
 SCORES = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")

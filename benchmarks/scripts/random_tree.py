@@ -4,8 +4,8 @@ from pathlib import Path
 
 import typer
 
-from bdm.data.prepared import read_prepared
-from bdm.files import write_json, written_whole
+from bdm.data.prepare import read_prepared
+from bdm.files import atomic_write, write_json
 from bdm.seeds import numpy_generator
 
 
@@ -22,7 +22,7 @@ def random_tree(cell_types: list[str], *, seed: int) -> list:
 def main(prepared: Path, out: Path, *, seed: int = 0) -> None:
     """Write the tree in the form that `bdm hierarchy --tree` reads."""
     cell_types = read_prepared(prepared).obs["cell_type"].cat.categories.tolist()
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         write_json(path, random_tree(cell_types, seed=seed))
 
 

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.read import read_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
 
 
@@ -23,7 +23,7 @@ def thinned(adata: AnnData, fraction: float, *, seed: int) -> AnnData:
 
 def main(cells: Path, out: Path, *, fraction: float = 0.1, seed: int = 0) -> None:
     """Write thinned cells."""
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         thinned(read_cells(cells), fraction, seed=seed).write_h5ad(path, compression="gzip")
 
 

@@ -7,22 +7,21 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
+from bdm.arrays import tensor_of
 from bdm.autoencoder.adapt import N_ITERATIONS
-from bdm.autoencoder.codes import batch_codes, type_codes
+from bdm.autoencoder.cells import batch_codes, type_codes
 from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings, denoising_losses, draw_noised
+from bdm.diffusion.fit import DenoiserSettings, denoising_losses, sample_noised
 from bdm.extension.extend import ExtendSettings, composition_of
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import Normal, TypeMoments, type_moments
-from bdm.latent.whitening import Whitening
+from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
 from bdm.minibatch import Minibatches
-from bdm.model.model import BranchedModel, more, with_branch
+from bdm.model.model import BranchedModel, with_branch, with_more_cells
 from bdm.seeds import derive
-from bdm.tensors import tensor_of
 from bdm.training import Loop, train
 
 WARMUP = 20  # steps, as in an extension
@@ -59,7 +58,7 @@ def trained_further(
         moments=moments,
         hierarchy=hierarchy,
         denoiser=denoiser.eval().requires_grad_(False),
-        composition=more(model.composition, cell_type, composition_of(new)),
+        composition=with_more_cells(model.composition, cell_type, composition_of(new)),
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
     )
 
@@ -150,7 +149,7 @@ def train_denoiser(
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.draw(index, generator))
-        noised, sigma = draw_noised(x, settings, hierarchy.sigma_max, generator)
+        noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         return denoising_losses(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma).mean()
 
     loop = Loop(n_steps, settings.learning_rate, derive(seed, "denoiser, further"), device="cpu")

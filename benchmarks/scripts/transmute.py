@@ -8,17 +8,16 @@ import scipy.sparse as sp
 import typer
 from moves import moves
 
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.inputs import read_real_cells
-from bdm.files import written_whole
+from bdm.files import atomic_write
 from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel, load_model
-from bdm.transmutation.evaluate import MovedCells, evaluate_moves
-from bdm.transmutation.goal import Goal
-from bdm.transmutation.sources import sources_of
-from bdm.transmutation.transmute import Move, moved_blocks
+from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
+from bdm.transmutation.request import Goal, sources_of
+from bdm.transmutation.transmute import Transmute, transmuted_blocks
 
 
 def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
@@ -29,10 +28,10 @@ def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[1] in known]
 
 
-def moved(model: BranchedModel, sources, before: Cells, to: str, move: Move, *, seed: int) -> MovedCells:
+def moved(model: BranchedModel, sources, before: Cells, to: str, move: Transmute, *, seed: int) -> TransmutedCells:
     """Move the cells in one way."""
-    counts = sp.vstack([block.counts for block in moved_blocks(model, sources, to, move, seed=seed)], format="csr")
-    return MovedCells(Cells(counts.astype("float32"), before.cell_type), before)
+    counts = sp.vstack([block.counts for block in transmuted_blocks(model, sources, to, move, seed=seed)], format="csr")
+    return TransmutedCells(Cells(counts.astype("float32"), before.cell_type), before)
 
 
 def main(
@@ -58,12 +57,12 @@ def main(
             name: moved(model, sources, before, new, way, seed=seed) for name, model, way in moves(*models, new, alike)
         }
         try:
-            table = evaluate_moves(real, sets, new, seed=seed).table
+            table = evaluate_transmutation(real, sets, new, seed=seed).table
         except InputError as too_few:
             print(too_few)
             continue
         tables.append(table.reset_index().assign(to=new))
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
 
 

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.evaluation.figures.looks import COLOURS, MARKERS, Look
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
-from bdm.hierarchy.storage import load_hierarchy
+from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
 from bdm.plotting.view import view_of
 from bdm.seeds import numpy_generator
-from bdm.simulation.tree import random_tree
+from bdm.simulation.programmes import random_tree
 
 N_RANDOM = 1000
 COLUMN_WIDTH = 11  # points

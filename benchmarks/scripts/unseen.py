@@ -13,20 +13,19 @@ from train_on import encoded, of_types, trained
 from transmute import moved, pairs_of
 
 from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.data.prepared import read_prepared
+from bdm.data.prepare import read_prepared
 from bdm.diffusion.fit import DenoiserSettings
-from bdm.evaluation.agreement import Agreement
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.inputs import RealCells, read_real_cells
-from bdm.files import written_whole
+from bdm.evaluation.metrics import Agreement
+from bdm.files import atomic_write
 from bdm.hierarchy.build import HierarchySettings
 from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel
-from bdm.transmutation.evaluate import ends_of, evaluate_moves
-from bdm.transmutation.goal import Goal, Pair, shift, weights
+from bdm.transmutation.evaluate import ends_of, evaluate_transmutation
+from bdm.transmutation.request import Goal, Pair, shift, sources_of, weights
 from bdm.transmutation.scores import mean_expression
-from bdm.transmutation.sources import sources_of
-from bdm.transmutation.transmute import Move
+from bdm.transmutation.transmute import Transmute
 
 
 def model_without(prepared: AnnData, cell_type: str, *, n_steps: int, seed: int) -> BranchedModel:
@@ -36,7 +35,7 @@ def model_without(prepared: AnnData, cell_type: str, *, n_steps: int, seed: int)
     return trained(found, HierarchySettings(n_bootstrap=0), DenoiserSettings(n_steps=1), seed=seed)
 
 
-def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Move]]:
+def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Transmute]]:
     """Name the ways to move cells as the pairs went."""
     nearest = weights(model, cell_type, pairs).idxmax()
     shifts = {
@@ -79,12 +78,12 @@ def main(
         sources = sources_of(adata, model, Goal(new, others), InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.of(adata[sources.adata.obs_names])
         sets = {name: moved(model, sources, before, new, way, seed=seed) for name, way in ways(model, old, others)}
-        table = evaluate_moves(real, sets, new, seed=seed).table
+        table = evaluate_transmutation(real, sets, new, seed=seed).table
         weight = weights(model, old, others)
         for name, of_pairs in {"nearest types": weight, "common": weight * 0 + 1 / len(weight)}.items():
             table.loc[(old, f"{name}, gene by gene"), "mean_r2"] = by_genes(real, old, new, of_pairs)
         tables.append(table.reset_index().assign(to=new))
-    with written_whole(out) as path:
+    with atomic_write(out) as path:
         pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
 
 

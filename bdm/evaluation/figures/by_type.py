@@ -3,9 +3,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bdm.evaluation.cells import SET_NAMES, set_name
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import IDEALS, LABELS, looks, shortened
-from bdm.evaluation.sets import NAMES, set_name
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import IDEAL_LINE
 
@@ -86,7 +86,7 @@ def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float, names: dict[str, str] = NAMES) -> None:
+def draw_types(axis: Axes, scores: pd.DataFrame, *, ideal: float, names: dict[str, str] = SET_NAMES) -> None:
     """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal."""
     for row in range(0, len(scores), 2):
         axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)

@@ -1,13 +1,11 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.agreement import Agreement
-from bdm.evaluation.cells import Cells, match
+from bdm.evaluation.cells import Cells, match, set_name
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import Look, looks
-from bdm.evaluation.fold_changes import pooled_fold_changes
-from bdm.evaluation.gene_statistics import gene_statistics
-from bdm.evaluation.sets import set_name
+from bdm.evaluation.genes import gene_statistics, pooled_fold_changes
+from bdm.evaluation.metrics import Agreement
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import IDEAL_LINE
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.scores import NAMES
+from bdm.evaluation.scores import SCORE_NAMES
 from bdm.text import printable, without_formulas
 
 IDEALS = {
@@ -18,7 +18,7 @@ IDEALS = {
     "pair_correlation": 1,
     "library_size_ks": 0,
 }
-LABELS = {score: NAMES[score] for score in IDEALS}
+LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
 
 # Okabe and Ito, told apart with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from bdm.evaluation.cells import set_name
 from bdm.evaluation.evaluate import FLOOR, Evaluation
 from bdm.evaluation.figures.looks import GREY, IDEALS, LABELS, looks
-from bdm.evaluation.sets import set_name
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.looks import IDEAL_LINE
 

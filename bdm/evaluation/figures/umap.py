@@ -13,11 +13,10 @@ from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 from umap import UMAP
 
-from bdm.evaluation.cells import Cells, sample
+from bdm.evaluation.cells import Cells, sample_at_most, set_name
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.figures.looks import shortened
-from bdm.evaluation.sets import set_name
-from bdm.evaluation.space import fitted_pca
+from bdm.evaluation.metrics import fitted_pca
 from bdm.plotting.figure import NewFigure
 from bdm.threads import using_threads
 
@@ -33,7 +32,7 @@ def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     seed = evaluation.seed
     sets = {"test": evaluation.test, **evaluation.judged}
     most = evaluation.bounds.mapped // len(sets)
-    sets = {name: sample(cells, most=most, seed=seed) for name, cells in sets.items()}
+    sets = {name: sample_at_most(cells, most=most, seed=seed) for name, cells in sets.items()}
     places = dict(zip(sets, joint_umap(list(sets.values()), seed=seed), strict=True))
     cell_types = [name for name in evaluation.n_cells.index if name in evaluation.test.n_by_type]
     colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))

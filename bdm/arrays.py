@@ -1,0 +1,17 @@
+"""Small operations on arrays and tensors."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def matrix_power(matrix: Tensor, power: float) -> Tensor:
+    """Real power of a symmetric positive definite matrix, computed in double precision."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    values = values.clamp(min=1e-10 * float(values[-1]))
+    return ((vectors * values**power) @ vectors.T).to(matrix.dtype)
+
+
+def tensor_of(array: np.ndarray) -> Tensor:
+    """Copy an array into memory that torch has aligned: elsewhere the last digits of products depend on the address."""
+    return torch.tensor(array)

@@ -1,0 +1,160 @@
+"""Cells as the autoencoder takes them: codes, blocks, samples, expected counts, evidence lower bounds."""
+
+from collections.abc import Iterator
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.arrays import tensor_of
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.data.matrix import cells_of
+from bdm.seeds import numpy_generator, torch_generator
+from bdm.threads import threads
+
+
+def type_names(adata: ad.AnnData) -> tuple[str, ...]:
+    """Names of the cell types of prepared cells."""
+    return tuple(adata.obs["cell_type"].cat.categories)
+
+
+def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
+    """Index of each cell's type among ``cell_types``."""
+    return tensor_of(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
+
+
+def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
+    """Names of the batches of prepared cells; none where no batch enters."""
+    return tuple(adata.obs["batch"].cat.categories) if "batch" in adata.obs else ()
+
+
+def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
+    """Index of each cell's batch among ``batches``; 0 where no batch enters."""
+    if not batches:
+        return torch.zeros(adata.n_obs, dtype=torch.long)
+    return tensor_of(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
+
+
+BLOCK = 512
+CellBlock = tuple[Tensor, Tensor, Tensor]
+
+
+def cell_blocks(cells: ad.AnnData, types: Tensor, codes: Tensor) -> Iterator[CellBlock]:
+    """Yield counts of cells, dense, with the index of each cell's type and batch, some cells at a time."""
+    matrix = cells.X  # once, as a view would take its cells anew for each block
+    for start in range(0, cells.n_obs, BLOCK):
+        rows = slice(start, start + BLOCK)
+        yield tensor_of(matrix[rows].toarray()), types[rows], codes[rows]
+
+
+def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: int = 0) -> Iterator[CellBlock]:
+    """Yield :func:`cell_blocks` of cells of one type, which has the index ``code`` in its network."""
+    return cell_blocks(cells, torch.full((cells.n_obs,), code), batch_codes(cells, batches))
+
+
+N_SAMPLED_PER_TYPE = 20  # cells of each type that are in every draw of all types, if there are so many
+
+
+def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:
+    """Read the cells of a split, or some of them where there are more than ``n_cells``, in their order."""
+    rows = np.flatnonzero(adata.obs["split"] == split)
+    chosen = np.sort(sample_rows(adata.obs["cell_type"], rows, split, n_cells=n_cells, seed=seed))
+    return cells_of(adata, chosen)
+
+
+def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: int, seed: int) -> np.ndarray:
+    """Draw ``n_cells`` of some rows, or all if there are fewer, and a few of each type beside.
+
+    Parameters
+    ----------
+    name
+        Of this draw among those of the seed.
+    """
+    shuffled = numpy_generator(seed, name).permutation(rows)
+    place = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
+    return shuffled[(np.arange(len(shuffled)) < n_cells) | (place < N_SAMPLED_PER_TYPE)]
+
+
+def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
+    """Find the cells of a type and split, in their order; some of them, drawn at random, where there are many."""
+    rows = np.flatnonzero((obs["cell_type"] == cell_type) & (obs["split"] == split))
+    if len(rows) <= n_cells:
+        return rows
+    return np.sort(numpy_generator(seed, "own", split, cell_type).choice(rows, n_cells, replace=False))
+
+
+@torch.no_grad()
+def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]) -> tuple[Tensor, Tensor]:
+    """Count each gene in cells, and tell how much the autoencoder expects of it in them."""
+    seen, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
+    for counts, types, codes in blocks:
+        latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
+        expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
+        seen += counts.sum(dim=0)
+    return seen, expected
+
+
+def log_ratio(seen: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
+    """Log of how much more of each gene was seen than expected, drawn to 0 where few were.
+
+    Parameters
+    ----------
+    seen, expected
+        Counts of each gene.
+    n_prior
+        Counts, in means over genes, that weigh for the expectation.
+    """
+    known = n_prior * len(expected) * expected / expected.sum()
+    return ((seen + known) / (expected + known)).log()
+
+
+N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice those of training
+
+
+def evidence_lower_bounds(
+    network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, *, seed: int
+) -> np.ndarray:
+    """Evidence lower bound of each cell's log likelihood, in nats.
+
+    Parameters
+    ----------
+    cells
+        Prepared counts.
+    types, codes
+        Index of each cell's type and batch in the network.
+    """
+    generator, where = torch_generator(seed, "bounds"), next(network.parameters()).device
+
+    def with_noise() -> Iterator[tuple[Tensor, ...]]:
+        for block in cell_blocks(cells, types, codes):
+            yield *block, torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
+
+    @torch.no_grad()  # holds for the thread that it is said in
+    def bound(block: tuple[Tensor, ...]) -> Tensor:
+        return -network(*(part.to(where) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0].cpu()
+
+    with threads() as run:
+        return torch.cat(list(run(bound, with_noise()))).numpy()
+
+
+def mean_bound_by_type(
+    bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]
+) -> pd.DataFrame:
+    """Tell how well each type is expressed.
+
+    Parameters
+    ----------
+    bounds
+        Of each cell.
+    types
+        Index of each cell's type among ``cell_types``.
+
+    Returns
+    -------
+    Table of types: ``log_likelihood``, the mean of ``evidence_lower_bounds``, and ``n_counts``, the mean counts of a cell; NaN for
+    types without cells.
+    """
+    table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
+    return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

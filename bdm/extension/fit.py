@@ -1,0 +1,147 @@
+"""What an extension fits: a type's first embedding, its branch, cells to replay, and new batches."""
+
+import copy
+import logging
+
+import anndata as ad
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bdm.autoencoder.adapt import of_type
+from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, log_ratio, observed_and_expected
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.data.filters import split_by_type
+from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.fit import DenoiserSettings, denoising_losses, sample_noised
+from bdm.diffusion.walk import SamplerSettings
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.latent.cells import LatentCells
+from bdm.latent.moments import Whitening
+from bdm.model.model import BranchedModel
+from bdm.seeds import derive
+from bdm.training import Loop, train
+
+logger = logging.getLogger(__name__)
+
+
+def initial_embedding(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> CountAutoencoder:
+    """Make an autoencoder of one cell type, which knows of it what the model does; of a new one, its mean latent."""
+    if cell_type in autoencoder.cell_types:
+        known = of_type(autoencoder.network_of(cell_type), autoencoder.type_code(cell_type))
+        return known.eval().requires_grad_(False)
+    network = of_type(autoencoder.network, slice(None))
+    with torch.no_grad():
+        for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
+            of_cells = cell_blocks_of_type(cells, autoencoder.batches)
+            means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in of_cells]
+            network.prior_sum.copy_(torch.cat(means).mean(dim=0, keepdim=True))
+    return network.eval().requires_grad_(False)
+
+
+def with_replayed_cells(
+    cells: ad.AnnData, model: BranchedModel, cell_type: str, n_most: int, *, seed: int
+) -> ad.AnnData:
+    """Add generated cells of a known type to new ones, in place of those that it was learnt from, which are not here.
+
+    So what is learnt from the new cells is not at the cost of what was known (generative replay, Shin et al. 2017,
+    arXiv 1705.08690).
+
+    Parameters
+    ----------
+    cells
+        Prepared cells of the type.
+    n_most
+        Most cells to generate; as many as the type was learnt from, if these are fewer.
+    """
+    n_cells = min(int(model.composition.loc[cell_type].sum()), n_most)
+    request = request_cells(model, {cell_type: n_cells})
+    replayed = generate_cells(model, request, SamplerSettings(), seed=derive(seed, "replay"))
+    replayed.X = replayed.X.astype(cells.X.dtype)
+    replayed.obs["split"] = split_by_type(replayed.obs["cell_type"], validation=0.1, test=0.0, seed=seed)
+    del replayed.obsm["latent"]
+    both = ad.concat([cells, replayed], join="inner", index_unique="-")
+    both.var = cells.var
+    both.obs["cell_type"] = pd.Categorical([cell_type] * both.n_obs)
+    return both
+
+
+def fit_embedding(
+    denoiser: BranchedDenoiser,
+    cells: LatentCells,
+    whitening: Whitening,
+    level: float,
+    settings: DenoiserSettings,
+    *,
+    seed: int,
+) -> tuple[Tensor, pd.DataFrame]:
+    """Train the embedding of a denoiser's last branch, and nothing else.
+
+    Parameters
+    ----------
+    cells
+        Of the branch's cell type.
+    level
+        Noise level down from which the branch runs.
+    """
+    network = copy.deepcopy(denoiser).cpu().requires_grad_(False)
+    network.branch.weight.requires_grad_(True)
+    number = torch.tensor([network.shape.n_branches - 1])
+
+    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
+        index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
+        x = whitening(cells.draw(index, generator))
+        noised, sigma = sample_noised(x, settings, level, generator)
+        return denoising_losses(network(noised, sigma, number), x, sigma).mean()
+
+    what = f"the branch of type {cells.cell_types[0]!r}"
+    loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what)
+    history = train(network, loss, loop)
+    return network.branch.weight[-1].detach().clone(), history
+
+
+N_PRIOR = 5.0  # counts, in means over genes, that what known batches have in common weighs as much as
+N_ROUNDS = 5
+
+
+def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
+    """Find the offsets of genes in new batches, by their cells of known types.
+
+    A batch without such cells has the mean offset of known batches: what belongs to it and what to its new types cannot
+    be told apart.
+
+    Parameters
+    ----------
+    cells
+        Prepared cells of known types.
+    batches
+        Names of the new batches.
+    """
+    offsets = {}
+    for batch in batches:
+        of_batch = cells[(cells.obs["batch"] == batch).to_numpy()]
+        offset = autoencoder.network.batch_offset.detach().mean(dim=0)
+        if not of_batch.n_obs:
+            logger.warning(
+                "Batch %r has no cells of types that the model knows, so its new types are learnt with all that sets "
+                "the batch apart.",
+                batch,
+            )
+        for _ in range(N_ROUNDS if of_batch.n_obs else 0):
+            with_batch = autoencoder.with_batches({batch: offset})
+            offset = offset + log_ratio(*cells_of_known_types(of_batch, with_batch), n_prior=N_PRIOR)
+        offsets[batch] = offset
+    return offsets
+
+
+def cells_of_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
+    """Count each gene in cells, and tell how much is expected of it in them, each type by its own network."""
+    seen, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
+    cell_type = cells.obs["cell_type"].astype(str)
+    for name, rows in cell_type.groupby(cell_type).indices.items():
+        of_type = cell_blocks_of_type(cells[rows], autoencoder.batches, code=autoencoder.type_code(name))
+        counts = observed_and_expected(autoencoder.network_of(name), of_type)
+        seen, expected = seen + counts[0], expected + counts[1]
+    return seen, expected

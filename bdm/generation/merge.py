@@ -1,0 +1,123 @@
+"""Files of generated cells: written a block at a time, and merged from the parts of several jobs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, sparse_dataset, write_elem
+
+from bdm.data.h5ad import COMPRESSION, appended_rows, new_h5ad
+from bdm.data.read import examine_hdf5
+from bdm.errors import InputError
+from bdm.generation.chunks import LARGEST, Part
+from bdm.generation.generate import Block, GeneratedCells
+
+ROWS = 2**10  # in a piece of the file
+# Harder than prepared counts are, as there may be many more of them; a hundredth of the time that they take to generate
+COUNTS = COMPRESSION | {"compression_opts": 4}
+
+
+def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
+    """Generate cells into an ``.h5ad`` file, of which only ``obs`` is ever whole in memory."""
+    n_cells, n_genes = len(cells.obs), len(cells.var)
+    with (
+        new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns), compression="gzip") as file,
+        appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_genes, how=COUNTS) as append,
+    ):
+        latent = None  # left open, as X is in appended_rows
+        for block in cells.blocks:
+            append(block.counts)
+            if latent is None:
+                n_latent = block.latent.shape[1]
+                pieces = {"chunks": (ROWS, n_latent), "maxshape": (None, n_latent), **COMPRESSION}
+                write_elem(file["obsm"], "latent", block.latent, dataset_kwargs=pieces)
+                latent = file["obsm/latent"]
+            else:
+                latent.resize(len(latent) + len(block.latent), axis=0)
+                latent[-len(block.latent) :] = block.latent
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """File of a part of generated cells, with what is small in it; the cells stay there."""
+
+    path: Path
+    part: Part
+    record: dict[str, Any]
+    obs: pd.DataFrame
+    var: pd.DataFrame
+
+    @classmethod
+    def read(cls, path: Path) -> "PartFile":
+        """Read all but the cells.
+
+        Raises
+        ------
+        InputError
+            If there is no such file, or it holds no part of generated cells.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"No such file: {path}.")
+        examine_hdf5(path)
+        try:
+            with h5py.File(path) as file:
+                record = read_elem(file["uns/bdm"])
+                part = Part.parse(record.pop("part"))
+                return cls(path, part, record, read_elem(file["obs"]), read_elem(file["var"]))
+        except (OSError, KeyError) as error:
+            raise InputError(f"{path} is no part of generated cells; make it by bdm generate --part.") from error
+
+
+def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]:
+    """Give the cells of all parts as one job would have generated them, block by block, and their record.
+
+    Raises
+    ------
+    InputError
+        If a file is not of a part, parts are of different cells, or not all parts are there once.
+    """
+    files = [PartFile.read(path) for path in paths]
+    check_whole(files)
+    obs = pd.concat([file.obs for file in files])
+    number = obs.index.str.rpartition("-").get_level_values(2).astype(int)
+    order = np.argsort(number)
+    file = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])[order]
+    row = np.concatenate([np.arange(len(file.obs)) for file in files])[order]
+    return GeneratedCells(obs.iloc[order], files[0].var, blocks_at(paths, file, row)), files[0].record
+
+
+def check_whole(files: Sequence[PartFile]) -> None:
+    """Refuse files that are not each part of the same cells once."""
+    first, *others = files
+    for file in others:
+        differing = [key for key in first.record | file.record if first.record.get(key) != file.record.get(key)]
+        if differing or file.part.n_parts != first.part.n_parts:
+            raise InputError(
+                f"{first.path} and {file.path} are no parts of the same cells: they differ in "
+                f"{', '.join(differing) or 'the number of parts'}; generate all parts by the same command."
+            )
+    numbers = [file.part.number for file in files]
+    for number in range(1, first.part.n_parts + 1):
+        if numbers.count(number) != 1:
+            problem = "given twice" if number in numbers else "missing"
+            raise InputError(f"Part {Part(number, first.part.n_parts)} is {problem}; give every part once.")
+
+
+def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray) -> Iterator[Block]:
+    """Read rows of files, a few at a time: ``row[i]`` of file number ``file[i]``, where ``i`` counts up."""
+    ends = np.flatnonzero((np.diff(file) != 0) | (np.diff(row) != 1)) + 1
+    with ExitStack() as opened:
+        parts = [opened.enter_context(h5py.File(path)) for path in paths]
+        counts = [sparse_dataset(part["X"]) for part in parts]
+        for start, stop in pairwise([0, *ends, len(row)]):
+            for i in range(start, stop, LARGEST):
+                rows = slice(row[i], row[min(i + LARGEST, stop) - 1] + 1)
+                yield Block(counts[file[i]][rows], parts[file[i]]["obsm/latent"][rows])

@@ -1,0 +1,178 @@
+"""Hierarchies and trees in files: JSON, Newick, and a table of branches."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bdm.checksums import read_checksummed_json, write_checksummed_json
+from bdm.errors import InputError
+from bdm.files import read_json
+from bdm.hierarchy.tree import FORMAT, Clade, Hierarchy, from_nested
+
+
+def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
+    """Write a hierarchy into a JSON file."""
+    write_checksummed_json(path, hierarchy.to_json())
+
+
+def load_hierarchy(path: Path) -> Hierarchy:
+    """Read a hierarchy from its JSON file.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it holds no hierarchy as :func:`save_hierarchy` wrote it.
+    """
+    content = read_checksummed_json(path, "hierarchy", version=FORMAT)
+    try:
+        return Hierarchy.from_json(content)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")
+
+
+def quoted(name: str) -> str:
+    """Name as a quoted Newick label."""
+    return "'" + name.replace("'", "''") + "'"
+
+
+def to_newick(hierarchy: Hierarchy) -> str:
+    """Hierarchy in Newick, branch lengths in noise levels, support as label of inner nodes."""
+    written = {}
+    for branch in reversed(hierarchy.branches):
+        children = hierarchy.children[branch.name]
+        if children:
+            label = "" if branch.support is None else f"{branch.support:.2f}"
+            text = f"({','.join(written.pop(child) for child in children)}){label}"
+        else:
+            text = quoted(branch.name)
+        segment = hierarchy.segment(branch.name)
+        written[branch.name] = f"{text}:{segment.high - segment.low:.6g}"
+    return written[hierarchy.root.name] + ";\n"
+
+
+def from_newick(text: str) -> Clade:
+    """Shape of the first tree of a Newick text; lengths, comments and inner labels are passed over.
+
+    Raises
+    ------
+    InputError
+        If the text is not Newick.
+    """
+    open_nodes: list[list[Clade]] = [[]]
+    position, name, skip, closed = 0, None, False, None
+    while match := TOKEN.match(text, position):
+        position = match.end()
+        single, double, comment, sign, word = match.groups()
+        if comment is not None:
+            continue
+        if sign is None:
+            if not skip and closed is None:
+                if single is not None:
+                    label = single.replace("''", "'")
+                elif double is not None:
+                    label = double.replace('""', '"')
+                else:
+                    label = word.replace("_", " ")
+                name = label if name is None else f"{name} {label}"
+            continue
+        if sign == ":":
+            skip = True
+            continue
+        if sign == "(":
+            if name is not None or closed or skip:
+                break
+            open_nodes.append([])
+            continue
+        node = closed or (Clade(name) if name is not None else None)
+        if node is None:
+            raise InputError("The Newick text has a branch without a name; name every leaf by its cell type.")
+        open_nodes[-1].append(node)
+        name, skip, closed = None, False, None
+        if sign == ")" and len(open_nodes) > 1:
+            children = tuple(open_nodes.pop())
+            closed = Clade(children=children) if len(children) > 1 else children[0]
+        elif sign == ";" and len(open_nodes) == 1 and len(open_nodes[0]) == 1:
+            return open_nodes[0][0]
+        elif sign != ",":
+            break
+    raise InputError(f"The Newick text cannot be read near character {position}; check brackets and the end ';'.")
+
+
+Tree = Clade | Path | str | Sequence  # a shape, a file, Newick text, or nested lists of cell types
+
+
+def as_clade(tree: Tree) -> Clade:
+    """Turn a user's tree, in any form of :data:`Tree`, into its shape.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    if isinstance(tree, Clade):
+        return tree
+    if isinstance(tree, Path) or (isinstance(tree, str) and not tree.lstrip().startswith("(")):
+        return read_tree(tree)
+    return from_newick(tree) if isinstance(tree, str) else from_nested(tree)
+
+
+def read_tree(path: Path | str) -> Clade:
+    """Read a tree of cell types: nested lists in ``.json``, or Newick in any other file.
+
+    Of Newick, names in single or double quotes and without quotes are read, where an underscore stands for a space;
+    branch lengths, comments and names of inner nodes make no difference.
+
+    Returns
+    -------
+    Shape of the tree, for the argument ``tree`` of :class:`bdm.BranchedDiffusion`.
+
+    Raises
+    ------
+    InputError
+        If there is no such file or it holds no tree.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            return from_nested(read_json(path))
+        return from_newick(path.read_bytes().decode("utf-8-sig"))  # as text, it would lose the line breaks in names
+    except FileNotFoundError as error:
+        raise InputError(f"No such file: {path}.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not a tree ({error}); give nested lists in .json, or Newick.") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
+    """List all branches, parents before their children.
+
+    Returns
+    -------
+    Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``n_types`` and ``n_cells``
+    below it, ``support`` (of nodes), ``added`` (number of the extension that brought it, 0 if none), and
+    ``cell_types`` below it, in the tree's order.
+    """
+    rows = []
+    for branch in hierarchy.branches:
+        below = tuple(hierarchy.leaves(branch.name))
+        rows.append(
+            {
+                "branch": branch.name,
+                "parent": branch.parent,
+                "level": branch.level,
+                "n_types": len(below),
+                "n_cells": branch.n_cells,
+                "support": branch.support,
+                "added": branch.added,
+                "cell_types": "; ".join(below),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,148 @@
+"""Ancestral states: denoised cells at the nodes of the hierarchy, along its branches and in two dimensions."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from umap import UMAP
+
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.generation.generate import expected_counts, inverse_dispersion
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import LatentCells
+from bdm.model.model import BranchedModel
+from bdm.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class AncestralStates:
+    """What the model expects at the lower end of each branch; of a node, the state in which its children are one.
+
+    The rows are the hierarchy's branches, in its order. A hybrid is a state between its cell types, not their average:
+    in it a gene that few of them express is nearly as low as in the others.
+
+    Attributes
+    ----------
+    x
+        Mean of the denoised cells in whitened space, branches x dimensions.
+    expression
+        Mean of their decoded expression in CP10k, branches x genes.
+    detected
+        Share of such cells that would have counts of a gene, branches x genes.
+    """
+
+    x: np.ndarray
+    expression: pd.DataFrame
+    detected: pd.DataFrame
+
+
+def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
+    """Denoise cells at each branch point, on their walk down the tree, and decode them to genes.
+
+    The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
+    staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
+    """
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    means, expression, detected = [], [], []
+    names = [branch.name for branch in model.hierarchy.branches]
+    for branch, x in walk.shared(names, n_cells, seed).items():
+        x = denoised(walk, branch, x, walk.hierarchy.by_name[branch].level)
+        cell_types = list(walk.hierarchy.leaves(branch))
+        counts = decoded(model, x, cell_types)
+        r = branch_dispersion(model, cell_types)
+        means.append(x.mean(dim=0).numpy())
+        expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
+        detected.append(-np.expm1(-r * np.log1p(counts / r)).mean(axis=0))
+    frame = {"index": [branch.name for branch in model.hierarchy.branches], "columns": model.autoencoder.genes.index}
+    return AncestralStates(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
+
+
+@torch.no_grad()
+def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
+    """Denoised x of a branch's cells, cells x dimensions.
+
+    A branch of no length has no training, so there it is what would be right for a normal population.
+    """
+    if sigma == 0:
+        return x
+    end, where = walk.way(branch)[-1], next(walk.denoiser.parameters()).device
+    x, level = x.to(where), torch.tensor([sigma], device=where)
+    number = torch.tensor([end.number], device=where)
+    if end.high > end.low:
+        return walk.denoiser(x, level, number).cpu()
+    return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()
+
+
+def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
+    """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
+    per_batch = model.composition.loc[list(cell_types)].sum()
+    place = (np.arange(len(x)) + 0.5) / len(x)
+    batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), place)]
+    own = cell_types[0] if len(cell_types) == 1 else None
+    return expected_counts(model, x, batch.to_numpy(), own).astype(np.float64)
+
+
+def branch_dispersion(model: BranchedModel, cell_types: Collection[str]) -> np.ndarray:
+    """Inverse dispersion of each gene in a branch: the geometric mean over its training cells."""
+    n_cells = model.composition.loc[list(cell_types)].sum(axis=1).to_numpy(dtype=float)
+    logs = [np.log(inverse_dispersion(model, cell_type).astype(np.float64)) for cell_type in cell_types]
+    return np.exp(np.average(logs, axis=0, weights=n_cells))
+
+
+def path_table(hybrids: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
+    """Average path of each cell type through the noise levels, as expression of some genes.
+
+    Returns
+    -------
+    Table of a row for each branch on each cell type's way: ``cell_type``, ``branch``, its noise levels from ``high`` to
+    ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
+    """
+    steps = [
+        {"cell_type": cell_type, "branch": segment.branch, "high": segment.high, "low": segment.low}
+        for cell_type in hierarchy.cell_types
+        for segment in hierarchy.path(cell_type)
+    ]
+    table = pd.DataFrame(steps)
+    expression = hybrids.expression.loc[table["branch"], genes].reset_index(drop=True)
+    return pd.concat([table, expression], axis=1)
+
+
+MOST_EMBEDDED_CELLS = 3000
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Places of hybrids and of real cells in one UMAP of the whitened latent space.
+
+    Attributes
+    ----------
+    hybrids
+        Branches x 2.
+    cells
+        Table of real cells with the columns ``cell_type``, ``umap1`` and ``umap2``.
+    """
+
+    hybrids: np.ndarray
+    cells: pd.DataFrame
+
+
+def embedding_of(model: BranchedModel, hybrids: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
+    """Embed up to 3,000 real cells, and place the hybrids among their nearest of these.
+
+    References
+    ----------
+    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
+    """
+    n_cells = len(cells.mean)
+    chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MOST_EMBEDDED_CELLS])
+    x = model.whitening(cells.mean[chosen]).numpy()
+    umap = UMAP(n_neighbors=min(15, len(x) - 1), min_dist=0.4, random_state=seed, n_jobs=1).fit(x)
+    umap1, umap2 = umap.embedding_.T
+    cell_type = np.array(cells.cell_types)[cells.cell_type.numpy()[chosen]]
+    return Embedding(
+        umap.transform(hybrids.x.astype(np.float32)),
+        pd.DataFrame({"cell_type": cell_type, "umap1": umap1, "umap2": umap2}),
+    )

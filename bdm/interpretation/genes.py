@@ -1,0 +1,189 @@
+"""Genes that differ in a contrast, by the model and in real cells, and how well the two agree."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score
+
+from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.evaluation.cells import Cells, sample_by_type
+from bdm.evaluation.metrics import Agreement
+from bdm.generation.generate import Chunk, expected_counts, inverse_dispersion, shared_chunks
+from bdm.generation.request import Request, request_cells
+from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
+from bdm.model.model import BranchedModel
+
+
+def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> TypeExpression:
+    """Expression of each type by the model alone, over ``n_cells`` cells walked down the tree.
+
+    All types descend from the same ancestors, so that chance above a branch point does not part its children. Means are
+    over expected expression, without the noise of counts; types weigh by the cells that the model was trained on.
+    """
+    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    request = request_cells(model, n_cells)
+    parts = {cell_type: [] for cell_type in model.cell_types}
+    for chunk in shared_chunks(walk, request, seed):
+        parts[chunk.cell_type].append((len(chunk.x), _expression(model, request, chunk)))
+    n_trained = model.composition.sum(axis=1).to_dict()
+    return TypeExpression({cell_type: _pooled(part) for cell_type, part in parts.items()}, n_trained)
+
+
+def model_differences(expression: TypeExpression, contrast: Contrast) -> Differences:
+    """Differences between the sides of a contrast in the model.
+
+    The score is the standardised difference of means (Cohen's d), in units of the pooled spread that cells with counts
+    have within the two sides: a rare gene's fold change is hard to see in counts, so it counts for less, as in a test
+    of real cells.
+    """
+    inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
+    sides = expression.total(contrast.inside), expression.total(contrast.outside)
+    spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
+    fold_change = FoldChange.of(expression, contrast)
+    return Differences(fold_change, (inside.mean - outside.mean) / spread, two_sided_p(fold_change.z))
+
+
+def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
+    batch = request.batches(chunk.cell_type, chunk.start, len(chunk.x))
+    counts = expected_counts(model, chunk.x, batch, chunk.cell_type).astype(np.float64)
+    per_count = 1e4 / counts.sum(axis=1, keepdims=True)
+    expression = counts * per_count
+    # Law of total variance, with the negative binomial's own
+    noise = expression * per_count + expression**2 / inverse_dispersion(model, chunk.cell_type).astype(np.float64)
+    return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
+
+
+def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
+    names = tuple(map(str, range(len(parts))))
+    expressions = dict(zip(names, (expression for _, expression in parts), strict=True))
+    n_cells = dict(zip(names, (n for n, _ in parts), strict=True))
+    return TypeExpression(expressions, n_cells).mixture(names)
+
+
+FEWEST_CELLS = 3  # on either side of a contrast
+
+
+def real_expression(cells: Cells) -> TypeExpression:
+    """Expression of each type in real cells.
+
+    The variance is at least that of a Poisson number of counts, one more than were seen: that few cells have no counts
+    of a gene does not mean that others have none.
+    """
+    by_type = {}
+    for cell_type, n in cells.n_by_type.items():
+        of_type = cells[cells.cell_type == cell_type]
+        cp10k = of_type.cp10k.astype(np.float64)
+        mean = cp10k.mean(axis=0).A1
+        square = cp10k.multiply(cp10k).mean(axis=0).A1
+        per_count = 1e4 / max(of_type.library_size.sum(), 1)
+        poisson = n * (of_type.counts.sum(axis=0).A1 + 1) * per_count**2
+        by_type[cell_type] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
+    return TypeExpression(by_type, cells.n_by_type.to_dict())
+
+
+def real_differences(
+    cells: Cells, expression: TypeExpression, contrasts: tuple[Contrast, ...]
+) -> dict[str, Differences]:
+    """Differences in real cells for the contrasts of one node, by child.
+
+    The test is Wilcoxon's, corrected for ties, on log1p(CP10k), of a child's cells against those of the others.
+    Children are left out that have fewer than three cells, or of whose siblings there are fewer than three.
+
+    Parameters
+    ----------
+    expression
+        :func:`real_expression` of the cells.
+    """
+    below = {leaf: contrast.child for contrast in contrasts for leaf in contrast.inside}
+    cells = cells[np.isin(cells.cell_type, list(below))]
+    cells = Cells(cells.counts, np.array([below[cell_type] for cell_type in cells.cell_type], dtype=str))
+    n_cells = cells.n_by_type
+    children = [child for child, n in n_cells.items() if FEWEST_CELLS <= n <= len(cells) - FEWEST_CELLS]
+    if not children:
+        return {}
+    tested = wilcoxon(cells, children)
+    known = expression.by_type.keys()
+    return {
+        contrast.child: Differences(FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
+        for contrast in contrasts
+        if contrast.child in children
+    }
+
+
+def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Score and p-value of each gene, by group of cells, against all other cells."""
+    adata = AnnData(cells.expression.copy())
+    adata.obs["group"] = pd.Categorical(cells.cell_type)
+    with warnings.catch_warnings(action="ignore"):
+        sc.tl.rank_genes_groups(adata, "group", groups=groups, method="wilcoxon", tie_correct=True)
+    result = adata.uns["rank_genes_groups"]
+    tested = {}
+    for group in groups:
+        in_order = np.argsort(result["names"][group].astype(int))
+        tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals"))
+    return tested
+
+
+def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Part cells at random into two halves of the same types."""
+    first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
+    return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]
+
+
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class BranchAgreement:
+    """How well judged differences agree with those in real cells; 1 is perfect.
+
+    Attributes
+    ----------
+    pearson, spearman, slope
+        Of log fold changes, over genes; the slope is of judged on real.
+    top_shared
+        Share of the top genes by score that are the same.
+    auprc
+        Area under the precision-recall curve (average precision) of the judged score for finding genes significantly
+        higher in real cells; NaN where there are none. By chance it is the share of these genes.
+    coverage
+        Share of genes whose fold changes differ by no more than their joint 95% interval; 0.95 where nothing but the
+        numbers of cells parts the two.
+    """
+
+    pearson: float
+    spearman: float
+    slope: float
+    top_shared: float
+    auprc: float
+    coverage: float
+
+    @classmethod
+    def of(cls, judged: Differences, real: Differences, *, n_genes: int) -> BranchAgreement:
+        """Compare the differences of one contrast."""
+        n_genes = min(n_genes, len(real.score))
+        ours, theirs = judged.fold_change, real.fold_change
+        changes = Agreement(ours.log2, theirs.log2)
+        error = np.hypot(ours.standard_error, theirs.standard_error)
+        positive = real.significant
+        return cls(
+            pearson=changes.correlation,
+            spearman=float(spearmanr(ours.log2, theirs.log2).statistic),
+            slope=changes.slope,
+            top_shared=float(np.mean(judged.rank[real.rank <= n_genes] <= n_genes)),
+            auprc=float(average_precision_score(positive, judged.score)) if positive.any() else np.nan,
+            coverage=float(np.mean(np.abs(ours.log2 - theirs.log2) <= Z_95 * error)),
+        )
+
+
+def mean_agreement(agreements: Iterable[BranchAgreement]) -> pd.Series:
+    """Mean of each measure where it is known; NaN where it never is."""
+    return pd.DataFrame([asdict(a) for a in agreements], columns=list(BranchAgreement.__dataclass_fields__)).mean()
