@@ -216,9 +216,9 @@ def run(kind: str, folder: Path, numbers: range) -> list[Case]:
 
 def main(folder: Path, kind: str, start: int, stop: int) -> None:
     """Try cases and tell of each."""
-    from bdm.data import read as probe
+    from bdm.data import read
 
-    probe.SECONDS = 5
+    read.PROBE_SECONDS = 5
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

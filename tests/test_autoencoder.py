@@ -31,7 +31,7 @@ from bdm.autoencoder.storage import (
     table_to_json,
 )
 from bdm.checksums import write_checksummed_json
-from bdm.data import matrix as blocks
+from bdm.data import matrix
 from bdm.data.matrix import rows_of
 from bdm.data.prepare import PrepareSettings, prepare, read_prepared
 from bdm.errors import InputError, TrainingError
@@ -662,7 +662,7 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
         read.append(rows)
         return rows_of(matrix, rows)
 
-    monkeypatch.setattr(blocks, "rows_of", counted)
+    monkeypatch.setattr(matrix, "rows_of", counted)
     fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
     assert len(read[0]) < 100 + N_SAMPLED_PER_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()

@@ -7,7 +7,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data import matrix as blocks
+from bdm.data import matrix as rows_module
 from bdm.data.matrix import blocks_of_rows, by_rows, rows_of
 from bdm.data.prepare import PrepareSettings, prepare, read_prepared
 from bdm.data.read import read_cells
@@ -46,8 +46,8 @@ def matrix(request, tmp_path):
 
 @pytest.fixture(params=[(1, 0), (50, 7), (2**22, 2**14)], autouse=True)
 def sizes(request, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", request.param[0])
-    monkeypatch.setattr(blocks, "GAP", request.param[1])
+    monkeypatch.setattr(rows_module, "BLOCK", request.param[0])
+    monkeypatch.setattr(rows_module, "GAP", request.param[1])
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")

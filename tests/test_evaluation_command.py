@@ -72,8 +72,8 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
 
 
 def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generated, monkeypatch):
-    from bdm.data import matrix as blocks
-    from bdm.evaluation import memorisation as copying
+    from bdm.data import matrix
+    from bdm.evaluation import memorisation
 
     n_read = defaultdict(list)
 
@@ -81,8 +81,8 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
         n_read[file_of(matrix).stem].append(len(rows))
         return rows_of(matrix, rows)
 
-    monkeypatch.setattr(blocks, "rows_of", counted)
-    monkeypatch.setattr(copying, "BLOCK", 50)
+    monkeypatch.setattr(matrix, "rows_of", counted)
+    monkeypatch.setattr(memorisation, "BLOCK", 50)
     out = files / "evaluation"
     options = ("--n-repeats", 1, "--max-cells-per-type", 5)
     bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)

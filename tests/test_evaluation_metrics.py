@@ -4,8 +4,7 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation import memorisation as copying
-from bdm.evaluation import metrics as classifiers
+from bdm.evaluation import memorisation, metrics
 from bdm.evaluation.cells import Cells, Matched, capped, match, sample_by_type, take_samples, thin
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_shares
@@ -150,7 +149,7 @@ def test_classifier_tells_a_shift_but_not_equals(classifier):
 def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
     at_once = typing_f1(three_types, three_types)
     assert set(at_once) == {"a", "b", "c"}
-    monkeypatch.setattr(classifiers, "BLOCK", 7)
+    monkeypatch.setattr(metrics, "CLASSIFIER_BLOCK", 7)
     assert typing_f1(three_types, three_types) == at_once
 
 
@@ -192,5 +191,5 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     assert at_once[0] == 1
     assert abs(at_once[1] - 0.5) < 0.2
     assert at_once[1] == memorisation_shares(suspects[1:], cells[training])[0]
-    monkeypatch.setattr(copying, "BLOCK", 7)
+    monkeypatch.setattr(memorisation, "BLOCK", 7)
     assert memorisation_shares(suspects, cells[training]) == at_once

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bdm.arrays import matrix_power
-from bdm.data import matrix as blocks
+from bdm.data import matrix
 from bdm.data.prepare import PrepareSettings, prepare
 from bdm.errors import InputError
 from bdm.latent import cells
@@ -194,7 +194,7 @@ def test_type_codes_are_of_the_autoencoders_types(encoded, small_model):
     np.testing.assert_allclose(encode(other, small_model.model.autoencoder).X, latent.X, atol=1e-5)
 
 
-@pytest.mark.parametrize(("module", "size"), [(cells, 100), (blocks, 1000)])
+@pytest.mark.parametrize(("module", "size"), [(cells, 100), (matrix, 1000)])
 def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, monkeypatch):
     prepared, latent = encoded
     monkeypatch.setattr(module, "BLOCK", size)

@@ -153,8 +153,8 @@ def mean_bound_by_type(
 
     Returns
     -------
-    Table of types: ``log_likelihood``, the mean of ``evidence_lower_bounds``, and ``n_counts``, the mean counts of a cell; NaN for
-    types without cells.
+    Table of types: ``log_likelihood``, the mean of ``evidence_lower_bounds``, and ``n_counts``, the mean counts of a
+    cell; NaN for types without cells.
     """
     table = pd.DataFrame({"log_likelihood": bounds, "n_counts": np.asarray(cells.X.sum(axis=1)).ravel()})
     return table.groupby(types.numpy()).mean().reindex(range(len(cell_types))).set_axis(list(cell_types))

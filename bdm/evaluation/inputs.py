@@ -79,7 +79,8 @@ def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> Typ
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
-            f"{path} has cells of types that the prepared data lack: {subset_of_names(unknown)}; give types by the same names."
+            f"{path} has cells of types that the prepared data lack: {subset_of_names(unknown)}; "
+            "give types by the same names."
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
     return cells if on_disk else cells.in_memory()

@@ -122,5 +122,6 @@ def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> Non
     }.items():
         if len(names):
             raise InputError(
-                f"{path} {problem} cells of the types {subset_of_names(names)}; give cells of the data that the model is of."
+                f"{path} {problem} cells of the types {subset_of_names(names)}; "
+                "give cells of the data that the model is of."
             )
