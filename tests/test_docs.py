@@ -172,7 +172,7 @@ def run_blocks(title: str, found: dict, *, replacing: tuple[str, str] = ("", "")
 
 def test_recipe_of_joining_runs(small_model, example_cells):
     found = {"model": small_model, "adata": example_cells.copy()}
-    run_blocks("Generated cells", found, replacing=("generate(100)", "generate(2)"))
+    run_blocks("Join generated and real cells", found, replacing=("generate(100)", "generate(2)"))
     cells = found["cells"]
     assert cells.X.dtype == np.float32
     assert cells.obs["bulk_labels"].notna().all()
@@ -198,7 +198,7 @@ def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):
     cells.obs = pd.DataFrame({"cell_type": types, "donor": np.where(number % 3, "one", "two")}, cells.obs_names)
     cells.obs["condition"] = np.where(number % 2, "control", "stimulated")
     cells.write_h5ad("cells.h5ad")
-    text = (ROOT / "docs/recipes.md").read_text().split("## Awkward data")[1]
+    text = (ROOT / "docs/recipes.md").read_text().split("## Gene identifiers")[1]
     blocks = [(m[2], m[3]) for m in FENCE.findall(text)]
     first, *others = [content for language, content in blocks if language == "python"]
     exec(compile(first, "first", "exec"), {})
