@@ -16,17 +16,17 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
-PLACES = {
-    "AutoencoderSettings": "bdm.autoencoder.fit",
+MODULES = {
+    "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
-    "DenoiserSettings": "bdm.diffusion.fit",
-    "HierarchySettings": "bdm.hierarchy.build",
+    "DenoiserSettings": "bdm.settings",
+    "HierarchySettings": "bdm.settings",
     "InputError": "bdm.errors",
-    "PrepareSettings": "bdm.data.prepare",
-    "Settings": "bdm.api",
+    "PrepareSettings": "bdm.settings",
+    "Settings": "bdm.settings",
     "read_tree": "bdm.hierarchy.files",
 }
-__all__ = [*PLACES, "pl"]
+__all__ = [*MODULES, "pl"]
 __version__ = version("bdm")
 
 show_messages()
@@ -36,6 +36,6 @@ def __getattr__(name: str):
     """Import the model's classes and figures when they are first asked for, so that the command line starts at once."""
     if name == "pl":
         return import_module("bdm.pl")
-    if name in PLACES:
-        return getattr(import_module(PLACES[name]), name)
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
     raise AttributeError(f"module 'bdm' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.data.read import read_cells
-from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
@@ -21,11 +20,12 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
-from bdm.model.fit import Checkpoints, FitSettings, fit
+from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells, real_cells_for
 from bdm.model.match import InputKeys, encodable, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
+from bdm.settings import PrepareSettings, SamplerSettings, Settings
 from bdm.text import listed
 from bdm.threads import using_threads
 from bdm.training import fabric
@@ -40,13 +40,6 @@ if TYPE_CHECKING:
 
 
 Method = TypeVar("Method", bound=Callable)
-
-
-@dataclass(frozen=True)
-class Settings(FitSettings):
-    """Settings of every stage from raw counts to the model."""
-
-    prepare: PrepareSettings = field(default=PrepareSettings(test=0.0))
 
 
 def computing(method: Method) -> Method:
@@ -428,8 +421,9 @@ class BranchedDiffusion:
             bdm.pl.scores(evaluation)
         """
         from bdm.evaluation.cells import RESERVED_SET_NAMES
-        from bdm.evaluation.evaluate import EvaluationSettings, evaluate
+        from bdm.evaluation.evaluate import evaluate
         from bdm.evaluation.inputs import check_number
+        from bdm.settings import EvaluationSettings
 
         if taken := set(RESERVED_SET_NAMES) & set(beside or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
@@ -528,8 +522,9 @@ class BranchedDiffusion:
             If the model was loaded without its cells, or is not fitted.
         """
         from bdm.interpretation.inputs import inputs_of
-        from bdm.interpretation.interpret import InterpretationSettings, interpret
+        from bdm.interpretation.interpret import interpret
         from bdm.interpretation.tables import branches_adata
+        from bdm.settings import InterpretationSettings
 
         prepared = self._cells()
         generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)

@@ -20,11 +20,7 @@ def example_cells() -> AnnData:
 @pytest.fixture(scope="session")
 def small_settings():
     """Settings of a model that trains in seconds, and learns little."""
-    from bdm.api import Settings
-    from bdm.autoencoder.fit import AutoencoderSettings
-    from bdm.data.prepare import PrepareSettings
-    from bdm.diffusion.fit import DenoiserSettings
-    from bdm.hierarchy.build import HierarchySettings
+    from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
 
     return Settings(
         prepare=PrepareSettings(n_genes=200, test=0.0),

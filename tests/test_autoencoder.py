@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from bdm.arrays import tensor_of
 from bdm.autoencoder import fit, own
 from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
-from bdm.autoencoder.fit import AutoencoderSettings, FittedAutoencoder, fit_autoencoder
+from bdm.autoencoder.fit import FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.network import (
     MEMORY,
     TYPE_DISPERSION_SCALE,
@@ -33,10 +33,11 @@ from bdm.autoencoder.storage import (
 from bdm.checksums import write_checksummed_json
 from bdm.data import matrix
 from bdm.data.matrix import rows_of
-from bdm.data.prepare import PrepareSettings, prepare, read_prepared
+from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json
 from bdm.latent.cells import encode
+from bdm.settings import AutoencoderSettings, PrepareSettings
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
 

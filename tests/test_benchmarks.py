@@ -22,13 +22,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.cli import app
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.generation.generate import generated_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -9,9 +9,10 @@ from scipy import sparse
 
 from bdm.data import matrix as rows_module
 from bdm.data.matrix import blocks_of_rows, by_rows, rows_of
-from bdm.data.prepare import PrepareSettings, prepare, read_prepared
+from bdm.data.prepare import prepare, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
+from bdm.settings import PrepareSettings
 
 MATRIX = sparse.random(97, 31, density=0.2, format="csr", random_state=0, dtype=np.float32)
 MATRIX[40:60] = 0

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
 from bdm.files import sha256
+from bdm.settings import PrepareSettings
 from bdm.training import Loop, train
 
 LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from damage import READERS, run, summary
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
 from bdm.checkpoint import Checkpoint, Progress
-from bdm.data.prepare import PrepareSettings, prepared_cells, read_prepared
+from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import AdapterSettings, ExtendSettings, extend_all
 from bdm.extension.new_cells import new_cells
@@ -23,13 +21,14 @@ from bdm.generation.chunks import Part
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import save_hierarchy
 from bdm.latent.cells import encode, latent_cells, read_latent, save_latent
 from bdm.model.fit import fit_model
 from bdm.model.match import InputKeys
 from bdm.model.model import save_model
 from bdm.provenance import preparation, provenance, storable
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, SamplerSettings
 
 CASES = int(os.environ.get("BDM_DAMAGED_CASES", 12))  # of each kind of file
 OWN = ("prepared.h5ad", "autoencoder", "model", "hierarchy.json", "checkpoint", "parts")

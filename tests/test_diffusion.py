@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
-from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
+from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import dpm_solver, noise_levels
 from bdm.diffusion.transport import gaussian_transport
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, TypeMoments, fit_whitening, type_moments
 from bdm.seeds import derive
+from bdm.settings import DenoiserSettings, HierarchySettings, SamplerSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:

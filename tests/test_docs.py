@@ -12,9 +12,10 @@ import yaml
 from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
+from bdm.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

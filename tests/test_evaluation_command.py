@@ -12,9 +12,10 @@ from matplotlib.image import imread
 from bdm.cli import app
 from bdm.commands.evaluate import evaluate
 from bdm.data.matrix import file_of, rows_of
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.evaluation.resampling import SizeLimits
+from bdm.settings import PrepareSettings
 
 
 def bdm(*arguments) -> None:

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, sample_by_type
-from bdm.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate, seeds_of_draws
+from bdm.evaluation.evaluate import Evaluation, evaluate, seeds_of_draws
 from bdm.evaluation.genes import marker_genes, variable_genes
 from bdm.evaluation.resampling import SizeLimits, draw_resample
 from bdm.evaluation.scores import Reference, score_cells
+from bdm.settings import EvaluationSettings, PrepareSettings
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,6 @@ from scipy.sparse import csr_matrix
 
 from bdm.autoencoder.adapt import AdapterSettings
 from bdm.cli import main
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all
 from bdm.extension.new_cells import new_cells
@@ -23,6 +21,7 @@ from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
+from bdm.settings import DenoiserSettings, SamplerSettings
 
 QUICK = ExtendSettings(AdapterSettings(n_steps=20), DenoiserSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
@@ -320,7 +319,8 @@ def bdm(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(base, example_cells, tmp_path_factory):
     """Folder of a model, what it has learnt from, and cells of other types."""
-    from bdm.data.prepare import PrepareSettings, prepare
+    from bdm.data.prepare import prepare
+    from bdm.settings import PrepareSettings
 
     folder = tmp_path_factory.mktemp("extend")
     save_model(folder / "model", base)

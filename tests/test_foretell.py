@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.foretell import Seconds, foretold_autoencoder, foretold_fit, seconds_of, timed
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.latent.cells import encode
+from bdm.settings import AutoencoderSettings, PrepareSettings
 from bdm.threads import using_threads
 
 FACTOR = 2  # beside other programs, the processor itself is slower

@@ -9,13 +9,13 @@ import torch
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
-from bdm.diffusion.walk import SamplerSettings
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST, SMALLEST, chunk_specs
 from bdm.generation.generate import expected_counts, generate_cells, generated_cells, inverse_dispersion, sample_counts
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.seeds import derive, numpy_generator
+from bdm.settings import SamplerSettings
 from bdm.threads import using_threads
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"

@@ -9,13 +9,14 @@ from scipy.stats import norm
 
 from bdm.diffusion.fit import branch_table
 from bdm.errors import InputError
-from bdm.hierarchy.build import MIN_LEVEL, HierarchySettings, branch_level, build_hierarchy
+from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.files import from_newick, read_tree
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.plotting.figure import save_figure
 from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.settings import HierarchySettings
 
 PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}
 CLADES = {frozenset("ab"), frozenset("cd"), frozenset("abcd"), frozenset("abcde")}

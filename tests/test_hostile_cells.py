@@ -14,9 +14,10 @@ from hostile import Case, cases, command, command_in_process, hostile_cells
 from hypothesis import event, given, reject
 from scipy import sparse
 
-from bdm.api import BranchedDiffusion, Settings
-from bdm.data.prepare import PrepareSettings, prepare, read_prepared
+from bdm.api import BranchedDiffusion
+from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, as_options
+from bdm.settings import PrepareSettings, Settings
 
 # ---- what is right, told from dense matrices
 

@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, norm
 from bdm.autoencoder.adapt import of_type
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.files import sha256
@@ -40,7 +40,7 @@ from bdm.interpretation.genes import (
     real_expression,
 )
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
-from bdm.interpretation.interpret import InterpretationSettings, interpret, learned_cells, match_numbers
+from bdm.interpretation.interpret import interpret, learned_cells, match_numbers
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
 from bdm.interpretation.stability import THRESHOLDS, latent_support
 from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
@@ -54,6 +54,7 @@ from bdm.plotting.hybrids import hybrids_figure
 from bdm.plotting.interpretation import FIGURES
 from bdm.plotting.markers import markers_figure
 from bdm.plotting.places import together
+from bdm.settings import InterpretationSettings, SamplerSettings
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
 TREE = Hierarchy(

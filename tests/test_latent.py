@@ -4,12 +4,13 @@ import torch
 
 from bdm.arrays import matrix_power
 from bdm.data import matrix
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, read_latent
 from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, type_moments
 from bdm.minibatch import Minibatches, type_weight
+from bdm.settings import PrepareSettings
 
 
 def random_cells(*, n_cells=(400, 150, 60), n_dims=5, seed=0) -> LatentCells:

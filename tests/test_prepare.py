@@ -18,11 +18,12 @@ from bdm.cli import main
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS
 from bdm.data.h5ad import appended_rows
-from bdm.data.prepare import PrepareSettings, prepare, prepared_cells
+from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
 from bdm.files import sha256
+from bdm.settings import PrepareSettings
 
 SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells
 
@@ -583,14 +584,14 @@ def test_no_test_cells_if_none_are_asked_for(cells):
         ({"validation": -0.1}, "validation is -0.1"),
         ({"test": float("nan")}, "test is nan"),
         ({"validation": 0.5, "test": 0.5}, "sum to 1 or more"),
-        ({"n_genes": 0}, "n_genes is 0, but must be 1 or more"),
+        ({"n_genes": 0}, "n_genes is 0, but must be at least 1"),
         ({"min_genes_per_cell": -1}, "min_genes_per_cell is -1"),
         ({"min_cells_per_gene": -1}, "min_cells_per_gene is -1"),
-        ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be 3 or more"),
+        ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be at least 3"),
         ({"seed": -1}, "seed is -1"),
         ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
         ({"genes": []}, "`genes=` lists no genes"),
-        ({"genes": None}, "`genes=` lists no genes"),
+        ({"genes": None}, "genes is None, but must be text or a list of texts"),
         ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'markers' .*no_such_file.txt is none"),
         ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
     ],

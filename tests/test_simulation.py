@@ -5,10 +5,11 @@ import pytest
 from scipy import sparse
 from scipy.stats import nbinom
 
-from bdm.data.prepare import PrepareSettings, prepare
+from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Clade
 from bdm.seeds import numpy_generator
+from bdm.settings import PrepareSettings
 from bdm.simulation.programmes import ProgrammeSettings, height, plant, random_tree
 from bdm.simulation.simulate import Population, Simulation, SimulationSettings, shares, simulate, type_sizes
 

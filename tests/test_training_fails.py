@@ -11,14 +11,13 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from bdm.api import BranchedDiffusion
-from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.checkpoint import Checkpoint
-from bdm.data.prepare import PrepareSettings, prepare
-from bdm.diffusion.fit import DenoiserSettings
+from bdm.data.prepare import prepare
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
+from bdm.settings import AutoencoderSettings, DenoiserSettings, PrepareSettings
 from bdm.training import Loop, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")

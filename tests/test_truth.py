@@ -7,11 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from bdm.api import BranchedDiffusion, Settings
-from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.data.prepare import PrepareSettings
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.hierarchy.build import HierarchySettings
+from bdm.api import BranchedDiffusion
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.tree import Branch, Clade
 from bdm.interpretation.ancestral_states import ancestral_states
@@ -19,6 +15,7 @@ from bdm.interpretation.commitment import commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
 from bdm.simulation.programmes import height
 from bdm.simulation.simulate import Simulation, SimulationSettings, simulate
 

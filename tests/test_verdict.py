@@ -3,10 +3,11 @@ import pytest
 from scipy.stats import norm
 
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.evaluate import EvaluationSettings, evaluate
+from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.metrics import energy_distance, spread
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Grade, overall_verdict, verdict, verdicts_by_type
+from bdm.settings import EvaluationSettings
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
 MANY = 10**6

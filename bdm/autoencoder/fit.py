@@ -24,38 +24,13 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.own import own_networks
 from bdm.checkpoint import Checkpoint
-from bdm.limits import check_above_zero, check_at_least
 from bdm.seeds import derive
+from bdm.settings import AutoencoderSettings
 from bdm.threads import Map, threads, using_threads
 from bdm.training import Loop, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from
-
-
-@dataclass(frozen=True)
-class AutoencoderSettings:
-    """Settings of the count autoencoder that a user may choose.
-
-    Attributes
-    ----------
-    loading_scale
-        Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
-        expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
-    shared_decoder
-        Let all types share one decoder; else each has its own where its held-out cells are more likely by that.
-    """
-
-    n_latent: int = 30
-    loading_scale: float = 0.1
-    n_steps: int = 400
-    batch_size: int = 256
-    learning_rate: float = 1e-2
-    shared_decoder: bool = False
-
-    def __post_init__(self):
-        check_at_least(self, n_latent=1, n_steps=1, batch_size=1)
-        check_above_zero(self, "loading_scale", "learning_rate")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def autoencoder(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+    from bdm.autoencoder.fit import fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import foretold_autoencoder, print_foretold
@@ -42,9 +42,14 @@ def autoencoder(
     from bdm.files import atomic_write, sha256
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
+    from bdm.settings import AutoencoderSettings
 
     settings = AutoencoderSettings(
-        n_latent, loading_scale, n_steps, learning_rate=learning_rate, shared_decoder=shared_decoder
+        n_latent=n_latent,
+        loading_scale=loading_scale,
+        n_steps=n_steps,
+        learning_rate=learning_rate,
+        shared_decoder=shared_decoder,
     )
     adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
     if dry_run:

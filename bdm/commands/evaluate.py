@@ -7,7 +7,6 @@ import typer
 from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
 from bdm.commands.told import Summary
 from bdm.errors import InputError
-from bdm.evaluation.cells import RESERVED_SET_NAMES, set_name
 
 if TYPE_CHECKING:
     from bdm.model.match import InputKeys
@@ -49,7 +48,7 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    from bdm.evaluation.evaluate import EvaluationSettings
+    from bdm.evaluation.cells import set_name
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.figures.write import write_figures
     from bdm.evaluation.inputs import read_generated, read_real_cells
@@ -59,6 +58,7 @@ def evaluate(
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
     from bdm.provenance import provenance
+    from bdm.settings import EvaluationSettings
 
     keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     check_used(model, test_cells, keys)
@@ -92,6 +92,8 @@ def check_used(model: Path | None, test_cells: Path | None, keys: "InputKeys") -
 
 def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
     """Name the sets to judge: ``branched``, and as ``beside`` says (NAME=FILE)."""
+    from bdm.evaluation.cells import RESERVED_SET_NAMES
+
     files = {"branched": generated}
     for item in beside:
         name, separator, file = item.partition("=")

@@ -52,20 +52,17 @@ def fit(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.api import BranchedDiffusion, Settings
-    from bdm.autoencoder.fit import AutoencoderSettings
+    from bdm.api import BranchedDiffusion
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import foretold_fit, print_foretold
     from bdm.data.matrix import UnreadableError
-    from bdm.data.prepare import PrepareSettings
     from bdm.data.read import read_cells
-    from bdm.diffusion.fit import DenoiserSettings
     from bdm.errors import InputError
     from bdm.files import atomic_write, sha256
-    from bdm.hierarchy.build import HierarchySettings
     from bdm.hierarchy.files import read_tree
     from bdm.model.fit import Checkpoints
     from bdm.model.model import save_model
+    from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
 
     settings = Settings(
         prepare=PrepareSettings(

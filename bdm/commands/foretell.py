@@ -12,7 +12,7 @@ import pandas as pd
 
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds, type_codes
-from bdm.autoencoder.fit import N_HELD_OUT, AutoencoderSettings, FittedAutoencoder, fit_autoencoder
+from bdm.autoencoder.fit import N_HELD_OUT, FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.own import cells_by_type, own_network
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.told import peak_memory
@@ -21,6 +21,7 @@ from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.progress import duration
+from bdm.settings import AutoencoderSettings
 from bdm.threads import chosen_threads
 from bdm.training import Loop
 

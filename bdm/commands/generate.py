@@ -42,7 +42,6 @@ def generate(
     from dataclasses import asdict
 
     from bdm.data.read import read_cells
-    from bdm.diffusion.walk import SamplerSettings
     from bdm.errors import InputError
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
@@ -52,6 +51,7 @@ def generate(
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
+    from bdm.settings import SamplerSettings
     from bdm.training import fabric
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:

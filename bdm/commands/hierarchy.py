@@ -32,12 +32,13 @@ def hierarchy(
 
     from bdm.errors import InputError
     from bdm.files import atomic_write
-    from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+    from bdm.hierarchy.build import build_hierarchy
     from bdm.hierarchy.files import branch_table, read_tree, save_hierarchy, to_newick
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.figure import save_figure
     from bdm.plotting.hierarchy import plot_hierarchy
     from bdm.plotting.page.tree import tree_page
+    from bdm.settings import HierarchySettings
 
     outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]
     if len(set(outputs)) < len(outputs):

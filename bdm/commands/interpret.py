@@ -46,13 +46,13 @@ def interpret(
 
     from bdm.files import atomic_write
     from bdm.interpretation.inputs import read_inputs
-    from bdm.interpretation.interpret import InterpretationSettings
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.report import summary, write_report
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums
     from bdm.plotting.interpretation import write_figures
     from bdm.provenance import provenance
+    from bdm.settings import InterpretationSettings
 
     settings = InterpretationSettings(n_genes=n_genes)
     with atomic_write(out, folder_of="interpretation.json") as folder:

@@ -47,10 +47,11 @@ def prepare(
     from contextlib import ExitStack
 
     from bdm.data.matrix import UnreadableError
-    from bdm.data.prepare import PrepareSettings, prepared_cells, summary
+    from bdm.data.prepare import prepared_cells, summary
     from bdm.data.read import read_cells
     from bdm.errors import InputError
     from bdm.files import atomic_write, sha256
+    from bdm.settings import PrepareSettings
 
     settings = PrepareSettings(
         label_key=label_key,

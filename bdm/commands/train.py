@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from bdm.checkpoint import Checkpoint
-    from bdm.diffusion.fit import DenoiserSettings
+    from bdm.settings import DenoiserSettings
 
 
 def train(
@@ -40,12 +40,12 @@ def train(
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.foretell import print_foretold, seconds_of
-    from bdm.diffusion.fit import DenoiserSettings
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.processes import run_on
+    from bdm.settings import DenoiserSettings
 
     settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps, learning_rate=learning_rate)
     if dry_run:

@@ -44,12 +44,12 @@ def transmute(
     import numpy as np
 
     from bdm.data.read import read_cells
-    from bdm.diffusion.walk import SamplerSettings
     from bdm.files import atomic_write, sha256
     from bdm.generation.merge import write_cells
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
+    from bdm.settings import SamplerSettings
     from bdm.training import fabric
     from bdm.transmutation.request import Goal, read_pair, sources_of
     from bdm.transmutation.transmute import transmuted_cells

@@ -24,14 +24,14 @@ from bdm.data.filters import (
     without_types,
     without_uncounted_cells,
 )
-from bdm.data.genes import GeneList, as_names, choose_genes, listed_genes, marker_genes, read_gene_list
+from bdm.data.genes import choose_genes, listed_genes, marker_genes
 from bdm.data.h5ad import appended_rows, new_h5ad
 from bdm.data.hints import hint_at_batches, hint_at_types
 from bdm.data.matrix import by_rows
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
-from bdm.limits import check_at_least
+from bdm.settings import PrepareSettings
 
 
 def is_prepared(adata: AnnData) -> bool:
@@ -63,83 +63,6 @@ def gene_names(prepared: AnnData) -> GeneNames:
     """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
     settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
     return GeneNames(prepared.var, settings.get("gene_symbols"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareSettings:
-    """How cells and genes are chosen and split.
-
-    Attributes
-    ----------
-    label_key, batch_key
-        Columns of ``obs`` with the cell type and, if any, the batch.
-    counts
-        Where raw counts are, see :func:`bdm.data.counts.find_counts`.
-    leave_out
-        Cell types to leave out.
-    drop_unlabelled
-        Leave out cells without a cell type, which else are an error.
-    genes
-        ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
-        may be those of the data or symbols.
-    keep_genes
-        Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
-        markers (:data:`bdm.data.genes.MARKERS`) that the data have.
-    gene_symbols
-        Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
-        :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
-    min_genes_per_cell
-        Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
-    min_cells_per_gene
-        Genes seen in fewer training cells are left out.
-    min_cells_per_type
-        Types of fewer cells are left out.
-    validation, test
-        Fractions of cells, by type.
-    """
-
-    label_key: str = "cell_type"
-    batch_key: str | None = None
-    counts: str = "auto"
-    leave_out: tuple[str, ...] = ()
-    drop_unlabelled: bool = False
-    genes: GeneList = "seurat_v3"
-    n_genes: int = 2000
-    keep_genes: GeneList | None = None
-    gene_symbols: str | None = None
-    min_genes_per_cell: int = 0
-    min_cells_per_gene: int = 3
-    min_cells_per_type: int = 10
-    validation: float = 0.1
-    test: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self):
-        n_splits = 1 + (self.validation > 0) + (self.test > 0)
-        check_at_least(self, n_genes=1, min_genes_per_cell=0, min_cells_per_gene=0, seed=0, min_cells_per_type=n_splits)
-        for name in ("validation", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be a fraction from 0 to below 1.")
-        if self.validation + self.test >= 1:
-            raise InputError("validation and test sum to 1 or more, which leaves no cells to train on.")
-        if isinstance(self.leave_out, str):
-            object.__setattr__(self, "leave_out", (self.leave_out,))
-        for name in ("genes", "keep_genes"):
-            object.__setattr__(self, name, as_names(getattr(self, name)))
-        self.gene_list()
-        self.kept_list()
-
-    def gene_list(self) -> pd.Index | None:
-        """Names of the genes to choose, if they are listed."""
-        if self.genes in ("seurat_v3", "all"):
-            return None
-        return read_gene_list(self.genes, option="genes=", words="'seurat_v3', 'all'")
-
-    def kept_list(self) -> pd.Index | None:
-        """Names of the genes to keep, if they are listed."""
-        if self.keep_genes in (None, "markers"):
-            return None
-        return read_gene_list(self.keep_genes, option="keep_genes=", words="'markers'")
 
 
 @dataclass(frozen=True)

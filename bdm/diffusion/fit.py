@@ -11,37 +11,11 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import TypeMoments, Whitening
-from bdm.limits import check_above_zero, check_at_least
 from bdm.minibatch import Minibatches
 from bdm.seeds import derive
+from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
-
-
-@dataclass(frozen=True)
-class DenoiserSettings:
-    """Settings of the denoiser that a user may choose.
-
-    Attributes
-    ----------
-    log_sigma_mean, log_sigma_scale
-        Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
-    averaging
-        Decay of the moving average of weights.
-    """
-
-    width: int = 128
-    n_layers: int = 3
-    n_steps: int = 3000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    log_sigma_mean: float = -0.5
-    log_sigma_scale: float = 1.2
-    averaging: float = 0.998
-
-    def __post_init__(self):
-        check_at_least(self, width=1, n_layers=1, n_steps=1, batch_size=1)
-        check_above_zero(self, "learning_rate")
 
 
 @dataclass(frozen=True)

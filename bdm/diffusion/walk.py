@@ -11,31 +11,12 @@ from bdm.diffusion.sampler import SIGMA_MIN, Denoise, dpm_solver, noise_levels
 from bdm.diffusion.transport import AffineMap, gaussian_transport
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.moments import Normal
-from bdm.limits import check_at_least
 from bdm.seeds import torch_generator
+from bdm.settings import SamplerSettings
 
 Transport = Callable[[Normal, Normal, float], Callable[[Tensor], Tensor]]
 
 CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """Settings of sampling that a user may choose.
-
-    Attributes
-    ----------
-    n_levels
-        Noise levels from the root's start to the end, at each of which the denoiser is evaluated once.
-    stochastic
-        Add fresh noise on the way, in place of following the probability-flow ODE.
-    """
-
-    n_levels: int = 12
-    stochastic: bool = False
-
-    def __post_init__(self):
-        check_at_least(self, n_levels=2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,37 +5,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, TypedCells, sample_at_most, set_name
+from bdm.evaluation.cells import Cells, TypedCells, sample_at_most, set_name
 from bdm.evaluation.genes import marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_shares
 from bdm.evaluation.resampling import FLOOR, SIZE_LIMITS, Repeat, SizeLimits, draw_repeats
 from bdm.evaluation.scores import Reference, Scores, score_cells
-from bdm.limits import check_at_least
 from bdm.progress import progress
+from bdm.settings import EvaluationSettings
 from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 
 FEWEST_QUERY_CELLS = 500  # copies are sought among so many judged cells, however many training cells there are
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """How cells are judged.
-
-    Attributes
-    ----------
-    n_repeats
-        Draws of cells over which scores are averaged.
-    max_cells_per_type
-        Most cells of a type compared at a time.
-    """
-
-    n_repeats: int = 3
-    max_cells_per_type: int = 500
-
-    def __post_init__(self):
-        check_at_least(self, n_repeats=1, max_cells_per_type=FEWEST_FOR_MEANS)
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,27 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Ge
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
-from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.diffusion.fit import DenoiserSettings
 from bdm.diffusion.walk import TreeWalk
 from bdm.extension.fit import batch_offsets, fit_embedding, initial_embedding, with_replayed_cells
 from bdm.extension.new_cells import NewCells
-from bdm.hierarchy.build import HierarchySettings
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import Normal, type_moments
 from bdm.model.extension import Extension
-from bdm.model.fit import FitSettings, check_collapse, fit
+from bdm.model.fit import check_collapse, fit
 from bdm.model.model import BranchedModel, extended, with_branch
+from bdm.schema import StageSettings
 from bdm.seeds import numpy_generator
+from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
 from bdm.threads import using_threads
 
 
@@ -37,9 +37,9 @@ def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **
         Prepared cells of all types, known and new.
     """
     settings = FitSettings(
-        known_settings(AutoencoderSettings, model.autoencoder.provenance),
-        HierarchySettings(threshold=model.hierarchy.threshold),
-        known_settings(DenoiserSettings, model.provenance),
+        autoencoder=known_settings(AutoencoderSettings, model.autoencoder.provenance),
+        hierarchy=HierarchySettings(threshold=model.hierarchy.threshold),
+        denoiser=known_settings(DenoiserSettings, model.provenance),
     )
     return fit(cells, settings, seed=seed, device=device, **facts).model
 
@@ -53,8 +53,8 @@ def known_settings(kind: type, record: dict[str, Any]) -> Any:
 LEAST_GAIN = -1  # of a new type's own decoder, in standard errors: the first guess knows no more than its mean
 
 
-@dataclass(frozen=True)
-class ExtendSettings:
+@dataclass(frozen=True, kw_only=True)
+class ExtendSettings(StageSettings):
     """Settings of an extension.
 
     Attributes
@@ -65,8 +65,8 @@ class ExtendSettings:
 
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: DenoiserSettings = field(default=DenoiserSettings(n_steps=200))
-    n_bootstrap: int = 100
-    n_replayed: int = 1000
+    n_bootstrap: Annotated[int, Ge(0)] = HierarchySettings.n_bootstrap
+    n_replayed: Annotated[int, Ge(1)] = 1000
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings, denoising_losses, sample_noised
-from bdm.diffusion.walk import SamplerSettings
+from bdm.diffusion.fit import denoising_losses, sample_noised
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening
 from bdm.model.model import BranchedModel
 from bdm.seeds import derive
+from bdm.settings import DenoiserSettings, SamplerSettings
 from bdm.training import Loop, train
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from bdm.arrays import tensor_of
 from bdm.data.columns import writable_name
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.generation.chunks import (
     SMALLEST,
     WHOLE,
@@ -27,6 +27,7 @@ from bdm.generation.chunks import (
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
+from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
 
 

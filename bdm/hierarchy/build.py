@@ -14,8 +14,8 @@ from bdm.errors import InputError
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, type_moments
-from bdm.limits import check_at_least
 from bdm.seeds import numpy_generator
+from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
 
 
@@ -48,7 +48,7 @@ def clades_of(means: np.ndarray) -> set[frozenset[int]]:
 MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need a part of the way to themselves
 
 
-def branch_level(distance: np.ndarray, *, threshold: float = 0.9) -> np.ndarray:
+def branch_level(distance: np.ndarray, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
     """Noise level at which two cell types can be told apart with AUC ``threshold`` at best.
 
     Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
@@ -69,15 +69,9 @@ def branch_level(distance: np.ndarray, *, threshold: float = 0.9) -> np.ndarray:
     InputError
         If ``threshold`` is outside (0.5, 1).
     """
-    check_threshold(threshold)
+    HierarchySettings.check(threshold=threshold)
     variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
     return np.sqrt(np.maximum(variance, 0))
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that no noise level belongs to."""
-    if not 0.5 < threshold < 1:
-        raise InputError(f"threshold is {threshold}, but must lie between 0.5 and 1.")
 
 
 @dataclass(frozen=True)
@@ -165,29 +159,6 @@ def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.G
 
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
-
-
-@dataclass(frozen=True)
-class HierarchySettings:
-    """Settings of the hierarchy that a user may choose.
-
-    Attributes
-    ----------
-    threshold
-        AUC of the best test between the children of a branch at the noise level where they part.
-    flat
-        Give every type a branch of its own up to the highest noise: a label-guided model without a tree.
-    n_bootstrap
-        Resamples of cells for the support of nodes; 0 for none.
-    """
-
-    threshold: float = 0.9
-    flat: bool = False
-    n_bootstrap: int = 100
-
-    def __post_init__(self):
-        check_threshold(self.threshold)
-        check_at_least(self, n_bootstrap=0)
 
 
 @using_threads()

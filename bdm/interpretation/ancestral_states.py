@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from umap import UMAP
 
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.generation.generate import expected_counts, inverse_dispersion
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
+from bdm.settings import SamplerSettings
 
 
 @dataclass(frozen=True)

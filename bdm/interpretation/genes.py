@@ -13,13 +13,14 @@ from anndata import AnnData
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.evaluation.cells import Cells, sample_by_type
 from bdm.evaluation.metrics import Agreement
 from bdm.generation.generate import Chunk, expected_counts, inverse_dispersion, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
 from bdm.model.model import BranchedModel
+from bdm.settings import SamplerSettings
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> TypeExpression:

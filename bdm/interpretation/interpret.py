@@ -25,28 +25,10 @@ from bdm.interpretation.markers import Markers, candidate_markers, distinct_mark
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.progress import progress
+from bdm.settings import InterpretationSettings
 from bdm.threads import using_threads
 
 QUERIES = ("model", "training", "equal")
-
-
-@dataclass(frozen=True)
-class InterpretationSettings:
-    """Settings of an interpretation.
-
-    Attributes
-    ----------
-    n_genes
-        Top genes of the model and of real cells that are listed, and compared.
-    n_cells
-        Cells of each branch whose expected expression tells the model's.
-    n_markers
-        Markers of each type.
-    """
-
-    n_genes: int = 20
-    n_cells: int = 500
-    n_markers: int = 3
 
 
 @dataclass(frozen=True)

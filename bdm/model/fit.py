@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import anndata as ad
@@ -10,20 +10,21 @@ import pandas as pd
 import torch
 from lightning.fabric import Fabric
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
-from bdm.diffusion.fit import DenoiserSettings, fit_denoiser
+from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError, TrainingError
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, type_moments
 from bdm.model.model import BranchedModel, composition_of
 from bdm.provenance import preparation, provenance
 from bdm.seeds import derive, torch_generator
+from bdm.settings import DenoiserSettings, FitSettings
 from bdm.threads import using_threads
 
 N_CHECKED_CELLS = 100  # that are generated of each type, to look at
@@ -152,15 +153,6 @@ class Checkpoints:
 
     autoencoder: Checkpoint | None = None
     denoiser: Checkpoint | None = None
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """Settings of all that is learnt from prepared cells."""
-
-    autoencoder: AutoencoderSettings = field(default=AutoencoderSettings())
-    hierarchy: HierarchySettings = field(default=HierarchySettings())
-    denoiser: DenoiserSettings = field(default=DenoiserSettings())
 
 
 @dataclass(frozen=True)

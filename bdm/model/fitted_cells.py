@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from bdm.data.counts import slots_of
 from bdm.data.matrix import UnreadableError, by_rows
-from bdm.data.prepare import PrepareSettings, is_prepared, prepare
+from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -26,6 +26,7 @@ from bdm.model.match import (
     model_counts,
 )
 from bdm.model.model import BranchedModel, composition_of
+from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 

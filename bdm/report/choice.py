@@ -4,9 +4,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from bdm.data.prepare import PrepareSettings
 from bdm.evaluation.verdict import LIMITS
 from bdm.report.results import Results
+from bdm.settings import PrepareSettings
 
 DEFAULTS = PrepareSettings()
 

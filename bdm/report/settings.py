@@ -5,16 +5,18 @@ from itertools import groupby
 from shlex import quote
 from typing import Any
 
-from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.data.prepare import PrepareSettings
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.diffusion.walk import SamplerSettings
-from bdm.evaluation.evaluate import EvaluationSettings
-from bdm.hierarchy.build import HierarchySettings
-from bdm.interpretation.interpret import InterpretationSettings
 from bdm.model.extension import Extension
 from bdm.model.match import InputKeys
 from bdm.report.results import QUERIES, Results
+from bdm.settings import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    EvaluationSettings,
+    HierarchySettings,
+    InterpretationSettings,
+    PrepareSettings,
+    SamplerSettings,
+)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Clade
-from bdm.limits import check_at_least
+from bdm.schema import StageSettings
 
 
 def random_tree(cell_types: Sequence[str], *, balanced: bool, generator: np.random.Generator) -> Clade:
@@ -36,8 +38,8 @@ def height(clade: Clade) -> int:
     return 1 + max(map(height, clade.children)) if clade.children else 0
 
 
-@dataclass(frozen=True)
-class ProgrammeSettings:
+@dataclass(frozen=True, kw_only=True)
+class ProgrammeSettings(StageSettings):
     """How branches change genes, in modules.
 
     Attributes
@@ -55,16 +57,11 @@ class ProgrammeSettings:
         Standard deviation of a module's activity in cells of the same type, whatever type; 1 is what the branch adds.
     """
 
-    n_genes: int = 20
-    least_log2_fold_change: float = 1.0
-    mean_excess: float = 1.0
-    share_up: float = 0.8
-    activity_spread: float = 0.4
-
-    def __post_init__(self):
-        check_at_least(self, n_genes=1, least_log2_fold_change=0, mean_excess=0, activity_spread=0)
-        if not 0 <= self.share_up <= 1:
-            raise InputError(f"share_up is {self.share_up}, but must be from 0 to 1.")
+    n_genes: Annotated[int, Ge(1)] = 20
+    least_log2_fold_change: Annotated[float, Ge(0)] = 1.0
+    mean_excess: Annotated[float, Ge(0)] = 1.0
+    share_up: Annotated[float, Ge(0), Le(1)] = 0.8
+    activity_spread: Annotated[float, Ge(0)] = 0.4
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from annotated_types import Ge, Gt
 from scipy import sparse
 
 from bdm.hierarchy.tree import Clade
-from bdm.limits import check_above_zero, check_at_least
+from bdm.schema import Setting, StageSettings
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import Programme, ProgrammeSettings, module_loadings, plant, random_tree
 
@@ -63,7 +65,7 @@ CELLS_A_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulationSettings:
+class SimulationSettings(StageSettings):
     """What to simulate. Spreads are standard deviations of natural logarithms.
 
     Attributes
@@ -82,25 +84,23 @@ class SimulationSettings:
         Median over genes, and its spread.
     """
 
-    n_types: int = 16
-    n_genes: int = 2000
+    n_types: Annotated[int, Ge(2)] = 16
+    n_genes: Annotated[int, Ge(1)] = 2000
     balanced: bool = False
-    fewest_cells: int = 50
+    fewest_cells: Annotated[int, Ge(1)] = 50
     most_cells: int = 500
-    programmes: ProgrammeSettings = field(default=ProgrammeSettings())
-    library_size: float = 3000
-    library_spread: float = 0.4
-    expression_spread: float = 1.0
-    n_factors: int = 3
-    factor_spread: float = 0.2
-    inverse_dispersion: float = 5.0
-    dispersion_spread: float = 0.5
+    programmes: ProgrammeSettings = field(default_factory=ProgrammeSettings)
+    library_size: Annotated[float, Gt(0)] = 3000
+    library_spread: Annotated[float, Ge(0)] = 0.4
+    expression_spread: Annotated[float, Ge(0)] = 1.0
+    n_factors: Annotated[int, Ge(0)] = 3
+    factor_spread: Annotated[float, Ge(0)] = 0.2
+    inverse_dispersion: Annotated[float, Gt(0)] = 5.0
+    dispersion_spread: Annotated[float, Ge(0)] = 0.5
 
     def __post_init__(self):
-        spreads = ("library_spread", "expression_spread", "factor_spread", "dispersion_spread")
-        check_at_least(self, n_types=2, n_genes=1, fewest_cells=1, most_cells=self.fewest_cells, n_factors=0)
-        check_at_least(self, **dict.fromkeys(spreads, 0))
-        check_above_zero(self, "library_size", "inverse_dispersion")
+        super().__post_init__()
+        Setting("most_cells", int, None, (Ge(self.fewest_cells),)).check(self.most_cells)
 
 
 @dataclass(frozen=True)

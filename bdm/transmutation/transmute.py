@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -23,6 +23,7 @@ from bdm.generation.generate import (
 from bdm.latent.cells import encode
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
+from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
 from bdm.transmutation.request import Goal, Sources, shift
 

@@ -10,8 +10,7 @@ import typer
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells
@@ -21,6 +20,7 @@ from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import load_model, save_model
 from bdm.provenance import provenance
+from bdm.settings import DenoiserSettings, SamplerSettings
 
 Denoiser = Callable[[DenoiserShape], BranchedDenoiser]
 Walk = Callable[..., TreeWalk]  # as TreeWalk itself, of denoiser, hierarchy and settings

@@ -6,11 +6,11 @@ from time import perf_counter
 import pandas as pd
 import typer
 
-from bdm.diffusion.walk import SamplerSettings
 from bdm.files import atomic_write
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.model import BranchedModel, load_model
+from bdm.settings import SamplerSettings
 
 
 def evaluations(model: BranchedModel) -> int:

@@ -5,9 +5,9 @@ from pathlib import Path
 import typer
 from extend_judge import judged, types_by_size
 
-from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.evaluation.inputs import read_generated, read_real_cells
 from bdm.files import atomic_write
+from bdm.settings import EvaluationSettings
 
 
 def main(

@@ -8,13 +8,11 @@ from extend_judge import check_unchanged, generated, judged, types_by_size
 from extend_ways import EXTENSION, Settings, learners, taught
 from train_on import of_types
 
-from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.fit import DenoiserSettings
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.evaluate import EvaluationSettings
 from bdm.evaluation.inputs import read_generated, read_real_cells
 from bdm.files import atomic_write
+from bdm.settings import AutoencoderSettings, DenoiserSettings, EvaluationSettings
 
 N_FIRST = 3  # types that the models begin with
 

@@ -7,9 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
-from bdm.diffusion.walk import SamplerSettings
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, match
-from bdm.evaluation.evaluate import FLOOR, EvaluationSettings, seeds_of_draws
+from bdm.evaluation.evaluate import FLOOR, seeds_of_draws
 from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.metrics import cross_validated_probabilities, energy_distance, forest, joint_components
 from bdm.evaluation.resampling import draw_resample
@@ -17,6 +16,7 @@ from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.model.model import BranchedModel
+from bdm.settings import EvaluationSettings, SamplerSettings
 
 
 def judged(

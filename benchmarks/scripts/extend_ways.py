@@ -7,11 +7,9 @@ from timing import Timed, timed
 from train_further import trained_further
 from train_on import by_shared_decoder, encoded, of_types, trained
 
-from bdm.autoencoder.fit import AutoencoderSettings
-from bdm.diffusion.fit import DenoiserSettings
 from bdm.extension.extend import ExtendSettings, extend
-from bdm.hierarchy.build import HierarchySettings
 from bdm.model.model import BranchedModel
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings
 
 EXTENSION, ALONE, EVERYTHING = "extension", "flat, on the new type", "flat, on everything"
 BEFORE, FLAT_BEFORE = "before", "flat, before"

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bdm.diffusion.transport import gaussian_transport
-from bdm.diffusion.walk import SamplerSettings, TreeWalk
+from bdm.diffusion.walk import TreeWalk
 from bdm.model.model import BranchedModel
+from bdm.settings import SamplerSettings
 from bdm.transmutation.request import mean
 from bdm.transmutation.transmute import Transmute
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from bdm.arrays import tensor_of
 from bdm.autoencoder.adapt import N_ITERATIONS
 from bdm.autoencoder.cells import batch_codes, type_codes
-from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import DenoiserSettings, denoising_losses, sample_noised
+from bdm.diffusion.fit import denoising_losses, sample_noised
 from bdm.extension.extend import ExtendSettings, composition_of
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
@@ -22,6 +21,7 @@ from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
 from bdm.minibatch import Minibatches
 from bdm.model.model import BranchedModel, with_branch, with_more_cells
 from bdm.seeds import derive
+from bdm.settings import AutoencoderSettings, DenoiserSettings
 from bdm.training import Loop, train
 
 WARMUP = 20  # steps, as in an extension

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 
 from anndata import AnnData
 
-from bdm.autoencoder.fit import AutoencoderSettings, fit_autoencoder
+from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.diffusion.fit import DenoiserSettings
-from bdm.hierarchy.build import HierarchySettings, build_hierarchy
+from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel
 from bdm.provenance import preparation
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,14 @@ from anndata import AnnData
 from train_on import encoded, of_types, trained
 from transmute import moved, pairs_of
 
-from bdm.autoencoder.fit import AutoencoderSettings
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.fit import DenoiserSettings
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.inputs import RealCells, read_real_cells
 from bdm.evaluation.metrics import Agreement
 from bdm.files import atomic_write
-from bdm.hierarchy.build import HierarchySettings
 from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings
 from bdm.transmutation.evaluate import ends_of, evaluate_transmutation
 from bdm.transmutation.request import Goal, Pair, shift, sources_of, weights
 from bdm.transmutation.scores import mean_expression

@@ -1,0 +1,153 @@
+"""What a setting is: type, default, bounds, help, and place in the configuration; and the base of all settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from bdm.errors import InputError
+from bdm.validation import rejection, unknown_setting
+
+
+@dataclass(frozen=True)
+class Unset:
+    """What None stands for, in words."""
+
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where the configuration has a setting.
+
+    Attributes
+    ----------
+    section
+        None for the section of the setting's stage.
+    bounds
+        Where the workflow allows less than the command.
+    absent
+        The configuration has no such key.
+    """
+
+    section: str | None = None
+    bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
+    absent: bool = False
+
+
+KINDS = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    Path: "string",
+    tuple: "array",
+    NoneType: "null",
+}
+BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le"), Lt: ("exclusiveMaximum", "lt")}
+BOUNDS |= {MinLen: ("minLength", "min_length")}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting by its name: type, default, and what is annotated with them."""
+
+    name: str
+    type: Any
+    default: Any
+    annotations: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, annotation: Any, default: Any) -> Self:
+        """Read a setting from the annotation of a field or an argument."""
+        if get_origin(annotation) is not Annotated:
+            return cls(name, annotation, default)
+        type_, *annotations = get_args(annotation)
+        return cls(name, type_, default, tuple(annotations))
+
+    @property
+    def help(self) -> str | None:
+        """What the setting means."""
+        return next((text for text in self.annotations if isinstance(text, str)), None)
+
+    @property
+    def unset(self) -> str | None:
+        """What None stands for."""
+        return next((unset.meaning for unset in self.annotations if isinstance(unset, Unset)), None)
+
+    @property
+    def key(self) -> Key:
+        """Where the configuration has it."""
+        return next((key for key in self.annotations if isinstance(key, Key)), Key())
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """Types of its values."""
+        kinds = get_args(self.type) if isinstance(self.type, UnionType) else (self.type,)
+        return tuple(get_origin(kind) or kind for kind in kinds)
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Type and bounds, as JSON schema has them."""
+        names = list(dict.fromkeys(KINDS[kind] for kind in self.types))
+        return {"type": names[0] if len(names) == 1 else names, **bounds(*self.annotations)}
+
+    def check(self, value: Any) -> None:
+        """Raise an InputError if it cannot have a value."""
+        if sentence := rejection(self.name, value, self.schema):
+            raise InputError(sentence)
+
+
+def bounds(*annotations: Any) -> dict[str, float]:
+    """Give the bounds among annotations, as JSON schema has them."""
+    found = ((*BOUNDS[type(bound)], bound) for bound in annotations if type(bound) in BOUNDS)
+    return {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Settings of a stage, which are checked as they are made.
+
+    Raises
+    ------
+    InputError
+        If a setting is unknown, of another type, or out of its bounds.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __new__(cls, *_: Any, **values: Any) -> Self:
+        """Make an object, if all names are those of settings."""
+        known = [setting.name for setting in settings_of(cls)]
+        for name in values:
+            if name not in known:
+                raise InputError(unknown_setting(name, known))
+        return super().__new__(cls)
+
+    @classmethod
+    def check(cls, **values: Any) -> None:
+        """Raise an InputError if a setting cannot have a value."""
+        for setting in settings_of(cls):
+            if setting.name in values:
+                setting.check(values[setting.name])
+
+    def __post_init__(self):
+        for setting in settings_of(type(self)):
+            if not is_dataclass(setting.type):
+                setting.check(getattr(self, setting.name))
+
+
+@cache
+def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
+    """List the settings of a stage."""
+    defaults = ((of, of.default_factory() if callable(of.default_factory) else of.default) for of in fields(model))
+    return tuple(Setting.of(of.name, of.type, default) for of, default in defaults)
+
+
+def options_of(model: type[StageSettings]) -> Iterator[Setting]:
+    """Give the settings of a stage that have a help text: options of its command, and keys of the configuration."""
+    return (setting for setting in settings_of(model) if setting.help)

@@ -1,0 +1,312 @@
+"""Settings of all stages: type, default, bounds and help of each, for Python, the command line and the configuration.
+
+A setting with a help text is an option of its stage's command (:mod:`bdm.commands.base`) and a key of the configuration
+(:mod:`bdm.configuration`); one without is an argument in Python only.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from bdm.errors import InputError
+from bdm.schema import Key, Setting, StageSettings, Unset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# ---- settings that several commands share
+
+Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
+Labels = Annotated[
+    Path | None,
+    "Table (`.csv`, `.tsv`) with cell names first, whose other columns are added to `obs`.",
+    Unset("no table"),
+]
+Tree = Annotated[
+    Path | None,
+    "Tree of your own: nested lists in `.json`, or Newick in `.nwk`.",
+    Unset("the cell types are clustered"),
+]
+LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
+
+
+# ---- stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(StageSettings):
+    """How cells and genes are chosen and split.
+
+    Attributes
+    ----------
+    label_key, batch_key
+        Columns of ``obs`` with the cell type and, if any, the batch.
+    counts
+        Where raw counts are, see :func:`bdm.data.counts.find_counts`.
+    leave_out
+        Cell types to leave out.
+    drop_unlabelled
+        Leave out cells without a cell type, which are an error otherwise.
+    genes
+        ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
+        may be those of the data or symbols.
+    keep_genes
+        Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
+        markers (:data:`bdm.data.genes.MARKERS`) that the data have.
+    gene_symbols
+        Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
+        :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
+    min_genes_per_cell
+        Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
+    min_cells_per_gene
+        Genes seen in fewer training cells are left out.
+    min_cells_per_type
+        Types of fewer cells are left out; at least one cell for each part of the split.
+    validation, test
+        Fractions of cells, by type.
+    """
+
+    section: ClassVar[str] = "prepare"
+
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key("dataset")] = "cell_type"
+    batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
+    counts: Annotated[
+        str,
+        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "
+        "`X` that holds counts.",
+        Key("dataset"),
+    ] = "auto"
+    leave_out: Annotated[tuple[str, ...], "Cell types to leave out."] = ()
+    drop_unlabelled: Annotated[bool, "Leave out cells without a cell type, which are an error otherwise."] = False
+    genes: Annotated[
+        str | Path | tuple[str, ...],
+        MinLen(1),
+        "`seurat_v3` (the most variable genes), `all`, or a text file with one gene a line, by name or symbol.",
+    ] = "seurat_v3"
+    n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
+    keep_genes: Annotated[
+        str | Path | tuple[str, ...] | None,
+        "Genes to add to the most variable ones: a text file with one gene a line, or `markers` (the built-in markers "
+        "that the data have).",
+        Unset("no others"),
+    ] = None
+    gene_symbols: Annotated[
+        str | None,
+        "Column of `var` with gene symbols, where genes have other names.",
+        Unset("guessed: `feature_name`, `gene_symbols`, `gene_name` or `symbol`"),
+    ] = None
+    min_genes_per_cell: Annotated[int, Ge(0), "Leave out cells with counts of fewer genes."] = 0
+    min_cells_per_gene: Annotated[int, Ge(0), "Leave out genes in fewer training cells."] = 3
+    min_cells_per_type: Annotated[int, Ge(1), "Leave out cell types of fewer cells.", Key(bounds=(Ge(3),))] = (
+        10  # one cell for each part of the split, which are three in the workflow
+    )
+    validation: Annotated[
+        float, Ge(0), Lt(1), "Fraction of cells that choose the best training step.", Key(bounds=(Gt(0), Lt(1)))
+    ] = 0.1
+    test: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        "Fraction of cells that are held out, for the evaluation of generated cells.",
+        Key(bounds=(Gt(0), Lt(1))),
+    ] = 0.2
+    seed: Annotated[Seed, Key(absent=True)] = 0
+
+    def __post_init__(self):
+        if isinstance(self.leave_out, str):
+            object.__setattr__(self, "leave_out", (self.leave_out,))
+        for name in ("leave_out", "genes", "keep_genes"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | Path):
+                object.__setattr__(self, name, tuple(dict.fromkeys(map(str, value))))
+        super().__post_init__()
+        n_splits = 1 + (self.validation > 0) + (self.test > 0)
+        Setting("min_cells_per_type", int, None, (Ge(n_splits),)).check(self.min_cells_per_type)
+        if self.validation + self.test >= 1:
+            raise InputError("validation and test sum to 1 or more, which leaves no cells to train on.")
+        self.gene_list()
+        self.kept_list()
+
+    def gene_list(self) -> "pd.Index | None":
+        """Names of the genes to choose, if they are listed."""
+        if self.genes in ("seurat_v3", "all"):
+            return None
+        from bdm.data.genes import read_gene_list
+
+        return read_gene_list(self.genes, option="genes=", words="'seurat_v3', 'all'")
+
+    def kept_list(self) -> "pd.Index | None":
+        """Names of the genes to keep, if they are listed."""
+        if self.keep_genes in (None, "markers"):
+            return None
+        from bdm.data.genes import read_gene_list
+
+        return read_gene_list(self.keep_genes, option="keep_genes=", words="'markers'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings(StageSettings):
+    """Settings of the count autoencoder.
+
+    Attributes
+    ----------
+    loading_scale
+        Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
+        expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
+    shared_decoder
+        Let all types share one decoder; else each has its own where its held-out cells are more likely by that.
+    """
+
+    section: ClassVar[str] = "autoencoder"
+
+    n_latent: Annotated[int, Ge(1), "Dimensions of the latent space."] = 30
+    loading_scale: Annotated[
+        float, Gt(0), "How far a latent dimension is expected to change a gene's log expression; less is smoother."
+    ] = 0.1
+    n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the autoencoder."] = 400
+    batch_size: Annotated[int, Ge(1)] = 256
+    learning_rate: LearningRate = 1e-2
+    shared_decoder: Annotated[
+        bool, "One decoder for all cell types, also for those whose held-out cells a type-specific decoder fits better."
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchySettings(StageSettings):
+    """Settings of the hierarchy of cell types.
+
+    Attributes
+    ----------
+    threshold
+        AUC of the best test between the children of a branch at the noise level where they part.
+    flat
+        Give every type a branch of its own up to the highest noise: a label-guided model without a tree.
+    n_bootstrap
+        Resamples of cells for the support of nodes; 0 for none.
+    """
+
+    section: ClassVar[str] = "hierarchy"
+
+    threshold: Annotated[
+        float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at the noise level where they branch."
+    ] = 0.9
+    flat: Annotated[bool, "No tree: every cell type has a branch of its own.", Key(absent=True)] = False
+    n_bootstrap: Annotated[int, Ge(0), "Resamples of the cells, for the support of each branch."] = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserSettings(StageSettings):
+    """Settings of the denoiser.
+
+    Attributes
+    ----------
+    log_sigma_mean, log_sigma_scale
+        Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
+    averaging
+        Decay of the moving average of weights.
+    """
+
+    section: ClassVar[str] = "train"
+
+    width: Annotated[int, Ge(1), "Width of the denoiser network."] = 128
+    n_layers: Annotated[int, Ge(1), "Residual blocks of the denoiser network."] = 3
+    n_steps: Annotated[int, Ge(1), "Training steps of the denoiser."] = 3000
+    batch_size: Annotated[int, Ge(1)] = 256
+    learning_rate: LearningRate = 2e-3
+    log_sigma_mean: float = -0.5
+    log_sigma_scale: Annotated[float, Gt(0)] = 1.2
+    averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(StageSettings):
+    """Settings of all stages from prepared cells to the model."""
+
+    autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    hierarchy: HierarchySettings = field(default_factory=HierarchySettings)
+    denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(FitSettings):
+    """Settings of every stage from raw counts to the model."""
+
+    prepare: PrepareSettings = field(default_factory=lambda: PrepareSettings(test=0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings(StageSettings):
+    """Settings of sampling.
+
+    Attributes
+    ----------
+    n_levels
+        Noise levels from the root's start to the end, at each of which the denoiser is evaluated once.
+    stochastic
+        Add fresh noise on the way, in place of following the probability-flow ODE.
+    """
+
+    n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell."] = 12
+    stochastic: Annotated[bool, "Add fresh noise at every level, in place of following the probability-flow ODE."] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings(SamplerSettings):
+    """Settings of generation."""
+
+    section: ClassVar[str] = "generate"
+
+    shared_ancestors: Annotated[
+        bool, "Let cell i of every type descend from the same sample at the root: matched cells, in less time."
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransmutationSettings(SamplerSettings):
+    """Settings of transmutation; with fresh noise, no cell keeps its place among the cells of its type."""
+
+    section: ClassVar[str] = "transmute"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(StageSettings):
+    """How cells are evaluated.
+
+    Attributes
+    ----------
+    n_repeats
+        Draws of cells over which scores are averaged.
+    max_cells_per_type
+        Most cells of a type compared at a time; with fewer than 5, scores would be mostly noise.
+    """
+
+    section: ClassVar[str] = "evaluate"
+
+    n_repeats: Annotated[int, Ge(1), "Resamples of the cells over which scores are averaged."] = 3
+    max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells of a type that are compared at a time."] = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpretationSettings(StageSettings):
+    """Settings of an interpretation.
+
+    Attributes
+    ----------
+    n_genes
+        Top genes of the model and of real cells that are listed, and compared.
+    n_cells
+        Cells of each branch whose expected expression stands for the model's.
+    n_markers
+        Markers of each type.
+    """
+
+    section: ClassVar[str] = "interpret"
+
+    n_genes: Annotated[int, Ge(1), "Top genes of each branch that are listed and compared."] = 20
+    n_cells: Annotated[int, Ge(1)] = 500
+    n_markers: Annotated[int, Ge(1)] = 3

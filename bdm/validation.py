@@ -1,0 +1,76 @@
+"""Which values a setting may have, and the sentences that reject all others.
+
+The workflow includes this file, so that the configuration is rejected in the same words as options and arguments;
+hence it imports the standard library only.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from os import PathLike
+
+# Kinds of values as JSON schema names them: in words, and as types of Python
+KINDS = {
+    "integer": ("a whole number", Integral),
+    "number": ("a finite number", Real),
+    "boolean": ("true or false", bool),
+    "string": ("text", str | PathLike),
+    "array": ("a list of texts", list | tuple),
+    "object": ("keys with values", dict),
+    "null": ("null", type(None)),
+}
+BOUNDS = {
+    "minimum": ("at least {}", lambda value, bound: value >= bound),
+    "exclusiveMinimum": ("above {}", lambda value, bound: value > bound),
+    "maximum": ("at most {}", lambda value, bound: value <= bound),
+    "exclusiveMaximum": ("below {}", lambda value, bound: value < bound),
+    "minLength": ("not empty", lambda value, bound: len(str(value)) >= bound),
+}
+
+
+def rejection(name: str, value: object, schema: dict) -> str | None:
+    """Phrase why a setting cannot have a value.
+
+    Parameters
+    ----------
+    schema
+        Type and bounds of the setting, in the words of JSON schema: ``{"type": "integer", "minimum": 1}``.
+
+    Returns
+    -------
+    One sentence, such as "n_levels is 0, but must be at least 1."; None if the value is allowed.
+    """
+    shown = str(value) if isinstance(value, Real) else repr(value)
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    if not any(is_of_kind(value, kind) for kind in kinds):
+        return f"{name} is {shown}, but must be {' or '.join(KINDS[kind][0] for kind in kinds)}."
+    if value is None or is_within(value, schema):
+        return None
+    return f"{name} is {shown}, but must be {bounds_in_words(schema)}."
+
+
+def is_of_kind(value: object, kind: str) -> bool:
+    """Whether a value is of a kind; no truth value is a number, and neither are infinity and nan."""
+    if not isinstance(value, KINDS[kind][1]):
+        return False
+    if kind == "array":
+        return all(isinstance(item, str) for item in value)
+    return kind not in ("integer", "number") or (not isinstance(value, bool) and math.isfinite(value))
+
+
+def is_within(value: object, schema: dict) -> bool:
+    """Whether a value is within all bounds."""
+    return all(holds(value, schema[bound]) for bound, (_, holds) in BOUNDS.items() if bound in schema)
+
+
+def bounds_in_words(schema: dict) -> str:
+    """Write bounds as in "at least 0 and below 1"; empty if there are none."""
+    return " and ".join(words.format(schema[bound]) for bound, (words, _) in BOUNDS.items() if bound in schema)
+
+
+def unknown_setting(name: str, known: Iterable[str]) -> str:
+    """Phrase that there is no setting of a name, and name the nearest, or all where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"There is no setting {name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
