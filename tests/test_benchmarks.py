@@ -34,7 +34,7 @@ from bdm.settings import PrepareSettings
 ROOT = Path(__file__).parents[1] / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
-MOVED = CONFIG["transmute"]["datasets"]
+TRANSMUTED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
@@ -87,7 +87,7 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**DATASETS, **MOVED, **ANNOTATED}.items():
+    for name, dataset in {**DATASETS, **TRANSMUTED, **ANNOTATED}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
     targets = ["all", "atlas", "augment", "extend", "many", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
@@ -102,20 +102,20 @@ def shell_commands(output: str) -> list[list[str]]:
 def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = len(DATASETS) * len(SEEDS)
-    n_moved = len(MOVED) * len(SEEDS)
+    n_transmuted = len(TRANSMUTED) * len(SEEDS)
     assert (jobs["evaluate"], jobs["prepare"]) == (
         n_runs,
-        n_runs + n_moved + len(ANNOTATED.keys() - DATASETS) * len(SEEDS),
+        n_runs + n_transmuted + len(ANNOTATED.keys() - DATASETS) * len(SEEDS),
     ), planned
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
-    assert jobs["extend_in_turn"] == jobs["extend_beside"] == len(EXTENDED) * len(SEEDS)
+    assert jobs["extend_in_turn"] == jobs["extend_reference"] == len(EXTENDED) * len(SEEDS)
     assert jobs["many_cells"] == jobs["many_interpret"] == len(MANY)
     assert jobs["atlas_cells"] == len(CONFIG["atlas"]["n_cells"])
     assert jobs["many_evaluate"] == jobs["many_cells"] + jobs["atlas_cells"]
-    assert jobs["transmute_run"] == n_moved
-    assert jobs["unseen_run"] == sum("condition" in dataset for dataset in MOVED.values()) * len(SEEDS)
+    assert jobs["transmute_run"] == n_transmuted
+    assert jobs["unseen_run"] == sum("condition" in dataset for dataset in TRANSMUTED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
     assert jobs["train_peer"] == len(DATASETS) * sum(1 if peer.get("one_seed") else len(SEEDS) for peer in peers)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
@@ -148,11 +148,11 @@ def test_commands_take_what_rules_give(planned):
         *("leave_out", "tree", "tree_table"),
         *("many_cells", "many_table"),
         *("atlas", "atlas_table"),
-        *("extend_one", "extend_in_turn", "extend_beside", "extend_table"),
+        *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
 
-def test_all_methods_are_judged_together(planned):
+def test_all_methods_are_evaluated_together(planned):
     folder = f"results/pbmc3k/{SEEDS[0]}"
     [command] = [c for c in shell_commands(planned) if c[1] == "evaluate" and c[3] == f"{folder}/evaluation"]
     beside = [item for flag, item in pairwise(command) if flag == "--beside"]
@@ -256,7 +256,7 @@ def check_generated(path: Path, prepared: AnnData) -> AnnData:
     return adata
 
 
-@pytest.mark.parametrize("method", ["gaussian", "no_handover"])
+@pytest.mark.parametrize("method", ["gaussian", "no_transport"])
 def test_methods_that_draw_otherwise(method, trained, prepared_file, prepared, tmp_path):
     arguments = ["generate", trained / "model", tmp_path / "cells.h5ad", "--cells-like", prepared_file]
     run(f"methods/{method}.py", *arguments)
@@ -307,7 +307,7 @@ def test_cost_counts_each_branch_once(trained, tmp_path):
     assert row["milliseconds"] > 0
 
 
-# ---- moves
+# ---- transmutation
 
 
 def test_labels_are_joined(example_cells, tmp_path):
@@ -318,7 +318,7 @@ def test_labels_are_joined(example_cells, tmp_path):
     assert list(anndata.read_h5ad(tmp_path / "joined.h5ad").obs["cell_type"]) == ["B|1", "B|2", "T|1", "T|2"]
 
 
-def test_moves_of_a_condition_are_those_of_types_with_both():
+def test_pairs_of_a_condition_are_types_with_both():
     names = ["B|CTRL", "B|STIM", "T|STIM", "T|CTRL", "DC|CTRL", "NK|STIM"]
     pairs = load("scripts/transmute.py").pairs_of(names, "CTRL=STIM")
     assert pairs == [("B|CTRL", "B|STIM"), ("T|CTRL", "T|STIM")]
@@ -328,8 +328,10 @@ def test_ways_to_move_have_the_moments_that_they_claim(small_model):
     model = small_model.model
     here, there, other = (model.moments.mixture((name,)) for name in (B, NK, "Dendritic"))
     x = torch.distributions.MultivariateNormal(here.mean, here.covariance).sample((3000,))
-    ways = {name: way for name, _, way in load("scripts/moves.py").moves(model, model, NK, [(B, NK), (B, "Dendritic")])}
-    after = {name: way(x, B, torch.Generator().manual_seed(0)) for name, way in ways.items()}
+    alike = [(B, NK), (B, "Dendritic")]
+    found = load("scripts/transmutations.py").strategies(model, model, NK, alike)
+    strategies = {name: strategy for name, _, strategy in found}
+    after = {name: strategy(x, B, torch.Generator().manual_seed(0)) for name, strategy in strategies.items()}
     for name in set(after) - {"common shift"}:
         assert (after[name].mean(dim=0) - there.mean).norm() < 0.2 * (here.mean - there.mean).norm(), name
     middle = (there.mean + other.mean) / 2
@@ -337,23 +339,23 @@ def test_ways_to_move_have_the_moments_that_they_claim(small_model):
     torch.testing.assert_close(after["linear map"].T.cov(), there.covariance, atol=0.2, rtol=0)
     torch.testing.assert_close(after["mean difference"].T.cov(), here.covariance, atol=0.2, rtol=0)
     kept = {name: float(torch.corrcoef(torch.stack([x[:, -1], y[:, -1]]))[0, 1]) for name, y in after.items()}
-    assert abs(kept["drawn anew"]) < 0.1
+    assert abs(kept["sampled anew"]) < 0.1
     assert min(kept[name] for name in ("branched", "mean difference", "linear map")) > 0.8
 
 
-def test_moves_are_judged_and_told(trained, prepared_file, tmp_path):
+def test_transmuted_cells_are_scored_and_reported(trained, prepared_file, tmp_path):
     (tmp_path / "blood/0").mkdir(parents=True)
     scores = tmp_path / "blood/0/transmute.csv"
     models = [trained / "model"] * 2
-    run("scripts/transmute.py", prepared_file, *models, scores, "--move", f"{B}={NK}", "--move", f"{NK}={B}")
+    run("scripts/transmute.py", prepared_file, *models, scores, "--pair", f"{B}={NK}", "--pair", f"{NK}={B}")
     table = pd.read_csv(scores)
     assert table.groupby(["original_type", "to"]).size().to_dict() == {(B, NK): 10, (NK, B): 10}
     of_b = table[table["original_type"] == B].set_index("set")
     assert of_b.loc["unmoved", "energy"] == of_b["energy"].max()
-    assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["drawn anew", "library_kept"])
+    assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["sampled anew", "library_kept"])
     load("scripts/transmute_table.py").main(tmp_path, [scores])
     text = (tmp_path / "transmute.md").read_text()
-    assert "## blood: moved to a type that was learned\n\nMeans over 2 moves" in text
+    assert "## blood: transmuted to a type that was seen\n\nMeans over 2 pairs" in text
     assert f"{of_b.loc['branched', 'energy']:.2f}" in text
     assert (tmp_path / "transmute_blood.png").stat().st_size > 10_000
 
@@ -432,7 +434,7 @@ def copied(adata: AnnData) -> AnnData:
     return anndata.concat([adata] * 10, index_unique="-", keys=range(10))
 
 
-def test_augmentation_judges_rare_types_by_all_strategies(prepared_file, prepared, tmp_path):
+def test_augmentation_scores_rare_types_by_all_strategies(prepared_file, prepared, tmp_path):
     """With ten copies of the training cells as generated ones."""
     training = prepared[prepared.obs["split"] != "test"]
     copied(training).write_h5ad(tmp_path / "copies.h5ad")
@@ -468,7 +470,7 @@ def test_strategies_train_on_the_cells_they_name(prepared):
         assert numbers.drop(rare).equals(training.n_by_type.drop(rare))
 
 
-def test_augmentation_is_told_by_type_and_strategy(tmp_path):
+def test_augmentation_is_reported_by_type_and_strategy(tmp_path):
     rows = [("DC", 12, 3, "logistic regression", name, f1) for name, f1 in [("plain", 0.2), ("branched", 0.6)]]
     columns = ["cell_type", "n_train", "n_test", "classifier", "strategy", "f1"]
     files = []
@@ -485,10 +487,10 @@ def test_augmentation_is_told_by_type_and_strategy(tmp_path):
     assert pd.read_csv(tmp_path / "augment.csv")["seed"].tolist() == [0, 0, 1, 1]
 
 
-def test_thresholds_are_told_with_their_costs(tmp_path):
+def test_thresholds_are_reported_with_their_costs(tmp_path):
     overall = tmp_path / "blood/0/threshold/overall.csv"
     overall.parent.mkdir(parents=True)
-    methods = ["floor", "branched", "flat", "threshold-0.8", "threshold-0.8-no-handover"]
+    methods = ["floor", "branched", "flat", "threshold-0.8", "threshold-0.8-no-transport"]
     scores = pd.DataFrame([range(5), [0.5, 0.6, 0.6, 0.6, 0.9]], index=["energy", "forest_auc"], columns=methods)
     scores.to_csv(overall, index_label="metric")
     (tmp_path / "blood/0/costs").mkdir()
@@ -501,7 +503,7 @@ def test_thresholds_are_told_with_their_costs(tmp_path):
         *(0.8, threshold.WITH),
         *(3, 20),
     ]
-    assert table.loc["threshold-0.8-no-handover", "sampling"] == threshold.WITHOUT
+    assert table.loc["threshold-0.8-no-transport", "sampling"] == threshold.WITHOUT
     assert table.loc["flat", "evaluations"] == 39
     assert (tmp_path / "threshold.png").stat().st_size > 10_000
 
@@ -588,7 +590,7 @@ def test_type_is_left_out(example_cells, tmp_path):
 
 @pytest.fixture(scope="module")
 def extended(prepared, tmp_path_factory) -> Path:
-    """Folder with what is told of a type that was left out, and of types that were added one after the other."""
+    """Folder with the scores of a type that was left out, and of types that were added one after the other."""
     folder = tmp_path_factory.mktemp("extended")
     largest = prepared.obs["cell_type"].value_counts().index[:4]
     few = prepared[prepared.obs["cell_type"].isin(largest)].copy()
@@ -596,11 +598,11 @@ def extended(prepared, tmp_path_factory) -> Path:
     few.write_h5ad(folder / "prepared.h5ad")
     runs = folder / "blood/0/extend"
     (runs / "one").mkdir(parents=True)
-    tables = [runs / name for name in ("one/2.csv", "in_turn.csv", "beside.csv")]
+    tables = [runs / name for name in ("one/2.csv", "in_turn.csv", "reference.csv")]
     quick = ["--autoencoder-steps", 40, "--denoiser-steps", 40, "--n-repeats", 1]
     run("scripts/extend_one.py", folder / "prepared.h5ad", tables[0], "--number", 2, "--with-flat", *quick)
     run("scripts/extend_in_turn.py", folder / "prepared.h5ad", folder / "prepared.h5ad", tables[1], *quick)
-    run("scripts/extend_beside.py", folder / "prepared.h5ad", folder / "prepared.h5ad", tables[2], "--n-repeats", 1)
+    run("scripts/extend_reference.py", folder / "prepared.h5ad", folder / "prepared.h5ad", tables[2], "--n-repeats", 1)
     load("scripts/extend_table.py").main(folder, tables)
     return folder
 
@@ -625,7 +627,7 @@ def test_all_ways_learn_the_types(extended):
     assert in_turn["forest_auc"].notna().all()
 
 
-def test_extensions_are_told(extended):
+def test_extensions_are_reported(extended):
     table, text = pd.read_csv(extended / "extend.csv"), (extended / "extend.md").read_text()
     new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])].set_index("set")
     assert "## blood: each type left out in turn" in text
@@ -670,7 +672,7 @@ def test_simulated_cells_have_as_many_of_each_type(run_of_many):
     assert sorted(read_tree(run_of_many / "truth.json").leaves()) == [f"type {i + 1}" for i in range(4)]
 
 
-def test_table_of_many_types_tells_costs_trees_and_sizes(run_of_many, tmp_path):
+def test_table_of_many_types_shows_costs_trees_and_sizes(run_of_many, tmp_path):
     run("scripts/many_table.py", tmp_path / "many.csv", tmp_path / "many.md", run_of_many)
     row = pd.read_csv(tmp_path / "many.csv", index_col="run").loc["4_types"]
     assert (row["types"], row["clades"]) == (4, 2)
@@ -696,7 +698,7 @@ def test_atlas_is_simulated_on_disk(tmp_path):
     assert (anndata.read_h5ad(tmp_path / "again.h5ad").X != cells.X).nnz == 0
 
 
-def test_costs_are_told_by_number_of_cells(run_of_many, tmp_path):
+def test_costs_are_reported_by_number_of_cells(run_of_many, tmp_path):
     for n_cells in (10, 1000):
         shutil.copytree(run_of_many, tmp_path / f"atlas_{n_cells}")
     written = [tmp_path / f"atlas.{ending}" for ending in ("csv", "md", "png")]

@@ -1,6 +1,6 @@
-"""Ablation: `bdm` with a denoiser of its own for every branch, in place of the trunk that all branches share.
+"""Ablation: `bdm` with a separate denoiser for every branch, in place of the trunk that all branches share.
 
-Hierarchy, hand-over and the number of training steps and of cells in each are the same. A branch learns from as many
+Hierarchy, transport and the number of training steps and of cells in each are the same. A branch learns from as many
 cells as with the trunk, but from no others.
 """
 
@@ -24,12 +24,12 @@ class SeparateDenoisers(nn.Module):
         self.of_branch = nn.ModuleList(BranchedDenoiser(alone) for _ in range(shape.n_branches))
 
     def start_from(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set what is known of the branches' populations, as `BranchedDenoiser` does."""
+        """Set the moments of the branches' populations, as `BranchedDenoiser` does."""
         for number, denoiser in enumerate(self.of_branch):
             denoiser.start_from(mean[number, None], covariance[number, None])
 
     def population(self, branch: int) -> Normal:
-        """Moments of a branch's cells, as `BranchedDenoiser` tells them."""
+        """Moments of a branch's cells, as of `BranchedDenoiser`."""
         return self.of_branch[branch].population(0)
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:

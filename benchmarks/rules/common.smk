@@ -8,19 +8,19 @@ if "data" not in config:
 SCRIPTS = f"{workflow.basedir}/scripts"
 SEEDS = [int(seed) for seed in config["seeds"]]
 DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
-MOVED = config["transmute"]["datasets"]
+TRANSMUTED = config["transmute"]["datasets"]
 ANNOTATED = config["tree"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 
 
 def at_thresholds(values):
-    """Give the methods that draw from hierarchies of other thresholds, with and without hand-over."""
+    """Give the methods that draw from hierarchies of other thresholds, with and without transport."""
     methods = {}
     for value in values:
         model, shared = f"threshold-{value}", {"generate": "--shared-ancestors"}
         methods[model] = shared | {"model": model, "hierarchy": f"--threshold {value}"}
-        methods[f"{model}-no-handover"] = shared | {"model": model, "script": "no_handover"}
+        methods[f"{model}-no-transport"] = shared | {"model": model, "script": "no_transport"}
     return methods
 
 

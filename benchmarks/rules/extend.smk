@@ -1,7 +1,7 @@
 EXTENDED = config["extend"]["datasets"]
 
 
-def left_out(data, seed):
+def scores_of_left_out_types(data, seed):
     """Name the scores of all runs of a data set in which a type is left out."""
     every = EXTENDED[data].get("every", 1)
     numbers = range(every, EXTENDED[data]["n_types"] + 1, every)
@@ -9,7 +9,7 @@ def left_out(data, seed):
 
 
 def with_flat(wildcards):
-    """Give the flag that also teaches a flat model, for one of so many types as the data set says."""
+    """Give the option that also extends a flat model, for one in so many types as the configuration sets."""
     return "--with-flat" if int(wildcards.number) % EXTENDED[wildcards.data]["flat"] == 0 else ""
 
 
@@ -53,24 +53,24 @@ rule extend_in_turn:
         " > {log} 2>&1"
 
 
-rule extend_beside:
+rule extend_reference:
     input:
         cells=rules.prepare.output.cells,
         joint="results/{data}/{seed}/cells/branched.h5ad",
     output:
-        scores="results/{data}/{seed}/extend/beside.csv",
+        scores="results/{data}/{seed}/extend/reference.csv",
     log:
-        "results/{data}/{seed}/logs/extend_beside.log",
+        "results/{data}/{seed}/logs/extend_reference.log",
     shell:
-        "python {SCRIPTS}/extend_beside.py {input.cells} {input.joint} {output.scores}"
+        "python {SCRIPTS}/extend_reference.py {input.cells} {input.joint} {output.scores}"
         " --seed {wildcards.seed}"
         " > {log} 2>&1"
 
 
 rule extend:
     input:
-        one=[left_out(data, seed) for data in EXTENDED for seed in SEEDS],
-        beside=expand(rules.extend_beside.output.scores, data=EXTENDED, seed=SEEDS),
+        one=[scores_of_left_out_types(data, seed) for data in EXTENDED for seed in SEEDS],
+        reference=expand(rules.extend_reference.output.scores, data=EXTENDED, seed=SEEDS),
         in_turn=expand(rules.extend_in_turn.output.scores, data=EXTENDED, seed=SEEDS),
     output:
         table="results/extend.csv",

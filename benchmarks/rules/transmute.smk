@@ -1,10 +1,10 @@
 import shlex
 
 
-def moves(wildcards):
-    """Give the flags that say which cells to move."""
-    dataset = MOVED[wildcards.data]
-    flags = [("--move", move) for move in dataset.get("moves", [])]
+def pairs(wildcards):
+    """Give the options that name the pairs to transmute."""
+    dataset = TRANSMUTED[wildcards.data]
+    flags = [("--pair", pair) for pair in dataset.get("pairs", [])]
     flags += [("--condition", dataset["condition"])] if "condition" in dataset else []
     return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags)
 
@@ -19,10 +19,10 @@ rule transmute_run:
     log:
         "results/{data}/{seed}/logs/transmute.log",
     params:
-        moves=moves,
+        pairs=pairs,
     shell:
         "python {SCRIPTS}/transmute.py {input.cells} {input.branched} {input.flat} {output.scores}"
-        " {params.moves}"
+        " {params.pairs}"
         " --seed {wildcards.seed}"
         " > {log} 2>&1"
 
@@ -35,7 +35,7 @@ rule unseen_run:
     log:
         "results/{data}/{seed}/logs/unseen.log",
     params:
-        condition=lambda wildcards: MOVED[wildcards.data]["condition"],
+        condition=lambda wildcards: TRANSMUTED[wildcards.data]["condition"],
     shell:
         "python {SCRIPTS}/unseen.py {input.cells} {output.scores}"
         " --condition {params.condition:q}"
@@ -45,16 +45,16 @@ rule unseen_run:
 
 rule transmute:
     input:
-        scores=expand(rules.transmute_run.output.scores, data=MOVED, seed=SEEDS),
+        scores=expand(rules.transmute_run.output.scores, data=TRANSMUTED, seed=SEEDS),
         unseen=expand(
             rules.unseen_run.output.scores,
-            data=[name for name, dataset in MOVED.items() if "condition" in dataset],
+            data=[name for name, dataset in TRANSMUTED.items() if "condition" in dataset],
             seed=SEEDS,
         ),
     output:
         table="results/transmute.csv",
         text="results/transmute.md",
-        figures=expand("results/transmute_{data}.png", data=MOVED),
+        figures=expand("results/transmute_{data}.png", data=TRANSMUTED),
     log:
         "results/logs/transmute.log",
     params:

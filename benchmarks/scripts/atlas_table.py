@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from bdm.plotting.figure import save_figure
 
 STEPS = ("prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate")
-TOLD = {"seconds": "seconds on the clock", "megabytes": "peak memory, MB"}
+LABELS = {"seconds": "seconds on the clock", "megabytes": "peak memory, MB"}
 MARKERS = "osD^vP"
 
 
 def of_runs(runs: list[Path]) -> pd.DataFrame:
-    """Tell seconds and memory of each step of each run, with the number of cells that its name ends with."""
+    """Seconds and memory of each step of each run, with the number of cells that its name ends with."""
     parts = [costs(run, STEPS).rename_axis("step").assign(n_cells=int(run.name.rpartition("_")[2])) for run in runs]
     return pd.concat(parts).reset_index()
 
@@ -24,7 +24,7 @@ def of_runs(runs: list[Path]) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """Draw how time and memory of each step grow with the number of cells."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axis, (column, title) in zip(figure.subplots(1, 2), TOLD.items(), strict=True):
+    for axis, (column, title) in zip(figure.subplots(1, 2), LABELS.items(), strict=True):
         for marker, step in zip(MARKERS, STEPS, strict=True):
             rows = table[table["step"] == step].sort_values("n_cells")
             axis.plot(rows["n_cells"], rows[column], marker=marker, label=step)
@@ -45,7 +45,7 @@ def main(table: Path, text: Path, figure: Path, runs: list[Path]) -> None:
     rows = of_runs(runs)
     rows.to_csv(table, index=False, float_format="%.6g")
     parts = ["# Cost by number of cells"]
-    for column, title in TOLD.items():
+    for column, title in LABELS.items():
         wide = rows.pivot(index="step", columns="n_cells", values=column).loc[list(STEPS)]
         text_of = wide.map("{:,.0f}".format).rename(columns="{:,} cells".format)
         parts += [f"## {title[0].upper()}{title[1:]}", markdown(text_of)]

@@ -1,4 +1,4 @@
-"""Judge whether generated cells of rare types help a classifier to recognise them, against what else is done for it.
+"""Score whether generated cells of rare types help a classifier to recognise them, beside other strategies.
 
 Every strategy trains on the same real cells. Cells are added to each rare type up to the median of all types.
 """

@@ -1,7 +1,7 @@
-"""Draw how cell types fare that models learned later, and how those that they knew before."""
+"""Draw the scores of cell types that were added later, and of the types known before."""
 
 import pandas as pd
-from extend_ways import ALONE, EVERYTHING, EXTENSION
+from extend_strategies import ALONE, EVERYTHING, EXTENSION
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure

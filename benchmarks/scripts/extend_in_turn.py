@@ -1,12 +1,12 @@
-"""Teach models of the largest cell types all others, one after the other, and judge them after each."""
+"""Extend models of the largest cell types by all others, one after the other, and score them after each."""
 
 from pathlib import Path
 
 import pandas as pd
 import typer
-from extend_judge import check_unchanged, generated, judged, types_by_size
-from extend_ways import EXTENSION, Settings, learners, taught
-from train_on import of_types
+from extend_score import check_unchanged, generated, judged, types_by_size
+from extend_strategies import EXTENSION, Settings, extended_models, starting_models
+from train_subset import cells_of_types
 
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.cells import Cells
@@ -33,19 +33,19 @@ def main(
     cells = adata[adata.obs["split"] != "test"]
     types, n_by_type = types_by_size(real), real.test.n_by_type * n_repeats
     settings = Settings.of_steps(autoencoder_steps, denoiser_steps)
-    first = learners(of_types(cells, types[:N_FIRST]), settings, with_flat=with_flat, seed=seed)
-    models, beside = first.by_way(), {"joint": read_generated(joint, real)}
+    first = starting_models(cells_of_types(cells, types[:N_FIRST]), settings, with_flat=with_flat, seed=seed)
+    models, reference = first.by_strategy(), {"joint": read_generated(joint, real)}
     before, tables = generated(models[EXTENSION], n_by_type, seed=seed), []
     for step in range(1, len(types) - N_FIRST + 1):
         known, new = types[: N_FIRST + step], types[N_FIRST + step - 1]
-        after = taught(models, cells, new, settings, seed=seed)
+        after = extended_models(models, cells, new, settings, seed=seed)
         models = {way: found.result for way, found in after.items()}
         sets = {way: generated(model, n_by_type, seed=seed) for way, model in models.items()}
         check_unchanged(before, sets[EXTENSION])
         before = sets[EXTENSION]
         table = judged(
             real,
-            beside | {way: Cells.of(adata) for way, adata in sets.items()},
+            reference | {way: Cells.of(adata) for way, adata in sets.items()},
             known,
             with_auc=known == types,
             n_repeats=n_repeats,

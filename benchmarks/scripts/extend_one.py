@@ -1,13 +1,13 @@
-"""Leave one cell type out, teach it to trained models, and judge them."""
+"""Leave one cell type out, extend trained models by it, and score them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
-from extend_judge import check_unchanged, generated, judged, to_judge, types_by_size
-from extend_ways import BEFORE, EXTENSION, FLAT_BEFORE, Settings, learners, taught
-from train_on import of_types
+from extend_score import check_unchanged, generated, judged, scored_types, types_by_size
+from extend_strategies import BEFORE, EXTENSION, FLAT_BEFORE, Settings, extended_models, starting_models
+from train_subset import cells_of_types
 
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.cells import Cells
@@ -30,12 +30,12 @@ def main(
     """Leave out the type of that number, by size, and write how all types fare before and after it was learned."""
     real, adata = read_real_cells(prepared), read_prepared(prepared)
     cells = adata[adata.obs["split"] != "test"]
-    types = to_judge(real)
+    types = scored_types(real)
     new = types[number - 1]
     old = [name for name in types_by_size(real) if name != new]
     settings = Settings.of_steps(autoencoder_steps, denoiser_steps)
-    before = learners(of_types(cells, old), settings, with_flat=with_flat, seed=seed)
-    after = taught(before.by_way(), cells, new, settings, seed=seed)
+    before = starting_models(cells_of_types(cells, old), settings, with_flat=with_flat, seed=seed)
+    after = extended_models(before.by_strategy(), cells, new, settings, seed=seed)
 
     models = {BEFORE: before.branched.result} | ({FLAT_BEFORE: before.flat} if before.flat else {})
     models |= {way: found.result for way, found in after.items()}

@@ -1,4 +1,4 @@
-"""Collect how cell types fare that models learned later, and how those that they knew before."""
+"""Collect the scores of cell types that were added later, and of the types known before."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pandas as pd
 import typer
 from as_text import OVER_SEEDS, markdown, over_seeds
 from extend_figures import in_turn_figure, one_figure
-from extend_ways import ALONE, BEFORE, EVERYTHING, EXTENSION, FLAT_BEFORE
+from extend_strategies import ALONE, BEFORE, EVERYTHING, EXTENSION, FLAT_BEFORE
 
 from bdm.evaluation.evaluate import FLOOR
 from bdm.plotting.figure import save_figure
@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def collected(paths: list[Path]) -> pd.DataFrame:
-    """Read ``DATA/SEED/extend/beside.csv``, ``in_turn.csv`` and ``one/NUMBER.csv``, with what their paths tell."""
+    """Read ``DATA/SEED/extend/reference.csv``, ``in_turn.csv`` and ``one/NUMBER.csv``, by run."""
     tables = []
     for path in paths:
         data, seed, _, task = path.with_suffix("").parts[path.parts.index("extend") - 2 :][:4]
@@ -40,21 +40,21 @@ def collected(paths: list[Path]) -> pd.DataFrame:
     return table[[*first, *table.columns.drop(first)]]
 
 
-def left_out(table: pd.DataFrame) -> pd.DataFrame:
-    """Tell of each type that was left out and each way it was learned how it fares, what of the others, and the time.
+def scores_of_left_out_types(table: pd.DataFrame) -> pd.DataFrame:
+    """Table of each type that was left out and each strategy: its scores, the scores of the other types, and the time.
 
     Returns
     -------
     Table with the scores of the type and of its floor and joint training, the mean energy of the other types
-    ``before`` and ``after``, and ``seconds``, beside which training anew took ``faster`` times as long.
+    ``before`` and ``after``, and ``seconds``, ``faster`` times less than training a new model.
     """
     one = table[table["task"] == "one"]
     new = one[one["cell_type"] == one["added"]]
-    beside = table[table["task"] == "beside"].pivot(index=TYPE, columns="set", values=["energy", "forest_auc"])
-    beside.columns = [" ".join(names) for names in beside.columns]
+    reference = table[table["task"] == "reference"].pivot(index=TYPE, columns="set", values=["energy", "forest_auc"])
+    reference.columns = [" ".join(names) for names in reference.columns]
     of_others = one[one["cell_type"] != one["added"]].groupby([*RUN, "set"])["energy"].mean().unstack("set")
     seconds = one.groupby([*RUN, "set"])["seconds"].first().unstack("set")
-    rows = new.merge(beside.reset_index(), on=TYPE).set_index(RUN)
+    rows = new.merge(reference.reset_index(), on=TYPE).set_index(RUN)
     starts = rows["set"].map(STARTS)
     return rows.assign(
         before=[of_others.at[run, start] for run, start in starts.items()],
@@ -64,7 +64,7 @@ def left_out(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def overview(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average over the types that were left out (median times), then tell the seeds."""
+    """Average over the types that were left out (median times), then over seeds."""
     by_seed = runs.groupby(["set", "seed"], sort=False)
     means = by_seed[list(COLUMNS)].mean()
     means[["seconds", "faster"]] = by_seed[["seconds", "faster"]].median()
@@ -73,8 +73,8 @@ def overview(runs: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=COLUMNS)
 
 
-def beside_joint(scores: pd.DataFrame) -> str:
-    """Tell how an extension's energy distances differ from joint training's, type by type."""
+def difference_from_joint(scores: pd.DataFrame) -> str:
+    """Describe how an extension's energy distances differ from joint training's, type by type."""
     energy = scores.pivot(index=["seed", "cell_type"], columns="set", values="energy")
     difference = energy[EXTENSION] - energy[JOINT]
     return (
@@ -93,7 +93,7 @@ def by_type(scores: pd.DataFrame, score: str) -> pd.DataFrame:
 
 
 def over_types(scores: pd.DataFrame, added: pd.Series) -> pd.DataFrame:
-    """Average over the types that were added, and over those before any, then tell the seeds; sets x scores."""
+    """Average over the types that were added, and over those before any, then over seeds; sets x scores."""
     group = scores["cell_type"].isin(added).map({True: "added types: ", False: "first types: "})
     means = scores.groupby(["set", "seed", group])[["energy", "forest_auc"]].mean().unstack("cell_type")
     means.columns = [group + score for score, group in means.columns]
@@ -102,15 +102,15 @@ def over_types(scores: pd.DataFrame, added: pd.Series) -> pd.DataFrame:
 
 
 def section(data: str, table: pd.DataFrame) -> list[str]:
-    """Tell one data set."""
-    runs, in_turn = left_out(table), table[table["task"] == "in_turn"]
-    beside = table[(table["task"] == "beside") & table["cell_type"].isin(runs["added"])]
-    one = pd.concat([beside, table[(table["task"] == "one") & (table["cell_type"] == table["added"])]])
+    """Sections on one data set."""
+    runs, in_turn = scores_of_left_out_types(table), table[table["task"] == "in_turn"]
+    reference = table[(table["task"] == "reference") & table["cell_type"].isin(runs["added"])]
+    one = pd.concat([reference, table[(table["task"] == "one") & (table["cell_type"] == table["added"])]])
     last = in_turn[in_turn["step"] == in_turn["step"].max()]
     return [
         f"## {data}: each type left out in turn",
         markdown(overview(runs)),
-        beside_joint(one),
+        difference_from_joint(one),
         "Energy distance:",
         markdown(by_type(one, "energy")),
         "Forest AUC:",
@@ -118,7 +118,7 @@ def section(data: str, table: pd.DataFrame) -> list[str]:
         f"## {data}: one after the other",
         f"After {last['step'].max():.0f} additions to a model of the largest types, means over types:",
         markdown(over_types(last, in_turn["added"])),
-        beside_joint(last[last["cell_type"].isin(in_turn["added"])]),
+        difference_from_joint(last[last["cell_type"].isin(in_turn["added"])]),
         "Energy distance:",
         markdown(by_type(last, "energy")),
     ]
@@ -132,7 +132,7 @@ def main(folder: Path, runs: list[Path]) -> None:
     for data, of_data in table.groupby("data", sort=False):
         parts += section(data, of_data)
     (folder / "extend.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    save_figure(one_figure(left_out(table)), folder / "extend_one.png")
+    save_figure(one_figure(scores_of_left_out_types(table)), folder / "extend_one.png")
     save_figure(in_turn_figure(table[table["task"] == "in_turn"]), folder / "extend_in_turn.png")
 
 

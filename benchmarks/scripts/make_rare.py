@@ -1,4 +1,4 @@
-"""Leave only a few training cells of a frequent type; all its test cells stay to judge by."""
+"""Leave only a few training cells of a frequent type; all its test cells stay."""
 
 from pathlib import Path
 from typing import Annotated

@@ -15,7 +15,7 @@ SCORES = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")
 
 
 def costs(run: Path, steps: tuple[str, ...] = STEPS) -> pd.DataFrame:
-    """Tell seconds, seconds of the processor and peak memory (MB) by step, as Snakemake has measured them."""
+    """Seconds, seconds of the processor and peak memory (MB) by step, as Snakemake has measured them."""
     rows = {step: pd.read_csv(run / f"times/{step}.tsv", sep="\t").iloc[0] for step in steps}
     table = pd.DataFrame(rows).T[["s", "cpu_time", "max_rss"]].astype(float)
     return table.set_axis(["seconds", "processor", "megabytes"], axis=1)
@@ -28,7 +28,7 @@ def megabytes(path: Path) -> float:
 
 
 def facts(run: Path) -> dict[str, float]:
-    """Tell how near the tree is to the truth, how good cells are, and how large what was written is."""
+    """Distance of the tree from the truth, scores of the cells, and sizes of the files."""
     hierarchy = load_hierarchy(run / "hierarchy.json")
     trees = TreeComparison.of(hierarchy, read_tree(run / "truth.json"))
     overall = pd.read_csv(run / "evaluation/overall.csv", index_col="metric")

@@ -28,7 +28,7 @@ KEYS = ["data", "method", "seed"]
 
 
 def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame:
-    """Tell all scores of the methods of one run: data, method, seed, score and value.
+    """All scores of the methods of one run: data, method, seed, score and value.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame
 
 
 def scores_by_type(overall: Path) -> pd.DataFrame:
-    """Tell the scores by type of one run, a row for each method and type."""
+    """Scores by type of one run, a row for each method and type."""
     table = pd.read_csv(overall.with_name("by_type.csv")).rename(columns={"set": "method"})
     return with_run(table, overall)
 

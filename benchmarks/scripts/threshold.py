@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bdm.evaluation.figures.looks import GREY, LABELS, looks
 from bdm.plotting.figure import save_figure
 
-WITH, WITHOUT = "with hand-over", "without hand-over"
+WITH, WITHOUT = "with transport", "without transport"
 LOOKS = {name: look for name, look in looks([WITH, WITHOUT]).items() if name in (WITH, WITHOUT)}
 SCORES, COSTS = ["energy", "forest_auc"], ["evaluations", "milliseconds"]
 PANELS = LABELS | {"evaluations": "evaluations a cell", "milliseconds": "ms a cell"}
@@ -21,12 +21,12 @@ PANELS = LABELS | {"evaluations": "evaluations a cell", "milliseconds": "ms a ce
 def run(overall: Path) -> pd.DataFrame:
     """Read the scores of ``DATA/SEED/threshold/overall.csv`` and the costs beside it, a row for each method.
 
-    Without hand-over the costs are the same, and not measured again.
+    Without transport the costs are the same, and not measured again.
     """
     *_, data, seed, _, _ = overall.parts
     table = pd.read_csv(overall, index_col="metric").T.rename_axis("method").reset_index()
     costs = {path.stem: pd.read_csv(path).iloc[0] for path in sorted((overall.parents[1] / "costs").glob("*.csv"))}
-    named = table["method"].str.extract(r"^threshold-([\d.]+)(-no-handover)?$")
+    named = table["method"].str.extract(r"^threshold-([\d.]+)(-no-transport)?$")
     table["threshold"] = named[0].astype(float)
     table["sampling"] = named[1].notna().map({True: WITHOUT, False: WITH}).where(named[0].notna())
     for cost in COSTS:

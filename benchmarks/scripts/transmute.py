@@ -1,4 +1,4 @@
-"""Move cells between types in several ways, and judge all by `bdm evaluate-transmuted`'s scores."""
+"""Transmute cells by several strategies, and score all as `bdm evaluate-transmuted` does."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import pandas as pd
 import scipy.sparse as sp
 import typer
-from moves import moves
+from transmutations import strategies
 
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
@@ -28,8 +28,8 @@ def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[1] in known]
 
 
-def moved(model: BranchedModel, sources, before: Cells, to: str, move: Transmute, *, seed: int) -> TransmutedCells:
-    """Move the cells in one way."""
+def transmuted(model: BranchedModel, sources, before: Cells, to: str, move: Transmute, *, seed: int) -> TransmutedCells:
+    """Transmute the cells by one strategy."""
     counts = sp.vstack([block.counts for block in transmuted_blocks(model, sources, to, move, seed=seed)], format="csr")
     return TransmutedCells(Cells(counts.astype("float32"), before.cell_type), before)
 
@@ -40,21 +40,22 @@ def main(
     flat: Path,
     out: Path,
     *,
-    move: Annotated[list[str], typer.Option(help="OLD=NEW")] = [],  # noqa: B006
+    pair: Annotated[list[str], typer.Option(help="OLD=NEW")] = [],  # noqa: B006
     condition: str = "",
     seed: int = 0,
 ) -> None:
-    """Write the scores of every way and move."""
+    """Write the scores of every strategy and pair."""
     real, adata = read_real_cells(prepared), read_prepared(prepared)
     models = load_model(branched), load_model(flat)
-    pairs = [tuple(item.split("=")) for item in move] or pairs_of(list(models[0].cell_types), condition)
+    pairs = [tuple(item.split("=")) for item in pair] or pairs_of(list(models[0].cell_types), condition)
     tables = []
     for old, new in pairs:
         sources = sources_of(adata, models[0], Goal(new), InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.of(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {
-            name: moved(model, sources, before, new, way, seed=seed) for name, model, way in moves(*models, new, alike)
+            name: transmuted(model, sources, before, new, strategy, seed=seed)
+            for name, model, strategy in strategies(*models, new, alike)
         }
         try:
             table = evaluate_transmutation(real, sets, new, seed=seed).table

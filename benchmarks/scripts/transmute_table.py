@@ -1,4 +1,4 @@
-"""Collect how cells moved between types fare in all runs."""
+"""Collect the scores of transmuted cells of all runs."""
 
 from pathlib import Path
 
@@ -10,37 +10,37 @@ from augment_table import with_run
 from bdm.plotting.figure import save_figure
 from bdm.plotting.transmutation import PANELS, scores_figure
 
-TASKS = {"transmute": "moved to a type that was learned", "unseen": "moved to a type that was not learned"}
+TASKS = {"transmute": "transmuted to a type that was seen", "unseen": "transmuted to a type that was not seen"}
 SCORES = [*PANELS, "sign"]
 
 
 def over_types(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average over moves, for each set and seed, then tell the seeds; sets x scores."""
+    """Average over pairs, for each set and seed, then over seeds; sets x scores."""
     means = scores.groupby(["set", "seed"], sort=False)[SCORES].mean()
     return means.groupby("set", sort=False).agg(over_seeds)
 
 
 def best(scores: pd.DataFrame, score: str, *, lowest: bool) -> pd.Series:
-    """Count the moves at which each set is best, among those that keep the cells; means over seeds decide."""
-    moved = scores[~scores["set"].isin(["floor", "unmoved", "drawn anew"])]
-    by_move = moved.groupby(["original_type", "to", "set"])[score].mean().unstack("set")
-    return (by_move.idxmin(axis=1) if lowest else by_move.idxmax(axis=1)).value_counts()
+    """Count the pairs for which each set is best, among the strategies that keep the cells; means over seeds decide."""
+    moved = scores[~scores["set"].isin(["floor", "unmoved", "sampled anew"])]
+    by_pair = moved.groupby(["original_type", "to", "set"])[score].mean().unstack("set")
+    return (by_pair.idxmin(axis=1) if lowest else by_pair.idxmax(axis=1)).value_counts()
 
 
 def section(data: str, scores: pd.DataFrame) -> list[str]:
-    """Tell one data set."""
-    n_moves = len(scores[["original_type", "to"]].drop_duplicates())
+    """Sections on one data set."""
+    n_pairs = len(scores[["original_type", "to"]].drop_duplicates())
     table = over_types(scores)
     wins = {f"best {name}": best(scores, name, lowest=name == "energy") for name in ("energy", "mean_r2")}
     for name, counts in wins.items():
         table[name] = [f"{counts[name]:.0f}" if name in counts else "" for name in table.index]
-    by_move = scores.groupby(["original_type", "to", "set"], sort=False)["energy"].agg(over_seeds).unstack("set")
+    by_pair = scores.groupby(["original_type", "to", "set"], sort=False)["energy"].agg(over_seeds).unstack("set")
     return [
         f"## {data}",
-        f"Means over {n_moves} moves; best: the number of moves at which a way that keeps the cells is ahead.",
+        f"Means over {n_pairs} pairs; best: the number of pairs for which a strategy that keeps the cells is ahead.",
         markdown(table),
-        "Energy distance by move:",
-        markdown(by_move[[name for name in table.index if name in by_move]].fillna("")),
+        "Energy distance by pair:",
+        markdown(by_pair[[name for name in table.index if name in by_pair]].fillna("")),
     ]
 
 
@@ -48,7 +48,7 @@ def main(folder: Path, runs: list[Path]) -> None:
     """Write all scores, their overview as Markdown, and a figure for each data set."""
     scores = pd.concat([with_run(path).assign(task=TASKS[path.stem]) for path in runs])
     scores.to_csv(folder / "transmute.csv", index=False)
-    parts = ["# Cells moved to another type", f"Numbers are the {OVER_SEEDS}"]
+    parts = ["# Cells transmuted to another type", f"Numbers are the {OVER_SEEDS}"]
     for (data, task), of_data in scores.groupby(["data", "task"], sort=False):
         parts += section(f"{data}: {task}", of_data)
         table = of_data.assign(original_type=of_data["original_type"] + " → " + of_data["to"].str.split("|").str[-1])

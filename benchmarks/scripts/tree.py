@@ -56,12 +56,12 @@ def random_clades(cell_types: tuple[str, ...], seed: int) -> Iterator[Clades]:
 
 
 def nearness(group: frozenset[str], tree: Clades) -> float:
-    """Tell what share of types a group and its nearest clade have in common (Jaccard's index); 1 if it is a clade."""
+    """Share of types that a group and its nearest clade have in common (Jaccard's index); 1 if it is a clade."""
     return max(len(group & clade) / len(group | clade) for clade in tree)
 
 
 def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> pd.DataFrame:
-    """Tell for each group whether it is a clade, or how near to one, and how often in random trees."""
+    """Table of each group: whether it is a clade, or how near to one, and how often in random trees."""
     sets = groups["cell_types"]
     return pd.DataFrame(
         {
@@ -77,7 +77,7 @@ def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> 
 
 
 def compare_trees(tree: Clades, groups: Clades, random: list[Clades]) -> dict[str, float]:
-    """Compare the whole annotation: groups missing, and clades that part a group, as shares of either's number."""
+    """Compare the whole annotation: groups missing, and clades that split a group, as shares of either's number."""
     own = TreeComparison(tree, groups)
     others = pd.DataFrame(
         [
@@ -99,7 +99,7 @@ def compare_trees(tree: Clades, groups: Clades, random: list[Clades]) -> dict[st
 
 
 def contradicting(comparison: TreeComparison) -> float:
-    """Share of the tree's clades that part a group."""
+    """Share of the tree's clades that split a group."""
     return len(comparison.contradicting) / len(comparison.tree)
 
 

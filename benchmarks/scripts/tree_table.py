@@ -12,8 +12,8 @@ COLUMNS = {
     "found_random_most": "most by chance",
     "missing": "share of groups missing",
     "missing_random": "missing by chance",
-    "contradicting": "share of clades that part a group",
-    "contradicting_random": "parting by chance",
+    "contradicting": "share of clades that split a group",
+    "contradicting_random": "splitting by chance",
 }
 GROUP_COLUMNS = {
     "found": "is a clade",

@@ -1,4 +1,4 @@
-"""Move cells of each type to a condition that no cell of the type was seen in, and judge them."""
+"""Transmute cells of each type to a condition in which the model has seen no cell of the type, and score them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 import typer
 from anndata import AnnData
-from train_on import encoded, of_types, trained
-from transmute import moved, pairs_of
+from train_subset import cells_of_types, encoded, fit_model_of
+from transmute import pairs_of, transmuted
 
 from bdm.data.prepare import read_prepared
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
@@ -29,12 +29,12 @@ from bdm.transmutation.transmute import Transmute
 def model_without(prepared: AnnData, cell_type: str, *, n_steps: int, seed: int) -> BranchedModel:
     """Train all that a shift needs, which is all but the denoiser, on the cells of all other types."""
     others = set(prepared.obs["cell_type"].cat.categories) - {cell_type}
-    found = encoded(of_types(prepared, others), AutoencoderSettings(n_steps=n_steps), seed=seed)
-    return trained(found, HierarchySettings(n_bootstrap=0), DenoiserSettings(n_steps=1), seed=seed)
+    found = encoded(cells_of_types(prepared, others), AutoencoderSettings(n_steps=n_steps), seed=seed)
+    return fit_model_of(found, HierarchySettings(n_bootstrap=0), DenoiserSettings(n_steps=1), seed=seed)
 
 
-def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Transmute]]:
-    """Name the ways to move cells as the pairs went."""
+def strategies(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Transmute]]:
+    """Yield each strategy to shift cells as the pairs differ."""
     nearest = weights(model, cell_type, pairs).idxmax()
     shifts = {
         "like the nearest types": shift(model, cell_type, pairs),
@@ -46,7 +46,7 @@ def ways(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) -> Itera
 
 
 def by_genes(real: RealCells, old: str, new: str, weight: pd.Series) -> float:
-    """R² of means, as for moved cells, of what has no cells: the pairs' mean differences added gene by gene."""
+    """R² of means, as for transmuted cells, of the old type's mean plus the pairs' mean differences, gene by gene."""
     ends = ends_of(real, old, new)
     expression = {
         name: mean_expression(real.training[real.training.cell_type == name]) for pair in weight.index for name in pair
@@ -64,7 +64,7 @@ def main(
     n_steps: int = AutoencoderSettings().n_steps,
     seed: int = 0,
 ) -> None:
-    """Write the scores of every way and type."""
+    """Write the scores of every strategy and type."""
     real, adata = read_real_cells(prepared), read_prepared(prepared)
     pairs = [Pair(*pair) for pair in pairs_of(list(adata.obs["cell_type"].cat.categories), condition)]
     tables = []
@@ -75,7 +75,10 @@ def main(
         others = tuple(pair for pair in pairs if pair != (old, new))
         sources = sources_of(adata, model, Goal(new, others), InputKeys(label_key="cell_type"), cell_types=(old,))
         before = Cells.of(adata[sources.adata.obs_names])
-        sets = {name: moved(model, sources, before, new, way, seed=seed) for name, way in ways(model, old, others)}
+        sets = {
+            name: transmuted(model, sources, before, new, strategy, seed=seed)
+            for name, strategy in strategies(model, old, others)
+        }
         table = evaluate_transmutation(real, sets, new, seed=seed).table
         weight = weights(model, old, others)
         for name, of_pairs in {"nearest types": weight, "common": weight * 0 + 1 / len(weight)}.items():

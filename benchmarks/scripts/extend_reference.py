@@ -1,9 +1,9 @@
-"""Judge what extensions are compared with: real training cells, and cells of a model of all types from the start."""
+"""Score the reference for extensions: real training cells, and cells of a model fitted on all types from the start."""
 
 from pathlib import Path
 
 import typer
-from extend_judge import judged, types_by_size
+from extend_score import judged, types_by_size
 
 from bdm.evaluation.inputs import read_generated, read_real_cells
 from bdm.files import atomic_write

@@ -1,4 +1,4 @@
-"""Ways to move cells from one type to another, in a model's whitened latent space."""
+"""Strategies to transmute cells, in a model's whitened latent space."""
 
 from collections.abc import Iterator
 
@@ -13,28 +13,28 @@ from bdm.transmutation.request import mean
 from bdm.transmutation.transmute import Transmute
 
 
-def moves(
+def strategies(
     model: BranchedModel, flat: BranchedModel, to: str, alike: list[tuple[str, str]]
 ) -> Iterator[tuple[str, BranchedModel, Transmute]]:
-    """Name all ways to move cells to a type, each with the model whose space it is in.
+    """Yield each strategy's name, the model whose space it works in, and its function.
 
     Parameters
     ----------
     alike
-        Pairs of types (before, after) of which the move is one; a shift common to all is their mean.
+        Pairs of types (before, after), this one included; the common shift is their mean.
     """
-    yield "branched", model, walked(model, to)
-    yield "branched-stochastic", model, walked(model, to, stochastic=True)
-    yield "flat", flat, walked(flat, to)
-    yield "flat-relabelled", flat, walked(flat, to, stochastic=True)
-    yield "mean difference", model, shifted(model, to)
-    yield "linear map", model, mapped(model, to)
-    yield "common shift", model, shifted_alike(model, alike)
-    yield "drawn anew", model, drawn(model, to)
+    yield "branched", model, by_walk(model, to)
+    yield "branched-stochastic", model, by_walk(model, to, stochastic=True)
+    yield "flat", flat, by_walk(flat, to)
+    yield "flat-relabelled", flat, by_walk(flat, to, stochastic=True)
+    yield "mean difference", model, by_mean_difference(model, to)
+    yield "linear map", model, by_linear_map(model, to)
+    yield "common shift", model, by_common_shift(model, alike)
+    yield "sampled anew", model, drawn(model, to)
 
 
-def walked(model: BranchedModel, to: str, *, stochastic: bool = False) -> Transmute:
-    """Go through the common ancestor, as `bdm transmute` does.
+def by_walk(model: BranchedModel, to: str, *, stochastic: bool = False) -> Transmute:
+    """Transmute through the common ancestor, as `bdm transmute` does.
 
     In a flat model that is the root: with ``stochastic``, cells are noised to its level and given another label.
     """
@@ -42,12 +42,12 @@ def walked(model: BranchedModel, to: str, *, stochastic: bool = False) -> Transm
     return lambda x, cell_type, generator: walk.move(x, cell_type, to, generator)
 
 
-def shifted(model: BranchedModel, to: str) -> Transmute:
+def by_mean_difference(model: BranchedModel, to: str) -> Transmute:
     """Add the difference of the means of the two types."""
     return lambda x, cell_type, generator: x + mean(model, to) - mean(model, cell_type)
 
 
-def mapped(model: BranchedModel, to: str) -> Transmute:
+def by_linear_map(model: BranchedModel, to: str) -> Transmute:
     """Apply the linear map that takes the one type's mean and covariance to the other's at least cost."""
 
     def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
@@ -56,7 +56,7 @@ def mapped(model: BranchedModel, to: str) -> Transmute:
     return move
 
 
-def shifted_alike(model: BranchedModel, alike: list[tuple[str, str]]) -> Transmute:
+def by_common_shift(model: BranchedModel, alike: list[tuple[str, str]]) -> Transmute:
     """Add the mean over pairs of types of the differences of their means.
 
     That is scGen's idea (Lotfollahi et al. 2019, https://doi.org/10.1038/s41592-019-0494-8), in bdm's latent space.
@@ -66,6 +66,6 @@ def shifted_alike(model: BranchedModel, alike: list[tuple[str, str]]) -> Transmu
 
 
 def drawn(model: BranchedModel, to: str) -> Transmute:
-    """Draw cells of the type anew, of which nothing is kept."""
+    """Sample new cells of the type, which keep nothing of the given ones."""
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     return lambda x, cell_type, generator: walk.independent(to, len(x), generator)

@@ -1,4 +1,4 @@
-"""Train models on some of the cells, in one process."""
+"""Train models on a subset of the cells, in one process."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ class Encoded:
     latent: AnnData
 
 
-def of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
-    """Take the cells of some types."""
+def cells_of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
+    """Take the cells of the given types."""
     cells = prepared[prepared.obs["cell_type"].isin(list(cell_types))].copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
     return cells
@@ -37,13 +37,13 @@ def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Enco
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
-def by_shared_decoder(of: Encoded, cells: AnnData) -> Encoded:
+def with_shared_decoder_only(of: Encoded, cells: AnnData) -> Encoded:
     """Encode the cells anew, by the decoder of all types alone."""
     autoencoder = replace(of.autoencoder, own={})
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
-def trained(of: Encoded, hierarchy: HierarchySettings, denoiser: DenoiserSettings, *, seed: int) -> BranchedModel:
+def fit_model_of(of: Encoded, hierarchy: HierarchySettings, denoiser: DenoiserSettings, *, seed: int) -> BranchedModel:
     """Make the hierarchy of encoded cells, and train the model."""
     tree = build_hierarchy(latent_cells(of.latent), hierarchy, seed=seed)
     return fit_model(of.latent, of.autoencoder, tree, denoiser, seed=seed, provenance={})[0]

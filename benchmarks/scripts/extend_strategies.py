@@ -1,11 +1,11 @@
-"""Ways to teach a trained model another cell type."""
+"""Strategies to extend a trained model by another cell type."""
 
 from dataclasses import dataclass, field
 
 from anndata import AnnData
+from continue_training import continue_training_of
 from timing import Timed, timed
-from train_further import trained_further
-from train_on import by_shared_decoder, encoded, of_types, trained
+from train_subset import cells_of_types, encoded, fit_model_of, with_shared_decoder_only
 
 from bdm.extension.extend import ExtendSettings, extend
 from bdm.model.model import BranchedModel
@@ -17,7 +17,7 @@ BEFORE, FLAT_BEFORE = "before", "flat, before"
 
 @dataclass(frozen=True)
 class Settings:
-    """How models are trained, and taught."""
+    """Settings of the models and of their extension."""
 
     autoencoder: AutoencoderSettings = field(default=AutoencoderSettings())
     denoiser: DenoiserSettings = field(default=DenoiserSettings())
@@ -30,8 +30,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Learners:
-    """Models of the same cells that are to learn more, and the time of the branched one's training.
+class StartingModels:
+    """Models of the same cells that will be extended, and the time that the branched one's training took.
 
     Attributes
     ----------
@@ -42,42 +42,42 @@ class Learners:
     branched: Timed[BranchedModel]
     flat: BranchedModel | None
 
-    def by_way(self) -> dict[str, BranchedModel]:
-        """Give each way the model that it begins with."""
+    def by_strategy(self) -> dict[str, BranchedModel]:
+        """Give the model that each strategy starts from."""
         flat = {} if self.flat is None else {ALONE: self.flat, EVERYTHING: self.flat}
         return {EXTENSION: self.branched.result, **flat}
 
 
-def learners(cells: AnnData, settings: Settings, *, with_flat: bool, seed: int) -> Learners:
-    """Train the models that are to learn more; they share the autoencoder.
+def starting_models(cells: AnnData, settings: Settings, *, with_flat: bool, seed: int) -> StartingModels:
+    """Train the models that will be extended; they share the autoencoder.
 
-    The flat one, which is to be trained further whole, has no decoders of single types.
+    The flat model, all parameters of which are trained further, has no type-specific decoders.
     """
     first = timed(encoded, cells, settings.autoencoder, seed=seed)
-    branched = timed(trained, first.result, HierarchySettings(), settings.denoiser, seed=seed)
+    branched = timed(fit_model_of, first.result, HierarchySettings(), settings.denoiser, seed=seed)
     flat = None
     if with_flat:
-        shared = by_shared_decoder(first.result, cells)
-        flat = trained(shared, HierarchySettings(flat=True), settings.denoiser, seed=seed)
-    return Learners(Timed(branched.result, first.seconds + branched.seconds), flat)
+        shared = with_shared_decoder_only(first.result, cells)
+        flat = fit_model_of(shared, HierarchySettings(flat=True), settings.denoiser, seed=seed)
+    return StartingModels(Timed(branched.result, first.seconds + branched.seconds), flat)
 
 
-def taught(
+def extended_models(
     models: dict[str, BranchedModel], cells: AnnData, cell_type: str, settings: Settings, *, seed: int
 ) -> dict[str, Timed[BranchedModel]]:
-    """Teach each way's model another cell type.
+    """Extend the model of each strategy by another cell type.
 
     Parameters
     ----------
     cells
-        Prepared cells to learn from, of all types.
+        Prepared cells of all types.
     """
-    new = of_types(cells, [cell_type])
+    new = cells_of_types(cells, [cell_type])
 
     def by(way: str, model: BranchedModel) -> BranchedModel:
         if way == EXTENSION:
             return extend(model, new, cell_type, settings.extension, seed=seed, provenance={}).model
-        known = of_types(cells, [*model.cell_types, cell_type])
-        return trained_further(model, new if way == ALONE else known, cell_type, settings.extension, seed=seed)
+        known = cells_of_types(cells, [*model.cell_types, cell_type])
+        return continue_training_of(model, new if way == ALONE else known, cell_type, settings.extension, seed=seed)
 
     return {way: timed(by, way, model) for way, model in models.items()}

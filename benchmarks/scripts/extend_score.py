@@ -1,4 +1,4 @@
-"""Judge models that learned another cell type, by type and with no more scores than are told."""
+"""Score models that were extended by another cell type, by type."""
 
 from collections.abc import Iterable
 
@@ -33,7 +33,7 @@ def judged(
 
     Returns
     -------
-    Table with ``set``, ``cell_type``, ``n_test``, ``energy`` and, if asked for, ``forest_auc``; of types with enough
+    Table with ``set``, ``cell_type``, ``n_test``, ``energy`` and, if requested, ``forest_auc``; of types with enough
     test cells.
     """
     training, test = (only(cells, cell_types) for cells in (real.training, real.test))
@@ -69,7 +69,7 @@ def at(pair: tuple[np.ndarray, np.ndarray], places: tuple[np.ndarray, np.ndarray
 
 
 def generated(model: BranchedModel, n_by_type: pd.Series, *, seed: int) -> AnnData:
-    """Generate as many cells of each type that the model knows as are asked for."""
+    """Generate the requested number of cells of each type of the model."""
     wanted = {name: int(n_by_type[name]) for name in model.cell_types}
     return generate_cells(model, request_cells(model, wanted), SamplerSettings(), seed=seed)
 
@@ -84,7 +84,7 @@ def check_unchanged(before: AnnData, after: AnnData) -> None:
 
 
 def only(cells: Cells, cell_types: Iterable[str]) -> Cells:
-    """Take the cells of some types."""
+    """Take the cells of the given types."""
     return cells[np.isin(cells.cell_type, list(cell_types))]
 
 
@@ -93,7 +93,7 @@ def types_by_size(real: RealCells) -> list[str]:
     return real.training.n_by_type.sort_values(ascending=False, kind="stable").index.tolist()
 
 
-def to_judge(real: RealCells) -> list[str]:
+def scored_types(real: RealCells) -> list[str]:
     """Name the types with enough test cells, those of most training cells first."""
     enough = set(real.test.types(fewest=FEWEST_FOR_MEANS))
     return [name for name in types_by_size(real) if name in enough]

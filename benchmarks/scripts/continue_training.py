@@ -1,4 +1,4 @@
-"""Teach a flat model another cell type by training all of it further, as is done without extensions."""
+"""Extend a flat model by another cell type by continuing the training of all parameters."""
 
 from dataclasses import replace
 
@@ -27,12 +27,12 @@ from bdm.training import Loop, train
 WARMUP = 20  # steps, as in an extension
 
 
-def trained_further(
+def continue_training_of(
     model: BranchedModel, cells: AnnData, cell_type: str, settings: ExtendSettings, *, seed: int
 ) -> BranchedModel:
     """Add a cell type to a flat model, and train all of it on, for as many steps as an extension takes.
 
-    The whitened space stays, as the denoiser knows no other; moments are new of all types that there are cells of.
+    The whitened space stays, as the denoiser was trained in it; moments are new of all types that there are cells of.
 
     Parameters
     ----------
@@ -42,10 +42,10 @@ def trained_further(
     cells = cells[cells.obs["split"] != "test"].copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
     new = cells[cells.obs["cell_type"] == cell_type]
-    n_learnt = int(model.composition.to_numpy().sum()) + new.n_obs
+    n_cells_learned = int(model.composition.to_numpy().sum()) + new.n_obs
     known = model.autoencoder
     autoencoder = replace(known, network=with_type(known.network), cell_types=(*known.cell_types, cell_type))
-    train_autoencoder(autoencoder, cells, n_steps=settings.adapter.n_steps, n_learnt=n_learnt, seed=seed)
+    train_autoencoder(autoencoder, cells, n_steps=settings.adapter.n_steps, n_cells_learned=n_cells_learned, seed=seed)
     latent = latent_cells(encode(cells, autoencoder))
     moments = updated(model.moments, type_moments(latent, model.whitening))
     hierarchy = with_leaf(model.hierarchy, cell_type, n_cells=new.n_obs)
@@ -77,13 +77,15 @@ def with_type(known: CountAutoencoder) -> CountAutoencoder:
     return network
 
 
-def train_autoencoder(autoencoder: GeneAutoencoder, cells: AnnData, *, n_steps: int, n_learnt: int, seed: int) -> None:
+def train_autoencoder(
+    autoencoder: GeneAutoencoder, cells: AnnData, *, n_steps: int, n_cells_learned: int, seed: int
+) -> None:
     """Train an autoencoder on, by the loss that it was trained by.
 
     Parameters
     ----------
-    n_learnt
-        Cells that it has learned from by then, these included, beside which the prior of its parameters weighs little.
+    n_cells_learned
+        Cells that it has been trained on, these included, against which the prior of its parameters weighs little.
     """
     settings, network = AutoencoderSettings(), autoencoder.network
     types, codes = type_codes(cells, autoencoder.cell_types), batch_codes(cells, autoencoder.batches)
@@ -95,7 +97,7 @@ def train_autoencoder(autoencoder: GeneAutoencoder, cells: AnnData, *, n_steps: 
         counts = tensor_of(cells.X[drawn].toarray())
         bound, latent = network(counts, types[drawn], codes[drawn], noise, n_iterations=N_ITERATIONS)
         network.follow(types[drawn], latent)
-        return bound.mean() + network.penalty(loading_scale=settings.loading_scale) / n_learnt
+        return bound.mean() + network.penalty(loading_scale=settings.loading_scale) / n_cells_learned
 
     loop = Loop(n_steps, settings.learning_rate, derive(seed, "autoencoder, further"), device="cpu", n_warmup=WARMUP)
     train(network, loss, loop)

@@ -1,4 +1,4 @@
-"""Ablation: `bdm` whose cells go on from a branch to its child as they are, without transport."""
+"""Ablation: `bdm` without transport: cells pass from a branch to its child unchanged."""
 
 from collections.abc import Callable
 from functools import partial
