@@ -4,32 +4,32 @@ INSTALLED := .venv/installed
 CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Tests of a file share what they make, and a cluster
+# Tests of a file share fixtures, and a cluster
 IN_PARALLEL := --numprocesses=auto --dist=loadfile
 
 .PHONY: help demo test test-oldest audit lint install docs config benchmark
 
 help:
-	@echo "make demo     learn from the example cells, generate new ones, and judge them: results/"
+	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
 	@echo "make test     run the tests"
-	@echo "make test-oldest  run them with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
-	@echo "make audit    ask PyPI for known vulnerabilities of the packages in .venv"
+	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
+	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
 	@echo "make lint     check the style of the code and of the workflow"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
-	@echo "make config   write config/README.md anew, from the schema"
+	@echo "make config   write config/README.md from the schema"
 	@echo "make install  install bdm into .venv only"
 	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
 
 demo: $(INSTALLED)
 	$(BIN)/snakemake --cores all
-	@echo "The demo has made, in $(CURDIR):"
-	@echo "  results/pbmc68k/report.html        how real the new cells are, and all about them: open it in a browser"
-	@echo "  results/pbmc68k/generated.h5ad     new cells, as raw counts"
-	@echo "  results/pbmc68k/model/             the model that made them"
-	@echo "  results/pbmc68k/hierarchy.png      the hierarchy of cell types"
-	@echo "  results/pbmc68k/evaluation/        how real the new cells are"
-	@echo "  results/pbmc68k/interpretation/    the genes of each branch"
-	@echo "  results/pbmc68k/transmutation/     B cells moved to NK cells, and how they compare with real ones"
+	@echo "The results of the demo are in $(CURDIR):"
+	@echo "  results/pbmc68k/report.html        the report, which shows how realistic the cells are: open it in a browser"
+	@echo "  results/pbmc68k/generated.h5ad     generated cells, as raw counts"
+	@echo "  results/pbmc68k/model/             the model"
+	@echo "  results/pbmc68k/hierarchy.png      the tree of cell types"
+	@echo "  results/pbmc68k/evaluation/        comparison of generated cells with test cells"
+	@echo "  results/pbmc68k/interpretation/    marker genes of each branch"
+	@echo "  results/pbmc68k/transmutation/     B cells transmuted to NK cells, and their comparison with real NK cells"
 
 test: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
@@ -54,7 +54,7 @@ lint: $(INSTALLED)
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	@echo "Made $(CURDIR)/docs/_build/html/index.html"
+	@echo "The documentation is in $(CURDIR)/docs/_build/html/index.html"
 
 .venv/docs: $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[docs]'
