@@ -1,9 +1,13 @@
-"""Figures of a model and of how good it is, as matplotlib axes, in the manner of ``scanpy.pl``.
+"""Figures of models and of results, as matplotlib axes, in the manner of ``scanpy.pl``.
 
-As there, ``show=None`` follows ``scanpy.settings.autoshow``: a figure is shown, and nothing returned, where there is a
-screen to show it on, as in a notebook. Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or
-those of all panels in a list. Unlike there, a figure that is drawn into given axes (``ax``) is not shown unless
-``show=True``, as it is not whole yet.
+The functions draw results in memory, such as ``model.evaluate(adata_test)``, and results on disk, such as
+``bdm.Evaluation.load("evaluation")``. Figures of an interpretation take a model after
+:meth:`~bdm.BranchedDiffusion.interpret`, too.
+
+``show=None`` follows ``scanpy.settings.autoshow``: a figure is shown, and nothing returned, where there is a screen to
+show it on, as in a notebook. Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or the axes of
+all panels in a list. Unlike in scanpy, a figure that is drawn into given axes (``ax``) is not shown unless
+``show=True``, as it is not complete yet.
 
 ::
 
@@ -17,79 +21,87 @@ from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import scanpy as sc
 from matplotlib.axes import Axes
-from matplotlib.backends import BackendFilter, backend_registry
-from matplotlib.figure import Figure
 
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.figures.by_type import SCORES, by_type_figure, plot_types
-from bdm.evaluation.figures.genes import genes_figure
-from bdm.evaluation.figures.looks import LABELS
-from bdm.evaluation.figures.overall import overall_figure, plot_score
-from bdm.evaluation.figures.umap import umap_figure
-from bdm.extension.report import genes_table, likelihood_table
+from bdm.extension.report import ExtensionReport, genes_table
+from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.interpret import Interpretation
-from bdm.plotting import transmutation as moves
-from bdm.plotting.branch_agreement import agreement_figure
-from bdm.plotting.branch_genes import branch_genes_figure, plot_branch
-from bdm.plotting.commitment import MAX_GENES, plot_commitment
-from bdm.plotting.extension import own_genes_figure, plot_likelihood
-from bdm.plotting.hierarchy import plot_hierarchy
-from bdm.plotting.hybrids import hybrids_figure
+from bdm.plotting.agreement import agreement_figure
+from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure, plot_ancestral_umap
+from bdm.plotting.branches import MAX_GENES, branch_genes_figure, plot_branch, plot_commitment
+from bdm.plotting.evaluation import (
+    LABELS,
+    SCORES_BY_TYPE,
+    by_type_figure,
+    genes_figure,
+    overall_figure,
+    plot_score,
+    plot_types,
+)
+from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
-from bdm.plotting.paths import paths_figure
-from bdm.plotting.places import plot_places
+from bdm.plotting.screen import check_no_axes, check_score, shown
+from bdm.plotting.transmutation import (
+    transmutation_genes_figure,
+    transmutation_scores_figure,
+    transmutation_umap_figure,
+)
+from bdm.plotting.tree import plot_hierarchy
+from bdm.plotting.umap import umap_figure
 from bdm.plotting.view import MAX_ROWS
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
 __all__ = [
     "agreement",
+    "ancestral_states",
+    "ancestral_umap",
     "branch_genes",
     "commitment",
     "genes",
     "hierarchy",
-    "hybrid_umap",
-    "hybrids",
     "likelihood",
     "markers",
-    "own_genes",
     "paths",
     "scores",
     "scores_by_type",
     "transmutation",
     "transmutation_genes",
     "transmutation_umap",
+    "type_specific_genes",
     "umap",
 ]
 
+Interpreted = Interpretation | BranchedDiffusion  # an interpretation, or a model that was interpreted
+
 
 def hierarchy(
-    model: BranchedDiffusion,
+    model: BranchedDiffusion | Interpretation | ExtensionReport | Hierarchy,
     *,
     root: str | None = None,
     names: bool = False,
     max_rows: int = MAX_ROWS,
-    since: int = 0,
+    since: int | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes | None:
-    """Draw the tree of cell types, with the noise level and the support of each branch point.
+    """Draw the tree of cell types, with the noise level and the support of each node.
 
     Parameters
     ----------
     model
-        A fitted or loaded model.
+        A fitted or loaded model, or the hierarchy of one, or a result that has a hierarchy.
     root
         Draw only the clade below this branch.
     names
-        Name the branch points too.
+        Label the nodes with their names too.
     max_rows
         Most rows; more cell types are drawn as clades.
     since
-        Extension after which added types are highlighted; all that were added by default.
+        Extension after which added types are highlighted; by default all types that were added, and of an
+        :class:`~bdm.ExtensionReport` the types of this extension.
 
     Examples
     --------
@@ -97,22 +109,29 @@ def hierarchy(
 
         bdm.pl.hierarchy(model)
     """
-    drawable(model, BranchedDiffusion)
-    looks = {"root": root, "names": names, "max_rows": max_rows, "since": since}
-    return shown(plot_hierarchy(model.hierarchy, ax=ax, new=plt.figure, **looks), show=show, whole=ax is None)
+    check_kind(model, BranchedDiffusion, Interpretation, ExtensionReport, Hierarchy)
+    if since is None:
+        since = model.n_before if isinstance(model, ExtensionReport) else 0
+    tree = model if isinstance(model, Hierarchy) else model.hierarchy
+    options = {"root": root, "names": names, "max_rows": max_rows, "since": since}
+    return shown(plot_hierarchy(tree, ax=ax, new=plt.figure, **options), show=show, complete=ax is None)
 
 
 def branch_genes(
-    model: BranchedDiffusion, branch: str | None = None, *, ax: Axes | None = None, show: bool | None = None
+    interpretation: Interpreted,
+    branch: str | None = None,
+    *,
+    ax: Axes | None = None,
+    show: bool | None = None,
 ) -> Axes | list[Axes] | None:
-    """Draw the genes that part the children of each node, with 95% intervals, beside those in real cells.
+    """Draw the marker genes of each branch, with 95% intervals of their fold changes in the model and in real cells.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
+    interpretation
+        An interpretation, or a model that was interpreted.
     branch
-        Cell type or node whose genes alone are drawn, against its siblings; all, below the tree, if not given.
+        Cell type or node whose genes alone are drawn, against its siblings; if not given, all, below the tree.
     ax
         For the genes of one branch.
 
@@ -122,139 +141,102 @@ def branch_genes(
 
         model.interpret()
         bdm.pl.branch_genes(model, "CD19+ B")
+        bdm.pl.branch_genes(bdm.Interpretation.load("interpretation"))
     """
-    found = interpretation_of(model)
+    result = interpretation_of(interpretation)
     if branch is None:
-        refuse(ax, "branch")
-        return shown(branch_genes_figure(found, new=plt.figure), show=show)
-    return shown(plot_branch(found, branch, ax=ax, new=plt.figure), show=show, whole=ax is None)
+        check_no_axes(ax, "branch")
+        return shown(branch_genes_figure(result, new=plt.figure), show=show)
+    return shown(plot_branch(result, branch, ax=ax, new=plt.figure), show=show, complete=ax is None)
 
 
 def commitment(
-    model: BranchedDiffusion, *, max_genes: int = MAX_GENES, ax: Axes | None = None, show: bool | None = None
+    interpretation: Interpreted,
+    *,
+    max_genes: int = MAX_GENES,
+    ax: Axes | None = None,
+    show: bool | None = None,
 ) -> Axes | None:
-    """Draw how well each gene tells the children of its node apart, by noise level.
+    """Draw how well each gene alone distinguishes the children of its node, by noise level.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
+    interpretation
+        An interpretation, or a model that was interpreted.
     max_genes
         Most genes, two or more of each node; each has a row.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.commitment(model)
     """
     if max_genes < 2:
         raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
-    drawn = plot_commitment(interpretation_of(model), max_genes=max_genes, ax=ax, new=plt.figure)
-    return shown(drawn, show=show, whole=ax is None)
+    axis = plot_commitment(interpretation_of(interpretation), max_genes=max_genes, ax=ax, new=plt.figure)
+    return shown(axis, show=show, complete=ax is None)
 
 
-def paths(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the average path of each cell type through the noise levels, for the gene that marks each branch most.
-
-    Parameters
-    ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.paths(model)
-    """
-    return shown(paths_figure(interpretation_of(model), new=plt.figure), show=show)
-
-
-def hybrids(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw a dot plot of marker genes down the tree: in the hybrid of each branch, and in the real cells below it.
+def paths(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw the mean path of each cell type through the noise levels, for the best marker gene of each branch.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.hybrids(model)
+    interpretation
+        An interpretation, or a model that was interpreted.
     """
-    return shown(hybrids_figure(interpretation_of(model), new=plt.figure), show=show)
+    return shown(paths_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
-def hybrid_umap(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
-    """Draw the hybrids among real cells in one UMAP, joined as the tree joins them.
+def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw a dot plot of marker genes by branch: in its ancestral state, and in the real cells below it.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.hybrid_umap(model)
+    interpretation
+        An interpretation, or a model that was interpreted.
     """
-    return shown(plot_places(interpretation_of(model), ax=ax, new=plt.figure), show=show, whole=ax is None)
+    return shown(ancestral_states_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
-def markers(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes] | None:
+def ancestral_umap(interpretation: Interpreted, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
+    """Draw the ancestral states among real cells in one UMAP, joined as in the tree.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or a model that was interpreted.
+    """
+    axis = plot_ancestral_umap(interpretation_of(interpretation), ax=ax, new=plt.figure)
+    return shown(axis, show=show, complete=ax is None)
+
+
+def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.markers(model)
+    interpretation
+        An interpretation, or a model that was interpreted.
     """
-    found = interpretation_of(model)
-    return shown(markers_figure(found.markers, found.hierarchy, labels=found.names.labels, new=plt.figure), show=show)
+    return shown(markers_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
-def agreement(model: BranchedDiffusion, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw how far the genes of each node agree with real cells, beside how far real cells agree with each other.
+def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.interpret` was called on.
-
-    Examples
-    --------
-    ::
-
-        model.interpret()
-        bdm.pl.agreement(model)
+    interpretation
+        An interpretation, or a model that was interpreted.
     """
-    return shown(agreement_figure(interpretation_of(model), new=plt.figure), show=show)
+    return shown(agreement_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
 def scores(
     evaluation: Evaluation, score: str | None = None, *, ax: Axes | None = None, show: bool | None = None
 ) -> Axes | list[Axes] | None:
-    """Draw how near generated cells come to real ones, with the floor and the ideal of each score.
+    """Draw the scores of generated cells, with the floor and the ideal of each score.
 
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate`.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
     score
         Row of ``evaluation.overall`` that alone is drawn, such as ``energy``.
     ax
@@ -264,15 +246,15 @@ def scores(
     --------
     ::
 
-        evaluation = model.evaluate(adata_test)
-        bdm.pl.scores(evaluation)
+        bdm.pl.scores(model.evaluate(adata_test))
+        bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
-    drawable(evaluation, Evaluation)
+    check_kind(evaluation, Evaluation)
     if score is None:
-        refuse(ax, "score")
+        check_no_axes(ax, "score")
         return shown(overall_figure(evaluation, new=plt.figure), show=show)
-    check(score, tuple(LABELS))
-    return shown(plot_score(evaluation, score, ax=ax, new=plt.figure), show=show, whole=ax is None)
+    check_score(score, tuple(LABELS))
+    return shown(plot_score(evaluation, score, ax=ax, new=plt.figure), show=show, complete=ax is None)
 
 
 def scores_by_type(
@@ -283,43 +265,29 @@ def scores_by_type(
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate`.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
     score
         ``energy``, ``forest_auc``, ``slope`` or ``f1``, which alone is drawn.
     ax
         For one score.
-
-    Examples
-    --------
-    ::
-
-        evaluation = model.evaluate(adata_test)
-        bdm.pl.scores_by_type(evaluation, "energy")
     """
-    drawable(evaluation, Evaluation)
+    check_kind(evaluation, Evaluation)
     if score is None:
-        refuse(ax, "score")
+        check_no_axes(ax, "score")
         return shown(by_type_figure(evaluation, new=plt.figure), show=show)
-    check(score, SCORES)
-    return shown(plot_types(evaluation, score, ax=ax, new=plt.figure), show=show, whole=ax is None)
+    check_score(score, SCORES_BY_TYPE)
+    return shown(plot_types(evaluation, score, ax=ax, new=plt.figure), show=show, complete=ax is None)
 
 
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw statistics of each gene in generated cells against those in test cells, over the floor.
+    """Draw statistics of each gene in generated cells against the same in test cells, over the floor.
 
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate`.
-
-    Examples
-    --------
-    ::
-
-        evaluation = model.evaluate(adata_test)
-        bdm.pl.genes(evaluation)
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
     """
-    return shown(genes_figure(drawable(evaluation, Evaluation), new=plt.figure), show=show)
+    return shown(genes_figure(check_kind(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
@@ -328,80 +296,64 @@ def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | No
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate`.
-
-    Examples
-    --------
-    ::
-
-        evaluation = model.evaluate(adata_test)
-        bdm.pl.umap(evaluation)
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
     """
-    return shown(umap_figure(drawable(evaluation, Evaluation), new=plt.figure), show=show)
+    return shown(umap_figure(check_kind(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw how near transmuted cells come to real cells of their new type, and what they kept, with the floor.
+    """Draw the scores of transmuted cells, with the floor.
 
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
 
     Examples
     --------
     ::
 
-        adata_moved = model.transmute(adata, to="NK")
-        bdm.pl.transmutation(model.evaluate_transmuted(adata_moved, adata, adata_test))
+        adata_transmuted = model.transmute(adata, to="NK")
+        bdm.pl.transmutation(model.evaluate_transmuted(adata_transmuted, adata, adata_test))
+        bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
     """
-    drawable(evaluation, TransmutationEvaluation)
-    return shown(moves.scores_figure(evaluation.table, evaluation.to, new=plt.figure), show=show)
+    check_kind(evaluation, TransmutationEvaluation)
+    return shown(transmutation_scores_figure(evaluation.table, evaluation.to, new=plt.figure), show=show)
 
 
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the fold changes of the genes that tell two types apart, in transmuted and in real cells.
+    """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells.
 
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-
-    Examples
-    --------
-    ::
-
-        adata_moved = model.transmute(adata, to="NK")
-        bdm.pl.transmutation_genes(model.evaluate_transmuted(adata_moved, adata, adata_test))
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
     """
-    return shown(moves.genes_figure(drawable(evaluation, TransmutationEvaluation), new=plt.figure), show=show)
+    check_kind(evaluation, TransmutationEvaluation)
+    return shown(transmutation_genes_figure(evaluation, new=plt.figure), show=show)
 
 
 def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw transmuted cells, what they were, and real cells of their new type, one panel a type that they were of.
+    """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type.
 
     Parameters
     ----------
     evaluation
-        Of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-
-    Examples
-    --------
-    ::
-
-        adata_moved = model.transmute(adata, to="NK")
-        bdm.pl.transmutation_umap(model.evaluate_transmuted(adata_moved, adata, adata_test))
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
     """
-    return shown(moves.umap_figure(drawable(evaluation, TransmutationEvaluation), new=plt.figure), show=show)
+    check_kind(evaluation, TransmutationEvaluation)
+    return shown(transmutation_umap_figure(evaluation, new=plt.figure), show=show)
 
 
-def likelihood(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
-    """Draw how well each type is expressed: known ones, and those that were added before and after.
+def likelihood(
+    report: ExtensionReport | BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None
+) -> Axes | None:
+    """Draw the log likelihood of held-out cells of each type; of added types, before and after the extension.
 
     Parameters
     ----------
-    model
-        A model that :meth:`~bdm.BranchedDiffusion.extend` was called on.
+    report
+        Report of an extension, or a model that was extended in this session.
 
     Examples
     --------
@@ -409,98 +361,72 @@ def likelihood(model: BranchedDiffusion, *, ax: Axes | None = None, show: bool |
 
         model.extend(adata_other)
         bdm.pl.likelihood(model)
+        bdm.pl.likelihood(bdm.ExtensionReport.load("report"))
     """
-    if not model.learnt:
-        raise InputError("The model has learnt no types by extension; call extend() first.")
-    drawable(model, BranchedDiffusion)
-    table = likelihood_table(list(model.learnt), model.model)
-    return shown(plot_likelihood(table, ax=ax, new=plt.figure), show=show, whole=ax is None)
+    check_kind(report, ExtensionReport, BranchedDiffusion)
+    if isinstance(report, BranchedDiffusion):
+        if not report.learnt:
+            raise InputError("The model was not extended in this session; call extend() first.")
+        report = ExtensionReport.of(report.learnt)
+    return shown(plot_likelihood(report.likelihood, ax=ax, new=plt.figure), show=show, complete=ax is None)
 
 
-def own_genes(
-    model: BranchedDiffusion, cell_types: Sequence[str] = (), *, show: bool | None = None
+def type_specific_genes(
+    model: BranchedDiffusion | ExtensionReport, cell_types: Sequence[str] = (), *, show: bool | None = None
 ) -> Axes | list[Axes] | None:
-    """Draw the genes that the own decoder of each type changes most.
+    """Draw the genes that the type-specific decoder of each type changes most.
 
     Parameters
     ----------
     model
-        A fitted or loaded model.
+        A fitted or loaded model, or the report of an extension.
     cell_types
-        Types to draw; all that have a decoder of their own if none are named.
+        Types to draw; by default all that have a type-specific decoder, or all of the report.
 
     Examples
     --------
     ::
 
-        bdm.pl.own_genes(model, ["Dendritic"])
+        bdm.pl.type_specific_genes(model, ["Dendritic"])
     """
-    drawable(model, BranchedDiffusion)
-    own = model.model.autoencoder.own
+    check_kind(model, BranchedDiffusion, ExtensionReport)
+    in_report = isinstance(model, ExtensionReport)
+    available = list(dict.fromkeys(model.genes["cell_type"])) if in_report else list(model.model.autoencoder.own)
     for name in cell_types:
-        if name not in own:
-            raise InputError(f"The type {name!r} has no decoder of its own; those that have are {', '.join(own)}.")
-    table = genes_table(model.model, cell_types or own) if own else pd.DataFrame({"cell_type": []})
-    return shown(own_genes_figure(table, new=plt.figure), show=show)
+        if name not in available:
+            raise InputError(f"The type {name!r} has no type-specific decoder; choose among {', '.join(available)}.")
+    chosen = list(cell_types) or available
+    if in_report:
+        table = model.genes[model.genes["cell_type"].isin(chosen)]
+    else:
+        table = genes_table(model.model, chosen) if chosen else pd.DataFrame({"cell_type": []})
+    return shown(type_specific_genes_figure(table, new=plt.figure), show=show)
 
 
 Kind = TypeVar("Kind")
-MAKES = {
-    BranchedDiffusion: "bdm.BranchedDiffusion(adata) makes",
-    Evaluation: "model.evaluate(adata_test) returns",
-    TransmutationEvaluation: "model.evaluate_transmuted(adata_transmuted, adata, adata_test) returns",
+SOURCES = {
+    BranchedDiffusion: "a model (bdm.BranchedDiffusion)",
+    Evaluation: "an evaluation, as model.evaluate(adata_test) returns",
+    ExtensionReport: "the report of an extension (bdm.ExtensionReport)",
+    Hierarchy: "a hierarchy",
+    Interpretation: "an interpretation (bdm.Interpretation)",
+    TransmutationEvaluation: "an evaluation of transmuted cells, as model.evaluate_transmuted() returns",
 }
 
 
-def drawable(value: Any, kind: type[Kind]) -> Kind:
-    """Give what is to be drawn, if it is of the right kind.
-
-    Raises
-    ------
-    InputError
-        If it is of another kind.
-    """
-    if not isinstance(value, kind):
-        raise InputError(f"This figure is of what {MAKES[kind]}, not of {type(value).__name__}.")
+def check_kind(value: Any, *kinds: type[Kind]) -> Kind:
+    """Return a value if it is of one of the kinds that a figure draws, or raise an InputError."""
+    if not isinstance(value, kinds):
+        accepted = " or ".join(SOURCES[kind] for kind in kinds)
+        raise InputError(f"This figure draws {accepted}; {type(value).__name__} is none.")
     return value
 
 
-def interpretation_of(model: BranchedDiffusion) -> Interpretation:
-    """Take what ``interpret()`` found."""
-    drawable(model, BranchedDiffusion)
-    if model.interpretation is None:
+def interpretation_of(source: Interpreted) -> Interpretation:
+    """Return an interpretation, or the one of a model."""
+    check_kind(source, Interpretation, BranchedDiffusion)
+    if isinstance(source, Interpretation):
+        return source
+    if source.interpretation is None:
         raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
-    return model.interpretation
-
-
-def refuse(ax: Axes | None, one: str) -> None:
-    """Refuse to draw several panels into one axes."""
-    if ax is not None:
-        raise InputError(f"This figure has several panels, which one ax cannot hold; name one {one} to draw into it.")
-
-
-def check(score: str, known: tuple[str, ...]) -> None:
-    """Refuse a score that is not drawn."""
-    if score not in known:
-        raise InputError(f"No score {score!r} is drawn; choose of {', '.join(known)}.")
-
-
-def shown(drawn: Axes | Figure, *, show: bool | None, whole: bool = True) -> Axes | list[Axes] | None:
-    """Show a figure, or give its axes: those of panels in a list, without colour bars.
-
-    Parameters
-    ----------
-    whole
-        Whether bdm made the figure, and nothing is to be added.
-    """
-    if show is None:
-        show = whole and sc.settings.autoshow and on_screen()
-    if show:
-        plt.show()
-        return None
-    return [axis for axis in drawn.axes if axis.get_label() != "<colorbar>"] if isinstance(drawn, Figure) else drawn
-
-
-def on_screen() -> bool:
-    """Tell whether matplotlib shows figures, as in a notebook or in a window, or only writes them to files."""
-    return plt.get_backend().lower() not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+    return source.interpretation

@@ -28,7 +28,7 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.figure import save_figure
-from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import PrepareSettings
 
 ROOT = Path(__file__).parents[1] / "benchmarks"

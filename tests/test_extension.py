@@ -334,13 +334,15 @@ def test_command_extends_reports_and_joins(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
     given += " --type 'CD56+ NK' --type CD34+ --update Dendritic"
     bdm(f"{given} --joined {folder}/joined.h5ad --report {folder}/report")
-    tables = {name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "own_genes")}
+    tables = {
+        name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
+    }
     assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+", "Dendritic"]
     assert list(tables["extensions"]["was_known"]) == [False, False, True]
-    known = tables["likelihood"][tables["likelihood"]["learnt"] == "with the model"]
+    known = tables["likelihood"][tables["likelihood"]["stage"] == "model"]
     assert set(known["cell_type"]) == set(load_model(folder / "model").cell_types)
     assert known["log_likelihood"].between(-2000, -10).all()
-    assert set(tables["own_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
+    assert set(tables["type_specific_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
     assert all((folder / f"report/{name}.png").stat().st_size > 5000 for name in ("hierarchy", "likelihood"))
     prepared, joined = (read_h5ad(folder / f"{name}.h5ad") for name in ("prepared", "joined"))
     assert joined.uns["bdm"]["input"] == prepared.uns["bdm"]["input"]

@@ -15,7 +15,7 @@ from bdm.hierarchy.grow import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.plotting.figure import save_figure
-from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import HierarchySettings
 
 PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.figure import save_figure
-from bdm.plotting.hierarchy import apart, labels_of, plot_hierarchy
-from bdm.plotting.looks import ADDED
+from bdm.plotting.style import ADDED
+from bdm.plotting.tree import node_labels, plot_hierarchy, without_overlaps
 from bdm.plotting.view import view_of
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import height, random_tree
@@ -137,8 +137,8 @@ def test_wedge_tells_how_many_of_its_types_were_added():
 
 @every_hierarchy
 def test_labels_of_branch_points_do_not_overlap(hierarchy):
-    labels = labels_of(view_of(hierarchy), names=True)
-    chosen = apart(labels)
+    labels = node_labels(view_of(hierarchy), names=True)
+    chosen = without_overlaps(labels)
     assert chosen[0] == labels[0]
     assert not any(one.overlaps(other) for one in chosen for other in chosen if one is not other)
 

@@ -40,20 +40,18 @@ from bdm.interpretation.genes import (
     real_expression,
 )
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
-from bdm.interpretation.interpret import interpret, learned_cells, match_numbers
+from bdm.interpretation.interpret import Interpretation, interpret, learned_cells, match_numbers
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
 from bdm.interpretation.stability import THRESHOLDS, latent_support
 from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.model import log_expression, model_checksum, type_specific_genes
-from bdm.plotting.branch_genes import branch_genes_figure
-from bdm.plotting.clades import clade_label
-from bdm.plotting.commitment import plot_commitment
-from bdm.plotting.hybrids import hybrids_figure
-from bdm.plotting.interpretation import FIGURES
+from bdm.plotting.ancestral_states import ancestral_states_figure, grouped_by_position
+from bdm.plotting.branches import branch_genes_figure, plot_commitment
 from bdm.plotting.markers import markers_figure
-from bdm.plotting.places import together
+from bdm.plotting.style import clade_label
+from bdm.plotting.write import FIGURES
 from bdm.settings import InterpretationSettings, SamplerSettings
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
@@ -280,8 +278,8 @@ def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
         best = np.argmax(of.model.score)
         first = rows.iloc[0]
         assert first["gene"] == interpretation.genes[best]
-        assert first["node_cp10k"] == interpretation.hybrids.expression.loc[of.contrast.node].iloc[best]
-        assert first["child_cp10k"] == interpretation.hybrids.expression.loc[of.contrast.child].iloc[best]
+        assert first["node_cp10k"] == interpretation.ancestral_states.expression.loc[of.contrast.node].iloc[best]
+        assert first["child_cp10k"] == interpretation.ancestral_states.expression.loc[of.contrast.child].iloc[best]
         assert first["model_standard_error"] == of.model.fold_change.standard_error[best]
         if of.test:
             assert set(range(1, 11)) <= set(rows["test_rank"])
@@ -300,7 +298,7 @@ def test_too_few_test_cells_leave_gaps_not_errors(inputs):
     assert of_rare.test is None
     assert of_rare.training is not None
     assert np.isfinite(of_rare.model.score).all()
-    for draw in FIGURES.values():
+    for draw in FIGURES[Interpretation].values():
         draw(found)
     assert rare not in branches_adata(found).uns["rank_genes_groups_test"]["names"].dtype.names
 
@@ -311,7 +309,7 @@ def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
     assert not again.agreement.equals(other.agreement)
 
 
-# ---- hybrids
+# ---- ancestral states
 
 
 @pytest.fixture(scope="module")
@@ -327,16 +325,16 @@ def test_samples_of_branches_are_those_that_cells_come_from(walk):
         assert torch.equal(samples[cell_type], x)
 
 
-def test_hybrid_is_the_mean_of_its_population(small_model):
+def test_ancestral_state_is_the_mean_of_its_population(small_model):
     """The denoised mean is the population's at any level, if the denoiser is right for it."""
     model = small_model.model
-    hybrids = ancestral_states(model, n_cells=400, seed=0)
+    states = ancestral_states(model, n_cells=400, seed=0)
     for row, branch in enumerate(model.hierarchy.branches):
         mean = model.moments.mixture(tuple(model.hierarchy.leaves(branch.name))).mean.numpy()
-        assert np.linalg.norm(hybrids.x[row] - mean) < 0.15 * model.hierarchy.root.level
+        assert np.linalg.norm(states.x[row] - mean) < 0.15 * model.hierarchy.root.level
 
 
-def test_hybrid_of_a_branch_without_length_is_that_of_a_normal_population(walk):
+def test_ancestral_state_of_a_branch_without_length_is_that_of_a_normal_population(walk):
     name, number = walk.hierarchy.root.name, walk.hierarchy.numbers[walk.hierarchy.root.name]
     x = torch.randn(5, len(walk.population(number).mean), generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=walk.hierarchy.root.level)
@@ -347,15 +345,15 @@ def test_hybrid_of_a_branch_without_length_is_that_of_a_normal_population(walk):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_hybrids_are_decoded(small_model, batch_model):
+def test_ancestral_states_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
-        hybrids = ancestral_states(model, n_cells=20, seed=0)
-        np.testing.assert_allclose(hybrids.expression.sum(axis=1), 1e4, rtol=1e-6)
+        states = ancestral_states(model, n_cells=20, seed=0)
+        np.testing.assert_allclose(states.expression.sum(axis=1), 1e4, rtol=1e-6)
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
     expected = decoded(model, x, ["CD19+ B"])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
-    np.testing.assert_allclose(hybrids.expression.loc["CD19+ B"], expected, rtol=1e-6)
+    np.testing.assert_allclose(states.expression.loc["CD19+ B"], expected, rtol=1e-6)
 
 
 def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
@@ -400,14 +398,14 @@ def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
 def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpretation):
     hierarchy = inputs.model.hierarchy
     gene = interpretation.genes[5]
-    table = path_table(interpretation.hybrids, hierarchy, [gene])
+    table = path_table(interpretation.ancestral_states, hierarchy, [gene])
     for cell_type, path in table.groupby("cell_type"):
         assert path["high"].iloc[0] == hierarchy.sigma_max
         assert path["low"].iloc[-1] == 0
         assert list(path["high"][1:]) == list(path["low"][:-1])
         assert path["branch"].iloc[-1] == cell_type
     assert table[table["branch"] == hierarchy.root.name][gene].nunique() == 1
-    assert list(table[gene]) == list(interpretation.hybrids.expression.loc[table["branch"], gene])
+    assert list(table[gene]) == list(interpretation.ancestral_states.expression.loc[table["branch"], gene])
 
 
 # ---- commitment
@@ -472,7 +470,7 @@ def test_directions_are_gradients_of_log_expression(small_model):
 def test_shift_has_the_sign_of_the_fold_change(inputs, interpretation):
     same = []
     for of in interpretation.contrasts:
-        here = commitment_of(inputs.model, interpretation.hybrids, of.contrast)
+        here = commitment_of(inputs.model, interpretation.ancestral_states, of.contrast)
         np.testing.assert_array_equal(here.shift, of.commitment.shift)
         change = of.model.fold_change.log2
         same.extend(np.sign(here.shift[np.abs(change) > 2]) == np.sign(change[np.abs(change) > 2]))
@@ -644,17 +642,17 @@ def test_markers_mark_their_type():
 
 
 @pytest.fixture
-def hybrids_of_tree():
+def states_of_tree():
     genes = pd.Index([f"gene{k}" for k in range(12)])
     frame = pd.DataFrame(np.arange(72.0).reshape(6, 12), [branch.name for branch in TREE.branches], genes)
     return type("Hybrids", (), {"expression": frame, "detected": frame / 72})
 
 
-def test_given_markers_are_seen_down_the_tree(hybrids_of_tree):
+def test_given_markers_are_seen_down_the_tree(states_of_tree):
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
-    genes = hybrids_of_tree.expression.columns
+    genes = states_of_tree.expression.columns
     given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
-    markers = markers_of(given, cells, cells, genes, TREE, hybrids_of_tree)
+    markers = markers_of(given, cells, cells, genes, TREE, states_of_tree)
     assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
     assert markers.real.mean["gene0"].idxmax() == "a"
     table = marker_rows(markers)
@@ -665,8 +663,8 @@ def test_given_markers_are_seen_down_the_tree(hybrids_of_tree):
     below = cells.expression[np.isin(cells.cell_type, ["a", "b"])][:, 0]
     assert markers.clades.mean.loc["node", "gene0"] == pytest.approx(below.mean())
     assert markers.clades.fraction.loc["node", "gene0"] == pytest.approx((below > 0).mean())
-    assert markers.hybrids.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
-    assert markers.hybrids.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
+    assert markers.ancestral_states.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
+    assert markers.ancestral_states.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
 
 
 def test_given_genes_take_the_place_of_those_found(inputs):
@@ -675,18 +673,18 @@ def test_given_genes_take_the_place_of_those_found(inputs):
     found = interpret(replace(inputs, given=given), QUICK, seed=0)
     assert found.markers.genes == {"mine": tuple(genes[:3])}
     assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
-    figure = hybrids_figure(found)
+    figure = ancestral_states_figure(found)
     figure.draw_without_rendering()
     left, right = (axis.title.get_window_extent() for axis in figure.axes[1:3])
     assert left.x1 < right.x0
-    for figure in (markers_figure(found.markers, found.hierarchy), hybrids_figure(found)):
+    for figure in (markers_figure(found), ancestral_states_figure(found)):
         assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
 
 
-def test_hybrids_of_cell_types_lie_among_their_cells(interpretation):
-    cells = interpretation.places.cells
+def test_ancestral_states_of_cell_types_lie_among_their_cells(interpretation):
+    cells = interpretation.embedding.cells
     right = []
-    for branch, place in zip(interpretation.hierarchy.branches, interpretation.places.hybrids, strict=True):
+    for branch, place in zip(interpretation.hierarchy.branches, interpretation.embedding.ancestral_states, strict=True):
         near = np.linalg.norm(cells[["umap1", "umap2"]].to_numpy() - place, axis=1).argsort()[:5]
         if branch.name in interpretation.hierarchy.cell_types:
             right.append(cells["cell_type"].iloc[near].mode()[0] == branch.name)
@@ -695,7 +693,7 @@ def test_hybrids_of_cell_types_lie_among_their_cells(interpretation):
 
 def test_labels_in_one_place_are_joined():
     places = {"a": np.array([0.0, 0.0]), "b": np.array([0.01, 0.0]), "c": np.array([1.0, 1.0])}
-    assert list(together(places).values()) == [["a", "b"], ["c"]]
+    assert list(grouped_by_position(places).values()) == [["a", "b"], ["c"]]
 
 
 # ---- scanpy
@@ -707,7 +705,7 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path):
     hierarchy = inputs.model.hierarchy
     assert list(adata.obs_names) == [branch.name for branch in hierarchy.branches]
     assert list(adata.obs["low"]) == [branch.level for branch in hierarchy.branches]
-    np.testing.assert_allclose(adata.X, np.log1p(interpretation.hybrids.expression), rtol=1e-5)
+    np.testing.assert_allclose(adata.X, np.log1p(interpretation.ancestral_states.expression), rtol=1e-5)
     for of in interpretation.contrasts:
         child = of.contrast.child
         for key, found in (("rank_genes_groups", of.model), ("rank_genes_groups_test", of.test)):
@@ -729,7 +727,7 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path):
     assert len(axes) == len(interpretation.contrasts)
     sc.pl.rank_genes_groups_dotplot(adata, n_genes=1, dendrogram=False, show=False)
     axis = sc.pl.umap(adata, color="low", sort_order=False, show=False)
-    np.testing.assert_allclose(axis.collections[0].get_offsets(), interpretation.places.hybrids, rtol=1e-5)
+    np.testing.assert_allclose(axis.collections[0].get_offsets(), interpretation.embedding.ancestral_states, rtol=1e-5)
     plt.close("all")
 
 
@@ -796,7 +794,7 @@ def test_command_writes_everything(files, tmp_path, monkeypatch):
         "interpretation.json",
         "branches.h5ad",
         *(f"{table}.csv" for table in TABLES),
-        *(f"{figure}.png" for figure in FIGURES),
+        *(f"{figure}.png" for figure in FIGURES[Interpretation]),
     }
     content = json.loads((out / "interpretation.json").read_text())
     assert content["held_out"] is True

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 import bdm
 from bdm import pl
 from bdm.errors import InputError
-from bdm.evaluation.figures.looks import LABELS
-from bdm.evaluation.figures.overall import overall_figure
-from bdm.plotting.interpretation import FIGURES
+from bdm.interpretation.interpret import Interpretation
+from bdm.plotting.evaluation import LABELS, overall_figure
+from bdm.plotting.write import FIGURES
 
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -110,7 +110,7 @@ def test_dotted_lines_are_in_the_legend(evaluation, moves, model):
             dotted = [line for line in axis.lines if line.get_linestyle() == ":"]
             assert dotted, axis.get_title()
             assert ":" in explained(axis).values(), axis.get_title()
-    shown = [line for axis in [*pl.markers(model), *pl.hybrids(model)] for line in axis.lines]
+    shown = [line for axis in [*pl.markers(model), *pl.ancestral_states(model)] for line in axis.lines]
     assert not [line for line in shown if line.get_linestyle() == ":"]
 
 
@@ -144,12 +144,12 @@ def test_commitment_has_as_many_rows_as_asked(model):
 
 def test_all_other_figures_of_an_interpretation(model):
     assert len(pl.paths(model)) == min(12, len(model.interpretation.contrasts))
-    assert [axis.get_title() for axis in pl.hybrids(model)[1:]] == [
-        "hybrids of the model",
+    assert [axis.get_title() for axis in pl.ancestral_states(model)[1:]] == [
+        "ancestral states of the model",
         "real training cells below the branch",
     ]
     assert [axis.get_title() for axis in pl.markers(model)] == ["real cells (training)", "generated cells"]
-    keys = [text.get_text() for text in pl.hybrid_umap(model).get_legend().get_texts()]
+    keys = [text.get_text() for text in pl.ancestral_umap(model).get_legend().get_texts()]
     assert len(keys) == len(model.hierarchy.cell_types) + 1
     assert any(title.startswith("r of log fold changes") for title in (a.get_title() for a in pl.agreement(model)))
 
@@ -186,18 +186,18 @@ def test_extension_is_drawn(small_model, example_cells):
     named = [text.get_text() for text in pl.likelihood(model).texts]
     assert "new" in named
     assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == [f"+ new  ({new.n_obs})"]
-    assert [axis.get_title() for axis in pl.own_genes(model, ["new"])] == ["new"]
+    assert [axis.get_title() for axis in pl.type_specific_genes(model, ["new"])] == ["new"]
     own = model.model.autoencoder.own
-    assert [axis.get_title() for axis in pl.own_genes(model)] == list(own)
+    assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(own)
     with pytest.raises(InputError, match="T-800"):
-        pl.own_genes(model, ["T-800"])
+        pl.type_specific_genes(model, ["T-800"])
 
 
 # ---- as scanpy
 
 
 @pytest.mark.parametrize(
-    "draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment, pl.hybrid_umap]
+    "draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment, pl.ancestral_umap]
 )
 def test_drawn_into_the_axes_that_are_given(model, draw):
     figure, axes = plt.subplots(1, 2)
@@ -257,7 +257,7 @@ def test_needs_an_interpretation(small_model, tmp_path):
 
 def test_commands_draw_the_same(model, evaluation):
     """One way of drawing: the figures of the commands have the axes of those here."""
-    of_model, of_evaluation = FIGURES["paths"](model.interpretation), overall_figure(evaluation)
+    of_model, of_evaluation = FIGURES[Interpretation]["paths"](model.interpretation), overall_figure(evaluation)
     for figure, axes in ((of_model, pl.paths(model)), (of_evaluation, pl.scores(evaluation))):
         assert [axis.get_title() for axis in figure.axes] == [axis.get_title() for axis in axes]
 

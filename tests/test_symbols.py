@@ -16,8 +16,9 @@ import bdm
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.cli import app
+from bdm.interpretation.interpret import Interpretation
 from bdm.model.model import type_specific_genes
-from bdm.plotting.interpretation import FIGURES
+from bdm.plotting.write import FIGURES
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.page import report_page
 from bdm.report.results import read_results
@@ -72,9 +73,9 @@ def unexplained(text: str, labels: pd.Series) -> list[str]:
     return [word for word in re.split(r"[\s,;]+", text) if word.startswith(ID) and word not in set(labels)]
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", FIGURES[Interpretation])
 def test_figures_of_an_interpretation_show_symbols(model, labels, name):
-    text = words(FIGURES[name](model.interpretation))
+    text = words(FIGURES[Interpretation][name](model.interpretation))
     assert not unexplained(text, labels)
     if name != "umap":
         assert any(label in text.split() for label in labels)
@@ -175,7 +176,7 @@ def test_names_in_words_and_columns_are_symbols(folder, labels):
     assert not [name for name in tables["paths"] if name.startswith(ID)]
     assert not unexplained(" ".join(tables["enrichment"]["leading_genes"].dropna()), labels)
     added = pd.read_csv(folder / "extension/extensions.csv")
-    assert not unexplained(" ".join(added["own_genes"]), labels)
+    assert not unexplained(" ".join(added["type_specific_genes"]), labels)
 
 
 def test_given_markers_and_sets_name_symbols_or_identifiers(folder, cells):
@@ -195,8 +196,8 @@ def test_statistics_of_genes_have_symbols(folder):
     assert "LYZ" in set(rows["symbol"])
 
 
-def test_own_genes_of_added_types_have_symbols(folder):
-    assert "symbol" in pd.read_csv(folder / "extension/own_genes.csv")
+def test_type_specific_genes_of_added_types_have_symbols(folder):
+    assert "symbol" in pd.read_csv(folder / "extension/type_specific_genes.csv")
 
 
 def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder, cells):

@@ -121,7 +121,7 @@ def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
 
 def test_planted_genes_of_branches_commit(truth, contrasts):
     """Whether a gene commits, and not when: a gene of an early branch parts the two sides no better than another."""
-    hybrids = ancestral_states(truth.model, n_cells=200)
+    states = ancestral_states(truth.model, n_cells=200)
     found = []
     for contrast in contrasts:
         raised, deeper = planted_genes(truth.simulation, contrast)
@@ -129,7 +129,7 @@ def test_planted_genes_of_branches_commit(truth, contrasts):
             raised
             | planted_genes(truth.simulation, replace(contrast, inside=contrast.outside, outside=contrast.inside))[0]
         )
-        level = commitment_of(truth.model, hybrids, contrast).level(truth.model.hierarchy.threshold)
+        level = commitment_of(truth.model, states, contrast).level(truth.model.hierarchy.threshold)
         if fewest_cells(truth.simulation, contrast) >= 100:
             found.append(average_precision_score(own[~deeper], np.nan_to_num(level)[~deeper]))
     assert np.mean(found) > 0.7

@@ -44,8 +44,8 @@ EXTENSION = {
     "hierarchy.png",
     "likelihood.csv",
     "likelihood.png",
-    "own_genes.csv",
-    "own_genes.png",
+    "type_specific_genes.csv",
+    "type_specific_genes.png",
 }
 RESULTS = {
     "prepared.h5ad",
@@ -84,7 +84,7 @@ RESULTS = {
     "interpretation/commitment.png",
     "interpretation/paths.csv",
     "interpretation/paths.png",
-    "interpretation/hybrids.png",
+    "interpretation/ancestral_states.png",
     "interpretation/umap.png",
     "interpretation/agreement.csv",
     "interpretation/agreement.png",

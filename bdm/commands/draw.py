@@ -27,8 +27,8 @@ def draw(
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
     from bdm.plotting.figure import save_figure
-    from bdm.plotting.hierarchy import plot_hierarchy
     from bdm.plotting.page.tree import tree_page
+    from bdm.plotting.tree import plot_hierarchy
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
     with atomic_write(out) as path:

@@ -50,13 +50,13 @@ def evaluate(
 
     from bdm.evaluation.cells import set_name
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
-    from bdm.evaluation.figures.write import write_figures
     from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.report import summary, verdict_lines, write_report
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
+    from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
     from bdm.settings import EvaluationSettings
 

@@ -45,7 +45,7 @@ def evaluate_transmuted(
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
-    from bdm.plotting.transmutation import write_figures
+    from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted
     from bdm.transmutation.report import summary, write_report

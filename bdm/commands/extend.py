@@ -59,11 +59,11 @@ def extend(
     from bdm.extension.extend import refit as refitted
     from bdm.extension.new_cells import join_known_cells as joined_cells
     from bdm.extension.new_cells import new_cells
-    from bdm.extension.report import summary, write_tables
+    from bdm.extension.report import ExtensionReport, summary, write_tables
     from bdm.files import atomic_write, sha256
     from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum, save_model
-    from bdm.plotting.extension import write_figures
+    from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
 
     if refit and (known is None or report is not None):
@@ -108,8 +108,9 @@ def extend(
         if report is not None:
             tables = files.enter_context(atomic_write(report, folder_of="extensions.csv"))
             tables.mkdir()
-            write_tables(tables, found, loaded)
-            write_figures(tables, found, loaded)
+            extension_report = ExtensionReport.of(found)
+            write_tables(tables, extension_report)
+            write_figures(tables, extension_report)
     types = "\n".join(map(summary, found)) or f"{len(extended.cell_types)}, learnt anew"
     written = (out, joined, report)
     return Summary(written, {"types": types}, then=generating(out))

@@ -36,8 +36,8 @@ def hierarchy(
     from bdm.hierarchy.files import branch_table, read_tree, save_hierarchy, to_newick
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.figure import save_figure
-    from bdm.plotting.hierarchy import plot_hierarchy
     from bdm.plotting.page.tree import tree_page
+    from bdm.plotting.tree import plot_hierarchy
     from bdm.settings import HierarchySettings
 
     outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]

@@ -50,7 +50,7 @@ def interpret(
     from bdm.interpretation.report import summary, write_report
     from bdm.model.match import InputKeys
     from bdm.model.model import checksums
-    from bdm.plotting.interpretation import write_figures
+    from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
     from bdm.settings import InterpretationSettings
 

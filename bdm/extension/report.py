@@ -1,4 +1,7 @@
-from collections.abc import Iterable
+"""Report of an extension: where each type joined the tree, and how well the model expresses it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -6,133 +9,159 @@ import pandas as pd
 
 from bdm.data.symbols import shown_as
 from bdm.extension.extend import FittedExtension
+from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
 
-N_GENES, LEAST = 50, 0.1  # genes of a type that are listed, and their least change, log2
-FEWEST = 5  # held-out cells to tell a gain from chance by
+N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their least log2 fold change
+FEWEST_HELD_OUT = 5  # cells, for a gain to be compared with chance
 
 
-def write_tables(folder: Path, found: list[FittedExtension], model: BranchedModel) -> None:
-    """Write ``extensions.csv``, ``likelihood.csv`` and ``own_genes.csv`` into a folder.
+@dataclass(frozen=True, repr=False)
+class ExtensionReport:
+    """The types that an extension added or updated.
 
-    Parameters
+    Attributes
     ----------
-    model
-        The model before.
+    extensions
+        One row a type, see :func:`extension_row`.
+    likelihood
+        See :func:`likelihood_table`.
+    genes
+        Genes that the type-specific decoders change most, see :func:`genes_table`.
+    hierarchy
+        After the extension.
+    n_before
+        Number of extensions that the model already had.
     """
-    tables = {
-        "extensions": pd.DataFrame([extension_row(extended) for extended in found]),
-        "likelihood": likelihood_table(found, model),
-        "own_genes": genes_table(found[-1].model, learned_types(found)),
-    }
+
+    extensions: pd.DataFrame
+    likelihood: pd.DataFrame
+    genes: pd.DataFrame
+    hierarchy: Hierarchy
+    n_before: int
+
+    def __repr__(self) -> str:
+        return "\n".join(["Report of an extension", *map(describe, self.extensions.to_dict("records"))])
+
+    @classmethod
+    def of(cls, fitted: Sequence[FittedExtension]) -> "ExtensionReport":
+        """Report on extensions that were fitted one after the other."""
+        model = fitted[-1].model
+        return cls(
+            extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
+            likelihood=likelihood_table(fitted, model),
+            genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
+            hierarchy=model.hierarchy,
+            n_before=len(model.extensions) - len(fitted),
+        )
+
+
+def write_tables(folder: Path, report: ExtensionReport) -> None:
+    """Write ``extensions.csv``, ``likelihood.csv`` and ``type_specific_genes.csv`` into a folder."""
+    tables = {"extensions": report.extensions, "likelihood": report.likelihood, "type_specific_genes": report.genes}
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
 
 
-def extension_row(found: FittedExtension) -> dict[str, float | str | int | None]:
-    """Tell where a type came into the tree, and how well the model expresses it.
+def extension_row(fitted: FittedExtension) -> dict[str, float | str | int | None]:
+    """Return where a type joined the tree, and how well the model expresses it.
 
-    Log likelihoods are bounds of them, means over held-out cells; ``gain`` is what the type's own decoder adds to them,
-    and ``gain_error`` its standard error.
+    Log likelihoods are evidence lower bounds, means over held-out cells; ``gain`` is what the type-specific decoder
+    adds, and ``gain_error`` its standard error.
     """
-    extension = found.extension
+    extension = fitted.extension
     place, cell_type = extension.place, extension.cell_type
-    gain = found.after - found.before
-    others = found.distance.drop(cell_type, errors="ignore")
+    gain = fitted.after - fitted.before
+    others = fitted.distance.drop(cell_type, errors="ignore")
     return {
         "cell_type": cell_type,
         "was_known": place is None,
         "n_cells": int(extension.composition.sum()),
-        "node": found.model.hierarchy.by_name[cell_type].parent,
-        "leaves": place and place.branch,
+        "node": fitted.model.hierarchy.by_name[cell_type].parent,
+        "attachment_branch": place and place.branch,
         "level": place and place.level,
         "support": extension.support,
         "nearest": others.index[0],
         "distance": float(others.iloc[0]),
-        "moved": None if place else float(found.distance[cell_type]),
+        "mean_shift": None if place else float(fitted.distance[cell_type]),
         "new_batches": "; ".join(extension.batches),
-        "log_likelihood_before": float(found.before.mean()),
-        "log_likelihood_after": float(found.after.mean()),
+        "log_likelihood_before": float(fitted.before.mean()),
+        "log_likelihood_after": float(fitted.after.mean()),
         "gain": float(gain.mean()),
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
         "n_held_out": len(gain),
-        "n_counts": found.n_counts,
-        "own_genes": ", ".join(shown_as(type_specific_genes(found.model, cell_type).head().reset_index())),
+        "n_counts": fitted.n_counts,
+        "type_specific_genes": ", ".join(shown_as(type_specific_genes(fitted.model, cell_type).head().reset_index())),
     }
 
 
-def learned_types(found: list[FittedExtension]) -> list[str]:
-    """Types that were learnt, in order."""
-    return [extended.extension.cell_type for extended in found]
-
-
-def likelihood_table(found: list[FittedExtension], model: BranchedModel) -> pd.DataFrame:
-    """Tell the log likelihood of a held-out cell of each type, known or learnt now.
+def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) -> pd.DataFrame:
+    """Return the log likelihood of a held-out cell of each type, for new types before and after their extension.
 
     Returns
     -------
-    Table of ``cell_type``, ``learnt`` (``with the model``, ``before`` or ``after``: by the model as it was, or by the
-    type's own autoencoder), ``log_likelihood`` (nats a cell), ``n_counts`` (mean counts of a cell), and
-    ``per_1000_counts``.
+    Table of ``cell_type``, ``stage`` (``model`` for types that the model was fitted with, ``before`` or ``after`` the
+    extension), ``log_likelihood`` (nats a cell), ``n_counts`` (mean counts of a cell), and ``per_1000_counts``.
     """
-    known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(learnt="with the model")
+    known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(stage="model")
     rows = [known] + [
         pd.DataFrame(
             {
                 "cell_type": [extended.extension.cell_type],
-                "learnt": [learnt],
+                "stage": [stage],
                 "log_likelihood": [float(bounds.mean())],
                 "n_counts": [extended.n_counts],
             }
         )
-        for extended in found
-        for learnt, bounds in (("before", extended.before), ("after", extended.after))
+        for extended in fitted
+        for stage, bounds in (("before", extended.before), ("after", extended.after))
     ]
     table = pd.concat(rows, ignore_index=True)
     table["per_1000_counts"] = 1000 * table["log_likelihood"] / table["n_counts"]
-    return table[["cell_type", "learnt", "log_likelihood", "n_counts", "per_1000_counts"]]
+    return table[["cell_type", "stage", "log_likelihood", "n_counts", "per_1000_counts"]]
 
 
 def genes_table(model: BranchedModel, cell_types: Iterable[str]) -> pd.DataFrame:
-    """Genes that each type's own decoder changes most, see :func:`bdm.model.model.own_genes`."""
+    """Genes that each type-specific decoder changes most, see :func:`bdm.model.model.type_specific_genes`."""
     parts = []
     for cell_type in cell_types:
         genes = type_specific_genes(model, cell_type)
-        genes = genes[genes["log2_fold_change"].abs() >= LEAST].head(N_GENES).reset_index()
+        genes = genes[genes["log2_fold_change"].abs() >= MIN_CHANGE].head(N_GENES).reset_index()
         genes.insert(0, "cell_type", cell_type)
         parts.append(genes)
     return pd.concat(parts, ignore_index=True)
 
 
-def summary(found: FittedExtension) -> str:
-    """Tell in words where a type came, and how far it lies outside what the model expressed before."""
-    return describe(extension_row(found))
+def summary(fitted: FittedExtension) -> str:
+    """Describe in words where a type joined the tree, and whether the model could express it before."""
+    return describe(extension_row(fitted))
 
 
-def describe(told: dict[str, float | str | int | None]) -> str:
-    """Tell the same from the row of a type, as it is in ``extensions.csv``."""
-    if told["was_known"]:
+def describe(row: dict[str, float | str | int | None]) -> str:
+    """Describe a type by its row of ``extensions.csv``."""
+    if row["was_known"]:
         where = (
-            f"{told['cell_type']} was learnt anew with {told['n_cells']} more cells; its mean moved by "
-            f"{told['moved']:.1f} within-type standard deviations."
+            f"{row['cell_type']} was updated with {row['n_cells']} more cells; its mean shifted by "
+            f"{row['mean_shift']:.1f} within-type standard deviations."
         )
     else:
         where = (
-            f"{told['cell_type']} ({told['n_cells']} cells) leaves branch {told['leaves']} at noise level "
-            f"{told['level']:.2f} (support {told['support']:.0%})."
+            f"{row['cell_type']} ({row['n_cells']} cells) leaves branch {row['attachment_branch']} at noise level "
+            f"{row['level']:.2f} (support {row['support']:.0%})."
         )
-    nearest = f"The nearest type is {told['nearest']}, {told['distance']:.1f} such deviations away."
-    return f"{where} {nearest} {verdict(told)}"
+    nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
+    return f"{where} {nearest} {verdict(row)}"
 
 
-def verdict(told: dict[str, float | str | int | None]) -> str:
-    """Tell in words what a decoder of its own is worth to a type, from its :func:`extension_row`."""
-    gain, error, n_cells = told["gain"], told["gain_error"], told["n_held_out"]
-    if n_cells < FEWEST:
-        return f"Whether the model expressed it before cannot be told from {n_cells} held-out cells."
+def verdict(row: dict[str, float | str | int | None]) -> str:
+    """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
+    gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
+    if n_cells < FEWEST_HELD_OUT:
+        return f"With {n_cells} held-out cells, the gain of the type-specific decoder cannot be compared with chance."
     if gain <= 2 * error:
-        return "The model expressed it before as well as with a decoder of its own."
+        return "The model expressed it before as well as with a type-specific decoder."
     return (
-        f"It lay outside what the model expressed: its own decoder raises the log likelihood of a held-out cell by "
-        f"{gain:.1f} ± {error:.1f} nats, to {told['log_likelihood_after']:.1f}, above all by {told['own_genes']}."
+        "The model could not express it before: the type-specific decoder raises the log likelihood of a held-out cell "
+        f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, above all through "
+        f"{row['type_specific_genes']}."
     )

@@ -93,7 +93,7 @@ def branch_dispersion(model: BranchedModel, cell_types: Collection[str]) -> np.n
     return np.exp(np.average(logs, axis=0, weights=n_cells))
 
 
-def path_table(hybrids: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
+def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
     """Average path of each cell type through the noise levels, as expression of some genes.
 
     Returns
@@ -107,7 +107,7 @@ def path_table(hybrids: AncestralStates, hierarchy: Hierarchy, genes: list[str])
         for segment in hierarchy.path(cell_type)
     ]
     table = pd.DataFrame(steps)
-    expression = hybrids.expression.loc[table["branch"], genes].reset_index(drop=True)
+    expression = states.expression.loc[table["branch"], genes].reset_index(drop=True)
     return pd.concat([table, expression], axis=1)
 
 
@@ -116,22 +116,22 @@ MOST_EMBEDDED_CELLS = 3000
 
 @dataclass(frozen=True)
 class Embedding:
-    """Places of hybrids and of real cells in one UMAP of the whitened latent space.
+    """Places of states and of real cells in one UMAP of the whitened latent space.
 
     Attributes
     ----------
-    hybrids
+    ancestral_states
         Branches x 2.
     cells
         Table of real cells with the columns ``cell_type``, ``umap1`` and ``umap2``.
     """
 
-    hybrids: np.ndarray
+    ancestral_states: np.ndarray
     cells: pd.DataFrame
 
 
-def embedding_of(model: BranchedModel, hybrids: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
-    """Embed up to 3,000 real cells, and place the hybrids among their nearest of these.
+def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
+    """Embed up to 3,000 real cells, and place the states among their nearest of these.
 
     References
     ----------
@@ -144,6 +144,6 @@ def embedding_of(model: BranchedModel, hybrids: AncestralStates, cells: LatentCe
     umap1, umap2 = umap.embedding_.T
     cell_type = np.array(cells.cell_types)[cells.cell_type.numpy()[chosen]]
     return Embedding(
-        umap.transform(hybrids.x.astype(np.float32)),
+        umap.transform(states.x.astype(np.float32)),
         pd.DataFrame({"cell_type": cell_type, "umap1": umap1, "umap2": umap2}),
     )

@@ -50,12 +50,12 @@ class Commitment:
         return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
 
 
-def commitment_of(model: BranchedModel, hybrids: AncestralStates, contrast: Contrast) -> Commitment:
+def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
     """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid.
 
     Where types have decoders of their own, what these add to the shared one shifts the sides too.
     """
-    share = hybrids.expression.loc[contrast.node].to_numpy() / 1e4
+    share = states.expression.loc[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
     shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
     inside, outside = (type_specific_shift(model, side) for side in sides)

@@ -60,7 +60,7 @@ class ContrastGenes:
 
 @dataclass(frozen=True, repr=False)
 class Interpretation:
-    """The hybrids and genes of every branch, how far they hold in real cells, and the markers of cell types.
+    """The states and genes of every branch, how far they hold in real cells, and the markers of cell types.
 
     Attributes
     ----------
@@ -77,13 +77,13 @@ class Interpretation:
     settings: InterpretationSettings
     names: GeneNames
     hierarchy: Hierarchy
-    hybrids: AncestralStates
+    ancestral_states: AncestralStates
     contrasts: tuple[ContrastGenes, ...]
     agreement: pd.DataFrame
     stability: pd.DataFrame
     enrichment: pd.DataFrame
     markers: Markers
-    places: Embedding
+    embedding: Embedding
     held_out: bool
 
     def __repr__(self) -> str:
@@ -112,8 +112,8 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     """Find the genes that part the children of each node in the model, and judge them by real test cells."""
     model, genes, given = inputs.model, inputs.genes, inputs.given
     hierarchy = model.hierarchy
-    hybrids = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
-    contrasts = tuple(contrast_genes(inputs, hybrids, n_cells=settings.n_cells, seed=seed))
+    states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
+    contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     candidates = candidate_markers(inputs.training, genes)
     markers = given.markers or distinct_markers(
         candidates, inputs.training, genes, hierarchy.cell_types, n_genes=settings.n_markers
@@ -125,18 +125,18 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
         settings,
         model.gene_names,
         hierarchy,
-        hybrids,
+        states,
         contrasts,
         agreement_by_node(contrasts, inputs, n_genes=settings.n_genes),
         node_stability(model, cells, seed=seed),
         enrichment(ranked, pd.Index(labels), {name: tuple(labels[[*of]]) for name, of in sets.items()}, seed=seed),
-        markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, hybrids),
-        embedding_of(model, hybrids, cells, seed=seed),
+        markers_of(markers, inputs.training, inputs.generated, genes, hierarchy, states),
+        embedding_of(model, states, cells, seed=seed),
         inputs.held_out,
     )
 
 
-def contrast_genes(inputs: Inputs, hybrids: AncestralStates, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
+def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, seed: int) -> Iterator[ContrastGenes]:
     """Differences of each contrast in the model, and in real cells."""
     model = inputs.model
     expression = model_expression(model, n_cells=n_cells, seed=seed)
@@ -153,7 +153,7 @@ def contrast_genes(inputs: Inputs, hybrids: AncestralStates, *, n_cells: int, se
             yield ContrastGenes(
                 contrast,
                 model_differences(expression, contrast),
-                commitment_of(model, hybrids, contrast),
+                commitment_of(model, states, contrast),
                 **{name: found.get(contrast.child) for name, found in tested.items()},
             )
 

@@ -39,15 +39,15 @@ class Markers:
         the markers are.
     real, generated
         In real training cells and in generated cells, by cell type.
-    clades, hybrids
-        In the real training cells below each branch, and in the hybrid at its lower end.
+    clades, ancestral_states
+        In the real training cells below each branch, and in the ancestral state at its lower end.
     """
 
     genes: GeneSets
     real: Dots
     generated: Dots
     clades: Dots
-    hybrids: Dots
+    ancestral_states: Dots
 
 
 def markers_of(
@@ -56,7 +56,7 @@ def markers_of(
     generated: Cells,
     genes: pd.Index,
     hierarchy: Hierarchy,
-    hybrids: AncestralStates,
+    states: AncestralStates,
 ) -> Markers:
     """See markers in real and generated cells, and down the tree; of a gene that marks two types, the first counts."""
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
@@ -71,7 +71,7 @@ def markers_of(
         real=dots(training, columns, genes, by_type),
         generated=dots(generated, columns, genes, by_type),
         clades=dots(training, columns, genes, by_branch),
-        hybrids=Dots(np.log1p(hybrids.expression.iloc[:, columns]), hybrids.detected.iloc[:, columns]),
+        ancestral_states=Dots(np.log1p(states.expression.iloc[:, columns]), states.detected.iloc[:, columns]),
     )
 
 

@@ -25,10 +25,10 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do
     ``uns['rank_genes_groups']`` for the model and ``uns['rank_genes_groups_test']`` for the test cells, with branches
     as groups (of about a thousand or more, those that leave the highest nodes). ``obsm['X_umap']`` is the place of the
-    hybrids among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
+    states among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
     ``enrichment``.
     """
-    hybrids, contrasts = interpretation.hybrids, contrasts_within_limit(interpretation.contrasts)
+    states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
         "log2_fold_change": lambda of: of.model.fold_change.log2,
         "standard_error": lambda of: of.model.fold_change.standard_error,
@@ -37,19 +37,19 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
         "commitment_level": lambda of: of.commitment.level(interpretation.hierarchy.threshold),
     }
     adata = AnnData(
-        np.log1p(hybrids.expression).astype(np.float32),
+        np.log1p(states.expression).astype(np.float32),
         obs=tree_table(interpretation),
         var=interpretation.names.var,
         layers={name: by_branch(interpretation, values) for name, values in layers.items()},
-        obsm={"X_umap": interpretation.places.hybrids, "X_latent": hybrids.x},
+        obsm={"X_umap": interpretation.embedding.ancestral_states, "X_latent": states.x},
     )
-    adata.layers["detected"] = hybrids.detected.to_numpy(dtype=np.float32)
+    adata.layers["detected"] = states.detected.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
     adata.uns["rank_genes_groups"] = ranked([(of.contrast, of.model) for of in contrasts], interpretation.genes)
     tested = [(of.contrast, of.test) for of in contrasts if of.test]
     if tested:
         adata.uns["rank_genes_groups_test"] = ranked(tested, interpretation.genes)
-    adata.uns["cells"] = interpretation.places.cells
+    adata.uns["cells"] = interpretation.embedding.cells
     for name, table in {
         "nodes": node_rows(interpretation),
         "agreement": interpretation.agreement,
@@ -133,8 +133,8 @@ def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.D
             "child": contrast.child,
             "cell_types": "; ".join(contrast.inside),
             "gene": interpretation.genes,
-            "node_cp10k": interpretation.hybrids.expression.loc[contrast.node].to_numpy(),
-            "child_cp10k": interpretation.hybrids.expression.loc[contrast.child].to_numpy(),
+            "node_cp10k": interpretation.ancestral_states.expression.loc[contrast.node].to_numpy(),
+            "child_cp10k": interpretation.ancestral_states.expression.loc[contrast.child].to_numpy(),
             "commitment_level": of.commitment.level(interpretation.hierarchy.threshold),
             **columns_of(of.model, "model", len(interpretation.genes)),
             **columns_of(of.test, "test", len(interpretation.genes)),
@@ -208,7 +208,7 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
 def path_rows(interpretation: Interpretation) -> pd.DataFrame:
     """Average paths of all cell types, for the best gene of each branch; columns are what figures show genes as."""
     best = dict.fromkeys(np.argmin(of.model.rank) for of in interpretation.contrasts)
-    table = path_table(interpretation.hybrids, interpretation.hierarchy, list(interpretation.genes[[*best]]))
+    table = path_table(interpretation.ancestral_states, interpretation.hierarchy, list(interpretation.genes[[*best]]))
     return table.set_axis([*table.columns[: -len(best)], *interpretation.labels[[*best]]], axis=1)
 
 

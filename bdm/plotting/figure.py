@@ -1,13 +1,16 @@
+"""Grids of panels, and figures as files with the fonts that names of all languages need."""
+
 from collections.abc import Callable
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import get_font_names
 from matplotlib.text import Text
 
 from bdm.errors import InputError
 
-# For letters that matplotlib's own font lacks, such as Chinese ones; whichever of these there are
+# For letters that matplotlib's own font lacks, such as Chinese ones; those of them that are installed are used
 FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -20,6 +23,21 @@ FONTS = (
 NewFigure = Callable[..., Figure]  # Figure for a file, or matplotlib.pyplot.figure for a screen
 
 
+def panels(figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False) -> list[Axes]:
+    """Divide a figure into a grid of ``n_columns`` columns, and return the axes of the first ``n_panels`` panels."""
+    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharex=sharex).ravel()
+    for axis in axes[n_panels:]:
+        axis.remove()
+    return list(axes[:n_panels])
+
+
+def figure_of_text(text: str, *, new: NewFigure) -> Figure:
+    """Write a text in place of a figure."""
+    figure = new(figsize=(5, 0.6), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure in the format that the path's ending names, at 150 dots an inch if it has dots.
 
@@ -30,8 +48,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
-    known = get_font_names()
-    more = [name for name in FONTS if name in known]
+    installed = get_font_names()
+    fonts = [name for name in FONTS if name in installed]
     for text in figure.findobj(Text):
-        text.set_fontfamily([*text.get_fontfamily(), *more])
+        text.set_fontfamily([*text.get_fontfamily(), *fonts])
     figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None} if path.suffix == ".png" else None)

@@ -1,13 +1,17 @@
+"""Dot plots of marker genes: in real and in generated cells."""
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.interpret import Interpretation
 from bdm.interpretation.markers import Dots, Markers
-from bdm.plotting.clades import gene_label, shortened
 from bdm.plotting.figure import NewFigure
+from bdm.plotting.style import gene_label, shortened
 from bdm.plotting.view import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
@@ -15,30 +19,24 @@ COLOURS = "Reds"  # one hue, ever darker
 LARGEST = 150  # area of a dot where all cells have counts, in square points
 
 
-def markers_figure(
-    markers: Markers, hierarchy: Hierarchy, *, labels: pd.Series | None = None, new: NewFigure = Figure
-) -> Figure:
+def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
-    Size: share of cells with counts. Colour: mean of log1p(CP10k), as a share of the gene's largest in real cells.
-    Of more cell types than there is room for, one of each clade is drawn.
-
-    Parameters
-    ----------
-    labels
-        What genes are shown as, by name; their names if not given.
+    Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
+    Where there are more cell types than rows, one type of each clade is drawn.
     """
-    cell_types = shown_types(hierarchy)
-    groups = shown_genes(markers, hierarchy)
+    hierarchy, markers, labels = interpretation.hierarchy, interpretation.markers, interpretation.names.labels
+    cell_types = types_to_draw(hierarchy)
+    groups = genes_to_draw(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
     largest = markers.real.mean[genes].max().clip(lower=1e-9)
     figure = new(figsize=(5 + 0.44 * len(genes), 2.6 + 0.27 * len(cell_types)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    shown = {"real cells (training)": markers.real, "generated cells": markers.generated}
-    for axis, (title, dots) in zip(axes, shown.items(), strict=True):
+    panels = {"real cells (training)": markers.real, "generated cells": markers.generated}
+    for axis, (title, dots) in zip(axes, panels.items(), strict=True):
         part = Dots(dots.mean.loc[cell_types, genes] / largest, dots.fraction.loc[cell_types, genes])
         points = draw_dots(axis, part, labels)
-        part_groups(axis, groups)
+        separate_groups(axis, groups)
         axis.set_title(title, fontsize=11)
     axes[0].set_yticks(range(len(cell_types)), [shortened(name, width=40) for name in cell_types])
     axes[0].set_ylim(len(cell_types) - 0.4, -0.6)
@@ -57,27 +55,33 @@ def markers_figure(
     return figure
 
 
-def shown_types(hierarchy: Hierarchy) -> list[str]:
-    """Take as many cell types as there is room for, over all of the tree: the first of each clade that is drawn."""
+def types_to_draw(hierarchy: Hierarchy) -> list[str]:
+    """Choose as many cell types as there are rows, over the whole tree: the first of each clade that has a row."""
     return [end.cell_types[0] for end in view_of(hierarchy, max_rows=MAX_TYPES).ends]
 
 
-def shown_genes(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
-    """Take as many markers as there is room for, of each type that is drawn, or of each that the user has named."""
-    shown = [markers.genes[cell_type] for cell_type in shown_types(hierarchy) if markers.genes.get(cell_type)]
-    groups = (shown if len(markers.genes) > MAX_GENES and shown else list(markers.genes.values()))[:MAX_GENES]
+def genes_to_draw(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
+    """Choose as many markers as there are columns, of each type that is drawn or that a user's list names."""
+    of_types = [markers.genes[cell_type] for cell_type in types_to_draw(hierarchy) if markers.genes.get(cell_type)]
+    groups = (of_types if len(markers.genes) > MAX_GENES and of_types else list(markers.genes.values()))[:MAX_GENES]
     return [group[: -(-MAX_GENES // len(groups))] for group in groups]
 
 
-def part_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
+def separate_groups(axis: Axes, groups: list[tuple[str, ...]]) -> None:
     """Draw a line between the genes of one type and the next."""
     for end in np.cumsum([len(group) for group in groups])[:-1]:
         axis.axvline(end - 0.5, color="0.6", linewidth=0.8, zorder=0)
 
 
-def draw_dots(axis: Axes, dots: Dots, labels: pd.Series | None = None):
-    """Draw one dot a cell type (rows) and gene (columns), which is shown as ``labels`` name it, if given."""
-    genes = dots.mean.columns if labels is None else labels[dots.mean.columns]
+def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
+    """Draw one dot a cell type or branch (row) and gene (column).
+
+    Parameters
+    ----------
+    labels
+        What each gene is shown as, by its name.
+    """
+    genes = labels[dots.mean.columns]
     n_types, n_genes = dots.mean.shape
     rows, columns = np.indices((n_types, n_genes))
     points = axis.scatter(
@@ -107,9 +111,9 @@ def colorbar_aspect(n_rows: int) -> float:
 
 def explain_sizes(figure: Figure) -> None:
     """Explain the sizes of dots below the panels."""
-    look = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
+    style = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
     keys = [
-        Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **look) for share in (0.1, 0.5, 1.0)
+        Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **style) for share in (0.1, 0.5, 1.0)
     ]
     title = "cells with counts (area), and mean log1p(CP10k) (colour)"
     figure.legend(handles=keys, title=title, loc="outside lower center", ncols=3, frameon=False)

@@ -1,19 +1,16 @@
-from pathlib import Path
+"""Scores, genes and UMAP of transmuted cells."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from bdm.evaluation.cells import TRANSMUTED_SET_NAMES, Cells, set_name
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.figures.by_type import draw_types
-from bdm.evaluation.figures.looks import GREY, Look, looks, shortened
-from bdm.evaluation.figures.umap import joint_umap
-from bdm.plotting.clades import gene_label
-from bdm.plotting.figure import NewFigure, save_figure
-from bdm.plotting.looks import IDEAL_LINE
+from bdm.plotting.evaluation import draw_scores_by_type
+from bdm.plotting.figure import NewFigure, panels
+from bdm.plotting.style import GREY, IDEAL_LINE, SetStyle, label_outermost_genes, set_styles, shortened
+from bdm.plotting.umap import joint_umap
 from bdm.transmutation.evaluate import UNCHANGED, TransmutationEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
 
@@ -25,33 +22,28 @@ PANELS = {
     "library_kept": ("r of library sizes,\nbefore and after", 1),
     "variation_kept": ("r of variation within types,\nbefore and after", 1),
 }
-MOST_TYPES = 8  # with panels of their own
-MOST_CELLS = 500  # of a type, in a map
-N_NAMED = 6  # genes, at either end
+MAX_TYPES, N_COLUMNS = 8, 4  # original types that have a panel
+MAX_CELLS = 500  # of a type, in a UMAP
+N_LABELS = 6  # genes, at either end
 
 
-def write_figures(folder: Path, evaluation: TransmutationEvaluation) -> None:
-    """Write ``scores.png``, ``genes.png`` and ``umap.png``."""
-    save_figure(scores_figure(evaluation.table, evaluation.to), folder / "scores.png")
-    save_figure(genes_figure(evaluation), folder / "genes.png")
-    save_figure(umap_figure(evaluation), folder / "umap.png")
+def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> Figure:
+    """Draw one panel a score, one row an original type, one marker a set; unchanged cells are left out.
 
-
-def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> Figure:
-    """Draw one panel a score, one row a type that cells were of, one marker a set; unmoved cells are left out.
-
-    The energy distance of unmoved cells would dwarf that of the others; it is told beside the type.
+    The energy distance of unchanged cells would dwarf that of the others; it stands beside the type.
 
     Parameters
     ----------
     table
-        As in :class:`bdm.transmutation.evaluate.MoveEvaluation`.
+        As in :class:`bdm.transmutation.evaluate.TransmutationEvaluation`.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
-        draw_types(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED_SET_NAMES)
+        draw_scores_by_type(
+            axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED_SET_NAMES
+        )
         axis.set_title(title, fontsize=9)
     before = table["energy"].xs(UNCHANGED, level="set")
     labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
@@ -63,21 +55,26 @@ def scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> F
     return figure
 
 
-def genes_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw, for each type that cells were of, the fold changes of the genes that tell the two types apart."""
-    types, n_columns = evaluation.original_types[:MOST_TYPES], 4
-    shape = -(-len(types) // n_columns), min(len(types), n_columns)
-    figure = new(figsize=(4.2 * shape[1], 4.4 * shape[0]), layout="constrained")
-    axes = figure.subplots(*shape, squeeze=False).flat
-    styles = looks(evaluation.moved)
-    for axis, original_type in zip(axes, types, strict=False):
+def transmutation_genes_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
+    """Draw, for each original type, the fold changes of the genes that differ most between it and the new type."""
+    types = evaluation.original_types[:MAX_TYPES]
+    figure = new(figsize=panel_sizes(len(types), 4.2, 4.4), layout="constrained")
+    styles = set_styles(evaluation.moved)
+    for axis, original_type in zip(
+        panels(figure, len(types), n_columns=min(len(types), N_COLUMNS)), types, strict=True
+    ):
         draw_genes(axis, evaluation, original_type, styles)
-    for axis in axes[len(types) :]:
-        axis.remove()
     return figure
 
 
-def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, Look]) -> None:
+def panel_sizes(n_panels: int, width: float, height: float) -> tuple[float, float]:
+    """Return the size of a figure whose panels have this size in inches."""
+    return width * min(n_panels, N_COLUMNS), height * -(-n_panels // N_COLUMNS)
+
+
+def draw_genes(
+    axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, SetStyle]
+) -> None:
     """Draw one point a gene and set."""
     ends = ends_of(evaluation.real, original_type, evaluation.to)
     sets = {FLOOR: ends.new, **{name: cells.of(original_type)[0] for name, cells in evaluation.moved.items()}}
@@ -95,7 +92,9 @@ def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: s
             label=set_name(name, TRANSMUTED_SET_NAMES),
         )
         if name == first:
-            name_genes(axis, changes.test, changes.judged, evaluation.real.names.labels.iloc[ends.changed])
+            labels = evaluation.real.names.labels.iloc[ends.changed].to_numpy()
+            order = np.argsort(changes.test, kind="stable")
+            label_outermost_genes(axis, changes.test, changes.judged, labels, order=order, n_labels=N_LABELS)
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
@@ -103,58 +102,33 @@ def draw_genes(axis: Axes, evaluation: TransmutationEvaluation, original_type: s
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def name_genes(axis: Axes, x: np.ndarray, y: np.ndarray, names: pd.Series) -> None:
-    """Name the genes at either end of the real fold changes, where names do not overlap."""
-    order = np.argsort(x, kind="stable")
-    apart = 0.05 * (y.max() - y.min())
-    outline = [withStroke(linewidth=2, foreground="white")]
-    for side, ordered in {"left": order, "right": order[::-1]}.items():
-        named: list[int] = []
-        for gene in ordered[: 4 * N_NAMED]:
-            if len(named) < N_NAMED and all(abs(y[gene] - y[other]) > apart for other in named):
-                named.append(gene)
-        for gene in named:
-            offset = (5 if side == "left" else -5, -3)
-            text = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": outline}
-            axis.annotate(gene_label(names.iloc[gene]), (x[gene], y[gene]), offset, **text)
-
-
-def umap_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw moved cells, what they were, and real cells of their new type, one panel a type that cells were of."""
-    types, n_columns = evaluation.original_types[:MOST_TYPES], 4
+def transmutation_umap_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
+    """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
+    types = evaluation.original_types[:MAX_TYPES]
     first = next(iter(evaluation.moved.values()))
-    real = some(evaluation.real.training[evaluation.real.training.cell_type == evaluation.to])
-    parts = [[some(cells) for cells in first.of(original_type)] for original_type in types]
-    places = joint_umap([real, *(cells for pair in parts for cells in pair)], seed=0)
-    shape = -(-len(types) // n_columns), min(len(types), n_columns)
-    figure = new(figsize=(4 * shape[1], 4.3 * shape[0]), layout="constrained")
-    axes = figure.subplots(*shape, squeeze=False).flat
-    for i, (axis, original_type) in enumerate(zip(axes, types, strict=False)):
-        after, before = places[1 + 2 * i], places[2 + 2 * i]
-        axis.plot(*np.concatenate(places).T, "o", color="0.9", markersize=2, markeredgewidth=0)
-        axis.plot(
-            *places[0].T,
-            "d",
-            color=GREY,
-            markersize=3,
-            markeredgewidth=0,
-            label=f"real {shortened(evaluation.to, width=24)}",
-        )
-        for name, at, marker, colour in ((UNCHANGED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
-            look = {"color": colour, "markersize": 3, "markeredgewidth": 0, "alpha": 0.7}
-            axis.plot(*at.T, marker, label=set_name(name, TRANSMUTED_SET_NAMES), **look)
+    real = evenly_sampled(evaluation.real.training[evaluation.real.training.cell_type == evaluation.to])
+    pairs = [[evenly_sampled(cells) for cells in first.of(original_type)] for original_type in types]
+    coordinates = joint_umap([real, *(cells for pair in pairs for cells in pair)], seed=0)
+    everything = np.concatenate(coordinates)
+    figure = new(figsize=panel_sizes(len(types), 4, 4.3), layout="constrained")
+    axes = panels(figure, len(types), n_columns=min(len(types), N_COLUMNS))
+    small = {"markersize": 3, "markeredgewidth": 0}
+    for i, (axis, original_type) in enumerate(zip(axes, types, strict=True)):
+        axis.plot(*everything.T, "o", color="0.9", markersize=2, markeredgewidth=0)
+        axis.plot(*coordinates[0].T, "d", color=GREY, label=f"real {shortened(evaluation.to, width=24)}", **small)
+        after, before = coordinates[1 + 2 * i], coordinates[2 + 2 * i]
+        for name, points, marker, colour in ((UNCHANGED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
+            label = set_name(name, TRANSMUTED_SET_NAMES)
+            axis.plot(*points.T, marker, color=colour, label=label, alpha=0.7, **small)
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    for axis in axes[len(types) :]:
-        axis.remove()
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, markerscale=2
-    )
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, markerscale=2)
     return figure
 
 
-def some(cells: Cells) -> Cells:
-    """Take up to ``MOST_EMBEDDED_CELLS`` of cells, evenly spread."""
-    return (
-        cells[np.unique(np.linspace(0, len(cells) - 1, MOST_CELLS).astype(int))] if len(cells) > MOST_CELLS else cells
-    )
+def evenly_sampled(cells: Cells) -> Cells:
+    """Take up to ``MAX_CELLS`` cells, evenly spaced."""
+    if len(cells) <= MAX_CELLS:
+        return cells
+    return cells[np.unique(np.linspace(0, len(cells) - 1, MAX_CELLS).astype(int))]

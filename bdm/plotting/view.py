@@ -1,3 +1,5 @@
+"""The part of a tree that fits into a figure: which nodes are opened, and which clades share a row."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +32,7 @@ class End:
 
     @property
     def level(self) -> float:
-        """Noise level at which the first of its cell types part."""
+        """Noise level at which the first of its cell types separate."""
         return max(branch.level for branch in self.branches)
 
     @property
@@ -61,8 +63,8 @@ class View:
         """Row of each branch that is drawn; of nodes, midway between their children's."""
         rows = {branch.name: float(row) for row, end in enumerate(self.ends) for branch in end.branches}
         for node in reversed(self.opened):
-            of_children = [rows[child] for child in self.hierarchy.children[node]]
-            rows[node] = (min(of_children) + max(of_children)) / 2
+            children = [rows[child] for child in self.hierarchy.children[node]]
+            rows[node] = (min(children) + max(children)) / 2
         return rows
 
     @cached_property
@@ -73,7 +75,7 @@ class View:
 
 
 def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MAX_ROWS, since: int = 0) -> View:
-    """Choose what to draw of a tree in ``max_rows`` rows: nodes that part at most noise are opened, others collapsed.
+    """Choose what to draw of a tree in ``max_rows`` rows: the highest nodes are opened, and the others collapsed.
 
     Nodes above cell types that were added after extension ``since`` are opened first. Where a node has more children
     than there are rows, the small ones share one.
@@ -81,11 +83,11 @@ def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MA
     Raises
     ------
     InputError
-        If no branch is named ``root``, or there are fewer than two rows.
+        If the tree has no branch ``root``, or there are fewer than two rows.
     """
     root = hierarchy.root.name if root is None else root
     if root not in hierarchy.by_name:
-        raise InputError(f"The tree has no branch {root!r}; its nodes are named node 1, node 2, and so on.")
+        raise InputError(f"The tree has no branch {root!r}; its nodes are node 1, node 2, and so on.")
     if max_rows < 2:
         raise InputError(f"max_rows is {max_rows}, but a tree needs two or more.")
     above_new = {
@@ -107,12 +109,13 @@ def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MA
 
 
 def _sharing(hierarchy: Hierarchy, children: Sequence[str], n_rows: int, *, first: set[str]) -> list[tuple[str, ...]]:
-    """Part children into as many groups as there are rows at most, in order; the last holds the smallest."""
+    """Divide children into ``n_rows`` groups at most, in their order; the last group holds the smallest children."""
     if len(children) <= n_rows:
         return [(child,) for child in children]
     by_size = sorted(children, key=lambda name: (name not in first, -hierarchy.by_name[name].n_cells))
-    own = set(by_size[: n_rows - 1])
-    return [*((child,) for child in children if child in own), tuple(child for child in children if child not in own)]
+    alone = set(by_size[: n_rows - 1])
+    sharing = tuple(child for child in children if child not in alone)
+    return [*((child,) for child in children if child in alone), sharing]
 
 
 def _ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tuple[str, ...]]]) -> list[End]:

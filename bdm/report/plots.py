@@ -9,9 +9,8 @@ import pandas as pd
 from bdm.data.symbols import shown_as
 from bdm.evaluation.cells import SET_NAMES, set_name
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.figures.looks import looks
 from bdm.evaluation.verdict import LIMITS, Finding
-from bdm.plotting.looks import REAL
+from bdm.plotting.style import REAL, set_styles
 
 UNCHANGED = "unmoved"
 DARK = "#5b6470"  # the floor's grey on white, where marks are thin
@@ -218,7 +217,7 @@ def nice_step(width: float) -> float:
 def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
     """Give the colour and the shape of sets, as all figures have them, and of what is drawn in no figure of them."""
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
-    styles = looks(dict.fromkeys([FLOOR, "branched", "flat", UNCHANGED, *sets]))
+    styles = set_styles(dict.fromkeys([FLOOR, "branched", "flat", UNCHANGED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}
     found["model"] = found["branched"]
     found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}

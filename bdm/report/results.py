@@ -26,7 +26,7 @@ NEEDED = {
 QUERIES = "branched"
 # Columns that hold text; all others are numbers
 TEXTS = ["gene", "symbol", "set", "cell_type", "cell_types", "node", "child", "children"]
-TEXTS += ["leaves", "nearest", "new_batches", "own_genes"]
+TEXTS += ["attachment_branch", "nearest", "new_batches", "type_specific_genes"]
 
 
 @dataclass(frozen=True)

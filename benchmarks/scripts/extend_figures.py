@@ -9,9 +9,9 @@ from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import MaxNLocator
 
 from bdm.evaluation.evaluate import FLOOR
-from bdm.evaluation.figures.looks import GREY, looks
+from bdm.plotting.style import GREY, set_styles
 
-LOOKS = {name: look for name, look in looks([EXTENSION, ALONE, EVERYTHING]).items() if name != FLOOR}
+STYLES = {name: style for name, style in set_styles([EXTENSION, ALONE, EVERYTHING]).items() if name != FLOOR}
 SCALE = SymmetricalLogScale(None, linthresh=0.5)
 TICKS = [-0.5, 0, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
 LEVELS = {"joint": ("joint training", "-"), FLOOR: ("real training cells", "--")}
@@ -48,10 +48,10 @@ def one_figure(runs: pd.DataFrame) -> Figure:
     figure, axes = panels(means["data"].unique().tolist())
     for data, ax in axes.items():
         of_data = means[means["data"] == data]
-        for way, look in LOOKS.items():
+        for way, set_style in STYLES.items():
             of_way = of_data[of_data["set"] == way]
             if len(of_way):
-                style = {"color": look.colour, "marker": look.marker, "zorder": 3 if way == EXTENSION else 2}
+                style = {"color": set_style.colour, "marker": set_style.marker, "zorder": 3 if way == EXTENSION else 2}
                 faint = {} if way == EXTENSION else {"markerfacecolor": "none", "markersize": 5}
                 ax.plot(of_way["energy joint"], of_way["energy"], ls="", label=way, **style, **faint)
         ax.set(xscale=SCALE, yscale=SCALE)
@@ -71,9 +71,9 @@ def in_turn_figure(scores: pd.DataFrame) -> Figure:
     figure, axes = panels(means["data"].unique().tolist(), sharey=True)
     for data, ax in axes.items():
         sets = means[means["data"] == data].pivot(index="step", columns="set", values="energy")
-        for way, look in LOOKS.items():
+        for way, set_style in STYLES.items():
             if way in sets:
-                ax.plot(sets[way], color=look.colour, marker=look.marker, markersize=5, label=way)
+                ax.plot(sets[way], color=set_style.colour, marker=set_style.marker, markersize=5, label=way)
         for name, (label, line) in LEVELS.items():
             ax.plot(sets[name], color=GREY, linestyle=line, label=label, zorder=1)
         ax.set_yscale(SCALE)

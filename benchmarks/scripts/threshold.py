@@ -9,11 +9,12 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.figures.looks import GREY, LABELS, looks
+from bdm.plotting.evaluation import LABELS
 from bdm.plotting.figure import save_figure
+from bdm.plotting.style import GREY, set_styles
 
 WITH, WITHOUT = "with transport", "without transport"
-LOOKS = {name: look for name, look in looks([WITH, WITHOUT]).items() if name in (WITH, WITHOUT)}
+STYLES = {name: style for name, style in set_styles([WITH, WITHOUT]).items() if name in (WITH, WITHOUT)}
 SCORES, COSTS = ["energy", "forest_auc"], ["evaluations", "milliseconds"]
 PANELS = LABELS | {"evaluations": "evaluations a cell", "milliseconds": "ms a cell"}
 
@@ -62,11 +63,11 @@ def plot(table: pd.DataFrame) -> Figure:
 
 def draw(ax: Axes, table: pd.DataFrame, score: str) -> None:
     """Draw one score of one data set."""
-    for sampling, look in LOOKS.items():
+    for sampling, set_style in STYLES.items():
         by_threshold = table[table["sampling"] == sampling].groupby("threshold")[score]
         mean, low, high = by_threshold.mean(), by_threshold.min(), by_threshold.max()
         if mean.notna().any():
-            style = {"color": look.colour, "marker": look.marker, "markersize": 5, "capsize": 2}
+            style = {"color": set_style.colour, "marker": set_style.marker, "markersize": 5, "capsize": 2}
             ax.errorbar(mean.index, mean, np.stack([mean - low, high - mean]), label=sampling, **style)
     for method, label, linestyle in [("flat", "no hierarchy", ":"), ("floor", "real training cells", "--")]:
         level = table.loc[table["method"] == method, score].mean()

@@ -8,7 +8,7 @@ from as_text import OVER_SEEDS, markdown, over_seeds
 from augment_table import with_run
 
 from bdm.plotting.figure import save_figure
-from bdm.plotting.transmutation import PANELS, scores_figure
+from bdm.plotting.transmutation import PANELS, transmutation_scores_figure
 
 TASKS = {"transmute": "transmuted to a type that was seen", "unseen": "transmuted to a type that was not seen"}
 SCORES = [*PANELS, "sign"]
@@ -54,7 +54,7 @@ def main(folder: Path, runs: list[Path]) -> None:
         table = of_data.assign(original_type=of_data["original_type"] + " → " + of_data["to"].str.split("|").str[-1])
         means = table.groupby(["original_type", "set"], sort=False)[[*PANELS]].mean()
         if task == TASKS["transmute"]:
-            save_figure(scores_figure(means, "the type named"), folder / f"transmute_{data}.png")
+            save_figure(transmutation_scores_figure(means, "the type named"), folder / f"transmute_{data}.png")
     (folder / "transmute.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

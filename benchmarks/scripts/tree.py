@@ -11,12 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.figures.looks import COLOURS, MARKERS, Look
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.figure import save_figure
-from bdm.plotting.hierarchy import plot_hierarchy
+from bdm.plotting.style import COLOURS, MARKERS, SetStyle
+from bdm.plotting.tree import plot_hierarchy
 from bdm.plotting.view import view_of
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import random_tree
@@ -109,16 +109,16 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     ax = plot_hierarchy(hierarchy, max_rows=n_types)
     labels = list(dict.fromkeys(groups["label"]))
     ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
-    looks = [Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]
+    styles = [SetStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]
     rows = view_of(hierarchy, max_rows=n_types).rows
     nodes = {frozenset(hierarchy.leaves(b.name)): b for b in hierarchy.branches}
-    for look, row in zip(looks, groups.itertuples(), strict=True):
+    for set_style, row in zip(styles, groups.itertuples(), strict=True):
         offset = 8 + COLUMN_WIDTH * labels.index(row.label)
         for cell_type in row.cell_types:
             beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
-            ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(look))
+            ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(set_style))
         if (node := nodes.get(row.cell_types)) is not None:
-            ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style(look))
+            ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style(set_style))
     handles = [
         Line2D(
             [],
@@ -126,18 +126,18 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
             ls="",
             ms=7,
             label=f"{row.group}" + ("" if row.cell_types in nodes else " (no clade)"),
-            **style(look),
+            **style(set_style),
         )
-        for look, row in zip(looks, groups.itertuples(), strict=True)
+        for set_style, row in zip(styles, groups.itertuples(), strict=True)
     ]
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     ax.set_title(title, fontsize=10, loc="left")
     return ax.figure
 
 
-def style(look: Look) -> dict[str, str]:
-    """Give a mark's look to matplotlib."""
-    return {"color": look.colour, "marker": look.marker}
+def style(set_style: SetStyle) -> dict[str, str]:
+    """Return a set's style as matplotlib takes it."""
+    return {"color": set_style.colour, "marker": set_style.marker}
 
 
 def offset_by(figure: Figure, points: float) -> ScaledTranslation:

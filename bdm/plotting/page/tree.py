@@ -1,3 +1,5 @@
+"""The tree of cell types as a page for the browser that needs no network."""
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from string import Template
 from typing import Any
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.looks import ADDED, BRANCH, POINT
+from bdm.plotting.style import ADDED, BRANCH, NODE
 from bdm.plotting.view import view_of
 
 MAX_ROWS = 40  # at first
@@ -23,7 +25,7 @@ def tree_page(
 ) -> str:
     """Write a page on which clades of the tree are opened and closed, types are searched, and branches explained.
 
-    At first it shows what :func:`bdm.plotting.hierarchy.plot_hierarchy` draws, for the same ``root``, ``max_rows`` and
+    At first it shows what :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows`` and
     ``since``; the rest of the tree is there too. It holds all that it needs.
     """
     browser = tree_browser(hierarchy, title=title, heading=True, root=root, max_rows=max_rows, since=since)
@@ -64,7 +66,7 @@ def tree_browser(
     body = part("tree.html").substitute(
         title=escape(title), heading=f"<h1>{escape(title)}</h1>" if heading else "", data=as_script(data)
     )
-    colours = f":root {{ --branch: {BRANCH}; --point: {POINT}; --added: {ADDED}; }}\n"
+    colours = f":root {{ --branch: {BRANCH}; --point: {NODE}; --added: {ADDED}; }}\n"
     return TreeBrowser(body, colours + part("tree.css").template, part("tree.js").template)
 
 

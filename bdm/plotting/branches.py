@@ -1,0 +1,257 @@
+"""Marker genes of each branch, and the noise levels at which genes commit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bdm.errors import InputError
+from bdm.interpretation.contrasts import Contrast
+from bdm.interpretation.genes import Z_95
+from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.plotting.figure import NewFigure, panels
+from bdm.plotting.style import (
+    HALO,
+    MODEL,
+    NODE,
+    NOISE_LEVEL,
+    REAL,
+    clade_label,
+    gene_label,
+    highest,
+    scale_noise_levels,
+    shade_rows,
+)
+from bdm.plotting.tree import plot_hierarchy
+from bdm.plotting.view import MAX_ROWS, View, view_of
+
+MAX_PANELS, N_COLUMNS = 24, 4
+ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
+ROW = 0.6  # inches of a cell type in the tree
+N_LABELS = 3  # genes that label a branch
+MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Marker genes of the children of a node, in rows from the top.
+
+    Attributes
+    ----------
+    left, right
+        What genes of negative and of positive fold changes are higher in.
+    genes
+        Columns ``gene``, ``model`` and ``real`` (log2 fold changes), ``model_error`` and ``real_error``.
+    """
+
+    title: str
+    level: float
+    left: str
+    right: str
+    genes: pd.DataFrame
+
+
+def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
+    """Draw the tree with the best marker genes of each branch, and their fold changes in the model and in test cells.
+
+    There is a panel for each node; where there are more nodes than panels, the highest nodes are drawn.
+    """
+    hierarchy = interpretation.hierarchy
+    of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
+    chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
+    n_types = len(hierarchy.cell_types)
+    view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
+    heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
+    figure = new(figsize=(16, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    draw_tree(above.add_subplot(), interpretation, view)
+    axes = panels(below, len(chosen), n_columns=N_COLUMNS)
+    for axis, panel in zip(axes, chosen, strict=True):
+        draw_panel(axis, panel)
+    left_out = "" if len(chosen) == len(of_nodes) else f": the {len(chosen)} highest of {len(of_nodes)} panels"
+    title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
+    handles = axes[0].get_legend_handles_labels()
+    below.legend(*handles, title=title, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def plot_branch(
+    interpretation: Interpretation, branch: str, *, ax: Axes | None = None, new: NewFigure = Figure
+) -> Axes:
+    """Draw the marker genes of a branch against its siblings, in the model and in test cells.
+
+    Raises
+    ------
+    InputError
+        If the tree has no such branch, or it is the root.
+    """
+    node = next((node for node in interpretation.nodes.values() if branch in (of.contrast.child for of in node)), None)
+    if node is None:
+        raise InputError(f"No branch {branch!r} leaves a node; choose a cell type, or a node other than the root.")
+    of_node = node_panels(node, interpretation.labels)
+    position = [of.contrast.child for of in node].index(branch)
+    if ax is None:
+        ax = new(figsize=(5, 4), layout="constrained").add_subplot()
+    draw_panel(ax, of_node[min(position, len(of_node) - 1)])
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
+    return ax
+
+
+def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
+    """Return one panel for two children, or for each of more children a panel against the others."""
+    first = node[0]
+    title = f"{first.contrast.node}  ·  level {first.contrast.level:.1f}"
+    names = [clade_label(of.contrast.inside) for of in node]
+    if len(node) == 2:
+        rows = np.concatenate([best_genes(of, n_genes=5) for of in node])
+        return [Panel(title, first.contrast.level, names[1], names[0], fold_change_table(first, genes, rows))]
+    return [
+        Panel(title, of.contrast.level, "the others", name, fold_change_table(of, genes, best_genes(of, n_genes=8)))
+        for of, name in zip(node, names, strict=True)
+    ]
+
+
+def best_genes(of: ContrastGenes, *, n_genes: int) -> np.ndarray:
+    """Choose the genes, as indices, that rank best in the model or in real cells."""
+    ranks = np.sort([of.model.rank, of.test.rank if of.test else of.model.rank], axis=0)
+    return np.lexsort((ranks[1], ranks[0]))[:n_genes]
+
+
+def fold_change_table(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> pd.DataFrame:
+    """Log2 fold changes of the genes in ``rows``, with standard errors; NaN where there are too few test cells."""
+    table = pd.DataFrame({"gene": genes[rows]})
+    for name, differences in {"model": of.model, "real": of.test}.items():
+        table[name] = differences.fold_change.log2[rows] if differences else np.nan
+        table[f"{name}_error"] = differences.fold_change.standard_error[rows] if differences else np.nan
+    return table
+
+
+def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
+    """Draw the hierarchy with the names of its nodes, by which panels are found, and the best genes of each branch."""
+    hierarchy = interpretation.hierarchy
+    plot_hierarchy(hierarchy, ax=axis, names=True, max_rows=len(view.ends))
+    for of in interpretation.contrasts:
+        if of.contrast.child not in view.rows:
+            continue
+        child = hierarchy.by_name[of.contrast.child]
+        genes = ", ".join(map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]]))
+        # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
+        inner = bool(hierarchy.children[child.name])
+        position = child.level if inner else of.contrast.level, view.rows[child.name]
+        style = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
+        axis.annotate(genes, position, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **style)
+    axis.set_title(
+        "Hierarchy of cell types (nodes: name · level · support) with the best marker genes of each branch",
+        fontsize=10,
+        loc="left",
+    )
+
+
+def draw_panel(axis: Axes, panel: Panel) -> None:
+    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals."""
+    rows = np.arange(len(panel.genes))
+    shade_rows(axis, len(rows))
+    axis.axvline(0, color="0.5", linewidth=0.8)
+    for name, style, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
+        interval = Z_95 * panel.genes[f"{name}_error"]
+        axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **style)
+    axis.set_yticks(rows, [*map(gene_label, panel.genes["gene"])], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.margins(x=0.08)
+    axis.set_title(panel.title, fontsize=9, weight="bold")
+    axis.set_xlabel(f"← {panel.left}   |   {panel.right} →", fontsize=8)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A gene of a node: the clade that it is higher in, its AUC by noise level, and its commitment level."""
+
+    gene: str
+    higher_in: str
+    auc: np.ndarray
+    level: float
+
+
+def plot_commitment(
+    interpretation: Interpretation, *, max_genes: int = MAX_GENES, ax: Axes | None = None, new: NewFigure = Figure
+) -> Axes:
+    """Draw how well each gene alone distinguishes the children of its node, by noise level; early genes come first.
+
+    The genes are the best markers of the children, two or more of each node; where ``max_genes`` is too few for all
+    nodes, the highest nodes are drawn.
+    """
+    hierarchy = interpretation.hierarchy
+    nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
+    n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))
+    edges = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 201))
+    levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
+    groups = [commitment_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
+    rows = [row for group in groups for row in group]
+    if ax is None:
+        ax = new(figsize=(10, 1.8 + 0.2 * len(rows)), layout="constrained").add_subplot()
+    auc = np.stack([row.auc for row in rows])
+    style = {"cmap": "viridis", "vmin": 0.5, "vmax": 1, "rasterized": True}
+    image = ax.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, auc, **style)
+    draw_nodes(
+        ax, [(node[0].contrast, len(group)) for node, group in zip(nodes, groups, strict=True)], hierarchy.sigma_max
+    )
+    ax.plot([row.level for row in rows], range(len(rows)), "o", color="white", markeredgecolor="black", markersize=5)
+    label_rows(ax, rows)
+    scale_noise_levels(ax, hierarchy.sigma_max)
+    ax.set_xlabel(NOISE_LEVEL)
+    ax.set_title(
+        f"White dots: where a gene alone commits (AUC {hierarchy.threshold:g}), if it does; orange: where all genes "
+        "together do;\nright: the child that the gene is higher in",
+        fontsize=9,
+        loc="left",
+    )
+    style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
+    ax.figure.colorbar(image, ax=ax, label="AUC of the gene alone", **style)
+    return ax
+
+
+def draw_nodes(ax: Axes, nodes: list[tuple[Contrast, int]], sigma_max: float) -> None:
+    """Separate the rows of each node, draw its level, and label it.
+
+    Parameters
+    ----------
+    nodes
+        A contrast of each node, and the number of its rows.
+    """
+    start = 0
+    for contrast, n_rows in nodes:
+        ax.hlines(start - 0.5, sigma_max, 0, color="white", linewidth=2.5)
+        ax.vlines(contrast.level, start - 0.5, start + n_rows - 0.5, color=NODE, linewidth=2)
+        label = f"{contrast.node}, level {contrast.level:.1f}"
+        ax.text(sigma_max * 0.97, start - 0.3, label, color="white", fontsize=8, va="top", weight="bold")
+        start += n_rows
+
+
+def label_rows(ax: Axes, rows: list[Row]) -> None:
+    """Label rows with their genes at the left, and with the children that these are higher in at the right."""
+    ax.set_yticks(range(len(rows)), [gene_label(row.gene) for row in rows], fontsize=8)
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(rows)), [row.higher_in for row in rows], fontsize=7)
+    right.tick_params(length=0)
+
+
+def commitment_rows(
+    node: tuple[ContrastGenes, ...], interpretation: Interpretation, levels: np.ndarray, *, n_genes: int
+) -> list[Row]:
+    """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""
+    rows: dict[str, Row] = {}
+    ranked = [(rank, of, gene) for of in node for rank, gene in enumerate(np.argsort(of.model.rank)[:n_genes])]
+    for _, of, gene in sorted(ranked, key=lambda item: item[0]):
+        name = interpretation.labels[gene]
+        if len(rows) < n_genes and name not in rows:
+            auc = np.array([of.commitment.auc(level)[gene] for level in levels])
+            level = of.commitment.level(interpretation.hierarchy.threshold)[gene]
+            rows[name] = Row(name, clade_label(of.contrast.inside), auc, level)
+    return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))

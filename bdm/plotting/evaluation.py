@@ -1,0 +1,216 @@
+"""Scores of an evaluation, overall and by cell type, and its genes; the floor is always drawn beside the sets."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bdm.evaluation.cells import SET_NAMES, Cells, match, set_name
+from bdm.evaluation.evaluate import FLOOR, Evaluation
+from bdm.evaluation.genes import gene_statistics, pooled_fold_changes
+from bdm.evaluation.metrics import Agreement
+from bdm.evaluation.scores import SCORE_NAMES
+from bdm.plotting.figure import NewFigure
+from bdm.plotting.style import GREY, HALO, IDEAL_LINE, SetStyle, set_styles, shade_rows, shortened
+
+IDEALS = {
+    "energy": 0,
+    "mmd": 0,
+    "forest_auc": 0.5,
+    "gene_auc": 0.5,
+    "slope": 1,
+    "fold_change_correlation": 1,
+    "f1": 1,
+    "copying": 0.5,
+    "pair_correlation": 1,
+    "library_size_ks": 0,
+}
+LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
+
+FLOOR_LINE = {"color": GREY, "linewidth": 1.2}
+LINES = {"floor (real training cells)": FLOOR_LINE, "ideal": IDEAL_LINE}
+
+SCORES_BY_TYPE = ("energy", "forest_auc", "slope", "f1")
+MAX_TYPES, N_WORST = 60, 40
+NOTE = "in brackets: number of test cells"
+
+
+def overall_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
+    """Draw one panel a score, one row a set, with a line at the floor and a dotted one at the ideal."""
+    overall = evaluation.overall
+    n_columns = 5
+    n_rows = -(-len(LABELS) // n_columns)
+    figure = new(figsize=(2.6 * n_columns, n_rows * (1.0 + 0.4 * overall.shape[1])), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, sharey=True)
+    for axis, score in zip(axes.flat, LABELS, strict=True):
+        draw_score(axis, overall.loc[score], ideal=IDEALS[score])
+        axis.set_title(LABELS[score], fontsize=10)
+    label_sets(axes.flat[0], overall.columns)
+    figure.legend(handles=line_handles(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def plot_score(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
+    """Draw one of the scores in ``LABELS``, one row a set."""
+    overall = evaluation.overall
+    if ax is None:
+        ax = new(figsize=(5, 1.2 + 0.4 * overall.shape[1]), layout="constrained").add_subplot()
+    draw_score(ax, overall.loc[score], ideal=IDEALS[score])
+    label_sets(ax, overall.columns)
+    ax.set_title(LABELS[score], fontsize=10)
+    ax.legend(handles=line_handles(), loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    return ax
+
+
+def label_sets(axis: Axes, sets: pd.Index) -> None:
+    """Label the rows with the names of the sets."""
+    axis.set_yticks(range(len(sets)), map(set_name, sets))
+    axis.set_ylim(len(sets) - 0.5, -0.8)
+
+
+def line_handles() -> list[Line2D]:
+    """Explain the lines of the floor and of the ideal."""
+    return [Line2D([], [], label=label, **style) for label, style in LINES.items()]
+
+
+def draw_score(axis: Axes, scores: pd.Series, *, ideal: float) -> None:
+    """Draw one score of every set."""
+    axis.axvline(ideal, **IDEAL_LINE)
+    axis.axvline(scores[FLOOR], **FLOOR_LINE)
+    for row, (name, style) in enumerate(set_styles(scores.index).items()):
+        point = scores[name], row
+        axis.hlines(row, scores[FLOOR], scores[name], color=style.colour, linewidth=1.2)
+        axis.plot(*point, style.marker, color=style.colour, markersize=7)
+        text = axis.annotate(f"{scores[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        text.set_path_effects([HALO])
+    axis.margins(x=0.2)
+    axis.locator_params(axis="x", nbins=4)  # more labels would touch in a narrow panel
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
+    """Draw one panel a score, one row a type, one marker a set; the types with the most test cells come first.
+
+    Where there are more types than rows, the types with the largest energy distance of the first generated set are
+    drawn, and above them the distribution over all types.
+    """
+    n_test = evaluation.n_cells["test"]
+    n_test = n_test[n_test > 0]
+    cell_types = types_to_draw(evaluation, n_test.index)
+    heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
+    figure = new(figsize=(12, 1.1 + sum(heights)), layout="constrained")
+    *above, axes = figure.subplots(len(heights), len(SCORES_BY_TYPE), squeeze=False, height_ratios=heights)
+    for column, score in enumerate(SCORES_BY_TYPE):
+        scores = evaluation.by_type[score].unstack("set").loc[:, list(evaluation.judged)]
+        draw_scores_by_type(axes[column], scores.reindex(cell_types), ideal=IDEALS[score])
+        for row in above:
+            draw_distribution(row[column], scores, ideal=IDEALS[score])
+        (above or [axes])[0][column].set_title(LABELS[score], fontsize=10)
+    for axis in axes[1:]:
+        axis.sharey(axes[0])
+        axis.tick_params(labelleft=False)
+    label_types(axes[0], n_test[cell_types])
+    for row in above:
+        row[0].set_ylabel("types")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
+    note = NOTE
+    if above:
+        note += f"; above: all {len(n_test):,} types, below: the {len(cell_types)} of largest energy distance"
+    figure.supxlabel(note, fontsize=9)
+    return figure
+
+
+def plot_types(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
+    """Draw one of ``SCORES_BY_TYPE``, one row a type, one marker a set, of the types to draw."""
+    n_test = evaluation.n_cells["test"]
+    n_test = n_test[n_test > 0]
+    cell_types = types_to_draw(evaluation, n_test.index)
+    if ax is None:
+        ax = new(figsize=(6, 1.6 + 0.36 * len(cell_types)), layout="constrained").add_subplot()
+    scores = evaluation.by_type[score].unstack("set").reindex(cell_types)[list(evaluation.judged)]
+    draw_scores_by_type(ax, scores, ideal=IDEALS[score])
+    label_types(ax, n_test[cell_types])
+    ax.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    return ax
+
+
+def label_types(axis: Axes, n_test: pd.Series) -> None:
+    """Label the rows with the cell types and their numbers of test cells."""
+    axis.set_yticks(range(len(n_test)), [f"{shortened(name)} ({n_cells})" for name, n_cells in n_test.items()])
+    axis.set_ylim(len(n_test) - 0.5, -0.5)
+
+
+def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
+    """Choose the types to draw: all, or the types of the largest energy distance of the first generated set."""
+    if len(cell_types) <= MAX_TYPES:
+        return cell_types
+    first = next(name for name in evaluation.judged if name != FLOOR)
+    energy = evaluation.by_type.loc[first, "energy"].reindex(cell_types)
+    return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
+
+
+def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
+    """Draw the distribution of a score over cell types, for each set."""
+    low, high = np.nanquantile(scores, [0.005, 0.995])
+    bins = np.linspace(low, high, 31)
+    axis.axvline(ideal, **IDEAL_LINE)
+    for name, style in set_styles(scores).items():
+        axis.hist(scores[name].dropna().clip(low, high), bins=bins, histtype="step", color=style.colour, linewidth=1.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw_scores_by_type(axis: Axes, scores: pd.DataFrame, *, ideal: float, names: dict[str, str] = SET_NAMES) -> None:
+    """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal."""
+    shade_rows(axis, len(scores))
+    offsets = np.linspace(-0.25, 0.25, scores.shape[1])
+    for offset, (name, style) in zip(offsets, set_styles(scores).items(), strict=True):
+        rows = np.arange(len(scores)) + offset
+        axis.plot(scores[name], rows, style.marker, color=style.colour, markersize=5, label=set_name(name, names))
+    axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
+    """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor is drawn below."""
+    by_set = {name: gene_panels(cells, evaluation) for name, cells in evaluation.judged.items()}
+    floor = by_set.pop(FLOOR)
+    styles = set_styles(evaluation.judged)
+    figure = new(figsize=(3.4 * len(floor), 3.6 * len(by_set)), layout="constrained")
+    axes = figure.subplots(len(by_set), len(floor), squeeze=False)
+    for row, name in zip(axes, by_set, strict=True):
+        for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
+            draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
+            draw_genes(axis, agreement, styles[name], label=set_name(name))
+            axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+            axis.set(title=title, xlabel="test cells", ylabel=set_name(name))
+            axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
+            axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def gene_panels(cells: Cells, evaluation: Evaluation) -> dict[str, Agreement]:
+    """Compare the genes of a set with the genes of as many test cells, by the title of the panel."""
+    matched = match(cells, evaluation.test, seed=evaluation.seed)
+    genes = gene_statistics(matched.judged, matched.test)
+    return {
+        "mean of log1p(CP10k)": genes.mean,
+        "variance of log1p(CP10k)": genes.variance,
+        "fraction of zeros": genes.zero_fraction,
+        "log2 fold change of markers": pooled_fold_changes(matched.judged, matched.test, evaluation.markers),
+    }
+
+
+def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle, *, label: str) -> None:
+    """Draw one point a gene."""
+    axis.plot(
+        agreement.test,
+        agreement.judged,
+        style.marker,
+        color=style.colour,
+        markersize=2.5,
+        markeredgewidth=0,
+        alpha=0.6,
+        label=f"{label}, r = {agreement.correlation:.3f}",
+    )

@@ -1,0 +1,112 @@
+"""Colours, markers, lines, shortened names and axes that figures have in common."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TypeVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullLocator
+
+from bdm.evaluation.resampling import FLOOR
+from bdm.text import printable, without_formulas
+
+# Okabe and Ito, distinct with any colour vision: https://jfly.uni-koeln.de/color/
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that pairs repeat late
+GREY = "#8C8C8C"
+
+# The model and real cells, which differ in their markers as well as in their colours
+MODEL = {"linestyle": "", "marker": "o", "color": "#0072B2", "markersize": 6}
+REAL = {"linestyle": "", "marker": "D", "color": "#D55E00", "markersize": 6.5, "markerfacecolor": "white"}
+TRAINING = {"linestyle": "", "marker": "^", "color": "#009E73", "markersize": 5.5, "markerfacecolor": "white"}
+
+BRANCH, NODE = "#3b4a63", "#d1701f"  # of the tree, and of its nodes
+ADDED = "#00795a"  # of what extensions added
+IDEAL_LINE = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+HALO = withStroke(linewidth=3, foreground="white")  # keeps text readable where it crosses lines and points
+
+NOISE_LEVEL = "noise level (within-type standard deviations)"
+LEVELS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class SetStyle:
+    """Colour and marker of a set of cells."""
+
+    colour: str
+    marker: str
+
+
+def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
+    """Give each set a colour and a marker; the floor is grey, and comes first."""
+    others = [name for name in sets if name != FLOOR]
+    styles = map(SetStyle, cycle(COLOURS), cycle(MARKERS))
+    return {FLOOR: SetStyle(GREY, "d"), **dict(zip(others, styles, strict=False))}
+
+
+def shortened(name: str, *, width: int = 40) -> str:
+    """Shorten a long name in its middle, as the names of related types often differ at their ends."""
+    name, n_first = printable(name), width // 3
+    return without_formulas(name if len(name) <= width else f"{name[:n_first]}…{name[n_first + 1 - width :]}")
+
+
+def clade_label(cell_types: tuple[str, ...], *, width: int = 26) -> str:
+    """Name a set of cell types within ``width`` letters: as many as fit, and the number of others."""
+    cell_types = tuple(map(printable, cell_types))
+    if len(cell_types) == 1:
+        return shortened(cell_types[0], width=width)
+    label = ", ".join(cell_types)
+    n_named = len(cell_types)
+    while len(label) > width and n_named > 1:
+        n_named -= 1
+        label = f"{', '.join(cell_types[:n_named])} +{len(cell_types) - n_named}"
+    if len(label) <= width:
+        return without_formulas(label)
+    others = f" +{len(cell_types) - 1}"
+    return shortened(cell_types[0], width=width - len(others)) + others
+
+
+def gene_label(gene: str) -> str:
+    """Name a gene where there is room for few letters."""
+    return shortened(gene, width=24)
+
+
+def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
+    """Take the ``n_items`` of highest level, in their order."""
+    chosen = sorted(range(len(items)), key=lambda i: -level(items[i]))[:n_items]
+    return [items[i] for i in sorted(chosen)]
+
+
+def scale_noise_levels(axis: Axes, top: float, *, margin: float = 0.0) -> None:
+    """Scale the x axis to noise levels, from ``top`` at the left, plus a share ``margin`` of it, to 0 at the right."""
+    axis.set_xscale("asinh", linear_width=1)
+    axis.set_xlim(top * (1 + margin), 0)
+    ticks = [level for level in LEVELS if level <= top]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def shade_rows(axis: Axes, n_rows: int) -> None:
+    """Shade every second row, so that the eye stays in a row."""
+    for row in range(0, n_rows, 2):
+        axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
+
+
+def label_outermost_genes(
+    axis: Axes, x: np.ndarray, y: np.ndarray, labels: Sequence[str], *, order: np.ndarray, n_labels: int
+) -> None:
+    """Label up to ``n_labels`` genes at either end of ``order``, those whose labels do not overlap."""
+    apart = 0.06 * np.ptp(axis.get_ylim())
+    for side, candidates in {"left": order, "right": order[::-1]}.items():
+        chosen: list[int] = []
+        for gene in candidates[: 5 * n_labels]:
+            if len(chosen) < n_labels and all(abs(y[gene] - y[other]) > apart for other in chosen):
+                chosen.append(gene)
+        style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
+        for gene in chosen:
+            axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
