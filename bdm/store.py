@@ -12,7 +12,7 @@ from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import sha256
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)

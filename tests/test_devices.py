@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import run, tensors
 
+from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
@@ -108,6 +109,13 @@ def test_bad_input_is_told_once(folder):
     assert "hierarchy" in told.splitlines()[-1]
     assert told.count("bdm: ") == 1
     assert not (folder / "bad").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_model_generates_on_the_device_that_it_was_fitted_on(example_cells, small_settings):
+    model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings, device="cuda").fit()
+    assert next(model.model.denoiser.parameters()).device.type == "cuda"
+    assert (model.generate(2).X.sum(axis=1) > 0).all()
 
 
 def test_more_devices_than_there_are(monkeypatch):

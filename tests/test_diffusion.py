@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
-from bdm.diffusion.sampler import dpm_solver, noise_levels
-from bdm.diffusion.transport import gaussian_transport
+from bdm.diffusion.sampler import dpm_solver, gaussian_transport, noise_levels
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
 from bdm.hierarchy.build import build_hierarchy
@@ -48,7 +47,7 @@ def test_denoiser_begins_as_that_of_normal_populations(sigma, branch):
     network = BranchedDenoiser(DenoiserShape(3, 2, width=16))
     mean = torch.randn(2, 3, generator=generator())
     covariance = torch.stack([random_covariance(3, seed) for seed in (1, 2)]).float()
-    network.start_from(mean, covariance)
+    network.set_populations(mean, covariance)
     x = 3 * torch.randn(5, 3, generator=generator())
     denoised = network(x, torch.tensor([sigma]), torch.tensor(branch))
     for cell, number in enumerate(branch * (5 // len(branch))):
@@ -60,7 +59,7 @@ def test_denoiser_begins_as_that_of_normal_populations(sigma, branch):
 def test_network_sees_standardised_cells():
     network = denoiser()
     covariance = 9 * random_covariance(3, 1).float()
-    network.start_from(torch.full((4, 3), 5.0), covariance.repeat(4, 1, 1))
+    network.set_populations(torch.full((4, 3), 5.0), covariance.repeat(4, 1, 1))
     x = 5 + torch.randn(4000, 3, generator=generator()) @ matrix_power(covariance + 4 * torch.eye(3), 0.5)
     _, standardised = network.standardise(x, torch.full((1, 1), 2.0), torch.tensor([1]))
     torch.testing.assert_close(torch.cov(standardised.T), torch.eye(3), atol=0.1, rtol=0)
@@ -244,11 +243,11 @@ def test_up_and_down_again_returns_the_same_cells():
     torch.testing.assert_close(dpm_solver(denoise, up, sigmas), x, atol=5e-3, rtol=0)
 
 
-# ---- hand-over
+# ---- transport
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 5.0])
-def test_hand_over_gives_the_childs_noised_moments(sigma):
+def test_transport_gives_the_childs_noised_moments(sigma):
     parent = Normal(MEAN, random_covariance(3, 2) * 4)
     child = Normal(MEAN + 1, random_covariance(3, 3))
     over = gaussian_transport(parent, child, sigma)
@@ -260,13 +259,13 @@ def test_hand_over_gives_the_childs_noised_moments(sigma):
     torch.testing.assert_close(over.matrix, over.matrix.T)
 
 
-def test_hand_over_to_the_same_population_changes_nothing():
+def test_transport_to_the_same_population_changes_nothing():
     population = Normal(MEAN.float(), COVARIANCE.float())
     x = torch.randn(9, 3, generator=generator()) * 5
     torch.testing.assert_close(gaussian_transport(population, population, 0.5)(x), x, atol=1e-4, rtol=1e-4)
 
 
-# ---- walk down a tree, with the exact denoiser of a mixture of normals
+# ---- sampling down a tree, with the exact denoiser of a mixture of normals
 
 TYPES = {"a": 1000, "b": 400, "c": 100, "d": 700}
 MEANS = torch.tensor([[4.0, 0.0], [-4.0, 1.0], [0.0, 30.0], [1.0, 36.0]])
@@ -454,6 +453,36 @@ def test_denoiser_learns_what_is_not_normal():
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
 
 
+# ---- pieces of the sampler are arguments
+
+
+def test_start_and_solver_and_transport_are_called_along_the_path():
+    calls = []
+
+    def start(population, sigma, n_cells, generator):
+        calls.append(("start", sigma))
+        return torch.full((n_cells, 2), 1.0)
+
+    def solver(denoise, x, sigmas, *, trend=None, churn=0.0, generator=None):
+        calls.append(("solver", sigmas[0], sigmas[-1]))
+        return x * 10
+
+    def transport(source, target, sigma):
+        calls.append(("transport", sigma))
+        return lambda x: x + 1
+
+    sampler = TreeWalk(ExactDenoiser(MOMENTS, TREE), TREE, start=start, solver=solver, transport=transport)
+    x = sampler.independent("a", 3, generator())
+    assert calls == [
+        *[("start", 400.0), ("solver", 400.0, 14.0)],
+        *[("transport", 14.0), ("solver", 14.0, 3.5)],
+        *[("transport", 3.5), ("solver", 3.5, 0.0)],
+    ]
+    torch.testing.assert_close(x, torch.full((3, 2), 1110.0))
+    assert torch.equal(sampler.shared(["a"], 3, 0)["a"], x)
+    assert calls[6:].count(("transport", 14.0)) == 0  # maps are computed once
+
+
 # ---- from one type to another
 
 
@@ -479,24 +508,24 @@ def cells_of(cell_type: str, n_cells: int = 2000) -> torch.Tensor:
 @every_tree
 @pytest.mark.parametrize(("from_", "to"), [("a", "b"), ("a", "d"), ("c", "a")])
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_moved_cells_have_the_other_types_moments(hierarchy, from_, to, stochastic):
+def test_transmuted_cells_have_the_other_types_moments(hierarchy, from_, to, stochastic):
     tree = walk(hierarchy, stochastic=stochastic)
-    assert_type(tree.move(cells_of(from_), from_, to, generator(1)), to)
+    assert_type(tree.transmute(cells_of(from_), from_, to, generator(1)), to)
 
 
 @every_tree
 @pytest.mark.parametrize(("from_", "to"), [("a", "b"), ("a", "d"), ("a", "a")])
-def test_cells_that_move_back_are_as_they_were(hierarchy, from_, to):
+def test_cells_that_are_transmuted_back_are_as_they_were(hierarchy, from_, to):
     tree, x = walk(hierarchy), cells_of(from_, 200)
-    there = tree.move(x, from_, to, generator())
-    back = tree.move(there, to, from_, generator())
+    there = tree.transmute(x, from_, to, generator())
+    back = tree.transmute(there, to, from_, generator())
     assert from_ == to or float((there - x).abs().mean()) > 1
     torch.testing.assert_close(back, x, atol=0.1, rtol=0)
 
 
-def test_cells_keep_their_place_unless_moved_at_random():
+def test_cells_keep_their_place_unless_transmuted_at_random():
     x = cells_of("a")
     for stochastic, expected in [(False, (0.9, 1.0)), (True, (-0.1, 0.4))]:
-        there = walk(stochastic=stochastic).move(x, "a", "d", generator(1))
+        there = walk(stochastic=stochastic).transmute(x, "a", "d", generator(1))
         correlation = float(torch.corrcoef(torch.stack([x[:, 0], there[:, 0]]))[0, 1])
         assert expected[0] < correlation < expected[1]

@@ -123,7 +123,7 @@ def test_it_is_placed_beside_its_nearest(with_nk):
     assert with_nk.distance.is_monotonic_increasing
     assert with_nk.extension.support > 0.5
     node = with_nk.model.hierarchy.by_name[with_nk.model.hierarchy.by_name["CD56+ NK"].parent]
-    assert node.level == with_nk.extension.place.level
+    assert node.level == with_nk.extension.attachment.level
     assert "CD8+ Cytotoxic T" in with_nk.model.hierarchy.leaves(node.name)
 
 
@@ -131,7 +131,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
     before, after = base.denoiser.state_dict(), with_nk.model.denoiser.state_dict()
     for name, value in before.items():
         assert torch.equal(after[name][: len(value)], value), name
-    parent = base.hierarchy.numbers["CD8+ Cytotoxic T"]
+    parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
 
 
@@ -164,6 +164,15 @@ def test_batches(of_two_donors, batch_model):
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0}
     assert set(generated(found.model).obs["donor"]) == {"one", "two"}
+
+
+def test_update_with_batches(of_two_donors, batch_model):
+    """The column of batches has another name in the data than in prepared cells."""
+    cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "Dendritic"]
+    new = new_cells(cells, batch_model.model, update=("Dendritic",), seed=0)
+    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    n_cells = [model.composition.loc["Dendritic"].sum() for model in (batch_model.model, found.model)]
+    assert n_cells[1] > n_cells[0]
 
 
 def test_new_batches(of_two_donors, batch_model, tmp_path):
@@ -225,7 +234,7 @@ def test_known_type_is_learnt_anew_and_no_other(stages, more_cells, tmp_path):
     new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
     settings = ExtendSettings(AdapterSettings(), DenoiserSettings(n_steps=50))
     [found] = extend_all(before, new, settings, seed=0, provenance={})
-    assert found.extension.place is None
+    assert found.extension.attachment is None
     assert found.model.cell_types == before.cell_types
     n_known = int(before.composition.loc["CD19+ B"].sum())
     assert int(found.model.composition.loc["CD19+ B"].sum()) == n_known + more_cells.n_obs

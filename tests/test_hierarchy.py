@@ -181,8 +181,10 @@ def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
         scale = 10 ** rng.uniform(-1, 2)
         distance = {name: scale * rng.uniform(0.5, 2) for name in stages[-1].cell_types}
         place = attachment_point(stages[-1], distance)
-        n_numbers = len(hierarchy.branches) + number
-        stages.append(with_new_type(stages[-1], f"new {number}", place, number=n_numbers, n_cells=7, support=0.5))
+        n_branches = len(hierarchy.branches) + number
+        stages.append(
+            with_new_type(stages[-1], f"new {number}", place, denoiser_branch=n_branches, n_cells=7, support=0.5)
+        )
     return stages
 
 
@@ -202,7 +204,7 @@ def test_ways_stay_the_same_when_types_are_added(hierarchy):
     stages = grown_often(hierarchy)
     for i, before in enumerate(stages):
         for after in stages[i:]:
-            assert before.numbers.items() <= after.numbers.items()
+            assert before.denoiser_branches.items() <= after.denoiser_branches.items()
             for cell_type in before.cell_types:
                 assert after.path(cell_type) == before.path(cell_type)
 
@@ -215,11 +217,13 @@ def test_way_of_an_added_type_goes_along_branches_that_run_there(hierarchy):
         assert way[0].high == hierarchy.sigma_max
         assert all(above.low == below.high for above, below in pairwise(way))
         assert (way[-1].branch, way[-1].low) == (f"new {number}", 0)
-        assert way[-1].number == after.numbers[f"new {number}"] not in before.numbers.values()
+        assert (
+            way[-1].denoiser_branch == after.denoiser_branches[f"new {number}"] not in before.denoiser_branches.values()
+        )
         known = [before.path(name) for name in before.cell_types]
         for segment in way[:-1]:
             assert any(
-                old.number == segment.number and old.high == segment.high and old.low <= segment.low
+                old.denoiser_branch == segment.denoiser_branch and old.high == segment.high and old.low <= segment.low
                 for path in known
                 for old in path
             )
@@ -237,18 +241,18 @@ def test_place_is_where_the_new_type_parts_from_its_nearest():
     assert set(hierarchy.leaves(place(2, 7).branch)) == {"a", "b"}
     assert set(hierarchy.leaves(place(0, 40).branch)) == set("abcd")
     assert place(0, 4000) == AttachmentPoint(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
-    new = with_new_type(hierarchy, "f", place(0, 3), number=99, n_cells=5)
+    new = with_new_type(hierarchy, "f", place(0, 3), denoiser_branch=99, n_cells=5)
     assert new.common_ancestor("f", "a").level == place(0, 3).level
-    assert new.numbers[new.common_ancestor("f", "a").name] == new.numbers["a"]
+    assert new.denoiser_branches[new.common_ancestor("f", "a").name] == new.denoiser_branches["a"]
     assert new.common_ancestor("f", "b").name == hierarchy.common_ancestor("a", "b").name
 
 
 def test_branches_that_cannot_be_added():
     hierarchy = build()
     with pytest.raises(InputError, match="already"):
-        with_new_type(hierarchy, "a", AttachmentPoint("b", 0.5, 1.0), number=99, n_cells=5)
+        with_new_type(hierarchy, "a", AttachmentPoint("b", 0.5, 1.0), denoiser_branch=99, n_cells=5)
     with pytest.raises(InputError, match="does not pass"):
-        with_new_type(hierarchy, "f", AttachmentPoint("a", hierarchy.sigma_max, 1.0), number=99, n_cells=5)
+        with_new_type(hierarchy, "f", AttachmentPoint("a", hierarchy.sigma_max, 1.0), denoiser_branch=99, n_cells=5)
 
 
 # ---- clustering

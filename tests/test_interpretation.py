@@ -335,7 +335,7 @@ def test_ancestral_state_is_the_mean_of_its_population(small_model):
 
 
 def test_ancestral_state_of_a_branch_without_length_is_that_of_a_normal_population(walk):
-    name, number = walk.hierarchy.root.name, walk.hierarchy.numbers[walk.hierarchy.root.name]
+    name, number = walk.hierarchy.root.name, walk.hierarchy.denoiser_branches[walk.hierarchy.root.name]
     x = torch.randn(5, len(walk.population(number).mean), generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=walk.hierarchy.root.level)
     found = denoised(TreeWalk(walk.denoiser, short), name, x, short.root.level)

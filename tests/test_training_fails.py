@@ -144,7 +144,7 @@ def test_healthy_types_are_far_from_the_limits(small_model, learnt):
 def test_collapsed_type_is_named(small_model, learnt, part, value, told):
     model, cell_type = small_model.model, "CD19+ B"
     broken = copy.deepcopy(model.denoiser)
-    number = model.hierarchy.numbers[cell_type]
+    number = model.hierarchy.denoiser_branches[cell_type]
     getattr(broken, part)[number] = value
     if part == "variance":
         nn.init.zeros_(broken.leave.weight)

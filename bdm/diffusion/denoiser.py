@@ -1,3 +1,5 @@
+"""The denoiser of all branches: exact for normal populations, with a network for the remainder."""
+
 import math
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ class DenoiserShape:
     Attributes
     ----------
     n_input
-        Dimensions of whitened space: the latent's and one for library size.
+        Dimensions of whitened space.
     """
 
     n_input: int
@@ -43,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 class BranchedDenoiser(nn.Module):
-    """Denoiser D(x; sigma, branch) of all branches: what is right for normal populations, and a network for the rest.
+    """Denoiser D(x; sigma, branch) of all branches: exact for normal populations, and a network for the remainder.
 
     ``D = m + C (C + sigma**2)**-1 (x - m) + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)``
 
@@ -52,8 +54,8 @@ class BranchedDenoiser(nn.Module):
     cells of one type have unit covariance in whitened space. Most populations are nearly normal, so the network F has
     little left to learn.
 
-    F is a trunk that all branches share, and one embedding a branch that modulates it, so that hundreds of branches
-    cost no time.
+    F is a trunk that all branches share, modulated by one embedding per branch, so that hundreds of branches take no
+    more time.
     """
 
     def __init__(self, shape: DenoiserShape):
@@ -74,8 +76,8 @@ class BranchedDenoiser(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     @torch.no_grad()
-    def start_from(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set what is known of the branches' populations without training.
+    def set_populations(self, mean: Tensor, covariance: Tensor) -> None:
+        """Set the moments of the cells of each branch.
 
         Parameters
         ----------
@@ -90,7 +92,7 @@ class BranchedDenoiser(nn.Module):
         self.variance.copy_(variance)
 
     def population(self, branch: int) -> Normal:
-        """Moments of a branch's cells, as they were when it was trained."""
+        """Moments, without noise, of the cells that a branch was trained on."""
         axes, variance = self.axes[branch].cpu().double(), self.variance[branch].cpu().double()
         return Normal(self.mean[branch].cpu(), (axes * variance @ axes.T).float())
 
@@ -102,9 +104,9 @@ class BranchedDenoiser(nn.Module):
         x
             Noised cells in whitened space, cells x dimensions.
         sigma
-            Noise level, one a cell, or one for all.
+            Noise level, one per cell, or one for all.
         branch
-            Index of the branch, one a cell, or one for all.
+            Index of the branch, one per cell, or one for all.
         """
         sigma = sigma[:, None]
         normal, standardised = self.standardise(x, sigma, branch)
@@ -114,7 +116,7 @@ class BranchedDenoiser(nn.Module):
 
     @torch.autocast("cuda", enabled=False)
     def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """Denoised x as it would be if the branches' populations were normal, and the network's input."""
+        """Denoised x if the populations of the branches were normal, and the input of the network."""
         mean, axes, variance = self.mean[branch], self.axes[branch], self.variance[branch]
         noised_variance = variance + sigma**2
         away = _multiply(x - mean, axes)
@@ -132,11 +134,11 @@ class BranchedDenoiser(nn.Module):
 
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Give covariances (... x dimensions x dimensions) as a denoiser has them: axes, and variances along these."""
+    """Principal axes of covariances (... x dimensions x dimensions), and the variances along these."""
     variance, axes = torch.linalg.eigh(covariance.double())
     return axes.float(), variance.clamp(min=0).float()
 
 
 def _multiply(x: Tensor, matrices: Tensor) -> Tensor:
-    """Multiply each row of x with its matrix, or all with the one."""
+    """Multiply each row of x by its matrix, or all rows by the only one."""
     return x @ matrices[0] if len(matrices) == 1 else (x[:, None] @ matrices).squeeze(1)

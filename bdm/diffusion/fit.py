@@ -1,3 +1,5 @@
+"""Training of the denoiser on cells at random noise levels."""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from bdm.training import Loop, fabric, train
 
 @dataclass(frozen=True)
 class FittedDenoiser:
-    """A trained denoiser and how training went."""
+    """A trained denoiser, on the device that it was trained on, and the history of its training."""
 
     network: BranchedDenoiser
     history: pd.DataFrame
@@ -39,16 +41,17 @@ def fit_denoiser(
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> FittedDenoiser:
-    """Train the denoiser of all branches on cells drawn from their posteriors.
+    """Train the denoiser of all branches on cells that are drawn from their posteriors.
 
-    A cell of type c at noise level sigma trains the branch that (c, sigma) falls in.
+    A cell of type c at noise level sigma trains the branch on the path of c that sigma is in.
 
     Parameters
     ----------
     device
-        Its name; or a Fabric of several processes, each of which calls this and takes its share of every minibatch.
+        Name of a device, or a Fabric of several processes, each of which calls this and takes its share of every
+        minibatch.
     checkpoint
-        Where training goes on from, if it was interrupted.
+        File from which an interrupted training continues.
     denoiser
         Makes the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     """
@@ -58,7 +61,7 @@ def fit_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
         network = denoiser(shape)
-    network.start_from(
+    network.set_populations(
         torch.stack([population.mean for population in populations]),
         torch.stack([population.covariance for population in populations]),
     )
@@ -93,13 +96,13 @@ def fit_denoiser(
         averaging=settings.averaging,
     )
     history = train(network, loss, loop, by_type=by_type, checkpoint=checkpoint)
-    return FittedDenoiser(network.cpu().eval(), history)
+    return FittedDenoiser(network.eval(), history)
 
 
 def sample_noised(
     x: Tensor, settings: DenoiserSettings, highest: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Noise cells (cells x dimensions), each at a level of its own up to ``highest``; gives them and their levels."""
+    """Add noise to cells (cells x dimensions), each at a random level up to ``highest``; returns cells and levels."""
     log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
     sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
@@ -111,19 +114,19 @@ def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Branches on each type's way from the leaf up.
+    """Branches on the path of each type, from the leaf up.
 
     Returns
     -------
-    The noise level up to which each branch runs (infinite for the last) and its number, both types x longest way;
-    ``searchsorted`` in the first finds the place in the second.
+    The highest noise level of each branch (infinite for the last) and its index in the denoiser, both types x longest
+    path; ``searchsorted`` in the first gives the column in the second.
     """
-    ways = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
-    longest = max(len(way) for way in ways)
-    upper = torch.full((len(ways), longest), torch.inf)
-    branch = torch.zeros(len(ways), longest, dtype=torch.long)
-    for row, way in enumerate(ways):
-        for column, segment in enumerate(way):
-            upper[row, column] = segment.high if column + 1 < len(way) else torch.inf
-            branch[row, column] = segment.number
+    paths = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
+    longest = max(len(path) for path in paths)
+    upper = torch.full((len(paths), longest), torch.inf)
+    branch = torch.zeros(len(paths), longest, dtype=torch.long)
+    for row, path in enumerate(paths):
+        for column, segment in enumerate(path):
+            upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
+            branch[row, column] = segment.denoiser_branch
     return upper, branch

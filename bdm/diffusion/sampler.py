@@ -1,27 +1,64 @@
+"""Pieces of the sampler: noise levels, the start at the root, the solver, and transport between branches."""
+
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from bdm.arrays import matrix_power
+from bdm.latent.moments import Normal
 
 Denoise = Callable[[Tensor, float], Tensor]
 RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
 SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
 
 
+class Start(Protocol):
+    """Samples cells of a population at a noise level; :func:`gaussian_start` by default."""
+
+    def __call__(self, population: Normal, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+        """Sample ``n_cells``, cells x dimensions."""
+
+
+class Solver(Protocol):
+    """Follows the diffusion through noise levels; :func:`dpm_solver` by default, which describes the arguments."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        sigmas: list[float],
+        *,
+        trend: Tensor | None = None,
+        churn: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return cells at the last noise level, cells x dimensions."""
+
+
+class Transport(Protocol):
+    """Computes a map of cells from one population to another; :func:`gaussian_transport` by default."""
+
+    def __call__(self, source: Normal, target: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
+        """Return the map of noised cells (cells x dimensions), given the moments of both populations without noise."""
+
+
 def noise_levels(
     high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = SIGMA_MIN
 ) -> list[float]:
-    """Noise levels from ``high`` down to ``low`` at which a branch's cells stop, both included.
+    """Noise levels of the solver on a branch from ``high`` down to ``low``, both included.
 
-    They are even in ``sigma**(1 / RHO)``, as those of Karras et al. 2022, and as dense as on the whole way from
-    ``sigma_max`` through ``sigma_min`` to 0 in ``n_levels`` steps; a branch has one step at least.
+    They are evenly spaced in ``sigma**(1 / RHO)``, as in Karras et al. 2022, and as dense as on a path from
+    ``sigma_max`` through ``sigma_min`` to 0 in ``n_levels`` steps; a branch has at least one step.
 
     Parameters
     ----------
     n_levels
-        Levels above 0 on the whole way, at each of which the denoiser is evaluated once.
+        Levels above 0 on a whole path, at each of which the denoiser is evaluated once.
     """
     if high <= sigma_min:
         return [high, low]
@@ -33,6 +70,12 @@ def noise_levels(
     return [high, *inner, end] if end == low else [high, *inner, end, low]
 
 
+def gaussian_start(population: Normal, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+    """Sample cells at a noise level from the normal with the moments of their population, cells x dimensions."""
+    noise = torch.randn(n_cells, len(population.mean), generator=generator)
+    return population.mean + noise @ matrix_power(population.noised(sigma).covariance, 0.5)
+
+
 def dpm_solver(
     denoise: Denoise,
     x: Tensor,
@@ -42,10 +85,10 @@ def dpm_solver(
     churn: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Follow the diffusion through noise levels by DPM-Solver++(2M), with one evaluation of the denoiser a step.
+    """Follow the diffusion through noise levels by DPM-Solver++(2M), with one evaluation of the denoiser per step.
 
     Each step solves the equation exactly for a denoised x that is extrapolated from the last two, linearly in the
-    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095). The first step needs its trend, or takes it as constant.
+    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095). The first step extrapolates by ``trend``.
 
     Parameters
     ----------
@@ -54,12 +97,12 @@ def dpm_solver(
     x
         Cells at noise level ``sigmas[0]``, cells x dimensions.
     sigmas
-        In the order to be followed; downwards generates, upwards encodes; only the last may be 0.
+        Noise levels in the order of the steps: downwards to generate, upwards to encode; only the last may be 0.
     trend
-        Estimate of the derivative of the denoised x by log sigma at the start, cells x dimensions.
+        Estimate of the derivative of the denoised x by log sigma at the start, cells x dimensions; 0 if not given.
     churn
-        Pace at which fresh noise replaces the cells' own on the way down: 0 for the probability-flow ODE, 1 for the
-        reverse-time SDE. Needs the generator.
+        Rate at which fresh noise replaces the noise of the cells on the way down: 0 for the probability-flow ODE, 1
+        for the reverse-time SDE. Needs the generator.
     """
     before, step = None, 0.0
     for sigma, sigma_next in pairwise(sigmas):
@@ -77,3 +120,45 @@ def dpm_solver(
             x = x + fresh * torch.randn(x.shape, generator=generator).to(x)
         before = denoised
     return x
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """The map x -> target + (x - source) A, cells x dimensions."""
+
+    source: Tensor
+    matrix: Tensor
+    target: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map cells, cells x dimensions."""
+        return self.target + (x - self.source) @ self.matrix
+
+
+def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMap:
+    """Optimal transport map between two noised populations, both taken as normal.
+
+    With S = covariance + sigma**2 I, the map ``m_u + A (x - m_v)``,
+    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2``, brings samples of the source v, such as the mixture of a parent
+    branch, to the distribution of the target u (Dowson & Landau 1982, J Multivar Anal 12:450).
+
+    Parameters
+    ----------
+    source, target
+        Moments of the cells of two branches without noise.
+    sigma
+        Noise level of their node.
+    """
+    noise = sigma**2 * torch.eye(len(source.mean), dtype=torch.float64)
+    from_, to = source.covariance.double() + noise, target.covariance.double() + noise
+    root, inverse_root = matrix_power(from_, 0.5), matrix_power(from_, -0.5)
+    matrix = inverse_root @ matrix_power(root @ to @ root, 0.5) @ inverse_root
+    return AffineMap(source.mean, matrix.to(source.mean.dtype), target.mean)
+
+
+def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
+    """Compute the derivative of the denoised x by log sigma along the path of x, for a normal population."""
+    covariance = population.covariance.double()
+    noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
+    matrix = -(sigma**2) * covariance @ noised @ noised
+    return AffineMap(population.mean, matrix.to(population.mean.dtype), torch.zeros_like(population.mean))

@@ -122,15 +122,16 @@ def extend(
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
     x = model.whitening(latent.mean).numpy()
-    place = None if known else attachment_of(model, x.mean(axis=0))
-    denoiser = with_branch(model.denoiser, normal, embedding_of(model, place.branch if place else cell_type))
-    highest = place.level if place else model.hierarchy.segment(cell_type).high
+    attachment = None if known else attachment_of(model, x.mean(axis=0))
+    neighbour = attachment.branch if attachment else cell_type
+    denoiser = with_branch(model.denoiser, normal, embedding_of(model, neighbour))
+    highest = attachment.level if attachment else model.hierarchy.segment(cell_type).high
     embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
     library_sizes = latent.mean[:, -1]
     extension = Extension(
         cell_type=cell_type,
-        place=place,
-        support=place and attachment_support(model, x, place, n_bootstrap=settings.n_bootstrap, seed=seed),
+        attachment=attachment,
+        support=attachment and attachment_support(model, x, attachment, n_bootstrap=settings.n_bootstrap, seed=seed),
         autoencoder=own,
         normal=normal,
         embedding=embedding,
@@ -176,17 +177,17 @@ def attachment_of(model: BranchedModel, mean: np.ndarray) -> AttachmentPoint:
 
 
 def attachment_support(
-    model: BranchedModel, x: np.ndarray, place: AttachmentPoint, *, n_bootstrap: int, seed: int
+    model: BranchedModel, x: np.ndarray, attachment: AttachmentPoint, *, n_bootstrap: int, seed: int
 ) -> float:
     """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch."""
     generator = numpy_generator(seed, "place")
     drawn = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([attachment_of(model, mean).branch == place.branch for mean in drawn]))
+    return float(np.mean([attachment_of(model, mean).branch == attachment.branch for mean in drawn]))
 
 
 def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
     """Embedding of a branch in the denoiser."""
-    return model.denoiser.branch.weight[model.hierarchy.numbers[branch]].detach().cpu().clone()
+    return model.denoiser.branch.weight[model.hierarchy.denoiser_branches[branch]].detach().cpu().clone()
 
 
 def held_out_cells(cells: ad.AnnData) -> ad.AnnData:

@@ -70,20 +70,20 @@ def extension_row(fitted: FittedExtension) -> dict[str, float | str | int | None
     adds, and ``gain_error`` its standard error.
     """
     extension = fitted.extension
-    place, cell_type = extension.place, extension.cell_type
+    attachment, cell_type = extension.attachment, extension.cell_type
     gain = fitted.after - fitted.before
     others = fitted.distance.drop(cell_type, errors="ignore")
     return {
         "cell_type": cell_type,
-        "was_known": place is None,
+        "was_known": attachment is None,
         "n_cells": int(extension.composition.sum()),
         "node": fitted.model.hierarchy.by_name[cell_type].parent,
-        "attachment_branch": place and place.branch,
-        "level": place and place.level,
+        "attachment_branch": attachment and attachment.branch,
+        "level": attachment and attachment.level,
         "support": extension.support,
         "nearest": others.index[0],
         "distance": float(others.iloc[0]),
-        "mean_shift": None if place else float(fitted.distance[cell_type]),
+        "mean_shift": None if attachment else float(fitted.distance[cell_type]),
         "new_batches": "; ".join(extension.batches),
         "log_likelihood_before": float(fitted.before.mean()),
         "log_likelihood_after": float(fitted.after.mean()),

@@ -1,3 +1,5 @@
+"""Extension of a hierarchy: the attachment point of a new cell type, and hierarchies with a new or updated type."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,7 +12,7 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 
 @dataclass(frozen=True)
 class AttachmentPoint:
-    """Where a new cell type leaves the tree.
+    """Branch and noise level at which a new cell type leaves the hierarchy.
 
     Attributes
     ----------
@@ -19,7 +21,7 @@ class AttachmentPoint:
     level
         Noise level at which it does.
     distance
-        To the cell types below that branch, root of the mean square, in whitened space.
+        Root mean square of its distances to the cell types below that branch, in whitened space.
     """
 
     branch: str
@@ -28,110 +30,120 @@ class AttachmentPoint:
 
 
 def attachment_point(hierarchy: Hierarchy, distance: dict[str, float]) -> AttachmentPoint:
-    """Find where a new cell type belongs, by its mean.
+    """Find the attachment point of a new cell type by the mean of its cells.
 
-    Down from the root, to the nearest child for as long as the type can be told from that only at less noise than the
-    children from each other. It leaves the branch where it can be told from the types below by the hierarchy's
-    threshold.
+    Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
+    than the children separate from each other. The type leaves the branch at the level at which it separates from the
+    types below by the threshold of the hierarchy.
 
     Parameters
     ----------
     distance
-        From the new type's mean to that of each known type, in whitened space.
+        Distance of the new type's mean to the mean of each known type, by name, in whitened space.
     """
 
-    def to(name: str) -> float:
+    def distance_to(name: str) -> float:
         return float(np.sqrt(np.mean([distance[leaf] ** 2 for leaf in hierarchy.leaves(name)])))
 
     def level(name: str) -> float:
-        return float(branch_level(to(name), threshold=hierarchy.threshold))
+        return float(branch_level(distance_to(name), threshold=hierarchy.threshold))
 
     name = hierarchy.root.name
     while children := hierarchy.children[name]:
-        nearest = min(children, key=to)
+        nearest = min(children, key=distance_to)
         if level(nearest) >= hierarchy.by_name[name].level:
             break
         name = nearest
     segment = hierarchy.segment(name)
-    return AttachmentPoint(name, min(max(level(name), segment.low, MIN_LEVEL), segment.high), to(name))
+    return AttachmentPoint(name, min(max(level(name), segment.low, MIN_LEVEL), segment.high), distance_to(name))
 
 
 def with_new_type(
     hierarchy: Hierarchy,
     cell_type: str,
-    place: AttachmentPoint,
+    attachment: AttachmentPoint,
     *,
-    number: int,
+    denoiser_branch: int,
     n_cells: int,
     support: float | None = None,
 ) -> Hierarchy:
     """Add a cell type to a hierarchy.
 
-    The branch that it leaves is cut in two there; the upper part is a new node, served as the branch was before. So no
-    cells of other types change.
+    The branch that it leaves is cut in two at the attachment point. The upper part becomes a new node that keeps the
+    denoiser's branch, so the cells of other types do not change.
 
     Parameters
     ----------
-    number
-        Of the denoiser's branch that serves the new type.
+    denoiser_branch
+        Index of the denoiser's branch that generates cells of the new type.
 
     Raises
     ------
     InputError
-        If there is a branch of this name, or the branch is not on its way at that level.
+        If there is a branch of this name, or the level of the attachment point is not on its branch.
     """
     if cell_type in hierarchy.by_name:
         raise InputError(f"The hierarchy has a branch {cell_type!r} already; give the new type another name.")
-    old, segment = hierarchy.by_name[place.branch], hierarchy.segment(place.branch)
-    if not segment.low <= place.level <= segment.high:
-        raise InputError(f"Branch {place.branch!r} does not pass the noise level {place.level:.3g}.")
-    added = next_extension(hierarchy)
-    node = Branch(free_name(hierarchy), old.parent, place.level, old.n_cells + n_cells, support, segment.number, added)
-    leaf = Branch(cell_type, node.name, 0.0, n_cells, None, number, added)
-    above = {branch.name for branch in hierarchy.lineage(old.name)} - {old.name}
-    below = set(descendants(hierarchy, old.name))
-    known = with_branch_numbers(hierarchy).branches
-    first = next(i for i, branch in enumerate(known) if branch.name == old.name)
+    below_node, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
+    if not segment.low <= attachment.level <= segment.high:
+        raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
+    extension = next_extension(hierarchy)
+    node = Branch(
+        next_node_name(hierarchy),
+        below_node.parent,
+        attachment.level,
+        below_node.n_cells + n_cells,
+        support,
+        segment.denoiser_branch,
+        extension,
+    )
+    leaf = Branch(cell_type, node.name, 0.0, n_cells, None, denoiser_branch, extension)
+    above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
+    below = set(descendants(hierarchy, below_node.name))
+    known = with_denoiser_branches(hierarchy).branches
+    first = next(i for i, branch in enumerate(known) if branch.name == below_node.name)
     last = max(i for i, branch in enumerate(known) if branch.name in below)
-    placed = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
-    placed[first] = replace(placed[first], parent=node.name)
-    return replace(hierarchy, branches=(*placed[:first], node, *placed[first : last + 1], leaf, *placed[last + 1 :]))
+    branches = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
+    branches[first] = replace(branches[first], parent=node.name)
+    return replace(
+        hierarchy, branches=(*branches[:first], node, *branches[first : last + 1], leaf, *branches[last + 1 :])
+    )
 
 
-def with_updated_type(hierarchy: Hierarchy, cell_type: str, *, number: int, n_cells: int) -> Hierarchy:
-    """Let another branch of the denoiser serve a cell type, which stays in its place.
+def with_updated_type(hierarchy: Hierarchy, cell_type: str, *, denoiser_branch: int, n_cells: int) -> Hierarchy:
+    """Generate a cell type by another branch of the denoiser, without a change to its position in the tree.
 
     Parameters
     ----------
     n_cells
-        Cells by which the type has become more.
+        Number of its new cells.
     """
     lineage = {branch.name for branch in hierarchy.lineage(cell_type)}
     updated = next_extension(hierarchy)
     branches = []
-    for branch in with_branch_numbers(hierarchy).branches:
+    for branch in with_denoiser_branches(hierarchy).branches:
         if branch.name in lineage:
             branch = replace(branch, n_cells=branch.n_cells + n_cells)
         if branch.name == cell_type:
-            branch = replace(branch, number=number, updated=updated)
+            branch = replace(branch, denoiser_branch=denoiser_branch, updated=updated)
         branches.append(branch)
     return replace(hierarchy, branches=tuple(branches))
 
 
-def with_branch_numbers(hierarchy: Hierarchy) -> Hierarchy:
-    """Write down the numbers of all branches, which their places tell until others come between."""
-    numbers = hierarchy.numbers
-    branches = tuple(replace(branch, number=numbers[branch.name]) for branch in hierarchy.branches)
+def with_denoiser_branches(hierarchy: Hierarchy) -> Hierarchy:
+    """Write the denoiser's branch into every branch, which is its position only until others are inserted."""
+    indices = hierarchy.denoiser_branches
+    branches = tuple(replace(branch, denoiser_branch=indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)
 
 
 def next_extension(hierarchy: Hierarchy) -> int:
-    """Count extensions, the next one included."""
+    """Count the extensions, the next one included."""
     return 1 + max(max(branch.added, branch.updated) for branch in hierarchy.branches)
 
 
 def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:
-    """Yield a branch and all below it."""
+    """Yield a branch and all branches below it."""
     waiting = [name]
     while waiting:
         name = waiting.pop()
@@ -139,8 +151,8 @@ def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:
         waiting.extend(hierarchy.children[name])
 
 
-def free_name(hierarchy: Hierarchy) -> str:
-    """Name of a new node that no branch has."""
+def next_node_name(hierarchy: Hierarchy) -> str:
+    """Name for a new node, which no branch has."""
     number = sum(bool(children) for children in hierarchy.children.values()) + 1
     while f"node {number}" in hierarchy.by_name:
         number += 1

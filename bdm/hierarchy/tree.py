@@ -69,7 +69,7 @@ def _with_known_names(tree: Clade, spaced: dict[str, str], cell_types: Sequence[
     return Clade(tree.name, tuple(_with_known_names(child, spaced, cell_types) for child in tree.children))
 
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,13 @@ class Branch:
         Cells below the branch that the hierarchy was made of.
     support
         Share of bootstrap resamples of cells in which the same types form a clade; None where none was asked for.
-    number
-        Of the denoiser's branch that serves it; None where that is its place among the branches.
+    denoiser_branch
+        Index of the denoiser's branch that generates its cells; None where it is the position of the branch in
+        ``Hierarchy.branches``.
     added
-        Number of the extension that brought the branch; 0 for those of the model before any.
+        Number of the extension that added the branch; 0 for a branch of the model before any extension.
     updated
-        Number of the last extension that made it anew, from new cells of a known type; 0 if none did.
+        Number of the last extension that updated it, from new cells of a known type; 0 if none did.
     """
 
     name: str
@@ -101,23 +102,23 @@ class Branch:
     level: float
     n_cells: int
     support: float | None = None
-    number: int | None = None
+    denoiser_branch: int | None = None
     added: int = 0
     updated: int = 0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a cell's way down the tree: the branch it is on from noise level ``high`` down to ``low``.
+    """Part of a path from the root: a branch from noise level ``high`` down to ``low``.
 
     Attributes
     ----------
-    number
-        Of the denoiser's branch that serves it.
+    denoiser_branch
+        Index of the denoiser's branch that generates its cells.
     """
 
     branch: str
-    number: int
+    denoiser_branch: int
     high: float
     low: float
 
@@ -182,7 +183,7 @@ class Hierarchy:
         """Interval of noise levels of a branch."""
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
-        return Segment(name, self.numbers[name], high, branch.level)
+        return Segment(name, self.denoiser_branches[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
         """Yield a branch and all above it, up to the root."""
@@ -192,10 +193,10 @@ class Hierarchy:
             step = self.by_name[step].parent
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Number of the denoiser's branch that serves each branch."""
-        given = {branch.name: branch.number for branch in self.branches}
-        return {name: i if number is None else number for i, (name, number) in enumerate(given.items())}
+    def denoiser_branches(self) -> dict[str, int]:
+        """Index of the denoiser's branch that generates the cells of each branch, by name."""
+        given = {branch.name: branch.denoiser_branch for branch in self.branches}
+        return {name: i if index is None else index for i, (name, index) in enumerate(given.items())}
 
     def path(self, name: str) -> tuple[Segment, ...]:
         """Way of a branch's cells from the root down to its lower end.
@@ -206,7 +207,7 @@ class Hierarchy:
         segments: list[Segment] = []
         for branch in self.lineage(name):
             segment = self.segment(branch.name)
-            if segments and segments[-1].number == segment.number:
+            if segments and segments[-1].denoiser_branch == segment.denoiser_branch:
                 segments[-1] = replace(segments[-1], high=segment.high)
             elif segment.high > segment.low:
                 segments.append(segment)

@@ -69,12 +69,12 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """
     if sigma == 0:
         return x
-    end, where = walk.way(branch)[-1], next(walk.denoiser.parameters()).device
-    x, level = x.to(where), torch.tensor([sigma], device=where)
-    number = torch.tensor([end.number], device=where)
+    end, device = walk.path_to_lower_end(branch)[-1], walk.device
+    x, level = x.to(device), torch.tensor([sigma], device=device)
+    index = torch.tensor([end.denoiser_branch], device=device)
     if end.high > end.low:
-        return walk.denoiser(x, level, number).cpu()
-    return walk.denoiser.standardise(x, level[:, None], number)[0].cpu()
+        return walk.denoiser(x, level, index).cpu()
+    return walk.denoiser.standardise(x, level[:, None], index)[0].cpu()
 
 
 def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:

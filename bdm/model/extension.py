@@ -25,10 +25,10 @@ class Extension:
 
     Attributes
     ----------
-    place
-        Where the type leaves the tree of the model that is extended; None for a type that it knows.
+    attachment
+        Where the type leaves the hierarchy of the model that is extended; None for a type that is updated.
     support
-        Share of resamples of its cells that have this place; None for a type that it knows.
+        Share of resamples of its cells that leave the same branch; None for a type that is updated.
     autoencoder
         Of this type alone, in the model's latent space.
     normal
@@ -46,7 +46,7 @@ class Extension:
     """
 
     cell_type: str
-    place: AttachmentPoint | None
+    attachment: AttachmentPoint | None
     support: float | None
     autoencoder: CountAutoencoder
     normal: Normal
@@ -100,7 +100,7 @@ def save_extension(folder: Path, extension: Extension) -> str:
     """Write an extension into a folder, ``extension.json`` and safetensors, and give its checksum."""
     content = {
         "cell_type": extension.cell_type,
-        "place": None if extension.place is None else asdict(extension.place),
+        "attachment": None if extension.attachment is None else asdict(extension.attachment),
         "support": extension.support,
         "shape": asdict(extension.autoencoder.shape),
         "composition": {str(batch): int(n_cells) for batch, n_cells in extension.composition.items()},
@@ -127,7 +127,7 @@ def _restore(bundle: Bundle) -> Extension:
     network.load_state_dict(bundle.tensors["autoencoder"])
     return Extension(
         cell_type=content["cell_type"],
-        place=content["place"] and AttachmentPoint(**content["place"]),
+        attachment=content["attachment"] and AttachmentPoint(**content["attachment"]),
         support=content["support"],
         autoencoder=network.eval(),
         normal=Normal(branch["mean"], branch["covariance"]),

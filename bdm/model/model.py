@@ -129,13 +129,12 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     cell_type, n_new = extension.cell_type, int(extension.composition.sum())
     composition = with_more_cells(model.composition, cell_type, extension.composition)
     autoencoder = model.autoencoder.with_batches(extension.batches).with_own(cell_type, extension.autoencoder)
-    number = model.denoiser.shape.n_branches
-    if extension.place is None:
-        hierarchy = with_updated_type(model.hierarchy, cell_type, number=number, n_cells=n_new)
+    added = {"denoiser_branch": model.denoiser.shape.n_branches, "n_cells": n_new}
+    if extension.attachment is None:
+        hierarchy = with_updated_type(model.hierarchy, cell_type, **added)
     else:
-        hierarchy = with_new_type(
-            model.hierarchy, cell_type, extension.place, number=number, n_cells=n_new, support=extension.support
-        )
+        support = extension.support
+        hierarchy = with_new_type(model.hierarchy, cell_type, extension.attachment, support=support, **added)
     n_cells = int(composition.loc[cell_type].sum())
     return replace(
         model,

@@ -124,8 +124,8 @@ def _extend(extensions: Sequence[Extension], model: str, cells: str, number: int
     """Give the command that added some types at once."""
     record = extensions[0].provenance
     types = {
-        "type": [extension.cell_type for extension in extensions if extension.place is not None],
-        "update": [extension.cell_type for extension in extensions if extension.place is None],
+        "type": [extension.cell_type for extension in extensions if extension.attachment is not None],
+        "update": [extension.cell_type for extension in extensions if extension.attachment is None],
     }
     defaults = {"type": [], "update": [], **asdict(InputKeys()), "missing_as_zero": False}
     options = _options(types | record.get("options", {}), defaults)

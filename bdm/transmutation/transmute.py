@@ -65,7 +65,7 @@ def transmuted_cells(
     """Move cells to another type, block by block.
 
     A cell is drawn from its posterior, brought up to the level of the lowest common ancestor of its type and the type
-    ``to``, and down to that. The way up follows the probability-flow ODE and undoes every hand-over, so that a cell
+    ``to``, and down to that. The way up follows the probability-flow ODE and inverts every transport, so that a cell
     keeps its place among its like; with ``settings.stochastic`` it is fresh noise, and a cell keeps no more than the
     ancestor tells of it. With ``goal.like``, it is shifted from where it is. Counts are drawn with the library size
     that comes out.
@@ -75,7 +75,7 @@ def transmuted_cells(
     def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
         if goal.like:
             return x + shift(model, cell_type, goal.like)
-        return walk.move(x, cell_type, goal.to, generator)
+        return walk.transmute(x, cell_type, goal.to, generator)
 
     return GeneratedCells(
         observations(model, sources, goal),

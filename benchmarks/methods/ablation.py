@@ -32,7 +32,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None
     Parameters
     ----------
     denoiser, walk
-        In place of bdm's own.
+        Makers of the denoiser, and of the sampler from denoiser, hierarchy and settings.
     """
     app = typer.Typer()
 

@@ -1,7 +1,5 @@
 """Ablation: `bdm` with a normal distribution in latent space in place of each cell type's diffusion."""
 
-from dataclasses import replace
-
 import ablation
 import torch
 from torch import Tensor
@@ -10,11 +8,12 @@ from bdm.diffusion.walk import TreeWalk
 
 
 class NormalTypes(TreeWalk):
-    """Draws cells from the normal that has the moments of their type."""
+    """Samples cells at noise level 0 from the start of their type alone: the normal with its moments."""
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""
-        return self.start(replace(self.hierarchy.segment(cell_type), high=0.0, low=0.0), n_cells, generator)
+        population = self.population(self.hierarchy.denoiser_branches[cell_type])
+        return self.start(population, 0.0, n_cells, generator)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from bdm.diffusion.walk import TreeWalk
 from bdm.latent.moments import Normal
 
 
-def unchanged(parent: Normal, child: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
-    """Leave cells where they are."""
+def identity(source: Normal, target: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
+    """Return the map that leaves cells where they are."""
     return lambda x: x
 
 
 if __name__ == "__main__":
-    ablation.run(walk=partial(TreeWalk, transport=unchanged))
+    ablation.run(walk=partial(TreeWalk, transport=identity))

@@ -23,10 +23,10 @@ class SeparateDenoisers(nn.Module):
         alone = replace(shape, n_branches=1)
         self.of_branch = nn.ModuleList(BranchedDenoiser(alone) for _ in range(shape.n_branches))
 
-    def start_from(self, mean: Tensor, covariance: Tensor) -> None:
+    def set_populations(self, mean: Tensor, covariance: Tensor) -> None:
         """Set the moments of the branches' populations, as `BranchedDenoiser` does."""
         for number, denoiser in enumerate(self.of_branch):
-            denoiser.start_from(mean[number, None], covariance[number, None])
+            denoiser.set_populations(mean[number, None], covariance[number, None])
 
     def population(self, branch: int) -> Normal:
         """Moments of a branch's cells, as of `BranchedDenoiser`."""

@@ -128,7 +128,7 @@ def with_leaf_branch(known: BranchedDenoiser, moments: TypeMoments, hierarchy: H
     normal = Normal(moments.mean[-1], moments.covariance[-1])
     denoiser = with_branch(known, normal, known.branch.weight[1 + nearest].detach().clone())  # the root is first
     populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
-    denoiser.start_from(
+    denoiser.set_populations(
         torch.stack([population.mean for population in populations]),
         torch.stack([population.covariance for population in populations]),
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bdm.diffusion.transport import gaussian_transport
+from bdm.diffusion.sampler import gaussian_transport
 from bdm.diffusion.walk import TreeWalk
 from bdm.model.model import BranchedModel
 from bdm.settings import SamplerSettings
@@ -39,7 +39,7 @@ def by_walk(model: BranchedModel, to: str, *, stochastic: bool = False) -> Trans
     In a flat model that is the root: with ``stochastic``, cells are noised to its level and given another label.
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings(stochastic=stochastic))
-    return lambda x, cell_type, generator: walk.move(x, cell_type, to, generator)
+    return lambda x, cell_type, generator: walk.transmute(x, cell_type, to, generator)
 
 
 def by_mean_difference(model: BranchedModel, to: str) -> Transmute:
