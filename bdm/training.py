@@ -1,9 +1,13 @@
+"""The training loop of all networks: Adam with averaged weights, on one device or several, from a checkpoint on."""
+
+from __future__ import annotations
+
 import copy
 import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -13,6 +17,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from bdm.checkpoint import Checkpoint, Progress, Timer, stop_asked
 from bdm.errors import InputError, Interrupted, TrainingError
@@ -27,12 +33,13 @@ logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByType = Callable[[nn.Module, torch.Generator], dict[str, float]]
+Validation = Callable[[nn.Module], Tensor]
 
 MOST = 5  # times the loss before training that it may be; it stays below 1.1 times where all is well
 
 
-class Astray(Exception):  # noqa: N818, told as a TrainingError
-    """Why training cannot go on."""
+class DivergenceError(Exception):
+    """Why training cannot go on; users get it as a TrainingError."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def train(
     loop: Loop,
     *,
     by_type: LossByType | None = None,
-    validation: Callable[[nn.Module], Tensor] | None = None,
+    validation: Validation | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
     """Train ``network`` in place and return its history, a table of step, loss and validation loss.
@@ -120,11 +127,12 @@ def train(
     Parameters
     ----------
     network
-        Its parameters become their moving average: the last, or the one of the lowest validation loss.
+        Its parameters become their moving average: the last, or the one of the lowest validation loss. It stays on the
+        device that it was trained on.
     loss
         Gives the loss of one minibatch, drawn with the generator, to be minimised.
     by_type
-        Gives the mean loss of each cell type in the same minibatch, to tell which of them goes wrong.
+        Gives the mean loss of each cell type in the same minibatch, for the message where training diverges.
     validation
         Gives the loss on held-out cells; without it all steps are run for and none is chosen.
     checkpoint
@@ -139,108 +147,161 @@ def train(
         If the process is asked to end; not without a checkpoint.
     """
     keep_freed_memory()
-    device = fabric(loop.device)
-    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=loop.learning_rate)
-    module, optimizer = device.setup(network, optimizer)
-    averaged = copy.deepcopy(network)
-    now = (checkpoint and checkpoint.read()) or Progress()
-    if now.step:
-        restore(now, network, averaged, optimizer)
-    timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    shown = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and device.is_global_zero}
-    steps = progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown)
-    good = Progress()
+    training = _Training.start(network, loss, loop, (checkpoint and checkpoint.read()) or Progress())
     with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
         try:
-            for step in steps:
-                for group in optimizer.param_groups:
-                    group["lr"] = loop.learning_rate * _schedule(step, loop)
-                value = loss(module, torch_generator(loop.seed, "step", step))
-                mean, stopped = _agreed(device, value, stop)
-                if not math.isfinite(mean):
-                    raise Astray(f"the loss became {mean}")
-                now.first = mean if step == 0 else now.first
-                optimizer.zero_grad()
-                device.backward(value)
-                optimizer.step()
-                _move_towards(averaged, network, min(loop.averaging, (step + 1) / (step + 10)))
-                now.step, now.seen = step + 1, now.seen + mean
-                if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
-                    look(now, averaged, loop, validation)
-                    logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
-                    if checkpoint:
-                        keep(now, network, averaged, optimizer)
-                        good = copy.deepcopy(now)
-                if checkpoint and device.is_global_zero and (stopped or timer.due() or now.step == loop.n_steps):
-                    keep(now, network, averaged, optimizer)
-                    checkpoint.write(now)
-                if stopped:
-                    raise Interrupted(
-                        f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there."
-                    )
-        except (Astray, torch.linalg.LinAlgError) as error:
-            message = _what_went_wrong(error, step, network, loop, by_type)
-            if checkpoint and good.step:
-                message += f"; the state after step {good.step}, the last good one, is kept in {checkpoint.path}"
-                if device.is_global_zero:
-                    checkpoint.write(good)
+            _run(training, validation, checkpoint, stop)
+        except (DivergenceError, torch.linalg.LinAlgError) as error:
+            message = _what_went_wrong(error, training, by_type)
+            if checkpoint and training.good.step:
+                step = training.good.step
+                message += f"; the state after step {step}, the last good one, is kept in {checkpoint.path}"
+                if training.device.is_global_zero:
+                    checkpoint.write(training.good)
             raise TrainingError(f"{message}.") from error
-    network.load_state_dict(now.tensors.get("best") or averaged.state_dict())
-    return pd.DataFrame(now.history)
+    network.load_state_dict(training.now.tensors.get("best") or training.averaged.module.state_dict())
+    return pd.DataFrame(training.now.history)
 
 
-def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Callable[[nn.Module], Tensor] | None) -> None:
+@dataclass
+class _Training:
+    """All that one training changes, and how it goes.
+
+    Attributes
+    ----------
+    module
+        The network as it is run, on one device or several.
+    now, good
+        Progress, and the last that was looked at, for where the next steps diverge.
+    at
+        Index of the step that is taken.
+    """
+
+    network: nn.Module
+    loss: Loss
+    loop: Loop
+    device: Fabric
+    module: nn.Module
+    averaged: AveragedModel
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    now: Progress
+    good: Progress
+    at: int
+
+    @classmethod
+    def start(cls, network: nn.Module, loss: Loss, loop: Loop, now: Progress) -> _Training:
+        """Set training up at its first step, or bring it to the state that its progress holds."""
+        device = fabric(loop.device)
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        adam = torch.optim.Adam([{"params": parameters, "initial_lr": loop.learning_rate}], lr=loop.learning_rate)
+        module, optimizer = device.setup(network, adam)
+        averaged = AveragedModel(network, multi_avg_fn=moving_average(loop.averaging))
+        averaged.n_averaged.fill_(now.step + 1)  # the network as it is at first counts, too
+        if now.step:
+            restore(now, network, averaged.module, optimizer)
+        schedule = LambdaLR(adam, warmup_and_cosine(loop), last_epoch=now.step - 1)
+        return cls(network, loss, loop, device, module, averaged, optimizer, schedule, now, Progress(), now.step)
+
+    def step(self, stop: threading.Event) -> bool:
+        """Take one step, and return whether any process was asked to stop.
+
+        Raises
+        ------
+        DivergenceError
+            If the loss is not finite.
+        """
+        now, self.at = self.now, self.now.step
+        value = self.loss(self.module, torch_generator(self.loop.seed, "step", self.at))
+        mean, stopped = _agreed(self.device, value, stop)
+        if not math.isfinite(mean):
+            raise DivergenceError(f"the loss became {mean}")
+        now.first = mean if self.at == 0 else now.first
+        self.optimizer.zero_grad()
+        self.device.backward(value)
+        self.optimizer.step()
+        self.schedule.step()
+        self.averaged.update_parameters(self.network)
+        now.step, now.seen = now.step + 1, now.seen + mean
+        return stopped
+
+    def keep(self) -> None:
+        """Take the state into the progress."""
+        self.now.tensors |= {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.module.state_dict(),
+            "optimizer": {
+                f"{number}/{name}": value
+                for number, state in self.optimizer.state_dict()["state"].items()
+                for name, value in state.items()
+            },
+        }
+
+
+def _run(
+    training: _Training, validation: Validation | None, checkpoint: Checkpoint | None, stop: threading.Event
+) -> None:
+    """Take all steps, look at them now and then, and write checkpoints."""
+    loop, now, writes = training.loop, training.now, training.device.is_global_zero
+    timer = Timer(checkpoint.seconds if checkpoint else math.inf)
+    shown = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
+    for _ in progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown):
+        stopped = training.step(stop)
+        if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
+            look(now, training.averaged.module, loop, validation)
+            logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
+            if checkpoint:
+                training.keep()
+                training.good = copy.deepcopy(now)
+        if checkpoint and writes and (stopped or timer.due() or now.step == loop.n_steps):
+            training.keep()
+            checkpoint.write(now)
+        if stopped:
+            raise Interrupted(f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there.")
+
+
+def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Validation | None) -> None:
     """Add a row to the history, and keep the averaged weights where they are the best so far.
 
     Raises
     ------
-    Astray
+    DivergenceError
         If training does harm.
     """
     n_seen = (now.step - 1) % loop.validate_every + 1
     row = {"step": now.step, "loss": now.seen / n_seen}
     now.seen = 0.0
     if row["loss"] > MOST * now.first > 0:
-        raise Astray(f"the loss, {now.first:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps")
+        raise DivergenceError(
+            f"the loss, {now.first:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps"
+        )
     if validation is not None:
         with torch.no_grad():
             row["validation"] = float(validation(averaged))
         if not math.isfinite(row["validation"]):
-            raise Astray(f"the loss of validation cells became {row['validation']}")
+            raise DivergenceError(f"the loss of validation cells became {row['validation']}")
         if row["validation"] < now.best:
             now.best, now.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
     now.history.append(row)
 
 
 @torch.no_grad()
-def _what_went_wrong(error: Exception, step: int, network: nn.Module, loop: Loop, by_type: LossByType | None) -> str:
-    """Tell what goes wrong, in which step, and in cells of which type most."""
-    losses = by_type(network, torch_generator(loop.seed, "step", step)) if by_type else {}
+def _what_went_wrong(error: Exception, training: _Training, by_type: LossByType | None) -> str:
+    """Describe what goes wrong, in which step, and in cells of which type most."""
+    loop = training.loop
+    losses = by_type(training.network, torch_generator(loop.seed, "step", training.at)) if by_type else {}
     worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
-    reason = error if isinstance(error, Astray) else "a precision is positive-definite no more"
+    reason = error if isinstance(error, DivergenceError) else "a precision is positive-definite no more"
     of_type = "" if worst is None else f", most of all for cells of type {worst!r}"
     look_at = "" if worst is None else "look at these cells, or "
     return (
-        f"Training of {loop.what} went wrong at step {step + 1}: {reason}{of_type}; "
+        f"Training of {loop.what} went wrong at step {training.at + 1}: {reason}{of_type}; "
         f"{look_at}try another seed, or a learning rate below {loop.learning_rate:g}"
     )
 
 
-def keep(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Take the state of training into its progress."""
-    now.tensors |= {
-        "network": network.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": {
-            f"{number}/{name}": value
-            for number, state in optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        },
-    }
-
-
 def restore(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Bring training to the state that its progress tells."""
+    """Bring training to the state that its progress holds."""
     network.load_state_dict(now.tensors["network"])
     averaged.load_state_dict(now.tensors["averaged"])
     state: dict[int, dict[str, Tensor]] = {}
@@ -250,21 +311,24 @@ def restore(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: t
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def warmup_and_cosine(loop: Loop) -> Callable[[int], float]:
+    """Share of the learning rate by step: linear warm-up, then half a cosine down to nothing."""
+    return lambda step: min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
+
+
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+    """Exponential moving average of weights for :class:`AveragedModel`, of shorter memory in the first steps."""
+
+    def update(averaged: Sequence[Tensor], values: Sequence[Tensor], n_averaged: Tensor) -> None:
+        n_averaged = int(n_averaged)
+        for mean, value in zip(averaged, values, strict=True):
+            mean.lerp_(value, 1 - min(decay, n_averaged / (n_averaged + 9)))
+
+    return update
+
+
 def _agreed(device: Fabric, value: Tensor, stop: threading.Event) -> tuple[float, bool]:
     """Mean loss of all processes, and whether any of them was asked to end, so that all take as many steps."""
     told = torch.stack([value.detach(), value.new_tensor(float(stop.is_set()))])
     mean, asked = device.all_reduce(told).tolist()
     return mean, asked > 0
-
-
-def _schedule(step: int, loop: Loop) -> float:
-    """Share of the learning rate at a step: linear warm-up, then half a cosine down to nothing."""
-    return min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
-
-
-@torch.no_grad()
-def _move_towards(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    for mean, value in zip(averaged.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-    for kept, value in zip(averaged.buffers(), network.buffers(), strict=True):
-        kept.copy_(value)
