@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages; ``make docs`` does it."""
+"""Configuration of Sphinx for these pages; ``make docs`` builds them."""
 
 import re
 from importlib.metadata import version as version_of
@@ -32,7 +32,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
 
-# Files of the repository that are pages here, too; links on GitHub name the files.
+# Files of the repository that are also pages; links on GitHub lead to the files.
 PAGES_OF_FILES = {
     "../benchmarks/README.md": "benchmarks.md",
     "../config/README.md": "configuration.md",
@@ -50,11 +50,11 @@ autodoc_class_signature = "separated"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 nitpicky = True
-# Without a network, what other packages and the inner modules hold is named but not linked.
+# Without a network, objects of other packages and of inner modules are not linked.
 nitpick_ignore_regex = [
     (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
     (r"py:.*", r"bdm\.(?!api|pl).*"),
-    (r"py:class", "Evaluation|Extended|Interpretation|MoveEvaluation"),  # which are imported when they are needed
+    (r"py:class", "Evaluation|FittedExtension|Interpretation|TransmutationEvaluation"),  # imported when they are needed
 ]
 
 # ---- look
@@ -75,7 +75,7 @@ copybutton_prompt_text = "$ "
 
 
 def setup(app):
-    """Write what is generated before pages are read, and let links to files of the repository lead to pages."""
+    """Write the generated pages before pages are read, and redirect links to files of the repository to pages."""
     generated = Path(app.srcdir) / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
@@ -83,13 +83,13 @@ def setup(app):
 
 
 def text_of_commands():
-    """Tell what --help tells of each command, a section for each."""
+    """Return the help of each command in Markdown, a section for each command."""
     group = typer.main.get_command(commands)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # a list of first words, as the sections are
 
 
 def link_to_pages(app, docname, source):
-    """Change links on a page from files of the repository to the pages that show them."""
+    """Replace links to files of the repository by links to the pages that include them."""
     for file, page in PAGES_OF_FILES.items():
         source[0] = source[0].replace(f"]({file}", f"]({page}")
