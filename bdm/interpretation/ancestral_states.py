@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from umap import UMAP
 
 from bdm.diffusion.walk import TreeWalk
+from bdm.embedding import fitted_umap
 from bdm.generation.generate import expected_counts, inverse_dispersion
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
@@ -140,7 +140,7 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
     n_cells = len(cells.mean)
     chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MOST_EMBEDDED_CELLS])
     x = model.whitening(cells.mean[chosen]).numpy()
-    umap = UMAP(n_neighbors=min(15, len(x) - 1), min_dist=0.4, random_state=seed, n_jobs=1).fit(x)
+    umap = fitted_umap(x, n_neighbors=min(15, len(x) - 1), min_dist=0.4, seed=seed)
     umap1, umap2 = umap.embedding_.T
     cell_type = np.array(cells.cell_types)[cells.cell_type.numpy()[chosen]]
     return Embedding(

@@ -1,6 +1,5 @@
 """Cells of several sets in one joint UMAP."""
 
-import warnings
 from collections.abc import Sized
 from itertools import cycle, islice
 from math import ceil, sqrt
@@ -12,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
-from umap import UMAP
 
+from bdm.embedding import fitted_umap
 from bdm.evaluation.cells import Cells, sample_at_most, set_name
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import fitted_pca
@@ -81,9 +80,7 @@ def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
     takes longer.
     """
     known = {"precomputed_knn": nearest_cells(components)} if len(components) >= MANY else {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="precomputed_knn")
-        return UMAP(min_dist=0.5, random_state=seed, n_jobs=1, **known).fit_transform(components)
+    return fitted_umap(components, min_dist=0.5, seed=seed, **known).embedding_
 
 
 def nearest_cells(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
