@@ -12,6 +12,6 @@ def matrix_power(matrix: Tensor, power: float) -> Tensor:
     return ((vectors * values**power) @ vectors.T).to(matrix.dtype)
 
 
-def tensor_of(array: np.ndarray) -> Tensor:
+def to_tensor(array: np.ndarray) -> Tensor:
     """Copy an array into memory that torch has aligned: elsewhere the last digits of products depend on the address."""
     return torch.tensor(array)

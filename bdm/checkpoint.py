@@ -119,7 +119,7 @@ def identity(**facts: Any) -> str:
 
 
 @contextmanager
-def stop_asked() -> Iterator[threading.Event]:
+def stop_requested() -> Iterator[threading.Event]:
     """Tell by an event that the process was asked to end (SIGTERM), in place of ending at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

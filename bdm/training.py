@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from bdm.checkpoint import Checkpoint, Progress, Timer, stop_asked
+from bdm.checkpoint import Checkpoint, Progress, Timer, stop_requested
 from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.progress import progress
 from bdm.seeds import torch_generator
@@ -148,7 +148,7 @@ def train(
     """
     keep_freed_memory()
     training = _Training.start(network, loss, loop, (checkpoint and checkpoint.read()) or Progress())
-    with stop_asked() if checkpoint else nullcontext(threading.Event()) as stop:
+    with stop_requested() if checkpoint else nullcontext(threading.Event()) as stop:
         try:
             _run(training, validation, checkpoint, stop)
         except (DivergenceError, torch.linalg.LinAlgError) as error:

@@ -101,11 +101,11 @@ def read_cells_of(path: Path) -> Any:
 
 
 def read_prepared_of(path: Path) -> Any:
-    from bdm.data.matrix import rows_of
+    from bdm.data.matrix import take_rows
     from bdm.data.prepare import read_prepared
 
     cells = read_prepared(path, on_disk=True)
-    cells.X = rows_of(cells.X, slice(None))
+    cells.X = take_rows(cells.X, slice(None))
     return told(cells)
 
 

@@ -10,7 +10,7 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder import fit, own
 from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
 from bdm.autoencoder.fit import FittedAutoencoder, fit_autoencoder
@@ -32,7 +32,7 @@ from bdm.autoencoder.storage import (
 )
 from bdm.checksums import write_checksummed_json
 from bdm.data import matrix
-from bdm.data.matrix import rows_of
+from bdm.data.matrix import take_rows
 from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json
@@ -512,7 +512,7 @@ def test_model_that_cells_are_drawn_from_is_found():
     truth, adata = simulated(4000)
     found = fitted(adata, n_latent=2, loading_scale=0.6, n_steps=400).network
     test = adata[adata.obs["split"] == "test"]
-    counts, types = tensor_of(test.X.toarray()), type_codes(test, ("a", "b", "c"))
+    counts, types = to_tensor(test.X.toarray()), type_codes(test, ("a", "b", "c"))
     batch, noise = torch.zeros(test.n_obs, dtype=torch.long), torch.randn(test.n_obs, 2, generator=seeded())
     start = CountAutoencoder(truth.shape)
     start.start_from(counts, types)
@@ -545,7 +545,7 @@ def test_priors_means_follow_and_latents_are_turned(prepared):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     found = fitted(cells, n_steps=200)
     types = type_codes(cells, found.cell_types)
-    posterior = found.network.encode(tensor_of(cells.X.toarray()), types, torch.zeros(cells.n_obs, dtype=torch.long))
+    posterior = found.network.encode(to_tensor(cells.X.toarray()), types, torch.zeros(cells.n_obs, dtype=torch.long))
     common = types.bincount().argsort()[-3:]
     means = torch.stack([posterior.mean[types == t].mean(dim=0) for t in common])
     torch.testing.assert_close(found.network.prior_mean[common], means, atol=0.15, rtol=0)
@@ -661,9 +661,9 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
 
     def counted(matrix, rows):
         read.append(rows)
-        return rows_of(matrix, rows)
+        return take_rows(matrix, rows)
 
-    monkeypatch.setattr(matrix, "rows_of", counted)
+    monkeypatch.setattr(matrix, "take_rows", counted)
     fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
     assert len(read[0]) < 100 + N_SAMPLED_PER_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data import matrix as rows_module
-from bdm.data.matrix import blocks_of_rows, by_rows, rows_of
+from bdm.data.matrix import blocks_of_rows, take_rows, to_row_storage
 from bdm.data.prepare import prepare, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(params=SOURCES)
 def matrix(request, tmp_path):
-    return by_rows(SOURCES[request.param](AnnData(MATRIX.copy()), tmp_path).X)
+    return to_row_storage(SOURCES[request.param](AnnData(MATRIX.copy()), tmp_path).X)
 
 
 @pytest.fixture(params=[(1, 0), (50, 7), (2**22, 2**14)], autouse=True)
@@ -67,7 +67,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
     ],
 )
 def test_rows_are_those_in_memory(matrix, rows):
-    assert_same(rows_of(matrix, rows), MATRIX[rows])
+    assert_same(take_rows(matrix, rows), MATRIX[rows])
 
 
 def test_blocks_are_all_rows_in_order(matrix):
@@ -78,7 +78,7 @@ def test_blocks_are_all_rows_in_order(matrix):
 
 def test_what_is_stored_by_genes_is_read_whole_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        by_rows(SOURCES["by genes"](AnnData(MATRIX.copy()), tmp_path).X)
+        to_row_storage(SOURCES["by genes"](AnnData(MATRIX.copy()), tmp_path).X)
     assert "is stored by genes, and so is read whole: 0 MB" in caplog.text
 
 
@@ -92,7 +92,7 @@ def test_prepared_cells_stay_on_disk(example_cells, tmp_path):
     rows = np.array([300, 2, 40])
     assert_same(stored.X[rows], held.X[rows])
     assert_same(stored[rows].X, held[rows].X)
-    assert_same(rows_of(stored.X, rows), held.X[rows])
+    assert_same(take_rows(stored.X, rows), held.X[rows])
 
 
 @pytest.mark.parametrize("part", ["data", "indices"])

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from bdm.cli import app
 from bdm.commands.evaluate import evaluate
-from bdm.data.matrix import file_of, rows_of
+from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.evaluation.resampling import SizeLimits
@@ -79,10 +79,10 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     n_read = defaultdict(list)
 
     def counted(matrix, rows):
-        n_read[file_of(matrix).stem].append(len(rows))
-        return rows_of(matrix, rows)
+        n_read[path_of(matrix).stem].append(len(rows))
+        return take_rows(matrix, rows)
 
-    monkeypatch.setattr(matrix, "rows_of", counted)
+    monkeypatch.setattr(matrix, "take_rows", counted)
     monkeypatch.setattr(memorisation, "BLOCK", 50)
     out = files / "evaluation"
     options = ("--n-repeats", 1, "--max-cells-per-type", 5)

@@ -65,12 +65,12 @@ def faults_of_column(obs: pd.DataFrame, key: str, *, drop: bool = False) -> list
     if lacking.all():
         return ["has no value for any cell"]
     told = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() and not drop else []
-    if any(is_unfit(name) for name in found.dropna()):
+    if any(is_unwritable(name) for name in found.dropna()):
         told.append("has the value .*, which files cannot hold; rename it")
     return told + (["has one value for all cells"] if found[~lacking].nunique() < 2 else [])
 
 
-def is_unfit(name: str) -> bool:
+def is_unwritable(name: str) -> bool:
     return bool(re.search("[\0\r\ud800-\udfff]", name))
 
 
@@ -83,7 +83,7 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
     if not adata.var_names.is_unique:
         told.append("gene name .* is there more than once")
     for kind, names in {"cell": adata.obs_names, "gene": adata.var_names}.items():
-        told += [f"{kind} name .* is one that files cannot hold; rename it"] * any(map(is_unfit, names))
+        told += [f"{kind} name .* is one that files cannot hold; rename it"] * any(map(is_unwritable, names))
     if chosen.counts != "auto" and chosen.counts not in found:
         return [*told, f"there is no layer '{chosen.counts}'"], None
     if 0 in adata.shape:
@@ -98,7 +98,7 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
     values, genes = found[source]
     if not genes.is_unique:
         told.append("gene name .* is there more than once")
-    told += ["gene name .* is one that files cannot hold; rename it"] * any(map(is_unfit, genes))
+    told += ["gene name .* is one that files cannot hold; rename it"] * any(map(is_unwritable, genes))
     told += faults_of_column(adata.obs, chosen.label_key, drop=chosen.drop_unlabelled)
     if told:
         return told, source

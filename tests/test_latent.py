@@ -9,7 +9,7 @@ from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, read_latent
 from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, type_moments
-from bdm.minibatch import Minibatches, type_weight
+from bdm.seeds import Minibatches, type_weight
 from bdm.settings import PrepareSettings
 
 

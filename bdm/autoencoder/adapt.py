@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder.cells import (
     batch_codes,
     cell_blocks_of_type,
@@ -88,7 +88,7 @@ def adapted(
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
-        counts = tensor_of(training.X[rows.numpy()].toarray())
+        counts = to_tensor(training.X[rows.numpy()].toarray())
         noise = torch.randn(len(counts), network.shape.n_latent, generator=generator)
         value, _ = network(counts, torch.zeros_like(rows), codes[rows], noise, n_iterations=N_ITERATIONS)
         return value.mean() + distance(network, start, settings) / training.n_obs

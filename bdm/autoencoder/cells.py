@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder.network import CountAutoencoder
-from bdm.data.matrix import cells_of
+from bdm.data.matrix import take_cells
 from bdm.seeds import numpy_generator, torch_generator
 from bdm.threads import threads
 
@@ -22,7 +22,7 @@ def type_names(adata: ad.AnnData) -> tuple[str, ...]:
 
 def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
     """Index of each cell's type among ``cell_types``."""
-    return tensor_of(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
+    return to_tensor(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
 
 
 def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     """Index of each cell's batch among ``batches``; 0 where no batch enters."""
     if not batches:
         return torch.zeros(adata.n_obs, dtype=torch.long)
-    return tensor_of(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
+    return to_tensor(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
 
 
 BLOCK = 512
@@ -46,7 +46,7 @@ def cell_blocks(cells: ad.AnnData, types: Tensor, codes: Tensor) -> Iterator[Cel
     matrix = cells.X  # once, as a view would take its cells anew for each block
     for start in range(0, cells.n_obs, BLOCK):
         rows = slice(start, start + BLOCK)
-        yield tensor_of(matrix[rows].toarray()), types[rows], codes[rows]
+        yield to_tensor(matrix[rows].toarray()), types[rows], codes[rows]
 
 
 def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: int = 0) -> Iterator[CellBlock]:
@@ -61,7 +61,7 @@ def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> a
     """Read the cells of a split, or some of them where there are more than ``n_cells``, in their order."""
     rows = np.flatnonzero(adata.obs["split"] == split)
     chosen = np.sort(sample_rows(adata.obs["cell_type"], rows, split, n_cells=n_cells, seed=seed))
-    return cells_of(adata, chosen)
+    return take_cells(adata, chosen)
 
 
 def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: int, seed: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder.adapt import N_ITERATIONS, likelihood
 from bdm.autoencoder.cells import (
     batch_codes,
@@ -88,12 +88,12 @@ def fit_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
-        network.start_from(tensor_of(training.X[start].toarray()), types[start])
+        network.start_from(to_tensor(training.X[start].toarray()), types[start])
 
     def minibatch(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
         cells = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
         where = next(network.parameters()).device
-        counts = tensor_of(training.X[cells.numpy()].toarray()).to(where)
+        counts = to_tensor(training.X[cells.numpy()].toarray()).to(where)
         noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
         return counts, types[cells].to(where), codes[cells].to(where), noise
 

@@ -7,7 +7,7 @@ import numpy as np
 from bdm.autoencoder.adapt import AdapterSettings, adapted, of_type
 from bdm.autoencoder.cells import batch_names, sample_rows_of_type, type_names
 from bdm.autoencoder.network import CountAutoencoder
-from bdm.data.matrix import cells_of
+from bdm.data.matrix import take_cells
 from bdm.errors import TrainingError
 from bdm.progress import progress
 from bdm.threads import threads
@@ -76,6 +76,6 @@ def cells_by_type(adata: ad.AnnData, cell_types: tuple[str, ...], *, seed: int) 
     portion = (n_cells.cumsum() - n_cells) // TOGETHER
     for together in np.unique(portion):
         members = np.flatnonzero(portion == together)
-        cells = cells_of(adata, np.concatenate([rows[code] for code in members]))
+        cells = take_cells(adata, np.concatenate([rows[code] for code in members]))
         for code, end in zip(members, n_cells[members].cumsum(), strict=True):
             yield cells[end - n_cells[code] : end].copy()

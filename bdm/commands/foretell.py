@@ -16,7 +16,7 @@ from bdm.autoencoder.fit import N_HELD_OUT, FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.own import cells_by_type, own_network
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.told import peak_memory
-from bdm.data.matrix import cells_of
+from bdm.data.matrix import take_cells
 from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
@@ -102,7 +102,7 @@ def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
     n_looks = math.ceil(settings.n_steps / Loop.validate_every) - 1  # more than the short trainings had
     if n_looks and (split == "validation").any():
         rows = np.flatnonzero(split == "validation")[:N_HELD_OUT]
-        cells = cells_of(adata, rows[:BLOCK])
+        cells = take_cells(adata, rows[:BLOCK])
         codes = type_codes(cells, fitted.cell_types), batch_codes(cells, fitted.batches)
         look = side_by_side(
             lambda: evidence_lower_bounds(fitted.network, cells, *codes, seed=seed), len(rows) / len(cells.obs)
@@ -110,7 +110,7 @@ def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
         seconds += look * n_looks
     if not settings.shared_decoder:
         seconds += foretold_own(fitted, adata, seed=seed)
-    cells = cells_of(adata, np.arange(min(adata.n_obs, BLOCK)))
+    cells = take_cells(adata, np.arange(min(adata.n_obs, BLOCK)))
     trained = GeneAutoencoder.of(fitted, adata.var, {})
     return seconds + side_by_side(lambda: encode(cells, trained), adata.n_obs / cells.n_obs)
 

@@ -1,4 +1,7 @@
+"""Columns of ``obs`` and ``var``: cell types and batches as text, hints at columns that you may have missed."""
+
 import logging
+import re
 
 import pandas as pd
 from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
@@ -7,13 +10,21 @@ from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
+NO_TYPES = re.compile(
+    r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
+    r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
+)
+BATCHES = re.compile(r"\b(batch|donor|sample|library|channel|patient|individual|subject|lane|orig ident)(id)?\b")
+MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|sex)\b")  # of a sample, as library_size
+
 
 def canonical_columns(
     obs: pd.DataFrame, *, label_key: str, batch_key: str | None, drop_unlabelled: bool = False
 ) -> pd.DataFrame:
-    """Give ``obs`` the columns ``cell_type`` and, with a batch key, ``batch``.
+    """Return ``obs`` with the columns ``cell_type`` and, with a batch key, ``batch``.
 
-    Other content of ``cell_type``, ``batch`` or ``split``, the names that have a meaning here, is kept as
+    Other columns named ``cell_type``, ``batch`` or ``split``, which have a meaning in prepared cells, are renamed to
     ``NAME_input``.
 
     Parameters
@@ -28,7 +39,7 @@ def canonical_columns(
     if batch_key is not None:
         columns["batch"] = group_column(obs, batch_key, argument="batch_key")
     for name in ("cell_type", "batch", "split"):
-        if name in obs and not (name in columns and columns[name].equals(text(obs[name]))):
+        if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
             while kept in obs:
                 kept += "_input"
@@ -41,26 +52,26 @@ def canonical_columns(
 def group_column(
     obs: pd.DataFrame, key: str, *, argument: str, remedy: str = "leave these cells out", drop_missing: bool = False
 ) -> pd.Series:
-    """Take the column that divides cells into groups, as categories of text.
+    """Return the column that divides cells into groups, as categories of text.
 
     Parameters
     ----------
     argument, remedy
-        By what the user chooses the column, and what to do where it lacks values, for the messages.
+        Argument by which the user names the column, and what to do about missing values, for the messages.
     drop_missing
-        Leave out cells for which it lacks values, with a warning.
+        Leave out cells with missing values, with a warning.
 
     Raises
     ------
     InputError
-        If there is no such column, it lacks values, holds measurements, or one value only.
+        If there is no such column, or it has missing values, measurements, or a single value.
     """
     if key not in obs:
         available = ", ".join(map(str, obs)) or "none"
         raise InputError(f"obs has no column {key!r}; name one by `{argument}=` (there are: {available}).")
     if is_float_dtype(obs[key]) and not (obs[key].isna().any() and is_whole(obs[key])):
         raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; name another by `{argument}=`.")
-    groups = text(obs[key])
+    groups = as_text(obs[key])
     missing = is_missing(groups)
     if missing.all():
         raise InputError(f"obs[{key!r}] has no value for any cell; name another by `{argument}=`.")
@@ -72,34 +83,40 @@ def group_column(
     if missing.any():
         logger.warning("Left out %d of %d cells, which have no value in obs[%r].", missing.sum(), len(obs), key)
         groups = groups[~missing].cat.remove_unused_categories()
-    unfit = next(filter(is_unfit, groups.cat.categories), None)
-    if unfit is not None:
-        raise InputError(f"obs[{key!r}] has the value {unfit!r}, which files cannot hold; rename it.")
+    unwritable = next(filter(is_unwritable, groups.cat.categories), None)
+    if unwritable is not None:
+        raise InputError(f"obs[{key!r}] has the value {unwritable!r}, which files cannot hold; rename it.")
     if groups.nunique() < 2:
         raise InputError(f"obs[{key!r}] has one value for all cells; name another by `{argument}=`.")
     return groups
 
 
-def is_missing(groups: pd.Series) -> pd.Series:
-    """Mask of the cells without a value in a column of text: absent, empty, or ``nan``."""
-    return groups.isna() | groups.isin(["", "nan"])
+def is_missing(labels: pd.Series) -> pd.Series:
+    """Mask of the cells without a label in a column of text: absent, or one of ``MISSING_LABELS``."""
+    return labels.isna() | labels.isin(MISSING_LABELS)
 
 
 def is_whole(column: pd.Series) -> bool:
-    """Whether a column of floating point numbers holds whole ones alone, as integers with gaps do in pandas."""
+    """Whether a column of floating point numbers has whole numbers only, as pandas stores integers with gaps."""
     return bool((column.dropna() % 1 == 0).all())
 
 
-def is_unfit(name: str) -> bool:
-    """Tell whether a name has zero bytes, carriage returns or halves of letters, which do not come out of files again.
+def is_text(column: pd.Series) -> bool:
+    """Whether all values of a column, or all of its categories, are text, missing ones aside."""
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    return infer_dtype(values, skipna=True) == "string"
 
-    HDF5 does not write the first, tables (.csv) take the second for the ends of rows, and UTF-8 lacks the third.
+
+def is_unwritable(name: str) -> bool:
+    """Whether a name has zero bytes, carriage returns or lone surrogates, which files do not preserve.
+
+    HDF5 does not write zero bytes, tables (.csv) end rows at carriage returns, and UTF-8 has no lone surrogates.
     """
     return any(letter in "\0\r" or "\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def text(column: pd.Series) -> pd.Series:
-    """Turn values into categories of text; missing ones stay so, and whole numbers are written as integers."""
+def as_text(column: pd.Series) -> pd.Series:
+    """Convert values to categories of text; missing values remain missing, whole numbers are written as integers."""
     if is_float_dtype(column) and is_whole(column):
         column = column.astype("Int64")
 
@@ -110,22 +127,65 @@ def text(column: pd.Series) -> pd.Series:
 
 
 def writable_name(name: object) -> str:
-    """Name a column as an AnnData file can, where slashes part groups."""
+    """Name a column as an AnnData file can, where slashes separate groups."""
     return str(name).replace("/", "_")
 
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Turn what an AnnData file cannot hold, such as dates and mixed objects, into text."""
+    """Convert to text what an AnnData file cannot hold, such as dates and mixed objects."""
     frame = frame.rename(columns=writable_name).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-        is_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3
-        if not is_text and not is_numeric_dtype(values):
-            frame[name] = text(column)
+        is_plain_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3
+        if not is_plain_text and not is_numeric_dtype(values):
+            frame[name] = as_text(column)
     return frame
 
 
 def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leave out categories that no row has, in all columns."""
+    """Remove categories that no row has, from all columns."""
     categories = frame.select_dtypes("category")
     return frame.assign(**{name: column.cat.remove_unused_categories() for name, column in categories.items()})
+
+
+# ---- hints
+
+
+def hint_at_types(cell_type: pd.Series) -> None:
+    """Warn of labels that seem to mean no cell type, such as ``Unknown`` or ``Doublets``."""
+    doubtful = [name for name in cell_type.unique() if NO_TYPES.search(words_in(name))]
+    if doubtful:
+        names = ", ".join(map(repr, sorted(doubtful)))
+        logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
+
+
+def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) -> None:
+    """Log which columns of ``obs`` look like batches, for data without a batch key."""
+    candidates = batch_candidates(obs, cell_type, label_key=label_key)
+    if candidates:
+        names = ", ".join(map(str, candidates))
+        logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", names)
+
+
+def batch_candidates(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) -> list[str]:
+    """List columns that look like batches: by name, with several values, and not one for each cell or cell type."""
+    return [
+        name
+        for name in obs.columns.drop([label_key, "cell_type", "split"], errors="ignore")
+        if BATCHES.search(words_in(name)) and not MEASURED.search(words_in(name)) and is_grouping(obs[name], cell_type)
+    ]
+
+
+def is_grouping(column: pd.Series, cell_type: pd.Series) -> bool:
+    """Whether a column divides the cells into groups of several, and also the cells of a type."""
+    if is_float_dtype(column):
+        return False
+    groups = as_text(column)
+    groups_by_type = groups.groupby(cell_type, observed=True).nunique()
+    return 1 < groups.nunique() <= len(column) / 2 and bool((groups_by_type > 1).any())
+
+
+def words_in(name: object) -> str:
+    """Convert a name to words in lower case, separated by single spaces."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name))
+    return re.sub(r"[\W_]+", " ", words).strip().lower()

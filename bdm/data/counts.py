@@ -6,7 +6,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.matrix import Matrix, blocks_of_rows, by_rows
+from bdm.data.matrix import Matrix, blocks_of_rows, to_row_storage
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
     InputError
         If there is no such slot, or a value in it is negative, not finite, not whole or above 2^24.
     """
-    slots = slots_of(adata)
+    slots = count_slots(adata)
     if source != "auto" and source not in slots:
         raise InputError(f"there is no layer {source!r}; counts can be taken from {', '.join(slots)}.")
     if not adata.n_obs or not adata.n_vars:
@@ -63,19 +63,19 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
     faults = {}
     for name in [slot for slot in ("counts", "raw", "X") if slot in slots] if source == "auto" else [source]:
-        cells = AnnData(by_rows(slots[name].X), obs=slots[name].obs, var=slots[name].var)
-        faults[name], n_genes = inspect(cells)
+        cells = AnnData(to_row_storage(slots[name].X), obs=slots[name].obs, var=slots[name].var)
+        faults[name], n_genes = inspect_counts(cells)
         if not faults[name]:
             logger.info("Counts are taken from %s.", name)
             return cells, n_genes
 
-    others = [name for name in slots if name not in faults and not fault(slots[name])]
+    others = [name for name in slots if name not in faults and not first_fault(slots[name])]
     remedy = f"give `counts={others[0]!r}`" if others else "raw counts are needed in X, raw or a layer"
     found = "; ".join(f"{name} has {fault}" for name, fault in faults.items())
     raise InputError(f"no raw counts: {found or 'X is empty'}; {remedy}.")
 
 
-def slots_of(adata: AnnData) -> dict[str, AnnData]:
+def count_slots(adata: AnnData) -> dict[str, AnnData]:
     """Each matrix of cells x genes by the name that ``source`` has for it."""
     layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # anndata 0.13 lists X there
     slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in layers.items()}
@@ -86,13 +86,13 @@ def slots_of(adata: AnnData) -> dict[str, AnnData]:
     return slots
 
 
-def fault(cells: AnnData) -> str | None:
+def first_fault(cells: AnnData) -> str | None:
     """Tell of a value that no raw count is, in the first cell that has one, with its gene and cell."""
-    return inspect(AnnData(by_rows(cells.X), obs=cells.obs, var=cells.var))[0]
+    return inspect_counts(AnnData(to_row_storage(cells.X), obs=cells.obs, var=cells.var))[0]
 
 
-def inspect(cells: AnnData) -> tuple[str | None, np.ndarray]:
-    """Look for a :func:`fault` and, up to there, count the genes that each cell has counts of."""
+def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
+    """Look for a :func:`first_fault` and, up to there, count the genes that each cell has counts of."""
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     if cells.X.dtype.kind not in "buif":
         return f"values of type {cells.X.dtype}, which no counts are", n_genes
@@ -101,15 +101,15 @@ def inspect(cells: AnnData) -> tuple[str | None, np.ndarray]:
         right = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
         if not right.all():
             row = np.searchsorted(indptr, right.argmin(), side="right") - 1
-            place, what = first_wrong(data[indptr[row] : indptr[row + 1]])
+            place, what = first_invalid(data[indptr[row] : indptr[row + 1]])
             gene = cells.var_names[values.indices[indptr[row] + place]]
             found = f"{data[indptr[row] + place]:g} for gene {gene} in cell {cells.obs_names[rows][row]}, {what}"
             return found, n_genes
-        n_genes[rows] = np.diff(counts_in(values).indptr)
+        n_genes[rows] = np.diff(count_matrix(values).indptr)
     return None, n_genes
 
 
-def first_wrong(values: np.ndarray) -> tuple[int, str]:
+def first_invalid(values: np.ndarray) -> tuple[int, str]:
     """Tell which of a cell's values is no count, and what it is."""
     scale = "log-normalised" if values.max(initial=0) < 20 else "normalised"
     wrong = {
@@ -122,11 +122,11 @@ def first_wrong(values: np.ndarray) -> tuple[int, str]:
 
 
 def as_counts(cells: AnnData) -> AnnData:
-    """Bring cells in memory to :func:`counts_in`, with their ``obs`` and ``var``, and nothing else."""
-    return AnnData(counts_in(cells.X), obs=cells.obs, var=cells.var)
+    """Bring cells in memory to :func:`count_matrix`, with their ``obs`` and ``var``, and nothing else."""
+    return AnnData(count_matrix(cells.X), obs=cells.obs, var=cells.var)
 
 
-def counts_in(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
+def count_matrix(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     """Bring counts to one form: CSR, float32, only nonzeros stored, in order; a copy."""
     counts = sparse.csr_matrix(values, dtype=np.float32, copy=True)
     counts.sum_duplicates()
@@ -151,4 +151,4 @@ class CellCounts:
 
     def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         for rows, values in blocks_of_rows(self.matrix, self.rows):
-            yield rows, counts_in(values)
+            yield rows, count_matrix(values)

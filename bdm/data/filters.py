@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pandas as pd
 
-from bdm.data.columns import is_unfit
+from bdm.data.columns import is_unwritable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def check_names(names: pd.Index, *, kind: str) -> None:
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
         raise InputError(f"{kind} name {repeated} is there more than once; make {kind} names unique.")
-    unfit = next(filter(is_unfit, names), None)
+    unfit = next(filter(is_unwritable, names), None)
     if unfit is not None:
         raise InputError(f"{kind} name {unfit!r} is one that files cannot hold; rename it.")
 

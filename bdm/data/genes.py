@@ -11,7 +11,6 @@ from scipy import sparse
 from skmisc.loess import loess
 
 from bdm.data.counts import CellCounts
-from bdm.data.hints import hint_at_markers
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 
@@ -47,7 +46,7 @@ SMALLEST_RANKED = 30  # the local regression fails on fewer cells or genes, and 
 
 
 @dataclass(frozen=True)
-class Sums:
+class BatchSums:
     """What is summed over the cells of each batch; exact, as all summands are whole.
 
     Attributes
@@ -64,7 +63,7 @@ class Sums:
     squares: np.ndarray
 
     @classmethod
-    def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "Sums":
+    def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
         """Go through the cells once."""
         n_batches = len(batch.categories)
         n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
@@ -98,7 +97,7 @@ def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray
 
 
 def most_variable(
-    cells: CellCounts, batch: pd.Categorical, sums: Sums, *, among: np.ndarray, n_genes: int
+    cells: CellCounts, batch: pd.Categorical, sums: BatchSums, *, among: np.ndarray, n_genes: int
 ) -> np.ndarray:
     """Tell the genes that vary most beyond what their mean explains.
 
@@ -243,6 +242,17 @@ def marker_genes(names: GeneNames) -> pd.Index:
     return pd.Index([gene for genes in found.values() for gene in genes]).unique()
 
 
+def hint_at_markers(absent: pd.Series) -> None:
+    """Log the markers of common cell types, by symbol, that are not among the most variable genes."""
+    if len(absent):
+        logger.info(
+            "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
+            "`keep_genes='markers'`.",
+            len(absent),
+            ", ".join(absent[:3]),
+        )
+
+
 def choose_genes(
     train: CellCounts,
     names: GeneNames,
@@ -279,7 +289,7 @@ def choose_genes(
     """
     genes = names.index
     batch = pd.Categorical(["all"] * len(train.rows)) if batch is None else pd.Categorical(batch.astype(str))
-    sums = Sums.over(train, batch, n_genes=len(genes))
+    sums = BatchSums.over(train, batch, n_genes=len(genes))
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
         logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)

@@ -29,12 +29,12 @@ BLOCK = 2**22  # entries in memory at a time
 GAP = 2**14  # entries that are rather read along than left out by reading anew behind them
 
 
-def by_rows(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
+def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
     """Bring a matrix that is stored by columns, of which rows cannot be read, into memory and order."""
     if isinstance(matrix, CSCDataset):
-        with readable(file_of(matrix)):
+        with reject_if_unreadable(path_of(matrix)):
             size = sum(matrix.group[name].size * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
-            logger.warning("%s is stored by genes, and so is read whole: %d MB.", file_of(matrix), size // 10**6)
+            logger.warning("%s is stored by genes, and so is read whole: %d MB.", path_of(matrix), size // 10**6)
             found = matrix.to_memory()
             found.check_format()  # what is damaged could end the process
             return found.tocsr()
@@ -54,15 +54,15 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
     Which of ``rows``, and what is in them.
     """
     rows = np.arange(matrix.shape[0]) if rows is None else rows
-    before = entries_before(matrix)
-    read, start = reader(matrix, before), 0
-    for run in runs_of_rows(rows, before):
+    before = row_offsets(matrix)
+    read, start = row_reader(matrix, before), 0
+    for run in adjacent_runs(rows, before):
         block = read(slice(run[0], run[-1] + 1))
         yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
         start += len(run)
 
 
-def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
+def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
     """Take rows of a matrix, in memory or on disk.
 
     On disk, rows that are near each other are read together, so that many cost no more than all of the file, read once.
@@ -73,7 +73,7 @@ def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
         Indices in any order, maybe repeated; a mask or a slice.
     """
     if not isinstance(matrix, ON_DISK):
-        return sparse.csr_matrix(in_scipy(matrix[rows]))
+        return sparse.csr_matrix(without_float16(matrix[rows]))
     wanted, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
     if not len(wanted):
         return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
@@ -81,12 +81,12 @@ def rows_of(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
     return found if np.array_equal(place, np.arange(len(wanted))) else found[place]
 
 
-def cells_of(adata: AnnData, rows: np.ndarray) -> AnnData:
-    """Take cells with their ``obs`` and ``var``, and nothing else, as :func:`rows_of` takes counts."""
-    return AnnData(rows_of(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
+def take_cells(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Take cells with their ``obs`` and ``var``, and nothing else, as :func:`take_rows` takes counts."""
+    return AnnData(take_rows(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
-def runs_of_rows(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
+def adjacent_runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
     """Divide rows in order into such as are read together: near each other, and not too many entries."""
     if len(rows):
         is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
@@ -94,10 +94,10 @@ def runs_of_rows(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
         yield from np.split(rows, np.flatnonzero(is_far | is_full) + 1)
 
 
-def entries_before(matrix: Matrix) -> np.ndarray:
+def row_offsets(matrix: Matrix) -> np.ndarray:
     """Count the entries stored before each row, and all."""
     if isinstance(matrix, CSRDataset):
-        with readable(file_of(matrix)):
+        with reject_if_unreadable(path_of(matrix)):
             before = matrix.group["indptr"][:].astype(np.int64)
             if len(before) != matrix.shape[0] + 1 or (np.diff(before, append=matrix.group["data"].size) < 0).any():
                 raise ValueError("its rows do not follow each other")
@@ -107,23 +107,23 @@ def entries_before(matrix: Matrix) -> np.ndarray:
     return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
 
 
-def reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
+def row_reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
     """Give a function that brings some rows into memory; ``before`` are the entries before each row."""
 
     def safe() -> AbstractContextManager:
-        return readable(file_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext()
+        return reject_if_unreadable(path_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext()
 
     with safe():
         source = StoredRows.of(matrix, before) if isinstance(matrix, CSRDataset) else matrix
 
     def read(rows: slice) -> sparse.csr_matrix:
         with safe():
-            return sparse.csr_matrix(in_scipy(source[rows]))
+            return sparse.csr_matrix(without_float16(source[rows]))
 
     return read
 
 
-def in_scipy(values: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.spmatrix:
+def without_float16(values: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.spmatrix:
     """Turn numbers of 16 bits, of which scipy makes no sparse matrices, into such of 32."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
@@ -154,19 +154,19 @@ class StoredRows:
         entries = slice(self.before[rows.start], self.before[rows.stop])
         indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
         shape = (rows.stop - rows.start, self.n_columns)
-        found = sparse.csr_matrix((in_scipy(self.data[entries]), self.indices[entries], indptr), shape=shape)
+        found = sparse.csr_matrix((without_float16(self.data[entries]), self.indices[entries], indptr), shape=shape)
         found.check_format()  # what is damaged could end the process later
         return found
 
 
-def file_of(matrix: Matrix) -> Path:
+def path_of(matrix: Matrix) -> Path:
     """Tell the file, or the folder, of a matrix on disk."""
     stored = matrix.group if isinstance(matrix, CSRDataset | CSCDataset) else matrix
     return Path(stored.store.root if hasattr(stored, "store") else stored.file.filename)
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def reject_if_unreadable(path: Path) -> Iterator[None]:
     """Turn whatever the libraries of file formats happen to raise on damage to ``path`` into an InputError."""
     try:
         yield

@@ -13,7 +13,14 @@ from anndata.io import write_elem
 from scipy import sparse
 
 from bdm import __version__
-from bdm.data.columns import canonical_columns, without_unused_categories, writable, writable_name
+from bdm.data.columns import (
+    canonical_columns,
+    hint_at_batches,
+    hint_at_types,
+    without_unused_categories,
+    writable,
+    writable_name,
+)
 from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
     check_names,
@@ -26,8 +33,7 @@ from bdm.data.filters import (
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
 from bdm.data.h5ad import appended_rows, new_h5ad
-from bdm.data.hints import hint_at_batches, hint_at_types
-from bdm.data.matrix import by_rows
+from bdm.data.matrix import to_row_storage
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
@@ -55,7 +61,7 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
     adata = read_cells(path, on_disk=on_disk)
     if not is_prepared(adata):
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
-    adata.X = by_rows(adata.X)
+    adata.X = to_row_storage(adata.X)
     return adata
 
 

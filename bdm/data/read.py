@@ -16,7 +16,7 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm.checksums import check_hdf5
-from bdm.data.matrix import Matrix, readable
+from bdm.data.matrix import Matrix, reject_if_unreadable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
         Table that :func:`add_labels` joins to the cells.
     on_disk
         Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of` and
-        :func:`bdm.data.matrix.rows_of`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
+        :func:`bdm.data.matrix.take_rows`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
         that are not of AnnData, or of one before 0.7, are read whole.
 
     Raises
@@ -122,7 +122,7 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     if not path.exists():
         raise InputError(f"No such file or folder: {path}.")
     read = reader_of(path)
-    with readable(path), warnings.catch_warnings(action="ignore"):
+    with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
         if path.is_file():
             examine_hdf5(path)
         adata = open_h5ad(path) if on_disk else None

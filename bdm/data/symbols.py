@@ -8,6 +8,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from bdm.data.columns import is_text
 from bdm.errors import InputError
 
 COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # of var, in which symbols are looked for
@@ -83,7 +84,7 @@ class GeneNames:
         return name if label == name else f"{name} or {self.symbols.iloc[0]}"
 
 
-def shown_as(table: pd.DataFrame) -> pd.Series:
+def display_names(table: pd.DataFrame) -> pd.Series:
     """Return what the genes of a table are shown as: its column ``symbol`` where it has one, else ``gene``."""
     return table["symbol" if "symbol" in table else "gene"]
 
@@ -123,9 +124,3 @@ def share_of_identifiers(names: Iterable[object]) -> float:
     """Share of names that look like identifiers in a database."""
     names = list(map(str, names))
     return sum(IDENTIFIER.fullmatch(name) is not None for name in names) / max(len(names), 1)
-
-
-def is_text(column: pd.Series) -> bool:
-    """Return whether a column holds text."""
-    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    return pd.api.types.infer_dtype(values, skipna=True) == "string"

@@ -13,8 +13,7 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import TypeMoments, Whitening
-from bdm.minibatch import Minibatches
-from bdm.seeds import derive
+from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train

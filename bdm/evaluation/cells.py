@@ -13,8 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.counts import as_counts, fault
-from bdm.data.matrix import cells_of
+from bdm.data.counts import as_counts, first_fault
+from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 
 SET_NAMES = {"branched": "generated"}
@@ -189,7 +189,7 @@ class StoredCells(TypedCells):
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read counts of cells by their places in the file."""
-        return checked(cells_of(self.adata, rows), self.path)[:, self.genes].X
+        return checked(take_cells(self.adata, rows), self.path)[:, self.genes].X
 
     def in_memory(self) -> Cells:
         """Read all."""
@@ -198,6 +198,6 @@ class StoredCells(TypedCells):
 
 def checked(adata: AnnData, path: Path) -> AnnData:
     """Refuse what is no raw counts, and bring such to one form."""
-    if problem := fault(adata):
+    if problem := first_fault(adata):
         raise InputError(f"{path} has {problem}; raw counts are needed in X.")
     return as_counts(adata)

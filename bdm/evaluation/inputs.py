@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.matrix import by_rows
+from bdm.data.matrix import to_row_storage
 from bdm.data.prepare import gene_names
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
@@ -94,7 +94,7 @@ def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
 def open_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
     """Leave counts on disk, unchecked, where rows can be read from it; check that ``obs`` has ``columns``."""
     adata = with_columns(read_cells(path, on_disk=True), columns, path)
-    adata.X = by_rows(adata.X)
+    adata.X = to_row_storage(adata.X)
     return adata
 
 

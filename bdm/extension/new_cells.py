@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from bdm.data.columns import is_unfit
+from bdm.data.columns import is_unwritable
 from bdm.data.filters import split_by_type
 from bdm.errors import InputError
 from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
@@ -66,7 +66,7 @@ def new_cells(
     labels = labels_of(adata, model, keys)
     check_names_of_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
-    for name in filter(is_unfit, chosen):
+    for name in filter(is_unwritable, chosen):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
     cells = model_counts(adata[taken], model, keys, missing_as_zero=missing_as_zero)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bdm.data.symbols import shown_as
+from bdm.data.symbols import display_names
 from bdm.extension.extend import FittedExtension
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
@@ -91,7 +91,9 @@ def extension_row(fitted: FittedExtension) -> dict[str, float | str | int | None
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
         "n_held_out": len(gain),
         "n_counts": fitted.n_counts,
-        "type_specific_genes": ", ".join(shown_as(type_specific_genes(fitted.model, cell_type).head().reset_index())),
+        "type_specific_genes": ", ".join(
+            display_names(type_specific_genes(fitted.model, cell_type).head().reset_index())
+        ),
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.data.columns import writable_name
 from bdm.diffusion.walk import TreeWalk
 from bdm.generation.chunks import (
@@ -44,7 +44,7 @@ def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_typ
     cell_type
         Of all of them; it matters to types that were added to the model, which have a decoder of their own.
     """
-    codes = tensor_of(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
+    codes = to_tensor(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
     y = model.whitening.inverse(x)
     smallest, largest = model.library_range(cell_type)
     library = y[:, -1:].clamp(smallest, largest)
@@ -78,7 +78,7 @@ def sample_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: n
     n_cells, n_genes = mean.shape
     for_times, for_jumps, for_rates, for_rest = generator.spawn(4)
     per_time = mean / inverse_dispersion
-    n_expected = torch.log1p(tensor_of(per_time)).numpy() * inverse_dispersion
+    n_expected = torch.log1p(to_tensor(per_time)).numpy() * inverse_dispersion
     first = for_times.standard_exponential(mean.shape)
     where = np.flatnonzero(first < n_expected)
 

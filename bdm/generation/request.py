@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bdm.data.columns import text
+from bdm.data.columns import as_text
 from bdm.errors import InputError
 from bdm.model.match import SAME, InputKeys, label_column
 from bdm.model.model import BranchedModel
@@ -100,7 +100,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
         If it has no column of cell types, or no cells of the model's types.
     """
     key = label_column(obs, model, keys)
-    labels = text(obs[key]).astype(object).replace(["nan"], None).fillna("")
+    labels = as_text(obs[key]).astype(object).replace(["nan"], None).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
     if not known.any():

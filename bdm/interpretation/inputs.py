@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.matrix import cells_of
+from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, StoredCells, capped, checked, sample_by_type
 from bdm.evaluation.inputs import check_genes, open_counts, subset_of_names
@@ -87,9 +87,9 @@ def read_inputs(
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are judged by cells that the model has learnt from.", prepared)
     of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
-    real = cells_of(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
+    real = take_cells(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(cells_of(new, sample_generated(new_cells, seed=seed)), generated)
+    new = checked(take_cells(new, sample_generated(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
 
 

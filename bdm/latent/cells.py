@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder.cells import batch_codes, type_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checksums import read_checksummed_json
@@ -76,7 +76,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     @torch.no_grad()  # holds for the thread that it is said in
     def posterior(portion: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
         rows, counts = portion
-        dense = tensor_of(counts.toarray())
+        dense = to_tensor(counts.toarray())
         found = autoencoder.network_of(cell_type[rows[0]]).encode(dense, types[rows], codes[rows])
         return rows, torch.cat([found.mean, dense.sum(dim=1, keepdim=True).log()], dim=1), found.scale
 
@@ -104,9 +104,9 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
     chosen = (adata.obs["split"] == "test").to_numpy() == held_out
     cell_type = adata.obs["cell_type"].cat
     return LatentCells(
-        tensor_of(np.asarray(adata.X[chosen])),
-        tensor_of(np.asarray(adata.layers["scale"][chosen])),
-        tensor_of(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
+        to_tensor(np.asarray(adata.X[chosen])),
+        to_tensor(np.asarray(adata.layers["scale"][chosen])),
+        to_tensor(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
         tuple(cell_type.categories),
     )
 

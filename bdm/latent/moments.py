@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bdm.arrays import matrix_power
 from bdm.latent.cells import LatentCells
-from bdm.minibatch import type_weight
+from bdm.seeds import type_weight
 
 
 @dataclass(frozen=True)

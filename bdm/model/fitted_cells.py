@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.counts import slots_of
-from bdm.data.matrix import UnreadableError, by_rows
+from bdm.data.counts import count_slots
+from bdm.data.matrix import UnreadableError, to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -81,7 +81,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     others = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))
     label_key = label_column(adata.obs, model, keys)
     batch_key = batch_column(adata.obs, model, keys)
-    slots = slots_of(adata)
+    slots = count_slots(adata)
     slots = [slots[counts]] if counts in slots else list(slots.values())
     if not any(genes.isin(slot.var_names).all() for slot in slots):  # but maybe by identifiers
         adata, counts = model_counts(adata, model, keys), "X"
@@ -113,7 +113,7 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
     """
     adata = read_cells(path, on_disk=on_disk)
     if on_disk and is_prepared(adata):
-        adata.X = by_rows(adata.X)
+        adata.X = to_row_storage(adata.X)
         return adata
     try:
         return fitted_cells(adata, model, keys)

@@ -8,8 +8,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import text
-from bdm.data.counts import raw_counts, slots_of
+from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text
+from bdm.data.counts import count_slots, raw_counts
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
@@ -35,7 +35,7 @@ class InputKeys:
 
     def found_in(self, adata: AnnData) -> "InputKeys":
         """Leave out what an AnnData lacks, as cells that bdm generated lack columns of other cells."""
-        has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": slots_of(adata)}
+        has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": count_slots(adata)}
         return replace(self, **{name: None for name, names in has.items() if getattr(self, name) not in names})
 
 
@@ -56,7 +56,7 @@ def model_counts(
 def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
     """Name the slot with the raw counts: the given one, the slot of the model's data if there is one, or ``auto``."""
     remembered = model.preparation["counts"]
-    return keys.counts or (remembered if remembered in slots_of(adata) else "auto")
+    return keys.counts or (remembered if remembered in count_slots(adata) else "auto")
 
 
 def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False) -> AnnData:
@@ -160,11 +160,6 @@ def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
     return {"names": var.index, **columns}
 
 
-def is_text(column: pd.Series) -> bool:
-    """Tell whether a column holds text."""
-    return isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(column.dtype)
-
-
 def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str:
     """Name the column of ``obs`` with the cell types: the given one, the model's own, or ``cell_type``.
 
@@ -185,7 +180,7 @@ def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 
 def labels_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> pd.Series:
     """Cell type of each cell; missing where its column has no value."""
-    return text(adata.obs[label_column(adata.obs, model, keys)]).astype(object).replace(["", "nan"], None)
+    return as_text(adata.obs[label_column(adata.obs, model, keys)]).astype(object).replace(list(MISSING_LABELS), None)
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
@@ -225,11 +220,12 @@ def batches_of(
     if not known:
         return np.full(adata.n_obs, "")
     column = batch_column(adata.obs, model, keys)
-    named = text(adata.obs[column])
-    if named.isna().any():
+    named = as_text(adata.obs[column])
+    missing = is_missing(named)
+    if missing.any():
         raise InputError(
-            f"obs[{column!r}] has no batch for {named.isna().sum()} of {len(named)} cells, for example "
-            f"{named.index[named.isna().argmax()]}; complete it, or leave these cells out."
+            f"obs[{column!r}] has no batch for {missing.sum()} of {len(named)} cells, for example "
+            f"{named.index[missing.argmax()]}; complete it, or leave these cells out."
         )
     batch = named.astype(object).to_numpy()
     unknown = sorted(set(batch) - set(known))

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bdm.data.symbols import shown_as
+from bdm.data.symbols import display_names
 from bdm.plotting.figure import NewFigure, figure_of_text, panels
 from bdm.plotting.style import ADDED, MODEL, gene_label, shortened
 
@@ -80,7 +80,7 @@ def draw_type_specific_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) ->
     style = {**MODEL, "color": "0.45", "markerfacecolor": "white"}
     axis.plot(shared, rows, **style, label="shared decoder", clip_on=False)
     axis.plot(specific, rows, **AFTER, label="type-specific decoder", clip_on=False)
-    axis.set_yticks(rows, [*map(gene_label, shown_as(genes))], fontsize=8)
+    axis.set_yticks(rows, [*map(gene_label, display_names(genes))], fontsize=8)
     axis.set_ylim(len(genes) - 0.4, -0.6)
     axis.set_xscale("asinh", linear_width=1)
     axis.set_xlim(left=0)

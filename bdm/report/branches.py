@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bdm.data.symbols import shown_as
+from bdm.data.symbols import display_names
 from bdm.hierarchy.tree import Hierarchy
 from bdm.report.plots import Mark, Scale, Strip, ticks
 from bdm.report.results import Results
@@ -94,7 +94,7 @@ def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
             "model": (row.model_log2_fold_change, row.model_standard_error),
             "test": (row.test_log2_fold_change, row.test_standard_error),
         })
-        for gene, row in zip(shown_as(best), best.itertuples(), strict=True)
+        for gene, row in zip(display_names(best), best.itertuples(), strict=True)
     ]  # fmt: skip
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
@@ -119,7 +119,7 @@ def genes_by_branch(results: Results) -> dict[str, list[str]]:
     table = results.interpretation.get("branch_genes")
     if table is None:
         return {}
-    return {child: shown_as(marking(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
+    return {child: display_names(marking(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
 def intervals(changes: dict[str, tuple[float, float]], scale: Scale) -> Strip:

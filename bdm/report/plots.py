@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bdm.data.symbols import shown_as
+from bdm.data.symbols import display_names
 from bdm.evaluation.cells import SET_NAMES, set_name
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.verdict import LIMITS, Finding
@@ -182,7 +182,7 @@ def scatter(genes: pd.DataFrame, judged: str, statistic: str, title: str, n_labe
     }
     x, y = points[judged]
     far = apart(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
-    names = shown_as(sets[judged]).to_numpy(dtype=str)
+    names = display_names(sets[judged]).to_numpy(dtype=str)
     return Scatter(
         title=title,
         floor="".join(f"M{a - 2:.0f} {b:.0f}h4m-2-2v4" for a, b in zip(*points[FLOOR], strict=True)),

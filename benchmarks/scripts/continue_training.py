@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from bdm.arrays import tensor_of
+from bdm.arrays import to_tensor
 from bdm.autoencoder.adapt import N_ITERATIONS
 from bdm.autoencoder.cells import batch_codes, type_codes
 from bdm.autoencoder.network import CountAutoencoder
@@ -18,9 +18,8 @@ from bdm.extension.extend import ExtendSettings, composition_of
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
-from bdm.minibatch import Minibatches
 from bdm.model.model import BranchedModel, with_branch, with_more_cells
-from bdm.seeds import derive
+from bdm.seeds import Minibatches, derive
 from bdm.settings import AutoencoderSettings, DenoiserSettings
 from bdm.training import Loop, train
 
@@ -94,7 +93,7 @@ def train_autoencoder(
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         drawn = training[torch.randint(len(training), (settings.batch_size,), generator=generator).numpy()]
         noise = torch.randn(len(drawn), network.shape.n_latent, generator=generator)
-        counts = tensor_of(cells.X[drawn].toarray())
+        counts = to_tensor(cells.X[drawn].toarray())
         bound, latent = network(counts, types[drawn], codes[drawn], noise, n_iterations=N_ITERATIONS)
         network.follow(types[drawn], latent)
         return bound.mean() + network.penalty(loading_scale=settings.loading_scale) / n_cells_learned
