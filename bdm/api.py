@@ -22,10 +22,10 @@ from bdm.hierarchy.tree import Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells, real_cells_for
-from bdm.model.match import InputKeys, encodable, known_cells
+from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
-from bdm.settings import PrepareSettings, SamplerSettings, Settings
+from bdm.settings import InputKeys, PrepareSettings, SamplerSettings, Settings
 from bdm.text import listed
 from bdm.threads import using_threads
 from bdm.training import fabric
@@ -379,7 +379,7 @@ class BranchedDiffusion:
         adata_test: AnnData | None = None,
         adata_new: AnnData | None = None,
         *,
-        beside: Mapping[str, AnnData] | None = None,
+        compare: Mapping[str, AnnData] | None = None,
         label_key: str | None = None,
         counts: str | None = None,
         n_repeats: int = 3,
@@ -394,7 +394,7 @@ class BranchedDiffusion:
             if not given.
         adata_new
             Cells to judge, named ``branched``; new ones, as many of each type as there are test cells, if not given.
-        beside
+        compare
             Other cells to judge in the same way, by name.
         label_key, counts
             Column of ``obs`` with the cell type, and where the raw counts are; as in the model's data, if not given.
@@ -425,14 +425,14 @@ class BranchedDiffusion:
         from bdm.evaluation.inputs import check_number
         from bdm.settings import EvaluationSettings
 
-        if taken := set(RESERVED_SET_NAMES) & set(beside or {}):
+        if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         if adata_new is None:
             adata_new = self.generate(real.test.n_by_type.to_dict(), seed=seed)
-        sets = {"branched": adata_new, **(beside or {})}
-        cells = {name: known_cells(adata, self.model, keys.found_in(adata)) for name, adata in sets.items()}
+        sets = {"branched": adata_new, **(compare or {})}
+        cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
         return evaluate(real.training, real.test, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)

@@ -1,3 +1,5 @@
+"""The command line ``bdm``: its commands, and how they end."""
+
 import signal
 import sys
 import traceback
@@ -7,22 +9,31 @@ import typer
 
 from bdm import __version__
 from bdm.commands.autoencoder import autoencoder
-from bdm.commands.draw import draw
+from bdm.commands.base import command_with_summary
 from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
 from bdm.commands.extend import extend
 from bdm.commands.fit import fit
-from bdm.commands.gather import gather
 from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
+from bdm.commands.merge import merge
+from bdm.commands.options import Command
+from bdm.commands.plot_tree import plot_tree
 from bdm.commands.prepare import prepare
 from bdm.commands.report import report
-from bdm.commands.told import told
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError, as_options
+
+# In the order of the help; False where a command does not compute for long
+COMMANDS = {
+    "Data": {example: False, prepare: False},
+    "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
+    "Generate": {generate: True, merge: False, transmute: True},
+    "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
+}
 
 app = typer.Typer(
     name="bdm",
@@ -30,29 +41,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DATA, LEARN, GENERATE, JUDGE = "Data", "Learn", "Generate", "Judge and explain"
-
-app.command(rich_help_panel=DATA)(told(example))
-app.command(rich_help_panel=DATA)(told(prepare))
-app.command(rich_help_panel=LEARN)(told(fit, computes=True))
-app.command(rich_help_panel=LEARN)(told(autoencoder, computes=True))
-app.command(rich_help_panel=LEARN)(told(hierarchy, computes=True))
-app.command(rich_help_panel=LEARN)(told(draw))
-app.command(rich_help_panel=LEARN)(told(train, computes=True))
-app.command(rich_help_panel=LEARN)(told(extend, computes=True))
-app.command(rich_help_panel=GENERATE)(told(generate, computes=True))
-app.command(rich_help_panel=GENERATE)(told(gather))
-app.command(rich_help_panel=GENERATE)(told(transmute, computes=True))
-app.command(rich_help_panel=JUDGE)(told(evaluate, computes=True))
-app.command(rich_help_panel=JUDGE)(told(evaluate_transmuted, computes=True))
-app.command(rich_help_panel=JUDGE)(told(interpret, computes=True))
-app.command(rich_help_panel=JUDGE)(told(report))
+for panel, commands in COMMANDS.items():
+    for command, computes in commands.items():
+        app.command(cls=Command, rich_help_panel=panel)(command_with_summary(command, computes=computes))
 
 
-def tell_version(asked: bool) -> None:
-    """End with the version, if it is asked for."""
-    if asked:
+def print_version(requested: bool) -> None:
+    """Print the version and end, if requested."""
+    if requested:
         print(f"bdm {__version__}")
         raise typer.Exit
 
@@ -60,10 +56,10 @@ def tell_version(asked: bool) -> None:
 @app.callback()
 def bdm(
     version: Annotated[
-        bool, typer.Option("--version", help="Tell the version.", callback=tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Learn from labelled single-cell RNA-seq counts, and generate new cells of any cell type."""
+    """Fit a model to labelled single-cell RNA-seq counts, and generate new cells of any cell type."""
 
 
 def main() -> None:
@@ -87,6 +83,6 @@ def main() -> None:
 
 
 def end(sentence: str, *, code: int) -> None:
-    """Tell in one sentence why the command ends."""
+    """Print in one sentence why the command ends."""
     print(f"bdm: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# ---- settings that several commands share
+AS_FITTED = Unset("as in the model's data")
+
+# ---- of one run: seed, files, and cell types
 
 Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
 Labels = Annotated[
@@ -27,10 +29,44 @@ Labels = Annotated[
 ]
 Tree = Annotated[
     Path | None,
-    "Tree of your own: nested lists in `.json`, or Newick in `.nwk`.",
-    Unset("the cell types are clustered"),
+    "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
+    Unset("clustering of the cell types"),
 ]
+Markers = Annotated[
+    Path | None,
+    "Your own marker genes: a `.csv` with the columns `type` and `gene`.",
+    Unset("those found in training cells"),
+]
+GeneSets = Annotated[
+    Path | None, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
+]
+NewTypes = Annotated[
+    tuple[str, ...], "Cell types to add.", Unset("all that the model lacks, unless there are types to update")
+]
+UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on these cells.", Unset("none")]
+MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
+TargetType = Annotated[str, MinLen(1), "Cell type to transmute to."]
+SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputKeys(StageSettings):
+    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on.
+
+    Attributes
+    ----------
+    label_key, batch_key
+        Columns of ``obs`` with the cell type and the batch.
+    counts
+        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+    """
+
+    label_key: Annotated[str | None, "Column of `obs` with the cell type.", AS_FITTED] = None
+    batch_key: Annotated[str | None, "Column of `obs` with the batch.", AS_FITTED] = None
+    counts: Annotated[
+        str | None, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.", AS_FITTED
+    ] = None
 
 
 # ---- stages

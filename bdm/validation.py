@@ -44,7 +44,8 @@ def rejection(name: str, value: object, schema: dict) -> str | None:
     shown = str(value) if isinstance(value, Real) else repr(value)
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     if not any(is_of_kind(value, kind) for kind in kinds):
-        return f"{name} is {shown}, but must be {' or '.join(KINDS[kind][0] for kind in kinds)}."
+        words = [KINDS[kind][0] for kind in kinds if kind != "null"]
+        return f"{name} is {shown}, but must be {' or '.join(words)}."
     if value is None or is_within(value, schema):
         return None
     return f"{name} is {shown}, but must be {bounds_in_words(schema)}."

@@ -155,7 +155,7 @@ def test_commands_take_what_rules_give(planned):
 def test_all_methods_are_evaluated_together(planned):
     folder = f"results/pbmc3k/{SEEDS[0]}"
     [command] = [c for c in shell_commands(planned) if c[1] == "evaluate" and c[3] == f"{folder}/evaluation"]
-    beside = [item for flag, item in pairwise(command) if flag == "--beside"]
+    beside = [item for flag, item in pairwise(command) if flag == "--compare"]
     assert command[4] == f"{folder}/cells/branched.h5ad"
     assert beside == [f"{name}={folder}/cells/{name}.h5ad" for name in METHODS if name != "branched"]
 

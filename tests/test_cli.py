@@ -59,14 +59,14 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
     commands = (
-        "example|prepare|fit|autoencoder|hierarchy|draw|train|extend|generate|gather|transmute|evaluate|"
+        "example|prepare|fit|autoencoder|hierarchy|plot-tree|train|extend|generate|merge|transmute|evaluate|"
         "evaluate-transmuted"
     )
-    titles = rf"╭─ (Data|Learn|Generate|Judge)|^│ ({commands}) "
+    titles = rf"╭─ (Data|Fit|Generate|Evaluate)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
     expected = (
-        "Data example prepare Learn fit autoencoder hierarchy draw train extend Generate generate gather transmute "
-        "Judge evaluate evaluate-transmuted"
+        "Data example prepare Fit fit autoencoder hierarchy plot-tree train extend Generate generate merge transmute "
+        "Evaluate evaluate evaluate-transmuted"
     )
     assert " ".join(found) == expected
 
@@ -211,7 +211,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     cells = anndata.read_h5ad(made[0] / "cells.h5ad")
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-steps", 5, "--denoiser-steps", 5)
+    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--denoiser-n-steps", 5)
     keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
     assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
     assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--cells", 3)[0] == 0
@@ -332,7 +332,7 @@ def test_colours_are_for_terminals_that_have_them(variables, coloured):
             shown += part
     os.close(reading)
     assert process.wait() == 0
-    assert b"Judge and explain" in shown
+    assert b"Evaluate and interpret" in shown
     assert bool(re.search(rb"\x1b\[[0-9;]*3[0-9]", shown)) == coloured
 
 
@@ -374,7 +374,7 @@ DRY = {
     "prepare": (("prepare", "cells.h5ad", "OUT", *PREPARE), "would write OUT:\n692 cells x 100 genes"),
     "autoencoder": (
         ("autoencoder", "prepared.h5ad", "OUT", "--n-latent", 2),
-        r"would write OUT, learning from 484 cells of 9 types x 100 genes\n"
+        r"would write OUT, fitted on 484 cells of 9 types x 100 genes\n"
         r"about \S+ \w+.* for training and encoding\nabout \d\.\d GB of memory",
     ),
     "train": (
@@ -411,8 +411,8 @@ def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, c
     cells.obs["label"] = cells.obs["bulk_labels"].astype(object).where(np.arange(cells.n_obs) > 9)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     words = ["fit", tmp_path / "cells.h5ad", tmp_path / "model", "--label-key=label", "--dry-run", "--n-genes=50"]
-    words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-steps=20"]
-    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--denoiser-steps=20"])
+    words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-n-steps=20"]
+    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--denoiser-n-steps=20"])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
@@ -460,7 +460,7 @@ BAD = {
     "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
     "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
     "autoencoder: loadings": ("autoencoder prepared.h5ad OUT --loading-scale 0", "loading_scale"),
-    "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "learning_rate is 0.0, but"),
+    "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "is 0.0, but must be above 0."),
     "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),
     "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
     "hierarchy: no folder": ("hierarchy none OUT.json", "none"),
@@ -479,36 +479,36 @@ BAD = {
     "train: no tree": ("train autoencoder none.json OUT", "none.json"),
     "train: no JSON": ("train autoencoder broken.nwk OUT", "broken.nwk"),
     "train: folder for a tree": ("train autoencoder model OUT", "model"),
-    "draw: unknown node": ("draw tree.json OUT.png --root nowhere", "nowhere"),
-    "draw: no tree": ("draw other.json OUT.png", "hierarchy"),
-    "draw: folder": ("draw autoencoder OUT.png", "autoencoder"),
-    "draw: ending": ("draw tree.json OUT.xyz", "OUT.xyz"),
+    "plot-tree: unknown node": ("plot-tree tree.json OUT.png --root nowhere", "nowhere"),
+    "plot-tree: no tree": ("plot-tree other.json OUT.png", "hierarchy"),
+    "plot-tree: folder": ("plot-tree autoencoder OUT.png", "autoencoder"),
+    "plot-tree: ending": ("plot-tree tree.json OUT.xyz", "OUT.xyz"),
     "train: other JSON": ("train autoencoder other.json OUT", "hierarchy"),
     "train: tree of other types": ("train autoencoder small.json OUT", "differ in their types"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),
-    "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", None),
-    "train: learning rate": ("train autoencoder tree.json OUT --learning-rate nan", "learning_rate is nan, but"),
-    "train: no devices": ("train autoencoder tree.json OUT --devices 0", None),
+    "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", "n_steps is 0, but must be at least 1."),
+    "train: learning rate": ("train autoencoder tree.json OUT --learning-rate nan", "but must be a finite number."),
+    "train: no devices": ("train autoencoder tree.json OUT --devices 0", "devices is 0, but must be at least 1."),
     "generate: no folder": ("generate none OUT.h5ad --cells 1", "none"),
     "generate: other folder": ("generate autoencoder OUT.h5ad --cells 1", "model.json"),
     "generate: no number": ("generate model OUT.h5ad", "--cells-like"),
     "generate: two numbers": ("generate model OUT.h5ad --cells 1 --cells-like cells.h5ad", "--cells-like"),
     "generate: negative": ("generate model OUT.h5ad --cells -1", "whole number"),
     "generate: none": ("generate model OUT.h5ad --cells 0", "no cells"),
-    "generate: text": ("generate model OUT.h5ad --cells many", None),
-    "generate: fraction": ("generate model OUT.h5ad --cells 1.5", None),
+    "generate: text": ("generate model OUT.h5ad --cells many", "cells is 'many', but must be a whole number."),
+    "generate: fraction": ("generate model OUT.h5ad --cells 1.5", "cells is '1.5', but must be a whole number."),
     "generate: no cells like": ("generate model OUT.h5ad --cells-like none.h5ad", "none.h5ad"),
     "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "name it by `--label-key`"),
     "generate: no table": ("generate model OUT.h5ad --cells-from none.csv", "none.csv"),
     "generate: other table": ("generate model OUT.h5ad --cells-from other.csv", "cell_type"),
     "generate: unknown type": ("generate model OUT.h5ad --cells-from unknown.csv", "T-800"),
     "generate: unknown batch": ("generate model OUT.h5ad --cells-from batch.csv", "without a batch column"),
-    "generate: levels": ("generate model OUT.h5ad --cells 1 --n-levels 1", None),
+    "generate: levels": ("generate model OUT.h5ad --cells 1 --n-levels 1", "n_levels is 1, but must be at least 2."),
     "generate: device": ("generate model OUT.h5ad --cells 1 --device quantum", "quantum"),
     "generate: over a folder": ("generate model autoencoder --cells 1", None),
     "generate: no such part": ("generate model OUT.h5ad --cells 1 --part 3-of-2", "2-of-8"),
-    "gather: no part": ("gather OUT.h5ad generated.h5ad", "generated.h5ad is no part"),
-    "gather: nothing": ("gather OUT.h5ad", None),
+    "merge: no part": ("merge OUT.h5ad generated.h5ad", "generated.h5ad is no part"),
+    "merge: nothing": ("merge OUT.h5ad", None),
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "transmute: no target": ("transmute model prepared.h5ad OUT.h5ad", None),
     "transmute: from no type": ("transmute model prepared.h5ad OUT.h5ad --to Dendritic --from T-800", "T-800"),
@@ -520,15 +520,15 @@ BAD = {
     "evaluate-transmuted: not moved": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
     "evaluate-transmuted: others": ("evaluate-transmuted prepared.h5ad OUT renamed.h5ad", "renamed.h5ad"),
     "evaluate-transmuted: two targets": (
-        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside x=elsewhere.h5ad", "different types"
+        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare x=elsewhere.h5ad", "different types"
     ),
     "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad OUT two.h5ad", "2 types"),
     "evaluate-transmuted: taken": (
-        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --beside unmoved=transmuted.h5ad", "taken"
+        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unmoved=transmuted.h5ad", "taken"
     ),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
-    "extend: known": ("extend model prepared.h5ad OUT --type Dendritic", "knows the type 'Dendritic' already"),
-    "extend: no such type": ("extend model prepared.h5ad OUT --type T-800", "0 cells of type 'T-800'"),
+    "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "knows the type 'Dendritic' already"),
+    "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
     "extend: other genes": ("extend model few_genes.h5ad OUT --label-key new", "lack"),
     "extend: update of a new type": (
         "extend model new.h5ad OUT --label-key new --update T-800",
@@ -546,7 +546,8 @@ BAD = {
     "extend: no model": ("extend autoencoder prepared.h5ad OUT", "model.json"),
     "extend: over other content": ("extend model new.h5ad autoencoder --label-key new", "other content"),
     "no such command": ("invent OUT", None),
-    "no such option": ("example OUT.h5ad --colour red", None),
+    "no such option": ("example OUT.h5ad --colour red", "There is no setting colour; known are "),
+    "misspelt option": ("generate model OUT.h5ad --n-levl 3", "There is no setting n_levl; did you mean n_levels?"),
     "name of no file": ("example " + 300 * "x", "Cannot write"),
     "no output": ("example", None),
 }  # fmt: skip

@@ -80,7 +80,7 @@ CHANGES = {
     "train/learning_rate": (3, both(TRAIN, EXTEND)),
     "extend/additions": ({"more": {"path": "more.h5ad"}, "new": {"path": "other.h5ad"}}, {"mine+new": EXTEND}),
     "addition/path": ("other.h5ad", {GROWN: EXTEND}),
-    "addition/types": (["C"], {GROWN: EXTEND}),
+    "addition/cell_types": (["C"], {GROWN: EXTEND}),
     "addition/update": (["A"], {GROWN: EXTEND}),
     "addition/label_key": ("auto", {GROWN: EXTEND}),
     "addition/counts": ("X", {GROWN: EXTEND}),
@@ -218,7 +218,7 @@ def test_another_number_of_cells_where_jobs_generate_together(tmp_path, monkeypa
     assert not list(tmp_path.rglob("*-of-3.h5ad"))
     monkeypatch.chdir(tmp_path)
     assert planned_rules(CONFIG, n_jobs=3) == {}
-    gathered = both(GENERATE_BOTH | {"gather", "gather_flat"}, GENERATE | {"gather"})
+    gathered = both(GENERATE_BOTH | {"merge", "merge_flat"}, GENERATE | {"merge"})
     assert planned_rules(with_value("generate/n_cells", 12), n_jobs=3) == gathered
 
 

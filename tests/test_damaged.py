@@ -25,10 +25,16 @@ from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import save_hierarchy
 from bdm.latent.cells import encode, latent_cells, read_latent, save_latent
 from bdm.model.fit import fit_model
-from bdm.model.match import InputKeys
 from bdm.model.model import save_model
 from bdm.provenance import preparation, provenance, storable
-from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, SamplerSettings
+from bdm.settings import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    HierarchySettings,
+    InputKeys,
+    PrepareSettings,
+    SamplerSettings,
+)
 
 CASES = int(os.environ.get("BDM_DAMAGED_CASES", 12))  # of each kind of file
 OWN = ("prepared.h5ad", "autoencoder", "model", "hierarchy.json", "checkpoint", "parts")

@@ -204,7 +204,7 @@ def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):
     first, *others = [content for language, content in blocks if language == "python"]
     exec(compile(first, "first", "exec"), {})
     [mine] = [yaml.safe_load(content)["datasets"]["blood"] for language, content in blocks if language == "yaml"]
-    few = ("--n-genes=60", "--n-latent=4", "--autoencoder-steps=5", "--denoiser-steps=5")
+    few = ("--n-genes=60", "--n-latent=4", "--autoencoder-n-steps=5", "--denoiser-n-steps=5")
     [command] = re.findall(r"^    (bdm fit .*)$", text, flags=re.MULTILINE)
     [model] = ["results/blood/model"]
     assert {f"--{key.replace('_', '-')}" for key in [*mine, *mine["prepare"]]} - set(command.split()) == {

@@ -45,7 +45,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     caplog.set_level("INFO")
     out = files / "evaluation"
     out.mkdir()
-    options = ("--beside", f"flat={files / 'flat.h5ad'}", "--n-repeats", 1)
+    options = ("--compare", f"flat={files / 'flat.h5ad'}", "--n-repeats", 1)
     bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
@@ -150,11 +150,11 @@ def test_prepared_cells_without_test_cells_are_refused(files, prepared):
 
 
 @pytest.mark.parametrize(
-    "beside", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat="]
+    "compare", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat="]
 )
-def test_besides_need_a_name_of_their_own(files, beside):
-    with pytest.raises(InputError, match="--beside"):
-        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--beside", beside)
+def test_besides_need_a_name_of_their_own(files, compare):
+    with pytest.raises(InputError, match="--compare"):
+        bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--compare", compare)
 
 
 def test_types_of_few_cells_are_told(files, generated, caplog):

@@ -341,7 +341,7 @@ def folder(base, example_cells, tmp_path_factory):
 
 def test_command_extends_reports_and_joins(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/extended --known {folder}/prepared.h5ad"
-    given += " --type 'CD56+ NK' --type CD34+ --update Dendritic"
+    given += " --cell-type 'CD56+ NK' --cell-type CD34+ --update Dendritic"
     bdm(f"{given} --joined {folder}/joined.h5ad --report {folder}/report")
     tables = {
         name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
@@ -365,7 +365,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
 
 def test_all_is_learnt_anew_on_request(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/refitted --known {folder}/prepared.h5ad"
-    bdm(f"{given} --type 'CD56+ NK' --refit")
+    bdm(f"{given} --cell-type 'CD56+ NK' --refit")
     one, other = load_model(folder / "model"), load_model(folder / "refitted")
     assert other.extensions == ()
     assert set(other.cell_types) == {*one.cell_types, "CD56+ NK"}

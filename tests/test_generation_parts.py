@@ -128,7 +128,7 @@ def test_file_does_not_depend_on_the_number_of_jobs(folder, tmp_path, options, m
         sizes = [len(ad.read_h5ad(part).obs) for part in parts]
         assert sum(sizes) == sum(CELLS.values())
         assert n_parts > N_STARTS or all(sizes)
-        assert bdm("gather", tmp_path / "gathered.h5ad", *parts[::-1]) == 0
+        assert bdm("merge", tmp_path / "gathered.h5ad", *parts[::-1]) == 0
         found = content(tmp_path / "gathered.h5ad")
         assert found.keys() == expected.keys()
         assert not [name for name in found if found[name] != expected[name]]
@@ -172,7 +172,7 @@ def parts(folder) -> dict[str, Path]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_gathered_is_told_in_one_sentence(parts, tmp_path, capsys, given, told):
-    assert bdm("gather", tmp_path / "gathered.h5ad", *(parts[name] for name in given)) == 2
+    assert bdm("merge", tmp_path / "gathered.h5ad", *(parts[name] for name in given)) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("bdm: ")
     assert told in line

@@ -130,7 +130,7 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     more, extended = folder / "more.h5ad", folder / "extended"
     cells_of([new], genes, seed=1).write_h5ad(more)
     report = folder / "report"
-    bdm("extend", model, more, extended, f"--type={new}", "--label-key=type", f"--report={report}")
+    bdm("extend", model, more, extended, f"--cell-type={new}", "--label-key=type", f"--report={report}")
     assert column(report / "extensions.csv", "cell_type") == {new}
     bdm("generate", extended, folder / "new.h5ad", "--cells=1", "--n-levels=3")
     assert set(anndata.read_h5ad(folder / "new.h5ad").obs["cell_type"]) == {*labels, new}

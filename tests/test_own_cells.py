@@ -16,7 +16,8 @@ import bdm
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.match import InputKeys
+from bdm.model.match import keys_found_in
+from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -113,10 +114,10 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
     codes = awkward.obs["annotation"].astype("category").cat.codes.astype(int)
     numbered.obs["annotation"] = codes
     quick = bdm.Settings(
-        bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
-        bdm.HierarchySettings(n_bootstrap=0),
-        bdm.DenoiserSettings(n_steps=2, width=8),
-        bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, test=0.0),
+        autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
+        hierarchy=bdm.HierarchySettings(n_bootstrap=0),
+        denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
+        prepare=bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, test=0.0),
     )
     model = bdm.BranchedDiffusion(numbered, settings=quick).fit()
     two, three = (int(name) for name in model.cell_types[:2])
@@ -347,7 +348,7 @@ def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
 
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
-    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-steps", 2, "--denoiser-steps", 20)
+    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--denoiser-n-steps", 20)
     command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
     command("generate", "own", "generated_own.h5ad", "--cells", 20)
     command("evaluate", "cells.h5ad", "evaluation", "generated_own.h5ad", "--model", "own", "--n-repeats", 1)
@@ -369,7 +370,9 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
 
 def test_keys_name_what_is_there():
     cells = AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": [1, 2]}, index=["x", "y"]))
-    assert InputKeys(label_key="a", batch_key="b", counts="X").found_in(cells) == InputKeys(label_key="a", counts="X")
+    assert keys_found_in(cells, InputKeys(label_key="a", batch_key="b", counts="X")) == InputKeys(
+        label_key="a", counts="X"
+    )
     assert logging.getLogger("bdm").level == logging.INFO
 
 

@@ -285,7 +285,7 @@ def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, 
     model = copy.copy(small_model)
     model.prepared = model.prepared.copy()
     model.prepared.obs["split"] = np.where(np.arange(model.prepared.n_obs) % 2, "train", "test")
-    kept = model.evaluate(beside={"real": held_out}, n_repeats=1)
+    kept = model.evaluate(compare={"real": held_out}, n_repeats=1)
     assert list(kept.overall) == ["floor", "branched", "real"]
     assert kept.overall.loc["energy", "real"] < kept.overall.loc["energy", "branched"]
 
@@ -294,7 +294,7 @@ def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path
     with pytest.raises(InputError, match="give `adata_test=`"):
         small_model.evaluate()
     with pytest.raises(InputError, match="floor is taken"):
-        small_model.evaluate(held_out, beside={"floor": held_out})
+        small_model.evaluate(held_out, compare={"floor": held_out})
     with pytest.raises(InputError, match="no column"):
         small_model.evaluate(held_out, label_key="none")
     with pytest.raises(InputError, match="branched cannot be judged"):

@@ -59,7 +59,7 @@ def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
     bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
     bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
     judged = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
-    bdm("evaluate", *judged, "--beside", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
+    bdm("evaluate", *judged, "--compare", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def test_page_of_cells_whose_input_was_not_recorded(results):
 
 def test_page_of_an_extended_model_shows_what_its_first_cells_left_out(full, results, tmp_path):
     known, joined = full / "prepared.h5ad", tmp_path / "joined.h5ad"
-    options = ("--type", LEFT_OUT, "--known", known, "--joined", joined, "--label-key", "label")
+    options = ("--cell-type", LEFT_OUT, "--known", known, "--joined", joined, "--label-key", "label")
     bdm("extend", full / "model", full.parent / "my <i>cells.h5ad", tmp_path / "model", *options)
     cells = read_prepared(joined)
     grown = replace(results, model=load_model(tmp_path / "model"), cells=cells.obs, record=dict(cells.uns["bdm"]))

@@ -144,7 +144,7 @@ def finished(tmp_path_factory) -> Finished:
             process.kill()
         jobs, daemons = cluster.jobs(), cluster.daemons()
     assert process.returncode == 0, (folder / "snakemake.log").read_text()
-    rules = [*RULES, "gather", "gather_flat"]
+    rules = [*RULES, "merge", "merge_flat"]
     return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in rules}, daemons)
 
 

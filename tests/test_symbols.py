@@ -157,7 +157,7 @@ def folder(cells, tmp_path_factory) -> Path:
     run("transmute", model, prepared, moved, "--to", NK, "--from", DENDRITIC)
     run("evaluate-transmuted", prepared, folder / "transmutation/a", moved)
     more = ("--known", prepared, "--report", folder / "extension")
-    run("extend", model, folder / "cells.h5ad", folder / "extended", "--type", B, *more)
+    run("extend", model, folder / "cells.h5ad", folder / "extended", "--cell-type", B, *more)
     (folder / "genes.txt").unlink()
     return folder
 

@@ -6,7 +6,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.errors import InputError
-from bdm.model.match import InputKeys
+from bdm.settings import InputKeys
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
 
 LACKING = "CD4+/CD45RA+/CD25- Naive T"  # type with too few cells for the model

@@ -37,7 +37,7 @@ RULES = [
     "interpret",
     "report",
 ]
-GENERATION = ["generate", "generate_flat", "gather", "gather_flat"]
+GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 EXTENSION = {
     "extensions.csv",
@@ -141,7 +141,7 @@ def test_jobs_that_generate_together(tmp_path, prefix):
         write_module(tmp_path)
     snakefile = [] if prefix else ["--snakefile", ROOT / "Snakefile"]
     done = snakemake("--dry-run", "--printshellcmds", "--set-scatter", "generate=3", *snakefile, cwd=tmp_path)
-    numbers = dict.fromkeys(RULES, 1) | {"generate": 3, "generate_flat": 3, "gather": 1, "gather_flat": 1}
+    numbers = dict.fromkeys(RULES, 1) | {"generate": 3, "generate_flat": 3, "merge": 1, "merge_flat": 1}
     jobs = planned(done.stdout)
     assert {rule: jobs.get(prefix + rule) for rule in numbers} == numbers, done.stderr
     commands = shell_commands(done.stdout)
@@ -228,7 +228,7 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
     for name in ["mine.h5ad", "first.h5ad", "it's second.h5ad"]:
         (tmp_path / name).touch()
     additions = {
-        "zz": {"path": "first.h5ad", "types": ["a b", "it's"]},
+        "zz": {"path": "first.h5ad", "cell_types": ["a b", "it's"]},
         "aa": {"path": "it's second.h5ad", "update": ["a b"], "label_key": "cell type", "missing_as_zero": True},
     }
     moves = {"there": {"to": "a b"}}
@@ -248,7 +248,7 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
         "results/mine/prepared.h5ad",
         "results/mine+zz/prepared.h5ad",
     ]
-    assert list(first["cell_type"]) == additions["zz"]["types"]
+    assert list(first["cell_type"]) == additions["zz"]["cell_types"]
     assert (str(second["model"]), str(second["out"])) == ("results/mine+zz/model", "results/mine+aa/model")
     assert (list(second["update"]), second["label_key"], second["missing_as_zero"]) == (["a b"], "cell type", True)
 

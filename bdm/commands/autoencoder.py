@@ -1,9 +1,10 @@
-from typing import TYPE_CHECKING, Annotated
+"""``bdm autoencoder``: train the count autoencoder on prepared cells, and encode them."""
 
-import typer
+from typing import TYPE_CHECKING
 
-from bdm.commands.options import CheckpointEvery, Device, LearningRate, OutFolder, Prepared, Seed
-from bdm.commands.told import DryRun, Summary
+from bdm.commands.arguments import CheckpointEvery, Device, DryRun, OutFolder, Prepared
+from bdm.commands.base import Summary
+from bdm.settings import AutoencoderSettings, Seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,21 +14,13 @@ def autoencoder(
     prepared: Prepared,
     out: OutFolder,
     *,
-    n_latent: Annotated[int, typer.Option(help="Latent dimensions.", min=1)] = 30,
-    loading_scale: Annotated[
-        float, typer.Option(help="How far a latent dimension is expected to change a gene's log expression.")
-    ] = 0.1,
-    n_steps: Annotated[int, typer.Option(help="Most training steps.", min=1)] = 400,
-    learning_rate: LearningRate = 0.01,
-    shared_decoder: Annotated[
-        bool, typer.Option("--shared-decoder", help="Let all types share one decoder, also where own ones gain.")
-    ] = False,
+    settings: AutoencoderSettings,
     device: Device = "auto",
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> Summary | None:
-    """Train the count autoencoder, and encode all cells. Interrupted training goes on with the same command.
+    """Train the count autoencoder, and encode all cells. The same command resumes interrupted training.
 
     Example: bdm autoencoder prepared.h5ad autoencoder/
     """
@@ -37,24 +30,16 @@ def autoencoder(
     from bdm.autoencoder.fit import fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.foretell import foretold_autoencoder, print_foretold
+    from bdm.commands.estimate import estimate_autoencoder, print_estimate
     from bdm.data.prepare import read_prepared
     from bdm.files import atomic_write, sha256
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
-    from bdm.settings import AutoencoderSettings
 
-    settings = AutoencoderSettings(
-        n_latent=n_latent,
-        loading_scale=loading_scale,
-        n_steps=n_steps,
-        learning_rate=learning_rate,
-        shared_decoder=shared_decoder,
-    )
     adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
     if dry_run:
-        seconds = foretold_autoencoder(adata, settings, seed=seed, device=device)
-        print_foretold(out, adata.obs, adata.n_vars, {"training and encoding": seconds})
+        seconds = estimate_autoencoder(adata, settings, seed=seed, device=device)
+        print_estimate(out, adata.obs, adata.n_vars, {"training and encoding": seconds})
         return None
     with ExitStack() as files:
         facts["prepared_sha256"] = sha256(prepared)

@@ -1,15 +1,15 @@
+"""``bdm evaluate``: evaluate generated cells by held-out test cells."""
+
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
-from bdm.commands.told import Summary
+from bdm.commands.arguments import Compare, OfModel, OutFolder, TestCells
+from bdm.commands.base import Summary
 from bdm.errors import InputError
-
-if TYPE_CHECKING:
-    from bdm.model.match import InputKeys
+from bdm.settings import EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -18,31 +18,27 @@ def evaluate(
     cells: Annotated[
         Path,
         typer.Argument(
-            help="Cells that the model was fitted on, and test cells: made by bdm prepare, or with --model any.",
+            help="Cells that the model was fitted on, and test cells: made by bdm prepare; with --model, any.",
             show_default=False,
         ),
     ],
     out: OutFolder,
-    generated: Annotated[Path, typer.Argument(help="Generated cells (.h5ad), branched in tables.", show_default=False)],
+    generated: Annotated[
+        Path, typer.Argument(help="Generated cells (.h5ad), named branched in tables.", show_default=False)
+    ],
     *,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(help="Other cells to judge in the same way; may be repeated.", metavar="NAME=FILE"),
-    ] = None,
-    n_repeats: Annotated[int, typer.Option(help="Draws of cells over which scores are averaged.", min=1)] = 3,
-    max_cells_per_type: Annotated[int, typer.Option(help="Most cells of a type compared at a time.", min=5)] = 500,
+    compare: Compare = None,
     model: OfModel = None,
     test_cells: TestCells = None,
-    label_key: LabelKey = None,
-    batch_key: BatchKey = None,
-    counts: Counts = None,
+    keys: InputKeys,
+    settings: EvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
-    """Judge generated cells by held-out test cells, with real training cells beside them as the floor.
+    """Evaluate generated cells by held-out test cells; the floor is the same scores of real training cells.
 
-    Cells are drawn, and at most 20,000 of a set are compared at a time; evaluation.json tells how many of each type.
+    Cells are sampled, and at most 20,000 of a set are compared at a time; evaluation.json has the numbers of each type.
 
-    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --beside flat=flat.h5ad
+    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --compare flat=flat.h5ad
 
     Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
@@ -54,16 +50,12 @@ def evaluate(
     from bdm.evaluation.report import summary, verdict_lines, write_report
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
-    from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
     from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
-    from bdm.settings import EvaluationSettings
 
-    keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     check_used(model, test_cells, keys)
-    settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
-    files = named_files(generated, beside or [])
+    files = named_files(generated, compare or [])
     with atomic_write(out, folder_of="evaluation.json") as folder:
         if model is None:
             real = read_real_cells(cells, on_disk=True)
@@ -82,24 +74,24 @@ def evaluate(
     return Summary((out,), facts)
 
 
-def check_used(model: Path | None, test_cells: Path | None, keys: "InputKeys") -> None:
-    """Refuse options of cells that are not prepared where no model is given to prepare them by."""
+def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> None:
+    """Reject options for cells that are not prepared if no model is given to prepare them by."""
     given = {"test_cells": test_cells, **vars(keys)}
     unused = next((name for name, value in given.items() if value is not None), None)
     if model is None and unused:
         raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
 
 
-def named_files(generated: Path, beside: list[str]) -> dict[str, Path]:
-    """Name the sets to judge: ``branched``, and as ``beside`` says (NAME=FILE)."""
+def named_files(generated: Path, compare: list[str]) -> dict[str, Path]:
+    """Name the sets to evaluate: ``branched``, and those in ``compare`` (NAME=FILE)."""
     from bdm.evaluation.cells import RESERVED_SET_NAMES
 
     files = {"branched": generated}
-    for item in beside:
+    for item in compare:
         name, separator, file = item.partition("=")
         if not (name and separator and file):
-            raise InputError(f"--beside {item} is not of the form NAME=FILE.")
+            raise InputError(f"--compare {item} is not of the form NAME=FILE.")
         if name in RESERVED_SET_NAMES or name in files:
-            raise InputError(f"--beside {item}: the name {name} is taken; choose another.")
+            raise InputError(f"--compare {item}: the name {name} is taken; choose another.")
         files[name] = Path(file)
     return files

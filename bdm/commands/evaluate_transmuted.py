@@ -1,13 +1,16 @@
+"""``bdm evaluate-transmuted``: evaluate transmuted cells by held-out cells of their new type."""
+
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bdm.commands.arguments import Compare, OfModel, OutFolder, TestCells
+from bdm.commands.base import Summary
 from bdm.commands.evaluate import check_used, named_files
-from bdm.commands.options import BatchKey, Counts, LabelKey, OfModel, OutFolder, Seed, TestCells
-from bdm.commands.told import Summary
 from bdm.errors import InputError
+from bdm.settings import InputKeys, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -16,43 +19,36 @@ def evaluate_transmuted(
     cells: Annotated[
         Path,
         typer.Argument(
-            help="Cells that were transmuted, training and test cells: made by bdm prepare, or with --model any.",
+            help="Cells that were transmuted, training and test cells: made by bdm prepare; with --model, any.",
             show_default=False,
         ),
     ],
     out: OutFolder,
     transmuted: Annotated[
-        Path, typer.Argument(help="Cells that bdm transmute moved, named branched.", show_default=False)
+        Path, typer.Argument(help="Cells made by bdm transmute, named branched in tables.", show_default=False)
     ],
     *,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(help="Other cells moved likewise; may be repeated.", metavar="NAME=FILE"),
-    ] = None,
+    compare: Compare = None,
     model: OfModel = None,
     test_cells: TestCells = None,
-    label_key: LabelKey = None,
-    batch_key: BatchKey = None,
-    counts: Counts = None,
+    keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
-    """Judge transmuted cells by held-out cells of their new type, and by what each was before.
+    """Evaluate transmuted cells by held-out cells of their new type, and by the cells that they were.
 
-    Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --beside flat=flat.h5ad
+    Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --compare flat=flat.h5ad
     """
     from bdm.evaluation.inputs import read_counts, read_real_cells
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
-    from bdm.model.match import InputKeys
     from bdm.model.model import checksums, load_model
     from bdm.plotting.write import write_figures
     from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted
     from bdm.transmutation.report import summary, write_report
 
-    keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
     check_used(model, test_cells, keys)
-    files = named_files(transmuted, beside or [])
+    files = named_files(transmuted, compare or [])
     with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
             real, before = read_real_cells(cells), read_counts(cells, columns=("cell_type",))
@@ -64,7 +60,7 @@ def evaluate_transmuted(
         targets = {moved.to for moved in read.values()}
         if len(targets) > 1:
             raise InputError(
-                f"The cells were moved to different types: {', '.join(sorted(targets))}; judge one at a time."
+                f"Cells were transmuted to different types ({', '.join(sorted(targets))}); evaluate one type at a time."
             )
         evaluation = evaluate_transmutation(
             real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed

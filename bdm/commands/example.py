@@ -1,9 +1,11 @@
+"""``bdm example``: write example cells."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm.commands.told import Summary
+from bdm.commands.base import Summary
 
 
 def example(

@@ -1,34 +1,34 @@
+"""``bdm generate``: generate new cells, as raw counts."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm.commands.options import Device, ModelFolder, OutFile, Seed
-from bdm.commands.told import DryRun, Summary
+from bdm.commands.arguments import Device, DryRun, ModelFolder, OutFile
+from bdm.commands.base import Summary
+from bdm.settings import GenerationSettings, InputKeys, Seed
 
 
 def generate(
     model: ModelFolder,
     out: OutFile,
     *,
-    cells: Annotated[int | None, typer.Option(help="Cells of every type.", show_default=False)] = None,
+    cells: Annotated[int | None, "Number of cells of every type."] = None,
     cells_like: Annotated[
-        Path | None, typer.Option(help="AnnData whose numbers of cells by type to follow.", show_default=False)
+        Path | None, typer.Option(help="AnnData with as many cells of each type as to generate.", show_default=False)
     ] = None,
     label_key: Annotated[
         str | None,
         typer.Option(help="Column of obs with the cell type, in --cells-like.", show_default="as in the model's data"),
     ] = None,
     cells_from: Annotated[
-        Path | None, typer.Option(help="CSV with cell_type, n_cells and maybe batch.", show_default=False)
+        Path | None,
+        typer.Option(help="CSV with the columns cell_type, n_cells and, if any, batch.", show_default=False),
     ] = None,
-    shared_ancestors: Annotated[
-        bool, typer.Option("--shared-ancestors", help="Let cell i of every type descend from one sample; faster.")
-    ] = False,
-    stochastic: Annotated[bool, typer.Option("--stochastic", help="Add fresh noise on the way down.")] = False,
-    n_levels: Annotated[int, typer.Option(help="Noise levels from the root to the end.", min=2)] = 12,
+    settings: GenerationSettings,
     part: Annotated[
-        str | None, typer.Option(help="Generate a part alone, such as 2-of-8, for bdm gather.", show_default=False)
+        str | None, typer.Option(help="Generate one part only, such as 2-of-8, for bdm merge.", show_default=False)
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -48,16 +48,13 @@ def generate(
     from bdm.generation.generate import generated_cells
     from bdm.generation.merge import write_cells
     from bdm.generation.request import numbers_like, read_request, request_cells
-    from bdm.model.match import InputKeys
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
-    from bdm.settings import SamplerSettings
     from bdm.training import fabric
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
-        raise InputError("Say how many cells to generate by one of --cells, --cells-like and --cells-from.")
+        raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
     of_cells = WHOLE if part is None else Part.parse(part)
-    settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
@@ -75,11 +72,11 @@ def generate(
             print(f"{sum(n_cells.values()):>9,}  cells of {of}")
             return None
         generated = generated_cells(
-            loaded, request, settings, seed=seed, shared_ancestors=shared_ancestors, part=of_cells
+            loaded, request, settings, seed=seed, shared_ancestors=settings.shared_ancestors, part=of_cells
         )
         record = provenance(
             seed=seed,
-            settings={**asdict(settings), "shared_ancestors": shared_ancestors},
+            settings=asdict(settings),
             request=request.table.to_dict("list"),
             model_sha256=model_checksum(model),
             data_sha256=loaded.autoencoder.provenance["data_sha256"],

@@ -1,10 +1,13 @@
+"""``bdm hierarchy``: derive the hierarchy of cell types."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm.commands.options import AutoencoderFolder, OutFile, Seed
-from bdm.commands.told import Summary
+from bdm.commands.arguments import AutoencoderFolder, OutFile
+from bdm.commands.base import Summary
+from bdm.settings import HierarchySettings, Seed, Tree
 
 
 def hierarchy(
@@ -17,10 +20,8 @@ def hierarchy(
         Path | None, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Page for the browser to write as well (.html).")] = None,
-    threshold: Annotated[float, typer.Option(help="AUC between the children of a branch where they part.")] = 0.9,
-    tree: Annotated[Path | None, typer.Option(help="Tree to use: Newick, or nested lists in .json.")] = None,
-    flat: Annotated[bool, typer.Option("--flat", help="No tree: every type has a branch of its own.")] = False,
-    n_bootstrap: Annotated[int, typer.Option(help="Resamples of cells for the support of nodes.", min=0)] = 100,
+    tree: Tree = None,
+    settings: HierarchySettings,
     seed: Seed = 0,
 ) -> Summary:
     """Derive the hierarchy of cell types by clustering their means.
@@ -38,12 +39,10 @@ def hierarchy(
     from bdm.plotting.figure import save_figure
     from bdm.plotting.page.tree import tree_page
     from bdm.plotting.tree import plot_hierarchy
-    from bdm.settings import HierarchySettings
 
     outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"Two outputs would be written to {outputs[-1]}; name a file for each.")
-    settings = HierarchySettings(threshold=threshold, flat=flat, n_bootstrap=n_bootstrap)
     given = None if tree is None else read_tree(tree)
     with ExitStack() as files:
         built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)

@@ -1,68 +1,175 @@
-"""Options that several commands share."""
+"""Options of commands, which are made from settings: their flags, types, defaults and help."""
 
-from pathlib import Path
-from typing import Annotated
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.", min=0)]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        help="Threads to compute with; the result does not depend on their number.",
-        min=1,
-        show_default="all that the process may use",
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-OutFile = Annotated[Path, typer.Argument(help="File to write.", dir_okay=False, show_default=False)]
-OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", file_okay=False, show_default=False)]
-Prepared = Annotated[Path, typer.Argument(help="Cells made by bdm prepare (.h5ad).", show_default=False)]
-AutoencoderFolder = Annotated[Path, typer.Argument(help="Folder made by bdm autoencoder.", show_default=False)]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder made by bdm train or bdm fit.", show_default=False)]
-LabelKey = Annotated[
-    str | None, typer.Option(help="Column of obs with the cell type.", show_default="as in the model's data")
-]
-BatchKey = Annotated[
-    str | None, typer.Option(help="Column of obs with the batch.", show_default="as in the model's data")
-]
-Counts = Annotated[
-    str | None,
-    typer.Option(
-        help="Where raw counts are: X, raw, the name of a layer, or auto.", show_default="as in the model's data"
-    ),
-]
-OfModel = Annotated[
-    Path | None,
-    typer.Option(
-        "--model",
-        help="Model that was fitted on the cells, where these are not made by bdm prepare.",
-        show_default=False,
-        file_okay=False,
-    ),
-]
-TestCells = Annotated[
-    Path | None,
-    typer.Option(help="Cells that the model was not fitted on, to evaluate by; needs --model.", show_default=False),
-]
-LearningRate = Annotated[float, typer.Option(help="Highest learning rate; lower it where training goes wrong.")]
-CheckpointEvery = Annotated[
-    float, typer.Option(help="Seconds between two writings of what interrupted training goes on from.", min=0)
-]
-KeepGenes = Annotated[
-    str | None,
-    typer.Option(
-        help="Genes to add to the most variable ones: a text file with one gene a line, or markers (built in).",
-        show_default=False,
-    ),
-]
-GeneSymbols = Annotated[
-    str | None,
-    typer.Option(help="Column of var with gene symbols, if genes have other names.", show_default="guessed"),
-]
-LeaveOut = Annotated[
-    list[str] | None, typer.Option(help="Cell type to leave out; may be repeated.", show_default=False)
-]
-DropUnlabelled = Annotated[
-    bool, typer.Option("--drop-unlabelled", help="Leave out cells without a cell type, which else are an error.")
-]
+from bdm.errors import InputError
+from bdm.schema import Setting, StageSettings, settings_of
+from bdm.validation import bounds_in_words, unknown_setting
+
+
+@dataclass(frozen=True)
+class Short:
+    """Letter that may stand for an option."""
+
+    flag: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a command as typer takes it, and what it stands for.
+
+    Attributes
+    ----------
+    path
+        Argument of the command, and where that is the settings of stages, the fields down to the one that it sets.
+    setting
+        None where it is no setting, but for example a file.
+    """
+
+    parameter: inspect.Parameter
+    path: tuple[str, ...]
+    setting: Setting | None = None
+
+    def value(self, given: Any) -> Any:
+        """Bring what typer gives to the type of the setting."""
+        if self.setting is None or self.setting.types[0] is not tuple:
+            return given
+        return tuple(given or ())
+
+
+class Command(TyperCommand):
+    """A command that rejects an unknown option as Python and the configuration reject an unknown setting."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command.
+
+        Raises
+        ------
+        InputError
+            If there is no such option.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if not hasattr(error, "possibilities"):  # which the error of an unknown option has
+                raise
+            known = [parameter.name for parameter in self.params if parameter.param_type_name == "option"]
+            raise InputError(unknown_setting(error.option_name.strip("-").replace("-", "_"), known)) from error
+
+
+# ---- from settings to options
+
+
+def options_of(signature: inspect.Signature) -> list[Option]:
+    """Give the parameters of a command for typer, with one for each setting.
+
+    An argument that is annotated with a help text is a setting. An argument of type :class:`bdm.schema.StageSettings`
+    stands for all of its settings that have a help text and are no arguments themselves; where two stages have settings
+    of the same name, the option begins with the stage.
+    """
+    found = []
+    for name, parameter in signature.parameters.items():
+        annotation = parameter.annotation
+        if inspect.isclass(annotation) and issubclass(annotation, StageSettings):
+            found += [
+                Option(as_option(option, setting, panel=panel), (name, *path), setting)
+                for option, panel, path, setting in named_settings(annotation(), taken=set(signature.parameters))
+            ]
+            continue
+        setting = Setting.of(name, annotation, parameter.default)
+        found.append(Option(as_option(name, setting), (name,), setting) if setting.help else Option(parameter, (name,)))
+    return found
+
+
+def named_settings(
+    settings: StageSettings, *, taken: set[str]
+) -> Iterator[tuple[str, str | None, tuple[str, ...], Setting]]:
+    """Name the options for settings: option, panel of the help, fields down to the setting, setting."""
+    leaves = [(path, setting) for path, setting in leaves_of(settings) if path[-1] not in taken]
+    number = Counter(path[-1] for path, _ in leaves)
+    for path, setting in leaves:
+        name = path[-1] if number[path[-1]] == 1 else "_".join(path)
+        yield name, f"Settings of {path[0]}" if len(path) > 1 else None, path, setting
+
+
+def leaves_of(settings: StageSettings) -> Iterator[tuple[tuple[str, ...], Setting]]:
+    """Give the settings that have a help text, with their values as defaults, by the fields down to them."""
+    for setting in settings_of(type(settings)):
+        value = getattr(settings, setting.name)
+        if isinstance(value, StageSettings):
+            yield from (((setting.name, *path), leaf) for path, leaf in leaves_of(value))
+        elif setting.help:
+            yield (setting.name,), replace(setting, default=value)
+
+
+def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
+    """Make a parameter that typer turns into an option; the setting checks its value, not typer."""
+    flags = [f"--{name.strip('_').replace('_', '-')}"]
+    flags += [short.flag for short in setting.annotations if isinstance(short, Short)]
+    type_, default, text = setting.types[0], setting.default, setting.help.removesuffix(".")
+    how: dict[str, Any] = {"show_default": setting.unset or True, "rich_help_panel": panel}
+    if type_ is bool:
+        default, how["show_default"] = default is True, False
+    elif type_ is tuple:
+        type_, default, text = list[str], None, f"{text}; may be repeated"
+    elif type_ in READERS:
+        how |= {"parser": READERS[type_], "metavar": f"<{type_.__name__}>"}
+        if bounds := bounds_in_words(setting.schema):
+            text = f"{text} ({bounds})"
+    option = typer.Option(*flags, help=f"{text}.", **how)
+    annotation = Annotated[type_ | None if default is None else type_, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def reader(type_: type[int] | type[float]) -> Callable[[Any], Any]:
+    """Give a function that reads a number, and leaves any other text for the setting to reject."""
+
+    def read(text: Any) -> Any:
+        try:
+            return type_(text)
+        except ValueError:
+            return text
+
+    return read
+
+
+READERS = {int: reader(int), float: reader(float)}
+
+
+# ---- from options to settings
+
+
+def arguments_of(signature: inspect.Signature, options: list[Option], given: dict[str, Any]) -> dict[str, Any]:
+    """Collect the arguments of a command from the values of its options.
+
+    Raises
+    ------
+    InputError
+        If a setting cannot have its value.
+    """
+    values = {option.path: option.value(given[option.parameter.name]) for option in options}
+    for option in options:
+        if option.setting is not None and len(option.path) == 1:
+            option.setting.check(values[option.path])
+    return {
+        name: values[(name,)]
+        if (name,) in values
+        else with_values(parameter.annotation(), {path[1:]: value for path, value in values.items() if path[0] == name})
+        for name, parameter in signature.parameters.items()
+    }
+
+
+def with_values(settings: StageSettings, values: dict[tuple[str, ...], Any]) -> StageSettings:
+    """Replace the values of settings, by the fields down to them."""
+    changes = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for name in dict.fromkeys(path[0] for path in values if len(path) > 1):
+        inner = {path[1:]: value for path, value in values.items() if path[0] == name}
+        changes[name] = with_values(getattr(settings, name), inner)
+    return replace(settings, **changes)

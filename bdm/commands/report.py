@@ -1,10 +1,12 @@
+"""``bdm report``: write the report of a data set's results."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm.commands.options import OutFile
-from bdm.commands.told import Summary
+from bdm.commands.arguments import OutFile
+from bdm.commands.base import Summary
 
 
 def report(
@@ -13,7 +15,7 @@ def report(
     ],
     out: OutFile,
 ) -> Summary:
-    """Write one page for the browser (.html) that tells how real the cells are, and all that they came from.
+    """Write the report: one page for the browser (.html) on how realistic the cells are, and how they were made.
 
     Example: bdm report results/blood report.html
     """

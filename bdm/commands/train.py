@@ -1,16 +1,19 @@
+"""``bdm train``: train the denoiser on latents along the hierarchy, and write the model."""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from annotated_types import Ge
 
-from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, LearningRate, OutFolder, Seed
-from bdm.commands.told import DryRun, Summary, generating
+from bdm.commands.arguments import AutoencoderFolder, CheckpointEvery, Device, DryRun, OutFolder
+from bdm.commands.base import Summary, generating
+from bdm.settings import DenoiserSettings, Seed
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from bdm.checkpoint import Checkpoint
-    from bdm.settings import DenoiserSettings
 
 
 def train(
@@ -18,19 +21,16 @@ def train(
     hierarchy: Annotated[Path, typer.Argument(help="File made by bdm hierarchy (.json).", show_default=False)],
     out: OutFolder,
     *,
-    width: Annotated[int, typer.Option(help="Width of the denoiser.", min=1)] = 128,
-    n_layers: Annotated[int, typer.Option(help="Residual blocks of the denoiser.", min=1)] = 3,
-    n_steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 3000,
-    learning_rate: LearningRate = 0.002,
+    settings: DenoiserSettings,
     device: Device = "auto",
-    devices: Annotated[int, typer.Option(help="Devices to train on together, or processes on the CPU.", min=1)] = 1,
+    devices: Annotated[int, Ge(1), "Devices to train on together, or processes on the CPU."] = 1,
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> Summary | None:
-    """Train the branched diffusion model, and write it as a folder that generates cells by itself.
+    """Train the branched diffusion model, and write it as a folder from which bdm generate generates cells.
 
-    Interrupted training goes on with the same command.
+    The same command resumes interrupted training.
 
     Example: bdm train autoencoder/ hierarchy.json model/
     """
@@ -39,15 +39,13 @@ def train(
 
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.foretell import print_foretold, seconds_of
+    from bdm.commands.estimate import print_estimate, seconds_of
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.fit import fit_model
     from bdm.processes import run_on
-    from bdm.settings import DenoiserSettings
 
-    settings = DenoiserSettings(width=width, n_layers=n_layers, n_steps=n_steps, learning_rate=learning_rate)
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
         tree = load_hierarchy(hierarchy)
@@ -56,7 +54,7 @@ def train(
             short = replace(settings, n_steps=steps)
             fit_model(latent, trained, tree, short, seed=seed, device=device, provenance={})
 
-        print_foretold(out, latent.obs, len(trained.genes), {"training": seconds_of(run, n_steps)})
+        print_estimate(out, latent.obs, len(trained.genes), {"training": seconds_of(run, settings.n_steps)})
         return None
     with ExitStack() as files:
         facts = {"seed": seed, "settings": asdict(settings)}
@@ -64,7 +62,7 @@ def train(
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
-    return Summary((out,), {"training": f"{n_steps} steps"}, then=generating(out))
+    return Summary((out,), {"training": f"{settings.n_steps} steps"}, then=generating(out))
 
 
 def fit_and_save(
@@ -72,7 +70,7 @@ def fit_and_save(
     autoencoder: Path,
     hierarchy: Path,
     folder: Path,
-    settings: "DenoiserSettings",
+    settings: DenoiserSettings,
     seed: int,
     checkpoint: "Checkpoint",
 ) -> None:

@@ -10,8 +10,9 @@ from anndata.utils import make_index_unique
 from bdm.data.columns import is_unwritable
 from bdm.data.filters import split_by_type
 from bdm.errors import InputError
-from bdm.model.match import SAME, InputKeys, batches_of, labels_of, model_counts
+from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 

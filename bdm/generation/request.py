@@ -8,8 +8,9 @@ import pandas as pd
 
 from bdm.data.columns import as_text
 from bdm.errors import InputError
-from bdm.model.match import SAME, InputKeys, label_column
+from bdm.model.match import SAME, label_column
 from bdm.model.model import BranchedModel
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from bdm.evaluation.inputs import check_genes, open_counts, subset_of_names
 from bdm.interpretation.gene_sets import UserGenes, read_user_genes
 from bdm.interpretation.genes import halves_of
 from bdm.model.fitted_cells import read_fitted_cells
-from bdm.model.match import SAME, InputKeys
+from bdm.model.match import SAME
 from bdm.model.model import BranchedModel, load_model
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What a model needs of other cells: counts of its genes, their cell types and batches."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,33 +13,18 @@ from bdm.data.counts import count_slots, raw_counts
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputKeys:
-    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on.
-
-    Attributes
-    ----------
-    label_key, batch_key
-        Columns of ``obs`` with the cell type and the batch.
-    counts
-        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
-    """
-
-    label_key: str | None = None
-    batch_key: str | None = None
-    counts: str | None = None
-
-    def found_in(self, adata: AnnData) -> "InputKeys":
-        """Leave out what an AnnData lacks, as cells that bdm generated lack columns of other cells."""
-        has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": count_slots(adata)}
-        return replace(self, **{name: None for name, names in has.items() if getattr(self, name) not in names})
-
-
 SAME = InputKeys()
+
+
+def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
+    """Leave out keys that an AnnData lacks, as cells that bdm generated lack columns of other cells."""
+    has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": count_slots(adata)}
+    return replace(keys, **{name: None for name, names in has.items() if getattr(keys, name) not in names})
 
 
 def model_counts(

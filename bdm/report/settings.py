@@ -6,13 +6,13 @@ from shlex import quote
 from typing import Any
 
 from bdm.model.extension import Extension
-from bdm.model.match import InputKeys
 from bdm.report.results import QUERIES, Results
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
     EvaluationSettings,
     HierarchySettings,
+    InputKeys,
     InterpretationSettings,
     PrepareSettings,
     SamplerSettings,
@@ -124,10 +124,10 @@ def _extend(extensions: Sequence[Extension], model: str, cells: str, number: int
     """Give the command that added some types at once."""
     record = extensions[0].provenance
     types = {
-        "type": [extension.cell_type for extension in extensions if extension.attachment is not None],
+        "cell_type": [extension.cell_type for extension in extensions if extension.attachment is not None],
         "update": [extension.cell_type for extension in extensions if extension.attachment is None],
     }
-    defaults = {"type": [], "update": [], **asdict(InputKeys()), "missing_as_zero": False}
+    defaults = {"cell_type": [], "update": [], **asdict(InputKeys()), "missing_as_zero": False}
     options = _options(types | record.get("options", {}), defaults)
     files = f"--known {cells} --joined prepared_{number}.h5ad"
     new_cells = quote(record.get("cells_name", "new_cells.h5ad"))

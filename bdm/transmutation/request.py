@@ -11,8 +11,9 @@ from anndata import AnnData
 from torch import Tensor
 
 from bdm.errors import InputError
-from bdm.model.match import SAME, InputKeys, batch_column, batches_of, label_column, labels_of, model_counts
+from bdm.model.match import SAME, batch_column, batches_of, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
+from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 

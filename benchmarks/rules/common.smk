@@ -62,4 +62,4 @@ def training_steps(method):
 
 def beside(wildcards, input):
     """Name the cells that are judged beside those of `branched`."""
-    return [f"--beside {Path(cells).stem}={cells}" for cells in input.beside]
+    return [f"--compare {Path(cells).stem}={cells}" for cells in input.beside]

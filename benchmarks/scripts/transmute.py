@@ -13,8 +13,8 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.inputs import read_real_cells
 from bdm.files import atomic_write
-from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel, load_model
+from bdm.settings import InputKeys
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
 from bdm.transmutation.request import Goal, sources_of
 from bdm.transmutation.transmute import Transmute, transmuted_blocks

@@ -17,9 +17,8 @@ from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.evaluation.inputs import RealCells, read_real_cells
 from bdm.evaluation.metrics import Agreement
 from bdm.files import atomic_write
-from bdm.model.match import InputKeys
 from bdm.model.model import BranchedModel
-from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, InputKeys
 from bdm.transmutation.evaluate import ends_of, evaluate_transmutation
 from bdm.transmutation.request import Goal, Pair, shift, sources_of, weights
 from bdm.transmutation.scores import mean_expression

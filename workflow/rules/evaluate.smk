@@ -62,14 +62,14 @@ rule evaluate:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.evaluation, parent=True),
-        beside=lambda wildcards, input: f"--beside flat={input.flat}" if input.flat else "",
+        compare=lambda wildcards, input: f"--compare flat={input.flat}" if input.flat else "",
         n_repeats=setting("evaluate/n_repeats"),
         max_cells_per_type=setting("evaluate/max_cells_per_type"),
         seed=lookup(within=settings, dpath="seed"),
         settings=tracked("evaluate"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.generated}"
-        " {params.beside}"
+        " {params.compare}"
         " --n-repeats {params.n_repeats}"
         " --max-cells-per-type {params.max_cells_per_type}"
         " --seed {params.seed}"

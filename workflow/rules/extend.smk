@@ -58,7 +58,7 @@ rule extend:
         "../envs/bdm.yaml"
     params:
         report=subpath(output.types, parent=True),
-        types=options_each("--type", "addition/types"),
+        types=options_each("--cell-type", "addition/cell_types"),
         renewed=options_each("--update", "addition/update"),
         label_key=option("--label-key", "addition/label_key"),
         counts=option("--counts", "addition/counts"),

@@ -1,4 +1,4 @@
-"""What a dry run foretells is near what learning takes."""
+"""The estimate of a dry run is near the time that a fit takes."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.commands.foretell import Seconds, foretold_autoencoder, foretold_fit, seconds_of, timed
+from bdm.commands.estimate import Seconds, estimate_autoencoder, estimate_fit, seconds_of, timed
 from bdm.data.prepare import prepare
 from bdm.latent.cells import encode
 from bdm.settings import AutoencoderSettings, PrepareSettings
@@ -15,12 +15,12 @@ from bdm.threads import using_threads
 FACTOR = 2  # beside other programs, the processor itself is slower
 
 
-def near(foretold: float, taken: float) -> bool:
-    return taken / FACTOR < foretold < taken * FACTOR
+def near(estimate: float, taken: float) -> bool:
+    return taken / FACTOR < estimate < taken * FACTOR
 
 
 @pytest.mark.parametrize("shared_decoder", [False, True])
-def test_time_of_the_autoencoder_is_foretold(example_cells, shared_decoder):
+def test_time_of_the_autoencoder_is_estimated(example_cells, shared_decoder):
     prepared = prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=200))
     settings = AutoencoderSettings(n_latent=5, n_steps=150, shared_decoder=shared_decoder)
 
@@ -29,24 +29,24 @@ def test_time_of_the_autoencoder_is_foretold(example_cells, shared_decoder):
         encode(prepared, GeneAutoencoder.of(fitted, prepared.var, {}))
 
     with using_threads(1):
-        foretold = foretold_autoencoder(prepared, settings, seed=0, device="cpu")
+        estimate = estimate_autoencoder(prepared, settings, seed=0, device="cpu")
         processor, wall = timed(learn)
-    assert near(foretold.least, processor)
-    assert foretold.most >= foretold.least > 0
+    assert near(estimate.least, processor)
+    assert estimate.most >= estimate.least > 0
     assert wall >= processor * 0.9
 
 
-def test_time_of_the_denoiser_is_foretold(example_cells, small_model):
+def test_time_of_the_denoiser_is_estimated(example_cells, small_model):
     settings = replace(small_model.settings, denoiser=replace(small_model.settings.denoiser, n_steps=400))
     model = type(small_model)(example_cells, label_key="bulk_labels", settings=settings, n_threads=1)
     with using_threads(1):
-        foretold = foretold_fit(model)
+        estimate = estimate_fit(model)
         processor, _ = timed(model.fit)
-    assert list(foretold) == ["the autoencoder", "the denoiser"]
-    assert near(sum(seconds.least for seconds in foretold.values()), processor)
+    assert list(estimate) == ["the autoencoder", "the denoiser"]
+    assert near(sum(seconds.least for seconds in estimate.values()), processor)
 
 
-def test_time_is_foretold_from_short_runs_without_what_is_done_once(monkeypatch):
+def test_time_is_estimated_from_short_runs_without_what_is_done_once(monkeypatch):
     clock, runs = {"processor": 0.0, "wall": 0.0}, []
 
     def run(n_steps: int) -> None:
@@ -57,9 +57,9 @@ def test_time_is_foretold_from_short_runs_without_what_is_done_once(monkeypatch)
 
     monkeypatch.setattr("time.process_time", lambda: clock["processor"])
     monkeypatch.setattr("time.monotonic", lambda: clock["wall"])
-    foretold = seconds_of(run, 1000)
-    assert foretold.least == pytest.approx(102)
-    assert foretold.most == pytest.approx(406)
+    estimate = seconds_of(run, 1000)
+    assert estimate.least == pytest.approx(102)
+    assert estimate.most == pytest.approx(406)
     assert max(runs) < 50
 
 

@@ -1,27 +1,30 @@
+"""``bdm plot-tree``: plot a tree of cell types."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from annotated_types import Ge
 
-from bdm.commands.options import OutFile
-from bdm.commands.told import Summary
+from bdm.commands.arguments import OutFile
+from bdm.commands.base import Summary
 
 
-def draw(
+def plot_tree(
     tree: Annotated[
         Path, typer.Argument(help="Folder of a model, or file made by bdm hierarchy (.json).", show_default=False)
     ],
     out: OutFile,
     *,
     root: Annotated[
-        str | None, typer.Option(help="Node whose clade alone is drawn.", show_default="the whole tree")
+        str | None, typer.Option(help="Node whose clade is plotted.", show_default="the whole tree")
     ] = None,
-    max_rows: Annotated[int, typer.Option(help="Most rows; more cell types are drawn as clades.", min=2)] = 60,
-    since: Annotated[int, typer.Option(help="Extension after which added types are highlighted.", min=0)] = 0,
+    max_rows: Annotated[int, Ge(2), "Maximum number of rows; clades stand for cell types beyond it."] = 60,
+    since: Annotated[int, Ge(0), "Number of the extension after which added types are highlighted."] = 0,
 ) -> Summary:
-    """Draw a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf); or the tree as a page (.html).
+    """Plot a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf), or the tree as a page (.html).
 
-    Example: bdm draw model/ clade.png --root "node 12"
+    Example: bdm plot-tree model/ clade.png --root "node 12"
     """
     from bdm.files import atomic_write
     from bdm.hierarchy.files import load_hierarchy

@@ -1,4 +1,4 @@
-"""What learning would take, measured on this machine by a few steps of the real thing."""
+"""Estimates of the time and memory that a fit takes, from a few steps on this machine."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds, type_codes
 from bdm.autoencoder.fit import N_HELD_OUT, FittedAutoencoder, fit_autoencoder
 from bdm.autoencoder.own import cells_by_type, own_network
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.commands.told import peak_memory
+from bdm.commands.base import peak_memory
 from bdm.data.matrix import take_cells
 from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
@@ -26,7 +26,7 @@ from bdm.threads import chosen_threads
 from bdm.training import Loop
 
 FEW, MORE = 5, 25  # steps
-NEAR = 1.2  # times the least time below which the most is not worth telling
+NEAR = 1.2  # times the least time below which the most is not worth printing
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Seconds:
 
 
 def seconds_of(run: Callable[[int], object], n_steps: int) -> Seconds:
-    """Foretell what a training of ``n_steps`` takes, from two short ones.
+    """Estimate how long a training of ``n_steps`` takes, from two short ones.
 
     Parameters
     ----------
@@ -75,21 +75,21 @@ def timed(run: Callable[[], object]) -> np.ndarray:
 
 
 def side_by_side(run: Callable[[], object], n_times: float) -> Seconds:
-    """Foretell what it takes to run something many times, in as many threads as there are, from running it once."""
+    """Estimate how long many runs take, in as many threads as there are, from one run."""
     return Seconds.of(*timed(run)) * max(1, n_times / chosen_threads())
 
 
-def print_foretold(out: Path, obs: pd.DataFrame, n_genes: int, seconds: dict[str, Seconds]) -> None:
-    """Tell what would be learnt from, and the time and memory that it would take."""
-    n_learnt, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
-    print(f"would write {out}, learning from {n_learnt:,} cells of {n_types} types x {n_genes:,} genes")
+def print_estimate(out: Path, obs: pd.DataFrame, n_genes: int, seconds: dict[str, Seconds]) -> None:
+    """Print what the model would be fitted on, and how much time and memory that takes."""
+    n_cells, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
+    print(f"would write {out}, fitted on {n_cells:,} cells of {n_types} types x {n_genes:,} genes")
     for what, number in seconds.items():
         print(f"about {number} for {what}")
     print(f"about {peak_memory() / 1e9:.1f} GB of memory")
 
 
-def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str) -> Seconds:
-    """Foretell the training of the autoencoder, with own decoders if these are asked for, and the encoding of cells."""
+def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int, device: str) -> Seconds:
+    """Estimate the training of the autoencoder, with type-specific decoders if any, and the encoding of cells."""
     found: list[FittedAutoencoder] = []
 
     def run(n_steps: int) -> None:
@@ -109,14 +109,14 @@ def foretold_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
         )
         seconds += look * n_looks
     if not settings.shared_decoder:
-        seconds += foretold_own(fitted, adata, seed=seed)
+        seconds += estimate_adapters(fitted, adata, seed=seed)
     cells = take_cells(adata, np.arange(min(adata.n_obs, BLOCK)))
     trained = GeneAutoencoder.of(fitted, adata.var, {})
     return seconds + side_by_side(lambda: encode(cells, trained), adata.n_obs / cells.n_obs)
 
 
-def foretold_own(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
-    """Foretell the training of the types' own decoders, from that of the type that is in the middle by its cells."""
+def estimate_adapters(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
+    """Estimate the training of type-specific decoders, from that of the type with the median number of cells."""
     held_out = adata.obs["cell_type"][(adata.obs["split"] == "validation").to_numpy()]
     n_cells = held_out.value_counts()
     names = n_cells.index[n_cells > 0]
@@ -128,10 +128,10 @@ def foretold_own(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     return side_by_side(lambda: own_network(fitted.network, code, cells, fitted.batches, seed=seed), len(names))
 
 
-def foretold_fit(model: BranchedDiffusion) -> dict[str, Seconds]:
-    """Foretell both trainings; the denoiser's by the latent space of few steps."""
+def estimate_fit(model: BranchedDiffusion) -> dict[str, Seconds]:
+    """Estimate both trainings; the denoiser's by the latent space of few steps."""
     adata, settings, how = model.prepared, model.settings, {"seed": model.seed, "device": model.device}
-    seconds = {"the autoencoder": foretold_autoencoder(adata, settings.autoencoder, **how)}
+    seconds = {"the autoencoder": estimate_autoencoder(adata, settings.autoencoder, **how)}
     short = replace(settings.autoencoder, shared_decoder=True, n_steps=1)
     trained = GeneAutoencoder.of(fit_autoencoder(adata, short, **how), adata.var, {})
     latent = encode(adata, trained)

@@ -1,19 +1,21 @@
+"""``bdm merge``: merge the parts of generated cells."""
+
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bdm.commands.options import OutFile
-from bdm.commands.told import Summary
+from bdm.commands.arguments import OutFile
+from bdm.commands.base import Summary
 
 
-def gather(
+def merge(
     out: OutFile,
     parts: Annotated[list[Path], typer.Argument(help="Files made by bdm generate --part.", show_default=False)],
 ) -> Summary:
-    """Gather the parts of generated cells, in any order, to the file that one job would have written.
+    """Merge the parts of generated cells, in any order, to the file that one job would have written.
 
-    Example: bdm gather generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
+    Example: bdm merge generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
     """
     from bdm.files import atomic_write
     from bdm.generation.merge import merged_cells, write_cells

@@ -1,4 +1,4 @@
-"""What all commands tell: as little or as much as is asked for, and at their end what they made."""
+"""What all commands have in common: options from settings, messages while they run, and a summary at their end."""
 
 import functools
 import inspect
@@ -14,19 +14,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from bdm import __version__
-from bdm.commands.options import Threads
+from bdm.commands.arguments import Quiet, Threads, Verbose
+from bdm.commands.options import arguments_of, options_of
 from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Tell only warnings and errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell versions, threads, and the time of each message.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the input and tell what would be done; write nothing.")]
 
 
 @dataclass(frozen=True)
@@ -63,38 +58,38 @@ def generating(model: Path) -> tuple[Path | str, ...]:
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
 
 
-def told(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
-    """Give a command the options ``--quiet`` and ``--verbose``, and let it tell its summary at the end.
+def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
+    """Give a command its options, ``--quiet`` and ``--verbose`` among them, and let it print its summary at the end.
 
     Parameters
     ----------
     computes
         Whether it computes for long; it then has the option ``--threads``, too.
     """
+    shared = {"quiet": Quiet, "verbose": Verbose}
+    if computes:
+        shared = {"threads": Threads, **shared}
+    kind, own = inspect.Parameter.KEYWORD_ONLY, inspect.signature(command)
+    added = [inspect.Parameter(name, kind, default=None, annotation=annotation) for name, annotation in shared.items()]
+    signature = own.replace(parameters=[*own.parameters.values(), *added])
+    options = options_of(signature)
 
     @functools.wraps(command)
-    def run(*, quiet: bool = False, verbose: bool = False, threads: int | None = None, **options: Any) -> None:
+    def run(**given: Any) -> None:
         start = time.monotonic()
-        with listened(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
+        arguments = arguments_of(signature, options, given)
+        quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
+        with show_messages(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
             if verbose:
                 logger.debug("%s", versions())
-            for name, value in options.items():
+            for name, value in given.items():
                 logger.debug("%s: %s", name, value)
-            summary = command(**options)
+            summary = command(**arguments)
             if summary is not None:
                 logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
-    signature = inspect.signature(command)
-    more = {"quiet": Quiet, "verbose": Verbose}
-    defaults = {"quiet": False, "verbose": False}
-    if computes:
-        more, defaults = {"threads": Threads, **more}, {"threads": None, **defaults}
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind)
-        for name, kind in more.items()
-    ]
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])
-    run.__annotations__ = {**command.__annotations__, **more}
+    run.__signature__ = signature.replace(parameters=[option.parameter for option in options])
+    run.__annotations__ = {option.parameter.name: option.parameter.annotation for option in options}
     return run
 
 
@@ -116,8 +111,8 @@ def computing(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def listened(*, quiet: bool, verbose: bool) -> Iterator[None]:
-    """Choose what is logged to stderr; both asked for is as neither."""
+def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
+    """Print messages to stderr: warnings alone, or more; quiet and verbose together are as neither."""
     level = {(True, False): logging.WARNING, (False, True): logging.DEBUG}.get((quiet, verbose), logging.INFO)
     form = "%(asctime)s %(message)s" if level == logging.DEBUG else "%(message)s"
     handler = logging.StreamHandler(sys.stderr)
@@ -134,7 +129,7 @@ def listened(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 
 def versions() -> str:
-    """Tell what runs, and on what."""
+    """Describe what runs, and on what."""
     from bdm.threads import chosen_threads
 
     packages = " ".join(f"{name} {version(name)}" for name in ("anndata", "numpy", "scanpy", "torch"))
