@@ -226,7 +226,7 @@ class BranchedDiffusion:
         else:
             keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
             cells = encodable(adata, self.model, keys)
-        return np.asarray(encode(cells, self.model.autoencoder).X)[:, :-1]
+        return np.asarray(encode(cells, self.model.autoencoder).X)[:, self.model.layout.latent]
 
     @computing
     def generate(

@@ -21,7 +21,7 @@ from bdm.autoencoder.network import (
     CountAutoencoder,
     log_normalise,
 )
-from bdm.autoencoder.observation import negative_binomial_log_likelihood
+from bdm.autoencoder.observation import NegativeBinomial
 from bdm.autoencoder.posterior import Posterior, laplace_posterior
 from bdm.autoencoder.storage import (
     GeneAutoencoder,
@@ -49,6 +49,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 # ---- likelihood
 
 
+def log_likelihood(counts: Tensor, log_mean: Tensor, log_inverse_dispersion: Tensor) -> Tensor:
+    return NegativeBinomial(log_inverse_dispersion).log_likelihood(counts, log_mean)
+
+
 @pytest.mark.parametrize("dispersion_by", ["gene", "cell and gene"])
 @pytest.mark.parametrize(("n_cells", "n_genes", "mean"), [(1, 1, 0.5), (5, 3, 0.01), (7, 40, 2.0), (3, 200, 80.0)])
 def test_likelihood_is_scipys(n_cells, n_genes, mean, dispersion_by):
@@ -57,12 +61,12 @@ def test_likelihood_is_scipys(n_cells, n_genes, mean, dispersion_by):
     r = rng.lognormal(size=n_genes if dispersion_by == "gene" else (n_cells, n_genes))
     counts = rng.poisson(means)
     expected = nbinom.logpmf(counts, r, r / (r + means)).sum(axis=1)
-    found = negative_binomial_log_likelihood(*(torch.from_numpy(a) for a in (counts * 1.0, np.log(means), np.log(r))))
+    found = log_likelihood(*(torch.from_numpy(a) for a in (counts * 1.0, np.log(means), np.log(r))))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_likelihood_without_any_counts():
-    found = negative_binomial_log_likelihood(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(3))
+    found = log_likelihood(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(3))
     torch.testing.assert_close(found, torch.full((4,), 3 * np.log(0.5)), check_dtype=False)
 
 
@@ -71,7 +75,35 @@ def test_gradients_of_likelihood_are_those_of_its_values(shape):
     counts = torch.tensor([[0.0, 3.0, 1.0], [0.0, 0.0, 7.0]], dtype=torch.float64)
     log_mean = torch.randn(2, 3, dtype=torch.float64, generator=seeded(), requires_grad=True)
     log_r = torch.randn(shape, dtype=torch.float64, generator=seeded(1), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda m, r: negative_binomial_log_likelihood(counts, m, r), (log_mean, log_r))
+    assert torch.autograd.gradcheck(lambda m, r: log_likelihood(counts, m, r), (log_mean, log_r))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_derivatives_are_those_of_the_likelihood(shape):
+    log_mean = torch.randn(2, 3, dtype=torch.float64, generator=seeded(), requires_grad=True)
+    observation = NegativeBinomial(torch.randn(shape, dtype=torch.float64, generator=seeded(1)))
+    counts = torch.tensor([[0.0, 3.0, 1.0], [0.0, 0.0, 7.0]], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(observation.log_likelihood(counts, log_mean).sum(), log_mean)
+    found, information = observation.derivatives(counts, log_mean.detach().exp())
+    torch.testing.assert_close(found, expected)
+    # Fisher's information is the variance of the derivative
+    mean = log_mean.detach().exp().numpy()
+    variance = torch.from_numpy(observation.variance(mean))
+    q = information / log_mean.detach().exp()
+    torch.testing.assert_close(information, q**2 * variance)
+
+
+def test_variance_and_detection_are_scipys():
+    mean, r = np.array([[0.01, 2.0, 50.0]]), np.array([0.3, 1.0, 7.0])
+    observation, expected = NegativeBinomial(torch.from_numpy(np.log(r))), nbinom(r, r / (r + mean))
+    np.testing.assert_allclose(observation.variance(mean), expected.var())
+    np.testing.assert_allclose(observation.detection(mean), 1 - expected.pmf(0))
+
+
+def test_average_has_the_geometric_mean_of_inverse_dispersions():
+    models = [NegativeBinomial(torch.tensor([0.0, 1.0])), NegativeBinomial(torch.tensor([3.0, -1.0]))]
+    average = NegativeBinomial.average(models, weights=np.array([2.0, 1.0]))
+    torch.testing.assert_close(average.log_inverse_dispersion, torch.tensor([1.0, 1 / 3], dtype=torch.float64))
 
 
 # ---- posterior
@@ -94,6 +126,12 @@ def problem(*, n_cells=6, n_genes=40, n_latent=3, n_counts=500.0, loading=0.3) -
     }
 
 
+def posterior_given(given: dict[str, Tensor], *, n_iterations: int) -> Posterior:
+    others = {name: value for name, value in given.items() if name != "inverse_dispersion"}
+    observation = NegativeBinomial(given["inverse_dispersion"].log())
+    return laplace_posterior(**others, observation=observation, n_iterations=n_iterations)
+
+
 def log_mean(latent: Tensor, given: dict[str, Tensor]) -> Tensor:
     log_expression = torch.log_softmax(latent @ given["loadings"].T + given["offset"], dim=1)
     return log_expression + given["counts"].sum(dim=1, keepdim=True).log()
@@ -103,21 +141,41 @@ def log_mean(latent: Tensor, given: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("n_latent", [1, 3, 10])
 def test_mode_is_where_the_gradient_vanishes(n_counts, n_latent):
     given = problem(n_latent=n_latent, n_counts=n_counts)
-    posterior = laplace_posterior(**given, n_iterations=30)
+    posterior = posterior_given(given, n_iterations=30)
     given = {name: value.double() for name, value in given.items()}
     latent = posterior.mean.double().requires_grad_()
-    likelihood = negative_binomial_log_likelihood(
-        given["counts"], log_mean(latent, given), given["inverse_dispersion"].log()
-    )
+    likelihood = log_likelihood(given["counts"], log_mean(latent, given), given["inverse_dispersion"].log())
     prior = -((latent - given["prior_mean"]) ** 2).sum() / 2
     (gradient,) = torch.autograd.grad(likelihood.sum() + prior, latent)
     in_scales = gradient * posterior.scale
     torch.testing.assert_close(in_scales, torch.zeros_like(in_scales), atol=1e-3, rtol=0)
 
 
+class Poisson:
+    """Another observation model."""
+
+    def select(self, cells: Tensor) -> "Poisson":
+        return self
+
+    def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        return counts - mean, mean
+
+
+def test_posterior_under_another_observation_model():
+    given = {name: value for name, value in problem().items() if name != "inverse_dispersion"}
+    posterior = laplace_posterior(**given, observation=Poisson(), n_iterations=30)
+    given = {name: value.double() for name, value in given.items()}
+    latent = posterior.mean.double().requires_grad_()
+    log_means = log_mean(latent, given)
+    log_joint = (given["counts"] * log_means - log_means.exp()).sum() - ((latent - given["prior_mean"]) ** 2).sum() / 2
+    (gradient,) = torch.autograd.grad(log_joint, latent)
+    in_scales = gradient * posterior.scale
+    torch.testing.assert_close(in_scales, torch.zeros_like(in_scales), atol=1e-3, rtol=0)
+
+
 def test_precision_is_fishers_information_and_the_priors():
     given = problem()
-    posterior = laplace_posterior(**given, n_iterations=30)
+    posterior = posterior_given(given, n_iterations=30)
     jacobian = torch.autograd.functional.jacobian(lambda z: log_mean(z, given), posterior.mean)
     for cell, latent in enumerate(posterior.mean):
         mean, r = log_mean(latent[None].expand(6, -1), given)[cell].exp(), given["inverse_dispersion"][cell]
@@ -129,7 +187,7 @@ def test_precision_is_fishers_information_and_the_priors():
 @pytest.mark.parametrize("n_counts", [50.0, 1e5])
 def test_few_iterations_of_newtons_method_are_enough(n_counts):
     given = problem(n_cells=50, n_counts=n_counts)
-    few, many = (laplace_posterior(**given, n_iterations=n) for n in (12, 50))
+    few, many = (posterior_given(given, n_iterations=n) for n in (12, 50))
     assert ((few.mean - many.mean).abs() < 0.02 * many.scale).all()
 
 
@@ -137,16 +195,16 @@ def test_few_iterations_of_newtons_method_are_enough(n_counts):
 def test_posterior_of_a_cell_does_not_depend_on_others(n_iterations):
     given = problem(n_cells=20)
     given["prior_mean"] = given["prior_mean"] + 5
-    every = laplace_posterior(**given, n_iterations=n_iterations)
+    every = posterior_given(given, n_iterations=n_iterations)
     part = {name: value if name == "loadings" else value[5:8] for name, value in given.items()}
-    some = laplace_posterior(**part, n_iterations=n_iterations)
+    some = posterior_given(part, n_iterations=n_iterations)
     torch.testing.assert_close(some.mean, every.mean[5:8], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(some.precision, every.precision[5:8], atol=1e-4, rtol=1e-5)
 
 
 def test_without_loadings_the_posterior_is_the_prior():
     given = problem(loading=0.0)
-    posterior = laplace_posterior(**given, n_iterations=3)
+    posterior = posterior_given(given, n_iterations=3)
     torch.testing.assert_close(posterior.mean, given["prior_mean"])
     torch.testing.assert_close(posterior.precision, torch.eye(3).expand(6, 3, 3))
     torch.testing.assert_close(posterior.divergence(given["prior_mean"]), torch.zeros(6))
@@ -157,7 +215,7 @@ def test_many_counts_tell_the_latent():
     given["inverse_dispersion"] = torch.full_like(given["inverse_dispersion"], 1e6)
     latent = given["prior_mean"] + 4
     given["counts"] = 1e6 * torch.softmax(latent @ given["loadings"].T + given["offset"], dim=1)
-    torch.testing.assert_close(laplace_posterior(**given, n_iterations=30).mean, latent, atol=0.01, rtol=0)
+    torch.testing.assert_close(posterior_given(given, n_iterations=30).mean, latent, atol=0.01, rtol=0)
 
 
 def posterior_of(*, n_cells=4, n_latent=3) -> tuple[Posterior, MultivariateNormal]:
@@ -251,7 +309,7 @@ def test_bound_is_just_below_the_likelihood():
         prior = torch.distributions.Normal(0, 1).log_prob(grid)
         log_library = counts.sum(dim=1, keepdim=True).log()
         joint = [
-            negative_binomial_log_likelihood(
+            log_likelihood(
                 counts, network.decode(z[:, None], batch) + log_library, network.log_inverse_dispersion(types)
             )
             for z in latent.T

@@ -23,7 +23,7 @@ from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
 from bdm.settings import DenoiserSettings, SamplerSettings
 
-QUICK = ExtendSettings(AdapterSettings(n_steps=20), DenoiserSettings(n_steps=20), n_bootstrap=10)
+QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=DenoiserSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
 
 
@@ -232,7 +232,7 @@ def more_cells(example_cells) -> AnnData:
 def test_known_type_is_learnt_anew_and_no_other(stages, more_cells, tmp_path):
     before = stages[-1]
     new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
-    settings = ExtendSettings(AdapterSettings(), DenoiserSettings(n_steps=50))
+    settings = ExtendSettings(branch=DenoiserSettings(n_steps=50))
     [found] = extend_all(before, new, settings, seed=0, provenance={})
     assert found.extension.attachment is None
     assert found.model.cell_types == before.cell_types

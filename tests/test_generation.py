@@ -9,9 +9,10 @@ import torch
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
+from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST, SMALLEST, chunk_specs
-from bdm.generation.generate import expected_counts, generate_cells, generated_cells, inverse_dispersion, sample_counts
+from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
 from bdm.seeds import derive, numpy_generator
@@ -34,6 +35,14 @@ def table(rows: list[tuple], columns=("cell_type", "n_cells", "batch")) -> pd.Da
 
 
 # ---- counts
+
+
+def sample_counts(mean: np.ndarray, r: np.ndarray, generator: np.random.Generator) -> sparse.csr_matrix:
+    return NegativeBinomial(torch.from_numpy(np.log(r))).sample(mean, generator)
+
+
+def inverse_dispersion(model, cell_type: str) -> np.ndarray:
+    return observation_model(model, cell_type).inverse_dispersion.numpy()
 
 
 def test_drawn_counts_are_negative_binomial():
@@ -83,7 +92,7 @@ def test_counts_of_genes_that_are_off():
 def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
     model = small_model.model
     x = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)) * 30
-    total = expected_counts(model, x, np.full(50, "")).sum(axis=1)
+    total = expected_counts(model, x, None).sum(axis=1)
     low, high = model.library_sizes.exp().tolist()
     assert total.min() >= low * 0.999
     assert total.max() <= high * 1.001
@@ -182,7 +191,7 @@ def test_record_of_how_cells_were_made(small_model):
     record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
     assert record["seed"] == 9
     assert json.loads(record["settings"]) == {"n_levels": 5, "stochastic": False, "shared_ancestors": False}
-    assert json.loads(record["request"]) == {"cell_type": [B], "batch": [""], "n_cells": [4]}
+    assert json.loads(record["request"]) == {"cell_type": [B], "n_cells": [4]}
     assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
     assert record["version"]
 
@@ -308,7 +317,8 @@ def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, sh
 
 def numbers(model, cells) -> dict[tuple[str, str], int]:
     rows = request_cells(model.model, cells).table
-    return dict(zip(zip(rows["cell_type"], rows["batch"], strict=True), rows["n_cells"], strict=True))
+    batch = rows.get("batch", [None] * len(rows))
+    return dict(zip(zip(rows["cell_type"], batch, strict=True), rows["n_cells"], strict=True))
 
 
 def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
@@ -332,8 +342,8 @@ def test_batches_asked_for(batch_model):
 
 @pytest.mark.parametrize("n", ["12", "12.0", "1.2e1", 12.0, np.int64(12), np.float32(12)])
 def test_whole_numbers_of_every_kind(small_model, n):
-    assert numbers(small_model, table([(B, n)])) == {(B, ""): 12}
-    assert numbers(small_model, {B: n}) == {(B, ""): 12}
+    assert numbers(small_model, table([(B, n)])) == {(B, None): 12}
+    assert numbers(small_model, {B: n}) == {(B, None): 12}
 
 
 def test_request_is_not_changed(batch_model):
@@ -377,7 +387,7 @@ def test_batch_of_a_model_without_batches(small_model):
 def test_request_from_a_file(small_model, tmp_path):
     file = tmp_path / "cells.csv"
     file.write_text("cell_type,n_cells\nCD19+ B,3\nCD56+ NK,2.0\n")
-    assert numbers(small_model, read_request(file)) == {(B, ""): 3, (NK, ""): 2}
+    assert numbers(small_model, read_request(file)) == {(B, None): 3, (NK, None): 2}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"c'])
@@ -405,5 +415,5 @@ def test_numbers_like_cells_of_which_the_model_lacks_some(small_model, caplog):
     obs = pd.DataFrame({"bulk_labels": ["mast", model.cell_types[0], None, "mast"]})
     assert numbers_like(obs, model) == {model.cell_types[0]: 1}
     assert caplog.messages == ["Not counted: 3 cells of types that the model lacks: 'mast', no type."]
-    with pytest.raises(InputError, match="names no type that the model knows, but 'mast', no type"):
+    with pytest.raises(InputError, match="has no cells of the model's types, but of 'mast', no type"):
         numbers_like(obs.drop(index=1), model)

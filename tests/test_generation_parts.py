@@ -24,7 +24,7 @@ N_STARTS = 4  # at which chunks begin
 
 
 def asked(**n_cells: int) -> Request:
-    return Request(pd.DataFrame({"cell_type": list(n_cells), "batch": "", "n_cells": list(n_cells.values())}))
+    return Request(pd.DataFrame({"cell_type": list(n_cells), "n_cells": list(n_cells.values())}))
 
 
 REQUESTS = [asked(a=1), asked(a=70, b=3, c=3000), asked(**{f"type {i}": 40 * i + 1 for i in range(30)})]
@@ -192,10 +192,10 @@ def test_gathering_takes_little_memory(tmp_path):
     """Gather 80 MB of latents in a process that may take 40 MB more than it does for a few cells."""
     program = """
 import resource
-from bdm.generation.merge import gathered_cells
+from bdm.generation.merge import merged_cells
 from bdm.generation.merge import write_cells
 
-write_cells("gathered.h5ad", *gathered_cells(["2.h5ad", "1.h5ad"]))
+write_cells("gathered.h5ad", *merged_cells(["2.h5ad", "1.h5ad"]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peaks = []

@@ -18,12 +18,12 @@ from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.files import sha256
-from bdm.generation.generate import inverse_dispersion, sample_counts
+from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.ancestral_states import (
     ancestral_states,
-    branch_dispersion,
+    branch_observation_model,
     decoded,
     denoised,
     path_table,
@@ -362,10 +362,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decoded(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
-    drawn = [
-        (sample_counts(mean, branch_dispersion(model, [name]).astype(np.float32), generator) > 0).mean(axis=0)
-        for _ in range(20)
-    ]
+    drawn = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
 
 
@@ -388,11 +385,12 @@ def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
     model, names = small_model.model, ["CD19+ B", "Dendritic"]
-    one, other = (np.log(inverse_dispersion(model, name)) for name in names)
+    one, other = (observation_model(model, name).log_inverse_dispersion.numpy() for name in names)
     n_cells = model.composition.loc[names].sum(axis=1).to_numpy()
     expected = (n_cells[0] * one + n_cells[1] * other) / n_cells.sum()
     assert n_cells[0] != n_cells[1]
-    np.testing.assert_allclose(np.log(branch_dispersion(model, names)), expected, atol=1e-5)
+    found = branch_observation_model(model, names).log_inverse_dispersion
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpretation):

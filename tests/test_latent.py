@@ -62,7 +62,7 @@ def test_whitened_cells_have_unit_covariance_within_types():
 def test_draws_from_posteriors_have_unit_covariance_within_types():
     cells = random_cells(n_cells=(4000, 3000))
     whitening = fit_whitening(cells)
-    x = whitening(cells.draw(torch.arange(7000), torch.Generator().manual_seed(0)))
+    x = whitening(cells.sample(torch.arange(7000), torch.Generator().manual_seed(0)))
     within = torch.cat([x[cells.cell_type == t] - x[cells.cell_type == t].mean(dim=0) for t in range(2)])
     torch.testing.assert_close(within.T @ within / len(within), torch.eye(5), atol=0.06, rtol=0)
 
@@ -104,7 +104,7 @@ def test_moments_of_a_large_type_are_those_of_its_draws():
     cells = random_cells(n_cells=(30_000, 500))
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
-    x = whitening(cells.draw(torch.arange(30_000), torch.Generator().manual_seed(0)))
+    x = whitening(cells.sample(torch.arange(30_000), torch.Generator().manual_seed(0)))
     torch.testing.assert_close(moments.mean[0], x.mean(dim=0), atol=0.03, rtol=0)
     torch.testing.assert_close(moments.covariance[0], torch.cov(x.T), atol=0.05, rtol=0.02)
 

@@ -134,7 +134,7 @@ def test_healthy_types_are_far_from_the_limits(small_model, learnt):
     model = small_model.model
     generated = TreeWalk(model.denoiser, model.hierarchy).shared(learnt.cell_types, 100, 0)
     for code, cell_type in enumerate(learnt.cell_types):
-        x = model.whitening(learnt.draw(torch.nonzero(learnt.cell_type == code).squeeze(1), torch.Generator()))
+        x = model.whitening(learnt.sample(torch.nonzero(learnt.cell_type == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)
         assert 0.5 < spread < 2
         assert off < 0.6

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.observation import negative_binomial_log_likelihood
+from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
 from bdm.autoencoder.posterior import Posterior, laplace_posterior, products_of
 from bdm.threads import Map
 
@@ -60,6 +60,10 @@ class CountAutoencoder(nn.Module):
     def log_inverse_dispersion(self, cell_type: Tensor) -> Tensor:
         """Natural logarithm of the inverse dispersion, cells x genes, from the index of each cell's type."""
         return DISPERSION_PACE * self.paced_dispersion + self.type_dispersion[cell_type]
+
+    def observation(self, cell_type: Tensor) -> ObservationModel:
+        """Observation model of counts, cells x genes, from the index of each cell's type."""
+        return NegativeBinomial(self.log_inverse_dispersion(cell_type))
 
     @torch.no_grad()
     def start_from(self, counts: Tensor, cell_type: Tensor) -> None:
@@ -130,9 +134,9 @@ class CountAutoencoder(nn.Module):
         def posterior(cells: tuple[Tensor, Tensor, Tensor]) -> Posterior:
             of_cells, types, batches = cells
             offset = self.loadings.bias + self.batch_offset[batches]
-            dispersion, prior_mean = self.log_inverse_dispersion(types).exp(), self.prior_mean[types]
+            observation, prior_mean = self.observation(types), self.prior_mean[types]
             return laplace_posterior(
-                of_cells, loadings, offset, dispersion, prior_mean, n_iterations=n_iterations, products=products
+                of_cells, loadings, offset, observation, prior_mean, n_iterations=n_iterations, products=products
             )
 
         if run is None or counts.device.type != "cpu":
@@ -161,7 +165,7 @@ class CountAutoencoder(nn.Module):
         """
         posterior = self.encode(counts, cell_type, batch, n_iterations=n_iterations, run=run)
         log_mean = self.decode(posterior.draw(noise), batch) + counts.sum(dim=1, keepdim=True).log()
-        likelihood = negative_binomial_log_likelihood(counts, log_mean, self.log_inverse_dispersion(cell_type))
+        likelihood = self.observation(cell_type).log_likelihood(counts, log_mean)
         return posterior.divergence(self.prior_mean[cell_type]) - likelihood, posterior.mean
 
     def penalty(self, *, loading_scale: float) -> Tensor:

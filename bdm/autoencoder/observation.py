@@ -1,33 +1,151 @@
-"""Observation model: the likelihood of counts given a cell's expression."""
+"""Observation model: the distribution of counts given the mean of each, which only this module specifies."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 
-def negative_binomial_log_likelihood(counts: Tensor, log_mean: Tensor, log_inverse_dispersion: Tensor) -> Tensor:
-    """Log-likelihood of each cell's counts under a negative binomial of mean m and variance m + m**2 / r.
 
-    Most counts are zeros, where the log-gamma terms vanish, so these are computed for the others alone.
+class ObservationModel(Protocol):
+    """What the autoencoder, generation and interpretation need of a distribution of counts.
 
-    Parameters
-    ----------
-    counts
-        Raw counts, cells x genes.
-    log_mean
-        Natural logarithm of the mean m, cells x genes.
-    log_inverse_dispersion
-        Natural logarithm of the inverse dispersion r, cells x genes, or one a gene.
-
-    Returns
-    -------
-    Sum over genes, one a cell.
+    The mean of a count is the library size of the cell times the expression of the gene; everything else about the
+    distribution belongs to the observation model.
     """
-    log_r = log_inverse_dispersion.expand_as(log_mean)
-    log_total = torch.logaddexp(log_r, log_mean)
-    at_zero = log_r.exp() * (log_r - log_total)
-    cell, gene = torch.nonzero(counts, as_tuple=True)
-    x, r = counts[cell, gene], log_r[cell, gene].exp()
-    above_zero = (
-        torch.lgamma(x + r) - torch.lgamma(r) - torch.lgamma(x + 1) + x * (log_mean[cell, gene] - log_total[cell, gene])
-    )
-    return at_zero.sum(dim=1).index_add(0, cell, above_zero)
+
+    @classmethod
+    def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
+        """Average observation models of the same genes, such as of several cell types."""
+
+    def select(self, cells: Tensor) -> Self:
+        """Observation model of a subset of the cells, by index."""
+
+    def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
+        """Log likelihood of the counts (cells x genes) of each cell, in nats."""
+
+    def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Differentiate the log likelihood by each log mean; with its Fisher information, both cells x genes."""
+
+    def variance(self, mean: np.ndarray) -> np.ndarray:
+        """Variance of each count, cells x genes."""
+
+    def detection(self, mean: np.ndarray) -> np.ndarray:
+        """Probability that each count is above 0, cells x genes."""
+
+    def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
+        """Sample counts, cells x genes; the counts of a cell do not depend on the cells after it."""
+
+
+@dataclass(frozen=True)
+class NegativeBinomial:
+    """Negative binomial counts: a count of mean m has the variance m + m**2 / r.
+
+    Attributes
+    ----------
+    log_inverse_dispersion
+        Natural logarithm of the inverse dispersion r: cells x genes, or one per gene.
+    """
+
+    log_inverse_dispersion: Tensor
+
+    @property
+    def inverse_dispersion(self) -> Tensor:
+        """Inverse dispersion r, in the shape of its logarithm."""
+        return self.log_inverse_dispersion.exp()
+
+    @classmethod
+    def average(cls, models: "Sequence[NegativeBinomial]", *, weights: np.ndarray) -> "NegativeBinomial":
+        """Average observation models by the geometric mean of their inverse dispersions, in double precision."""
+        logs = [model.inverse_dispersion.double().log().numpy() for model in models]
+        return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
+
+    def select(self, cells: Tensor) -> "NegativeBinomial":
+        """Observation model of a subset of the cells, by index."""
+        return NegativeBinomial(self.log_inverse_dispersion[cells])
+
+    def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
+        """Log likelihood of the counts of each cell, in nats.
+
+        Most counts are zeros, where the log-gamma terms vanish, so these are computed for the others alone.
+
+        Parameters
+        ----------
+        counts
+            Raw counts, cells x genes.
+        log_mean
+            Natural logarithm of their means, cells x genes.
+
+        Returns
+        -------
+        Sum over genes, one per cell.
+        """
+        log_r = self.log_inverse_dispersion.expand_as(log_mean)
+        log_total = torch.logaddexp(log_r, log_mean)
+        at_zero = log_r.exp() * (log_r - log_total)
+        cell, gene = torch.nonzero(counts, as_tuple=True)
+        x, r = counts[cell, gene], log_r[cell, gene].exp()
+        above_zero = (
+            torch.lgamma(x + r)
+            - torch.lgamma(r)
+            - torch.lgamma(x + 1)
+            + x * (log_mean[cell, gene] - log_total[cell, gene])
+        )
+        return at_zero.sum(dim=1).index_add(0, cell, above_zero)
+
+    def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Differentiate the log likelihood by each log mean; with its Fisher information, both cells x genes.
+
+        With q = r / (r + m), they are q (x - m) and q m.
+        """
+        r = self.inverse_dispersion
+        q = r / (r + mean)
+        return q * (counts - mean), mean * q
+
+    def variance(self, mean: np.ndarray) -> np.ndarray:
+        """Variance of counts, cells x genes, in double precision."""
+        return mean + mean**2 / self.inverse_dispersion.double().numpy()
+
+    def detection(self, mean: np.ndarray) -> np.ndarray:
+        """Probability that counts are above 0, cells x genes, in double precision."""
+        r = self.inverse_dispersion.double().numpy()
+        return -np.expm1(-r * np.log1p(mean / r))
+
+    def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
+        """Sample counts, with work in proportion to the counts that are not 0.
+
+        A negative binomial count is the position at time r of a process that jumps at rate ``log(1 + mean / r)``, each
+        time by a number that follows the logarithmic series distribution (Quenouille 1949, Biometrics 5:162). So a
+        count is 0 where the first jump, an exponential time, is after r; otherwise it is that jump, plus the jumps in
+        the remaining time, which are negative binomial again: a Poisson number with a gamma rate.
+
+        Parameters
+        ----------
+        mean
+            Cells x genes.
+
+        Returns
+        -------
+        Cells x genes. The counts of a cell depend on the generator and on the cells before it, but not on the cells
+        after it.
+        """
+        inverse_dispersion = self.inverse_dispersion.numpy()
+        n_cells, n_genes = mean.shape
+        for_times, for_jumps, for_rates, for_rest = generator.spawn(4)
+        per_time = mean / inverse_dispersion
+        n_expected = torch.log1p(to_tensor(per_time)).numpy() * inverse_dispersion
+        first = for_times.standard_exponential(mean.shape)
+        detected = np.flatnonzero(first < n_expected)
+
+        gene = detected % n_genes
+        r, per_time = inverse_dispersion[gene].astype(float), per_time.ravel()[detected].astype(float)
+        time_left = np.maximum(r - first.ravel()[detected] / np.log1p(per_time), 0)
+        jump = for_jumps.logseries(np.minimum(per_time / (1 + per_time), np.nextafter(1, 0)))
+        counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
+        ends = np.searchsorted(detected, n_genes * np.arange(n_cells + 1))
+        return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)

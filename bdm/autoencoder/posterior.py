@@ -1,8 +1,12 @@
+"""Posterior of a cell's latent: a normal around its mode, by the Laplace approximation."""
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from bdm.autoencoder.observation import ObservationModel
 
 # In prior standard deviations
 LONGEST_STEP = 3  # keeps Newton's method from overshooting far from the mode
@@ -66,7 +70,7 @@ def laplace_posterior(
     counts: Tensor,
     loadings: Tensor,
     offset: Tensor,
-    inverse_dispersion: Tensor,
+    observation: ObservationModel,
     prior_mean: Tensor,
     *,
     n_iterations: int,
@@ -74,20 +78,19 @@ def laplace_posterior(
 ) -> Posterior:
     """Approximate posteriors by normals around their modes, by Newton's method with Fisher's information.
 
-    With library size n and expression p = softmax(loadings z + offset), counts are negative binomial of mean n p and
-    inverse dispersion r; z is normal around ``prior_mean`` with unit covariance. In log means, a count x adds
-    q (x - n p) to the gradient and q n p to the information, q = r / (r + n p).
+    With library size n and expression p = softmax(loadings z + offset), counts have the mean n p; z is normal around
+    ``prior_mean`` with unit covariance. The observation model gives the derivatives by the logarithms of n p.
 
     Parameters
     ----------
-    counts, offset, inverse_dispersion
+    counts, offset
         Cells x genes.
     loadings
         Genes x latent dimensions.
     prior_mean
         Cells x latent dimensions; where the search starts.
     products
-        What :func:`products_of` gives for the loadings, if it has been computed already.
+        Result of :func:`products_of` for the loadings, if it has been computed already.
     """
     n_latent = loadings.shape[1]
     row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
@@ -96,16 +99,14 @@ def laplace_posterior(
     found, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
     moving = torch.arange(len(counts), device=loadings.device)
     for _ in range(n_iterations):
-        x, z, r = counts[moving], found[moving], inverse_dispersion[moving]
+        x, z = counts[moving], found[moving]
         expression = torch.softmax(z @ loadings.T + offset[moving], dim=1)
         mean = x.sum(dim=1, keepdim=True) * expression
-        trust = r / (r + mean)
+        residual, weight = observation.select(moving).derivatives(x, mean)
         # Gradient, through the softmax
-        residual = trust * (x - mean)
         residual = residual - expression * residual.sum(dim=1, keepdim=True)
         gradient = residual @ loadings - (z - prior_mean[moving])
         # Information, through the softmax
-        weight = mean * trust
         information = torch.empty(len(z), n_latent, n_latent, device=loadings.device)
         upper = weight @ products
         information[:, row, column] = upper

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 from bdm.autoencoder.fit import FittedAutoencoder
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.data.columns import writable
@@ -55,6 +56,17 @@ class GeneAutoencoder:
     def type_code(self, cell_type: str) -> int:
         """Index of a type in its network."""
         return 0 if cell_type in self.own else self.cell_types.index(cell_type)
+
+    def type_codes(self, cell_type: np.ndarray) -> Tensor:
+        """Index of each cell's type in the network that encodes it."""
+        codes = {name: self.type_code(name) for name in np.unique(cell_type)}
+        return torch.tensor([codes[name] for name in cell_type], dtype=torch.long)
+
+    def batch_codes(self, batch: np.ndarray | None, n_cells: int) -> Tensor:
+        """Index of each cell's batch, from its name; the only index, 0, where the model has no batches (None)."""
+        if batch is None:
+            return torch.zeros(n_cells, dtype=torch.long)
+        return to_tensor(pd.Index(self.batches).get_indexer(batch).astype(np.int64))
 
     def with_own(self, cell_type: str, network: CountAutoencoder) -> GeneAutoencoder:
         """Give a cell type, new or known, a network of its own."""

@@ -69,7 +69,7 @@ def fit_denoiser(
 
     def losses(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         index = minibatches.draw(settings.batch_size, generator)
-        x = whitening(cells.draw(index, generator))
+        x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         cell_type = cells.cell_type[index]
         on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)

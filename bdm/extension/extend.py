@@ -127,7 +127,6 @@ def extend(
     denoiser = with_branch(model.denoiser, normal, embedding_of(model, neighbour))
     highest = attachment.level if attachment else model.hierarchy.segment(cell_type).high
     embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
-    library_sizes = latent.mean[:, -1]
     extension = Extension(
         cell_type=cell_type,
         attachment=attachment,
@@ -135,8 +134,8 @@ def extend(
         autoencoder=own,
         normal=normal,
         embedding=embedding,
-        library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
-        composition=composition_of(cells),
+        library_sizes=latent.library_size_range,
+        composition=n_cells_by_batch(cells.obs[cells.obs["split"] != "test"]),
         batches=batches or {},
         provenance=provenance,
     )
@@ -196,8 +195,7 @@ def held_out_cells(cells: ad.AnnData) -> ad.AnnData:
     return chosen if chosen.n_obs else cells
 
 
-def composition_of(cells: ad.AnnData) -> pd.Series:
-    """Cells to learn from in each batch; ``""`` where there are no batches."""
-    learnt = cells.obs[cells.obs["split"] != "test"]
-    batch = learnt["batch"].astype(str) if "batch" in learnt else pd.Series("", index=learnt.index)
+def n_cells_by_batch(obs: pd.DataFrame) -> pd.Series:
+    """Count cells in each batch, most first; in one row ``n_cells`` where there are no batches."""
+    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     return batch.value_counts()

@@ -95,7 +95,7 @@ def fit_embedding(
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
-        x = whitening(cells.draw(index, generator))
+        x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, level, generator)
         return denoising_losses(network(noised, sigma, number), x, sigma).mean()
 

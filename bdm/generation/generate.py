@@ -1,4 +1,4 @@
-"""Generation of counts: latents sampled down the hierarchy, decoded, and observed."""
+"""Generation of cells: latents are sampled down the hierarchy, decoded to mean counts, and counts are sampled."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bdm.arrays import to_tensor
+from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import writable_name
 from bdm.diffusion.walk import TreeWalk
 from bdm.generation.chunks import (
@@ -32,94 +32,62 @@ from bdm.threads import keep_freed_memory, threads
 
 
 @torch.no_grad()
-def expected_counts(model: BranchedModel, x: Tensor, batch: np.ndarray, cell_type: str | None = None) -> np.ndarray:
-    """Mean counts of cells in whitened space, cells x genes.
+def expected_counts(
+    model: BranchedModel, x: Tensor, batch: np.ndarray | None, cell_type: str | None = None
+) -> np.ndarray:
+    """Mean counts of cells, cells x genes.
 
     Parameters
     ----------
     x
         Whitened cells, cells x dimensions.
     batch
-        Name of each cell's batch; ``""`` where the model has none.
+        Name of each cell's batch; None where the model has no batches.
     cell_type
-        Of all of them; it matters to types that were added to the model, which have a decoder of their own.
+        Type of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
     """
-    codes = to_tensor(pd.Index(model.autoencoder.batches or ("",)).get_indexer(batch))
-    y = model.whitening.inverse(x)
-    smallest, largest = model.library_range(cell_type)
-    library = y[:, -1:].clamp(smallest, largest)
-    return (model.autoencoder.network_of(cell_type).decode(y[:, :-1], codes) + library).exp().numpy()
+    y, layout = model.whitening.inverse(x), model.layout
+    log_library_size = y[:, layout.library_size].clamp(*model.library_range(cell_type))
+    network, codes = model.autoencoder.network_of(cell_type), model.autoencoder.batch_codes(batch, len(y))
+    return (network.decode(y[:, layout.latent], codes) + log_library_size).exp().numpy()
 
 
 @torch.no_grad()
-def inverse_dispersion(model: BranchedModel, cell_type: str) -> np.ndarray:
-    """Inverse dispersion of each gene's counts in a cell type."""
-    code = torch.tensor([model.autoencoder.type_code(cell_type)])
-    return model.autoencoder.network_of(cell_type).log_inverse_dispersion(code)[0].exp().numpy()
+def observation_model(model: BranchedModel, cell_type: str) -> ObservationModel:
+    """Observation model of the counts of all genes in a cell type."""
+    code = torch.tensor(model.autoencoder.type_code(cell_type))
+    return model.autoencoder.network_of(cell_type).observation(code)
 
 
-def sample_counts(mean: np.ndarray, inverse_dispersion: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
-    """Draw negative binomial counts, with work in proportion to those that are not 0.
-
-    A negative binomial count is the place at time r of a process that jumps at rate ``log(1 + mean / r)``, each time
-    by a number that follows the logarithmic series distribution (Quenouille 1949, Biometrics 5:162). So a count is 0
-    where the first jump, an exponential time, is after r; otherwise it is that jump, plus what the process gathers in
-    the time left, which is negative binomial again: a Poisson number with a gamma rate.
-
-    The counts of a cell depend on the generator and on the cells before it, but not on those after it.
-
-    Parameters
-    ----------
-    mean
-        Cells x genes.
-    inverse_dispersion
-        r, one a gene.
-    """
-    n_cells, n_genes = mean.shape
-    for_times, for_jumps, for_rates, for_rest = generator.spawn(4)
-    per_time = mean / inverse_dispersion
-    n_expected = torch.log1p(to_tensor(per_time)).numpy() * inverse_dispersion
-    first = for_times.standard_exponential(mean.shape)
-    where = np.flatnonzero(first < n_expected)
-
-    gene = where % n_genes
-    r, per_time = inverse_dispersion[gene].astype(float), per_time.ravel()[where].astype(float)
-    time_left = np.maximum(r - first.ravel()[where] / np.log1p(per_time), 0)
-    jump = for_jumps.logseries(np.minimum(per_time / (1 + per_time), np.nextafter(1, 0)))
-    counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
-    ends = np.searchsorted(where, n_genes * np.arange(n_cells + 1))
-    return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)
-
-
-# Columns of generated and transmuted cells with a meaning of their own, and a name that AnnData files reserve
+# Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
 RESERVED_COLUMNS = ("cell_type", "original_type", "synthetic", "ancestor", "parted_at", "parted_level", "_index")
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
-    """Cell types as ``cell_type`` and under the name that their column has in the data of the model.
+    """Columns with the cell types: ``cell_type``, and the column of the model's data.
 
     Parameters
     ----------
     cell_type
-        Of each cell.
+        Type of each cell.
     names
-        Further columns to give them in.
+        Names of further columns.
     """
     known = set(cell_type) <= set(model.cell_types)
     column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
     return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
 
 
-def batch_columns(model: BranchedModel, batch: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
-    """Batches under the name that their column has in the data of the model; no column where it has no batches."""
-    if not model.autoencoder.batches:
+def batch_columns(model: BranchedModel, batch: Sequence[str] | None, *names: str) -> dict[str, pd.Categorical]:
+    """Columns with the batches, named as in the model's data; no column where the model has no batches."""
+    if batch is None:
         return {}
     column = pd.Categorical(batch, categories=model.autoencoder.batches)
     return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
 def reserved_names(*names: str) -> list[str]:
-    """Names of columns as files can hold them, without those that are taken."""
+    """Names of columns as files can hold them, without the names of columns with a fixed meaning."""
     return [name for name in map(writable_name, names) if name not in RESERVED_COLUMNS]
 
 
@@ -133,12 +101,12 @@ class Block:
 
 @dataclass(frozen=True)
 class GeneratedCells:
-    """Cells that are generated as they are asked for.
+    """Cells that are generated block by block, as the blocks are read.
 
     Attributes
     ----------
     blocks
-        All cells once, in the order of ``obs``: by type, then number.
+        All cells in the order of ``obs``, by type, then number; can be read once.
     """
 
     obs: pd.DataFrame
@@ -146,7 +114,7 @@ class GeneratedCells:
     blocks: Iterator[Block]
 
     def in_memory(self) -> ad.AnnData:
-        """Gather all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
+        """Generate all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
         blocks = list(self.blocks)
         counts = sp.vstack([block.counts for block in blocks], format="csr")
         latent = np.concatenate([block.latent for block in blocks])
@@ -161,14 +129,14 @@ def generate_cells(
     seed: int,
     shared_ancestors: bool = False,
 ) -> ad.AnnData:
-    """Generate the cells asked for, in memory.
+    """Generate the requested cells in memory.
 
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts); ``obs`` with the cell types in
-    ``cell_type`` and in the column that the model's data have them in, batches in the column that the data have them
-    in, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the root sample that the cell
-    descends from; the latent in ``obsm['latent']``; the model's ``var``.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), the model's ``var``, and the latent in
+    ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, batches in
+    the column of the model's data, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the
+    root sample of the cell.
     """
     return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 
@@ -183,14 +151,15 @@ def generated_cells(
     part: Part = WHOLE,
     walk: TreeWalk | None = None,
 ) -> GeneratedCells:
-    """Generate the cells asked for, block by block, as :func:`generate_cells` does.
+    """Generate the requested cells block by block, as :func:`generate_cells` does.
 
     Parameters
     ----------
     part
-        Which of the cells to generate; they are the same and have the same names in any part.
+        Which of the cells to generate; a cell is the same and has the same name in any part.
     walk
-        What samples whitened cells, in place of the model's walk by ``settings``.
+        Sampler of whitened cells with other pieces than the model's default, such as another solver or transport;
+        ``settings`` have no effect then.
     """
     walk = walk or TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
@@ -211,27 +180,27 @@ def generated_cells(
 
 
 def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int) -> Block:
-    """Draw the counts of a chunk's cells.
+    """Sample the counts of the cells of a chunk.
 
-    Blocks of one size are decoded, so that a cell's last digits do not depend on how many there are.
+    Blocks of one size are decoded, so that the last digits of a cell do not depend on the number of cells.
     """
-    dispersion = inverse_dispersion(model, chunk.cell_type)
+    observation = observation_model(model, chunk.cell_type)
     counts, latent = [], []
     for i, x in enumerate(chunk.x.split(SMALLEST)):
         start, n_cells = chunk.start + i * SMALLEST, len(x)
         padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
         batch = request.batches(chunk.cell_type, start, SMALLEST)
         mean = expected_counts(model, padded, batch, chunk.cell_type)[:n_cells]
-        counts.append(sample_counts(mean, dispersion, numpy_generator(seed, "counts", chunk.cell_type, start)))
-        latent.append(model.whitening.inverse(padded)[:n_cells, :-1].numpy())
+        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.cell_type, start)))
+        latent.append(model.whitening.inverse(padded)[:n_cells, model.layout.latent].numpy())
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
 def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
-    """Tell ``obs`` of the cells asked for: by type, then number."""
+    """Make ``obs`` of the requested cells: by type, then number."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
     columns = {**type_columns(model, table["cell_type"]), "synthetic": True}
     if ancestors:
         columns["ancestor"] = table.groupby("cell_type", sort=False).cumcount().to_numpy()
-    columns |= batch_columns(model, table["batch"])
+    columns |= batch_columns(model, table.get("batch"))
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])

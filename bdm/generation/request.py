@@ -1,3 +1,5 @@
+"""Request of cells to generate: numbers of cells by type and batch."""
+
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """How many cells of which type in which batch to generate.
+    """How many cells of which type and batch to generate.
 
     Attributes
     ----------
     table
-        Columns ``cell_type``, ``batch`` (``""`` where no batch enters) and ``n_cells``; a type's rows together.
+        Columns ``cell_type``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a type together.
     """
 
     table: pd.DataFrame
@@ -32,26 +34,31 @@ class Request:
         """Number of cells by type."""
         return self.table.groupby("cell_type", sort=False)["n_cells"].sum().to_dict()
 
-    def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray:
-        """Names of the batches of ``n_cells`` cells of a type, after its first ``start``; the last batch has no end."""
+    def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray | None:
+        """Batch of each of ``n_cells`` cells of a type, after its first ``start``; None where the model has no batches.
+
+        Cells beyond the requested number are in the last batch.
+        """
+        if "batch" not in self.table:
+            return None
         rows = self.table[self.table["cell_type"] == cell_type]
         row = np.searchsorted(rows["n_cells"].cumsum(), np.arange(start, start + n_cells), side="right")
         return rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)]
 
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
-    """Complete a request, spreading each type over batches as the training cells were where no batch is asked for.
+    """Complete a request: without batches in it, each type has the same share of every batch as in the training cells.
 
     Parameters
     ----------
     cells
-        Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and maybe
-        ``batch``. Its order makes no difference.
+        Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and,
+        optionally, ``batch``, in any order.
 
     Raises
     ------
     InputError
-        If a type or batch is unknown to the model, or a number is negative or not whole.
+        If the model has no such type or batch, or a number is negative or not whole.
     """
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
@@ -63,12 +70,14 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Data
     table["n_cells"] = pd.to_numeric(table["n_cells"]).astype(int)
     table = table[table["n_cells"] > 0]
     if table.empty:
-        raise InputError("The request asks for no cells at all.")
-    if "batch" not in table:
-        rows = [_spread(model, row.cell_type, row.n_cells) for row in table.itertuples()]
-        table = pd.concat(rows, ignore_index=True)
-    table = table[table["n_cells"] > 0].groupby(["cell_type", "batch"], sort=False, as_index=False)["n_cells"].sum()
-    order = {"cell_type": list(model.cell_types), "batch": list(model.autoencoder.batches or [""])}
+        raise InputError("The request has no cells; give at least one cell of one type.")
+    order = {"cell_type": list(model.cell_types)}
+    if batches := model.autoencoder.batches:
+        order["batch"] = list(batches)
+        if "batch" not in table:
+            rows = [_spread_over_batches(model, row.cell_type, row.n_cells) for row in table.itertuples()]
+            table = pd.concat(rows, ignore_index=True)
+    table = table[table["n_cells"] > 0].groupby(list(order), sort=False, as_index=False)["n_cells"].sum()
     return Request(
         table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
     )
@@ -80,7 +89,7 @@ def read_request(path: Path) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If there is no such file, or it is no table.
+        If there is no such file, or it is not a table.
     """
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -91,9 +100,9 @@ def read_request(path: Path) -> pd.DataFrame:
 
 
 def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> dict[str, int]:
-    """Numbers of cells of a model's types in a data set's ``obs``.
+    """Count the cells of the model's types in the ``obs`` of a data set.
 
-    Cells of other types, as of those that were too few to learn from, are not counted, with a warning.
+    Cells of other types, such as types with too few cells to fit, are not counted, with a warning.
 
     Raises
     ------
@@ -105,41 +114,41 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
     if not known.any():
-        raise InputError(f"obs[{key!r}] names no type that the model knows, but {others or 'none'}.")
+        raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Not counted: %d cells of types that the model lacks: %s.", (~known).sum(), others)
     return labels[known].value_counts().to_dict()
 
 
 def _check(model: BranchedModel, table: pd.DataFrame) -> None:
-    lacking = [column for column in ("cell_type", "n_cells") if column not in table]
-    if lacking:
+    missing = [column for column in ("cell_type", "n_cells") if column not in table]
+    if missing:
         raise InputError(
-            f"The table of cells lacks the column {lacking[0]!r}; it needs cell_type and n_cells, and may have batch."
+            f"The table of cells lacks the column {missing[0]!r}; it needs cell_type and n_cells, and may have batch."
         )
     table["cell_type"] = table["cell_type"].astype(str)
     unknown = sorted(set(table["cell_type"]) - set(model.cell_types))
     if unknown:
         raise InputError(
-            f"The model knows no type {', '.join(map(repr, unknown))}; its types are {', '.join(model.cell_types)}."
+            f"The model has no type {', '.join(map(repr, unknown))}; its types are {', '.join(model.cell_types)}."
         )
     numbers = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(dtype=float)
     wrong = ~np.isfinite(numbers) | (numbers < 0) | (numbers != np.round(numbers))
     if wrong.any():
         row = table[wrong].iloc[0]
         raise InputError(
-            f"{row['n_cells']} cells of type {row['cell_type']!r} were asked for; give a whole number of 0 or more."
+            f"{row['n_cells']} cells of type {row['cell_type']!r} were requested; give a whole number of 0 or more."
         )
     if "batch" in table:
         table["batch"] = table["batch"].astype(str)
         unknown = sorted(set(table["batch"]) - set(model.autoencoder.batches))
         if unknown:
             known = ", ".join(model.autoencoder.batches) or "none (it was trained without a batch column)"
-            raise InputError(f"The model knows no batch {', '.join(map(repr, unknown))}; its batches: {known}.")
+            raise InputError(f"The model has no batch {', '.join(map(repr, unknown))}; its batches: {known}.")
 
 
-def _spread(model: BranchedModel, cell_type: str, n_cells: int) -> pd.DataFrame:
-    """Spread cells over batches in the type's own proportions, by largest remainder."""
+def _spread_over_batches(model: BranchedModel, cell_type: str, n_cells: int) -> pd.DataFrame:
+    """Spread cells over batches in proportion to the training cells of the type, by largest remainder."""
     share = model.composition.loc[cell_type]
     exact = n_cells * share.to_numpy() / share.sum()
     numbers = np.floor(exact).astype(int)

@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm.autoencoder.observation import ObservationModel
 from bdm.diffusion.walk import TreeWalk
 from bdm.embedding import fitted_umap
-from bdm.generation.generate import expected_counts, inverse_dispersion
+from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.model.model import BranchedModel
@@ -53,10 +54,9 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
         x = denoised(walk, branch, x, walk.hierarchy.by_name[branch].level)
         cell_types = list(walk.hierarchy.leaves(branch))
         counts = decoded(model, x, cell_types)
-        r = branch_dispersion(model, cell_types)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
-        detected.append(-np.expm1(-r * np.log1p(counts / r)).mean(axis=0))
+        detected.append(branch_observation_model(model, cell_types).detection(counts).mean(axis=0))
     frame = {"index": [branch.name for branch in model.hierarchy.branches], "columns": model.autoencoder.genes.index}
     return AncestralStates(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
 
@@ -83,14 +83,15 @@ def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.nd
     place = (np.arange(len(x)) + 0.5) / len(x)
     batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), place)]
     own = cell_types[0] if len(cell_types) == 1 else None
-    return expected_counts(model, x, batch.to_numpy(), own).astype(np.float64)
+    names = batch.to_numpy() if model.autoencoder.batches else None
+    return expected_counts(model, x, names, own).astype(np.float64)
 
 
-def branch_dispersion(model: BranchedModel, cell_types: Collection[str]) -> np.ndarray:
-    """Inverse dispersion of each gene in a branch: the geometric mean over its training cells."""
+def branch_observation_model(model: BranchedModel, cell_types: Collection[str]) -> ObservationModel:
+    """Observation model of the counts of a branch: the average over its training cells."""
     n_cells = model.composition.loc[list(cell_types)].sum(axis=1).to_numpy(dtype=float)
-    logs = [np.log(inverse_dispersion(model, cell_type).astype(np.float64)) for cell_type in cell_types]
-    return np.exp(np.average(logs, axis=0, weights=n_cells))
+    observations = [observation_model(model, cell_type) for cell_type in cell_types]
+    return type(observations[0]).average(observations, weights=n_cells)
 
 
 def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:

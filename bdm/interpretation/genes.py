@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from bdm.diffusion.walk import TreeWalk
 from bdm.evaluation.cells import Cells, sample_by_type
 from bdm.evaluation.metrics import Agreement
-from bdm.generation.generate import Chunk, expected_counts, inverse_dispersion, shared_chunks
+from bdm.generation.generate import Chunk, expected_counts, observation_model, shared_chunks
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
 from bdm.model.model import BranchedModel
@@ -57,8 +57,8 @@ def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Express
     counts = expected_counts(model, chunk.x, batch, chunk.cell_type).astype(np.float64)
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
-    # Law of total variance, with the negative binomial's own
-    noise = expression * per_count + expression**2 / inverse_dispersion(model, chunk.cell_type).astype(np.float64)
+    # Law of total variance, with the variance of counts
+    noise = observation_model(model, chunk.cell_type).variance(counts) * per_count**2
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 

@@ -1,3 +1,5 @@
+"""Latents of cells: encoding, samples of their posteriors, and their file."""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +12,29 @@ from scipy import sparse
 from torch import Tensor
 
 from bdm.arrays import to_tensor
-from bdm.autoencoder.cells import batch_codes, type_codes
+from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checksums import read_checksummed_json
 from bdm.data.h5ad import write_h5ad
 from bdm.data.matrix import blocks_of_rows
 from bdm.data.read import read_cells
 from bdm.errors import InputError
+from bdm.latent.layout import LatentLayout
 from bdm.store import FORMAT
 from bdm.threads import threads
 
-BLOCK = 512  # cells that are encoded at a time
+BLOCK = 512  # cells that are encoded together
 
 
 @dataclass(frozen=True)
 class LatentCells:
-    """Cells as the autoencoder sees them: a normal posterior over y = (latent, log library size) each.
+    """Posteriors of cells: a normal over y = (latent, log library size) for each.
 
     Attributes
     ----------
     mean, scale
-        Of the posterior, cells x (latent dimensions + 1); the library size is known, so its scale is 0.
+        Mean and standard deviation of the posterior, cells x dimensions (see :class:`LatentLayout`); the library size
+        is known, so its scale is 0.
     cell_type
         Index of each cell's type among ``cell_types``.
     """
@@ -41,66 +45,74 @@ class LatentCells:
     cell_types: tuple[str, ...]
 
     @property
+    def library_size_range(self) -> Tensor:
+        """Smallest and largest log library size."""
+        log_library_size = self.mean[:, LatentLayout.of(self.mean).library_size]
+        return torch.stack([log_library_size.min(), log_library_size.max()])
+
+    @property
     def n_cells(self) -> Tensor:
         """Number of cells of each type."""
         return torch.bincount(self.cell_type, minlength=len(self.cell_types))
 
-    def draw(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw y of the cells ``index`` from their posteriors, len(index) x (latent dimensions + 1)."""
+    def sample(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Sample y of the cells ``index`` from their posteriors, len(index) x dimensions."""
         noise = torch.randn(len(index), self.mean.shape[1], generator=generator)
         return self.mean[index] + self.scale[index] * noise
 
 
 def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
-    """Encode prepared counts, in memory or on disk, some cells after the others.
+    """Encode prepared cells, in memory or on disk, in blocks.
 
     Returns
     -------
-    AnnData with the posterior mean of (latent, log library size) in ``X`` and its standard deviation in
-    ``layers['scale']``, both cells x (latent dimensions + 1), and the ``obs`` of ``adata``.
+    AnnData with the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
+    ``layers['scale']``, and the ``obs`` of ``adata``.
     """
     cell_type = adata.obs["cell_type"].astype(str).to_numpy()
-    types, codes = type_codes(adata, autoencoder.cell_types), batch_codes(adata, autoencoder.batches)
-    types[np.isin(cell_type, list(autoencoder.own))] = 0  # the only type that a network of its own knows
-    n_latent = autoencoder.network.shape.n_latent
-    mean = torch.empty(adata.n_obs, n_latent + 1)
-    scale = torch.zeros(adata.n_obs, n_latent + 1)
+    types, batches = autoencoder.type_codes(cell_type), batch_codes(adata, autoencoder.batches)
+    layout = LatentLayout(autoencoder.network.shape.n_latent)
+    mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
-    def portions() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
         for read, counts in blocks_of_rows(adata.X):
             for cells in cells_by_network(cell_type[read], autoencoder):
                 for first in range(0, len(cells), BLOCK):
-                    some = cells[first : first + BLOCK]
-                    yield read.start + some, counts[some]
+                    block = cells[first : first + BLOCK]
+                    yield read.start + block, counts[block]
 
-    @torch.no_grad()  # holds for the thread that it is said in
-    def posterior(portion: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
-        rows, counts = portion
+    @torch.no_grad()  # in each thread, as it is a setting of the thread
+    def posterior(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
+        rows, counts = block
         dense = to_tensor(counts.toarray())
-        found = autoencoder.network_of(cell_type[rows[0]]).encode(dense, types[rows], codes[rows])
-        return rows, torch.cat([found.mean, dense.sum(dim=1, keepdim=True).log()], dim=1), found.scale
+        latent = autoencoder.network_of(cell_type[rows[0]]).encode(dense, types[rows], batches[rows])
+        log_library_size = dense.sum(dim=1).log()
+        return (
+            rows,
+            layout.joined(latent.mean, log_library_size),
+            layout.joined(latent.scale, torch.zeros_like(log_library_size)),
+        )
 
     with threads() as run:
-        for rows, of_rows, scale_of_rows in run(posterior, portions()):
-            mean[rows], scale[rows, :-1] = of_rows, scale_of_rows
-    names = [f"latent_{k}" for k in range(n_latent)] + ["log_library_size"]
+        for rows, mean_of_rows, scale_of_rows in run(posterior, blocks()):
+            mean[rows], scale[rows] = mean_of_rows, scale_of_rows
     return ad.AnnData(
         mean.numpy(),
         obs=adata.obs,
-        var=pd.DataFrame(index=names),
+        var=pd.DataFrame(index=list(layout.names)),
         layers={"scale": scale.numpy()},
     )
 
 
 def cells_by_network(cell_type: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
-    """Group cells by the network that encodes them: indices of those of the shared one, then of each type's own."""
+    """Group cells by the network that encodes them: indices of the cells of the shared network, then of each type."""
     own = {name: np.flatnonzero(cell_type == name) for name in autoencoder.own}
     shared = np.flatnonzero(~np.isin(cell_type, list(own)))
     return [cells for cells in (shared, *own.values()) if len(cells)]
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
-    """Take the cells to learn from (or the held-out test cells) from an AnnData made by :func:`encode`."""
+    """Take the cells to fit a model to (or the test cells) from an AnnData that :func:`encode` returned."""
     chosen = (adata.obs["split"] == "test").to_numpy() == held_out
     cell_type = adata.obs["cell_type"].cat
     return LatentCells(
@@ -112,7 +124,7 @@ def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
 
 
 def save_latent(folder: Path, latent: ad.AnnData, *, of: str) -> None:
-    """Write latents into the folder of their autoencoder, whose checksum is ``of``."""
+    """Write latents into the folder of their autoencoder, which has the checksum ``of``."""
     latent.uns["autoencoder"] = of
     write_h5ad(Path(folder) / "latent.h5ad", latent)
 
@@ -123,7 +135,7 @@ def read_latent(folder: Path) -> ad.AnnData:
     Raises
     ------
     InputError
-        If there are none, or the file is not such, or of another autoencoder.
+        If the file is missing, is no file of latents, or belongs to another autoencoder.
     """
     path = Path(folder) / "latent.h5ad"
     adata = read_cells(path)

@@ -49,7 +49,7 @@ def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, 
     for code, cell_type in enumerate(cells.cell_types):
         chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
         x = whitening(
-            cells.draw(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
+            cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
         )
         spread, off = spread_and_distance(generated[cell_type], x)
         if not (spread >= LEAST_SPREAD and off <= FARTHEST):
@@ -133,7 +133,6 @@ def fit_model(
         denoiser=denoiser,
     )
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
-    library_sizes = cells.mean[:, -1]
     model = BranchedModel(
         autoencoder=autoencoder,
         whitening=whitening,
@@ -141,7 +140,7 @@ def fit_model(
         hierarchy=hierarchy,
         denoiser=fitted.network,
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
-        library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
+        library_sizes=cells.library_size_range,
         provenance=provenance,
     )
     return model, fitted.history

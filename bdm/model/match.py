@@ -193,8 +193,8 @@ def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 
 def batches_of(
     adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, new_allowed: bool = False
-) -> np.ndarray:
-    """Batch of each cell; ``""`` where the model has no batches.
+) -> np.ndarray | None:
+    """Batch of each cell; None where the model has no batches.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def batches_of(
     """
     known = model.autoencoder.batches
     if not known:
-        return np.full(adata.n_obs, "")
+        return None
     column = batch_column(adata.obs, model, keys)
     named = as_text(adata.obs[column])
     missing = is_missing(named)
@@ -215,5 +215,5 @@ def batches_of(
     batch = named.astype(object).to_numpy()
     unknown = sorted(set(batch) - set(known))
     if unknown and not new_allowed:
-        raise InputError(f"The model knows no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
+        raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
     return batch

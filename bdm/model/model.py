@@ -19,6 +19,7 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_ax
 from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_type
 from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import Normal, TypeMoments, Whitening
 from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
@@ -56,7 +57,7 @@ def log_expression(model: BranchedModel, cell_type: str, *, own: bool) -> np.nda
     """
     y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
     network = model.autoencoder.network_of(cell_type if own else None)
-    return torch.log_softmax(network.loadings(y[:, :-1]), dim=1)[0].double().numpy()
+    return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()
 
 
 EXTENSIONS = "extensions"  # folder in that of a model
@@ -69,7 +70,7 @@ class BranchedModel:
     Attributes
     ----------
     composition
-        Cells of each type (rows) in each batch (columns; one column ``""`` where no batch enters).
+        Number of cells of each type (rows) in each batch (columns; one column ``n_cells`` where there are no batches).
     library_sizes
         Smallest and largest log library size of the cells it was trained on, which generated cells keep within.
     provenance
@@ -96,6 +97,11 @@ class BranchedModel:
         """Cell types that the model generates."""
         return self.moments.cell_types
 
+    @property
+    def layout(self) -> LatentLayout:
+        """Coordinates of the space that whitened cells are brought back to."""
+        return LatentLayout(self.autoencoder.network.shape.n_latent)
+
     def library_range(self, cell_type: str | None) -> tuple[float, float]:
         """Smallest and largest log library size of a type's cells: its own if it was added, or those of the first."""
         own = {extension.cell_type: extension.library_sizes for extension in self.extensions}
@@ -119,8 +125,8 @@ class BranchedModel:
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
-    """Count cells of each type (rows) in each batch (columns; one column ``""`` where there are no batches)."""
-    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("", index=obs.index)
+    """Count cells of each type (rows) in each batch (columns; one column ``n_cells`` where there are no batches)."""
+    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     return pd.crosstab(obs["cell_type"].astype(str), batch).rename_axis(index=None, columns=None)
 
 

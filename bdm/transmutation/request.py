@@ -96,14 +96,14 @@ class Sources:
     adata
         Counts of the model's genes in the model's order (CSR), with the ``obs`` that the cells came with.
     cell_type, batch
-        Of each cell, as the model names them; ``""`` where the model has no batches.
+        Type and batch of each cell, as the model names them; no batches (None) where the model has none.
     label_column, batch_column
         Columns of ``obs`` that the cells have them in.
     """
 
     adata: AnnData
     cell_type: np.ndarray
-    batch: np.ndarray
+    batch: np.ndarray | None
     label_column: str
     batch_column: str | None
 

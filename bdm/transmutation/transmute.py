@@ -16,8 +16,7 @@ from bdm.generation.generate import (
     GeneratedCells,
     batch_columns,
     expected_counts,
-    inverse_dispersion,
-    sample_counts,
+    observation_model,
     type_columns,
 )
 from bdm.latent.cells import encode
@@ -97,10 +96,10 @@ def transmuted_blocks(
         y = _posterior_draw(model, sources, rows, generator)
         x = move(model.whitening(y), rows.cell_type, generator)
         like = to if to in model.cell_types else rows.cell_type
-        mean = expected_counts(model, x, sources.batch[rows.rows], like)
+        mean = expected_counts(model, x, batch_of(sources, rows), like)
         for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
-        counts = sample_counts(mean, inverse_dispersion(model, like), for_counts)
-        return Block(counts, model.whitening.inverse(x)[:, :-1].numpy())
+        counts = observation_model(model, like).sample(mean, for_counts)
+        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy())
 
     keep_freed_memory()
     with threads() as run:
@@ -117,10 +116,16 @@ def _posterior_draw(model: BranchedModel, sources: Sources, rows: Rows, generato
     """Draw y = (latent, log library size) of cells of one type."""
     cells = ad.AnnData(sources.adata.X[rows.rows])
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
-    cells.obs["batch"] = pd.Categorical(sources.batch[rows.rows])
+    if (batch := batch_of(sources, rows)) is not None:
+        cells.obs["batch"] = pd.Categorical(batch)
     posterior = encode(cells, model.autoencoder)
     mean, scale = torch.from_numpy(posterior.X), torch.from_numpy(posterior.layers["scale"])
     return mean + scale * torch.randn(mean.shape, generator=generator)
+
+
+def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
+    """Batch of each of some cells; None where the model has no batches."""
+    return None if sources.batch is None else sources.batch[rows.rows]
 
 
 def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:

@@ -50,7 +50,7 @@ def continue_training_of(
     hierarchy = with_leaf(model.hierarchy, cell_type, n_cells=new.n_obs)
     denoiser = with_leaf_branch(model.denoiser, moments, hierarchy)
     train_denoiser(denoiser, latent, model.whitening, hierarchy, n_steps=settings.branch.n_steps, seed=seed)
-    library_sizes = torch.cat([model.library_sizes, latent.mean[:, -1]])
+    library_sizes = torch.cat([model.library_sizes, latent.library_size_range])
     return replace(
         model,
         autoencoder=autoencoder,
@@ -149,7 +149,7 @@ def train_denoiser(
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = minibatches.draw(settings.batch_size, generator)
-        x = whitening(cells.draw(index, generator))
+        x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         return denoising_losses(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma).mean()
 

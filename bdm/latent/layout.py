@@ -1,0 +1,44 @@
+"""Coordinates of a cell in the space that the diffusion works in, by name."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LIBRARY_SIZE = "log_library_size"
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """Coordinates of y: the latent of the autoencoder, and the log library size.
+
+    ``y[:, layout.latent]`` and ``y[:, layout.library_size]`` are cells x ``n_latent`` and cells x 1.
+    """
+
+    n_latent: int
+
+    @classmethod
+    def of(cls, y: Tensor) -> "LatentLayout":
+        """Layout of y, cells x dimensions."""
+        return cls(y.shape[1] - 1)
+
+    @property
+    def latent(self) -> slice:
+        """Coordinates of the latent."""
+        return slice(0, self.n_latent)
+
+    @property
+    def library_size(self) -> slice:
+        """Coordinate of the log library size."""
+        return slice(self.n_latent, self.n_latent + 1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each coordinate."""
+        return (*(f"latent_{k}" for k in range(self.n_latent)), LIBRARY_SIZE)
+
+    def joined(self, latent: Tensor, log_library_size: Tensor) -> Tensor:
+        """Put coordinates together, from cells x ``n_latent`` and one log library size per cell."""
+        y = torch.empty(len(latent), self.n_latent + 1)
+        y[:, self.latent], y[:, self.library_size] = latent, log_library_size[:, None]
+        return y
