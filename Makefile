@@ -16,7 +16,7 @@ help:
 	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
 	@echo "make lint     check the style of the code and of the workflow"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
-	@echo "make config   write config/README.md from the schema"
+	@echo "make config   write the schema of the configuration and config/README.md from bdm/settings.py"
 	@echo "make install  install bdm into .venv only"
 	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
 

@@ -1,4 +1,5 @@
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +26,16 @@ from bdm.model.fitted_cells import fitted_cells, real_cells_for
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance, storable
-from bdm.settings import InputKeys, PrepareSettings, SamplerSettings, Settings
+from bdm.schema import reject_unknown
+from bdm.settings import (
+    EvaluationSettings,
+    GenerationSettings,
+    InputKeys,
+    InterpretationSettings,
+    PrepareSettings,
+    SamplerSettings,
+    Settings,
+)
 from bdm.text import listed
 from bdm.threads import using_threads
 from bdm.training import fabric
@@ -43,10 +53,12 @@ Method = TypeVar("Method", bound=Callable)
 
 
 def computing(method: Method) -> Method:
-    """Let a method compute with the model's number of threads."""
+    """Let a method compute with the model's number of threads, and reject arguments that it does not have."""
+    known = [name for name in inspect.signature(method).parameters if name != "self"]
 
     @functools.wraps(method)
     def run(self: "BranchedDiffusion", *arguments: object, **options: object) -> object:
+        reject_unknown(options, known)
         with using_threads(self.n_threads):
             return method(self, *arguments, **options)
 
@@ -233,9 +245,9 @@ class BranchedDiffusion:
         self,
         cells: int | Mapping[str, int] | pd.DataFrame,
         *,
-        shared_ancestors: bool = False,
-        stochastic: bool = False,
-        n_levels: int = 12,
+        shared_ancestors: bool = GenerationSettings.shared_ancestors,
+        stochastic: bool = SamplerSettings.stochastic,
+        n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
         """Generate new cells, as raw counts.
@@ -259,11 +271,10 @@ class BranchedDiffusion:
         InputError
             If a type or batch is unknown, a number is negative, or the model is not fitted.
         """
-        settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
+        settings = GenerationSettings(n_levels=n_levels, stochastic=stochastic, shared_ancestors=shared_ancestors)
         request = request_cells(self.model, cells)
         adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
-        facts = {"settings": {**asdict(settings), "shared_ancestors": shared_ancestors}}
-        record = provenance(seed=seed, request=request.table.to_dict("list"), **facts)
+        record = provenance(seed=seed, request=request.table.to_dict("list"), settings=asdict(settings))
         adata.uns["bdm"] = storable(record)
         return adata
 
@@ -278,8 +289,8 @@ class BranchedDiffusion:
         label_key: str | None = None,
         batch_key: str | None = None,
         counts: str | None = None,
-        stochastic: bool = False,
-        n_levels: int = 12,
+        stochastic: bool = SamplerSettings.stochastic,
+        n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
         """Move cells to another cell type.
@@ -382,7 +393,7 @@ class BranchedDiffusion:
         compare: Mapping[str, AnnData] | None = None,
         label_key: str | None = None,
         counts: str | None = None,
-        n_repeats: int = 3,
+        n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
     ) -> "Evaluation":
         """Judge generated cells by held-out real cells, with real training cells beside them as the floor.
@@ -423,7 +434,6 @@ class BranchedDiffusion:
         from bdm.evaluation.cells import RESERVED_SET_NAMES
         from bdm.evaluation.evaluate import evaluate
         from bdm.evaluation.inputs import check_number
-        from bdm.settings import EvaluationSettings
 
         if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to judge.")
@@ -504,7 +514,7 @@ class BranchedDiffusion:
         return self.prepared
 
     @computing
-    def interpret(self, *, n_genes: int = 20, seed: int = 0) -> AnnData:
+    def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:
         """Find the genes that part the children of each node, and compare them with real cells.
 
         Parameters
@@ -524,7 +534,6 @@ class BranchedDiffusion:
         from bdm.interpretation.inputs import inputs_of
         from bdm.interpretation.interpret import interpret
         from bdm.interpretation.tables import branches_adata
-        from bdm.settings import InterpretationSettings
 
         prepared = self._cells()
         generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)

@@ -1,6 +1,6 @@
 """What a setting is: type, default, bounds, help, and place in the configuration; and the base of all settings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -108,6 +108,13 @@ def bounds(*annotations: Any) -> dict[str, float]:
     return {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
 
 
+def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise an InputError if there is no setting of a name."""
+    for name in names:
+        if name not in known:
+            raise InputError(unknown_setting(name, known))
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """Settings of a stage, which are checked as they are made.
@@ -122,10 +129,7 @@ class StageSettings:
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
         """Make an object, if all names are those of settings."""
-        known = [setting.name for setting in settings_of(cls)]
-        for name in values:
-            if name not in known:
-                raise InputError(unknown_setting(name, known))
+        reject_unknown(values, [setting.name for setting in settings_of(cls)])
         return super().__new__(cls)
 
     @classmethod

@@ -132,7 +132,7 @@ class PrepareSettings(StageSettings):
     gene_symbols: Annotated[
         str | None,
         "Column of `var` with gene symbols, where genes have other names.",
-        Unset("guessed: `feature_name`, `gene_symbols`, `gene_name` or `symbol`"),
+        Unset("a guess: `feature_name`, `gene_symbols`, `gene_name` or `symbol`"),
     ] = None
     min_genes_per_cell: Annotated[int, Ge(0), "Leave out cells with counts of fewer genes."] = 0
     min_cells_per_gene: Annotated[int, Ge(0), "Leave out genes in fewer training cells."] = 3

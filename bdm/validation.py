@@ -25,7 +25,7 @@ BOUNDS = {
     "exclusiveMinimum": ("above {}", lambda value, bound: value > bound),
     "maximum": ("at most {}", lambda value, bound: value <= bound),
     "exclusiveMaximum": ("below {}", lambda value, bound: value < bound),
-    "minLength": ("not empty", lambda value, bound: len(str(value)) >= bound),
+    "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
 }
 
 

@@ -1,4 +1,4 @@
-"""Write config/README.md, the reference of every key of the configuration, from its schema."""
+"""Write the schema of the configuration from the settings of bdm, and config/README.md, which describes each key."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import Any
 
 import yaml
 
+from bdm.configuration import schema
+
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 README = ROOT / "config" / "README.md"
 
 Schema = dict[str, Any]
+NOTE = "# Written from the settings of bdm: change bdm/settings.py, and run `make config`.\n"
 HEADINGS = {"dataset": "## `datasets`", "addition": "### `additions`", "move": "### `moves`"}
 KINDS = {
     "array": "list of texts",
@@ -28,7 +31,7 @@ def reference(schema: Schema) -> str:
     """Describe a schema in Markdown: its top level, and each of its definitions in their order."""
     parts = [
         f"# {schema['title']}",
-        f"<!-- Written from {SCHEMA.relative_to(ROOT)}: change that, and run `make config`. -->",
+        "<!-- Written from the settings of bdm: change bdm/settings.py, and run `make config`. -->",
         schema["description"].strip(),
         "## Top level",
         table(schema),
@@ -55,11 +58,39 @@ def rows_of(part: Schema) -> Iterator[str]:
 
 
 def kind(value: Schema) -> str:
-    """Tell which values a property may have."""
+    """Describe which values a property may have."""
     names = value["type"] if isinstance(value["type"], list) else [value["type"]]
-    limits = [told.format(value[limit]) for limit, told in LIMITS.items() if limit in value]
+    limits = [words.format(value[limit]) for limit, words in LIMITS.items() if limit in value]
     of_first = " ".join([KINDS[names[0]], " and ".join(limits)]).strip()
     return ", or ".join([of_first, *(KINDS[name] for name in names[1:])])
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Repeat what occurs twice."""
+        return True
+
+
+def block_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """Write a text of several lines as a block."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+def short_list(dumper: Dumper, values: list[Any]) -> yaml.SequenceNode:
+    """Write a list of texts within the line."""
+    short = all(isinstance(value, str) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short)
+
+
+Dumper.add_representer(str, block_text)
+Dumper.add_representer(list, short_list)
+
+
+def schema_file(content: Schema) -> str:
+    """Write the schema as it stands in its file."""
+    return NOTE + yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def in_yaml(value: Any) -> str:
@@ -69,4 +100,5 @@ def in_yaml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(reference(yaml.safe_load(SCHEMA.read_text())))
+    SCHEMA.write_text(schema_file(schema()))
+    README.write_text(reference(schema()))

@@ -279,6 +279,7 @@ def test_reference_of_the_configuration_is_that_of_the_schema():
     spec.loader.exec_module(module)
     written = module.reference(yaml.safe_load(module.SCHEMA.read_text()))
     assert module.README.read_text() == written, "run make config"
+    assert module.SCHEMA.read_text() == module.schema_file(module.schema()), "run make config"
     schema = yaml.safe_load(module.SCHEMA.read_text())
     for part in [schema, *schema["$defs"].values()]:
         for key, value in part["properties"].items():

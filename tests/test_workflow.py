@@ -270,21 +270,24 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
-        ({"prepare": {"n_gene": 5}}, "Configuration, prepare: .*'n_gene'"),
-        ({"prepair": {}}, "Configuration, top level: .*'prepair'"),
-        ({"train": {"n_steps": "many"}}, "Configuration, train.n_steps: 'many' is not of type 'integer'"),
-        ({"datasets": {"a": {"path": "a.h5ad", "label": "x"}}}, "Configuration, datasets.a: .*'label'"),
-        ({"datasets": {"a": {"label_key": "x"}}}, "Configuration, datasets.a: 'path' is a required property"),
-        ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "Configuration, datasets: 'a/b' does not match"),
-        ({"datasets": {}}, "Configuration, datasets: "),
-        ({"extend": {"additions": {"a": {}}}}, "Configuration, extend.additions.a: 'path' is a required"),
-        ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "Configuration, transmute.moves.a: 'to' is a required"),
+        ({"prepare": {"n_gene": 5}}, r"prepare: There is no setting n_gene; did you mean n_genes\?"),
+        ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
+        ({"train": {"n_steps": "many"}}, "train.n_steps: n_steps is 'many', but must be a whole number."),
+        ({"prepare": {"test": 0}}, "prepare.test: test is 0, but must be above 0 and below 1."),
+        ({"prepare": {"leave_out": ["a", 1]}}, "prepare.leave_out.1: leave_out is 1, but must be text."),
+        ({"datasets": {"a": {"path": ""}}}, "datasets.a.path: path is '', but must be non-empty."),
+        ({"datasets": {"a": {"path": "a.h5ad", "label": "x"}}}, r"datasets.a: .* label; did you mean labels\?"),
+        ({"datasets": {"a": {"label_key": "x"}}}, "datasets.a: There is no path, which is required."),
+        ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "datasets: The name 'a/b' is not allowed; use letters"),
+        ({"datasets": {}}, "datasets: "),
+        ({"extend": {"additions": {"a": {}}}}, "extend.additions.a: There is no path, which is required."),
+        ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "transmute.moves.a: There is no to, which is required."),
     ],
 )
 def test_mistake_in_configuration_is_told_in_one_sentence(tmp_path, sections, told):
     output = dry_run(tmp_path, demo_config(**sections))
     [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
-    assert re.match(told, message)
+    assert re.match(f"Configuration, {told}", message)
     assert message.endswith("config/README.md.")
 
 

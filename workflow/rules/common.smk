@@ -12,6 +12,11 @@ from snakemake.exceptions import WorkflowError
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
+
+# The sentences in which settings are rejected: rejection() and unknown_setting()
+include: "../../bdm/validation.py"
+
+
 # Settings that name files, and the values with which they name none
 FILES = {
     "path": [],
@@ -93,16 +98,30 @@ def one_of(names):
 
 
 def check(config, *, set_default):
-    """Refuse a configuration that the schema does not allow, in one sentence."""
+    """Reject a configuration that the schema does not allow, in one sentence."""
     try:
         validate(config, "../schemas/config.schema.yaml", set_default=set_default)
     except WorkflowError as error:
         problem = error.__context__
         place = ".".join(map(str, problem.absolute_path)) or "top level"
         raise WorkflowError(
-            f"Configuration, {place}: {problem.message}; every key is explained in config/README.md."
+            f"Configuration, {place}: {sentence(problem)} All keys are described in config/README.md."
         ) from None
     return config
+
+
+def sentence(problem):
+    """Phrase why the schema does not allow a value, as bdm does."""
+    schema, value = problem.schema, problem.instance
+    if problem.validator == "additionalProperties":
+        unknown = next(name for name in value if name not in schema["properties"])
+        return unknown_setting(unknown, schema["properties"])
+    if problem.validator == "required":
+        return f"There is no {next(name for name in problem.validator_value if name not in value)}, which is required."
+    if problem.validator == "pattern":
+        return f"The name {value!r} is not allowed; use letters, digits, `_` and `-`."
+    names = [name for name in problem.absolute_path if isinstance(name, str)]
+    return rejection(names[-1] if names else "configuration", value, schema) or f"{problem.message}."
 
 
 def setting(path):

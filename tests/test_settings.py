@@ -1,0 +1,145 @@
+"""Settings are described once: Python, the command line and the configuration take and reject the same values."""
+
+import inspect
+import re
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import yaml
+from test_workflow import ROOT, demo_config, dry_run
+from typer.main import get_command
+
+import bdm
+from bdm.cli import app, main
+from bdm.configuration import schema
+from bdm.errors import InputError
+from bdm.schema import StageSettings, options_of, settings_of
+from bdm.settings import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    EvaluationSettings,
+    GenerationSettings,
+    HierarchySettings,
+    InterpretationSettings,
+    PrepareSettings,
+    SamplerSettings,
+    Settings,
+    TransmutationSettings,
+)
+
+COMMANDS = get_command(app).commands
+STAGES = {
+    "prepare": PrepareSettings,
+    "autoencoder": AutoencoderSettings,
+    "hierarchy": HierarchySettings,
+    "train": DenoiserSettings,
+    "generate": GenerationSettings,
+    "transmute": TransmutationSettings,
+    "evaluate": EvaluationSettings,
+    "interpret": InterpretationSettings,
+}
+ARGUMENTS = {
+    "prepare": "cells.h5ad out.h5ad",
+    "autoencoder": "prepared.h5ad out",
+    "hierarchy": "autoencoder out.json",
+    "train": "autoencoder tree.json out",
+    "generate": "model out.h5ad --cells 1",
+    "transmute": "model cells.h5ad out.h5ad --to B",
+    "evaluate": "prepared.h5ad out generated.h5ad",
+    "interpret": "model prepared.h5ad generated.h5ad out",
+}
+# Stage, setting, value, and the sentence that rejects it
+REJECTED = [
+    ("prepare", "n_genes", 0, "n_genes is 0, but must be at least 1."),
+    ("prepare", "min_cells_per_type", 2, "min_cells_per_type is 2, but must be at least 3."),
+    ("autoencoder", "loading_scale", 0.0, "loading_scale is 0.0, but must be above 0."),
+    ("autoencoder", "n_latents", 3, "There is no setting n_latents; did you mean n_latent?"),
+    ("hierarchy", "threshold", 1.5, "threshold is 1.5, but must be above 0.5 and below 1."),
+    ("train", "n_steps", "many", "n_steps is 'many', but must be a whole number."),
+    ("generate", "n_levels", 1, "n_levels is 1, but must be at least 2."),
+    ("generate", "n_levls", 3, "There is no setting n_levls; did you mean n_levels?"),
+    ("transmute", "n_levels", "few", "n_levels is 'few', but must be a whole number."),
+    ("evaluate", "max_cells_per_type", 4, "max_cells_per_type is 4, but must be at least 5."),
+    ("interpret", "n_genes", 0, "n_genes is 0, but must be at least 1."),
+]
+CASES = pytest.mark.parametrize(("stage", "name", "value", "sentence"), REJECTED)
+
+
+@CASES
+def test_python_rejects_a_setting(stage, name, value, sentence):
+    with pytest.raises(InputError) as caught:
+        STAGES[stage](**{name: value})
+    assert str(caught.value) == sentence
+
+
+@CASES
+def test_a_command_rejects_a_setting_in_the_same_sentence(tmp_path, monkeypatch, capsys, stage, name, value, sentence):
+    monkeypatch.chdir(tmp_path)
+    words = [stage, *ARGUMENTS[stage].split(), f"--{name.replace('_', '-')}", str(value)]
+    monkeypatch.setattr(sys, "argv", ["bdm", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"bdm: {sentence}\n"
+    assert not list(tmp_path.iterdir())
+
+
+@CASES
+def test_the_workflow_rejects_a_setting_in_the_same_sentence(tmp_path, stage, name, value, sentence):
+    [message] = re.findall("^Configuration, .*$", dry_run(tmp_path, demo_config(**{stage: {name: value}})), flags=re.M)
+    _, _, told = message.partition(": ")
+    assert told == f"{sentence} All keys are described in config/README.md."
+
+
+def test_methods_reject_a_misspelt_argument(small_model):
+    with pytest.raises(InputError) as caught:
+        small_model.generate(1, n_levls=3)
+    assert str(caught.value) == "There is no setting n_levls; did you mean n_levels?"
+    with pytest.raises(InputError, match=r"^n_levels is 0, but must be at least 2\.$"):
+        small_model.generate(1, n_levels=0)
+
+
+def test_schema_file_is_that_of_the_settings():
+    assert yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text()) == schema(), "run make config"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_settings_with_help_are_options_with_the_same_default(stage):
+    options = {parameter.name: parameter for parameter in COMMANDS[stage].params}
+    described = list(options_of(STAGES[stage]))
+    assert described
+    for setting in described:
+        option = options[setting.name]
+        assert setting.help.removesuffix(".") in option.help
+        assert option.default in (setting.default, None if setting.default == () else setting.default)
+    hidden = {setting.name for setting in settings_of(STAGES[stage])} - {setting.name for setting in described}
+    assert not hidden & set(options)
+
+
+def test_fit_has_the_settings_of_all_stages():
+    names = {parameter.name for parameter in COMMANDS["fit"].params}
+    for field in fields(Settings):
+        for setting in options_of(type(getattr(Settings(), field.name))):
+            assert {setting.name, f"{field.name}_{setting.name}"} & names, setting.name
+    assert {"autoencoder_n_steps", "denoiser_n_steps"} <= names
+
+
+def test_methods_have_the_defaults_of_the_settings():
+    for method in (bdm.BranchedDiffusion.generate, bdm.BranchedDiffusion.transmute):
+        for setting in options_of(SamplerSettings):
+            assert inspect.signature(method).parameters[setting.name].default == setting.default
+    assert inspect.signature(bdm.BranchedDiffusion.evaluate).parameters["n_repeats"].default == 3
+    assert inspect.signature(bdm.BranchedDiffusion.interpret).parameters["n_genes"].default == 20
+
+
+def all_settings(kind: type = StageSettings) -> list[type]:
+    return [kind, *(found for below in kind.__subclasses__() for found in all_settings(below))]
+
+
+@pytest.mark.parametrize("kind", all_settings(), ids=lambda kind: kind.__name__)
+def test_defaults_are_within_their_bounds_and_can_be_replaced(kind):
+    settings = kind()
+    assert replace(settings) == settings
+    for setting in settings_of(kind):
+        assert setting.default == getattr(settings, setting.name)
