@@ -755,7 +755,7 @@ def test_figures_name_nodes_and_genes(interpretation):
     words = [text.get_text() for text in figure.subfigs[0].axes[0].texts]
     for of in interpretation.contrasts:
         assert ", ".join(interpretation.genes[np.argsort(of.model.rank)[:3]]) in words
-    left, right = markers_figure(interpretation.markers, interpretation.hierarchy).axes[:2]
+    left, right = markers_figure(interpretation).axes[:2]
     assert [text.get_text() for text in left.get_xticklabels()] == [text.get_text() for text in right.get_xticklabels()]
 
 
