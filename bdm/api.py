@@ -45,7 +45,7 @@ from bdm.transmutation.transmute import transmute_cells
 if TYPE_CHECKING:
     from bdm.evaluation.evaluate import Evaluation
     from bdm.extension.extend import FittedExtension
-    from bdm.interpretation.interpret import Interpretation
+    from bdm.interpretation.results import Interpretation
     from bdm.transmutation.evaluate import TransmutationEvaluation
 
 

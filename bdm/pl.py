@@ -26,9 +26,9 @@ from matplotlib.axes import Axes
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.evaluation.evaluate import Evaluation
-from bdm.extension.report import ExtensionReport, genes_table
+from bdm.extension.results import ExtensionReport, genes_table
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.interpret import Interpretation
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.agreement import agreement_figure
 from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure, plot_ancestral_umap
 from bdm.plotting.branches import MAX_GENES, branch_genes_figure, plot_branch, plot_commitment

@@ -1,9 +1,14 @@
+"""Folders of JSON and safetensors files that carry their checksums, and tables as tensors."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -87,3 +92,37 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
         except SafetensorError as error:
             raise InputError(f"{part} is not a safetensors file ({error}); make it anew.") from error
     return Bundle(content, tensors)
+
+
+def pack_tables(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Pack tables of numbers and text as tensors, without their index.
+
+    Returns
+    -------
+    The columns of each table, with the values of text columns, for JSON; and tensors named ``TABLE/COLUMN``, of numbers
+    as they are and of text as codes.
+    """
+    columns: dict[str, Any] = {}
+    tensors = {}
+    for name, table in tables.items():
+        columns[name] = {}
+        for column in table:
+            values, texts = table[column].to_numpy(), None
+            if not pd.api.types.is_numeric_dtype(table[column]):
+                codes, categories = pd.factorize(table[column])
+                values, texts = codes.astype(np.int32), [str(text) for text in categories]
+            columns[name][column] = texts
+            tensors[f"{name}/{column}"] = torch.from_numpy(np.ascontiguousarray(values))
+    return columns, tensors
+
+
+def unpack_tables(columns: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, pd.DataFrame]:
+    """Return the tables that :func:`pack_tables` packed."""
+    tables = {}
+    for name, texts_by_column in columns.items():
+        table = {column: tensors[f"{name}/{column}"].numpy() for column in texts_by_column}
+        for column, texts in texts_by_column.items():
+            if texts is not None:
+                table[column] = np.array(texts, dtype=object)[table[column]]
+        tables[name] = pd.DataFrame(table)
+    return tables

@@ -71,7 +71,7 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
         generated = generated_cells(model, request, SamplerSettings(), seed=seed, part=part)
         write_cells(folder / f"parts/{number}.h5ad", generated, {"bdm": storable({**record, "part": str(part)})})
 
-    settings = ExtendSettings(AdapterSettings(n_steps=5), DenoiserSettings(n_steps=5), n_bootstrap=2)
+    settings = ExtendSettings(adapter=AdapterSettings(n_steps=5), branch=DenoiserSettings(n_steps=5), n_bootstrap=2)
     new = new_cells(cells, model, cell_types=("CD34+",), keys=InputKeys(label_key="cell_type"), seed=seed)
     [grown] = extend_all(model, new, settings, seed=seed, provenance=record)
     save_model(folder / "model", grown.model)

@@ -15,7 +15,7 @@ from bdm.cli import main
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all
 from bdm.extension.new_cells import new_cells
-from bdm.extension.report import extension_row, verdict
+from bdm.extension.results import ExtensionReport, extension_row, verdict
 from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -353,6 +353,16 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert known["log_likelihood"].between(-2000, -10).all()
     assert set(tables["type_specific_genes"]["cell_type"]) >= {"CD56+ NK", "CD34+"}
     assert all((folder / f"report/{name}.png").stat().st_size > 5000 for name in ("hierarchy", "likelihood"))
+    report = ExtensionReport.load(folder / "report")
+    for name, table in {"extensions": report.extensions, "likelihood": report.likelihood}.items():
+        pd.testing.assert_frame_equal(table, tables[name], rtol=1e-5, check_dtype=False)
+    assert report.hierarchy == load_model(folder / "extended").hierarchy
+    assert report.n_before == 0
+    record = report.provenance
+    assert (record["ancestor_sha256"], record["cells_name"]) == (model_checksum(folder / "model"), "cells.h5ad")
+    report.save(folder / "again")
+    for name in ("extension_report.json", *(f"{name}.csv" for name in tables)):
+        assert (folder / "again" / name).read_bytes() == (folder / "report" / name).read_bytes()
     prepared, joined = (read_h5ad(folder / f"{name}.h5ad") for name in ("prepared", "joined"))
     assert joined.uns["bdm"]["input"] == prepared.uns["bdm"]["input"]
     assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
@@ -439,3 +449,28 @@ def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
             genes,
             missing_as_zero=True,
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"n_before": 0', '"n_before": 1', "damaged"),
+        ('"format": ', '"format": 1', "another format"),
+        ('"format": ', '"formal": ', "holds no report of an extension"),
+    ],
+)
+def test_damaged_and_older_reports_are_rejected(base, example_cells, tmp_path, old, new, message):
+    found = new_cells(example_cells, base, cell_types=("CD34+",), seed=0)
+    [fitted] = extend_all(base, found, QUICK, seed=0, provenance={"version": "0"})
+    report = ExtensionReport.of([fitted])
+    report.save(tmp_path / "report")
+    pd.testing.assert_frame_equal(ExtensionReport.load(tmp_path / "report").likelihood, report.likelihood)
+    file = tmp_path / "report/extension_report.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        ExtensionReport.load(tmp_path / "report")
+    file.unlink()
+    with pytest.raises(InputError, match="No such file"):
+        ExtensionReport.load(tmp_path / "report")

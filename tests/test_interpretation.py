@@ -1,5 +1,6 @@
 import json
-from dataclasses import asdict, replace
+import shutil
+from dataclasses import asdict, fields, is_dataclass, replace
 
 import anndata
 import matplotlib.pyplot as plt
@@ -8,6 +9,9 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
@@ -21,6 +25,7 @@ from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.ancestral_states import (
     ancestral_states,
     branch_observation_model,
@@ -32,7 +37,6 @@ from bdm.interpretation.commitment import Commitment, commitment, commitment_of,
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, contrasts_of
 from bdm.interpretation.gene_sets import UserGenes, enrichment, read_user_genes
 from bdm.interpretation.genes import (
-    BranchAgreement,
     halves_of,
     model_differences,
     model_expression,
@@ -40,8 +44,9 @@ from bdm.interpretation.genes import (
     real_expression,
 )
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
-from bdm.interpretation.interpret import Interpretation, interpret, learned_cells, match_numbers
+from bdm.interpretation.interpret import encoded_cells, interpret, match_numbers
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
+from bdm.interpretation.results import Interpretation
 from bdm.interpretation.stability import THRESHOLDS, latent_support
 from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
 from bdm.latent.cells import LatentCells
@@ -511,7 +516,7 @@ def test_latent_support_is_the_chance_under_the_posteriors(scale):
 
 
 def test_cells_are_placed_where_the_model_had_them(inputs):
-    cells = learned_cells(inputs)
+    cells = encoded_cells(inputs)
     x = inputs.model.whitening(cells.mean).numpy()
     for row, cell_type in enumerate(inputs.model.cell_types):
         of_type = cells.cell_type.numpy() == row
@@ -775,6 +780,100 @@ def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretatio
         np.testing.assert_allclose(of_node, expected[names[start : start + n_each]], rtol=1e-6)
 
 
+# ---- on disk
+
+
+def assert_same(one, other, name="interpretation"):
+    """Compare two results with all that they hold, to the bit."""
+    assert type(one) is type(other), name
+    if is_dataclass(one):
+        for field in fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name), f"{name}.{field.name}")
+    elif isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True, check_names=False, obj=name)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype, name
+        np.testing.assert_array_equal(one, other, err_msg=name)
+    elif isinstance(one, tuple) and one and is_dataclass(one[0]):
+        assert len(one) == len(other), name
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{name}[{number}]")
+    else:
+        assert one == other, name
+
+
+def points_and_words(figure: Figure) -> list:
+    """Everything that a figure shows, without rendering it."""
+    parts = [figure, *figure.findobj(SubFigure)]
+    words = [text.get_text() for part in parts for text in part.findobj(Text)]
+    lines = [line.get_xydata().tolist() for line in figure.findobj(Line2D)]
+    return [words, json.dumps(lines)]
+
+
+@pytest.fixture(scope="module")
+def saved(interpretation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "interpretation"
+    interpretation.save(folder)
+    return folder
+
+
+def test_saved_interpretation_is_the_same(interpretation, saved, tmp_path):
+    loaded = Interpretation.load(saved)
+    assert_same(loaded, interpretation)
+    for name, draw in FIGURES[Interpretation].items():
+        assert points_and_words(draw(loaded)) == points_and_words(draw(interpretation)), name
+    loaded.save(tmp_path / "again")
+    for file in sorted(saved.iterdir()):
+        assert file.suffix == ".h5ad" or file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    before, after = (anndata.read_h5ad(folder / "branches.h5ad") for folder in (saved, tmp_path / "again"))
+    np.testing.assert_array_equal(before.X, after.X)
+
+
+def test_interpretation_without_enough_test_cells_is_saved(interpretation, tmp_path):
+    untested = tuple(replace(of, test=None, equal=None) for of in interpretation.contrasts)
+    agreement = interpretation.agreement.assign(pearson=np.nan)
+    few = replace(interpretation, contrasts=untested, agreement=agreement, held_out=False)
+    few.save(tmp_path / "few")
+    assert_same(Interpretation.load(tmp_path / "few"), few)
+
+
+def flip_last_byte(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: flip_last_byte(folder / "interpretation.safetensors"), "missing or damaged"),
+        (lambda folder: (folder / "interpretation.safetensors").unlink(), "missing or damaged"),
+        (lambda folder: (folder / "interpretation.json").unlink(), "has no interpretation.json"),
+        (lambda folder: replace_in(folder / "interpretation.json", '"held_out": true', '"held_out": false'), "damaged"),
+        (lambda folder: replace_in(folder / "interpretation.json", '"format": ', '"format": 1'), "another format"),
+        (lambda folder: (folder / "interpretation.json").write_text('{"held_out": true}'), "holds no interpretation"),
+    ],
+)
+def test_damaged_and_older_interpretations_are_rejected(saved, tmp_path, damage, message):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        Interpretation.load(folder)
+
+
+def replace_in(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_interpretation_replaces_no_other_folder(interpretation, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="other content"):
+        interpretation.save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def run(monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["bdm", "interpret", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
@@ -790,6 +889,7 @@ def test_command_writes_everything(files, tmp_path, monkeypatch):
     assert not run(monkeypatch, *files.values(), out, "--n-genes", 5)
     assert {path.name for path in out.iterdir()} == {
         "interpretation.json",
+        "interpretation.safetensors",
         "branches.h5ad",
         *(f"{table}.csv" for table in TABLES),
         *(f"{figure}.png" for figure in FIGURES[Interpretation]),

@@ -7,9 +7,9 @@ from anndata import AnnData, read_h5ad
 from PIL import Image
 
 from bdm.cli import app
+from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.contrasts import Contrast, Differences
 from bdm.interpretation.gene_sets import MOST_SETS, enrichment
-from bdm.interpretation.interpret import ContrastGenes
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.tables import contrasts_within_limit, marker_rows
 from bdm.simulation.programmes import ProgrammeSettings

@@ -4,6 +4,7 @@ import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from matplotlib.axes import Axes
 import bdm
 from bdm import pl
 from bdm.errors import InputError
-from bdm.interpretation.interpret import Interpretation
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.evaluation import LABELS, overall_figure
 from bdm.plotting.write import FIGURES
 
@@ -54,6 +55,11 @@ def _closed():
 def texts(axis: Axes) -> list[str]:
     """Names of the rows."""
     return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def points(axis: Axes) -> list:
+    """Coordinates of all lines."""
+    return [line.get_xydata().tolist() for line in axis.lines]
 
 
 # ---- what is drawn
@@ -162,6 +168,15 @@ def test_whole_figure_is_the_current_one_to_save(model, tmp_path):
         assert drawn == (len(axes) if name == "agreement" else 1)
 
 
+def test_interpretations_on_disk_are_drawn_as_models(model, tmp_path):
+    model.interpretation.save(tmp_path / "interpretation")
+    loaded = bdm.Interpretation.load(tmp_path / "interpretation")
+    assert points(pl.branch_genes(loaded, B)) == points(pl.branch_genes(model, B))
+    assert points(pl.ancestral_umap(loaded)) == points(pl.ancestral_umap(model))
+    assert texts(pl.hierarchy(loaded)) == texts(pl.hierarchy(model))
+    assert texts(pl.commitment(loaded)) == texts(pl.commitment(model.interpretation))
+
+
 def test_other_figures_of_an_evaluation(evaluation):
     assert [axis.get_title().partition(",")[0] for axis in pl.umap(evaluation)] == ["test", "floor", "generated"]
     assert len(pl.genes(evaluation)) == 4
@@ -176,7 +191,7 @@ def test_transmutation_shows_each_type_that_was_moved(moves):
     assert (moved < unmoved).all()
 
 
-def test_extension_is_drawn(small_model, example_cells):
+def test_extension_is_drawn(small_model, example_cells, tmp_path):
     model = copy.copy(small_model)
     with pytest.raises(InputError, match="call extend"):
         pl.likelihood(model)
@@ -191,6 +206,16 @@ def test_extension_is_drawn(small_model, example_cells):
     assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(own)
     with pytest.raises(InputError, match="T-800"):
         pl.type_specific_genes(model, ["T-800"])
+    in_memory = bdm.ExtensionReport.of(model.learnt)
+    in_memory.save(tmp_path / "report")
+    report = bdm.ExtensionReport.load(tmp_path / "report")
+    for name in ("extensions", "likelihood", "genes"):
+        pd.testing.assert_frame_equal(getattr(report, name), getattr(in_memory, name), check_exact=True)
+    assert texts(pl.hierarchy(report)) == texts(pl.hierarchy(model))
+    assert points(pl.likelihood(report)) == points(pl.likelihood(model))
+    assert [axis.get_title() for axis in pl.type_specific_genes(report)] == ["new"]
+    with pytest.raises(InputError, match="draws an evaluation"):
+        pl.scores(report)
 
 
 # ---- as scanpy

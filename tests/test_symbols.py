@@ -16,7 +16,7 @@ import bdm
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.cli import app
-from bdm.interpretation.interpret import Interpretation
+from bdm.interpretation.results import Interpretation
 from bdm.model.model import type_specific_genes
 from bdm.plotting.write import FIGURES
 from bdm.report.branches import genes_by_branch, nodes

@@ -40,6 +40,7 @@ RULES = [
 GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
 SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
 EXTENSION = {
+    "extension_report.json",
     "extensions.csv",
     "hierarchy.png",
     "likelihood.csv",
@@ -76,6 +77,7 @@ RESULTS = {
     "evaluation/genes.csv",
     "evaluation/genes.png",
     "interpretation/interpretation.json",
+    "interpretation/interpretation.safetensors",
     "interpretation/branches.h5ad",
     "interpretation/branch_genes.csv",
     "interpretation/branch_genes.png",

@@ -59,7 +59,7 @@ def extend(
     from bdm.data.read import read_cells
     from bdm.extension.extend import refit as refitted
     from bdm.extension.new_cells import join_known_cells, new_cells
-    from bdm.extension.report import summary
+    from bdm.extension.results import summary
     from bdm.files import atomic_write, sha256
     from bdm.model.model import load_model, model_checksum, save_model
 
@@ -91,7 +91,7 @@ def extend(
         if joined is not None:
             write_h5ad(files.enter_context(atomic_write(joined)), prepared)
         if report is not None:
-            write_report(files.enter_context(atomic_write(report, folder_of="extensions.csv")), steps)
+            write_report(files.enter_context(atomic_write(report, folder_of="extension_report.json")), steps)
     types = "\n".join(map(summary, steps)) or f"{len(extended.cell_types)}, fitted from scratch"
     return Summary((out, joined, report), {"types": types}, then=generating(out))
 
@@ -119,10 +119,9 @@ def extended_step_by_step(
 
 def write_report(folder: Path, steps: "list[FittedExtension]") -> None:
     """Write the tables and figures of an extension."""
-    from bdm.extension.report import ExtensionReport, write_tables
+    from bdm.extension.results import ExtensionReport
     from bdm.plotting.write import write_figures
 
-    folder.mkdir()
     report = ExtensionReport.of(steps)
-    write_tables(folder, report)
+    report.save(folder)
     write_figures(folder, report)

@@ -37,15 +37,14 @@ def interpret(
 
     Example: bdm interpret model/ prepared.h5ad generated.h5ad interpretation/
     """
-    from dataclasses import asdict
+    from dataclasses import replace
 
     from bdm.files import atomic_write
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import interpret as interpret_model
-    from bdm.interpretation.report import summary, write_report
+    from bdm.interpretation.tables import agreement_summary
     from bdm.model.model import checksums
     from bdm.plotting.write import write_figures
-    from bdm.provenance import provenance
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
@@ -56,10 +55,10 @@ def interpret(
             "markers": markers,
             "gene_sets": gene_sets,
         }
-        hashes = checksums(files, model=model)
-        folder.mkdir()
-        write_report(folder, interpretation, provenance=provenance(seed=seed, settings=asdict(settings), sha256=hashes))
+        record = interpretation.provenance | {"sha256": checksums(files, model=model)}
+        interpretation = replace(interpretation, provenance=record)
+        interpretation.save(folder)
         write_figures(folder, interpretation)
-    logger.info("Agreement with test cells, mean over nodes:\n%s", summary(interpretation))
+    logger.info("Agreement with test cells, mean over nodes:\n%s", agreement_summary(interpretation.agreement))
     n_nodes = len(interpretation.nodes)
-    return Summary((out,), {"tree": f"{n_nodes} branch points; branch_genes.png shows the genes of each"})
+    return Summary((out,), {"tree": f"{n_nodes} nodes; branch_genes.png shows the marker genes of each branch"})

@@ -1,15 +1,23 @@
 """Tables of an interpretation, and its AnnData of branches."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.interpretation.agreement import QUERIES, BranchAgreement, ContrastGenes, column_of, without_mirrored
 from bdm.interpretation.ancestral_states import path_table
 from bdm.interpretation.contrasts import Contrast, Differences
-from bdm.interpretation.interpret import ContrastGenes, Interpretation, without_mirrored
 from bdm.interpretation.markers import Markers
+
+if TYPE_CHECKING:
+    from bdm.interpretation.results import Interpretation
+
+QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
 
 # HDF5 describes the columns of a table in a header of 64 KiB: for each, 52 bytes and its name, in steps of 8.
 MOST_BYTES, BYTES_OF_COLUMN = 65_000, 52
@@ -224,3 +232,32 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
     rows.insert(2, "marker_of", rows["gene"].map(marks))
     own = rows["marker_of"] == rows["cell_type"]
     return rows[own] if len(rows) > MOST_DOTS and own.any() else rows
+
+
+def tables_to_read(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
+    """Return the tables of an interpretation by the names of their files."""
+    return {
+        "nodes": node_rows(interpretation),
+        "branch_genes": branch_genes(interpretation),
+        "commitment": commitment_rows(interpretation),
+        "paths": path_rows(interpretation),
+        "agreement": interpretation.agreement,
+        "enrichment": interpretation.enrichment,
+        "markers": marker_rows(interpretation.markers),
+    }
+
+
+def mean_agreement_by_query(agreement: pd.DataFrame) -> pd.Series:
+    """Mean of each measure over nodes, of the model and of the training cells."""
+    measures = [column_of(name, query) for name in BranchAgreement.__dataclass_fields__ for query in QUERIES]
+    return agreement[measures].mean()
+
+
+def agreement_summary(agreement: pd.DataFrame) -> str:
+    """Format the mean agreement with test cells over nodes as a table to print."""
+    means, names = mean_agreement_by_query(agreement), list(BranchAgreement.__dataclass_fields__)
+    table = pd.DataFrame(
+        {QUERY_NAMES[query]: means[[column_of(name, query) for name in names]].to_numpy() for query in QUERIES},
+        index=names,
+    )
+    return table.to_string(float_format="{:.3f}".format)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.markers import Dots
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.markers import colorbar_aspect, draw_dots, explain_sizes, genes_to_draw, separate_groups
 from bdm.plotting.style import (

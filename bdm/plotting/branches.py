@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.errors import InputError
+from bdm.interpretation.agreement import Z_95, ContrastGenes
 from bdm.interpretation.contrasts import Contrast
-from bdm.interpretation.genes import Z_95
-from bdm.interpretation.interpret import ContrastGenes, Interpretation
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.style import (
     HALO,

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.interpret import Interpretation
 from bdm.interpretation.markers import Dots, Markers
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.style import gene_label, shortened
 from bdm.plotting.view import view_of

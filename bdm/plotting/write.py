@@ -7,8 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bdm.evaluation.evaluate import Evaluation
-from bdm.extension.report import ExtensionReport
-from bdm.interpretation.interpret import Interpretation
+from bdm.extension.results import ExtensionReport
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.agreement import agreement_figure
 from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure, plot_ancestral_umap
 from bdm.plotting.branches import branch_genes_figure, plot_commitment

@@ -6,6 +6,7 @@ rule extend:
     output:
         model=directory("results/{dataset}/model"),
         cells="results/{dataset}/prepared.h5ad",
+        extension="results/{dataset}/extension/extension_report.json",
         types=report(
             "results/{dataset}/extension/extensions.csv",
             caption="../report/extensions.rst",
@@ -57,7 +58,7 @@ rule extend:
     conda:
         "../envs/bdm.yaml"
     params:
-        report=subpath(output.types, parent=True),
+        report=subpath(output.extension, parent=True),
         types=options_each("--cell-type", "addition/cell_types"),
         renewed=options_each("--update", "addition/update"),
         label_key=option("--label-key", "addition/label_key"),

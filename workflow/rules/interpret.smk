@@ -7,6 +7,7 @@ rule interpret:
         gene_sets=optional_file("interpret/gene_sets"),
     output:
         interpretation="results/{dataset}/interpretation/interpretation.json",
+        tensors="results/{dataset}/interpretation/interpretation.safetensors",
         branches="results/{dataset}/interpretation/branches.h5ad",
         branch_genes=report(
             "results/{dataset}/interpretation/branch_genes.csv",

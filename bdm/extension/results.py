@@ -1,17 +1,25 @@
 """Report of an extension: where each type joined the tree, and how well the model expresses it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bdm.autoencoder.storage import table_from_json, table_to_json
+from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.data.symbols import display_names
 from bdm.extension.extend import FittedExtension
+from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
+from bdm.store import FORMAT, reject_if_damaged
 
+FILE = "extension_report.json"
 N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their least log2 fold change
 FEWEST_HELD_OUT = 5  # cells, for a gain to be compared with chance
 
@@ -32,6 +40,8 @@ class ExtensionReport:
         After the extension.
     n_before
         Number of extensions that the model already had.
+    provenance
+        Version, packages, seed, settings, and checksums of the model and the cells.
     """
 
     extensions: pd.DataFrame
@@ -39,12 +49,13 @@ class ExtensionReport:
     genes: pd.DataFrame
     hierarchy: Hierarchy
     n_before: int
+    provenance: dict[str, Any]
 
     def __repr__(self) -> str:
         return "\n".join(["Report of an extension", *map(describe, self.extensions.to_dict("records"))])
 
     @classmethod
-    def of(cls, fitted: Sequence[FittedExtension]) -> "ExtensionReport":
+    def of(cls, fitted: Sequence[FittedExtension]) -> ExtensionReport:
         """Report on extensions that were fitted one after the other."""
         model = fitted[-1].model
         return cls(
@@ -53,14 +64,55 @@ class ExtensionReport:
             genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
             hierarchy=model.hierarchy,
             n_before=len(model.extensions) - len(fitted),
+            provenance=fitted[0].extension.provenance,
         )
 
+    def save(self, folder: Path | str) -> None:
+        """Write the report as a folder, for :meth:`load`.
 
-def write_tables(folder: Path, report: ExtensionReport) -> None:
-    """Write ``extensions.csv``, ``likelihood.csv`` and ``type_specific_genes.csv`` into a folder."""
-    tables = {"extensions": report.extensions, "likelihood": report.likelihood, "type_specific_genes": report.genes}
-    for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        The folder has ``extension_report.json`` with everything, and the tables ``extensions.csv``, ``likelihood.csv``
+        and ``type_specific_genes.csv``.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but the report of an extension.
+        """
+        tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
+        with atomic_write(Path(folder), folder_of=FILE) as out:
+            out.mkdir()
+            content = {
+                "format": FORMAT,
+                "provenance": self.provenance,
+                "n_before": self.n_before,
+                "hierarchy": self.hierarchy.to_json(),
+                "tables": {name: table_to_json(table) for name, table in tables.items()},
+            }
+            write_checksummed_json(out / FILE, content)
+            for name, table in tables.items():
+                table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ExtensionReport:
+        """Read a report that :meth:`save` or ``bdm extend`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no report of an extension, one of another version of bdm, or a damaged one.
+        """
+        file = Path(folder) / FILE
+        content = read_checksummed_json(file, "report of an extension", version=FORMAT)
+        with reject_if_damaged(file):
+            tables = {name: table_from_json(table).reset_index(drop=True) for name, table in content["tables"].items()}
+            return cls(
+                extensions=tables["extensions"],
+                likelihood=tables["likelihood"],
+                genes=tables["type_specific_genes"],
+                hierarchy=Hierarchy.from_json(content["hierarchy"]),
+                n_before=content["n_before"],
+                provenance=content["provenance"],
+            )
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, float | str | int | None]:
