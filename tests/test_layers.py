@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the lowest; a module may import modules of its own layer and of lower ones
     {"text", "errors", "validation", "seeds", "arrays", "progress", "files", "checksums", "store", "provenance"},
-    {"threads", "checkpoint", "training", "minibatch", "processes"},
+    {"threads", "checkpoint", "training", "processes", "embedding"},
     {"data", "schema", "settings"},
     {"evaluation"},  # compares cells, whatever they come from
     {"autoencoder"},

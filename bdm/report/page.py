@@ -16,7 +16,7 @@ from bdm.evaluation.cells import TRANSMUTED_SET_NAMES
 from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
-from bdm.extension.report import describe
+from bdm.extension.results import describe
 from bdm.plotting.page.tree import tree_browser
 from bdm.progress import duration
 from bdm.report import plots
