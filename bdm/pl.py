@@ -1,8 +1,8 @@
 """Figures of models and of results, as matplotlib axes, in the manner of ``scanpy.pl``.
 
-The functions draw results in memory, such as ``model.evaluate(adata_test)``, and results on disk, such as
-``bdm.Evaluation.load("evaluation")``. Figures of an interpretation take a model after
-:meth:`~bdm.BranchedDiffusion.interpret`, too.
+The functions draw results in memory, such as ``model.evaluate(adata_test)`` returns, and results on disk, such as
+``bdm.Evaluation.load("evaluation")``. The argument ``interpretation`` is a :class:`~bdm.Interpretation`, or a model
+after :meth:`~bdm.BranchedDiffusion.interpret`; ``evaluation`` is what ``evaluate`` or ``evaluate_transmuted`` returned.
 
 ``show=None`` follows ``scanpy.settings.autoshow``: a figure is shown, and nothing returned, where there is a screen to
 show it on, as in a notebook. Elsewhere, as in a script, and with ``show=False``, axes are returned: one, or the axes of
@@ -173,58 +173,28 @@ def commitment(
 
 
 def paths(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the mean path of each cell type through the noise levels, for the best marker gene of each branch.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or a model that was interpreted.
-    """
+    """Draw the mean path of each cell type through the noise levels, for the best marker gene of each branch."""
     return shown(paths_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
 def ancestral_states(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw a dot plot of marker genes by branch: in its ancestral state, and in the real cells below it.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or a model that was interpreted.
-    """
+    """Draw a dot plot of marker genes by branch: in its ancestral state, and in the real cells below it."""
     return shown(ancestral_states_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
 def ancestral_umap(interpretation: Interpreted, *, ax: Axes | None = None, show: bool | None = None) -> Axes | None:
-    """Draw the ancestral states among real cells in one UMAP, joined as in the tree.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or a model that was interpreted.
-    """
+    """Draw the ancestral states among real cells in one UMAP, joined as in the tree."""
     axis = plot_ancestral_umap(interpretation_of(interpretation), ax=ax, new=plt.figure)
     return shown(axis, show=show, complete=ax is None)
 
 
 def markers(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw a dot plot of marker genes in real cells beside one in generated cells.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or a model that was interpreted.
-    """
+    """Draw a dot plot of marker genes in real cells beside one in generated cells."""
     return shown(markers_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
 def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other.
-
-    Parameters
-    ----------
-    interpretation
-        An interpretation, or a model that was interpreted.
-    """
+    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other."""
     return shown(agreement_figure(interpretation_of(interpretation), new=plt.figure), show=show)
 
 
@@ -280,24 +250,12 @@ def scores_by_type(
 
 
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw statistics of each gene in generated cells against the same in test cells, over the floor.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    """
+    """Draw statistics of each gene in generated cells against the same in test cells, over the floor."""
     return shown(genes_figure(check_kind(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw test cells, training cells and generated cells in a joint UMAP, one panel each.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
-    """
+    """Draw test cells, training cells and generated cells in a joint UMAP, one panel each."""
     return shown(umap_figure(check_kind(evaluation, Evaluation), new=plt.figure), show=show)
 
 
@@ -322,25 +280,13 @@ def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = No
 
 
 def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-    """
+    """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells."""
     check_kind(evaluation, TransmutationEvaluation)
     return shown(transmutation_genes_figure(evaluation, new=plt.figure), show=show)
 
 
 def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
-    """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type.
-
-    Parameters
-    ----------
-    evaluation
-        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
-    """
+    """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
     check_kind(evaluation, TransmutationEvaluation)
     return shown(transmutation_umap_figure(evaluation, new=plt.figure), show=show)
 

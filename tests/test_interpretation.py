@@ -946,7 +946,7 @@ def test_genes_may_come_in_another_order(files, tmp_path, small_model):
 
 def test_no_more_cells_are_read_than_tell_of_genes(files, monkeypatch):
     all_cells = read_inputs(**files)
-    monkeypatch.setattr("bdm.interpretation.inputs.MOST", 100)
+    monkeypatch.setattr("bdm.interpretation.inputs.MAX_CELLS", 100)
     some = read_inputs(**files)
     for read, whole in ((some.training, all_cells.training), (some.test, all_cells.test)):
         assert len(read) <= 100 < len(whole)

@@ -23,8 +23,8 @@ from bdm.settings import SamplerSettings
 class AncestralStates:
     """What the model expects at the lower end of each branch; of a node, the state in which its children are one.
 
-    The rows are the hierarchy's branches, in its order. A hybrid is a state between its cell types, not their average:
-    in it a gene that few of them express is nearly as low as in the others.
+    The rows are the hierarchy's branches, in its order. An ancestral state lies between its cell types, and is not
+    their average: a gene that few of them express is nearly as low in it as in the others.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class AncestralStates:
 
 
 def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
-    """Denoise cells at each branch point, on their walk down the tree, and decode them to genes.
+    """Denoise cells at the lower end of each branch, as they are decoded down the tree, and decode them to genes.
 
     The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
     staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
@@ -80,11 +80,11 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
 def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
     """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
     per_batch = model.composition.loc[list(cell_types)].sum()
-    place = (np.arange(len(x)) + 0.5) / len(x)
-    batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), place)]
-    own = cell_types[0] if len(cell_types) == 1 else None
+    quantile = (np.arange(len(x)) + 0.5) / len(x)
+    batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), quantile)]
+    cell_type = cell_types[0] if len(cell_types) == 1 else None
     names = batch.to_numpy() if model.autoencoder.batches else None
-    return expected_counts(model, x, names, own).astype(np.float64)
+    return expected_counts(model, x, names, cell_type).astype(np.float64)
 
 
 def branch_observation_model(model: BranchedModel, cell_types: Collection[str]) -> ObservationModel:
@@ -95,12 +95,12 @@ def branch_observation_model(model: BranchedModel, cell_types: Collection[str]) 
 
 
 def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
-    """Average path of each cell type through the noise levels, as expression of some genes.
+    """Mean path of each cell type through the noise levels, as the expression of ``genes``.
 
     Returns
     -------
-    Table of a row for each branch on each cell type's way: ``cell_type``, ``branch``, its noise levels from ``high`` to
-    ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
+    Table with a row for each branch on the path of each cell type: ``cell_type``, ``branch``, its noise levels from
+    ``high`` to ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
     """
     steps = [
         {"cell_type": cell_type, "branch": segment.branch, "high": segment.high, "low": segment.low}
@@ -117,7 +117,7 @@ MOST_EMBEDDED_CELLS = 3000
 
 @dataclass(frozen=True)
 class Embedding:
-    """Places of states and of real cells in one UMAP of the whitened latent space.
+    """Coordinates of ancestral states and of real cells in one UMAP of the whitened latent space.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class Embedding:
 
 
 def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
-    """Embed up to 3,000 real cells, and place the states among their nearest of these.
+    """Embed up to 3,000 real cells, and each ancestral state among its nearest cells.
 
     References
     ----------

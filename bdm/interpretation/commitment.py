@@ -1,3 +1,5 @@
+"""How well each gene alone distinguishes the sides of a contrast, by noise level."""
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from bdm.model.model import BranchedModel, log_expression
 
 @dataclass(frozen=True)
 class Commitment:
-    """How well each gene alone tells the two sides of a contrast apart, under noise; all arrays are by gene.
+    """How well each gene alone distinguishes the two sides of a contrast, under noise; all arrays are by gene.
 
     With the linear decoder, a gene's log expression is a direction in whitened space. Along it the sides' means are
     ``shift`` apart, and noise of level sigma adds to their variances; so, taken as normal, they have
@@ -20,8 +22,8 @@ class Commitment:
         AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ).
 
     This is the formula of the hierarchy's branch levels, for one gene in place of all: at the hierarchy's threshold, a
-    gene that tells the sides apart as well as all genes together would commit at the branch's level. Expression is what
-    counts are drawn around: their own noise would hide rare genes at any level.
+    gene that distinguishes the sides as well as all genes together would commit at the branch's level. The noise of
+    counts is left out: it would hide rare genes at any level.
 
     Attributes
     ----------
@@ -51,9 +53,9 @@ class Commitment:
 
 
 def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
-    """Measure the commitment of each gene to the sides of a contrast, with gradients taken at the node's hybrid.
+    """Measure the commitment of each gene to the sides of a contrast, at the ancestral state of the node.
 
-    Where types have decoders of their own, what these add to the shared one shifts the sides too.
+    Type-specific decoders shift the sides by what they add to the shared decoder.
     """
     share = states.expression.loc[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
@@ -63,7 +65,7 @@ def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contr
 
 
 def type_specific_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Tell what own decoders add to the log expression of each gene, mean over types as they are mixed in training."""
+    """Mean over types, weighted as in training, of the change in log expression by type-specific decoders, by gene."""
     members = [model.cell_types.index(cell_type) for cell_type in cell_types]
     share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
     total = np.zeros(len(model.autoencoder.genes))

@@ -19,7 +19,7 @@ class Contrast:
     node, child
         Names of branches.
     level
-        Noise level at which the node's children part.
+        Noise level at which the node's children separate.
     inside, outside
         Cell types below the child, and below the node's other children.
     """
@@ -31,13 +31,13 @@ class Contrast:
     outside: tuple[str, ...]
 
     def among(self, cell_types: Collection[str]) -> "Contrast":
-        """Give the same contrast without the types that are not among ``cell_types``."""
+        """Return the same contrast without the types that are not among ``cell_types``."""
         inside, outside = (tuple(t for t in side if t in cell_types) for side in (self.inside, self.outside))
         return replace(self, inside=inside, outside=outside)
 
 
 def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
-    """List the contrasts of all inner nodes, those of a node together; the two of a node of two children mirror."""
+    """List the contrasts of all inner nodes, node by node; the two contrasts of two children mirror each other."""
     contrasts = []
     for branch in hierarchy.branches:
         below = {child: tuple(hierarchy.leaves(child)) for child in hierarchy.children[branch.name]}
@@ -73,7 +73,7 @@ class TypeExpression:
         return Expression(mean, weight @ (variances + (means - mean) ** 2))
 
     def squared_error(self, cell_types: tuple[str, ...]) -> np.ndarray:
-        """Squared standard error of the mixture's mean as so many cells of each type tell it, by gene."""
+        """Squared standard error of the mixture's mean, estimated from the number of cells of each type, by gene."""
         weight, _, variances = self._parts(cell_types)
         return weight @ variances / self.total(cell_types)
 

@@ -18,7 +18,7 @@ GeneSets = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class UserGenes:
-    """Genes that a user names, those alone that the model has; each by the name of a cell type or a set.
+    """Genes in a user's lists that the model has, by the name of a cell type or a set.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ def enrichment(
 ) -> pd.DataFrame:
     """Gene sets that the sides of each contrast differ in, by gene set enrichment analysis of the ranked genes.
 
-    Genes are ranked by the differences' score, and sets are judged against random sets of as many of the model's
+    Genes are ranked by the score of the differences, and sets are compared with random sets of as many of the model's
     genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 50 sets, those with the
     name of a cell type are left out at nodes that the type is not below.
 

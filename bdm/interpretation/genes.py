@@ -19,9 +19,9 @@ from bdm.settings import SamplerSettings
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> TypeExpression:
-    """Expression of each type by the model alone, over ``n_cells`` cells walked down the tree.
+    """Expression of each type by the model alone, over ``n_cells`` cells decoded down the tree.
 
-    All types descend from the same ancestors, so that chance above a branch point does not part its children. Means are
+    All types descend from the same ancestors, so that chance above a node does not separate its children. Means are
     over expected expression, without the noise of counts; types weigh by the cells that the model was trained on.
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
@@ -129,6 +129,6 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
 
 
 def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Part cells at random into two halves of the same types."""
+    """Divide cells at random into two halves of the same types."""
     first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
     return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]

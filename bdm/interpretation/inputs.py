@@ -1,3 +1,5 @@
+"""Inputs of an interpretation: a model, the cells that it was fitted to, and cells that it generated."""
+
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
-MOST = 50_000  # cells learnt from, test cells and generated cells that are read: more tell no more of genes
+MAX_CELLS = 50_000  # training, test and generated cells that are read; more would not change the genes
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,15 @@ class Inputs:
     Attributes
     ----------
     prepared
-        The real cells that the model has learnt from.
+        The real cells that the model was fitted to.
     training
         The same, or a random half of them where there are no test cells.
     test
-        Real cells to judge by: the test cells, or else the other half.
+        Real cells to compare with: the test cells, or else the other half.
     held_out
-        Whether the model has not learnt from ``test``.
+        Whether the model was not fitted to ``test``.
     given
-        Markers and gene sets that a user names.
+        Markers and gene sets of the user.
     """
 
     model: BranchedModel
@@ -86,7 +88,7 @@ def read_inputs(
     check_same_types(real.obs[~is_test], loaded, prepared)
     check_same_types(new.obs, loaded, generated)
     if not is_test.any():
-        logger.warning("%s has no test cells, so genes are judged by cells that the model has learnt from.", prepared)
+        logger.warning("%s has no test cells, so genes are compared with cells that the model was fitted to.", prepared)
     of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
     real = take_cells(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
@@ -95,27 +97,27 @@ def read_inputs(
 
 
 def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
-    """Draw ``MOST`` cells, fewer of the commonest types, or all where there are no more, and give their rows."""
-    if len(cells) <= MOST:
+    """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
+    if len(cells) <= MAX_CELLS:
         return cells.rows
-    return cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MOST), seed=seed)]
+    return cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MAX_CELLS), seed=seed)]
 
 
 def inputs_of(
     model: BranchedModel, real: AnnData, generated: AnnData, given: UserGenes | None = None, *, seed: int
 ) -> Inputs:
-    """Part prepared cells into those learnt from and those to judge by: the test cells, or else a random half."""
+    """Divide prepared cells into training cells and cells to compare with: the test cells, or else a random half."""
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
-    learnt = real[~is_test]
-    training, test = Cells.of(learnt), Cells.of(real[is_test])
+    fitted = real[~is_test]
+    training, test = Cells.of(fitted), Cells.of(real[is_test])
     if not is_test.any():
         test, training = halves_of(training, seed=seed)
-    return Inputs(model, learnt, training, test, Cells.of(generated), bool(is_test.any()), given or UserGenes())
+    return Inputs(model, fitted, training, test, Cells.of(generated), bool(is_test.any()), given or UserGenes())
 
 
 def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:
-    """Refuse cells that lack a cell type of the model, or have another."""
+    """Reject cells that lack a cell type of the model, or have another."""
     found, known = pd.Index(np.unique(obs["cell_type"].astype(str))), pd.Index(model.cell_types)
     for problem, names in {
         "lacks": known.difference(found),

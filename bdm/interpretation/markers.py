@@ -1,3 +1,5 @@
+"""Marker genes of cell types, in real and generated cells and by branch."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +37,8 @@ class Markers:
     Attributes
     ----------
     genes
-        Names of the markers, by cell type; those of one type are not those of another. The types are the user's where
-        the markers are.
+        Names of the markers, by cell type; each gene marks one type. Where the user gives markers, the types are the
+        user's.
     real, generated
         In real training cells and in generated cells, by cell type.
     clades, ancestral_states
@@ -58,7 +60,7 @@ def markers_of(
     hierarchy: Hierarchy,
     states: AncestralStates,
 ) -> Markers:
-    """See markers in real and generated cells, and down the tree; of a gene that marks two types, the first counts."""
+    """Compute markers in real and generated cells, and by branch; a gene that marks two types counts for the first."""
     first = {gene: cell_type for cell_type, members in reversed(chosen.items()) for gene in reversed(members)}
     chosen = {
         cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
@@ -83,7 +85,7 @@ def candidate_markers(training: Cells, genes: pd.Index) -> GeneSets:
 def distinct_markers(
     candidates: GeneSets, training: Cells, genes: pd.Index, cell_types: tuple[str, ...], *, n_genes: int
 ) -> GeneSets:
-    """Of each type's candidates, choose those that stand out most against any other type, and are no other's."""
+    """Choose among the candidates of each type the ones that stand out most from any other type, each gene once."""
     every = np.arange(len(genes))
     mean = dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
     chosen: GeneSets = {}

@@ -1,3 +1,5 @@
+"""Stability of the nodes of a hierarchy."""
+
 from collections import Counter
 
 import numpy as np
@@ -16,26 +18,27 @@ N_DRAWS = 100
 
 
 def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd.DataFrame:
-    """Tell how far each node hangs on the cells, on their place in latent space, and on the threshold.
+    """Measure how far each node depends on the cells, on their latents, and on the threshold.
 
-    The clustering does not depend on the threshold, so all nodes are there at any. What does depend on it is whether a
-    node has a part of the way to itself: its types must be told apart better than the threshold without noise, and it
-    must lie below its parent.
+    The clustering does not depend on the threshold, so all nodes are there at any. It does determine whether the branch
+    of a node has a length: without noise its types must be distinguished better than the threshold, and the node must
+    lie below its parent.
 
-    A latent space learnt with another seed would be the full test of a node, and costs as much as the first. In its
-    place all cells are drawn anew from their posteriors: what the counts leave open in this latent space.
+    A latent space that is fitted with another seed would be the full test of a node, and takes as long as the first.
+    Here the latents of all cells are sampled from their posteriors instead, which covers the uncertainty in this latent
+    space.
 
     Parameters
     ----------
     cells
-        The cells that the model has learnt from, in its latent space.
+        The cells that the model was fitted to, in its latent space.
 
     Returns
     -------
     Table by node, in the hierarchy's order: ``distance`` between types of different children, root of the mean square,
     in whitened space; ``support``, the share of bootstrap resamples of cells with this clade, NaN where none were made;
     ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``, the share of
-    thresholds from 0.55 to 0.95 at which the node has a part of the way to itself.
+    thresholds from 0.55 to 0.95 at which the branch of the node has a length.
     """
     hierarchy, means = model.hierarchy, model.moments.mean.double().numpy()
     index = {cell_type: i for i, cell_type in enumerate(model.cell_types)}
@@ -47,12 +50,12 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     parents = {name: hierarchy.by_name[name].parent for name in names}
     apart = [[has_length(tree[name], tree.get(parents[name])) for tree in trees] for name in names]
     heights = [merge_height(trees[0][name].children) for name in names]
-    drawn = latent_support(cells, model.whitening, n_draws=N_DRAWS, seed=seed)
+    support = latent_support(cells, model.whitening, n_draws=N_DRAWS, seed=seed)
     return pd.DataFrame(
         {
             "distance": np.sqrt(heights),
             "support": [float("nan") if (s := hierarchy.by_name[name].support) is None else s for name in names],
-            "latent_stability": [drawn.get(frozenset(trees[0][name].members), 0.0) for name in names],
+            "latent_stability": [support.get(frozenset(trees[0][name].members), 0.0) for name in names],
             "threshold_stability": np.mean(apart, axis=1),
         },
         index=pd.Index(names, name="node"),
@@ -62,7 +65,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
 def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, seed: int) -> dict[frozenset[int], float]:
     """Share of draws of all cells from their posteriors in whose clustering each set of types is a clade.
 
-    The mean of n independent normals is normal, so the types' means are drawn, not each cell.
+    The mean of n independent normals is normal, so the means of types are sampled, not each cell.
     """
     generator = torch_generator(seed, "latent support")
     n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
@@ -80,7 +83,7 @@ def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, se
 
 
 def has_length(node: MeasuredClade, parent: MeasuredClade | None) -> bool:
-    """Tell whether a node's types part above the least level, and below the parent's."""
+    """Return whether a node lies above the least level, and below its parent."""
     return node.level > MIN_LEVEL and (parent is None or node.level < parent.level)
 
 
@@ -91,10 +94,10 @@ def clade_of(hierarchy: Hierarchy, name: str) -> Clade:
 
 def by_node(clade: MeasuredClade, hierarchy: Hierarchy) -> dict[str, MeasuredClade]:
     """Measured clades by the names of the hierarchy's nodes."""
-    found, waiting = {}, [(clade, hierarchy.root.name)]
+    nodes, waiting = {}, [(clade, hierarchy.root.name)]
     while waiting:
         clade, name = waiting.pop()
         if clade.children:
-            found[name] = clade
+            nodes[name] = clade
             waiting.extend(zip(clade.children, hierarchy.children[name], strict=True))
-    return found
+    return nodes

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
 
 # HDF5 describes the columns of a table in a header of 64 KiB: for each, 52 bytes and its name, in steps of 8.
-MOST_BYTES, BYTES_OF_COLUMN = 65_000, 52
+MAX_BYTES, BYTES_OF_COLUMN = 65_000, 52
 
 
 def branches_adata(interpretation: Interpretation) -> AnnData:
@@ -28,13 +28,13 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
 
     Returns
     -------
-    AnnData of branches x genes. ``X`` is log1p(CP10k) of each branch's hybrid. ``obs`` has the tree: ``branch``,
-    ``parent``, and its noise levels from ``high`` to ``low``. ``var`` is that of the model, with its symbols of genes.
-    The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do
+    AnnData of branches x genes. ``X`` is log1p(CP10k) in each branch's ancestral state. ``obs`` has the tree:
+    ``branch``, ``parent``, and its noise levels from ``high`` to ``low``. ``var`` is that of the model, with its
+    symbols of genes. The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do
     ``uns['rank_genes_groups']`` for the model and ``uns['rank_genes_groups_test']`` for the test cells, with branches
-    as groups (of about a thousand or more, those that leave the highest nodes). ``obsm['X_umap']`` is the place of the
-    states among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and
-    ``enrichment``.
+    as groups (of about a thousand or more branches, the ones that leave the highest nodes). ``obsm['X_umap']`` has the
+    coordinates of the ancestral states among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``,
+    ``agreement`` and ``enrichment``.
     """
     states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
@@ -68,8 +68,8 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
 
 
 def contrasts_within_limit(contrasts: Sequence[ContrastGenes]) -> list[ContrastGenes]:
-    """Take the contrasts that a file holds as columns named by their children, those of the highest levels first."""
-    chosen, room = set(), MOST_BYTES
+    """Take as many contrasts as fit into a file as columns named by their children, the highest levels first."""
+    chosen, room = set(), MAX_BYTES
     for of in sorted(contrasts, key=lambda of: -of.contrast.level):
         room -= BYTES_OF_COLUMN + 8 * (len(of.contrast.child.encode()) // 8 + 1)
         if room < 0:
@@ -123,7 +123,7 @@ def record_array(columns: list[np.ndarray], names: list[str]) -> np.recarray:
     return np.rec.fromarrays(columns, dtype=types)
 
 
-MOST_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
+MAX_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
 
 
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
@@ -195,7 +195,7 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def node_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """List the nodes with their level, how far they hang on cells, latent space and threshold, and their best genes."""
+    """List the nodes with their level, their stability, and the best genes of their children."""
     rows = []
     for node, children in interpretation.nodes.items():
         branch = interpretation.hierarchy.by_name[node]
@@ -221,7 +221,7 @@ def path_rows(interpretation: Interpretation) -> pd.DataFrame:
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:
-    """List markers in cell types, one row a type and gene; of too many, those of a type's own markers."""
+    """List markers in cell types, one row a type and gene; of too many, the markers of the type itself."""
     marks = {gene: cell_type for cell_type, genes in markers.genes.items() for gene in genes}
     columns = {
         f"{name}_{statistic}": getattr(dots, statistic).stack()
@@ -230,8 +230,8 @@ def marker_rows(markers: Markers) -> pd.DataFrame:
     }
     rows = pd.DataFrame(columns).rename_axis(["cell_type", "gene"]).reset_index()
     rows.insert(2, "marker_of", rows["gene"].map(marks))
-    own = rows["marker_of"] == rows["cell_type"]
-    return rows[own] if len(rows) > MOST_DOTS and own.any() else rows
+    of_type = rows["marker_of"] == rows["cell_type"]
+    return rows[of_type] if len(rows) > MAX_DOTS and of_type.any() else rows
 
 
 def tables_to_read(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
