@@ -527,12 +527,12 @@ BAD = {
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unmoved=transmuted.h5ad", "taken"
     ),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
-    "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "knows the type 'Dendritic' already"),
+    "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),
     "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
     "extend: other genes": ("extend model few_genes.h5ad OUT --label-key new", "lack"),
     "extend: update of a new type": (
         "extend model new.h5ad OUT --label-key new --update T-800",
-        "does not know the type 'T-800'",
+        "has no type 'T-800' to update",
     ),
     "extend: refit without known cells": ("extend model new.h5ad OUT --label-key new --refit", "give the known cells"),
     "extend: known cells of other genes": (

@@ -404,7 +404,7 @@ def test_cells_without_a_type_are_no_new_type(example_cells, base, caplog, missi
     lacks = cells.obs["bulk_labels"].isin(base.cell_types[:2]).to_numpy()
     cells.obs["bulk_labels"] = np.where(lacks, missing, cells.obs["bulk_labels"].astype(object))
     assert set(new_cells(cells, base, seed=0).by_type) == set(new_cells(example_cells, base, seed=0).by_type)
-    assert f"Not added, as obs tells no type of them: {lacks.sum()} cells." in caplog.text
+    assert f"Not added, because obs has no type for them: {lacks.sum()} cells." in caplog.text
 
 
 @pytest.mark.parametrize("name", ["B\r", "nul\0l", "half \ud800"])

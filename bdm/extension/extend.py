@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
 from bdm.diffusion.walk import TreeWalk
-from bdm.extension.fit import batch_offsets, fit_embedding, initial_embedding, with_replayed_cells
+from bdm.extension.fit import batch_offsets, fit_embedding, initial_autoencoder, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point
 from bdm.latent.cells import encode, latent_cells
@@ -27,9 +27,9 @@ from bdm.threads import using_threads
 
 
 def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:
-    """Learn everything anew, as the model was learnt, from the cells of all types.
+    """Fit a new model to the cells of all types, with the settings of the model.
 
-    What it generates of known types changes too, and it remembers no extensions.
+    The cells that it generates of known types change too, and it has no extensions.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **
 
 
 def known_settings(kind: type, record: dict[str, Any]) -> Any:
-    """Find the settings of a kind in a record."""
+    """Return the settings of a kind that a record has."""
     names = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in record["settings"].items() if name in names})
 
 
-LEAST_GAIN = -1  # of a new type's own decoder, in standard errors: the first guess knows no more than its mean
+MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ExtendSettings(StageSettings):
     Attributes
     ----------
     n_replayed
-        Most generated cells that stand for those which a known type was learnt from, when it is learnt anew.
+        Most generated cells that stand for the training cells of a known type when it is updated.
     """
 
     adapter: AdapterSettings = field(default=AdapterSettings())
@@ -71,15 +71,15 @@ class ExtendSettings(StageSettings):
 
 @dataclass(frozen=True)
 class FittedExtension:
-    """An extended model, and how a type came into it.
+    """An extended model, and how a type joined it.
 
     Attributes
     ----------
     distance
-        From the type's mean to that of each known one, in whitened space, by name, nearest first; of a type that was
-        known, to its former mean too.
+        From the type's mean to the mean of each known type, in whitened space, by name, nearest first; of an updated
+        type, to its former mean too.
     before, after
-        Bound on the log likelihood of each held-out cell, by the model as it was and by the type's own autoencoder.
+        Evidence lower bound of each held-out cell, before the extension and with the type-specific decoder.
     n_counts
         Mean counts of these cells.
     """
@@ -103,20 +103,20 @@ def extend(
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
 ) -> FittedExtension:
-    """Add a cell type to a model, or learn a known one anew, without a change to any other.
+    """Add a cell type to a model, or update a known one, without a change to any other.
 
     Parameters
     ----------
     cells
         Prepared cells of the type, with the model's genes in its order.
     batches
-        Offsets of batches that the model does not know.
+        Offsets of batches that the model does not have.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     known = cell_type in model.cell_types
     learnt = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
-    first = initial_embedding(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
-    least_gain = 0 if known else LEAST_GAIN
+    first = initial_autoencoder(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
+    least_gain = 0 if known else MIN_GAIN
     own = adapted(first, learnt, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
     latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
     moments = type_moments(latent, model.whitening)
@@ -156,7 +156,7 @@ def extend(
 def extend_all(
     model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
 ) -> Iterator[FittedExtension]:
-    """Learn types one after the other; the last model has them all. New batches come with the first."""
+    """Add types one after the other; the last model has them all. New batches come with the first type."""
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
     for cell_type, cells in new.by_type.items():
         found = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
@@ -165,13 +165,13 @@ def extend_all(
 
 
 def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
-    """Distance of a mean in whitened space to that of each type of the model, nearest first."""
+    """Distance of a mean in whitened space to the mean of each type of the model, nearest first."""
     distance = np.linalg.norm(model.moments.mean.numpy() - mean, axis=1)
     return pd.Series(distance, index=model.cell_types).sort_values()
 
 
 def attachment_of(model: BranchedModel, mean: np.ndarray) -> AttachmentPoint:
-    """Find where a mean in whitened space belongs in the tree."""
+    """Return the attachment point of a mean in whitened space."""
     return attachment_point(model.hierarchy, distances(model, mean).to_dict())
 
 
@@ -190,7 +190,7 @@ def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
 
 
 def held_out_cells(cells: ad.AnnData) -> ad.AnnData:
-    """Take the cells that are not trained on, or all where there are none."""
+    """Take the cells that no parameter is fitted to, or all where there are none."""
     chosen = cells[cells.obs["split"] != "train"]
     return chosen if chosen.n_obs else cells
 

@@ -1,4 +1,4 @@
-"""What an extension fits: a type's first embedding, its branch, cells to replay, and new batches."""
+"""What an extension fits: the initial autoencoder of a type, its branch embedding, and the offsets of new batches."""
 
 import copy
 import logging
@@ -28,8 +28,8 @@ from bdm.training import Loop, train
 logger = logging.getLogger(__name__)
 
 
-def initial_embedding(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> CountAutoencoder:
-    """Make an autoencoder of one cell type, which knows of it what the model does; of a new one, its mean latent."""
+def initial_autoencoder(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> CountAutoencoder:
+    """Return an autoencoder of one cell type: the model's of a known type, else the shared one with the type's mean."""
     if cell_type in autoencoder.cell_types:
         known = of_type(autoencoder.network_of(cell_type), autoencoder.type_code(cell_type))
         return known.eval().requires_grad_(False)
@@ -45,17 +45,16 @@ def initial_embedding(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoen
 def with_replayed_cells(
     cells: ad.AnnData, model: BranchedModel, cell_type: str, n_most: int, *, seed: int
 ) -> ad.AnnData:
-    """Add generated cells of a known type to new ones, in place of those that it was learnt from, which are not here.
+    """Add generated cells of a known type to new ones, in place of its training cells, which are not available.
 
-    So what is learnt from the new cells is not at the cost of what was known (generative replay, Shin et al. 2017,
-    arXiv 1705.08690).
+    With these the type does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv 1705.08690).
 
     Parameters
     ----------
     cells
         Prepared cells of the type.
     n_most
-        Most cells to generate; as many as the type was learnt from, if these are fewer.
+        Most cells to generate; as many as the type has training cells, if these are fewer.
     """
     n_cells = min(int(model.composition.loc[cell_type].sum()), n_most)
     request = request_cells(model, {cell_type: n_cells})

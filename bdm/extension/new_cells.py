@@ -1,3 +1,5 @@
+"""Cells for an extension: new types, types to update, and cells of new batches."""
+
 import json
 import logging
 from dataclasses import dataclass
@@ -16,21 +18,21 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 5  # cells of a type, of which some are kept to choose the best training step and to judge by
+FEWEST = 5  # cells of a type; some of them select the training step, or are test cells
 
 
 @dataclass(frozen=True)
 class NewCells:
-    """Prepared cells of the types that a model is to learn, with its genes in its order.
+    """Prepared cells of the types that are added to a model, with the genes of the model in its order.
 
     Attributes
     ----------
     by_type
-        New types, and known ones to learn anew, in the order in which they are learnt.
+        Cells of new types, and of known types to update, in the order in which they are fitted.
     known
-        All cells of types that the model knows, by which new batches are known from new types.
+        Cells of all types that the model has, which distinguish effects of new batches from new types.
     batches
-        Batches that the model does not know.
+        Batches that the model does not have.
     """
 
     by_type: dict[str, ad.AnnData]
@@ -48,20 +50,20 @@ def new_cells(
     missing_as_zero: bool = False,
     seed: int,
 ) -> NewCells:
-    """Prepare cells that a model is to learn from, split as those that it has learnt from.
+    """Prepare cells for the extension of a model, with the split of the cells that it was fitted to.
 
     Parameters
     ----------
     cell_types
-        New types, in the order that they are to be added in; if none are named, nor any to update, all that the model
-        lacks and that have ``FEWEST`` cells, the largest first.
+        New types, in the order in which they are added; if there are none, nor types to update, all types that the
+        model lacks and that have ``FEWEST`` cells, the largest first.
     update
-        Known types to learn anew.
+        Known types to update.
 
     Raises
     ------
     InputError
-        If there is nothing to learn, a type is known that should be new or the other way round, has too few cells, or
+        If there is no type to fit, a type is known that should be new or the other way round, has too few cells, or
         genes are missing.
     """
     labels = labels_of(adata, model, keys)
@@ -88,39 +90,36 @@ def new_cells(
 def check_names_of_types(
     labels: pd.Series, model: BranchedModel, cell_types: tuple[str, ...], update: tuple[str, ...]
 ) -> None:
-    """Refuse types that are named as new and known, or as known and new, or have too few cells."""
+    """Reject new types that the model has, types to update that it lacks, and types of too few cells."""
     for name in cell_types:
         if name in model.cell_types:
-            raise InputError(f"The model knows the type {name!r} already; ask for it by update to learn it anew.")
+            raise InputError(f"The model already has the type {name!r}; use `update=` to update it with more cells.")
     for name in update:
         if name not in model.cell_types:
-            raise InputError(
-                f"The model does not know the type {name!r}, which is to be updated; its types are "
-                f"{', '.join(model.cell_types)}."
-            )
+            raise InputError(f"The model has no type {name!r} to update; its types are {', '.join(model.cell_types)}.")
     for name in (*cell_types, *update):
         if (n_cells := int((labels == name).sum())) < FEWEST:
             raise InputError(f"There are {n_cells} cells of type {name!r}; {FEWEST} are needed.")
 
 
 def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
-    """Name the types that the model lacks and that have cells enough, the largest first."""
+    """List the types that the model lacks and that have enough cells, the largest first."""
     if labels.isna().any():
-        logger.warning("Not added, as obs tells no type of them: %d cells.", labels.isna().sum())
+        logger.warning("Not added, because obs has no type for them: %d cells.", labels.isna().sum())
     n_cells = labels[~labels.isin(model.cell_types)].value_counts()
     enough = n_cells >= FEWEST
     if not enough.all():
         few = n_cells.index[~enough]
-        logger.warning("Not added, having fewer than %d cells: %s.", FEWEST, ", ".join(map(repr, few)))
+        logger.warning("Not added, because they have fewer than %d cells: %s.", FEWEST, ", ".join(map(repr, few)))
     if not enough.any():
         raise InputError(
-            f"There are no new cell types of {FEWEST} cells; the model knows {', '.join(map(repr, model.cell_types))}."
+            f"There are no new cell types of {FEWEST} cells; the model has {', '.join(map(repr, model.cell_types))}."
         )
     return tuple(n_cells.index[enough])
 
 
 def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
-    """Split the cells of one type as the model's own were."""
+    """Split the cells of one type like the cells that the model was fitted to."""
     if cells.n_obs < FEWEST:
         raise InputError(f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {FEWEST} are needed.")
     cells = cells.copy()
@@ -133,7 +132,7 @@ def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) 
 
 
 def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
-    """Join new cells with those that a model has learnt from, as prepared cells of all.
+    """Join new cells with the cells that a model was fitted to, as prepared cells of all types.
 
     Parameters
     ----------

@@ -23,10 +23,10 @@ def tree_page(
     max_rows: int = MAX_ROWS,
     since: int = 0,
 ) -> str:
-    """Write a page on which clades of the tree are opened and closed, types are searched, and branches explained.
+    """Write a page on which you open and close clades of the tree, search for types, and read about branches.
 
-    At first it shows what :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows`` and
-    ``since``; the rest of the tree is there too. It holds all that it needs.
+    At first it shows the same as :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows``
+    and ``since``; the rest of the tree is there too. The page needs no other file.
     """
     browser = tree_browser(hierarchy, title=title, heading=True, root=root, max_rows=max_rows, since=since)
     return part("page.html").substitute(
@@ -60,7 +60,7 @@ def tree_browser(
     heading
         Whether the title is shown above the tree.
     genes
-        Genes to name at a branch, by its name.
+        Genes that a branch shows, by its name.
     """
     data = page_data(hierarchy, root=root, max_rows=max_rows, since=since, genes=genes or {})
     body = part("tree.html").substitute(
@@ -78,12 +78,12 @@ def part(name: str) -> Template:
 def page_data(
     hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: int, genes: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    """Content of the page: branches, whose parents are told by their place in the list, and those opened at first."""
-    place = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
+    """Content of the page: branches, with the positions of their parents, and the nodes that are open at first."""
+    position = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     branches = [
         {
             "name": branch.name,
-            "parent": None if branch.parent is None else place[branch.parent],
+            "parent": None if branch.parent is None else position[branch.parent],
             "level": round(branch.level, 4),
             "cells": branch.n_cells,
             "support": branch.support,
@@ -96,8 +96,8 @@ def page_data(
     return {
         "sigma_max": round(hierarchy.sigma_max, 4),
         "since": since,
-        "top": place[view.root],
-        "opened": [place[name] for name in view.opened],
+        "top": position[view.root],
+        "opened": [position[name] for name in view.opened],
         "branches": branches,
     }
 
