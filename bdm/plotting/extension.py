@@ -27,7 +27,7 @@ def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigu
         start = x, before.loc[cell_type, "per_1000_counts"]
         ax.annotate("", (x, y), start, arrowprops={"arrowstyle": "->", "color": ADDED})
     ax.plot(before["n_counts"], before["per_1000_counts"], **BEFORE, label="new types, before the extension")
-    ax.plot(after["n_counts"], after["per_1000_counts"], **AFTER, label="new types, after it")
+    ax.plot(after["n_counts"], after["per_1000_counts"], **AFTER, label="new types, after the extension")
     ax.set_xscale("log")
     ax.margins(x=0.12)
     points = pd.concat([after, known.drop(after.index, errors="ignore")])[["n_counts", "per_1000_counts"]]

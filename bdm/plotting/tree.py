@@ -171,10 +171,10 @@ def draw_outline(axis: Axes, hierarchy: Hierarchy, names: list[str], *, opened: 
     for name in names:
         branch = hierarchy.by_name[name]
         depth[name] = depth[branch.parent] + 1
-        if branch.parent is not None:
-            above = depth[branch.parent]
-            axis.plot([above, above, above + 0.9], [row[branch.parent] + 0.3, row[name], row[name]], color="0.6", lw=1)
         leaf = not hierarchy.children[name]
+        if branch.parent is not None:
+            above, end = depth[branch.parent], depth[name] - (0.1 if leaf else 0.4)  # before the label
+            axis.plot([above, above, end], [row[branch.parent] + 0.3, row[name], row[name]], color="0.6", lw=1)
         label = shortened(name, width=34) if leaf else f"{name} · {branch.level:.1f}"
         if not leaf and name not in opened:
             label += f" · {sum(1 for _ in hierarchy.leaves(name))} types"
