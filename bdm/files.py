@@ -15,6 +15,7 @@ from typing import Any
 from bdm.errors import InputError
 
 SNAKEMAKE = ".snakemake_timestamp"  # which Snakemake writes into folders
+UNFINISHED = ".unfinished"  # how the names of scratch folders end
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that reading does not have
 
 
@@ -23,7 +24,8 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
     """Give a path beside ``path`` to write a file or a folder to, which takes its place on success.
 
     After an error ``path`` is what it was before, and nothing is left beside it. What a killed process left there, the
-    next that writes ``path`` clears away.
+    next that writes ``path`` clears away. Within the path of another ``atomic_write``, which nobody sees before it is
+    whole, ``path`` itself is returned.
 
     Parameters
     ----------
@@ -38,6 +40,9 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
         be replaced.
     """
     path = Path(path)
+    if path.parent.suffix == UNFINISHED:
+        yield path
+        return
     try:
         if path.is_dir() and (folder_of is None or (any(path.iterdir()) and not (path / folder_of).is_file())):
             raise InputError(f"Cannot write {path}: it is a folder with other content; name another output.")
@@ -70,9 +75,9 @@ def _scratch_beside(path: Path) -> tuple[Path, int]:
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(parent, wait=True)  # or others would take what is not locked yet for left
-        for other in path.parent.glob(f".{glob.escape(path.name)}.????????.unfinished"):
+        for other in path.parent.glob(f".{glob.escape(path.name)}.????????{UNFINISHED}"):
             _clear(other, path)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent))
         lock = os.open(scratch, os.O_RDONLY)
         _lock(lock)
     finally:
