@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.fabric import Fabric
 from torch.multiprocessing.spawn import ProcessException
 
 from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.training import fabric
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 TOLD = (InputError, Interrupted, TrainingError)
 
@@ -44,7 +46,7 @@ def run_on(device: str, n_devices: int, function: Callable[..., None], *argument
         raise error
 
 
-def _attempt(workers: Fabric, function: Callable[..., None], arguments: tuple, level: int) -> Exception | None:
+def _attempt(workers: "Fabric", function: Callable[..., None], arguments: tuple, level: int) -> Exception | None:
     """Run a function in one of the processes, and give what it raises, which else would be lost on the way."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bdm").setLevel(level if workers.is_global_zero else logging.ERROR)

@@ -10,12 +10,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
@@ -26,8 +24,8 @@ from bdm.progress import progress
 from bdm.seeds import torch_generator
 from bdm.threads import keep_freed_memory
 
-for name in ("lightning.fabric", "lightning.pytorch"):  # by which it tells depends on what is imported
-    logging.getLogger(name).setLevel(logging.WARNING)
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
     InputError
         If there is no such device, or there are too few.
     """
-    if isinstance(device, Fabric):
+    if not isinstance(device, str):
         return device
     accelerator = "cuda" if device == "gpu" else device
     present = {
@@ -95,6 +93,13 @@ def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
         raise InputError(f"Device {device!r} is not available here; use auto or cpu.")
     if n_devices > present[accelerator]:
         raise InputError(f"There are not {n_devices} devices of {accelerator} here, but {present[accelerator]}.")
+    # Imported here, as it takes 3 s that a command without training need not wait
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.fabric.strategies import DDPStrategy
+
+    for name in ("lightning.fabric", "lightning.pytorch"):  # either writes messages, by what else is imported
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=FutureWarning)
         return Fabric(

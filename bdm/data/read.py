@@ -10,7 +10,6 @@ from pathlib import Path
 
 import h5py
 import pandas as pd
-import scanpy as sc
 import zarr
 from anndata import AnnData, io
 from scipy import sparse
@@ -221,11 +220,15 @@ def first_available(names: tuple[str, ...], available: list[str], *, axis: str) 
 
 def read_10x_h5(path: Path) -> AnnData:
     """Read gene expression from the ``.h5`` that Cell Ranger writes, of any version."""
+    import scanpy as sc  # which takes a second, and few files need it
+
     return with_unique_genes(sc.read_10x_h5(path))
 
 
 def read_10x_folder(path: Path) -> AnnData:
     """Read gene expression from a folder that Cell Ranger writes; its files may share a prefix."""
+    import scanpy as sc
+
     matrices = list(path.glob("*matrix.mtx*"))
     if len(matrices) != 1:
         raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), and here are {len(matrices)}")

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint
@@ -17,6 +17,9 @@ from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def fit_denoiser(
     settings: DenoiserSettings,
     *,
     seed: int,
-    device: str | Fabric = "auto",
+    device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> FittedDenoiser:

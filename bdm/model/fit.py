@@ -3,12 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
@@ -26,6 +25,9 @@ from bdm.provenance import preparation, provenance
 from bdm.seeds import derive, torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
 from bdm.threads import using_threads
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 N_CHECKED_CELLS = 100  # that are generated of each type, to look at
 LEAST_SPREAD = 0.1  # of generated cells, in that of those learnt from; it is about 1 where all is well
@@ -86,7 +88,7 @@ def fit_model(
     settings: DenoiserSettings,
     *,
     seed: int,
-    device: str | Fabric = "auto",
+    device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     provenance: dict[str, Any],
