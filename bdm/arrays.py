@@ -9,9 +9,10 @@ def matrix_power(matrix: Tensor, power: float) -> Tensor:
     """Real power of a symmetric positive definite matrix, computed in double precision."""
     values, vectors = torch.linalg.eigh(matrix.double())
     values = values.clamp(min=1e-10 * float(values[-1]))
-    return ((vectors * values**power) @ vectors.T).to(matrix.dtype)
+    powered: Tensor = (vectors * values**power) @ vectors.T
+    return powered.to(matrix.dtype)
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """Copy an array into memory that torch has aligned: elsewhere the last digits of products depend on the address."""
+    """Copy an array to a tensor in aligned memory; elsewhere the last digits of products depend on the address."""
     return torch.tensor(array)

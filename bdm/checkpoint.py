@@ -1,4 +1,4 @@
-"""Training that is interrupted goes on where it was."""
+"""Checkpoints: training that was interrupted continues where it stopped."""
 
 import json
 import logging
@@ -26,14 +26,14 @@ SECONDS = 30.0  # between two checkpoints
 
 @dataclass
 class Progress:
-    """How far training has come: all that its next step depends on.
+    """State of training: everything that the next step depends on.
 
     Attributes
     ----------
     step
         Steps taken.
     tensors
-        By name: ``network``, ``averaged``, ``optimizer``, and ``best`` where one was chosen, each with its own names.
+        By part, then by name: ``network``, ``averaged``, ``optimizer`` and, once validated, ``best``.
     best
         Lowest validation loss.
     seen
@@ -52,14 +52,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """File that training writes its progress to, and goes on from.
+    """File that training writes its progress to, and continues from.
 
     Attributes
     ----------
     identity
-        Of what is trained, as :func:`identity` gives it; a file of anything else is not gone on from.
+        Hash of what is trained, see :func:`identity`; files with another identity are ignored.
     seconds
-        Between two writings.
+        Time between two checkpoints.
     """
 
     path: Path
@@ -67,44 +67,44 @@ class Checkpoint:
     seconds: float = SECONDS
 
     def write(self, progress: Progress) -> None:
-        """Write the progress: the whole file, or none."""
+        """Write the progress, atomically."""
         tensors = {
             f"{part}/{name}": value.detach().cpu().contiguous()
             for part, values in progress.tensors.items()
             for name, value in values.items()
         }
-        told = {name: getattr(progress, name) for name in ("step", "best", "seen", "first", "history")}
-        metadata = {"identity": self.identity, "progress": json.dumps(told)}
+        values = {name: getattr(progress, name) for name in ("step", "best", "seen", "first", "history")}
+        metadata = {"identity": self.identity, "progress": json.dumps(values)}
         metadata["checksum"] = checksum(metadata, tensors)
         with atomic_write(self.path) as path:
             path.write_bytes(save(tensors, metadata=metadata))
 
     def read(self) -> Progress | None:
-        """Read the progress; None if there is none, it is of other training, or damaged."""
+        """Read the progress; None if there is no file, or it belongs to another training, or is damaged."""
         if not self.path.is_file():
             return None
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("identity") != self.identity:
-                    logger.warning("%s is of other data, settings or version; training starts anew.", self.path)
+                    logger.warning("%s is of other data, settings or version; training starts again.", self.path)
                     return None
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no mapping
             if metadata.pop("checksum") != checksum(metadata, tensors):
-                raise ValueError("its checksum is not that of its content")
+                raise ValueError("its checksum does not match its content")
             progress = Progress(**json.loads(metadata["progress"]))
             for key, value in tensors.items():
                 part, _, name = key.partition("/")
                 progress.tensors.setdefault(part, {})[name] = value
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s is damaged (%s); training starts anew.", self.path, error)
+            logger.warning("%s is damaged (%s); training starts again.", self.path, error)
             return None
-        logger.info("Training goes on from step %d, as %s tells.", progress.step, self.path)
+        logger.info("Training continues from step %d, read from %s.", progress.step, self.path)
         return progress
 
 
 def checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
-    """Hash of all that a checkpoint holds."""
+    """Hash of the content of a checkpoint."""
     digest = sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -113,33 +113,33 @@ def checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 
 def identity(**facts: Any) -> str:
-    """Hash of what tells one training from another: settings, seed, hashes of the data; the version comes with it."""
+    """Hash of the facts that identify a training, such as settings, seed and hashes of the data, and of the version."""
     content = json.dumps({"version": __version__, **facts}, sort_keys=True, default=str)
     return sha256(content.encode()).hexdigest()
 
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """Tell by an event that the process was asked to end (SIGTERM), in place of ending at once."""
-    asked = threading.Event()
+    """Yield an event that is set when the process receives SIGTERM, in place of ending at once."""
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield requested
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
     try:
-        yield asked
+        yield requested
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class Timer:
-    """Tells when so many seconds have passed since it last did."""
+    """Timer that is due each time that a number of seconds has passed."""
 
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.monotonic()
 
     def due(self) -> bool:
-        """Tell whether it is time again."""
+        """Whether the time has passed since it was last due."""
         now = time.monotonic()
         if now - self.last < self.seconds:
             return False
@@ -149,14 +149,14 @@ class Timer:
 
 @contextmanager
 def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any) -> Iterator[Checkpoint]:
-    """Give a checkpoint beside an output, hidden, which is removed once the output is written.
+    """Yield a hidden checkpoint file beside an output; it is removed once the output is written.
 
     Parameters
     ----------
     part
-        Of the training that the output comes of, where there are several.
+        Name of the training, if the output needs several.
     facts
-        That tell the training from others, see :func:`identity`.
+        Facts that identify the training, see :func:`identity`.
     """
     out = Path(out)
     name = ".".join(["", out.name, *([part] if part else []), "checkpoint"])

@@ -1,4 +1,4 @@
-"""Checksums: files that show whether they are still as they were written."""
+"""Files with checksums, JSON and HDF5, so that files that were changed or damaged later are rejected."""
 
 import hashlib
 import io
@@ -6,65 +6,68 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 
 from bdm.errors import InputError
 from bdm.files import read_json, write_json
 
-BLOCK = 512  # bytes before an HDF5 file proper that HDF5 leaves to its users, the fewest there can be
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+BLOCK = 512  # bytes of the user block before the HDF5 data, the smallest size that HDF5 allows
 MARK = b"bdm sha256 "
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """Hash of JSON content, whatever the order and the spaces that it is written with."""
+    """Hash of JSON content, independent of the order of keys and of white space."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def write_checksummed_json(path: Path, content: dict[str, Any]) -> str:
-    """Write a JSON object with its checksum, which this gives; its keys must be text."""
-    found = checksum(content)
-    write_json(path, {**content, "checksum": found})
-    return found
+    """Write a JSON object, whose keys must be text, with its checksum; return the checksum."""
+    digest = checksum(content)
+    write_json(path, {**content, "checksum": digest})
+    return digest
 
 
 def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
-    """Read what :func:`write_checksummed_json` wrote, with its checksum.
+    """Read a file that :func:`write_checksummed_json` wrote, checksum included.
 
     Parameters
     ----------
     kind
-        What it holds, for messages.
+        Name of the content, for messages.
     version
-        What ``format`` must be.
+        Required value of ``format``.
 
     Raises
     ------
     InputError
-        If it is missing, something else, of another format, or not as it was written.
+        If the file is missing, of another kind or format version, or was changed since it was written.
     """
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
-        raise InputError(f"{path} holds no {kind} as bdm writes it; is it the right file?")
+        raise InputError(f"{path} is not a {kind} that bdm wrote; is it the right file?")
     if content["format"] != version:
-        raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it anew.")
+        raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it again.")
     if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
         raise InputError(
-            f"{path} is damaged, or was edited (its checksum is not that of its content); make it anew, as a part that "
-            "is changed by hand may not fit the others."
+            f"{path} is damaged, or was edited (its checksum does not match its content); make it again, as content "
+            "that is changed by hand may not fit the other files."
         )
     return content
 
 
 @contextmanager
 def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file, whose hash is written into the block before it when all else is.
+    """Open a new HDF5 file; its hash is written into its user block when the file is complete.
 
     Raises
     ------
     OSError
-        If it cannot be written, as on a full disk.
+        If the file cannot be written, as on a full disk.
     """
     with Disk(path) as disk:
         try:
@@ -73,45 +76,47 @@ def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
         finally:
             disk.check()
     with Path(path).open("r+b") as file:
-        file.write(MARK + _rest(path).encode())
+        file.write(MARK + _digest_of_data(path).encode())
 
 
 class Disk(io.FileIO):
-    """File for HDF5 to write to, which keeps to itself what fails: HDF5 ends the process where a write does.
+    """File for HDF5 to write to, which stores errors in place of raising them, as these would end the process.
 
     Attributes
     ----------
     error
-        What failed first.
+        The first error.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
         self.error: OSError | None = None
 
     def check(self) -> None:
-        """Raise what failed, if anything did."""
+        """Raise the first error, if there was one."""
         if self.error is not None:
             raise self.error
 
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill ``buffer``, with zeros where there is nothing."""
-        n_read = super().readinto(buffer)
-        memoryview(buffer)[n_read:] = bytes(len(buffer) - n_read)  # h5py 3.11 gives a view without slices
-        return len(buffer)
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Fill ``buffer``, with zeros beyond the end of the file."""
+        view = memoryview(buffer)  # h5py 3.11 passes an array without slices
+        n_read = super().readinto(view) or 0
+        view[n_read:] = bytes(len(view) - n_read)
+        return len(view)
 
-    def write(self, content: memoryview) -> int:
-        """Write all, unless that fails or has before."""
-        left = memoryview(content)
+    def write(self, content: "ReadableBuffer") -> int:
+        """Write all of ``content``, unless there was an error."""
+        view = memoryview(content)
+        remaining = view
         try:
-            while left and self.error is None:
-                left = left[super().write(left) :]
+            while remaining and self.error is None:
+                remaining = remaining[super().write(remaining) :]
         except OSError as error:
             self.error = error
-        return len(content)
+        return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Change the length."""
+        """Change the length of the file."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -119,36 +124,36 @@ class Disk(io.FileIO):
             return size or 0
 
 
-class ChecksummedFile(h5py.File):
+class ChecksummedFile(h5py.File):  # type: ignore[misc]
     """HDF5 file on a :class:`Disk`."""
 
-    def __init__(self, disk: Disk, *arguments: Any, **how: Any):
+    def __init__(self, disk: Disk, *arguments: Any, **options: Any) -> None:
         self.disk = disk
-        super().__init__(disk, *arguments, **how)
+        super().__init__(disk, *arguments, **options)
 
 
 def check_hdf5(path: Path) -> bool:
-    """Refuse an HDF5 file that :func:`checksummed_hdf5` wrote and that has changed since.
+    """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later.
 
     Returns
     -------
-    Whether it is as it was written; False of any other file.
+    True if the file is unchanged, False if it has no checksum.
 
     Raises
     ------
     InputError
-        If it has changed.
+        If the file was changed.
     """
     with Path(path).open("rb") as file:
-        told = file.read(BLOCK)
-    if not told.startswith(MARK):
+        block = file.read(BLOCK)
+    if not block.startswith(MARK):
         return False
-    if told != (MARK + _rest(path).encode()).ljust(BLOCK, b"\0"):
-        raise InputError(f"{path} is damaged, or was changed (its checksum is not the one in it); make it anew.")
+    if block != (MARK + _digest_of_data(path).encode()).ljust(BLOCK, b"\0"):
+        raise InputError(f"{path} is damaged, or was changed (its checksum does not match its content); make it again.")
     return True
 
 
-def _rest(path: Path) -> str:
+def _digest_of_data(path: Path) -> str:
     with Path(path).open("rb") as file:
         file.seek(BLOCK)
         return hashlib.file_digest(file, "sha256").hexdigest()

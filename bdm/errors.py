@@ -1,3 +1,5 @@
+"""Errors that users see as one sentence, and the exit codes that follow from them."""
+
 import ast
 import re
 import shlex
@@ -8,7 +10,7 @@ ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 
 
 class InputError(ValueError):
-    """Bad input from the user, told in one sentence: what is wrong, where, and what to do.
+    """Invalid input, described in one sentence: what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2. Messages name settings as Python arguments
     (``label_key=``) in backticks, which the command line prints as its options (``--label-key``).
@@ -19,11 +21,11 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training that went wrong, told in one sentence; the command line prints it and exits with code 1."""
+    """Training that failed, described in one sentence; the command line prints it and exits with code 1."""
 
 
 class Interrupted(Exception):  # noqa: N818, no error
-    """Training that was asked to end, and has written its progress; the command line exits with code 143."""
+    """Training that received SIGTERM and has written its progress; the command line exits with code 143."""
 
 
 def as_options(message: str) -> str:
@@ -45,7 +47,7 @@ def as_options(message: str) -> str:
             return f"`--{name}`"
         try:
             return f"`--{name} {shlex.quote(str(ast.literal_eval(value)))}`"
-        except (SyntaxError, ValueError):  # part of a name that has backticks of its own
+        except (SyntaxError, ValueError):  # part of a name that contains backticks
             return match[0]
 
     return ARGUMENT.sub(option, message)

@@ -1,3 +1,5 @@
+"""Files and folders: atomic writes, hashes and JSON."""
+
 import errno
 import fcntl
 import glob
@@ -14,23 +16,23 @@ from typing import Any
 
 from bdm.errors import InputError
 
-SNAKEMAKE = ".snakemake_timestamp"  # which Snakemake writes into folders
-UNFINISHED = ".unfinished"  # how the names of scratch folders end
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors that reading does not have
+SNAKEMAKE = ".snakemake_timestamp"  # Snakemake writes it into folders
+UNFINISHED = ".unfinished"  # end of the names of scratch folders
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
 
 
 @contextmanager
 def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
-    """Give a path beside ``path`` to write a file or a folder to, which takes its place on success.
+    """Yield a temporary path beside ``path`` to write a file or a folder to, which replaces ``path`` on success.
 
-    After an error ``path`` is what it was before, and nothing is left beside it. What a killed process left there, the
-    next that writes ``path`` clears away. Within the path of another ``atomic_write``, which nobody sees before it is
-    whole, ``path`` itself is returned.
+    After an error ``path`` is unchanged, and nothing is left beside it. Files that a killed process left behind are
+    removed by the next process that writes ``path``. Within the temporary path of another ``atomic_write``, ``path``
+    itself is returned.
 
     Parameters
     ----------
     folder_of
-        Where a folder is written: the file that tells one of its kind, as only such a folder or an empty one is
+        For a folder: name of a file that such folders contain. Only a folder with this file, or an empty folder, is
         replaced.
 
     Raises
@@ -71,12 +73,12 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
 
 
 def _scratch_beside(path: Path) -> tuple[Path, int]:
-    """Make a scratch folder that is locked while this process lives, and clear away those of ended processes."""
+    """Make a scratch folder that is locked while this process lives, and remove scratch folders of ended processes."""
     parent = os.open(path.parent, os.O_RDONLY)
     try:
-        _lock(parent, wait=True)  # or others would take what is not locked yet for left
+        _lock(parent, wait=True)  # or another process would remove the new folder before it is locked
         for other in path.parent.glob(f".{glob.escape(path.name)}.????????{UNFINISHED}"):
-            _clear(other, path)
+            _remove_abandoned(other, path)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent))
         lock = os.open(scratch, os.O_RDONLY)
         _lock(lock)
@@ -85,19 +87,19 @@ def _scratch_beside(path: Path) -> tuple[Path, int]:
     return scratch, lock
 
 
-def _clear(scratch: Path, path: Path) -> None:
-    """Remove the scratch folder of a process that has ended; its last step is made where it was the one missing."""
+def _remove_abandoned(scratch: Path, path: Path) -> None:
+    """Remove the scratch folder of a process that has ended; restore what it had moved away and not replaced."""
     try:
         handle = os.open(scratch, os.O_RDONLY)
     except FileNotFoundError:  # it has just ended
         return
     try:
-        is_left = _lock(handle)
-        if is_left is False:
+        is_abandoned = _lock(handle)
+        if is_abandoned is False:
             raise InputError(
                 f"Cannot write {path}: another process is writing it; wait until it has ended, or name another output."
             )
-        if is_left:
+        if is_abandoned:
             written = scratch / path.name
             if _replaced(written).exists() and not path.exists():
                 os.replace(written, path)
@@ -111,7 +113,7 @@ def _replaced(written: Path) -> Path:
 
 
 def _lock(handle: int, *, wait: bool = False) -> bool | None:
-    """Lock a folder until it is closed; False if another process has, None on file systems that cannot."""
+    """Lock a folder until it is closed; False if another process holds the lock, None on file systems without locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -122,7 +124,7 @@ def _lock(handle: int, *, wait: bool = False) -> bool | None:
 
 
 def _flush(written: Path) -> None:
-    """Have files on the disk, which may turn out to be full only then, before they replace others."""
+    """Write files through to the disk before they replace others: only then may the disk turn out to be full."""
     for file in [written] if written.is_file() else written.rglob("*"):
         if file.is_file():
             handle = os.open(file, os.O_RDONLY)
@@ -133,10 +135,10 @@ def _flush(written: Path) -> None:
 
 
 def _unwritable(error: BaseException | None) -> str | None:
-    """Tell what the system said if an error comes of a disk that is full or cannot be written, else nothing."""
+    """Message of the system if an error is due to a disk that is full or not writable; None for other errors."""
     while error is not None:
-        told = re.search(r"errno = (\d+)", str(error))  # by HDF5, in its own errors
-        number = int(told[1]) if told else getattr(error, "errno", None)
+        reported = re.search(r"errno = (\d+)", str(error))  # HDF5 writes the number into its messages
+        number = int(reported[1]) if reported else getattr(error, "errno", None)
         if number in UNWRITABLE:
             return os.strerror(number)
         error = error.__cause__ or error.__context__
@@ -144,11 +146,11 @@ def _unwritable(error: BaseException | None) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of all files below a folder with their relative names, without what Snakemake adds."""
+    """Hash of a file, or of all files below a folder with their relative names, except the file that Snakemake adds."""
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != SNAKEMAKE):
         digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
@@ -177,4 +179,4 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); make it anew.") from error
+        raise InputError(f"{path} is not valid JSON ({error}); make it again.") from error

@@ -1,4 +1,4 @@
-"""Several processes that compute together."""
+"""Training in several processes, one for each device."""
 
 import logging
 import multiprocessing
@@ -18,18 +18,18 @@ from bdm.training import fabric
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-TOLD = (InputError, Interrupted, TrainingError)
+RAISED_TOGETHER = (InputError, Interrupted, TrainingError)
 
 
 def run_on(device: str, n_devices: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Run ``function(workers, *arguments)``, where there are several devices in a process for each.
+    """Run ``function(workers, *arguments)``, in one process for each device.
 
     Parameters
     ----------
     function
-        Of a module, as other processes import it. What it raises of ``TOLD``, it raises in all of them.
+        Function of a module, as other processes import it. Errors of ``RAISED_TOGETHER`` are raised in all processes.
     arguments
-        Few and small, as they are copied to each process.
+        Arguments that are cheap to copy to each process.
     """
     workers = fabric(device, n_devices)
     if n_devices == 1:
@@ -38,30 +38,32 @@ def run_on(device: str, n_devices: int, function: Callable[..., None], *argument
     try:
         with _end_together():
             level = logging.getLogger("bdm").getEffectiveLevel()
-            # Not as arguments of launch(), which looks for networks in them and refuses frozen dataclasses
+            # Not as arguments of launch(), which searches them for networks and rejects frozen dataclasses
             error = workers.launch(partial(_attempt, function=function, arguments=arguments, level=level))
     except ProcessException as ended:
-        raise TrainingError(f"Training ended early, as one of its processes did: {ended}") from ended
+        raise TrainingError(f"Training ended early, as one of its processes ended: {ended}") from ended
     if error is not None:
         raise error
 
 
-def _attempt(workers: "Fabric", function: Callable[..., None], arguments: tuple, level: int) -> Exception | None:
-    """Run a function in one of the processes, and give what it raises, which else would be lost on the way."""
+def _attempt(
+    workers: "Fabric", function: Callable[..., None], arguments: tuple[Any, ...], level: int
+) -> Exception | None:
+    """Run a function in one of the processes and return its error, which would be lost otherwise."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("bdm").setLevel(level if workers.is_global_zero else logging.ERROR)
-    # What is to replace it is not in all versions of torch that there may be
+    # The replacement is missing in older supported versions of torch
     warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
     try:
         function(workers, *arguments)
-    except TOLD as error:
+    except RAISED_TOGETHER as error:
         return error
     return None
 
 
 @contextmanager
 def _end_together() -> Iterator[None]:
-    """Pass on to the other processes that this one is asked to end (SIGTERM)."""
+    """Pass SIGTERM on to the other processes."""
 
     def pass_on(number: int, frame: object) -> None:
         for process in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""Progress of long steps, and messages: a bar on a terminal and in a notebook, now and then a line in a log."""
+"""Messages, and the progress of long steps: a bar on a terminal or in a notebook, occasional lines in a log."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class DefaultHandler(logging.Handler):
-    """Prints messages to stderr, unless the application has handlers of its own for all messages."""
+    """Handler that prints messages to stderr, unless the application has installed handlers on the root logger."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message."""
@@ -21,7 +21,7 @@ class DefaultHandler(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print messages of level INFO, as scvi-tools does; a level or a handler that is set already stays."""
+    """Print messages of level INFO, as scvi-tools does; a level or handler that you have set is kept."""
     logger = logging.getLogger("bdm")
     if not logger.handlers:
         logger.addHandler(DefaultHandler())
@@ -31,21 +31,21 @@ def show_messages() -> None:
 
 Item = TypeVar("Item")
 
-FIRST = 10.0  # seconds of work that the time left is first foretold from
-LEAST = 20.0  # seconds left that are worth a line
+FIRST_ESTIMATE = 10.0  # seconds of work before the remaining time is first estimated
+MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 
 
 def progress(
     items: Iterable[Item], *, doing: str, total: int, start: int = 0, unit: str = "it", shown: bool = True
 ) -> Iterator[Item]:
-    """Yield items, and tell how far they have come, unless only warnings are logged.
+    """Yield items and show the progress, unless only warnings are logged.
 
     Parameters
     ----------
     doing
-        What is done with them, in a word or two.
+        What is done with the items, in a word or two.
     total, start
-        Number of all items, and of those that were done before.
+        Number of all items, and of the items that were done before.
     unit
         Name of an item.
     """
@@ -64,25 +64,25 @@ def in_notebook() -> bool:
 
 
 def with_estimate(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:
-    """Yield items, and log the time left: after ten seconds, and each time that as much again has passed.
+    """Yield items and log the remaining time: after ten seconds, and each time that the elapsed time has doubled.
 
-    The first item is left out of the measure, as it often takes longer than others.
+    The first item is left out of the estimate, as it often takes longer than the others.
     """
-    began, due = None, FIRST
+    began, due = None, FIRST_ESTIMATE
     for done, item in enumerate(items, start=start):
         yield item
         now = time.monotonic()
         if began is None:
             began, first = now, done + 1
         elif now - began >= due and done + 1 < total:
-            left = (now - began) / (done + 1 - first) * (total - done - 1)
-            if left >= LEAST:
-                logger.info("%s: %d of %d %ss done, about %s left", doing, done + 1, total, unit, duration(left))
+            remaining = (now - began) / (done + 1 - first) * (total - done - 1)
+            if remaining >= MIN_REMAINING:
+                logger.info("%s: %d of %d %ss done, about %s left", doing, done + 1, total, unit, duration(remaining))
             due = 2 * (now - began)
 
 
 def duration(seconds: float) -> str:
-    """Tell a time in the two largest units that it has."""
+    """Format a time in its two largest units."""
     seconds = round(seconds)
     minutes = round(seconds / 60)
     if seconds < 60:

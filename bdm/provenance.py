@@ -1,3 +1,5 @@
+"""Provenance: versions, seed, settings and input hashes that results record."""
+
 import json
 from importlib.metadata import version
 from typing import Any
@@ -10,13 +12,13 @@ PACKAGES = ("anndata", "numpy", "scanpy", "torch")
 
 
 def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
-    """Record of how something was made: versions, seed and whatever else it takes to make it again."""
+    """Record of how a result was made: versions, seed, and the given facts."""
     packages = {name: version(name) for name in PACKAGES}
     return {"version": __version__, "packages": packages, "seed": seed, **facts}
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:
-    """Record for ``uns``, where nested content is text, as its keys may be no names in HDF5."""
+    """Convert a record for ``uns``: nested content becomes JSON text, as its keys may not be valid names in HDF5."""
     return {
         key: value if isinstance(value, str | int | float | bool) else json.dumps(value, ensure_ascii=False)
         for key, value in record.items()
@@ -25,6 +27,6 @@ def storable(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def preparation(prepared: AnnData) -> dict[str, Any]:
-    """Tell how cells were prepared: the settings, and the hash of their file where they came from one."""
+    """Record of how cells were prepared: the settings, and the hash of the input file, if there was one."""
     record = prepared.uns["bdm"]
     return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256")}

@@ -15,7 +15,7 @@ def derive(seed: int, *key: int | str) -> int:
 
 
 def torch_generator(seed: int, *key: int | str) -> torch.Generator:
-    """Torch generator, on the CPU so that every device sees the same draws."""
+    """Torch generator of the part named by ``key``, on the CPU so that all devices draw the same numbers."""
     return torch.Generator().manual_seed(derive(seed, *key))
 
 
@@ -25,7 +25,7 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
 
 
 def type_weight(n_cells: Tensor) -> Tensor:
-    """Share of each type in training, up to a factor: the root of its cells, so that rare types are learned too."""
+    """Relative share of each type in training: the root of its number of cells, so that rare types are learned too."""
     return n_cells.double().sqrt()
 
 
@@ -36,9 +36,9 @@ class Minibatches:
     Attributes
     ----------
     order
-        Cells sorted by type.
+        Indices of cells, sorted by type.
     n_cells
-        Cells of each type.
+        Number of cells of each type.
     """
 
     order: Tensor

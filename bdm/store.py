@@ -1,4 +1,4 @@
-"""Folders of JSON and safetensors files that carry their checksums, and tables as tensors."""
+"""Folders of a JSON file and safetensors files, whose checksums the JSON file records, and tables as tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ FORMAT = 6
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a folder of one JSON file and some safetensors files holds; reading one runs no code.
+    """Content of a folder of one JSON file and safetensors files.
 
     Attributes
     ----------
     content
-        The JSON file's content.
+        Content of the JSON file.
     tensors
-        Named tensors by file.
+        Tensors by file, then by name.
     """
 
     content: dict[str, Any]
@@ -38,14 +38,14 @@ class Bundle:
 
 @contextmanager
 def reject_if_damaged(path: Path) -> Iterator[None]:
-    """Turn what fails on unexpected content of ``path`` into an InputError."""
+    """Turn errors that unexpected content of ``path`` causes into an InputError."""
     try:
         yield
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it anew.") from error
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it again.") from error
 
 
 def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
@@ -53,26 +53,26 @@ def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
 
     Returns
     -------
-    The checksum of the JSON's content, and so of all.
+    Checksum of the JSON content, and thereby of all files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checksums = {}
     for name, tensors in bundle.tensors.items():
         file = folder / f"{name}.safetensors"
-        # not by save_file, whose files nobody but their owner may read
+        # not by save_file, whose files only their owner may read
         file.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         checksums[file.name] = sha256(file)
     return write_checksummed_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
 
 
 def read_bundle(folder: Path, kind: str) -> Bundle:
-    """Read what :func:`write_bundle` wrote.
+    """Read a folder that :func:`write_bundle` wrote.
 
     Raises
     ------
     InputError
-        If the folder holds no such thing, has another format, or a file is damaged.
+        If the folder is of another kind or format version, or a file is missing or damaged.
     """
     folder = Path(folder)
     file = folder / f"{kind}.json"
@@ -85,12 +85,12 @@ def read_bundle(folder: Path, kind: str) -> Bundle:
     for name, checksum in checksums.items():
         part = folder / name
         if not part.is_file() or sha256(part) != checksum:
-            raise InputError(f"{part} is missing or damaged (its checksum is not the one in {file.name}).")
+            raise InputError(f"{part} is missing or damaged (its checksum does not match {file.name}).")
         try:
-            # copies, as the file's own places in memory are not aligned
+            # copies, as tensors are not aligned in the memory of the file
             tensors[part.stem] = {key: value.clone() for key, value in load_file(part).items()}
         except SafetensorError as error:
-            raise InputError(f"{part} is not a safetensors file ({error}); make it anew.") from error
+            raise InputError(f"{part} is not a safetensors file ({error}); make it again.") from error
     return Bundle(content, tensors)
 
 

@@ -1,13 +1,14 @@
-"""Threads: every operation has one, and several run side by side, so that no result depends on their number."""
+"""Threads: each operation uses one thread and several run in parallel, so no result depends on their number."""
 
 import ctypes
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from joblib import cpu_count
@@ -19,10 +20,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that one step frees for the next one, in place of giving it back to the system.
+    """Make glibc keep the memory that one step frees for the next step, in place of returning it to the system.
 
-    Steps allocate and free the same megabytes over and over; having them mapped anew each time can cost several times
-    the arithmetic, most of all in virtual machines. Does nothing outside Linux with glibc.
+    Training steps allocate and free the same megabytes again and again; mapping them each time can take several times
+    as long as the arithmetic, above all in virtual machines. No effect outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -32,7 +33,10 @@ def keep_freed_memory() -> None:
         allocator(M_MMAP_THRESHOLD, 2**25)
 
 
-Map = Callable[[Callable, Iterable], Iterator]
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 LIMITS = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
 IN_WORKER = 0
@@ -40,17 +44,18 @@ _n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
 
 
 def available_threads() -> int:
-    """Count the threads that this process may use.
+    """Return the number of threads that this process may use.
 
-    They are the processors that its affinity and the quota of its cgroup allow, and no more than Slurm gives its job,
-    the user's ``OMP_NUM_THREADS``, and what torch is set to.
+    This is the number of processors that its affinity and the quota of its cgroup allow, but at most the number that
+    Slurm allocated to the job, ``OMP_NUM_THREADS``, and the number of threads of torch.
     """
-    first = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
-    return min(cpu_count(), torch.get_num_threads(), *(int(text) for text in first if text.isdecimal() and int(text)))
+    limits = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
+    given = [int(text) for text in limits if text.isdecimal() and int(text)]
+    return min(int(cpu_count()), torch.get_num_threads(), *given)
 
 
 def chosen_threads() -> int:
-    """Tell how many operations run side by side: as many as :func:`using_threads` was given, or may use."""
+    """Return the number of operations in parallel: as :func:`using_threads` sets it, or :func:`available_threads`."""
     return _n_threads.get() or available_threads()
 
 
@@ -58,14 +63,14 @@ def chosen_threads() -> int:
 def using_threads(n_threads: int | None = None) -> Iterator[None]:
     """Compute with one thread in each operation of torch, NumPy, SciPy, scikit-learn and numba.
 
-    More threads would share one operation, which is slow for operations as small as here, slower still beside other
-    programs, and lets the last digits depend on their number. Serves as a decorator, too.
+    Several threads in one operation are slow for operations as small as here, slower still beside other programs, and
+    the last digits would depend on their number. Can be used as a decorator, too.
 
     Parameters
     ----------
     n_threads
-        Number of operations that :func:`threads` runs side by side. If not given, as in the context around this one, or
-        else :func:`available_threads`.
+        Number of operations that :func:`threads` runs in parallel. Default: the number of the enclosing context, or
+        :func:`available_threads`.
 
     Raises
     ------
@@ -79,7 +84,7 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
         return
     token = _n_threads.set(n_threads or chosen_threads())
     try:
-        # Anew in each context, as libraries may have been loaded since the one around it
+        # Again in each context, as libraries may have been loaded since the enclosing one
         with _one_thread_in_each_operation():
             yield
     finally:
@@ -88,20 +93,20 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads() -> Iterator[Map]:
-    """Give a ``map`` that runs in as many threads as :func:`using_threads` allows, each with operations of its own.
+    """Yield a ``map`` that runs in as many threads as :func:`using_threads` sets.
 
-    Results come in the order of the items, and items are taken not much earlier than results are asked for. Inside such
+    Results come in the order of the items, and items are read only shortly before their results are needed. Inside such
     a thread, it is the usual ``map``.
     """
     if _n_threads.get() == IN_WORKER:
         yield map
         return
     with using_threads():
-        n_threads = _n_threads.get()
+        n_threads = chosen_threads()
         with ThreadPoolExecutor(n_threads, initializer=_start_worker) as pool:
 
-            def in_order(function: Callable, items: Iterable) -> Iterator:
-                running = deque()
+            def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+                running: deque[Future[Result]] = deque()
                 for item in items:
                     running.append(pool.submit(function, item))
                     if len(running) > n_threads:
@@ -119,17 +124,17 @@ def _start_worker() -> None:
 
 @contextmanager
 def _one_thread_in_each_operation() -> Iterator[None]:
-    # Read before numba is asked: at first it starts threads, and sets the number of torch and of MKL to all cores
-    of_torch = torch.get_num_threads()
+    # Read before the first call of numba, which starts threads and sets torch and MKL to all cores
+    torch_threads = torch.get_num_threads()
     numba = sys.modules.get("numba")
-    of_numba = numba.get_num_threads() if numba else 0
+    numba_threads = numba.get_num_threads() if numba else 0
     try:
         if numba:
             numba.set_num_threads(1)
         with threadpool_limits(limits=1):
-            torch.set_num_threads(1)  # last, as it alone sets MKL's
+            torch.set_num_threads(1)  # last, as nothing else sets the threads of MKL
             yield
     finally:
         if numba:
-            numba.set_num_threads(of_numba)
-        torch.set_num_threads(of_torch)
+            numba.set_num_threads(numba_threads)
+        torch.set_num_threads(torch_threads)

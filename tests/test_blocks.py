@@ -79,7 +79,7 @@ def test_blocks_are_all_rows_in_order(matrix):
 def test_what_is_stored_by_genes_is_read_whole_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         to_row_storage(SOURCES["by genes"](AnnData(MATRIX.copy()), tmp_path).X)
-    assert "is stored by genes, and so is read whole: 0 MB" in caplog.text
+    assert "is stored by genes, so all of it is read: 0 MB" in caplog.text
 
 
 def test_prepared_cells_stay_on_disk(example_cells, tmp_path):

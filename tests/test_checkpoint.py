@@ -86,7 +86,7 @@ def test_other_training_starts_anew(checkpoint, caplog):
     with pytest.raises(Interrupted):
         train(network(), stopping_at(9), LOOP, checkpoint=checkpoint)
     assert replace(checkpoint, identity=identity(seed=4)).read() is None
-    assert "starts anew" in caplog.text
+    assert "starts again" in caplog.text
     assert checkpoint.read().step == 9
 
 
@@ -171,7 +171,7 @@ def test_killed_command_goes_on_and_ends_the_same(folder, number):
         assert checkpoint.is_file()
         assert number is signal.SIGKILL or "the same command goes on from there" in told
     last = run(folder, command)
-    assert "goes on from step" in last.communicate()[1]
+    assert "continues from step" in last.communicate()[1]
     assert last.returncode == 0
     assert tensors(folder / name) == tensors(folder / "model")
     assert not checkpoint.exists()

@@ -83,7 +83,7 @@ def test_processes_end_together_go_on_and_give_the_same_bits(folder):
     assert not (folder / "stopped").exists()
     again = run(folder, command("stopped", 300, 2))
     told = again.communicate()[1]
-    assert told.count("goes on from step") == 1
+    assert told.count("continues from step") == 1
     whole = run(folder, command("whole", 300, 2))
     assert (whole.wait(), again.returncode) == (0, 0)
     assert tensors(folder / "stopped") == tensors(folder / "whole")

@@ -79,11 +79,11 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
     adata, chosen = case.adata, PrepareSettings(**case.settings)
     found, told = slots(adata), []
     if not adata.obs_names.is_unique:
-        told.append("cell name .* is there more than once")
+        told.append("cell name .* occurs more than once")
     if not adata.var_names.is_unique:
-        told.append("gene name .* is there more than once")
+        told.append("gene name .* occurs more than once")
     for kind, names in {"cell": adata.obs_names, "gene": adata.var_names}.items():
-        told += [f"{kind} name .* is one that files cannot hold; rename it"] * any(map(is_unwritable, names))
+        told += [f"{kind} name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, names))
     if chosen.counts != "auto" and chosen.counts not in found:
         return [*told, f"there is no layer '{chosen.counts}'"], None
     if 0 in adata.shape:
@@ -97,8 +97,8 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
         ], None
     values, genes = found[source]
     if not genes.is_unique:
-        told.append("gene name .* is there more than once")
-    told += ["gene name .* is one that files cannot hold; rename it"] * any(map(is_unwritable, genes))
+        told.append("gene name .* occurs more than once")
+    told += ["gene name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, genes))
     told += faults_of_column(adata.obs, chosen.label_key, drop=chosen.drop_unlabelled)
     if told:
         return told, source
@@ -307,6 +307,6 @@ def test_counts_that_would_be_rounded_are_refused(dtype, count):
     counts[5, 1] = min(count, np.iinfo(np.int64).max if dtype == "int64" else count)
     adata = AnnData(counts, obs=pd.DataFrame({"type": ["a", "b"] * 20}))
     with pytest.raises(
-        InputError, match="gene 1 in cell 5, which is above 16,777,216, the most that is handled exactly"
+        InputError, match="gene 1 in cell 5, which is above 16,777,216, the largest count that is represented exactly"
     ):
         BranchedDiffusion(adata, label_key="type", settings=Settings())

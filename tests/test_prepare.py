@@ -201,7 +201,9 @@ def test_symbols_are_looked_for_where_names_are_identifiers(names, column):
     assert symbol_column(var, "symbol") == "symbol"
 
 
-@pytest.mark.parametrize(("column", "message"), [("symbols", r"no column 'symbols'.*n_cells"), ("n_cells", "no text")])
+@pytest.mark.parametrize(
+    ("column", "message"), [("symbols", r"no column 'symbols'.*n_cells"), ("n_cells", "is not text")]
+)
 def test_refuses_a_column_that_holds_no_symbols(with_ids, column, message):
     with_ids.var["n_cells"] = 3
     with pytest.raises(InputError, match=message):
@@ -244,8 +246,8 @@ def test_genes_are_ranked_within_batches(cells, caplog):
 
 def test_small_types_are_left_out_by_name(cells, caplog):
     prepare(cells, settings(min_cells_per_type=20))
-    assert f"Left out type {SMALL_TYPE}: 8 cells are fewer than 20" in caplog.text
-    assert "Left out type CD34+: 13 cells are fewer than 20" in caplog.text
+    assert f"Left out type {SMALL_TYPE}: it has 8 cells, fewer than 20" in caplog.text
+    assert "Left out type CD34+: it has 13 cells, fewer than 20" in caplog.text
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, "", "nan"])
@@ -513,7 +515,7 @@ def many_cells(path, *, n_cells: int, n_genes: int, n_seen: int) -> None:
     step = n_genes // n_seen
     with (
         h5py.File(path, "r+") as file,
-        appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_seen) as append,
+        appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_seen) as append,
     ):
         for _ in range(0, n_cells, size):
             indices = np.arange(0, n_seen * step, step, dtype=np.int32) + rng.integers(

@@ -147,7 +147,7 @@ def test_tells_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, cap
     with caplog.at_level(logging.WARNING):
         read = read_cells(tmp_path / "cells.h5ad", labels=tmp_path / "labels.csv")
     assert list(read.obs["cell_type"]) == ["NK", "DC"]
-    assert "1 rows of no cell, for example GGG-1" in caplog.text
+    assert "1 rows for cells not in the data, for example GGG-1" in caplog.text
     assert "replaces columns of obs: cell_type" in caplog.text
 
 
@@ -205,16 +205,16 @@ def test_folder_as_written_in_r(example_cells, tmp_path):
     [
         ("absent.h5ad", lambda path: None, "No such file or folder"),
         ("cells.txt", Path.touch, "unknown ending"),
-        ("cells.rds", Path.touch, r"holds an object of R, .*; write it as .h5ad in R first, .* anndataR::write_h5ad"),
-        ("cells.RData", Path.touch, "holds an object of R"),
-        ("cells.h5seurat", Path.touch, "holds an object of R"),
-        ("matrix.mtx.gz", Path.touch, "without names of genes and cells; give its folder"),
+        ("cells.rds", Path.touch, r"holds an R object, .*; write it as .h5ad in R first, .* anndataR::write_h5ad"),
+        ("cells.RData", Path.touch, "holds an R object"),
+        ("cells.h5seurat", Path.touch, "holds an R object"),
+        ("matrix.mtx.gz", Path.touch, "without names of genes and cells; give the 10x folder"),
         ("text.h5ad", lambda path: path.write_text("cells"), "damaged, or misnamed"),
         ("other.h5ad", write_other_hdf5, "damaged, or misnamed"),
         ("other.h5", write_other_hdf5, "damaged, or misnamed"),
         ("other.loom", write_other_hdf5, "damaged, or misnamed"),
         ("empty.zarr", Path.mkdir, "damaged, or misnamed"),
-        ("folder", write_folder_without_matrix, "one file .*matrix.mtx.*, and here are 0"),
+        ("folder", write_folder_without_matrix, "one file .*matrix.mtx.*, but this folder has 0"),
     ],
 )
 def test_refuses_what_is_not_cells(tmp_path, name, write, message):

@@ -203,7 +203,7 @@ def test_jobs_that_train_have_a_gpu(finished):
 def test_cancelled_training_goes_on_and_ends_the_same(finished):
     assert states(finished.jobs["train"]) == ["CANCELLED", "COMPLETED"]
     results = finished.folder / "results/pbmc68k"
-    assert "goes on from step" in (results / "logs/train.log").read_text()
+    assert "continues from step" in (results / "logs/train.log").read_text()
     assert not (results / ".model.checkpoint").exists()
     command = "train autoencoder hierarchy.json whole --n-steps 500"
     program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]

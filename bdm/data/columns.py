@@ -104,7 +104,7 @@ def is_whole(column: pd.Series) -> bool:
 def is_text(column: pd.Series) -> bool:
     """Whether all values of a column, or all of its categories, are text, missing ones aside."""
     values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
-    return infer_dtype(values, skipna=True) == "string"
+    return bool(infer_dtype(values, skipna=True) == "string")
 
 
 def is_unwritable(name: str) -> bool:

@@ -1,3 +1,5 @@
+"""Raw counts: where an AnnData keeps them, whether they are raw, and reading them a block at a time."""
+
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +13,11 @@ from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LARGEST_COUNT = 2**24  # float32 holds all integers up to here
+LARGEST_COUNT = 2**24  # float32 represents all integers up to here
 
 
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
-    """Find the raw counts, and check that they are such.
+    """Find the raw counts and check them.
 
     Parameters
     ----------
@@ -29,13 +31,13 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
     Raises
     ------
     InputError
-        As :func:`find_counts` does.
+        As :func:`find_counts`.
     """
     return as_counts(find_counts(adata, source=source)[0])
 
 
 def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.ndarray]:
-    """Find the raw counts, and check that they are such, without more than a block of them in memory.
+    """Find the raw counts and check them, with one block of counts in memory at a time.
 
     Parameters
     ----------
@@ -47,7 +49,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
     Returns
     -------
-    Cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts in each
+    Cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts of each
     cell.
 
     Raises
@@ -76,7 +78,7 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
 
 
 def count_slots(adata: AnnData) -> dict[str, AnnData]:
-    """Each matrix of cells x genes by the name that ``source`` has for it."""
+    """Matrices of cells x genes, by the name that ``source`` has for each."""
     layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # anndata 0.13 lists X there
     slots = {name: AnnData(layer, obs=adata.obs, var=adata.var) for name, layer in layers.items()}
     if adata.raw is not None:
@@ -87,47 +89,47 @@ def count_slots(adata: AnnData) -> dict[str, AnnData]:
 
 
 def first_fault(cells: AnnData) -> str | None:
-    """Tell of a value that no raw count is, in the first cell that has one, with its gene and cell."""
+    """Describe the first value that is not a raw count, with its gene and cell; None if all are."""
     return inspect_counts(AnnData(to_row_storage(cells.X), obs=cells.obs, var=cells.var))[0]
 
 
 def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
-    """Look for a :func:`first_fault` and, up to there, count the genes that each cell has counts of."""
+    """Return the :func:`first_fault`, and the number of genes with counts of each cell before it."""
     n_genes = np.zeros(cells.n_obs, dtype=np.int64)
     if cells.X.dtype.kind not in "buif":
-        return f"values of type {cells.X.dtype}, which no counts are", n_genes
+        return f"values of type {cells.X.dtype}, which are not counts", n_genes
     for rows, values in blocks_of_rows(cells.X):
         data, indptr = values.data, values.indptr
-        right = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
-        if not right.all():
-            row = np.searchsorted(indptr, right.argmin(), side="right") - 1
-            place, what = first_invalid(data[indptr[row] : indptr[row + 1]])
+        is_count = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
+        if not is_count.all():
+            row = np.searchsorted(indptr, is_count.argmin(), side="right") - 1
+            place, reason = first_invalid(data[indptr[row] : indptr[row + 1]])
             gene = cells.var_names[values.indices[indptr[row] + place]]
-            found = f"{data[indptr[row] + place]:g} for gene {gene} in cell {cells.obs_names[rows][row]}, {what}"
-            return found, n_genes
+            value = data[indptr[row] + place]
+            return f"{value:g} for gene {gene} in cell {cells.obs_names[rows][row]}, {reason}", n_genes
         n_genes[rows] = np.diff(count_matrix(values).indptr)
     return None, n_genes
 
 
 def first_invalid(values: np.ndarray) -> tuple[int, str]:
-    """Tell which of a cell's values is no count, and what it is."""
+    """Position of the first of a cell's values that is not a count, and the reason."""
     scale = "log-normalised" if values.max(initial=0) < 20 else "normalised"
-    wrong = {
+    invalid = {
         "which is not finite": ~np.isfinite(values),
         "which is negative, as in scaled data": values < 0,
         f"which is not whole, as in {scale} data": values != np.rint(values),
-        f"which is above {LARGEST_COUNT:,}, the most that is handled exactly": values > LARGEST_COUNT,
+        f"which is above {LARGEST_COUNT:,}, the largest count that is represented exactly": values > LARGEST_COUNT,
     }
-    return next((where.argmax(), what) for what, where in wrong.items() if where.any())
+    return next((int(where.argmax()), reason) for reason, where in invalid.items() if where.any())
 
 
 def as_counts(cells: AnnData) -> AnnData:
-    """Bring cells in memory to :func:`count_matrix`, with their ``obs`` and ``var``, and nothing else."""
+    """Return cells in memory with their counts as :func:`count_matrix`, their ``obs`` and ``var``, and nothing else."""
     return AnnData(count_matrix(cells.X), obs=cells.obs, var=cells.var)
 
 
-def count_matrix(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
-    """Bring counts to one form: CSR, float32, only nonzeros stored, in order; a copy."""
+def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
+    """Copy counts to CSR, float32, with nonzeros only, in order."""
     counts = sparse.csr_matrix(values, dtype=np.float32, copy=True)
     counts.sum_duplicates()
     counts.eliminate_zeros()
@@ -136,12 +138,12 @@ def count_matrix(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
 
 @dataclass(frozen=True)
 class CellCounts:
-    """Counts of some cells, which are read anew each time that they are gone through, block by block.
+    """Counts of a subset of cells; each iteration reads them again, block by block.
 
     Attributes
     ----------
     matrix
-        Counts in any form, in memory or on disk, cells x genes.
+        Counts, in memory or on disk, cells x genes.
     rows
         Indices of the cells, in ascending order.
     """

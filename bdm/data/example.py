@@ -1,3 +1,5 @@
+"""Example data: 700 blood cells that scanpy ships."""
+
 import numpy as np
 import scanpy as sc
 from anndata import AnnData
@@ -5,10 +7,10 @@ from scipy import sparse
 
 
 def pbmc68k_counts() -> AnnData:
-    """Give the counts of 700 real blood cells of 10 types, for examples and tests.
+    """Return counts of 700 real blood cells of 10 types, for examples and tests.
 
     scanpy ships these cells normalised to 10,000 counts and log1p-transformed, together with the total counts
-    of each cell; that can be undone exactly.
+    of each cell, from which the raw counts are recovered exactly.
 
     Returns
     -------
@@ -19,11 +21,11 @@ def pbmc68k_counts() -> AnnData:
     Zheng et al. 2017, Nature Communications, https://doi.org/10.1038/ncomms14049
     """
     cells = sc.datasets.pbmc68k_reduced()
-    counts = counts_before_rounding(cells)
-    return AnnData(sparse.csr_matrix(np.rint(counts), dtype=np.float32), obs=cells.obs, var=cells.raw.var)
+    counts = counts_before_rounding(cells).rint()
+    return AnnData(counts.astype(np.float32), obs=cells.obs, var=cells.raw.var)
 
 
 def counts_before_rounding(cells: AnnData) -> sparse.csr_matrix:
-    """Undo log1p and the normalisation to 10,000 counts a cell, cells x genes."""
+    """Undo log1p and the normalisation to 10,000 counts per cell, cells x genes."""
     totals = cells.obs["n_counts"].to_numpy(dtype=float)
-    return sparse.diags(totals / 1e4) @ cells.raw.X.astype(float).expm1()
+    return sparse.csr_matrix(sparse.diags(totals / 1e4) @ cells.raw.X.astype(float).expm1())

@@ -1,4 +1,4 @@
-"""Cells and cell types that are left out, and the split of the rest into training, validation and test cells."""
+"""Filters of cells and cell types, and the split into training, validation and test cells."""
 
 import logging
 
@@ -16,11 +16,11 @@ SPLITS = ("train", "validation", "test")
 def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed: int) -> pd.Series:
     """Assign cells at random to train, validation and test, each type in the same proportions.
 
-    The cells of a type are split by ``seed`` and its name, so that other types make no difference to it.
+    The split of a type depends on ``seed`` and its name only, not on the other types.
 
     Returns
     -------
-    Categories ``train``, ``validation`` and ``test``, of the index of ``cell_type``.
+    Categories ``train``, ``validation`` and ``test``, with the index of ``cell_type``.
     """
     fractions = np.array([1 - validation - test, validation, test])
     split = pd.Series(pd.Categorical(["train"] * len(cell_type), categories=SPLITS), index=cell_type.index)
@@ -31,9 +31,9 @@ def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed:
 
 
 def split_sizes(n_cells: int, fractions: np.ndarray) -> np.ndarray:
-    """Divide ``n_cells`` by largest remainder, with a cell at least for each fraction above 0."""
+    """Divide ``n_cells`` by largest remainder, with at least one cell for each fraction above 0."""
     share = n_cells * fractions
-    sizes = np.floor(share).astype(int)
+    sizes: np.ndarray = np.floor(share).astype(int)
     sizes[np.argsort(sizes - share, kind="stable")[: n_cells - sizes.sum()]] += 1
     for empty in np.flatnonzero((sizes == 0) & (fractions > 0)):
         sizes[sizes.argmax()] -= 1
@@ -42,22 +42,27 @@ def split_sizes(n_cells: int, fractions: np.ndarray) -> np.ndarray:
 
 
 def check_names(names: pd.Index, *, kind: str) -> None:
-    """Refuse cells or genes, as ``kind`` says, that share a name, or have one that no file can hold."""
+    """Reject repeated names, and names that files cannot hold, of cells or genes (``kind``)."""
     if not names.is_unique:
         repeated = names[names.duplicated()][0]
-        raise InputError(f"{kind} name {repeated} is there more than once; make {kind} names unique.")
-    unfit = next(filter(is_unwritable, names), None)
-    if unfit is not None:
-        raise InputError(f"{kind} name {unfit!r} is one that files cannot hold; rename it.")
+        raise InputError(f"{kind} name {repeated} occurs more than once; make {kind} names unique.")
+    unwritable = next(filter(is_unwritable, names), None)
+    if unwritable is not None:
+        raise InputError(f"{kind} name {unwritable!r} has characters that files cannot hold; rename it.")
 
 
 def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int) -> pd.DataFrame:
-    """Leave out cells with counts of fewer than ``min_genes`` genes, of which each has ``n_genes``.
+    """Leave out cells with counts of fewer than ``min_genes`` genes.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes with counts of each cell.
 
     Raises
     ------
     InputError
-        If ``min_genes`` is 0 and there are cells without any counts, which no model of counts can take.
+        If ``min_genes`` is 0 and there are cells without any counts, which cannot be modelled.
     """
     few = n_genes[obs.index].to_numpy() < max(min_genes, 1)
     if not few.any():
@@ -82,12 +87,12 @@ def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     known = obs["cell_type"].astype(str)
     for name in names:
         if not (known == name).any():
-            raise InputError(f"there is no cell type {name!r} to leave out; name one that there is.")
+            raise InputError(f"there is no cell type {name!r} to leave out; check `leave_out=`.")
     return obs[~known.isin(names)]
 
 
 def without_small_types(obs: pd.DataFrame, *, min_cells: int) -> pd.DataFrame:
-    """Leave out types of fewer than ``min_cells`` cells.
+    """Leave out cell types with fewer than ``min_cells`` cells.
 
     Raises
     ------
@@ -104,12 +109,12 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int) -> pd.DataFrame:
             f"{n_cells.max()}); name another column, or lower `min_cells_per_type=`."
         )
     for name, number in small.items():
-        logger.warning("Left out type %s: %d cells are fewer than %d.", name, number, min_cells)
+        logger.warning("Left out type %s: it has %d cells, fewer than %d.", name, number, min_cells)
     return obs[~obs["cell_type"].isin(small.index)]
 
 
 def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: int) -> pd.DataFrame:
-    """Leave out cells without counts of the ``n_genes`` chosen genes; ``counted`` are the indices of the others.
+    """Leave out cells without counts of the ``n_genes`` chosen genes; ``counted`` are the indices of cells with counts.
 
     Raises
     ------
@@ -127,7 +132,7 @@ def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: 
 
 
 def check_trained_batches(obs: pd.DataFrame) -> None:
-    """Refuse batches that have no training cells, of which nothing could be learnt."""
+    """Reject batches without training cells, to which nothing could be fitted."""
     if "batch" in obs:
         untrained = set(obs["batch"]) - set(obs["batch"][obs["split"] == "train"])
         if untrained:

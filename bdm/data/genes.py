@@ -1,4 +1,4 @@
-"""Genes that are modelled: the most variable, listed and marker genes."""
+"""Selection of genes: the most variable genes, listed genes and markers."""
 
 import logging
 from collections.abc import Sequence
@@ -42,19 +42,19 @@ MARKERS: dict[str, tuple[str, ...]] = {
 }
 
 
-SMALLEST_RANKED = 30  # the local regression fails on fewer cells or genes, and can end the process with it
+MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and can end the process
 
 
 @dataclass(frozen=True)
 class BatchSums:
-    """What is summed over the cells of each batch; exact, as all summands are whole.
+    """Sums over the cells of each batch; exact, as all summands are whole numbers.
 
     Attributes
     ----------
     n_cells
-        By batch.
+        Number of cells, by batch.
     n_seen, counts, squares
-        Cells with counts of each gene, these counts, and their squares; batches x genes.
+        Number of cells with counts of each gene, sum of these counts, and of their squares; batches x genes.
     """
 
     n_cells: np.ndarray
@@ -64,7 +64,7 @@ class BatchSums:
 
     @classmethod
     def over(cls, cells: CellCounts, batch: pd.Categorical, *, n_genes: int) -> "BatchSums":
-        """Go through the cells once."""
+        """Sum over all cells, in one pass."""
         n_batches = len(batch.categories)
         n_seen, counts, squares = np.zeros((3, n_batches, n_genes))
         for rows, block in cells:
@@ -77,19 +77,20 @@ class BatchSums:
         return cls(np.bincount(batch.codes, minlength=n_batches), n_seen, counts, squares)
 
     def n_varying(self, among: np.ndarray) -> np.ndarray:
-        """Count the genes whose cells differ, of some genes, by batch."""
+        """Count the genes in ``among`` whose counts vary between cells, by batch."""
         n = np.maximum(self.n_cells[:, None], 1)
-        return (self.squares[:, among] / n > (self.counts[:, among] / n) ** 2).sum(axis=1)
+        varies: np.ndarray = self.squares[:, among] / n > (self.counts[:, among] / n) ** 2
+        return np.asarray(varies.sum(axis=1))
 
     def mean_and_variance(self, batch: int, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Estimate both for some genes in one batch."""
+        """Mean and variance of the counts of the genes in ``among``, in one batch."""
         n = self.n_cells[batch]
         mean = self.counts[batch, among] / n
         return mean, (self.squares[batch, among] / n - mean**2) * (n / (n - 1))
 
 
 def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
-    """Add ``values``, which are where ``block`` has entries, to the batch of each cell, batches x genes."""
+    """Add ``values``, one for each entry of ``block``, to the sums of each cell's batch, batches x genes."""
     n_cells = len(codes)
     members = sparse.csc_matrix((np.ones(n_cells), codes, np.arange(n_cells + 1)), shape=(len(total), n_cells)).tocsr()
     summed = (members @ sparse.csr_matrix((values, block.indices, block.indptr), shape=block.shape)).tocoo()
@@ -99,15 +100,15 @@ def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray
 def most_variable(
     cells: CellCounts, batch: pd.Categorical, sums: BatchSums, *, among: np.ndarray, n_genes: int
 ) -> np.ndarray:
-    """Tell the genes that vary most beyond what their mean explains.
+    """Choose the genes that vary most beyond what their mean explains.
 
-    As scanpy's ``seurat_v3``, to the same genes, but with a block of cells in memory at a time. Genes are ranked within
-    each batch of 30 cells and genes or more, and chosen by their median rank.
+    Chooses the same genes as ``seurat_v3`` of scanpy, with one block of cells in memory at a time. Genes are ranked
+    within each batch of at least 30 cells and genes, and chosen by their median rank.
 
     Parameters
     ----------
     sums
-        Over these cells.
+        Sums over these cells.
     among
         Mask of the genes to choose among, more than ``n_genes``.
 
@@ -118,24 +119,24 @@ def most_variable(
     Raises
     ------
     InputError
-        If there is too little to rank by.
+        If all batches have too few cells or varying genes.
 
     References
     ----------
     Stuart et al. 2019, Cell 177:1888 (Seurat v3)
     """
-    large = np.minimum(sums.n_cells, sums.n_varying(among)) >= SMALLEST_RANKED
+    large = np.minimum(sums.n_cells, sums.n_varying(among)) >= MIN_RANKED
     if not large.any():
         raise InputError(
-            f"genes cannot be ranked by variability on fewer than {SMALLEST_RANKED} training cells or genes"
+            f"genes cannot be ranked by variability on fewer than {MIN_RANKED} training cells or genes"
             f"{' a batch' if len(large) > 1 else ''}, or where fewer genes vary; give `genes='all'`."
         )
     if not large.all():
         small = ", ".join(batch.categories[~large])
-        logger.warning("Genes are not ranked by the batches too small for it: %s.", small)
+        logger.warning("Batches too small to rank genes in: %s.", small)
 
     ranked = np.flatnonzero(large)
-    means, variances = np.stack([sums.mean_and_variance(k, among) for k in ranked], axis=1)
+    means, variances = np.stack([sums.mean_and_variance(k, among) for k in ranked.tolist()], axis=1)
     expected = np.stack([expected_deviation(*moments) for moments in zip(means, variances, strict=True)])
     n_cells = sums.n_cells[ranked, None]
     limits = np.full(sums.counts.shape, np.inf)
@@ -149,21 +150,20 @@ def most_variable(
 
 
 def expected_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Fit a local regression of variance by mean over genes, and give its standard deviations."""
+    """Estimate the standard deviation from the mean, by a local regression of variance on mean over genes."""
     varies = variance > 0
     fitted = np.zeros(len(mean))
     model = loess(np.log10(mean[varies]), np.log10(variance[varies]), span=0.3, degree=2)
     try:
         model.fit()
-    # It fails where many genes have the same mean.
-    except ValueError as error:
+    except ValueError as error:  # many genes have the same mean
         raise InputError(f"genes cannot be ranked by variability ({error}); give `genes='all'`.") from error
     fitted[varies] = model.outputs.fitted_values
     return np.sqrt(10**fitted)
 
 
 def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum counts and their squares by batch, where larger counts are taken as ``limits``, batches x genes."""
+    """Sum counts, clipped to ``limits``, and their squares; all batches x genes."""
     counts, squares = np.zeros((2, *limits.shape))
     for rows, block in cells:
         codes = batch.codes[rows]
@@ -174,30 +174,30 @@ def limited_sums(cells: CellCounts, batch: pd.Categorical, limits: np.ndarray) -
 
 
 def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
-    """Take the genes with the best median rank over the batches, batches x genes, where they are among the first."""
+    """Mask of the ``n_genes`` genes with the best median rank over batches, of ``variability`` (batches x genes)."""
     rank = np.argsort(np.argsort(-variability, axis=1), axis=1).astype(np.float32)
     rank[rank >= n_genes] = np.nan
-    median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)
+    median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)  # type: ignore[no-untyped-call]
     table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
     order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
-    return table.index.isin(order[:n_genes])
+    return np.asarray(table.index.isin(order[:n_genes]))
 
 
 GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
 
 
 def as_names(genes: GeneList | None) -> str | Path | tuple[str, ...] | None:
-    """Bring names to a tuple; text, which names a file or a way to choose genes, stays as it is."""
+    """Convert names to a tuple without repeats; text, which names a file or a method, is returned unchanged."""
     return genes if genes is None or isinstance(genes, str | Path) else tuple(dict.fromkeys(map(str, genes)))
 
 
 def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
-    """Read gene names from a file with one a line, or take them as they are given.
+    """Read gene names from a file with one name per line, or return the given names.
 
     Parameters
     ----------
     option, words
-        How genes are chosen, such as ``genes=``, and by which words they may be instead, for the messages.
+        The argument, such as ``genes=``, and the words that it accepts besides, for the messages.
 
     Raises
     ------
@@ -206,25 +206,25 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
     """
     if not isinstance(genes, str | Path):
         if not genes:
-            raise InputError(f"`{option}` lists no genes; name some, or give {words}.")
+            raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
         return pd.Index(genes)
     try:
         lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is none.") from error
+        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is neither.") from error
     names = pd.Index([line.strip() for line in lines if line.strip()]).unique()
     if names.empty:
-        raise InputError(f"{genes} names no genes; write one a line.")
+        raise InputError(f"{genes} names no genes; write one per line.")
     return names
 
 
 def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
-    """Find the genes of a list, in which they have their names or symbols.
+    """Find the genes of a list of names or symbols in the data.
 
     Raises
     ------
     InputError
-        If the data lack any of them.
+        If a gene is not in the data.
     """
     found = names.find(listed)
     absent = [name for name, genes in found.items() if not genes]
@@ -237,7 +237,7 @@ def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
 
 
 def marker_genes(names: GeneNames) -> pd.Index:
-    """Find the built-in markers among the genes, without regard to case, as symbols of mice differ by that."""
+    """Find the built-in markers among the genes; case is ignored, as symbols of mouse genes differ in case."""
     found = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
     return pd.Index([gene for genes in found.values() for gene in genes]).unique()
 
@@ -264,32 +264,32 @@ def choose_genes(
     n_most_variable: int | None = None,
     min_cells: int,
 ) -> np.ndarray:
-    """Choose genes by the training cells alone, so that none of the others bears on the choice.
+    """Choose genes by the training cells only, so that validation and test cells have no influence.
 
     Parameters
     ----------
     names
-        Of all genes.
+        Names of all genes.
     batch
-        Of each training cell, if genes are ranked within batches.
+        Batch of each training cell, if genes are ranked within batches.
     listed
-        Choose among these only.
+        Choose among these genes only.
     kept
-        Add these to the chosen ones.
+        Add these genes to the chosen genes.
     built_in
         Whether ``kept`` are the built-in markers, of which rare ones are left out without a warning.
     n_most_variable
-        Choose so many by :func:`bdm.data.genes.most_variable`.
+        Number of genes to choose by :func:`bdm.data.genes.most_variable`; all by default.
     min_cells
-        Choose among genes with counts in so many cells.
+        Choose among genes with counts in at least this number of cells.
 
     Returns
     -------
     Mask over genes.
     """
     genes = names.index
-    batch = pd.Categorical(["all"] * len(train.rows)) if batch is None else pd.Categorical(batch.astype(str))
-    sums = BatchSums.over(train, batch, n_genes=len(genes))
+    batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
+    sums = BatchSums.over(train, batches, n_genes=len(genes))
     seen = sums.n_seen.sum(axis=0) >= min_cells
     if not seen.all():
         logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
@@ -301,11 +301,11 @@ def choose_genes(
     if not chosen.any():
         raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
     if n_most_variable is not None and n_most_variable < chosen.sum():
-        available, chosen = chosen, most_variable(train, batch, sums, among=chosen, n_genes=n_most_variable)
+        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=n_most_variable)
         if kept is None:
             markers = marker_genes(names)
             hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
     added = is_kept & seen & ~chosen
     if added.any():
-        logger.info("Kept %d genes beside the %d that are chosen otherwise.", added.sum(), chosen.sum())
-    return chosen | added
+        logger.info("Kept %d genes in addition to the %d that were chosen.", added.sum(), chosen.sum())
+    return np.asarray(chosen | added)

@@ -1,4 +1,4 @@
-"""Writing of .h5ad files, whole or by rows."""
+"""Writing of .h5ad files with a checksum, at once or by rows."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,29 +15,29 @@ from bdm.checksums import ChecksummedFile, checksummed_hdf5
 
 # As fast to read as lzf is, at half its size
 COMPRESSION = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-ENTRIES = 2**16  # in a piece of the file
+ENTRIES = 2**16  # in a chunk of the file
 
 
 @contextmanager
-def new_h5ad(path: Path, adata: AnnData, **how: Any) -> Iterator[h5py.File]:
-    """Write cells into a new ``.h5ad`` file that knows its checksum, and let more be written to it.
+def new_h5ad(path: Path, adata: AnnData, **storage: Any) -> Iterator[h5py.File]:
+    """Write cells into a new ``.h5ad`` file with a checksum, and yield the open file for further writing.
 
     Parameters
     ----------
-    how
-        To store arrays: arguments of h5py, such as ``compression``.
+    storage
+        Arguments of h5py for arrays, such as ``compression``.
     """
     adata.strings_to_categoricals()
     with checksummed_hdf5(path) as file:
-        write_elem(file, "/", adata, dataset_kwargs=how)
-        for name in ("X", "raw"):  # of which what is absent is written as nothing, and by AnnData itself left out
+        write_elem(file, "/", adata, dataset_kwargs=storage)
+        for name in ("X", "raw"):  # write_elem writes an empty element where they are absent; AnnData leaves it out
             if getattr(adata, name) is None and name in file:
                 del file[name]
         yield file
 
 
 def write_h5ad(path: Path, adata: AnnData) -> None:
-    """Write cells that are in memory into an ``.h5ad`` file that knows its checksum."""
+    """Write cells in memory into an ``.h5ad`` file with a checksum."""
     with new_h5ad(path, adata, compression="gzip"):
         pass
 
@@ -48,23 +48,23 @@ def appended_rows(
     name: str,
     *,
     n_columns: int,
-    n_most: int,
-    how: Mapping[str, Any] = COMPRESSION,
+    max_entries: int,
+    compression: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
-    """Write a matrix (CSR) into an ``.h5ad`` file, some rows at a time, by the function that this gives.
+    """Yield a function that appends rows to a new matrix (CSR) in an ``.h5ad`` file.
 
     Parameters
     ----------
-    n_most
-        Entries that there may be, which the type of the indices must be able to tell apart.
-    how
-        To compress the entries: arguments of h5py.
+    max_entries
+        Upper bound on the number of entries, which determines the type of the indices.
+    compression
+        Arguments of h5py for the entries.
     """
-    nothing = sparse.csr_matrix((0, n_columns), dtype=np.float32)
-    index = sparse.get_index_dtype(maxval=max(n_most, n_columns))
-    nothing.indices, nothing.indptr = nothing.indices.astype(index), nothing.indptr.astype(index)
-    write_elem(file, name, nothing, dataset_kwargs={"chunks": (ENTRIES,), **how})
-    # Left open, as a dataset's last piece is compressed, and read again, each time the dataset is closed
+    empty: sparse.csr_matrix = sparse.csr_matrix(np.zeros((0, n_columns), dtype=np.float32))
+    index = sparse.get_index_dtype(maxval=max(max_entries, n_columns))
+    empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)
+    write_elem(file, name, empty, dataset_kwargs={"chunks": (ENTRIES,), **compression})
+    # Kept open: each time a dataset is closed, its last chunk is compressed, and read again later
     opened = list(file[name].values())
     stored = sparse_dataset(file[name])
 

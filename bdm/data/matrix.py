@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -19,30 +20,32 @@ logger = logging.getLogger(__name__)
 
 
 class UnreadableError(InputError):
-    """A file that cannot be read, named in the message."""
+    """A file that cannot be read; the message contains its name."""
 
 
 ON_DISK = (CSRDataset, h5py.Dataset, zarr.Array)
-Matrix = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset | zarr.Array
+Matrix: TypeAlias = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset | zarr.Array[Any]
+
+SparseMatrix: TypeAlias = sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
 
 BLOCK = 2**22  # entries in memory at a time
-GAP = 2**14  # entries that are rather read along than left out by reading anew behind them
+GAP = 2**14  # entries; rows with fewer entries between them are read together
 
 
 def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
-    """Bring a matrix that is stored by columns, of which rows cannot be read, into memory and order."""
+    """Convert a matrix that is stored by columns to storage by rows, in memory; others are returned as they are."""
     if isinstance(matrix, CSCDataset):
         with reject_if_unreadable(path_of(matrix)):
             size = sum(matrix.group[name].size * matrix.group[name].dtype.itemsize for name in ("data", "indices"))
-            logger.warning("%s is stored by genes, and so is read whole: %d MB.", path_of(matrix), size // 10**6)
-            found = matrix.to_memory()
-            found.check_format()  # what is damaged could end the process
-            return found.tocsr()
-    return matrix.tocsr() if sparse.issparse(matrix) else matrix
+            logger.warning("%s is stored by genes, so all of it is read: %d MB.", path_of(matrix), size // 10**6)
+            loaded: sparse.csc_matrix = matrix.to_memory()
+            loaded.check_format()  # a damaged matrix could end the process
+            return loaded.tocsr()
+    return matrix.tocsr() if isinstance(matrix, SparseMatrix) else matrix
 
 
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Read rows of a matrix, in memory or on disk, some at a time.
+    """Read rows of a matrix, in memory or on disk, one block at a time.
 
     Parameters
     ----------
@@ -51,11 +54,12 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
 
     Yields
     ------
-    Which of ``rows``, and what is in them.
+    Slice of ``rows``, and the values of these rows.
     """
     rows = np.arange(matrix.shape[0]) if rows is None else rows
     before = row_offsets(matrix)
-    read, start = row_reader(matrix, before), 0
+    read = row_reader(matrix, before)
+    start = 0
     for run in adjacent_runs(rows, before):
         block = read(slice(run[0], run[-1] + 1))
         yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
@@ -63,31 +67,31 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
 
 
 def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
-    """Take rows of a matrix, in memory or on disk.
+    """Return rows of a matrix, in memory or on disk.
 
-    On disk, rows that are near each other are read together, so that many cost no more than all of the file, read once.
+    On disk, rows near each other are read together, so that many rows take no longer than one pass over the file.
 
     Parameters
     ----------
     rows
-        Indices in any order, maybe repeated; a mask or a slice.
+        Indices in any order, which may repeat; a mask or a slice.
     """
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(without_float16(matrix[rows]))
-    wanted, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
-    if not len(wanted):
+    unique, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
+    if not len(unique):
         return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
-    found = sparse.vstack([block for _, block in blocks_of_rows(matrix, wanted)], format="csr")
-    return found if np.array_equal(place, np.arange(len(wanted))) else found[place]
+    values = sparse.vstack([block for _, block in blocks_of_rows(matrix, unique)], format="csr")
+    return values if np.array_equal(place, np.arange(len(unique))) else sparse.csr_matrix(values[place])
 
 
 def take_cells(adata: AnnData, rows: np.ndarray) -> AnnData:
-    """Take cells with their ``obs`` and ``var``, and nothing else, as :func:`take_rows` takes counts."""
+    """Return cells with their counts, see :func:`take_rows`, their ``obs`` and ``var``, and nothing else."""
     return AnnData(take_rows(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
 
 
 def adjacent_runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
-    """Divide rows in order into such as are read together: near each other, and not too many entries."""
+    """Divide rows in ascending order into runs that are read together: near, with at most ``BLOCK`` entries."""
     if len(rows):
         is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
         is_full = np.diff(before[rows] // BLOCK) > 0
@@ -95,22 +99,22 @@ def adjacent_runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def row_offsets(matrix: Matrix) -> np.ndarray:
-    """Count the entries stored before each row, and all."""
+    """Count the entries stored before each row, and in the whole matrix: one number more than there are rows."""
     if isinstance(matrix, CSRDataset):
         with reject_if_unreadable(path_of(matrix)):
-            before = matrix.group["indptr"][:].astype(np.int64)
+            before: np.ndarray = matrix.group["indptr"][:].astype(np.int64)
             if len(before) != matrix.shape[0] + 1 or (np.diff(before, append=matrix.group["data"].size) < 0).any():
-                raise ValueError("its rows do not follow each other")
+                raise ValueError("the offsets of its rows are not in order")
             return before
-    if sparse.issparse(matrix):
+    if isinstance(matrix, sparse.csr_matrix | sparse.csr_array):
         return matrix.indptr.astype(np.int64)
     return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
 
 
 def row_reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
-    """Give a function that brings some rows into memory; ``before`` are the entries before each row."""
+    """Return a function that reads a slice of rows; ``before`` are the :func:`row_offsets`."""
 
-    def safe() -> AbstractContextManager:
+    def safe() -> AbstractContextManager[None]:
         return reject_if_unreadable(path_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext()
 
     with safe():
@@ -123,51 +127,52 @@ def row_reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.c
     return read
 
 
-def without_float16(values: np.ndarray | sparse.spmatrix) -> np.ndarray | sparse.spmatrix:
-    """Turn numbers of 16 bits, of which scipy makes no sparse matrices, into such of 32."""
+def without_float16(values: Any) -> Any:
+    """Convert numbers of 16 bits, an array or a sparse matrix, to 32 bits: scipy has no sparse matrices of 16 bits."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a sparse matrix on disk, read without the cost of anndata's way, which grows with the rows of the file.
+    """Rows of a sparse matrix on disk, in time independent of the number of rows in the file, unlike anndata's reader.
 
     Attributes
     ----------
     data, indices
-        Kept open, or each access would look for them anew.
+        Datasets of the file, kept open, as opening them takes time.
     before
         Entries before each row.
     """
 
-    data: h5py.Dataset | zarr.Array
-    indices: h5py.Dataset | zarr.Array
+    data: h5py.Dataset | zarr.Array[Any]
+    indices: h5py.Dataset | zarr.Array[Any]
     before: np.ndarray
     n_columns: int
 
     @classmethod
     def of(cls, matrix: CSRDataset, before: np.ndarray) -> "StoredRows":
-        """Open the parts of ``matrix``."""
+        """Open the datasets of ``matrix``."""
         return cls(matrix.group["data"], matrix.group["indices"], before, matrix.shape[1])
 
     def __getitem__(self, rows: slice) -> sparse.csr_matrix:
         entries = slice(self.before[rows.start], self.before[rows.stop])
         indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
         shape = (rows.stop - rows.start, self.n_columns)
-        found = sparse.csr_matrix((without_float16(self.data[entries]), self.indices[entries], indptr), shape=shape)
-        found.check_format()  # what is damaged could end the process later
-        return found
+        indices: Any = self.indices[entries]
+        values = sparse.csr_matrix((without_float16(self.data[entries]), indices, indptr), shape=shape)
+        values.check_format()  # a damaged matrix could end the process later
+        return values
 
 
 def path_of(matrix: Matrix) -> Path:
-    """Tell the file, or the folder, of a matrix on disk."""
-    stored = matrix.group if isinstance(matrix, CSRDataset | CSCDataset) else matrix
+    """Path of the file, or of the folder, of a matrix on disk."""
+    stored: Any = matrix.group if isinstance(matrix, CSRDataset | CSCDataset) else matrix
     return Path(stored.store.root if hasattr(stored, "store") else stored.file.filename)
 
 
 @contextmanager
 def reject_if_unreadable(path: Path) -> Iterator[None]:
-    """Turn whatever the libraries of file formats happen to raise on damage to ``path`` into an InputError."""
+    """Turn the errors that libraries of file formats raise when ``path`` is damaged into an InputError."""
     try:
         yield
     except InputError:

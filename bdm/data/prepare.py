@@ -1,4 +1,4 @@
-"""Preparation of labelled counts: checks, filters, genes and split; and prepared cells read again."""
+"""Preparation of labelled counts: checks, filters, selection of genes, and split; reading of prepared cells."""
 
 import json
 from collections.abc import Iterator
@@ -73,18 +73,18 @@ def gene_names(prepared: AnnData) -> GeneNames:
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """Cells and genes that were chosen, whose counts are read as they are asked for.
+    """Selected cells and genes, whose counts are read when they are needed.
 
     Attributes
     ----------
     obs
-        Chosen cells, also those that turn out to have no counts of the chosen genes.
+        Selected cells, including cells without counts of the selected genes.
     counts
-        Of all genes, in the order of ``obs``.
+        Counts of all genes, in the order of ``obs``.
     chosen
         Mask over genes.
-    n_most
-        Nonzeros that there may be.
+    max_entries
+        Upper bound on the number of nonzero counts.
     """
 
     obs: pd.DataFrame
@@ -92,18 +92,18 @@ class PreparedCells:
     uns: dict[str, Any]
     counts: CellCounts
     chosen: np.ndarray
-    n_most: int
+    max_entries: int
 
     def in_memory(self) -> AnnData:
-        """Gather all, as :func:`prepare` gives it."""
+        """Read all counts into memory, as :func:`prepare` returns them."""
         rows, blocks = zip(*self.blocks(), strict=True)
         counts = sparse.vstack(blocks, format="csr")
         return AnnData(counts, obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
 
     def write(self, path: Path) -> AnnData:
-        """Write all into an ``.h5ad`` file, with a block of counts in memory at a time, and give it without counts."""
+        """Write an ``.h5ad`` file, with one block of counts in memory at a time; return the cells without counts."""
         with new_h5ad(path, AnnData(var=self.var, uns=self.uns)) as file:
-            with appended_rows(file, "X", n_columns=len(self.var), n_most=self.n_most) as append:
+            with appended_rows(file, "X", n_columns=len(self.var), max_entries=self.max_entries) as append:
                 rows = [append(block) or counted for counted, block in self.blocks()]
             cells = AnnData(obs=self.counted(np.concatenate(rows)), var=self.var, uns=self.uns)
             cells.strings_to_categoricals()
@@ -111,14 +111,14 @@ class PreparedCells:
         return cells
 
     def blocks(self) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
-        """Give the cells that have counts of the chosen genes, in order: their indices in ``obs``, and these counts."""
+        """Yield the cells with counts of the selected genes, in order: indices in ``obs``, and counts."""
         for rows, block in self.counts:
             counts = block[:, self.chosen]
             counted = np.diff(counts.indptr) > 0
             yield np.arange(rows.start, rows.stop)[counted], counts[counted]
 
     def counted(self, rows: np.ndarray) -> pd.DataFrame:
-        """Give the ``obs`` of the cells with counts."""
+        """Return the ``obs`` of the cells with counts."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
         return writable(without_unused_categories(obs))
@@ -137,24 +137,24 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     ------
     InputError
         If the data hold no raw counts, labels are absent or incomplete, names are repeated, cells have no
-        counts, or too little is left to learn from.
+        counts, or too few cells or genes remain.
     """
     return prepared_cells(adata, settings).in_memory()
 
 
 def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
-    """Choose cells and genes as :func:`prepare` does, with a block of counts in memory at a time.
+    """Select cells and genes as :func:`prepare`, with one block of counts in memory at a time.
 
     Parameters
     ----------
     adata
-        In memory, or with its matrices on disk.
+        Cells in memory, or with matrices on disk.
     """
     listed, kept = settings.gene_list(), settings.kept_list()
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
     cells, n_genes = find_counts(adata, source=settings.counts)
-    check_names(cells.var_names, kind="gene")  # raw has genes of its own
+    check_names(cells.var_names, kind="gene")  # raw may have other genes
     column = symbol_column(cells.var, settings.gene_symbols)
     names = GeneNames(writable(cells.var), None if column is None else writable_name(column))
     listed, kept = (None if of is None else listed_genes(of, names) for of in (listed, kept))
@@ -167,8 +167,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         batch_key=settings.batch_key,
         drop_unlabelled=settings.drop_unlabelled,
     )
-    wanted = without_types(labelled, settings.leave_out)
-    counted = without_empty_cells(wanted, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
+    selected = without_types(labelled, settings.leave_out)
+    counted = without_empty_cells(selected, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
     obs = without_small_types(counted, min_cells=settings.min_cells_per_type)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
@@ -191,38 +191,38 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
-        "input": json.dumps(input_facts(cells, labelled, wanted, counted, obs), ensure_ascii=False),
+        "input": json.dumps(input_facts(cells, labelled, selected, counted, obs), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
-    counts, n_most = CellCounts(cells.X, rows), int(n_genes[rows].sum())
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, n_most)
+    counts, max_entries = CellCounts(cells.X, rows), int(n_genes[rows].sum())
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries)
 
 
 def input_facts(
-    cells: AnnData, labelled: pd.DataFrame, wanted: pd.DataFrame, counted: pd.DataFrame, obs: pd.DataFrame
+    cells: AnnData, labelled: pd.DataFrame, selected: pd.DataFrame, counted: pd.DataFrame, obs: pd.DataFrame
 ) -> dict[str, Any]:
-    """Numbers of cells and genes in the input, and what was left out of them, for the report.
+    """Numbers of cells and genes in the input, and of cells that were left out, for the report.
 
     Parameters
     ----------
     cells
         Cells and genes of the input.
-    labelled, wanted, counted, obs
-        Cells with a label, those of types that the user did not leave out, those of them with counts of enough genes,
-        and those of types with enough cells.
+    labelled, selected, counted, obs
+        Cells with a label; of these, cells of types that the user did not leave out; of these, cells with counts of
+        enough genes; of these, cells of types with enough cells.
 
     Returns
     -------
     ``n_cells`` and ``n_genes`` of the input; ``cells_left_out``, numbers of cells by the setting that left them out;
     ``types_left_out``, for each ``cell_type`` its ``n_cells`` at that step and the ``setting``.
     """
-    steps = {"leave_out": (labelled, wanted), "min_cells_per_type": (counted, obs)}
+    steps = {"leave_out": (labelled, selected), "min_cells_per_type": (counted, obs)}
     return {
         "n_cells": cells.n_obs,
         "n_genes": cells.n_vars,
         "cells_left_out": {
             "drop_unlabelled": cells.n_obs - len(labelled),
-            "min_genes_per_cell": len(wanted) - len(counted),
+            "min_genes_per_cell": len(selected) - len(counted),
         },
         "types_left_out": [
             {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}
@@ -233,13 +233,13 @@ def input_facts(
 
 
 def cells_lost(before: pd.Series, after: pd.Series) -> pd.Series:
-    """Numbers of cells of the types that are in ``before`` and not in ``after``, the largest first."""
+    """Numbers of cells of each type in ``before`` that is not in ``after``, the largest first."""
     n_cells = before[~before.isin(after.unique())].value_counts()
     return n_cells[n_cells > 0]
 
 
 def summary(prepared: AnnData | PreparedCells) -> str:
-    """Tell the numbers of cells by type and split, as a table for the eye."""
+    """Format the numbers of cells by type and split as a table."""
     obs = prepared.obs
     by_type = pd.crosstab(obs["cell_type"], obs["split"])
     table = pd.concat([by_type, by_type.sum().to_frame("all").T]).rename_axis(by_type.index.name)

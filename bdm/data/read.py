@@ -1,4 +1,4 @@
-"""Reading of cells from files of any supported format, damaged ones included."""
+"""Reading of cells from files of all supported formats, with checks for damage."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pandas as pd
@@ -15,55 +16,55 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm.checksums import check_hdf5
-from bdm.data.matrix import Matrix, reject_if_unreadable
+from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-PROBE_SECONDS = 60  # of the processor, and as many again as megabytes have to be read
+PROBE_SECONDS = 60  # of processor time, plus the time to read the file
 PROBE_BYTES_PER_SECOND = 10**6
 
 
 def examine_hdf5(path: Path) -> None:
-    """Refuse an HDF5 file that has changed since bdm wrote it; :func:`probe_hdf5` one that others wrote.
+    """Reject an HDF5 file of bdm that was changed since it was written; :func:`probe_hdf5` files of other programs.
 
     Raises
     ------
     InputError
-        If it has changed, or cannot be read through.
+        If the file was changed, or cannot be read.
     """
     if not check_hdf5(path) and h5py.is_hdf5(path):
         probe_hdf5(path)
 
 
 def probe_hdf5(path: Path) -> None:
-    """Look through an HDF5 file in another process first, as the library can crash, or never end, on a damaged one.
+    """Read an HDF5 file in another process first, as the library can crash or hang on damaged files.
 
-    Everything but numbers is read: names, types, shapes, text, and where pieces are.
+    Everything except numbers is read: names, types, shapes, text, and positions of chunks.
 
     Raises
     ------
     InputError
-        If it does not get through.
+        If that process fails.
     """
     read, write = os.pipe()
-    with warnings.catch_warnings(action="ignore"):  # the other process uses no lock that a thread may have had
+    with warnings.catch_warnings(action="ignore"):  # the child process uses no lock that another thread may hold
         child = os.fork()
     if not child:
         os.close(read)
-        os._exit(_look_through(path, write))
+        os._exit(_probe(path, write))
     os.close(write)
-    with os.fdopen(read, errors="replace") as told:
-        reason = told.read()
+    with os.fdopen(read, errors="replace") as message:
+        reason = message.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status:
         endless = status == -signal.SIGXCPU
-        reason = reason or ("reading it does not end" if endless else "the library of HDF5 fails on it")
+        reason = reason or ("reading it does not end" if endless else "the HDF5 library crashes on it")
         raise InputError(f"{path} cannot be read ({reason}); is it damaged, or misnamed?")
 
 
-def _look_through(path: Path, write: int) -> int:
-    """Give the exit status of the process that looks."""
+def _probe(path: Path, write: int) -> int:
+    """Read the file in the child process, write the error message if it fails, and return the exit status."""
     try:
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
@@ -71,8 +72,8 @@ def _look_through(path: Path, write: int) -> int:
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with h5py.File(path) as file:
-            _look(file.name, file)
-            file.visititems(_look)
+            _read_item(file.name, file)
+            file.visititems(_read_item)
     except BaseException as error:
         reason = str(error).strip("'\"").partition("\n")[0].rstrip(".")
         os.write(write, (reason or type(error).__name__).encode())
@@ -80,7 +81,7 @@ def _look_through(path: Path, write: int) -> int:
     return 0
 
 
-def _look(name: str, item: h5py.Group | h5py.Dataset) -> None:
+def _read_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
     dict(item.attrs)
     if isinstance(item, h5py.Dataset):
         if item.dtype.hasobject:
@@ -90,10 +91,10 @@ def _look(name: str, item: h5py.Group | h5py.Dataset) -> None:
 
 
 FROM_R = (
-    "write it as .h5ad in R first, as by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, in the "
-    "documentation)"
+    "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
+    "in the documentation)"
 )
-SMALL = 100  # entries of a matrix that may all be of the first gene
+SMALL = 100  # entries; in a matrix this small, all indices may be zero
 
 
 def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
@@ -103,14 +104,14 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     ----------
     path
         AnnData (``.h5ad``, ``.zarr``), ``.loom``, 10x ``.h5``, or a folder with a 10x ``matrix.mtx``. Genes
-        of 10x data are named by symbol, with ``-1``, ``-2`` ... appended to repeated ones; their identifiers
+        of 10x data are named by symbol, with ``-1``, ``-2`` ... appended to repeated symbols; their identifiers
         are in ``var['gene_ids']``.
     labels
-        Table that :func:`add_labels` joins to the cells.
+        Table that :func:`add_labels` adds to ``obs``.
     on_disk
-        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of` and
-        :func:`bdm.data.matrix.take_rows`, and everything else than ``obs``, ``var`` and ``uns['bdm']`` out. Files
-        that are not of AnnData, or of one before 0.7, are read whole.
+        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of_rows` and
+        :func:`bdm.data.matrix.take_rows`, and read only ``obs``, ``var`` and ``uns['bdm']`` besides. Files
+        of other formats, and of AnnData before 0.7, are read into memory.
 
     Raises
     ------
@@ -120,28 +121,28 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     path = Path(path)
     if not path.exists():
         raise InputError(f"No such file or folder: {path}.")
-    read = reader_of(path)
+    read = select_reader(path)
     with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
         if path.is_file():
             examine_hdf5(path)
         adata = open_h5ad(path) if on_disk else None
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
-            with_one_index_type(matrix)
-            if sparse.issparse(matrix):
-                matrix.check_format()  # what is damaged could end the process
+            if isinstance(matrix, SparseMatrix):
+                unify_index_types(matrix)
+                matrix.check_format()  # a damaged matrix could end the process
     return adata if labels is None else add_labels(adata, labels)
 
 
-def with_one_index_type(matrix: object) -> None:
-    """Bring the two indices of a sparse matrix, in place, to one type, without which scipy fails on it."""
-    if isinstance(matrix, sparse.csr_matrix | sparse.csc_matrix) and matrix.indptr.dtype != matrix.indices.dtype:
+def unify_index_types(matrix: SparseMatrix) -> None:
+    """Convert both index arrays of a sparse matrix, in place, to one type, as scipy requires."""
+    if matrix.indptr.dtype != matrix.indices.dtype:
         one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
         matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
 
 
 def open_h5ad(path: Path) -> AnnData | None:
-    """Open an AnnData file, ``.h5ad`` or ``.zarr``, and leave its matrices in it; None of any other or an old one."""
+    """Open an AnnData file, ``.h5ad`` or ``.zarr``, with its matrices on disk; None for other and old formats."""
     openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
     suffix = path.suffix.lower()
     file = openers[suffix](path, mode="r") if suffix in openers else {}
@@ -159,19 +160,19 @@ def open_h5ad(path: Path) -> AnnData | None:
     )
 
 
-def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array) -> Matrix:
-    """Give what is stored, without reading it where it can be read piece by piece."""
+def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array[Any]) -> Matrix:
+    """Return a stored matrix, on disk if its format can be read in parts, otherwise in memory."""
     kind = stored.attrs.get("encoding-type")
     if kind in ("csr_matrix", "csc_matrix"):
-        check_pieces(stored)
+        check_chunks(stored)
         return io.sparse_dataset(stored)
     return stored if kind == "array" else io.read_elem(stored)
 
 
-def check_pieces(stored: h5py.Group | zarr.Group) -> None:
-    """Refuse a sparse matrix of which files are missing, which Zarr reads as zeros.
+def check_chunks(stored: h5py.Group | zarr.Group) -> None:
+    """Reject a sparse matrix in a Zarr folder with missing files, which Zarr reads as zeros.
 
-    A piece that really is of zeros has no file either, but is none of a sparse matrix, unless a very small one.
+    Zarr writes no file for a chunk of zeros, either; but no chunk of a sparse matrix is all zeros, unless it is small.
     """
     for name in ("data", "indices"):
         part = stored[name]
@@ -179,30 +180,35 @@ def check_pieces(stored: h5py.Group | zarr.Group) -> None:
             raise ValueError(f"{part.nchunks - part.nchunks_initialized} files of {part.path} are missing")
 
 
-def reader_of(path: Path) -> Callable[[Path], AnnData]:
-    """Choose the reader by the ending of ``path``; a folder that is not ``.zarr`` is taken for 10x."""
-    readers = {".h5ad": io.read_h5ad, ".zarr": io.read_zarr, ".loom": read_loom, ".h5": read_10x_h5}
+def select_reader(path: Path) -> Callable[[Path], AnnData]:
+    """Select the reader by the ending of ``path``; folders other than ``.zarr`` are read as 10x."""
+    readers: dict[str, Callable[[Path], AnnData]] = {
+        ".h5ad": io.read_h5ad,
+        ".zarr": io.read_zarr,
+        ".loom": read_loom,
+        ".h5": read_10x_h5,
+    }
     suffix = path.suffix.lower()
     if path.is_dir() and suffix != ".zarr":
         return read_10x_folder
     if suffix not in readers:
-        raise InputError(f"{path} {fault_of_ending(path, ', '.join(readers))}")
+        raise InputError(f"{path} {explain_ending(path, ', '.join(readers))}")
     return readers[suffix]
 
 
-def fault_of_ending(path: Path, known: str) -> str:
-    """Why cells cannot be read from a file with such an ending, and what to do."""
+def explain_ending(path: Path, known: str) -> str:
+    """Explain why cells cannot be read from a file with this ending, and what to do."""
     name = path.name.lower()
     if name.endswith((".rds", ".rda", ".rdata", ".h5seurat")):
-        return f"holds an object of R, which cannot be read; {FROM_R}."
+        return f"holds an R object, which cannot be read; {FROM_R}."
     if name.endswith((".mtx", ".mtx.gz")):
-        return "is a matrix without names of genes and cells; give its folder, with the tables of these (10x)."
+        return "is a matrix without names of genes and cells; give the 10x folder with the tables of names."
     return f"has an unknown ending; cells are read from {known} (10x), or a 10x folder."
 
 
 def read_loom(path: Path) -> AnnData:
-    """Read a ``.loom`` file, with its main matrix in ``X``, as velocyto, SCope or AnnData write it."""
-    import loompy  # takes seconds, and overrules OMP_NUM_THREADS for the whole process
+    """Read a ``.loom`` file of velocyto, SCope or AnnData, with its main matrix in ``X``."""
+    import loompy  # takes seconds, and overrides OMP_NUM_THREADS for the whole process
 
     with loompy.connect(str(path), "r") as loom:
         cell_names = first_available(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
@@ -211,7 +217,7 @@ def read_loom(path: Path) -> AnnData:
 
 
 def first_available(names: tuple[str, ...], available: list[str], *, axis: str) -> str:
-    """Give the first of ``names`` that the loom file has."""
+    """Return the first of ``names`` that is available."""
     for name in names:
         if name in available:
             return name
@@ -219,25 +225,25 @@ def first_available(names: tuple[str, ...], available: list[str], *, axis: str) 
 
 
 def read_10x_h5(path: Path) -> AnnData:
-    """Read gene expression from the ``.h5`` that Cell Ranger writes, of any version."""
-    import scanpy as sc  # which takes a second, and few files need it
+    """Read gene expression from an ``.h5`` file of any version of Cell Ranger."""
+    import scanpy as sc  # takes a second, and few files need it
 
     return with_unique_genes(sc.read_10x_h5(path))
 
 
 def read_10x_folder(path: Path) -> AnnData:
-    """Read gene expression from a folder that Cell Ranger writes; its files may share a prefix."""
+    """Read gene expression from a folder of Cell Ranger; its files may share a prefix."""
     import scanpy as sc
 
     matrices = list(path.glob("*matrix.mtx*"))
     if len(matrices) != 1:
-        raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), and here are {len(matrices)}")
+        raise ValueError(f"a 10x folder has one file *matrix.mtx(.gz), but this folder has {len(matrices)}")
     prefix = matrices[0].name.partition("matrix.mtx")[0]
     return with_unique_genes(sc.read_10x_mtx(path, prefix=prefix, make_unique=False))
 
 
 def with_unique_genes(adata: AnnData) -> AnnData:
-    """Append numbers to repeated gene symbols, which 10x data tell apart only by identifier."""
+    """Append numbers to repeated gene symbols, which 10x data distinguish only by identifier."""
     n_repeated = adata.var_names.duplicated().sum()
     if n_repeated:
         logger.info("Numbered %d repeated gene symbols; identifiers are in var['gene_ids'].", n_repeated)
@@ -246,18 +252,18 @@ def with_unique_genes(adata: AnnData) -> AnnData:
 
 
 def add_labels(adata: AnnData, path: Path) -> AnnData:
-    """Add the columns of a table to ``obs``, in the place of columns of the same names.
+    """Add the columns of a table to ``obs``; columns of the same names are replaced.
 
     Parameters
     ----------
     path
         Table with a header, separated by tabs (``.tsv``, ``.txt``) or commas; cell names in the first column.
-        Everything in it is taken as text.
+        All values are read as text.
 
     Raises
     ------
     InputError
-        If the table cannot be read, or lacks cells.
+        If the table cannot be read, or has no row for some cells.
     """
     table = read_labels(path)
     missing = adata.obs_names.difference(table.index, sort=False)
@@ -268,7 +274,7 @@ def add_labels(adata: AnnData, path: Path) -> AnnData:
         )
     surplus = table.index.difference(adata.obs_names, sort=False)
     if len(surplus):
-        logger.warning("%s has %d rows of no cell, for example %s.", path, len(surplus), surplus[0])
+        logger.warning("%s has %d rows for cells not in the data, for example %s.", path, len(surplus), surplus[0])
     replaced = table.columns.intersection(adata.obs.columns)
     if len(replaced):
         logger.warning("%s replaces columns of obs: %s.", path, ", ".join(replaced))
@@ -286,7 +292,7 @@ def read_labels(path: Path) -> pd.DataFrame:
         raise InputError(f"No such file: {path}.") from error
     except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
-    # R leaves out the header of row names, which then are the index already.
+    # R writes no header for row names, which then are the index already.
     if isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])
     if table.empty or table.index.nlevels > 1:

@@ -1,4 +1,4 @@
-"""Names of genes: those that index the data, and the symbols that people know genes by."""
+"""Names of genes: the names that index the data, and the symbols that users read and write."""
 
 import re
 from collections import defaultdict
@@ -11,22 +11,22 @@ import pandas as pd
 from bdm.data.columns import is_text
 from bdm.errors import InputError
 
-COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # of var, in which symbols are looked for
+COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # of var, in which symbols are expected
 # Ensembl, FlyBase, WormBase, TAIR and the like end in many digits, perhaps with a version; Entrez has digits alone
 IDENTIFIER = re.compile(r"\d+|.*\d{4,}(\.\d+)?|Y[A-P][LR]\d{3}[CW](-\w)?")
-MISSING = ("", "nan", "NaN", "None", "NA", "<NA>")
+MISSING_SYMBOLS = ("", "nan", "NaN", "None", "NA", "<NA>")
 
 
 @dataclass(frozen=True)
 class GeneNames:
-    """Genes by name, with the symbols that figures and tables show, and by which users may name genes too.
+    """Genes by name, with the symbols that figures and tables show and that users may use in place of names.
 
     Attributes
     ----------
     var
-        Table of the genes, with their names as index.
+        Table of the genes, indexed by name.
     column
-        Column of ``var`` with the symbols; None where the names are shown.
+        Column of ``var`` with the symbols; None if names are shown.
     """
 
     var: pd.DataFrame
@@ -34,31 +34,31 @@ class GeneNames:
 
     @property
     def index(self) -> pd.Index:
-        """Names of the genes, as the data have them."""
+        """Names of the genes in the data."""
         return self.var.index
 
     @cached_property
     def symbols(self) -> pd.Series:
-        """Symbol of each gene, or its name where it has none."""
+        """Symbol of each gene, or its name if it has none."""
         names = self.index.astype(str).to_series()
         if self.column is None:
             return names
-        found = self.var[self.column].astype(object).map(lambda value: str(value).strip(), na_action="ignore")
-        return found.mask(found.isna() | found.isin(MISSING), names).astype(str)
+        symbols = self.var[self.column].astype(object).map(lambda value: str(value).strip(), na_action="ignore")
+        return symbols.mask(symbols.isna() | symbols.isin(MISSING_SYMBOLS), names).astype(str)
 
     @cached_property
     def labels(self) -> pd.Series:
-        """What each gene is shown as: its symbol, as ``SYMBOL (NAME)`` where several genes have it."""
+        """Label of each gene in figures and tables: its symbol, or ``SYMBOL (NAME)`` if genes share the symbol."""
         repeated = self.symbols.duplicated(keep=False) & (self.symbols != self.symbols.index)
         return self.symbols.mask(repeated, self.symbols + " (" + self.symbols.index + ")")
 
     @property
     def differ(self) -> bool:
-        """Whether any gene is shown as something else than its name."""
+        """Whether the label of any gene differs from its name."""
         return bool((self.labels != self.labels.index).any())
 
     def with_symbols(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Add the column ``symbol`` to a table, beside its column ``gene``, if these differ."""
+        """Add the column ``symbol`` to a table, next to its column ``gene``, if labels differ from names."""
         if not self.differ:
             return table
         table = table.copy()
@@ -66,26 +66,26 @@ class GeneNames:
         return table
 
     def find(self, names: Iterable[str], *, ignore_case: bool = False) -> dict[str, tuple[str, ...]]:
-        """Find the genes that a user means by names or symbols; none where there are none, several of one symbol."""
+        """Genes for each name, label or symbol that a user gives: none if unknown, several if they share the symbol."""
 
         def folded(name: str) -> str:
             return name.casefold() if ignore_case else name
 
-        known: list[dict[str, list[str]]] = []
+        by_text: list[dict[str, list[str]]] = []
         for texts in (self.index, self.labels, self.symbols):
-            known.append(defaultdict(list))
+            by_text.append(defaultdict(list))
             for text, gene in zip(texts, self.index, strict=True):
-                known[-1][folded(text)].append(gene)
-        return {name: tuple(next((by[folded(name)] for by in known if folded(name) in by), ())) for name in names}
+                by_text[-1][folded(text)].append(gene)
+        return {name: tuple(next((by[folded(name)] for by in by_text if folded(name) in by), ())) for name in names}
 
     def example(self) -> str:
-        """Give the first gene as an example of how genes may be named."""
+        """Name and symbol of the first gene, as an example for messages."""
         name, label = self.index[0], self.labels.iloc[0]
         return name if label == name else f"{name} or {self.symbols.iloc[0]}"
 
 
 def display_names(table: pd.DataFrame) -> pd.Series:
-    """Return what the genes of a table are shown as: its column ``symbol`` where it has one, else ``gene``."""
+    """Labels of the genes of a table: its column ``symbol`` if it has one, otherwise ``gene``."""
     return table["symbol" if "symbol" in table else "gene"]
 
 
@@ -95,17 +95,17 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
     Parameters
     ----------
     column
-        The one that a user names. Otherwise it is the first of ``COLUMNS`` that ``var`` has, if the names of genes look
-        like identifiers, and the column does not.
+        The column that the user names. Default: the first of ``COLUMNS`` in ``var`` that does not look like
+        identifiers, if the names of genes do.
 
     Returns
     -------
-    None if the names are all that there is.
+    None if genes have names only.
 
     Raises
     ------
     InputError
-        If there is no such column, or it holds numbers.
+        If there is no such column, or it is not text.
     """
     if column is None:
         texts = [name for name in COLUMNS if name in var and is_text(var[name])]
@@ -116,11 +116,11 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
         available = ", ".join(map(str, var)) or "none"
         raise InputError(f"var has no column {column!r}; choose another by `gene_symbols=` (there are: {available}).")
     if not is_text(var[column]):
-        raise InputError(f"var[{column!r}] holds no text, but gene symbols are; choose another by `gene_symbols=`.")
+        raise InputError(f"var[{column!r}] is not text, as gene symbols are; choose another by `gene_symbols=`.")
     return column
 
 
 def share_of_identifiers(names: Iterable[object]) -> float:
     """Share of names that look like identifiers in a database."""
-    names = list(map(str, names))
-    return sum(IDENTIFIER.fullmatch(name) is not None for name in names) / max(len(names), 1)
+    texts = list(map(str, names))
+    return sum(IDENTIFIER.fullmatch(text) is not None for text in texts) / max(len(texts), 1)

@@ -29,7 +29,7 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
     n_cells, n_genes = len(cells.obs), len(cells.var)
     with (
         new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns), compression="gzip") as file,
-        appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_genes, how=COUNTS) as append,
+        appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,
     ):
         latent = None  # left open, as X is in appended_rows
         for block in cells.blocks:

@@ -251,9 +251,9 @@ class Hierarchy:
             hierarchy = cls(branches, content["sigma_max"], content["threshold"], **how)
             fault = hierarchy.fault()
         except (KeyError, TypeError) as error:
-            raise InputError(f"The hierarchy file is damaged ({error}); make it anew.") from error
+            raise InputError(f"The hierarchy file is damaged ({error}); make it again.") from error
         if fault:
-            raise InputError(f"The hierarchy file is damaged ({fault}); make it anew.")
+            raise InputError(f"The hierarchy file is damaged ({fault}); make it again.")
         return hierarchy
 
     def fault(self) -> str | None:

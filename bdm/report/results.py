@@ -166,7 +166,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, keep_default_na=False, dtype=str)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it anew.") from error
+        raise InputError(f"{path} cannot be read ({error}); make it again.") from error
     return table.assign(**{column: numeric(table[column]) for column in table.columns.difference(TEXTS)})
 
 

@@ -42,7 +42,7 @@ def main(
         ad.AnnData(obs=obs, var=var).write_h5ad(path)
         with (
             h5py.File(path, "r+") as file,
-            appended_rows(file, "X", n_columns=n_genes, n_most=n_cells * n_genes) as append,
+            appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes) as append,
         ):
             for block in count_blocks(population, cell_type, settings, seed=seed):
                 append(block)
