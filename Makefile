@@ -14,7 +14,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
 	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
-	@echo "make lint     check the style of the code and of the workflow"
+	@echo "make lint     check the style of the code and of the workflow, and the types"
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make config   write the schema of the configuration and config/README.md from bdm/settings.py"
 	@echo "make install  install bdm into .venv only"
@@ -46,11 +46,16 @@ audit: $(INSTALLED)
 	$(BIN)/python -m pip freeze --exclude-editable > .venv/packages.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement .venv/packages.txt
 
-lint: $(INSTALLED)
+lint: .venv/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(BIN)/snakemake --lint
+
+.venv/lint: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[lint]'
+	@touch $@
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html

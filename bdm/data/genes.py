@@ -186,11 +186,6 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
 GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
 
 
-def as_names(genes: GeneList | None) -> str | Path | tuple[str, ...] | None:
-    """Convert names to a tuple without repeats; text, which names a file or a method, is returned unchanged."""
-    return genes if genes is None or isinstance(genes, str | Path) else tuple(dict.fromkeys(map(str, genes)))
-
-
 def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
     """Read gene names from a file with one name per line, or return the given names.
 
