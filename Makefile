@@ -4,14 +4,15 @@ INSTALLED := .venv/installed
 CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Tests of a file share fixtures, and a cluster
-IN_PARALLEL := --numprocesses=auto --dist=loadfile
+# Tests of a file share fixtures, and a cluster; files begin in the order of tests/conftest.py
+IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-oldest audit lint install docs config benchmark
+.PHONY: help demo test test-all test-oldest audit lint install docs config benchmark
 
 help:
 	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests, except those marked slow"
+	@echo "make test-all  run all tests"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
 	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
 	@echo "make lint     check the style of the code and of the workflow, and the types"
@@ -32,6 +33,9 @@ demo: $(INSTALLED)
 	@echo "  results/pbmc68k/transmutation/     B cells transmuted to NK cells, and their comparison with real NK cells"
 
 test: $(INSTALLED)
+	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) -m "not slow"
+
+test-all: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
 
 # uv, as pip knows no oldest versions.

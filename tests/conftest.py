@@ -11,6 +11,12 @@ from anndata import AnnData
 from bdm.data.example import pbmc68k_counts
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files that have slow tests, so that no process ends long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def example_cells() -> AnnData:
     """700 real blood cells of 10 types; copy before changing them."""

@@ -736,13 +736,17 @@ def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
 # ---- storage
 
 
-@pytest.fixture
-def saved(prepared, tmp_path):
+@pytest.fixture(scope="module")
+def autoencoder(prepared) -> GeneAutoencoder:
     cells = prepared.copy()
     cells.obs["batch"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 2, "one", "two"))
     found = fitted(cells, n_steps=2)
     assert found.own
-    autoencoder = GeneAutoencoder.of(found, cells.var, {"seed": 0})
+    return GeneAutoencoder.of(found, cells.var, {"seed": 0})
+
+
+@pytest.fixture
+def saved(autoencoder, tmp_path):
     save_autoencoder(tmp_path, autoencoder)
     return tmp_path, autoencoder
 

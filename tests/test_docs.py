@@ -132,6 +132,7 @@ def test_python_compiles(page):
             compile(re.sub(r"^:tags:.*$", "", content, flags=re.MULTILINE), page.name, "exec")
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monkeypatch):
     [code] = [
         content for language, content in fenced(ROOT / "README.md") if language == "python" and "import bdm" in content

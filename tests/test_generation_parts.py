@@ -119,7 +119,7 @@ def content(path: Path) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("options", [(), ("--shared-ancestors",), ("--stochastic",)], ids=" ".join)
-@pytest.mark.parametrize("model", ["model", "batches"])
+@pytest.mark.parametrize("model", ["model", pytest.param("batches", marks=pytest.mark.slow)])
 def test_file_does_not_depend_on_the_number_of_jobs(folder, tmp_path, options, model):
     expected = content(generate(folder, tmp_path / "whole.h5ad", *options, model=model))
     for n_parts in (1, 3, 7, 20):
@@ -188,6 +188,7 @@ def write_part(path: Path, number: int, n_cells: int) -> None:
     ad.AnnData(counts, obs=pd.DataFrame(index=names), obsm=obsm, uns=uns).write_h5ad(path)
 
 
+@pytest.mark.slow
 def test_gathering_takes_little_memory(tmp_path):
     """Gather 80 MB of latents in a process that may take 40 MB more than it does for a few cells."""
     program = """

@@ -48,6 +48,7 @@ def folder(tmp_path_factory) -> Path:
     return at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tree", "evaluation", "interpretation"])
 def test_figures_of_many_types_stay_small(folder, name):
     figures = sorted((folder / name).glob("*.png"))
@@ -56,6 +57,7 @@ def test_figures_of_many_types_stay_small(folder, name):
     assert all(max(size) <= TALLEST for size in sizes.values()), sizes
 
 
+@pytest.mark.slow
 def test_tables_have_all_types(folder):
     assert len(pd.read_csv(folder / "tree.csv")) == 2 * N_TYPES - 1
     assert pd.read_csv(folder / "evaluation/by_type.csv")["cell_type"].nunique() == N_TYPES

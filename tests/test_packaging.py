@@ -148,6 +148,7 @@ PROFILES = {"profile": "slurm", "workflow-profile": "default"}
 BY_LOCAL_REPOSITORY = '"git+file://{checkout}/workflow/Snakefile@v1"'
 
 
+@pytest.mark.slow
 def test_module_generates_cells_with_the_installed_package(importer, installed):
     importer.write(BY_REPOSITORY, ALL)
     wanted = [f"results/blood/{name}" for name in ("generated.h5ad", "hierarchy.html")]

@@ -452,7 +452,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("block", [1, 1000, 7919])
+@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 1000, 7919])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_cells_are_prepared_alike_from_memory_and_disk(cells, tmp_path, monkeypatch, block, place):
@@ -526,6 +526,7 @@ def many_cells(path, *, n_cells: int, n_genes: int, n_seen: int) -> None:
             append(sparse.csr_matrix((data, indices.ravel(), indptr), shape=(size, n_genes)))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_counts(tmp_path):
     many_cells(tmp_path / "cells.h5ad", n_cells=32_000, n_genes=4000, n_seen=800)
     code = (

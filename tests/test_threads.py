@@ -76,6 +76,7 @@ def made(tmp_path_factory) -> dict[int, Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_threads", [2, 3])
 def test_no_file_of_any_command_depends_on_the_number_of_threads(made, n_threads):
     one, more = (
@@ -153,7 +154,14 @@ print([(hashlib.sha256(values).hexdigest(), numbers) for values, numbers in resu
 """
 
 
-@pytest.mark.parametrize("first", ["import numba", "import scanpy, sklearn.ensemble, numba", "import torch"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param("import numba", marks=pytest.mark.slow),
+        "import scanpy, sklearn.ensemble, numba",
+        pytest.param("import torch", marks=pytest.mark.slow),
+    ],
+)
 def test_no_library_takes_more_threads_whatever_the_environment(first):
     results = {python(f"{first}\n{LIBRARIES}", OMP_NUM_THREADS=number) for number in ("1", "2", "3")}
     results.add(python(f"{first}\n{LIBRARIES}"))

@@ -47,7 +47,7 @@ def heights_of(clade: Clade) -> dict[frozenset[str], int]:
     return {frozenset(clade.leaves()): height(clade), **below[0], **below[1]}
 
 
-@pytest.fixture(scope="module", params=list(N_LATENT))
+@pytest.fixture(scope="module", params=[8, pytest.param(16, marks=pytest.mark.slow)])
 def truth(request) -> Truth:
     simulation = simulate(SimulationSettings(n_types=request.param), seed=0)
     settings = Settings(

@@ -360,6 +360,7 @@ def test_run_makes_all_results(finished):
     assert found == declared
 
 
+@pytest.mark.slow
 def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
     write_config(tmp_path, yaml.safe_load((finished / "config/config.yaml").read_text()))
     names = [Path("results/pbmc68k") / name for name in ["generated.h5ad", "flat/generated.h5ad"]]
@@ -379,6 +380,7 @@ def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_commands_of_the_report_make_the_same_files(finished, tmp_path, monkeypatch):
     results = finished / "results/pbmc68k"
     (tmp_path / "pbmc68k_reduced.h5ad").symlink_to(finished / "resources/pbmc68k_reduced.h5ad")
@@ -405,6 +407,7 @@ def grown(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_grown_models_have_all_results(grown):
     results = grown / "results"
     assert {path.name for path in results.iterdir()} == {"blood", "blood+nk", "blood+others"}
@@ -422,6 +425,7 @@ def test_grown_models_have_all_results(grown):
     assert (kept.X != old.X).nnz == 0
 
 
+@pytest.mark.slow
 def test_archive_tells_of_additions(grown):
     done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=grown)
     assert done.returncode == 0, done.stdout + done.stderr
