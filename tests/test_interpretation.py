@@ -29,8 +29,8 @@ from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.ancestral_states import (
     ancestral_states,
     branch_observation_model,
-    decoded,
-    denoised,
+    decode_to_counts,
+    denoise,
     path_table,
 )
 from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
@@ -343,7 +343,7 @@ def test_ancestral_state_of_a_branch_without_length_is_that_of_a_normal_populati
     name, number = walk.hierarchy.root.name, walk.hierarchy.denoiser_branches[walk.hierarchy.root.name]
     x = torch.randn(5, len(walk.population(number).mean), generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=walk.hierarchy.root.level)
-    found = denoised(TreeWalk(walk.denoiser, short), name, x, short.root.level)
+    found = denoise(TreeWalk(walk.denoiser, short), name, x, short.root.level)
     population = walk.population(number)
     noised = population.noised(short.root.level).covariance
     expected = population.mean + (x - population.mean) @ torch.linalg.solve(noised, population.covariance)
@@ -356,7 +356,7 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
         np.testing.assert_allclose(states.expression.sum(axis=1), 1e4, rtol=1e-6)
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
-    expected = decoded(model, x, ["CD19+ B"])
+    expected = decode_to_counts(model, x, ["CD19+ B"])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(states.expression.loc["CD19+ B"], expected, rtol=1e-6)
 
@@ -365,7 +365,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     model, name = small_model.model, "Dendritic"
     found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
-    mean = decoded(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
+    mean = decode_to_counts(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)

@@ -51,9 +51,9 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
     for branch, x in walk.shared(names, n_cells, seed).items():
-        x = denoised(walk, branch, x, walk.hierarchy.by_name[branch].level)
+        x = denoise(walk, branch, x, walk.hierarchy.by_name[branch].level)
         cell_types = list(walk.hierarchy.leaves(branch))
-        counts = decoded(model, x, cell_types)
+        counts = decode_to_counts(model, x, cell_types)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
         detected.append(branch_observation_model(model, cell_types).detection(counts).mean(axis=0))
@@ -62,7 +62,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 
 @torch.no_grad()
-def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
+def denoise(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """Denoised x of a branch's cells, cells x dimensions.
 
     A branch of no length has no training, so there it is what would be right for a normal population.
@@ -77,7 +77,7 @@ def denoised(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     return walk.denoiser.standardise(x, level[:, None], index)[0].cpu()
 
 
-def decoded(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
+def decode_to_counts(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
     """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
     per_batch = model.composition.loc[list(cell_types)].sum()
     quantile = (np.arange(len(x)) + 0.5) / len(x)

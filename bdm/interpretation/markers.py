@@ -70,9 +70,9 @@ def markers_of(
     by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
         chosen,
-        real=dots(training, columns, genes, by_type),
-        generated=dots(generated, columns, genes, by_type),
-        clades=dots(training, columns, genes, by_branch),
+        real=compute_dots(training, columns, genes, by_type),
+        generated=compute_dots(generated, columns, genes, by_type),
+        clades=compute_dots(training, columns, genes, by_branch),
         ancestral_states=Dots(np.log1p(states.expression.iloc[:, columns]), states.detected.iloc[:, columns]),
     )
 
@@ -87,7 +87,7 @@ def distinct_markers(
 ) -> GeneSets:
     """Choose among the candidates of each type the ones that stand out most from any other type, each gene once."""
     every = np.arange(len(genes))
-    mean = dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
+    mean = compute_dots(training, every, genes, {cell_type: (cell_type,) for cell_type in cell_types}).mean
     chosen: GeneSets = {}
     taken: set[str] = set()
     for cell_type in cell_types:
@@ -98,7 +98,7 @@ def distinct_markers(
     return chosen
 
 
-def dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
+def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
     """Mean and share of cells with counts of the genes in ``columns``, in the cells of the types of each row."""
     expression = cells.expression[:, columns]
     mean, fraction = [], []

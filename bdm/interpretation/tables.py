@@ -53,10 +53,12 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     )
     adata.layers["detected"] = states.detected.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
-    adata.uns["rank_genes_groups"] = ranked([(of.contrast, of.model) for of in contrasts], interpretation.genes)
+    adata.uns["rank_genes_groups"] = rank_genes_table(
+        [(of.contrast, of.model) for of in contrasts], interpretation.genes
+    )
     tested = [(of.contrast, of.test) for of in contrasts if of.test]
     if tested:
-        adata.uns["rank_genes_groups_test"] = ranked(tested, interpretation.genes)
+        adata.uns["rank_genes_groups_test"] = rank_genes_table(tested, interpretation.genes)
     adata.uns["cells"] = interpretation.embedding.cells
     for name, table in {
         "nodes": node_rows(interpretation),
@@ -104,7 +106,7 @@ def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], 
     )
 
 
-def ranked(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict:
+def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict:
     """Differences in the form of scanpy's ``rank_genes_groups``: all genes of each branch, the best first."""
     columns = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
     for _, found in differences:
