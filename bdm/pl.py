@@ -311,9 +311,9 @@ def likelihood(
     """
     check_kind(report, ExtensionReport, BranchedDiffusion)
     if isinstance(report, BranchedDiffusion):
-        if not report.learnt:
+        if not report.last_extension:
             raise InputError("The model was not extended in this session; call extend() first.")
-        report = ExtensionReport.of(report.learnt)
+        report = ExtensionReport.of(report.last_extension)
     return shown(plot_likelihood(report.likelihood, ax=ax, new=plt.figure), show=show, complete=ax is None)
 
 
