@@ -62,7 +62,7 @@ COMMANDS = {
     "fit": ("fit", "{folder}/cells.h5ad", "{out}", "--label-key", "bulk_labels", "--autoencoder-n-steps", "2",
             "--denoiser-n-steps", "2"),
     "generate": ("generate", "{folder}/model", "{out}.h5ad", "--cells", "40"),
-    "draw": ("draw", "{folder}/model", "{out}.png"),
+    "plot-tree": ("plot-tree", "{folder}/model", "{out}.png"),
 }  # fmt: skip
 
 
@@ -106,9 +106,9 @@ def test_second_run_of_the_same_is_refused_and_another_is_not(tmp_path):
 WRITER = """
 import sys, time
 from bdm.errors import InputError
-from bdm.files import written_whole
+from bdm.files import atomic_write
 try:
-    with written_whole(sys.argv[1], folder_of="kind") as folder:
+    with atomic_write(sys.argv[1], folder_of="kind") as folder:
         folder.mkdir()
         for number in range(20):
             (folder / str(number)).write_text(sys.argv[2])

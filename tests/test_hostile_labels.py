@@ -105,7 +105,7 @@ def all_the_way(labels: list[str], genes: list[str], new: str, folder: Path) -> 
     written = [f"--{name}={tree.with_suffix(end)}" for name, end in FORMS.items()]
     bdm("hierarchy", encoded, tree, *written, "--n-bootstrap=3")
     names = check_hierarchy(folder, labels)
-    bdm("draw", tree, folder / "drawn.svg")
+    bdm("plot-tree", tree, folder / "drawn.svg")
     bdm("train", encoded, tree, model, "--width=8", "--n-layers=1", "--n-steps=5")
 
     generated = folder / "generated.h5ad"

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     bdm("generate", at / "model", at / "generated.h5ad", "--cells", 7)
     bdm("evaluate", at / "prepared.h5ad", at / "evaluation", at / "generated.h5ad", "--n-repeats", 1)
     bdm("interpret", at / "model", at / "prepared.h5ad", at / "generated.h5ad", at / "interpretation")
-    bdm("draw", at / "model", at / "tree/clade.png", "--root", "node 2")
+    bdm("plot-tree", at / "model", at / "tree/clade.png", "--root", "node 2")
     return at
 
 
