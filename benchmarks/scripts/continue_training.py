@@ -14,12 +14,13 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.fit import denoising_losses, sample_noised
+from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
 from bdm.model.model import BranchedModel, composition_of, with_branch, with_more_cells
 from bdm.seeds import Minibatches, derive
-from bdm.settings import AutoencoderSettings, DenoiserSettings, ExtendSettings
+from bdm.settings import AutoencoderSettings, DenoiserSettings
 from bdm.training import Loop, train
 
 WARMUP = 20  # steps, as in an extension
