@@ -15,7 +15,7 @@ from scipy import sparse
 
 from bdm.cli import main
 from bdm.errors import InputError
-from bdm.generation.chunks import LARGEST, SMALLEST, WHOLE, Part, chunk_specs_of, rows_at
+from bdm.generation.chunks import LARGEST, SMALLEST, WHOLE, Part, chunk_specs_of, rows_of
 from bdm.generation.request import Request
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
@@ -40,7 +40,7 @@ def test_every_chunk_is_in_one_part(request_, n_parts, shared):
     parts = [chunk_specs_of(request_, Part(i + 1, n_parts), shared=shared) for i in range(n_parts)]
     every = chunk_specs_of(request_)
     assert Counter(place for part in parts for place in part) == Counter(every)
-    rows = np.concatenate([rows_at(request_, part) for part in parts])
+    rows = np.concatenate([rows_of(part, request_) for part in parts])
     assert sorted(rows) == list(range(sum(request_.n_cells.values())))
     if not shared:
         assert [place for part in parts for place in part] == every
@@ -164,9 +164,9 @@ def parts(folder) -> dict[str, Path]:
         (["1-of-3", "2-of-3", "2-of-3", "3-of-3"], "Part 2-of-3 is given twice"),
         (["1-of-3", "2-of-3", "of other cells"], "differ in settings"),
         (["1-of-3", "2-of-3", "3-of-3", "of four"], "differ in the number of parts"),
-        (["whole"], "is no part of generated cells"),
+        (["whole"], "is not a part of generated cells"),
         (["1-of-3", "no file"], "No such file"),
-        (["other file"], "is no part of generated cells"),
+        (["other file"], "is not a part of generated cells"),
         (["damaged"], "is damaged, or was changed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

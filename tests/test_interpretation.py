@@ -381,7 +381,7 @@ def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
         network.loadings.bias[7] += 3
     changed = replace(model, autoencoder=model.autoencoder.with_own("CD19+ B", network.eval()))
     before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
-    share = np.exp(log_expression(model, "CD19+ B", own=False)[7])
+    share = np.exp(log_expression(model, "CD19+ B", type_specific=False)[7])
     normalised = np.log1p(share * np.expm1(3))
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
     np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)

@@ -385,9 +385,7 @@ def test_latent_representation_of_any_cells(fitted, awkward):
     chosen = fitted.prepared.obs_names[::7][::-1]
     here = fitted.prepared.obs_names.get_indexer(chosen)
     np.testing.assert_allclose(fitted.get_latent_representation(awkward[chosen]), found[here], rtol=1e-4, atol=1e-4)
-    with pytest.raises(
-        InputError, match=r"8 of 700 cells have no cell type that the model knows, for example .*Naive T"
-    ):
+    with pytest.raises(InputError, match=r"8 of 700 cells have no cell type of the model, for example .*Naive T"):
         fitted.get_latent_representation(awkward)
     empty = awkward[chosen].copy()
     empty.layers["raw_counts"] = empty.layers["raw_counts"] * 0

@@ -179,7 +179,7 @@ def test_counts_are_negative_binomial():
     mean, inverse_dispersion, n_cells = np.array([0.5, 3.0, 40.0]), np.array([0.8, 2.0, 10.0]), 200_000
     population = Population(("a",), np.log(mean / mean.sum())[None], np.zeros((0, 3)), inverse_dispersion)
     library = np.full(n_cells, mean.sum())
-    counts = population.draw(np.zeros(n_cells, dtype=int), library, numpy_generator(0))
+    counts = population.sample(np.zeros(n_cells, dtype=int), library, numpy_generator(0))
     np.testing.assert_allclose(counts.mean(axis=0), mean, rtol=0.02)
     np.testing.assert_allclose(counts.var(axis=0), mean + mean**2 / inverse_dispersion, rtol=0.03)
     zeros = nbinom.pmf(0, inverse_dispersion, inverse_dispersion / (inverse_dispersion + mean))
@@ -190,7 +190,7 @@ def test_factors_vary_expression_within_a_type():
     log_share, n_cells = np.log(np.array([0.5, 0.25, 0.25])), 100_000
     loadings = np.array([[0.5, 0.0, 0.0]])
     population = Population(("a",), log_share[None], loadings, np.full(3, 1e6))
-    counts = population.draw(np.zeros(n_cells, dtype=int), np.full(n_cells, 1e5), numpy_generator(0))
+    counts = population.sample(np.zeros(n_cells, dtype=int), np.full(n_cells, 1e5), numpy_generator(0))
     log_ratio = np.log(counts[:, 0] / counts[:, 1])
     assert log_ratio.std() == pytest.approx(0.5, abs=0.01)
     assert np.log(counts[:, 2] / counts[:, 1]).std() < 0.02

@@ -19,7 +19,17 @@ SMALLEST, LARGEST = 64, 512  # cells that are sampled together; part of what a s
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """Where a chunk of a type's cells begins, how many it always samples, and how many of them are asked for."""
+    """Specification of a chunk of cells of one type.
+
+    Attributes
+    ----------
+    start
+        Number of cells of the type before the chunk.
+    size
+        Number of cells that are sampled, whatever number is requested.
+    n_cells
+        Number of these cells that are requested.
+    """
 
     cell_type: str
     start: int
@@ -29,7 +39,7 @@ class ChunkSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``n_parts`` jobs that generate a request's cells, numbered from 1."""
+    """Share of the requested cells that one of ``n_parts`` jobs generates, numbered from 1."""
 
     number: int = 1
     n_parts: int = 1
@@ -41,11 +51,11 @@ class Part:
         Raises
         ------
         InputError
-            If the text tells no part, or one that there is not.
+            If the text is not a part, or its number is above the number of parts.
         """
         match = re.fullmatch(r"([1-9]\d*)-of-([1-9]\d*)", text)
         if not match or int(match[1]) > int(match[2]):
-            raise InputError(f"There is no part {text!r} of the cells; write 2-of-8 for the second of eight.")
+            raise InputError(f"There is no part {text!r} of the cells; write 2-of-8 for the second of eight parts.")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -56,10 +66,10 @@ WHOLE = Part()
 
 
 def chunk_specs(cell_type: str, n_cells: int) -> Iterator[ChunkSpec]:
-    """Divide a type's cells into chunks, of twice as many cells each until they are large.
+    """Divide the cells of a type into chunks, each twice as large as the one before, up to a limit.
 
-    Chunks are sampled whole, so that a cell is the same to the last digit however many are asked for, and a few cells
-    cost little.
+    Chunks are sampled whole, so that a cell is the same to the last digit whatever number is requested, and a few cells
+    take little time.
     """
     start = 0
     while start < n_cells:
@@ -69,27 +79,27 @@ def chunk_specs(cell_type: str, n_cells: int) -> Iterator[ChunkSpec]:
 
 
 def chunk_specs_of(request: Request, part: Part = WHOLE, *, shared: bool = False) -> list[ChunkSpec]:
-    """List a part's chunks, by type, then start; all parts have about as many cells to sample.
+    """List the chunks of a part by type, then start; all parts have about the same number of cells to sample.
 
     Parameters
     ----------
     shared
-        Whether all types share ancestors, so that chunks of one start are sampled together and stay in one part. Else
-        a part's chunks follow one another.
+        Whether all types share ancestors, so that chunks with the same start are sampled together and stay in one part.
+        Otherwise the chunks of a part are consecutive.
     """
-    every = [place for cell_type, n in request.n_cells.items() for place in chunk_specs(cell_type, n)]
-    together = np.unique([place.start for place in every], return_inverse=True)[1] if shared else np.arange(len(every))
-    work = np.bincount(together, weights=[place.size for place in every]).astype(int)
-    middle = 2 * work.cumsum() - work  # in halves of a cell
-    number = 1 + middle * part.n_parts // (2 * work.sum())
-    return [place for place, i in zip(every, together, strict=True) if number[i] == part.number]
+    specs = [spec for cell_type, n in request.n_cells.items() for spec in chunk_specs(cell_type, n)]
+    group = np.unique([spec.start for spec in specs], return_inverse=True)[1] if shared else np.arange(len(specs))
+    size = np.bincount(group, weights=[spec.size for spec in specs]).astype(int)
+    middle = 2 * size.cumsum() - size  # in halves of a cell
+    number = 1 + middle * part.n_parts // (2 * size.sum())
+    return [spec for spec, i in zip(specs, group, strict=True) if number[i] == part.number]
 
 
-def rows_at(request: Request, wanted: Iterable[ChunkSpec]) -> np.ndarray:
-    """Give the rows of the cells at some places among all cells, which are by type, then number."""
+def rows_of(specs: Iterable[ChunkSpec], request: Request) -> np.ndarray:
+    """Rows of the cells of chunks among all requested cells, which are ordered by type, then number."""
     n_cells = request.n_cells
     first = dict(zip(n_cells, np.cumsum([0, *n_cells.values()]), strict=False))
-    starts = [(first[place.cell_type] + place.start, place.n_cells) for place in wanted]
+    starts = [(first[spec.cell_type] + spec.start, spec.n_cells) for spec in specs]
     return np.concatenate([np.arange(0), *(np.arange(start, start + n) for start, n in starts)])
 
 
@@ -100,7 +110,7 @@ class Chunk:
     Attributes
     ----------
     start
-        Number of the type's cells before these.
+        Number of cells of the type before these.
     x
         Whitened cells, cells x dimensions.
     """
@@ -113,42 +123,42 @@ class Chunk:
 def independent_chunks(
     walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
-    """Sample every cell of a part by a path of its own; a cell depends on seed, type and place alone.
+    """Sample each cell of a part from its own start at the root; a cell depends on seed, type and number alone.
 
     Parameters
     ----------
     run
-        Like ``map``, which does one after the other.
+        Like ``map``, for chunks that are sampled in parallel.
     """
 
-    def sample(place: ChunkSpec) -> Chunk:
-        generator = torch_generator(seed, "path", place.cell_type, place.start)
-        x = walk.independent(place.cell_type, place.size, generator)
-        return Chunk(place.cell_type, place.start, x[: place.n_cells])
+    def sample(spec: ChunkSpec) -> Chunk:
+        generator = torch_generator(seed, "path", spec.cell_type, spec.start)
+        x = walk.independent(spec.cell_type, spec.size, generator)
+        return Chunk(spec.cell_type, spec.start, x[: spec.n_cells])
 
-    wanted = chunk_specs_of(request, part)
-    yield from _progress(run(sample, wanted), len(wanted))
+    specs = chunk_specs_of(request, part)
+    yield from _progress(run(sample, specs), len(specs))
 
 
 def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE) -> Iterator[Chunk]:
-    """Sample all types of a part from the same ancestors, by type; a cell depends on seed, type and place alone.
+    """Sample all types of a part from shared ancestors, by type; a cell depends on seed, type and number alone.
 
-    All its latents are sampled, and held, before the first chunk is given, as ancestors serve all types.
+    All latents of the part are sampled, and kept in memory, before the first chunk is yielded.
     """
-    wanted = chunk_specs_of(request, part, shared=True)
+    specs = chunk_specs_of(request, part, shared=True)
     by_start: dict[int, list[ChunkSpec]] = {}
-    for place in wanted:
-        by_start.setdefault(place.start, []).append(place)
+    for spec in specs:
+        by_start.setdefault(spec.start, []).append(spec)
 
-    def sample(together: list[ChunkSpec]) -> dict[str, Tensor]:
-        first = together[0]
-        cell_types = [place.cell_type for place in together]
+    def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
+        first = group[0]
+        cell_types = [spec.cell_type for spec in group]
         samples = walk.shared(cell_types, first.size, derive(seed, "ancestors", first.start))
-        return {place.cell_type: samples[place.cell_type][: place.n_cells].clone() for place in together}
+        return {spec.cell_type: samples[spec.cell_type][: spec.n_cells].clone() for spec in group}
 
     samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))
-    for place in wanted:
-        yield Chunk(place.cell_type, place.start, samples[place.start].pop(place.cell_type))
+    for spec in specs:
+        yield Chunk(spec.cell_type, spec.start, samples[spec.start].pop(spec.cell_type))
 
 
 def _progress(chunks: Iterator, n: int) -> Iterator:

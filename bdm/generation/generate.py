@@ -21,7 +21,7 @@ from bdm.generation.chunks import (
     Part,
     chunk_specs_of,
     independent_chunks,
-    rows_at,
+    rows_of,
     shared_chunks,
 )
 from bdm.generation.request import Request
@@ -163,7 +163,7 @@ def generated_cells(
     """
     walk = walk or TreeWalk(model.denoiser, model.hierarchy, settings)
     sample = shared_chunks if shared_ancestors else independent_chunks
-    rows = rows_at(request, chunk_specs_of(request, part, shared=shared_ancestors))
+    rows = rows_of(chunk_specs_of(request, part, shared=shared_ancestors), request)
 
     def decode(chunk: Chunk) -> Block:
         return decode_chunk(model, request, chunk, seed)

@@ -20,12 +20,12 @@ from bdm.generation.chunks import LARGEST, Part
 from bdm.generation.generate import Block, GeneratedCells
 
 ROWS = 2**10  # in a piece of the file
-# Harder than prepared counts are, as there may be many more of them; a hundredth of the time that they take to generate
+# Compressed more than prepared counts, as there may be many more cells; takes a hundredth of the time to generate them
 COUNTS = COMPRESSION | {"compression_opts": 4}
 
 
 def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
-    """Generate cells into an ``.h5ad`` file, of which only ``obs`` is ever whole in memory."""
+    """Generate cells into an ``.h5ad`` file block by block; only ``obs`` is kept in memory."""
     n_cells, n_genes = len(cells.obs), len(cells.var)
     with (
         new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns), compression="gzip") as file,
@@ -46,7 +46,7 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class PartFile:
-    """File of a part of generated cells, with what is small in it; the cells stay there."""
+    """File of a part of generated cells, with its record, ``obs`` and ``var``; the counts stay on disk."""
 
     path: Path
     part: Part
@@ -56,12 +56,12 @@ class PartFile:
 
     @classmethod
     def read(cls, path: Path) -> "PartFile":
-        """Read all but the cells.
+        """Read everything except counts and latents.
 
         Raises
         ------
         InputError
-            If there is no such file, or it holds no part of generated cells.
+            If there is no such file, or it is not a part of generated cells.
         """
         path = Path(path)
         if not path.is_file():
@@ -73,16 +73,16 @@ class PartFile:
                 part = Part.parse(record.pop("part"))
                 return cls(path, part, record, read_elem(file["obs"]), read_elem(file["var"]))
         except (OSError, KeyError) as error:
-            raise InputError(f"{path} is no part of generated cells; make it by bdm generate --part.") from error
+            raise InputError(f"{path} is not a part of generated cells; make it by bdm generate --part.") from error
 
 
 def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]:
-    """Give the cells of all parts as one job would have generated them, block by block, and their record.
+    """Merge the cells of all parts, block by block, as one job would have generated them; with their record.
 
     Raises
     ------
     InputError
-        If a file is not of a part, parts are of different cells, or not all parts are there once.
+        If a file is not a part, parts belong to different requests, or a part is missing or given twice.
     """
     files = [PartFile.read(path) for path in paths]
     check_whole(files)
@@ -95,14 +95,14 @@ def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]
 
 
 def check_whole(files: Sequence[PartFile]) -> None:
-    """Refuse files that are not each part of the same cells once."""
+    """Reject files that are not all parts of the same cells, each once."""
     first, *others = files
     for file in others:
         differing = [key for key in first.record | file.record if first.record.get(key) != file.record.get(key)]
         if differing or file.part.n_parts != first.part.n_parts:
             raise InputError(
-                f"{first.path} and {file.path} are no parts of the same cells: they differ in "
-                f"{', '.join(differing) or 'the number of parts'}; generate all parts by the same command."
+                f"{first.path} and {file.path} are not parts of the same cells: they differ in "
+                f"{', '.join(differing) or 'the number of parts'}; generate all parts with the same options."
             )
     numbers = [file.part.number for file in files]
     for number in range(1, first.part.n_parts + 1):
@@ -112,7 +112,7 @@ def check_whole(files: Sequence[PartFile]) -> None:
 
 
 def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray) -> Iterator[Block]:
-    """Read rows of files, a few at a time: ``row[i]`` of file number ``file[i]``, where ``i`` counts up."""
+    """Read rows of files in blocks: ``row[i]`` of file number ``file[i]``, for each ``i`` in order."""
     ends = np.flatnonzero((np.diff(file) != 0) | (np.diff(row) != 1)) + 1
     with ExitStack() as opened:
         parts = [opened.enter_context(h5py.File(path)) for path in paths]

@@ -1,4 +1,4 @@
-"""The hierarchy from the cells: clustering of type means, noise levels of nodes, and their support."""
+"""Construction of the hierarchy from cells: clustering of type means, noise levels of nodes, and their support."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -45,11 +45,11 @@ def clades_of(means: np.ndarray) -> set[frozenset[int]]:
     return set(members[n_types:])
 
 
-MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need a part of the way to themselves
+MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
 
 
 def branch_level(distance: np.ndarray, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
-    """Noise level at which two cell types can be told apart with AUC ``threshold`` at best.
+    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``.
 
     Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
 
@@ -58,7 +58,7 @@ def branch_level(distance: np.ndarray, *, threshold: float = HierarchySettings.t
     distance
         Mahalanobis distance between type means, any shape.
     threshold
-        In (0.5, 1): smaller separates earlier in the denoising, and shares less.
+        In (0.5, 1): with smaller thresholds, types separate earlier in the denoising, and share less of it.
 
     Returns
     -------
@@ -76,14 +76,14 @@ def branch_level(distance: np.ndarray, *, threshold: float = HierarchySettings.t
 
 @dataclass(frozen=True)
 class MeasuredClade:
-    """Clade with the noise level at which its children part, and the moments of the type means below it.
+    """Clade with the noise level at which its children separate, and the moments of the type means below it.
 
     Attributes
     ----------
     members
-        Indices of its types.
+        Indices of its cell types.
     mean, mean_square
-        Over its types' means m: the average of m (dimensions) and of ``|m|**2``.
+        Averages, over the means m of its cell types, of m (dimensions) and of ``|m|**2``.
     """
 
     members: tuple[int, ...]
@@ -94,7 +94,7 @@ class MeasuredClade:
 
 
 def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, threshold: float) -> MeasuredClade:
-    """Give every node of a tree its level, which comes from its merge height and never falls below its children's.
+    """Compute the level of every node of a tree, from its merge height, and at least the level of its children.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, thr
 
 
 def merge_height(children: tuple[MeasuredClade, ...]) -> float:
-    """Mean squared distance between types of different children, as average linkage has it."""
+    """Mean squared distance between types of different children, as in average linkage."""
     pairs = list(combinations(children, 2))
     squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
     return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
@@ -141,7 +141,7 @@ def clade_support(
 
     Returns
     -------
-    Support by set of types, as indices, of the clades seen at all; None without resamples.
+    Support by set of types, as indices, of all clades that occur; None without resamples.
     """
     if n_bootstrap == 0:
         return None
@@ -165,14 +165,14 @@ WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
 ) -> Hierarchy:
-    """Derive the hierarchy of cell types from their means, or give a user's tree its noise levels.
+    """Build the hierarchy of cell types from their means, or compute the noise levels of a given tree.
 
     Parameters
     ----------
     cells
-        Cells to learn from.
+        Cells that the model is fitted to.
     tree
-        Shape to use in place of the clustering's; its leaves are the cell types.
+        Shape to use in place of the clustering; its leaves are the cell types.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def build_hierarchy(
     """
     if tree is not None:
         if settings.flat:
-            raise InputError("A flat hierarchy has no tree; give either a tree or flat.")
+            raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
         tree = match_leaves(tree, cells.cell_types)
     whitening = fit_whitening(cells)
     means = type_moments(cells, whitening).mean.double().numpy()
@@ -201,7 +201,7 @@ def build_hierarchy(
 
 
 def inner_names(cell_types: tuple[str, ...]) -> Iterator[str]:
-    """Names for inner nodes, none of which is a cell type's."""
+    """Yield names for inner nodes, none of which is the name of a cell type."""
     number = 0
     while True:
         number += 1
@@ -220,15 +220,15 @@ def _branches(
     n_cells = int(cells.n_cells[list(clade.members)].sum())
     if not clade.children:
         return [Branch(cells.cell_types[clade.members[0]], parent, 0.0, n_cells)]
-    own = None if support is None else support.get(frozenset(clade.members), 0.0)
-    branches = [Branch(next(names), parent, clade.level, n_cells, own)]
+    support_of_clade = None if support is None else support.get(frozenset(clade.members), 0.0)
+    branches = [Branch(next(names), parent, clade.level, n_cells, support_of_clade)]
     for child in sorted(clade.children, key=lambda child: (-len(child.members), min(child.members))):
         branches += _branches(child, branches[0].name, cells, support, names)
     return branches
 
 
 def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
-    """Give every type a branch of its own up to ``sigma_max``, below a root that no cell is ever on."""
+    """Branches of a flat hierarchy: one per type up to ``sigma_max``, below a root of length 0."""
     root = Branch(next(inner_names(cells.cell_types)), None, sigma_max, int(cells.n_cells.sum()))
     leaves = zip(cells.cell_types, cells.n_cells.tolist(), strict=True)
     return (root, *(Branch(cell_type, root.name, 0.0, n_cells) for cell_type, n_cells in leaves))

@@ -1,3 +1,5 @@
+"""Comparison of the clades of two trees."""
+
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -7,14 +9,14 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 
 @dataclass(frozen=True)
 class TreeComparison:
-    """Clades of a tree beside those of a reference; a clade is the set of cell types below an inner node.
+    """Clades of a tree and of a reference; a clade is the set of cell types below an inner node.
 
-    The root's own clade, which all trees have, is left out.
+    The clade of the root, which all trees have, is left out.
 
     Attributes
     ----------
     tree, reference
-        Clades of either.
+        Clades of each.
     """
 
     tree: Set[frozenset[str]]
@@ -32,7 +34,7 @@ class TreeComparison:
         ours, theirs = cell_types_of(tree), cell_types_of(reference)
         if ours != theirs:
             raise InputError(
-                f"Trees of other cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."
+                f"Trees of different cell types cannot be compared; only one has {', '.join(sorted(ours ^ theirs))}."
             )
         return cls(clades_of_tree(tree), clades_of_tree(reference))
 
@@ -48,7 +50,7 @@ class TreeComparison:
 
     @property
     def contradicting(self) -> Set[frozenset[str]]:
-        """Clades of the tree that part a clade of the reference; others only add detail to it."""
+        """Clades of the tree that contradict a clade of the reference; other clades only add detail to it."""
         return {clade for clade in self.tree if any(overlap_in_part(clade, other) for other in self.reference)}
 
     @property
@@ -66,7 +68,7 @@ class TreeComparison:
 
 
 def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
-    """Give the sets of cell types below each inner node but the root."""
+    """Return the set of cell types below each inner node except the root."""
     if isinstance(tree, Hierarchy):
         below = [(branch.name, frozenset(tree.leaves(branch.name))) for branch in tree.branches[1:]]
         return {leaves for name, leaves in below if tree.children[name]}
@@ -75,10 +77,10 @@ def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
 
 
 def cell_types_of(tree: Clade | Hierarchy) -> frozenset[str]:
-    """Give the leaves of a tree."""
+    """Names of the leaves of a tree."""
     return frozenset(tree.cell_types if isinstance(tree, Hierarchy) else tree.leaves())
 
 
 def overlap_in_part(one: Set[str], other: Set[str]) -> bool:
-    """Tell whether two sets have common members, and each some that the other lacks; no tree has both as clades."""
+    """Whether two sets overlap but neither contains the other; no tree has both as clades."""
     return not (one <= other or other <= one or one.isdisjoint(other))

@@ -23,7 +23,7 @@ def load_hierarchy(path: Path) -> Hierarchy:
     Raises
     ------
     InputError
-        If there is no such file, or it holds no hierarchy as :func:`save_hierarchy` wrote it.
+        If there is no such file, or it is not a hierarchy that :func:`save_hierarchy` wrote.
     """
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
     try:
@@ -41,7 +41,7 @@ def quoted(name: str) -> str:
 
 
 def to_newick(hierarchy: Hierarchy) -> str:
-    """Hierarchy in Newick, branch lengths in noise levels, support as label of inner nodes."""
+    """Write a hierarchy in Newick: branch lengths in noise levels, support as label of inner nodes."""
     written = {}
     for branch in reversed(hierarchy.branches):
         children = hierarchy.children[branch.name]
@@ -56,7 +56,7 @@ def to_newick(hierarchy: Hierarchy) -> str:
 
 
 def from_newick(text: str) -> Clade:
-    """Shape of the first tree of a Newick text; lengths, comments and inner labels are passed over.
+    """Read the shape of the first tree of a Newick text; lengths, comments and inner labels are ignored.
 
     Raises
     ------
@@ -124,8 +124,8 @@ def as_clade(tree: Tree) -> Clade:
 def read_tree(path: Path | str) -> Clade:
     """Read a tree of cell types: nested lists in ``.json``, or Newick in any other file.
 
-    Of Newick, names in single or double quotes and without quotes are read, where an underscore stands for a space;
-    branch lengths, comments and names of inner nodes make no difference.
+    Newick names may be in single or double quotes; in names without quotes, an underscore stands for a space. Branch
+    lengths, comments and names of inner nodes are ignored.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def read_tree(path: Path | str) -> Clade:
     Raises
     ------
     InputError
-        If there is no such file or it holds no tree.
+        If there is no such file, or it is not a tree.
     """
     path = Path(path)
     try:
@@ -157,7 +157,7 @@ def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
     Returns
     -------
     Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``n_types`` and ``n_cells``
-    below it, ``support`` (of nodes), ``added`` (number of the extension that brought it, 0 if none), and
+    below it, ``support`` (of nodes), ``added`` (number of the extension that added it, 0 if none), and
     ``cell_types`` below it, in the tree's order.
     """
     rows = []

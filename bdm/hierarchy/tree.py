@@ -10,7 +10,7 @@ from bdm.errors import InputError
 
 @dataclass(frozen=True)
 class Clade:
-    """Shape of a tree alone: a leaf with a name, or an inner node with children (and maybe a name)."""
+    """Shape of a tree: a leaf with a name, or an inner node with children and, optionally, a name."""
 
     name: str | None = None
     children: tuple["Clade", ...] = field(default=())
@@ -23,32 +23,32 @@ class Clade:
 
 
 def from_nested(nested: str | Sequence) -> Clade:
-    """Tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
+    """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
 
     Raises
     ------
     InputError
-        If it holds anything but text and lists of two or more.
+        If it contains anything but text and lists of two or more elements.
     """
     if isinstance(nested, str):
         return Clade(nested)
     if not isinstance(nested, list | tuple):
-        raise InputError(f"A hierarchy is made of lists and names of cell types, but holds {nested!r}.")
+        raise InputError(f"A tree consists of lists and names of cell types, but this one contains {nested!r}.")
     if len(nested) < 2:
-        raise InputError(f"Every list in a hierarchy holds two or more branches, but one is {nested!r}.")
+        raise InputError(f"Every list in a tree contains two or more branches, but one is {nested!r}.")
     return Clade(children=tuple(from_nested(child) for child in nested))
 
 
 def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
-    """Give a tree whose leaves are exactly the cell types.
+    """Match the leaves of a tree to the cell types, which must be the same.
 
-    Newick reads the underscores of unquoted names as spaces; leaves are named with underscores again where the cell
+    In Newick, the underscores of unquoted names stand for spaces; leaves are given underscores again where the cell
     type has them.
 
     Raises
     ------
     InputError
-        Naming what is missing, unknown or there twice.
+        If a cell type is missing, unknown, or in the tree twice.
     """
     tree = _with_known_names(tree, {cell_type.replace("_", " "): cell_type for cell_type in cell_types}, cell_types)
     leaves = tree.leaves()
@@ -57,9 +57,9 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
         "has unknown types": sorted(set(leaves) - set(cell_types)),
         "repeats": sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}),
     }
-    told = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
-    if told:
-        raise InputError(f"The hierarchy {' and '.join(told)}; its leaves must be the data's cell types, each once.")
+    found = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
+    if found:
+        raise InputError(f"The tree {' and '.join(found)}; its leaves must be the cell types of the data, each once.")
     return tree
 
 
@@ -83,11 +83,11 @@ class Branch:
     parent
         Name of the branch that this one leaves; None for the root.
     level
-        Noise level, in whitened units, down to which the branch runs: where its children part; 0 for a cell type.
+        Noise level of the lower end, in whitened units, at which its children separate; 0 for a cell type.
     n_cells
-        Cells below the branch that the hierarchy was made of.
+        Number of cells below the branch that the hierarchy was built from.
     support
-        Share of bootstrap resamples of cells in which the same types form a clade; None where none was asked for.
+        Share of bootstrap resamples of cells in which the same types form a clade; None without resamples.
     denoiser_branch
         Index of the denoiser's branch that generates its cells; None where it is the position of the branch in
         ``Hierarchy.branches``.
@@ -127,17 +127,17 @@ class Segment:
 class Hierarchy:
     """Tree of cell types in which every branch is an interval of noise levels.
 
-    Branch v runs from its own level up to its parent's level; the root up to ``sigma_max``. Tseng et al. 2024
-    (arXiv 2212.10777), with levels in closed form.
+    A branch runs from its level up to the level of its parent; the root up to ``sigma_max`` (Tseng et al. 2024,
+    arXiv 2212.10777, with levels in closed form).
 
     Attributes
     ----------
     branches
         Root first, every parent before its children, children in order.
     given
-        Whether the tree's shape is the user's.
+        Whether the shape of the tree was given by the user.
     provenance
-        How it was made: seed, number of resamples, name of the user's tree; empty if nothing is known of it.
+        How it was made: seed, number of resamples, file of the user's tree; empty if there is no record.
     """
 
     branches: tuple[Branch, ...]
@@ -162,12 +162,12 @@ class Hierarchy:
 
     @property
     def root(self) -> Branch:
-        """The branch that all others descend from."""
+        """Branch that all others descend from."""
         return self.branches[0]
 
     @cached_property
     def cell_types(self) -> tuple[str, ...]:
-        """Leaves, from the first to the last."""
+        """Names of the leaves, in order."""
         return tuple(self.leaves(self.root.name))
 
     def leaves(self, name: str) -> Iterator[str]:
@@ -199,10 +199,10 @@ class Hierarchy:
         return {name: i if index is None else index for i, (name, index) in enumerate(given.items())}
 
     def path(self, name: str) -> tuple[Segment, ...]:
-        """Way of a branch's cells from the root down to its lower end.
+        """Path from the root to the lower end of a branch.
 
-        Parts of no length are left out, and parts that are served alike are one. So the way of a cell type stays the
-        same when others are added.
+        Segments of length 0 are left out, and adjacent segments with the same branch of the denoiser are joined. So the
+        path of a cell type does not change when others are added.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
@@ -219,7 +219,7 @@ class Hierarchy:
         return next(branch for branch in self.lineage(other) if branch in above)
 
     def path_below(self, ancestor: Branch, cell_type: str) -> tuple[Segment, ...]:
-        """Part of a cell type's way that is below an ancestor's level."""
+        """Part of the path of a cell type that is below the level of an ancestor."""
         clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(cell_type))
         return tuple(segment for segment in clipped if segment.high > segment.low)
 
@@ -241,11 +241,13 @@ class Hierarchy:
         Raises
         ------
         InputError
-            If the content is not that of a hierarchy file.
+            If the content is not the content of a hierarchy file.
         """
         try:
             if content["format"] != FORMAT:
-                raise InputError(f"The hierarchy has format {content['format']}, this version reads {FORMAT}.")
+                raise InputError(
+                    f"The hierarchy has format {content['format']}, but this version reads {FORMAT}; make it again."
+                )
             branches = tuple(Branch(**branch) for branch in content["branches"])
             how = {"given": content["given"], "provenance": content.get("provenance", {})}
             hierarchy = cls(branches, content["sigma_max"], content["threshold"], **how)
@@ -257,11 +259,11 @@ class Hierarchy:
         return hierarchy
 
     def fault(self) -> str | None:
-        """Tell what keeps the branches from being a tree whose ways run from ``sigma_max`` down to 0, if anything."""
+        """Describe why the branches are no tree with paths from ``sigma_max`` down to 0; None if they are."""
         levels: dict[str | None, float] = {None: self.sigma_max}
         for i, branch in enumerate(self.branches):
             if branch.name in levels or branch.parent not in levels or (branch.parent is None) != (i == 0):
-                return f"branch {branch.name!r} has no place in the tree"
+                return f"branch {branch.name!r} is not connected to the tree"
             if not 0 <= branch.level <= levels[branch.parent]:
                 return f"branch {branch.name!r} has level {branch.level}, which is not from 0 to its parent's"
             levels[branch.name] = branch.level

@@ -14,10 +14,10 @@ from bdm.seeds import type_weight
 
 @dataclass(frozen=True)
 class Whitening:
-    """Affine map x = (y - centre) W^-1/2 to the space in which cell types have unit covariance on average.
+    """Affine map x = (y - centre) W^-1/2 to the space where cell types have unit covariance on average.
 
-    There the Euclidean distance between type means is Mahalanobis distance, the noise level of the diffusion has one
-    meaning in every direction, and library size is a coordinate like the others.
+    In it, the Euclidean distance between type means is the Mahalanobis distance, a noise level has the same meaning in
+    every direction, and library size is a coordinate like the others.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Whitening:
         return (y - self.centre) @ self._whiten
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Bring whitened x back, cells x dimensions."""
+        """Transform whitened x back to y, cells x dimensions."""
         return x @ self._colour + self.centre
 
     def variance(self, scale: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Whitening:
 
 
 def fit_whitening(cells: LatentCells) -> Whitening:
-    """Whitening of the given cells, from the moments of their posteriors."""
+    """Compute the whitening of cells from the moments of their posteriors."""
     n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
     sums = torch.zeros(n_types, n_dims).index_add(0, cells.cell_type, cells.mean)
     means = sums / cells.n_cells.clamp(min=1)[:, None]
@@ -57,7 +57,7 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     return Whitening(cells.mean.mean(dim=0), pooled + torch.diag((cells.scale**2).mean(dim=0)))
 
 
-N_SHRINK = 50  # cells at which a type's own covariance weighs as much as the pooled one
+N_SHRINK = 50  # cells at which the covariance of a type weighs as much as the pooled one
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class TypeMoments:
     covariance
         Types x dimensions x dimensions, shrunk towards the identity (the pooled covariance) in small types.
     weight
-        Share of each type in training, and so in a mixture, up to a factor.
+        Share of each type in training, and so in a mixture, up to a constant factor.
     """
 
     cell_types: tuple[str, ...]
@@ -92,23 +92,23 @@ class TypeMoments:
     weight: Tensor
 
     def with_type(self, cell_type: str, normal: Normal, *, n_cells: int) -> TypeMoments:
-        """Give a cell type, new or known, other moments."""
+        """Replace the moments of a cell type, or add those of a new one."""
         kept = [i for i, name in enumerate(self.cell_types) if name != cell_type]
-        place = self.cell_types.index(cell_type) if cell_type in self.cell_types else len(kept)
+        row_of_type = self.cell_types.index(cell_type) if cell_type in self.cell_types else len(kept)
 
         def with_row(rows: Tensor, row: Tensor) -> Tensor:
-            return torch.cat([rows[kept[:place]], row[None], rows[kept[place:]]])
+            return torch.cat([rows[kept[:row_of_type]], row[None], rows[kept[row_of_type:]]])
 
         names = [self.cell_types[i] for i in kept]
         return TypeMoments(
-            (*names[:place], cell_type, *names[place:]),
+            (*names[:row_of_type], cell_type, *names[row_of_type:]),
             with_row(self.mean, normal.mean),
             with_row(self.covariance, normal.covariance),
             with_row(self.weight, type_weight(torch.tensor(n_cells)).float()),
         )
 
     def mixture(self, cell_types: tuple[str, ...]) -> Normal:
-        """Moments of a mixture of types as they are mixed in training."""
+        """Moments of a mixture of types with their shares in training."""
         members = [self.cell_types.index(cell_type) for cell_type in cell_types]
         weight = self.weight[members] / self.weight[members].sum()
         mean = weight @ self.mean[members]
@@ -118,15 +118,15 @@ class TypeMoments:
 
 
 def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
-    """Moments of each type's cells, the spread of their posteriors included."""
+    """Moments of the cells of each type, including the variance of their posteriors."""
     means, covariances = [], []
     for code in range(len(cells.cell_types)):
         chosen = cells.cell_type == code
         x = whitening(cells.mean[chosen])
         means.append(x.mean(dim=0))
-        own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
-        trust = float(len(x) / (len(x) + N_SHRINK))
-        covariances.append(trust * own + (1 - trust) * torch.eye(x.shape[1]))
+        covariance = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
+        weight = float(len(x) / (len(x) + N_SHRINK))
+        covariances.append(weight * covariance + (1 - weight) * torch.eye(x.shape[1]))
     return TypeMoments(
         cells.cell_types, torch.stack(means), torch.stack(covariances), type_weight(cells.n_cells).float()
     )

@@ -1,3 +1,5 @@
+"""Extensions of a model, and their files."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ LIST = "extensions.json"
 
 @dataclass(frozen=True)
 class Extension:
-    """All that a model needs to generate one more cell type, or a known one anew, and nothing that other types use.
+    """Parameters of one more cell type, or of an updated one, without anything that other types use.
 
     Attributes
     ----------
@@ -30,19 +32,19 @@ class Extension:
     support
         Share of resamples of its cells that leave the same branch; None for a type that is updated.
     autoencoder
-        Of this type alone, in the model's latent space.
+        Autoencoder of this type alone, in the latent space of the model.
     normal
         Moments of its cells in whitened space.
     embedding
-        Of its branch in the denoiser.
+        Embedding of its branch in the denoiser.
     library_sizes
         Smallest and largest log library size of its cells.
     composition
-        Its cells in each batch, without those that were learnt before.
+        Number of its new cells in each batch.
     batches
-        Offsets (of genes) of the batches that came with it.
+        Offsets (of genes) of new batches, by name.
     provenance
-        How it was made; ``ancestor_sha256`` is that of the model that was extended.
+        How it was made; ``ancestor_sha256`` is the checksum of the model that was extended.
     """
 
     cell_type: str
@@ -58,12 +60,12 @@ class Extension:
 
 
 def save_extensions(folder: Path, extensions: Sequence[Extension], *, of: str) -> None:
-    """Write a model's extensions, each into a numbered folder, and a list of them.
+    """Write the extensions of a model, each into a numbered folder, and a list of them.
 
     Parameters
     ----------
     of
-        Checksum of the model before any of them.
+        Checksum of the model before any extension.
     """
     folder.mkdir()
     checksums = {}
@@ -73,31 +75,31 @@ def save_extensions(folder: Path, extensions: Sequence[Extension], *, of: str) -
 
 
 def load_extensions(folder: Path, *, of: str) -> list[Extension]:
-    """Read the extensions of a model, first to last; none if there is no such folder.
+    """Read the extensions of a model in their order; none if there is no such folder.
 
     Raises
     ------
     InputError
-        If one is damaged, missing, or of another model.
+        If one is damaged, missing, or belongs to another model.
     """
     if not folder.exists():
         return []
     content = read_checksummed_json(folder / LIST, "list of extensions", version=FORMAT)
     surplus = {part.name for part in folder.glob("[0-9]*")} - set(content["extensions"])
     if content["model"] != of or surplus:
-        raise InputError(f"{folder} holds extensions of another model; make the extended model anew.")
-    found = []
+        raise InputError(f"{folder} has extensions of another model; make the extended model again.")
+    extensions = []
     for name, checksum in content["extensions"].items():
         bundle = read_bundle(folder / name, "extension")
         if bundle.content["checksum"] != checksum:
-            raise InputError(f"{folder / name} is of another model; make the extended model anew.")
+            raise InputError(f"{folder / name} belongs to another model; make the extended model again.")
         with reject_if_damaged(folder / name):
-            found.append(_restore(bundle))
-    return found
+            extensions.append(_restore(bundle))
+    return extensions
 
 
 def save_extension(folder: Path, extension: Extension) -> str:
-    """Write an extension into a folder, ``extension.json`` and safetensors, and give its checksum."""
+    """Write an extension into a folder, ``extension.json`` and safetensors, and return its checksum."""
     content = {
         "cell_type": extension.cell_type,
         "attachment": None if extension.attachment is None else asdict(extension.attachment),

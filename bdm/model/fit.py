@@ -1,4 +1,4 @@
-"""Fit of a model: all stages on prepared cells, or the last on latents; and a check that no type has collapsed."""
+"""Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed types."""
 
 import math
 from collections.abc import Callable
@@ -29,23 +29,23 @@ from bdm.threads import using_threads
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-N_CHECKED_CELLS = 100  # that are generated of each type, to look at
-LEAST_SPREAD = 0.1  # of generated cells, in that of those learnt from; it is about 1 where all is well
-FARTHEST = 3  # that the mean of generated cells is off, in the radius of those learnt from; about 0.1 where all is well
+N_CHECKED_CELLS = 100  # that are generated of each type for the check
+LEAST_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
+FARTHEST = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
 
 def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
-    """Generate a few cells of each type, and refuse a model whose cells of a type are all alike, or elsewhere.
+    """Generate a few cells of each type, and reject a model whose cells of a type are all similar, or misplaced.
 
     Parameters
     ----------
     cells
-        That were learnt from.
+        Training cells.
 
     Raises
     ------
     TrainingError
-        If there is such a type.
+        If there is such a cell type.
     """
     generated = walk.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
     for code, cell_type in enumerate(cells.cell_types):
@@ -55,28 +55,28 @@ def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, 
         )
         spread, off = spread_and_distance(generated[cell_type], x)
         if not (spread >= LEAST_SPREAD and off <= FARTHEST):
-            found = (
-                f"have {spread:.2g} times the spread of those learnt from"
+            problem = (
+                f"have {spread:.2g} times the spread of the training cells"
                 if spread < LEAST_SPREAD
-                else f"are {off:.2g} times their radius away from those learnt from"
+                else f"are {off:.2g} times their radius away from the training cells"
             )
             raise TrainingError(
-                f"Training went wrong: generated cells of type {cell_type!r} {found}; "
-                "look at these cells, or try another seed or more steps."
+                f"Training went wrong: generated cells of type {cell_type!r} {problem}; "
+                "check these cells, or try another seed or more steps."
             )
 
 
-def spread_and_distance(generated: torch.Tensor, learnt: torch.Tensor) -> tuple[float, float]:
+def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
     """Compare two sets of cells of a type in whitened space, each cells x dimensions.
 
     Returns
     -------
-    Variance of the first in that of the second, and distance of their means in the radius of the second, which is taken
-    to be no smaller than that of cell types on average.
+    Variance of the generated cells as a share of the variance of the training cells; and distance of their means in
+    radii of the training cells, or in the average radius of cell types if that is larger.
     """
-    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, learnt))
-    radius = expected.clamp(min=learnt.shape[1]).sqrt()
-    off = (generated.mean(dim=0) - learnt.mean(dim=0)).norm() / radius
+    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
+    radius = expected.clamp(min=training.shape[1]).sqrt()
+    off = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
     return float(variance / expected), float(off)
 
 
@@ -98,11 +98,11 @@ def fit_model(
     Parameters
     ----------
     latent
-        Posteriors of the cells, as :func:`bdm.latent.cells.encode` gives them; test cells are left out.
+        Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
     checkpoint
-        Where training goes on from, if it was interrupted.
+        File from which an interrupted training continues.
     denoiser
-        Makes the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
+        Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
 
     Returns
     -------
@@ -111,15 +111,15 @@ def fit_model(
     Raises
     ------
     InputError
-        If the hierarchy is of other cell types than the cells.
+        If the hierarchy has other cell types than the cells.
     TrainingError
-        If training goes wrong.
+        If training fails, or a cell type has collapsed.
     """
     cells = latent_cells(latent)
     if set(hierarchy.cell_types) != set(cells.cell_types):
         other = sorted(set(hierarchy.cell_types) ^ set(cells.cell_types))
         raise InputError(
-            f"The hierarchy and the cells differ in their types ({', '.join(other)}); make the hierarchy anew."
+            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
         )
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
@@ -150,7 +150,7 @@ def fit_model(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where each training goes on from, if it was interrupted."""
+    """Files from which interrupted trainings continue."""
 
     autoencoder: Checkpoint | None = None
     denoiser: Checkpoint | None = None
@@ -158,7 +158,7 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model, and how its trainings went.
+    """A fitted model, and the history of its training.
 
     Attributes
     ----------
@@ -180,14 +180,14 @@ def fit(
     checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
 ) -> Fitted:
-    """Learn a model from prepared cells: autoencoder, hierarchy, denoiser.
+    """Fit a model to prepared cells: autoencoder, hierarchy, denoiser.
 
     Parameters
     ----------
     tree
-        Shape to use in place of the clustering's.
+        Shape to use in place of the clustering.
     facts
-        More for the record of how the model was made.
+        Further entries of the model's provenance.
     """
     fitted = fit_autoencoder(
         prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder

@@ -1,4 +1,4 @@
-"""The cells that a model was fitted on, found again in any AnnData that holds them, and cells to evaluate it by."""
+"""Cells that a model was fitted on, prepared again from any AnnData that has them, and cells to evaluate it with."""
 
 import logging
 from dataclasses import fields
@@ -30,11 +30,11 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
     Parameters
     ----------
     adata
-        The cells that the model was fitted on, raw as they were given or made by ``bdm prepare``.
+        The cells that the model was fitted on: the raw input of the fit, or made by ``bdm prepare``.
 
     Returns
     -------
-    Prepared cells, as :func:`bdm.data.prepare.prepare` gives them.
+    Prepared cells, as :func:`bdm.data.prepare.prepare` returns them.
 
     Raises
     ------
@@ -53,13 +53,13 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
     if lacking:
         raise InputError(
             f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
-            "with the cells of added types."
+            "and the cells of its extensions."
         )
     found, expected = composition_of(cells.obs[cells.obs["split"] != "test"]), model.composition
     aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
     if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
         logger.warning(
-            "The model was fitted on other cells: on %d, and these would be %d, or other numbers of each type.",
+            "The model was fitted on other cells: on %d, but these are %d, or have other numbers of each type.",
             expected.to_numpy().sum(),
             found.to_numpy().sum(),
         )
@@ -79,7 +79,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     known = {field.name for field in fields(PrepareSettings)}
     recorded = {name: value for name, value in model.preparation.items() if name in known}
     column, n_splits = recorded.get("gene_symbols"), sum(recorded.get(name, 0) > 0 for name in ("validation", "test"))
-    settings = {  # a list of genes may have been in a file that is no longer there
+    settings = {  # a list of genes may have been in a file that no longer exists
         **recorded,
         "label_key": label_key,
         "batch_key": batch_key,
@@ -117,19 +117,19 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
 def real_cells_for(
     model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
-    """Take the training cells of a model, and cells to evaluate by: the test cells, or others that are given.
+    """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given.
 
     Parameters
     ----------
     prepared
-        As :func:`fitted_cells` gives them.
+        As :func:`fitted_cells` returns them.
     adata_test
         Cells that the model was not fitted on, with raw counts, or a file of such cells.
 
     Raises
     ------
     InputError
-        If there are no cells to evaluate by, too few, or most of them are training cells.
+        If there are no cells to evaluate with, too few, or most of them are training cells.
     """
     if isinstance(adata_test, Path):
         adata_test = read_cells(adata_test)
@@ -150,12 +150,12 @@ def real_cells_for(
 
 
 def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_names: pd.Index) -> None:
-    """Refuse test cells most of which are training cells, as their counts or names show, and warn where some are.
+    """Reject test cells if most of them are training cells by their counts, and warn if some are, or by their names.
 
     Parameters
     ----------
     test_names, training_names
-        Names of the cells; the names of cells that are not among ``test`` make no difference.
+        Names of the cells; names of cells that are not in ``test`` have no effect.
     """
     enough = test.n_detected >= FEWEST_GENES
     same = np.isin(fingerprints(test), fingerprints(training)) & enough
@@ -166,7 +166,7 @@ def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_
             "fitted on."
         )
     if n_same:
-        logger.warning("%d of %d test cells have the counts of training cells: scores flatter.", n_same, n_test)
+        logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
         return
     n_named = int(test_names.isin(training_names).sum())
     if n_named:
@@ -179,7 +179,7 @@ def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_
 
 
 def fingerprints(cells: Cells) -> np.ndarray:
-    """Hash of the counts of each cell, equal for equal counts."""
+    """Hash the counts of each cell; equal for equal counts."""
     counts = cells.counts.sorted_indices()
     rng = np.random.default_rng(0)
     weights = rng.integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)

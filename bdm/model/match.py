@@ -1,4 +1,4 @@
-"""What a model needs of other cells: counts of its genes, their cell types and batches."""
+"""Input of a fitted model: counts of its genes, cell types and batches of any cells."""
 
 import logging
 from dataclasses import replace
@@ -22,7 +22,7 @@ SAME = InputKeys()
 
 
 def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
-    """Leave out keys that an AnnData lacks, as cells that bdm generated lack columns of other cells."""
+    """Leave out keys that an AnnData lacks, such as columns that generated cells do not have."""
     has = {"label_key": adata.obs, "batch_key": adata.obs, "counts": count_slots(adata)}
     return replace(keys, **{name: None for name, names in has.items() if getattr(keys, name) not in names})
 
@@ -32,7 +32,7 @@ def model_counts(
 ) -> AnnData:
     """Find the raw counts of a model's genes, in their order, as :func:`counts_of` does.
 
-    Without ``keys.counts``, counts are taken from where the model's data had them, if the cells have that slot.
+    Without ``keys.counts``, counts are taken from the slot of the model's data, if the cells have it.
     """
     source = counts_slot(adata, model, keys)
     return counts_of(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
@@ -40,21 +40,21 @@ def model_counts(
 
 def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> str:
     """Name the slot with the raw counts: the given one, the slot of the model's data if there is one, or ``auto``."""
-    remembered = model.preparation["counts"]
-    return keys.counts or (remembered if remembered in count_slots(adata) else "auto")
+    slot = model.preparation["counts"]
+    return keys.counts or (slot if slot in count_slots(adata) else "auto")
 
 
 def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False) -> AnnData:
     """Find the raw counts of a model's genes, in their order.
 
-    Genes are matched by name, or by another column of ``var`` (as of identifiers) where more are found by that.
+    Genes are matched by name, or by another column of ``var``, such as identifiers, if more genes match.
 
     Parameters
     ----------
     genes
         ``var`` of the model: names as index.
     missing_as_zero
-        Take genes that the cells lack as not expressed.
+        Treat genes that the cells lack as not expressed.
 
     Raises
     ------
@@ -62,11 +62,13 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
         If names repeat, or genes are missing.
     """
     counts = raw_counts(adata, source=source)
-    own, known = best_match(counts.var, genes)
-    if not own.is_unique:
-        raise InputError("The cells' gene names repeat; make them unique first, as by adata.var_names_make_unique().")
-    place = own.get_indexer(known)
-    missing = genes.index[place < 0]
+    names, model_names = best_match(counts.var, genes)
+    if not names.is_unique:
+        raise InputError(
+            "Gene names of the cells repeat; make them unique first, for example by adata.var_names_make_unique()."
+        )
+    column = names.get_indexer(model_names)
+    missing = genes.index[column < 0]
     if len(missing) and not missing_as_zero:
         raise InputError(
             f"The cells lack {len(missing)} of the model's {len(genes)} genes, for example {missing[0]}; the model "
@@ -75,14 +77,14 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
     if len(missing) == len(genes):
         raise InputError(f"The cells have none of the model's {len(genes)} genes, such as {genes.index[0]}.")
     if len(missing):
-        logger.warning("Taken as not expressed: %d genes that the cells lack, as %s.", len(missing), missing[0])
+        logger.warning("Treated as not expressed: %d genes that the cells lack, such as %s.", len(missing), missing[0])
     # a column of zeros at the end, for genes that are missing
     padded = sparse.hstack([counts.X, sparse.csr_matrix((counts.n_obs, 1), dtype=counts.X.dtype)], format="csr")
-    return AnnData(sparse.csr_matrix(padded[:, place]), obs=counts.obs, var=genes)
+    return AnnData(sparse.csr_matrix(padded[:, column]), obs=counts.obs, var=genes)
 
 
 def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
-    """Take the cells of types that a model knows, with its genes in its order; others are left out with a warning.
+    """Select the cells of the model's types, with its genes in its order; others are left out with a warning.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Take cells in the form that the autoencoder encodes, all of them and in their order.
+    """Bring cells into the form that the autoencoder encodes, all of them and in their order.
 
     Raises
     ------
@@ -112,7 +114,7 @@ def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> A
     unknown = (~labels.isin(model.cell_types)).to_numpy()
     if unknown.any():
         raise InputError(
-            f"{unknown.sum()} of {len(unknown)} cells have no cell type that the model knows, for example "
+            f"{unknown.sum()} of {len(unknown)} cells have no cell type of the model, for example "
             f"{labels.index[unknown.argmax()]} ({labels[unknown].iloc[0]!r}); leave them out."
         )
     empty = np.diff(cells.X.indptr) == 0
@@ -127,26 +129,26 @@ def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> A
     return AnnData(cells.X, obs=obs, var=cells.var)
 
 
-def best_match(own: pd.DataFrame, known: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
-    """Choose what genes are matched by: names, or any two columns of text that share more."""
-    best, n_best = (own.index, known.index), int(known.index.isin(own.index).sum())
-    for name, of_known in names_of(known).items():
-        for column, of_own in names_of(own).items():
-            n_found = int(of_known.isin(of_own).sum())
-            if n_found > n_best and of_known.is_unique:
+def best_match(var: pd.DataFrame, genes: pd.DataFrame) -> tuple[pd.Index, pd.Index]:
+    """Choose how genes are matched: by name, or by the two columns of text that have most names in common."""
+    best, n_best = (var.index, genes.index), int(genes.index.isin(var.index).sum())
+    for name, model_names in names_of(genes).items():
+        for column, names in names_of(var).items():
+            n_found = int(model_names.isin(names).sum())
+            if n_found > n_best and model_names.is_unique:
                 logger.info("Genes are matched by %s of the cells and %s of the model.", column, name)
-                best, n_best = (of_own, of_known), n_found
+                best, n_best = (names, model_names), n_found
     return best
 
 
 def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
-    """Give the index of ``var`` and its columns of text."""
+    """Return the index of ``var`` and its columns of text."""
     columns = {str(name): pd.Index(column.astype(str)) for name, column in var.items() if is_text(column)}
     return {"names": var.index, **columns}
 
 
 def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str:
-    """Name the column of ``obs`` with the cell types: the given one, the model's own, or ``cell_type``.
+    """Name the column of ``obs`` with the cell types: the given one, the column of the model's data, or ``cell_type``.
 
     Raises
     ------
@@ -169,7 +171,7 @@ def labels_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> p
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
-    """Name the column of ``obs`` with the batches: the given one, the model's own, or ``batch``.
+    """Name the column of ``obs`` with the batches: the given one, the column of the model's data, or ``batch``.
 
     Returns
     -------
@@ -178,7 +180,7 @@ def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     Raises
     ------
     InputError
-        If it has, and there is no such column.
+        If the model has batches, and there is no such column.
     """
     if not model.autoencoder.batches:
         return None

@@ -1,4 +1,4 @@
-"""The branched model: its parts, files, and what its own decoders changed."""
+"""The branched model: its parts, its files, and the genes that type-specific decoders change."""
 
 from __future__ import annotations
 
@@ -27,58 +27,58 @@ from bdm.threads import using_threads
 
 
 def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
-    """Tell what a cell type's own decoder adds to the shared one.
-
-    Both decode the type's mean latent.
+    """Compare the type-specific decoder of a cell type with the shared one, at the mean latent of the type.
 
     Returns
     -------
-    Table of genes, the most changed first: ``shared`` and ``own``, expression by either decoder in CP10k, and
-    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, where genes are shown as
-    something else than their name.
+    Table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in CP10k;
+    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by another
+    name.
     """
-    shared, own = (np.exp(log_expression(model, cell_type, own=own)) * 1e4 for own in (False, True))
+    shared, specific = (
+        np.exp(log_expression(model, cell_type, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
+    )
     names = model.gene_names
-    table = pd.DataFrame({"shared": shared, "own": own}, index=names.index.rename("gene"))
-    table["log2_fold_change"] = np.log2((table["own"] + 1) / (table["shared"] + 1))
+    table = pd.DataFrame({"shared": shared, "type_specific": specific}, index=names.index.rename("gene"))
+    table["log2_fold_change"] = np.log2((table["type_specific"] + 1) / (table["shared"] + 1))
     if names.differ:
         table.insert(0, "symbol", names.labels)
     return table.sort_values("log2_fold_change", key=np.abs, ascending=False, kind="stable")
 
 
 @torch.no_grad()
-def log_expression(model: BranchedModel, cell_type: str, *, own: bool) -> np.ndarray:
-    """Log expression at a cell type's mean latent, of shares that sum to 1, without the offset of any batch.
+def log_expression(model: BranchedModel, cell_type: str, *, type_specific: bool) -> np.ndarray:
+    """Log expression at the mean latent of a cell type, normalised over genes, without the offset of any batch.
 
     Parameters
     ----------
-    own
-        By the decoder that the type has of its own, if any, in place of the shared one.
+    type_specific
+        Decode by the type-specific decoder, if the type has one, in place of the shared one.
     """
     y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
-    network = model.autoencoder.network_of(cell_type if own else None)
+    network = model.autoencoder.network_of(cell_type if type_specific else None)
     return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()
 
 
-EXTENSIONS = "extensions"  # folder in that of a model
+EXTENSIONS = "extensions"  # folder in the folder of a model
 
 
 @dataclass(frozen=True)
 class BranchedModel:
-    """Everything that generates cells: decoder, whitened space, hierarchy, denoiser, and what the data were made of.
+    """Everything that generates cells: decoder, whitened space, hierarchy, denoiser, and composition of the data.
 
     Attributes
     ----------
     composition
         Number of cells of each type (rows) in each batch (columns; one column ``n_cells`` where there are no batches).
     library_sizes
-        Smallest and largest log library size of the cells it was trained on, which generated cells keep within.
+        Smallest and largest log library size of the training cells, which are the bounds for generated cells.
     provenance
         How it was made: versions, seeds, settings, hash of the data.
     extensions
-        What was added to it since, first to last; the other attributes have it already.
+        Extensions in the order in which they were added; the other attributes include them.
     base
-        The model before any extension; None if there are none.
+        The model before any extension; None without extensions.
     """
 
     autoencoder: GeneAutoencoder
@@ -103,9 +103,9 @@ class BranchedModel:
         return LatentLayout(self.autoencoder.network.shape.n_latent)
 
     def library_range(self, cell_type: str | None) -> tuple[float, float]:
-        """Smallest and largest log library size of a type's cells: its own if it was added, or those of the first."""
-        own = {extension.cell_type: extension.library_sizes for extension in self.extensions}
-        smallest, largest = own.get(cell_type, self.library_sizes).tolist()
+        """Smallest and largest log library size for a cell type: of its extension, if any, or of the training cells."""
+        extended = {extension.cell_type: extension.library_sizes for extension in self.extensions}
+        smallest, largest = extended.get(cell_type, self.library_sizes).tolist()
         return smallest, largest
 
     @property
@@ -120,7 +120,7 @@ class BranchedModel:
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """Settings by which the data that the model was fitted on were prepared."""
+        """Settings with which the data of the fit were prepared."""
         return self.autoencoder.provenance["prepare"]
 
 
@@ -131,7 +131,7 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
-    """Add a cell type to a model, or renew a known one. What it generates for others does not change by one bit."""
+    """Add a cell type to a model, or update a known one; cells of other types do not change by one bit."""
     cell_type, n_new = extension.cell_type, int(extension.composition.sum())
     composition = with_more_cells(model.composition, cell_type, extension.composition)
     autoencoder = model.autoencoder.with_batches(extension.batches).with_own(cell_type, extension.autoencoder)
@@ -155,7 +155,7 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
 
 
 def with_more_cells(composition: pd.DataFrame, cell_type: str, n_cells: pd.Series) -> pd.DataFrame:
-    """Add cells of a type by batch; what was there stays in its order, on which the spread over batches depends."""
+    """Add cells of a type by batch; known batches keep their order, on which the spread over batches depends."""
     rows = composition.index.union([cell_type], sort=False)
     columns = composition.columns.union(n_cells.index, sort=False)
     table = composition.reindex(index=rows, columns=columns, fill_value=0)
@@ -164,8 +164,8 @@ def with_more_cells(composition: pd.DataFrame, cell_type: str, n_cells: pd.Serie
 
 
 def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:
-    """Add a branch to a denoiser, of a population and an embedding of its own."""
-    grown = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
+    """Add a branch to a denoiser, with the moments of its population and its embedding."""
+    extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
     axes, variance = principal_axes(normal.covariance)
     added = {
         "mean": normal.mean,
@@ -174,14 +174,14 @@ def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -
         "branch.weight": embedding,
     }
     state = denoiser.state_dict()
-    grown.load_state_dict(
+    extended.load_state_dict(
         state | {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
     )
-    return grown.eval().requires_grad_(False).to(denoiser.mean.device)
+    return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 
 def model_checksum(folder: Path) -> str:
-    """SHA-256 of a saved model with its extensions, as its files record it; other files in its folder do not count.
+    """SHA-256 of a saved model with its extensions, as recorded in its files; other files in its folder are ignored.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def model_checksum(folder: Path) -> str:
 
 
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
-    """Checksums, by name, of the files that something was made of, and of its ``model``; None are absent."""
+    """Checksums, by name, of the input files of a result and of its ``model``; without those that are None."""
     found = {name: sha256(file) for name, file in files.items() if file is not None}
     return found if model is None else {**found, "model": model_checksum(model)}
 
@@ -205,7 +205,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
     Returns
     -------
-    Checksum of the model as it was before any extension.
+    Checksum of the model before any extension.
     """
     if model.base is not None:
         checksum = save_model(folder, model.base)
@@ -246,12 +246,12 @@ def load_model(
     Parameters
     ----------
     denoiser
-        Makes the network that the model was fitted with, see :func:`bdm.diffusion.fit.fit_denoiser`.
+        Class of the network that the model was fitted with, see :func:`bdm.diffusion.fit.fit_denoiser`.
 
     Raises
     ------
     InputError
-        If it is not the folder of a model, or is damaged.
+        If the folder is not the folder of a model, or is damaged.
     """
     bundle = read_bundle(folder, "model")
     with reject_if_damaged(folder):

@@ -75,7 +75,7 @@ def type_specific_genes_figure(genes: pd.DataFrame, *, new: NewFigure = Figure) 
 def draw_type_specific_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
     """Draw the expression of each gene by the shared and by the type-specific decoder."""
     rows = range(len(genes))
-    shared, specific = genes["shared"], genes["own"]
+    shared, specific = genes["shared"], genes["type_specific"]
     axis.hlines(rows, shared, specific, color="0.7", linewidth=1, zorder=1)
     style = {**MODEL, "color": "0.45", "markerfacecolor": "white"}
     axis.plot(shared, rows, **style, label="shared decoder", clip_on=False)

@@ -19,7 +19,7 @@ def random_tree(cell_types: Sequence[str], *, balanced: bool, generator: np.rand
     ----------
     balanced
         Halve the types at each node. Else every division of them into two numbers is equally likely, which is how
-        lineages divide that all part at the same rate (Yule 1925, Phil. Trans. R. Soc. B 213:21).
+        lineages divide that all branch at the same rate (Yule 1925, Phil. Trans. R. Soc. B 213:21).
     """
     return _divided(tuple(map(str, generator.permutation(cell_types))), balanced, generator)
 
@@ -34,7 +34,7 @@ def _divided(cell_types: tuple[str, ...], balanced: bool, generator: np.random.G
 
 
 def height(clade: Clade) -> int:
-    """Nodes on the longest way from a clade down to a cell type; 0 for a cell type."""
+    """Count the nodes on the longest path from a clade down to a cell type; 0 for a cell type."""
     return 1 + max(map(height, clade.children)) if clade.children else 0
 
 
@@ -75,9 +75,9 @@ class Programme:
     genes
         Indices of the genes that change, module by module; no other programme has them.
     log2_fold_change
-        Of each of these genes, relative to genes that do not change.
+        Change of each of these genes, relative to genes that do not change.
     n_modules
-        Modules of as many genes each.
+        Number of modules, all with the same number of genes.
     """
 
     cell_types: tuple[str, ...]
@@ -89,10 +89,10 @@ class Programme:
 def plant(
     tree: Clade, settings: ProgrammeSettings, *, n_genes: int, generator: np.random.Generator
 ) -> tuple[Programme, ...]:
-    """Give every branch below the root a programme.
+    """Plant a programme in every branch below the root.
 
     The number of modules keeps time as a clock does: from the root to every type it is the same. So the squared
-    distance between types grows with the height of their last common ancestor, and the tree can be told from distances
+    distance between types grows with the height of their last common ancestor, and the tree follows from distances
     alone. All modules have the same sizes of changes, as chance in them could outweigh a difference in height.
 
     Raises
@@ -104,7 +104,7 @@ def plant(
     n_planted = settings.n_genes * sum(length for _, length in branches)
     if n_planted > n_genes:
         raise InputError(
-            f"The branches change {n_planted} genes, but there are {n_genes}; give more genes, or fewer a module."
+            f"The branches change {n_planted} genes, but there are {n_genes}; give more genes, or fewer per module."
         )
     shuffled = iter(generator.permutation(n_genes))
     programmes = []
@@ -126,14 +126,14 @@ def module_loadings(programmes: tuple[Programme, ...], *, spread: float, n_genes
 
 
 def _branches(tree: Clade) -> Iterator[tuple[Clade, int]]:
-    """Clades below the root of a tree, each with the difference of its parent's height to its own."""
+    """Clades below the root of a tree, each with the difference between the heights of its parent and itself."""
     for child in tree.children:
         yield child, height(tree) - height(child)
         yield from _branches(child)
 
 
 def _changes(settings: ProgrammeSettings, generator: np.random.Generator) -> np.ndarray:
-    """Give a module the sizes of all modules, in random order and direction."""
+    """Shuffle the changes of the genes of a module: the same sizes in all modules, in random order and direction."""
     quantile = generator.permutation((np.arange(settings.n_genes) + 0.5) / settings.n_genes)
     size = settings.least_log2_fold_change - settings.mean_excess * np.log1p(-quantile)
     return np.where(generator.random(settings.n_genes) < settings.share_up, size, -size)

@@ -1,4 +1,4 @@
-"""Simulated cells with a known tree: the population that they are drawn from, and their counts."""
+"""Simulated cells with a known tree: the population that they are sampled from, and their counts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from bdm.simulation.programmes import Programme, ProgrammeSettings, module_loadi
 
 @dataclass(frozen=True)
 class Population:
-    """What the counts of a cell are drawn from, given its type and library size.
+    """Distribution of the counts of a cell, given its type and library size.
 
     Attributes
     ----------
     cell_types
         In the order of the rows of ``log_expression``.
     log_expression
-        Natural logarithm of the share of each gene in a cell whose factors are 0, types x genes.
+        Natural logarithm of the share of each gene in a cell with factors of 0, types x genes.
     loadings
         Change of log expression with each of a cell's standard normal factors, factors x genes.
     inverse_dispersion
@@ -37,8 +37,8 @@ class Population:
     loadings: np.ndarray
     inverse_dispersion: np.ndarray
 
-    def draw(self, cell_type: np.ndarray, library_size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Draw counts, cells x genes, from the index of each cell's type and its expected number of counts."""
+    def sample(self, cell_type: np.ndarray, library_size: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Sample counts, cells x genes, from the index of each cell's type and its expected number of counts."""
         factors = generator.standard_normal((len(cell_type), len(self.loadings)))
         mean = library_size[:, None] * shares(self.log_expression[cell_type] + factors @ self.loadings)
         return generator.poisson(
@@ -47,7 +47,7 @@ class Population:
 
 
 def expression_by_type(base: np.ndarray, programmes: tuple[Programme, ...], cell_types: tuple[str, ...]) -> np.ndarray:
-    """Natural logarithm of the share of each gene, types x genes, from that at the root, up to a constant."""
+    """Natural logarithm of the share of each gene, types x genes, from log expression at the root."""
     logits = np.tile(base, (len(cell_types), 1))
     for programme in programmes:
         below = np.isin(cell_types, programme.cell_types)
@@ -61,7 +61,7 @@ def shares(logits: np.ndarray) -> np.ndarray:
     return exponential / exponential.sum(axis=1, keepdims=True)
 
 
-CELLS_A_BLOCK = 1024
+BLOCK_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class SimulationSettings(StageSettings):
     expression_spread
         Of genes at the root.
     n_factors, factor_spread
-        Factors that vary within types beside the programmes' modules, and the spread of a gene with each.
+        Number of factors that vary within types in addition to the modules, and the spread of a gene with each.
     inverse_dispersion, dispersion_spread
         Median over genes, and its spread.
     """
@@ -105,7 +105,7 @@ class SimulationSettings(StageSettings):
 
 @dataclass(frozen=True)
 class Simulation:
-    """Cells, and the truth that they were made from.
+    """Simulated cells, and the truth behind them.
 
     Attributes
     ----------
@@ -122,12 +122,12 @@ class Simulation:
 
 
 def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
-    """Simulate cells of types that come from each other by branches, each of which changes genes of its own.
+    """Simulate cells of types in a tree, each branch of which changes other genes.
 
-    Log expression starts from one normal draw a gene at the root. The programme of each branch is added to it in all
-    types below. A few factors vary within every type alike, library sizes are lognormal, and counts negative binomial.
+    Log expression at the root is normal over genes. The programme of each branch is added to it in all types below. A
+    few factors vary within all types in the same way, library sizes are lognormal, and counts negative binomial.
 
-    Not a model of real tissue: genes are independent but for programmes and factors, and no type is in transition.
+    Not a model of real tissue: genes are independent except for programmes and factors, and no type is in transition.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
     programmes = plant(
         tree, settings.programmes, n_genes=settings.n_genes, generator=numpy_generator(seed, "programmes")
     )
-    population = draw_population(cell_types, programmes, settings, seed=seed)
+    population = sample_population(cell_types, programmes, settings, seed=seed)
     cell_type = np.repeat(np.arange(settings.n_types), type_sizes(settings, seed=seed))
     counts = sparse.vstack(list(count_blocks(population, cell_type, settings, seed=seed)), format="csr")
     obs = pd.DataFrame(
@@ -151,10 +151,10 @@ def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
     return Simulation(AnnData(counts, obs=obs, var=var), tree, programmes, population)
 
 
-def draw_population(
+def sample_population(
     cell_types: tuple[str, ...], programmes: tuple[Programme, ...], settings: SimulationSettings, *, seed: int
 ) -> Population:
-    """Draw expression at the root, factors and dispersions; what programmes add follows from them."""
+    """Sample expression at the root, factors and dispersions, and add the programmes."""
     generator, n_genes = numpy_generator(seed, "population"), settings.n_genes
     base = settings.expression_spread * generator.standard_normal(n_genes)
     factors = settings.factor_spread * generator.standard_normal((settings.n_factors, n_genes))
@@ -169,7 +169,7 @@ def draw_population(
 
 
 def type_sizes(settings: SimulationSettings, *, seed: int) -> np.ndarray:
-    """Space the numbers of cells of types evenly between the logarithms of the extremes, in random order."""
+    """Numbers of cells of the types: evenly spaced on a logarithmic scale between the extremes, in random order."""
     sizes = np.geomspace(settings.fewest_cells, settings.most_cells, settings.n_types).round().astype(int)
     return numpy_generator(seed, "sizes").permutation(sizes)
 
@@ -177,10 +177,10 @@ def type_sizes(settings: SimulationSettings, *, seed: int) -> np.ndarray:
 def count_blocks(
     population: Population, cell_type: np.ndarray, settings: SimulationSettings, *, seed: int
 ) -> Iterator[sparse.csr_matrix]:
-    """Draw the counts of cells, from the index of each cell's type, a thousand at a time."""
-    for block, start in enumerate(range(0, len(cell_type), CELLS_A_BLOCK)):
+    """Sample the counts of cells, from the index of each cell's type, in blocks."""
+    for block, start in enumerate(range(0, len(cell_type), BLOCK_SIZE)):
         generator = numpy_generator(seed, "cells", block)
-        types = cell_type[start : start + CELLS_A_BLOCK]
+        types = cell_type[start : start + BLOCK_SIZE]
         deviation = settings.library_spread * generator.standard_normal(len(types))
-        counts = population.draw(types, settings.library_size * np.exp(deviation), generator)
+        counts = population.sample(types, settings.library_size * np.exp(deviation), generator)
         yield sparse.csr_matrix(counts, dtype=np.float32)

@@ -12,7 +12,7 @@ from bdm.data.h5ad import appended_rows
 from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import ProgrammeSettings, plant, random_tree
-from bdm.simulation.simulate import SimulationSettings, count_blocks, draw_population
+from bdm.simulation.simulate import SimulationSettings, count_blocks, sample_population
 
 
 def main(
@@ -32,7 +32,7 @@ def main(
     cell_types = tuple(f"type {i + 1:03}" for i in range(n_types))
     tree = random_tree(cell_types, balanced=True, generator=numpy_generator(seed, "tree"))
     programmes = plant(tree, settings.programmes, n_genes=n_genes, generator=numpy_generator(seed, "programmes"))
-    population = draw_population(cell_types, programmes, settings, seed=seed)
+    population = sample_population(cell_types, programmes, settings, seed=seed)
     cell_type = numpy_generator(seed, "types").integers(n_types, size=n_cells)
     obs = pd.DataFrame(
         {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)}, index=[f"cell {i}" for i in range(n_cells)]
