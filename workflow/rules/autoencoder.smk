@@ -1,6 +1,6 @@
 rule autoencoder:
     input:
-        cells="results/{dataset}/prepared.h5ad",
+        cells=rules.prepare.output.cells,
     output:
         model=directory("results/{dataset}/autoencoder"),
     log:

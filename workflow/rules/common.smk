@@ -17,6 +17,10 @@ from snakemake.utils import validate
 include: "../../bdm/validation.py"
 
 
+# Generated cells, which either generate or merge writes
+GENERATED = "results/{dataset}/generated.h5ad"
+GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
+
 # Settings that name files, and the values with which they name none
 FILES = {
     "path": [],
@@ -220,7 +224,7 @@ def devices(wildcards, resources):
 
 def flat_cells(wildcards):
     """Name the cells of the flat model, which there is none of that has been extended."""
-    return [] if wildcards.dataset in EXTENDED else [f"results/{wildcards.dataset}/flat/generated.h5ad"]
+    return [] if wildcards.dataset in EXTENDED else [GENERATED_FLAT.format(dataset=wildcards.dataset)]
 
 
 def results_of_moves(wildcards):

@@ -1,7 +1,7 @@
 rule evaluate:
     input:
-        cells="results/{dataset}/prepared.h5ad",
-        generated="results/{dataset}/generated.h5ad",
+        cells=rules.prepare.output.cells,
+        generated=GENERATED,
         flat=flat_cells,
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",

@@ -1,7 +1,7 @@
 rule evaluate_transmuted:
     input:
-        cells="results/{dataset}/prepared.h5ad",
-        transmuted="results/{dataset}/transmuted/{move}.h5ad",
+        cells=rules.prepare.output.cells,
+        transmuted=rules.transmute.output.cells,
     output:
         transmutation="results/{dataset}/transmutation/{move}/transmutation.json",
         scores=report(

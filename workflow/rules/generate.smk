@@ -1,9 +1,9 @@
 rule generate:
     input:
-        model="results/{dataset}/model",
-        cells="results/{dataset}/prepared.h5ad",
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
     output:
-        cells=part_or_whole("results/{dataset}/generated.h5ad"),
+        cells=part_or_whole(GENERATED),
     log:
         of_job("results/{dataset}/logs/generate.log"),
     benchmark:
@@ -32,10 +32,10 @@ rule generate:
 
 use rule generate as generate_flat with:
     input:
-        model="results/{dataset}/flat/model",
-        cells="results/{dataset}/prepared.h5ad",
+        model=rules.train_flat.output.model,
+        cells=rules.prepare.output.cells,
     output:
-        cells=part_or_whole("results/{dataset}/flat/generated.h5ad"),
+        cells=part_or_whole(GENERATED_FLAT),
     log:
         of_job("results/{dataset}/logs/generate_flat.log"),
     benchmark:

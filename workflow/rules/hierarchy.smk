@@ -1,6 +1,6 @@
 rule hierarchy:
     input:
-        autoencoder="results/{dataset}/autoencoder",
+        autoencoder=rules.autoencoder.output.model,
         tree=optional_file("hierarchy/tree"),
     output:
         hierarchy="results/{dataset}/hierarchy.json",
@@ -54,7 +54,7 @@ rule hierarchy:
 
 rule hierarchy_flat:
     input:
-        autoencoder="results/{dataset}/autoencoder",
+        autoencoder=rules.autoencoder.output.model,
     output:
         hierarchy="results/{dataset}/flat/hierarchy.json",
     log:

@@ -1,8 +1,8 @@
 rule interpret:
     input:
-        model="results/{dataset}/model",
-        cells="results/{dataset}/prepared.h5ad",
-        generated="results/{dataset}/generated.h5ad",
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
+        generated=GENERATED,
         markers=optional_file("interpret/markers"),
         gene_sets=optional_file("interpret/gene_sets"),
     output:

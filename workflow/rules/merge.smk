@@ -1,8 +1,8 @@
 rule merge:
     input:
-        parts=gather.generate(of_job("results/{dataset}/generated.h5ad"), allow_missing=True),
+        parts=gather.generate(rules.generate.output.cells, allow_missing=True),
     output:
-        cells="results/{dataset}/generated.h5ad",
+        cells=GENERATED,
     log:
         "results/{dataset}/logs/merge.log",
     benchmark:
@@ -15,9 +15,9 @@ rule merge:
 
 use rule merge as merge_flat with:
     input:
-        parts=gather.generate(of_job("results/{dataset}/flat/generated.h5ad"), allow_missing=True),
+        parts=gather.generate(rules.generate_flat.output.cells, allow_missing=True),
     output:
-        cells="results/{dataset}/flat/generated.h5ad",
+        cells=GENERATED_FLAT,
     log:
         "results/{dataset}/logs/merge_flat.log",
     benchmark:

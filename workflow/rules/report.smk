@@ -1,10 +1,10 @@
 rule report:
     input:
-        model="results/{dataset}/model",
-        cells="results/{dataset}/prepared.h5ad",
-        generated="results/{dataset}/generated.h5ad",
-        evaluation="results/{dataset}/evaluation/evaluation.json",
-        interpretation="results/{dataset}/interpretation/interpretation.json",
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
+        generated=GENERATED,
+        evaluation=rules.evaluate.output.evaluation,
+        interpretation=rules.interpret.output.interpretation,
         moves=results_of_moves,
         extension=extension_report,
     output:

@@ -1,7 +1,7 @@
 rule train:
     input:
-        autoencoder="results/{dataset}/autoencoder",
-        hierarchy="results/{dataset}/hierarchy.json",
+        autoencoder=rules.autoencoder.output.model,
+        hierarchy=rules.hierarchy.output.hierarchy,
     output:
         model=directory("results/{dataset}/model"),
     log:
@@ -34,8 +34,8 @@ rule train:
 
 use rule train as train_flat with:
     input:
-        autoencoder="results/{dataset}/autoencoder",
-        hierarchy="results/{dataset}/flat/hierarchy.json",
+        autoencoder=rules.autoencoder.output.model,
+        hierarchy=rules.hierarchy_flat.output.hierarchy,
     output:
         model=directory("results/{dataset}/flat/model"),
     log:

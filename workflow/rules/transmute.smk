@@ -1,7 +1,7 @@
 rule transmute:
     input:
-        model="results/{dataset}/model",
-        cells="results/{dataset}/prepared.h5ad",
+        model=rules.train.output.model,
+        cells=rules.prepare.output.cells,
     output:
         cells="results/{dataset}/transmuted/{move}.h5ad",
     log:
