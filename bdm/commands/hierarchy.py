@@ -52,7 +52,7 @@ def hierarchy(
         if newick is not None:
             files.enter_context(atomic_write(newick)).write_text(to_newick(built), encoding="utf-8")
         if figure is not None:
-            save_figure(plot_hierarchy(built).figure, files.enter_context(atomic_write(figure)))
+            save_figure(plot_hierarchy(built), files.enter_context(atomic_write(figure)))
         if table is not None:
             branch_table(built).to_csv(files.enter_context(atomic_write(table)), index=False, float_format="%.6g")
         if page is not None:

@@ -38,5 +38,5 @@ def plot_tree(
         if out.suffix == ".html":
             path.write_text(tree_page(hierarchy, since=since, root=root, max_rows=max_rows), encoding="utf-8")
         else:
-            save_figure(plot_hierarchy(hierarchy, root=root, max_rows=max_rows, since=since).figure, path)
+            save_figure(plot_hierarchy(hierarchy, root=root, max_rows=max_rows, since=since), path)
     return Summary((out,))

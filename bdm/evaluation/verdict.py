@@ -19,7 +19,7 @@ from enum import IntEnum
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.resampling import FLOOR
 from bdm.evaluation.scores import SCORE_NAMES
 
 

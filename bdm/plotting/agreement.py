@@ -13,6 +13,7 @@ from bdm.plotting.style import (
     MODEL,
     REAL,
     TRAINING,
+    Style,
     clade_label,
     highest,
     label_outermost_genes,
@@ -50,7 +51,7 @@ def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure)
     if not chosen:
         draw_measures(figure, interpretation, nodes)
         return figure
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     draw_measures(above, interpretation, nodes)
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
     for axis, node in zip(axes, chosen, strict=True):
@@ -109,15 +110,17 @@ def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -
 
     The two contrasts of two children mirror each other, so one is drawn; of more children, all are.
     """
-    known = [of for of in (node[:1] if len(node) == 2 else node) if of.test and of.equal]
-    against = np.concatenate([of.test.fold_change.log2 for of in known])
-    equal = np.concatenate([of.equal.fold_change.log2 for of in known])
-    model = np.concatenate([of.model.fold_change.log2 for of in known])
-    small = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0.5}
+    changes = [
+        (of.test.fold_change.log2, of.equal.fold_change.log2, of.model.fold_change.log2)
+        for of in (node[:1] if len(node) == 2 else node)
+        if of.test and of.equal
+    ]
+    against, equal, model = (np.concatenate(values) for values in zip(*changes, strict=True))
+    small: Style = {"markersize": 3, "alpha": 0.5, "markeredgewidth": 0.5}
     axis.plot(against, equal, **{**REAL, **small}, label="as many training cells as test cells")
     axis.plot(against, model, **{**MODEL, "markersize": 2.5}, markeredgewidth=0, label="model")
     if len(node) == 2:
-        x, y = known[0].test.fold_change.log2, known[0].model.fold_change.log2
+        x, _, y = changes[0]
         label_outermost_genes(axis, x, y, genes, order=np.argsort(y, kind="stable"), n_labels=N_LABELS)
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)

@@ -22,6 +22,7 @@ from bdm.plotting.style import (
     MODEL,
     NODE,
     NOISE_LEVEL,
+    Style,
     clade_label,
     gene_label,
     highest,
@@ -34,7 +35,7 @@ from bdm.plotting.view import End, View, view_of
 MAX_ENDS = 45
 MAX_PANELS, N_COLUMNS = 12, 4
 MAX_KEYS_OF_COLUMN = 28
-LEVEL_LINE = {"color": NODE, "linewidth": 1, "linestyle": ":"}
+LEVEL_LINE: Style = {"color": NODE, "linewidth": 1, "linestyle": ":"}
 SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other cell types": "0.8"}
 
 
@@ -133,7 +134,7 @@ def plot_ancestral_umap(interpretation: Interpretation, *, ax: Axes | None = Non
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_title("Ancestral states of the model among real training cells", fontsize=11, loc="left")
-    position = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 2 if many else 1}
+    position: Style = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": 2 if many else 1}
     ax.legend(handles=keys(view, colours), frameon=False, **position)
     return ax
 
@@ -161,17 +162,16 @@ def draw_states(
             ax.plot(*np.transpose([states[parent], states[name]]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
     for name in view.opened:
         ax.plot(*states[name], "s", color=NODE, markeredgecolor="black", markersize=7, zorder=4)
+    text: Style = {"weight": "bold", "path_effects": [HALO], "textcoords": "offset points", "zorder": 5}
     for number, (end, colour) in enumerate(zip(view.ends, colours, strict=True), start=1):
         if len(end.branches) == 1:
-            style = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
-            ax.plot(*states[end.branches[0].name], "D" if end.collapsed else "o", **style)
-        style = {"fontsize": 9, "weight": "bold", "path_effects": [HALO]}
+            marker: Style = {"color": colour, "markeredgecolor": "black", "markersize": 7, "zorder": 4}
+            ax.plot(*states[end.branches[0].name], "D" if end.collapsed else "o", **marker)
         middle = np.mean([states[branch.name] for branch in end.branches], axis=0)
-        ax.annotate(str(number), middle, (5, 4), textcoords="offset points", zorder=5, **style)
+        ax.annotate(str(number), middle, (5, 4), fontsize=9, **text)
     for (x, y), names in grouped_by_position({name: states[name] for name in view.opened}).items():
         label = ", ".join(name.removeprefix("node ") for name in names)
-        style = {"fontsize": 8, "weight": "bold", "color": NODE, "path_effects": [HALO], "ha": "right"}
-        ax.annotate(label, (x, y), (-5, -10), textcoords="offset points", zorder=5, **style)
+        ax.annotate(label, (x, y), (-5, -10), fontsize=8, color=NODE, ha="right", **text)
 
 
 def keys(view: View, colours: Sequence[str]) -> list[Line2D]:

@@ -18,6 +18,7 @@ from bdm.plotting.style import (
     NODE,
     NOISE_LEVEL,
     REAL,
+    Style,
     clade_label,
     gene_label,
     highest,
@@ -65,7 +66,7 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
     view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
     figure = new(figsize=(16, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     draw_tree(above.add_subplot(), interpretation, view)
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
     for axis, panel in zip(axes, chosen, strict=True):
@@ -140,7 +141,7 @@ def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
         # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
         inner = bool(hierarchy.children[child.name])
         position = child.level if inner else of.contrast.level, view.rows[child.name]
-        style = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
+        style: Style = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
         axis.annotate(genes, position, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **style)
     axis.set_title(
         "Hierarchy of cell types (nodes: name · level · support) with the best marker genes of each branch",
@@ -195,7 +196,7 @@ def plot_commitment(
     if ax is None:
         ax = new(figsize=(10, 1.8 + 0.2 * len(rows)), layout="constrained").add_subplot()
     auc = np.stack([row.auc for row in rows])
-    style = {"cmap": "viridis", "vmin": 0.5, "vmax": 1, "rasterized": True}
+    style: Style = {"cmap": "viridis", "vmin": 0.5, "vmax": 1, "rasterized": True}
     image = ax.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, auc, **style)
     draw_nodes(
         ax, [(node[0].contrast, len(group)) for node, group in zip(nodes, groups, strict=True)], hierarchy.sigma_max
@@ -210,8 +211,8 @@ def plot_commitment(
         fontsize=9,
         loc="left",
     )
-    style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
-    ax.figure.colorbar(image, ax=ax, label="AUC of the gene alone", **style)
+    bar: Style = {"location": "bottom", "shrink": 0.5, "fraction": 0.02, "pad": 0.01, "aspect": 40}
+    ax.figure.colorbar(image, ax=ax, label="AUC of the gene alone", **bar)
     return ax
 
 

@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bdm.evaluation.cells import SET_NAMES, Cells, match, set_name
-from bdm.evaluation.evaluate import FLOOR, Evaluation
+from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.genes import gene_statistics, pooled_fold_changes
 from bdm.evaluation.metrics import Agreement
+from bdm.evaluation.resampling import FLOOR
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import GREY, HALO, IDEAL_LINE, SetStyle, set_styles, shade_rows, shortened
+from bdm.plotting.style import GREY, HALO, IDEAL_LINE, SetStyle, Style, set_styles, shade_rows, shortened
 
 IDEALS = {
     "energy": 0,
@@ -28,7 +29,7 @@ IDEALS = {
 }
 LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
 
-FLOOR_LINE = {"color": GREY, "linewidth": 1.2}
+FLOOR_LINE: Style = {"color": GREY, "linewidth": 1.2}
 LINES = {"floor (real training cells)": FLOOR_LINE, "ideal": IDEAL_LINE}
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "slope", "f1")
@@ -154,7 +155,7 @@ def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
 def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
     """Draw the distribution of a score over cell types, for each set."""
     low, high = np.nanquantile(scores, [0.005, 0.995])
-    bins = np.linspace(low, high, 31)
+    bins = np.linspace(low, high, 31).tolist()
     axis.axvline(ideal, **IDEAL_LINE)
     for name, style in set_styles(scores).items():
         axis.hist(scores[name].dropna().clip(low, high), bins=bins, histtype="step", color=style.colour, linewidth=1.5)

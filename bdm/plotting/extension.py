@@ -7,13 +7,13 @@ from matplotlib.ticker import NullLocator
 
 from bdm.data.symbols import display_names
 from bdm.plotting.figure import NewFigure, figure_of_text, panels
-from bdm.plotting.style import ADDED, MODEL, gene_label, shortened
+from bdm.plotting.style import ADDED, MODEL, Style, gene_label, shortened
 
 MAX_PANELS, N_COLUMNS, N_GENES = 12, 4, 12
 HEIGHT, WIDTH = 11, 150  # of a label, in pixels
-BEFORE = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": ADDED, "markersize": 7}
-AFTER = {"marker": "o", "linestyle": "", "color": ADDED, "markersize": 7}
-KNOWN = {"marker": "D", "linestyle": "", "color": "0.55", "markersize": 5}
+BEFORE: Style = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": ADDED, "markersize": 7}
+AFTER: Style = {"marker": "o", "linestyle": "", "color": ADDED, "markersize": 7}
+KNOWN: Style = {"marker": "D", "linestyle": "", "color": "0.55", "markersize": 5}
 
 
 def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
@@ -32,7 +32,7 @@ def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigu
     ax.margins(x=0.12)
     points = pd.concat([after, known.drop(after.index, errors="ignore")])[["n_counts", "per_1000_counts"]]
     for cell_type in points_with_room(ax, points):
-        style = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
+        style: Style = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
         ax.annotate(shortened(cell_type), points.loc[cell_type], (7, 0), **style)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
@@ -77,7 +77,7 @@ def draw_type_specific_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) ->
     rows = range(len(genes))
     shared, specific = genes["shared"], genes["type_specific"]
     axis.hlines(rows, shared, specific, color="0.7", linewidth=1, zorder=1)
-    style = {**MODEL, "color": "0.45", "markerfacecolor": "white"}
+    style: Style = {**MODEL, "color": "0.45", "markerfacecolor": "white"}
     axis.plot(shared, rows, **style, label="shared decoder", clip_on=False)
     axis.plot(specific, rows, **AFTER, label="type-specific decoder", clip_on=False)
     axis.set_yticks(rows, [*map(gene_label, display_names(genes))], fontsize=8)

@@ -38,14 +38,17 @@ def figure_of_text(text: str, *, new: NewFigure) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format that the path's ending names, at 150 dots an inch if it has dots.
+def save_figure(drawn: Figure | Axes, path: Path) -> None:
+    """Write a figure, or the figure of an axes, in the format of the path's ending, with 150 dots per inch.
 
     Raises
     ------
     InputError
         If the ending names no format of figures.
     """
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
+    if isinstance(figure, SubFigure):
+        figure = figure.figure
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
     installed = get_font_names()

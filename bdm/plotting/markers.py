@@ -11,7 +11,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import gene_label, shortened
+from bdm.plotting.style import Style, gene_label, shortened
 from bdm.plotting.view import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
@@ -111,7 +111,7 @@ def colorbar_aspect(n_rows: int) -> float:
 
 def explain_sizes(figure: Figure) -> None:
     """Explain the sizes of dots below the panels."""
-    style = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
+    style: Style = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
     keys = [
         Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **style) for share in (0.1, 0.5, 1.0)
     ]

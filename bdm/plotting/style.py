@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,14 +18,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that pairs repeat late
 GREY = "#8C8C8C"
 
+Style: TypeAlias = dict[str, Any]  # keyword arguments of matplotlib's artists
+
 # The model and real cells, which differ in their markers as well as in their colours
-MODEL = {"linestyle": "", "marker": "o", "color": "#0072B2", "markersize": 6}
-REAL = {"linestyle": "", "marker": "D", "color": "#D55E00", "markersize": 6.5, "markerfacecolor": "white"}
-TRAINING = {"linestyle": "", "marker": "^", "color": "#009E73", "markersize": 5.5, "markerfacecolor": "white"}
+MODEL: Style = {"linestyle": "", "marker": "o", "color": "#0072B2", "markersize": 6}
+REAL: Style = {"linestyle": "", "marker": "D", "color": "#D55E00", "markersize": 6.5, "markerfacecolor": "white"}
+TRAINING: Style = {"linestyle": "", "marker": "^", "color": "#009E73", "markersize": 5.5, "markerfacecolor": "white"}
 
 BRANCH, NODE = "#3b4a63", "#d1701f"  # of the tree, and of its nodes
 ADDED = "#00795a"  # of what extensions added
-IDEAL_LINE = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+IDEAL_LINE: Style = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 HALO = withStroke(linewidth=3, foreground="white")  # keeps text readable where it crosses lines and points
 
 NOISE_LEVEL = "noise level (within-type standard deviations)"
@@ -107,6 +109,6 @@ def label_outermost_genes(
         for gene in candidates[: 5 * n_labels]:
             if len(chosen) < n_labels and all(abs(y[gene] - y[other]) > apart for other in chosen):
                 chosen.append(gene)
-        style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
+        style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
         for gene in chosen:
             axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.evaluation.cells import TRANSMUTED_SET_NAMES, Cells, set_name
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.resampling import FLOOR
 from bdm.plotting.evaluation import draw_scores_by_type
 from bdm.plotting.figure import NewFigure, panels
-from bdm.plotting.style import GREY, IDEAL_LINE, SetStyle, label_outermost_genes, set_styles, shortened
+from bdm.plotting.style import GREY, IDEAL_LINE, SetStyle, Style, label_outermost_genes, set_styles, shortened
 from bdm.plotting.umap import joint_umap
 from bdm.transmutation.evaluate import UNCHANGED, TransmutationEvaluation, ends_of
 from bdm.transmutation.scores import fold_changes
@@ -112,7 +112,7 @@ def transmutation_umap_figure(evaluation: TransmutationEvaluation, *, new: NewFi
     everything = np.concatenate(coordinates)
     figure = new(figsize=panel_sizes(len(types), 4, 4.3), layout="constrained")
     axes = panels(figure, len(types), n_columns=min(len(types), N_COLUMNS))
-    small = {"markersize": 3, "markeredgewidth": 0}
+    small: Style = {"markersize": 3, "markeredgewidth": 0}
     for i, (axis, original_type) in enumerate(zip(axes, types, strict=True)):
         axis.plot(*everything.T, "o", color="0.9", markersize=2, markeredgewidth=0)
         axis.plot(*coordinates[0].T, "d", color=GREY, label=f"real {shortened(evaluation.to, width=24)}", **small)

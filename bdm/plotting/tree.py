@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import ADDED, BRANCH, HALO, NODE, NOISE_LEVEL, clade_label, scale_noise_levels, shortened
+from bdm.plotting.style import ADDED, BRANCH, HALO, NODE, NOISE_LEVEL, Style, clade_label, scale_noise_levels, shortened
 from bdm.plotting.view import MAX_ROWS, End, View, view_of
 
 ROW, WIDTH = 0.32, 6.5  # inches of a row, and of the tree without the names of cell types
@@ -130,7 +130,7 @@ class Label:
 
 def label_nodes(ax: Axes, view: View, *, names: bool) -> None:
     """Label nodes with their level and support; where labels would overlap, only the nodes of the highest levels."""
-    style = {"ha": "right", "fontsize": 7, "color": "#555", "path_effects": [HALO]}
+    style: Style = {"ha": "right", "fontsize": 7, "color": "#555", "path_effects": [HALO]}
     for label in without_overlaps(node_labels(view, names=names)):
         ax.annotate(label.text, (label.node.level, label.y), (-5, 4), textcoords="offset points", **style)
 
@@ -178,7 +178,7 @@ def draw_outline(axis: Axes, hierarchy: Hierarchy, names: list[str], *, opened: 
         label = shortened(name, width=34) if leaf else f"{name} · {branch.level:.1f}"
         if not leaf and name not in opened:
             label += f" · {sum(1 for _ in hierarchy.leaves(name))} types"
-        style = {"fontsize": 8.5, "va": "center", "color": BRANCH if leaf else NODE}
+        style: Style = {"fontsize": 8.5, "va": "center", "color": BRANCH if leaf else NODE}
         axis.text(depth[name] + (0.1 if leaf else -0.3), row[name], label, weight="normal" if leaf else "bold", **style)
     deepest = max(depth[name] for name in names)
     axis.set_xlim(-0.6, deepest + max(6, 1.2 * deepest))

@@ -3,6 +3,7 @@
 from collections.abc import Sized
 from itertools import cycle, islice
 from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 import scanpy as sc
@@ -17,7 +18,7 @@ from bdm.evaluation.cells import Cells, sample_at_most, set_name
 from bdm.evaluation.evaluate import Evaluation
 from bdm.evaluation.metrics import fitted_pca
 from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import HALO, shortened
+from bdm.plotting.style import HALO, Style, shortened
 from bdm.threads import using_threads
 
 MANY = 4096  # cells, from which on UMAP finds neighbours approximately
@@ -79,8 +80,8 @@ def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
     Neighbours of many cells are found exactly here: the approximate method of UMAP is compiled in each process, which
     takes longer.
     """
-    known = {"precomputed_knn": nearest_cells(components)} if len(components) >= MANY else {}
-    return fitted_umap(components, min_dist=0.5, seed=seed, **known).embedding_
+    known: dict[str, Any] = {"precomputed_knn": nearest_cells(components)} if len(components) >= MANY else {}
+    return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **known).embedding_)
 
 
 def nearest_cells(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
@@ -95,16 +96,17 @@ def draw_cells_by_type(axis: Axes, coordinates: np.ndarray, of_types: list[np.nd
         axis.plot(*coordinates[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
     for number, of_type in enumerate(of_types[: n_numbered(of_types)], start=1):
         if of_type.any():
-            middle = most_central(coordinates[of_type])
-            text = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
-            axis.annotate(str(number), middle, (0, 3), path_effects=[HALO], **text)
+            x, y = most_central(coordinates[of_type])
+            text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
+            axis.annotate(str(number), (x, y), (0, 3), path_effects=[HALO], **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 
 def most_central(coordinates: np.ndarray) -> np.ndarray:
     """Return the coordinates nearest to the median, which may itself lie between two clusters."""
-    return coordinates[np.linalg.norm(coordinates - np.median(coordinates, axis=0), axis=1).argmin()]
+    distance = np.linalg.norm(coordinates - np.median(coordinates, axis=0), axis=1)
+    return np.asarray(coordinates[distance.argmin()])
 
 
 def keys(cell_types: list[str], colours: list[str]) -> list[Line2D]:

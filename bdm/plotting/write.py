@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.evaluation.evaluate import Evaluation
@@ -25,9 +26,9 @@ from bdm.plotting.tree import plot_hierarchy
 from bdm.plotting.umap import umap_figure
 from bdm.transmutation.evaluate import TransmutationEvaluation
 
-Draw = Callable[[Any], Figure]
+Draw = Callable[[Any], Figure | Axes]
 
-FIGURES: dict[type, dict[str, Draw]] = {
+FIGURES: dict[type[Any], dict[str, Draw]] = {
     Evaluation: {
         "overall": overall_figure,
         "by_type": by_type_figure,
@@ -36,10 +37,10 @@ FIGURES: dict[type, dict[str, Draw]] = {
     },
     Interpretation: {
         "branch_genes": branch_genes_figure,
-        "commitment": lambda result: plot_commitment(result).figure,
+        "commitment": plot_commitment,
         "paths": paths_figure,
         "ancestral_states": ancestral_states_figure,
-        "umap": lambda result: plot_ancestral_umap(result).figure,
+        "umap": plot_ancestral_umap,
         "agreement": agreement_figure,
         "markers": markers_figure,
     },
@@ -49,8 +50,8 @@ FIGURES: dict[type, dict[str, Draw]] = {
         "umap": transmutation_umap_figure,
     },
     ExtensionReport: {
-        "hierarchy": lambda result: plot_hierarchy(result.hierarchy, since=result.n_before).figure,
-        "likelihood": lambda result: plot_likelihood(result.likelihood).figure,
+        "hierarchy": lambda result: plot_hierarchy(result.hierarchy, since=result.n_before),
+        "likelihood": lambda result: plot_likelihood(result.likelihood),
         "type_specific_genes": lambda result: type_specific_genes_figure(result.genes),
     },
 }

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from bdm import __version__
 from bdm.evaluation.cells import TRANSMUTED_SET_NAMES
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.resampling import FLOOR
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe

@@ -8,7 +8,7 @@ import pandas as pd
 
 from bdm.data.symbols import display_names
 from bdm.evaluation.cells import SET_NAMES, set_name
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.resampling import FLOOR
 from bdm.evaluation.verdict import LIMITS, Finding
 from bdm.plotting.style import REAL, set_styles
 

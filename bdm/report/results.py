@@ -10,7 +10,7 @@ import pandas as pd
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.resampling import FLOOR
 from bdm.evaluation.verdict import Verdict, overall_verdict, verdicts_by_type
 from bdm.files import read_json
 from bdm.model.model import BranchedModel, load_model

@@ -13,8 +13,8 @@ from anndata import AnnData
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, checked
-from bdm.evaluation.evaluate import FLOOR
 from bdm.evaluation.inputs import RealCells, check_genes, subset_of_names, with_columns
+from bdm.evaluation.resampling import FLOOR
 from bdm.threads import using_threads
 from bdm.transmutation.scores import Ends, score_transmutation
 
