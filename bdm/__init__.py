@@ -34,7 +34,7 @@ __version__ = version("bdm")
 show_messages()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Import the model's classes and figures when they are first asked for, so that the command line starts at once."""
     if name == "pl":
         return import_module("bdm.pl")

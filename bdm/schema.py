@@ -139,15 +139,20 @@ class StageSettings:
             if setting.name in values:
                 setting.check(values[setting.name])
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
             if not is_dataclass(setting.type):
                 setting.check(getattr(self, setting.name))
 
 
-@cache
 def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     """List the settings of a stage."""
+    key: Any = model  # mypy takes no class with a __hash__ for hashable
+    return _settings_of(key)
+
+
+@cache
+def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     defaults = ((of, of.default_factory() if callable(of.default_factory) else of.default) for of in fields(model))
     return tuple(Setting.of(of.name, of.type, default) for of, default in defaults)
 

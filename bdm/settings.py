@@ -151,7 +151,7 @@ class PrepareSettings(StageSettings):
     ] = 0.2
     seed: Annotated[Seed, Key(absent=True)] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.leave_out, str):
             object.__setattr__(self, "leave_out", (self.leave_out,))
         for name in ("leave_out", "genes", "keep_genes"):

@@ -6,9 +6,10 @@ hence it imports the standard library only.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from os import PathLike
+from typing import Any
 
 # Kinds of values as JSON schema names them: in words, and as types of Python
 KINDS = {
@@ -20,7 +21,7 @@ KINDS = {
     "object": ("keys with values", dict),
     "null": ("null", type(None)),
 }
-BOUNDS = {
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": ("at least {}", lambda value, bound: value >= bound),
     "exclusiveMinimum": ("above {}", lambda value, bound: value > bound),
     "maximum": ("at most {}", lambda value, bound: value <= bound),
@@ -29,7 +30,7 @@ BOUNDS = {
 }
 
 
-def rejection(name: str, value: object, schema: dict) -> str | None:
+def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     """Phrase why a setting cannot have a value.
 
     Parameters
@@ -51,7 +52,7 @@ def rejection(name: str, value: object, schema: dict) -> str | None:
     return f"{name} is {shown}, but must be {bounds_in_words(schema)}."
 
 
-def is_of_kind(value: object, kind: str) -> bool:
+def is_of_kind(value: Any, kind: str) -> bool:
     """Whether a value is of a kind; no truth value is a number, and neither are infinity and nan."""
     if not isinstance(value, KINDS[kind][1]):
         return False
@@ -60,12 +61,12 @@ def is_of_kind(value: object, kind: str) -> bool:
     return kind not in ("integer", "number") or (not isinstance(value, bool) and math.isfinite(value))
 
 
-def is_within(value: object, schema: dict) -> bool:
+def is_within(value: object, schema: dict[str, Any]) -> bool:
     """Whether a value is within all bounds."""
     return all(holds(value, schema[bound]) for bound, (_, holds) in BOUNDS.items() if bound in schema)
 
 
-def bounds_in_words(schema: dict) -> str:
+def bounds_in_words(schema: dict[str, Any]) -> str:
     """Write bounds as in "at least 0 and below 1"; empty if there are none."""
     return " and ".join(words.format(schema[bound]) for bound, (words, _) in BOUNDS.items() if bound in schema)
 

@@ -50,7 +50,7 @@ class TypedCells(ABC):
 
     def types(self, *, fewest: int) -> list[str]:
         """Types of at least ``fewest`` cells."""
-        return self.n_by_type.index[self.n_by_type >= fewest].tolist()
+        return list(self.n_by_type.index[self.n_by_type >= fewest])
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Cells(TypedCells):
     @cached_property
     def cp10k(self) -> sparse.csr_matrix:
         """Counts per 10,000 counts of the cell; zeros where a cell has no counts."""
-        return (sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts).tocsr()
+        return sparse.csr_matrix(sparse.diags(1e4 / np.maximum(self.library_size, 1)) @ self.counts)
 
     @cached_property
     def expression(self) -> sparse.csr_matrix:
@@ -189,7 +189,7 @@ class StoredCells(TypedCells):
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read counts of cells by their places in the file."""
-        return checked(take_cells(self.adata, rows), self.path)[:, self.genes].X
+        return sparse.csr_matrix(checked(take_cells(self.adata, rows), self.path)[:, self.genes].X)
 
     def in_memory(self) -> Cells:
         """Read all."""

@@ -105,7 +105,7 @@ def evaluate(
 
 def seeds_of_draws(n_repeats: int, *, seed: int) -> list[int]:
     """Give each repeat a seed that scikit-learn takes."""
-    return np.random.default_rng(seed).integers(2**31, size=n_repeats).tolist()
+    return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
 def memorisation_by_set(repeats: list[Repeat], training: TypedCells, *, pairs: int) -> pd.Series:

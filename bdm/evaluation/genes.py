@@ -64,7 +64,7 @@ def pair_correlations(cells: Cells, genes: np.ndarray) -> np.ndarray:
     """Pearson correlation of each pair of ``genes`` over cells; NaN where a gene is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
         correlations = np.corrcoef(cells.expression[:, genes].toarray(), rowvar=False)
-    return correlations[np.triu_indices(len(genes), k=1)]
+    return np.asarray(correlations[np.triu_indices(len(genes), k=1)])
 
 
 def kolmogorov_smirnov(judged: np.ndarray, test: np.ndarray) -> float:
@@ -110,7 +110,7 @@ def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float 
     n_cells = is_type.sum(axis=1, keepdims=True)
     inside = is_type @ cells.cp10k
     outside = cells.cp10k.sum(axis=0).A1 - inside
-    return np.log2((inside / n_cells + pseudocount) / (outside / (len(cells) - n_cells) + pseudocount))
+    return np.asarray(np.log2((inside / n_cells + pseudocount) / (outside / (len(cells) - n_cells) + pseudocount)))
 
 
 def marker_fold_changes(

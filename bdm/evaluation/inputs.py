@@ -55,9 +55,9 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     if len(lone):
         logger.warning("%s: not judged, for want of test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
-    if not on_disk:
-        training, test = training.in_memory(), test.in_memory()
-    return RealCells(training, test, gene_names(adata))
+    if on_disk:
+        return RealCells(training, test, gene_names(adata))
+    return RealCells(training.in_memory(), test.in_memory(), gene_names(adata))
 
 
 def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> TypedCells:

@@ -90,4 +90,4 @@ def share(is_near_training: np.ndarray, n_training: int, n_test: int) -> float:
 
 def nearest_distance(cells: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Euclidean distance of each cell to the nearest of others."""
-    return NearestNeighbors(n_neighbors=1).fit(among).kneighbors(cells)[0].ravel()
+    return np.asarray(NearestNeighbors(n_neighbors=1).fit(among).kneighbors(cells)[0].ravel())

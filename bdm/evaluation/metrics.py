@@ -95,7 +95,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     ----------
     Székely and Rizzo 2013, Journal of Statistical Planning and Inference, https://doi.org/10.1016/j.jspi.2013.03.018
     """
-    return 2 * cdist(x, y).mean() - mean_of_pairs(cdist(x, x)) - mean_of_pairs(cdist(y, y))
+    return float(2 * cdist(x, y).mean() - mean_of_pairs(cdist(x, x)) - mean_of_pairs(cdist(y, y)))
 
 
 def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
@@ -119,7 +119,7 @@ def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     width = max(np.median(squared[np.triu_indices(len(pooled), k=1)]), np.finfo(float).tiny)
     kernel = np.exp(-squared / (2 * width))
     n = len(x)
-    return mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean()
+    return float(mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean())
 
 
 def spread(x: np.ndarray) -> float:
@@ -171,7 +171,7 @@ def cross_validated_probabilities(
     """
     is_judged = np.repeat([True, False], [judged.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
-    features = sparse.vstack([judged, test]).toarray() if sparse.issparse(test) else np.concatenate([judged, test])
+    features = np.concatenate([cells if isinstance(cells, np.ndarray) else cells.toarray() for cells in (judged, test)])
     chances = cross_val_predict(classifier, features, is_judged, cv=folds, method="predict_proba")[:, 1]
     return chances[is_judged], chances[~is_judged]
 

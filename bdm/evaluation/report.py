@@ -32,7 +32,7 @@ def write_report(folder: Path, evaluation: Evaluation, names: GeneNames, *, prov
 
 def by_row(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Turn a table into nested dictionaries, row by row, with None for NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict(orient="index")
+    return dict(table.astype(object).where(table.notna(), None).to_dict(orient="index"))
 
 
 def rows_by_type(evaluation: Evaluation) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def gene_rows(evaluation: Evaluation, genes: pd.Index) -> pd.DataFrame:
 
 def summary(evaluation: Evaluation) -> str:
     """Write the overall scores as a table for the eye."""
-    return evaluation.overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format)
+    return str(evaluation.overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format))
 
 
 def verdict_lines(evaluation: Evaluation, name: str) -> list[str]:

@@ -53,7 +53,7 @@ class Limit:
 
     def by_chance(self, n_cells: int, *, deviations: float) -> float:
         """Tell the largest excess that chance gives to real cells, but seldom."""
-        return deviations * self.chance / max(n_cells, 1) ** self.power
+        return float(deviations * self.chance / max(n_cells, 1) ** self.power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,8 @@ def verdicts_by_type(
     by_type: pd.DataFrame, n_compared: pd.DataFrame, name: str = "branched", *, limits: Limits = LIMITS
 ) -> dict[str, Verdict]:
     """Judge each type's cells of a set; types that were not compared have no verdict but that."""
-    number, nothing = n_compared_of(n_compared, name), {}
+    number = n_compared_of(n_compared, name)
+    nothing: dict[str, float] = {}
     rows = {key: dict(row) for key, row in by_type.iterrows()}
     return {
         cell_type: verdict(

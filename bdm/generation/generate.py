@@ -78,7 +78,9 @@ def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) ->
     return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
 
 
-def batch_columns(model: BranchedModel, batch: Sequence[str] | None, *names: str) -> dict[str, pd.Categorical]:
+def batch_columns(
+    model: BranchedModel, batch: Sequence[str] | np.ndarray | None, *names: str
+) -> dict[str, pd.Categorical]:
     """Columns with the batches, named as in the model's data; no column where the model has no batches."""
     if batch is None:
         return {}

@@ -48,7 +48,7 @@ def clades_of(means: np.ndarray) -> set[frozenset[int]]:
 MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
 
 
-def branch_level(distance: np.ndarray, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
+def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
     """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``.
 
     Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
@@ -104,8 +104,9 @@ def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, thr
         Row of ``means`` of each cell type.
     """
     if not clade.children:
-        mean = means[index[clade.name]]
-        return MeasuredClade((index[clade.name],), (), 0.0, mean, float(mean @ mean))
+        (leaf,) = clade.leaves()
+        mean = means[index[leaf]]
+        return MeasuredClade((index[leaf],), (), 0.0, mean, float(mean @ mean))
     children = tuple(measure_clade(child, means, index, threshold=threshold) for child in clade.children)
     weight = np.array([len(child.members) for child in children], dtype=float)
     level = float(branch_level(np.sqrt(merge_height(children)), threshold=threshold))

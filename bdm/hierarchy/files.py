@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -42,7 +43,7 @@ def quoted(name: str) -> str:
 
 def to_newick(hierarchy: Hierarchy) -> str:
     """Write a hierarchy in Newick: branch lengths in noise levels, support as label of inner nodes."""
-    written = {}
+    written: dict[str, str] = {}
     for branch in reversed(hierarchy.branches):
         children = hierarchy.children[branch.name]
         if children:
@@ -103,7 +104,7 @@ def from_newick(text: str) -> Clade:
     raise InputError(f"The Newick text cannot be read near character {position}; check brackets and the end ';'.")
 
 
-Tree = Clade | Path | str | Sequence  # a shape, a file, Newick text, or nested lists of cell types
+Tree = Clade | Path | str | Sequence[Any]  # a shape, a file, Newick text, or nested lists of cell types
 
 
 def as_clade(tree: Tree) -> Clade:

@@ -18,11 +18,11 @@ class Clade:
     def leaves(self) -> tuple[str, ...]:
         """Names of the leaves, in order."""
         if not self.children:
-            return (self.name,)
+            return (str(self.name),)
         return tuple(leaf for child in self.children for leaf in child.leaves())
 
 
-def from_nested(nested: str | Sequence) -> Clade:
+def from_nested(nested: str | Sequence[Any]) -> Clade:
     """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
 
     Raises
@@ -65,7 +65,8 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
 
 def _with_known_names(tree: Clade, spaced: dict[str, str], cell_types: Sequence[str]) -> Clade:
     if not tree.children:
-        return tree if tree.name in cell_types else Clade(spaced.get(tree.name, tree.name))
+        (name,) = tree.leaves()
+        return tree if name in cell_types else Clade(spaced.get(name, name))
     return Clade(tree.name, tuple(_with_known_names(child, spaced, cell_types) for child in tree.children))
 
 
@@ -154,7 +155,7 @@ class Hierarchy:
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
         """Names of each branch's children, in order; none for a cell type."""
-        children = {branch.name: () for branch in self.branches}
+        children: dict[str, tuple[str, ...]] = {branch.name: () for branch in self.branches}
         for branch in self.branches:
             if branch.parent is not None:
                 children[branch.parent] += (branch.name,)

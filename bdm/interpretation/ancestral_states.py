@@ -72,9 +72,12 @@ def denoise(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     end, device = walk.path_to_lower_end(branch)[-1], walk.device
     x, level = x.to(device), torch.tensor([sigma], device=device)
     index = torch.tensor([end.denoiser_branch], device=device)
+    clean: Tensor
     if end.high > end.low:
-        return walk.denoiser(x, level, index).cpu()
-    return walk.denoiser.standardise(x, level[:, None], index)[0].cpu()
+        clean = walk.denoiser(x, level, index)
+    else:
+        clean, _ = walk.denoiser.standardise(x, level[:, None], index)
+    return clean.cpu()
 
 
 def decode_to_counts(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:

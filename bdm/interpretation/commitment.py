@@ -41,7 +41,7 @@ class Commitment:
 
     def auc(self, sigma: float) -> np.ndarray:
         """AUC at a noise level."""
-        return norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2))
+        return np.asarray(norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2)))
 
     def level(self, threshold: float) -> np.ndarray:
         """Find the commitment level: the highest noise level at which the AUC is ``threshold`` or more.
@@ -98,4 +98,4 @@ def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
     loadings = model.autoencoder.network.loadings.weight.detach().double()
     to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[: loadings.shape[1]]
     directions = (loadings @ to_latent).numpy()
-    return directions - share @ directions
+    return np.asarray(directions - share @ directions)

@@ -75,7 +75,7 @@ class TypeExpression:
     def squared_error(self, cell_types: tuple[str, ...]) -> np.ndarray:
         """Squared standard error of the mixture's mean, estimated from the number of cells of each type, by gene."""
         weight, _, variances = self._parts(cell_types)
-        return weight @ variances / self.total(cell_types)
+        return np.asarray(weight @ variances / self.total(cell_types))
 
     def _parts(self, cell_types: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         weight = np.array([self.n_cells[cell_type] for cell_type in cell_types]) / self.total(cell_types)
@@ -114,7 +114,9 @@ class FoldChange:
     @property
     def z(self) -> np.ndarray:
         """Fold change in standard errors; 0 where there is neither."""
-        return np.divide(self.log2, self.standard_error, out=np.zeros_like(self.log2), where=self.standard_error > 0)
+        z: np.ndarray = np.zeros_like(self.log2)
+        np.divide(self.log2, self.standard_error, out=z, where=self.standard_error > 0)
+        return z
 
 
 @dataclass(frozen=True)
@@ -153,4 +155,4 @@ class Differences:
 
 def two_sided_p(z: np.ndarray) -> np.ndarray:
     """Two-sided p-values of standard normal z."""
-    return 2 * norm.sf(np.abs(z))
+    return np.asarray(2 * norm.sf(np.abs(z)))

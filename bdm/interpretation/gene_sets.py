@@ -134,19 +134,19 @@ def enrichment(
     Subramanian et al. 2005, https://doi.org/10.1073/pnas.0506580102; GSEApy, Fang et al. 2023,
     https://doi.org/10.1093/bioinformatics/btac757
     """
-    sets = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
+    tested = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
     tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]
-    branches = list(branches) if sets else []
+    branches = list(branches) if tested else []
     cell_types = {name for contrast, _ in branches for name in (*contrast.inside, *contrast.outside)}
     for contrast, differences in branches:
-        elsewhere = cell_types.difference(contrast.inside, contrast.outside) if len(sets) > MOST_SETS else ()
-        near = {name: members for name, members in sets.items() if name not in elsewhere}
+        elsewhere = cell_types.difference(contrast.inside, contrast.outside) if len(tested) > MOST_SETS else ()
+        near = {name: members for name, members in tested.items() if name not in elsewhere}
         if not near:
             continue
         found = enrichment_of_ranking(
             pd.Series(differences.score, index=genes), near, seed=derive(seed, contrast.child) % 2**31
         )
-        found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in sets.items()})
+        found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in tested.items()})
         names = {"node": contrast.node, "level": contrast.level, "child": contrast.child}
         tables.append(found.assign(**names, cell_types="; ".join(contrast.inside))[list(tables[0])])
     return pd.concat(tables[1:] or tables, ignore_index=True)

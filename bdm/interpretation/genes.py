@@ -11,7 +11,8 @@ from anndata import AnnData
 
 from bdm.diffusion.walk import TreeWalk
 from bdm.evaluation.cells import Cells, sample_by_type
-from bdm.generation.generate import Chunk, expected_counts, observation_model, shared_chunks
+from bdm.generation.chunks import Chunk, shared_chunks
+from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
 from bdm.model.model import BranchedModel
@@ -26,7 +27,7 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     """
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     request = request_cells(model, n_cells)
-    parts = {cell_type: [] for cell_type in model.cell_types}
+    parts: dict[str, list[tuple[int, Expression]]] = {cell_type: [] for cell_type in model.cell_types}
     for chunk in shared_chunks(walk, request, seed):
         parts[chunk.cell_type].append((len(chunk.x), _expression(model, request, chunk)))
     n_trained = model.composition.sum(axis=1).to_dict()

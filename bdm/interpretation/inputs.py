@@ -100,7 +100,7 @@ def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
     if len(cells) <= MAX_CELLS:
         return cells.rows
-    return cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MAX_CELLS), seed=seed)]
+    return np.asarray(cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MAX_CELLS), seed=seed)])
 
 
 def inputs_of(

@@ -47,7 +47,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
         by_node(measure_clade(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)
         for threshold in THRESHOLDS
     ]
-    parents = {name: hierarchy.by_name[name].parent for name in names}
+    parents = {name: hierarchy.by_name[name].parent or "" for name in names}
     apart = [[has_length(tree[name], tree.get(parents[name])) for tree in trees] for name in names]
     heights = [merge_height(trees[0][name].children) for name in names]
     support = latent_support(cells, model.whitening, n_draws=N_DRAWS, seed=seed)

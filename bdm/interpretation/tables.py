@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -106,9 +106,9 @@ def by_branch(interpretation: Interpretation, values: Callable[[ContrastGenes], 
     )
 
 
-def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict:
+def rank_genes_table(differences: list[tuple[Contrast, Differences]], genes: pd.Index) -> dict[str, Any]:
     """Differences in the form of scanpy's ``rank_genes_groups``: all genes of each branch, the best first."""
-    columns = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
+    columns: dict[str, list[Any]] = {"names": [], "scores": [], "logfoldchanges": [], "pvals": [], "pvals_adj": []}
     for _, found in differences:
         order = np.argsort(found.rank)
         values = genes.to_numpy(dtype=str), found.score, found.fold_change.log2, found.p, found.p_adjusted
@@ -262,4 +262,4 @@ def agreement_summary(agreement: pd.DataFrame) -> str:
         {QUERY_NAMES[query]: means[[column_of(name, query) for name in names]].to_numpy() for query in QUERIES},
         index=names,
     )
-    return table.to_string(float_format="{:.3f}".format)
+    return str(table.to_string(float_format="{:.3f}".format))

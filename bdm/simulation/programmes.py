@@ -136,4 +136,4 @@ def _changes(settings: ProgrammeSettings, generator: np.random.Generator) -> np.
     """Shuffle the changes of the genes of a module: the same sizes in all modules, in random order and direction."""
     quantile = generator.permutation((np.arange(settings.n_genes) + 0.5) / settings.n_genes)
     size = settings.least_log2_fold_change - settings.mean_excess * np.log1p(-quantile)
-    return np.where(generator.random(settings.n_genes) < settings.share_up, size, -size)
+    return np.asarray(np.where(generator.random(settings.n_genes) < settings.share_up, size, -size))

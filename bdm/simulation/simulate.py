@@ -41,9 +41,8 @@ class Population:
         """Sample counts, cells x genes, from the index of each cell's type and its expected number of counts."""
         factors = generator.standard_normal((len(cell_type), len(self.loadings)))
         mean = library_size[:, None] * shares(self.log_expression[cell_type] + factors @ self.loadings)
-        return generator.poisson(
-            mean * generator.gamma(self.inverse_dispersion, size=mean.shape) / self.inverse_dispersion
-        )
+        rate = mean * generator.gamma(self.inverse_dispersion, size=mean.shape) / self.inverse_dispersion
+        return np.asarray(generator.poisson(rate))
 
 
 def expression_by_type(base: np.ndarray, programmes: tuple[Programme, ...], cell_types: tuple[str, ...]) -> np.ndarray:
@@ -52,13 +51,13 @@ def expression_by_type(base: np.ndarray, programmes: tuple[Programme, ...], cell
     for programme in programmes:
         below = np.isin(cell_types, programme.cell_types)
         logits[np.ix_(below, programme.genes)] += np.log(2) * programme.log2_fold_change
-    return np.log(shares(logits))
+    return np.asarray(np.log(shares(logits)))
 
 
 def shares(logits: np.ndarray) -> np.ndarray:
     """Softmax over genes, cells x genes."""
     exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponential / exponential.sum(axis=1, keepdims=True)
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
 BLOCK_SIZE = 1024
@@ -98,7 +97,7 @@ class SimulationSettings(StageSettings):
     inverse_dispersion: Annotated[float, Gt(0)] = 5.0
     dispersion_spread: Annotated[float, Ge(0)] = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         Setting("most_cells", int, None, (Ge(self.fewest_cells),)).check(self.most_cells)
 

@@ -60,7 +60,7 @@ class TransmutationEvaluation:
     @property
     def original_types(self) -> list[str]:
         """Types that cells were moved from."""
-        return self.table.index.unique("original_type").tolist()
+        return list(self.table.index.unique("original_type"))
 
 
 @using_threads()
@@ -176,4 +176,4 @@ def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> 
     if len(unknown) or not before.is_unique:
         lacking = f"lacks their {subset_of_names(unknown)}" if len(unknown) else "has cells of one name"
         raise InputError(f"{names[0]} holds cells that cannot be found before they moved: {names[1]} {lacking}.")
-    return before.get_indexer(adata.obs_names)
+    return np.asarray(before.get_indexer(adata.obs_names))

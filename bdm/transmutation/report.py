@@ -19,4 +19,5 @@ def write_report(folder: Path, evaluation: TransmutationEvaluation, *, provenanc
 
 def summary(evaluation: TransmutationEvaluation) -> str:
     """Tell the scores as a table for the eye."""
-    return f"Moved to {evaluation.to}:\n" + evaluation.table.to_string(float_format="{:.3f}".format)
+    table = evaluation.table.to_string(float_format="{:.3f}".format)
+    return f"Moved to {evaluation.to}:\n{table}"

@@ -125,4 +125,5 @@ def equal_numbers(one: Cells, other: Cells, *, seed: int) -> tuple[Cells, Cells]
     """Draw as many cells of both as the smaller set has, or ``MOST_EMBEDDED_CELLS``."""
     n_cells = min(len(one), len(other), MOST_CELLS)
     generator = np.random.default_rng(seed)
-    return tuple(cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (one, other))
+    first, second = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (one, other))
+    return first, second
