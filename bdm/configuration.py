@@ -85,7 +85,7 @@ def property_of(setting: Setting) -> Schema:
     if types == "array":
         found["items"] = {"type": "string"}
     found |= bounds(*(setting.key.bounds or setting.annotations))
-    text = setting.help.removesuffix(".")
+    text = (setting.help or "").removesuffix(".")
     if setting.unset:
         text += f" ({'empty' if types == 'array' else 'null'}: {setting.unset})"
     if setting.default is not REQUIRED:

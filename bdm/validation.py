@@ -12,7 +12,7 @@ from os import PathLike
 from typing import Any
 
 # Kinds of values as JSON schema names them: in words, and as types of Python
-KINDS = {
+KINDS: dict[str, tuple[str, Any]] = {
     "integer": ("a whole number", Integral),
     "number": ("a finite number", Real),
     "boolean": ("true or false", bool),

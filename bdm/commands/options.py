@@ -113,7 +113,7 @@ def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspe
     """Make a parameter that typer turns into an option; the setting checks its value, not typer."""
     flags = [f"--{name.strip('_').replace('_', '-')}"]
     flags += [short.flag for short in setting.annotations if isinstance(short, Short)]
-    type_, default, text = setting.types[0], setting.default, setting.help.removesuffix(".")
+    type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
     how: dict[str, Any] = {"show_default": setting.unset or True, "rich_help_panel": panel}
     if type_ is bool:
         default, how["show_default"] = default is True, False

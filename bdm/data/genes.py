@@ -177,7 +177,7 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
     """Mask of the ``n_genes`` genes with the best median rank over batches, of ``variability`` (batches x genes)."""
     rank = np.argsort(np.argsort(-variability, axis=1), axis=1).astype(np.float32)
     rank[rank >= n_genes] = np.nan
-    median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)  # type: ignore[no-untyped-call]
+    median = np.ma.median(np.ma.masked_invalid(rank), axis=0).filled(np.nan)
     table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
     order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
     return np.asarray(table.index.isin(order[:n_genes]))

@@ -41,7 +41,8 @@ class ResidualBlock(nn.Module):
         """Next h, cells x width, given the condition, cells (or one for all) x width."""
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         inner = nn.functional.silu(self.norm(h) * (1 + scale) + shift)
-        return h + self.out(nn.functional.silu(self.hidden(inner)))
+        change: Tensor = self.out(nn.functional.silu(self.hidden(inner)))
+        return h + change
 
 
 class BranchedDenoiser(nn.Module):
@@ -58,7 +59,12 @@ class BranchedDenoiser(nn.Module):
     more time.
     """
 
-    def __init__(self, shape: DenoiserShape):
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+    frequencies: Tensor
+
+    def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
         self.shape = shape
         width = shape.width
@@ -109,12 +115,13 @@ class BranchedDenoiser(nn.Module):
             Index of the branch, one per cell, or one for all.
         """
         sigma = sigma[:, None]
+        normal: Tensor
         normal, standardised = self.standardise(x, sigma, branch)
         c_out = sigma / (1 + sigma**2).sqrt()
         c_noise = sigma.log() / 4
         return normal + c_out * self.network(standardised, c_noise, branch)
 
-    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
     def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         """Denoised x if the populations of the branches were normal, and the input of the network."""
         mean, axes, variance = self.mean[branch], self.axes[branch], self.variance[branch]
@@ -130,7 +137,8 @@ class BranchedDenoiser(nn.Module):
         h = self.enter(x)
         for block in self.blocks:
             h = block(h, condition)
-        return self.leave(h)
+        learned: Tensor = self.leave(h)
+        return learned
 
 
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:

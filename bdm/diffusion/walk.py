@@ -95,7 +95,8 @@ class TreeWalk:
         branch = torch.tensor([denoiser_branch], device=device)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return self.denoiser(x, torch.tensor([sigma], device=device), branch)
+            denoised: Tensor = self.denoiser(x, torch.tensor([sigma], device=device), branch)
+            return denoised
 
         return denoise
 

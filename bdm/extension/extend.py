@@ -130,7 +130,9 @@ def extend(
     extension = Extension(
         cell_type=cell_type,
         attachment=attachment,
-        support=attachment and attachment_support(model, x, attachment, n_bootstrap=settings.n_bootstrap, seed=seed),
+        support=None
+        if attachment is None
+        else attachment_support(model, x, attachment, n_bootstrap=settings.n_bootstrap, seed=seed),
         autoencoder=own,
         normal=normal,
         embedding=embedding,

@@ -4,7 +4,6 @@ import copy
 import logging
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def with_replayed_cells(
     replayed.X = replayed.X.astype(cells.X.dtype)
     replayed.obs["split"] = split_by_type(replayed.obs["cell_type"], validation=0.1, test=0.0, seed=seed)
     if model.autoencoder.batches:  # their column in the model's data may have another name
-        replayed.obs["batch"] = np.repeat(request.table["batch"], request.table["n_cells"]).to_numpy()
+        replayed.obs["batch"] = request.table["batch"].repeat(request.table["n_cells"]).to_numpy()
     del replayed.obsm["latent"]
     both = ad.concat([cells, replayed], join="inner", index_unique="-")
     both.var = cells.var

@@ -74,9 +74,10 @@ def new_cells(
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
     cells = model_counts(adata[taken], model, keys, missing_as_zero=missing_as_zero)
     cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
-    known_batches, batches = model.autoencoder.batches, ()
-    if known_batches:
-        batch = batches_of(adata[taken], model, keys, new_allowed=True)
+    known_batches = model.autoencoder.batches
+    batches: tuple[str, ...] = ()
+    batch = batches_of(adata[taken], model, keys, new_allowed=True)
+    if batch is not None:
         batches = tuple(sorted(set(batch[cells.obs["cell_type"].isin(chosen)]) - set(known_batches)))
         cells.obs["batch"] = pd.Categorical(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]

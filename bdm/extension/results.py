@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class ExtensionReport:
             )
 
 
-def extension_row(fitted: FittedExtension) -> dict[str, float | str | int | None]:
+def extension_row(fitted: FittedExtension) -> dict[str, Any]:
     """Return where a type joined the tree, and how well the model expresses it.
 
     Log likelihoods are evidence lower bounds, means over held-out cells; ``gain`` is what the type-specific decoder
@@ -191,7 +191,7 @@ def summary(fitted: FittedExtension) -> str:
     return describe(extension_row(fitted))
 
 
-def describe(row: dict[str, float | str | int | None]) -> str:
+def describe(row: Mapping[str, Any]) -> str:
     """Describe a type by its row of ``extensions.csv``."""
     if row["was_known"]:
         where = (
@@ -207,7 +207,7 @@ def describe(row: dict[str, float | str | int | None]) -> str:
     return f"{where} {nearest} {verdict(row)}"
 
 
-def verdict(row: dict[str, float | str | int | None]) -> str:
+def verdict(row: Mapping[str, Any]) -> str:
     """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
     if n_cells < FEWEST_HELD_OUT:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bdm.diffusion.walk import TreeWalk
 from bdm.errors import InputError
 from bdm.generation.request import Request
-from bdm.progress import progress
+from bdm.progress import Item, progress
 from bdm.seeds import derive, torch_generator
 from bdm.threads import Map
 
@@ -161,5 +161,5 @@ def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, p
         yield Chunk(spec.cell_type, spec.start, samples[spec.start].pop(spec.cell_type))
 
 
-def _progress(chunks: Iterator, n: int) -> Iterator:
+def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:
     return progress(chunks, total=n, doing="generating", unit="chunk")

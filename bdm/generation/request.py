@@ -32,7 +32,7 @@ class Request:
     @property
     def n_cells(self) -> dict[str, int]:
         """Number of cells by type."""
-        return self.table.groupby("cell_type", sort=False)["n_cells"].sum().to_dict()
+        return dict(self.table.groupby("cell_type", sort=False)["n_cells"].sum().to_dict())
 
     def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray | None:
         """Batch of each of ``n_cells`` cells of a type, after its first ``start``; None where the model has no batches.
@@ -43,7 +43,7 @@ class Request:
             return None
         rows = self.table[self.table["cell_type"] == cell_type]
         row = np.searchsorted(rows["n_cells"].cumsum(), np.arange(start, start + n_cells), side="right")
-        return rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)]
+        return np.asarray(rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)])
 
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
@@ -117,7 +117,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
         raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Not counted: %d cells of types that the model lacks: %s.", (~known).sum(), others)
-    return labels[known].value_counts().to_dict()
+    return dict(labels[known].value_counts().to_dict())
 
 
 def _check(model: BranchedModel, table: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,8 +29,10 @@ class Whitening:
 
     centre: Tensor
     covariance: Tensor
+    _whiten: Tensor = field(init=False, repr=False, compare=False)
+    _colour: Tensor = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "_whiten", matrix_power(self.covariance, -0.5))
         object.__setattr__(self, "_colour", matrix_power(self.covariance, 0.5))
 

@@ -73,8 +73,8 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
     label_key = label_column(adata.obs, model, keys)
     batch_key = batch_column(adata.obs, model, keys)
     slots = count_slots(adata)
-    slots = [slots[counts]] if counts in slots else list(slots.values())
-    if not any(genes.isin(slot.var_names).all() for slot in slots):  # but maybe by identifiers
+    candidates = [slots[counts]] if counts in slots else list(slots.values())
+    if not any(genes.isin(slot.var_names).all() for slot in candidates):  # but maybe by identifiers
         adata, counts = model_counts(adata, model, keys), "X"
     known = {field.name for field in fields(PrepareSettings)}
     recorded = {name: value for name, value in model.preparation.items() if name in known}
@@ -131,20 +131,19 @@ def real_cells_for(
     InputError
         If there are no cells to evaluate with, too few, or most of them are training cells.
     """
-    if isinstance(adata_test, Path):
-        adata_test = read_cells(adata_test)
+    other = read_cells(adata_test) if isinstance(adata_test, Path) else adata_test
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()
-    if adata_test is None and not is_test.any():
+    if other is None and not is_test.any():
         raise InputError(
             "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
             "`test=0.2`."
         )
     cells = Cells.of(prepared[:, genes])
     training = cells[np.flatnonzero(~is_test)]
-    test = cells[np.flatnonzero(is_test)] if adata_test is None else known_cells(adata_test, model, keys)
-    if adata_test is not None:
-        check_held_out(test, training, adata_test.obs_names, prepared.obs_names[~is_test])
+    test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
+    if other is not None:
+        check_held_out(test, training, other.obs_names, prepared.obs_names[~is_test])
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
 

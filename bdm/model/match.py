@@ -218,4 +218,4 @@ def batches_of(
     unknown = sorted(set(batch) - set(known))
     if unknown and not new_allowed:
         raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
-    return batch
+    return np.asarray(batch)

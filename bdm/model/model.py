@@ -104,7 +104,9 @@ class BranchedModel:
 
     def library_range(self, cell_type: str | None) -> tuple[float, float]:
         """Smallest and largest log library size for a cell type: of its extension, if any, or of the training cells."""
-        extended = {extension.cell_type: extension.library_sizes for extension in self.extensions}
+        extended: dict[str | None, Tensor] = {
+            extension.cell_type: extension.library_sizes for extension in self.extensions
+        }
         smallest, largest = extended.get(cell_type, self.library_sizes).tolist()
         return smallest, largest
 
@@ -116,12 +118,12 @@ class BranchedModel:
     @property
     def label_key(self) -> str:
         """Column of ``obs`` that held the cell types of the data."""
-        return self.preparation["label_key"]
+        return str(self.preparation["label_key"])
 
     @property
     def preparation(self) -> dict[str, Any]:
         """Settings with which the data of the fit were prepared."""
-        return self.autoencoder.provenance["prepare"]
+        return dict(self.autoencoder.provenance["prepare"])
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
@@ -190,8 +192,8 @@ def model_checksum(folder: Path) -> str:
     """
     extensions = Path(folder) / EXTENSIONS / LIST
     if extensions.exists():
-        return read_checksummed_json(extensions, "list of extensions", version=FORMAT)["checksum"]
-    return read_checksummed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"]
+        return str(read_checksummed_json(extensions, "list of extensions", version=FORMAT)["checksum"])
+    return str(read_checksummed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"])
 
 
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:

@@ -39,5 +39,5 @@ def shown(drawn: Axes | Figure, *, show: bool | None, complete: bool = True) -> 
 
 def has_screen() -> bool:
     """Return whether matplotlib shows figures, as in a notebook or in a window, or only writes them to files."""
-    off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)  # type: ignore[no-untyped-call]
+    off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     return plt.get_backend().lower() not in off_screen
