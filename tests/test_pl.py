@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -81,6 +82,20 @@ def test_scores_are_those_of_the_tables(evaluation):
         points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
         np.testing.assert_allclose(points, evaluation.overall.loc[score])
     assert texts(axes[0]) == ["floor", "generated"]
+
+
+def test_tick_labels_do_not_touch(evaluation):
+    figure = overall_figure(evaluation)
+    figure.draw_without_rendering()
+    rows = {}
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        labels = [label for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high]
+        assert len(labels) >= 2, axis.get_title()
+        rows.setdefault(round(axis.get_position().y0, 2), []).extend(label.get_window_extent() for label in labels)
+    for boxes in rows.values():
+        boxes.sort(key=lambda box: box.x0)
+        assert all(right.x0 - left.x1 > 7 for left, right in pairwise(boxes))
 
 
 def test_one_score_is_drawn_as_among_all(evaluation):

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from bdm.evaluation.cells import SET_NAMES, Cells, match, set_name
 from bdm.evaluation.evaluate import Evaluation
@@ -86,7 +87,8 @@ def draw_score(axis: Axes, scores: pd.Series, *, ideal: float) -> None:
         text = axis.annotate(f"{scores[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
         text.set_path_effects([HALO])
     axis.margins(x=0.2)
-    axis.locator_params(axis="x", nbins=4)  # more labels would touch in a narrow panel
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))  # whose labels do not touch
+    axis.tick_params(axis="x", labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
