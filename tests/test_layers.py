@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the lowest; a module may import modules of its own layer and of lower ones
     {"text", "errors", "validation", "seeds", "arrays", "progress", "files", "checksums", "store", "provenance"},
     {"threads", "checkpoint", "training", "processes", "embedding"},
-    {"data", "schema", "settings"},
+    {"data", "schema", "settings", "configuration"},
     {"evaluation"},  # compares cells, whatever they come from
     {"autoencoder"},
     {"latent"},
@@ -19,7 +19,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"generation", "simulation"},
     {"interpretation", "extension", "transmutation"},
     {"plotting"},
-    {"report", "api"},
+    {"report", "api", "fitted_model"},
     {"pl"},
     {"commands", "cli"},
 ]

@@ -221,7 +221,7 @@ def test_extension_is_drawn(small_model, example_cells, tmp_path):
     assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(own)
     with pytest.raises(InputError, match="T-800"):
         pl.type_specific_genes(model, ["T-800"])
-    in_memory = bdm.ExtensionReport.of(model.learnt)
+    in_memory = bdm.ExtensionReport.of(model.last_extension)
     in_memory.save(tmp_path / "report")
     report = bdm.ExtensionReport.load(tmp_path / "report")
     for name in ("extensions", "likelihood", "genes"):
