@@ -360,6 +360,7 @@ def test_transmuted_cells_are_scored_and_reported(trained, prepared_file, tmp_pa
     assert (tmp_path / "transmute_blood.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_types_move_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path):
     cells = prepared[prepared.obs["cell_type"].isin([B, "CD14+ Monocyte", "Dendritic"])].copy()
     in_two = np.arange(cells.n_obs) % 2 == 0
@@ -607,6 +608,7 @@ def extended(prepared, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_extension_changes_no_other_type_where_a_flat_model_does(extended):
     table = pd.read_csv(extended / "extend.csv")
     one = table[table["task"] == "one"]
@@ -616,6 +618,7 @@ def test_extension_changes_no_other_type_where_a_flat_model_does(extended):
     assert energy["flat, on everything"].mean() < energy["flat, on the new type"].mean()
 
 
+@pytest.mark.slow
 def test_all_ways_learn_the_types(extended):
     table = pd.read_csv(extended / "extend.csv")
     new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])]
@@ -627,6 +630,7 @@ def test_all_ways_learn_the_types(extended):
     assert in_turn["forest_auc"].notna().all()
 
 
+@pytest.mark.slow
 def test_extensions_are_reported(extended):
     table, text = pd.read_csv(extended / "extend.csv"), (extended / "extend.md").read_text()
     new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])].set_index("set")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
+from bdm.cli import app
 from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
 from bdm.files import sha256
@@ -128,17 +129,24 @@ def folder(example_cells, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     settings = PrepareSettings(label_key="bulk_labels", n_genes=200)
     prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
-    run(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8").wait()
-    run(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0").wait()
-    run(folder, TRAIN.replace("hierarchy.json", "hierarchy.json model")).wait()
+    run_here(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8")
+    run_here(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0")
+    run_here(folder, TRAIN.replace("hierarchy.json", "hierarchy.json model"))
     return folder
 
 
 TRAIN = "train autoencoder hierarchy.json --n-steps 700 --width 32 --checkpoint-every 0.2"
 
 
+def run_here(folder: Path, command: str) -> None:
+    """Run a command in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        app(command.split(), standalone_mode=False)
+
+
 def run(folder: Path, command: str) -> subprocess.Popen:
-    """Start a command."""
+    """Start a command in a process of its own."""
     program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
     return subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
 

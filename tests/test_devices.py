@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoint import run, tensors
+from test_checkpoint import run, run_here, tensors
 
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
@@ -29,15 +29,12 @@ def folder(example_cells, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("devices")
     settings = PrepareSettings(label_key="bulk_labels", n_genes=200)
     prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
-    for line in [
-        "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8",
-        "hierarchy autoencoder hierarchy.json --n-bootstrap 0",
-        command("one", 40, 1),
-        command("three", 40, 3),
-    ]:
-        process = run(folder, line)
-        told = process.communicate()[1]
-        assert process.returncode == 0, told
+    run_here(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8")
+    run_here(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0")
+    run_here(folder, command("one", 40, 1))
+    process = run(folder, command("three", 40, 3))
+    told = process.communicate()[1]
+    assert process.returncode == 0, told
     return folder
 
 
