@@ -236,7 +236,7 @@ def test_posterior_is_torchs_normal():
 
 def test_draws_have_the_moments_of_the_posterior():
     posterior, normal = posterior_of()
-    draws = torch.stack([posterior.draw(noise) for noise in torch.randn(40_000, 4, 3, generator=seeded())])
+    draws = torch.stack([posterior.sample(noise) for noise in torch.randn(40_000, 4, 3, generator=seeded())])
     torch.testing.assert_close(draws.mean(dim=0), posterior.mean, atol=0.02, rtol=0)
     covariance = torch.stack([torch.cov(draws[:, cell].T) for cell in range(4)])
     torch.testing.assert_close(covariance, normal.covariance_matrix, atol=0.02, rtol=0)
@@ -324,29 +324,29 @@ def test_running_means_move_towards_cells():
     before = network.prior_mean.clone()
     types = torch.tensor([0, 0, 2])
     latent = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    network.follow(types, latent)
+    network.update_prior_means(types, latent)
     torch.testing.assert_close(network.prior_mean[0], (MEMORY * before[0] + latent[:2].sum(dim=0)) / (MEMORY + 2))
     torch.testing.assert_close(network.prior_mean[2], (MEMORY * before[2] + latent[2]) / (MEMORY + 1))
     assert torch.equal(network.prior_mean[1], before[1])
-    network.follow(torch.tensor([1]), latent[2:])
+    network.update_prior_means(torch.tensor([1]), latent[2:])
     torch.testing.assert_close(network.prior_mean[1], (MEMORY * before[1] + latent[2]) / (MEMORY + 1))
 
 
 def test_running_means_end_at_the_cells_they_follow():
     network = network_of(n_latent=2)
     for step in range(200):
-        network.follow(torch.tensor([0, 1]), torch.tensor([[2.0, -1.0], [float(step), 0.0]]))
+        network.update_prior_means(torch.tensor([0, 1]), torch.tensor([[2.0, -1.0], [float(step), 0.0]]))
     torch.testing.assert_close(network.prior_mean[0], torch.tensor([2.0, -1.0]), atol=1e-3, rtol=0)
     assert 170 < network.prior_mean[1, 0] < 190
 
 
-def test_start_from_cells():
+def test_initialise_from_cells():
     types = types_of(300)
     latent = torch.randn(300, 2, generator=seeded()) + torch.tensor([[6.0, 0.0], [0.0, 2.0], [0.0, 0.0]])[types]
     rates = 1e6 * torch.softmax(latent @ torch.randn(2, 40, generator=seeded(1)) / 2, dim=1)
     counts = torch.poisson(rates, generator=seeded(2))
     network = network_of(n_genes=40, n_latent=2)
-    network.start_from(counts, types)
+    network.initialise(counts, types)
     expression = torch.softmax(network.loadings.bias, dim=0)
     torch.testing.assert_close(expression, counts.sum(dim=0) / counts.sum(), atol=1e-5, rtol=0)
     normalised = log_normalise(counts)
@@ -361,19 +361,19 @@ def test_start_from_cells():
 
 
 @pytest.mark.parametrize(("n_cells", "n_genes"), [(3, 11), (200, 2), (2, 2)])
-def test_start_from_fewer_cells_or_genes_than_latent_dimensions(n_cells, n_genes):
+def test_initialise_from_fewer_cells_or_genes_than_latent_dimensions(n_cells, n_genes):
     network = network_of(n_genes=n_genes)
     counts, types, batch = counts_of(n_cells, n_genes), types_of(n_cells), torch.zeros(n_cells, dtype=torch.long)
-    network.start_from(counts, types)
+    network.initialise(counts, types)
     assert all(value.isfinite().all() for value in network.state_dict().values())
     bound, latent = network(counts, types, batch, torch.zeros(n_cells, 4), n_iterations=3)
     assert bound.isfinite().all()
     assert latent.isfinite().all()
 
 
-def test_start_from_cells_without_a_type():
+def test_initialise_from_cells_without_a_type():
     network = network_of()
-    network.start_from(counts_of(30), torch.zeros(30, dtype=torch.long))
+    network.initialise(counts_of(30), torch.zeros(30, dtype=torch.long))
     assert torch.equal(network.prior_mean[1:], torch.zeros(2, 4))
 
 
@@ -395,7 +395,7 @@ def test_turned_model_is_the_same():
             ]
 
     before, loadings = told(), network.loadings.weight.detach().clone()
-    network.turn(network.encode(counts, types, batch).precision.mean(dim=0))
+    network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
     assert not torch.allclose(network.loadings.weight, loadings, atol=0.01)
     torch.testing.assert_close(told(), before, atol=1e-4, rtol=1e-4)
 
@@ -403,7 +403,7 @@ def test_turned_model_is_the_same():
 def test_turned_latents_have_independent_errors_and_the_best_known_first():
     network = network_of()
     counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
-    network.turn(network.encode(counts, types, batch).precision.mean(dim=0))
+    network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
     precision = network.encode(counts, types, batch).precision.mean(dim=0)
     torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
     assert (precision.diagonal().diff() < 0).all()
@@ -573,7 +573,7 @@ def test_model_that_cells_are_drawn_from_is_found():
     counts, types = to_tensor(test.X.toarray()), type_codes(test, ("a", "b", "c"))
     batch, noise = torch.zeros(test.n_obs, dtype=torch.long), torch.randn(test.n_obs, 2, generator=seeded())
     start = CountAutoencoder(truth.shape)
-    start.start_from(counts, types)
+    start.initialise(counts, types)
     with torch.no_grad():
         bounds = [
             float(network(counts, types, batch, noise, n_iterations=12)[0].mean()) for network in (start, found, truth)

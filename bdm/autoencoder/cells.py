@@ -1,4 +1,4 @@
-"""Cells as the autoencoder takes them: codes, blocks, samples, expected counts, evidence lower bounds."""
+"""Cells as input of the autoencoder: codes, blocks, samples, expected counts, evidence lower bounds."""
 
 from collections.abc import Iterator
 
@@ -26,12 +26,12 @@ def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
 
 
 def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
-    """Names of the batches of prepared cells; none where no batch enters."""
+    """Names of the batches of prepared cells; none without batches."""
     return tuple(adata.obs["batch"].cat.categories) if "batch" in adata.obs else ()
 
 
 def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
-    """Index of each cell's batch among ``batches``; 0 where no batch enters."""
+    """Index of each cell's batch among ``batches``; the only index, 0, without batches."""
     if not batches:
         return torch.zeros(adata.n_obs, dtype=torch.long)
     return to_tensor(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
@@ -42,8 +42,8 @@ CellBlock = tuple[Tensor, Tensor, Tensor]
 
 
 def cell_blocks(cells: ad.AnnData, types: Tensor, codes: Tensor) -> Iterator[CellBlock]:
-    """Yield counts of cells, dense, with the index of each cell's type and batch, some cells at a time."""
-    matrix = cells.X  # once, as a view would take its cells anew for each block
+    """Yield dense counts of cells, with the index of each cell's type and batch, in blocks."""
+    matrix = cells.X  # once, as a view would select its cells again for each block
     for start in range(0, cells.n_obs, BLOCK):
         rows = slice(start, start + BLOCK)
         yield to_tensor(matrix[rows].toarray()), types[rows], codes[rows]
@@ -54,31 +54,31 @@ def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: in
     return cell_blocks(cells, torch.full((cells.n_obs,), code), batch_codes(cells, batches))
 
 
-N_SAMPLED_PER_TYPE = 20  # cells of each type that are in every draw of all types, if there are so many
+N_SAMPLED_PER_TYPE = 20  # cells of each type that are in every sample, if it has so many
 
 
 def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:
-    """Read the cells of a split, or some of them where there are more than ``n_cells``, in their order."""
+    """Read the cells of a split in their order, or a sample of them if there are more than ``n_cells``."""
     rows = np.flatnonzero(adata.obs["split"] == split)
     chosen = np.sort(sample_rows(adata.obs["cell_type"], rows, split, n_cells=n_cells, seed=seed))
     return take_cells(adata, chosen)
 
 
 def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: int, seed: int) -> np.ndarray:
-    """Draw ``n_cells`` of some rows, or all if there are fewer, and a few of each type beside.
+    """Sample ``n_cells`` of the given rows, or all if there are fewer, and at least a few of each type.
 
     Parameters
     ----------
     name
-        Of this draw among those of the seed.
+        Name of the sample, which is part of its seed.
     """
     shuffled = numpy_generator(seed, name).permutation(rows)
-    place = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
-    return shuffled[(np.arange(len(shuffled)) < n_cells) | (place < N_SAMPLED_PER_TYPE)]
+    rank = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
+    return shuffled[(np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE)]
 
 
 def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
-    """Find the cells of a type and split, in their order; some of them, drawn at random, where there are many."""
+    """Find the cells of a type and split in their order, or a random sample if there are more than ``n_cells``."""
     rows = np.flatnonzero((obs["cell_type"] == cell_type) & (obs["split"] == split))
     if len(rows) <= n_cells:
         return rows
@@ -87,27 +87,27 @@ def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: 
 
 @torch.no_grad()
 def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]) -> tuple[Tensor, Tensor]:
-    """Count each gene in cells, and tell how much the autoencoder expects of it in them."""
-    seen, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
+    """Sum the observed counts of each gene over cells, and the counts that the autoencoder expects."""
+    observed, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
     for counts, types, codes in blocks:
         latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
         expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
-        seen += counts.sum(dim=0)
-    return seen, expected
+        observed += counts.sum(dim=0)
+    return observed, expected
 
 
-def log_ratio(seen: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
-    """Log of how much more of each gene was seen than expected, drawn to 0 where few were.
+def log_ratio(observed: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
+    """Log ratio of observed to expected counts of each gene, shrunk towards 0 where counts are few.
 
     Parameters
     ----------
-    seen, expected
+    observed, expected
         Counts of each gene.
     n_prior
-        Counts, in means over genes, that weigh for the expectation.
+        Counts, in multiples of the mean over genes, with which the expectation is weighted.
     """
-    known = n_prior * len(expected) * expected / expected.sum()
-    return ((seen + known) / (expected + known)).log()
+    prior = n_prior * len(expected) * expected / expected.sum()
+    return ((observed + prior) / (expected + prior)).log()
 
 
 N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice those of training
@@ -125,15 +125,15 @@ def evidence_lower_bounds(
     types, codes
         Index of each cell's type and batch in the network.
     """
-    generator, where = torch_generator(seed, "bounds"), next(network.parameters()).device
+    generator, device = torch_generator(seed, "bounds"), next(network.parameters()).device
 
     def with_noise() -> Iterator[tuple[Tensor, ...]]:
         for block in cell_blocks(cells, types, codes):
             yield *block, torch.randn(len(block[0]), network.shape.n_latent, generator=generator)
 
-    @torch.no_grad()  # holds for the thread that it is said in
+    @torch.no_grad()  # in each thread, as it is a setting of the thread
     def bound(block: tuple[Tensor, ...]) -> Tensor:
-        return -network(*(part.to(where) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0].cpu()
+        return -network(*(part.to(device) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0].cpu()
 
     with threads() as run:
         return torch.cat(list(run(bound, with_noise()))).numpy()
@@ -142,12 +142,12 @@ def evidence_lower_bounds(
 def mean_bound_by_type(
     bounds: np.ndarray, cells: ad.AnnData, types: Tensor, cell_types: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Tell how well each type is expressed.
+    """Average evidence lower bounds by cell type.
 
     Parameters
     ----------
     bounds
-        Of each cell.
+        Evidence lower bound of each cell.
     types
         Index of each cell's type among ``cell_types``.
 

@@ -88,7 +88,7 @@ def fit_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
-        network.start_from(to_tensor(training.X[start].toarray()), types[start])
+        network.initialise(to_tensor(training.X[start].toarray()), types[start])
 
     def minibatch(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
         cells = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
@@ -100,7 +100,7 @@ def fit_autoencoder(
     def loss(network: nn.Module, generator: torch.Generator, run: Map) -> Tensor:
         cells = minibatch(network, generator)
         value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
-        network.follow(cells[1], latent)
+        network.update_prior_means(cells[1], latent)
         return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
 
     def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
@@ -134,7 +134,7 @@ def fit_autoencoder(
     with threads() as run:
         history = train(network, partial(loss, run=run), loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
     network = network.cpu().eval()
-    network.turn(_mean_precision(network, training[start], types[start], codes[start]))
+    network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
     own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)
     judged = held_out if held_out.n_obs else training[start]
     types = type_codes(judged, cell_types)

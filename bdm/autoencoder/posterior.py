@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
 
-# In prior standard deviations
-LONGEST_STEP = 3  # keeps Newton's method from overshooting far from the mode
-SHORTEST_STEP = 1e-3  # a cell is at its mode
+# In standard deviations of the prior
+LONGEST_STEP = 3  # prevents Newton's method from overshooting far from the mode
+SHORTEST_STEP = 1e-3  # below it, a cell has reached its mode
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Posterior:
 
     @classmethod
     def joined(cls, portions: "Iterable[Posterior]") -> "Posterior":
-        """Put the posteriors of several portions of cells together."""
+        """Concatenate the posteriors of several portions of cells."""
         means, factors = zip(*((portion.mean, portion.factor) for portion in portions), strict=True)
         return cls(torch.cat(means), torch.cat(factors))
 
@@ -44,10 +44,10 @@ class Posterior:
         """Precision, cells x latent dimensions x latent dimensions."""
         return self.factor @ self.factor.transpose(1, 2)
 
-    def draw(self, noise: Tensor) -> Tensor:
-        """Latents from standard normal noise, both cells x latent dimensions."""
-        turned = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
-        return self.mean + turned.squeeze(2)
+    def sample(self, noise: Tensor) -> Tensor:
+        """Sample latents from standard normal noise, both cells x latent dimensions."""
+        deviation = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
+        return self.mean + deviation.squeeze(2)
 
     def divergence(self, prior_mean: Tensor) -> Tensor:
         """Kullback-Leibler divergence from normals of unit covariance around ``prior_mean``, one a cell."""
@@ -58,9 +58,9 @@ class Posterior:
 
 
 def products_of(loadings: Tensor) -> Tensor:
-    """Products of each two loadings of a gene, genes x pairs: all information matrices are one product with these."""
+    """Products of each pair of loadings of a gene, genes x pairs, from which information matrices are one product."""
     row, column = torch.triu_indices(loadings.shape[1], loadings.shape[1], device=loadings.device)
-    by_dimension = loadings.T.contiguous()  # of which rows are taken in a third of the time
+    by_dimension = loadings.T.contiguous()  # selecting rows takes a third of the time
     return (by_dimension[row] * by_dimension[column]).T
 
 
@@ -96,10 +96,10 @@ def laplace_posterior(
     row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
     products = products_of(loadings) if products is None else products
     identity = torch.eye(n_latent, device=loadings.device)
-    found, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
+    latent, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
     moving = torch.arange(len(counts), device=loadings.device)
     for _ in range(n_iterations):
-        x, z = counts[moving], found[moving]
+        x, z = counts[moving], latent[moving]
         expression = torch.softmax(z @ loadings.T + offset[moving], dim=1)
         mean = x.sum(dim=1, keepdim=True) * expression
         residual, weight = observation.select(moving).derivatives(x, mean)
@@ -119,9 +119,9 @@ def laplace_posterior(
         factor = torch.linalg.cholesky(information + identity)
         step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
         length = step.norm(dim=1)
-        found[moving] = z + step * (LONGEST_STEP / length).clamp(max=1)[:, None]
+        latent[moving] = z + step * (LONGEST_STEP / length).clamp(max=1)[:, None]
         factors[moving] = factor
         moving = moving[length > SHORTEST_STEP]
         if not len(moving):
             break
-    return Posterior(found, factors)
+    return Posterior(latent, factors)

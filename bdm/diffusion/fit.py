@@ -55,18 +55,11 @@ def fit_denoiser(
     checkpoint
         File from which an interrupted training continues.
     denoiser
-        Makes the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
+        Class of the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     """
     workers = fabric(device)
     shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
-    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "denoiser"))
-        network = denoiser(shape)
-    network.set_populations(
-        torch.stack([population.mean for population in populations]),
-        torch.stack([population.covariance for population in populations]),
-    )
+    network = initial_denoiser(shape, moments, hierarchy, seed=seed, denoiser=denoiser)
     minibatches = Minibatches.of(cells.cell_type)
     upper, branch = branch_table(hierarchy, cells.cell_types)
 
@@ -99,6 +92,26 @@ def fit_denoiser(
     )
     history = train(network, loss, loop, by_type=by_type, checkpoint=checkpoint)
     return FittedDenoiser(network.eval(), history)
+
+
+def initial_denoiser(
+    shape: DenoiserShape,
+    moments: TypeMoments,
+    hierarchy: Hierarchy,
+    *,
+    seed: int,
+    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+) -> BranchedDenoiser:
+    """Make a denoiser before training: random weights, and the moments of the cells of each branch."""
+    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "denoiser"))
+        network = denoiser(shape)
+    network.set_populations(
+        torch.stack([population.mean for population in populations]),
+        torch.stack([population.covariance for population in populations]),
+    )
+    return network
 
 
 def sample_noised(

@@ -116,24 +116,11 @@ def fit_model(
         If training fails, or a cell type has collapsed.
     """
     cells = latent_cells(latent)
-    if set(hierarchy.cell_types) != set(cells.cell_types):
-        other = sorted(set(hierarchy.cell_types) ^ set(cells.cell_types))
-        raise InputError(
-            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
-        )
+    check_same_types(hierarchy, cells)
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
-    fitted = fit_denoiser(
-        cells,
-        whitening,
-        moments,
-        hierarchy,
-        settings,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        denoiser=denoiser,
-    )
+    how = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
@@ -146,6 +133,14 @@ def fit_model(
         provenance=provenance,
     )
     return model, fitted.history
+
+
+def check_same_types(hierarchy: Hierarchy, cells: LatentCells) -> None:
+    """Reject a hierarchy with other cell types than the cells."""
+    if other := sorted(set(hierarchy.cell_types) ^ set(cells.cell_types)):
+        raise InputError(
+            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
+        )
 
 
 @dataclass(frozen=True)

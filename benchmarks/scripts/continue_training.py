@@ -95,7 +95,7 @@ def train_autoencoder(
         noise = torch.randn(len(drawn), network.shape.n_latent, generator=generator)
         counts = to_tensor(cells.X[drawn].toarray())
         bound, latent = network(counts, types[drawn], codes[drawn], noise, n_iterations=N_ITERATIONS)
-        network.follow(types[drawn], latent)
+        network.update_prior_means(types[drawn], latent)
         return bound.mean() + network.penalty(loading_scale=settings.loading_scale) / n_cells_learned
 
     loop = Loop(n_steps, settings.learning_rate, derive(seed, "autoencoder, further"), device="cpu", n_warmup=WARMUP)
