@@ -212,7 +212,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
 def test_batch_without_known_types_is_learnt_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
     [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
-    assert "'three' has no cells of types that the model knows" in caplog.text
+    assert "'three' has no cells of types that the model has" in caplog.text
     mean = batch_model.model.autoencoder.network.batch_offset.mean(dim=0)
     assert torch.equal(found.extension.batches["three"], mean)
 

@@ -114,11 +114,11 @@ def extend(
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     known = cell_type in model.cell_types
-    learnt = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
-    first = initial_autoencoder(learnt[learnt.obs["split"] == "train"], cell_type, autoencoder)
+    fitted_cells = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
+    first = initial_autoencoder(fitted_cells[fitted_cells.obs["split"] == "train"], cell_type, autoencoder)
     least_gain = 0 if known else MIN_GAIN
-    own = adapted(first, learnt, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
-    latent = latent_cells(encode(learnt, autoencoder.with_own(cell_type, own)))
+    own = adapted(first, fitted_cells, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
+    latent = latent_cells(encode(fitted_cells, autoencoder.with_own(cell_type, own)))
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
     x = model.whitening(latent.mean).numpy()
@@ -143,15 +143,15 @@ def extend(
     )
     grown = extended(model, extension)
     check_collapse(TreeWalk(grown.denoiser, grown.hierarchy), latent, model.whitening, seed=seed)
-    judged = held_out_cells(cells)
-    before, after = (likelihood(network, judged, autoencoder.batches, seed=seed) for network in (first, own))
+    held_out = held_out_cells(cells)
+    before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in (first, own))
     return FittedExtension(
         grown,
         extension,
         distances(model, x.mean(axis=0)),
         before,
         after,
-        float(judged.X.sum() / judged.n_obs),
+        float(held_out.X.sum() / held_out.n_obs),
     )
 
 
@@ -161,9 +161,9 @@ def extend_all(
     """Add types one after the other; the last model has them all. New batches come with the first type."""
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
     for cell_type, cells in new.by_type.items():
-        found = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
-        model, batches = found.model, {}
-        yield found
+        fitted = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
+        model, batches = fitted.model, {}
+        yield fitted
 
 
 def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
@@ -182,8 +182,8 @@ def attachment_support(
 ) -> float:
     """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch."""
     generator = numpy_generator(seed, "place")
-    drawn = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([attachment_of(model, mean).branch == attachment.branch for mean in drawn]))
+    means = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
+    return float(np.mean([attachment_of(model, mean).branch == attachment.branch for mean in means]))
 
 
 def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:

@@ -85,7 +85,7 @@ def fit_embedding(
     cells
         Of the branch's cell type.
     level
-        Noise level down from which the branch runs.
+        Noise level at the upper end of the branch.
     """
     network = copy.deepcopy(denoiser).cpu().requires_grad_(False)
     network.branch.weight.requires_grad_(True)
@@ -103,15 +103,15 @@ def fit_embedding(
     return network.branch.weight[-1].detach().clone(), history
 
 
-N_PRIOR = 5.0  # counts, in means over genes, that what known batches have in common weighs as much as
+N_PRIOR = 5.0  # weight of the mean offset of known batches, in counts of a gene of mean expression
 N_ROUNDS = 5
 
 
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
-    """Find the offsets of genes in new batches, by their cells of known types.
+    """Estimate the offsets of genes in new batches, from their cells of known types.
 
-    A batch without such cells has the mean offset of known batches: what belongs to it and what to its new types cannot
-    be told apart.
+    A batch without such cells has the mean offset of known batches, as its effect cannot be distinguished from its new
+    types.
 
     Parameters
     ----------
@@ -126,23 +126,23 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
         offset = autoencoder.network.batch_offset.detach().mean(dim=0)
         if not of_batch.n_obs:
             logger.warning(
-                "Batch %r has no cells of types that the model knows, so its new types are learnt with all that sets "
-                "the batch apart.",
+                "Batch %r has no cells of types that the model has, so the effect of the batch cannot be distinguished "
+                "from its new types, and is fitted as a part of them.",
                 batch,
             )
         for _ in range(N_ROUNDS if of_batch.n_obs else 0):
             with_batch = autoencoder.with_batches({batch: offset})
-            offset = offset + log_ratio(*cells_of_known_types(of_batch, with_batch), n_prior=N_PRIOR)
+            offset = offset + log_ratio(*count_known_types(of_batch, with_batch), n_prior=N_PRIOR)
         offsets[batch] = offset
     return offsets
 
 
-def cells_of_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
-    """Count each gene in cells, and tell how much is expected of it in them, each type by its own network."""
-    seen, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
+def count_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
+    """Sum the counts of each gene over cells, and the counts that the network of each type expects."""
+    observed, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
     cell_type = cells.obs["cell_type"].astype(str)
     for name, rows in cell_type.groupby(cell_type).indices.items():
         of_type = cell_blocks_of_type(cells[rows], autoencoder.batches, code=autoencoder.type_code(name))
         counts = observed_and_expected(autoencoder.network_of(name), of_type)
-        seen, expected = seen + counts[0], expected + counts[1]
-    return seen, expected
+        observed, expected = observed + counts[0], expected + counts[1]
+    return observed, expected
