@@ -37,7 +37,6 @@ from bdm.settings import (
 )
 
 CASES = int(os.environ.get("BDM_DAMAGED_CASES", 12))  # of each kind of file
-QUICK = ("csr.h5ad", "model", "hierarchy.json")  # kinds of file whose test is not marked slow
 OWN = ("prepared.h5ad", "autoencoder", "model", "hierarchy.json", "checkpoint", "parts")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,9 +94,7 @@ def folder(example_cells, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in READERS]
-)
+@pytest.mark.parametrize("kind", READERS)
 def test_damaged_files_are_refused(folder, kind):
     cases = run(kind, folder, range(CASES))
     assert not [case for case in cases if case.outcome == "fault"], summary(cases)
