@@ -139,8 +139,14 @@ class BranchedDiffusion(FittedModel):
         """
         if self.settings is None or self.prepared is None:
             raise InputError("A loaded model cannot be fitted again; make a new one from an AnnData.")
-        how = {"tree": self.tree, "seed": self.seed, "device": self.device, "checkpoints": checkpoints or Checkpoints()}
-        found = fit(self.prepared, self.settings, **how)
+        found = fit(
+            self.prepared,
+            self.settings,
+            tree=self.tree,
+            seed=self.seed,
+            device=self.device,
+            checkpoints=checkpoints or Checkpoints(),
+        )
         self.fitted, self.history = found.model, found.history
         self.interpretation, self.last_extension = None, ()
         return self

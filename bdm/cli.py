@@ -3,13 +3,14 @@
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from bdm import __version__
 from bdm.commands.autoencoder import autoencoder
-from bdm.commands.base import command_with_summary
+from bdm.commands.base import Summary, command_with_summary
 from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
@@ -28,7 +29,7 @@ from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError, as_options
 
 # In the order of the help; False where a command does not compute for long
-COMMANDS = {
+COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True},

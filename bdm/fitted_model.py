@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,19 +37,23 @@ if TYPE_CHECKING:
     from bdm.transmutation.evaluate import TransmutationEvaluation
 
 
-Method = TypeVar("Method", bound=Callable)
+Model = TypeVar("Model", bound="FittedModel")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def computing(method: Method) -> Method:
+def computing(
+    method: Callable[Concatenate[Model, Arguments], Result],
+) -> Callable[Concatenate[Model, Arguments], Result]:
     """Let a method compute with the model's number of threads, and reject arguments that it does not have."""
     known = [name for name in inspect.signature(method).parameters if name != "self"]
 
-    @functools.wraps(method)
-    def run(self: "FittedModel", *arguments: object, **options: object) -> object:
+    def run(self: Model, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         reject_unknown(options, known)
         with using_threads(self.n_threads):
             return method(self, *arguments, **options)
 
+    functools.update_wrapper(run, method)
     return run
 
 
@@ -96,7 +100,7 @@ class FittedModel:
         """Names of the cell types, in the order of the tree's leaves once there is one."""
         if self.fitted is not None:
             return self.hierarchy.cell_types
-        return tuple(self.prepared.obs["cell_type"].cat.categories)
+        return tuple(self._cells().obs["cell_type"].cat.categories)
 
     def _cells(self) -> AnnData:
         """Give the prepared cells of the model.

@@ -113,8 +113,8 @@ def hierarchy(
     if since is None:
         since = model.n_before if isinstance(model, ExtensionReport) else 0
     tree = model if isinstance(model, Hierarchy) else model.hierarchy
-    options = {"root": root, "names": names, "max_rows": max_rows, "since": since}
-    return shown(plot_hierarchy(tree, ax=ax, new=plt.figure, **options), show=show, complete=ax is None)
+    axis = plot_hierarchy(tree, ax=ax, new=plt.figure, root=root, names=names, max_rows=max_rows, since=since)
+    return shown(axis, show=show, complete=ax is None)
 
 
 def branch_genes(
@@ -336,13 +336,15 @@ def type_specific_genes(
         bdm.pl.type_specific_genes(model, ["Dendritic"])
     """
     check_kind(model, BranchedDiffusion, ExtensionReport)
-    in_report = isinstance(model, ExtensionReport)
-    available = list(dict.fromkeys(model.genes["cell_type"])) if in_report else list(model.model.autoencoder.own)
+    if isinstance(model, ExtensionReport):
+        available = list(dict.fromkeys(model.genes["cell_type"]))
+    else:
+        available = list(model.model.autoencoder.own)
     for name in cell_types:
         if name not in available:
             raise InputError(f"The type {name!r} has no type-specific decoder; choose among {', '.join(available)}.")
     chosen = list(cell_types) or available
-    if in_report:
+    if isinstance(model, ExtensionReport):
         table = model.genes[model.genes["cell_type"].isin(chosen)]
     else:
         table = genes_table(model.model, chosen) if chosen else pd.DataFrame({"cell_type": []})

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -249,7 +249,7 @@ def _run(
     """Take all steps, look at them now and then, and write checkpoints."""
     loop, now, writes = training.loop, training.now, training.device.is_global_zero
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    shown = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
+    shown: dict[str, Any] = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
     for _ in progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown):
         stopped = training.step(stop)
         if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
@@ -321,19 +321,20 @@ def warmup_and_cosine(loop: Loop) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
 
 
-def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
     """Exponential moving average of weights for :class:`AveragedModel`, of shorter memory in the first steps."""
 
-    def update(averaged: Sequence[Tensor], values: Sequence[Tensor], n_averaged: Tensor) -> None:
-        n_averaged = int(n_averaged)
+    def update(averaged: Sequence[Tensor], values: Sequence[Tensor], n_averaged: Tensor | int) -> None:
+        n_before = int(n_averaged)
         for mean, value in zip(averaged, values, strict=True):
-            mean.lerp_(value, 1 - min(decay, n_averaged / (n_averaged + 9)))
+            mean.lerp_(value, 1 - min(decay, n_before / (n_before + 9)))
 
     return update
 
 
 def _agreed(device: Fabric, value: Tensor, stop: threading.Event) -> tuple[float, bool]:
     """Mean loss of all processes, and whether any of them was asked to end, so that all take as many steps."""
-    told = torch.stack([value.detach(), value.new_tensor(float(stop.is_set()))])
-    mean, asked = device.all_reduce(told).tolist()
+    own = torch.stack([value.detach(), value.new_tensor(float(stop.is_set()))])
+    mean_of_all: Any = device.all_reduce(own)
+    mean, asked = mean_of_all.tolist()
     return mean, asked > 0

@@ -40,7 +40,7 @@ def test_time_of_the_denoiser_is_estimated(example_cells, small_model):
     settings = replace(small_model.settings, denoiser=replace(small_model.settings.denoiser, n_steps=400))
     model = type(small_model)(example_cells, label_key="bulk_labels", settings=settings, n_threads=1)
     with using_threads(1):
-        estimate = estimate_fit(model)
+        estimate = estimate_fit(model, model.settings)
         processor, _ = timed(model.fit)
     assert list(estimate) == ["the autoencoder", "the denoiser"]
     assert near(sum(seconds.least for seconds in estimate.values()), processor)

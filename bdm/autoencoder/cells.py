@@ -74,7 +74,8 @@ def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: i
     """
     shuffled = numpy_generator(seed, name).permutation(rows)
     rank = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
-    return shuffled[(np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE)]
+    chosen = (np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE)
+    return np.asarray(shuffled[chosen])
 
 
 def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
@@ -133,7 +134,8 @@ def evidence_lower_bounds(
 
     @torch.no_grad()  # in each thread, as it is a setting of the thread
     def bound(block: tuple[Tensor, ...]) -> Tensor:
-        return -network(*(part.to(device) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0].cpu()
+        negative: Tensor = network(*(part.to(device) for part in block), n_iterations=N_ITERATIONS_OF_BOUND)[0]
+        return -negative.cpu()
 
     with threads() as run:
         return torch.cat(list(run(bound, with_noise()))).numpy()

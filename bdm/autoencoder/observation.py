@@ -109,12 +109,12 @@ class NegativeBinomial:
 
     def variance(self, mean: np.ndarray) -> np.ndarray:
         """Variance of counts, cells x genes, in double precision."""
-        return mean + mean**2 / self.inverse_dispersion.double().numpy()
+        return np.asarray(mean + mean**2 / self.inverse_dispersion.double().numpy())
 
     def detection(self, mean: np.ndarray) -> np.ndarray:
         """Probability that counts are above 0, cells x genes, in double precision."""
         r = self.inverse_dispersion.double().numpy()
-        return -np.expm1(-r * np.log1p(mean / r))
+        return np.asarray(-np.expm1(-r * np.log1p(mean / r)))
 
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
         """Sample counts, with work in proportion to the counts that are not 0.

@@ -46,7 +46,7 @@ class Posterior:
 
     def sample(self, noise: Tensor) -> Tensor:
         """Sample latents from standard normal noise, both cells x latent dimensions."""
-        deviation = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
+        deviation: Tensor = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
         return self.mean + deviation.squeeze(2)
 
     def divergence(self, prior_mean: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def products_of(loadings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@torch.autocast("cuda", enabled=False)
+@torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
 def laplace_posterior(
     counts: Tensor,
     loadings: Tensor,

@@ -1,6 +1,6 @@
 """``bdm autoencoder``: train the count autoencoder on prepared cells, and encode them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bdm.commands.arguments import CheckpointEvery, Device, DryRun, OutFolder, Prepared
 from bdm.commands.base import Summary
@@ -36,7 +36,8 @@ def autoencoder(
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
 
-    adata, facts = read_prepared(prepared, on_disk=True), {"seed": seed, "settings": asdict(settings)}
+    adata = read_prepared(prepared, on_disk=True)
+    facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
     if dry_run:
         seconds = estimate_autoencoder(adata, settings, seed=seed, device=device)
         print_estimate(out, adata.obs, adata.n_vars, {"training and encoding": seconds})

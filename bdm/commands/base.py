@@ -66,7 +66,7 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
     computes
         Whether it computes for long; it then has the option ``--threads``, too.
     """
-    shared = {"quiet": Quiet, "verbose": Verbose}
+    shared: dict[str, Any] = {"quiet": Quiet, "verbose": Verbose}
     if computes:
         shared = {"threads": Threads, **shared}
     kind, own = inspect.Parameter.KEYWORD_ONLY, inspect.signature(command)
@@ -88,7 +88,7 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
             if summary is not None:
                 logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
-    run.__signature__ = signature.replace(parameters=[option.parameter for option in options])
+    vars(run)["__signature__"] = signature.replace(parameters=[option.parameter for option in options])
     run.__annotations__ = {option.parameter.name: option.parameter.annotation for option in options}
     return run
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -21,7 +22,7 @@ from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.progress import duration
-from bdm.settings import AutoencoderSettings
+from bdm.settings import AutoencoderSettings, Settings
 from bdm.threads import chosen_threads
 from bdm.training import Loop
 
@@ -62,7 +63,7 @@ def seconds_of(run: Callable[[int], object], n_steps: int) -> Seconds:
         Trains for so many steps.
     """
     run(1)  # loads and sets up what a process does once
-    few, more = (timed(lambda n=n: run(n)) for n in (FEW, MORE))
+    few, more = (timed(partial(run, n)) for n in (FEW, MORE))
     each = (more - few).clip(min=0) / (MORE - FEW)
     return Seconds.of(*(few + max(n_steps - FEW, 0) * each))
 
@@ -93,9 +94,9 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
     found: list[FittedAutoencoder] = []
 
     def run(n_steps: int) -> None:
-        found.append(fit_autoencoder(adata, replace(settings, shared_decoder=True, n_steps=n_steps), **how))
+        short = replace(settings, shared_decoder=True, n_steps=n_steps)
+        found.append(fit_autoencoder(adata, short, seed=seed, device=device))
 
-    how = {"seed": seed, "device": device}
     seconds = seconds_of(run, settings.n_steps)
     fitted = found[-1]
     split = adata.obs["split"].to_numpy()
@@ -128,17 +129,19 @@ def estimate_adapters(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int
     return side_by_side(lambda: own_network(fitted.network, code, cells, fitted.batches, seed=seed), len(names))
 
 
-def estimate_fit(model: BranchedDiffusion) -> dict[str, Seconds]:
+def estimate_fit(model: BranchedDiffusion, settings: Settings) -> dict[str, Seconds]:
     """Estimate both trainings; the denoiser's by the latent space of few steps."""
-    adata, settings, how = model.prepared, model.settings, {"seed": model.seed, "device": model.device}
-    seconds = {"the autoencoder": estimate_autoencoder(adata, settings.autoencoder, **how)}
+    adata: ad.AnnData = model.prepared
+    seed, device = model.seed, model.device
+    seconds = {"the autoencoder": estimate_autoencoder(adata, settings.autoencoder, seed=seed, device=device)}
     short = replace(settings.autoencoder, shared_decoder=True, n_steps=1)
-    trained = GeneAutoencoder.of(fit_autoencoder(adata, short, **how), adata.var, {})
+    trained = GeneAutoencoder.of(fit_autoencoder(adata, short, seed=seed, device=device), adata.var, {})
     latent = encode(adata, trained)
     shape = replace(settings.hierarchy, n_bootstrap=0)
-    tree = build_hierarchy(latent_cells(latent), shape, seed=model.seed, tree=model.tree)
+    tree = build_hierarchy(latent_cells(latent), shape, seed=seed, tree=model.tree)
 
     def denoiser(n_steps: int) -> None:
-        fit_model(latent, trained, tree, replace(settings.denoiser, n_steps=n_steps), **how, provenance={})
+        short = replace(settings.denoiser, n_steps=n_steps)
+        fit_model(latent, trained, tree, short, seed=seed, device=device, provenance={})
 
     return {**seconds, "the denoiser": seconds_of(denoiser, settings.denoiser.n_steps)}

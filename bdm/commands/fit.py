@@ -1,7 +1,7 @@
 """``bdm fit``: fit a model to raw counts, all stages in one go."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,8 @@ def fit(
     from contextlib import ExitStack
     from dataclasses import asdict
 
+    from anndata import AnnData
+
     from bdm.api import BranchedDiffusion
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
@@ -51,13 +53,15 @@ def fit(
         except InputError as error:
             raise InputError(f"{data}: {error}") from error
 
+    prepared: AnnData
     if dry_run:
         model = model_of_cells()
-        print_estimate(out, model.prepared.obs, model.prepared.n_vars, estimate_fit(model))
+        prepared = model.prepared
+        print_estimate(out, prepared.obs, prepared.n_vars, estimate_fit(model, settings))
         return None
     with ExitStack() as files:
         hashes = {str(path): sha256(path) for path in (data, labels, tree) if path is not None}
-        facts = {"settings": asdict(settings), "files": hashes, "seed": seed}
+        facts: dict[str, Any] = {"settings": asdict(settings), "files": hashes, "seed": seed}
         checkpoints = Checkpoints(
             **{
                 part: files.enter_context(checkpoint_beside(out, part=part, seconds=checkpoint_every, **facts))
@@ -66,7 +70,8 @@ def fit(
         )
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         model = model_of_cells()
-        model.prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
+        prepared = model.prepared
+        prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
-    cells = f"{model.prepared.n_obs:,} x {model.prepared.n_vars:,} genes, of {len(model.hierarchy.cell_types)} types"
+    cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {len(model.hierarchy.cell_types)} types"
     return Summary((out,), {"cells": cells}, then=generating(out))

@@ -1,7 +1,7 @@
 """``bdm generate``: generate new cells, as raw counts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def generate(
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
-        asked = cells
+        asked: Any = cells  # a number, numbers by type, or a table
         if cells_like is not None:
             asked = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
         if cells_from is not None:

@@ -61,7 +61,8 @@ class Command(TyperCommand):
             if not hasattr(error, "possibilities"):  # which the error of an unknown option has
                 raise
             known = [parameter.name for parameter in self.params if parameter.param_type_name == "option"]
-            raise InputError(unknown_setting(error.option_name.strip("-").replace("-", "_"), known)) from error
+            name: str = vars(error)["option_name"]
+            raise InputError(unknown_setting(name.strip("-").replace("-", "_"), known)) from error
 
 
 # ---- from settings to options
@@ -124,7 +125,7 @@ def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspe
         if bounds := bounds_in_words(setting.schema):
             text = f"{text} ({bounds})"
     option = typer.Option(*flags, help=f"{text}.", **how)
-    annotation = Annotated[type_ | None if default is None else type_, option]
+    annotation: Any = Annotated[type_ | None if default is None else type_, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

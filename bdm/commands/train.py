@@ -1,7 +1,7 @@
 """``bdm train``: train the denoiser on latents along the hierarchy, and write the model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from annotated_types import Ge
@@ -57,7 +57,7 @@ def train(
         print_estimate(out, latent.obs, len(trained.genes), {"training": seconds_of(run, settings.n_steps)})
         return None
     with ExitStack() as files:
-        facts = {"seed": seed, "settings": asdict(settings)}
+        facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
         made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))

@@ -1,5 +1,6 @@
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -65,7 +66,7 @@ class Evaluation:
 def evaluate(
     training: TypedCells,
     test: TypedCells,
-    generated: dict[str, TypedCells],
+    generated: Mapping[str, TypedCells],
     settings: EvaluationSettings = EvaluationSettings(),
     *,
     bounds: SizeLimits = SIZE_LIMITS,

@@ -1,5 +1,6 @@
 """Real and generated cells of each repeat of an evaluation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,7 +136,7 @@ class Repeat:
 def draw_repeats(
     training: TypedCells,
     test: TypedCells,
-    generated: dict[str, TypedCells],
+    generated: Mapping[str, TypedCells],
     seeds: list[int],
     *,
     max_cells_per_type: int,

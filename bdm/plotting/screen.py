@@ -1,5 +1,7 @@
 """Figures on a screen, where there is one, and as axes elsewhere."""
 
+from typing import overload
+
 import matplotlib.pyplot as plt
 import scanpy as sc
 from matplotlib.axes import Axes
@@ -21,6 +23,10 @@ def check_score(score: str, known: tuple[str, ...]) -> None:
         raise InputError(f"This figure has no score {score!r}; choose one of {', '.join(known)}.")
 
 
+@overload
+def shown(drawn: Axes, *, show: bool | None, complete: bool = True) -> Axes | None: ...
+@overload
+def shown(drawn: Figure, *, show: bool | None, complete: bool = True) -> list[Axes] | None: ...
 def shown(drawn: Axes | Figure, *, show: bool | None, complete: bool = True) -> Axes | list[Axes] | None:
     """Show a figure, or return its axes: one, or the axes of all panels without colour bars.
 
