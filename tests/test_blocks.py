@@ -112,9 +112,9 @@ def test_damage_shows_where_it_is_read(tmp_path, part):
 @pytest.mark.parametrize(
     ("part", "spoil", "reason"),
     [
-        ("indptr", lambda values: values[::-1], "rows do not follow"),
-        ("indptr", lambda values: values[:-1], "rows do not follow"),
-        ("indptr", lambda values: values * 2, "rows do not follow"),
+        ("indptr", lambda values: values[::-1], "its rows are not in order"),
+        ("indptr", lambda values: values[:-1], "its rows are not in order"),
+        ("indptr", lambda values: values * 2, "its rows are not in order"),
         ("indices", lambda values: values + 31, "indices must be < 31"),
         ("indices", lambda values: values[:-5], "same size"),
     ],

@@ -93,7 +93,7 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
     if source is None:
         return [
             *told,
-            "no raw counts: .* has .* for gene .* in cell .*, which is|values of type .*, which no counts",
+            "no raw counts: .* has .* for gene .* in cell .*, which is|values of type .*, which are not counts",
         ], None
     values, genes = found[source]
     if not genes.is_unique:

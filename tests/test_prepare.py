@@ -241,7 +241,7 @@ def test_genes_are_ranked_within_batches(cells, caplog):
     assert list(prepared.obs["batch"].cat.categories) == ["s0", "s1", "s2", "tiny"]
     assert prepared.n_vars == 200
     assert list(prepared.var_names) != list(prepare(cells, settings()).var_names)
-    assert "not ranked by the batches too small for it: tiny" in caplog.text
+    assert "Batches too small to rank genes in: tiny" in caplog.text
 
 
 def test_small_types_are_left_out_by_name(cells, caplog):
