@@ -119,7 +119,7 @@ def fit_model(
     check_same_types(hierarchy, cells)
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
-    how = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
+    how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
     fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
