@@ -1,1 +1,1 @@
-"""Labelled counts: reading, checking, and preparing them."""
+"""Labelled counts: reading, checks, selection of cells and genes, and writing."""

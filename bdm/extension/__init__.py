@@ -1,0 +1,1 @@
+"""Extension of a fitted model by new cell types, and its report."""

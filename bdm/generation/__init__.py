@@ -1,0 +1,1 @@
+"""Generation of cells: requests, chunks of cells that are sampled together, and files in parts."""

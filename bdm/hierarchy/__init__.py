@@ -1,0 +1,1 @@
+"""Hierarchy of cell types: trees, noise levels, support, extension, comparison, and files."""

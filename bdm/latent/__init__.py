@@ -1,0 +1,1 @@
+"""Latents of cells: coordinates, whitening, and moments of cell types."""

@@ -1,0 +1,1 @@
+"""The fitted model: its parts, fit, files, and the cells that it can take."""

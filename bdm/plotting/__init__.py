@@ -1,0 +1,1 @@
+"""Figures of models and results, as matplotlib figures and interactive pages."""

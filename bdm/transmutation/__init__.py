@@ -1,0 +1,1 @@
+"""Transmutation of cells to another type, and its evaluation."""
