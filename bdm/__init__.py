@@ -20,12 +20,14 @@ MODULES = {
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
     "DenoiserSettings": "bdm.settings",
+    "Evaluation": "bdm.evaluation.results",
     "ExtensionReport": "bdm.extension.results",
     "HierarchySettings": "bdm.settings",
     "InputError": "bdm.errors",
     "Interpretation": "bdm.interpretation.results",
     "PrepareSettings": "bdm.settings",
     "Settings": "bdm.settings",
+    "TransmutationEvaluation": "bdm.transmutation.results",
     "read_tree": "bdm.hierarchy.files",
 }
 __all__ = [*MODULES, "pl"]

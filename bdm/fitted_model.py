@@ -32,9 +32,9 @@ from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
 
 if TYPE_CHECKING:
-    from bdm.evaluation.evaluate import Evaluation
+    from bdm.evaluation.results import Evaluation
     from bdm.interpretation.results import Interpretation
-    from bdm.transmutation.evaluate import TransmutationEvaluation
+    from bdm.transmutation.results import TransmutationEvaluation
 
 
 Model = TypeVar("Model", bound="FittedModel")
@@ -259,7 +259,7 @@ class FittedModel:
         n_repeats: int = EvaluationSettings.n_repeats,
         seed: int = 0,
     ) -> "Evaluation":
-        """Evaluate generated cells by held-out real cells; the floor is the same scores of real training cells.
+        """Compare generated cells with held-out real cells, and with real training cells as the floor.
 
         Parameters
         ----------
@@ -277,8 +277,8 @@ class FittedModel:
 
         Returns
         -------
-        Scores as tables: ``overall`` (scores x sets, the floor first) and ``by_type``; for :func:`bdm.pl.scores` to
-        draw.
+        Scores as tables: ``overall`` (scores x sets, the floor first) and ``by_type``; :func:`bdm.pl.scores` and others
+        plot them, and ``save`` writes them as a folder.
 
         Raises
         ------
@@ -294,7 +294,7 @@ class FittedModel:
             evaluation.overall.loc[["energy", "forest_auc", "f1"]]
             bdm.pl.scores(evaluation)
         """
-        from bdm.evaluation.cells import RESERVED_SET_NAMES
+        from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES
         from bdm.evaluation.evaluate import evaluate
         from bdm.evaluation.inputs import check_number
 
@@ -304,11 +304,11 @@ class FittedModel:
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         if adata_new is None:
             adata_new = self.generate(real.test.n_by_type.to_dict(), seed=seed)
-        sets = {"branched": adata_new, **(compare or {})}
+        sets = {GENERATED: adata_new, **(compare or {})}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
-        return evaluate(real.training, real.test, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
+        return evaluate(real, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
 
     @computing
     def evaluate_transmuted(
@@ -321,14 +321,14 @@ class FittedModel:
         counts: str | None = None,
         seed: int = 0,
     ) -> "TransmutationEvaluation":
-        """Evaluate transmuted cells by held-out real cells of their new type, and by the cells that they were.
+        """Compare transmuted cells with held-out real cells of their new type, and with the same cells before.
 
         Parameters
         ----------
         adata_transmuted
             Cells that :meth:`transmute` returned.
         adata
-            The cells that it took.
+            The same cells before the transmutation.
         adata_test
             As in :meth:`evaluate`.
         label_key, counts
@@ -336,12 +336,12 @@ class FittedModel:
 
         Returns
         -------
-        Scores as a ``table``, for :func:`bdm.pl.transmutation` to draw.
+        Scores as a ``table``; :func:`bdm.pl.transmutation` and others plot them, and ``save`` writes them as a folder.
 
         Raises
         ------
         InputError
-            If the cells are not found by name among those before, or there are too few real cells to compare with.
+            If the cells are not found by name among the cells before, or there are too few real cells to compare with.
 
         Examples
         --------
@@ -351,17 +351,16 @@ class FittedModel:
             evaluation = model.evaluate_transmuted(adata_transmuted, adata, adata_test)
             bdm.pl.transmutation(evaluation)
         """
-        from bdm.evaluation.cells import Cells
-        from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, rows_before, transmuted_to
+        from bdm.evaluation.cells import GENERATED, Cells
+        from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, new_type, rows_before
 
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         rows = rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
         before = known_cells(adata[rows], self.model, keys)
-        transmuted = TransmutedCells(Cells.of(adata_transmuted[:, real.genes]), before)
-        return evaluate_transmutation(
-            real, {"branched": transmuted}, transmuted_to(adata_transmuted, "adata_transmuted"), seed=seed
-        )
+        cells = TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
+        to = new_type(adata_transmuted, "adata_transmuted")
+        return evaluate_transmutation(real, {GENERATED: cells}, to, seed=seed)
 
     @computing
     def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:

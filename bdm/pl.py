@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
-from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport, genes_table
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.results import Interpretation
@@ -52,7 +52,7 @@ from bdm.plotting.transmutation import (
 from bdm.plotting.tree import plot_hierarchy
 from bdm.plotting.umap import umap_figure
 from bdm.plotting.view import MAX_ROWS
-from bdm.transmutation.evaluate import TransmutationEvaluation
+from bdm.transmutation.results import TransmutationEvaluation
 
 __all__ = [
     "agreement",

@@ -351,7 +351,7 @@ def test_transmuted_cells_are_scored_and_reported(trained, prepared_file, tmp_pa
     table = pd.read_csv(scores)
     assert table.groupby(["original_type", "to"]).size().to_dict() == {(B, NK): 10, (NK, B): 10}
     of_b = table[table["original_type"] == B].set_index("set")
-    assert of_b.loc["unmoved", "energy"] == of_b["energy"].max()
+    assert of_b.loc["unchanged", "energy"] == of_b["energy"].max()
     assert of_b.loc["branched", "library_kept"] > 0.5 > abs(of_b.loc["sampled anew", "library_kept"])
     load("scripts/transmute_table.py").main(tmp_path, [scores])
     text = (tmp_path / "transmute.md").read_text()
@@ -375,9 +375,9 @@ def test_types_move_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path
     assert set(table["to"]) == {f"{name}|NEW" for name in (B, "CD14+ Monocyte", "Dendritic")}
     energy = table.pivot(index="original_type", columns="set", values="energy")
     for way in ("like the nearest types", "like the nearest type", "common shift"):
-        assert energy[way].mean() < 0.6 * energy["unmoved"].mean()
+        assert energy[way].mean() < 0.6 * energy["unchanged"].mean()
     r2 = table.pivot(index="original_type", columns="set", values="mean_r2")
-    assert (r2["common, gene by gene"] > r2["unmoved"] + 0.3).all()
+    assert (r2["common, gene by gene"] > r2["unchanged"] + 0.3).all()
 
 
 # ---- tables
@@ -458,7 +458,7 @@ def test_augmentation_scores_rare_types_by_all_strategies(prepared_file, prepare
 
 def test_strategies_train_on_the_cells_they_name(prepared):
     augment = load("scripts/augment.py")
-    training, copies = augment.Cells.of(prepared), augment.Cells.of(copied(prepared))
+    training, copies = augment.Cells.from_anndata(prepared), augment.Cells.from_anndata(copied(prepared))
     rare = training.n_by_type.nsmallest(2).index.tolist()
     strategies = augment.strategies(training, {"mine": copies}, rare, seed=0)
     assert list(strategies) == ["plain", "balanced", "oversampled", "mine"]

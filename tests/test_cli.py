@@ -171,7 +171,7 @@ def test_transmuted_cells_are_the_same_and_keep_their_names(made):
     assert list(one.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
     assert one.uns["bdm"]["model_sha256"] == model_checksum(made[0] / "model")
     scores = pd.read_csv(made[0] / "transmutation" / "scores.csv")
-    assert list(scores["set"]) == ["floor", "branched", "unmoved"]
+    assert list(scores["set"]) == ["floor", "branched", "unchanged"]
     assert (made[0] / "transmutation/scores.csv").read_bytes() == (made[1] / "transmutation/scores.csv").read_bytes()
 
 
@@ -524,7 +524,7 @@ BAD = {
     ),
     "evaluate-transmuted: two in one": ("evaluate-transmuted prepared.h5ad OUT two.h5ad", "2 types"),
     "evaluate-transmuted: taken": (
-        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unmoved=transmuted.h5ad", "taken"
+        "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unchanged=transmuted.h5ad", "taken"
     ),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
     "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),

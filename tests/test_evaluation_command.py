@@ -97,7 +97,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert (n_test, n_floor) == (n_compared["test"].sum(), n_compared["floor"].sum())
     assert n_marking == sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
-    assert content["bounds"] == asdict(SizeLimits())
+    assert content["size_limits"] == asdict(SizeLimits())
 
 
 def test_help_tells_how_many_cells_are_compared():

@@ -72,19 +72,19 @@ def test_draw_gives_the_numbers_asked_for_without_repeats(three_types):
 def test_match_takes_the_smaller_number_of_each_type(three_types):
     other = cells(np.ones((9, 3)), ["a"] * 3 + ["b"] * 2 + ["c"] * 4)
     matched = match(three_types, other, seed=0)
-    assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
+    assert matched.query.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
 
 
 @pytest.mark.parametrize(
     ("most", "numbers"), [(20, [10, 7, 3]), (19, [9, 7, 3]), (15, [6, 6, 3]), (14, [5, 5, 3]), (3, [5, 5, 3])]
 )
-def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_judged(three_types, most, numbers):
+def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_scored(three_types, most, numbers):
     assert capped(three_types.n_by_type, most=most).tolist() == numbers
 
 
 def test_thinned_sets_remain_matched(three_types):
     matched = thin(Matched(three_types, three_types), most=15, seed=0)
-    assert matched.judged.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
+    assert matched.query.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
 
 
 def test_draws_taken_together_are_those_taken_alone(three_types):
@@ -95,7 +95,7 @@ def test_draws_taken_together_are_those_taken_alone(three_types):
 
 
 def test_agreement_of_a_line():
-    agreement = Agreement(judged=np.array([1.0, 2.0, 3.0]), test=np.array([0.0, 2.0, 4.0]))
+    agreement = Agreement(query=np.array([1.0, 2.0, 3.0]), test=np.array([0.0, 2.0, 4.0]))
     assert agreement.slope == pytest.approx(0.5)
     assert agreement.correlation == pytest.approx(1)
     assert agreement.rmse == pytest.approx(np.sqrt(2 / 3))
@@ -119,17 +119,17 @@ def test_markers_are_the_genes_raised_in_a_type():
 
 
 def test_gene_statistics_are_those_of_dense_arrays():
-    judged, test = poisson_cells(50, seed=0), poisson_cells(50, seed=1)
-    statistics = gene_statistics(judged, test)
-    assert statistics.mean.judged == pytest.approx(judged.expression.toarray().mean(axis=0), rel=1e-4)
+    query, test = poisson_cells(50, seed=0), poisson_cells(50, seed=1)
+    statistics = gene_statistics(query, test)
+    assert statistics.mean.query == pytest.approx(query.expression.toarray().mean(axis=0), rel=1e-4)
     assert statistics.variance.test == pytest.approx(test.expression.toarray().var(axis=0), rel=1e-3)
     assert statistics.zero_fraction.test == pytest.approx((test.counts.toarray() == 0).mean(axis=0))
 
 
 def test_gene_pairs_leave_out_constant_genes():
-    judged = cells([[1, 2, 0, 4], [2, 1, 0, 9], [3, 3, 0, 1]], ["a"] * 3)
-    assert gene_pairs(judged, judged, np.arange(4)).correlation == pytest.approx(1)
-    assert len(gene_pairs(judged, judged, np.arange(4)).test) == 3
+    query = cells([[1, 2, 0, 4], [2, 1, 0, 9], [3, 3, 0, 1]], ["a"] * 3)
+    assert gene_pairs(query, query, np.arange(4)).correlation == pytest.approx(1)
+    assert len(gene_pairs(query, query, np.arange(4)).test) == 3
 
 
 @pytest.mark.parametrize("classifier", [forest(seed=0), linear_classifier()])
@@ -138,9 +138,9 @@ def test_classifier_tells_a_shift_but_not_equals(classifier):
     test = rng.normal(size=(200, 5))
     auc = []
     for shift in (0, 1.5):
-        judged = rng.normal(size=(200, 5)) + shift
+        query = rng.normal(size=(200, 5)) + shift
         auc.append(
-            roc_auc_score([1] * 200 + [0] * 200, np.r_[cross_validated_probabilities(classifier, judged, test, seed=0)])
+            roc_auc_score([1] * 200 + [0] * 200, np.r_[cross_validated_probabilities(classifier, query, test, seed=0)])
         )
     assert abs(auc[0] - 0.5) < 0.08
     assert auc[1] > 0.9
@@ -154,42 +154,42 @@ def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
 
 
 def test_sparse_cells_are_told_apart_as_dense_ones():
-    judged, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
-    chances = cross_validated_probabilities(linear_classifier(), judged, test, seed=0)
-    of_dense = cross_validated_probabilities(linear_classifier(), judged.toarray(), test.toarray(), seed=0)
+    query, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
+    chances = cross_validated_probabilities(linear_classifier(), query, test, seed=0)
+    of_dense = cross_validated_probabilities(linear_classifier(), query.toarray(), test.toarray(), seed=0)
     assert np.array_equal(chances, of_dense)
 
 
 def test_components_are_fitted_on_both_sets():
-    judged, test = poisson_cells(80, seed=0), poisson_cells(80, seed=0)
-    components = joint_components(judged.expression, test.expression)
+    query, test = poisson_cells(80, seed=0), poisson_cells(80, seed=0)
+    components = joint_components(query.expression, test.expression)
     assert np.concatenate(components).mean(axis=0) == pytest.approx(0, abs=1e-3)
     assert components[0] == pytest.approx(components[1], abs=1e-3)
 
 
-def copying_share(judged: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return memorisation_shares([QueryCells.of(judged, test, **bounds)], training)[0]
+def memorisation_share(query: Cells, training: Cells, test: Cells, **bounds) -> float:
+    return memorisation_shares([QueryCells.project(query, test, **bounds)], training)[0]
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
-def test_copying_share_is_half_without_copies_and_one_of_copies(n_training, n_test):
+def test_memorisation_share_is_half_without_copies_and_one_of_copies(n_training, n_test):
     shares = []
     for seed in range(4):
         known = poisson_cells(n_training + n_test + 200, seed=seed)
-        judged, training, test = np.split(np.arange(len(known)), [200, 200 + n_training])
-        shares.append(copying_share(known[judged], known[training], known[test]))
+        query, training, test = np.split(np.arange(len(known)), [200, 200 + n_training])
+        shares.append(memorisation_share(known[query], known[training], known[test]))
     assert abs(np.mean(shares) - 0.5) < 0.06
-    assert copying_share(known[training[:100]], known[training], known[test]) == 1
-    assert copying_share(known[training[:100]], known[training], known[test], most=10) == 1
+    assert memorisation_share(known[training[:100]], known[training], known[test]) == 1
+    assert memorisation_share(known[training[:100]], known[training], known[test], most=10) == 1
 
 
 def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_themselves(monkeypatch):
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
-    suspects = [QueryCells.of(cells[floor], cells[test], own) for own in (None, floor)]
-    at_once = memorisation_shares(suspects, cells[training])
+    queries = [QueryCells.project(cells[floor], cells[test], own) for own in (None, floor)]
+    at_once = memorisation_shares(queries, cells[training])
     assert at_once[0] == 1
     assert abs(at_once[1] - 0.5) < 0.2
-    assert at_once[1] == memorisation_shares(suspects[1:], cells[training])[0]
+    assert at_once[1] == memorisation_shares(queries[1:], cells[training])[0]
     monkeypatch.setattr(memorisation, "BLOCK", 7)
-    assert memorisation_shares(suspects, cells[training]) == at_once
+    assert memorisation_shares(queries, cells[training]) == at_once

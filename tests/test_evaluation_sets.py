@@ -1,6 +1,7 @@
-"""Sets of cells with known faults, judged beside real ones."""
+"""Sets of cells with known faults, evaluated in comparison with real ones."""
 
-from dataclasses import asdict, replace
+import json
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,14 @@ import pytest
 from scipy import sparse
 
 from bdm.data.prepare import prepare
+from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, sample_by_type
-from bdm.evaluation.evaluate import Evaluation, evaluate, seeds_of_draws
-from bdm.evaluation.genes import marker_genes, variable_genes
+from bdm.evaluation.cells import Cells, match, sample_by_type
+from bdm.evaluation.evaluate import evaluate, resampling_seeds
+from bdm.evaluation.genes import gene_statistics, marker_genes, pooled_fold_changes, variable_genes
+from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.resampling import SizeLimits, draw_resample
+from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
@@ -24,12 +28,19 @@ def prepared(example_cells):
 
 @pytest.fixture(scope="module")
 def training(prepared) -> Cells:
-    return Cells.of(prepared[prepared.obs["split"] != "test"])
+    return Cells.from_anndata(prepared[prepared.obs["split"] != "test"])
 
 
 @pytest.fixture(scope="module")
 def test_cells(prepared) -> Cells:
-    return Cells.of(prepared[prepared.obs["split"] == "test"])
+    return Cells.from_anndata(prepared[prepared.obs["split"] == "test"])
+
+
+@pytest.fixture(scope="module")
+def real(prepared, training, test_cells) -> RealCells:
+    """Real cells with a symbol for each gene."""
+    var = pd.DataFrame({"symbol": [f"symbol {name}" for name in prepared.var_names]}, index=prepared.var_names)
+    return RealCells(training, test_cells, GeneNames(var, "symbol"))
 
 
 def independent_genes(cells: Cells) -> Cells:
@@ -41,7 +52,7 @@ def independent_genes(cells: Cells) -> Cells:
 
 
 @pytest.fixture(scope="module")
-def evaluation(training, test_cells) -> Evaluation:
+def evaluation(training, real) -> Evaluation:
     shuffled = np.random.default_rng(0).permutation(training.cell_type)
     sets = {
         "copies": training,
@@ -49,7 +60,7 @@ def evaluation(training, test_cells) -> Evaluation:
         "shuffled": replace(training, cell_type=shuffled),
         "lacking": training[training.cell_type != "Dendritic"],
     }
-    return evaluate(training, test_cells, sets, EvaluationSettings(n_repeats=1))
+    return evaluate(real, sets, EvaluationSettings(n_repeats=1))
 
 
 def test_floor_is_the_first_and_cannot_be_told_from_test_cells(evaluation):
@@ -59,15 +70,15 @@ def test_floor_is_the_first_and_cannot_be_told_from_test_cells(evaluation):
     assert abs(floor["mmd"]) < 0.02
     assert abs(floor["forest_auc"] - 0.5) < 0.1
     assert abs(floor["gene_auc"] - 0.5) < 0.1
-    assert abs(floor["copying"] - 0.5) < 0.12
+    assert abs(floor["memorisation"] - 0.5) < 0.12
     assert floor["f1_ratio"] == 1
     assert floor["slope"] > 0.6
     assert floor["mean_correlation"] > 0.97
 
 
-def test_copies_are_as_good_as_the_floor_but_for_copying(evaluation):
+def test_copies_are_as_good_as_the_floor_but_for_memorisation(evaluation):
     copies, floor = evaluation.overall["copies"], evaluation.overall["floor"]
-    assert copies["copying"] > 0.99
+    assert copies["memorisation"] > 0.99
     assert abs(copies["energy"] - floor["energy"]) < 0.5
     assert abs(copies["gene_auc"] - 0.5) < 0.1
 
@@ -106,26 +117,26 @@ def test_means_leave_out_types_of_few_test_cells(evaluation):
         assert evaluation.overall.loc[score, "independent"] == pytest.approx(means[score])
 
 
-def test_same_seed_same_scores_whatever_is_judged_beside(evaluation, training, test_cells):
-    again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1))
+def test_same_seed_same_scores_whatever_is_compared_beside(evaluation, training, real):
+    again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1))
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 
 
-def test_trial_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test_cells):
-    trial = draw_resample(training, test_cells, max_cells_per_type=20, seed=0)
-    assert trial.floor.n_by_type.equals(trial.test.n_by_type)
-    assert trial.test.n_by_type.max() == 20
-    assert len(trial.floor) + len(trial.rest) == len(training)
+def test_resample_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test_cells):
+    resample = draw_resample(training, test_cells, max_cells_per_type=20, seed=0)
+    assert resample.floor.n_by_type.equals(resample.test.n_by_type)
+    assert resample.test.n_by_type.max() == 20
+    assert len(resample.floor) + len(resample.rest) == len(training)
     other = draw_resample(training, test_cells, max_cells_per_type=20, seed=1)
-    assert (trial.floor.library_size != other.floor.library_size).any()
+    assert (resample.floor.library_size != other.floor.library_size).any()
 
 
 SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=200, mapped=60)
 
 
 @pytest.fixture(scope="module")
-def bounded_evaluation(training, test_cells) -> Evaluation:
-    return evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=SMALL)
+def bounded_evaluation(training, real) -> Evaluation:
+    return evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=SMALL)
 
 
 def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):
@@ -136,17 +147,17 @@ def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):
     assert bounded_evaluation.n_cells["test"].sum() == len(test_cells)
 
 
-def test_bounded_scores_are_those_of_judging_the_cells_drawn(bounded_evaluation, training, test_cells):
-    seed = seeds_of_draws(1, seed=0)[0]
-    trial = draw_resample(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
+def test_bounded_scores_are_those_of_the_cells_drawn(bounded_evaluation, training, test_cells):
+    seed = resampling_seeds(1, seed=0)[0]
+    resample = draw_resample(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
     marking = training[sample_by_type(training, training.n_by_type.clip(upper=most_by_type(training, 200)), seed=0)]
-    reference = Reference(trial.test, marker_genes(marking), variable_genes(marking), SMALL)
-    copies = training[sample_by_type(training, trial.test.n_by_type, seed=seed)]
-    for name, cells in {"floor": trial.floor, "copies": copies}.items():
-        judgement = score_cells(cells, reference, seed=seed)
-        assert bounded_evaluation.overall.loc["gene_auc", name] == judgement.overall.gene_auc
-        assert bounded_evaluation.overall.loc["slope", name] == judgement.overall.slope
-        for cell_type, scores in judgement.by_type.items():
+    reference = Reference(resample.test, marker_genes(marking), variable_genes(marking), SMALL)
+    copies = training[sample_by_type(training, resample.test.n_by_type, seed=seed)]
+    for name, cells in {"floor": resample.floor, "copies": copies}.items():
+        found = score_cells(cells, reference, seed=seed)
+        assert bounded_evaluation.overall.loc["gene_auc", name] == found.overall.gene_auc
+        assert bounded_evaluation.overall.loc["slope", name] == found.overall.slope
+        for cell_type, scores in found.by_type.items():
             assert bounded_evaluation.by_type.loc[(name, cell_type)].to_dict() == pytest.approx(
                 asdict(scores), nan_ok=True
             )
@@ -156,28 +167,112 @@ def most_by_type(cells: Cells, most: int) -> int:
     return max(n for n in range(1, len(cells)) if cells.n_by_type.clip(upper=n).sum() <= most)
 
 
-def test_bounded_scores_are_as_honest(bounded_evaluation, training, test_cells):
+def test_bounded_scores_are_as_honest(bounded_evaluation, training, real):
     floor, copies = bounded_evaluation.overall["floor"], bounded_evaluation.overall["copies"]
     assert abs(floor["forest_auc"] - 0.5) < 0.15
-    assert abs(floor["copying"] - 0.5) < 0.2
-    assert copies["copying"] > 0.99
-    again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=SMALL)
+    assert abs(floor["memorisation"] - 0.5) < 0.2
+    assert copies["memorisation"] > 0.99
+    again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=SMALL)
     pd.testing.assert_frame_equal(again.overall, bounded_evaluation.overall, check_exact=True)
     pd.testing.assert_frame_equal(again.by_type, bounded_evaluation.by_type, check_exact=True)
 
 
-def test_bounds_that_do_not_bind_change_nothing(evaluation, training, test_cells):
+def test_bounds_that_do_not_bind_change_nothing(evaluation, training, real):
     wide = SizeLimits(compared=10**6, gene_auc=10**6, by_tree=10**6, pairs=10**12, marking=10**6, mapped=10**6)
-    again = evaluate(training, test_cells, {"copies": training}, EvaluationSettings(n_repeats=1), bounds=wide)
+    again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=wide)
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 
 
 def test_floor_is_half_of_few_training_cells(training, test_cells):
-    trial = draw_resample(test_cells, training, max_cells_per_type=500, seed=0)
-    assert trial.floor.n_by_type.to_dict() == {name: n // 2 for name, n in test_cells.n_by_type.items() if n > 1}
+    resample = draw_resample(test_cells, training, max_cells_per_type=500, seed=0)
+    assert resample.floor.n_by_type.to_dict() == {name: n // 2 for name, n in test_cells.n_by_type.items() if n > 1}
 
 
 @pytest.mark.parametrize("wrong", [{"n_repeats": 0}, {"max_cells_per_type": 4}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         EvaluationSettings(**wrong)
+
+
+# ---- saved and loaded
+
+
+def assert_same(found: object, expected: object) -> None:
+    """Compare all fields of two evaluations, and their embeddings, to the bit."""
+    for name in {field.name for field in fields(expected)} - {"compute_embedding"} | {"embedding"}:
+        one, other = getattr(found, name), getattr(expected, name)
+        if isinstance(other, pd.DataFrame):
+            pd.testing.assert_frame_equal(one, other, check_exact=True, check_names=True, obj=name)
+        else:
+            assert one == other, name
+
+
+@pytest.fixture(scope="module")
+def saved(evaluation, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "evaluation"
+    evaluation.save(folder)
+    return folder
+
+
+def test_loaded_evaluation_is_the_one_that_was_saved(evaluation, saved):
+    loaded = Evaluation.load(saved)
+    assert_same(loaded, evaluation)
+    assert repr(loaded) == repr(evaluation)
+    for name in evaluation.sets:
+        assert loaded.verdict(name) == evaluation.verdict(name)
+        assert set(map(repr, loaded.verdicts_by_type(name).items())) == set(
+            map(repr, evaluation.verdicts_by_type(name).items())
+        )
+
+
+def test_evaluation_has_the_values_of_genes_and_cells_that_figures_show(evaluation, real, training, test_cells):
+    seed = resampling_seeds(1, seed=0)[0]
+    resample = draw_resample(training, test_cells, max_cells_per_type=500, seed=seed)
+    matched = match(resample.floor, resample.test, seed=seed)
+    genes = evaluation.gene_statistics.query("set == 'floor'")
+    assert genes["symbol"].tolist() == real.names.labels.tolist()
+    np.testing.assert_array_equal(genes["variance"], gene_statistics(matched.query, matched.test).variance.query)
+    markers = {name: real.genes.get_indexer(genes) for name, genes in evaluation.markers.items()}
+    changes = evaluation.fold_changes.query("set == 'floor'")
+    expected = pooled_fold_changes(matched.query, matched.test, markers)
+    np.testing.assert_array_equal(changes["log2_fold_change"], expected.query)
+    np.testing.assert_array_equal(changes["log2_fold_change_test"], expected.test)
+    cells = evaluation.embedding
+    assert set(cells["set"]) == {"test", *evaluation.sets}
+    assert cells.query("set == 'test'")["cell_type"].value_counts().to_dict() == resample.test.n_by_type.to_dict()
+    assert np.isfinite(cells[["umap_1", "umap_2"]]).all(axis=None)
+
+
+def test_saving_replaces_an_evaluation_and_nothing_else(bounded_evaluation, saved, tmp_path):
+    bounded_evaluation.save(tmp_path / "evaluation")
+    bounded_evaluation.save(tmp_path / "evaluation")
+    assert_same(Evaluation.load(tmp_path / "evaluation"), bounded_evaluation)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("")
+    with pytest.raises(InputError, match="name another output"):
+        bounded_evaluation.save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def edited(text: str, **changes: object) -> str:
+    return json.dumps(json.loads(text) | changes)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("evaluation.json", lambda old: edited(old.decode(), overall={}).encode(), "damaged, or was edited"),
+        ("evaluation.json", lambda old: edited(old.decode(), format=4).encode(), "another format"),
+        ("evaluation.json", lambda old: b"{}", "is not a evaluation|no evaluation"),
+        ("evaluation.json", lambda old: None, "it has no evaluation.json"),
+        ("evaluation.safetensors", lambda old: old[:-1] + bytes([old[-1] ^ 1]), "missing or damaged"),
+        ("evaluation.safetensors", lambda old: None, "missing or damaged"),
+    ],
+)
+def test_damaged_and_older_evaluations_are_rejected(saved, tmp_path, file, change, message):
+    for path in saved.iterdir():
+        content = change(path.read_bytes()) if path.name == file else path.read_bytes()
+        if content is not None:
+            (tmp_path / path.name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        Evaluation.load(tmp_path)

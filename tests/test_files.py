@@ -4,6 +4,7 @@ import os
 import stat
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from bdm.checksums import write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import atomic_write, read_json, sha256, write_json
 from bdm.seeds import derive, numpy_generator, torch_generator
-from bdm.store import FORMAT, Bundle, read_bundle, write_bundle
+from bdm.store import FORMAT, Bundle, pack_tables, read_bundle, unpack_tables, write_bundle
 
 
 def listing(folder) -> dict[str, str]:
@@ -27,6 +28,16 @@ def test_writes_file_into_new_folder(tmp_path):
     with atomic_write(tmp_path / "new" / "out.txt") as path:
         path.write_text("all")
     assert listing(tmp_path) == {"new": "", "new/out.txt": "all"}
+
+
+def test_folder_written_within_another_takes_its_place_with_it(tmp_path):
+    with atomic_write(tmp_path / "out", folder_of="one.txt") as folder:
+        with atomic_write(folder, folder_of="one.txt") as inner:
+            inner.mkdir()
+            (inner / "one.txt").write_text("1")
+        (folder / "two.txt").write_text("2")
+        assert not (tmp_path / "out").exists()
+    assert listing(tmp_path) == {"out": "", "out/one.txt": "1", "out/two.txt": "2"}
 
 
 def test_error_keeps_old_file_and_leaves_nothing(tmp_path):
@@ -188,6 +199,16 @@ def test_no_safetensors_with_right_checksum(bundle):
 
 
 # ---- seeds
+
+
+def test_tables_come_back():
+    numbers = {"single": np.float32([0.1, np.nan]), "double": [0.1, 1e300], "whole": [3, -1], "truth": [True, False]}
+    table = pd.DataFrame({"gene": ["NA", "é"], **numbers, "set": ["a", "a"]})
+    tables = {"one": table, "no/rows": table[:0]}
+    found = unpack_tables(*pack_tables(tables))
+    assert list(found) == list(tables)
+    for name, expected in tables.items():
+        pd.testing.assert_frame_equal(found[name], expected)
 
 
 def test_derived_seeds_differ():

@@ -203,7 +203,7 @@ def test_model_differences_of_two_children_mirror(inputs):
 def test_model_expression_follows_generated_counts(small_model):
     """Mean and variance in closed form are those of many generated cells."""
     expression = model_expression(small_model.model, n_cells=500, seed=0).by_type["Dendritic"]
-    cells = Cells.of(small_model.generate({"Dendritic": 2000}, seed=1))
+    cells = Cells.from_anndata(small_model.generate({"Dendritic": 2000}, seed=1))
     frequent = expression.mean > 50
     assert frequent.sum() > 20
     real = cells.cp10k.toarray()[:, frequent]

@@ -42,7 +42,7 @@ def evaluation(small_model, held_out):
 
 
 @pytest.fixture(scope="module")
-def moves(small_model, held_out):
+def transmutation(small_model, held_out):
     moved = small_model.transmute(held_out, to=NK, from_=[B, "Dendritic"])
     return small_model.evaluate_transmuted(moved, held_out, held_out)
 
@@ -120,11 +120,11 @@ def explained(axis) -> dict[str, str]:
     return {handle.get_label(): handle.get_linestyle() for handle in handles if handle.get_linestyle() != "None"}
 
 
-def test_dotted_lines_are_in_the_legend(evaluation, moves, model):
+def test_dotted_lines_are_in_the_legend(evaluation, transmutation, model):
     for axes in (
         pl.scores(evaluation), [pl.scores(evaluation, "f1")],
         pl.scores_by_type(evaluation), [pl.scores_by_type(evaluation, "f1")],
-        pl.genes(evaluation), pl.transmutation(moves), pl.transmutation_genes(moves),
+        pl.genes(evaluation), pl.transmutation(transmutation), pl.transmutation_genes(transmutation),
         pl.agreement(model), pl.paths(model),
     ):  # fmt: skip
         for axis in axes:
@@ -135,7 +135,7 @@ def test_dotted_lines_are_in_the_legend(evaluation, moves, model):
     assert not [line for line in shown if line.get_linestyle() == ":"]
 
 
-def test_sets_have_one_name_in_all_figures(evaluation, moves):
+def test_sets_have_one_name_in_all_figures(evaluation, transmutation):
     def labels(axis) -> list[str]:
         return [line.get_label() for line in axis.lines if not line.get_label().startswith("_")]
 
@@ -143,9 +143,9 @@ def test_sets_have_one_name_in_all_figures(evaluation, moves):
     assert [label.partition(",")[0] for label in labels(pl.genes(evaluation)[0])] == [
         "floor", "generated", "as in test cells",
     ]  # fmt: skip
-    assert labels(pl.transmutation(moves)[0]) == ["floor", "transmuted", "ideal"]
-    assert labels(pl.transmutation_genes(moves)[0]) == ["floor", "transmuted", "as in test cells"]
-    assert labels(pl.transmutation_umap(moves)[0])[1:] == ["before", "transmuted"]
+    assert labels(pl.transmutation(transmutation)[0]) == ["floor", "transmuted", "ideal"]
+    assert labels(pl.transmutation_genes(transmutation)[0]) == ["floor", "transmuted", "as in test cells"]
+    assert labels(pl.transmutation_umap(transmutation)[0])[1:] == ["before", "transmuted"]
 
 
 def test_genes_of_a_branch_are_those_that_mark_it(model):
@@ -197,13 +197,17 @@ def test_other_figures_of_an_evaluation(evaluation):
     assert len(pl.genes(evaluation)) == 4
 
 
-def test_transmutation_shows_each_type_that_was_moved(moves):
-    assert set(moves.original_types) == {"Dendritic", B}
-    assert [text.partition(" (before")[0] for text in texts(pl.transmutation(moves)[0])] == moves.original_types
-    assert [axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(moves)] == moves.original_types
-    assert [axis.get_title() for axis in pl.transmutation_umap(moves)] == moves.original_types
-    unmoved, moved = (moves.table["energy"].xs(name, level="set") for name in ("unmoved", "branched"))
-    assert (moved < unmoved).all()
+def test_transmutation_shows_each_type_that_was_moved(transmutation):
+    assert set(transmutation.original_types) == {"Dendritic", B}
+    assert [
+        text.partition(" (before")[0] for text in texts(pl.transmutation(transmutation)[0])
+    ] == transmutation.original_types
+    assert [
+        axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(transmutation)
+    ] == transmutation.original_types
+    assert [axis.get_title() for axis in pl.transmutation_umap(transmutation)] == transmutation.original_types
+    unchanged, transmuted = (transmutation.table["energy"].xs(name, level="set") for name in ("unchanged", "branched"))
+    assert (transmuted < unchanged).all()
 
 
 def test_extension_is_drawn(small_model, example_cells, tmp_path):
@@ -314,7 +318,7 @@ def test_importing_bdm_stays_quick_and_chooses_no_backend():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ---- judged in Python
+# ---- evaluated in Python
 
 
 def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, held_out):
@@ -330,14 +334,14 @@ def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, 
     assert kept.overall.loc["energy", "real"] < kept.overall.loc["energy", "branched"]
 
 
-def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path):
+def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_path):
     with pytest.raises(InputError, match="give `adata_test=`"):
         small_model.evaluate()
     with pytest.raises(InputError, match="floor is taken"):
         small_model.evaluate(held_out, compare={"floor": held_out})
     with pytest.raises(InputError, match="no column"):
         small_model.evaluate(held_out, label_key="none")
-    with pytest.raises(InputError, match="branched cannot be judged"):
+    with pytest.raises(InputError, match="branched cannot be evaluated"):
         small_model.evaluate(held_out, held_out[:2].copy())
     others = held_out.copy()
     others.obs["bulk_labels"] = "T-800"
@@ -347,5 +351,5 @@ def test_evaluation_refuses_what_it_cannot_judge(small_model, held_out, tmp_path
     with pytest.raises(InputError, match="holds no cells; give the cells"):
         bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu").evaluate(held_out)
     moved = small_model.transmute(held_out, to=NK, from_=[B])
-    with pytest.raises(InputError, match="cannot be found before they moved"):
+    with pytest.raises(InputError, match="cannot be found before their transmutation"):
         small_model.evaluate_transmuted(moved, held_out[:5].copy(), held_out)

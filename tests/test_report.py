@@ -113,17 +113,16 @@ def many(results) -> Results:
     names = [f"type {i:03}" for i in range(MANY)]
     worse = {name: np.linspace(0, 3 * limit.near, MANY) for name, limit in LIMITS.by_score.items()}
     by_type = {
-        set_name: {
-            name: {
-                score: limit.ideal + (judged * worse[score][i] if limit.higher else -judged * worse[score][i])
-                for score, limit in LIMITS.by_score.items()
-            }
-            for i, name in enumerate(names)
+        (set_name, name): {
+            score: limit.ideal + (share * worse[score][i] if limit.higher else -share * worse[score][i])
+            for score, limit in LIMITS.by_score.items()
         }
-        for set_name, judged in {"floor": 0, "branched": 1, "flat": 1}.items()
+        for set_name, share in {"floor": 0, "branched": 1, "flat": 1}.items()
+        for i, name in enumerate(names)
     }
-    number = {name: {"test": 100, "train": 400, "branched": 500, "floor": 100, "flat": 500} for name in names}
-    evaluation = results.evaluation | {"by_type": by_type, "n_cells": number, "n_compared": number}
+    numbers = pd.DataFrame({"test": 100, "train": 400, "branched": 500, "floor": 100, "flat": 500}, index=names)
+    table = pd.DataFrame.from_dict(by_type, orient="index").rename_axis(["set", "cell_type"])
+    evaluation = replace(results.evaluation, by_type=table, n_cells=numbers, n_compared=numbers)
     obs = pd.DataFrame({"cell_type": np.repeat(names, 10), "split": np.tile(["train"] * 8 + ["test"] * 2, MANY)})
     hierarchy = balanced(names)
     rows = [
@@ -197,7 +196,7 @@ def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
     to, of = shlex.quote(NAMES["CD19+ B"]), shlex.quote(NAMES["CD14+ Monocyte"])
     assert f"bdm transmute model prepared.h5ad transmuted/a.h5ad --to {to} --from {of} --seed 7" in text
     assert "bdm evaluate-transmuted prepared.h5ad transmutation/a transmuted/a.h5ad --seed 0" in text
-    for digest in results.evaluation["provenance"]["sha256"].values():
+    for digest in results.evaluation.provenance["sha256"].values():
         assert digest in text
     assert "train 1 h 7 min" in re.sub(r" +", " ", text)
     assert "generate 12 s \N{EN DASH}" in re.sub(r" +", " ", text)
@@ -284,10 +283,10 @@ def test_each_set_has_one_name(page, results):
     shown = [*re.findall(r'(?:aria-label|alt|title)="([^"]*)"|<title>([^<]*)</title>', text), words_of(text)]
     for part in shown:
         assert not re.search(r"\bbranched\b|\bunmoved\b|\bmoved cells\b|\bjudged\b", "".join(part)), part
-    assert results.verdict.about or results.verdict.grade == 0
+    assert results.verdict.worst_scores or results.verdict.grade == 0
     headers = re.findall(r'<th scope="(?:col|row)">([^<]+)', text)
     for verdict in [results.verdict, *results.verdicts.values()]:
-        assert {name.lower() for name in verdict.about} <= {header.lower() for header in headers}
+        assert {name.lower() for name in verdict.worst_scores} <= {header.lower() for header in headers}
 
 
 def test_lines_and_axes_are_explained(page, results):
@@ -314,8 +313,8 @@ def test_lines_and_axes_are_explained(page, results):
 
 def test_page_explains_how_many_cells_a_verdict_needs(page):
     text = told(page)
-    assert f"needs {LIMITS.fewest} test cells (about 50 cells of the type in the input)" in text
-    assert f"A type with fewer than {LIMITS.fewest} test cells, or fewer generated ones, gets no verdict" in text
+    assert f"needs {LIMITS.min_cells} test cells (about 50 cells of the type in the input)" in text
+    assert f"A type with fewer than {LIMITS.min_cells} test cells, or fewer generated ones, gets no verdict" in text
 
 
 def test_commands_that_are_told_can_be_given(results, tmp_path):
@@ -411,12 +410,12 @@ def test_page_cites_as_the_repository_does(page):
 def test_verdicts_stand_beside_their_types(page, results):
     text = told(page)
     for name, verdict in results.verdicts.items():
-        assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.short)}", text), name
+        assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.label)}", text), name
     assert {verdict.grade for verdict in results.verdicts.values()} != {0}
 
 
 def test_page_of_less_has_no_empty_sections(results):
-    text = report_page(replace(results, moves={}, interpretation={}, cost=results.cost[:0]))
+    text = report_page(replace(results, transmutations={}, interpretation={}, cost=results.cost[:0]))
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["given", "verdict", "hierarchy", "real", "cost", "cite", "again"]
     assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
@@ -428,7 +427,7 @@ def test_names_that_are_numbers(opened, two):
     check_fits(found.page)
     assert set(found.texts("#by-type tbody th")) == {"0", "1"}
     assert found.texts(".node .sides") == ["0 | 1"]
-    assert not found.page.locator("#moves, #find-type, #find-node").count()
+    assert not found.page.locator("#transmutation, #find-type, #find-node").count()
 
 
 def test_additions_are_told(results):
@@ -452,13 +451,13 @@ def test_what_lacks_is_named(full, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluation/evaluation.json", "evaluation/genes.csv", "interpretation/branch_genes.csv"]
+    "name", ["evaluation/evaluation.json", "evaluation/evaluation.safetensors", "interpretation/branch_genes.csv"]
 )
 def test_what_is_damaged_is_refused(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")
-    content = (full / name).read_text()
-    for text in ["", content[: len(content) // 2].replace("model_rank", "x"), "{}"]:
-        (tmp_path / "some" / name).write_text(text)
+    content = (full / name).read_bytes()
+    for damaged in [b"", content[: len(content) // 2].replace(b"model_rank", b"x"), b"{}"]:
+        (tmp_path / "some" / name).write_bytes(damaged)
         with pytest.raises(InputError):
             bdm("report", tmp_path / "some", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -594,7 +593,7 @@ def test_keys_reach_the_tree_and_the_tables(opened, page, results):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_tables_are_sorted(opened, page, results, width):
     found = opened(page, width)
-    number = results.n_cells["test"]
+    number = results.evaluation.n_cells["test"]
     for press, up in ((1, True), (2, False)):
         found.page.locator("#by-type thead button", has_text="Test cells").click()
         shown = [number[name] for name in found.texts("#by-type tbody th")]

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.metrics import energy_distance, spread
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.verdict import LIMITS, Grade, overall_verdict, verdict, verdicts_by_type
+from bdm.evaluation.verdict import LIMITS, Grade, verdict
 from bdm.settings import EvaluationSettings
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
@@ -29,7 +31,7 @@ def test_the_worst_score_decides(name):
     }.items():
         found = verdict(worse(name, excess), IDEAL, n_cells=MANY)
         assert found.grade == grade
-        assert found.about == ((SCORE_NAMES[name],) if grade else ())
+        assert found.worst_scores == ((SCORE_NAMES[name],) if grade else ())
 
 
 @pytest.mark.parametrize("name", LIMITS.by_score)
@@ -47,11 +49,11 @@ def test_few_cells_tell_little():
     poor, bad = worse("relative_energy", 0.1), worse("relative_energy", 5.0)
     grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
     assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}
-    assert verdict(IDEAL, IDEAL, n_cells=34).told == "no difference seen in few cells"
-    assert verdict(IDEAL, IDEAL, n_cells=35).told == "cannot be told from real cells"
+    assert verdict(IDEAL, IDEAL, n_cells=34).text == "no difference seen in few cells"
+    assert verdict(IDEAL, IDEAL, n_cells=35).text == "cannot be told from real cells"
     assert [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10)] == [Grade.UNKNOWN] * 2 + [Grade.NEAR]
     assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
-    assert verdict(bad, IDEAL, n_cells=9).told == "too few cells to compare"
+    assert verdict(bad, IDEAL, n_cells=9).text == "too few cells to compare"
     # chance gives such an AUC to ten cells, not to a thousand
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
@@ -89,10 +91,12 @@ def test_real_cells_pass_and_cells_of_other_types_do_not(example_cells):
     order = np.random.default_rng(0).permutation(len(cells))
     test, real, training = (cells[np.sort(part)] for part in np.split(order, [200, 400]))
     mixed = Cells(real.counts, np.random.default_rng(1).permutation(real.cell_type))
-    found = evaluate(training, test, {"real": real, "mixed": mixed}, EvaluationSettings(n_repeats=1))
-    assert overall_verdict(found.overall, found.n_compared, "real").grade == Grade.SAME
-    assert overall_verdict(found.overall, found.n_compared, "mixed").grade == Grade.DIFFERS
-    by_type = {name: verdicts_by_type(found.by_type, found.n_compared, name) for name in ("real", "mixed")}
+    names = GeneNames(example_cells.var[[]])
+    sets = {"real": real, "mixed": mixed}
+    found = evaluate(RealCells(training, test, names), sets, EvaluationSettings(n_repeats=1))
+    assert found.verdict("real").grade == Grade.SAME
+    assert found.verdict("mixed").grade == Grade.DIFFERS
+    by_type = {name: found.verdicts_by_type(name) for name in ("real", "mixed")}
     assert {found.grade for found in by_type["real"].values()} <= {Grade.SAME, Grade.NEAR, Grade.UNKNOWN}
     assert by_type["mixed"]["CD19+ B"].grade == Grade.DIFFERS
     assert set(by_type["real"]) == set(cells.cell_type)

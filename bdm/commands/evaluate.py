@@ -34,7 +34,7 @@ def evaluate(
     settings: EvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
-    """Evaluate generated cells by held-out test cells; the floor is the same scores of real training cells.
+    """Compare generated cells with held-out test cells, and with real training cells as the floor.
 
     Cells are sampled, and at most 20,000 of a set are compared at a time; evaluation.json has the numbers of each type.
 
@@ -42,17 +42,16 @@ def evaluate(
 
     Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
-    from dataclasses import asdict
+    from dataclasses import replace
 
     from bdm.evaluation.cells import set_name
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.inputs import read_generated, read_real_cells
-    from bdm.evaluation.report import summary, verdict_lines, write_report
+    from bdm.evaluation.results import score_table, verdict_lines
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.plotting.write import write_figures
-    from bdm.provenance import provenance
 
     check_used(model, test_cells, keys)
     files = named_files(generated, compare or [])
@@ -63,13 +62,12 @@ def evaluate(
             loaded = load_model(model)
             real = real_cells_for(loaded, read_fitted_cells(cells, loaded, keys), test_cells, keys)
         sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
-        evaluation = evaluate_cells(real.training, real.test, sets, settings, seed=seed)
+        evaluation = evaluate_cells(real, sets, settings, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
-        folder.mkdir()
-        record = provenance(seed=seed, settings=asdict(settings), sha256=hashes)
-        write_report(folder, evaluation, real.names, provenance=record)
+        evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
+        evaluation.save(folder)
         write_figures(folder, evaluation)
-    logger.info(summary(evaluation))
+    logger.info(score_table(evaluation.overall))
     facts = {set_name(name): "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)
 
@@ -83,10 +81,10 @@ def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> 
 
 
 def named_files(generated: Path, compare: list[str]) -> dict[str, Path]:
-    """Name the sets to evaluate: ``branched``, and those in ``compare`` (NAME=FILE)."""
-    from bdm.evaluation.cells import RESERVED_SET_NAMES
+    """Return the files of the sets to evaluate by name: ``branched``, and the names in ``compare`` (NAME=FILE)."""
+    from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES
 
-    files = {"branched": generated}
+    files = {GENERATED: generated}
     for item in compare:
         name, separator, file = item.partition("=")
         if not (name and separator and file):

@@ -34,18 +34,19 @@ def evaluate_transmuted(
     keys: InputKeys,
     seed: Seed = 0,
 ) -> Summary:
-    """Evaluate transmuted cells by held-out cells of their new type, and by the cells that they were.
+    """Compare transmuted cells with held-out cells of their new type, and with the same cells before.
 
     Example: bdm evaluate-transmuted prepared.h5ad transmutation transmuted.h5ad --compare flat=flat.h5ad
     """
+    from dataclasses import replace
+
     from bdm.evaluation.inputs import read_counts, read_real_cells
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.plotting.write import write_figures
-    from bdm.provenance import provenance
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted
-    from bdm.transmutation.report import summary, write_report
+    from bdm.transmutation.results import summary
 
     check_used(model, test_cells, keys)
     files = named_files(transmuted, compare or [])
@@ -57,18 +58,20 @@ def evaluate_transmuted(
             before = read_fitted_cells(cells, loaded, keys)
             real = real_cells_for(loaded, before, test_cells, keys)
         read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-        targets = {moved.to for moved in read.values()}
-        if len(targets) > 1:
+        new_types = {file.to for file in read.values()}
+        if len(new_types) > 1:
             raise InputError(
-                f"Cells were transmuted to different types ({', '.join(sorted(targets))}); evaluate one type at a time."
+                f"Cells were transmuted to different types ({', '.join(sorted(new_types))}); evaluate one type at a "
+                "time."
             )
         evaluation = evaluate_transmutation(
-            real, {name: moved.cells for name, moved in read.items()}, targets.pop(), seed=seed
+            real, {name: file.cells for name, file in read.items()}, new_types.pop(), seed=seed
         )
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
-        record = provenance(seed=seed, sha256=hashes, moved={name: moved.how for name, moved in read.items()})
-        folder.mkdir()
-        write_report(folder, evaluation, provenance=record)
+        records = {name: file.record for name, file in read.items()}
+        record = {**evaluation.provenance, "sha256": hashes, "transmuted": records}
+        evaluation = replace(evaluation, provenance=record)
+        evaluation.save(folder)
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
     return Summary((out,))

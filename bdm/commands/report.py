@@ -27,4 +27,4 @@ def report(
     with atomic_write(out) as path, reject_if_damaged(results):
         found = read_results(results)
         path.write_text(report_page(found), encoding="utf-8")
-    return Summary((out,), {"verdict": found.verdict.told})
+    return Summary((out,), {"verdict": found.verdict.text})

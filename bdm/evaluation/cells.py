@@ -1,4 +1,4 @@
-"""Cells that are evaluated, in memory and on disk, their names, and samples matched by cell type."""
+"""Cells that are evaluated, in memory and on disk, the names of their sets, and samples matched by cell type."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from bdm.data.counts import as_counts, first_fault
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 
-SET_NAMES = {"branched": "generated"}
-TRANSMUTED_SET_NAMES = {"branched": "transmuted", "unmoved": "before"}  # where transmuted cells are evaluated
-RESERVED_SET_NAMES = ("branched", "floor", "test", "train", "prepared", "unmoved", *SET_NAMES.values())
+# Keys of sets of cells in tables
+FLOOR = "floor"
+GENERATED = "branched"  # generated or transmuted by the branched model
+UNCHANGED = "unchanged"  # transmuted cells before the transmutation
+SET_NAMES = {GENERATED: "generated"}
+TRANSMUTED_SET_NAMES = {GENERATED: "transmuted", UNCHANGED: "before"}
+RESERVED_SET_NAMES = (GENERATED, FLOOR, "test", "train", "prepared", UNCHANGED, *SET_NAMES.values())
+FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
+FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
+BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory
 
 
 def set_name(key: str, names: Mapping[str, str] = SET_NAMES) -> str:
-    """Name of a set for readers; the key itself where it has no other."""
+    """Return the name of a set in figures and messages; the key itself where it has no other."""
     return names.get(key, key)
 
 
-FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
-FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
-
-
 class TypedCells(ABC):
-    """Cells whose types are known, and whose counts can be taken."""
+    """Cells of known types, in memory or on disk."""
 
     cell_type: np.ndarray
 
@@ -41,7 +44,7 @@ class TypedCells(ABC):
 
     @abstractmethod
     def __getitem__(self, index: np.ndarray) -> Cells:
-        """Take some of the cells, by their places."""
+        """Read the cells with these indices."""
 
     @cached_property
     def n_by_type(self) -> pd.Series:
@@ -49,7 +52,7 @@ class TypedCells(ABC):
         return pd.Series(self.cell_type, dtype=str).value_counts().sort_index()
 
     def types(self, *, fewest: int) -> list[str]:
-        """Types of at least ``fewest`` cells."""
+        """Return the types of at least ``fewest`` cells."""
         return list(self.n_by_type.index[self.n_by_type >= fewest])
 
 
@@ -61,7 +64,7 @@ class Cells(TypedCells):
     cell_type: np.ndarray
 
     @classmethod
-    def of(cls, adata: AnnData) -> Cells:
+    def from_anndata(cls, adata: AnnData) -> Cells:
         """Take counts from ``X`` and types from ``obs['cell_type']``."""
         return cls(sparse.csr_matrix(adata.X, dtype=np.float32), adata.obs["cell_type"].to_numpy(dtype=str))
 
@@ -70,12 +73,12 @@ class Cells(TypedCells):
 
     @cached_property
     def library_size(self) -> np.ndarray:
-        """Counts of each cell."""
+        """Sum of the counts of each cell."""
         return np.asarray(self.counts.sum(axis=1)).ravel()
 
     @cached_property
     def n_detected(self) -> np.ndarray:
-        """Genes with counts in each cell."""
+        """Number of genes with counts in each cell."""
         return self.counts.astype(bool).getnnz(axis=1)
 
     @cached_property
@@ -91,49 +94,49 @@ class Cells(TypedCells):
 
 @dataclass(frozen=True)
 class Matched:
-    """Judged cells beside test cells: of every type as many of the one as of the other."""
+    """Query cells and test cells, equal in number for every type."""
 
-    judged: Cells
+    query: Cells
     test: Cells
 
 
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
-    """Draw ``n_by_type`` cells of each type without replacement, and give their indices.
+    """Draw ``n_by_type`` cells of each type without replacement, and return their indices.
 
-    Drawing real cells twice would tell them apart from any other real cells.
+    With replacement, repeated cells would distinguish a sample of real cells from any other.
     """
     shuffled = np.random.default_rng(seed).permutation(len(cells))
-    place = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
-    wanted = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
-    return np.sort(shuffled[place.to_numpy() < wanted.to_numpy()])
+    number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
+    requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
+    return np.sort(shuffled[number_within_type.to_numpy() < requested.to_numpy()])
 
 
-def match(judged: Cells, test: Cells, *, seed: int) -> Matched:
-    """Draw as many cells of each type from both as the smaller of the two has."""
-    n_by_type = smaller_numbers(judged.n_by_type, test.n_by_type)
+def match(query: Cells, test: Cells, *, seed: int) -> Matched:
+    """Draw from both, of each type, as many cells as the smaller of the two has."""
+    n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
     return Matched(
-        judged=judged[sample_by_type(judged, n_by_type, seed=seed)],
+        query=query[sample_by_type(query, n_by_type, seed=seed)],
         test=test[sample_by_type(test, n_by_type, seed=seed)],
     )
 
 
 def thin(matched: Matched, *, most: int, seed: int) -> Matched:
-    """Draw ``most`` cells of each of the two or fewer, by :func:`capped`."""
+    """Draw ``most`` cells or fewer from either, by :func:`capped`."""
     return Matched(
-        judged=sample_at_most(matched.judged, most=most, seed=seed),
+        query=sample_at_most(matched.query, most=most, seed=seed),
         test=sample_at_most(matched.test, most=most, seed=seed),
     )
 
 
 def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
-    """Smaller number by type, for the types of ``at_most``."""
+    """Return the smaller number of each type, for the types of ``at_most``."""
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
 
 
 def capped(n_by_type: pd.Series, *, most: int) -> pd.Series:
     """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
 
-    Types of as many cells as `FEWEST_FOR_MEANS` are not cut, however many types there are.
+    No type is cut below `FEWEST_FOR_MEANS` cells, however many types there are.
     """
     enough, too_many = FEWEST_FOR_MEANS, int(n_by_type.max()) + 1
     while too_many - enough > 1:
@@ -147,28 +150,25 @@ def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
     return cells[sample_by_type(cells, capped(cells.n_by_type, most=most), seed=seed)]
 
 
-def take_samples(cells: TypedCells, draws: list[np.ndarray]) -> list[Cells]:
-    """Take several draws of cells, given by their places, at one reading."""
-    rows = np.unique(np.concatenate(draws))
+def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
+    """Read several samples of cells, given by their indices, at once."""
+    rows = np.unique(np.concatenate(samples))
     pool = cells[rows]
-    return [pool[np.searchsorted(rows, drawn)] for drawn in draws]
-
-
-BLOCK = 20_000  # cells that are checked at a time, which takes several times their memory
+    return [pool[np.searchsorted(rows, sample)] for sample in samples]
 
 
 @dataclass(frozen=True)
 class StoredCells(TypedCells):
-    """Cells in a file, the counts of which are read, and checked, when they are taken.
+    """Cells in a file, whose counts are read, and checked, when they are needed.
 
     Attributes
     ----------
     adata
         All cells of the file, with counts on disk.
     rows
-        Places of the cells that are meant.
+        Indices of the cells in the file.
     genes
-        Names of the genes, in the order wanted.
+        Names of the genes, in the order of the real cells.
     """
 
     path: Path
@@ -178,7 +178,7 @@ class StoredCells(TypedCells):
     cell_type: np.ndarray
 
     @classmethod
-    def of(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
+    def from_anndata(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
         """Take types from ``obs['cell_type']``."""
         return cls(path, adata, rows, genes, adata.obs["cell_type"].iloc[rows].to_numpy(dtype=str))
 
@@ -188,16 +188,16 @@ class StoredCells(TypedCells):
         return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index])
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """Read counts of cells by their places in the file."""
+        """Read the counts of cells by their indices in the file."""
         return sparse.csr_matrix(checked(take_cells(self.adata, rows), self.path)[:, self.genes].X)
 
     def in_memory(self) -> Cells:
-        """Read all."""
+        """Read all cells."""
         return self[np.arange(len(self))]
 
 
 def checked(adata: AnnData, path: Path) -> AnnData:
-    """Refuse what is no raw counts, and bring such to one form."""
+    """Reject cells without raw counts, and return counts and ``obs`` alone."""
     if problem := first_fault(adata):
         raise InputError(f"{path} has {problem}; raw counts are needed in X.")
     return as_counts(adata)

@@ -1,151 +1,170 @@
+"""Evaluation of generated cells: scores of each set, averaged over resamples, as tables."""
+
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from bdm.evaluation.cells import Cells, TypedCells, sample_at_most, set_name
-from bdm.evaluation.genes import marker_genes, variable_genes
+from bdm.data.symbols import GeneNames
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, Matched, TypedCells, match, sample_at_most, set_name
+from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
+from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.memorisation import QueryCells, memorisation_shares
-from bdm.evaluation.resampling import FLOOR, SIZE_LIMITS, Repeat, SizeLimits, draw_repeats
+from bdm.evaluation.resampling import SIZE_LIMITS, ResampledCells, SizeLimits, resampled_cells
+from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, Scores, score_cells
 from bdm.progress import progress
+from bdm.provenance import provenance
 from bdm.settings import EvaluationSettings
 from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 
-FEWEST_QUERY_CELLS = 500  # copies are sought among so many judged cells, however many training cells there are
-
-
-@dataclass(frozen=True, repr=False)
-class Evaluation:
-    """Scores of sets of cells, averaged over repeats; the floor is the first set.
-
-    Attributes
-    ----------
-    overall
-        `OverallScores` x sets, with two rows more: ``f1_ratio``, F1 over that of the floor, and ``copying``, the share
-        of cells nearer to training than to test cells, numbers being equal; 0.5 without copying.
-    by_type
-        (set, cell_type) x `TypeScores`; without types of a single test cell.
-    n_cells
-        Cells at hand: cell types x ``test``, ``train`` and the generated sets.
-    markers
-        Marker genes by type, as column indices.
-    test, judged, seed
-        Cells and seed of the last repeat, the floor among ``judged``.
-    bounds
-        Most cells that the steps of judging took.
-    """
-
-    overall: pd.DataFrame
-    by_type: pd.DataFrame
-    n_cells: pd.DataFrame
-    markers: dict[str, np.ndarray]
-    test: Cells
-    judged: dict[str, Cells]
-    seed: int
-    bounds: SizeLimits
-
-    def __repr__(self) -> str:
-        n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
-        scores = self.overall.to_string(float_format="{:.3f}".format)
-        return f"Evaluation by {n_test:,} test cells of {n_types} types\n{scores}"
-
-    @property
-    def n_compared(self) -> pd.DataFrame:
-        """Cells compared at a time: cell types x ``test``, the floor and the generated sets."""
-        compared = {name: cells.n_by_type for name, cells in {"test": self.test, **self.judged}.items()}
-        return pd.DataFrame(compared, index=self.n_cells.index).fillna(0).astype(int)
+FEWEST_QUERY_CELLS = 500  # whose memorisation is measured, however many training cells there are
 
 
 @using_threads()
 def evaluate(
-    training: TypedCells,
-    test: TypedCells,
-    generated: Mapping[str, TypedCells],
+    real: RealCells,
+    generated: dict[str, TypedCells],
     settings: EvaluationSettings = EvaluationSettings(),
     *,
-    bounds: SizeLimits = SIZE_LIMITS,
+    size_limits: SizeLimits = SIZE_LIMITS,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge sets of generated cells by test cells, and some training cells in the same way, as the floor."""
+    """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor."""
+    training, test = real.training, real.test
     names = ", ".join(map(set_name, generated))
     logger.info("Comparing %s with %d test cells of %d types.", names, len(test), len(test.n_by_type))
-    repeats = draw_repeats(
+    resamples = resampled_cells(
         training,
         test,
         generated,
-        seeds_of_draws(settings.n_repeats, seed=seed),
+        resampling_seeds(settings.n_repeats, seed=seed),
         max_cells_per_type=settings.max_cells_per_type,
-        max_cells=bounds.compared,
+        max_cells=size_limits.compared,
     )
-    marking = sample_at_most(training, most=bounds.marking, seed=seed)
+    marking = sample_at_most(training, most=size_limits.marking, seed=seed)
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
     del marking
 
-    judgements = defaultdict(list)
-    for repeat in progress(repeats, total=len(repeats), doing="judging", unit="draw"):
-        reference = Reference(repeat.test, markers, pair_genes, bounds)
-        for name, cells in repeat.judged.items():
-            judgements[name].append(score_cells(cells, reference, seed=repeat.seed))
+    scores = defaultdict(list)
+    for resample in progress(resamples, total=len(resamples), doing="scoring", unit="resample"):
+        reference = Reference(resample.test, markers, pair_genes, size_limits)
+        for name, cells in resample.query.items():
+            scores[name].append(score_cells(cells, reference, seed=resample.seed))
+    last = resamples[-1]
+    matched = {name: match(cells, last.test, seed=last.seed) for name, cells in last.query.items()}
+    n_cells = n_cells_table({"test": test, "train": training, **generated})
     return Evaluation(
-        overall=overall_table(judgements, memorisation_by_set(repeats, training, pairs=bounds.pairs)),
-        by_type=by_type_table(judgements),
-        n_cells=n_cells_table({"test": test, "train": training, **generated}),
-        markers=markers,
-        test=repeats[-1].test,
-        judged=repeats[-1].judged,
-        seed=repeats[-1].seed,
-        bounds=bounds,
+        overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
+        by_type=by_type_table(scores),
+        n_cells=n_cells,
+        n_compared=n_cells_table({"test": last.test, **last.query}, n_cells.index),
+        markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
+        gene_statistics=real.names.with_symbols(gene_statistics_table(matched, real.names)),
+        fold_changes=fold_change_table(matched, markers, real.genes),
+        size_limits=size_limits,
+        provenance=provenance(seed=seed, settings=asdict(settings)),
+        compute_embedding=embedding_of(last, most=size_limits.mapped),
     )
 
 
-def seeds_of_draws(n_repeats: int, *, seed: int) -> list[int]:
-    """Give each repeat a seed that scikit-learn takes."""
+def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
+    """Return a seed for each resample that scikit-learn takes."""
     return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
-def memorisation_by_set(repeats: list[Repeat], training: TypedCells, *, pairs: int) -> pd.Series:
-    """Average over repeats the share of cells that are nearer to training than to test cells."""
+def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.Series:
+    """Average over resamples the share of cells that are nearer to training than to test cells."""
     most = max(pairs // len(training), FEWEST_QUERY_CELLS)
-    names, suspects = [], []
-    for repeat in repeats:
-        for name, cells in repeat.judged.items():
-            own_rows = repeat.floor_rows if name == FLOOR else None
+    names, queries = [], []
+    for resample in resamples:
+        for name, cells in resample.query.items():
+            training_rows = resample.floor_rows if name == FLOOR else None
             names.append(name)
-            suspects.append(QueryCells.of(cells, repeat.test, own_rows, most=most, seed=repeat.seed))
-    return pd.Series(memorisation_shares(suspects, training)).groupby(names, sort=False).mean()
+            queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
+    return pd.Series(memorisation_shares(queries, training)).groupby(names, sort=False).mean()
 
 
-def overall_table(judgements: dict[str, list[Scores]], copying: pd.Series) -> pd.DataFrame:
-    """Average overall scores over repeats, and put two more behind F1."""
+def overall_table(scores: dict[str, list[Scores]], memorisation: pd.Series) -> pd.DataFrame:
+    """Average overall scores over resamples, and add two rows after F1."""
     table = pd.DataFrame(
         {
-            name: pd.DataFrame([asdict(repeat.overall) for repeat in repeats]).mean()
-            for name, repeats in judgements.items()
+            name: pd.DataFrame([asdict(one.overall) for one in of_resamples]).mean()
+            for name, of_resamples in scores.items()
         }
     )
-    more = pd.DataFrame({"f1_ratio": table.loc["f1"] / table.loc["f1", FLOOR], "copying": copying}).T[table.columns]
-    place = table.index.get_loc("f1") + 1
-    return pd.concat([table[:place], more, table[place:]])
+    f1_ratio = table.loc["f1"] / table.loc["f1", FLOOR]
+    added = pd.DataFrame({"f1_ratio": f1_ratio, "memorisation": memorisation}).T[table.columns]
+    position = table.index.get_loc("f1") + 1
+    return pd.concat([table[:position], added, table[position:]])
 
 
-def by_type_table(judgements: dict[str, list[Scores]]) -> pd.DataFrame:
-    """Average scores by type over repeats."""
+def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
+    """Average scores by type over resamples."""
     rows = [
-        {"set": name, "cell_type": cell_type, **asdict(scores)}
-        for name, repeats in judgements.items()
-        for repeat in repeats
-        for cell_type, scores in repeat.by_type.items()
+        {"set": name, "cell_type": cell_type, **asdict(type_scores)}
+        for name, of_resamples in scores.items()
+        for one in of_resamples
+        for cell_type, type_scores in one.by_type.items()
     ]
     return pd.DataFrame(rows).groupby(["set", "cell_type"], sort=False).mean()
 
 
-def n_cells_table(sets: dict[str, TypedCells]) -> pd.DataFrame:
-    """Count cells by type, types of most test cells first."""
-    table = pd.DataFrame({name: cells.n_by_type for name, cells in sets.items()}).fillna(0).astype(int)
-    return table.sort_values("test", ascending=False, kind="stable").rename_axis("cell_type")
+def n_cells_table(sets: dict[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
+    """Count cells by type: of ``cell_types``, or of all with those of most test cells first."""
+    table = (
+        pd.DataFrame({name: cells.n_by_type for name, cells in sets.items()}, index=cell_types).fillna(0).astype(int)
+    )
+    if cell_types is None:
+        table = table.sort_values("test", ascending=False, kind="stable")
+    return table.rename_axis("cell_type")
+
+
+def gene_statistics_table(matched: dict[str, Matched], names: GeneNames) -> pd.DataFrame:
+    """List the statistics of each gene in each set, and in as many test cells."""
+    tables = []
+    for name, cells in matched.items():
+        columns = {"set": name, "gene": names.index}
+        for statistic, agreement in vars(gene_statistics(cells.query, cells.test)).items():
+            columns |= {statistic: agreement.query, f"{statistic}_test": agreement.test}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+def fold_change_table(matched: dict[str, Matched], markers: dict[str, np.ndarray], genes: pd.Index) -> pd.DataFrame:
+    """List the log fold changes of the markers of each type, but rare ones, in each set and in as many test cells."""
+    tables = [
+        pd.DataFrame(
+            {
+                "set": name,
+                "cell_type": cell_type,
+                "gene": genes[markers[cell_type]],
+                "log2_fold_change": changes.query,
+                "log2_fold_change_test": changes.test,
+            }
+        )
+        for name, cells in matched.items()
+        for cell_type, changes in marker_fold_changes(cells.query, cells.test, markers, fewest=FEWEST_FOR_MEANS).items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def embedding_of(resample: ResampledCells, *, most: int) -> Callable[[], pd.DataFrame]:
+    """Return a function that computes the joint UMAP of ``most`` cells of all sets, by :func:`embedding_table`."""
+    sets = {"test": resample.test, **resample.query}
+    sampled = {name: sample_at_most(cells, most=most // len(sets), seed=resample.seed) for name, cells in sets.items()}
+    return partial(embedding_table, sampled, seed=resample.seed)
+
+
+def embedding_table(sets: dict[str, Cells], *, seed: int) -> pd.DataFrame:
+    """Embed all cells together, and name the set of each."""
+    from bdm.evaluation.embedding import joint_umap  # late, as UMAP takes seconds to import
+
+    tables = joint_umap(list(sets.values()), seed=seed)
+    return pd.concat([table.assign(set=name) for name, table in zip(sets, tables, strict=True)], ignore_index=True)

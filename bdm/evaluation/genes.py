@@ -31,14 +31,14 @@ class GeneStatistics:
     zero_fraction: Agreement
 
 
-def gene_statistics(judged: Cells, test: Cells) -> GeneStatistics:
-    """Compare each gene by itself."""
-    mean_judged, variance_judged = mean_variance_axis(judged.expression, axis=0)
+def gene_statistics(query: Cells, test: Cells) -> GeneStatistics:
+    """Compare the statistics of each gene."""
+    mean_query, variance_query = mean_variance_axis(query.expression, axis=0)
     mean_test, variance_test = mean_variance_axis(test.expression, axis=0)
     return GeneStatistics(
-        mean=Agreement(mean_judged, mean_test),
-        variance=Agreement(variance_judged, variance_test),
-        zero_fraction=Agreement(zero_fraction(judged), zero_fraction(test)),
+        mean=Agreement(mean_query, mean_test),
+        variance=Agreement(variance_query, variance_test),
+        zero_fraction=Agreement(zero_fraction(query), zero_fraction(test)),
     )
 
 
@@ -53,11 +53,11 @@ def variable_genes(cells: Cells, *, n_genes: int = 100) -> np.ndarray:
     return np.argsort(-variance, kind="stable")[:n_genes]
 
 
-def gene_pairs(judged: Cells, test: Cells, genes: np.ndarray) -> Agreement:
+def gene_pairs(query: Cells, test: Cells, genes: np.ndarray) -> Agreement:
     """Compare the Pearson correlations over cells of all pairs of ``genes`` that vary in both sets."""
-    of_judged, of_test = pair_correlations(judged, genes), pair_correlations(test, genes)
-    known = np.isfinite(of_judged) & np.isfinite(of_test)
-    return Agreement(of_judged[known], of_test[known])
+    of_query, of_test = pair_correlations(query, genes), pair_correlations(test, genes)
+    vary = np.isfinite(of_query) & np.isfinite(of_test)
+    return Agreement(of_query[vary], of_test[vary])
 
 
 def pair_correlations(cells: Cells, genes: np.ndarray) -> np.ndarray:
@@ -67,9 +67,9 @@ def pair_correlations(cells: Cells, genes: np.ndarray) -> np.ndarray:
     return np.asarray(correlations[np.triu_indices(len(genes), k=1)])
 
 
-def kolmogorov_smirnov(judged: np.ndarray, test: np.ndarray) -> float:
+def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of two samples of numbers, in [0, 1]."""
-    return float(ks_2samp(judged, test, method="asymp").statistic)
+    return float(ks_2samp(query, test, method="asymp").statistic)
 
 
 def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
@@ -114,17 +114,17 @@ def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float 
 
 
 def marker_fold_changes(
-    judged: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = FEWEST_OF_TYPE
+    query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = FEWEST_OF_TYPE
 ) -> dict[str, Agreement]:
-    """Compare the fold changes of each type's own markers, for types of at least ``fewest`` judged cells."""
-    cell_types = [cell_type for cell_type in judged.types(fewest=fewest) if cell_type in markers]
-    of_judged, of_test = log_fold_changes(judged, cell_types), log_fold_changes(test, cell_types)
+    """Compare the fold changes of each type's markers, for types of at least ``fewest`` query cells."""
+    cell_types = [cell_type for cell_type in query.types(fewest=fewest) if cell_type in markers]
+    of_query, of_test = log_fold_changes(query, cell_types), log_fold_changes(test, cell_types)
     return {
-        cell_type: Agreement(of_judged[i, markers[cell_type]], of_test[i, markers[cell_type]])
+        cell_type: Agreement(of_query[i, markers[cell_type]], of_test[i, markers[cell_type]])
         for i, cell_type in enumerate(cell_types)
     }
 
 
-def pooled_fold_changes(judged: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
+def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
     """Compare the fold changes of the markers of all types, but rare ones, as one set of points."""
-    return Agreement.pooled(marker_fold_changes(judged, test, markers, fewest=FEWEST_FOR_MEANS).values())
+    return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=FEWEST_FOR_MEANS).values())

@@ -1,3 +1,5 @@
+"""Real and generated cells, as an evaluation reads them from files."""
+
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RealCells:
-    """Prepared cells: those learned from (train and validation), and those held out to judge by."""
+    """Prepared cells: the cells of the fit (training and validation), and held-out test cells."""
 
     training: TypedCells
     test: TypedCells
@@ -36,7 +38,7 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     Parameters
     ----------
     on_disk
-        Leave the counts in the file until they are taken, and check only those.
+        Leave the counts in the file until they are needed, and check only the needed ones.
 
     Raises
     ------
@@ -46,14 +48,14 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     adata = open_counts(path, columns=("cell_type", "split"))
     is_test = (adata.obs["split"] == "test").to_numpy()
     if not is_test.any():
-        raise InputError(f"{path} has no test cells to judge by; prepare the data with `test=` above 0.")
+        raise InputError(f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0.")
     training, test = (
-        StoredCells.of(path, adata, np.flatnonzero(rows), adata.var_names) for rows in (~is_test, is_test)
+        StoredCells.from_anndata(path, adata, np.flatnonzero(rows), adata.var_names) for rows in (~is_test, is_test)
     )
 
     lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
     if len(lone):
-        logger.warning("%s: not judged, for want of test cells: %s.", path, ", ".join(lone))
+        logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if on_disk:
         return RealCells(training, test, gene_names(adata))
@@ -61,12 +63,12 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
 
 
 def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> TypedCells:
-    """Read cells to be judged, with genes in the order of the real cells.
+    """Read cells to evaluate, with genes in the order of the real cells.
 
     Parameters
     ----------
     on_disk
-        Leave the counts in the file until they are taken, and check only those.
+        Leave the counts in the file until they are needed, and check only the needed ones.
 
     Raises
     ------
@@ -75,19 +77,19 @@ def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> Typ
     """
     adata = open_counts(path, columns=("cell_type",))
     check_genes(adata.var_names, real.genes, path)
-    cells = StoredCells.of(path, adata, np.arange(adata.n_obs), real.genes)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
             f"{path} has cells of types that the prepared data lack: {subset_of_names(unknown)}; "
-            "give types by the same names."
+            "use the same names of types."
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
     return cells if on_disk else cells.in_memory()
 
 
 def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
-    """Read counts, and check that they are such and that ``obs`` has ``columns``."""
+    """Read counts, and check that they are raw counts and that ``obs`` has ``columns``."""
     return checked(with_columns(read_cells(path), columns, path), path)
 
 
@@ -99,7 +101,7 @@ def open_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
 
 
 def with_columns(adata: AnnData, columns: tuple[str, ...], path: Path) -> AnnData:
-    """Refuse cells without one of ``columns`` in ``obs``."""
+    """Reject cells without one of ``columns`` in ``obs``."""
     for column in columns:
         if column not in adata.obs:
             raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm wrote, or add it.")
@@ -107,7 +109,7 @@ def with_columns(adata: AnnData, columns: tuple[str, ...], path: Path) -> AnnDat
 
 
 def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
-    """Refuse cells of other genes than the real ones."""
+    """Reject cells of other genes than the real ones."""
     for problem, names in {
         "lacks": expected.difference(genes),
         "has, beyond the prepared data,": genes.difference(expected),
@@ -120,19 +122,21 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
 
 
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
-    """Refuse too few cells to compare, by type; warn of types with fewer cells than there are test cells."""
+    """Reject sets of too few cells to compare; warn about types with fewer cells than there are test cells."""
     n_matched = smaller_numbers(n_cells, n_test)
     if (n_matched >= FEWEST_FOR_MEANS).sum() < 2:
         raise InputError(
-            f"{name} cannot be judged: there are not two types with {FEWEST_FOR_MEANS} cells or more, in it and among "
+            f"{name} cannot be evaluated: fewer than two types have {FEWEST_FOR_MEANS} cells or more, in it and among "
             "the test cells; give more cells."
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):
-        logger.warning("%s: fewer cells than test cells of %s; so fewer are compared.", name, subset_of_names(short))
+        logger.warning(
+            "%s: there are fewer cells than test cells of %s, so fewer are compared.", name, subset_of_names(short)
+        )
 
 
 def subset_of_names(names: pd.Index) -> str:
-    """Name the first three, and the number of others."""
+    """List the first three names, and the number of the others."""
     listed = ", ".join(names[:3])
     return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

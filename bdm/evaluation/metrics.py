@@ -31,18 +31,18 @@ def fitted_pca(expression: sparse.csr_matrix, *, n_components: int = 30, seed: i
 
 
 def joint_components(
-    judged: sparse.csr_matrix, test: sparse.csr_matrix, *, seed: int = 0
+    query: sparse.csr_matrix, test: sparse.csr_matrix, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Principal components of two sets of cells, fitted on both together."""
-    pca = fitted_pca(sparse.vstack([judged, test]).tocsr(), seed=seed)
-    return pca.transform(judged), pca.transform(test)
+    pca = fitted_pca(sparse.vstack([query, test]).tocsr(), seed=seed)
+    return pca.transform(query), pca.transform(test)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Values of the same things in judged and in test cells, and how well they agree."""
+    """Values of the same things in query cells and in test cells, and how well they agree."""
 
-    judged: np.ndarray
+    query: np.ndarray
     test: np.ndarray
 
     @classmethod
@@ -50,7 +50,7 @@ class Agreement:
         """Join the values of several."""
         agreements = list(agreements)
         return cls(
-            judged=np.concatenate([agreement.judged for agreement in agreements]),
+            query=np.concatenate([agreement.query for agreement in agreements]),
             test=np.concatenate([agreement.test for agreement in agreements]),
         )
 
@@ -58,23 +58,23 @@ class Agreement:
     def correlation(self) -> float:
         """Pearson correlation; NaN where either is constant."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.corrcoef(self.test, self.judged)[0, 1])
+            return float(np.corrcoef(self.test, self.query)[0, 1])
 
     @property
     def slope(self) -> float:
-        """Slope of the least-squares line of judged on test; NaN where test is constant."""
+        """Slope of the least-squares line of query values on test values; NaN where test values are constant."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.cov(self.test, self.judged)[0, 1] / np.var(self.test, ddof=1))
+            return float(np.cov(self.test, self.query)[0, 1] / np.var(self.test, ddof=1))
 
     @property
     def rmse(self) -> float:
         """Root of the mean squared difference."""
-        return float(np.sqrt(np.mean((self.judged - self.test) ** 2)))
+        return float(np.sqrt(np.mean((self.query - self.test) ** 2)))
 
     @property
     def mean_difference(self) -> float:
         """Mean absolute difference."""
-        return float(np.mean(np.abs(self.judged - self.test)))
+        return float(np.mean(np.abs(self.query - self.test)))
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -134,10 +134,11 @@ def mean_of_pairs(matrix: np.ndarray) -> float:
 
 
 CLASSIFIER_BLOCK = 10_000  # cells with all genes that are predicted at a time
+QUERY_CLASS = 1  # column of probabilities: the classes are False and True, in this order
 
 
 def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
-    """Random forest, for a few dimensions; each tree learns from a draw of ``by_tree`` cells, or of as many as all."""
+    """Random forest, for a few dimensions; each tree is fitted to ``by_tree`` sampled cells, or to as many as all."""
     return RandomForestClassifier(n_estimators=100, max_samples=by_tree, random_state=seed)
 
 
@@ -148,47 +149,48 @@ def linear_classifier() -> ClassifierMixin:
 
 def cross_validated_probabilities(
     classifier: ClassifierMixin,
-    judged: np.ndarray | sparse.csr_matrix,
+    query: np.ndarray | sparse.csr_matrix,
     test: np.ndarray | sparse.csr_matrix,
     *,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let a classifier tell judged from real cells, each by a model that was not shown the cell (five folds).
+    """Classify query cells against test cells, each cell by a classifier that was not fitted to it (five folds).
 
     Parameters
     ----------
-    judged, test
+    query, test
         Cells x dimensions, equal in number.
 
     Returns
     -------
-    The probability of being a judged cell, for the judged and for the test cells. The area under the ROC curve of
-    the one against the other is 0.5 where they cannot be told apart.
+    The probability of being a query cell, for the query cells and for the test cells. The area under the ROC curve of
+    the one against the other is 0.5 where the classifier cannot distinguish them.
 
     References
     ----------
     Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, https://arxiv.org/abs/1610.06545
     """
-    is_judged = np.repeat([True, False], [judged.shape[0], test.shape[0]])
+    is_query = np.repeat([True, False], [query.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
-    features = np.concatenate([cells if isinstance(cells, np.ndarray) else cells.toarray() for cells in (judged, test)])
-    chances = cross_val_predict(classifier, features, is_judged, cv=folds, method="predict_proba")[:, 1]
-    return chances[is_judged], chances[~is_judged]
+    features = np.concatenate([cells if isinstance(cells, np.ndarray) else cells.toarray() for cells in (query, test)])
+    by_class = cross_val_predict(classifier, features, is_query, cv=folds, method="predict_proba")
+    probabilities = by_class[:, QUERY_CLASS]
+    return probabilities[is_query], probabilities[~is_query]
 
 
-def typing_f1(judged: Cells, test: Cells) -> dict[str, float]:
-    """Train a classifier of cell types on judged cells, test it on real ones.
+def typing_f1(query: Cells, test: Cells) -> dict[str, float]:
+    """Fit a classifier of cell types to query cells, and test it on test cells.
 
     Returns
     -------
-    F1 of each type of ``test``; 0 for a type that ``judged`` lacks.
+    F1 of each type of ``test``; 0 for a type that ``query`` lacks.
 
     References
     ----------
     Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633
     """
     cell_types = np.unique(test.cell_type)
-    classifier = linear_classifier().fit(judged.expression.toarray(), judged.cell_type)
+    classifier = linear_classifier().fit(query.expression.toarray(), query.cell_type)
     blocks = np.split(np.arange(len(test)), range(CLASSIFIER_BLOCK, len(test), CLASSIFIER_BLOCK))
     predicted = np.concatenate([classifier.predict(test.expression[rows].toarray()) for rows in blocks])
     f1 = f1_score(test.cell_type, predicted, labels=cell_types, average=None, zero_division=0)

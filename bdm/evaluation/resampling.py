@@ -1,4 +1,4 @@
-"""Real and generated cells of each repeat of an evaluation."""
+"""Resampling: real and generated cells that are compared at a time, and limits of their numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import pandas as pd
 
 from bdm.evaluation.cells import (
     FEWEST_OF_TYPE,
+    FLOOR,
     Cells,
     TypedCells,
     capped,
@@ -20,21 +21,21 @@ from bdm.evaluation.cells import (
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """Most cells that the steps of judging take, so that memory and time hardly grow with the data.
+    """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data.
 
-    The defaults let a set of any size be judged in two minutes or so by one core.
+    With the defaults, the evaluation of a set of any size takes one core about two minutes.
 
     Attributes
     ----------
     compared
         Cells of a set that are compared at a time.
     gene_auc
-        Cells of a set that are told from test cells by all genes, which takes most memory.
+        Cells of a set that are classified against test cells by all genes, which takes most memory.
     by_tree
-        Cells that each tree of a random forest learns from; other trees learn from others.
+        Cells that each tree of a random forest is fitted to; each tree samples its cells anew.
     pairs
-        Pairs of a judged and a training cell among which copies are sought: where there are more, the nearest training
-        cell is found for fewer judged cells, but still among all training cells.
+        Pairs of a query cell and a training cell whose distances memorisation is measured by: where there are more,
+        the nearest training cell is found for fewer query cells, but still among all training cells.
     marking
         Training cells by which marker genes and variable genes are chosen.
     mapped
@@ -54,16 +55,16 @@ SIZE_LIMITS = SizeLimits()
 
 @dataclass(frozen=True)
 class Resample:
-    """Real cells of one repeat, taken from all when they are asked for.
+    """One random selection of real cells, which are read when they are needed.
 
     Attributes
     ----------
     all_training, all_test
-        What is drawn from.
+        All real cells.
     floor_rows, test_rows
-        Places of the drawn cells therein.
+        Indices of the selected cells among them.
     n_by_type
-        Numbers of the drawn test cells.
+        Numbers of the selected test cells.
     """
 
     all_training: TypedCells
@@ -74,12 +75,12 @@ class Resample:
 
     @cached_property
     def test(self) -> Cells:
-        """Test cells to judge by."""
+        """Selected test cells."""
         return self.all_test[self.test_rows]
 
     @cached_property
     def floor(self) -> Cells:
-        """Training cells to be judged as if they had been generated."""
+        """Training cells that are evaluated as if they had been generated."""
         return self.all_training[self.floor_rows]
 
     @cached_property
@@ -98,9 +99,8 @@ def draw_resample(
 ) -> Resample:
     """Draw up to ``max_cells_per_type`` test cells of each type, and as many training cells for the floor.
 
-    Where these are more than half of the training cells of a type, the floor is that half. A type with a single
-    test cell is left out: nothing is known of its spread. Of the commonest types fewer are drawn where there would be
-    more than ``max_cells`` in all.
+    The floor is at most half of the training cells of a type. A type with a single test cell is left out, as its
+    spread is unknown. Of the commonest types fewer cells are drawn where there would be more than ``max_cells`` in all.
     """
     n_test = test.n_by_type[test.n_by_type >= FEWEST_OF_TYPE].clip(upper=max_cells_per_type)
     n_test = capped(n_test, most=max_cells)
@@ -108,32 +108,29 @@ def draw_resample(
     return Resample(training, test, floor, sample_by_type(test, n_test, seed=seed), n_test)
 
 
-FLOOR = "floor"
-
-
 @dataclass(frozen=True)
-class Repeat:
-    """Cells of one repeat.
+class ResampledCells:
+    """Cells of one resample, in memory.
 
     Attributes
     ----------
     test
-        Test cells to judge by.
-    judged
+        Test cells.
+    query
         The floor, and the generated sets: of each type as many cells as there are test cells, or all.
     floor_rows
-        Places of the floor among training cells.
+        Indices of the floor among training cells.
     seed
-        Seed of all that is drawn.
+        Seed of the selection.
     """
 
     test: Cells
-    judged: dict[str, Cells]
+    query: dict[str, Cells]
     floor_rows: np.ndarray
     seed: int
 
 
-def draw_repeats(
+def resampled_cells(
     training: TypedCells,
     test: TypedCells,
     generated: Mapping[str, TypedCells],
@@ -141,18 +138,18 @@ def draw_repeats(
     *,
     max_cells_per_type: int,
     max_cells: int,
-) -> list[Repeat]:
-    """Draw the cells of one repeat by each seed, and read each set once."""
+) -> list[ResampledCells]:
+    """Draw a resample by each seed, and read each set once."""
     most = {"max_cells_per_type": max_cells_per_type, "max_cells": max_cells}
-    trials = [draw_resample(training, test, **most, seed=seed) for seed in seeds]
-    judged = {FLOOR: take_samples(training, [trial.floor_rows for trial in trials])}
+    resamples = [draw_resample(training, test, **most, seed=seed) for seed in seeds]
+    query = {FLOOR: take_samples(training, [resample.floor_rows for resample in resamples])}
     for name, cells in generated.items():
-        numbers = [smaller_numbers(cells.n_by_type, trial.n_by_type) for trial in trials]
-        judged[name] = take_samples(
+        numbers = [smaller_numbers(cells.n_by_type, resample.n_by_type) for resample in resamples]
+        query[name] = take_samples(
             cells, [sample_by_type(cells, n, seed=seed) for n, seed in zip(numbers, seeds, strict=True)]
         )
-    test_cells = take_samples(test, [trial.test_rows for trial in trials])
+    test_cells = take_samples(test, [resample.test_rows for resample in resamples])
     return [
-        Repeat(test_cells[i], {name: cells[i] for name, cells in judged.items()}, trial.floor_rows, seeds[i])
-        for i, trial in enumerate(trials)
+        ResampledCells(test_cells[i], {name: cells[i] for name, cells in query.items()}, resample.floor_rows, seeds[i])
+        for i, resample in enumerate(resamples)
     ]

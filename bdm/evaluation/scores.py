@@ -38,7 +38,7 @@ SCORE_NAMES = {
     "slope": "slope of log fold changes",
     "fold_change_correlation": "correlation of log fold changes",
     "f1": "F1 of cell typing",
-    "copying": "copying",
+    "memorisation": "memorisation",
     "pair_correlation": "r of gene-gene correlations",
     "library_size_ks": "KS of library sizes",
 }
@@ -46,7 +46,7 @@ SCORE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TypeScores:
-    """How the judged cells of one type compare with its test cells; NaN where there are too few of either.
+    """Scores of the query cells of one type in comparison with its test cells; NaN where there are too few of either.
 
     Attributes
     ----------
@@ -55,13 +55,13 @@ class TypeScores:
     relative_energy
         Energy distance over the mean distance between two test cells of the type, so that it has no unit.
     forest_auc
-        How well the random forest of `OverallScores` tells them apart.
+        How well the random forest of `OverallScores` distinguishes them.
     slope, fold_change_correlation
-        Of the log fold changes of the type's markers, judged on test.
+        Of the log fold changes of the type's markers, query cells on test cells.
     library_size_ks
         Kolmogorov-Smirnov distance of library sizes.
     f1
-        Of the type in real cells, by a classifier trained on judged cells.
+        Of the type in test cells, by a classifier fitted to query cells.
     """
 
     energy: float = np.nan
@@ -76,17 +76,17 @@ class TypeScores:
 
 @dataclass(frozen=True, kw_only=True)
 class OverallScores:
-    """How all judged cells compare with the test cells.
+    """Scores of all query cells in comparison with the test cells.
 
     Attributes
     ----------
     energy, relative_energy, mmd, f1
         Plain means of `TypeScores` over types with five test cells or more.
     forest_auc, gene_auc
-        Area under the ROC curve of telling judged from test cells, by a random forest on principal components and
-        by logistic regression on all genes; 0.5 where they cannot be told apart.
+        Area under the ROC curve of the classification of query cells against test cells, by a random forest on
+        principal components and by logistic regression on all genes; 0.5 where the classifier cannot distinguish them.
     slope, fold_change_correlation
-        Of the log fold changes of the markers of all these types, judged on test.
+        Of the log fold changes of the markers of all these types, query cells on test cells.
     mean_correlation, mean_rmse, variance_correlation, variance_rmse, zero_fraction_correlation, zero_fraction_rmse
         Agreement of statistics of genes, over genes.
     pair_correlation, pair_difference
@@ -125,7 +125,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Reference:
-    """What cells are judged by.
+    """Test cells, and what query cells are compared by.
 
     Attributes
     ----------
@@ -135,101 +135,101 @@ class Reference:
         Marker genes by type, as column indices.
     variable_genes
         Genes whose correlations are compared, as column indices.
-    bounds
-        Most cells that classifiers learn from.
+    size_limits
+        Most cells that classifiers are fitted to.
     """
 
     test: Cells
     markers: dict[str, np.ndarray]
     variable_genes: np.ndarray
-    bounds: SizeLimits
+    size_limits: SizeLimits
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Judged cells beside test cells, of each type as many of the one as of the other."""
+    """Query cells and test cells, equal in number for every type."""
 
-    judged: Cells
+    query: Cells
     test: Cells
     reference: Reference
     seed: int
 
     @cached_property
     def components(self) -> tuple[np.ndarray, np.ndarray]:
-        """Joint principal components of judged and of test cells."""
-        return joint_components(self.judged.expression, self.test.expression, seed=self.seed)
+        """Joint principal components of query cells and of test cells."""
+        return joint_components(self.query.expression, self.test.expression, seed=self.seed)
 
     @cached_property
-    def chances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Chances of being a judged cell, that a random forest gives to judged and to test cells."""
-        by_tree = self.reference.bounds.by_tree
-        few = 2 * len(self.test) * 4 // 5 <= by_tree  # of five folds, four are learned from
-        trees = forest(by_tree=None if few else by_tree, seed=self.seed)
+    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities of being a query cell, of query cells and of test cells, by a random forest."""
+        by_tree = self.reference.size_limits.by_tree
+        n_fitted = 2 * len(self.test) * 4 // 5  # cells of four of five folds
+        trees = forest(by_tree=None if n_fitted <= by_tree else by_tree, seed=self.seed)
         return cross_validated_probabilities(trees, *self.components, seed=self.seed)
 
     @cached_property
     def fold_changes(self) -> dict[str, Agreement]:
         """Log fold changes of each type's markers."""
-        return marker_fold_changes(self.judged, self.test, self.reference.markers)
+        return marker_fold_changes(self.query, self.test, self.reference.markers)
 
     @cached_property
     def f1(self) -> dict[str, float]:
-        """F1 of each type in all test cells, learned from the judged ones."""
-        return typing_f1(self.judged, self.reference.test)
+        """F1 of each type in all test cells, by a classifier fitted to the query cells."""
+        return typing_f1(self.query, self.reference.test)
 
 
-def score_cells(judged: Cells, reference: Reference, *, seed: int = 0) -> Scores:
+def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
     """Compare cells with as many test cells of each type."""
-    matched = match(judged, reference.test, seed=seed)
-    comparison = Comparison(matched.judged, matched.test, reference, seed)
+    matched = match(query, reference.test, seed=seed)
+    comparison = Comparison(matched.query, matched.test, reference, seed)
     by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
     return Scores(score_all(comparison, mean_scores(by_type, reference.test)), by_type)
 
 
 def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
     """Score the cells of one type."""
-    of_judged = comparison.judged.cell_type == cell_type
+    of_query = comparison.query.cell_type == cell_type
     of_test = comparison.test.cell_type == cell_type
     f1 = comparison.f1[cell_type]
-    if of_judged.sum() < FEWEST_OF_TYPE:
+    if of_query.sum() < FEWEST_OF_TYPE:
         return TypeScores(f1=f1)
     changes = comparison.fold_changes.get(cell_type)
-    components = comparison.components[0][of_judged], comparison.components[1][of_test]
+    components = comparison.components[0][of_query], comparison.components[1][of_test]
     energy = energy_distance(*components)
     return TypeScores(
         energy=energy,
         relative_energy=energy / max(spread(components[1]), np.finfo(float).tiny),
         mmd=maximum_mean_discrepancy(*components),
-        forest_auc=auc(comparison.chances[0][of_judged], comparison.chances[1][of_test]),
+        forest_auc=auc(comparison.probabilities[0][of_query], comparison.probabilities[1][of_test]),
         slope=changes.slope if changes else np.nan,
         fold_change_correlation=changes.correlation if changes else np.nan,
         library_size_ks=kolmogorov_smirnov(
-            comparison.judged.library_size[of_judged], comparison.test.library_size[of_test]
+            comparison.query.library_size[of_query], comparison.test.library_size[of_test]
         ),
         f1=f1,
     )
 
 
 def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
-    """Average each score over types, but rare ones; the same types for every judged set."""
+    """Average each score over types, but rare ones; the same types for every set."""
     return pd.DataFrame([asdict(by_type[cell_type]) for cell_type in test.types(fewest=FEWEST_FOR_MEANS)]).mean()
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     """Score all cells together; ``means`` are those over types."""
-    judged, test, reference = comparison.judged, comparison.test, comparison.reference
-    few = thin(Matched(judged, test), most=reference.bounds.gene_auc, seed=comparison.seed)
+    query, test, reference = comparison.query, comparison.test, comparison.reference
+    thinned = thin(Matched(query, test), most=reference.size_limits.gene_auc, seed=comparison.seed)
     by_genes = cross_validated_probabilities(
-        linear_classifier(), few.judged.expression, few.test.expression, seed=comparison.seed
+        linear_classifier(), thinned.query.expression, thinned.test.expression, seed=comparison.seed
     )
-    genes = gene_statistics(judged, test)
-    pairs = gene_pairs(judged, test, reference.variable_genes)
-    changes = pooled_fold_changes(judged, test, reference.markers)
+    genes = gene_statistics(query, test)
+    pairs = gene_pairs(query, test, reference.variable_genes)
+    changes = pooled_fold_changes(query, test, reference.markers)
     return OverallScores(
         energy=means["energy"],
         relative_energy=means["relative_energy"],
         mmd=means["mmd"],
-        forest_auc=auc(*comparison.chances),
+        forest_auc=auc(*comparison.probabilities),
         gene_auc=auc(*by_genes),
         slope=changes.slope,
         fold_change_correlation=changes.correlation,
@@ -242,12 +242,12 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
         zero_fraction_rmse=genes.zero_fraction.rmse,
         pair_correlation=pairs.correlation,
         pair_difference=pairs.mean_difference,
-        library_size_ks=kolmogorov_smirnov(judged.library_size, test.library_size),
-        detected_genes_ks=kolmogorov_smirnov(judged.n_detected, test.n_detected),
+        library_size_ks=kolmogorov_smirnov(query.library_size, test.library_size),
+        detected_genes_ks=kolmogorov_smirnov(query.n_detected, test.n_detected),
     )
 
 
-def auc(chances_judged: np.ndarray, chances_test: np.ndarray) -> float:
-    """Area under the ROC curve, of telling judged from test cells."""
-    is_judged = np.repeat([1, 0], [len(chances_judged), len(chances_test)])
-    return float(roc_auc_score(is_judged, np.concatenate([chances_judged, chances_test])))
+def auc(query_probabilities: np.ndarray, test_probabilities: np.ndarray) -> float:
+    """Area under the ROC curve of the classification of query cells against test cells."""
+    is_query = np.repeat([1, 0], [len(query_probabilities), len(test_probabilities)])
+    return float(roc_auc_score(is_query, np.concatenate([query_probabilities, test_probabilities])))

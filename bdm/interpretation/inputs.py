@@ -89,9 +89,11 @@ def read_inputs(
     check_same_types(new.obs, loaded, generated)
     if not is_test.any():
         logger.warning("%s has no test cells, so genes are compared with cells that the model was fitted to.", prepared)
-    of_splits = [StoredCells.of(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)]
+    of_splits = [
+        StoredCells.from_anndata(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)
+    ]
     real = take_cells(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
-    new_cells = StoredCells.of(generated, new, np.arange(new.n_obs), new.var_names)
+    new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
     new = checked(take_cells(new, sample_generated(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
 
@@ -110,10 +112,12 @@ def inputs_of(
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
-    training, test = Cells.of(fitted), Cells.of(real[is_test])
+    training, test = Cells.from_anndata(fitted), Cells.from_anndata(real[is_test])
     if not is_test.any():
         test, training = halves_of(training, seed=seed)
-    return Inputs(model, fitted, training, test, Cells.of(generated), bool(is_test.any()), given or UserGenes())
+    return Inputs(
+        model, fitted, training, test, Cells.from_anndata(generated), bool(is_test.any()), given or UserGenes()
+    )
 
 
 def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:

@@ -139,7 +139,7 @@ def real_cells_for(
             "No test cells were kept; give `adata_test=`, cells that the model was not fitted on, or fit again with "
             "`test=0.2`."
         )
-    cells = Cells.of(prepared[:, genes])
+    cells = Cells.from_anndata(prepared[:, genes])
     training = cells[np.flatnonzero(~is_test)]
     test = cells[np.flatnonzero(is_test)] if other is None else known_cells(other, model, keys)
     if other is not None:

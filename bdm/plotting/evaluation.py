@@ -7,11 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdm.evaluation.cells import SET_NAMES, Cells, match, set_name
-from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.genes import gene_statistics, pooled_fold_changes
+from bdm.evaluation.cells import FLOOR, SET_NAMES, set_name
 from bdm.evaluation.metrics import Agreement
-from bdm.evaluation.resampling import FLOOR
+from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.style import GREY, HALO, IDEAL_LINE, SetStyle, Style, set_styles, shade_rows, shortened
@@ -24,7 +22,7 @@ IDEALS = {
     "slope": 1,
     "fold_change_correlation": 1,
     "f1": 1,
-    "copying": 0.5,
+    "memorisation": 0.5,
     "pair_correlation": 1,
     "library_size_ks": 0,
 }
@@ -105,7 +103,7 @@ def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure
     figure = new(figsize=(12, 1.1 + sum(heights)), layout="constrained")
     *above, axes = figure.subplots(len(heights), len(SCORES_BY_TYPE), squeeze=False, height_ratios=heights)
     for column, score in enumerate(SCORES_BY_TYPE):
-        scores = evaluation.by_type[score].unstack("set").loc[:, list(evaluation.judged)]
+        scores = evaluation.by_type[score].unstack("set").loc[:, evaluation.sets]
         draw_scores_by_type(axes[column], scores.reindex(cell_types), ideal=IDEALS[score])
         for row in above:
             draw_distribution(row[column], scores, ideal=IDEALS[score])
@@ -131,7 +129,7 @@ def plot_types(evaluation: Evaluation, score: str, *, ax: Axes | None = None, ne
     cell_types = types_to_draw(evaluation, n_test.index)
     if ax is None:
         ax = new(figsize=(6, 1.6 + 0.36 * len(cell_types)), layout="constrained").add_subplot()
-    scores = evaluation.by_type[score].unstack("set").reindex(cell_types)[list(evaluation.judged)]
+    scores = evaluation.by_type[score].unstack("set").reindex(cell_types)[evaluation.sets]
     draw_scores_by_type(ax, scores, ideal=IDEALS[score])
     label_types(ax, n_test[cell_types])
     ax.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
@@ -149,7 +147,7 @@ def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
     """Choose the types to draw: all, or the types of the largest energy distance of the first generated set."""
     if len(cell_types) <= MAX_TYPES:
         return cell_types
-    first = next(name for name in evaluation.judged if name != FLOOR)
+    first = next(name for name in evaluation.sets if name != FLOOR)
     energy = evaluation.by_type.loc[first, "energy"].reindex(cell_types)
     return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
 
@@ -177,9 +175,9 @@ def draw_scores_by_type(axis: Axes, scores: pd.DataFrame, *, ideal: float, names
 
 def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor is drawn below."""
-    by_set = {name: gene_panels(cells, evaluation) for name, cells in evaluation.judged.items()}
+    by_set = {name: gene_panels(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
-    styles = set_styles(evaluation.judged)
+    styles = set_styles(evaluation.sets)
     figure = new(figsize=(3.4 * len(floor), 3.6 * len(by_set)), layout="constrained")
     axes = figure.subplots(len(by_set), len(floor), squeeze=False)
     for row, name in zip(axes, by_set, strict=True):
@@ -193,23 +191,23 @@ def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     return figure
 
 
-def gene_panels(cells: Cells, evaluation: Evaluation) -> dict[str, Agreement]:
+def gene_panels(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
     """Compare the genes of a set with the genes of as many test cells, by the title of the panel."""
-    matched = match(cells, evaluation.test, seed=evaluation.seed)
-    genes = gene_statistics(matched.judged, matched.test)
-    return {
-        "mean of log1p(CP10k)": genes.mean,
-        "variance of log1p(CP10k)": genes.variance,
-        "fraction of zeros": genes.zero_fraction,
-        "log2 fold change of markers": pooled_fold_changes(matched.judged, matched.test, evaluation.markers),
+    genes, changes = (table[table["set"] == name] for table in (evaluation.gene_statistics, evaluation.fold_changes))
+    columns = {
+        "mean of log1p(CP10k)": genes[["mean", "mean_test"]],
+        "variance of log1p(CP10k)": genes[["variance", "variance_test"]],
+        "fraction of zeros": genes[["zero_fraction", "zero_fraction_test"]],
+        "log2 fold change of markers": changes[["log2_fold_change", "log2_fold_change_test"]],
     }
+    return {title: Agreement(*table.to_numpy().T) for title, table in columns.items()}
 
 
 def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle, *, label: str) -> None:
     """Draw one point a gene."""
     axis.plot(
         agreement.test,
-        agreement.judged,
+        agreement.query,
         style.marker,
         color=style.colour,
         markersize=2.5,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator
 
-from bdm.evaluation.resampling import FLOOR
+from bdm.evaluation.cells import FLOOR
 from bdm.text import printable, without_formulas
 
 # Okabe and Ito, distinct with any colour vision: https://jfly.uni-koeln.de/color/

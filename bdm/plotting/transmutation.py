@@ -5,14 +5,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.cells import TRANSMUTED_SET_NAMES, Cells, set_name
-from bdm.evaluation.resampling import FLOOR
+from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANGED, set_name
+from bdm.evaluation.results import COORDINATES
 from bdm.plotting.evaluation import draw_scores_by_type
 from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.style import GREY, IDEAL_LINE, SetStyle, Style, label_outermost_genes, set_styles, shortened
-from bdm.plotting.umap import joint_umap
-from bdm.transmutation.evaluate import UNCHANGED, TransmutationEvaluation, ends_of
-from bdm.transmutation.scores import fold_changes
+from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
 PANELS = {
     "energy": ("energy distance", 0),
@@ -22,8 +20,7 @@ PANELS = {
     "library_kept": ("r of library sizes,\nbefore and after", 1),
     "variation_kept": ("r of variation within types,\nbefore and after", 1),
 }
-MAX_TYPES, N_COLUMNS = 8, 4  # original types that have a panel
-MAX_CELLS = 500  # of a type, in a UMAP
+N_COLUMNS = 4
 N_LABELS = 6  # genes, at either end
 
 
@@ -35,7 +32,7 @@ def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure 
     Parameters
     ----------
     table
-        As in :class:`bdm.transmutation.evaluate.TransmutationEvaluation`.
+        As in :class:`bdm.transmutation.results.TransmutationEvaluation`.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
@@ -59,7 +56,7 @@ def transmutation_genes_figure(evaluation: TransmutationEvaluation, *, new: NewF
     """Draw, for each original type, the fold changes of the genes that differ most between it and the new type."""
     types = evaluation.original_types[:MAX_TYPES]
     figure = new(figsize=panel_sizes(len(types), 4.2, 4.4), layout="constrained")
-    styles = set_styles(evaluation.moved)
+    styles = set_styles(evaluation.fold_changes["set"].unique())
     for axis, original_type in zip(
         panels(figure, len(types), n_columns=min(len(types), N_COLUMNS)), types, strict=True
     ):
@@ -76,14 +73,12 @@ def draw_genes(
     axis: Axes, evaluation: TransmutationEvaluation, original_type: str, styles: dict[str, SetStyle]
 ) -> None:
     """Draw one point a gene and set."""
-    ends = ends_of(evaluation.real, original_type, evaluation.to)
-    sets = {FLOOR: ends.new, **{name: cells.of(original_type)[0] for name, cells in evaluation.moved.items()}}
-    first = next(iter(evaluation.moved))
-    for name, cells in sets.items():
-        changes = fold_changes(cells, ends)
+    of_type = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
+    for name, changes in of_type.groupby("set", sort=False):
+        x, y = (changes[column].to_numpy() for column in ("log2_fold_change_test", "log2_fold_change"))
         axis.plot(
-            changes.test,
-            changes.judged,
+            x,
+            y,
             styles[name].marker,
             color=styles[name].colour,
             markersize=3.5,
@@ -91,10 +86,9 @@ def draw_genes(
             markeredgewidth=0,
             label=set_name(name, TRANSMUTED_SET_NAMES),
         )
-        if name == first:
-            labels = evaluation.real.names.labels.iloc[ends.changed].to_numpy()
-            order = np.argsort(changes.test, kind="stable")
-            label_outermost_genes(axis, changes.test, changes.judged, labels, order=order, n_labels=N_LABELS)
+        if name == GENERATED:
+            labels, order = changes["label"].to_numpy(), np.argsort(x, kind="stable")
+            label_outermost_genes(axis, x, y, labels, order=order, n_labels=N_LABELS)
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
@@ -105,30 +99,21 @@ def draw_genes(
 def transmutation_umap_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
     """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
     types = evaluation.original_types[:MAX_TYPES]
-    first = next(iter(evaluation.moved.values()))
-    real = evenly_sampled(evaluation.real.training[evaluation.real.training.cell_type == evaluation.to])
-    pairs = [[evenly_sampled(cells) for cells in first.of(original_type)] for original_type in types]
-    coordinates = joint_umap([real, *(cells for pair in pairs for cells in pair)], seed=0)
-    everything = np.concatenate(coordinates)
+    table = evaluation.embedding
+    everything = table[COORDINATES].to_numpy()
+    sets = {key: cells[COORDINATES].to_numpy() for key, cells in table.groupby(["original_type", "set"], sort=False)}
     figure = new(figsize=panel_sizes(len(types), 4, 4.3), layout="constrained")
     axes = panels(figure, len(types), n_columns=min(len(types), N_COLUMNS))
     small: Style = {"markersize": 3, "markeredgewidth": 0}
-    for i, (axis, original_type) in enumerate(zip(axes, types, strict=True)):
+    for axis, original_type in zip(axes, types, strict=True):
         axis.plot(*everything.T, "o", color="0.9", markersize=2, markeredgewidth=0)
-        axis.plot(*coordinates[0].T, "d", color=GREY, label=f"real {shortened(evaluation.to, width=24)}", **small)
-        after, before = coordinates[1 + 2 * i], coordinates[2 + 2 * i]
-        for name, points, marker, colour in ((UNCHANGED, before, "s", "#D55E00"), ("branched", after, "o", "#0072B2")):
+        label = f"real {shortened(evaluation.to, width=24)}"
+        axis.plot(*sets[evaluation.to, FLOOR].T, "d", color=GREY, label=label, **small)
+        for name, marker, colour in ((UNCHANGED, "s", "#D55E00"), (GENERATED, "o", "#0072B2")):
             label = set_name(name, TRANSMUTED_SET_NAMES)
-            axis.plot(*points.T, marker, color=colour, label=label, alpha=0.7, **small)
+            axis.plot(*sets[original_type, name].T, marker, color=colour, label=label, alpha=0.7, **small)
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, markerscale=2)
     return figure
-
-
-def evenly_sampled(cells: Cells) -> Cells:
-    """Take up to ``MAX_CELLS`` cells, evenly spaced."""
-    if len(cells) <= MAX_CELLS:
-        return cells
-    return cells[np.unique(np.linspace(0, len(cells) - 1, MAX_CELLS).astype(int))]

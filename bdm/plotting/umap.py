@@ -3,25 +3,18 @@
 from collections.abc import Sized
 from itertools import cycle, islice
 from math import ceil, sqrt
-from typing import Any
 
 import numpy as np
 import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import sparse
-from sklearn.neighbors import NearestNeighbors
 
-from bdm.embedding import fitted_umap
-from bdm.evaluation.cells import Cells, sample_at_most, set_name
-from bdm.evaluation.evaluate import Evaluation
-from bdm.evaluation.metrics import fitted_pca
+from bdm.evaluation.cells import set_name
+from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.plotting.figure import NewFigure
 from bdm.plotting.style import HALO, Style, shortened
-from bdm.threads import using_threads
 
-MANY = 4096  # cells, from which on UMAP finds neighbours approximately
 MAX_NUMBERED, N_NUMBERED = 60, 40  # types that all have numbers, and those that have numbers where there are more
 
 
@@ -30,22 +23,21 @@ def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
 
     Where there are too many types, the types with the most test cells have numbers.
     """
-    seed = evaluation.seed
-    sets = {"test": evaluation.test, **evaluation.judged}
-    most = evaluation.bounds.mapped // len(sets)
-    sets = {name: sample_at_most(cells, most=most, seed=seed) for name, cells in sets.items()}
-    coordinates = dict(zip(sets, joint_umap(list(sets.values()), seed=seed), strict=True))
-    cell_types = [name for name in evaluation.n_cells.index if name in evaluation.test.n_by_type]
+    table = evaluation.embedding
+    coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
+    n_test = evaluation.n_compared["test"]
+    cell_types = n_test.index[n_test > 0].tolist()
     colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))
 
-    n_columns = ceil(sqrt(len(sets)))
-    n_rows = -(-len(sets) // n_columns)
+    n_columns = ceil(sqrt(len(coordinates)))
+    n_rows = -(-len(coordinates) // n_columns)
     figure = new(figsize=(4 * n_columns + 3, 4.2 * n_rows), layout="constrained")
-    for i, (name, cells) in enumerate(sets.items(), start=1):
+    for i, name in enumerate(coordinates, start=1):
+        types = table.loc[table["set"] == name, "cell_type"].to_numpy()
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*coordinates["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
-        draw_cells_by_type(axis, coordinates[name], [cells.cell_type == cell_type for cell_type in cell_types], colours)
-        axis.set_title(f"{set_name(name)}, {len(cells):,} cells")
+        draw_cells_by_type(axis, coordinates[name], [types == cell_type for cell_type in cell_types], colours)
+        axis.set_title(f"{set_name(name)}, {len(types):,} cells")
     n_keys = n_numbered(cell_types)
     title = None if n_keys == len(cell_types) else f"{n_keys} of {len(cell_types):,} types"
     handles = keys(cell_types[:n_keys], colours[:n_keys])
@@ -59,35 +51,6 @@ def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
 def n_numbered(cell_types: Sized) -> int:
     """Return how many cell types have numbers: all, or the first ones where there are too many."""
     return len(cell_types) if len(cell_types) <= MAX_NUMBERED else N_NUMBERED
-
-
-@using_threads()
-def joint_umap(sets: list[Cells], *, seed: int) -> list[np.ndarray]:
-    """Embed all cells together, and return the coordinates of each set (cells x 2).
-
-    References
-    ----------
-    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
-    """
-    expression = sparse.vstack([cells.expression for cells in sets]).tocsr()
-    components = fitted_pca(expression, seed=seed).transform(expression)
-    return np.split(umap(components, seed=seed), np.cumsum([len(cells) for cells in sets])[:-1])
-
-
-def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
-    """Embed cells in two dimensions.
-
-    Neighbours of many cells are found exactly here: the approximate method of UMAP is compiled in each process, which
-    takes longer.
-    """
-    known: dict[str, Any] = {"precomputed_knn": nearest_cells(components)} if len(components) >= MANY else {}
-    return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **known).embedding_)
-
-
-def nearest_cells(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest cells of each cell, the cell itself first: their indices and their distances."""
-    distances, cells = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
-    return cells, distances
 
 
 def draw_cells_by_type(axis: Axes, coordinates: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:

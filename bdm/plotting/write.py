@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.evaluate import Evaluation
+from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.agreement import agreement_figure
@@ -24,7 +24,7 @@ from bdm.plotting.transmutation import (
 )
 from bdm.plotting.tree import plot_hierarchy
 from bdm.plotting.umap import umap_figure
-from bdm.transmutation.evaluate import TransmutationEvaluation
+from bdm.transmutation.results import TransmutationEvaluation
 
 Draw = Callable[[Any], Figure | Axes]
 

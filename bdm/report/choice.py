@@ -70,7 +70,7 @@ def cells_left_out(results: Results) -> list[tuple[int, str]]:
     return [(n, why) for n, why in found if n > 0]
 
 
-def cells_for_verdict(results: Results, n_test: int = LIMITS.fewest) -> int | None:
+def cells_for_verdict(results: Results, n_test: int = LIMITS.min_cells) -> int | None:
     """Cells that a type needs to have so many test cells; None where no test cells were kept."""
     test = setting(results, "test")
     return ceil(n_test / test) if test > 0 else None

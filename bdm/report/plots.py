@@ -1,4 +1,4 @@
-"""What is drawn in the page, as places and numbers; the templates draw it."""
+"""Positions and numbers of the plots of the page, which its templates draw."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,12 +7,10 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import display_names
-from bdm.evaluation.cells import SET_NAMES, set_name
-from bdm.evaluation.resampling import FLOOR
+from bdm.evaluation.cells import FLOOR, GENERATED, SET_NAMES, UNCHANGED, set_name
 from bdm.evaluation.verdict import LIMITS, Finding
 from bdm.plotting.style import REAL, set_styles
 
-UNCHANGED = "unmoved"
 DARK = "#5b6470"  # the floor's grey on white, where marks are thin
 
 
@@ -120,7 +118,7 @@ def _span(scale: Scale, one: float, other: float) -> tuple[float, float]:
 
 
 def limit_of(finding: Finding, excess: float) -> float:
-    """Tell the score of cells that are so much worse than the floor."""
+    """Return the score that has this excess."""
     sign = 1 if LIMITS.by_score[finding.score].higher else -1
     return finding.value - sign * (finding.excess - excess)
 
@@ -132,11 +130,11 @@ def limits_of(findings: Iterable[Finding]) -> list[float]:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One statistic of genes in judged cells against test cells.
+    """One statistic of genes in query cells against test cells.
 
     Attributes
     ----------
-    floor, judged
+    floor, query
         Path data of their points, in a square of 300 units.
     labels
         Names of genes that differ most, with their places.
@@ -146,11 +144,11 @@ class Scatter:
 
     title: str
     floor: str
-    judged: str
+    query: str
     labels: tuple[tuple[str, float, float], ...]
     ticks: tuple[tuple[str, float], ...]
     r_floor: float
-    r_judged: float
+    r_query: float
 
 
 SIDE, MARGIN = 300, 8
@@ -161,14 +159,14 @@ STATISTICS = {
 }
 
 
-def scatters(genes: pd.DataFrame, judged: str, *, n_labels: int = 3) -> list[Scatter]:
-    """Draw the statistics of genes in a judged set over those in the floor."""
-    return [scatter(genes, judged, statistic, title, n_labels) for statistic, title in STATISTICS.items()]
+def scatters(genes: pd.DataFrame, query: str, *, n_labels: int = 3) -> list[Scatter]:
+    """Draw the statistics of genes in a set over the same statistics in the floor."""
+    return [scatter(genes, query, statistic, title, n_labels) for statistic, title in STATISTICS.items()]
 
 
-def scatter(genes: pd.DataFrame, judged: str, statistic: str, title: str, n_labels: int) -> Scatter:
+def scatter(genes: pd.DataFrame, query: str, statistic: str, title: str, n_labels: int) -> Scatter:
     """Draw one statistic; the genes named are those farthest from the diagonal."""
-    sets = {name: genes[genes["set"] == name] for name in (FLOOR, judged)}
+    sets = {name: genes[genes["set"] == name] for name in (FLOOR, query)}
     columns = [statistic, f"{statistic}_test"]
     values = np.concatenate([table[columns].to_numpy(dtype=float).ravel() for table in sets.values()])
     scale = Scale.of(values, margin=0.03)
@@ -180,17 +178,17 @@ def scatter(genes: pd.DataFrame, judged: str, statistic: str, title: str, n_labe
         name: (place(table[columns[1]].to_numpy(dtype=float)), SIDE - place(table[columns[0]].to_numpy(dtype=float)))
         for name, table in sets.items()
     }
-    x, y = points[judged]
+    x, y = points[query]
     far = apart(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
-    names = display_names(sets[judged]).to_numpy(dtype=str)
+    names = display_names(sets[query]).to_numpy(dtype=str)
     return Scatter(
         title=title,
         floor="".join(f"M{a - 2:.0f} {b:.0f}h4m-2-2v4" for a, b in zip(*points[FLOOR], strict=True)),
-        judged="".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True)),
+        query="".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True)),
         labels=tuple((names[i], round(float(x[i]), 1), round(float(y[i]), 1)) for i in far),
         ticks=tuple((signed(number), round(float(place(number)), 1)) for number in round_numbers(scale)),
         r_floor=correlation(sets[FLOOR], columns),
-        r_judged=correlation(sets[judged], columns),
+        r_query=correlation(sets[query], columns),
     )
 
 
@@ -217,8 +215,8 @@ def nice_step(width: float) -> float:
 def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
     """Give the colour and the shape of sets, as all figures have them, and of what is drawn in no figure of them."""
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
-    styles = set_styles(dict.fromkeys([FLOOR, "branched", "flat", UNCHANGED, *sets]))
+    styles = set_styles(dict.fromkeys([FLOOR, GENERATED, "flat", UNCHANGED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}
-    found["model"] = found["branched"]
+    found["model"] = found[GENERATED]
     found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}
     return {name: {"colour": colour, "shape": shapes.get(marker, "circle")} for name, (colour, marker) in found.items()}

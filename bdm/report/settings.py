@@ -5,8 +5,9 @@ from itertools import groupby
 from shlex import quote
 from typing import Any
 
+from bdm.evaluation.cells import GENERATED
 from bdm.model.extension import Extension
-from bdm.report.results import QUERIES, Results
+from bdm.report.results import Results
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
@@ -72,7 +73,7 @@ def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str,
         json.loads(results.request.get("settings", "{}")),
         {**asdict(SamplerSettings()), "shared_ancestors": False},
     )
-    yield "evaluate", results.evaluation["provenance"].get("settings", {}), asdict(EvaluationSettings())
+    yield "evaluate", results.evaluation.provenance.get("settings", {}), asdict(EvaluationSettings())
 
 
 def commands(results: Results) -> list[str]:
@@ -115,7 +116,7 @@ def _seeds(results: Results) -> dict[str, int]:
         "hierarchy": model.hierarchy.provenance,
         "train": model.provenance,
         "generate": results.request,
-        "evaluate": results.evaluation["provenance"],
+        "evaluate": results.evaluation.provenance,
     }
     return {command: record.get("seed", model.provenance["seed"]) for command, record in found.items()}
 
@@ -144,9 +145,9 @@ def _interpretation(results: Results, model: str, cells: str) -> Iterator[str]:
 
 def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
     defaults = {**asdict(SamplerSettings()), "to": None, "from": [], "like": []}
-    for name, move in results.moves.items():
-        record, out, folder = move["provenance"], quote(f"transmuted/{name}.h5ad"), quote(f"transmutation/{name}")
-        how = record.get("moved", {}).get(QUERIES)
+    for name, transmutation in results.transmutations.items():
+        record, out, folder = transmutation.provenance, quote(f"transmuted/{name}.h5ad"), quote(f"transmutation/{name}")
+        how = record.get("transmuted", {}).get(GENERATED)
         if how:
             yield f"bdm transmute {model} {cells} {out}{_options(how, defaults)} --seed {how['seed']}"
         yield f"bdm evaluate-transmuted {cells} {folder} {out} --seed {record['seed']}"
@@ -154,7 +155,7 @@ def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
 
 def wanted(results: Results, cells: str) -> str:
     """Give the option for the number of generated cells."""
-    numbers = results.n_cells[QUERIES][results.n_cells[QUERIES] > 0]
+    numbers = results.evaluation.n_cells[GENERATED][results.evaluation.n_cells[GENERATED] > 0]
     given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
     if numbers.eq(given).all():
         return f"--cells-like {cells}"
@@ -163,12 +164,12 @@ def wanted(results: Results, cells: str) -> str:
 
 def checksums(results: Results) -> dict[str, str]:
     """Give the SHA-256 of the files that the results rest on, by what they are."""
-    judged = results.evaluation["provenance"].get("sha256", {})
+    judged = results.evaluation.provenance.get("sha256", {})
     found = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
         "the labels": results.record.get("labels_sha256"),
         "the prepared cells (prepared.h5ad)": judged.get("prepared"),
-        "the generated cells (generated.h5ad)": judged.get("branched"),
+        "the generated cells (generated.h5ad)": judged.get(GENERATED),
     }
     return {name: value for name, value in found.items() if value}
 

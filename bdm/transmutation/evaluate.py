@@ -1,8 +1,10 @@
-"""Evaluation of transmuted cells: before and after, beside real cells of both types."""
+"""Evaluation of transmuted cells: transmuted and unchanged, in comparison with real cells of both types."""
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,84 +14,66 @@ from anndata import AnnData
 
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, checked
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, GENERATED, UNCHANGED, Cells, checked
 from bdm.evaluation.inputs import RealCells, check_genes, subset_of_names, with_columns
-from bdm.evaluation.resampling import FLOOR
+from bdm.provenance import provenance
 from bdm.threads import using_threads
-from bdm.transmutation.scores import Ends, score_transmutation
+from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
+from bdm.transmutation.scores import Endpoints, fold_changes, score_transmutation
 
 logger = logging.getLogger(__name__)
 
-UNCHANGED = "unmoved"
+MAX_EMBEDDED = 500  # cells of a type that are embedded
 
 
 @dataclass(frozen=True)
 class TransmutedCells:
-    """Cells that were moved to another type, and the same cells before, of the types that they were of."""
+    """Cells after and before their transmutation, in the same order; before it, they have their original types."""
 
     after: Cells
     before: Cells
 
-    def of(self, original_type: str) -> tuple[Cells, Cells]:
-        """Take the cells that were of one type, after and before."""
+    def cells_of_type(self, original_type: str) -> tuple[Cells, Cells]:
+        """Select the cells of one original type, after and before."""
         rows = np.flatnonzero(self.before.cell_type == original_type)
         return self.after[rows], self.before[rows]
 
 
-@dataclass(frozen=True, repr=False)
-class TransmutationEvaluation:
-    """Scores of moved cells by the type that they were of.
-
-    Attributes
-    ----------
-    to
-        The type that they were moved to.
-    table
-        (original_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.MoveScores`; sets are the
-        floor (training cells of the new type), the moved sets, and the cells unmoved.
-    """
-
-    to: str
-    table: pd.DataFrame
-    real: RealCells
-    moved: dict[str, TransmutedCells]
-
-    def __repr__(self) -> str:
-        return f"Evaluation of cells transmuted to {self.to}\n{self.table.to_string(float_format='{:.3f}'.format)}"
-
-    @property
-    def original_types(self) -> list[str]:
-        """Types that cells were moved from."""
-        return list(self.table.index.unique("original_type"))
-
-
 @using_threads()
 def evaluate_transmutation(
-    real: RealCells, moved: dict[str, TransmutedCells], to: str, *, seed: int = 0
+    real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
-    """Judge cells moved to one type by its test cells.
+    """Compare cells that were transmuted to one type with its test cells.
 
     Raises
     ------
     InputError
-        If there are too few real cells to judge by.
+        If there are too few real cells of a type.
     """
-    first = next(iter(moved.values()))
-    rows = {}
-    for original_type in pd.unique(first.before.cell_type):
-        ends = ends_of(real, original_type, to)
-        for name, (after, before) in sets_of(moved, ends, original_type).items():
+    first = next(iter(transmuted.values()))
+    original_types = list(pd.unique(first.before.cell_type))
+    rows, changes = {}, []
+    for original_type in original_types:
+        ends = select_endpoints(real, original_type, to)
+        for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
+            if name != UNCHANGED and len(after):
+                changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
             if len(after) < FEWEST_FOR_MEANS:
-                logger.warning("Not judged: %s of %s, of which there are %d cells.", name, original_type, len(after))
+                logger.warning("Not evaluated: %s of %s, which has %d cells.", name, original_type, len(after))
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **asdict(scores)}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"])
-    return TransmutationEvaluation(to, table, real, moved)
+    return TransmutationEvaluation(
+        to=to,
+        table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
+        fold_changes=pd.concat(changes, ignore_index=True),
+        provenance=provenance(seed=seed),
+        compute_embedding=embedding_of(real, first, original_types[:MAX_TYPES], to),
+    )
 
 
-def ends_of(real: RealCells, original_type: str, to: str) -> Ends:
-    """Take the real cells of two types."""
+def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
+    """Select the real cells of two types."""
     old, new = (real.training[real.training.cell_type == name] for name in (original_type, to))
     test = real.test[real.test.cell_type == to]
     numbers = {
@@ -97,83 +81,140 @@ def ends_of(real: RealCells, original_type: str, to: str) -> Ends:
         f"training cells of {to!r}": len(new),
         f"test cells of {to!r}": len(test),
     }
-    for what, number in numbers.items():
+    for cells, number in numbers.items():
         if number < FEWEST_FOR_MEANS:
-            raise InputError(f"There are {number} {what} to judge by; {FEWEST_FOR_MEANS} are needed.")
-    return Ends(old, new, test)
+            raise InputError(f"There are {number} {cells} to evaluate by; {FEWEST_FOR_MEANS} are needed.")
+    return Endpoints(old, new, test)
 
 
-def sets_of(moved: dict[str, TransmutedCells], ends: Ends, original_type: str) -> dict[str, tuple[Cells, Cells | None]]:
-    """Name all sets to judge, after and before."""
-    parts = {name: cells.of(original_type) for name, cells in moved.items()}
-    unmoved = next(iter(parts.values()))[1]
-    return {FLOOR: (ends.new, None), **parts, UNCHANGED: (unmoved, unmoved)}
+def sets_of_type(
+    transmuted: dict[str, TransmutedCells], ends: Endpoints, original_type: str
+) -> dict[str, tuple[Cells, Cells | None]]:
+    """Return all sets of one original type by name, after and before."""
+    sets = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
+    _, unchanged = next(iter(sets.values()))
+    return {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}
+
+
+def fold_change_rows(real: RealCells, ends: Endpoints, cells: Cells) -> pd.DataFrame:
+    """List the log fold changes of the genes that differ most between two types."""
+    changes = fold_changes(cells, ends)
+    return pd.DataFrame(
+        {
+            "gene": real.genes[ends.changed],
+            "label": real.names.labels.iloc[ends.changed].to_numpy(),
+            "log2_fold_change": changes.query,
+            "log2_fold_change_test": changes.test,
+        }
+    )
+
+
+def embedding_of(
+    real: RealCells, transmuted: TransmutedCells, original_types: list[str], to: str
+) -> Callable[[], pd.DataFrame]:
+    """Return a function that computes the joint UMAP of transmuted, unchanged and real cells."""
+    sets = {(to, FLOOR): evenly_sampled(real.training[real.training.cell_type == to])}
+    for original_type in original_types:
+        after, before = transmuted.cells_of_type(original_type)
+        sets[original_type, GENERATED] = evenly_sampled(after)
+        sets[original_type, UNCHANGED] = evenly_sampled(before)
+    return partial(embedding_table, sets)
+
+
+def embedding_table(sets: dict[tuple[str, str], Cells]) -> pd.DataFrame:
+    """Embed all cells together, and name the original type and the set of each."""
+    from bdm.evaluation.embedding import joint_umap  # late, as UMAP takes seconds to import
+
+    tables = joint_umap(list(sets.values()), seed=0)
+    return pd.concat(
+        [
+            table.assign(original_type=original_type, set=name)
+            for (original_type, name), table in zip(sets, tables, strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def evenly_sampled(cells: Cells) -> Cells:
+    """Select ``MAX_EMBEDDED`` cells at equal distances, or all."""
+    if len(cells) <= MAX_EMBEDDED:
+        return cells
+    return cells[np.unique(np.linspace(0, len(cells) - 1, MAX_EMBEDDED).astype(int))]
 
 
 @dataclass(frozen=True)
 class TransmutedFile:
-    """What a file of moved cells holds.
+    """Content of a file of transmuted cells.
 
     Attributes
     ----------
     to
-        The type that they were moved to.
+        The type that they were transmuted to.
     cells
-        Genes in the order of the real cells.
-    how
-        Settings and seed of ``bdm transmute``; none where they are not recorded.
+        Cells with genes in the order of the real cells.
+    record
+        Settings and seed of ``bdm transmute``; empty where they are not recorded.
     """
 
     to: str
     cells: TransmutedCells
-    how: dict[str, Any]
+    record: dict[str, Any]
 
 
 def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells) -> TransmutedFile:
-    """Read cells that ``bdm transmute`` moved, and find what they were among prepared cells by their names.
+    """Read cells that ``bdm transmute`` wrote, and find the same cells by name among the prepared cells.
 
     Parameters
     ----------
     prepared, before
-        File of the prepared cells, and they.
+        File of the prepared cells, and its content.
 
     Raises
     ------
     InputError
-        If the file is no such file, or its cells are not among the prepared ones.
+        If the file holds no transmuted cells, or cells that are not among the prepared ones.
     """
     stored = with_columns(read_cells(path), ("cell_type", "original_type"), path)
     adata = checked(stored, path)  # counts and obs alone
     check_genes(adata.var_names, real.genes, path)
-    places = rows_before(adata, before.obs_names, names=(str(path), str(prepared)))
-    cells = TransmutedCells(Cells.of(adata[:, real.genes]), Cells.of(before[places]))
-    return TransmutedFile(transmuted_to(adata, str(path)), cells, transmutation_record(stored))
+    rows = rows_before(adata, before.obs_names, names=(str(path), str(prepared)))
+    cells = TransmutedCells(Cells.from_anndata(adata[:, real.genes]), Cells.from_anndata(before[rows]))
+    return TransmutedFile(new_type(adata, str(path)), cells, transmutation_record(stored))
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:
-    """Tell the settings and seed of ``bdm transmute`` that moved cells; none where they are not recorded."""
+    """Return the recorded settings and seed of ``bdm transmute``; nothing where they are not recorded."""
     record = adata.uns.get("bdm", {})
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
-def transmuted_to(adata: AnnData, name: str) -> str:
-    """Tell which type cells were moved to."""
+def new_type(adata: AnnData, name: str) -> str:
+    """Return the type that cells were transmuted to.
+
+    Raises
+    ------
+    InputError
+        If there are several; ``name`` is how the message calls the cells.
+    """
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
-        raise InputError(f"{name} has cells moved to {len(types)} types; give cells moved to one.")
+        raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
     return str(types[0])
 
 
 def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
-    """Find moved cells among the names of those from before, and give their places.
+    """Find transmuted cells by name among the cells before the transmutation, and return their indices.
 
     Parameters
     ----------
     names
-        Of the moved cells and of those from before, to tell of.
+        How a message calls the transmuted cells, and the cells before.
     """
     unknown = adata.obs_names.difference(before)
     if len(unknown) or not before.is_unique:
-        lacking = f"lacks their {subset_of_names(unknown)}" if len(unknown) else "has cells of one name"
-        raise InputError(f"{names[0]} holds cells that cannot be found before they moved: {names[1]} {lacking}.")
+        problem = f"lacks {subset_of_names(unknown)}" if len(unknown) else "has several cells of the same name"
+        raise InputError(
+            f"{names[0]} has cells that cannot be found before their transmutation: {names[1]} {problem}; give the "
+            "cells that were transmuted."
+        )
     return np.asarray(before.get_indexer(adata.obs_names))

@@ -1,3 +1,5 @@
+"""Scores of transmuted cells of one original type."""
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,12 +12,12 @@ from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint
 
 N_CHANGED = 100  # genes
 N_COMPONENTS = 10
-MOST_CELLS = 1000  # whose distances are computed
+MAX_CELLS = 1000  # whose distances are computed
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransmutationScores:
-    """How cells moved from one type to another compare with real cells of that, and with themselves before.
+    """Scores of transmuted cells, in comparison with real cells of the new type and with the same cells before.
 
     Attributes
     ----------
@@ -25,13 +27,13 @@ class TransmutationScores:
         Squared Pearson correlation with the test cells of the means and variances of ``log1p(CP10k)``, over the genes
         that differ most between the two types.
     slope
-        Of the log fold changes of these genes, relative to the old type, judged on test.
+        Of the log fold changes of these genes relative to the original type, transmuted cells on test cells.
     sign
-        Share of these genes that changed in the right direction.
+        Share of these genes that change in the same direction as in test cells.
     library_kept
-        Pearson correlation of log library sizes before and after; NaN where it is not known what a cell was before.
+        Pearson correlation of log library sizes before and after; NaN where the cells before are unknown.
     variation_kept
-        The same for what varies within types: the mean over principal components of the differences of cells from
+        The same of the variation within types: the mean over principal components of the differences of cells from
         the means of their types, weighted by their variance.
     """
 
@@ -45,8 +47,8 @@ class TransmutationScores:
 
 
 @dataclass(frozen=True)
-class Ends:
-    """Real cells of the two types that cells are moved between.
+class Endpoints:
+    """Real cells of the original type and of the new type.
 
     Attributes
     ----------
@@ -67,41 +69,41 @@ class Ends:
         return np.argsort(-difference, kind="stable")[:N_CHANGED]
 
 
-def score_transmutation(judged: Cells, ends: Ends, *, before: Cells | None = None, seed: int) -> TransmutationScores:
-    """Compare moved cells with test cells of their new type.
+def score_transmutation(
+    query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int
+) -> TransmutationScores:
+    """Compare transmuted cells with test cells of their new type.
 
     Parameters
     ----------
     before
-        The same cells before they moved, if these are known.
+        The same cells before the transmutation, if known.
     """
     genes = ends.changed
-    one, other = equal_numbers(judged, ends.test, seed=seed)
-    means, variances = zip(
-        *(mean_variance_axis(cells.expression, axis=0) for cells in (judged, ends.test)), strict=True
-    )
-    changes = fold_changes(judged, ends)
-    kept = {} if before is None else shares_kept(before, judged, ends, seed=seed)
+    one, other = equal_numbers(query, ends.test, seed=seed)
+    means, variances = zip(*(mean_variance_axis(cells.expression, axis=0) for cells in (query, ends.test)), strict=True)
+    changes = fold_changes(query, ends)
+    kept = {} if before is None else shares_kept(before, query, ends, seed=seed)
     return TransmutationScores(
         energy=energy_distance(*joint_components(one.expression, other.expression, seed=seed)),
         mean_r2=Agreement(means[0][genes], means[1][genes]).correlation ** 2,
         variance_r2=Agreement(variances[0][genes], variances[1][genes]).correlation ** 2,
         slope=changes.slope,
-        sign=float(np.mean(np.sign(changes.judged) == np.sign(changes.test))),
+        sign=float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
         **kept,
     )
 
 
-def fold_changes(judged: Cells, ends: Ends, *, pseudocount: float = 1.0) -> Agreement:
-    """Log2 fold changes of the genes that differ most, relative to the old type; the pseudocount is in CP10k."""
-    of_old, of_judged, of_test = (
-        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + pseudocount) for cells in (ends.old, judged, ends.test)
+def fold_changes(query: Cells, ends: Endpoints, *, pseudocount: float = 1.0) -> Agreement:
+    """Log2 fold changes from the original type of the genes that differ most; the pseudocount is in CP10k."""
+    of_old, of_query, of_test = (
+        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + pseudocount) for cells in (ends.old, query, ends.test)
     )
-    return Agreement(of_judged - of_old, of_test - of_old)
+    return Agreement(of_query - of_old, of_test - of_old)
 
 
-def shares_kept(before: Cells, after: Cells, ends: Ends, *, seed: int) -> dict[str, float]:
-    """Correlate what cells were before they moved with what they are after, row by row."""
+def shares_kept(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> dict[str, float]:
+    """Correlate cells before and after their transmutation, row by row."""
     sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
     within = sparse.vstack([ends.old.expression, ends.new.expression]).toarray()
     n_old = len(ends.old)
@@ -122,8 +124,8 @@ def mean_expression(cells: Cells) -> np.ndarray:
 
 
 def equal_numbers(one: Cells, other: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Draw as many cells of both as the smaller set has, or ``MOST_EMBEDDED_CELLS``."""
-    n_cells = min(len(one), len(other), MOST_CELLS)
+    """Draw as many cells of both as the smaller set has, or ``MAX_CELLS``."""
+    n_cells = min(len(one), len(other), MAX_CELLS)
     generator = np.random.default_rng(seed)
     first, second = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (one, other))
     return first, second

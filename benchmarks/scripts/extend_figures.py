@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
 from matplotlib.ticker import MaxNLocator
 
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.cells import FLOOR
 from bdm.plotting.style import GREY, set_styles
 
 STYLES = {name: style for name, style in set_styles([EXTENSION, ALONE, EVERYTHING]).items() if name != FLOOR}

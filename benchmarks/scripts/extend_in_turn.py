@@ -45,7 +45,7 @@ def main(
         before = sets[EXTENSION]
         table = judged(
             real,
-            reference | {way: Cells.of(adata) for way, adata in sets.items()},
+            reference | {way: Cells.from_anndata(adata) for way, adata in sets.items()},
             known,
             with_auc=known == types,
             n_repeats=n_repeats,

@@ -42,7 +42,7 @@ def main(
     n_by_type = real.test.n_by_type * n_repeats
     sets = {name: generated(model, n_by_type, seed=seed) for name, model in models.items()}
     check_unchanged(sets[BEFORE], sets[EXTENSION])
-    sets = {name: Cells.of(adata) for name, adata in sets.items()}
+    sets = {name: Cells.from_anndata(adata) for name, adata in sets.items()}
     of_new = judged(
         real,
         {way: sets[way] for way in after},

@@ -7,8 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, match
-from bdm.evaluation.evaluate import FLOOR, seeds_of_draws
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, match
+from bdm.evaluation.evaluate import resampling_seeds
 from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.metrics import cross_validated_probabilities, energy_distance, forest, joint_components
 from bdm.evaluation.resampling import draw_resample
@@ -38,7 +38,7 @@ def judged(
     """
     training, test = (only(cells, cell_types) for cells in (real.training, real.test))
     most, rows = EvaluationSettings().max_cells_per_type, []
-    for draw_seed in seeds_of_draws(n_repeats, seed=seed):
+    for draw_seed in resampling_seeds(n_repeats, seed=seed):
         trial = draw_resample(training, test, max_cells_per_type=most, seed=draw_seed)
         floor = {FLOOR: trial.floor} if with_floor else {}
         for name, cells in {**floor, **sets}.items():
@@ -53,11 +53,11 @@ def judged(
 def scores(cells: Cells, test: Cells, *, with_auc: bool, seed: int) -> pd.DataFrame:
     """Energy distance, and AUC of the random forest, of each type in the space of all."""
     matched = match(cells, test, seed=seed)
-    components = joint_components(matched.judged.expression, matched.test.expression, seed=seed)
+    components = joint_components(matched.query.expression, matched.test.expression, seed=seed)
     chances = cross_validated_probabilities(forest(seed=seed), *components, seed=seed) if with_auc else None
     rows = []
     for cell_type in np.unique(matched.test.cell_type):
-        places = matched.judged.cell_type == cell_type, matched.test.cell_type == cell_type
+        places = matched.query.cell_type == cell_type, matched.test.cell_type == cell_type
         row = {"cell_type": cell_type, "energy": energy_distance(*at(components, places))}
         rows.append(row | ({"forest_auc": auc(*at(chances, places))} if chances else {}))
     return pd.DataFrame(rows)

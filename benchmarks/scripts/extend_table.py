@@ -8,7 +8,7 @@ from as_text import OVER_SEEDS, markdown, over_seeds
 from extend_figures import in_turn_figure, one_figure
 from extend_strategies import ALONE, BEFORE, EVERYTHING, EXTENSION, FLAT_BEFORE
 
-from bdm.evaluation.evaluate import FLOOR
+from bdm.evaluation.cells import FLOOR
 from bdm.plotting.figure import save_figure
 
 JOINT = "joint"

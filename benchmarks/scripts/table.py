@@ -18,7 +18,7 @@ SCORES = {
     "slope_by_type": "slope by type",
     "fold_change_correlation": "r of log fold changes",
     "f1_ratio": "F1 ratio",
-    "copying": "copying",
+    "memorisation": "memorisation",
     "training_seconds": "training, s",
     "generation_seconds": "generation, s",
     "memory_mb": "peak memory, MB",

@@ -51,7 +51,7 @@ def main(
     tables = []
     for old, new in pairs:
         sources = sources_of(adata, models[0], Goal(new), InputKeys(label_key="cell_type"), cell_types=(old,))
-        before = Cells.of(adata[sources.adata.obs_names])
+        before = Cells.from_anndata(adata[sources.adata.obs_names])
         alike = pairs if condition else [(old, new)]
         sets = {
             name: transmuted(model, sources, before, new, strategy, seed=seed)

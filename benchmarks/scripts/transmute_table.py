@@ -22,7 +22,7 @@ def over_types(scores: pd.DataFrame) -> pd.DataFrame:
 
 def best(scores: pd.DataFrame, score: str, *, lowest: bool) -> pd.Series:
     """Count the pairs for which each set is best, among the strategies that keep the cells; means over seeds decide."""
-    moved = scores[~scores["set"].isin(["floor", "unmoved", "sampled anew"])]
+    moved = scores[~scores["set"].isin(["floor", "unchanged", "sampled anew"])]
     by_pair = moved.groupby(["original_type", "to", "set"])[score].mean().unstack("set")
     return (by_pair.idxmin(axis=1) if lowest else by_pair.idxmax(axis=1)).value_counts()
 

@@ -19,7 +19,7 @@ from bdm.evaluation.metrics import Agreement
 from bdm.files import atomic_write
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, InputKeys
-from bdm.transmutation.evaluate import ends_of, evaluate_transmutation
+from bdm.transmutation.evaluate import evaluate_transmutation, select_endpoints
 from bdm.transmutation.request import Goal, Pair, shift, sources_of, weights
 from bdm.transmutation.scores import mean_expression
 from bdm.transmutation.transmute import Transmute
@@ -46,7 +46,7 @@ def strategies(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) ->
 
 def by_genes(real: RealCells, old: str, new: str, weight: pd.Series) -> float:
     """R² of means, as for transmuted cells, of the old type's mean plus the pairs' mean differences, gene by gene."""
-    ends = ends_of(real, old, new)
+    ends = select_endpoints(real, old, new)
     expression = {
         name: mean_expression(real.training[real.training.cell_type == name]) for pair in weight.index for name in pair
     }
@@ -73,7 +73,7 @@ def main(
         model = model_without(adata, new, n_steps=n_steps, seed=seed)
         others = tuple(pair for pair in pairs if pair != (old, new))
         sources = sources_of(adata, model, Goal(new, others), InputKeys(label_key="cell_type"), cell_types=(old,))
-        before = Cells.of(adata[sources.adata.obs_names])
+        before = Cells.from_anndata(adata[sources.adata.obs_names])
         sets = {
             name: transmuted(model, sources, before, new, strategy, seed=seed)
             for name, strategy in strategies(model, old, others)

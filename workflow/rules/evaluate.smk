@@ -5,6 +5,7 @@ rule evaluate:
         flat=flat_cells,
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",
+        arrays="results/{dataset}/evaluation/evaluation.safetensors",
         overall=report(
             "results/{dataset}/evaluation/overall.csv",
             caption="../report/overall.rst",

@@ -4,6 +4,7 @@ rule evaluate_transmuted:
         transmuted=rules.transmute.output.cells,
     output:
         transmutation="results/{dataset}/transmutation/{move}/transmutation.json",
+        arrays="results/{dataset}/transmutation/{move}/transmutation.safetensors",
         scores=report(
             "results/{dataset}/transmutation/{move}/scores.csv",
             caption="../report/transmutation_scores.rst",

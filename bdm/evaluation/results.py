@@ -1,0 +1,207 @@
+"""Evaluations: the scores of sets of cells with all that figures show of them, in memory and as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bdm.errors import InputError
+from bdm.evaluation.cells import FLOOR, GENERATED, SET_NAMES
+from bdm.evaluation.resampling import SizeLimits
+from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
+from bdm.files import atomic_write
+from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+
+KIND = "evaluation"
+COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Scores of sets of cells, averaged over resamples, and values by gene and cell of the last resample.
+
+    The floor is the first set; generated cells are the set ``branched``.
+
+    Attributes
+    ----------
+    overall
+        `OverallScores` x sets, with two more rows: ``f1_ratio``, F1 over that of the floor, and ``memorisation``, the
+        share of cells nearer to training than to test cells, at equal numbers; 0.5 without memorisation.
+    by_type
+        (set, cell_type) x `TypeScores`; without types of a single test cell.
+    n_cells
+        Available cells: cell types x ``test``, ``train`` and the generated sets.
+    n_compared
+        Cells compared at a time: cell types x ``test``, the floor and the generated sets.
+    markers
+        Names of the marker genes of each type.
+    gene_statistics
+        A row for each set and ``gene`` (with its ``symbol`` where symbols differ): ``mean`` and ``variance`` of
+        ``log1p(CP10k)`` and ``zero_fraction`` in the set, and in as many test cells (``mean_test`` and so on).
+    fold_changes
+        A row for each ``set``, ``cell_type`` and marker ``gene``: its ``log2_fold_change`` in the set and in as many
+        test cells (``log2_fold_change_test``); without types of fewer than five cells.
+    size_limits
+        Most cells that the steps of the evaluation took.
+    provenance
+        Version, packages, seed, settings, and checksums of the evaluated files.
+    compute_embedding
+        Returns the table :attr:`embedding`.
+    """
+
+    overall: pd.DataFrame
+    by_type: pd.DataFrame
+    n_cells: pd.DataFrame
+    n_compared: pd.DataFrame
+    markers: dict[str, list[str]]
+    gene_statistics: pd.DataFrame
+    fold_changes: pd.DataFrame
+    size_limits: SizeLimits
+    provenance: dict[str, Any]
+    compute_embedding: Callable[[], pd.DataFrame]
+
+    def __repr__(self) -> str:
+        n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
+        return f"Evaluation by {n_test:,} test cells of {n_types} types\n{score_table(self.overall)}"
+
+    @cached_property
+    def embedding(self) -> pd.DataFrame:
+        """Joint UMAP of test cells and all sets: ``umap_1``, ``umap_2``, ``cell_type`` and ``set`` of each cell.
+
+        It is computed when it is first needed.
+        """
+        return self.compute_embedding()
+
+    @property
+    def sets(self) -> list[str]:
+        """Keys of the sets, the floor first."""
+        return list(self.overall)
+
+    def verdict(self, name: str = GENERATED, *, limits: Limits = LIMITS) -> Verdict:
+        """Summarise all scores of a set in words, in comparison with the floor."""
+        n_cells = int(self.n_matched(name).sum())
+        return verdict(self.overall[name], self.overall[FLOOR], n_cells=n_cells, limits=limits)
+
+    def verdicts_by_type(self, name: str = GENERATED, *, limits: Limits = LIMITS) -> dict[str, Verdict]:
+        """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown."""
+        scores = {key: dict(row) for key, row in self.by_type.iterrows()}
+        return {
+            cell_type: verdict(
+                scores.get((name, cell_type), {}),
+                scores.get((FLOOR, cell_type), {}),
+                n_cells=int(n_cells),
+                limits=limits,
+            )
+            for cell_type, n_cells in self.n_matched(name).items()
+        }
+
+    def n_matched(self, name: str) -> pd.Series:
+        """Count the cells of each type of a set that could be compared with as many test cells."""
+        return np.minimum(self.n_compared[name], self.n_compared["test"])
+
+    def save(self, folder: Path | str) -> None:
+        """Write the evaluation as a folder, for :meth:`load`.
+
+        The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
+        ``overall.csv``, ``by_type.csv`` and ``genes.csv``.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but an evaluation.
+        """
+        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
+            content = {
+                "provenance": self.provenance,
+                "n_cells": rows_by_name(self.n_cells),
+                "n_compared": rows_by_name(self.n_compared),
+                "size_limits": asdict(self.size_limits),
+                "overall": rows_by_name(self.overall.T),
+                "by_type": {name: rows_by_name(self.by_type.loc[name]) for name in self.sets},
+                "markers": self.markers,
+            }
+            tables, tensors = pack_tables(
+                {
+                    "gene_statistics": self.gene_statistics,
+                    "fold_changes": self.fold_changes,
+                    "embedding": self.embedding,
+                }
+            )
+            write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
+            self.overall.to_csv(out / "overall.csv", index_label="metric", float_format="%.6g")
+            score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
+            self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Evaluation:
+        """Read an evaluation that :meth:`save` or ``bdm evaluate`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no evaluation, one of another version of bdm, or a damaged one.
+        """
+        file = Path(folder) / f"{KIND}.json"
+        bundle = read_bundle(Path(folder), KIND)
+        with reject_if_damaged(file):
+            content, tables = bundle.content, unpack_tables(bundle.content["tables"], bundle.tensors[KIND])
+            sets = {name: frame_of_rows(rows) for name, rows in content["by_type"].items()}
+            return cls(
+                overall=frame_of_rows(content["overall"]).T,
+                by_type=pd.concat(sets, names=["set", "cell_type"]),
+                n_cells=frame_of_rows(content["n_cells"], dtype=int).rename_axis("cell_type"),
+                n_compared=frame_of_rows(content["n_compared"], dtype=int).rename_axis("cell_type"),
+                markers=content["markers"],
+                gene_statistics=tables["gene_statistics"],
+                fold_changes=tables["fold_changes"],
+                size_limits=SizeLimits(**content["size_limits"]),
+                provenance=content["provenance"],
+                compute_embedding=tables["embedding"].copy,
+            )
+
+
+def rows_by_name(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Turn a table into nested dictionaries for JSON, row by row, with None for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="index")
+
+
+def frame_of_rows(rows: dict[str, dict[str, float | None]], *, dtype: type = float) -> pd.DataFrame:
+    """Turn the nested dictionaries of :func:`rows_by_name` into a table."""
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), dtype=object), dtype=dtype)
+
+
+def score_rows(evaluation: Evaluation) -> pd.DataFrame:
+    """List the scores by type, a row for each type and set; rows of types that were not compared are empty."""
+    index = pd.MultiIndex.from_product([evaluation.n_cells.index, evaluation.sets], names=["cell_type", "set"])
+    scores = evaluation.by_type.swaplevel().reindex(index)
+    numbers = evaluation.n_cells[["test", "train"]].add_prefix("n_")
+    rows = scores.reset_index().join(numbers, on="cell_type")
+    return rows[["cell_type", *numbers, "set", *scores]]
+
+
+def score_table(overall: pd.DataFrame) -> str:
+    """Format the overall scores as a table to print."""
+    return overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format)
+
+
+def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> list[str]:
+    """Return lines to print: the verdict on all cells of a set, and its types by their verdicts, the best first."""
+    verdicts = evaluation.verdicts_by_type(name)
+    lines = [evaluation.verdict(name).text]
+    for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
+        cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
+        others = f" and {len(cell_types) - max_names} more" if len(cell_types) > max_names else ""
+        lines.append(f"{label}: {', '.join(cell_types[:max_names])}{others}")
+    return lines
+
+
+def require_set(evaluation: Evaluation, name: str, folder: Path) -> None:
+    """Reject an evaluation without a set of this name or without the floor."""
+    if not {name, FLOOR} <= set(evaluation.sets):
+        raise InputError(f"{folder}/{KIND}.json has no cells named {name}; evaluate again.")

@@ -1,0 +1,112 @@
+"""Evaluations of transmuted cells: the scores with all that figures show of them, in memory and as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdm.evaluation.results import frame_of_rows, rows_by_name
+from bdm.files import atomic_write
+from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+
+KIND = "transmutation"
+MAX_TYPES = 8  # original types whose genes and cells are drawn
+
+
+@dataclass(frozen=True, repr=False)
+class TransmutationEvaluation:
+    """Scores of transmuted cells by their original type.
+
+    Attributes
+    ----------
+    to
+        The type that cells were transmuted to.
+    table
+        (original_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.TransmutationScores`; sets
+        are the floor (training cells of the new type), the transmuted sets (``branched`` the first), and the cells
+        ``unchanged``.
+    fold_changes
+        A row for each ``original_type``, ``set`` (the floor and the transmuted sets) and ``gene`` (shown as ``label``)
+        of those that differ most between the two types: its ``log2_fold_change`` from the original type in the set, and
+        in test cells of the new type (``log2_fold_change_test``).
+    provenance
+        Version, packages, seed, and checksums and settings of the transmuted files.
+    compute_embedding
+        Returns the table :attr:`embedding`.
+    """
+
+    to: str
+    table: pd.DataFrame
+    fold_changes: pd.DataFrame
+    provenance: dict[str, Any]
+    compute_embedding: Callable[[], pd.DataFrame]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @cached_property
+    def embedding(self) -> pd.DataFrame:
+        """Joint UMAP of transmuted cells of the first set, the same cells before, and training cells of the new type.
+
+        A row for each cell with ``umap_1``, ``umap_2``, ``original_type`` (the new type for the training cells),
+        ``cell_type`` and ``set``. It is computed when it is first needed.
+        """
+        return self.compute_embedding()
+
+    @property
+    def original_types(self) -> list[str]:
+        """Types that cells were transmuted from."""
+        return list(self.table.index.unique("original_type"))
+
+    def save(self, folder: Path | str) -> None:
+        """Write the evaluation as a folder, for :meth:`load`.
+
+        The folder has ``transmutation.json`` and ``transmutation.safetensors`` with everything, and the table
+        ``scores.csv`` to read.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but an evaluation of transmuted cells.
+        """
+        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
+            content = {
+                "provenance": self.provenance,
+                "to": self.to,
+                "scores": {name: rows_by_name(self.table.loc[name]) for name in self.original_types},
+            }
+            tables, tensors = pack_tables({"fold_changes": self.fold_changes, "embedding": self.embedding})
+            write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
+            self.table.to_csv(out / "scores.csv", float_format="%.6g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> TransmutationEvaluation:
+        """Read an evaluation that :meth:`save` or ``bdm evaluate-transmuted`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no such evaluation, one of another version of bdm, or a damaged one.
+        """
+        file = Path(folder) / f"{KIND}.json"
+        bundle = read_bundle(Path(folder), KIND)
+        with reject_if_damaged(file):
+            content, tables = bundle.content, unpack_tables(bundle.content["tables"], bundle.tensors[KIND])
+            scores = {name: frame_of_rows(rows) for name, rows in content["scores"].items()}
+            return cls(
+                to=content["to"],
+                table=pd.concat(scores, names=["original_type", "set"]).astype({"n_cells": int}),
+                fold_changes=tables["fold_changes"],
+                provenance=content["provenance"],
+                compute_embedding=tables["embedding"].copy,
+            )
+
+
+def summary(evaluation: TransmutationEvaluation) -> str:
+    """Format the scores as a table to print."""
+    return f"Transmuted to {evaluation.to}:\n" + evaluation.table.to_string(float_format="{:.3f}".format)
