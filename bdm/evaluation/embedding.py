@@ -1,5 +1,7 @@
 """UMAP of several sets of cells together."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -41,8 +43,8 @@ def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
     For many cells, UMAP searches neighbours by a method that is compiled in each process, which takes longer than an
     exact search.
     """
-    exact = {"precomputed_knn": nearest_neighbours(components)} if len(components) >= MANY else {}
-    return fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_
+    exact: dict[str, Any] = {"precomputed_knn": nearest_neighbours(components)} if len(components) >= MANY else {}
+    return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_)
 
 
 def nearest_neighbours(components: np.ndarray, *, n_neighbors: int = 15) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 
@@ -30,7 +30,7 @@ FEWEST_QUERY_CELLS = 500  # whose memorisation is measured, however many trainin
 @using_threads()
 def evaluate(
     real: RealCells,
-    generated: dict[str, TypedCells],
+    generated: Mapping[str, TypedCells],
     settings: EvaluationSettings = EvaluationSettings(),
     *,
     size_limits: SizeLimits = SIZE_LIMITS,
@@ -116,7 +116,7 @@ def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby(["set", "cell_type"], sort=False).mean()
 
 
-def n_cells_table(sets: dict[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
+def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:
     """Count cells by type: of ``cell_types``, or of all with those of most test cells first."""
     table = (
         pd.DataFrame({name: cells.n_by_type for name, cells in sets.items()}, index=cell_types).fillna(0).astype(int)

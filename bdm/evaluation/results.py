@@ -168,7 +168,7 @@ class Evaluation:
 
 def rows_by_name(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Turn a table into nested dictionaries for JSON, row by row, with None for NaN."""
-    return table.astype(object).where(table.notna(), None).to_dict(orient="index")
+    return dict(table.astype(object).where(table.notna(), None).to_dict(orient="index"))
 
 
 def frame_of_rows(rows: dict[str, dict[str, float | None]], *, dtype: type = float) -> pd.DataFrame:
@@ -187,7 +187,7 @@ def score_rows(evaluation: Evaluation) -> pd.DataFrame:
 
 def score_table(overall: pd.DataFrame) -> str:
     """Format the overall scores as a table to print."""
-    return overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format)
+    return str(overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format))
 
 
 def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> list[str]:

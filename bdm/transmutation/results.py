@@ -109,4 +109,4 @@ class TransmutationEvaluation:
 
 def summary(evaluation: TransmutationEvaluation) -> str:
     """Format the scores as a table to print."""
-    return f"Transmuted to {evaluation.to}:\n" + evaluation.table.to_string(float_format="{:.3f}".format)
+    return f"Transmuted to {evaluation.to}:\n{evaluation.table.to_string(float_format='{:.3f}'.format)}"
