@@ -58,8 +58,7 @@ def fit_denoiser(
         Class of the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     """
     workers = fabric(device)
-    shape = DenoiserShape(cells.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
-    network = initial_denoiser(shape, moments, hierarchy, seed=seed, denoiser=denoiser)
+    network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
     minibatches = Minibatches.of(cells.cell_type)
     upper, branch = branch_table(hierarchy, cells.cell_types)
 
@@ -95,14 +94,15 @@ def fit_denoiser(
 
 
 def initial_denoiser(
-    shape: DenoiserShape,
     moments: TypeMoments,
     hierarchy: Hierarchy,
+    settings: DenoiserSettings,
     *,
     seed: int,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> BranchedDenoiser:
     """Make a denoiser before training: random weights, and the moments of the cells of each branch."""
+    shape = DenoiserShape(moments.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
     populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))

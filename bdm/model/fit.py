@@ -93,7 +93,7 @@ def fit_model(
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, pd.DataFrame]:
-    """Train the branched model on encoded cells.
+    """Train the branched model on encoded cells; returns it with the history of its training.
 
     Parameters
     ----------
@@ -103,10 +103,6 @@ def fit_model(
         File from which an interrupted training continues.
     denoiser
         Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
-
-    Returns
-    -------
-    The model, and the history of its training.
 
     Raises
     ------
