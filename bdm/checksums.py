@@ -49,7 +49,7 @@ def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, A
     """
     content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
-        raise InputError(f"{path} is not a {kind} that bdm wrote; is it the right file?")
+        raise InputError(f"{path} holds no {kind} that bdm wrote; is it the right file?")
     if content["format"] != version:
         raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it again.")
     if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
