@@ -68,7 +68,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     assert any(message.split()[:3] == ["floor", "generated", "flat"] for message in caplog.messages)
     assert "forest_auc" in caplog.text
     rows = dict(line.split(maxsplit=1) for line in caplog.messages[-1].splitlines())
-    assert rows["generated"].startswith(("cannot be told from", "no difference seen", "nearly like", "differ from"))
+    assert rows["generated"].startswith(("cannot be distinguished", "no difference seen", "nearly like", "differ from"))
     assert rows["generated"] == rows["flat"]
 
 

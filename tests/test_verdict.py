@@ -50,7 +50,7 @@ def test_few_cells_tell_little():
     grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
     assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}
     assert verdict(IDEAL, IDEAL, n_cells=34).text == "no difference seen in few cells"
-    assert verdict(IDEAL, IDEAL, n_cells=35).text == "cannot be told from real cells"
+    assert verdict(IDEAL, IDEAL, n_cells=35).text == "cannot be distinguished from real cells"
     assert [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10)] == [Grade.UNKNOWN] * 2 + [Grade.NEAR]
     assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
     assert verdict(bad, IDEAL, n_cells=9).text == "too few cells to compare"

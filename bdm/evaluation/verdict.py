@@ -148,7 +148,7 @@ class Verdict:
         if self.grade == Grade.UNKNOWN:
             return "too few cells to compare"
         if self.grade == Grade.SAME:
-            return "no difference seen in few cells" if self.few_cells else "cannot be told from real cells"
+            return "no difference seen in few cells" if self.few_cells else "cannot be distinguished from real cells"
         return "nearly like real cells" if self.grade == Grade.NEAR else "differ from real cells"
 
     @property

@@ -30,7 +30,7 @@ SHOWN = 20  # types at first, where there are more
 TYPE_SCORES = ("relative_energy", "forest_auc", "fold_change_correlation", "f1")
 TRANSMUTATION_SCORES = ("energy", "mean_r2", "variance_r2", "slope", "sign")
 GRADES = {
-    "SAME": "cannot be told from real cells",
+    "SAME": "cannot be distinguished from real cells",
     "NEAR": "nearly like real cells",
     "DIFFERS": "differs from real cells",
     "UNKNOWN": "too few cells to compare",
@@ -39,12 +39,12 @@ SIGNS = {Grade.SAME: "=", Grade.NEAR: "≈", Grade.DIFFERS: "≠", Grade.UNKNOWN
 
 
 MEANINGS = {
-    "relative_energy": "Energy distance to test cells of a type, relative to the distance between two of these.",
+    "relative_energy": "Energy distance to test cells of a type, relative to the distance between two such cells.",
     "forest_auc": "How well a random forest on principal components separates generated from test cells.",
     "gene_auc": "The same for a logistic regression on all genes.",
     "fold_change_correlation": "Correlation of the log fold changes of marker genes with those in test cells.",
     "f1": "How well a classifier of cell types that was trained on these cells labels test cells (F1).",
-    "memorisation": "Share of cells nearer to a training cell than to a test cell, at equal numbers; 0.5 without it.",
+    "memorisation": "Share of cells nearer to a training cell than to a test cell; 0.5 without memorisation.",
 }
 TRANSMUTATION_SCORE_NAMES = {
     "energy": "Energy distance",
