@@ -8,10 +8,12 @@ from typing import Any
 from bdm.evaluation.cells import GENERATED
 from bdm.model.extension import Extension
 from bdm.report.results import Results
+from bdm.schema import options_of
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
     EvaluationSettings,
+    GenerationSettings,
     HierarchySettings,
     InputKeys,
     InterpretationSettings,
@@ -19,10 +21,20 @@ from bdm.settings import (
     SamplerSettings,
 )
 
+STAGES = (
+    PrepareSettings,
+    AutoencoderSettings,
+    HierarchySettings,
+    DenoiserSettings,
+    GenerationSettings,
+    EvaluationSettings,
+)
+OPTIONS = {setting.name for stage in STAGES for setting in options_of(stage)}  # others are for Python only
+
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that is not as it is by default."""
+    """A setting whose value differs from the default."""
 
     command: str
     name: str
@@ -31,7 +43,7 @@ class Setting:
 
     @property
     def option(self) -> str:
-        """Give it as a command takes it."""
+        """Write it as an option of its command."""
         flag = f"--{self.name.replace('_', '-')}"
         if isinstance(self.value, bool):
             return flag
@@ -68,11 +80,7 @@ def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str,
     tree = results.model.hierarchy
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, asdict(HierarchySettings())
     yield "train", results.model.provenance.get("settings", {}), asdict(DenoiserSettings())
-    yield (
-        "generate",
-        json.loads(results.request.get("settings", "{}")),
-        {**asdict(SamplerSettings()), "shared_ancestors": False},
-    )
+    yield "generate", json.loads(results.request.get("settings", "{}")), asdict(GenerationSettings())
     yield "evaluate", results.evaluation.provenance.get("settings", {}), asdict(EvaluationSettings())
 
 
@@ -80,7 +88,8 @@ def commands(results: Results) -> list[str]:
     """Give the commands that make the results again, from the data on."""
     options = dict.fromkeys(_seeds(results), "")
     for setting in changed(results):
-        options[setting.command] += f" {setting.option}"
+        if setting.name in OPTIONS:
+            options[setting.command] += f" {setting.option}"
     if "labels" in results.record:
         options["prepare"] += f" --labels {quote(results.record['labels'])}"
     tree = results.model.hierarchy
