@@ -54,7 +54,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
     (r"py:.*", r"bdm\.(?!api|pl).*"),
-    (r"py:class", "Evaluation|FittedExtension|Interpretation|TransmutationEvaluation"),  # imported when they are needed
+    # Annotations of names that are imported when they are needed
+    (r"py:class", "AnnData|Evaluation|FittedExtension|Interpretation|TransmutationEvaluation"),
 ]
 
 # ---- look

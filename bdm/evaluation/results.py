@@ -72,7 +72,7 @@ class Evaluation:
 
     @cached_property
     def embedding(self) -> pd.DataFrame:
-        """Joint UMAP of test cells and all sets: ``umap_1``, ``umap_2``, ``cell_type`` and ``set`` of each cell.
+        """Table of test cells and all sets in a joint UMAP, with ``umap_1``, ``umap_2``, ``cell_type`` and ``set``.
 
         It is computed when it is first needed.
         """

@@ -31,11 +31,11 @@ class ExtensionReport:
     Attributes
     ----------
     extensions
-        One row a type, see :func:`extension_row`.
+        One row a type, see :func:`bdm.extension.results.extension_row`.
     likelihood
-        See :func:`likelihood_table`.
+        See :func:`bdm.extension.results.likelihood_table`.
     genes
-        Genes that the type-specific decoders change most, see :func:`genes_table`.
+        Genes that the type-specific decoders change most, see :func:`bdm.extension.results.genes_table`.
     hierarchy
         After the extension.
     n_before
