@@ -153,7 +153,7 @@ def test_loaded_model_says_what_is_missing(fitted, awkward, folder, caplog):
         bdm.BranchedDiffusion.load(folder / "model", adata=awkward[:, :20].copy())
     with pytest.raises(InputError, match="genes"):
         bdm.BranchedDiffusion.load(folder / "model", adata=fitted.prepared[:, :20].copy())
-    with pytest.raises(InputError, match="not as DataFrame"):
+    with pytest.raises(InputError, match="not DataFrame"):
         bdm.BranchedDiffusion.load(folder / "model", adata=awkward.obs)
     assert not caplog.messages or "fitted on other cells" not in caplog.text
     bdm.BranchedDiffusion.load(folder / "model", adata=awkward[3:].copy())
@@ -213,7 +213,7 @@ def test_cells_may_be_a_file(folder, quick, fitted):
         assert (model.prepared.X != fitted.prepared.X).nnz == 0
     with pytest.raises(InputError, match="No such file"):
         bdm.BranchedDiffusion("none.h5ad", settings=quick)
-    with pytest.raises(InputError, match="not as ndarray"):
+    with pytest.raises(InputError, match="not ndarray"):
         bdm.BranchedDiffusion(np.ones(3), settings=quick)
 
 
@@ -271,7 +271,7 @@ def test_results_show_their_tables_not_their_cells(fitted):
 def test_figures_name_what_they_are_of(fitted):
     wrong = [(bdm.pl.scores, fitted), (bdm.pl.umap, fitted), (bdm.pl.transmutation, fitted), (bdm.pl.hierarchy, 3)]
     for draw, value in wrong:
-        with pytest.raises(InputError, match=f"This figure is of what .*, not of {type(value).__name__}"):
+        with pytest.raises(InputError, match=f"This figure draws .*; {type(value).__name__} is none"):
             draw(value)
 
 
