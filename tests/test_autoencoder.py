@@ -210,7 +210,7 @@ def test_without_loadings_the_posterior_is_the_prior():
     torch.testing.assert_close(posterior.divergence(given["prior_mean"]), torch.zeros(6))
 
 
-def test_many_counts_tell_the_latent():
+def test_many_counts_determine_the_latent():
     given = problem(n_counts=1e6)
     given["inverse_dispersion"] = torch.full_like(given["inverse_dispersion"], 1e6)
     latent = given["prior_mean"] + 4
@@ -319,7 +319,7 @@ def test_bound_is_just_below_the_likelihood():
     assert -0.01 < gap < 0.05
 
 
-def test_running_means_move_towards_cells():
+def test_running_means_approach_cells():
     network = network_of(n_latent=2)
     before = network.prior_mean.clone()
     types = torch.tensor([0, 0, 2])
@@ -464,7 +464,7 @@ def test_same_seed_same_weights():
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_last_look_is_at_last_step():
+def test_last_validation_is_at_last_step():
     network, loss = line()
     assert list(train(network, loss, loop(n_steps=25, validate_every=10))["step"]) == [10, 20, 25]
 
@@ -566,7 +566,7 @@ def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnDa
     return truth, AnnData(sparse.csr_matrix(counts.numpy()), obs=obs.set_axis(obs.index.astype(str)))
 
 
-def test_model_that_cells_are_drawn_from_is_found():
+def test_model_that_cells_are_sampled_from_is_recovered():
     truth, adata = simulated(4000)
     found = fitted(adata, n_latent=2, loading_scale=0.6, n_steps=400).network
     test = adata[adata.obs["split"] == "test"]
@@ -589,7 +589,7 @@ def test_model_that_cells_are_drawn_from_is_found():
         assert torch.corrcoef(torch.stack([one.ravel(), other.ravel()]))[0, 1] > 0.9
 
 
-def test_test_cells_are_not_learnt_from(prepared):
+def test_test_cells_are_not_trained_on(prepared):
     changed = prepared.copy()
     test = (changed.obs["split"] == "test").to_numpy()
     changed.X = sparse.csr_matrix(np.where(test[:, None], 7, changed.X.toarray()).astype(np.float32))
@@ -599,7 +599,7 @@ def test_test_cells_are_not_learnt_from(prepared):
     assert found[0].history.equals(found[1].history)
 
 
-def test_priors_means_follow_and_latents_are_turned(prepared):
+def test_prior_means_are_updated_and_latents_rotated(prepared):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     found = fitted(cells, n_steps=200)
     types = type_codes(cells, found.cell_types)
@@ -625,7 +625,7 @@ def test_no_validation_cells(prepared):
     assert list(fitted(cells).history) == ["step", "loss"]
 
 
-def test_drawn_cells_are_some_of_all_and_some_of_each_type():
+def test_sampled_rows_are_of_all_cells_and_of_each_type():
     cell_type = pd.Series(pd.Categorical(["common"] * 5000 + ["rare"] * 30 + ["rarest"] * 3))
     training = np.arange(0, 5033)[np.arange(5033) % 10 != 9]
     chosen = sample_rows(cell_type, training, "some", n_cells=100, seed=0)
@@ -651,7 +651,7 @@ def planted(prepared) -> AnnData:
     return cells
 
 
-def test_types_have_decoders_of_their_own_where_held_out_cells_gain(planted):
+def test_types_have_adapters_where_held_out_cells_gain(planted):
     one, shared = fitted(planted, n_latent=1), fitted(planted, n_latent=1, shared_decoder=True)
     assert "CD19+ B" in one.own
     assert shared.own == {}
@@ -663,12 +663,12 @@ def test_types_have_decoders_of_their_own_where_held_out_cells_gain(planted):
     assert all(torch.equal(network[name], other[name]) for name in network)
 
 
-def test_own_decoders_are_of_the_seed(planted):
+def test_adapters_depend_on_the_seed_alone(planted):
     one, other = (fitted(planted, n_latent=1).own["CD19+ B"].state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_own_decoders_and_latents_do_not_depend_on_the_number_of_threads(planted):
+def test_adapters_and_latents_do_not_depend_on_the_number_of_threads(planted):
     found = fitted(planted, n_latent=1)
     shared = GeneAutoencoder.of(replace(found, own={}), planted.var, {})
     made = []
@@ -684,11 +684,11 @@ def test_own_decoders_and_latents_do_not_depend_on_the_number_of_threads(planted
     assert np.array_equal(latent, again)
 
 
-def test_no_type_has_its_own_decoder_without_cells_to_judge_by(planted):
+def test_no_type_has_an_adapter_without_validation_cells(planted):
     assert fitted(planted[planted.obs["split"] == "train"].copy(), n_latent=1).own == {}
 
 
-def test_decoder_of_its_own_that_goes_wrong_is_not_taken(planted, monkeypatch, caplog):
+def test_adapter_that_diverges_is_not_kept(planted, monkeypatch, caplog):
     monkeypatch.setattr(own, "OWN", replace(own.OWN, learning_rate=1e4))
     assert fitted(planted, n_latent=1).own == {}
     assert "CD19+ B keeps to the decoder of all types: Training of the decoder of type 'CD19+ B'" in caplog.text
@@ -711,7 +711,7 @@ def test_cells_on_disk_give_the_same_autoencoder(planted, on_disk):
     assert np.array_equal(latent.X, again.X)
 
 
-def test_no_more_cells_are_read_than_are_learnt_from(on_disk, monkeypatch):
+def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fit, "N_TRAINING", 100)
     monkeypatch.setattr(fit, "N_HELD_OUT", 20)
     monkeypatch.setattr(own, "MOST", {"train": 30, "validation": 5})

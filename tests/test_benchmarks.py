@@ -324,7 +324,7 @@ def test_pairs_of_a_condition_are_types_with_both():
     assert pairs == [("B|CTRL", "B|STIM"), ("T|CTRL", "T|STIM")]
 
 
-def test_ways_to_move_have_the_moments_that_they_claim(small_model):
+def test_strategies_have_the_moments_that_they_claim(small_model):
     model = small_model.model
     here, there, other = (model.moments.mixture((name,)) for name in (B, NK, "Dendritic"))
     x = torch.distributions.MultivariateNormal(here.mean, here.covariance).sample((3000,))
@@ -361,7 +361,7 @@ def test_transmuted_cells_are_scored_and_reported(trained, prepared_file, tmp_pa
 
 
 @pytest.mark.slow
-def test_types_move_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path):
+def test_types_are_transmuted_to_a_condition_that_they_were_not_seen_in(prepared, tmp_path):
     cells = prepared[prepared.obs["cell_type"].isin([B, "CD14+ Monocyte", "Dendritic"])].copy()
     in_two = np.arange(cells.n_obs) % 2 == 0
     cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"].astype(str) + np.where(in_two, "|NEW", "|OLD"))
@@ -619,7 +619,7 @@ def test_extension_changes_no_other_type_where_a_flat_model_does(extended):
 
 
 @pytest.mark.slow
-def test_all_ways_learn_the_types(extended):
+def test_all_strategies_learn_the_types(extended):
     table = pd.read_csv(extended / "extend.csv")
     new = table[(table["task"] == "one") & (table["cell_type"] == table["added"])]
     assert set(new["set"]) == {"extension", "flat, on the new type", "flat, on everything"}

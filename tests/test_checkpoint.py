@@ -92,7 +92,7 @@ def test_other_training_starts_anew(checkpoint, caplog):
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: b"", lambda content: b"x" * 99])
-def test_damaged_checkpoint_is_told_and_not_used(checkpoint, damage, caplog):
+def test_damaged_checkpoint_is_reported_and_not_used(checkpoint, damage, caplog):
     checkpoint.write(Progress(step=5, tensors={"network": {"a": torch.ones(3)}}))
     checkpoint.path.write_bytes(damage(checkpoint.path.read_bytes()))
     assert checkpoint.read() is None
@@ -110,7 +110,7 @@ def test_checkpoint_comes_back(checkpoint):
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["point"]
 
 
-def test_checkpoint_beside_an_output_goes_when_that_is_written(tmp_path):
+def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     with checkpoint_beside(tmp_path / "model", seconds=1, seed=0) as checkpoint:
         checkpoint.write(Progress())
         assert checkpoint.path.parent == tmp_path
@@ -167,7 +167,7 @@ def tensors(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_killed_command_goes_on_and_ends_the_same(folder, number):
+def test_killed_command_resumes_and_ends_the_same(folder, number):
     name = number.name.lower()
     checkpoint = folder / f".{name}.checkpoint"
     command = TRAIN.replace("hierarchy.json", f"hierarchy.json {name}")

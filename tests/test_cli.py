@@ -224,7 +224,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
 
 
 @pytest.mark.parametrize("step", [STEPS[2], STEPS[4]], ids=lambda step: step[0])
-def test_lower_learning_rate_mends_training_that_went_wrong(made, tmp_path, bdm, monkeypatch, step):
+def test_lower_learning_rate_helps_training_that_diverged(made, tmp_path, bdm, monkeypatch, step):
     monkeypatch.chdir(made[0])
     name, *arguments = step
     again = [name, *(tmp_path / "out" if word == name.replace("train", "model") else word for word in arguments)]
@@ -259,7 +259,7 @@ def rows(told: str) -> dict[str, str]:
     return found
 
 
-def test_summary_tells_what_was_made_and_is_next(made, tmp_path, bdm, caplog):
+def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, caplog):
     out = tmp_path / "two words.h5ad"
     assert bdm("generate", made[0] / "model", out, "--cells", 3)[0] == 0
     told = rows(caplog.messages[-1])
@@ -289,7 +289,7 @@ def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog
         COMMANDS[command].make_context(command, words)  # raises if it does not understand them
 
 
-def test_quiet_tells_nothing_but_warnings(made, bdm, tmp_path, caplog):
+def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
     assert bdm("generate", made[0] / "model", tmp_path / "new.h5ad", "--cells", 3, "-q") == (0, "")
     assert caplog.messages == []
     assert (tmp_path / "new.h5ad").exists()
@@ -300,7 +300,7 @@ def test_quiet_tells_nothing_but_warnings(made, bdm, tmp_path, caplog):
     assert all(line.startswith("Left out type ") for line in done.stderr.splitlines())
 
 
-def test_verbose_tells_versions_options_and_times(made, tmp_path):
+def test_verbose_prints_versions_options_and_times(made, tmp_path):
     done = run("train", made[0] / "autoencoder", made[0] / "tree.json", "model", "--n-steps", 2, "-v", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first = done.stderr.splitlines()[0]
@@ -394,7 +394,7 @@ DRY = {
 
 
 @pytest.mark.parametrize(("command", "told"), DRY.values(), ids=DRY)
-def test_dry_run_tells_what_would_be_done_and_writes_nothing(inputs, capsys, monkeypatch, command, told):
+def test_dry_run_prints_the_plan_and_writes_nothing(inputs, capsys, monkeypatch, command, told):
     monkeypatch.chdir(inputs)
     (inputs / "numbers.csv").write_text("cell_type,n_cells\nCD19+ B,7\nCD56+ NK,1002\n")
     before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
@@ -423,7 +423,7 @@ def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, c
 @pytest.mark.parametrize(
     "command", ["prepare none.h5ad OUT", "train none tree.json OUT", "generate none OUT --cells 3"]
 )
-def test_dry_run_refuses_bad_input(inputs, bdm, monkeypatch, command):
+def test_dry_run_rejects_bad_input(inputs, bdm, monkeypatch, command):
     monkeypatch.chdir(inputs)
     code, err = bdm(*command.split(), "--dry-run")
     assert code == 2

@@ -207,7 +207,7 @@ FILE_KEYS = [key for key, (value, _) in CHANGES.items() if value in FILES] + ["p
 
 
 @pytest.mark.parametrize("key", FILE_KEYS)
-def test_file_that_is_not_there_is_told_beside_old_results(in_finished, key):
+def test_missing_file_is_reported_where_old_results_exist(in_finished, key):
     with pytest.raises(MissingInputException, match=r"no such file\.txt"):
         planned_rules(with_value(key, "no such file.txt"))
 
@@ -289,7 +289,7 @@ def test_another_value_runs_what_depends_on_it_in_the_module(importer, monkeypat
 
 
 @pytest.mark.parametrize("key", FILE_KEYS)
-def test_file_of_the_module_that_is_not_there_is_told(importer, monkeypatch, key):
+def test_missing_file_of_the_module_is_reported(importer, monkeypatch, key):
     monkeypatch.chdir(importer[0].parent)
     with pytest.raises(MissingInputException, match=rf"(?m)^ +{importer[1]}no such file\.txt$"):
         planned_rules({"bdm": with_value(key, "no such file.txt", config=OF_MODULE)}, snakefile=importer[0])

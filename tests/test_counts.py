@@ -94,14 +94,14 @@ def test_leaves_the_input_as_it_is():
     ],
 )
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix])
-def test_refuses_what_no_count_is(form, value, message):
+def test_rejects_values_that_are_no_counts(form, value, message):
     matrix = COUNTS.copy()
     matrix[1, 2] = value
     with pytest.raises(InputError, match=message):
         raw_counts(cells_with(form(matrix)))
 
 
-def test_tells_where_counts_are_instead():
+def test_names_where_counts_are_instead():
     adata = cells_with(LOGS, layers={"umi": COUNTS})
     with pytest.raises(InputError, match="give `counts='umi'`"):
         raw_counts(adata)
@@ -112,11 +112,11 @@ def test_tells_where_counts_are_instead():
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_refuses_nothing(shape):
+def test_rejects_nothing(shape):
     with pytest.raises(InputError, match=f"there are {shape[0]} cells and {shape[1]} genes"):
         raw_counts(AnnData(np.ones(shape, dtype=np.float32)))
 
 
-def test_refuses_an_empty_x():
+def test_rejects_an_empty_x():
     with pytest.raises(InputError, match="X is empty"):
         raw_counts(cells_with(None))

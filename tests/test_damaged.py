@@ -95,14 +95,14 @@ def folder(example_cells, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_damaged_files_are_refused(folder, kind):
+def test_damaged_files_are_rejected(folder, kind):
     cases = run(kind, folder, range(CASES))
     assert not [case for case in cases if case.outcome == "fault"], summary(cases)
     if kind in OWN:
         assert {case.outcome for case in cases if case.outcome != "same"} == {"refused"}, summary(cases)
 
 
-def test_latents_of_another_autoencoder_are_refused(folder, tmp_path):
+def test_latents_of_another_autoencoder_are_rejected(folder, tmp_path):
     autoencoder = shutil.copytree(folder / "whole/autoencoder", tmp_path / "autoencoder")
     read_latent(autoencoder)
     shutil.copy(folder / "other/autoencoder/latent.h5ad", autoencoder)

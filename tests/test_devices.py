@@ -101,7 +101,7 @@ def test_death_of_one_process_ends_all_and_leaves_the_checkpoint(folder):
 
 
 @pytest.mark.slow
-def test_bad_input_is_told_once(folder):
+def test_bad_input_is_reported_once(folder):
     (folder / "other.json").write_text('["B", "T"]')
     process = run(folder, command("bad", 5, 2).replace("hierarchy.json", "other.json"))
     told = process.communicate()[1]

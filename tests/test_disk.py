@@ -93,7 +93,7 @@ def test_disk_that_cannot_be_written(folder, small_disk):
     assert (small_disk / "out.h5ad").read_bytes() == b"earlier"
 
 
-def test_second_run_of_the_same_is_refused_and_another_is_not(tmp_path):
+def test_second_run_of_the_same_output_is_rejected_and_another_is_not(tmp_path):
     with atomic_write(tmp_path / "out") as path:
         path.write_text("first")
         done = run("example", tmp_path / "out")
@@ -119,7 +119,7 @@ except InputError as error:
 """
 
 
-def test_many_runs_at_once_leave_the_whole_of_one(tmp_path):
+def test_many_runs_at_once_leave_all_of_one(tmp_path):
     program = [sys.executable, "-c", WRITER, tmp_path / "out"]
     for _ in range(3):
         runs = [subprocess.Popen([*program, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
@@ -139,7 +139,7 @@ def killed(out: Path, number: str, when: str) -> None:
 KILL = "import os; os.kill(os.getpid(), 9)"
 
 
-def test_what_killed_runs_left_is_cleared_away(tmp_path):
+def test_what_killed_runs_left_is_removed(tmp_path):
     (tmp_path / ".out.ours").mkdir()
     for _ in range(2):
         killed(tmp_path / "out", "1", KILL)

@@ -156,7 +156,7 @@ def test_python_of_the_readme_runs(example_cells, small_settings, tmp_path, monk
     assert set(given["model"].model.cell_types) == {"CD19+ B", "NK", "Dendritic", "CD14+ Monocyte"}
 
 
-def test_counts_are_had_back_as_told(example_cells):
+def test_counts_are_recovered_as_documented(example_cells):
     [code] = [content for language, content in fenced(ROOT / "docs/own_data.md") if "expm1" in content]
     found: dict = {}
     exec(compile(code, "own_data.md", "exec"), found)

@@ -72,7 +72,7 @@ def test_time_is_estimated_from_short_runs_without_what_is_done_once(monkeypatch
         (Seconds(300, 5400), "5 min 0 s to 1 h 30 min"),
     ],
 )
-def test_times_that_differ_are_told_as_a_range(seconds, text):
+def test_times_that_differ_are_shown_as_a_range(seconds, text):
     assert str(seconds) == text
 
 

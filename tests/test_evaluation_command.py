@@ -100,7 +100,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert content["size_limits"] == asdict(SizeLimits())
 
 
-def test_help_tells_how_many_cells_are_compared():
+def test_help_shows_how_many_cells_are_compared():
     assert f"at most {SizeLimits().compared:,} of a set" in evaluate.__doc__
 
 
@@ -135,7 +135,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("message", SPOILT)
-def test_unfit_generated_cells_are_refused(files, generated, message):
+def test_unfit_generated_cells_are_rejected(files, generated, message):
     SPOILT[message](generated).write_h5ad(files / "generated.h5ad")
     with pytest.raises(InputError, match=message) as caught:
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
@@ -143,7 +143,7 @@ def test_unfit_generated_cells_are_refused(files, generated, message):
     assert sorted(path.name for path in files.iterdir()) == ["generated.h5ad", "prepared.h5ad"]
 
 
-def test_prepared_cells_without_test_cells_are_refused(files, prepared):
+def test_prepared_cells_without_test_cells_are_rejected(files, prepared):
     prepared[prepared.obs["split"] != "test"].copy().write_h5ad(files / "prepared.h5ad")
     with pytest.raises(InputError, match="`test=` above 0"):
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad")
@@ -152,12 +152,12 @@ def test_prepared_cells_without_test_cells_are_refused(files, prepared):
 @pytest.mark.parametrize(
     "compare", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat="]
 )
-def test_besides_need_a_name_of_their_own(files, compare):
+def test_compared_sets_need_a_name_each(files, compare):
     with pytest.raises(InputError, match="--compare"):
         bdm("evaluate", files / "prepared.h5ad", files / "out", files / "generated.h5ad", "--compare", compare)
 
 
-def test_types_of_few_cells_are_told(files, generated, caplog):
+def test_types_of_few_cells_are_reported(files, generated, caplog):
     from bdm.evaluation.inputs import read_generated, read_real_cells
 
     few = np.flatnonzero(generated.obs["cell_type"] == "CD19+ B")[3:]

@@ -60,7 +60,7 @@ def test_normalisation_is_to_ten_thousand_and_keeps_empty_cells_empty():
     assert some.expression.toarray() == pytest.approx(np.log1p([[2500, 7500, 0], [0, 0, 0]]))
 
 
-def test_draw_gives_the_numbers_asked_for_without_repeats(three_types):
+def test_sample_has_the_requested_numbers_without_repeats(three_types):
     index = sample_by_type(three_types, pd.Series({"a": 4, "b": 9, "d": 2}), seed=1)
     drawn = three_types.cell_type[index]
     assert len(set(index)) == len(index)
@@ -133,7 +133,7 @@ def test_gene_pairs_leave_out_constant_genes():
 
 
 @pytest.mark.parametrize("classifier", [forest(seed=0), linear_classifier()])
-def test_classifier_tells_a_shift_but_not_equals(classifier):
+def test_classifier_detects_a_shift_but_not_equal_cells(classifier):
     rng = np.random.default_rng(0)
     test = rng.normal(size=(200, 5))
     auc = []
@@ -153,7 +153,7 @@ def test_types_are_predicted_in_blocks_as_at_once(three_types, monkeypatch):
     assert typing_f1(three_types, three_types) == at_once
 
 
-def test_sparse_cells_are_told_apart_as_dense_ones():
+def test_sparse_cells_are_classified_as_dense_ones():
     query, test = poisson_cells(60, seed=0).expression, poisson_cells(60, seed=1).expression
     chances = cross_validated_probabilities(linear_classifier(), query, test, seed=0)
     of_dense = cross_validated_probabilities(linear_classifier(), query.toarray(), test.toarray(), seed=0)

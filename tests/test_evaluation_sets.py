@@ -63,7 +63,7 @@ def evaluation(training, real) -> Evaluation:
     return evaluate(real, sets, EvaluationSettings(n_repeats=1))
 
 
-def test_floor_is_the_first_and_cannot_be_told_from_test_cells(evaluation):
+def test_floor_is_the_first_and_as_good_as_test_cells(evaluation):
     floor = evaluation.overall["floor"]
     assert evaluation.overall.columns[0] == "floor"
     assert abs(floor["energy"]) < 0.7
@@ -189,7 +189,7 @@ def test_floor_is_half_of_few_training_cells(training, test_cells):
 
 
 @pytest.mark.parametrize("wrong", [{"n_repeats": 0}, {"max_cells_per_type": 4}])
-def test_settings_out_of_range_are_refused(wrong):
+def test_settings_out_of_range_are_rejected(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         EvaluationSettings(**wrong)
 

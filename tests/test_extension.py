@@ -101,7 +101,7 @@ def profile(counts: np.ndarray) -> np.ndarray:
     return np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
-def test_new_cells_are_like_those_that_were_learned(with_nk, example_cells):
+def test_new_cells_are_like_training_cells(with_nk, example_cells):
     genes = with_nk.model.autoencoder.genes.index
     real = example_cells[:, genes]
     real = {
@@ -113,12 +113,12 @@ def test_new_cells_are_like_those_that_were_learned(with_nk, example_cells):
     assert np.linalg.norm(made - real["CD56+ NK"]) < 0.4 * apart
 
 
-def test_its_own_decoder_expresses_the_type_better(with_nk):
+def test_adapter_expresses_the_type_better(with_nk):
     assert with_nk.after.mean() > with_nk.before.mean() + 10
     assert len(with_nk.before) == len(with_nk.after)
 
 
-def test_it_is_placed_beside_its_nearest(with_nk):
+def test_it_is_attached_next_to_its_nearest_type(with_nk):
     assert with_nk.distance.index[0] == "CD8+ Cytotoxic T"
     assert with_nk.distance.is_monotonic_increasing
     assert with_nk.extension.support > 0.5
@@ -135,7 +135,7 @@ def test_only_the_new_branch_was_trained(base, with_nk):
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
 
 
-def test_cells_move_to_and_from_the_new_type(with_nk, example_cells):
+def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
     from bdm.transmutation.request import Goal, sources_of
     from bdm.transmutation.transmute import transmute_cells
 
@@ -209,7 +209,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     assert (again.X != expected.X).nnz == 0
 
 
-def test_batch_without_known_types_is_learnt_with_the_new(of_two_donors, batch_model, caplog):
+def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
     [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
     assert "'three' has no cells of types that the model has" in caplog.text
@@ -229,7 +229,7 @@ def more_cells(example_cells) -> AnnData:
     return AnnData(csr_matrix(dense), obs=cells.obs, var=cells.var)
 
 
-def test_known_type_is_learnt_anew_and_no_other(stages, more_cells, tmp_path):
+def test_known_type_is_updated_and_no_other(stages, more_cells, tmp_path):
     before = stages[-1]
     new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
     settings = ExtendSettings(branch=DenoiserSettings(n_steps=50))
@@ -251,7 +251,7 @@ def test_known_type_is_learnt_anew_and_no_other(stages, more_cells, tmp_path):
     assert (generated(load_model(tmp_path / "model")).X != other.X).nnz == 0
 
 
-def test_what_an_own_decoder_does_not_improve_stays(base, example_cells):
+def test_type_that_an_adapter_does_not_improve_stays(base, example_cells):
     [found] = extend_all(
         base, new_cells(example_cells, base, update=("CD19+ B",), seed=0), QUICK, seed=0, provenance={}
     )
@@ -372,7 +372,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert read_h5ad(folder / "new.h5ad").n_obs == joined.n_obs
 
 
-def test_all_is_learnt_anew_on_request(folder, bdm):
+def test_all_is_fitted_again_on_request(folder, bdm):
     given = f"extend {folder}/model {folder}/cells.h5ad {folder}/refitted --known {folder}/prepared.h5ad"
     bdm(f"{given} --cell-type 'CD56+ NK' --refit")
     one, other = load_model(folder / "model"), load_model(folder / "refitted")
@@ -407,7 +407,7 @@ def test_cells_without_a_type_are_no_new_type(example_cells, base, caplog, missi
 
 
 @pytest.mark.parametrize("name", ["B\r", "nul\0l", "half \ud800"])
-def test_types_of_names_that_files_cannot_hold_are_refused(example_cells, base, name):
+def test_types_of_names_that_files_cannot_hold_are_rejected(example_cells, base, name):
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(object).replace(NEW[0], name)
     with pytest.raises(InputError, match="files cannot hold; rename it") as refusal:
@@ -415,7 +415,7 @@ def test_types_of_names_that_files_cannot_hold_are_refused(example_cells, base, 
     assert str(refusal.value).isprintable()
 
 
-def test_cells_without_a_batch_are_refused(example_cells, batch_model):
+def test_cells_without_a_batch_are_rejected(example_cells, batch_model):
     cells = example_cells.copy()
     cells.obs["donor"] = ["one", None] * (cells.n_obs // 2)
     cells.obs["bulk_labels"] = "new"

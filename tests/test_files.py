@@ -86,7 +86,7 @@ def test_replaces_folder_of_its_kind(tmp_path, name, before):
 
 
 @pytest.mark.parametrize("folder_of", [None, "model.json"])
-def test_refuses_to_replace_other_folder(tmp_path, folder_of):
+def test_rejects_to_replace_another_folder(tmp_path, folder_of):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years")
     with pytest.raises(InputError, match="other content"), atomic_write(tmp_path / "thesis", folder_of=folder_of):
@@ -94,7 +94,7 @@ def test_refuses_to_replace_other_folder(tmp_path, folder_of):
     assert listing(tmp_path) == {"thesis": "", "thesis/chapter.tex": "years"}
 
 
-def test_refuses_folder_in_place_of_file_and_below_one(tmp_path):
+def test_rejects_folder_in_place_of_file_and_below_one(tmp_path):
     (tmp_path / "file").write_text("old")
     for path in (tmp_path / "file", tmp_path / "file" / "model"):
         with pytest.raises(InputError, match="Cannot write"), atomic_write(path, folder_of="model.json"):
@@ -110,7 +110,7 @@ def test_sha256_of_file_is_that_of_its_bytes(tmp_path):
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_sha256_of_folder_tells_content_names_and_places_apart(tmp_path):
+def test_sha256_of_folder_depends_on_content_names_and_paths(tmp_path):
     trees = [{"a": "1"}, {"a": "2"}, {"b": "1"}, {"sub/a": "1"}, {"a": "1", "b": ""}, {}]
     hashes = []
     for number, files in enumerate(trees):

@@ -45,7 +45,7 @@ def inverse_dispersion(model, cell_type: str) -> np.ndarray:
     return observation_model(model, cell_type).inverse_dispersion.numpy()
 
 
-def test_drawn_counts_are_negative_binomial():
+def test_sampled_counts_are_negative_binomial():
     mean, r = np.array([[0.05, 1.0, 30.0, 4.0]]), np.array([0.5, 2.0, 5.0, 1e6], dtype=np.float32)
     drawn = sample_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
     assert drawn.dtype == np.float32
@@ -78,7 +78,7 @@ def test_counts_of_a_cell_do_not_depend_on_those_after_it():
     np.testing.assert_array_equal(first, every[:7])
 
 
-def test_drawn_counts_are_sparse_in_canonical_form():
+def test_sampled_counts_are_sparse_in_canonical_form():
     drawn = sample_counts(np.full((4, 30), 0.5), np.full(30, 1.0), np.random.default_rng(0))
     assert drawn.has_canonical_format
     assert drawn.data.min() > 0
@@ -269,7 +269,7 @@ def test_cells_do_not_depend_on_threads(small_model, shared):
     assert (made[0].obsm["latent"] == made[1].obsm["latent"]).all()
 
 
-def test_shared_chunks_hold_the_numbers_asked_for(small_model):
+def test_shared_chunks_hold_the_requested_numbers(small_model):
     adata = small_model.generate({B: LARGEST + 3, NK: 4}, n_levels=2, shared_ancestors=True)
     assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [LARGEST + 3, 4]
     assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(LARGEST + 3))
@@ -332,7 +332,7 @@ def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
         assert sum(numbers(batch_model, {NK: n}).values()) == n
 
 
-def test_batches_asked_for(batch_model):
+def test_requested_batches(batch_model):
     asked = table([(B, 2, "two"), (NK, 0, "one"), (NK, 3, "two"), (B, 4, "two")])
     assert numbers(batch_model, asked) == {(B, "two"): 6, (NK, "two"): 3}
     obs = batch_model.generate(asked).obs

@@ -134,7 +134,7 @@ def test_file_does_not_depend_on_the_number_of_jobs(folder, tmp_path, options, m
         assert not [name for name in found if found[name] != expected[name]]
 
 
-def test_part_tells_what_it_is(folder, tmp_path):
+def test_part_records_its_number(folder, tmp_path):
     generate(folder, tmp_path / "part.h5ad", "--part", "2-of-3")
     part, whole = ad.read_h5ad(tmp_path / "part.h5ad"), ad.read_h5ad(generate(folder, tmp_path / "whole.h5ad"))
     assert part.uns["bdm"].pop("part") == "2-of-3"
@@ -171,7 +171,7 @@ def parts(folder) -> dict[str, Path]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_gathered_is_told_in_one_sentence(parts, tmp_path, capsys, given, told):
+def test_parts_that_cannot_be_merged_are_reported_in_one_sentence(parts, tmp_path, capsys, given, told):
     assert bdm("merge", tmp_path / "gathered.h5ad", *(parts[name] for name in given)) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("bdm: ")
@@ -189,7 +189,7 @@ def write_part(path: Path, number: int, n_cells: int) -> None:
 
 
 @pytest.mark.slow
-def test_gathering_takes_little_memory(tmp_path):
+def test_merging_takes_little_memory(tmp_path):
     """Gather 80 MB of latents in a process that may take 40 MB more than it does for a few cells."""
     program = """
 import resource

@@ -150,7 +150,7 @@ def test_support_is_a_share(hierarchy):
 
 
 @every_hierarchy
-def test_can_be_drawn(hierarchy, tmp_path):
+def test_tree_can_be_plotted(hierarchy, tmp_path):
     save_figure(plot_hierarchy(hierarchy).figure, tmp_path / "tree.svg")
     assert (tmp_path / "tree.svg").stat().st_size > 1000
 
@@ -200,7 +200,7 @@ def test_grown_hierarchy_is_a_hierarchy(hierarchy):
 
 
 @every_hierarchy
-def test_ways_stay_the_same_when_types_are_added(hierarchy):
+def test_paths_stay_the_same_when_types_are_added(hierarchy):
     stages = grown_often(hierarchy)
     for i, before in enumerate(stages):
         for after in stages[i:]:
@@ -210,7 +210,7 @@ def test_ways_stay_the_same_when_types_are_added(hierarchy):
 
 
 @every_hierarchy
-def test_way_of_an_added_type_goes_along_branches_that_run_there(hierarchy):
+def test_path_of_an_added_type_follows_existing_branches(hierarchy):
     stages = grown_often(hierarchy)
     for number, (before, after) in enumerate(pairwise(stages)):
         way = after.path(f"new {number}")
@@ -229,7 +229,7 @@ def test_way_of_an_added_type_goes_along_branches_that_run_there(hierarchy):
             )
 
 
-def test_place_is_where_the_new_type_parts_from_its_nearest():
+def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
     hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
 
     def place(*mean: float) -> AttachmentPoint:
@@ -354,7 +354,7 @@ def test_no_nested_lists(nested):
         from_nested(nested)
 
 
-def test_tree_and_flat_are_refused_together():
+def test_tree_and_flat_are_rejected_together():
     with pytest.raises(InputError, match="flat"):
         build(tree=from_nested(list("abcde")), flat=True)
 

@@ -85,7 +85,7 @@ def test_small_siblings_share_a_row_where_there_are_too_many():
     assert sum(end.n_cells for end in view.ends) == view.hierarchy.root.n_cells
 
 
-def test_one_clade_can_be_drawn():
+def test_one_clade_can_be_plotted():
     hierarchy = caterpillar(500)
     view = view_of(hierarchy, root="node 490")
     assert {t for end in view.ends for t in end.cell_types} == set(hierarchy.leaves("node 490"))
@@ -95,7 +95,7 @@ def test_one_clade_can_be_drawn():
     assert "below node 490" in ax.get_title(loc="left")
 
 
-def test_unknown_branch_and_too_few_rows_are_refused():
+def test_unknown_branch_and_too_few_rows_are_rejected():
     with pytest.raises(InputError, match="no branch 'node x'"):
         plot_hierarchy(star(5), root="node x")
     with pytest.raises(InputError, match="max_rows"):
@@ -113,7 +113,7 @@ def test_figure_of_many_types_is_no_larger_than_of_sixty(hierarchy, tmp_path: Pa
     assert any(" types " in label.get_text() for label in ax.get_yticklabels()) == many
 
 
-def test_added_types_are_drawn_in_their_colour():
+def test_added_types_are_plotted_in_their_colour():
     hierarchy = with_added(random(8), type_3=1, type_5=2)
     labels = {label.get_text(): label for label in plot_hierarchy(hierarchy).get_yticklabels()}
     assert {text for text in labels if text.startswith("+ ")} == {"+ type 3  (1)", "+ type 5  (1)"}
@@ -129,7 +129,7 @@ def test_added_types_have_rows_of_their_own_among_many(make):
     assert own >= {("type 490",), ("type 491",), ("type 7",)}
 
 
-def test_wedge_tells_how_many_of_its_types_were_added():
+def test_wedge_shows_how_many_of_its_types_were_added():
     hierarchy = with_added(caterpillar(500), type_490=1, type_491=2)
     [wedge] = [label.get_text() for label in plot_hierarchy(hierarchy).get_yticklabels() if ":" in label.get_text()]
     assert wedge.startswith("node 59: 441 types, +2 added  (4,410)")

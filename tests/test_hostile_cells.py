@@ -217,7 +217,7 @@ def write(adata: AnnData, path: Path) -> Path:
 @given(hostile_cells(["memory", "view", "backed"]))
 @cases(150)
 @pytest.mark.filterwarnings("ignore")
-def test_cells_in_memory_are_prepared_or_refused(case):
+def test_cells_in_memory_are_prepared_or_rejected(case):
     told, source = faults_of(case)
     with stored(case) as adata:
         try:
@@ -268,14 +268,14 @@ def check_command(case: Case, run) -> None:
 @given(hostile_cells(["h5ad", "zarr"]))
 @cases(60)
 @pytest.mark.filterwarnings("ignore")
-def test_cells_in_files_are_prepared_or_refused(case):
+def test_cells_in_files_are_prepared_or_rejected(case):
     check_command(case, command)
 
 
 @given(hostile_cells(["h5ad", "zarr"]))
 @cases(3)
 @pytest.mark.filterwarnings("ignore")
-def test_cells_in_files_are_prepared_or_refused_by_the_real_command(case):
+def test_cells_in_files_are_prepared_or_rejected_by_the_real_command(case):
     check_command(case, command_in_process)
 
 
@@ -302,7 +302,7 @@ def test_very_many_genes(tmp_path):
 
 @pytest.mark.parametrize("count", [2**24 + 1, 2**31, 2**31 + 1, 2**53 + 1, 2**63])
 @pytest.mark.parametrize("dtype", ["int64", "uint64", "float64"])
-def test_counts_that_would_be_rounded_are_refused(dtype, count):
+def test_counts_that_would_be_rounded_are_rejected(dtype, count):
     counts = np.ones((40, 3), dtype=dtype)
     counts[5, 1] = min(count, np.iinfo(np.int64).max if dtype == "int64" else count)
     adata = AnnData(counts, obs=pd.DataFrame({"type": ["a", "b"] * 20}))

@@ -226,7 +226,7 @@ def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None
 
 
 @pytest.mark.parametrize(("noise", "lowest", "highest"), [(0.0, 0.999, 1.0), (10.0, -0.3, 0.3)])
-def test_agreement_tells_good_from_useless(noise, lowest, highest):
+def test_agreement_separates_good_from_useless_scores(noise, lowest, highest):
     generator = np.random.default_rng(0)
     changes = 2 * generator.normal(size=500)
     judged = changes * (noise == 0) + noise * generator.normal(size=500)
@@ -251,7 +251,7 @@ def test_agreement_without_significant_genes_has_no_precision():
     assert np.isnan(BranchAgreement.of(real, real, n_genes=2).auprc)
 
 
-def test_agreement_has_a_row_for_each_node_beside_training_cells(inputs, interpretation):
+def test_agreement_has_a_row_for_each_node_and_of_training_cells(inputs, interpretation):
     hierarchy = inputs.model.hierarchy
     nodes = [branch for branch in hierarchy.branches if hierarchy.children[branch.name]]
     table = interpretation.agreement
@@ -361,7 +361,7 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
     np.testing.assert_allclose(states.expression.loc["CD19+ B"], expected, rtol=1e-6)
 
 
-def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
+def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
     model, name = small_model.model, "Dendritic"
     found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
@@ -371,7 +371,7 @@ def test_share_of_detected_genes_is_that_of_drawn_counts(small_model):
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)
 
 
-def test_own_decoders_shift_the_sides_of_a_contrast(small_model):
+def test_adapters_shift_the_sides_of_a_contrast(small_model):
     """A gene that only a type's own decoder raises commits to it."""
     model = replace(small_model.model, autoencoder=replace(small_model.model.autoencoder, own={}))
     plain = ancestral_states(model, n_cells=20, seed=0)
@@ -414,7 +414,7 @@ def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpreta
 # ---- commitment
 
 
-def test_commitment_is_how_well_noised_cells_are_told_apart():
+def test_commitment_is_how_well_noised_cells_are_separated():
     generator = np.random.default_rng(0)
     directions = np.array([[1.0, 0.0, 2.0], [0.5, 3.0, 0.0]])
     covariances = [np.diag([1.0, 2.0, 0.5]), np.array([[1.0, 0.4, 0.0], [0.4, 0.7, 0.0], [0.0, 0.0, 2.0]])]
@@ -620,7 +620,7 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
         ("gene_sets", b"SET\twords\tENSG1\n", "names none of the model's"),
     ],
 )
-def test_unfit_genes_are_refused_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, told):
+def test_unfit_genes_are_rejected_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, told):
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
@@ -927,7 +927,7 @@ def with_other_type(adata):
         ("generated", with_other_type, "lacks cells of the types Dendritic"),
     ],
 )
-def test_unfit_files_are_refused(files, tmp_path, small_model, file, change, message):
+def test_unfit_files_are_rejected(files, tmp_path, small_model, file, change, message):
     adata = small_model.prepared if file == "prepared" else small_model.generate(20)
     changed = tmp_path / "changed.h5ad"
     change(adata.copy()).write_h5ad(changed)
@@ -944,7 +944,7 @@ def test_genes_may_come_in_another_order(files, tmp_path, small_model):
     assert (read.test.counts != as_given.test.counts).nnz == 0
 
 
-def test_no_more_cells_are_read_than_tell_of_genes(files, monkeypatch):
+def test_no_more_cells_are_read_than_the_statistics_of_genes_need(files, monkeypatch):
     all_cells = read_inputs(**files)
     monkeypatch.setattr("bdm.interpretation.inputs.MAX_CELLS", 100)
     some = read_inputs(**files)
@@ -958,7 +958,7 @@ def test_no_more_cells_are_read_than_tell_of_genes(files, monkeypatch):
     assert (read_inputs(**files).test.counts != some.test.counts).nnz == 0
 
 
-def test_genes_are_judged_by_test_cells(small_model):
+def test_genes_are_scored_by_test_cells(small_model):
     prepared = split_cells(small_model.prepared)
     is_test = (prepared.obs["split"] == "test").to_numpy()
     read = inputs_of(small_model.model, prepared, small_model.generate(5), seed=0)
@@ -968,7 +968,7 @@ def test_genes_are_judged_by_test_cells(small_model):
     assert list(read.prepared.obs_names) == list(prepared.obs_names[~is_test])
 
 
-def test_without_test_cells_a_half_is_judged_by_the_other(small_model):
+def test_without_test_cells_one_half_is_scored_by_the_other(small_model):
     read = inputs_of(small_model.model, small_model.prepared, small_model.generate(5), seed=0)
     assert not read.held_out
     assert len(read.training) + len(read.test) == small_model.prepared.n_obs == read.prepared.n_obs

@@ -45,7 +45,7 @@ def test_public_names():
         bdm.nonsense  # noqa: B018
 
 
-def test_fit_learns_the_types_of_the_column_that_is_named(small_model, example_cells):
+def test_fit_takes_the_types_of_the_given_column(small_model, example_cells):
     assert set(small_model.hierarchy.cell_types) < set(example_cells.obs["bulk_labels"])
     assert set(small_model.model.cell_types) == set(small_model.hierarchy.cell_types)
     assert small_model.model.label_key == "bulk_labels"
@@ -97,7 +97,7 @@ def test_users_tree(example_cells, small_settings, small_model):
     assert len(model.generate(1)) == len(others) + 1
 
 
-def test_tree_of_other_types_is_refused_before_any_training(example_cells, small_settings):
+def test_tree_of_other_types_is_rejected_before_any_training(example_cells, small_settings):
     with pytest.raises(InputError, match="unknown types"):
         BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=small_settings)
 
@@ -259,7 +259,7 @@ def test_no_model_folder(tmp_path):
             BranchedDiffusion.load(path)
 
 
-def test_threads_asked_for_are_kept():
+def test_requested_threads_are_kept():
     code = (
         "import bdm, torch\n"
         "from bdm.data.example import pbmc68k_counts\n"

@@ -104,7 +104,7 @@ def test_no_newick(text):
         from_newick(text)
 
 
-def test_mutated_texts_are_read_or_refused():
+def test_mutated_texts_are_read_or_rejected():
     rng = random.Random(0)
     text = to_newick(hierarchy_of(NAMES))
     alphabet = "()[]',:; \n_ab1'" + "δ"
@@ -132,7 +132,7 @@ def test_mutated_texts_are_read_or_refused():
 @pytest.mark.parametrize(
     "text", ["(" * 50_000, "'" * 50_001, "[" * 50_000, "(a," * 20_000, "a " * 50_000, ":" * 50_000]
 )
-def test_long_nonsense_is_refused_at_once(text):
+def test_long_nonsense_is_rejected_at_once(text):
     with pytest.raises(InputError):
         from_newick(text)
 

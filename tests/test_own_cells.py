@@ -291,7 +291,7 @@ bdm.BranchedDiffusion(pbmc68k_counts(), label_key="bulk_labels", settings=settin
 
 
 @pytest.mark.parametrize(("level", "shown"), [(None, True), ("WARNING", False)])
-def test_python_shows_messages_unless_told_otherwise(level, shown):
+def test_python_shows_messages_by_default(level, shown):
     code = f"LEVEL = {level!r}{PROGRAM}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert ("Counts are taken from X." in done.stderr) == shown

@@ -103,7 +103,7 @@ def test_installed_command_is_that_of_the_wheel(installed, tmp_path):
     assert Path(place.strip()).is_relative_to(installed)
 
 
-def test_editable_install_is_imported_beside_a_clone(checkout, tmp_path):
+def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):
     python = environment_with(tmp_path, "--editable", checkout) / "bin/python"
     (tmp_path / "bdm").symlink_to(checkout)
     place = run(python, "-c", "import bdm; bdm.InputError; print(bdm.__file__)", cwd=tmp_path)

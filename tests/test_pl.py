@@ -98,7 +98,7 @@ def test_tick_labels_do_not_touch(evaluation):
         assert all(right.x0 - left.x1 > 7 for left, right in pairwise(boxes))
 
 
-def test_one_score_is_drawn_as_among_all(evaluation):
+def test_one_score_is_plotted_as_among_all(evaluation):
     axis = pl.scores(evaluation, "slope")
     points = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None)]
     np.testing.assert_allclose(points, evaluation.overall.loc["slope"])
@@ -156,7 +156,7 @@ def test_genes_of_a_branch_are_those_that_mark_it(model):
     assert sum(title.startswith(found.contrast.node) for title in titles) == 1
 
 
-def test_commitment_has_as_many_rows_as_asked(model):
+def test_commitment_has_as_many_rows_as_requested(model):
     n_nodes = len(model.interpretation.nodes)
     assert len(texts(pl.commitment(model))) > 2 * n_nodes
     assert len(texts(pl.commitment(model, max_genes=2 * n_nodes))) == 2 * n_nodes
@@ -183,7 +183,7 @@ def test_whole_figure_is_the_current_one_to_save(model, tmp_path):
         assert drawn == (len(axes) if name == "agreement" else 1)
 
 
-def test_interpretations_on_disk_are_drawn_as_models(model, tmp_path):
+def test_interpretations_on_disk_are_plotted_as_models(model, tmp_path):
     model.interpretation.save(tmp_path / "interpretation")
     loaded = bdm.Interpretation.load(tmp_path / "interpretation")
     assert points(pl.branch_genes(loaded, B)) == points(pl.branch_genes(model, B))
@@ -197,7 +197,7 @@ def test_other_figures_of_an_evaluation(evaluation):
     assert len(pl.genes(evaluation)) == 4
 
 
-def test_transmutation_shows_each_type_that_was_moved(transmutation):
+def test_transmutation_shows_each_type_that_was_transmuted(transmutation):
     assert set(transmutation.original_types) == {"Dendritic", B}
     assert [
         text.partition(" (before")[0] for text in texts(pl.transmutation(transmutation)[0])
@@ -210,7 +210,7 @@ def test_transmutation_shows_each_type_that_was_moved(transmutation):
     assert (transmuted < unchanged).all()
 
 
-def test_extension_is_drawn(small_model, example_cells, tmp_path):
+def test_extension_is_plotted(small_model, example_cells, tmp_path):
     model = copy.copy(small_model)
     with pytest.raises(InputError, match="call extend"):
         pl.likelihood(model)
@@ -243,7 +243,7 @@ def test_extension_is_drawn(small_model, example_cells, tmp_path):
 @pytest.mark.parametrize(
     "draw", [pl.hierarchy, lambda model, **how: pl.branch_genes(model, B, **how), pl.commitment, pl.ancestral_umap]
 )
-def test_drawn_into_the_axes_that_are_given(model, draw):
+def test_plotted_into_the_given_axes(model, draw):
     figure, axes = plt.subplots(1, 2)
     assert draw(model, ax=axes[1]) is axes[1]
     assert not axes[0].has_data()
@@ -288,7 +288,7 @@ def test_several_panels_take_no_axes(model, evaluation):
         (lambda model, evaluation: pl.hierarchy(model, root="nowhere"), "nowhere"),
     ],
 )
-def test_refuses_what_it_cannot_draw(model, evaluation, draw, told):
+def test_rejects_what_it_cannot_plot(model, evaluation, draw, told):
     with pytest.raises(InputError, match=told):
         draw(model, evaluation)
 
@@ -321,7 +321,7 @@ def test_importing_bdm_stays_quick_and_chooses_no_backend():
 # ---- evaluated in Python
 
 
-def test_evaluation_takes_kept_cells_and_others_beside(small_model, evaluation, held_out):
+def test_evaluation_takes_kept_cells_and_compared_sets(small_model, evaluation, held_out):
     assert list(evaluation.overall) == ["floor", "branched"]
     assert evaluation.overall.loc["energy", "floor"] < evaluation.overall.loc["energy", "branched"]
     known = held_out.obs["bulk_labels"].astype(str).isin(small_model.hierarchy.cell_types)

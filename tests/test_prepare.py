@@ -204,7 +204,7 @@ def test_symbols_are_looked_for_where_names_are_identifiers(names, column):
 @pytest.mark.parametrize(
     ("column", "message"), [("symbols", r"no column 'symbols'.*n_cells"), ("n_cells", "is not text")]
 )
-def test_refuses_a_column_that_holds_no_symbols(with_ids, column, message):
+def test_rejects_a_column_without_symbols(with_ids, column, message):
     with_ids.var["n_cells"] = 3
     with pytest.raises(InputError, match=message):
         prepare(with_ids, settings(gene_symbols=column))
@@ -251,7 +251,7 @@ def test_small_types_are_left_out_by_name(cells, caplog):
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, "", "nan"])
-def test_cells_without_a_label_are_left_out_if_asked_to(cells, caplog, missing):
+def test_cells_without_a_label_are_left_out_on_request(cells, caplog, missing):
     cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
     cells.obs.loc[cells.obs_names[4:7], "label"] = [missing, missing, np.nan]
     prepared = prepare(cells, settings(label_key="label", drop_unlabelled=True))
@@ -341,7 +341,7 @@ def test_what_was_left_out_of_the_input_is_recorded(cells):
     assert (facts["types_left_out"], facts["cells_left_out"]) == ([], {"drop_unlabelled": 0, "min_genes_per_cell": 0})
 
 
-def test_empty_cells_are_left_out_if_asked_to(cells, caplog):
+def test_empty_cells_are_left_out_on_request(cells, caplog):
     cells.X.data[: cells.X.indptr[5]] = 0
     prepared = prepare(cells, settings(min_genes_per_cell=1))
     assert not set(cells.obs_names[:5]) & set(prepared.obs_names)
@@ -497,7 +497,7 @@ def test_most_variable_genes_are_those_of_scanpy(cells, block, n_genes, batch_ke
 
 
 @pytest.mark.parametrize("value", [-1, 0.5])
-def test_tells_of_the_last_value(cells, tmp_path, block, value):
+def test_reports_the_last_value(cells, tmp_path, block, value):
     cells.X.data[-1] = value
     gene = cells.var_names[cells.X.indices[-1]]
     with pytest.raises(
@@ -573,7 +573,7 @@ def test_split_sizes(n_cells, fractions, sizes):
     assert list(split_sizes(n_cells, np.array(fractions))) == sizes
 
 
-def test_no_test_cells_if_none_are_asked_for(cells):
+def test_no_test_cells_if_none_are_requested(cells):
     assert set(prepare(cells, settings(test=0)).obs["split"]) == {"train", "validation"}
 
 
@@ -599,12 +599,12 @@ def test_no_test_cells_if_none_are_asked_for(cells):
         ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
     ],
 )
-def test_refuses_settings(changes, message):
+def test_rejects_settings(changes, message):
     with pytest.raises(InputError, match=message):
         settings(**changes)
 
 
-def test_refuses_an_empty_gene_list(tmp_path):
+def test_rejects_an_empty_gene_list(tmp_path):
     (tmp_path / "genes.txt").write_text("\n\n")
     with pytest.raises(InputError, match=r"genes\.txt names no genes"):
         settings(genes=str(tmp_path / "genes.txt"))
@@ -695,20 +695,20 @@ def log_normalised(cells):
         (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
     ],
 )
-def test_refuses_bad_input(cells, spoil, message):
+def test_rejects_bad_input(cells, spoil, message):
     chosen = spoil(cells)
     with pytest.raises(InputError, match=message) as refusal:
         prepare(cells, chosen)
     assert "\n" not in str(refusal.value)
 
 
-def test_refuses_listed_genes_that_are_not_there(cells, tmp_path):
+def test_rejects_listed_genes_that_are_missing(cells, tmp_path):
     (tmp_path / "genes.txt").write_text("CD3D\nENSG1\nENSG2\n")
     with pytest.raises(InputError, match="2 of 3 listed genes are not in the data, for example ENSG1, ENSG2"):
         prepare(cells, settings(genes=str(tmp_path / "genes.txt")))
 
 
-def test_refuses_batches_all_too_small_to_rank_genes_by(cells):
+def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
     cells.obs["sample"] = [f"s{i % 35}" for i in range(cells.n_obs)]
     with pytest.raises(InputError, match="training cells or genes a batch"):
         prepare(cells, settings(batch_key="sample"))
@@ -745,7 +745,7 @@ def test_commands(tmp_path):
         (["--labels", "no_such_file.csv"], "No such file: no_such_file.csv"),
     ],
 )
-def test_command_tells_of_bad_input_in_one_line(cells, tmp_path, monkeypatch, capsys, options, message):
+def test_command_reports_bad_input_in_one_line(cells, tmp_path, monkeypatch, capsys, options, message):
     data, out = tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad"
     cells.write_h5ad(data)
     monkeypatch.setattr(sys, "argv", ["bdm", "prepare", str(data), str(out), *options])
@@ -760,7 +760,7 @@ def test_command_tells_of_bad_input_in_one_line(cells, tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], None])
-def test_command_tells_of_damage_in_one_line(cells, tmp_path, monkeypatch, capsys, damage):
+def test_command_reports_damage_in_one_line(cells, tmp_path, monkeypatch, capsys, damage):
     data, out = tmp_path / "cells.h5ad", tmp_path / "prepared.h5ad"
     cells.write_h5ad(data, compression="gzip")
     with h5py.File(data) as file:

@@ -25,7 +25,7 @@ def work(clock, caplog, *, each: float, first: float = 0.0, start: int = 0) -> l
     return caplog.messages
 
 
-def test_time_left_is_foretold_and_seldom_told(clock, caplog):
+def test_time_left_is_estimated_and_seldom_printed(clock, caplog):
     assert work(clock, caplog, each=3.0) == [
         "training: 5 of 100 steps done, about 4 min 45 s left",
         "training: 9 of 100 steps done, about 4 min 33 s left",
@@ -46,12 +46,12 @@ def test_what_was_done_before_is_no_measure(clock, caplog):
     ]
 
 
-def test_short_work_is_not_told_of(clock, caplog):
+def test_short_work_shows_no_progress(clock, caplog):
     assert work(clock, caplog, each=0.1) == []
 
 
 @pytest.mark.parametrize("how", ["warnings", "hidden"])
-def test_nothing_is_told_if_not_asked_for(clock, caplog, capsys, monkeypatch, how):
+def test_nothing_is_printed_unless_requested(clock, caplog, capsys, monkeypatch, how):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     caplog.set_level(logging.WARNING if how == "warnings" else logging.INFO, logger="bdm")
     done = []

@@ -141,7 +141,7 @@ def test_joins_labels_by_barcode_as_text(tmp_path, cells, name, table):
     assert list(read.obs["cluster"]) == ["02", "01"]
 
 
-def test_tells_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, caplog):
+def test_warns_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, caplog):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "labels.csv").write_text("barcode,cell_type\nAAA-1,NK\nCCC-1,DC\nGGG-1,DC\n")
     with caplog.at_level(logging.WARNING):
@@ -166,7 +166,7 @@ def test_tells_of_rows_without_cell_and_of_replaced_columns(tmp_path, cells, cap
         (None, "No such file"),
     ],
 )
-def test_refuses_labels(tmp_path, cells, table, message):
+def test_rejects_labels(tmp_path, cells, table, message):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     if table is not None:
         (tmp_path / "labels.csv").write_text(table)
@@ -217,7 +217,7 @@ def test_folder_as_written_in_r(example_cells, tmp_path):
         ("folder", write_folder_without_matrix, "one file .*matrix.mtx.*, but this folder has 0"),
     ],
 )
-def test_refuses_what_is_not_cells(tmp_path, name, write, message):
+def test_rejects_what_is_not_cells(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(InputError, match=message) as refusal:
         read_cells(tmp_path / name)
@@ -225,7 +225,7 @@ def test_refuses_what_is_not_cells(tmp_path, name, write, message):
     assert "\n" not in str(refusal.value)
 
 
-def test_refuses_a_truncated_file(tmp_path, cells):
+def test_rejects_a_truncated_file(tmp_path, cells):
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     path.write_bytes(path.read_bytes()[:-1000])
@@ -233,7 +233,7 @@ def test_refuses_a_truncated_file(tmp_path, cells):
         read_cells(path)
 
 
-def test_refuses_10x_folder_with_a_file_missing(tmp_path):
+def test_rejects_10x_folder_with_a_file_missing(tmp_path):
     write_10x_folder(tmp_path / "folder")
     (tmp_path / "folder" / "barcodes.tsv.gz").unlink()
     with pytest.raises(InputError, match=r"barcodes\.tsv\.gz"):

@@ -181,7 +181,7 @@ def words_of(page: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", text)))
 
 
-def test_page_tells_what_went_in_and_how_to_make_it_again(page, results):
+def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
     text = told(page)
     assert "my <i>cells.h5ad" in text
     assert f"{len(results.cells)} labelled cells" in text
@@ -317,7 +317,7 @@ def test_page_explains_how_many_cells_a_verdict_needs(page):
     assert f"A type with fewer than {LIMITS.min_cells} test cells, or fewer generated ones, gets no verdict" in text
 
 
-def test_commands_that_are_told_can_be_given(results, tmp_path):
+def test_commands_of_the_report_can_be_parsed(results, tmp_path):
     import typer
 
     given = replace(results, model=replace(results.model, hierarchy=replace(results.model.hierarchy, given=True)))
@@ -407,7 +407,7 @@ def test_page_cites_as_the_repository_does(page):
     assert all(author["family-names"] in text for author in cited["authors"])
 
 
-def test_verdicts_stand_beside_their_types(page, results):
+def test_verdicts_are_next_to_their_types(page, results):
     text = told(page)
     for name, verdict in results.verdicts.items():
         assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.label)}", text), name
@@ -430,7 +430,7 @@ def test_names_that_are_numbers(opened, two):
     assert not found.page.locator("#transmutation, #find-type, #find-node").count()
 
 
-def test_additions_are_told(results):
+def test_additions_are_reported(results):
     row = {
         "cell_type": "<b>new", "was_known": False, "n_cells": 25, "attachment_branch": "node 2", "level": 2.14,
         "support": 1.0, "nearest": "B", "distance": 4.3, "gain": 35.0, "gain_error": 3.0, "n_held_out": 9,
@@ -453,7 +453,7 @@ def test_what_lacks_is_named(full, tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["evaluation/evaluation.json", "evaluation/evaluation.safetensors", "interpretation/branch_genes.csv"]
 )
-def test_what_is_damaged_is_refused(full, tmp_path, name):
+def test_damaged_content_is_rejected(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")
     content = (full / name).read_bytes()
     for damaged in [b"", content[: len(content) // 2].replace(b"model_rank", b"x"), b"{}"]:

@@ -88,12 +88,12 @@ def test_figures_in_python_show_symbols(model, labels):
     assert {label.get_text() for label in left.get_xticklabels()} <= set(labels)
 
 
-def test_repeated_symbols_are_told_apart(model, cells):
+def test_repeated_symbols_are_numbered(model, cells):
     twins = cells.var_names[cells.var["feature_name"] == "CD79A"]
     assert list(model.model.gene_names.labels[twins]) == [f"CD79A ({name})" for name in twins]
 
 
-def test_genes_of_a_move_show_symbols(model, cells, labels):
+def test_genes_of_a_transmutation_show_symbols(model, cells, labels):
     moved = model.transmute(cells, to=DENDRITIC, from_=[B])
     assert list(moved.var["feature_name"].dropna()) == list(model.model.autoencoder.genes["feature_name"].dropna())
     [axis] = pl.transmutation_genes(model.evaluate_transmuted(moved, cells, cells[1::2]))
@@ -121,7 +121,7 @@ def test_generated_cells_keep_names_and_symbols(model, cells, tmp_path):
     )
 
 
-def test_genes_of_own_decoders_have_symbols(model, labels):
+def test_genes_of_adapters_have_symbols(model, labels):
     table = type_specific_genes(model.model, B)
     assert list(table["symbol"]) == list(labels[table.index])
 
@@ -163,7 +163,7 @@ def folder(cells, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("table", ["branch_genes", "commitment", "markers"])
-def test_tables_have_symbols_beside_names(folder, table):
+def test_tables_have_symbols_and_names(folder, table):
     shown = bdm.BranchedDiffusion.load(folder / "model", device="cpu").model.gene_names.labels
     rows = pd.read_csv(folder / f"interpretation/{table}.csv")
     assert list(rows).index("symbol") == list(rows).index("gene") + 1

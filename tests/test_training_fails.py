@@ -68,7 +68,7 @@ def test_validation_that_is_no_number_stops_too():
         train(network(), loss, LOOP, validation=lambda network: torch.tensor(torch.nan))
 
 
-def test_type_is_told():
+def test_type_is_reported():
     def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         return {"one": 3.0, "other": torch.nan, "third": 9.0}
 

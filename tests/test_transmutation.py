@@ -137,7 +137,7 @@ def test_cells_that_do_not_fit(example_cells, small_model, change, arguments, me
         sources_of(change(example_cells.copy()).copy(), small_model.model, Goal(arguments.pop("to")), **arguments)
 
 
-def test_cells_that_cannot_be_moved_are_left_out(example_cells, small_model, caplog):
+def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model, caplog):
     cells = example_cells.copy()
     cells.X = sparse.csr_matrix(cells.X.multiply((np.arange(cells.n_obs) != 5)[:, None]))
     name = cells.obs_names[5]
@@ -170,7 +170,7 @@ def test_pairs_weigh_more_the_nearer_they_are(small_model):
     ]
 
 
-def test_cells_move_as_others_did(example_cells, small_model):
+def test_cells_are_transmuted_as_others_were(example_cells, small_model):
     moved = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
     assert set(moved.obs["cell_type"]) == {"new"}
     assert "parted_at" not in moved.obs
@@ -187,7 +187,7 @@ def test_pair_is_read_whatever_its_names():
         read_pair("a=c", ("a", "b"))
 
 
-def test_moves_like_others_that_cannot_be(example_cells, small_model):
+def test_transmutations_like_others_that_are_rejected(example_cells, small_model):
     with pytest.raises(InputError, match="Name the types to transmute"):
         small_model.transmute(example_cells, "new", like=dict(PAIRS))
     with pytest.raises(InputError, match="no type 'odd'"):

@@ -45,7 +45,7 @@ def test_only_what_is_worse_than_the_floor_counts(name):
     assert verdict(IDEAL, lucky, n_cells=MANY).grade == Grade.SAME
 
 
-def test_few_cells_tell_little():
+def test_few_cells_give_no_verdict():
     poor, bad = worse("relative_energy", 0.1), worse("relative_energy", 5.0)
     grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
     assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}

@@ -166,7 +166,7 @@ def write_module(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["no other", "another"])
-def test_rules_run_the_command_beside_snakemake(tmp_path, others):
+def test_rules_run_the_command_of_the_environment_of_snakemake(tmp_path, others):
     write_config(tmp_path, demo_config())
     path = os.defpath
     if others:
@@ -288,7 +288,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "transmute.moves.a: There is no to, which is required."),
     ],
 )
-def test_mistake_in_configuration_is_told_in_one_sentence(tmp_path, sections, told):
+def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, told):
     output = dry_run(tmp_path, demo_config(**sections))
     [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
     assert re.match(f"Configuration, {told}", message)
@@ -428,7 +428,7 @@ def test_grown_models_have_all_results(grown):
 
 
 @pytest.mark.slow
-def test_archive_tells_of_additions(grown):
+def test_archive_shows_additions(grown):
     done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=grown)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (grown / "archive.html").read_text()
