@@ -269,7 +269,7 @@ def test_methods_that_draw_otherwise(method, trained, prepared_file, prepared, t
 def test_gaussian_has_the_moments_of_the_type(small_model):
     model = small_model.model
     walk = load("methods/gaussian.py").NormalTypes(model.denoiser, model.hierarchy)
-    cells = generated_cells(model, request_cells(model, {B: 4000}), walk.settings, seed=0, walk=walk)
+    cells = generated_cells(model, request_cells(model, {B: 4000}), walk.settings, seed=0, sampler=walk)
     latent = cells.in_memory().obsm["latent"]
     moments = model.moments.mixture((B,))
     mean = model.whitening.inverse(moments.mean[None])[0, :-1]

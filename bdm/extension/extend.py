@@ -11,7 +11,6 @@ import torch
 from annotated_types import Ge
 
 from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
-from bdm.diffusion.walk import TreeWalk
 from bdm.extension.fit import batch_offsets, fit_embedding, initial_autoencoder, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point
@@ -142,7 +141,7 @@ def extend(
         provenance=provenance,
     )
     grown = extended(model, extension)
-    check_collapse(TreeWalk(grown.denoiser, grown.hierarchy), latent, model.whitening, seed=seed)
+    check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
     held_out = held_out_cells(cells)
     before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in (first, own))
     return FittedExtension(

@@ -121,7 +121,7 @@ class Chunk:
 
 
 def independent_chunks(
-    walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+    sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
     """Sample each cell of a part from its own start at the root; a cell depends on seed, type and number alone.
 
@@ -133,14 +133,16 @@ def independent_chunks(
 
     def sample(spec: ChunkSpec) -> Chunk:
         generator = torch_generator(seed, "path", spec.cell_type, spec.start)
-        x = walk.independent(spec.cell_type, spec.size, generator)
+        x = sampler.independent(spec.cell_type, spec.size, generator)
         return Chunk(spec.cell_type, spec.start, x[: spec.n_cells])
 
     specs = chunk_specs_of(request, part)
     yield from _progress(run(sample, specs), len(specs))
 
 
-def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE) -> Iterator[Chunk]:
+def shared_chunks(
+    sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+) -> Iterator[Chunk]:
     """Sample all types of a part from shared ancestors, by type; a cell depends on seed, type and number alone.
 
     All latents of the part are sampled, and kept in memory, before the first chunk is yielded.
@@ -153,7 +155,7 @@ def shared_chunks(walk: TreeWalk, request: Request, seed: int, run: Map = map, p
     def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
         first = group[0]
         cell_types = [spec.cell_type for spec in group]
-        samples = walk.shared(cell_types, first.size, derive(seed, "ancestors", first.start))
+        samples = sampler.shared(cell_types, first.size, derive(seed, "ancestors", first.start))
         return {spec.cell_type: samples[spec.cell_type][: spec.n_cells].clone() for spec in group}
 
     samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))

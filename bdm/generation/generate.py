@@ -151,7 +151,7 @@ def generated_cells(
     seed: int,
     shared_ancestors: bool = False,
     part: Part = WHOLE,
-    walk: TreeWalk | None = None,
+    sampler: TreeWalk | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does.
 
@@ -159,12 +159,12 @@ def generated_cells(
     ----------
     part
         Which of the cells to generate; a cell is the same and has the same name in any part.
-    walk
+    sampler
         Sampler of whitened cells with other pieces than the model's default, such as another solver or transport;
         ``settings`` have no effect then.
     """
-    walk = walk or TreeWalk(model.denoiser, model.hierarchy, settings)
-    sample = shared_chunks if shared_ancestors else independent_chunks
+    sampler = sampler or model.sampler(settings)
+    chunks = shared_chunks if shared_ancestors else independent_chunks
     rows = rows_of(chunk_specs_of(request, part, shared=shared_ancestors), request)
 
     def decode(chunk: Chunk) -> Block:
@@ -175,7 +175,7 @@ def generated_cells(
             yield decode(Chunk(model.cell_types[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
         keep_freed_memory()
         with threads() as run:
-            yield from run(decode, sample(walk, request, seed, run, part))
+            yield from run(decode, chunks(sampler, request, seed, run, part))
 
     obs = observations_of(model, request, ancestors=shared_ancestors).iloc[rows]
     return GeneratedCells(obs, model.autoencoder.genes.copy(), blocks())

@@ -16,7 +16,6 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
-from bdm.settings import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
     staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    sampler = model.sampler()
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
-    for branch, x in walk.shared(names, n_cells, seed).items():
-        x = denoise(walk, branch, x, walk.hierarchy.by_name[branch].level)
-        cell_types = list(walk.hierarchy.leaves(branch))
+    for branch, x in sampler.shared(names, n_cells, seed).items():
+        x = denoise(sampler, branch, x, sampler.hierarchy.by_name[branch].level)
+        cell_types = list(sampler.hierarchy.leaves(branch))
         counts = decode_to_counts(model, x, cell_types)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
@@ -62,21 +61,21 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 
 @torch.no_grad()
-def denoise(walk: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
+def denoise(sampler: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """Denoised x of a branch's cells, cells x dimensions.
 
     A branch of no length has no training, so there it is what would be right for a normal population.
     """
     if sigma == 0:
         return x
-    end, device = walk.path_to_lower_end(branch)[-1], walk.device
+    end, device = sampler.path_to_lower_end(branch)[-1], sampler.device
     x, level = x.to(device), torch.tensor([sigma], device=device)
     index = torch.tensor([end.denoiser_branch], device=device)
     clean: Tensor
     if end.high > end.low:
-        clean = walk.denoiser(x, level, index)
+        clean = sampler.denoiser(x, level, index)
     else:
-        clean, _ = walk.denoiser.standardise(x, level[:, None], index)
+        clean, _ = sampler.denoiser.standardise(x, level[:, None], index)
     return clean.cpu()
 
 

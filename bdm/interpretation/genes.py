@@ -9,14 +9,12 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from bdm.diffusion.walk import TreeWalk
 from bdm.evaluation.cells import Cells, sample_by_type
 from bdm.generation.chunks import Chunk, shared_chunks
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
 from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
 from bdm.model.model import BranchedModel
-from bdm.settings import SamplerSettings
 
 
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> TypeExpression:
@@ -25,10 +23,10 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     All types descend from the same ancestors, so that chance above a node does not separate its children. Means are
     over expected expression, without the noise of counts; types weigh by the cells that the model was trained on.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    sampler = model.sampler()
     request = request_cells(model, n_cells)
     parts: dict[str, list[tuple[int, Expression]]] = {cell_type: [] for cell_type in model.cell_types}
-    for chunk in shared_chunks(walk, request, seed):
+    for chunk in shared_chunks(sampler, request, seed):
         parts[chunk.cell_type].append((len(chunk.x), _expression(model, request, chunk)))
     n_trained = model.composition.sum(axis=1).to_dict()
     return TypeExpression({cell_type: _pooled(part) for cell_type, part in parts.items()}, n_trained)

@@ -34,7 +34,7 @@ LEAST_SPREAD = 0.1  # variance of generated cells, as a share of that of trainin
 FARTHEST = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
 
-def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
     """Generate a few cells of each type, and reject a model whose cells of a type are all similar, or misplaced.
 
     Parameters
@@ -47,7 +47,7 @@ def check_collapse(walk: TreeWalk, cells: LatentCells, whitening: Whitening, *, 
     TrainingError
         If there is such a cell type.
     """
-    generated = walk.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
+    generated = sampler.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
     for code, cell_type in enumerate(cells.cell_types):
         chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
         x = whitening(

@@ -16,12 +16,15 @@ from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_j
 from bdm.checksums import read_checksummed_json
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
+from bdm.diffusion.sampler import Solver, Start, Transport, dpm_solver, gaussian_start, gaussian_transport
+from bdm.diffusion.walk import TreeWalk
 from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_type
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import Normal, TypeMoments, Whitening
 from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
+from bdm.settings import SamplerSettings
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 from bdm.threads import using_threads
 
@@ -96,6 +99,17 @@ class BranchedModel:
     def cell_types(self) -> tuple[str, ...]:
         """Cell types that the model generates."""
         return self.moments.cell_types
+
+    def sampler(
+        self,
+        settings: SamplerSettings = SamplerSettings(),
+        *,
+        start: Start = gaussian_start,
+        solver: Solver = dpm_solver,
+        transport: Transport = gaussian_transport,
+    ) -> TreeWalk:
+        """Make the sampler of whitened cells, with other pieces than the default where they are given."""
+        return TreeWalk(self.denoiser, self.hierarchy, settings, transport=transport, solver=solver, start=start)
 
     @property
     def layout(self) -> LatentLayout:

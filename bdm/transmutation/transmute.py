@@ -10,7 +10,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from bdm.diffusion.walk import TreeWalk
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -69,12 +68,12 @@ def transmuted_cells(
     ancestor tells of it. With ``goal.like``, it is shifted from where it is. Counts are drawn with the library size
     that comes out.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, settings)
+    sampler = model.sampler(settings)
 
     def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
         if goal.like:
             return x + shift(model, cell_type, goal.like)
-        return walk.transmute(x, cell_type, goal.to, generator)
+        return sampler.transmute(x, cell_type, goal.to, generator)
 
     return GeneratedCells(
         observations(model, sources, goal),

@@ -23,15 +23,15 @@ from bdm.provenance import provenance
 from bdm.settings import DenoiserSettings, SamplerSettings
 
 Denoiser = Callable[[DenoiserShape], BranchedDenoiser]
-Walk = Callable[..., TreeWalk]  # as TreeWalk itself, of denoiser, hierarchy and settings
+Sampler = Callable[..., TreeWalk]  # makes it from denoiser, hierarchy and settings
 
 
-def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None:
+def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk) -> None:
     """Run the command line of an ablation.
 
     Parameters
     ----------
-    denoiser, walk
+    denoiser, sampler
         Makers of the denoiser, and of the sampler from denoiser, hierarchy and settings.
     """
     app = typer.Typer()
@@ -65,8 +65,8 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, walk: Walk = TreeWalk) -> None
         """Generate as many cells of each type as another file has."""
         loaded, settings = load_model(model, denoiser=denoiser), SamplerSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
-        sampler = walk(loaded.denoiser, loaded.hierarchy, settings)
+        walk = sampler(loaded.denoiser, loaded.hierarchy, settings)
         with atomic_write(out) as path:
-            write_cells(path, generated_cells(loaded, request, settings, seed=seed, walk=sampler), {})
+            write_cells(path, generated_cells(loaded, request, settings, seed=seed, sampler=walk), {})
 
     app()

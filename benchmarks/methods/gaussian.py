@@ -17,4 +17,4 @@ class NormalTypes(TreeWalk):
 
 
 if __name__ == "__main__":
-    ablation.run(walk=NormalTypes)
+    ablation.run(sampler=NormalTypes)

@@ -16,4 +16,4 @@ def identity(source: Normal, target: Normal, sigma: float) -> Callable[[Tensor],
 
 
 if __name__ == "__main__":
-    ablation.run(walk=partial(TreeWalk, transport=identity))
+    ablation.run(sampler=partial(TreeWalk, transport=identity))

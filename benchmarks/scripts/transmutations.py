@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from bdm.diffusion.sampler import gaussian_transport
-from bdm.diffusion.walk import TreeWalk
 from bdm.model.model import BranchedModel
 from bdm.settings import SamplerSettings
 from bdm.transmutation.request import mean
@@ -38,8 +37,8 @@ def by_walk(model: BranchedModel, to: str, *, stochastic: bool = False) -> Trans
 
     In a flat model that is the root: with ``stochastic``, cells are noised to its level and given another label.
     """
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings(stochastic=stochastic))
-    return lambda x, cell_type, generator: walk.transmute(x, cell_type, to, generator)
+    sampler = model.sampler(SamplerSettings(stochastic=stochastic))
+    return lambda x, cell_type, generator: sampler.transmute(x, cell_type, to, generator)
 
 
 def by_mean_difference(model: BranchedModel, to: str) -> Transmute:
@@ -67,5 +66,5 @@ def by_common_shift(model: BranchedModel, alike: list[tuple[str, str]]) -> Trans
 
 def drawn(model: BranchedModel, to: str) -> Transmute:
     """Sample new cells of the type, which keep nothing of the given ones."""
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
-    return lambda x, cell_type, generator: walk.independent(to, len(x), generator)
+    sampler = model.sampler()
+    return lambda x, cell_type, generator: sampler.independent(to, len(x), generator)
