@@ -40,6 +40,7 @@ from bdm.plotting.evaluation import (
     overall_figure,
     plot_score,
     plot_types,
+    umap_figure,
 )
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
@@ -50,7 +51,6 @@ from bdm.plotting.transmutation import (
     transmutation_umap_figure,
 )
 from bdm.plotting.tree import plot_hierarchy
-from bdm.plotting.umap import umap_figure
 from bdm.plotting.view import MAX_ROWS
 from bdm.transmutation.results import TransmutationEvaluation
 

@@ -13,7 +13,7 @@ from bdm.interpretation.results import Interpretation
 from bdm.plotting.agreement import agreement_figure
 from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure, plot_ancestral_umap
 from bdm.plotting.branches import branch_genes_figure, plot_commitment
-from bdm.plotting.evaluation import by_type_figure, genes_figure, overall_figure
+from bdm.plotting.evaluation import by_type_figure, genes_figure, overall_figure, umap_figure
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.figure import save_figure
 from bdm.plotting.markers import markers_figure
@@ -23,7 +23,6 @@ from bdm.plotting.transmutation import (
     transmutation_umap_figure,
 )
 from bdm.plotting.tree import plot_hierarchy
-from bdm.plotting.umap import umap_figure
 from bdm.transmutation.results import TransmutationEvaluation
 
 Draw = Callable[[Any], Figure | Axes]
