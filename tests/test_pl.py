@@ -1,4 +1,5 @@
 import copy
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -58,9 +59,9 @@ def texts(axis: Axes) -> list[str]:
     return [label.get_text() for label in axis.get_yticklabels()]
 
 
-def points(axis: Axes) -> list:
-    """Coordinates of all lines."""
-    return [line.get_xydata().tolist() for line in axis.lines]
+def points(axis: Axes) -> str:
+    """Coordinates of all lines, as text, in which NaN equals NaN."""
+    return json.dumps([line.get_xydata().tolist() for line in axis.lines])
 
 
 # ---- what is drawn
@@ -190,6 +191,18 @@ def test_interpretations_on_disk_are_plotted_as_models(model, tmp_path):
     assert points(pl.ancestral_umap(loaded)) == points(pl.ancestral_umap(model))
     assert texts(pl.hierarchy(loaded)) == texts(pl.hierarchy(model))
     assert texts(pl.commitment(loaded)) == texts(pl.commitment(model.interpretation))
+
+
+def test_evaluations_on_disk_are_drawn_as_in_memory(evaluation, transmutation, tmp_path):
+    for result, functions in (
+        (evaluation, (pl.scores, pl.scores_by_type, pl.genes, pl.umap)),
+        (transmutation, (pl.transmutation, pl.transmutation_genes, pl.transmutation_umap)),
+    ):
+        folder = tmp_path / type(result).__name__
+        result.save(folder)
+        loaded = type(result).load(folder)
+        for draw in functions:
+            assert [points(axis) for axis in draw(loaded)] == [points(axis) for axis in draw(result)], draw.__name__
 
 
 def test_other_figures_of_an_evaluation(evaluation):

@@ -28,7 +28,7 @@ TRAINING: Style = {"linestyle": "", "marker": "^", "color": "#009E73", "markersi
 BRANCH, NODE = "#3b4a63", "#d1701f"  # of the tree, and of its nodes
 ADDED = "#00795a"  # of what extensions added
 IDEAL_LINE: Style = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
-HALO = withStroke(linewidth=3, foreground="white")  # keeps text readable where it crosses lines and points
+HALO = withStroke(linewidth=2.5, foreground="white")  # keeps text readable where it crosses lines and points
 
 NOISE_LEVEL = "noise level (within-type standard deviations)"
 LEVELS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
