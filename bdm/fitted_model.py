@@ -302,9 +302,8 @@ class FittedModel:
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        if adata_new is None:
-            adata_new = self.generate(real.test.n_by_type.to_dict(), seed=seed)
-        sets = {GENERATED: adata_new, **(compare or {})}
+        new = self.generate(real.test.n_by_type.to_dict(), seed=seed) if adata_new is None else adata_new
+        sets = {GENERATED: new, **(compare or {})}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)

@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from bdm.model.model import BranchedModel
 
 
+KnownCells = Annotated[
+    Path | None, typer.Option(help="Cells that the model was fitted on, made by bdm prepare.", show_default=False)
+]
+JoinedCells = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of prepared cells to write: the known ones, if given, and the new.",
+        dir_okay=False,
+        show_default=False,
+    ),
+]
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder of tables and figures to write.", file_okay=False, show_default=False)
+]
+
+
 def extend(
     model: ModelFolder,
     cells: Annotated[Path, typer.Argument(help="Cells with the new types, with raw counts.", show_default=False)],
@@ -25,22 +41,9 @@ def extend(
     update: UpdatedTypes = (),
     keys: InputKeys,
     missing_as_zero: MissingAsZero = False,
-    known: Annotated[
-        Path | None,
-        typer.Option(help="Cells that the model was fitted on, made by bdm prepare.", show_default=False),
-    ] = None,
-    joined: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of prepared cells to write: the known ones, if given, and the new.",
-            dir_okay=False,
-            show_default=False,
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Folder of tables and figures to write.", file_okay=False, show_default=False),
-    ] = None,
+    known: KnownCells = None,
+    joined: JoinedCells = None,
+    report: ReportFolder = None,
     refit: Annotated[
         bool, "Fit all cell types from scratch, on known and new cells, in place of an extension."
     ] = False,
@@ -52,7 +55,6 @@ def extend(
     Example: bdm extend model/ new.h5ad extended/ --cell-type "CD56+ NK"
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
 
     from bdm.data.h5ad import write_h5ad
     from bdm.data.prepare import read_prepared
@@ -60,8 +62,8 @@ def extend(
     from bdm.extension.extend import refit as refitted
     from bdm.extension.new_cells import join_known_cells, new_cells
     from bdm.extension.results import summary
-    from bdm.files import atomic_write, sha256
-    from bdm.model.model import load_model, model_checksum, save_model
+    from bdm.files import atomic_write
+    from bdm.model.model import load_model, save_model
 
     if refit and (known is None or report is not None):
         raise InputError("To fit all cell types from scratch, give the known cells by --known, and no --report.")
@@ -69,18 +71,13 @@ def extend(
         if not dry_run:
             folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         loaded = load_model(model)
-        how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero, "seed": seed}
-        new = new_cells(read_cells(cells), loaded, cell_types=cell_type, update=update, **how)
+        how: dict[str, Any] = {"keys": keys, "missing_as_zero": missing_as_zero}
+        new = new_cells(read_cells(cells), loaded, cell_types=cell_type, update=update, seed=seed, **how)
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
         if dry_run:
             print_plan(out, new, loaded, refit=refit)
             return None
-        facts = {
-            "ancestor_sha256": model_checksum(model),
-            "cells_name": cells.name,
-            "cells_sha256": sha256(cells),
-            "options": {**asdict(keys), "missing_as_zero": missing_as_zero},
-        }
+        facts = facts_of(model, cells, **how)
         steps = []
         if refit:
             extended = refitted(loaded, prepared, seed=seed, device="auto", **facts)
@@ -94,6 +91,21 @@ def extend(
             write_report(files.enter_context(atomic_write(report, folder_of="extension_report.json")), steps)
     types = "\n".join(map(summary, steps)) or f"{len(extended.cell_types)}, fitted from scratch"
     return Summary((out, joined, report), {"types": types}, then=generating(out))
+
+
+def facts_of(model: Path, cells: Path, *, keys: InputKeys, missing_as_zero: bool) -> dict[str, Any]:
+    """Facts on an extension that its record keeps: which model and which cells, and how they were read."""
+    from dataclasses import asdict
+
+    from bdm.files import sha256
+    from bdm.model.model import model_checksum
+
+    return {
+        "ancestor_sha256": model_checksum(model),
+        "cells_name": cells.name,
+        "cells_sha256": sha256(cells),
+        "options": {**asdict(keys), "missing_as_zero": missing_as_zero},
+    }
 
 
 def print_plan(out: Path, new: "NewCells", model: "BranchedModel", *, refit: bool) -> None:

@@ -1,13 +1,16 @@
 """``bdm fit``: fit a model to raw counts, all stages in one go."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bdm.commands.arguments import CheckpointEvery, Device, DryRun, OutFolder
 from bdm.commands.base import Summary, generating
 from bdm.settings import Labels, Seed, Settings, Tree
+
+if TYPE_CHECKING:
+    from bdm.api import BranchedDiffusion
 
 
 def fit(
@@ -31,31 +34,18 @@ def fit(
 
     from anndata import AnnData
 
-    from bdm.api import BranchedDiffusion
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
-    from bdm.data.matrix import UnreadableError
-    from bdm.data.read import read_cells
-    from bdm.errors import InputError
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import read_tree
     from bdm.model.fit import Checkpoints
     from bdm.model.model import save_model
 
-    given = None if tree is None else read_tree(tree)
-
-    def model_of_cells() -> BranchedDiffusion:
-        cells = read_cells(data, labels=labels, on_disk=True)
-        try:
-            return BranchedDiffusion(cells, tree=given, settings=settings, seed=seed, device=device)
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{data}: {error}") from error
-
+    how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device}
+    how["tree"] = None if tree is None else read_tree(tree)
     prepared: AnnData
     if dry_run:
-        model = model_of_cells()
+        model = model_of_cells(data, labels, **how)
         prepared = model.prepared
         print_estimate(out, prepared.obs, prepared.n_vars, estimate_fit(model, settings))
         return None
@@ -69,9 +59,25 @@ def fit(
             }
         )
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
-        model = model_of_cells()
+        model = model_of_cells(data, labels, **how)
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {len(model.hierarchy.cell_types)} types"
     return Summary((out,), {"cells": cells}, then=generating(out))
+
+
+def model_of_cells(data: Path, labels: Path | None, **how: Any) -> "BranchedDiffusion":
+    """Make a model of the cells in a file, which messages on the cells name."""
+    from bdm.api import BranchedDiffusion
+    from bdm.data.matrix import UnreadableError
+    from bdm.data.read import read_cells
+    from bdm.errors import InputError
+
+    cells = read_cells(data, labels=labels, on_disk=True)
+    try:
+        return BranchedDiffusion(cells, **how)
+    except UnreadableError:
+        raise
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error

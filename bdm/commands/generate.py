@@ -1,7 +1,7 @@
 """``bdm generate``: generate new cells, as raw counts."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,27 +9,36 @@ from bdm.commands.arguments import Device, DryRun, ModelFolder, OutFile
 from bdm.commands.base import Summary
 from bdm.settings import GenerationSettings, InputKeys, Seed
 
+if TYPE_CHECKING:
+    from bdm.generation.request import Request
+    from bdm.model.model import BranchedModel
+
+
+CellsLike = Annotated[
+    Path | None, typer.Option(help="AnnData with as many cells of each type as to generate.", show_default=False)
+]
+LabelKey = Annotated[
+    str | None,
+    typer.Option(help="Column of obs with the cell type, in --cells-like.", show_default="as in the model's data"),
+]
+CellsFrom = Annotated[
+    Path | None, typer.Option(help="CSV with the columns cell_type, n_cells and, if any, batch.", show_default=False)
+]
+PartName = Annotated[
+    str | None, typer.Option(help="Generate one part only, such as 2-of-8, for bdm merge.", show_default=False)
+]
+
 
 def generate(
     model: ModelFolder,
     out: OutFile,
     *,
     cells: Annotated[int | None, "Number of cells of every type."] = None,
-    cells_like: Annotated[
-        Path | None, typer.Option(help="AnnData with as many cells of each type as to generate.", show_default=False)
-    ] = None,
-    label_key: Annotated[
-        str | None,
-        typer.Option(help="Column of obs with the cell type, in --cells-like.", show_default="as in the model's data"),
-    ] = None,
-    cells_from: Annotated[
-        Path | None,
-        typer.Option(help="CSV with the columns cell_type, n_cells and, if any, batch.", show_default=False),
-    ] = None,
+    cells_like: CellsLike = None,
+    label_key: LabelKey = None,
+    cells_from: CellsFrom = None,
     settings: GenerationSettings,
-    part: Annotated[
-        str | None, typer.Option(help="Generate one part only, such as 2-of-8, for bdm merge.", show_default=False)
-    ] = None,
+    part: PartName = None,
     device: Device = "auto",
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -41,13 +50,11 @@ def generate(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.data.read import read_cells
     from bdm.errors import InputError
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.generate import generated_cells
     from bdm.generation.merge import write_cells
-    from bdm.generation.request import numbers_like, read_request, request_cells
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
     from bdm.training import fabric
@@ -58,12 +65,7 @@ def generate(
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
-        asked: Any = cells  # a number, numbers by type, or a table
-        if cells_like is not None:
-            asked = numbers_like(read_cells(cells_like, on_disk=True).obs, loaded, InputKeys(label_key=label_key))
-        if cells_from is not None:
-            asked = read_request(cells_from)
-        request = request_cells(loaded, asked)
+        request = read_requested_cells(loaded, cells, cells_like, cells_from, label_key=label_key)
         n_cells = request.n_cells
         of = f"{len(n_cells)} types x {len(loaded.autoencoder.genes):,} genes"
         if path is None:
@@ -87,3 +89,23 @@ def generate(
     if part is not None:
         return Summary((out,), {"part": part, **facts})
     return Summary((out,), facts, then=("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
+
+
+def read_requested_cells(
+    model: "BranchedModel",
+    cells: int | None,
+    cells_like: Path | None,
+    cells_from: Path | None,
+    *,
+    label_key: str | None,
+) -> "Request":
+    """Read which cells to generate, from the one of the three options that is given."""
+    from bdm.data.read import read_cells
+    from bdm.generation.request import numbers_like, read_request, request_cells
+
+    requested: Any = cells  # a number, numbers by type, or a table
+    if cells_like is not None:
+        requested = numbers_like(read_cells(cells_like, on_disk=True).obs, model, InputKeys(label_key=label_key))
+    if cells_from is not None:
+        requested = read_request(cells_from)
+    return request_cells(model, requested)
