@@ -1,3 +1,5 @@
+"""The genes of each branch, as the report page shows them."""
+
 from dataclasses import dataclass
 
 import pandas as pd
