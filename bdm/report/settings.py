@@ -1,3 +1,5 @@
+"""Settings that differ from the defaults, and the commands that reproduce the results, for the report page."""
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,3 +1,5 @@
+"""Transmutation of cells, block by block: latents are encoded up to the common ancestor and decoded to the new type."""
+
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
