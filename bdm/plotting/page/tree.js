@@ -38,7 +38,7 @@ const state = {
 
 const isOpen = (branch) => branch.children.length > 0 && state.opened.has(branch);
 
-/** Open the nodes below a branch that part at most noise, until there are some rows more. */
+/** Open the highest nodes below a branch, until there are about STEP more rows. */
 function open(branch, rows = STEP) {
   const waiting = [branch];
   for (let added = 0; waiting.length && added < rows; ) {
@@ -61,14 +61,14 @@ function toggle(branch) {
   else open(branch);
 }
 
-/** Open all that is above a branch, so that it is drawn. */
+/** Open all nodes above a branch, so that it is drawn. */
 function reveal(branch) {
   const above = lineage(branch).slice(1);
   if (branch !== state.top && !above.includes(state.top)) state.top = branches[0];
   for (const node of above) state.opened.add(node);
 }
 
-/** Branches that are drawn, parents first; each is told its row. */
+/** Branches that are drawn, parents first, with their rows. */
 function shown() {
   const found = [];
   let row = 0;
@@ -155,7 +155,7 @@ function size(svg, width, height) {
   svg.setAttribute("height", height * state.zoom);
 }
 
-/** One branch: its way, and its point, wedge or end. */
+/** One branch: its line, and its node, wedge or end. */
 function item(branch, x, y, label, width) {
   const row = y(branch), end = x(branch.level);
   const start = branch.up && branch !== state.top ? x(branch.up.level) : LEFT;
@@ -171,10 +171,10 @@ function item(branch, x, y, label, width) {
     ? { x: start, y: row - 9, width: Math.max(end - start, 0) + 8, height: 18 }
     : { x: start, y: row - ROW / 2 + 1, width: width - start, height: ROW - 2 };
   group.append(draw("rect", { class: "hit", ...hit, rx: 3 }));
-  group.append(draw("path", { class: "way", d: `M${start},${row}H${end}` }));
+  group.append(draw("path", { class: "stem", d: `M${start},${row}H${end}` }));
   if (isOpen(branch)) {
     const [first, last] = [branch.children[0], branch.children[branch.children.length - 1]];
-    group.append(draw("path", { class: "way", "pointer-events": "none", d: `M${end},${y(first)}V${y(last)}` }));
+    group.append(draw("path", { class: "stem", "pointer-events": "none", d: `M${end},${y(first)}V${y(last)}` }));
     group.append(draw("circle", { class: "point", cx: end, cy: row, r: 4.5 }));
     return group;
   }
@@ -185,7 +185,7 @@ function item(branch, x, y, label, width) {
   return group;
 }
 
-/** Levels and support beside open nodes; those of the highest levels where they would overlap. */
+/** Levels and support of open nodes; where they would overlap, of the highest nodes. */
 function levels(nodes, x, y) {
   const placed = [];
   for (const node of [...nodes].sort((one, other) => other.level - one.level)) {
@@ -270,7 +270,7 @@ function show(branch) {
   choose(branch, { scroll: true });
 }
 
-// ---- what people do
+// ---- user actions
 
 /** Change what is drawn, and keep the branch that was used in its place on the screen. */
 function change(branch, action, { focus = false } = {}) {
@@ -385,7 +385,7 @@ onClick("alone", () => change(state.chosen, () => {
 }));
 
 let width = 0;
-// At the next frame, as what is drawn may bring a scroll bar, which changes the size again
+// At the next frame, as the drawing may add a scroll bar, which changes the size again
 new ResizeObserver(() => requestAnimationFrame(() => {
   if (view.clientWidth !== width) {
     width = view.clientWidth;
