@@ -277,8 +277,8 @@ class FittedModel:
 
         Returns
         -------
-        Scores as tables: ``overall`` (scores x sets, the floor first) and ``by_type``; :func:`bdm.pl.scores` and others
-        plot them, and ``save`` writes them as a folder.
+        Scores: ``overall`` (scores x sets, the floor first) and ``by_type``; :mod:`bdm.pl` plots, and ``save`` writes
+        them.
 
         Raises
         ------
@@ -300,14 +300,14 @@ class FittedModel:
 
         if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")
-        keys = InputKeys(label_key=label_key, counts=counts)
+        keys, settings = InputKeys(label_key=label_key, counts=counts), EvaluationSettings(n_repeats=n_repeats)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
         new = self.generate(real.test.n_by_type.to_dict(), seed=seed) if adata_new is None else adata_new
         sets = {GENERATED: new, **(compare or {})}
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
-        return evaluate(real, cells, EvaluationSettings(n_repeats=n_repeats), seed=seed)
+        return evaluate(real, cells, settings, seed=seed)
 
     @computing
     def evaluate_transmuted(
