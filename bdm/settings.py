@@ -125,8 +125,8 @@ class PrepareSettings(StageSettings):
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
         str | Path | tuple[str, ...] | None,
-        "Genes to add to the most variable ones: a text file with one gene a line, or `markers` (the built-in markers "
-        "that the data have).",
+        "Genes to add to the most variable ones: a text file with one gene a line, or `markers`, the built-in markers "
+        "that the data have.",
         Unset("no others"),
     ] = None
     gene_symbols: Annotated[

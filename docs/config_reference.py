@@ -53,7 +53,7 @@ def rows_of(part: Schema) -> Iterator[str]:
     """Give key, kind of value, default and meaning of each property."""
     for key, value in part["properties"].items():
         if "$ref" not in value:
-            default = f"`{in_yaml(value['default'])}`" if "default" in value else "none: it is needed"
+            default = f"`{in_yaml(value['default'])}`" if "default" in value else "none (required)"
             yield f"`{key}` | {kind(value)} | {default} | {value['description']}"
 
 

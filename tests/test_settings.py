@@ -14,6 +14,7 @@ import bdm
 from bdm.cli import app, main
 from bdm.configuration import schema
 from bdm.errors import InputError
+from bdm.evaluation.cells import FEWEST_FOR_MEANS
 from bdm.schema import StageSettings, options_of, settings_of
 from bdm.settings import (
     AutoencoderSettings,
@@ -131,6 +132,11 @@ def test_methods_have_the_defaults_of_the_settings():
             assert inspect.signature(method).parameters[setting.name].default == setting.default
     assert inspect.signature(bdm.BranchedDiffusion.evaluate).parameters["n_repeats"].default == 3
     assert inspect.signature(bdm.BranchedDiffusion.interpret).parameters["n_genes"].default == 20
+
+
+def test_means_over_types_need_as_many_cells_as_settings_ask_for():
+    [setting] = [setting for setting in settings_of(EvaluationSettings) if setting.name == "max_cells_per_type"]
+    assert setting.schema["minimum"] == FEWEST_FOR_MEANS
 
 
 def all_settings(kind: type = StageSettings) -> list[type]:

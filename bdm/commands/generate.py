@@ -3,30 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from bdm.commands.arguments import Device, DryRun, ModelFolder, OutFile
 from bdm.commands.base import Summary
-from bdm.settings import GenerationSettings, InputKeys, Seed
+from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
 if TYPE_CHECKING:
     from bdm.generation.request import Request
     from bdm.model.model import BranchedModel
 
 
-CellsLike = Annotated[
-    Path | None, typer.Option(help="AnnData with as many cells of each type as to generate.", show_default=False)
-]
-LabelKey = Annotated[
-    str | None,
-    typer.Option(help="Column of obs with the cell type, in --cells-like.", show_default="as in the model's data"),
-]
-CellsFrom = Annotated[
-    Path | None, typer.Option(help="CSV with the columns cell_type, n_cells and, if any, batch.", show_default=False)
-]
-PartName = Annotated[
-    str | None, typer.Option(help="Generate one part only, such as 2-of-8, for bdm merge.", show_default=False)
-]
+CellsLike = Annotated[Path | None, "AnnData with as many cells of each type as to generate."]
+LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
+CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` and, if any, `batch`."]
+PartName = Annotated[str | None, "Generate one part only, such as 2-of-8, for bdm merge."]
 
 
 def generate(
