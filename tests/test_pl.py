@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib.axes import Axes
+from test_evaluation_sets import assert_same
 
 import bdm
 from bdm import pl
@@ -329,6 +330,30 @@ def test_importing_bdm_stays_quick_and_chooses_no_backend():
         "assert dict.__getitem__(matplotlib.rcParams, 'backend') is before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- from disk
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "transmutation"])
+def test_loaded_evaluations_have_all_that_was_saved(kind, request, tmp_path):
+    evaluation = request.getfixturevalue(kind)
+    evaluation.save(tmp_path / kind)
+    loaded = type(evaluation).load(tmp_path / kind)
+    assert_same(loaded, evaluation)
+    assert repr(loaded) == repr(evaluation)
+
+
+def test_another_kind_of_evaluation_is_not_loaded(evaluation, transmutation, tmp_path):
+    transmutation.save(tmp_path / "transmutation")
+    with pytest.raises(InputError, match=r"it has no evaluation\.json"):
+        bdm.Evaluation.load(tmp_path / "transmutation")
+    with pytest.raises(InputError, match="name another output"):
+        evaluation.save(tmp_path / "transmutation")
+    file = tmp_path / "transmutation/transmutation.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match="missing or damaged"):
+        bdm.TransmutationEvaluation.load(tmp_path / "transmutation")
 
 
 # ---- evaluated in Python

@@ -28,9 +28,9 @@ def test_transmuted_cells(transmuted, example_cells, small_model):
     assert list(transmuted.obs["original_type"]) == list(source.obs["bulk_labels"])
     assert transmuted.obs["synthetic"].all()
     for cell_type, rows in transmuted.obs.groupby("original_type", observed=True):
-        parted = small_model.hierarchy.common_ancestor(cell_type, "CD56+ NK")
-        assert set(rows["parted_at"]) == {parted.name}
-        assert set(rows["parted_level"]) == {parted.level}
+        ancestor = small_model.hierarchy.common_ancestor(cell_type, "CD56+ NK")
+        assert set(rows["common_ancestor"]) == {ancestor.name}
+        assert set(rows["common_ancestor_level"]) == {ancestor.level}
 
 
 def test_nothing_that_described_the_cells_before_is_kept(batch_model, example_cells, caplog):
@@ -38,12 +38,12 @@ def test_nothing_that_described_the_cells_before_is_kept(batch_model, example_ce
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "one", "two")
     cells.obs["condition"] = "control"
     with caplog.at_level(logging.INFO, logger="bdm"):
-        moved = batch_model.transmute(cells, "CD56+ NK", from_=["CD19+ B"])
-    parted = ["parted_at", "parted_level"]
-    assert list(moved.obs) == ["cell_type", "bulk_labels", "original_type", "donor", *parted, "synthetic"]
-    assert set(moved.obs["bulk_labels"]) == set(moved.obs["cell_type"]) == {"CD56+ NK"}
-    assert set(moved.obs["original_type"]) == {"CD19+ B"}
-    assert list(moved.obs["donor"]) == list(cells.obs.loc[moved.obs_names, "donor"])
+        cells_transmuted = batch_model.transmute(cells, "CD56+ NK", from_=["CD19+ B"])
+    ancestor = ["common_ancestor", "common_ancestor_level"]
+    assert list(cells_transmuted.obs) == ["cell_type", "bulk_labels", "original_type", "donor", *ancestor, "synthetic"]
+    assert set(cells_transmuted.obs["bulk_labels"]) == set(cells_transmuted.obs["cell_type"]) == {"CD56+ NK"}
+    assert set(cells_transmuted.obs["original_type"]) == {"CD19+ B"}
+    assert list(cells_transmuted.obs["donor"]) == list(cells.obs.loc[cells_transmuted.obs_names, "donor"])
     assert "columns n_genes, percent_mito, n_counts, S_score, G2M_score and 3 more of obs" in caplog.text
 
 
@@ -51,18 +51,18 @@ def test_types_and_batches_are_in_the_columns_of_the_cells_too(batch_model, exam
     cells = example_cells[:200].copy()
     cells.obs = cells.obs[["bulk_labels"]].rename(columns={"bulk_labels": "mine"})
     cells.obs["patient"] = "two"
-    moved = batch_model.transmute(cells, "CD56+ NK", label_key="mine", batch_key="patient")
+    cells_transmuted = batch_model.transmute(cells, "CD56+ NK", label_key="mine", batch_key="patient")
     for column in ("cell_type", "bulk_labels", "mine"):
-        assert set(moved.obs[column]) == {"CD56+ NK"}
+        assert set(cells_transmuted.obs[column]) == {"CD56+ NK"}
     for column in ("donor", "patient"):
-        assert set(moved.obs[column]) == {"two"}
+        assert set(cells_transmuted.obs[column]) == {"two"}
 
 
 def test_cells_without_a_type_are_left_out(small_model, example_cells, caplog):
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(object).where(np.arange(cells.n_obs) > 4)
-    moved = small_model.transmute(cells, "CD56+ NK")
-    assert not set(cells.obs_names[:5]) & set(moved.obs_names)
+    cells_transmuted = small_model.transmute(cells, "CD56+ NK")
+    assert not set(cells.obs_names[:5]) & set(cells_transmuted.obs_names)
     assert f"cells of types that the model lacks: no type, '{LACKING}'" in caplog.text
 
 
@@ -96,9 +96,9 @@ def test_same_seed_same_cells(transmuted, example_cells, small_model):
     assert list(small_model.transmute(shuffled, "CD56+ NK").obs_names) == list(transmuted.obs_names)[::-1]
 
 
-def test_some_types_alone(example_cells, small_model):
-    moved = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"], stochastic=True)
-    assert set(moved.obs["original_type"]) == {"Dendritic"}
+def test_cells_of_named_types_alone(example_cells, small_model):
+    cells_transmuted = small_model.transmute(example_cells, "CD56+ NK", from_=["Dendritic"], stochastic=True)
+    assert set(cells_transmuted.obs["original_type"]) == {"Dendritic"}
 
 
 def test_cells_of_many_genes_in_any_order(example_cells, small_model, transmuted):
@@ -110,8 +110,8 @@ def test_cells_of_many_genes_in_any_order(example_cells, small_model, transmuted
 def test_batches(example_cells, batch_model):
     cells = example_cells[:60].copy()
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 3 == 0, "two", "one")
-    moved = batch_model.transmute(cells, "CD19+ B")
-    assert list(moved.obs["donor"]) == list(cells.obs.loc[moved.obs_names, "donor"])
+    cells_transmuted = batch_model.transmute(cells, "CD19+ B")
+    assert list(cells_transmuted.obs["donor"]) == list(cells.obs.loc[cells_transmuted.obs_names, "donor"])
     cells.obs["donor"] = "three"
     with pytest.raises(InputError, match="no batch 'three'"):
         batch_model.transmute(cells, "CD19+ B")
@@ -124,7 +124,7 @@ def test_batches(example_cells, batch_model):
     [
         (lambda a: a, {"to": "T"}, "no type 'T'"),
         (lambda a: a, {"to": "CD56+ NK", "cell_types": ("x",)}, "no type 'x'"),
-        (lambda a: a[a.obs["bulk_labels"] == "CD56+ NK"], {"to": "CD56+ NK"}, "no cells to move"),
+        (lambda a: a[a.obs["bulk_labels"] == "CD56+ NK"], {"to": "CD56+ NK"}, "no cells to transmute"),
         (lambda a: a, {"to": "CD56+ NK", "keys": InputKeys(label_key="none")}, "no column 'none'"),
         (lambda a: AnnData(a.X, obs=a.obs[[]], var=a.var), {"to": "CD56+ NK"}, "'bulk_labels' or 'cell_type'"),
         (lambda a: a[:, :50], {"to": "CD56+ NK"}, "genes"),
@@ -153,7 +153,7 @@ def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model
     ]
 
 
-# ---- moves like others
+# ---- transmuted like other types
 
 PAIRS = (Pair("CD14+ Monocyte", "Dendritic"), Pair("CD8+ Cytotoxic T", "CD56+ NK"))
 
@@ -171,13 +171,13 @@ def test_pairs_weigh_more_the_nearer_they_are(small_model):
 
 
 def test_cells_are_transmuted_as_others_were(example_cells, small_model):
-    moved = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
-    assert set(moved.obs["cell_type"]) == {"new"}
-    assert "parted_at" not in moved.obs
+    cells_transmuted = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
+    assert set(cells_transmuted.obs["cell_type"]) == {"new"}
+    assert "common_ancestor" not in cells_transmuted.obs
     model = small_model.model
     old, new = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in PAIRS[0])
     b = model.whitening.inverse(mean(model, "CD19+ B")[None])[0, :-1].numpy()
-    np.testing.assert_allclose(moved.obsm["latent"].mean(axis=0), b + new - old, atol=0.25)
+    np.testing.assert_allclose(cells_transmuted.obsm["latent"].mean(axis=0), b + new - old, atol=0.25)
 
 
 def test_pair_is_read_whatever_its_names():

@@ -60,7 +60,15 @@ def observation_model(model: BranchedModel, cell_type: str) -> ObservationModel:
 
 
 # Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
-RESERVED_COLUMNS = ("cell_type", "original_type", "synthetic", "ancestor", "parted_at", "parted_level", "_index")
+RESERVED_COLUMNS = (
+    "cell_type",
+    "original_type",
+    "synthetic",
+    "ancestor",
+    "common_ancestor",
+    "common_ancestor_level",
+    "_index",
+)
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:

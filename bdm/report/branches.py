@@ -15,7 +15,7 @@ INTERVAL = 1.96  # standard errors
 
 @dataclass(frozen=True)
 class BranchGene:
-    """A gene, as it is shown, that a branch has more of than its siblings, in the model and in test cells."""
+    """Marker gene of a branch, by the name to show, with its fold changes in the model and in test cells."""
 
     gene: str
     strip: Strip
@@ -28,7 +28,7 @@ class Side:
     Attributes
     ----------
     ticks
-        Numbers of the axis that the genes share, with their places in percent.
+        Numbers of the axis that the genes share, with their positions in percent.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Node:
-    """A node, and what parts the branches below it.
+    """A node, and the marker genes of the branches below it.
 
     Attributes
     ----------
     agreement, floor
-        Correlation of all fold changes with those of test cells: of the model's, and of as many training cells.
+        Correlation of all fold changes with the fold changes in test cells, in the model and in as many training cells.
     words
-        All names in it, to search for.
+        All names of the node, to search for.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Node:
 
 
 def nodes(results: Results) -> list[Node]:
-    """Tell the genes of each node, from the root on."""
+    """Collect the marker genes of each node, from the root on."""
     table = results.interpretation.get("branch_genes")
     if table is None:
         return []
@@ -69,59 +69,59 @@ def nodes(results: Results) -> list[Node]:
 
 
 def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hierarchy) -> Node:
-    """Tell the genes of one node."""
+    """Collect the marker genes of one node."""
     sides = tuple(
         side(child, of_child, tuple(hierarchy.leaves(child))) for child, of_child in rows.groupby("child", sort=False)
     )
-    judged = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
-    genes = [best for _, of_child in rows.groupby("child", sort=False) for best in marking(of_child)["gene"]]
+    scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
+    genes = [best for _, of_child in rows.groupby("child", sort=False) for best in top_markers(of_child)["gene"]]
     shown = [gene.gene for one in sides for gene in one.genes]
     words = dict.fromkeys([name, *hierarchy.leaves(name), *shown, *genes])
     return Node(
         name=name,
         level=float(rows["level"].iloc[0]),
         sides=sides,
-        agreement=float(judged.get("pearson", float("nan"))),
-        floor=float(judged.get("pearson_equal", float("nan"))),
-        n_test=int(judged.get("n_test", 0)),
+        agreement=float(scores.get("pearson", float("nan"))),
+        floor=float(scores.get("pearson_equal", float("nan"))),
+        n_test=int(scores.get("n_test", 0)),
         words=" ".join(words).lower(),
     )
 
 
 def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
-    """Take the best genes of one branch, and draw them on one scale."""
-    best = marking(rows)
+    """Draw the top marker genes of one branch on one scale."""
+    markers = top_markers(rows)
     changes = [
         (gene, {
             "model": (row.model_log2_fold_change, row.model_standard_error),
             "test": (row.test_log2_fold_change, row.test_standard_error),
         })
-        for gene, row in zip(display_names(best), best.itertuples(), strict=True)
+        for gene, row in zip(display_names(markers), markers.itertuples(), strict=True)
     ]  # fmt: skip
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
     genes = tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes)
-    return Side(child, named(cell_types), genes, ticks(scale))
+    return Side(child, first_types(cell_types), genes, ticks(scale))
 
 
-def named(cell_types: tuple[str, ...], *, most: int = 3) -> str:
-    """Name the first of some types, and the number of others."""
+def first_types(cell_types: tuple[str, ...], *, most: int = 3) -> str:
+    """List the first cell types, and the number of the others."""
     others = f" +{len(cell_types) - most}" if len(cell_types) > most else ""
     return ", ".join(cell_types[:most]) + others
 
 
-def marking(rows: pd.DataFrame) -> pd.DataFrame:
-    """Take the genes that the model finds highest in a branch, the best first."""
+def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the genes that are highest in a branch in the model, the best first."""
     up = rows[rows["model_log2_fold_change"].astype(float) > 0]
     return up.sort_values("model_rank").head(N_GENES)
 
 
 def genes_by_branch(results: Results) -> dict[str, list[str]]:
-    """Name the best genes of each branch."""
+    """List the top marker genes of each branch."""
     table = results.interpretation.get("branch_genes")
     if table is None:
         return {}
-    return {child: display_names(marking(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
+    return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
 
 
 def intervals(changes: dict[str, tuple[float, float]], scale: Scale) -> Strip:

@@ -1,4 +1,4 @@
-"""Which cells, cell types and genes of the input the results rest on, in words."""
+"""Cells, cell types and genes of the input that were selected and left out, in words."""
 
 from math import ceil
 from pathlib import Path
@@ -12,28 +12,31 @@ DEFAULTS = PrepareSettings()
 
 
 def setting(results: Results, name: str) -> Any:
-    """Give a setting of ``bdm prepare``, as it was used."""
+    """Return a setting of ``bdm prepare``."""
     return results.model.autoencoder.provenance.get("prepare", {}).get(name, getattr(DEFAULTS, name))
 
 
 def genes_chosen(results: Results) -> str:
-    """Write how genes were chosen."""
+    """Describe how genes were selected."""
     genes, least = setting(results, "genes"), setting(results, "min_cells_per_gene")
-    n_asked, kept = setting(results, "n_genes"), setting(results, "keep_genes")
+    n_requested, kept = setting(results, "n_genes"), setting(results, "keep_genes")
     among = f"counts in {least:,} training cells or more" if least > 1 else "counts in a training cell"
     if genes == "all":
         return f"all genes with {among}"
     if genes != "seurat_v3":
-        return f"{named(genes, 'genes')} with {among}"
-    if len(results.genes) < n_asked:
-        return f"all genes with {among}, which are fewer than the {n_asked:,} most variable ones requested (seurat_v3)"
+        return f"{described(genes, 'genes')} with {among}"
+    if len(results.genes) < n_requested:
+        return (
+            f"all genes with {among}, which are fewer than the {n_requested:,} most variable ones requested (seurat_v3)"
+        )
     within = ", ranked within batches" if setting(results, "batch_key") else ""
-    more = "" if kept is None else f", and {named(kept, 'keep_genes')}"
-    return f"the {n_asked:,} most variable genes by training cells (seurat_v3{within}){more}, among those with {among}"
+    added = "" if kept is None else f", and {described(kept, 'keep_genes')}"
+    variable = f"the {n_requested:,} most variable genes by training cells (seurat_v3{within})"
+    return f"{variable}{added}, among those with {among}"
 
 
-def named(genes: str | list[str], option: str) -> str:
-    """Write which genes a setting names: those in a file, in a list, or the built-in markers."""
+def described(genes: str | list[str], option: str) -> str:
+    """Describe the genes of a setting: a file, a list, or the built-in markers."""
     if genes == "markers":
         return "the built-in markers"
     return (
@@ -44,7 +47,7 @@ def named(genes: str | list[str], option: str) -> str:
 
 
 def types_left_out(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of cell types that were left out: name, number of cells, and why."""
+    """Rows of the table of cell types that were left out: name, number of cells, and reason."""
     least = setting(results, "min_cells_per_type")
     reasons = {
         "leave_out": "left out on request (leave_out)",
@@ -55,7 +58,7 @@ def types_left_out(results: Results) -> list[dict[str, Any]]:
 
 
 def cells_left_out(results: Results) -> list[tuple[int, str]]:
-    """Numbers of cells that were left out though their types were not, and why."""
+    """Numbers of cells that were left out, of types that were not, with the reasons."""
     if results.input is None:
         return []
     least = setting(results, "min_genes_per_cell")
@@ -71,6 +74,6 @@ def cells_left_out(results: Results) -> list[tuple[int, str]]:
 
 
 def cells_for_verdict(results: Results, n_test: int = LIMITS.min_cells) -> int | None:
-    """Cells that a type needs to have so many test cells; None where no test cells were kept."""
+    """Return how many cells of a type in the input give ``n_test`` test cells; None where there are no test cells."""
     test = setting(results, "test")
     return ceil(n_test / test) if test > 0 else None

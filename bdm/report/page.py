@@ -184,7 +184,7 @@ def tally(verdicts: Iterable[Verdict]) -> list[tuple[Grade, str, int]]:
 
 
 def findings_by_type(results: Results) -> dict[str, dict[str, Finding]]:
-    """Arrange findings by cell type and score; those of types without a verdict are left out."""
+    """Arrange findings by cell type and score, without types that have no verdict."""
     return {
         name: {one.score: one for one in verdict.findings if verdict.grade != Grade.UNKNOWN}
         for name, verdict in results.verdicts.items()
@@ -192,7 +192,7 @@ def findings_by_type(results: Results) -> dict[str, dict[str, Finding]]:
 
 
 def scales_by_type(results: Results) -> dict[str, plots.Scale]:
-    """Scale of each score, which holds the scores of all types and the limits of their verdicts."""
+    """Return the scale of each score, which includes the scores of all types and the limits of their verdicts."""
     by_type = results.evaluation.by_type.loc[[FLOOR, GENERATED]]
     findings = findings_by_type(results).values()
     return {

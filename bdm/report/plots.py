@@ -16,7 +16,7 @@ DARK = "#5b6470"  # the floor's grey on white, where marks are thin
 
 @dataclass(frozen=True)
 class Mark:
-    """A value on a strip: where it is, in percent, and how it looks.
+    """A value on a strip: its position in percent, and the set of its symbol.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Mark:
 
     name: str
     value: float
-    place: float
+    position: float
     low: float | None = None
     high: float | None = None
 
@@ -38,11 +38,11 @@ class Strip:
     Attributes
     ----------
     same, near
-        Where values count as real, and as nearly so: start and width, in percent; None without a verdict.
+        Intervals of values like real cells, and nearly so: start and width, in percent; None without a verdict.
     ideal
-        Place of what a perfect model has; None where there is none.
+        Position of the score of a perfect model; None where there is none.
     alt
-        The same in words.
+        Values in words.
     """
 
     marks: tuple[Mark, ...]
@@ -54,26 +54,26 @@ class Strip:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to percent of a strip's width."""
+    """Map from values to percent of the width of a strip."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Iterable[float], *, margin: float = 0.06) -> "Scale":
-        """Hold all values that are known, with a margin."""
+        """Return the scale of all known values, with a margin."""
         known = np.array([value for value in values if value is not None and np.isfinite(value)], dtype=float)
         low, high = (known.min(), known.max()) if len(known) else (0.0, 1.0)
         width = (high - low) or 1.0
         return cls(float(low - margin * width), float(high + margin * width))
 
     def __call__(self, value: float) -> float:
-        """Give the place of a value, within the strip."""
+        """Return the position of a value, within the strip."""
         return round(float(np.clip(100 * (value - self.low) / (self.high - self.low), 0, 100)), 2)
 
 
 def ticks(scale: Scale, *, most: int = 5) -> tuple[tuple[str, float], ...]:
-    """Numbers of an axis, two at least, with their places in percent; every other one where they are too many."""
+    """Numbers of an axis, two at least, with their positions in percent; every second one where there are too many."""
     numbers = round_numbers(scale)
     if len(numbers) > most:
         numbers = numbers[np.argmin(np.abs(numbers)) % 2 :: 2]  # the one nearest to 0 stays
@@ -81,13 +81,13 @@ def ticks(scale: Scale, *, most: int = 5) -> tuple[tuple[str, float], ...]:
 
 
 def round_numbers(scale: Scale) -> np.ndarray:
-    """Find some four round numbers on a scale."""
+    """Return about four round numbers on a scale."""
     step = nice_step(scale.high - scale.low)
     return np.round(np.arange(np.ceil(scale.low / step) * step, scale.high, step), 6) + 0.0
 
 
 def signed(number: float) -> str:
-    """Write a number with a minus where it is negative."""
+    """Format a number, with a minus sign where it is negative."""
     return f"{number:g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -99,7 +99,7 @@ def strip(
     Parameters
     ----------
     names
-        Of sets, for readers, where these differ from the keys of ``scores``.
+        Names of sets on the page, where these differ from the keys of ``scores``.
     """
     known = {name: float(value) for name, value in scores.items() if value is not None and np.isfinite(value)}
     marks = tuple(Mark(name, value, scale(value)) for name, value in known.items())
@@ -124,7 +124,7 @@ def limit_of(finding: Finding, excess: float) -> float:
 
 
 def limits_of(findings: Iterable[Finding]) -> list[float]:
-    """Values that a scale has to hold for the limits of some verdicts to be seen."""
+    """Return values that a scale must include to show the limits of verdicts."""
     return [limit_of(finding, excess) for finding in findings for excess in (0.0, 1.15 * finding.near)]
 
 
@@ -135,11 +135,11 @@ class Scatter:
     Attributes
     ----------
     floor, query
-        Path data of their points, in a square of 300 units.
+        SVG path data of the points, in a square of 300 units.
     labels
-        Names of genes that differ most, with their places.
+        Names of the genes that differ most, with their positions.
     ticks
-        Numbers along either axis, with their places.
+        Numbers along either axis, with their positions.
     """
 
     title: str
@@ -165,40 +165,43 @@ def scatters(genes: pd.DataFrame, query: str, *, n_labels: int = 3) -> list[Scat
 
 
 def scatter(genes: pd.DataFrame, query: str, statistic: str, title: str, n_labels: int) -> Scatter:
-    """Draw one statistic; the genes named are those farthest from the diagonal."""
+    """Draw one statistic, with the names of the genes farthest from the diagonal."""
     sets = {name: genes[genes["set"] == name] for name in (FLOOR, query)}
     columns = [statistic, f"{statistic}_test"]
     values = np.concatenate([table[columns].to_numpy(dtype=float).ravel() for table in sets.values()])
     scale = Scale.of(values, margin=0.03)
 
-    def place(value: np.ndarray) -> np.ndarray:
+    def position(value: np.ndarray) -> np.ndarray:
         return MARGIN + (SIDE - 2 * MARGIN) * (value - scale.low) / (scale.high - scale.low)
 
     points = {
-        name: (place(table[columns[1]].to_numpy(dtype=float)), SIDE - place(table[columns[0]].to_numpy(dtype=float)))
+        name: (
+            position(table[columns[1]].to_numpy(dtype=float)),
+            SIDE - position(table[columns[0]].to_numpy(dtype=float)),
+        )
         for name, table in sets.items()
     }
     x, y = points[query]
-    far = apart(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
+    far = without_overlaps(np.argsort(-np.abs(x + y - SIDE), kind="stable")[: 5 * n_labels], x, y)[:n_labels]
     names = display_names(sets[query]).to_numpy(dtype=str)
     return Scatter(
         title=title,
         floor="".join(f"M{a - 2:.0f} {b:.0f}h4m-2-2v4" for a, b in zip(*points[FLOOR], strict=True)),
         query="".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True)),
         labels=tuple((names[i], round(float(x[i]), 1), round(float(y[i]), 1)) for i in far),
-        ticks=tuple((signed(number), round(float(place(number)), 1)) for number in round_numbers(scale)),
+        ticks=tuple((signed(number), round(float(position(number)), 1)) for number in round_numbers(scale)),
         r_floor=correlation(sets[FLOOR], columns),
         r_query=correlation(sets[query], columns),
     )
 
 
-def apart(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[int]:
-    """Leave out points that are so near to one before them that their names would be printed over each other."""
-    chosen: list[int] = []
+def without_overlaps(points: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[int]:
+    """Leave out points whose names would overlap with the name of an earlier one."""
+    separate: list[int] = []
     for i in points:
-        if all(abs(y[i] - y[j]) > 14 or abs(x[i] - x[j]) > 130 for j in chosen):
-            chosen.append(int(i))
-    return chosen
+        if all(abs(y[i] - y[j]) > 14 or abs(x[i] - x[j]) > 130 for j in separate):
+            separate.append(int(i))
+    return separate
 
 
 def correlation(table: pd.DataFrame, columns: list[str]) -> float:
@@ -207,13 +210,13 @@ def correlation(table: pd.DataFrame, columns: list[str]) -> float:
 
 
 def nice_step(width: float) -> float:
-    """Step of some four ticks: 1, 2 or 5 times a power of ten."""
+    """Return the step of about four ticks: 1, 2 or 5 times a power of ten."""
     power = 10 ** np.floor(np.log10(width / 4))
     return float(next(factor * power for factor in (1, 2, 5, 10) if width / (factor * power) <= 5))
 
 
 def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Give the colour and the shape of sets, as all figures have them, and of what is drawn in no figure of them."""
+    """Return the colour and the shape of each set as in all figures, and of the symbols that only the page has."""
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
     styles = set_styles(dict.fromkeys([FLOOR, GENERATED, "flat", UNCHANGED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}

@@ -1,4 +1,4 @@
-"""What is transmuted, from which cells, to which type."""
+"""Request for a transmutation: the cells, their new type, and pairs of types to follow."""
 
 import logging
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
-BANDWIDTH = 0.25  # of the median distance between the types that are moved and those of the pairs
+BANDWIDTH = 0.25  # in units of the median distance of a type from the old types of the pairs
 
 
 class Pair(NamedTuple):
-    """Two cell types that a model knows, the second of which the first became."""
+    """Two cell types of a model, the first of which became the second."""
 
     old: str
     new: str
@@ -29,15 +29,15 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Goal:
-    """Where cells are to go.
+    """The new type of cells, and how they get there.
 
     Attributes
     ----------
     to
-        Cell type to move to.
+        New cell type.
     like
-        If given, the model need not know ``to``: cells go from their type as the types of these pairs went, and most as
-        those that are nearest to it.
+        If given, the model need not have the type ``to``: cells are shifted like these pairs of types, the more like a
+        pair, the nearer its old type is to their own.
     """
 
     to: str
@@ -45,30 +45,30 @@ class Goal:
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """Types that the model has to know."""
+        """Types that the model must have."""
         return tuple(name for pair in self.like for name in pair) if self.like else (self.to,)
 
 
 def read_pair(text: str, cell_types: tuple[str, ...]) -> Pair:
-    """Read ``OLD=NEW``, where either name may have the sign in it.
+    """Read ``OLD=NEW``, where either name may contain an equals sign.
 
     Raises
     ------
     InputError
-        If no division gives two of the cell types.
+        If no equals sign divides the text into two of the cell types.
     """
     parts = text.split("=")
-    divided = [Pair("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
-    for pair in divided:
+    pairs = [Pair("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
+    for pair in pairs:
         if set(pair) <= set(cell_types):
             return pair
     raise InputError(f"--like {text} is not of the form OLD=NEW with two types of the model: {', '.join(cell_types)}.")
 
 
 def weights(model: BranchedModel, cell_type: str, like: tuple[Pair, ...]) -> pd.Series:
-    """Weigh pairs for a cell type by a Gaussian kernel of the distance of their old type's mean to its own.
+    """Weight pairs for a cell type by a Gaussian kernel of the distance from its mean to the mean of their old type.
 
-    Distances are in whitened space; the kernel's width is ``BANDWIDTH`` times their median.
+    Distances are in whitened space; the width of the kernel is ``BANDWIDTH`` times their median.
     """
     distance = torch.stack([(mean(model, pair.old) - mean(model, cell_type)).norm() for pair in like]).double()
     width = BANDWIDTH * float(distance.quantile(0.5))
@@ -89,16 +89,16 @@ def mean(model: BranchedModel, cell_type: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Sources:
-    """Cells to move.
+    """Cells to transmute.
 
     Attributes
     ----------
     adata
-        Counts of the model's genes in the model's order (CSR), with the ``obs`` that the cells came with.
+        Counts of the model's genes in the model's order (CSR), with ``obs`` of the input.
     cell_type, batch
-        Type and batch of each cell, as the model names them; no batches (None) where the model has none.
+        Type and batch of each cell by their names in the model; ``batch`` is None where the model has no batches.
     label_column, batch_column
-        Columns of ``obs`` that the cells have them in.
+        Columns of ``obs`` with type and batch.
     """
 
     adata: AnnData
@@ -111,16 +111,16 @@ class Sources:
 def sources_of(
     adata: AnnData, model: BranchedModel, goal: Goal, keys: InputKeys = SAME, *, cell_types: tuple[str, ...] = ()
 ) -> Sources:
-    """Take the cells to move, and check that the model can.
+    """Select the cells to transmute, and check that they fit the model.
 
-    Cells of types that the model does not know are left out with a warning, and so are cells with no counts.
+    Cells of types that the model lacks, and cells without counts, are left out with a warning.
 
     Parameters
     ----------
     adata
         Cells with raw counts of at least the model's genes.
     cell_types
-        Types whose cells to take; all but that to move to if none are named.
+        Types whose cells are transmuted; all types but the new one if none are named.
 
     Raises
     ------
@@ -136,29 +136,29 @@ def sources_of(
         logger.warning(
             "Left out %d cells of types that the model lacks: %s.", (~known).sum(), first_names(labels[~known])
         )
-    taken = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
-    if not taken.any():
+    is_selected = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
+    if not is_selected.any():
         raise InputError(
-            f"There are no cells to move to {goal.to!r}; the cells are of the types {first_names(labels)}."
+            f"There are no cells to transmute to {goal.to!r}; the cells are of the types {first_names(labels)}."
         )
-    chosen, labels = model_counts(adata, model, keys)[taken], labels[taken]
-    seen = np.asarray(chosen.X.sum(axis=1)).ravel() > 0
-    if not seen.all():
-        logger.warning("Left out %d cells with no counts of the model's genes.", (~seen).sum())
-    if not seen.any():
+    cells, labels = model_counts(adata, model, keys)[is_selected], labels[is_selected]
+    has_counts = np.asarray(cells.X.sum(axis=1)).ravel() > 0
+    if not has_counts.all():
+        logger.warning("Left out %d cells with no counts of the model's genes.", (~has_counts).sum())
+    if not has_counts.any():
         raise InputError("No cell has counts of the model's genes.")
-    chosen = chosen[seen].copy()
+    cells = cells[has_counts].copy()
     columns = label_column(adata.obs, model, keys), batch_column(adata.obs, model, keys)
-    return Sources(chosen, labels[seen].to_numpy(), batches_of(chosen, model, keys), *columns)
+    return Sources(cells, labels[has_counts].to_numpy(), batches_of(cells, model, keys), *columns)
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
-    """Refuse cell types that the model does not know."""
+    """Reject cell types that the model lacks."""
     for cell_type in cell_types:
         if cell_type not in model.cell_types:
-            raise InputError(f"The model knows no type {cell_type!r}; its types are {', '.join(model.cell_types)}.")
+            raise InputError(f"The model has no type {cell_type!r}; its types are {', '.join(model.cell_types)}.")
 
 
 def first_names(labels: pd.Series) -> str:
-    """Name the cells' types."""
+    """List the first cell types."""
     return ", ".join("no type" if pd.isna(name) else repr(name) for name in labels.unique()[:5]) or "none"

@@ -30,12 +30,12 @@ from bdm.transmutation.request import Goal, Sources, shift
 logger = logging.getLogger(__name__)
 
 Transmute = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
-BLOCK = 512  # cells that are moved together; part of what a seed means
+BLOCK = 512  # cells that are transmuted together; the random numbers of a seed depend on it
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the cells to move, all of one type, with the number of the block that they are in."""
+    """Rows of cells of one type, with the number of their block."""
 
     block: int
     cell_type: str
@@ -45,16 +45,16 @@ class Rows:
 def transmute_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> ad.AnnData:
-    """Move cells to another type, in memory; see ``transmuted_cells``.
+    """Transmute cells to another type, in memory; see :func:`transmuted_cells`.
 
     Returns
     -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), cells named and ordered as they came; the
-    latent in ``obsm['latent']``; the model's ``var``. ``obs`` has ``goal.to`` in ``cell_type`` and in the columns that
-    the model's data and the cells have their types in; ``original_type``; the batch, in the columns that these have it
-    in; ``parted_at`` and ``parted_level`` (the branch point and its noise level, in whitened units, up to which a cell
-    went; not with ``goal.like``); and ``synthetic`` (True). Other columns of the cells describe what they were before,
-    so none is kept; find them by the names of the cells.
+    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), with the names and the order of the cells;
+    the latent in ``obsm['latent']``; the model's ``var``. ``obs`` has ``goal.to`` in ``cell_type`` and in the columns
+    of types in the model's data and in the input; ``original_type``; the batch, in the same columns as in these;
+    ``common_ancestor`` and ``common_ancestor_level`` (node up to which the cell was encoded, and its noise level in
+    whitened units; not with ``goal.like``); and ``synthetic`` (True). Other columns of the input describe the cells
+    before the transmutation and are not kept; the names of the cells lead to them.
     """
     return transmuted_cells(model, sources, goal, settings, seed=seed).in_memory()
 
@@ -62,17 +62,17 @@ def transmute_cells(
 def transmuted_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> GeneratedCells:
-    """Move cells to another type, block by block.
+    """Transmute cells to another type, block by block.
 
-    A cell is drawn from its posterior, brought up to the level of the lowest common ancestor of its type and the type
-    ``to``, and down to that. The way up follows the probability-flow ODE and inverts every transport, so that a cell
-    keeps its place among its like; with ``settings.stochastic`` it is fresh noise, and a cell keeps no more than the
-    ancestor tells of it. With ``goal.like``, it is shifted from where it is. Counts are drawn with the library size
-    that comes out.
+    The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of its type and the new
+    type, and decoded down to the new type. Encoding follows the probability-flow equation and inverts each transport
+    map, so that a cell keeps its position among cells of its type; with ``settings.stochastic`` it adds fresh noise,
+    and a cell keeps only what cells of the ancestor share. With ``goal.like``, the latent is shifted instead. Counts
+    are sampled with the library size of the result.
     """
     sampler = model.sampler(settings)
 
-    def move(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
+    def transmute(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
         if goal.like:
             return x + shift(model, cell_type, goal.like)
         return sampler.transmute(x, cell_type, goal.to, generator)
@@ -80,22 +80,22 @@ def transmuted_cells(
     return GeneratedCells(
         observations(model, sources, goal),
         model.autoencoder.genes.copy(),
-        transmuted_blocks(model, sources, goal.to, move, seed=seed),
+        transmuted_blocks(model, sources, goal.to, transmute, seed=seed),
     )
 
 
 def transmuted_blocks(
-    model: BranchedModel, sources: Sources, to: str, move: Transmute, *, seed: int
+    model: BranchedModel, sources: Sources, to: str, transmute: Transmute, *, seed: int
 ) -> Iterator[Block]:
-    """Draw cells from their posteriors, move them in whitened space, and draw counts.
+    """Sample latents from posteriors, transmute them in whitened space, and sample counts.
 
-    These have the dispersion of the type ``to``, or that of the cells' own where the model does not know it.
+    Counts have the dispersion of the type ``to``, or of the original type where the model lacks ``to``.
     """
 
-    def of_rows(rows: Rows) -> Block:
+    def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
         y = _posterior_draw(model, sources, rows, generator)
-        x = move(model.whitening(y), rows.cell_type, generator)
+        x = transmute(model.whitening(y), rows.cell_type, generator)
         like = to if to in model.cell_types else rows.cell_type
         mean = expected_counts(model, x, batch_of(sources, rows), like)
         for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
@@ -106,7 +106,7 @@ def transmuted_blocks(
     with threads() as run:
         for start in range(0, len(sources.cell_type), BLOCK):
             parts = _by_type(sources.cell_type[start : start + BLOCK], start)
-            yield _in_order(parts, list(run(of_rows, parts)))
+            yield _in_order(parts, list(run(transmuted_block, parts)))
 
 
 def _by_type(types: np.ndarray, start: int) -> list[Rows]:
@@ -114,7 +114,7 @@ def _by_type(types: np.ndarray, start: int) -> list[Rows]:
 
 
 def _posterior_draw(model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator) -> Tensor:
-    """Draw y = (latent, log library size) of cells of one type."""
+    """Sample y = (latent, log library size) of cells of one type."""
     cells = ad.AnnData(sources.adata.X[rows.rows])
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
     if (batch := batch_of(sources, rows)) is not None:
@@ -125,7 +125,7 @@ def _posterior_draw(model: BranchedModel, sources: Sources, rows: Rows, generato
 
 
 def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
-    """Batch of each of some cells; None where the model has no batches."""
+    """Return the batch of each cell; None where the model has no batches."""
     return None if sources.batch is None else sources.batch[rows.rows]
 
 
@@ -136,7 +136,7 @@ def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
 
 
 def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
-    """Describe transmuted cells by their type and origin, and by nothing else that described the cells before."""
+    """Return ``obs`` of transmuted cells: types, batch and origin, and no other column of the cells before."""
     columns: dict[str, Any] = {
         **type_columns(model, [goal.to] * len(sources.cell_type), sources.label_column),
         "original_type": pd.Categorical(sources.cell_type),
@@ -144,8 +144,8 @@ def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataF
     }
     if not goal.like:
         ancestors = {name: model.hierarchy.common_ancestor(name, goal.to) for name in pd.unique(sources.cell_type)}
-        columns["parted_at"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
-        columns["parted_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
+        columns["common_ancestor"] = pd.Categorical([ancestors[cell_type].name for cell_type in sources.cell_type])
+        columns["common_ancestor_level"] = [ancestors[cell_type].level for cell_type in sources.cell_type]
     obs = pd.DataFrame({**columns, "synthetic": True}, index=sources.adata.obs_names)
     dropped = sources.adata.obs.columns.difference(obs.columns, sort=False)
     if len(dropped):
