@@ -206,7 +206,7 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
     try:
         lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is neither.") from error
+        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is none of these.") from error
     names = pd.Index([line.strip() for line in lines if line.strip()]).unique()
     if names.empty:
         raise InputError(f"{genes} names no genes; write one per line.")
