@@ -160,6 +160,7 @@ def named(genes: list[str]) -> list[str]:
     return list(dict.fromkeys([*genes, *(f"gene {i}" for i in range(N_GENES - len(genes)))]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     all_the_way(WORST[:-1], named(WORST[::-1]), WORST[-1], tmp_path)
