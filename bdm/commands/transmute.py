@@ -52,15 +52,15 @@ def transmute(
         loaded = load_model(model, device=fabric(device).device)
         goal = Goal(to, tuple(read_pair(text, loaded.cell_types) for text in like or ()))
         sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
-        moved = transmuted_cells(loaded, sources, goal, settings, seed=seed)
+        transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
         record = provenance(
             seed=seed,
             settings={**asdict(settings), "to": to, "from": list(from_), "like": like or []},
             model_sha256=model_checksum(model),
             cells_sha256=sha256(cells),
         )
-        write_cells(path, moved, {"bdm": storable(record)})
+        write_cells(path, transmuted, {"bdm": storable(record)})
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
-    moved_from = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
-    facts = {"cells": f"{len(sources.cell_type):,} moved to {to}: {moved_from}"}
+    original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
+    facts = {"cells": f"{len(sources.cell_type):,} transmuted to {to}: {original_types}"}
     return Summary((out,), facts, then=("bdm", "evaluate-transmuted", "prepared.h5ad", "transmutation/", out))
