@@ -116,7 +116,7 @@ class BranchedDiffusion(FittedModel):
             rows |= {
                 "genes": f"{len(self.model.autoencoder.genes):,}",
                 "batches": listed(self.model.autoencoder.batches),
-                "tree": f"{sum(map(bool, self.hierarchy.children.values()))} branch points",
+                "tree": f"{sum(map(bool, self.hierarchy.children.values()))} nodes",
                 "extended by": listed([extension.cell_type for extension in self.model.extensions]),
                 "columns": ", ".join(f"{name}={key!r}" for name, key in keys.items() if key),
             }

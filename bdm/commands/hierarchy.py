@@ -58,6 +58,6 @@ def hierarchy(
         if page is not None:
             files.enter_context(atomic_write(page)).write_text(tree_page(built), encoding="utf-8")
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
-    facts = {"tree": f"{len(built.cell_types)} cell types, {n_nodes} branch points"}
+    facts = {"tree": f"{len(built.cell_types)} cell types, {n_nodes} nodes"}
     written = (out, newick, figure, table, page)
     return Summary(written, facts, then=("bdm", "train", autoencoder, out, "model/"))
