@@ -8,6 +8,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 from bdm.cli import app as commands
+from bdm.schema import StageSettings, options_of
 
 project = "bdm"
 author = "The bdm developers"
@@ -42,6 +43,7 @@ PAGES_OF_FILES = {
 
 # ---- reference
 
+autodoc_default_options = {"exclude-members": "__new__"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = False
 autodoc_typehints = "description"
@@ -81,6 +83,7 @@ def setup(app):
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
     app.connect("source-read", link_to_pages)
+    app.connect("autodoc-process-docstring", describe_settings, priority=400)  # before napoleon reads the docstring
 
 
 def text_of_commands():
@@ -94,3 +97,14 @@ def link_to_pages(app, docname, source):
     """Replace links to files of the repository by links to the pages that include them."""
     for file, page in PAGES_OF_FILES.items():
         source[0] = source[0].replace(f"]({file}", f"]({page}")
+
+
+def describe_settings(app, what, name, settings, options, lines):
+    """Add to the docstring of a stage's settings those that only have a help text."""
+    if what != "class" or not issubclass(settings, StageSettings):
+        return
+    described = [setting for setting in options_of(settings) if not any(setting.name in line for line in lines)]
+    if described and "Attributes" not in lines:
+        lines += ["Attributes", "----------"]
+    for setting in described:
+        lines += [setting.name, f"    {setting.help.replace('`', '``')}"]
