@@ -441,7 +441,7 @@ def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
     found = counts_of(cells, genes, missing_as_zero=True)
     assert found.X[:, :3].nnz == 0
     assert (found.X[:, 3:] != example_cells[:, genes.index[3:]].X).nnz == 0
-    assert f"3 genes that the cells lack, as {genes.index[0]}" in caplog.text
+    assert f"3 genes that the cells lack, such as {genes.index[0]}" in caplog.text
     with pytest.raises(InputError, match="none of the model's"):
         counts_of(
             AnnData(cells.X, var=cells.var.set_axis([f"x{i}" for i in range(cells.n_vars)])),
