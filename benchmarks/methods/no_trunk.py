@@ -33,7 +33,7 @@ class SeparateDenoisers(nn.Module):
         return self.of_branch[branch].population(0)
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoised x; the arguments are those of `BranchedDenoiser`."""
+        """Denoised x; the arguments as for `BranchedDenoiser`."""
         sigma, branch = sigma.expand(len(x)), branch.expand(len(x))
         denoised = torch.empty_like(x)
         for number in branch.unique().tolist():

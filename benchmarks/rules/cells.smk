@@ -7,7 +7,7 @@ def raw_cells(wildcards):
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set, thinned, with labels joined or without some types where it says so."""
+    """Give the cells of a data set, thinned, with labels joined or without some types, as the configuration sets."""
     changes = {
         "thin": rules.thin.output.cells,
         "join": rules.join_labels.output.cells,

@@ -49,7 +49,7 @@ def program(method):
 
 
 def options(command, own=None):
-    """Give the options of a command: those for all runs, then those of a method or data set."""
+    """Give the options of a command: for all runs first, then of a method or data set."""
     return f"{config.get('options', {}).get(command, '')} {(own or {}).get(command, '')}".strip()
 
 
@@ -60,6 +60,6 @@ def training_steps(method):
     return [*steps, f"train-{model}"]
 
 
-def beside(wildcards, input):
-    """Name the cells that are judged beside those of `branched`."""
-    return [f"--compare {Path(cells).stem}={cells}" for cells in input.beside]
+def compare(wildcards, input):
+    """Name the cells to compare with the cells of `branched`."""
+    return [f"--compare {Path(cells).stem}={cells}" for cells in input.compared]

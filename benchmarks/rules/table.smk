@@ -8,7 +8,7 @@ rule evaluate:
     input:
         cells=rules.prepare.output.cells,
         branched="results/{data}/{seed}/cells/branched.h5ad",
-        beside=peers_and_ablations,
+        compared=peers_and_ablations,
     output:
         overall="results/{data}/{seed}/evaluation/overall.csv",
         by_type="results/{data}/{seed}/evaluation/by_type.csv",
@@ -18,11 +18,11 @@ rule evaluate:
         "results/{data}/{seed}/times/evaluate.tsv"
     params:
         folder=subpath(output.overall, parent=True),
-        beside=beside,
+        compare=compare,
         options=options("evaluate"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.branched}"
-        " {params.beside}"
+        " {params.compare}"
         " {params.options}"
         " --seed {wildcards.seed}"
         " > {log} 2>&1"

@@ -18,7 +18,7 @@ use rule evaluate as evaluate_thresholds with:
     input:
         cells=rules.prepare.output.cells,
         branched="results/{data}/{seed}/cells/branched.h5ad",
-        beside=expand(rules.generate.output.cells, method=["flat", *THRESHOLDS], allow_missing=True),
+        compared=expand(rules.generate.output.cells, method=["flat", *THRESHOLDS], allow_missing=True),
     output:
         overall="results/{data}/{seed}/threshold/overall.csv",
         by_type="results/{data}/{seed}/threshold/by_type.csv",

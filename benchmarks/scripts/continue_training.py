@@ -104,7 +104,7 @@ def train_autoencoder(
 
 
 def updated(known: TypeMoments, seen: TypeMoments) -> TypeMoments:
-    """Take the moments of types that were seen again, keep those of others, and add the new type last."""
+    """Take the moments of types that were seen again, keep the moments of others, and add the new type last."""
     names = tuple(dict.fromkeys((*known.cell_types, *seen.cell_types)))
     source = {name: (moments, i) for moments in (known, seen) for i, name in enumerate(moments.cell_types)}
     rows = [source[name] for name in names]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import typer
-from extend_score import check_unchanged, generated, judged, types_by_size
+from extend_score import check_unchanged, generated, scores_by_set, types_by_size
 from extend_strategies import EXTENSION, Settings, extended_models, starting_models
 from train_subset import cells_of_types
 
@@ -28,7 +28,7 @@ def main(
     n_repeats: int = EvaluationSettings().n_repeats,
     seed: int = 0,
 ) -> None:
-    """Write the scores of all types known after each addition, beside those of cells of a model of all types."""
+    """Write the scores of all types known after each addition, and of cells of a model of all types."""
     real, adata = read_real_cells(prepared), read_prepared(prepared)
     cells = adata[adata.obs["split"] != "test"]
     types, n_by_type = types_by_size(real), real.test.n_by_type * n_repeats
@@ -43,7 +43,7 @@ def main(
         sets = {way: generated(model, n_by_type, seed=seed) for way, model in models.items()}
         check_unchanged(before, sets[EXTENSION])
         before = sets[EXTENSION]
-        table = judged(
+        table = scores_by_set(
             real,
             reference | {way: Cells.from_anndata(adata) for way, adata in sets.items()},
             known,

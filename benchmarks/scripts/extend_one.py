@@ -5,7 +5,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from extend_score import check_unchanged, generated, judged, scored_types, types_by_size
+from extend_score import check_unchanged, generated, scored_types, scores_by_set, types_by_size
 from extend_strategies import BEFORE, EXTENSION, FLAT_BEFORE, Settings, extended_models, starting_models
 from train_subset import cells_of_types
 
@@ -43,7 +43,7 @@ def main(
     sets = {name: generated(model, n_by_type, seed=seed) for name, model in models.items()}
     check_unchanged(sets[BEFORE], sets[EXTENSION])
     sets = {name: Cells.from_anndata(adata) for name, adata in sets.items()}
-    of_new = judged(
+    of_new = scores_by_set(
         real,
         {way: sets[way] for way in after},
         [*old, new],
@@ -52,7 +52,7 @@ def main(
         n_repeats=n_repeats,
         seed=seed,
     )
-    of_old = judged(real, sets, old, with_floor=False, n_repeats=n_repeats, seed=seed)
+    of_old = scores_by_set(real, sets, old, with_floor=False, n_repeats=n_repeats, seed=seed)
     table = pd.concat([of_new[of_new["cell_type"] == new], of_old])
     seconds = {BEFORE: before.branched.seconds, **{way: found.seconds for way, found in after.items()}}
     with atomic_write(out) as path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import typer
-from extend_score import judged, types_by_size
+from extend_score import scores_by_set, types_by_size
 
 from bdm.evaluation.inputs import read_generated, read_real_cells
 from bdm.files import atomic_write
@@ -16,7 +16,7 @@ def main(
     """Write the scores of each type."""
     real = read_real_cells(prepared)
     sets = {"joint": read_generated(joint, real)}
-    table = judged(real, sets, types_by_size(real), with_auc=True, n_repeats=n_repeats, seed=seed)
+    table = scores_by_set(real, sets, types_by_size(real), with_auc=True, n_repeats=n_repeats, seed=seed)
     with atomic_write(out) as path:
         table.to_csv(path, index=False, float_format="%.6g")
 

@@ -19,7 +19,7 @@ from bdm.model.model import BranchedModel
 from bdm.settings import EvaluationSettings, SamplerSettings
 
 
-def judged(
+def scores_by_set(
     real: RealCells,
     sets: dict[str, Cells],
     cell_types: Iterable[str],
@@ -89,11 +89,11 @@ def only(cells: Cells, cell_types: Iterable[str]) -> Cells:
 
 
 def types_by_size(real: RealCells) -> list[str]:
-    """Name all types, those of most training cells first."""
+    """Name all types, most training cells first."""
     return real.training.n_by_type.sort_values(ascending=False, kind="stable").index.tolist()
 
 
 def scored_types(real: RealCells) -> list[str]:
-    """Name the types with enough test cells, those of most training cells first."""
+    """Name the types with enough test cells, most training cells first."""
     enough = set(real.test.types(fewest=FEWEST_FOR_MEANS))
     return [name for name in types_by_size(real) if name in enough]

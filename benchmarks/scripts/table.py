@@ -39,8 +39,8 @@ def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame
     """
     table = pd.read_csv(overall, index_col="metric")
     by_type = scores_by_type(overall)
-    judged = by_type[by_type["n_test"] >= FEWEST_TEST]
-    table.loc["slope_by_type"] = judged.groupby("method")["slope"].mean()
+    of_enough_cells = by_type[by_type["n_test"] >= FEWEST_TEST]
+    table.loc["slope_by_type"] = of_enough_cells.groupby("method")["slope"].mean()
     times = overall.parents[1] / "times"
     costs = {method: cost(times, method, training[method]) for method in table.columns.drop(FLOOR)}
     table = pd.concat([table, pd.DataFrame(costs)]).rename_axis("score")

@@ -256,5 +256,5 @@ scattergather:
 
 N_JOBS = len(scatter.generate("{scatteritem}"))
 settings = complete(config)
-LEARNT = [name for name, dataset in settings["datasets"].items() if "addition" not in dataset]
+FITTED = [name for name, dataset in settings["datasets"].items() if "addition" not in dataset]
 EXTENDED = [name for name, dataset in settings["datasets"].items() if "addition" in dataset]

@@ -22,7 +22,7 @@ rule prepare:
     benchmark:
         "results/{dataset}/benchmarks/prepare.tsv"
     wildcard_constraints:
-        dataset=one_of(LEARNT),
+        dataset=one_of(FITTED),
     conda:
         "../envs/bdm.yaml"
     params:

@@ -9,7 +9,7 @@ rule train:
     benchmark:
         "results/{dataset}/benchmarks/train.tsv"
     wildcard_constraints:
-        dataset=one_of(LEARNT),
+        dataset=one_of(FITTED),
     conda:
         "../envs/bdm.yaml"
     params:
