@@ -45,7 +45,7 @@ class Rows:
 def transmute_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> ad.AnnData:
-    """Transmute cells to another type, in memory; see :func:`transmuted_cells`.
+    """Transmute cells to another type, in memory; see :func:`bdm.transmutation.transmute.transmuted_cells`.
 
     Returns
     -------
