@@ -339,7 +339,7 @@ def type_specific_genes(
     if isinstance(model, ExtensionReport):
         available = list(dict.fromkeys(model.genes["cell_type"]))
     else:
-        available = list(model.model.autoencoder.own)
+        available = list(model.model.autoencoder.adapters)
     for name in cell_types:
         if name not in available:
             raise InputError(f"The type {name!r} has no type-specific decoder; choose among {', '.join(available)}.")

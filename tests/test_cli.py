@@ -146,7 +146,7 @@ def test_same_seed_same_cells(made):
     assert (one.obsm["latent"] == two.obsm["latent"]).all()
     assert one.obs.equals(two.obs)
     assert (made[0] / "tree.json").read_bytes() == (made[1] / "tree.json").read_bytes()
-    for name in ("autoencoder.safetensors", "denoiser.safetensors", "own.safetensors", "space.safetensors"):
+    for name in ("autoencoder.safetensors", "denoiser.safetensors", "adapters.safetensors", "space.safetensors"):
         assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()
 
 
@@ -156,7 +156,7 @@ def test_outputs_are_complete(made):
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
-    names = {"autoencoder.json", "autoencoder.safetensors", "own.safetensors", "latent.h5ad", "training.csv"}
+    names = {"autoencoder.json", "autoencoder.safetensors", "adapters.safetensors", "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
     assert "training.csv" in {path.name for path in (folder / "model").iterdir()}

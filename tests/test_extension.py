@@ -10,7 +10,7 @@ import torch
 from anndata import AnnData, read_h5ad
 from scipy.sparse import csr_matrix
 
-from bdm.autoencoder.adapt import AdapterSettings
+from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.cli import main
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
-from bdm.autoencoder.adapt import of_type
+from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.walk import TreeWalk
@@ -373,13 +373,13 @@ def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
 
 def test_adapters_shift_the_sides_of_a_contrast(small_model):
     """A gene that only a type's own decoder raises commits to it."""
-    model = replace(small_model.model, autoencoder=replace(small_model.model.autoencoder, own={}))
+    shared = replace(small_model.model.autoencoder, adapters=small_model.model.autoencoder.adapters.subset(()))
+    model = replace(small_model.model, autoencoder=shared)
     plain = ancestral_states(model, n_cells=20, seed=0)
     contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD19+ B",))
-    network = of_type(model.autoencoder.network, model.autoencoder.type_code("CD19+ B"))
-    with torch.no_grad():
-        network.loadings.bias[7] += 3
-    changed = replace(model, autoencoder=model.autoencoder.with_own("CD19+ B", network.eval()))
+    adapter = Adapters.of_shared(model.autoencoder.network, ["CD19+ B"], [model.autoencoder.type_code("CD19+ B")])
+    adapter.offset[0, 7] += 3
+    changed = replace(model, autoencoder=model.autoencoder.with_adapters(adapter))
     before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
     share = np.exp(log_expression(model, "CD19+ B", type_specific=False)[7])
     normalised = np.log1p(share * np.expm1(3))

@@ -15,7 +15,7 @@ from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.hierarchy.tree import from_nested
 
-PARTS = ("autoencoder.safetensors", "denoiser.safetensors", "own.safetensors", "space.safetensors", "model.json")
+PARTS = ("autoencoder.safetensors", "denoiser.safetensors", "adapters.safetensors", "space.safetensors", "model.json")
 
 
 @pytest.fixture(scope="module")

@@ -235,8 +235,8 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
     assert "new" in named
     assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == [f"+ new  ({new.n_obs})"]
     assert [axis.get_title() for axis in pl.type_specific_genes(model, ["new"])] == ["new"]
-    own = model.model.autoencoder.own
-    assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(own)
+    specific = model.model.autoencoder.adapters
+    assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(specific)
     with pytest.raises(InputError, match="T-800"):
         pl.type_specific_genes(model, ["T-800"])
     in_memory = bdm.ExtensionReport.of(model.last_extension)

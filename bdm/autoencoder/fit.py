@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bdm.arrays import to_tensor
-from bdm.autoencoder.adapt import N_ITERATIONS, likelihood
+from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import (
     batch_codes,
     batch_names,
@@ -21,8 +21,8 @@ from bdm.autoencoder.cells import (
     type_codes,
     type_names,
 )
+from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.autoencoder.own import own_networks
 from bdm.checkpoint import Checkpoint
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
@@ -42,8 +42,8 @@ class FittedAutoencoder:
     likelihood
         Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`; of training cells where there
         are none.
-    own
-        Networks of the types that have one of their own.
+    adapters
+        Type-specific decoders of the types that have one.
     """
 
     network: CountAutoencoder
@@ -51,7 +51,7 @@ class FittedAutoencoder:
     batches: tuple[str, ...]
     history: pd.DataFrame
     likelihood: pd.DataFrame
-    own: dict[str, CountAutoencoder]
+    adapters: Adapters
 
 
 @using_threads()
@@ -66,7 +66,7 @@ def fit_autoencoder(
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches. Then each type gets a decoder of its own if its validation cells gain.
+    expectation maximisation in minibatches. Then each type gets a type-specific decoder if its validation cells gain.
 
     No more than 100,000 training and 10,000 validation cells are read, drawn from larger data: by as many draws as
     training makes, a fit of this few parameters learns no less from them.
@@ -135,15 +135,16 @@ def fit_autoencoder(
         history = train(network, partial(loss, run=run), loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
-    own = {} if settings.shared_decoder else own_networks(network, adata, seed=seed)
+    none = Adapters.of_shared(network, (), ())
+    adapters = none if settings.shared_decoder else fit_adapters(network, adata, seed=seed)
     judged = held_out if held_out.n_obs else training[start]
     types = type_codes(judged, cell_types)
     bound = evidence_lower_bounds(network, judged, types, batch_codes(judged, batches), seed=seed)
-    for cell_type, of_type in own.items():
+    for cell_type in adapters:
         rows = np.flatnonzero(types == cell_types.index(cell_type))
-        bound[rows] = likelihood(of_type, judged[rows], batches, seed=seed)
+        bound[rows] = likelihood(adapters.network(cell_type, network), judged[rows], batches, seed=seed)
     table = mean_bound_by_type(bound, judged, types, cell_types)
-    return FittedAutoencoder(network, cell_types, batches, history, table, own)
+    return FittedAutoencoder(network, cell_types, batches, history, table, adapters)
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:

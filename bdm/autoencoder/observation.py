@@ -107,6 +107,19 @@ class NegativeBinomial:
         q = r / (r + mean)
         return q * (counts - mean), mean * q
 
+    def dispersion_gradient(self, counts: Tensor, mean: Tensor) -> Tensor:
+        """Differentiate the log likelihood of each count by the log inverse dispersion, in the shape of ``counts``.
+
+        The digamma terms vanish at zeros, so these are computed for the other counts alone.
+        """
+        r = self.inverse_dispersion
+        q = r / (r + mean)
+        gradient = r * (q.log() + 1 - q) - counts * q
+        above_zero = torch.nonzero(counts, as_tuple=True)
+        x, r = counts[above_zero], r.expand_as(counts)[above_zero]
+        gradient[above_zero] += r * (torch.digamma(x + r) - torch.digamma(r))
+        return gradient
+
     def variance(self, mean: np.ndarray) -> np.ndarray:
         """Variance of counts, cells x genes, in double precision."""
         return np.asarray(mean + mean**2 / self.inverse_dispersion.double().numpy())

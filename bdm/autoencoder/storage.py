@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bdm.arrays import to_tensor
+from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit import FittedAutoencoder
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.data.columns import writable
@@ -32,8 +33,8 @@ class GeneAutoencoder:
         How it was made: version, seed, settings, hash of the data.
     likelihood
         Of held-out cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`.
-    own
-        Networks of cell types that have one of their own, which knows no other type.
+    adapters
+        Type-specific decoders of the types that have one.
     """
 
     network: CountAutoencoder
@@ -42,20 +43,30 @@ class GeneAutoencoder:
     batches: tuple[str, ...]
     provenance: dict[str, Any]
     likelihood: pd.DataFrame
-    own: dict[str, CountAutoencoder] = field(default_factory=dict)
+    adapters: Adapters
 
     @classmethod
     def of(cls, fitted: FittedAutoencoder, genes: pd.DataFrame, provenance: dict[str, Any]) -> GeneAutoencoder:
         """Name the genes of a trained autoencoder."""
-        return cls(fitted.network, genes, fitted.cell_types, fitted.batches, provenance, fitted.likelihood, fitted.own)
+        return cls(
+            fitted.network,
+            genes,
+            fitted.cell_types,
+            fitted.batches,
+            provenance,
+            fitted.likelihood,
+            fitted.adapters,
+        )
 
     def network_of(self, cell_type: str | None) -> CountAutoencoder:
-        """Network that cells of a type are encoded and decoded by: its own, or the shared one."""
-        return self.own.get(cell_type, self.network)
+        """Network that encodes and decodes cells of a type: with its type-specific decoder, or the shared one."""
+        if cell_type is None or cell_type not in self.adapters:
+            return self.network
+        return self.adapters.network(cell_type, self.network)
 
     def type_code(self, cell_type: str) -> int:
         """Index of a type in its network."""
-        return 0 if cell_type in self.own else self.cell_types.index(cell_type)
+        return 0 if cell_type in self.adapters else self.cell_types.index(cell_type)
 
     def type_codes(self, cell_type: np.ndarray) -> Tensor:
         """Index of each cell's type in the network that encodes it."""
@@ -68,18 +79,17 @@ class GeneAutoencoder:
             return torch.zeros(n_cells, dtype=torch.long)
         return to_tensor(pd.Index(self.batches).get_indexer(batch).astype(np.int64))
 
-    def with_own(self, cell_type: str, network: CountAutoencoder) -> GeneAutoencoder:
-        """Give a cell type, new or known, a network of its own."""
-        added = () if cell_type in self.cell_types else (cell_type,)
-        return replace(self, cell_types=self.cell_types + added, own={**self.own, cell_type: network})
+    def with_adapters(self, adapters: Adapters) -> GeneAutoencoder:
+        """Give cell types, new or known, type-specific decoders."""
+        cell_types = dict.fromkeys((*self.cell_types, *adapters))
+        return replace(self, cell_types=tuple(cell_types), adapters=self.adapters.joined(adapters))
 
     def with_batches(self, offsets: dict[str, Tensor]) -> GeneAutoencoder:
         """Add batches by their offsets (of genes), for all cell types."""
         if not offsets:
             return self
         rows = torch.stack(list(offsets.values()))
-        own = {cell_type: network.with_batches(rows) for cell_type, network in self.own.items()}
-        return replace(self, network=self.network.with_batches(rows), batches=(*self.batches, *offsets), own=own)
+        return replace(self, network=self.network.with_batches(rows), batches=(*self.batches, *offsets))
 
     def content(self) -> dict[str, Any]:
         """Describe it in JSON, all but its tensors."""
@@ -90,17 +100,12 @@ class GeneAutoencoder:
             "batches": list(self.batches),
             "provenance": self.provenance,
             "likelihood": table_to_json(self.likelihood),
-            "own": list(self.own),
+            "adapters": list(self.adapters),
         }
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Give its tensors by file: of the shared network, and of types' own, numbered in their order."""
-        own = {
-            f"{number}.{name}": value
-            for number, network in enumerate(self.own.values())
-            for name, value in network.state_dict().items()
-        }
-        return {"autoencoder": self.network.state_dict(), "own": own}
+        """Tensors by file: of the shared network, and of type-specific decoders, stacked."""
+        return {"autoencoder": self.network.state_dict(), "adapters": self.adapters.tensors()}
 
     @classmethod
     def restore(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> GeneAutoencoder:
@@ -112,14 +117,11 @@ class GeneAutoencoder:
             raise ValueError("other numbers of genes, cell types or batches than the network has")
         network = CountAutoencoder(shape)
         network.load_state_dict(tensors["autoencoder"])
-        own = {name: CountAutoencoder(replace(shape, n_types=1)) for name in content["own"]}
-        if not own.keys() <= set(cell_types) or len(own) < len(content["own"]):
-            raise ValueError("own decoders of other types, or two of one")
-        for number, of_type in enumerate(own.values()):
-            of_type.load_state_dict({name: tensors["own"][f"{number}.{name}"] for name in of_type.state_dict()})
-            of_type.eval().requires_grad_(False)
+        adapters = Adapters.of_tensors(content["adapters"], tensors["adapters"], network)
+        if not set(adapters) <= set(cell_types):
+            raise ValueError("type-specific decoders of unknown cell types")
         likelihood = table_from_json(content["likelihood"])
-        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood, own)
+        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood, adapters)
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:

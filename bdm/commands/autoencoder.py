@@ -51,8 +51,8 @@ def autoencoder(
         trained = GeneAutoencoder.of(fitted, adata.var, record)
         save_latent(folder, encode(adata, trained), of=save_autoencoder(folder, trained))
         fitted.history.to_csv(folder / "training.csv", index=False)
-    own = f"{len(fitted.own)} of {len(fitted.cell_types)} types have decoders of their own"
-    found = {"types": own, "training": best_step(fitted.history)}
+    specific = f"{len(fitted.adapters)} of {len(fitted.cell_types)} types have type-specific decoders"
+    found = {"types": specific, "training": best_step(fitted.history)}
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
 

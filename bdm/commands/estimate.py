@@ -14,7 +14,7 @@ import pandas as pd
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds, type_codes
 from bdm.autoencoder.fit import N_HELD_OUT, FittedAutoencoder, fit_autoencoder
-from bdm.autoencoder.own import cells_by_type, own_network
+from bdm.autoencoder.fit_adapters import fit_portion, list_portions, read_portions, rows_by_type
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.base import peak_memory
 from bdm.data.matrix import take_cells
@@ -117,16 +117,13 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
 
 
 def estimate_adapters(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
-    """Estimate the training of type-specific decoders, from that of the type with the median number of cells."""
-    held_out = adata.obs["cell_type"][(adata.obs["split"] == "validation").to_numpy()]
-    n_cells = held_out.value_counts()
-    names = n_cells.index[n_cells > 0]
-    if not len(names):
+    """Estimate the fit of type-specific decoders, from the one of the types with about the median number of cells."""
+    rows = rows_by_type(adata.obs, fitted.cell_types, seed=seed)
+    portions = list_portions(rows)
+    if not portions:
         return Seconds(0, 0)
-    name = names[len(names) // 2]
-    [cells] = cells_by_type(adata, (name,), seed=seed)
-    code = fitted.cell_types.index(name)
-    return side_by_side(lambda: own_network(fitted.network, code, cells, fitted.batches, seed=seed), len(names))
+    [portion] = read_portions(adata, [portions[len(portions) // 2]], rows, fitted.batches)
+    return side_by_side(lambda: fit_portion(fitted.network, fitted.cell_types, portion, seed=seed), len(portions))
 
 
 def estimate_fit(model: BranchedDiffusion, settings: Settings) -> dict[str, Seconds]:

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from bdm.autoencoder.adapt import AdapterSettings, adapted, likelihood
-from bdm.extension.fit import batch_offsets, fit_embedding, initial_autoencoder, with_replayed_cells
+from bdm.autoencoder.fit_adapters import AdapterSettings, TypeCells, fit_gaining, likelihood
+from bdm.extension.fit import batch_offsets, fit_embedding, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point
 from bdm.latent.cells import encode, latent_cells
@@ -114,10 +114,12 @@ def extend(
     autoencoder = model.autoencoder.with_batches(batches or {})
     known = cell_type in model.cell_types
     fitted_cells = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
-    first = initial_autoencoder(fitted_cells[fitted_cells.obs["split"] == "train"], cell_type, autoencoder)
+    first = initial_adapter(fitted_cells[fitted_cells.obs["split"] == "train"], cell_type, autoencoder)
     least_gain = 0 if known else MIN_GAIN
-    own = adapted(first, fitted_cells, autoencoder.batches, settings.adapter, least_gain=least_gain, seed=seed) or first
-    latent = latent_cells(encode(fitted_cells, autoencoder.with_own(cell_type, own)))
+    of_type = TypeCells.of(cell_type, fitted_cells, autoencoder.batches)
+    gaining = fit_gaining(first, autoencoder.network, [of_type], settings.adapter, least_gain=least_gain, seed=seed)
+    adapter = first.joined(gaining)
+    latent = latent_cells(encode(fitted_cells, autoencoder.with_adapters(adapter)))
     moments = type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
     x = model.whitening(latent.mean).numpy()
@@ -132,7 +134,7 @@ def extend(
         support=None
         if attachment is None
         else attachment_support(model, x, attachment, n_bootstrap=settings.n_bootstrap, seed=seed),
-        autoencoder=own,
+        adapter=adapter,
         normal=normal,
         embedding=embedding,
         library_sizes=latent.library_size_range,
@@ -143,7 +145,8 @@ def extend(
     grown = extended(model, extension)
     check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
     held_out = held_out_cells(cells)
-    before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in (first, own))
+    networks = (found.network(cell_type, autoencoder.network) for found in (first, adapter))
+    before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in networks)
     return FittedExtension(
         grown,
         extension,

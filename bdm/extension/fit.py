@@ -2,15 +2,15 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import anndata as ad
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.autoencoder.adapt import of_type
+from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, log_ratio, observed_and_expected
-from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
 from bdm.diffusion.denoiser import BranchedDenoiser
@@ -27,18 +27,21 @@ from bdm.training import Loop, train
 logger = logging.getLogger(__name__)
 
 
-def initial_autoencoder(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> CountAutoencoder:
-    """Return an autoencoder of one cell type: the model's of a known type, else the shared one with the type's mean."""
+@torch.no_grad()
+def initial_adapter(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> Adapters:
+    """Return the decoder to start from: the decoder of a known type, else the shared one with the mean of the type."""
+    if cell_type in autoencoder.adapters:
+        return autoencoder.adapters.subset((cell_type,))
+    shared = autoencoder.network
     if cell_type in autoencoder.cell_types:
-        known = of_type(autoencoder.network_of(cell_type), autoencoder.type_code(cell_type))
-        return known.eval().requires_grad_(False)
-    network = of_type(autoencoder.network, slice(None))
-    with torch.no_grad():
-        for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
-            of_cells = cell_blocks_of_type(cells, autoencoder.batches)
-            means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in of_cells]
-            network.prior_sum.copy_(torch.cat(means).mean(dim=0, keepdim=True))
-    return network.eval().requires_grad_(False)
+        return Adapters.of_shared(shared, (cell_type,), (autoencoder.type_code(cell_type),))
+    first = Adapters.of_mean_type(shared, cell_type)
+    for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
+        network = first.network(cell_type, shared)
+        of_cells = cell_blocks_of_type(cells, autoencoder.batches)
+        means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in of_cells]
+        first = replace(first, prior_mean=torch.cat(means).mean(dim=0, keepdim=True))
+    return first
 
 
 def with_replayed_cells(

@@ -70,7 +70,7 @@ def type_specific_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np
     share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
     total = np.zeros(len(model.autoencoder.genes))
     for cell_type, of_type in zip(cell_types, share, strict=True):
-        if cell_type in model.autoencoder.own:
+        if cell_type in model.autoencoder.adapters:
             own, shared = (log_expression(model, cell_type, type_specific=own) for own in (True, False))
             total += of_type * (own - shared)
     return total

@@ -106,9 +106,9 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
 
 def cells_by_network(cell_type: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
     """Group cells by the network that encodes them: indices of the cells of the shared network, then of each type."""
-    own = {name: np.flatnonzero(cell_type == name) for name in autoencoder.own}
-    shared = np.flatnonzero(~np.isin(cell_type, list(own)))
-    return [cells for cells in (shared, *own.values()) if len(cells)]
+    specific = {name: np.flatnonzero(cell_type == name) for name in autoencoder.adapters}
+    shared = np.flatnonzero(~np.isin(cell_type, list(specific)))
+    return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.adapters import Adapters
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.hierarchy.grow import AttachmentPoint
@@ -31,8 +31,8 @@ class Extension:
         Where the type leaves the hierarchy of the model that is extended; None for a type that is updated.
     support
         Share of resamples of its cells that leave the same branch; None for a type that is updated.
-    autoencoder
-        Autoencoder of this type alone, in the latent space of the model.
+    adapter
+        Type-specific decoder, in the latent space of the model.
     normal
         Moments of its cells in whitened space.
     embedding
@@ -50,7 +50,7 @@ class Extension:
     cell_type: str
     attachment: AttachmentPoint | None
     support: float | None
-    autoencoder: CountAutoencoder
+    adapter: Adapters
     normal: Normal
     embedding: Tensor
     library_sizes: Tensor
@@ -104,14 +104,13 @@ def save_extension(folder: Path, extension: Extension) -> str:
         "cell_type": extension.cell_type,
         "attachment": None if extension.attachment is None else asdict(extension.attachment),
         "support": extension.support,
-        "shape": asdict(extension.autoencoder.shape),
         "composition": {str(batch): int(n_cells) for batch, n_cells in extension.composition.items()},
         "batches": list(extension.batches),
         "provenance": extension.provenance,
     }
     offsets = [*extension.batches.values()]
     tensors = {
-        "autoencoder": extension.autoencoder.state_dict(),
+        "adapter": extension.adapter.tensors(),
         "branch": {
             "mean": extension.normal.mean,
             "covariance": extension.normal.covariance,
@@ -125,13 +124,11 @@ def save_extension(folder: Path, extension: Extension) -> str:
 
 def _restore(bundle: Bundle) -> Extension:
     content, branch = bundle.content, bundle.tensors["branch"]
-    network = CountAutoencoder(AutoencoderShape(**content["shape"]))
-    network.load_state_dict(bundle.tensors["autoencoder"])
     return Extension(
         cell_type=content["cell_type"],
         attachment=content["attachment"] and AttachmentPoint(**content["attachment"]),
         support=content["support"],
-        autoencoder=network.eval(),
+        adapter=Adapters((content["cell_type"],), **bundle.tensors["adapter"]),
         normal=Normal(branch["mean"], branch["covariance"]),
         embedding=branch["embedding"],
         library_sizes=branch["library_sizes"],

@@ -150,7 +150,7 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     """Add a cell type to a model, or update a known one; cells of other types do not change by one bit."""
     cell_type, n_new = extension.cell_type, int(extension.composition.sum())
     composition = with_more_cells(model.composition, cell_type, extension.composition)
-    autoencoder = model.autoencoder.with_batches(extension.batches).with_own(cell_type, extension.autoencoder)
+    autoencoder = model.autoencoder.with_batches(extension.batches).with_adapters(extension.adapter)
     added = {"denoiser_branch": model.denoiser.shape.n_branches, "n_cells": n_new}
     if extension.attachment is None:
         hierarchy = with_updated_type(model.hierarchy, cell_type, **added)

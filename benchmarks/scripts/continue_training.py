@@ -8,8 +8,8 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from bdm.arrays import to_tensor
-from bdm.autoencoder.adapt import N_ITERATIONS
 from bdm.autoencoder.cells import batch_codes, type_codes
+from bdm.autoencoder.fit_adapters import N_ITERATIONS
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser

@@ -39,7 +39,7 @@ def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Enco
 
 def with_shared_decoder_only(of: Encoded, cells: AnnData) -> Encoded:
     """Encode the cells anew, by the decoder of all types alone."""
-    autoencoder = replace(of.autoencoder, own={})
+    autoencoder = replace(of.autoencoder, adapters=of.autoencoder.adapters.subset(()))
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
