@@ -166,7 +166,8 @@ def tensors(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in folder.glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_command_resumes_and_ends_the_same(folder, number):
     name = number.name.lower()
     checkpoint = folder / f".{name}.checkpoint"

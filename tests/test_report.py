@@ -381,6 +381,7 @@ def test_commands_make_the_same_files(full, results, tmp_path):
         assert sha256(tmp_path / name) == sha256(full / name), name
 
 
+@pytest.mark.slow
 def test_commands_make_the_same_files_of_a_model_that_grew(added, tmp_path):
     shown = checksums(read_results(added))
     assert shown["the labels"] == sha256(added.parent / "my labels.csv")
