@@ -58,8 +58,8 @@ def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
     small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
     bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
     bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
-    judged = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
-    bdm("evaluate", *judged, "--compare", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
+    evaluated = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
+    bdm("evaluate", *evaluated, "--compare", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def many(results) -> Results:
     )
 
 
-# ---- what is told
+# ---- content
 
 
 def test_page_needs_no_network_and_is_small(page, full):
@@ -168,7 +168,7 @@ def test_names_are_text(page):
     assert "&lt;b&gt;four &amp; co" in text
 
 
-def told(page: Path) -> str:
+def text_of(page: Path) -> str:
     """Text of the page, without marks."""
     return words_of(page.read_text(encoding="utf-8"))
 
@@ -182,7 +182,7 @@ def words_of(page: str) -> str:
 
 
 def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
-    text = told(page)
+    text = text_of(page)
     assert "my <i>cells.h5ad" in text
     assert f"{len(results.cells)} labelled cells" in text
     for setting in ("label_key", "n_genes", "n_latent", "n_steps", "width", "n_layers", "n_repeats"):
@@ -203,7 +203,7 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
 
 
 def test_page_shows_what_was_chosen_and_left_out(page, results):
-    text = told(page)
+    text = text_of(page)
     n_cells, n_genes = len(results.cells), len(results.genes)
     assert f"Cells {n_cells} of {n_cells + 13 + 8} Genes {n_genes} of 765 Cell types 4 of 6 Seed 0" in text
     assert "the 100 most variable genes by training cells (seurat_v3), among those with counts in 3 training" in text
@@ -312,7 +312,7 @@ def test_lines_and_axes_are_explained(page, results):
 
 
 def test_page_explains_how_many_cells_a_verdict_needs(page):
-    text = told(page)
+    text = text_of(page)
     assert f"needs {LIMITS.min_cells} test cells (about 50 cells of the type in the input)" in text
     assert f"A type with fewer than {LIMITS.min_cells} test cells, or fewer generated ones, gets no verdict" in text
 
@@ -402,14 +402,14 @@ def test_page_cites_as_the_repository_does(page):
     import yaml
 
     cited = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text())["preferred-citation"]
-    text = told(page)
+    text = text_of(page)
     assert cited["title"] in text
     assert cited["url"] in text
     assert all(author["family-names"] in text for author in cited["authors"])
 
 
 def test_verdicts_are_next_to_their_types(page, results):
-    text = told(page)
+    text = text_of(page)
     for name, verdict in results.verdicts.items():
         assert re.search(rf"{re.escape(name)} {verdict.n_cells} \S {re.escape(verdict.label)}", text), name
     assert {verdict.grade for verdict in results.verdicts.values()} != {0}

@@ -164,7 +164,7 @@ def embedding_of(resample: ResampledCells, *, most: int) -> Callable[[], pd.Data
 
 def embedding_table(sets: dict[str, Cells], *, seed: int) -> pd.DataFrame:
     """Embed all cells together, and name the set of each."""
-    from bdm.evaluation.embedding import joint_umap  # late, as UMAP takes seconds to import
+    from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
 
     tables = joint_umap(list(sets.values()), seed=seed)
     return pd.concat([table.assign(set=name) for name, table in zip(sets, tables, strict=True)], ignore_index=True)

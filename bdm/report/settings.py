@@ -76,9 +76,9 @@ def _as_stored(value: Any) -> Any:
 
 
 def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    learnt = results.model.autoencoder.provenance
-    yield "prepare", learnt.get("prepare", {}), asdict(PrepareSettings())
-    yield "autoencoder", learnt.get("settings", {}), asdict(AutoencoderSettings())
+    record = results.model.autoencoder.provenance
+    yield "prepare", record.get("prepare", {}), asdict(PrepareSettings())
+    yield "autoencoder", record.get("settings", {}), asdict(AutoencoderSettings())
     tree = results.model.hierarchy
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, asdict(HierarchySettings())
     yield "train", results.model.provenance.get("settings", {}), asdict(DenoiserSettings())
@@ -174,19 +174,19 @@ def wanted(results: Results, cells: str) -> str:
 
 
 def checksums(results: Results) -> dict[str, str]:
-    """Give the SHA-256 of the files that the results rest on, by what they are."""
-    judged = results.evaluation.provenance.get("sha256", {})
+    """Return the SHA-256 of the files that were evaluated, by their description."""
+    evaluated = results.evaluation.provenance.get("sha256", {})
     found = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
         "the labels": results.record.get("labels_sha256"),
-        "the prepared cells (prepared.h5ad)": judged.get("prepared"),
-        "the generated cells (generated.h5ad)": judged.get(GENERATED),
+        "the prepared cells (prepared.h5ad)": evaluated.get("prepared"),
+        "the generated cells (generated.h5ad)": evaluated.get(GENERATED),
     }
     return {name: value for name, value in found.items() if value}
 
 
 def versions(results: Results) -> dict[str, str]:
-    """Give the versions of bdm and of what it rests on, as the model was learnt with."""
+    """Return the versions of bdm and of its packages with which the model was trained."""
     record = results.model.provenance
     packages = record.get("packages", {})
     packages = json.loads(packages) if isinstance(packages, str) else packages

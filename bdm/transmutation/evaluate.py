@@ -123,7 +123,7 @@ def embedding_of(
 
 def embedding_table(sets: dict[tuple[str, str], Cells]) -> pd.DataFrame:
     """Embed all cells together, and name the original type and the set of each."""
-    from bdm.evaluation.embedding import joint_umap  # late, as UMAP takes seconds to import
+    from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
 
     tables = joint_umap(list(sets.values()), seed=0)
     return pd.concat(
