@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset
+from bdm.validation import split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,8 +162,8 @@ class PrepareSettings(StageSettings):
         super().__post_init__()
         n_splits = 1 + (self.validation > 0) + (self.test > 0)
         Setting("min_cells_per_type", int, None, (Ge(n_splits),)).check(self.min_cells_per_type)
-        if self.validation + self.test >= 1:
-            raise InputError("validation and test sum to 1 or more, which leaves no cells to train on.")
+        if sentence := split_rejection(self.validation, self.test):
+            raise InputError(sentence)
         self.gene_list()
         self.kept_list()
 

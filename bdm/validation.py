@@ -76,3 +76,10 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"There is no setting {name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
+
+
+def split_rejection(validation: float, test: float) -> str | None:
+    """Phrase that fractions of validation and test cells leave none to train on; None if they leave some."""
+    if validation + test < 1:
+        return None
+    return "validation and test sum to 1 or more, which leaves no cells to train on."

@@ -278,6 +278,14 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
         ({"train": {"n_steps": "many"}}, "train.n_steps: n_steps is 'many', but must be a whole number."),
         ({"prepare": {"test": 0}}, "prepare.test: test is 0, but must be above 0 and below 1."),
+        (
+            {"prepare": {"validation": 0.5, "test": 0.5}},
+            "datasets.pbmc68k.prepare: validation and test sum to 1 or more",
+        ),
+        (
+            {"train": {"learning_rate": float("nan")}},
+            "datasets.pbmc68k.train.learning_rate: .* is nan, but must be a fin",
+        ),
         ({"prepare": {"leave_out": ["a", 1]}}, "prepare.leave_out.1: leave_out is 1, but must be text."),
         ({"datasets": {"a": {"path": ""}}}, "datasets.a.path: path is '', but must be non-empty."),
         ({"datasets": {"a": {"path": "a.h5ad", "label": "x"}}}, r"datasets.a: .* label; did you mean labels\?"),

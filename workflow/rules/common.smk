@@ -13,7 +13,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 
-# The sentences in which settings are rejected: rejection() and unknown_setting()
+# The sentences in which settings are rejected: rejection(), split_rejection() and unknown_setting()
 include: "../../bdm/validation.py"
 
 
@@ -77,6 +77,8 @@ def complete(config):
         for name, dataset in config["datasets"].items()
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
+    for name, dataset in completed["datasets"].items():
+        check_beyond_schema(name, dataset)
     for name in list(completed["datasets"]):
         completed["datasets"].update(grown(name, completed["datasets"][name]))
     return completed
@@ -112,6 +114,22 @@ def check(config, *, set_default):
             f"Configuration, {place}: {sentence(problem)} All keys are described in config/README.md."
         ) from None
     return config
+
+
+def check_beyond_schema(name, dataset):
+    """Reject what a JSON schema allows: numbers that are not finite, and a split that leaves no training cells."""
+    problems = [
+        (f"{section}.{key}", rejection(key, value, {"type": "number"}))
+        for section in SECTIONS
+        for key, value in dataset[section].items()
+        if isinstance(value, float)
+    ]
+    split = dataset["prepare"]["validation"], dataset["prepare"]["test"]
+    for place, problem in [*problems, ("prepare", split_rejection(*split))]:
+        if problem:
+            raise WorkflowError(
+                f"Configuration, datasets.{name}.{place}: {problem} All keys are described in config/README.md."
+            )
 
 
 def sentence(problem):
