@@ -1,12 +1,15 @@
+"""The fit of the autoencoder: its objective on minibatches of cells, and the fitted autoencoder."""
+
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdm.arrays import to_tensor
 from bdm.autoencoder.adapters import Adapters
@@ -54,6 +57,74 @@ class FittedAutoencoder:
     adapters: Adapters
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the training of an autoencoder minimises, in minibatches of the sampled training cells.
+
+    Networks are of :class:`CountAutoencoder`, which Fabric may have wrapped.
+
+    Attributes
+    ----------
+    training, held_out
+        Sampled training and validation cells.
+    n_training
+        Number of all training cells.
+    """
+
+    training: ad.AnnData
+    held_out: ad.AnnData
+    n_training: int
+    cell_types: tuple[str, ...]
+    batches: tuple[str, ...]
+    settings: AutoencoderSettings
+    seed: int
+
+    @cached_property
+    def types(self) -> Tensor:
+        """Index of each training cell's type."""
+        return type_codes(self.training, self.cell_types)
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Index of each training cell's batch."""
+        return batch_codes(self.training, self.batches)
+
+    def minibatch(self, network: Any, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Sample counts, types and batches of training cells, and noise for their latents."""
+        cells = torch.randint(self.training.n_obs, (self.settings.batch_size,), generator=generator)
+        device = next(network.parameters()).device
+        counts = to_tensor(self.training.X[cells.numpy()].toarray()).to(device)
+        noise = torch.randn(len(cells), self.settings.n_latent, generator=generator).to(device)
+        return counts, self.types[cells].to(device), self.codes[cells].to(device), noise
+
+    def loss(self, network: Any, generator: torch.Generator, *, run: Map) -> Tensor:
+        """Negative evidence lower bound by cell, with the penalties; updates the prior means."""
+        cells = self.minibatch(network, generator)
+        value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
+        network.update_prior_means(cells[1], latent)
+        loss: Tensor = value.mean() + network.penalty(loading_scale=self.settings.loading_scale) / self.n_training
+        return loss
+
+    def by_type(self, network: Any, generator: torch.Generator) -> dict[str, float]:
+        """Mean negative evidence lower bound of each cell type in a minibatch; nan where it cannot be computed."""
+        cells = self.minibatch(network, generator)
+        losses = {}
+        for code in cells[1].unique():
+            chosen = cells[1] == code
+            try:
+                value, _ = network(*(part[chosen] for part in cells), n_iterations=N_ITERATIONS)
+            except torch.linalg.LinAlgError:
+                value = torch.tensor(math.nan)
+            losses[self.cell_types[code]] = float(value.mean())
+        return losses
+
+    def validation(self, network: Any) -> Tensor:
+        """Mean negative evidence lower bound of the validation cells."""
+        of_cells = type_codes(self.held_out, self.cell_types), batch_codes(self.held_out, self.batches)
+        bounds = evidence_lower_bounds(network, self.held_out, *of_cells, seed=derive(self.seed, "validation"))
+        return -torch.from_numpy(bounds).mean()
+
+
 @using_threads()
 def fit_autoencoder(
     adata: ad.AnnData,
@@ -82,46 +153,14 @@ def fit_autoencoder(
     cell_types, batches = type_names(adata), batch_names(adata)
     training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
     held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
-    types, codes = type_codes(training, cell_types), batch_codes(training, batches)
-    shape = AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches))
+    n_training = int((adata.obs["split"] == "train").sum())
+    objective = Objective(training, held_out, n_training, cell_types, batches, settings, seed)
+    types, codes = objective.types, objective.codes
     start = sample_rows(training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
-        network = CountAutoencoder(shape)
+        network = CountAutoencoder(AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches)))
         network.initialise(to_tensor(training.X[start].toarray()), types[start])
-
-    def minibatch(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
-        cells = torch.randint(training.n_obs, (settings.batch_size,), generator=generator)
-        where = next(network.parameters()).device
-        counts = to_tensor(training.X[cells.numpy()].toarray()).to(where)
-        noise = torch.randn(len(cells), shape.n_latent, generator=generator).to(where)
-        return counts, types[cells].to(where), codes[cells].to(where), noise
-
-    def loss(network: nn.Module, generator: torch.Generator, run: Map) -> Tensor:
-        cells = minibatch(network, generator)
-        value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
-        network.update_prior_means(cells[1], latent)
-        return value.mean() + network.penalty(loading_scale=settings.loading_scale) / n_training
-
-    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        cells = minibatch(network, generator)
-        found = {}
-        for code in cells[1].unique():
-            chosen = cells[1] == code
-            try:
-                value, _ = network(*(part[chosen] for part in cells), n_iterations=N_ITERATIONS)
-            except torch.linalg.LinAlgError:
-                value = torch.tensor(math.nan)
-            found[cell_types[code]] = float(value.mean())
-        return found
-
-    def validation(network: nn.Module) -> Tensor:
-        of_cells = type_codes(held_out, cell_types), batch_codes(held_out, batches)
-        return -torch.from_numpy(
-            evidence_lower_bounds(network, held_out, *of_cells, seed=derive(seed, "validation"))
-        ).mean()
-
-    n_training = int((adata.obs["split"] == "train").sum())
     loop = Loop(
         settings.n_steps,
         settings.learning_rate,
@@ -130,21 +169,29 @@ def fit_autoencoder(
         what="the autoencoder",
         n_warmup=50,
     )
-    judge = validation if held_out.n_obs else None
+    validation = objective.validation if held_out.n_obs else None
     with threads() as run:
-        history = train(network, partial(loss, run=run), loop, by_type=by_type, validation=judge, checkpoint=checkpoint)
+        loss = partial(objective.loss, run=run)
+        history = train(network, loss, loop, by_type=objective.by_type, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
     none = Adapters.of_shared(network, (), ())
     adapters = none if settings.shared_decoder else fit_adapters(network, adata, seed=seed)
-    judged = held_out if held_out.n_obs else training[start]
-    types = type_codes(judged, cell_types)
-    bound = evidence_lower_bounds(network, judged, types, batch_codes(judged, batches), seed=seed)
+    table = _bounds_by_type(network, adapters, held_out if held_out.n_obs else training[start], objective)
+    return FittedAutoencoder(network, cell_types, batches, history, table, adapters)
+
+
+def _bounds_by_type(
+    network: CountAutoencoder, adapters: Adapters, cells: ad.AnnData, objective: Objective
+) -> pd.DataFrame:
+    """Mean evidence lower bound of cells by type, each with the decoder of its type."""
+    cell_types, batches, seed = objective.cell_types, objective.batches, objective.seed
+    types = type_codes(cells, cell_types)
+    bound = evidence_lower_bounds(network, cells, types, batch_codes(cells, batches), seed=seed)
     for cell_type in adapters:
         rows = np.flatnonzero(types == cell_types.index(cell_type))
-        bound[rows] = likelihood(adapters.network(cell_type, network), judged[rows], batches, seed=seed)
-    table = mean_bound_by_type(bound, judged, types, cell_types)
-    return FittedAutoencoder(network, cell_types, batches, history, table, adapters)
+        bound[rows] = likelihood(adapters.network(cell_type, network), cells[rows], batches, seed=seed)
+    return mean_bound_by_type(bound, cells, types, cell_types)
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
@@ -153,4 +200,5 @@ def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor,
         return network.encode(*block).precision.sum(dim=0)
 
     with threads() as run:
-        return sum(run(summed, cell_blocks(adata, types, codes))) / adata.n_obs
+        mean: Tensor = sum(run(summed, cell_blocks(adata, types, codes))) / adata.n_obs
+    return mean

@@ -1,3 +1,5 @@
+"""The autoencoder with its genes, as encoding and decoding need it, and its folder."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace

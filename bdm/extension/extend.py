@@ -14,7 +14,7 @@ from bdm.autoencoder.fit_adapters import AdapterSettings, TypeCells, fit_gaining
 from bdm.extension.fit import batch_offsets, fit_embedding, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point
-from bdm.latent.cells import encode, latent_cells
+from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, type_moments
 from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse, fit
@@ -124,10 +124,7 @@ def extend(
     normal = Normal(moments.mean[0], moments.covariance[0])
     x = model.whitening(latent.mean).numpy()
     attachment = None if known else attachment_of(model, x.mean(axis=0))
-    neighbour = attachment.branch if attachment else cell_type
-    denoiser = with_branch(model.denoiser, normal, embedding_of(model, neighbour))
-    highest = attachment.level if attachment else model.hierarchy.segment(cell_type).high
-    embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
+    embedding = _embedding_of_branch(model, cell_type, attachment, normal, latent, settings, seed=seed)
     extension = Extension(
         cell_type=cell_type,
         attachment=attachment,
@@ -155,6 +152,24 @@ def extend(
         after,
         float(held_out.X.sum() / held_out.n_obs),
     )
+
+
+def _embedding_of_branch(
+    model: BranchedModel,
+    cell_type: str,
+    attachment: AttachmentPoint | None,
+    normal: Normal,
+    latent: LatentCells,
+    settings: ExtendSettings,
+    *,
+    seed: int,
+) -> torch.Tensor:
+    """Fit the embedding of a type's branch, from the embedding of the branch that it leaves."""
+    neighbour = attachment.branch if attachment else cell_type
+    denoiser = with_branch(model.denoiser, normal, embedding_of(model, neighbour))
+    highest = attachment.level if attachment else model.hierarchy.segment(cell_type).high
+    embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
+    return embedding
 
 
 def extend_all(
