@@ -57,7 +57,7 @@ def continue_training_of(
         moments=moments,
         hierarchy=hierarchy,
         denoiser=denoiser.eval().requires_grad_(False),
-        composition=with_more_cells(model.composition, cell_type, composition_of(new)),
+        composition=with_more_cells(model.composition, cell_type, composition_of(new.obs).loc[cell_type]),
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
     )
 
