@@ -1,4 +1,4 @@
-"""Damages files, and reads them in processes of its own; by thousands as ``python tests/damage.py FOLDER NUMBER``."""
+"""Damages files, and reads them in separate processes; by thousands as ``python tests/damage.py FOLDER NUMBER``."""
 
 import collections
 import faulthandler
@@ -93,7 +93,7 @@ def read_cells_of(path: Path) -> Any:
 
     cells = read_cells(path, on_disk=True)
     try:  # as the command does
-        return told(prepared_cells(cells, PrepareSettings(genes="all", test=0.0)).in_memory())
+        return content_of(prepared_cells(cells, PrepareSettings(genes="all", test=0.0)).in_memory())
     except UnreadableError:
         raise
     except InputError as error:
@@ -106,7 +106,7 @@ def read_prepared_of(path: Path) -> Any:
 
     cells = read_prepared(path, on_disk=True)
     cells.X = take_rows(cells.X, slice(None))
-    return told(cells)
+    return content_of(cells)
 
 
 def read_autoencoder(path: Path) -> Any:
@@ -114,7 +114,7 @@ def read_autoencoder(path: Path) -> Any:
     from bdm.latent.cells import read_latent
 
     autoencoder, latent = load_autoencoder(path), read_latent(path)
-    return autoencoder.content(), tensors_of(autoencoder.tensors()), latent.X.tobytes(), told(latent)
+    return autoencoder.content(), tensors_of(autoencoder.tensors()), latent.X.tobytes(), content_of(latent)
 
 
 def read_model(path: Path) -> Any:
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path) -> Any:
     from bdm.errors import InputError
 
     progress = Checkpoint(path, "identity").read()
-    if progress is None:  # told, and training starts anew
+    if progress is None:  # reported, and training starts again
         raise InputError(f"{path} is not used.")
     return progress.step, progress.best, progress.history, tensors_of(progress.tensors)
 
@@ -147,10 +147,10 @@ def read_parts(path: Path) -> Any:
     from bdm.generation.merge import merged_cells
 
     cells = merged_cells(sorted(path.glob("*.h5ad")))[0].in_memory()
-    return told(cells), cells.obsm["latent"].tobytes()
+    return content_of(cells), cells.obsm["latent"].tobytes()
 
 
-def told(cells: Any) -> Any:
+def content_of(cells: Any) -> Any:
     counts = cells.X
     parts = [counts] if isinstance(counts, np.ndarray) else [counts.data, counts.indices, counts.indptr]
     tables = [frame.astype(str).to_csv() for frame in (cells.obs, cells.var)]
@@ -216,7 +216,7 @@ def run(kind: str, folder: Path, numbers: range) -> list[Case]:
 
 
 def main(folder: Path, kind: str, start: int, stop: int) -> None:
-    """Try cases and tell of each."""
+    """Try cases and report each."""
     from bdm.data import read
 
     read.PROBE_SECONDS = 5

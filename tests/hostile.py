@@ -21,7 +21,7 @@ MORE = float(os.environ.get("BDM_HOSTILE", "1"))  # how many times as many cases
 
 
 def cases(number: int) -> settings:
-    """Settings of a test of so many cases, the same ones each time unless more of them are asked for."""
+    """Settings of a test of so many cases, the same ones each time unless more are requested."""
     return settings(
         max_examples=max(1, round(number * MORE)),
         derandomize=MORE == 1,
@@ -50,7 +50,7 @@ def command(*arguments: str) -> tuple[int, str]:
 
 
 def command_in_process(*arguments: str) -> tuple[int, str]:
-    """Run a command in a process of its own, and give its exit code and last message."""
+    """Run a command in a separate process, and give its exit code and last message."""
     code = "from bdm.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr

@@ -355,8 +355,8 @@ def test_initialise_from_cells():
     axes = torch.linalg.svd(normalised, full_matrices=False)[2][:2]
     means = torch.stack([normalised[types == t].mean(dim=0) for t in range(3)])
     loadings = network.loadings.weight.detach()
-    told = 2 * network.prior_mean @ loadings.T
-    torch.testing.assert_close(told, means @ axes.T @ axes, atol=0.05, rtol=0)
+    decoded = 2 * network.prior_mean @ loadings.T
+    torch.testing.assert_close(decoded, means @ axes.T @ axes, atol=0.05, rtol=0)
     within = ((normalised - means[types]) @ axes.T).std(dim=0)
     torch.testing.assert_close(2 * loadings.norm(dim=0), within, atol=0.05, rtol=0)
 
@@ -383,7 +383,7 @@ def test_turned_model_is_the_same():
     counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
     noise = torch.zeros(9, 4)
 
-    def told() -> list[Tensor]:
+    def decoded() -> list[Tensor]:
         with torch.no_grad():
             posterior = network.encode(counts, types, batch)
             loadings = network.loadings.weight
@@ -395,10 +395,10 @@ def test_turned_model_is_the_same():
                 loadings @ loadings.T,
             ]
 
-    before, loadings = told(), network.loadings.weight.detach().clone()
+    before, loadings = decoded(), network.loadings.weight.detach().clone()
     network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
     assert not torch.allclose(network.loadings.weight, loadings, atol=0.01)
-    torch.testing.assert_close(told(), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded(), before, atol=1e-4, rtol=1e-4)
 
 
 def test_turned_latents_have_independent_errors_and_the_best_known_first():
@@ -643,7 +643,7 @@ def test_sampled_rows_are_of_all_cells_and_of_each_type():
 
 @pytest.fixture(scope="module")
 def planted(prepared) -> AnnData:
-    """Cells of which B cells alone have, in place of others, counts that no few dimensions of all cells can tell."""
+    """Cells of which B cells alone have counts that a few dimensions of all cells cannot explain."""
     cells = prepared.copy()
     counts = cells.X.toarray()
     is_b = (cells.obs["cell_type"] == "CD19+ B").to_numpy()

@@ -57,16 +57,16 @@ def checkpoint(tmp_path) -> Checkpoint:
 
 
 @pytest.mark.parametrize("stops", [[1], [7], [30], [59], [3, 11, 20]])
-@pytest.mark.parametrize("judged", [None, validation])
-def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, judged):
+@pytest.mark.parametrize("chooses", [None, validation])
+def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, chooses):
     whole, parts = network(), network()
-    expected = train(whole, loss, LOOP, validation=judged)
+    expected = train(whole, loss, LOOP, validation=chooses)
     for n_steps in stops:
         parts = network()
         with pytest.raises(Interrupted, match="the same command goes on"):
-            train(parts, stopping_at(n_steps), LOOP, validation=judged, checkpoint=checkpoint)
+            train(parts, stopping_at(n_steps), LOOP, validation=chooses, checkpoint=checkpoint)
     parts = network()
-    found = train(parts, loss, LOOP, validation=judged, checkpoint=checkpoint)
+    found = train(parts, loss, LOOP, validation=chooses, checkpoint=checkpoint)
     assert found.equals(expected)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name])
@@ -101,11 +101,11 @@ def test_damaged_checkpoint_is_reported_and_not_used(checkpoint, damage, caplog)
 
 def test_checkpoint_comes_back(checkpoint):
     tensors = {"network": {"a/b": torch.rand(2, 2)}, "best": {"c": torch.rand(1)}}
-    told = {"step": 3, "best": 0.1, "seen": 1 / 3, "first": 2.5, "history": [{"x": 0.1}]}
-    progress = Progress(tensors=tensors, **told)
+    values = {"step": 3, "best": 0.1, "seen": 1 / 3, "first": 2.5, "history": [{"x": 0.1}]}
+    progress = Progress(tensors=tensors, **values)
     checkpoint.write(progress)
     found = checkpoint.read()
-    assert {name: getattr(found, name) for name in told} == told
+    assert {name: getattr(found, name) for name in values} == values
     assert torch.equal(found.tensors["network"]["a/b"], progress.tensors["network"]["a/b"])
     assert [path.name for path in checkpoint.path.parent.iterdir()] == ["point"]
 
@@ -146,7 +146,7 @@ def run_here(folder: Path, command: str) -> None:
 
 
 def run(folder: Path, command: str) -> subprocess.Popen:
-    """Start a command in a process of its own."""
+    """Start a command in a separate process."""
     program = [sys.executable, "-c", "from bdm.cli import main; main()", *command.split()]
     return subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
 
@@ -174,11 +174,11 @@ def test_killed_command_resumes_and_ends_the_same(folder, number):
     command = TRAIN.replace("hierarchy.json", f"hierarchy.json {name}")
     for _ in range(2):
         process = killed(folder, command, number, checkpoint)
-        told = process.stderr.read()
-        assert process.returncode == (143 if number is signal.SIGTERM else -signal.SIGKILL), told
+        output = process.stderr.read()
+        assert process.returncode == (143 if number is signal.SIGTERM else -signal.SIGKILL), output
         assert not (folder / name).exists()
         assert checkpoint.is_file()
-        assert number is signal.SIGKILL or "the same command goes on from there" in told
+        assert number is signal.SIGKILL or "the same command goes on from there" in output
     last = run(folder, command)
     assert "continues from step" in last.communicate()[1]
     assert last.returncode == 0

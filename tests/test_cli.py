@@ -228,14 +228,14 @@ def test_lower_learning_rate_helps_training_that_diverged(made, tmp_path, bdm, m
     monkeypatch.chdir(made[0])
     name, *arguments = step
     again = [name, *(tmp_path / "out" if word == name.replace("train", "model") else word for word in arguments)]
-    code, told = bdm(*again, "--learning-rate", 1000)
-    assert (code, "or a learning rate below 1000" in told) == (1, True), told
+    code, output = bdm(*again, "--learning-rate", 1000)
+    assert (code, "or a learning rate below 1000" in output) == (1, True), output
     assert not (tmp_path / "out").exists()
     assert bdm(*again, "--learning-rate", 0.001)[0] == 0
     assert (tmp_path / "out").exists()
 
 
-# ---- what is told
+# ---- what is shown
 
 
 def run(*arguments, cwd, **environment) -> subprocess.CompletedProcess:
@@ -251,22 +251,22 @@ def test_every_command_can_be_quiet_and_verbose(name):
     assert {"--quiet", "-q", "--verbose", "-v"} <= options
 
 
-def rows(told: str) -> dict[str, str]:
+def rows(output: str) -> dict[str, str]:
     """Rows of a summary by their first word."""
-    found = dict(re.match(r"(\w+) +(.*)", line).groups() for line in told.splitlines() if re.match(r"\w+  ", line))
-    starts = {len(re.match(r"\w+ +", line).group()) for line in told.splitlines() if re.match(r"\w+  ", line)}
-    assert len(starts) == 1, told
+    found = dict(re.match(r"(\w+) +(.*)", line).groups() for line in output.splitlines() if re.match(r"\w+  ", line))
+    starts = {len(re.match(r"\w+ +", line).group()) for line in output.splitlines() if re.match(r"\w+  ", line)}
+    assert len(starts) == 1, output
     return found
 
 
 def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, caplog):
     out = tmp_path / "two words.h5ad"
     assert bdm("generate", made[0] / "model", out, "--cells", 3)[0] == 0
-    told = rows(caplog.messages[-1])
-    assert told["wrote"] == str(out)
-    assert told["cells"] == "27 of 9 types x 100 genes"
-    assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", told["took"])
-    assert told["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
+    output = rows(caplog.messages[-1])
+    assert output["wrote"] == str(out)
+    assert output["cells"] == "27 of 9 types x 100 genes"
+    assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", output["took"])
+    assert output["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):
@@ -282,9 +282,9 @@ def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog
     ):
         caplog.clear()
         assert bdm(*step) == (0, "")
-        told = rows(caplog.messages[-1])
-        assert told["wrote"] == out
-        program, command, *words = shlex.split(told["next"])
+        output = rows(caplog.messages[-1])
+        assert output["wrote"] == out
+        program, command, *words = shlex.split(output["next"])
         assert program == "bdm"
         COMMANDS[command].make_context(command, words)  # raises if it does not understand them
 
@@ -327,7 +327,7 @@ def test_colours_are_for_terminals_that_have_them(variables, coloured):
     process = subprocess.Popen(command, stdout=writing, stderr=writing, env=environment)
     os.close(writing)
     shown = b""
-    with contextlib.suppress(OSError):  # which tells that the other side is closed
+    with contextlib.suppress(OSError):  # which means that the other side is closed
         while part := os.read(reading, 4096):
             shown += part
     os.close(reading)
@@ -393,8 +393,8 @@ DRY = {
 }
 
 
-@pytest.mark.parametrize(("command", "told"), DRY.values(), ids=DRY)
-def test_dry_run_prints_the_plan_and_writes_nothing(inputs, capsys, monkeypatch, command, told):
+@pytest.mark.parametrize(("command", "expected"), DRY.values(), ids=DRY)
+def test_dry_run_prints_the_plan_and_writes_nothing(inputs, capsys, monkeypatch, command, expected):
     monkeypatch.chdir(inputs)
     (inputs / "numbers.csv").write_text("cell_type,n_cells\nCD19+ B,7\nCD56+ NK,1002\n")
     before = {path: path.stat().st_mtime_ns for path in inputs.rglob("*")}
@@ -402,7 +402,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(inputs, capsys, monkeypatch,
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert re.search(told, capsys.readouterr().out)
+    assert re.search(expected, capsys.readouterr().out)
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
 
 
@@ -582,17 +582,17 @@ def inputs(made):
     return folder
 
 
-@pytest.mark.parametrize(("command", "told"), BAD.values(), ids=BAD)
-def test_bad_input_ends_with_one_sentence_and_leaves_nothing(inputs, bdm, monkeypatch, command, told):
+@pytest.mark.parametrize(("command", "expected"), BAD.values(), ids=BAD)
+def test_bad_input_ends_with_one_sentence_and_leaves_nothing(inputs, bdm, monkeypatch, command, expected):
     monkeypatch.chdir(inputs)
     before = files(inputs)
     code, err = bdm(*command.split())
     assert code == 2
     assert "Traceback" not in err
-    if told is not None:  # other mistakes are told by typer, with the usage
+    if expected is not None:  # typer reports other mistakes, with the usage
         lines = err.strip().splitlines()
         assert lines[-1].startswith("bdm: ")
-        assert told in lines[-1]
+        assert expected in lines[-1]
         assert sum(line.startswith("bdm: ") for line in lines) == 1
     assert files(inputs) == before
     assert not [path.name for path in inputs.iterdir() if path.name.startswith((".", "OUT"))]

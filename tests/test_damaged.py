@@ -1,4 +1,4 @@
-"""Files that are damaged are refused: no wrong model, no traceback, no crash, no endless wait."""
+"""Damaged files are rejected: no wrong model, no traceback, no crash, no endless wait."""
 
 import os
 import shutil

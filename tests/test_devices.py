@@ -33,8 +33,8 @@ def folder(example_cells, tmp_path_factory) -> Path:
     run_here(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0")
     run_here(folder, command("one", 40, 1))
     process = run(folder, command("three", 40, 3))
-    told = process.communicate()[1]
-    assert process.returncode == 0, told
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
     return folder
 
 
@@ -44,7 +44,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 def all_end(pids: list[int], seconds: float = 20) -> bool:
-    """Wait until no process runs any more, and tell whether it came to that."""
+    """Wait until no process runs any more, and return whether that happened."""
     until = time.monotonic() + seconds
     while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
         time.sleep(0.1)
@@ -75,14 +75,14 @@ def test_processes_with_unequal_shares_train_what_one_does(folder):
 def test_processes_end_together_go_on_and_give_the_same_bits(folder):
     process, workers = once_training(folder, "stopped", 300)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode == 143, told
-    assert "the same command goes on from there" in told.splitlines()[-1]
+    output = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, output
+    assert "the same command goes on from there" in output.splitlines()[-1]
     assert all_end(workers)
     assert not (folder / "stopped").exists()
     again = run(folder, command("stopped", 300, 2))
-    told = again.communicate()[1]
-    assert told.count("continues from step") == 1
+    output = again.communicate()[1]
+    assert output.count("continues from step") == 1
     whole = run(folder, command("whole", 300, 2))
     assert (whole.wait(), again.returncode) == (0, 0)
     assert tensors(folder / "stopped") == tensors(folder / "whole")
@@ -92,9 +92,9 @@ def test_processes_end_together_go_on_and_give_the_same_bits(folder):
 def test_death_of_one_process_ends_all_and_leaves_the_checkpoint(folder):
     process, workers = once_training(folder, "killed", 100_000)
     subprocess.run(["kill", "-9", str(workers[-1])], check=True)
-    told = process.communicate(timeout=120)[1]
+    output = process.communicate(timeout=120)[1]
     assert process.returncode == 1
-    assert "bdm: Training ended early" in told
+    assert "bdm: Training ended early" in output
     assert all_end(workers)
     assert (folder / ".killed.checkpoint").is_file()
     assert not list(folder.glob(".killed.*.*"))
@@ -104,11 +104,11 @@ def test_death_of_one_process_ends_all_and_leaves_the_checkpoint(folder):
 def test_bad_input_is_reported_once(folder):
     (folder / "other.json").write_text('["B", "T"]')
     process = run(folder, command("bad", 5, 2).replace("hierarchy.json", "other.json"))
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 2
-    assert told.splitlines()[-1].startswith("bdm: ")
-    assert "hierarchy" in told.splitlines()[-1]
-    assert told.count("bdm: ") == 1
+    assert output.splitlines()[-1].startswith("bdm: ")
+    assert "hierarchy" in output.splitlines()[-1]
+    assert output.count("bdm: ") == 1
     assert not (folder / "bad").exists()
 
 

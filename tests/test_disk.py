@@ -26,7 +26,7 @@ def run(*arguments: object, before: str = "") -> subprocess.CompletedProcess:
     return subprocess.run(program, capture_output=True, text=True, timeout=300)
 
 
-def assert_told(done: subprocess.CompletedProcess, *parts: str) -> None:
+def assert_reported(done: subprocess.CompletedProcess, *parts: str) -> None:
     """Check that a command ended with one sentence."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def test_full_disk(folder, small_disk, name):
         Path(out).write_bytes(b"earlier")
     before = sha256(small_disk)
     (small_disk / "filler").write_bytes(b"x" * (4096 * (shutil.disk_usage(small_disk).free // 4096 - 4)))
-    assert_told(run(*command(name, folder, small_disk / "out")), str(small_disk), "No space left", "make room")
+    assert_reported(run(*command(name, folder, small_disk / "out")), str(small_disk), "No space left", "make room")
     (small_disk / "filler").unlink()
     assert sha256(small_disk) == before
     assert not list(small_disk.glob(".*"))
@@ -90,7 +90,7 @@ def test_disk_that_cannot_be_written(folder, small_disk):
     (small_disk / "out.h5ad").write_bytes(b"earlier")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for name in ("generate", "fit"):
-        assert_told(run(*command(name, folder, small_disk / "out")), "Read-only file system")
+        assert_reported(run(*command(name, folder, small_disk / "out")), "Read-only file system")
     assert (small_disk / "out.h5ad").read_bytes() == b"earlier"
 
 
@@ -98,7 +98,7 @@ def test_second_run_of_the_same_output_is_rejected_and_another_is_not(tmp_path):
     with atomic_write(tmp_path / "out") as path:
         path.write_text("first")
         done = run("example", tmp_path / "out")
-        assert_told(done, "another process is writing it")
+        assert_reported(done, "another process is writing it")
         app(["example", str(tmp_path / "other.h5ad")], standalone_mode=False)
     assert (tmp_path / "out").read_text() == "first"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.h5ad", "out"]
@@ -124,8 +124,10 @@ def test_many_runs_at_once_leave_all_of_one(tmp_path):
     program = [sys.executable, "-c", WRITER, tmp_path / "out"]
     for _ in range(3):
         runs = [subprocess.Popen([*program, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
-        told = [process.communicate()[1] for process in runs]
-        assert all("another process" in text for process, text in zip(runs, told, strict=True) if process.returncode)
+        messages = [process.communicate()[1] for process in runs]
+        assert all(
+            "another process" in text for process, text in zip(runs, messages, strict=True) if process.returncode
+        )
         assert len({file.read_text() for file in (tmp_path / "out").iterdir()}) == 1
         assert len(list((tmp_path / "out").iterdir())) == 21
         assert [path.name for path in tmp_path.iterdir()] == ["out"]

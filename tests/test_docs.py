@@ -117,8 +117,8 @@ def test_commands_named_in_the_text_have_these_options(page):
 @pages
 def test_make_targets_are_there(page):
     targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split())
-    told = [*code_lines(page), *inline_code(page)]
-    named = {match[1] for line in told if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z]+)", line))}
+    shown = [*code_lines(page), *inline_code(page)]
+    named = {match[1] for line in shown if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z]+)", line))}
     assert named <= targets
 
 
@@ -225,7 +225,7 @@ def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):
     assert "feature_name" in found["generated"].var
 
 
-# ---- what is told of bdm is what it tells
+# ---- the pages agree with the messages of bdm
 
 
 @pytest.fixture
@@ -257,9 +257,9 @@ def faulty(example_cells, tmp_path, monkeypatch) -> None:
 
 
 def test_messages_are_those_that_bdm_prints(faulty, bdm):  # noqa: F811
-    told = [content.splitlines() for language, content in fenced(ROOT / "docs/own_data.md") if language == "console"]
-    assert len(told) > 5
-    for command, message in told:
+    shown = [content.splitlines() for language, content in fenced(ROOT / "docs/own_data.md") if language == "console"]
+    assert len(shown) > 5
+    for command, message in shown:
         code, err = bdm(*shlex.split(command)[2:])
         assert (code, err.splitlines()[-1]) == (2, message)
 

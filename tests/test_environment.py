@@ -122,7 +122,7 @@ esac
 
 
 def stub_conda(folder: Path) -> Path:
-    """Write a conda that makes empty environments, and a Python that tells what it is given in ``arguments``."""
+    """Write a conda that makes empty environments, and a Python that writes what it is given in ``arguments``."""
     stubs = {
         "conda": STUB_CONDA.format(folder=folder),
         "activate": f"export PATH={folder}/bin:$PATH\n",

@@ -117,7 +117,7 @@ def test_means_leave_out_types_of_few_test_cells(evaluation):
         assert evaluation.overall.loc[score, "independent"] == pytest.approx(means[score])
 
 
-def test_same_seed_same_scores_whatever_is_compared_beside(evaluation, training, real):
+def test_same_seed_same_scores_whatever_is_compared(evaluation, training, real):
     again = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1))
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 

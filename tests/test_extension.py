@@ -327,7 +327,7 @@ def bdm(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(base, example_cells, tmp_path_factory):
-    """Folder of a model, what it has learnt from, and cells of other types."""
+    """Folder of a model, the cells that it was fitted to, and cells of other types."""
     from bdm.data.prepare import prepare
     from bdm.settings import PrepareSettings
 

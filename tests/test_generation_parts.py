@@ -158,7 +158,7 @@ def parts(folder) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         (["1-of-3", "2-of-3"], "Part 3-of-3 is missing"),
         (["1-of-3", "2-of-3", "2-of-3", "3-of-3"], "Part 2-of-3 is given twice"),
@@ -171,11 +171,11 @@ def parts(folder) -> dict[str, Path]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_parts_that_cannot_be_merged_are_reported_in_one_sentence(parts, tmp_path, capsys, given, told):
+def test_parts_that_cannot_be_merged_are_reported_in_one_sentence(parts, tmp_path, capsys, given, expected):
     assert bdm("merge", tmp_path / "gathered.h5ad", *(parts[name] for name in given)) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("bdm: ")
-    assert told in line
+    assert expected in line
     assert not list(tmp_path.iterdir())
 
 

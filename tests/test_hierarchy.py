@@ -156,7 +156,7 @@ def test_tree_can_be_plotted(hierarchy, tmp_path):
 
 
 @every_hierarchy
-def test_branch_table_agrees_with_the_ways(hierarchy):
+def test_branch_table_agrees_with_the_paths(hierarchy):
     cell_types = tuple(sorted(hierarchy.cell_types, reverse=True))
     upper, branch = branch_table(hierarchy, cell_types)
     levels = sorted({segment.low for t in cell_types for segment in hierarchy.path(t)} | {hierarchy.sigma_max})

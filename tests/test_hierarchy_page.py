@@ -78,9 +78,9 @@ def test_page_holds_the_whole_tree(hierarchy):
     assert [branch["name"] for branch in branches] == [branch.name for branch in hierarchy.branches]
     parents = [None if branch["parent"] is None else branches[branch["parent"]]["name"] for branch in branches]
     assert parents == [branch.parent for branch in hierarchy.branches]
-    for told, branch in zip(branches, hierarchy.branches, strict=True):
-        assert (told["cells"], told["support"], told["added"]) == (branch.n_cells, branch.support, branch.added)
-        assert told["level"] == pytest.approx(branch.level, abs=1e-3)
+    for shown, branch in zip(branches, hierarchy.branches, strict=True):
+        assert (shown["cells"], shown["support"], shown["added"]) == (branch.n_cells, branch.support, branch.added)
+        assert shown["level"] == pytest.approx(branch.level, abs=1e-3)
 
 
 def test_page_opens_what_the_figure_shows():
@@ -137,7 +137,7 @@ def dom(folder: Path, hierarchy: Hierarchy, script: str = "") -> str:
 
 
 def items(text: str) -> list[str]:
-    """What a screen reader tells of each branch that is drawn."""
+    """What a screen reader announces of each branch that is drawn."""
     return re.findall(r'<g role="treeitem"[^>]*aria-label="([^"]*)"', text)
 
 

@@ -1,4 +1,4 @@
-"""Whatever cells there are, prepare gives them as they are, or tells in one sentence why it does not."""
+"""Whatever cells there are, prepare gives them as they are, or reports in one sentence why it does not."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, as_options
 from bdm.settings import PrepareSettings, Settings
 
-# ---- what is right, told from dense matrices
+# ---- what is right, computed from dense matrices
 
 
 def truth(matrix) -> np.ndarray:
@@ -55,7 +55,7 @@ def lacks_value(found: pd.Series) -> pd.Series:
 
 
 def faults_of_column(obs: pd.DataFrame, key: str, *, drop: bool = False) -> list[str]:
-    """Tell what the messages may say of a column of groups, of which cells without a value may be dropped."""
+    """Describe what the messages may report of a column of groups, of which cells without a value may be dropped."""
     if key not in obs:
         return [f"obs has no column {re.escape(repr(key))}; name one by "]
     if pd.api.types.is_float_dtype(obs[key]):
@@ -64,10 +64,10 @@ def faults_of_column(obs: pd.DataFrame, key: str, *, drop: bool = False) -> list
     lacking = lacks_value(found)
     if lacking.all():
         return ["has no value for any cell"]
-    told = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() and not drop else []
+    faults = [f"has no value for {lacking.sum()} of {len(obs)} cells"] if lacking.any() and not drop else []
     if any(is_unwritable(name) for name in found.dropna()):
-        told.append("has the value .*, which files cannot hold; rename it")
-    return told + (["has one value for all cells"] if found[~lacking].nunique() < 2 else [])
+        faults.append("has the value .*, which files cannot hold; rename it")
+    return faults + (["has one value for all cells"] if found[~lacking].nunique() < 2 else [])
 
 
 def is_unwritable(name: str) -> bool:
@@ -75,53 +75,53 @@ def is_unwritable(name: str) -> bool:
 
 
 def faults_of(case: Case) -> tuple[list[str], str | None]:
-    """Tell what is wrong with cells, as the messages tell it, and where the counts are."""
+    """Describe what is wrong with cells, in the words of the messages, and where the counts are."""
     adata, chosen = case.adata, PrepareSettings(**case.settings)
-    found, told = slots(adata), []
+    found, faults = slots(adata), []
     if not adata.obs_names.is_unique:
-        told.append("cell name .* occurs more than once")
+        faults.append("cell name .* occurs more than once")
     if not adata.var_names.is_unique:
-        told.append("gene name .* occurs more than once")
+        faults.append("gene name .* occurs more than once")
     for kind, names in {"cell": adata.obs_names, "gene": adata.var_names}.items():
-        told += [f"{kind} name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, names))
+        faults += [f"{kind} name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, names))
     if chosen.counts != "auto" and chosen.counts not in found:
-        return [*told, f"there is no layer '{chosen.counts}'"], None
+        return [*faults, f"there is no layer '{chosen.counts}'"], None
     if 0 in adata.shape:
-        return [*told, f"there are {adata.n_obs} cells and {adata.n_vars} genes"], None
+        return [*faults, f"there are {adata.n_obs} cells and {adata.n_vars} genes"], None
     tried = [name for name in ("counts", "raw", "X") if name in found] if chosen.counts == "auto" else [chosen.counts]
     source = next((name for name in tried if are_counts(found[name][0])), None)
     if source is None:
         return [
-            *told,
+            *faults,
             "no raw counts: .* has .* for gene .* in cell .*, which is|values of type .*, which are not counts",
         ], None
     values, genes = found[source]
     if not genes.is_unique:
-        told.append("gene name .* occurs more than once")
-    told += ["gene name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, genes))
-    told += faults_of_column(adata.obs, chosen.label_key, drop=chosen.drop_unlabelled)
-    if told:
-        return told, source
+        faults.append("gene name .* occurs more than once")
+    faults += ["gene name .* has characters that files cannot hold; rename it"] * any(map(is_unwritable, genes))
+    faults += faults_of_column(adata.obs, chosen.label_key, drop=chosen.drop_unlabelled)
+    if faults:
+        return faults, source
     types = labels(adata.obs[chosen.label_key])
     labelled = ~lacks_value(types).to_numpy()
-    told += faults_of_column(adata.obs[labelled], chosen.batch_key) if chosen.batch_key else []
-    if told:
-        return told, source
+    faults += faults_of_column(adata.obs[labelled], chosen.batch_key) if chosen.batch_key else []
+    if faults:
+        return faults, source
     left = labelled & ~types.isin(chosen.leave_out).to_numpy()
     if not set(chosen.leave_out) <= set(types[labelled]):
-        told.append("there is no cell type .* to leave out")
+        faults.append("there is no cell type .* to leave out")
     n_genes = (values > 0).sum(axis=1)
     if chosen.min_genes_per_cell == 0 and (n_genes[left] == 0).any():
-        told.append("have no counts at all, for example .*; leave them out by `min_genes_per_cell=1`")
+        faults.append("have no counts at all, for example .*; leave them out by `min_genes_per_cell=1`")
     left &= n_genes >= max(chosen.min_genes_per_cell, 1)
     if not left.any():
-        told.append("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`")
+        faults.append("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`")
     elif (types[left].value_counts() >= chosen.min_cells_per_type).sum() < 2:
-        told.append("fewer than two of .* cell types have .* cells or more")
-    return told, source
+        faults.append("fewer than two of .* cell types have .* cells or more")
+    return faults, source
 
 
-MAY_BE_TOLD = [
+POSSIBLE_MESSAGES = [
     r"no (train|validation|test) cell of type .* has counts of the chosen genes; choose more genes",
     "genes cannot be ranked by variability",
     r"no gene is seen in \d+ training cells; lower",
@@ -170,10 +170,10 @@ def check_prepared(case: Case, source: str, prepared: AnnData) -> None:
         assert len(columns) <= chosen.n_genes
 
 
-def check_refusal(message: str, told: list[str]) -> None:
+def check_refusal(message: str, faults: list[str]) -> None:
     """See that a message is one sentence, is true, and has a remedy."""
     assert message.isprintable(), repr(message)
-    assert any(re.search(of, message) for of in [*told, *MAY_BE_TOLD]), (message, told)
+    assert any(re.search(of, message) for of in [*faults, *POSSIBLE_MESSAGES]), (message, faults)
     assert ";" in message
     assert message.endswith("."), message
 
@@ -218,16 +218,16 @@ def write(adata: AnnData, path: Path) -> Path:
 @cases(150)
 @pytest.mark.filterwarnings("ignore")
 def test_cells_in_memory_are_prepared_or_rejected(case):
-    told, source = faults_of(case)
+    faults, source = faults_of(case)
     with stored(case) as adata:
         try:
             prepared = prepare(adata, PrepareSettings(**case.settings))
         except InputError as error:
-            event(f"refused {(told or ['maybe'])[0][:25]}")
-            check_refusal(str(error), told)
+            event(f"refused {(faults or ['maybe'])[0][:25]}")
+            check_refusal(str(error), faults)
             return
     event("prepared")
-    assert not told
+    assert not faults
     check_prepared(case, source, prepared)
 
 
@@ -244,24 +244,24 @@ def options(case: Case) -> list[str]:
 
 def check_command(case: Case, run) -> None:
     """Prepare cells in a file by a command, and see that it makes all of the right file, or nothing."""
-    told, source = faults_of(case)
+    faults, source = faults_of(case)
     with tempfile.TemporaryDirectory() as folder:
         data = write(case.adata, Path(folder) / f"it's <cells> $1.{case.storage}")
         out = Path(folder) / "out" / "prepared.h5ad"
         code, messages = run("prepare", str(data), str(out), *options(case))
         if code == 0:
             event("prepared")
-            assert not told
+            assert not faults
             assert "Traceback" not in messages
             assert list(out.parent.iterdir()) == [out]
             check_prepared(case, source, anndata.read_h5ad(out))
             assert read_prepared(out, on_disk=True).shape == anndata.read_h5ad(out, backed="r").shape
             return
-        event(f"refused {(told or ['maybe'])[0][:25]}")
+        event(f"refused {(faults or ['maybe'])[0][:25]}")
         assert code == 2
         assert messages.startswith(f"bdm: {data}: "), messages
         assert messages.count("\n") == 1
-        check_refusal(messages[:-1], [*map(as_options, [*told, *MAY_BE_TOLD])])
+        check_refusal(messages[:-1], [*map(as_options, [*faults, *POSSIBLE_MESSAGES])])
         assert not out.parent.exists() or not any(out.parent.iterdir())
 
 

@@ -157,8 +157,8 @@ def test_standard_error_is_how_fold_changes_vary_between_samples():
     for seed in range(300):
         changes.append(FoldChange.of(real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed)), contrast))
     spread = np.std([change.log2 for change in changes], axis=0)
-    told = np.sqrt(np.mean([change.standard_error**2 for change in changes], axis=0))
-    np.testing.assert_allclose(told, spread, rtol=0.2)
+    expected = np.sqrt(np.mean([change.standard_error**2 for change in changes], axis=0))
+    np.testing.assert_allclose(expected, spread, rtol=0.2)
 
 
 def test_genes_without_counts_are_not_known_to_be_silent():
@@ -229,8 +229,8 @@ def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None
 def test_agreement_separates_good_from_useless_scores(noise, lowest, highest):
     generator = np.random.default_rng(0)
     changes = 2 * generator.normal(size=500)
-    judged = changes * (noise == 0) + noise * generator.normal(size=500)
-    agreement = BranchAgreement.of(differences(judged), differences(changes), n_genes=20)
+    query = changes * (noise == 0) + noise * generator.normal(size=500)
+    agreement = BranchAgreement.of(differences(query), differences(changes), n_genes=20)
     assert lowest <= agreement.pearson <= highest + 1e-9
     assert lowest <= agreement.spearman <= highest + 1e-9
     assert lowest <= agreement.top_shared <= highest
@@ -241,8 +241,8 @@ def test_agreement_separates_good_from_useless_scores(noise, lowest, highest):
 def test_coverage_is_right_where_errors_are():
     generator = np.random.default_rng(0)
     changes = generator.normal(size=20000)
-    judged = changes + np.hypot(0.3, 0.4) * generator.normal(size=len(changes))
-    agreement = BranchAgreement.of(differences(judged, error=0.3), differences(changes, error=0.4), n_genes=20)
+    query = changes + np.hypot(0.3, 0.4) * generator.normal(size=len(changes))
+    agreement = BranchAgreement.of(differences(query, error=0.3), differences(changes, error=0.4), n_genes=20)
     assert agreement.coverage == pytest.approx(0.95, abs=0.01)
 
 
@@ -263,9 +263,9 @@ def test_agreement_has_a_row_for_each_node_and_of_training_cells(inputs, interpr
     assert table.loc[0, "pearson_training"] > table.loc[0, "pearson_equal"] > 0.3
     assert table.filter(like="pearson").abs().max(axis=None) <= 1
     for of in interpretation.contrasts:
-        for judged in ("model", "training", "equal"):
-            found = of.agreement(judged, n_genes=10)
-            expected = of.test and BranchAgreement.of(getattr(of, judged), of.test, n_genes=10)
+        for query in ("model", "training", "equal"):
+            found = of.agreement(query, n_genes=10)
+            expected = of.test and BranchAgreement.of(getattr(of, query), of.test, n_genes=10)
             np.testing.assert_equal(found and asdict(found), expected and asdict(expected))  # NaN are equal here
 
 
@@ -608,7 +608,7 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "expected"),
     [
         ("markers", None, "No such file"),
         ("markers", b"cell_type,gene\nB,CD19\n", "columns type and gene"),
@@ -620,7 +620,7 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
         ("gene_sets", b"SET\twords\tENSG1\n", "names none of the model's"),
     ],
 )
-def test_unfit_genes_are_rejected_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, told):
+def test_unfit_genes_are_rejected_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, expected):
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
@@ -628,7 +628,7 @@ def test_unfit_genes_are_rejected_in_one_sentence(files, tmp_path, monkeypatch, 
     assert run(monkeypatch, *files.values(), tmp_path / "out", option, path) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("bdm: ")
-    assert told in last
+    assert expected in last
     assert not (tmp_path / "out").exists()
 
 

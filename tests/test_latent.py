@@ -205,12 +205,12 @@ def test_encoding_does_not_depend_on_blocks(encoded, small_model, module, size, 
 
 def test_test_cells_are_held_out(encoded):
     _, latent = encoded
-    learnt, held_out = latent_cells(latent), latent_cells(latent, held_out=True)
+    learned, held_out = latent_cells(latent), latent_cells(latent, held_out=True)
     assert len(held_out.mean) == (latent.obs["split"] == "test").sum() > 0
-    assert len(learnt.mean) + len(held_out.mean) == latent.n_obs
-    assert int(learnt.n_cells.sum()) == len(learnt.mean)
+    assert len(learned.mean) + len(held_out.mean) == latent.n_obs
+    assert int(learned.n_cells.sum()) == len(learned.mean)
     types = latent.obs["cell_type"][latent.obs["split"] != "test"]
-    assert [learnt.cell_types[code] for code in learnt.cell_type] == list(types)
+    assert [learned.cell_types[code] for code in learned.cell_type] == list(types)
 
 
 def test_file_of_other_cells_is_no_latent(example_cells, tmp_path):

@@ -142,7 +142,7 @@ def test_loaded_model_evaluates_and_interprets_as_before(fitted, awkward, folder
         assert (loaded.interpret().X == fitted.interpret().X).all()
 
 
-def test_loaded_model_says_what_is_missing(fitted, awkward, folder, caplog):
+def test_loaded_model_reports_what_is_missing(fitted, awkward, folder, caplog):
     loaded = bdm.BranchedDiffusion.load(folder / "model")
     for use in (loaded.evaluate, loaded.interpret):
         with pytest.raises(InputError, match=r"holds no cells; .*load\(path, adata=adata\)"):

@@ -44,7 +44,7 @@ def files_of_project() -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """Clean copy of the project, a repository of its own, in a folder whose name has a space."""
+    """Clean copy of the project, a separate repository, in a folder whose name has a space."""
     folder = tmp_path_factory.mktemp("a checkout")
     for name in files_of_project():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def test_editable_install_is_imported_next_to_a_clone(checkout, tmp_path):
 
 @dataclass(frozen=True)
 class Importer:
-    """Folder of a workflow that uses that of a checkout as a module, with a configuration of its own."""
+    """Folder of a workflow that uses that of a checkout as a module, with a separate configuration."""
 
     folder: Path
     checkout: Path

@@ -292,7 +292,7 @@ def test_several_panels_take_no_axes(model, evaluation):
 
 
 @pytest.mark.parametrize(
-    ("draw", "told"),
+    ("draw", "expected"),
     [
         (lambda model, evaluation: pl.branch_genes(model, "T-800"), "T-800"),
         (lambda model, evaluation: pl.branch_genes(model, model.hierarchy.root.name), "root"),
@@ -302,8 +302,8 @@ def test_several_panels_take_no_axes(model, evaluation):
         (lambda model, evaluation: pl.hierarchy(model, root="nowhere"), "nowhere"),
     ],
 )
-def test_rejects_what_it_cannot_plot(model, evaluation, draw, told):
-    with pytest.raises(InputError, match=told):
+def test_rejects_what_it_cannot_plot(model, evaluation, draw, expected):
+    with pytest.raises(InputError, match=expected):
         draw(model, evaluation)
 
 

@@ -71,7 +71,7 @@ def test_terminal_shows_a_bar(monkeypatch, capsys, caplog):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "expected"),
     [
         (0.4, "0 s"),
         (59.4, "59 s"),
@@ -83,5 +83,5 @@ def test_terminal_shows_a_bar(monkeypatch, capsys, caplog):
         (7320, "2 h 2 min"),
     ],
 )
-def test_durations(seconds, told):
-    assert duration(seconds) == told
+def test_durations(seconds, expected):
+    assert duration(seconds) == expected

@@ -89,8 +89,8 @@ def test_a_command_rejects_a_setting_in_the_same_sentence(tmp_path, monkeypatch,
 @CASES
 def test_the_workflow_rejects_a_setting_in_the_same_sentence(tmp_path, stage, name, value, sentence):
     [message] = re.findall("^Configuration, .*$", dry_run(tmp_path, demo_config(**{stage: {name: value}})), flags=re.M)
-    _, _, told = message.partition(": ")
-    assert told == f"{sentence} All keys are described in config/README.md."
+    _, _, sentence_shown = message.partition(": ")
+    assert sentence_shown == f"{sentence} All keys are described in config/README.md."
 
 
 def test_methods_reject_a_misspelt_argument(small_model):

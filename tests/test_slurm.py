@@ -155,12 +155,12 @@ def cancel_training(cluster: Cluster, process: subprocess.Popen, folder: Path) -
 
 
 def is_training(folder: Path) -> bool:
-    """Tell whether a process trains the branched model: from then on it has work to save when it is asked to end."""
+    """Whether a process trains the branched model: from then on it has work to save when it is asked to end."""
     return any(trains(process, folder) for process in Path("/proc").glob("[0-9]*"))
 
 
 def trains(process: Path, folder: Path) -> bool:
-    """Tell whether a process is ``bdm train`` in that folder, and will not end at once by SIGTERM."""
+    """Whether a process is ``bdm train`` in that folder, and will not end at once by SIGTERM."""
     try:
         arguments = (process / "cmdline").read_bytes().split(b"\0")
         here = (process / "cwd").resolve() == folder.resolve()
@@ -170,7 +170,7 @@ def trains(process: Path, folder: Path) -> bool:
 
 
 def catches(process: Path, number: signal.Signals) -> bool:
-    """Tell whether a process has a handler for a signal."""
+    """Whether a process has a handler for a signal."""
     [mask] = re.findall(r"^SigCgt:\s*(\w+)$", (process / "status").read_text(), flags=re.MULTILINE)
     return bool(int(mask, 16) >> (number - 1) & 1)
 

@@ -30,7 +30,7 @@ generate model shared.h5ad --cells 130 --shared-ancestors
 transmute model prepared.h5ad moved.h5ad --to '{NK}'
 extend model prepared.h5ad extended --update '{B}'
 """
-JUDGING = """
+EVALUATING = """
 evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1
 evaluate-transmuted prepared.h5ad transmutation moved.h5ad
 interpret model prepared.h5ad generated.h5ad interpretation
@@ -67,7 +67,7 @@ def made(tmp_path_factory) -> dict[int, Path]:
     folders = {n_threads: tmp_path_factory.mktemp(f"{n_threads}-threads") for n_threads in (1, 2, 3)}
     for n_threads, folder in folders.items():
         number = str(n_threads)
-        commands = COMMANDS if n_threads == 2 else COMMANDS + JUDGING  # which takes longest
+        commands = COMMANDS if n_threads == 2 else COMMANDS + EVALUATING  # which takes longest
         command = [sys.executable, "-W", "ignore", "-c", RUN, commands, number]
         done = subprocess.run(
             command, cwd=folder, env=environment(OMP_NUM_THREADS=number), capture_output=True, text=True
@@ -210,7 +210,7 @@ def test_threads_pass_errors_on():
 # ---- waiting
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise():
+def test_waiting_threads_sleep_unless_the_user_sets_another_policy():
     code = "import bdm, os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('KMP_BLOCKTIME'))"
     assert python(code) == "PASSIVE 0"
     assert python(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"

@@ -1,4 +1,4 @@
-"""Training that goes wrong stops, tells why and where, and keeps its last good state."""
+"""Training that goes wrong stops, reports why and where, and keeps its last good state."""
 
 import copy
 from dataclasses import replace
@@ -52,10 +52,10 @@ def going_wrong_at(n_steps: int, harm: float):
 @pytest.mark.parametrize(("harm", "reason"), [(np.nan, "became nan"), (1e4, "before training, was"), (np.inf, "inf")])
 def test_last_good_state_is_kept_and_gone_on_from(tmp_path, harm, reason):
     checkpoint = Checkpoint(tmp_path / "point", "identity", seconds=0)
-    with pytest.raises(TrainingError, match=reason) as told:
+    with pytest.raises(TrainingError, match=reason) as expected:
         train(network(), going_wrong_at(37, harm), LOOP, checkpoint=checkpoint)
-    assert "the state after step 30, the last good one, is kept in" in str(told.value)
-    assert str(checkpoint.path) in str(told.value)
+    assert "the state after step 30, the last good one, is kept in" in str(expected.value)
+    assert str(checkpoint.path) in str(expected.value)
     assert checkpoint.read().step == 30
     whole, rest = network(), network()
     history = train(whole, loss, LOOP)
@@ -124,24 +124,26 @@ def test_odd_cells_are_no_reason_to_stop(example_cells, small_settings, odd):
 
 
 @pytest.fixture(scope="module")
-def learnt(small_model, example_cells):
+def learned(small_model, example_cells):
     settings = PrepareSettings(label_key="bulk_labels", genes="all", test=0.0)
     prepared = prepare(example_cells, settings)[:, small_model.model.autoencoder.genes.index].copy()
     return latent_cells(encode(prepared, small_model.model.autoencoder))
 
 
-def test_healthy_types_are_far_from_the_limits(small_model, learnt):
+def test_healthy_types_are_far_from_the_limits(small_model, learned):
     model = small_model.model
-    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learnt.cell_types, 100, 0)
-    for code, cell_type in enumerate(learnt.cell_types):
-        x = model.whitening(learnt.sample(torch.nonzero(learnt.cell_type == code).squeeze(1), torch.Generator()))
+    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learned.cell_types, 100, 0)
+    for code, cell_type in enumerate(learned.cell_types):
+        x = model.whitening(learned.sample(torch.nonzero(learned.cell_type == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)
         assert 0.5 < spread < 2
         assert off < 0.6
 
 
-@pytest.mark.parametrize(("part", "value", "told"), [("variance", 0.0, "the spread"), ("mean", 50.0, "radius away")])
-def test_collapsed_type_is_named(small_model, learnt, part, value, told):
+@pytest.mark.parametrize(
+    ("part", "value", "expected"), [("variance", 0.0, "the spread"), ("mean", 50.0, "radius away")]
+)
+def test_collapsed_type_is_named(small_model, learned, part, value, expected):
     model, cell_type = small_model.model, "CD19+ B"
     broken = copy.deepcopy(model.denoiser)
     number = model.hierarchy.denoiser_branches[cell_type]
@@ -149,6 +151,6 @@ def test_collapsed_type_is_named(small_model, learnt, part, value, told):
     if part == "variance":
         nn.init.zeros_(broken.leave.weight)
         nn.init.zeros_(broken.leave.bias)
-    check_collapse(TreeWalk(model.denoiser, model.hierarchy), learnt, model.whitening, seed=0)
-    with pytest.raises(TrainingError, match=rf"cells of type 'CD19\+ B' .* {told}"):
-        check_collapse(TreeWalk(broken, model.hierarchy), learnt, model.whitening, seed=0)
+    check_collapse(TreeWalk(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
+    with pytest.raises(TrainingError, match=rf"cells of type 'CD19\+ B' .* {expected}"):
+        check_collapse(TreeWalk(broken, model.hierarchy), learned, model.whitening, seed=0)

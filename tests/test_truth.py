@@ -25,7 +25,7 @@ N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that 
 
 @dataclass(frozen=True)
 class Truth:
-    """A simulation, and the model that learnt from its cells."""
+    """A simulation, and the model that was fitted to its cells."""
 
     simulation: Simulation
     model: BranchedModel
@@ -83,7 +83,7 @@ def contrasts(truth) -> tuple[Contrast, ...]:
 
 
 def planted_genes(simulation: Simulation, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which genes the two branches of a contrast raise inside, and which other branches below the node change.
+    """Genes that the two branches of a contrast raise inside, and genes that other branches below the node change.
 
     The latter differ between the sides too, as far as cells have them; both are masks of genes.
     """
@@ -107,7 +107,7 @@ def fewest_cells(simulation: Simulation, contrast: Contrast) -> int:
 
 
 def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
-    """In branches of a hundred cells and more on either side; those of fewer are learnt in part."""
+    """In branches of a hundred cells and more on either side; those of fewer are learned in part."""
     expression = model_expression(truth.model, n_cells=200)
     found = []
     for contrast in contrasts:

@@ -272,7 +272,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "expected"),
     [
         ({"prepare": {"n_gene": 5}}, r"prepare: There is no setting n_gene; did you mean n_genes\?"),
         ({"prepair": {}}, r"top level: There is no setting prepair; did you mean prepare\?"),
@@ -296,10 +296,10 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "transmute.moves.a: There is no to, which is required."),
     ],
 )
-def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, told):
+def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, expected):
     output = dry_run(tmp_path, demo_config(**sections))
     [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
-    assert re.match(f"Configuration, {told}", message)
+    assert re.match(f"Configuration, {expected}", message)
     assert message.endswith("config/README.md.")
 
 
@@ -325,7 +325,7 @@ def properties() -> dict[str, dict[str, dict]]:
 
 
 def objects(schema: dict) -> list[dict]:
-    """Give every object in the schema that says which properties there may be."""
+    """Give every object in the schema that lists its properties."""
     return [schema, *schema["$defs"].values()]
 
 
@@ -341,7 +341,7 @@ def test_schema_describes_every_property_and_allows_no_other():
 def test_defaults_are_those_of_the_command(section):
     options = {option.name: option.default for option in COMMANDS[section].params}
     for key, value in properties()[section].items():
-        if key not in ("n_cells", "moves", "additions", "leave_out"):  # told otherwise on the command line
+        if key not in ("n_cells", "moves", "additions", "leave_out"):  # given otherwise on the command line
             assert value["default"] == options[key], key
 
 

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, in a folder of its own."""
+"""A real Slurm of one node, in a separate folder."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian has the daemons
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm tells of a job."""
+    """What Slurm reports of a job."""
 
     id: int
     state: str
@@ -63,7 +63,7 @@ class Cluster:
 
 
 def missing() -> str:
-    """Tell why there can be no cluster here; nothing if there can."""
+    """Explain why there can be no cluster here; nothing if there can."""
     if os.getuid() != 0:
         return "Slurm's daemons need root"
     absent = [name for name in PROGRAMS if not shutil.which(name, path=SBIN)]
@@ -83,7 +83,7 @@ def running(folder: Path) -> Iterator[Cluster]:
 
 
 def configure(folder: Path) -> None:
-    """Write the configuration, and a key that tells the cluster's users from others."""
+    """Write the configuration, and a key that identifies the cluster's users."""
     host = socket.gethostname().partition(".")[0]
     for name in ["bin", "state", "spool", "munge"]:
         (folder / name).mkdir()
@@ -146,7 +146,7 @@ def end(pid: int, *, seconds: float = 20) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process runs; one that ended and is not asked how by its parent (a zombie) does not."""
+    """Whether a process runs; one that ended and is not asked how by its parent (a zombie) does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -160,7 +160,7 @@ def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
 
 
 def waited(true: Callable[[], bool], *, seconds: float) -> bool:
-    """Wait until something is so, and tell whether it has become so in time."""
+    """Wait until something is so, and return whether it became so in time."""
     until = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < until:
         time.sleep(0.1)
