@@ -39,7 +39,9 @@ def copied(saved, tmp_path):
 
 def test_public_names():
     of_stages = {"PrepareSettings", "AutoencoderSettings", "HierarchySettings", "DenoiserSettings"}
-    assert set(bdm.__all__) == {"BranchedDiffusion", "InputError", "Settings", "pl", "read_tree", *of_stages}
+    results = {"Evaluation", "TransmutationEvaluation", "Interpretation", "ExtensionReport"}
+    names = {"BranchedDiffusion", "InputError", "Settings", "pl", "read_tree"}
+    assert set(bdm.__all__) == names | of_stages | results
     assert all(getattr(bdm, name).__name__ in (name, f"bdm.{name}") for name in bdm.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         bdm.nonsense  # noqa: B018
