@@ -294,9 +294,8 @@ class FittedModel:
             evaluation.overall.loc[["energy", "forest_auc", "f1"]]
             bdm.pl.scores(evaluation)
         """
-        from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES
+        from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES, check_number
         from bdm.evaluation.evaluate import evaluate
-        from bdm.evaluation.inputs import check_number
 
         if taken := set(RESERVED_SET_NAMES) & set(compare or {}):
             raise InputError(f"The name {taken.pop()} is taken; choose another for the cells to evaluate.")

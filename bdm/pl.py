@@ -44,14 +44,13 @@ from bdm.plotting.evaluation import (
 )
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
-from bdm.plotting.screen import check_no_axes, check_score, shown
+from bdm.plotting.style import check_no_axes, check_score, shown
 from bdm.plotting.transmutation import (
     transmutation_genes_figure,
     transmutation_scores_figure,
     transmutation_umap_figure,
 )
-from bdm.plotting.tree import plot_hierarchy
-from bdm.plotting.view import MAX_ROWS
+from bdm.plotting.tree import MAX_ROWS, plot_hierarchy
 from bdm.transmutation.results import TransmutationEvaluation
 
 __all__ = [

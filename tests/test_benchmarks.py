@@ -27,7 +27,7 @@ from bdm.generation.generate import generated_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.plotting.figure import save_figure
+from bdm.plotting.style import save_figure
 from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import PrepareSettings
 

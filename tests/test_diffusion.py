@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
-from bdm.diffusion.sampler import dpm_solver, gaussian_transport, noise_levels
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk, dpm_solver, gaussian_transport, noise_levels
 from bdm.errors import InputError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy

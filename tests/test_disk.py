@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bdm.cli import app
-from bdm.data.h5ad import write_h5ad
+from bdm.data.matrix import write_h5ad
 from bdm.errors import InputError
 from bdm.files import atomic_write, sha256
 from bdm.model.model import save_model

@@ -4,18 +4,20 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation import memorisation, metrics
+from bdm.evaluation import metrics
+from bdm.evaluation import metrics as memorisation
 from bdm.evaluation.cells import Cells, Matched, capped, match, sample_by_type, take_samples, thin
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
-from bdm.evaluation.memorisation import QueryCells, memorisation_shares
 from bdm.evaluation.metrics import (
     Agreement,
+    QueryCells,
     cross_validated_probabilities,
     energy_distance,
     forest,
     joint_components,
     linear_classifier,
     maximum_mean_discrepancy,
+    memorisation_shares,
     typing_f1,
 )
 

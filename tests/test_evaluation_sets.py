@@ -11,10 +11,9 @@ from scipy import sparse
 from bdm.data.prepare import prepare
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, match, sample_by_type
+from bdm.evaluation.cells import Cells, RealCells, match, sample_by_type
 from bdm.evaluation.evaluate import evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.resampling import SizeLimits, draw_resample
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, score_cells

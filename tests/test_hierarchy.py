@@ -14,7 +14,7 @@ from bdm.hierarchy.files import from_newick, read_tree
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.plotting.figure import save_figure
+from bdm.plotting.style import save_figure
 from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import HierarchySettings
 

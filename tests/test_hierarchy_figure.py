@@ -7,10 +7,8 @@ from matplotlib.figure import Figure
 
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
-from bdm.plotting.figure import save_figure
-from bdm.plotting.style import ADDED
-from bdm.plotting.tree import node_labels, plot_hierarchy, without_overlaps
-from bdm.plotting.view import view_of
+from bdm.plotting.style import ADDED, save_figure
+from bdm.plotting.tree import node_labels, plot_hierarchy, view_of, without_overlaps
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import height, random_tree
 
@@ -149,11 +147,11 @@ def test_labels_of_branch_points_do_not_overlap(hierarchy):
 def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn):
     figure = Figure()
     figure.suptitle("T ᶁ")  # in STIX, which comes with matplotlib, but not in DejaVu Sans
-    monkeypatch.setattr("bdm.plotting.figure.FONTS", ("None such", "STIXGeneral"))
+    monkeypatch.setattr("bdm.plotting.style.FONTS", ("None such", "STIXGeneral"))
     save_figure(figure, tmp_path / "other.png")
     assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
     figure = Figure()
     figure.suptitle("T ᶁ")
-    monkeypatch.setattr("bdm.plotting.figure.FONTS", ())
+    monkeypatch.setattr("bdm.plotting.style.FONTS", ())
     save_figure(figure, tmp_path / "own.png")
     assert [warning for warning in recwarn if "missing from font" in str(warning.message)]

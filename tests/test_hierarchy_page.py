@@ -12,7 +12,7 @@ import pytest
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.page.tree import tree_page
-from bdm.plotting.view import view_of
+from bdm.plotting.tree import view_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = [

@@ -18,7 +18,7 @@ from scipy.stats import mannwhitneyu, norm
 from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
 from bdm.files import sha256

@@ -17,7 +17,7 @@ from skmisc.loess import loess
 from bdm.cli import main
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS
-from bdm.data.h5ad import appended_rows
+from bdm.data.matrix import appended_rows
 from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdm.api import BranchedDiffusion
 from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import prepare
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance

@@ -3,9 +3,8 @@ import pytest
 from scipy.stats import norm
 
 from bdm.data.symbols import GeneNames
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import Cells, RealCells
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.metrics import energy_distance, spread
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Grade, verdict

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bdm.commands.arguments import CheckpointEvery, Device, DryRun, OutFolder, Prepared
 from bdm.commands.base import Summary
+from bdm.commands.options import CheckpointEvery, Device, DryRun, OutFolder, Prepared
 from bdm.settings import AutoencoderSettings, Seed
 
 if TYPE_CHECKING:

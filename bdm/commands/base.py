@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bdm import __version__
-from bdm.commands.arguments import Quiet, Threads, Verbose
-from bdm.commands.options import arguments_of, options_of
+from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, options_of
 from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")

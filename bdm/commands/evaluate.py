@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import Compare, OfModel, OutFolder, TestCells
 from bdm.commands.base import Summary
+from bdm.commands.options import Compare, OfModel, OutFolder, TestCells
 from bdm.errors import InputError
 from bdm.settings import EvaluationSettings, InputKeys, Seed
 
@@ -44,9 +44,8 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from bdm.evaluation.cells import set_name
+    from bdm.evaluation.cells import read_generated, read_real_cells, set_name
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
-    from bdm.evaluation.inputs import read_generated, read_real_cells
     from bdm.evaluation.results import score_table, verdict_lines
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for

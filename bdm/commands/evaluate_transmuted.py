@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import Compare, OfModel, OutFolder, TestCells
 from bdm.commands.base import Summary
 from bdm.commands.evaluate import check_used, named_files
+from bdm.commands.options import Compare, OfModel, OutFolder, TestCells
 from bdm.errors import InputError
 from bdm.settings import InputKeys, Seed
 
@@ -40,7 +40,7 @@ def evaluate_transmuted(
     """
     from dataclasses import replace
 
-    from bdm.evaluation.inputs import read_counts, read_real_cells
+    from bdm.evaluation.cells import read_counts, read_real_cells
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model

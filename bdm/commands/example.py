@@ -16,7 +16,7 @@ def example(
     Example: bdm example cells.h5ad
     """
     from bdm.data.example import pbmc68k_counts
-    from bdm.data.h5ad import write_h5ad
+    from bdm.data.matrix import write_h5ad
     from bdm.files import atomic_write
 
     with atomic_write(out) as path:

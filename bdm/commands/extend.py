@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bdm.commands.arguments import DryRun, ModelFolder
 from bdm.commands.base import Summary, generating
+from bdm.commands.options import DryRun, ModelFolder
 from bdm.errors import InputError
 from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed, UpdatedTypes
 
@@ -56,7 +56,7 @@ def extend(
     """
     from contextlib import ExitStack
 
-    from bdm.data.h5ad import write_h5ad
+    from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.data.read import read_cells
     from bdm.extension.extend import refit as refitted

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bdm.commands.arguments import CheckpointEvery, Device, DryRun, OutFolder
 from bdm.commands.base import Summary, generating
+from bdm.commands.options import CheckpointEvery, Device, DryRun, OutFolder
 from bdm.settings import Labels, Seed, Settings, Tree
 
 if TYPE_CHECKING:

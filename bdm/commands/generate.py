@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from bdm.commands.arguments import Device, DryRun, ModelFolder, OutFile
 from bdm.commands.base import Summary
+from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
 if TYPE_CHECKING:

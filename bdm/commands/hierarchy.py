@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import AutoencoderFolder, OutFile
 from bdm.commands.base import Summary
+from bdm.commands.options import AutoencoderFolder, OutFile
 from bdm.settings import HierarchySettings, Seed, Tree
 
 
@@ -36,8 +36,8 @@ def hierarchy(
     from bdm.hierarchy.build import build_hierarchy
     from bdm.hierarchy.files import branch_table, read_tree, save_hierarchy, to_newick
     from bdm.latent.cells import latent_cells, read_latent
-    from bdm.plotting.figure import save_figure
     from bdm.plotting.page.tree import tree_page
+    from bdm.plotting.style import save_figure
     from bdm.plotting.tree import plot_hierarchy
 
     outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import ModelFolder, OutFolder
 from bdm.commands.base import Summary
+from bdm.commands.options import ModelFolder, OutFolder
 from bdm.settings import GeneSets, InputKeys, InterpretationSettings, Markers, Seed
 
 logger = logging.getLogger(__name__)

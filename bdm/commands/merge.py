@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import OutFile
 from bdm.commands.base import Summary
+from bdm.commands.options import OutFile
 
 
 def merge(

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from annotated_types import Ge
 
-from bdm.commands.arguments import OutFile
 from bdm.commands.base import Summary
+from bdm.commands.options import OutFile
 
 
 def plot_tree(
@@ -29,8 +29,8 @@ def plot_tree(
     from bdm.files import atomic_write
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
-    from bdm.plotting.figure import save_figure
     from bdm.plotting.page.tree import tree_page
+    from bdm.plotting.style import save_figure
     from bdm.plotting.tree import plot_hierarchy
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)

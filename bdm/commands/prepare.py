@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import DryRun
 from bdm.commands.base import Summary
+from bdm.commands.options import DryRun
 from bdm.settings import Labels, PrepareSettings
 
 

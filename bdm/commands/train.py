@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from annotated_types import Ge
 
-from bdm.commands.arguments import AutoencoderFolder, CheckpointEvery, Device, DryRun, OutFolder
 from bdm.commands.base import Summary, generating
+from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, DryRun, OutFolder
 from bdm.settings import DenoiserSettings, Seed
 
 if TYPE_CHECKING:

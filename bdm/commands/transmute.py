@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.arguments import Device, ModelFolder, OutFile
 from bdm.commands.base import Summary
+from bdm.commands.options import Device, ModelFolder, OutFile
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
 

@@ -32,8 +32,7 @@ from bdm.data.filters import (
     without_uncounted_cells,
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
-from bdm.data.h5ad import appended_rows, new_h5ad
-from bdm.data.matrix import to_row_storage
+from bdm.data.matrix import appended_rows, new_h5ad, to_row_storage
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError

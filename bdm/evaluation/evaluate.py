@@ -10,10 +10,19 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import GeneNames
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, Matched, TypedCells, match, sample_at_most, set_name
+from bdm.evaluation.cells import (
+    FEWEST_FOR_MEANS,
+    FLOOR,
+    Cells,
+    Matched,
+    RealCells,
+    TypedCells,
+    match,
+    sample_at_most,
+    set_name,
+)
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
-from bdm.evaluation.inputs import RealCells
-from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.metrics import QueryCells, memorisation_shares
 from bdm.evaluation.resampling import SIZE_LIMITS, ResampledCells, SizeLimits, resampled_cells
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, Scores, score_cells

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError
 from bdm.generation.request import Request
 from bdm.progress import Item, progress

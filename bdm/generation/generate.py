@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import writable_name
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.generation.chunks import (
     SMALLEST,
     WHOLE,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from bdm.data.h5ad import COMPRESSION, appended_rows, new_h5ad
+from bdm.data.matrix import COMPRESSION, appended_rows, new_h5ad
 from bdm.data.read import examine_hdf5
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST, Part

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.embedding import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy

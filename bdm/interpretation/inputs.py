@@ -10,8 +10,16 @@ from anndata import AnnData
 
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, StoredCells, capped, checked, sample_by_type
-from bdm.evaluation.inputs import check_genes, open_counts, subset_of_names
+from bdm.evaluation.cells import (
+    Cells,
+    StoredCells,
+    capped,
+    check_genes,
+    checked,
+    open_counts,
+    sample_by_type,
+    subset_of_names,
+)
 from bdm.interpretation.gene_sets import UserGenes, read_user_genes
 from bdm.interpretation.genes import halves_of
 from bdm.model.fitted_cells import read_fitted_cells

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bdm.autoencoder.storage import table_from_json, table_to_json
 from bdm.data.columns import writable
-from bdm.data.h5ad import write_h5ad
+from bdm.data.matrix import write_h5ad
 from bdm.data.symbols import GeneNames
 from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy

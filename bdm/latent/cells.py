@@ -15,8 +15,7 @@ from bdm.arrays import to_tensor
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checksums import read_checksummed_json
-from bdm.data.h5ad import write_h5ad
-from bdm.data.matrix import blocks_of_rows
+from bdm.data.matrix import blocks_of_rows, write_h5ad
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.latent.layout import LatentLayout

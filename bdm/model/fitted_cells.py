@@ -13,8 +13,7 @@ from bdm.data.matrix import UnreadableError, to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.inputs import RealCells, check_number
+from bdm.evaluation.cells import Cells, RealCells, check_number
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings

@@ -16,8 +16,7 @@ from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_j
 from bdm.checksums import read_checksummed_json
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
-from bdm.diffusion.sampler import Solver, Start, Transport, dpm_solver, gaussian_start, gaussian_transport
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import Solver, Start, Transport, TreeWalk, dpm_solver, gaussian_start, gaussian_transport
 from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_type
 from bdm.hierarchy.tree import Hierarchy

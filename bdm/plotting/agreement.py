@@ -7,16 +7,17 @@ from matplotlib.figure import Figure, SubFigure
 
 from bdm.interpretation.agreement import ContrastGenes, column_of
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.style import (
     IDEAL_LINE,
     MODEL,
     REAL,
     TRAINING,
+    NewFigure,
     Style,
     clade_label,
     highest,
     label_outermost_genes,
+    panels,
     shade_rows,
 )
 

@@ -14,7 +14,6 @@ from matplotlib.ticker import NullLocator
 from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.markers import Dots
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.markers import colorbar_aspect, draw_dots, explain_sizes, genes_to_draw, separate_groups
 from bdm.plotting.style import (
     BRANCH,
@@ -22,15 +21,16 @@ from bdm.plotting.style import (
     MODEL,
     NODE,
     NOISE_LEVEL,
+    NewFigure,
     Style,
     clade_label,
     gene_label,
     highest,
+    panels,
     scale_noise_levels,
     shortened,
 )
-from bdm.plotting.tree import draw_outline
-from bdm.plotting.view import End, View, view_of
+from bdm.plotting.tree import End, View, draw_outline, view_of
 
 MAX_ENDS = 45
 MAX_PANELS, N_COLUMNS = 12, 4

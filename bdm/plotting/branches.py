@@ -11,22 +11,22 @@ from bdm.errors import InputError
 from bdm.interpretation.agreement import Z_95, ContrastGenes
 from bdm.interpretation.contrasts import Contrast
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.figure import NewFigure, panels
 from bdm.plotting.style import (
     HALO,
     MODEL,
     NODE,
     NOISE_LEVEL,
     REAL,
+    NewFigure,
     Style,
     clade_label,
     gene_label,
     highest,
+    panels,
     scale_noise_levels,
     shade_rows,
 )
-from bdm.plotting.tree import plot_hierarchy
-from bdm.plotting.view import MAX_ROWS, View, view_of
+from bdm.plotting.tree import MAX_ROWS, View, plot_hierarchy, view_of
 
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each

@@ -16,8 +16,7 @@ from bdm.evaluation.cells import FLOOR, SET_NAMES, set_name
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import GREY, HALO, IDEAL_LINE, SetStyle, Style, set_styles, shade_rows, shortened
+from bdm.plotting.style import GREY, HALO, IDEAL_LINE, NewFigure, SetStyle, Style, set_styles, shade_rows, shortened
 
 IDEALS = {
     "energy": 0,

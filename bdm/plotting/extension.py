@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bdm.data.symbols import display_names
-from bdm.plotting.figure import NewFigure, figure_of_text, panels
-from bdm.plotting.style import ADDED, MODEL, Style, gene_label, shortened
+from bdm.plotting.style import ADDED, MODEL, NewFigure, Style, figure_of_text, gene_label, panels, shortened
 
 MAX_PANELS, N_COLUMNS, N_GENES = 12, 4, 12
 HEIGHT, WIDTH = 11, 150  # of a label, in pixels

@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.figure import NewFigure
-from bdm.plotting.style import Style, gene_label, shortened
-from bdm.plotting.view import view_of
+from bdm.plotting.style import NewFigure, Style, gene_label, shortened
+from bdm.plotting.tree import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
 COLOURS = "Reds"  # one hue, ever darker

@@ -1,15 +1,23 @@
-"""Colours, markers, lines, shortened names and axes that figures have in common."""
+"""Styles, panels, fonts and axes that figures share; figures as files, and on a screen where there is one."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, overload
 
+import matplotlib.pyplot as plt
 import numpy as np
+import scanpy as sc
 from matplotlib.axes import Axes
+from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import get_font_names
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
+from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR
 from bdm.text import printable, without_formulas
 
@@ -112,3 +120,89 @@ def label_outermost_genes(
         style: Style = {"textcoords": "offset points", "ha": side, "fontsize": 7, "path_effects": [HALO]}
         for gene in chosen:
             axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
+
+
+# For letters that matplotlib's own font lacks, such as Chinese ones; those of them that are installed are used
+FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Yu Gothic",
+)
+
+NewFigure = Callable[..., Figure]  # Figure for a file, or matplotlib.pyplot.figure for a screen
+
+
+def panels(figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False) -> list[Axes]:
+    """Divide a figure into a grid of ``n_columns`` columns, and return the axes of the first ``n_panels`` panels."""
+    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharex=sharex).ravel()
+    for axis in axes[n_panels:]:
+        axis.remove()
+    return list(axes[:n_panels])
+
+
+def figure_of_text(text: str, *, new: NewFigure) -> Figure:
+    """Write a text in place of a figure."""
+    figure = new(figsize=(5, 0.6), layout="constrained")
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
+def save_figure(drawn: Figure | Axes, path: Path) -> None:
+    """Write a figure, or the figure of an axes, in the format of the path's ending, with 150 dots per inch.
+
+    Raises
+    ------
+    InputError
+        If the ending names no format of figures.
+    """
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
+    if isinstance(figure, SubFigure):
+        figure = figure.figure
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
+    installed = get_font_names()
+    fonts = [name for name in FONTS if name in installed]
+    for text in figure.findobj(Text):
+        text.set_fontfamily([*text.get_fontfamily(), *fonts])
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None} if path.suffix == ".png" else None)
+
+
+def check_no_axes(ax: Axes | None, one: str) -> None:
+    """Raise an InputError where several panels would be drawn into one axes."""
+    if ax is not None:
+        raise InputError(f"This figure has several panels, which one ax cannot hold; choose one {one} to draw into it.")
+
+
+def check_score(score: str, known: tuple[str, ...]) -> None:
+    """Raise an InputError for a score that the figure does not have."""
+    if score not in known:
+        raise InputError(f"This figure has no score {score!r}; choose one of {', '.join(known)}.")
+
+
+@overload
+def shown(drawn: Axes, *, show: bool | None, complete: bool = True) -> Axes | None: ...
+@overload
+def shown(drawn: Figure, *, show: bool | None, complete: bool = True) -> list[Axes] | None: ...
+def shown(drawn: Axes | Figure, *, show: bool | None, complete: bool = True) -> Axes | list[Axes] | None:
+    """Show a figure, or return its axes: one, or the axes of all panels without colour bars.
+
+    Parameters
+    ----------
+    complete
+        Whether bdm made the figure, and nothing is to be added.
+    """
+    if show is None:
+        show = complete and sc.settings.autoshow and has_screen()
+    if show:
+        plt.show()
+        return None
+    return [axis for axis in drawn.axes if axis.get_label() != "<colorbar>"] if isinstance(drawn, Figure) else drawn
+
+
+def has_screen() -> bool:
+    """Return whether matplotlib shows figures, as in a notebook or in a window, or only writes them to files."""
+    off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+    return plt.get_backend().lower() not in off_screen

@@ -8,8 +8,17 @@ from matplotlib.figure import Figure
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANGED, set_name
 from bdm.evaluation.results import COORDINATES
 from bdm.plotting.evaluation import draw_scores_by_type
-from bdm.plotting.figure import NewFigure, panels
-from bdm.plotting.style import GREY, IDEAL_LINE, SetStyle, Style, label_outermost_genes, set_styles, shortened
+from bdm.plotting.style import (
+    GREY,
+    IDEAL_LINE,
+    NewFigure,
+    SetStyle,
+    Style,
+    label_outermost_genes,
+    panels,
+    set_styles,
+    shortened,
+)
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
 PANELS = {

@@ -15,8 +15,8 @@ from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure,
 from bdm.plotting.branches import branch_genes_figure, plot_commitment
 from bdm.plotting.evaluation import by_type_figure, genes_figure, overall_figure, umap_figure
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
-from bdm.plotting.figure import save_figure
 from bdm.plotting.markers import markers_figure
+from bdm.plotting.style import save_figure
 from bdm.plotting.transmutation import (
     transmutation_genes_figure,
     transmutation_scores_figure,

@@ -21,9 +21,17 @@ from bdm.plotting.page.tree import tree_browser
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
-from bdm.report.choice import cells_for_verdict, cells_left_out, genes_chosen, types_left_out
 from bdm.report.results import Results
-from bdm.report.settings import changed, checksums, commands, versions
+from bdm.report.settings import (
+    cells_for_verdict,
+    cells_left_out,
+    changed,
+    checksums,
+    commands,
+    genes_chosen,
+    types_left_out,
+    versions,
+)
 from bdm.transmutation.results import TransmutationEvaluation
 
 SHOWN = 20  # types at first, where there are more

@@ -14,8 +14,18 @@ from anndata import AnnData
 
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, GENERATED, UNCHANGED, Cells, checked
-from bdm.evaluation.inputs import RealCells, check_genes, subset_of_names, with_columns
+from bdm.evaluation.cells import (
+    FEWEST_FOR_MEANS,
+    FLOOR,
+    GENERATED,
+    UNCHANGED,
+    Cells,
+    RealCells,
+    check_genes,
+    checked,
+    subset_of_names,
+    with_columns,
+)
 from bdm.provenance import provenance
 from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation

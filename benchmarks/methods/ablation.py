@@ -10,7 +10,7 @@ import typer
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells

@@ -4,7 +4,7 @@ import ablation
 import torch
 from torch import Tensor
 
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 
 
 class NormalTypes(TreeWalk):

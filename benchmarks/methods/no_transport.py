@@ -6,7 +6,7 @@ from functools import partial
 import ablation
 from torch import Tensor
 
-from bdm.diffusion.walk import TreeWalk
+from bdm.diffusion.sampler import TreeWalk
 from bdm.latent.moments import Normal
 
 

@@ -8,7 +8,7 @@ import h5py
 import pandas as pd
 import typer
 
-from bdm.data.h5ad import appended_rows
+from bdm.data.matrix import appended_rows
 from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import ProgrammeSettings, plant, random_tree

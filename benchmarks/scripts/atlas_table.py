@@ -8,7 +8,7 @@ from as_text import markdown
 from many_table import costs
 from matplotlib.figure import Figure
 
-from bdm.plotting.figure import save_figure
+from bdm.plotting.style import save_figure
 
 STEPS = ("prepare", "autoencoder", "hierarchy", "train", "generate", "evaluate")
 LABELS = {"seconds": "seconds on the clock", "megabytes": "peak memory, MB"}

@@ -7,9 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, match
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, RealCells, match
 from bdm.evaluation.evaluate import resampling_seeds
-from bdm.evaluation.inputs import RealCells
 from bdm.evaluation.metrics import cross_validated_probabilities, energy_distance, forest, joint_components
 from bdm.evaluation.resampling import draw_resample
 from bdm.evaluation.scores import auc

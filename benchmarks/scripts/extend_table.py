@@ -9,7 +9,7 @@ from extend_figures import in_turn_figure, one_figure
 from extend_strategies import ALONE, BEFORE, EVERYTHING, EXTENSION, FLAT_BEFORE
 
 from bdm.evaluation.cells import FLOOR
-from bdm.plotting.figure import save_figure
+from bdm.plotting.style import save_figure
 
 JOINT = "joint"
 SETS = [FLOOR, JOINT, EXTENSION, ALONE, EVERYTHING]

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.plotting.evaluation import LABELS
-from bdm.plotting.figure import save_figure
-from bdm.plotting.style import GREY, set_styles
+from bdm.plotting.style import GREY, save_figure, set_styles
 
 WITH, WITHOUT = "with transport", "without transport"
 STYLES = {name: style for name, style in set_styles([WITH, WITHOUT]).items() if name in (WITH, WITHOUT)}

@@ -7,7 +7,7 @@ import typer
 from as_text import OVER_SEEDS, markdown, over_seeds
 from augment_table import with_run
 
-from bdm.plotting.figure import save_figure
+from bdm.plotting.style import save_figure
 from bdm.plotting.transmutation import PANELS, transmutation_scores_figure
 
 TASKS = {"transmute": "transmuted to a type that was seen", "unseen": "transmuted to a type that was not seen"}

@@ -14,10 +14,8 @@ from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.figure import save_figure
-from bdm.plotting.style import COLOURS, MARKERS, SetStyle
-from bdm.plotting.tree import plot_hierarchy
-from bdm.plotting.view import view_of
+from bdm.plotting.style import COLOURS, MARKERS, SetStyle, save_figure
+from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.seeds import numpy_generator
 from bdm.simulation.programmes import random_tree
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.style import ADDED, BRANCH, NODE
-from bdm.plotting.view import view_of
+from bdm.plotting.tree import view_of
 
 MAX_ROWS = 40  # at first
 
