@@ -41,7 +41,6 @@ MARKERS: dict[str, tuple[str, ...]] = {
     "liver and pancreas": ("ALB", "APOA1", "INS", "GCG", "PRSS1"),
 }
 
-
 MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and can end the process
 
 
@@ -87,6 +86,129 @@ class BatchSums:
         n = self.n_cells[batch]
         mean = self.counts[batch, among] / n
         return mean, (self.squares[batch, among] / n - mean**2) * (n / (n - 1))
+
+
+GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
+
+
+def choose_genes(
+    train: CellCounts,
+    names: GeneNames,
+    batch: pd.Series | None = None,
+    *,
+    listed: pd.Index | None = None,
+    kept: pd.Index | None = None,
+    built_in: bool = False,
+    n_most_variable: int | None = None,
+    min_cells: int,
+) -> np.ndarray:
+    """Choose genes by the training cells only, so that validation and test cells have no influence.
+
+    Parameters
+    ----------
+    names
+        Names of all genes.
+    batch
+        Batch of each training cell, if genes are ranked within batches.
+    listed
+        Choose among these genes only.
+    kept
+        Add these genes to the chosen genes.
+    built_in
+        Whether ``kept`` are the built-in markers, of which rare ones are left out without a warning.
+    n_most_variable
+        Number of genes to choose by :func:`bdm.data.genes.most_variable`; all by default.
+    min_cells
+        Choose among genes with counts in at least this number of cells.
+
+    Returns
+    -------
+    Mask over genes.
+    """
+    genes = names.index
+    batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
+    sums = BatchSums.over(train, batches, n_genes=len(genes))
+    seen = sums.n_seen.sum(axis=0) >= min_cells
+    if not seen.all():
+        logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
+    is_listed, is_kept = (np.zeros(len(genes), bool) if of is None else genes.isin(of) for of in (listed, kept))
+    rare = names.labels[(is_listed if built_in else is_listed | is_kept) & ~seen]
+    if len(rare):
+        logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))
+    chosen = seen if listed is None else seen & is_listed
+    if not chosen.any():
+        raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
+    if n_most_variable is not None and n_most_variable < chosen.sum():
+        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=n_most_variable)
+        if kept is None:
+            markers = marker_genes(names)
+            hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
+    added = is_kept & seen & ~chosen
+    if added.any():
+        logger.info("Kept %d genes in addition to the %d that were chosen.", added.sum(), chosen.sum())
+    return np.asarray(chosen | added)
+
+
+def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
+    """Read gene names from a file with one name per line, or return the given names.
+
+    Parameters
+    ----------
+    option, words
+        The argument, such as ``genes=``, and the words that it accepts besides, for the messages.
+
+    Raises
+    ------
+    InputError
+        If there is no such text file, or there are no names.
+    """
+    if not isinstance(genes, str | Path):
+        if not genes:
+            raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
+        return pd.Index(genes)
+    try:
+        lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is none of these.") from error
+    names = pd.Index([line.strip() for line in lines if line.strip()]).unique()
+    if names.empty:
+        raise InputError(f"{genes} names no genes; write one per line.")
+    return names
+
+
+def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
+    """Find the genes of a list of names or symbols in the data.
+
+    Raises
+    ------
+    InputError
+        If a gene is not in the data.
+    """
+    found = names.find(listed)
+    absent = [name for name, genes in found.items() if not genes]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(listed)} listed genes are not in the data, for example "
+            f"{', '.join(absent[:3])}; its genes are named like {names.example()}."
+        )
+    return pd.Index([gene for genes in found.values() for gene in genes])
+
+
+def marker_genes(names: GeneNames) -> pd.Index:
+    """Find the built-in markers among the genes; case is ignored, as symbols of mouse genes differ in case."""
+    found = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
+    return pd.Index([gene for genes in found.values() for gene in genes]).unique()
+
+
+def hint_at_markers(absent: pd.Series) -> None:
+    """Log the markers of common cell types, by symbol, that are not among the most variable genes."""
+    if len(absent):
+        logger.info(
+            "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
+            "`keep_genes='markers'`.",
+            len(absent),
+            ", ".join(absent[:3]),
+        )
 
 
 def add_by_batch(total: np.ndarray, block: sparse.csr_matrix, values: np.ndarray, codes: np.ndarray) -> None:
@@ -181,126 +303,3 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
     table = pd.DataFrame({"rank": median, "n_batches": np.isfinite(rank).sum(axis=0)})
     order = table.sort_values(["rank", "n_batches"], ascending=[True, False], na_position="last").index
     return np.asarray(table.index.isin(order[:n_genes]))
-
-
-GeneList = str | Path | Sequence[str]  # a file with one name a line, or names
-
-
-def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
-    """Read gene names from a file with one name per line, or return the given names.
-
-    Parameters
-    ----------
-    option, words
-        The argument, such as ``genes=``, and the words that it accepts besides, for the messages.
-
-    Raises
-    ------
-    InputError
-        If there is no such text file, or there are no names.
-    """
-    if not isinstance(genes, str | Path):
-        if not genes:
-            raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
-        return pd.Index(genes)
-    try:
-        lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"`{option}` takes {words} or a text file of names; {genes} is none of these.") from error
-    names = pd.Index([line.strip() for line in lines if line.strip()]).unique()
-    if names.empty:
-        raise InputError(f"{genes} names no genes; write one per line.")
-    return names
-
-
-def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
-    """Find the genes of a list of names or symbols in the data.
-
-    Raises
-    ------
-    InputError
-        If a gene is not in the data.
-    """
-    found = names.find(listed)
-    absent = [name for name, genes in found.items() if not genes]
-    if absent:
-        raise InputError(
-            f"{len(absent)} of {len(listed)} listed genes are not in the data, for example "
-            f"{', '.join(absent[:3])}; its genes are named like {names.example()}."
-        )
-    return pd.Index([gene for genes in found.values() for gene in genes])
-
-
-def marker_genes(names: GeneNames) -> pd.Index:
-    """Find the built-in markers among the genes; case is ignored, as symbols of mouse genes differ in case."""
-    found = names.find((marker for markers in MARKERS.values() for marker in markers), ignore_case=True)
-    return pd.Index([gene for genes in found.values() for gene in genes]).unique()
-
-
-def hint_at_markers(absent: pd.Series) -> None:
-    """Log the markers of common cell types, by symbol, that are not among the most variable genes."""
-    if len(absent):
-        logger.info(
-            "Not among the most variable genes: %d markers of common cell types, such as %s; to add them, use "
-            "`keep_genes='markers'`.",
-            len(absent),
-            ", ".join(absent[:3]),
-        )
-
-
-def choose_genes(
-    train: CellCounts,
-    names: GeneNames,
-    batch: pd.Series | None = None,
-    *,
-    listed: pd.Index | None = None,
-    kept: pd.Index | None = None,
-    built_in: bool = False,
-    n_most_variable: int | None = None,
-    min_cells: int,
-) -> np.ndarray:
-    """Choose genes by the training cells only, so that validation and test cells have no influence.
-
-    Parameters
-    ----------
-    names
-        Names of all genes.
-    batch
-        Batch of each training cell, if genes are ranked within batches.
-    listed
-        Choose among these genes only.
-    kept
-        Add these genes to the chosen genes.
-    built_in
-        Whether ``kept`` are the built-in markers, of which rare ones are left out without a warning.
-    n_most_variable
-        Number of genes to choose by :func:`bdm.data.genes.most_variable`; all by default.
-    min_cells
-        Choose among genes with counts in at least this number of cells.
-
-    Returns
-    -------
-    Mask over genes.
-    """
-    genes = names.index
-    batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
-    sums = BatchSums.over(train, batches, n_genes=len(genes))
-    seen = sums.n_seen.sum(axis=0) >= min_cells
-    if not seen.all():
-        logger.info("%d genes are seen in fewer than %d training cells.", (~seen).sum(), min_cells)
-    is_listed, is_kept = (np.zeros(len(genes), bool) if of is None else genes.isin(of) for of in (listed, kept))
-    rare = names.labels[(is_listed if built_in else is_listed | is_kept) & ~seen]
-    if len(rare):
-        logger.warning("Left out listed genes seen in fewer than %d training cells: %s.", min_cells, ", ".join(rare))
-    chosen = seen if listed is None else seen & is_listed
-    if not chosen.any():
-        raise InputError(f"no gene is seen in {min_cells} training cells; lower `min_cells_per_gene=`.")
-    if n_most_variable is not None and n_most_variable < chosen.sum():
-        available, chosen = chosen, most_variable(train, batches, sums, among=chosen, n_genes=n_most_variable)
-        if kept is None:
-            markers = marker_genes(names)
-            hint_at_markers(names.labels[markers[(available & ~chosen)[genes.get_indexer(markers)]]])
-    added = is_kept & seen & ~chosen
-    if added.any():
-        logger.info("Kept %d genes in addition to the %d that were chosen.", added.sum(), chosen.sum())
-    return np.asarray(chosen | added)

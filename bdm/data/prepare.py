@@ -39,37 +39,6 @@ from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
 
-def is_prepared(adata: AnnData) -> bool:
-    """Whether cells were made by ``bdm prepare``."""
-    return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
-
-
-def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
-    """Read prepared cells.
-
-    Parameters
-    ----------
-    on_disk
-        Leave the counts in the file, as :func:`bdm.data.read.read_cells` does.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, or was not made by ``bdm prepare``.
-    """
-    adata = read_cells(path, on_disk=on_disk)
-    if not is_prepared(adata):
-        raise InputError(f"{path} was not made by bdm prepare; run it first.")
-    adata.X = to_row_storage(adata.X)
-    return adata
-
-
-def gene_names(prepared: AnnData) -> GeneNames:
-    """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
-    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
-    return GeneNames(prepared.var, settings.get("gene_symbols"))
-
-
 @dataclass(frozen=True)
 class PreparedCells:
     """Selected cells and genes, whose counts are read when they are needed.
@@ -195,6 +164,37 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     var = without_unused_categories(names.var[chosen])
     counts, max_entries = CellCounts(cells.X, rows), int(n_genes[rows].sum())
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries)
+
+
+def is_prepared(adata: AnnData) -> bool:
+    """Whether cells were made by ``bdm prepare``."""
+    return {"cell_type", "split"} <= set(adata.obs) and "bdm" in adata.uns
+
+
+def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
+    """Read prepared cells.
+
+    Parameters
+    ----------
+    on_disk
+        Leave the counts in the file, as :func:`bdm.data.read.read_cells` does.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or was not made by ``bdm prepare``.
+    """
+    adata = read_cells(path, on_disk=on_disk)
+    if not is_prepared(adata):
+        raise InputError(f"{path} was not made by bdm prepare; run it first.")
+    adata.X = to_row_storage(adata.X)
+    return adata
+
+
+def gene_names(prepared: AnnData) -> GeneNames:
+    """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
+    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return GeneNames(prepared.var, settings.get("gene_symbols"))
 
 
 def input_facts(

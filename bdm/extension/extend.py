@@ -24,31 +24,6 @@ from bdm.seeds import numpy_generator
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
 from bdm.threads import using_threads
 
-
-def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:
-    """Fit a new model to the cells of all types, with the settings of the model.
-
-    The cells that it generates of known types change too, and it has no extensions.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of all types, known and new.
-    """
-    settings = FitSettings(
-        autoencoder=known_settings(AutoencoderSettings, model.autoencoder.provenance),
-        hierarchy=HierarchySettings(threshold=model.hierarchy.threshold),
-        denoiser=known_settings(DenoiserSettings, model.provenance),
-    )
-    return fit(cells, settings, seed=seed, device=device, **facts).model
-
-
-def known_settings(kind: type, record: dict[str, Any]) -> Any:
-    """Return the settings of a kind that a record has."""
-    names = {field.name for field in fields(kind)}
-    return kind(**{name: value for name, value in record["settings"].items() if name in names})
-
-
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
 
 
@@ -89,6 +64,17 @@ class FittedExtension:
     before: np.ndarray
     after: np.ndarray
     n_counts: float
+
+
+def extend_all(
+    model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
+) -> Iterator[FittedExtension]:
+    """Add types one after the other; the last model has them all. New batches come with the first type."""
+    batches = batch_offsets(new.known, model.autoencoder, new.batches)
+    for cell_type, cells in new.by_type.items():
+        fitted = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
+        model, batches = fitted.model, {}
+        yield fitted
 
 
 @using_threads()
@@ -172,17 +158,6 @@ def _embedding_of_branch(
     return embedding
 
 
-def extend_all(
-    model: BranchedModel, new: NewCells, settings: ExtendSettings, *, seed: int, provenance: dict[str, Any]
-) -> Iterator[FittedExtension]:
-    """Add types one after the other; the last model has them all. New batches come with the first type."""
-    batches = batch_offsets(new.known, model.autoencoder, new.batches)
-    for cell_type, cells in new.by_type.items():
-        fitted = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
-        model, batches = fitted.model, {}
-        yield fitted
-
-
 def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
     """Distance of a mean in whitened space to the mean of each type of the model, nearest first."""
     distance = np.linalg.norm(model.moments.mean.numpy() - mean, axis=1)
@@ -218,3 +193,27 @@ def n_cells_by_batch(obs: pd.DataFrame) -> pd.Series:
     """Count cells in each batch, most first; in one row ``n_cells`` where there are no batches."""
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     return batch.value_counts()
+
+
+def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:
+    """Fit a new model to the cells of all types, with the settings of the model.
+
+    The cells that it generates of known types change too, and it has no extensions.
+
+    Parameters
+    ----------
+    cells
+        Prepared cells of all types, known and new.
+    """
+    settings = FitSettings(
+        autoencoder=known_settings(AutoencoderSettings, model.autoencoder.provenance),
+        hierarchy=HierarchySettings(threshold=model.hierarchy.threshold),
+        denoiser=known_settings(DenoiserSettings, model.provenance),
+    )
+    return fit(cells, settings, seed=seed, device=device, **facts).model
+
+
+def known_settings(kind: type, record: dict[str, Any]) -> Any:
+    """Return the settings of a kind that a record has."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in record["settings"].items() if name in names})

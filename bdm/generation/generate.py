@@ -30,35 +30,6 @@ from bdm.seeds import numpy_generator
 from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
 
-
-@torch.no_grad()
-def expected_counts(
-    model: BranchedModel, x: Tensor, batch: np.ndarray | None, cell_type: str | None = None
-) -> np.ndarray:
-    """Mean counts of cells, cells x genes.
-
-    Parameters
-    ----------
-    x
-        Whitened cells, cells x dimensions.
-    batch
-        Name of each cell's batch; None where the model has no batches.
-    cell_type
-        Type of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
-    """
-    y, layout = model.whitening.inverse(x), model.layout
-    log_library_size = y[:, layout.library_size].clamp(*model.library_range(cell_type))
-    network, codes = model.autoencoder.network_of(cell_type), model.autoencoder.batch_codes(batch, len(y))
-    return (network.decode(y[:, layout.latent], codes) + log_library_size).exp().numpy()
-
-
-@torch.no_grad()
-def observation_model(model: BranchedModel, cell_type: str) -> ObservationModel:
-    """Observation model of the counts of all genes in a cell type."""
-    code = torch.tensor(model.autoencoder.type_code(cell_type))
-    return model.autoencoder.network_of(cell_type).observation(code)
-
-
 # Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
 RESERVED_COLUMNS = (
     "cell_type",
@@ -69,36 +40,6 @@ RESERVED_COLUMNS = (
     "common_ancestor_level",
     "_index",
 )
-
-
-def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
-    """Columns with the cell types: ``cell_type``, and the column of the model's data.
-
-    Parameters
-    ----------
-    cell_type
-        Type of each cell.
-    names
-        Names of further columns.
-    """
-    known = set(cell_type) <= set(model.cell_types)
-    column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
-    return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
-
-
-def batch_columns(
-    model: BranchedModel, batch: Sequence[str] | np.ndarray | None, *names: str
-) -> dict[str, pd.Categorical]:
-    """Columns with the batches, named as in the model's data; no column where the model has no batches."""
-    if batch is None:
-        return {}
-    column = pd.Categorical(batch, categories=model.autoencoder.batches)
-    return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
-
-
-def reserved_names(*names: str) -> list[str]:
-    """Names of columns as files can hold them, without the names of columns with a fixed meaning."""
-    return [name for name in map(writable_name, names) if name not in RESERVED_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -214,3 +155,61 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
         columns["ancestor"] = table.groupby("cell_type", sort=False).cumcount().to_numpy()
     columns |= batch_columns(model, table.get("batch"))
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
+
+
+@torch.no_grad()
+def expected_counts(
+    model: BranchedModel, x: Tensor, batch: np.ndarray | None, cell_type: str | None = None
+) -> np.ndarray:
+    """Mean counts of cells, cells x genes.
+
+    Parameters
+    ----------
+    x
+        Whitened cells, cells x dimensions.
+    batch
+        Name of each cell's batch; None where the model has no batches.
+    cell_type
+        Type of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
+    """
+    y, layout = model.whitening.inverse(x), model.layout
+    log_library_size = y[:, layout.library_size].clamp(*model.library_range(cell_type))
+    network, codes = model.autoencoder.network_of(cell_type), model.autoencoder.batch_codes(batch, len(y))
+    return (network.decode(y[:, layout.latent], codes) + log_library_size).exp().numpy()
+
+
+@torch.no_grad()
+def observation_model(model: BranchedModel, cell_type: str) -> ObservationModel:
+    """Observation model of the counts of all genes in a cell type."""
+    code = torch.tensor(model.autoencoder.type_code(cell_type))
+    return model.autoencoder.network_of(cell_type).observation(code)
+
+
+def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
+    """Columns with the cell types: ``cell_type``, and the column of the model's data.
+
+    Parameters
+    ----------
+    cell_type
+        Type of each cell.
+    names
+        Names of further columns.
+    """
+    known = set(cell_type) <= set(model.cell_types)
+    column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
+    return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}
+
+
+def batch_columns(
+    model: BranchedModel, batch: Sequence[str] | np.ndarray | None, *names: str
+) -> dict[str, pd.Categorical]:
+    """Columns with the batches, named as in the model's data; no column where the model has no batches."""
+    if batch is None:
+        return {}
+    column = pd.Categorical(batch, categories=model.autoencoder.batches)
+    return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
+
+
+def reserved_names(*names: str) -> list[str]:
+    """Names of columns as files can hold them, without the names of columns with a fixed meaning."""
+    return [name for name in map(writable_name, names) if name not in RESERVED_COLUMNS]

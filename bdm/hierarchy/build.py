@@ -18,60 +18,7 @@ from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
 
-
-def cluster_means(means: np.ndarray, cell_types: tuple[str, ...]) -> Clade:
-    """Tree of cell types by average linkage of squared distances between their means.
-
-    Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
-    a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
-
-    Parameters
-    ----------
-    means
-        Means in whitened space, types x dimensions.
-    """
-    clades = [Clade(cell_type) for cell_type in cell_types]
-    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
-        clades.append(Clade(children=(clades[int(first)], clades[int(second)])))
-    return clades[-1]
-
-
-def clades_of(means: np.ndarray) -> set[frozenset[int]]:
-    """Find the sets of types, as indices, that are clades in the clustering of ``means``."""
-    n_types = len(means)
-    members = [frozenset([i]) for i in range(n_types)]
-    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
-        members.append(members[int(first)] | members[int(second)])
-    return set(members[n_types:])
-
-
 MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
-
-
-def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
-    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``.
-
-    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
-
-    Parameters
-    ----------
-    distance
-        Mahalanobis distance between type means, any shape.
-    threshold
-        In (0.5, 1): with smaller thresholds, types separate earlier in the denoising, and share less of it.
-
-    Returns
-    -------
-    Noise level in whitened units, the shape of ``distance``; 0 where types overlap below the threshold.
-
-    Raises
-    ------
-    InputError
-        If ``threshold`` is outside (0.5, 1).
-    """
-    HierarchySettings.check(threshold=threshold)
-    variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
-    return np.sqrt(np.maximum(variance, 0))
 
 
 @dataclass(frozen=True)
@@ -91,72 +38,6 @@ class MeasuredClade:
     level: float
     mean: np.ndarray
     mean_square: float
-
-
-def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, threshold: float) -> MeasuredClade:
-    """Compute the level of every node of a tree, from its merge height, and at least the level of its children.
-
-    Parameters
-    ----------
-    means
-        Type means in whitened space, types x dimensions.
-    index
-        Row of ``means`` of each cell type.
-    """
-    if not clade.children:
-        (leaf,) = clade.leaves()
-        mean = means[index[leaf]]
-        return MeasuredClade((index[leaf],), (), 0.0, mean, float(mean @ mean))
-    children = tuple(measure_clade(child, means, index, threshold=threshold) for child in clade.children)
-    weight = np.array([len(child.members) for child in children], dtype=float)
-    level = float(branch_level(np.sqrt(merge_height(children)), threshold=threshold))
-    return MeasuredClade(
-        tuple(member for child in children for member in child.members),
-        children,
-        max(level, MIN_LEVEL, *(child.level for child in children)),
-        np.average([child.mean for child in children], axis=0, weights=weight),
-        float(np.average([child.mean_square for child in children], weights=weight)),
-    )
-
-
-def merge_height(children: tuple[MeasuredClade, ...]) -> float:
-    """Mean squared distance between types of different children, as in average linkage."""
-    pairs = list(combinations(children, 2))
-    squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
-    return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
-
-
-def clade_support(
-    x: np.ndarray, cell_type: np.ndarray, *, n_types: int, n_bootstrap: int, seed: int
-) -> dict[frozenset[int], float] | None:
-    """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
-
-    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
-
-    Parameters
-    ----------
-    x
-        Cells in whitened space, cells x dimensions.
-    cell_type
-        Index of each cell's type.
-
-    Returns
-    -------
-    Support by set of types, as indices, of all clades that occur; None without resamples.
-    """
-    if n_bootstrap == 0:
-        return None
-    generator = numpy_generator(seed, "support")
-    by_type = [x[cell_type == code] for code in range(n_types)]
-    resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
-    seen = Counter(clade for means in resampled for clade in clades_of(means))
-    return {clade: n / n_bootstrap for clade, n in seen.items()}
-
-
-def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
-    even = np.full(len(cells), 1 / len(cells))
-    return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])
 
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
@@ -233,3 +114,121 @@ def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
     root = Branch(next(inner_names(cells.cell_types)), None, sigma_max, int(cells.n_cells.sum()))
     leaves = zip(cells.cell_types, cells.n_cells.tolist(), strict=True)
     return (root, *(Branch(cell_type, root.name, 0.0, n_cells) for cell_type, n_cells in leaves))
+
+
+def cluster_means(means: np.ndarray, cell_types: tuple[str, ...]) -> Clade:
+    """Tree of cell types by average linkage of squared distances between their means.
+
+    Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
+    a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
+
+    Parameters
+    ----------
+    means
+        Means in whitened space, types x dimensions.
+    """
+    clades = [Clade(cell_type) for cell_type in cell_types]
+    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+        clades.append(Clade(children=(clades[int(first)], clades[int(second)])))
+    return clades[-1]
+
+
+def clades_of(means: np.ndarray) -> set[frozenset[int]]:
+    """Find the sets of types, as indices, that are clades in the clustering of ``means``."""
+    n_types = len(means)
+    members = [frozenset([i]) for i in range(n_types)]
+    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+        members.append(members[int(first)] | members[int(second)])
+    return set(members[n_types:])
+
+
+def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
+    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``.
+
+    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
+
+    Parameters
+    ----------
+    distance
+        Mahalanobis distance between type means, any shape.
+    threshold
+        In (0.5, 1): with smaller thresholds, types separate earlier in the denoising, and share less of it.
+
+    Returns
+    -------
+    Noise level in whitened units, the shape of ``distance``; 0 where types overlap below the threshold.
+
+    Raises
+    ------
+    InputError
+        If ``threshold`` is outside (0.5, 1).
+    """
+    HierarchySettings.check(threshold=threshold)
+    variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
+    return np.sqrt(np.maximum(variance, 0))
+
+
+def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, threshold: float) -> MeasuredClade:
+    """Compute the level of every node of a tree, from its merge height, and at least the level of its children.
+
+    Parameters
+    ----------
+    means
+        Type means in whitened space, types x dimensions.
+    index
+        Row of ``means`` of each cell type.
+    """
+    if not clade.children:
+        (leaf,) = clade.leaves()
+        mean = means[index[leaf]]
+        return MeasuredClade((index[leaf],), (), 0.0, mean, float(mean @ mean))
+    children = tuple(measure_clade(child, means, index, threshold=threshold) for child in clade.children)
+    weight = np.array([len(child.members) for child in children], dtype=float)
+    level = float(branch_level(np.sqrt(merge_height(children)), threshold=threshold))
+    return MeasuredClade(
+        tuple(member for child in children for member in child.members),
+        children,
+        max(level, MIN_LEVEL, *(child.level for child in children)),
+        np.average([child.mean for child in children], axis=0, weights=weight),
+        float(np.average([child.mean_square for child in children], weights=weight)),
+    )
+
+
+def merge_height(children: tuple[MeasuredClade, ...]) -> float:
+    """Mean squared distance between types of different children, as in average linkage."""
+    pairs = list(combinations(children, 2))
+    squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
+    return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
+
+
+def clade_support(
+    x: np.ndarray, cell_type: np.ndarray, *, n_types: int, n_bootstrap: int, seed: int
+) -> dict[frozenset[int], float] | None:
+    """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
+
+    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
+
+    Parameters
+    ----------
+    x
+        Cells in whitened space, cells x dimensions.
+    cell_type
+        Index of each cell's type.
+
+    Returns
+    -------
+    Support by set of types, as indices, of all clades that occur; None without resamples.
+    """
+    if n_bootstrap == 0:
+        return None
+    generator = numpy_generator(seed, "support")
+    by_type = [x[cell_type == code] for code in range(n_types)]
+    resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
+    seen = Counter(clade for means in resampled for clade in clades_of(means))
+    return {clade: n / n_bootstrap for clade, n in seen.items()}
+
+
+def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
+    """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
+    even = np.full(len(cells), 1 / len(cells))
+    return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])

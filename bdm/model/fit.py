@@ -34,111 +34,6 @@ LEAST_SPREAD = 0.1  # variance of generated cells, as a share of that of trainin
 FARTHEST = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
 
-def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
-    """Generate a few cells of each type, and reject a model whose cells of a type are all similar, or misplaced.
-
-    Parameters
-    ----------
-    cells
-        Training cells.
-
-    Raises
-    ------
-    TrainingError
-        If there is such a cell type.
-    """
-    generated = sampler.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
-    for code, cell_type in enumerate(cells.cell_types):
-        chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
-        x = whitening(
-            cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
-        )
-        spread, off = spread_and_distance(generated[cell_type], x)
-        if not (spread >= LEAST_SPREAD and off <= FARTHEST):
-            problem = (
-                f"have {spread:.2g} times the spread of the training cells"
-                if spread < LEAST_SPREAD
-                else f"are {off:.2g} times their radius away from the training cells"
-            )
-            raise TrainingError(
-                f"Training went wrong: generated cells of type {cell_type!r} {problem}; "
-                "check these cells, or try another seed or more steps."
-            )
-
-
-def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
-    """Compare two sets of cells of a type in whitened space, each cells x dimensions.
-
-    Returns
-    -------
-    Variance of the generated cells as a share of the variance of the training cells; and distance of their means in
-    radii of the training cells, or in the average radius of cell types if that is larger.
-    """
-    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
-    radius = expected.clamp(min=training.shape[1]).sqrt()
-    off = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
-    return float(variance / expected), float(off)
-
-
-@using_threads()
-def fit_model(
-    latent: ad.AnnData,
-    autoencoder: GeneAutoencoder,
-    hierarchy: Hierarchy,
-    settings: DenoiserSettings,
-    *,
-    seed: int,
-    device: "str | Fabric" = "auto",
-    checkpoint: Checkpoint | None = None,
-    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
-    provenance: dict[str, Any],
-) -> tuple[BranchedModel, pd.DataFrame]:
-    """Train the branched model on encoded cells; returns it with the history of its training.
-
-    Parameters
-    ----------
-    latent
-        Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
-    checkpoint
-        File from which an interrupted training continues.
-    denoiser
-        Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
-
-    Raises
-    ------
-    InputError
-        If the hierarchy has other cell types than the cells.
-    TrainingError
-        If training fails, or a cell type has collapsed.
-    """
-    cells = latent_cells(latent)
-    check_same_types(hierarchy, cells)
-    whitening = fit_whitening(cells)
-    moments = type_moments(cells, whitening)
-    how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
-    check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
-    model = BranchedModel(
-        autoencoder=autoencoder,
-        whitening=whitening,
-        moments=moments,
-        hierarchy=hierarchy,
-        denoiser=fitted.network,
-        composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
-        library_sizes=cells.library_size_range,
-        provenance=provenance,
-    )
-    return model, fitted.history
-
-
-def check_same_types(hierarchy: Hierarchy, cells: LatentCells) -> None:
-    """Reject a hierarchy with other cell types than the cells."""
-    if other := sorted(set(hierarchy.cell_types) ^ set(cells.cell_types)):
-        raise InputError(
-            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
-        )
-
-
 @dataclass(frozen=True)
 class Checkpoints:
     """Files from which interrupted trainings continue."""
@@ -199,3 +94,108 @@ def fit(
         provenance=record,
     )
     return Fitted(model, {"autoencoder": fitted.history, "denoiser": history})
+
+
+@using_threads()
+def fit_model(
+    latent: ad.AnnData,
+    autoencoder: GeneAutoencoder,
+    hierarchy: Hierarchy,
+    settings: DenoiserSettings,
+    *,
+    seed: int,
+    device: "str | Fabric" = "auto",
+    checkpoint: Checkpoint | None = None,
+    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+    provenance: dict[str, Any],
+) -> tuple[BranchedModel, pd.DataFrame]:
+    """Train the branched model on encoded cells; returns it with the history of its training.
+
+    Parameters
+    ----------
+    latent
+        Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
+    checkpoint
+        File from which an interrupted training continues.
+    denoiser
+        Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
+
+    Raises
+    ------
+    InputError
+        If the hierarchy has other cell types than the cells.
+    TrainingError
+        If training fails, or a cell type has collapsed.
+    """
+    cells = latent_cells(latent)
+    check_same_types(hierarchy, cells)
+    whitening = fit_whitening(cells)
+    moments = type_moments(cells, whitening)
+    how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
+    check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
+    model = BranchedModel(
+        autoencoder=autoencoder,
+        whitening=whitening,
+        moments=moments,
+        hierarchy=hierarchy,
+        denoiser=fitted.network,
+        composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
+        library_sizes=cells.library_size_range,
+        provenance=provenance,
+    )
+    return model, fitted.history
+
+
+def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+    """Generate a few cells of each type, and reject a model whose cells of a type are all similar, or misplaced.
+
+    Parameters
+    ----------
+    cells
+        Training cells.
+
+    Raises
+    ------
+    TrainingError
+        If there is such a cell type.
+    """
+    generated = sampler.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
+    for code, cell_type in enumerate(cells.cell_types):
+        chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
+        x = whitening(
+            cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
+        )
+        spread, off = spread_and_distance(generated[cell_type], x)
+        if not (spread >= LEAST_SPREAD and off <= FARTHEST):
+            problem = (
+                f"have {spread:.2g} times the spread of the training cells"
+                if spread < LEAST_SPREAD
+                else f"are {off:.2g} times their radius away from the training cells"
+            )
+            raise TrainingError(
+                f"Training went wrong: generated cells of type {cell_type!r} {problem}; "
+                "check these cells, or try another seed or more steps."
+            )
+
+
+def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
+    """Compare two sets of cells of a type in whitened space, each cells x dimensions.
+
+    Returns
+    -------
+    Variance of the generated cells as a share of the variance of the training cells; and distance of their means in
+    radii of the training cells, or in the average radius of cell types if that is larger.
+    """
+    variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
+    radius = expected.clamp(min=training.shape[1]).sqrt()
+    off = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius
+    return float(variance / expected), float(off)
+
+
+def check_same_types(hierarchy: Hierarchy, cells: LatentCells) -> None:
+    """Reject a hierarchy with other cell types than the cells."""
+    if other := sorted(set(hierarchy.cell_types) ^ set(cells.cell_types)):
+        raise InputError(
+            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
+        )

@@ -27,41 +27,6 @@ from bdm.settings import SamplerSettings
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 from bdm.threads import using_threads
 
-
-def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
-    """Compare the type-specific decoder of a cell type with the shared one, at the mean latent of the type.
-
-    Returns
-    -------
-    Table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in CP10k;
-    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by another
-    name.
-    """
-    shared, specific = (
-        np.exp(log_expression(model, cell_type, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
-    )
-    names = model.gene_names
-    table = pd.DataFrame({"shared": shared, "type_specific": specific}, index=names.index.rename("gene"))
-    table["log2_fold_change"] = np.log2((table["type_specific"] + 1) / (table["shared"] + 1))
-    if names.differ:
-        table.insert(0, "symbol", names.labels)
-    return table.sort_values("log2_fold_change", key=np.abs, ascending=False, kind="stable")
-
-
-@torch.no_grad()
-def log_expression(model: BranchedModel, cell_type: str, *, type_specific: bool) -> np.ndarray:
-    """Log expression at the mean latent of a cell type, normalised over genes, without the offset of any batch.
-
-    Parameters
-    ----------
-    type_specific
-        Decode by the type-specific decoder, if the type has one, in place of the shared one.
-    """
-    y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
-    network = model.autoencoder.network_of(cell_type if type_specific else None)
-    return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()
-
-
 EXTENSIONS = "extensions"  # folder in the folder of a model
 
 
@@ -297,3 +262,37 @@ def _restore(
         library_sizes=space["library_sizes"],
         provenance=content["provenance"],
     )
+
+
+def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
+    """Compare the type-specific decoder of a cell type with the shared one, at the mean latent of the type.
+
+    Returns
+    -------
+    Table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in CP10k;
+    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by another
+    name.
+    """
+    shared, specific = (
+        np.exp(log_expression(model, cell_type, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
+    )
+    names = model.gene_names
+    table = pd.DataFrame({"shared": shared, "type_specific": specific}, index=names.index.rename("gene"))
+    table["log2_fold_change"] = np.log2((table["type_specific"] + 1) / (table["shared"] + 1))
+    if names.differ:
+        table.insert(0, "symbol", names.labels)
+    return table.sort_values("log2_fold_change", key=np.abs, ascending=False, kind="stable")
+
+
+@torch.no_grad()
+def log_expression(model: BranchedModel, cell_type: str, *, type_specific: bool) -> np.ndarray:
+    """Log expression at the mean latent of a cell type, normalised over genes, without the offset of any batch.
+
+    Parameters
+    ----------
+    type_specific
+        Decode by the type-specific decoder, if the type has one, in place of the shared one.
+    """
+    y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
+    network = model.autoencoder.network_of(cell_type if type_specific else None)
+    return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()

@@ -45,21 +45,6 @@ class Population:
         return np.asarray(generator.poisson(rate))
 
 
-def expression_by_type(base: np.ndarray, programmes: tuple[Programme, ...], cell_types: tuple[str, ...]) -> np.ndarray:
-    """Natural logarithm of the share of each gene, types x genes, from log expression at the root."""
-    logits = np.tile(base, (len(cell_types), 1))
-    for programme in programmes:
-        below = np.isin(cell_types, programme.cell_types)
-        logits[np.ix_(below, programme.genes)] += np.log(2) * programme.log2_fold_change
-    return np.asarray(np.log(shares(logits)))
-
-
-def shares(logits: np.ndarray) -> np.ndarray:
-    """Softmax over genes, cells x genes."""
-    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
-
-
 BLOCK_SIZE = 1024
 
 
@@ -148,6 +133,21 @@ def simulate(settings: SimulationSettings, *, seed: int) -> Simulation:
     )
     var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(settings.n_genes)])
     return Simulation(AnnData(counts, obs=obs, var=var), tree, programmes, population)
+
+
+def expression_by_type(base: np.ndarray, programmes: tuple[Programme, ...], cell_types: tuple[str, ...]) -> np.ndarray:
+    """Natural logarithm of the share of each gene, types x genes, from log expression at the root."""
+    logits = np.tile(base, (len(cell_types), 1))
+    for programme in programmes:
+        below = np.isin(cell_types, programme.cell_types)
+        logits[np.ix_(below, programme.genes)] += np.log(2) * programme.log2_fold_change
+    return np.asarray(np.log(shares(logits)))
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    """Softmax over genes, cells x genes."""
+    exponential = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponential / exponential.sum(axis=1, keepdims=True))
 
 
 def sample_population(
