@@ -12,7 +12,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 # The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores. Once numba
-# is imported it is too late: numba refuses another number.
+# is imported it is too late: numba rejects another number.
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
     os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
@@ -37,7 +37,7 @@ show_messages()
 
 
 def __getattr__(name: str) -> object:
-    """Import the model's classes and figures when they are first asked for, so that the command line starts at once."""
+    """Import the model's classes and figures when they are first used, so that the command line starts at once."""
     if name == "pl":
         return import_module("bdm.pl")
     if name in MODULES:

@@ -77,7 +77,7 @@ class Section:
 
 
 def property_of(setting: Setting) -> Schema:
-    """JSON schema of a setting; its text says what null or an empty list stands for."""
+    """JSON schema of a setting; its description explains null or an empty list."""
     types = setting.schema["type"]
     if isinstance(types, list) and "string" in types:  # lists in place of files are for Python
         types = [name for name in types if name != "array"]
@@ -184,7 +184,7 @@ SECTIONS = {
         "cell types that are added later",
         (),
         description="""\
-The model of NAME, extended by ADDITION and all additions before it, is a data set of its own with the settings of NAME:
+The model of NAME, extended by ADDITION and all additions before it, is a separate data set with the settings of NAME:
 its results are in `results/NAME+ADDITION`. Additions belong to a data set, so give them there.
 """,
         examples=(
@@ -240,7 +240,7 @@ its results are in `results/NAME+ADDITION`. Additions belong to a data set, so g
         "the marker genes of each branch",
         of_stage(InterpretationSettings, optional("markers", Markers), optional("gene_sets", GeneSets)),
         description="""\
-A list of markers names one gene a row; its types need not be those of the cells:
+A list of markers names one gene a row; its types may differ from the types of the cells:
 
     type,gene
     T cell,CD3D

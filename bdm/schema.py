@@ -128,7 +128,7 @@ class StageSettings:
     section: ClassVar[str] = ""
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
-        """Make an object, if all names are those of settings."""
+        """Make an object, if all names are names of settings."""
         reject_unknown(values, [setting.name for setting in settings_of(cls)])
         return super().__new__(cls)
 

@@ -89,7 +89,7 @@ class PrepareSettings(StageSettings):
         Leave out cells without a cell type, which are an error otherwise.
     genes
         ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
-        may be those of the data or symbols.
+        may be the names in the data or symbols.
     keep_genes
         Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
         markers (:data:`bdm.data.genes.MARKERS`) that the data have.
@@ -194,7 +194,8 @@ class AutoencoderSettings(StageSettings):
         Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
         expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
     shared_decoder
-        Let all types share one decoder; else each has its own where its held-out cells are more likely by that.
+        Let all types share one decoder; otherwise types have type-specific decoders where these fit their held-out
+        cells better.
     """
 
     section: ClassVar[str] = "autoencoder"
@@ -220,7 +221,7 @@ class HierarchySettings(StageSettings):
     threshold
         AUC of the best test between the children of a branch at the noise level where they part.
     flat
-        Give every type a branch of its own up to the highest noise: a label-guided model without a tree.
+        Give every type a separate branch up to the highest noise: a label-guided model without a tree.
     n_bootstrap
         Resamples of cells for the support of nodes; 0 for none.
     """
@@ -230,7 +231,7 @@ class HierarchySettings(StageSettings):
     threshold: Annotated[
         float, Gt(0.5), Lt(1), "AUC of the best classifier of two cell types at the noise level where they branch."
     ] = 0.9
-    flat: Annotated[bool, "No tree: every cell type has a branch of its own.", Key(absent=True)] = False
+    flat: Annotated[bool, "No tree: every cell type has a separate branch.", Key(absent=True)] = False
     n_bootstrap: Annotated[int, Ge(0), "Resamples of the cells, for the support of each branch."] = 100
 
 

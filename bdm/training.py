@@ -55,7 +55,7 @@ class Loop:
     validate_every
         Steps between two looks at the validation loss of the average; the one with the lowest is kept.
     shown
-        Whether it is told how far training is.
+        Whether progress is shown.
     """
 
     n_steps: int

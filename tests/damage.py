@@ -181,7 +181,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What came of one damaged file: ``refused``, ``same``, ``other`` content, or a ``fault``."""
+    """What came of one damaged file: ``rejected``, ``same``, ``other`` content, or a ``fault``."""
 
     number: int
     outcome: str
@@ -196,7 +196,7 @@ def attempt(kind: str, path: Path, expected: Any, number: int) -> Case:
         return Case(number, "same" if READERS[kind](path) == expected else "other")
     except InputError as refusal:
         fine = any(name in str(refusal) for name in (path.name, "Part ")) and "\n" not in str(refusal)
-        return Case(number, "refused" if fine else "fault", str(refusal))
+        return Case(number, "rejected" if fine else "fault", str(refusal))
     except BaseException as error:
         return Case(number, "fault", f"{type(error).__name__}: {error}")
 

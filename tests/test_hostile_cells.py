@@ -223,7 +223,7 @@ def test_cells_in_memory_are_prepared_or_rejected(case):
         try:
             prepared = prepare(adata, PrepareSettings(**case.settings))
         except InputError as error:
-            event(f"refused {(faults or ['maybe'])[0][:25]}")
+            event(f"rejected {(faults or ['maybe'])[0][:25]}")
             check_refusal(str(error), faults)
             return
     event("prepared")
@@ -257,7 +257,7 @@ def check_command(case: Case, run) -> None:
             check_prepared(case, source, anndata.read_h5ad(out))
             assert read_prepared(out, on_disk=True).shape == anndata.read_h5ad(out, backed="r").shape
             return
-        event(f"refused {(faults or ['maybe'])[0][:25]}")
+        event(f"rejected {(faults or ['maybe'])[0][:25]}")
         assert code == 2
         assert messages.startswith(f"bdm: {data}: "), messages
         assert messages.count("\n") == 1

@@ -648,7 +648,7 @@ def test_markers_mark_their_type():
 def states_of_tree():
     genes = pd.Index([f"gene{k}" for k in range(12)])
     frame = pd.DataFrame(np.arange(72.0).reshape(6, 12), [branch.name for branch in TREE.branches], genes)
-    return type("Hybrids", (), {"expression": frame, "detected": frame / 72})
+    return type("AncestralStates", (), {"expression": frame, "detected": frame / 72})
 
 
 def test_given_markers_are_seen_down_the_tree(states_of_tree):

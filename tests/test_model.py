@@ -172,12 +172,12 @@ def test_model_saved_again_is_the_same(saved, tmp_path):
 
 
 def test_nothing_is_unpickled(saved, monkeypatch):
-    def refuse(*args, **kwargs):
+    def reject(*args, **kwargs):
         raise AssertionError("something is unpickled")
 
     for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    monkeypatch.setattr(torch, "load", refuse)
+        monkeypatch.setattr(pickle, name, reject)
+    monkeypatch.setattr(torch, "load", reject)
     assert BranchedDiffusion.load(saved).model.cell_types
 
 

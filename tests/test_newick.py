@@ -108,7 +108,7 @@ def test_mutated_texts_are_read_or_rejected():
     rng = random.Random(0)
     text = to_newick(hierarchy_of(NAMES))
     alphabet = "()[]',:; \n_ab1'" + "δ"
-    refused = 0
+    rejected = 0
     for _ in range(3000):
         mutated = list(text)
         for _ in range(min(rng.randint(1, 4), len(mutated))):
@@ -125,8 +125,8 @@ def test_mutated_texts_are_read_or_rejected():
         try:
             assert all(isinstance(leaf, str) for leaf in from_newick("".join(mutated)).leaves())
         except InputError:
-            refused += 1
-    assert 300 < refused < 3000
+            rejected += 1
+    assert 300 < rejected < 3000
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def log_ratio(observed: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
     return ((observed + prior) / (expected + prior)).log()
 
 
-N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice those of training
+N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice as many as in training
 
 
 def evidence_lower_bounds(

@@ -148,7 +148,7 @@ def fit_autoencoder(
         Prepared counts: ``X`` cells x genes in CSR, in memory or on disk, ``obs['split']``, ``obs['cell_type']``, and
         ``obs['batch']`` if batches enter.
     checkpoint
-        Where training goes on from, if it was interrupted.
+        Where interrupted training resumes.
     """
     cell_types, batches = type_names(adata), batch_names(adata)
     training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
@@ -195,7 +195,7 @@ def _bounds_by_type(
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
-    @torch.no_grad()  # holds for the thread that it is said in
+    @torch.no_grad()  # holds for the thread that enters it
     def summed(block: tuple[Tensor, ...]) -> Tensor:
         return network.encode(*block).precision.sum(dim=0)
 

@@ -57,7 +57,7 @@ def autoencoder(
 
 
 def best_step(history: "pd.DataFrame") -> str:
-    """Tell the step whose network was kept: the one of the lowest validation loss, or the last."""
+    """Find the step whose network was kept: the one of the lowest validation loss, or the last."""
     last = int(history["step"].iloc[-1])
     if "validation" not in history:
         return f"all {last} steps"

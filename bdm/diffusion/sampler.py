@@ -174,7 +174,7 @@ CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has e
 
 @dataclass(frozen=True, eq=False)
 class TreeWalk:
-    """Sampler of the hierarchy: decode a branch from its upper to its lower end, transport cells to each child, go on.
+    """Sampler of the hierarchy: decode a branch from its upper to its lower end, transport cells to its children.
 
     Everything is a function of the arguments and the generator, so cells do not depend on what else is sampled.
 
