@@ -155,7 +155,7 @@ ADDITION = Section(
         optional("missing_as_zero", MissingAsZero),
     ),
 )
-MOVE = Section(
+TRANSMUTATION = Section(
     meaning="",
     title="each transmutation",
     settings=(Setting.of("to", TargetType, REQUIRED), optional("from", SourceTypes)),
@@ -223,12 +223,17 @@ its results are in `results/NAME+ADDITION`. Additions belong to a data set, so g
                 "datasets": {
                     "blood": {
                         "path": "data/blood.h5ad",
-                        "transmute": {"moves": {"b_to_nk": {"to": "NK", "from": ["B"]}}},
+                        "transmute": {"transmutations": {"b_to_nk": {"to": "NK", "from": ["B"]}}},
                     }
                 }
             },
         ),
-        named={"moves": ("move", "The transmutations by name (letters, digits, `_` and `-`); each is as below.")},
+        named={
+            "transmutations": (
+                "transmutation",
+                "The transmutations by name (letters, digits, `_` and `-`); each is as below.",
+            )
+        },
     ),
     "evaluate": Section(
         "The comparison of generated cells with test cells.",
@@ -270,7 +275,10 @@ def schema() -> Schema:
     sections = {"dataset": dataset}
     for name, section in SECTIONS.items():
         sections[name] = section.schema
-        sections |= {part: {"addition": ADDITION, "move": MOVE}[part].schema for part, _ in section.named.values()}
+        sections |= {
+            part: {"addition": ADDITION, "transmutation": TRANSMUTATION}[part].schema
+            for part, _ in section.named.values()
+        }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration",

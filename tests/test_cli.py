@@ -278,7 +278,17 @@ def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog
         ("autoencoder", "autoencoder", "prepared.h5ad", "autoencoder", "--n-latent", 2, *small, "--shared-decoder"),
         ("tree.json, tree.nwk", "hierarchy", "autoencoder", "tree.json", "--newick", "tree.nwk", "--n-bootstrap", 0),
         ("model", "train", "autoencoder", "tree.json", "model", "--width", 8, "--n-layers", 1, *small),
-        ("moved.h5ad", "transmute", "model", "prepared.h5ad", "moved.h5ad", "--to", "CD56+ NK", "--from", "CD19+ B"),
+        (
+            "transmuted.h5ad",
+            "transmute",
+            "model",
+            "prepared.h5ad",
+            "transmuted.h5ad",
+            "--to",
+            "CD56+ NK",
+            "--from",
+            "CD19+ B",
+        ),
     ):
         caplog.clear()
         assert bdm(*step) == (0, "")
@@ -517,7 +527,7 @@ BAD = {
     "transmute: no labels": ("transmute model generated_without.h5ad OUT.h5ad --to Dendritic", "no column"),
     "transmute: other genes": ("transmute model few_genes.h5ad OUT.h5ad --to Dendritic", "lack"),
     "transmute: no model": ("transmute autoencoder prepared.h5ad OUT.h5ad --to Dendritic", "model.json"),
-    "evaluate-transmuted: not moved": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
+    "evaluate-transmuted: not transmuted": ("evaluate-transmuted prepared.h5ad OUT generated.h5ad", "'original_type'"),
     "evaluate-transmuted: others": ("evaluate-transmuted prepared.h5ad OUT renamed.h5ad", "renamed.h5ad"),
     "evaluate-transmuted: two targets": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare x=elsewhere.h5ad", "different types"
@@ -564,14 +574,14 @@ def inputs(made):
     new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")
     new.write_h5ad(folder / "new.h5ad")
     new[:, :50].write_h5ad(folder / "few_genes.h5ad")
-    moved = anndata.read_h5ad(folder / "transmuted.h5ad")
-    moved.obs["cell_type"] = "Dendritic"
-    moved.write_h5ad(folder / "elsewhere.h5ad")
-    moved.obs["cell_type"] = np.where(np.arange(moved.n_obs) % 2 == 0, "Dendritic", "CD56+ NK")
-    moved.write_h5ad(folder / "two.h5ad")
-    moved.obs["cell_type"] = "Dendritic"
-    moved.obs_names = [f"x{name}" for name in moved.obs_names]
-    moved.write_h5ad(folder / "renamed.h5ad")
+    transmuted = anndata.read_h5ad(folder / "transmuted.h5ad")
+    transmuted.obs["cell_type"] = "Dendritic"
+    transmuted.write_h5ad(folder / "elsewhere.h5ad")
+    transmuted.obs["cell_type"] = np.where(np.arange(transmuted.n_obs) % 2 == 0, "Dendritic", "CD56+ NK")
+    transmuted.write_h5ad(folder / "two.h5ad")
+    transmuted.obs["cell_type"] = "Dendritic"
+    transmuted.obs_names = [f"x{name}" for name in transmuted.obs_names]
+    transmuted.write_h5ad(folder / "renamed.h5ad")
     (folder / "other.json").write_text('["B", "T"]')
     (folder / "broken.nwk").write_text("((B,T);")
     branches = (Branch("r", None, 1.0, 2), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1))

@@ -20,7 +20,7 @@ CONFIG = {
         MINE: {
             "path": "cells.h5ad",
             "extend": {"additions": {"more": {"path": "more.h5ad"}}},
-            "transmute": {"moves": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
+            "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
         }
     }
 }
@@ -29,14 +29,14 @@ CONFIG = {
 REPORT = {"report"}
 EVALUATE = {"evaluate"} | REPORT
 INTERPRET = {"interpret"} | REPORT
-MOVE = {"transmute there", "evaluate_transmuted there"} | REPORT
-MOVES = {"transmute back", "evaluate_transmuted back"} | MOVE
-NEW_MOVE = {"transmute new", "evaluate_transmuted new"} | REPORT
+TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
+TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
+NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
-EXTEND = {"extend"} | GENERATE | MOVES
-HIERARCHY = {"hierarchy", "train"} | GENERATE | MOVES
-TRAIN = {"train", "train_flat"} | GENERATE_BOTH | MOVES
+EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS
+HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS
+TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS
 AUTOENCODER = {"autoencoder", "hierarchy", "hierarchy_flat"} | TRAIN
 PREPARE = {"prepare"} | AUTOENCODER
 
@@ -49,7 +49,7 @@ def both(rules: set[str], of_grown: set[str] | None = None) -> dict[str, set[str
 # chosen where there are any.
 CHANGES = {
     "seed": (3, both(PREPARE, EXTEND)),
-    "datasets": ({**CONFIG["datasets"], "new": {"path": "other.h5ad"}}, {"new": PREPARE - MOVES | REPORT}),
+    "datasets": ({**CONFIG["datasets"], "new": {"path": "other.h5ad"}}, {"new": PREPARE - TRANSMUTATIONS | REPORT}),
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
     "dataset/batch_key": ("donor", both(PREPARE, EXTEND)),
@@ -89,11 +89,14 @@ CHANGES = {
     "generate/n_levels": (2, both(GENERATE_BOTH, GENERATE)),
     "generate/shared_ancestors": (True, both(GENERATE_BOTH, GENERATE)),
     "generate/stochastic": (True, both(GENERATE_BOTH, GENERATE)),
-    "transmute/moves": ({**CONFIG["datasets"][MINE]["transmute"]["moves"], "new": {"to": "C"}}, both(NEW_MOVE)),
-    "transmute/stochastic": (True, both(MOVES)),
-    "transmute/n_levels": (2, both(MOVES)),
-    "move/to": ("C", both(MOVE)),
-    "move/from": (["C"], both(MOVE)),
+    "transmute/transmutations": (
+        {**CONFIG["datasets"][MINE]["transmute"]["transmutations"], "new": {"to": "C"}},
+        both(NEW_TRANSMUTATION),
+    ),
+    "transmute/stochastic": (True, both(TRANSMUTATIONS)),
+    "transmute/n_levels": (2, both(TRANSMUTATIONS)),
+    "transmutation/to": ("C", both(TRANSMUTATION)),
+    "transmutation/from": (["C"], both(TRANSMUTATION)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
     "evaluate/max_cells_per_type": (5, both(EVALUATE)),
     "interpret/n_genes": (5, both(INTERPRET)),
@@ -119,16 +122,16 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         "": config,
         "dataset": mine,
         "addition": mine["extend"]["additions"]["more"],
-        "move": mine["transmute"]["moves"]["there"],
+        "transmutation": mine["transmute"]["transmutations"]["there"],
     }
     if section not in places:
-        places[section] = (mine if own or name in ("moves", "additions") else config).setdefault(section, {})
+        places[section] = (mine if own or name in ("transmutations", "additions") else config).setdefault(section, {})
     places[section][name] = value
     return config
 
 
 def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs: int = 1) -> dict[str, set[str]]:
-    """Plan the workflow in the working directory: the rules that would run, by data set, with their moves."""
+    """Plan the workflow in the working directory: the rules that would run, by data set, with their transmutations."""
     write_config(Path(), config)
     settings = ResourceSettings(overwrite_scatter={"generate": n_jobs})
     table = io.StringIO()
@@ -142,9 +145,9 @@ def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs:
         file, _, rule, *_, plan = line.split("\t")
         result = re.search(r"results/([^/]+)/(?:transmut(?:ed|ation)/(\w+))?", file)
         if result and plan != "no update":
-            dataset, move = result.groups()
+            dataset, transmutation = result.groups()
             name = rule.removeprefix("bdm_")
-            planned.setdefault(dataset, set()).add(f"{name} {move}" if move else name)
+            planned.setdefault(dataset, set()).add(f"{name} {transmutation}" if transmutation else name)
     return planned
 
 

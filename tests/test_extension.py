@@ -141,10 +141,10 @@ def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = sources_of(example_cells, with_nk.model, Goal(other), cell_types=(one,))
-        moved = transmute_cells(with_nk.model, sources, Goal(other), SamplerSettings(), seed=0)
-        real = example_cells[:, moved.var_names]
+        transmuted = transmute_cells(with_nk.model, sources, Goal(other), SamplerSettings(), seed=0)
+        real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))
-        assert np.linalg.norm(profile(moved.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)
+        assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)
 
 
 @pytest.fixture(scope="module")

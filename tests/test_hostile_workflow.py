@@ -28,7 +28,7 @@ def config() -> dict:
         "prepare": {"genes": NAMES["genes"], "keep_genes": NAMES["keep_genes"], "leave_out": [HACK, "--help"]},
         "hierarchy": {"tree": NAMES["tree"]},
         "interpret": {"markers": NAMES["markers"], "gene_sets": NAMES["gene_sets"]},
-        "transmute": {"moves": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
+        "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
         "extend": {"additions": {"more": {"path": NAMES["addition"], "types": [HACK, "--x"], "label_key": HACK}}},
     }
     return demo_config(datasets={"mine": mine})
@@ -56,8 +56,11 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     assert str(values["hierarchy"]["tree"]) == NAMES["tree"]
     assert str(values["interpret"]["markers"]) == NAMES["markers"]
     assert str(values["interpret"]["gene_sets"]) == NAMES["gene_sets"]
-    move = mine["transmute"]["moves"]["odd"]
-    assert (values["transmute"]["to"], list(values["transmute"]["from_"])) == (move["to"], move["from"])
+    transmutation = mine["transmute"]["transmutations"]["odd"]
+    assert (values["transmute"]["to"], list(values["transmute"]["from_"])) == (
+        transmutation["to"],
+        transmutation["from"],
+    )
     assert str(values["extend"]["cells"]) == NAMES["addition"]
     assert list(values["extend"]["cell_type"]) == [HACK, "--x"]
     assert values["extend"]["label_key"] == HACK

@@ -108,8 +108,8 @@ def test_cells_may_keep_things_elsewhere(fitted, awkward):
 
 
 def test_one_type_is_named_by_text_or_number(fitted, awkward):
-    moved = fitted.transmute(awkward, to=NK, from_=B)
-    assert (awkward.obs.loc[moved.obs_names, "annotation"] == B).all()
+    transmuted = fitted.transmute(awkward, to=NK, from_=B)
+    assert (awkward.obs.loc[transmuted.obs_names, "annotation"] == B).all()
     numbered = awkward.copy()
     codes = awkward.obs["annotation"].astype("category").cat.codes.astype(int)
     numbered.obs["annotation"] = codes
@@ -121,8 +121,8 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
     )
     model = bdm.BranchedDiffusion(numbered, settings=quick).fit()
     two, three = (int(name) for name in model.cell_types[:2])
-    moved = model.transmute(numbered, to=two, from_=three)
-    assert set(codes[moved.obs_names]) == {three}
+    transmuted = model.transmute(numbered, to=two, from_=three)
+    assert set(codes[transmuted.obs_names]) == {three}
     assert model.generate({two: 3}).n_obs == 3
 
 

@@ -172,7 +172,7 @@ def test_rules_of_the_module_may_be_changed(importer):
     ]
     importer.write(BY_LOCAL_REPOSITORY, ALL, *changed)
     output = importer.snakemake("--cores", "4", "--dry-run", "--printshellcmds")
-    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no moves
+    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no transmutations
     jobs = planned(output)
     assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
     blocks = dict(re.findall(r"^rule bdm_(\w+):\n((?: .*\n)+)", output, flags=re.MULTILINE))
@@ -186,7 +186,7 @@ def test_recipe_makes_all_results_of_the_module(importer):
     [recipe] = re.findall(r"^```python\n(configfile.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     importer.write(BY_PATH)
     (importer.folder / "Snakefile").write_text(recipe.replace("path/to/bdm", str(importer.checkout)))
-    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no moves
+    used = dict.fromkeys(RULES, 1) | dict.fromkeys(["transmute", "evaluate_transmuted"])  # no transmutations
     jobs = planned(importer.snakemake("--dry-run"))
     assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
     assert (jobs["share"], jobs["all"]) == (1, 1)

@@ -45,8 +45,8 @@ def evaluation(small_model, held_out):
 
 @pytest.fixture(scope="module")
 def transmutation(small_model, held_out):
-    moved = small_model.transmute(held_out, to=NK, from_=[B, "Dendritic"])
-    return small_model.evaluate_transmuted(moved, held_out, held_out)
+    transmuted = small_model.transmute(held_out, to=NK, from_=[B, "Dendritic"])
+    return small_model.evaluate_transmuted(transmuted, held_out, held_out)
 
 
 @pytest.fixture(autouse=True)
@@ -388,6 +388,6 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
     small_model.save(tmp_path / "model")
     with pytest.raises(InputError, match="holds no cells; give the cells"):
         bdm.BranchedDiffusion.load(tmp_path / "model", device="cpu").evaluate(held_out)
-    moved = small_model.transmute(held_out, to=NK, from_=[B])
+    transmuted = small_model.transmute(held_out, to=NK, from_=[B])
     with pytest.raises(InputError, match="cannot be found before their transmutation"):
-        small_model.evaluate_transmuted(moved, held_out[:5].copy(), held_out)
+        small_model.evaluate_transmuted(transmuted, held_out[:5].copy(), held_out)

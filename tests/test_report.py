@@ -85,7 +85,7 @@ def full(example_cells, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(example_cells, tmp_path_factory) -> Path:
-    """Results of two types that are named by numbers, and of no moves."""
+    """Results of two types that are named by numbers, and of no transmutations."""
     folder = tmp_path_factory.mktemp("two")
     cells = example_cells[example_cells.obs["bulk_labels"].isin(["CD19+ B", "Dendritic"])].copy()
     cells.obs["label"] = (cells.obs["bulk_labels"] == "Dendritic").astype(int).astype(str)

@@ -206,12 +206,12 @@ def test_rule_files_name_an_environment_that_exists():
 def test_commands_take_what_rules_give(tmp_path, sections):
     for name in ["tree.nwk", "my genes.txt", "my markers.csv", "sets.gmt", "labels.csv", "my cells.h5ad"]:
         (tmp_path / name).touch()
-    moves = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
+    transmutations = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
     data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}
     config = demo_config(**sections)
-    config["datasets"]["mine"] = {**data, "transmute": {"moves": moves}}
+    config["datasets"]["mine"] = {**data, "transmute": {"transmutations": transmutations}}
     commands = shell_commands(dry_run(tmp_path, config))
-    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 2  # two moves, not one
+    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 2  # two transmutations, not one
     for _, name, *arguments in commands:
         COMMANDS[name].make_context(name, arguments)
     [values] = [
@@ -224,7 +224,7 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     }
     moved = [COMMANDS[name].make_context(name, rest).params for _, name, *rest in commands if name == "transmute"]
     found = {Path(values["out"]).stem: {"to": values["to"], "from": list(values["from_"] or [])} for values in moved}
-    assert found["odd"] == moves["odd"]
+    assert found["odd"] == transmutations["odd"]
     assert found["all"] == {"to": "x", "from": []}
 
 
@@ -235,8 +235,8 @@ def test_model_grows_by_one_addition_after_the_other(tmp_path):
         "zz": {"path": "first.h5ad", "cell_types": ["a b", "it's"]},
         "aa": {"path": "it's second.h5ad", "update": ["a b"], "label_key": "cell type", "missing_as_zero": True},
     }
-    moves = {"there": {"to": "a b"}}
-    mine = {"path": "mine.h5ad", "extend": {"additions": additions}, "transmute": {"moves": moves}}
+    transmutations = {"there": {"to": "a b"}}
+    mine = {"path": "mine.h5ad", "extend": {"additions": additions}, "transmute": {"transmutations": transmutations}}
     output = dry_run(tmp_path, {"datasets": {"mine": mine, "other": {"path": "mine.h5ad"}}})
     jobs = planned(output)
     assert jobs["extend"] == 2
@@ -293,7 +293,10 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"datasets": {"a/b": {"path": "a.h5ad"}}}, "datasets: The name 'a/b' is not allowed; use letters"),
         ({"datasets": {}}, "datasets: "),
         ({"extend": {"additions": {"a": {}}}}, "extend.additions.a: There is no path, which is required."),
-        ({"transmute": {"moves": {"a": {"from": ["x"]}}}}, "transmute.moves.a: There is no to, which is required."),
+        (
+            {"transmute": {"transmutations": {"a": {"from": ["x"]}}}},
+            "transmute.transmutations.a: There is no to, which is required.",
+        ),
     ],
 )
 def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, expected):
@@ -341,7 +344,7 @@ def test_schema_describes_every_property_and_allows_no_other():
 def test_defaults_are_those_of_the_command(section):
     options = {option.name: option.default for option in COMMANDS[section].params}
     for key, value in properties()[section].items():
-        if key not in ("n_cells", "moves", "additions", "leave_out"):  # given otherwise on the command line
+        if key not in ("n_cells", "transmutations", "additions", "leave_out"):  # given otherwise on the command line
             assert value["default"] == options[key], key
 
 

@@ -271,16 +271,16 @@ def improve_decoder(
     # Through the softmax; cells of the padding have neither counts nor means
     residual = residual - mean * (residual.sum(dim=2, keepdim=True) / batch.n_counts.clamp(min=1))
     weight = CURVATURE * information.sum(dim=1)
-    moved = adapters.loadings - start.loadings
+    change = adapters.loadings - start.loadings
     # Loadings
     size, axes = torch.linalg.eigh(centred.mT @ centred / batch.present.sum(dim=1, keepdim=True))
     precision = settings.loading_scale**-2
-    gradient = residual.mT @ centred - precision * moved
+    gradient = residual.mT @ centred - precision * change
     step = (gradient @ axes / (precision + weight[:, :, None] * size[:, None])) @ axes.mT
     step = step * (LONGEST_STEP * settings.loading_scale / step.norm(dim=2, keepdim=True)).clamp(max=1)
     # Log expression at the mean latent
     precision = settings.expression_scale**-2
-    gradient = residual.sum(dim=1) - precision * (adapters.offset - start.offset + (moved @ centre).squeeze(2))
+    gradient = residual.sum(dim=1) - precision * (adapters.offset - start.offset + (change @ centre).squeeze(2))
     raised = (gradient / (precision + weight)).clamp(-LONGEST_LOG_STEP, LONGEST_LOG_STEP)
     offset = adapters.offset + raised - (step @ centre).squeeze(2)
     return replace(adapters, loadings=adapters.loadings + step, offset=offset)
@@ -300,8 +300,8 @@ def improve_dispersion(
     """
     of_cells = adapters.observation.dispersion_gradient(batch.counts, batch.mean(adapters, latent))
     precision = settings.dispersion_scale**-2
-    moved = adapters.log_inverse_dispersion - start.log_inverse_dispersion
-    step = (of_cells.sum(dim=1) - precision * moved) / (precision + (of_cells**2).sum(dim=1))
+    change = adapters.log_inverse_dispersion - start.log_inverse_dispersion
+    step = (of_cells.sum(dim=1) - precision * change) / (precision + (of_cells**2).sum(dim=1))
     step = step.clamp(-LONGEST_LOG_STEP, LONGEST_LOG_STEP)
     return replace(adapters, log_inverse_dispersion=adapters.log_inverse_dispersion + step)
 

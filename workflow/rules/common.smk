@@ -228,9 +228,9 @@ def cells_to_generate(wildcards, input):
 
 
 def move_options(wildcards):
-    """Give the flags for the type that cells are moved to, and the types that they are moved from."""
-    move = setting("transmute/moves")(wildcards)[wildcards.move]
-    flags = [("--to", move["to"]), *(("--from", cell_type) for cell_type in move["from"])]
+    """Give the options for the type that cells are transmuted to, and the types that they are transmuted from."""
+    transmutation = setting("transmute/transmutations")(wildcards)[wildcards.transmutation]
+    flags = [("--to", transmutation["to"]), *(("--from", cell_type) for cell_type in transmutation["from"])]
     return " ".join(f"{flag} {shlex.quote(cell_type)}" for flag, cell_type in flags)
 
 
@@ -245,10 +245,13 @@ def flat_cells(wildcards):
     return [] if wildcards.dataset in EXTENDED else [GENERATED_FLAT.format(dataset=wildcards.dataset)]
 
 
-def results_of_moves(wildcards):
-    """Name the results of all moves of a data set."""
-    moves = setting("transmute/moves")(wildcards)
-    return [f"results/{wildcards.dataset}/transmutation/{move}/transmutation.json" for move in moves]
+def results_of_transmutations(wildcards):
+    """Name the results of all transmutations of a data set."""
+    transmutations = setting("transmute/transmutations")(wildcards)
+    return [
+        f"results/{wildcards.dataset}/transmutation/{transmutation}/transmutation.json"
+        for transmutation in transmutations
+    ]
 
 
 def extension_report(wildcards):

@@ -3,40 +3,40 @@ rule evaluate_transmuted:
         cells=rules.prepare.output.cells,
         transmuted=rules.transmute.output.cells,
     output:
-        transmutation="results/{dataset}/transmutation/{move}/transmutation.json",
-        arrays="results/{dataset}/transmutation/{move}/transmutation.safetensors",
+        transmutation="results/{dataset}/transmutation/{transmutation}/transmutation.json",
+        arrays="results/{dataset}/transmutation/{transmutation}/transmutation.safetensors",
         scores=report(
-            "results/{dataset}/transmutation/{move}/scores.csv",
+            "results/{dataset}/transmutation/{transmutation}/scores.csv",
             caption="../report/transmutation_scores.rst",
             category="Transmutation",
             subcategory="{dataset}",
-            labels={"result": "{dataset}, {move}: scores (table)"},
+            labels={"result": "{dataset}, {transmutation}: scores (table)"},
         ),
         scores_figure=report(
-            "results/{dataset}/transmutation/{move}/scores.png",
+            "results/{dataset}/transmutation/{transmutation}/scores.png",
             caption="../report/transmutation_scores.rst",
             category="Transmutation",
             subcategory="{dataset}",
-            labels={"result": "{dataset}, {move}: scores (figure)"},
+            labels={"result": "{dataset}, {transmutation}: scores (figure)"},
         ),
         genes=report(
-            "results/{dataset}/transmutation/{move}/genes.png",
+            "results/{dataset}/transmutation/{transmutation}/genes.png",
             caption="../report/transmutation_genes.rst",
             category="Transmutation",
             subcategory="{dataset}",
-            labels={"result": "{dataset}, {move}: genes (figure)"},
+            labels={"result": "{dataset}, {transmutation}: genes (figure)"},
         ),
         umap=report(
-            "results/{dataset}/transmutation/{move}/umap.png",
+            "results/{dataset}/transmutation/{transmutation}/umap.png",
             caption="../report/transmutation_umap.rst",
             category="Transmutation",
             subcategory="{dataset}",
-            labels={"result": "{dataset}, {move}: map of cells (figure)"},
+            labels={"result": "{dataset}, {transmutation}: map of cells (figure)"},
         ),
     log:
-        "results/{dataset}/logs/evaluate_transmuted_{move}.log",
+        "results/{dataset}/logs/evaluate_transmuted_{transmutation}.log",
     benchmark:
-        "results/{dataset}/benchmarks/evaluate_transmuted_{move}.tsv"
+        "results/{dataset}/benchmarks/evaluate_transmuted_{transmutation}.tsv"
     conda:
         "../envs/bdm.yaml"
     params:

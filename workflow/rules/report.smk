@@ -5,7 +5,7 @@ rule report:
         generated=GENERATED,
         evaluation=rules.evaluate.output.evaluation,
         interpretation=rules.interpret.output.interpretation,
-        moves=results_of_moves,
+        transmutations=results_of_transmutations,
         extension=extension_report,
     output:
         page=report(

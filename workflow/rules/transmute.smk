@@ -3,11 +3,11 @@ rule transmute:
         model=rules.train.output.model,
         cells=rules.prepare.output.cells,
     output:
-        cells="results/{dataset}/transmuted/{move}.h5ad",
+        cells="results/{dataset}/transmuted/{transmutation}.h5ad",
     log:
-        "results/{dataset}/logs/transmute_{move}.log",
+        "results/{dataset}/logs/transmute_{transmutation}.log",
     benchmark:
-        "results/{dataset}/benchmarks/transmute_{move}.tsv"
+        "results/{dataset}/benchmarks/transmute_{transmutation}.tsv"
     conda:
         "../envs/bdm.yaml"
     params:
@@ -15,7 +15,7 @@ rule transmute:
         stochastic=switch("--stochastic", "transmute/stochastic"),
         n_levels=setting("transmute/n_levels"),
         seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("transmute/moves/{move}", "transmute/stochastic", "transmute/n_levels"),
+        settings=tracked("transmute/transmutations/{transmutation}", "transmute/stochastic", "transmute/n_levels"),
     shell:
         "bdm transmute {input.model} {input.cells} {output.cells}"
         " {params.types}"
