@@ -452,7 +452,13 @@ def test_what_lacks_is_named(full, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["evaluation/evaluation.json", "evaluation/evaluation.safetensors", "interpretation/branch_genes.csv"]
+    "name",
+    [
+        "evaluation/evaluation.json",
+        "evaluation/evaluation.safetensors",
+        "interpretation/interpretation.json",
+        "interpretation/interpretation.safetensors",
+    ],
 )
 def test_damaged_content_is_rejected(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")

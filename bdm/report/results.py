@@ -15,7 +15,9 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
-from bdm.files import read_json
+from bdm.extension.results import ExtensionReport
+from bdm.interpretation.results import Interpretation
+from bdm.interpretation.tables import branch_genes
 from bdm.model.model import BranchedModel, load_model
 from bdm.transmutation.results import TransmutationEvaluation
 
@@ -27,9 +29,7 @@ NEEDED = {
     "evaluation/evaluation.safetensors": "bdm evaluate",
     "evaluation/umap.png": "bdm evaluate",
 }
-# Columns that hold text; all others are numbers
-TEXTS = ["gene", "symbol", "set", "cell_type", "cell_types", "node", "child", "children"]
-TEXTS += ["attachment_branch", "nearest", "new_batches", "type_specific_genes"]
+FILES = {"interpretation": "interpretation/interpretation.json", "extension": "extension/extension_report.json"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Results:
     umap
         Figure of the UMAP (PNG).
     interpretation, interpreted
-        Tables of the interpretation by name, and its provenance; empty where the model was not interpreted.
+        Tables ``branch_genes`` and ``agreement`` of the interpretation, and its provenance; empty if the model was not
+        interpreted.
     transmutations
         Evaluations of transmuted cells by name.
     extensions
@@ -106,9 +107,11 @@ def read_results(folder: Path) -> Results:
                 f"{folder} has no {name}; make it with the workflow, or with {command}, before the report."
             )
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
-    interpreted = folder / "interpretation/interpretation.json"
+    interpretation = (
+        Interpretation.load(found.parent) if (found := folder / FILES["interpretation"]).is_file() else None
+    )
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
-    added = folder / "extension/extensions.csv"
+    extension = ExtensionReport.load(found.parent) if (found := folder / FILES["extension"]).is_file() else None
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
@@ -119,14 +122,10 @@ def read_results(folder: Path) -> Results:
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         umap=(folder / "evaluation/umap.png").read_bytes(),
-        interpretation={
-            path.stem: read_table(path)
-            for path in map((folder / "interpretation").joinpath, ("branch_genes.csv", "agreement.csv"))
-            if path.is_file()
-        },
-        interpreted=read_json(interpreted)["provenance"] if interpreted.is_file() else {},
+        interpretation=tables_of(interpretation) if interpretation else {},
+        interpreted=interpretation.provenance if interpretation else {},
         transmutations={path.parent.name: TransmutationEvaluation.load(path.parent) for path in transmutations},
-        extensions=read_table(added) if added.is_file() else None,
+        extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
     )
     require_set(results.evaluation, GENERATED, folder / "evaluation")
@@ -136,19 +135,12 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a table in which names are text, even names such as NA or 1."""
-    try:
-        table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make it again.") from error
-    return table.assign(**{column: numeric(table[column]) for column in table.columns.difference(TEXTS)})
-
-
-def numeric(column: pd.Series) -> pd.Series:
-    """Read numbers and truth values; NaN where a field is empty."""
-    values = {"": float("nan"), "True": 1, "False": 0}
-    return pd.to_numeric(pd.Series([values.get(text, text) for text in column], column.index, dtype=object))
+def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
+    """Tables of an interpretation that the page shows, with the symbols of genes."""
+    return {
+        "branch_genes": interpretation.names.with_symbols(branch_genes(interpretation)),
+        "agreement": interpretation.agreement,
+    }
 
 
 def read_cost(folder: Path) -> pd.DataFrame:

@@ -13,7 +13,7 @@ rule report:
             caption="../report/report.rst",
             category="Report",
             subcategory="{dataset}",
-            labels={"result": "{dataset}: all that is worth telling (page to open and send)"},
+            labels={"result": "{dataset}: the report (page to open and share)"},
         ),
     log:
         "results/{dataset}/logs/report.log",
