@@ -169,7 +169,7 @@ def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, e
 )
 def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, batch_key, columns):
     model = copy.deepcopy(batch_model.model)
-    model.preparation.update(label_key=label_key, batch_key=batch_key)
+    model.autoencoder.provenance["prepare"].update(label_key=label_key, batch_key=batch_key)
     settings = SamplerSettings(n_levels=3)
     generated = generate_cells(model, request_cells(model, {B: 1}), settings, seed=0)
     assert list(generated.obs) == columns

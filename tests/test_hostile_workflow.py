@@ -29,7 +29,7 @@ def config() -> dict:
         "hierarchy": {"tree": NAMES["tree"]},
         "interpret": {"markers": NAMES["markers"], "gene_sets": NAMES["gene_sets"]},
         "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
-        "extend": {"additions": {"more": {"path": NAMES["addition"], "types": [HACK, "--x"], "label_key": HACK}}},
+        "extend": {"additions": {"more": {"path": NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}}},
     }
     return demo_config(datasets={"mine": mine})
 

@@ -255,8 +255,8 @@ def results_of_transmutations(wildcards):
 
 
 def extension_report(wildcards):
-    """Name the table of added types, which there is of models that have been extended."""
-    return [f"results/{wildcards.dataset}/extension/extensions.csv"] if wildcards.dataset in EXTENDED else []
+    """Name the report of the extension, which extended models have."""
+    return [f"results/{wildcards.dataset}/extension/extension_report.json"] if wildcards.dataset in EXTENDED else []
 
 
 def of_job(path):
