@@ -15,8 +15,8 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
-from bdm.extension.results import ExtensionReport
-from bdm.interpretation.results import Interpretation
+from bdm.extension.results import FILE, ExtensionReport
+from bdm.interpretation.results import KIND, Interpretation
 from bdm.interpretation.tables import branch_genes
 from bdm.model.model import BranchedModel, load_model
 from bdm.transmutation.results import TransmutationEvaluation
@@ -29,7 +29,6 @@ NEEDED = {
     "evaluation/evaluation.safetensors": "bdm evaluate",
     "evaluation/umap.png": "bdm evaluate",
 }
-FILES = {"interpretation": "interpretation/interpretation.json", "extension": "extension/extension_report.json"}
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,10 @@ def read_results(folder: Path) -> Results:
                 f"{folder} has no {name}; make it with the workflow, or with {command}, before the report."
             )
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
-    interpretation = (
-        Interpretation.load(found.parent) if (found := folder / FILES["interpretation"]).is_file() else None
-    )
+    interpreted, extended = folder / "interpretation", folder / "extension"
+    interpretation = Interpretation.load(interpreted) if (interpreted / f"{KIND}.json").is_file() else None
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
-    extension = ExtensionReport.load(found.parent) if (found := folder / FILES["extension"]).is_file() else None
+    extension = ExtensionReport.load(extended) if (extended / FILE).is_file() else None
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,
