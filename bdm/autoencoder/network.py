@@ -11,6 +11,7 @@ from bdm.threads import Map
 
 DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
+OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
 PORTION = 128  # cells whose posteriors are computed together, where several portions are computed in parallel
 MEMORY = 0.95  # weight of past cells in the running means of the prior, per training step
 
@@ -81,8 +82,10 @@ class CountAutoencoder(nn.Module):
         normalised = log_normalise(counts)
         normalised = normalised - normalised.mean(dim=0)
         n_found = min(self.shape.n_latent, *normalised.shape)
-        scores, size, loadings = torch.svd_lowrank(normalised, q=n_found, niter=4)
-        scores = nn.functional.pad(scores * size, (0, self.shape.n_latent - n_found))
+        n_searched = min(n_found + OVERSAMPLING, *normalised.shape)
+        scores, size, loadings = torch.svd_lowrank(normalised, q=n_searched, niter=4)
+        scores, loadings = (scores * size)[:, :n_found], loadings[:, :n_found]
+        scores = nn.functional.pad(scores, (0, self.shape.n_latent - n_found))
         loadings = nn.functional.pad(loadings, (0, self.shape.n_latent - n_found))
         member = nn.functional.one_hot(cell_type, self.shape.n_types).T.float()
         means = member @ scores / member.sum(dim=1, keepdim=True).clamp(min=1)
