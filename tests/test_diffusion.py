@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -269,7 +270,7 @@ def test_transport_to_the_same_population_changes_nothing():
 TYPES = {"a": 1000, "b": 400, "c": 100, "d": 700}
 MEANS = torch.tensor([[4.0, 0.0], [-4.0, 1.0], [0.0, 30.0], [1.0, 36.0]])
 COVARIANCES = torch.stack([torch.tensor([[1.0, c], [c, v]]) for c, v in ((0, 1), (0.5, 1), (-0.3, 0.5), (0.2, 2))])
-MOMENTS = TypeMoments(tuple(TYPES), MEANS, COVARIANCES, torch.tensor(list(TYPES.values())).float())
+MOMENTS = TypeMoments(tuple(TYPES), MEANS, COVARIANCES, torch.tensor(list(TYPES.values())).float(), torch.zeros(4))
 TREE = Hierarchy(
     (
         Branch("root", None, 14.0, 2200),
@@ -356,7 +357,7 @@ def test_shared_samples_have_each_types_moments(hierarchy, stochastic):
 
 
 def test_rows_of_shared_samples_have_the_same_ancestor():
-    alike = TypeMoments(MOMENTS.cell_types, MEANS, torch.eye(2).expand(4, 2, 2), MOMENTS.weight)
+    alike = dataclasses.replace(MOMENTS, covariance=torch.eye(2).expand(4, 2, 2))
     samples = walk(moments=alike).shared(TYPES, 50, 0)
     within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
     torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)

@@ -179,8 +179,8 @@ def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
     rng, stages = np.random.default_rng(0), [hierarchy]
     for number in range(times):
         scale = 10 ** rng.uniform(-1, 2)
-        distance = {name: scale * rng.uniform(0.5, 2) for name in stages[-1].cell_types}
-        place = attachment_point(stages[-1], distance)
+        square = {name: (scale * rng.uniform(0.5, 2)) ** 2 for name in stages[-1].cell_types}
+        place = attachment_point(stages[-1], square)
         n_branches = len(hierarchy.branches) + number
         stages.append(
             with_new_type(stages[-1], f"new {number}", place, denoiser_branch=n_branches, n_cells=7, support=0.5)
@@ -233,7 +233,7 @@ def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
     hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
 
     def place(*mean: float) -> AttachmentPoint:
-        return attachment_point(hierarchy, {name: float(np.linalg.norm(mean - of)) for name, of in means.items()})
+        return attachment_point(hierarchy, {name: float(np.sum((mean - of) ** 2)) for name, of in means.items()})
 
     assert place(0, 3).branch == "a"
     assert place(0, 3).level == pytest.approx(branch_level(np.array(3.0)))

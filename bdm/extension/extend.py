@@ -50,8 +50,8 @@ class FittedExtension:
     Attributes
     ----------
     distance
-        From the type's mean to the mean of each known type, in whitened space, by name, nearest first; of an updated
-        type, to its former mean too.
+        From the type's mean to the mean of each known type, in whitened space, by name, nearest first, see
+        :func:`distances`; of an updated type, to its former mean too.
     before, after
         Evidence lower bound of each held-out cell, before the extension and with the type-specific decoder.
     n_counts
@@ -106,19 +106,21 @@ def extend(
     gaining = fit_gaining(first, autoencoder.network, [of_type], settings.adapter, least_gain=least_gain, seed=seed)
     adapter = first.joined(gaining)
     latent = latent_cells(encode(fitted_cells, autoencoder.with_adapters(adapter)))
-    moments = type_moments(latent, model.whitening)
+    x, moments = model.whitening(latent.mean).numpy(), type_moments(latent, model.whitening)
     normal = Normal(moments.mean[0], moments.covariance[0])
-    x = model.whitening(latent.mean).numpy()
-    attachment = None if known else attachment_of(model, x.mean(axis=0))
+    variance = float(moments.mean_variance[0])
+    attachment = support = None
+    if not known:
+        attachment = attachment_of(model, x.mean(axis=0), variance)
+        support = attachment_support(model, x, variance, attachment, n_bootstrap=settings.n_bootstrap, seed=seed)
     embedding = _embedding_of_branch(model, cell_type, attachment, normal, latent, settings, seed=seed)
     extension = Extension(
         cell_type=cell_type,
         attachment=attachment,
-        support=None
-        if attachment is None
-        else attachment_support(model, x, attachment, n_bootstrap=settings.n_bootstrap, seed=seed),
+        support=support,
         adapter=adapter,
         normal=normal,
+        mean_variance=variance,
         embedding=embedding,
         library_sizes=latent.library_size_range,
         composition=n_cells_by_batch(cells.obs[cells.obs["split"] != "test"]),
@@ -130,14 +132,8 @@ def extend(
     held_out = held_out_cells(cells)
     networks = (found.network(cell_type, autoencoder.network) for found in (first, adapter))
     before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in networks)
-    return FittedExtension(
-        grown,
-        extension,
-        distances(model, x.mean(axis=0)),
-        before,
-        after,
-        float(held_out.X.sum() / held_out.n_obs),
-    )
+    n_counts = float(held_out.X.sum() / held_out.n_obs)
+    return FittedExtension(grown, extension, distances(model, x.mean(axis=0), variance), before, after, n_counts)
 
 
 def _embedding_of_branch(
@@ -158,24 +154,39 @@ def _embedding_of_branch(
     return embedding
 
 
-def distances(model: BranchedModel, mean: np.ndarray) -> pd.Series:
-    """Distance of a mean in whitened space to the mean of each type of the model, nearest first."""
-    distance = np.linalg.norm(model.moments.mean.numpy() - mean, axis=1)
-    return pd.Series(distance, index=model.cell_types).sort_values()
+def squared_distances(model: BranchedModel, mean: np.ndarray, variance: float) -> pd.Series:
+    """Squared distance of a mean in whitened space to the mean of each type of the model, without the noise of both.
+
+    Parameters
+    ----------
+    variance
+        Sampling variance of the mean, see :func:`bdm.latent.moments.sampling_variance`.
+    """
+    measured = ((model.moments.mean.numpy() - mean) ** 2).sum(axis=1)
+    return pd.Series(measured - model.moments.mean_variance.numpy() - variance, index=model.cell_types)
 
 
-def attachment_of(model: BranchedModel, mean: np.ndarray) -> AttachmentPoint:
+def distances(model: BranchedModel, mean: np.ndarray, variance: float) -> pd.Series:
+    """Distances of :func:`squared_distances`, nearest first; 0 where noise explains all of the distance."""
+    return squared_distances(model, mean, variance).sort_values().clip(lower=0) ** 0.5
+
+
+def attachment_of(model: BranchedModel, mean: np.ndarray, variance: float) -> AttachmentPoint:
     """Return the attachment point of a mean in whitened space."""
-    return attachment_point(model.hierarchy, distances(model, mean).to_dict())
+    return attachment_point(model.hierarchy, squared_distances(model, mean, variance).to_dict())
 
 
 def attachment_support(
-    model: BranchedModel, x: np.ndarray, attachment: AttachmentPoint, *, n_bootstrap: int, seed: int
+    model: BranchedModel, x: np.ndarray, variance: float, attachment: AttachmentPoint, *, n_bootstrap: int, seed: int
 ) -> float:
-    """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch."""
+    """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch.
+
+    The mean of a resample has the noise of the measured mean, and the noise of resampling.
+    """
     generator = numpy_generator(seed, "place")
+    noise = variance + float(x.var(axis=0).sum()) / len(x)
     means = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([attachment_of(model, mean).branch == attachment.branch for mean in means]))
+    return float(np.mean([attachment_of(model, mean, noise).branch == attachment.branch for mean in means]))
 
 
 def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:

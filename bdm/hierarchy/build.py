@@ -13,12 +13,33 @@ from scipy.stats import norm
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import fit_whitening, type_moments
+from bdm.latent.moments import TypeMoments, fit_whitening, type_moments
 from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
 
 MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
+
+
+@dataclass(frozen=True)
+class MeasuredMeans:
+    """Means of cell types that were measured with noise.
+
+    Attributes
+    ----------
+    mean
+        In whitened space, types x dimensions.
+    variance
+        Sampling variance of each mean, summed over dimensions.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def of(cls, moments: TypeMoments) -> "MeasuredMeans":
+        """Take the means of the moments."""
+        return cls(moments.mean.double().numpy(), moments.mean_variance.double().numpy())
 
 
 @dataclass(frozen=True)
@@ -30,7 +51,8 @@ class MeasuredClade:
     members
         Indices of its cell types.
     mean, mean_square
-        Averages, over the means m of its cell types, of m (dimensions) and of ``|m|**2``.
+        Averages, over the means m of its cell types, of m (dimensions) and of ``|m|**2``, without what the sampling
+        variance of m adds to its square.
     """
 
     members: tuple[int, ...]
@@ -67,7 +89,7 @@ def build_hierarchy(
             raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
         tree = match_leaves(tree, cells.cell_types)
     whitening = fit_whitening(cells)
-    means = type_moments(cells, whitening).mean.double().numpy()
+    means = MeasuredMeans.of(type_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {cell_type: i for i, cell_type in enumerate(cells.cell_types)}
     root = measure_clade(tree or cluster_means(means, cells.cell_types), means, index, threshold=settings.threshold)
@@ -77,7 +99,8 @@ def build_hierarchy(
     made = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if settings.flat:
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
-    support = clade_support(x, cells.cell_type.numpy(), n_types=len(means), n_bootstrap=settings.n_bootstrap, seed=seed)
+    resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
+    support = clade_support(x, cells.cell_type.numpy(), means.variance, **resampled)
     branches = _branches(root, None, cells, support, inner_names(cells.cell_types))
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
@@ -116,30 +139,40 @@ def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
     return (root, *(Branch(cell_type, root.name, 0.0, n_cells) for cell_type, n_cells in leaves))
 
 
-def cluster_means(means: np.ndarray, cell_types: tuple[str, ...]) -> Clade:
+def cluster_means(means: MeasuredMeans, cell_types: tuple[str, ...]) -> Clade:
     """Tree of cell types by average linkage of squared distances between their means.
 
     Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
     a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
-
-    Parameters
-    ----------
-    means
-        Means in whitened space, types x dimensions.
     """
     clades = [Clade(cell_type) for cell_type in cell_types]
-    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+    for first, second, _, _ in linkage(squared_distances(means), method="average"):
         clades.append(Clade(children=(clades[int(first)], clades[int(second)])))
     return clades[-1]
 
 
-def clades_of(means: np.ndarray) -> set[frozenset[int]]:
-    """Find the sets of types, as indices, that are clades in the clustering of ``means``."""
-    n_types = len(means)
+def clades_of(means: MeasuredMeans) -> set[frozenset[int]]:
+    """Find the sets of types, as indices, that are clades in the clustering of their means."""
+    n_types = len(means.mean)
     members = [frozenset([i]) for i in range(n_types)]
-    for first, second, _, _ in linkage(pdist(means, "sqeuclidean"), method="average"):
+    for first, second, _, _ in linkage(squared_distances(means), method="average"):
         members.append(members[int(first)] | members[int(second)])
     return set(members[n_types:])
+
+
+def squared_distances(means: MeasuredMeans) -> np.ndarray:
+    """Squared distances between the means of populations, without the noise of the measured means.
+
+    Measured means are farther from each other than the means of the populations: their squared distance is larger by
+    the sum of their sampling variances on average. Differences below 0 are kept, as they average out in larger clades.
+
+    Returns
+    -------
+    One value per pair of types, in the order of :func:`scipy.spatial.distance.pdist`.
+    """
+    first, second = np.triu_indices(len(means.mean), k=1)
+    noise = means.variance[first] + means.variance[second]
+    return np.asarray(pdist(means.mean, "sqeuclidean") - noise)
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
@@ -168,20 +201,19 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
     return np.sqrt(np.maximum(variance, 0))
 
 
-def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, threshold: float) -> MeasuredClade:
+def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, threshold: float) -> MeasuredClade:
     """Compute the level of every node of a tree, from its merge height, and at least the level of its children.
 
     Parameters
     ----------
-    means
-        Type means in whitened space, types x dimensions.
     index
         Row of ``means`` of each cell type.
     """
     if not clade.children:
         (leaf,) = clade.leaves()
-        mean = means[index[leaf]]
-        return MeasuredClade((index[leaf],), (), 0.0, mean, float(mean @ mean))
+        row = index[leaf]
+        mean = means.mean[row]
+        return MeasuredClade((row,), (), 0.0, mean, float(mean @ mean - means.variance[row]))
     children = tuple(measure_clade(child, means, index, threshold=threshold) for child in clade.children)
     weight = np.array([len(child.members) for child in children], dtype=float)
     level = float(branch_level(np.sqrt(merge_height(children)), threshold=threshold))
@@ -195,18 +227,20 @@ def measure_clade(clade: Clade, means: np.ndarray, index: dict[str, int], *, thr
 
 
 def merge_height(children: tuple[MeasuredClade, ...]) -> float:
-    """Mean squared distance between types of different children, as in average linkage."""
+    """Mean squared distance between types of different children, as in average linkage, without noise; at least 0."""
     pairs = list(combinations(children, 2))
     squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
     return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
 
 
 def clade_support(
-    x: np.ndarray, cell_type: np.ndarray, *, n_types: int, n_bootstrap: int, seed: int
+    x: np.ndarray, cell_type: np.ndarray, variance: np.ndarray, *, n_bootstrap: int, seed: int
 ) -> dict[frozenset[int], float] | None:
     """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
 
-    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
+    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the noise of the
+    measured means, and the noise of resampling. Both are subtracted, so that the distances of resamples scatter around
+    the distances that the tree is made of; else resamples would put rare types apart.
 
     Parameters
     ----------
@@ -214,6 +248,8 @@ def clade_support(
         Cells in whitened space, cells x dimensions.
     cell_type
         Index of each cell's type.
+    variance
+        Sampling variance of the mean of each type.
 
     Returns
     -------
@@ -222,9 +258,10 @@ def clade_support(
     if n_bootstrap == 0:
         return None
     generator = numpy_generator(seed, "support")
-    by_type = [x[cell_type == code] for code in range(n_types)]
+    by_type = [x[cell_type == code] for code in range(len(variance))]
     resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
-    seen = Counter(clade for means in resampled for clade in clades_of(means))
+    noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_type])
+    seen = Counter(clade for means in resampled for clade in clades_of(MeasuredMeans(means, noise)))
     return {clade: n / n_bootstrap for clade, n in seen.items()}
 
 

@@ -21,7 +21,8 @@ class AttachmentPoint:
     level
         Noise level at which it does.
     distance
-        Root mean square of its distances to the cell types below that branch, in whitened space.
+        Root mean square of its distances to the cell types below that branch, in whitened space; 0 where noise explains
+        all of the distance.
     """
 
     branch: str
@@ -29,7 +30,7 @@ class AttachmentPoint:
     distance: float
 
 
-def attachment_point(hierarchy: Hierarchy, distance: dict[str, float]) -> AttachmentPoint:
+def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -> AttachmentPoint:
     """Find the attachment point of a new cell type by the mean of its cells.
 
     Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
@@ -38,19 +39,23 @@ def attachment_point(hierarchy: Hierarchy, distance: dict[str, float]) -> Attach
 
     Parameters
     ----------
-    distance
-        Distance of the new type's mean to the mean of each known type, by name, in whitened space.
+    squared_distance
+        Squared distance of the new type's mean to the mean of each known type, by name, in whitened space, without
+        the noise of both; it may be negative.
     """
 
+    def square(name: str) -> float:
+        return float(np.mean([squared_distance[leaf] for leaf in hierarchy.leaves(name)]))
+
     def distance_to(name: str) -> float:
-        return float(np.sqrt(np.mean([distance[leaf] ** 2 for leaf in hierarchy.leaves(name)])))
+        return float(np.sqrt(max(square(name), 0)))
 
     def level(name: str) -> float:
         return float(branch_level(distance_to(name), threshold=hierarchy.threshold))
 
     name = hierarchy.root.name
     while children := hierarchy.children[name]:
-        nearest = min(children, key=distance_to)
+        nearest = min(children, key=square)
         if level(nearest) >= hierarchy.by_name[name].level:
             break
         name = nearest

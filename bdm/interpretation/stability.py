@@ -6,10 +6,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, clades_of, measure_clade, merge_height
+from bdm.hierarchy.build import (
+    MIN_LEVEL,
+    MeasuredClade,
+    MeasuredMeans,
+    clades_of,
+    measure_clade,
+    merge_height,
+)
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening
+from bdm.latent.moments import Whitening, sampling_variance
 from bdm.model.model import BranchedModel
 from bdm.seeds import torch_generator
 
@@ -40,7 +47,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``, the share of
     thresholds from 0.55 to 0.95 at which the branch of the node has a length.
     """
-    hierarchy, means = model.hierarchy, model.moments.mean.double().numpy()
+    hierarchy, means = model.hierarchy, MeasuredMeans.of(model.moments)
     index = {cell_type: i for i, cell_type in enumerate(model.cell_types)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [
@@ -65,7 +72,8 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
 def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, seed: int) -> dict[frozenset[int], float]:
     """Share of draws of all cells from their posteriors in whose clustering each set of types is a clade.
 
-    The mean of n independent normals is normal, so the means of types are sampled, not each cell.
+    The mean of n independent normals is normal, so the means of types are sampled, not each cell. Their distances are
+    without the noise of the measured means, as in the tree, and without the noise of the draws.
     """
     generator = torch_generator(seed, "latent support")
     n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
@@ -74,11 +82,14 @@ def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, se
         torch.zeros(n_types, n_dims, dtype=torch.float64).index_add(0, cells.cell_type, values.double()) / n_cells
         for values in (cells.mean, cells.scale**2)
     )
+    of_draws = [float(whitening.variance(cells.scale[cells.cell_type == code]).trace()) for code in range(n_types)]
+    sampling = sampling_variance(cells, whitening).double().numpy()
+    noise_variance = sampling + np.array(of_draws) / cells.n_cells.numpy()
     seen: Counter[frozenset[int]] = Counter()
     for _ in range(n_draws):
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         y = mean + (variance / n_cells).sqrt() * noise
-        seen.update(clades_of(whitening(y.float()).double().numpy()))
+        seen.update(clades_of(MeasuredMeans(whitening(y.float()).double().numpy(), noise_variance)))
     return {clade: n / n_draws for clade, n in seen.items()}
 
 

@@ -38,7 +38,11 @@ class Whitening:
 
     def __call__(self, y: Tensor) -> Tensor:
         """Whiten y, cells x dimensions."""
-        return (y - self.centre) @ self._whiten
+        return self.linear(y - self.centre)
+
+    def linear(self, difference: Tensor) -> Tensor:
+        """Whiten differences between values of y, cells x dimensions."""
+        return difference @ self._whiten
 
     def inverse(self, x: Tensor) -> Tensor:
         """Transform whitened x back to y, cells x dimensions."""
@@ -86,14 +90,17 @@ class TypeMoments:
         Types x dimensions x dimensions, shrunk towards the identity (the pooled covariance) in small types.
     weight
         Share of each type in training, and so in a mixture, up to a constant factor.
+    mean_variance
+        Expected squared distance of each mean from the mean of the population, see :func:`sampling_variance`.
     """
 
     cell_types: tuple[str, ...]
     mean: Tensor
     covariance: Tensor
     weight: Tensor
+    mean_variance: Tensor
 
-    def with_type(self, cell_type: str, normal: Normal, *, n_cells: int) -> TypeMoments:
+    def with_type(self, cell_type: str, normal: Normal, *, n_cells: int, mean_variance: float) -> TypeMoments:
         """Replace the moments of a cell type, or add those of a new one."""
         kept = [i for i, name in enumerate(self.cell_types) if name != cell_type]
         row_of_type = self.cell_types.index(cell_type) if cell_type in self.cell_types else len(kept)
@@ -107,6 +114,7 @@ class TypeMoments:
             with_row(self.mean, normal.mean),
             with_row(self.covariance, normal.covariance),
             with_row(self.weight, type_weight(torch.tensor(n_cells)).float()),
+            with_row(self.mean_variance, torch.tensor(mean_variance)),
         )
 
     def mixture(self, cell_types: tuple[str, ...]) -> Normal:
@@ -130,5 +138,38 @@ def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
         weight = float(len(x) / (len(x) + N_SHRINK))
         covariances.append(weight * covariance + (1 - weight) * torch.eye(x.shape[1]))
     return TypeMoments(
-        cells.cell_types, torch.stack(means), torch.stack(covariances), type_weight(cells.n_cells).float()
+        cells.cell_types,
+        torch.stack(means),
+        torch.stack(covariances),
+        type_weight(cells.n_cells).float(),
+        sampling_variance(cells, whitening),
     )
+
+
+LEAST_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, prior means hardly move
+
+
+def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
+    """Estimate the sampling variance of the mean of each type in whitened space, summed over dimensions.
+
+    A posterior mean is the average of the prior mean of its type, with the posterior variance v as its weight (the
+    prior has unit variance), and of the latent that the cell's counts alone suggest, with weight 1 - v. The prior mean
+    is fitted to the same cells until it equals the mean of their posterior means, so the mean of a type is the mean of
+    what the counts suggest. These latents deviate from it by 1 / (1 - v) times the deviation of the posterior means.
+
+    The variance of n cells is estimated from n - 1 degrees of freedom and one of all types, which is all that a type of
+    one cell has.
+
+    Returns
+    -------
+    One value per type, in the order of ``cells.cell_types``.
+    """
+    n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
+    n_cells = cells.n_cells.double()
+    sums = torch.zeros(n_types, n_dims).index_add(0, cells.cell_type, cells.mean)
+    means = sums / cells.n_cells.clamp(min=1)[:, None]
+    deviation = (cells.mean - means[cells.cell_type]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
+    squares = (whitening.linear(deviation) ** 2).sum(dim=1).double()
+    of_type = torch.zeros(n_types, dtype=torch.float64).index_add(0, cells.cell_type, squares)
+    pooled = of_type.sum() / (n_cells.sum() - n_types).clamp(min=1)
+    return ((of_type + pooled) / n_cells.clamp(min=1) ** 2).float()

@@ -35,6 +35,8 @@ class Extension:
         Type-specific decoder, in the latent space of the model.
     normal
         Moments of its cells in whitened space.
+    mean_variance
+        Sampling variance of its mean, see :func:`bdm.latent.moments.sampling_variance`.
     embedding
         Embedding of its branch in the denoiser.
     library_sizes
@@ -52,6 +54,7 @@ class Extension:
     support: float | None
     adapter: Adapters
     normal: Normal
+    mean_variance: float
     embedding: Tensor
     library_sizes: Tensor
     composition: pd.Series
@@ -104,6 +107,7 @@ def save_extension(folder: Path, extension: Extension) -> str:
         "cell_type": extension.cell_type,
         "attachment": None if extension.attachment is None else asdict(extension.attachment),
         "support": extension.support,
+        "mean_variance": extension.mean_variance,
         "composition": {str(batch): int(n_cells) for batch, n_cells in extension.composition.items()},
         "batches": list(extension.batches),
         "provenance": extension.provenance,
@@ -130,6 +134,7 @@ def _restore(bundle: Bundle) -> Extension:
         support=content["support"],
         adapter=Adapters((content["cell_type"],), **bundle.tensors["adapter"]),
         normal=Normal(branch["mean"], branch["covariance"]),
+        mean_variance=content["mean_variance"],
         embedding=branch["embedding"],
         library_sizes=branch["library_sizes"],
         composition=pd.Series(content["composition"], name=content["cell_type"]),

@@ -125,7 +125,9 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     return replace(
         model,
         autoencoder=autoencoder,
-        moments=model.moments.with_type(cell_type, extension.normal, n_cells=n_cells),
+        moments=model.moments.with_type(
+            cell_type, extension.normal, n_cells=n_cells, mean_variance=extension.mean_variance
+        ),
         hierarchy=hierarchy,
         denoiser=with_branch(model.denoiser, extension.normal, extension.embedding),
         composition=composition,
@@ -208,6 +210,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
             "type_mean": model.moments.mean,
             "type_covariance": model.moments.covariance,
             "type_weight": model.moments.weight,
+            "type_mean_variance": model.moments.mean_variance,
             "library_sizes": model.library_sizes,
         },
     }
@@ -255,6 +258,7 @@ def _restore(
             space["type_mean"],
             space["type_covariance"],
             space["type_weight"],
+            space["type_mean_variance"],
         ),
         hierarchy=Hierarchy.from_json(content["hierarchy"]),
         denoiser=denoiser.eval().to(device),

@@ -113,6 +113,7 @@ def updated(known: TypeMoments, seen: TypeMoments) -> TypeMoments:
         torch.stack([moments.mean[i] for moments, i in rows]),
         torch.stack([moments.covariance[i] for moments, i in rows]),
         torch.stack([moments.weight[i] for moments, i in rows]),
+        torch.stack([moments.mean_variance[i] for moments, i in rows]),
     )
 
 
