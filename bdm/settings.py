@@ -196,6 +196,9 @@ class AutoencoderSettings(StageSettings):
     shared_decoder
         Let all types share one decoder; otherwise types have type-specific decoders where these fit their held-out
         cells better.
+    sub_populations
+        ``auto``, ``none``, or the number in each type that has enough cells; see
+        :func:`bdm.autoencoder.sub_populations.find_sub_populations`.
     """
 
     section: ClassVar[str] = "autoencoder"
@@ -207,9 +210,25 @@ class AutoencoderSettings(StageSettings):
     n_steps: Annotated[int, Ge(1), "Maximum number of training steps of the autoencoder."] = 400
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 1e-2
+    sub_populations: Annotated[
+        str | int,
+        "Sub-populations of each cell type: `auto` (as many as held-out cells support), `none`, or a number.",
+    ] = "auto"
+    min_cells_per_sub_population: Annotated[int, Ge(2), "Fewest cells of a sub-population."] = 30
     shared_decoder: Annotated[
         bool, "One decoder for all cell types, also for those whose held-out cells a type-specific decoder fits better."
     ] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sub_populations, str) and self.sub_populations.isdecimal():
+            object.__setattr__(self, "sub_populations", int(self.sub_populations))
+        super().__post_init__()
+        if self.sub_populations not in ("auto", "none") and not (
+            isinstance(self.sub_populations, int) and self.sub_populations >= 1
+        ):
+            raise InputError(
+                f"`sub_populations` is {self.sub_populations!r}; write auto, none, or a number of 1 or more."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,8 @@ CHANGES = {
     "autoencoder/loading_scale": (0.01, both(AUTOENCODER, EXTEND)),
     "autoencoder/n_steps": (30, both(AUTOENCODER, EXTEND)),
     "autoencoder/learning_rate": (0.1, both(AUTOENCODER, EXTEND)),
+    "autoencoder/sub_populations": ("none", both(AUTOENCODER, EXTEND)),
+    "autoencoder/min_cells_per_sub_population": (20, both(AUTOENCODER, EXTEND)),
     "autoencoder/shared_decoder": (True, both(AUTOENCODER, EXTEND)),
     "hierarchy/threshold": (0.8, both(HIERARCHY, EXTEND)),
     "hierarchy/tree": ("tree.nwk", both(HIERARCHY, EXTEND)),

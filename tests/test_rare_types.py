@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bdm.hierarchy.build import (
-    MIN_LEVEL,
-    MeasuredMeans,
-    branch_level,
-    build_hierarchy,
-    clade_support,
-    clades_of,
-    cluster_means,
-)
+from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy, clade_support
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.grow import attachment_point
+from bdm.hierarchy.means import MeasuredMeans, clades_of, cluster_means
 from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, sampling_variance, type_moments

@@ -79,8 +79,8 @@ def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: i
 
 
 def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
-    """Find the cells of a type and split in their order, or a random sample if there are more than ``n_cells``."""
-    rows = np.flatnonzero((obs["cell_type"] == cell_type) & (obs["split"] == split))
+    """Find the cells of a population and split in order, or a random sample if there are more than ``n_cells``."""
+    rows = np.flatnonzero((obs["sub_population"] == cell_type) & (obs["split"] == split))
     if len(rows) <= n_cells:
         return rows
     return np.sort(numpy_generator(seed, "own", split, cell_type).choice(rows, n_cells, replace=False))

@@ -26,6 +26,7 @@ from bdm.autoencoder.cells import (
 )
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.sub_populations import SubPopulations, find_sub_populations, prior_means
 from bdm.checkpoint import Checkpoint
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
@@ -45,8 +46,10 @@ class FittedAutoencoder:
     likelihood
         Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`; of training cells where there
         are none.
+    sub_populations
+        Sub-populations of the types that have several; in the network, they follow the types.
     adapters
-        Type-specific decoders of the types that have one.
+        Type-specific decoders of the populations that have one.
     """
 
     network: CountAutoencoder
@@ -54,6 +57,7 @@ class FittedAutoencoder:
     batches: tuple[str, ...]
     history: pd.DataFrame
     likelihood: pd.DataFrame
+    sub_populations: SubPopulations
     adapters: Adapters
 
 
@@ -137,7 +141,8 @@ def fit_autoencoder(
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches. Then each type gets a type-specific decoder if its validation cells gain.
+    expectation maximisation in minibatches. Then sub-populations of the types are found in the latents, and each
+    population gets a type-specific decoder if its validation cells gain.
 
     No more than 100,000 training and 10,000 validation cells are read, drawn from larger data: by as many draws as
     training makes, a fit of this few parameters learns no less from them.
@@ -175,23 +180,73 @@ def fit_autoencoder(
         history = train(network, loss, loop, by_type=objective.by_type, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
+    network, found, cells = with_sub_populations(network, objective)
     none = Adapters.of_shared(network, (), ())
-    adapters = none if settings.shared_decoder else fit_adapters(network, adata, seed=seed)
-    table = _bounds_by_type(network, adapters, held_out if held_out.n_obs else training[start], objective)
-    return FittedAutoencoder(network, cell_types, batches, history, table, adapters)
+    rows = (*cell_types, *found.names)
+    adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
+    scored = cells[(cells.obs["split"] == "validation").to_numpy()] if held_out.n_obs else cells[start]
+    table = _bounds_by_type(network, rows, adapters, scored, objective)
+    return FittedAutoencoder(network, cell_types, batches, history, table, found, adapters)
+
+
+def with_sub_populations(
+    network: CountAutoencoder, objective: Objective
+) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
+    """Find the sub-populations of all types, and add them to the network.
+
+    Returns
+    -------
+    The network, in which sub-populations follow the types; the sub-populations; and the sampled training and validation
+    cells, with the population of each in ``obs["sub_population"]``.
+    """
+    cells = ad.concat([objective.training, objective.held_out]) if objective.held_out.n_obs else objective.training
+    cells.obs["sub_population"] = cells.obs["cell_type"]
+    if objective.settings.sub_populations == "none":
+        return network, SubPopulations.none(objective.settings.n_latent), cells
+    cell_types, seed = objective.cell_types, objective.seed
+    types = type_codes(cells, cell_types)
+    posterior = encode_cells(network, cells, types, batch_codes(cells, objective.batches))
+    found = find_sub_populations(*posterior, types, cell_types, objective.settings, seed=seed)
+    population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), []
+    for cell_type in dict.fromkeys(found.cell_type):
+        of_type, names = population == cell_type, found.populations_of(cell_type)
+        mean, scale = (value[of_type] for value in posterior)
+        assigned = found.assign(cell_type, mean)
+        population[of_type] = np.array(names, dtype=object)[assigned]
+        prior = network.prior_mean[cell_types.index(cell_type)].detach()
+        means += [prior_means(mean[assigned == k], scale[assigned == k], prior) for k in range(len(names))]
+    cells.obs["sub_population"] = population.astype(str)
+    codes = torch.tensor([cell_types.index(cell_type) for cell_type in found.cell_type], dtype=torch.long)
+    if not means:
+        return network, found, cells
+    return network.with_populations(codes, torch.stack(means)), found, cells
+
+
+def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the posteriors of cells in memory, each cells x latent dimensions."""
+
+    @torch.no_grad()  # holds for the thread that enters it
+    def encoded(block: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        posterior = network.encode(*block)
+        return posterior.mean, posterior.scale
+
+    with threads() as run:
+        means, scales = zip(*run(encoded, cell_blocks(cells, types, codes)), strict=True)
+    return torch.cat(means), torch.cat(scales)
 
 
 def _bounds_by_type(
-    network: CountAutoencoder, adapters: Adapters, cells: ad.AnnData, objective: Objective
+    network: CountAutoencoder, rows: tuple[str, ...], adapters: Adapters, cells: ad.AnnData, objective: Objective
 ) -> pd.DataFrame:
-    """Mean evidence lower bound of cells by type, each with the decoder of its type."""
+    """Mean evidence lower bound of cells by type, each with the decoder of its population."""
     cell_types, batches, seed = objective.cell_types, objective.batches, objective.seed
-    types = type_codes(cells, cell_types)
-    bound = evidence_lower_bounds(network, cells, types, batch_codes(cells, batches), seed=seed)
-    for cell_type in adapters:
-        rows = np.flatnonzero(types == cell_types.index(cell_type))
-        bound[rows] = likelihood(adapters.network(cell_type, network), cells[rows], batches, seed=seed)
-    return mean_bound_by_type(bound, cells, types, cell_types)
+    population = cells.obs["sub_population"].astype(str)
+    populations = to_tensor(pd.Index(rows).get_indexer(population).astype(np.int64))
+    bound = evidence_lower_bounds(network, cells, populations, batch_codes(cells, batches), seed=seed)
+    for name in adapters:
+        of_population = np.flatnonzero(population == name)
+        bound[of_population] = likelihood(adapters.network(name, network), cells[of_population], batches, seed=seed)
+    return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from bdm.autoencoder.cells import (
     batch_names,
     evidence_lower_bounds,
     sample_rows_of_type,
-    type_names,
 )
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import NegativeBinomial
@@ -68,8 +67,8 @@ class AdapterSettings:
 KNOWN_TYPES = AdapterSettings(loading_scale=0.05, expression_scale=0.5, dispersion_scale=0.3)
 
 
-def fit_adapters(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> Adapters:
-    """Fit a type-specific decoder to each cell type, and keep those by which validation cells are more likely.
+def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
+    """Fit a type-specific decoder to each population, and keep those by which validation cells are more likely.
 
     A few latent dimensions for all types cannot express all that sets apart a small one. Types without validation cells
     keep the shared decoder, as their gain is unknown, and so do types whose fit diverges.
@@ -78,21 +77,23 @@ def fit_adapters(network: CountAutoencoder, adata: ad.AnnData, *, seed: int) -> 
     ----------
     network
         Trained on all types.
+    populations
+        Names of the network's types and sub-populations, in its order; decoders are fitted to those that have cells.
     adata
-        Prepared counts, in memory or on disk.
+        Prepared counts, in memory or on disk, with ``obs["sub_population"]``.
     """
-    batches, cell_types = batch_names(adata), type_names(adata)
-    rows = rows_by_type(adata.obs, cell_types, seed=seed)
+    batches = batch_names(adata)
+    rows = rows_by_type(adata.obs, populations, seed=seed)
     portions = list_portions(rows)
 
     def kept(portion: list[TypeCells]) -> Adapters:
-        return fit_portion(network, cell_types, portion, seed=seed)
+        return fit_portion(network, populations, portion, seed=seed)
 
     with threads() as run:
         found = run(kept, read_portions(adata, portions, rows, batches))
         shown = progress(found, total=len(portions), doing="type-specific decoders", unit="portion")
         adapters = Adapters.of_shared(network, (), ()).joined(*shown)
-    return adapters.subset([name for name in cell_types if name in adapters])
+    return adapters.subset([name for name in populations if name in adapters])
 
 
 def fit_portion(

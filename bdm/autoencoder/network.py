@@ -124,6 +124,27 @@ class CountAutoencoder(nn.Module):
         return network.eval()
 
     @torch.no_grad()
+    def with_populations(self, codes: Tensor, prior_mean: Tensor) -> "CountAutoencoder":
+        """Copy the network with further types: with the dispersions of known ones, and other prior means.
+
+        Parameters
+        ----------
+        codes
+            Index of the known type that each is a part of.
+        prior_mean
+            Further types x latent dimensions.
+        """
+        network = CountAutoencoder(replace(self.shape, n_types=self.shape.n_types + len(codes)))
+        state = self.state_dict()
+        added = {
+            "type_dispersion": state["type_dispersion"][codes],
+            "prior_sum": prior_mean,
+            "prior_weight": torch.ones(len(codes)),
+        }
+        network.load_state_dict(state | {name: torch.cat([state[name], rows]) for name, rows in added.items()})
+        return network.eval()
+
+    @torch.no_grad()
     def encode(
         self, counts: Tensor, cell_type: Tensor, batch: Tensor, *, n_iterations: int = 12, run: Map | None = None
     ) -> Posterior:

@@ -15,6 +15,7 @@ from bdm.arrays import to_tensor
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit import FittedAutoencoder
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.data.columns import writable
 from bdm.store import Bundle, read_bundle, reject_if_damaged, write_bundle
 
@@ -34,9 +35,13 @@ class GeneAutoencoder:
     provenance
         How it was made: version, seed, settings, hash of the data.
     likelihood
-        Of held-out cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`.
+        Of held-out cells by type, see :func:`bdm.autoencoder.cells.mean_bound_by_type`.
+    rows
+        Cell types and sub-populations in the order of the shared network.
+    sub_populations
+        Sub-populations of the cell types that have several.
     adapters
-        Type-specific decoders of the types that have one.
+        Type-specific decoders of the populations that have one.
     """
 
     network: CountAutoencoder
@@ -45,6 +50,8 @@ class GeneAutoencoder:
     batches: tuple[str, ...]
     provenance: dict[str, Any]
     likelihood: pd.DataFrame
+    rows: tuple[str, ...]
+    sub_populations: SubPopulations
     adapters: Adapters
 
     @classmethod
@@ -57,23 +64,38 @@ class GeneAutoencoder:
             fitted.batches,
             provenance,
             fitted.likelihood,
+            (*fitted.cell_types, *fitted.sub_populations.names),
+            fitted.sub_populations,
             fitted.adapters,
         )
 
-    def network_of(self, cell_type: str | None) -> CountAutoencoder:
-        """Network that encodes and decodes cells of a type: with its type-specific decoder, or the shared one."""
-        if cell_type is None or cell_type not in self.adapters:
+    @property
+    def populations(self) -> tuple[str, ...]:
+        """Populations of all cell types: sub-populations, and the types that have none."""
+        return tuple(name for cell_type in self.cell_types for name in self.populations_of(cell_type))
+
+    def populations_of(self, cell_type: str) -> tuple[str, ...]:
+        """Names of the populations of a cell type: its sub-populations, or the type itself."""
+        return self.sub_populations.populations_of(cell_type)
+
+    def network_of(self, population: str | None) -> CountAutoencoder:
+        """Network that encodes and decodes cells of a population: with its type-specific decoder, or the shared one."""
+        if population is None or population not in self.adapters:
             return self.network
-        return self.adapters.network(cell_type, self.network)
+        return self.adapters.network(population, self.network)
 
-    def type_code(self, cell_type: str) -> int:
-        """Index of a type in its network."""
-        return 0 if cell_type in self.adapters else self.cell_types.index(cell_type)
+    def type_code(self, population: str) -> int:
+        """Index of a population in its network."""
+        return 0 if population in self.adapters else self.rows.index(population)
 
-    def type_codes(self, cell_type: np.ndarray) -> Tensor:
-        """Index of each cell's type in the network that encodes it."""
-        codes = {name: self.type_code(name) for name in np.unique(cell_type)}
-        return torch.tensor([codes[name] for name in cell_type], dtype=torch.long)
+    def type_codes(self, population: np.ndarray) -> Tensor:
+        """Index of each cell's population in the network that encodes it."""
+        codes = {name: self.type_code(name) for name in np.unique(population)}
+        return torch.tensor([codes[name] for name in population], dtype=torch.long)
+
+    def label_codes(self, cell_type: np.ndarray) -> Tensor:
+        """Index of each cell's type in the shared network, which must have the types."""
+        return to_tensor(pd.Index(self.rows).get_indexer(cell_type).astype(np.int64))
 
     def batch_codes(self, batch: np.ndarray | None, n_cells: int) -> Tensor:
         """Index of each cell's batch, from its name; the only index, 0, where the model has no batches (None)."""
@@ -102,28 +124,39 @@ class GeneAutoencoder:
             "batches": list(self.batches),
             "provenance": self.provenance,
             "likelihood": table_to_json(self.likelihood),
+            "rows": list(self.rows),
+            "sub_populations": {
+                "names": list(self.sub_populations.names),
+                "cell_type": list(self.sub_populations.cell_type),
+            },
             "adapters": list(self.adapters),
         }
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file: of the shared network, and of type-specific decoders, stacked."""
-        return {"autoencoder": self.network.state_dict(), "adapters": self.adapters.tensors()}
+        """Tensors by file: of the shared network, sub-populations, and type-specific decoders, stacked."""
+        return {
+            "autoencoder": self.network.state_dict(),
+            "sub_populations": self.sub_populations.tensors(),
+            "adapters": self.adapters.tensors(),
+        }
 
     @classmethod
     def restore(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> GeneAutoencoder:
         """Make it again from its JSON content and its tensors."""
         shape = AutoencoderShape(**content["shape"])
         genes = writable(table_from_json(content["genes"]))
-        cell_types, batches = tuple(content["cell_types"]), tuple(content["batches"])
-        if (len(genes), len(cell_types), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
+        cell_types, batches, rows = (tuple(content[name]) for name in ("cell_types", "batches", "rows"))
+        if (len(genes), len(rows), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
             raise ValueError("other numbers of genes, cell types or batches than the network has")
         network = CountAutoencoder(shape)
         network.load_state_dict(tensors["autoencoder"])
         adapters = Adapters.of_tensors(content["adapters"], tensors["adapters"], network)
-        if not set(adapters) <= set(cell_types):
-            raise ValueError("type-specific decoders of unknown cell types")
-        likelihood = table_from_json(content["likelihood"])
-        return cls(network.eval(), genes, cell_types, batches, content["provenance"], likelihood, adapters)
+        names, types = (tuple(content["sub_populations"][name]) for name in ("names", "cell_type"))
+        found = SubPopulations(names, types, **tensors["sub_populations"])
+        if set(rows) != {*cell_types, *found.names} or not set(adapters) <= set(rows):
+            raise ValueError("sub-populations or type-specific decoders of unknown cell types")
+        likelihood, provenance = table_from_json(content["likelihood"]), content["provenance"]
+        return cls(network.eval(), genes, cell_types, batches, provenance, likelihood, rows, found, adapters)
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:

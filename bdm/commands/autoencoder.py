@@ -51,8 +51,10 @@ def autoencoder(
         trained = GeneAutoencoder.of(fitted, adata.var, record)
         save_latent(folder, encode(adata, trained), of=save_autoencoder(folder, trained))
         fitted.history.to_csv(folder / "training.csv", index=False)
-    specific = f"{len(fitted.adapters)} of {len(fitted.cell_types)} types have type-specific decoders"
-    found = {"types": specific, "training": best_step(fitted.history)}
+    n_populations = len(trained.populations)
+    divided = f"{len(fitted.cell_types)} with {n_populations} populations"
+    specific = f"{len(fitted.adapters)} of {n_populations} populations have type-specific decoders"
+    found = {"types": divided, "decoders": specific, "training": best_step(fitted.history)}
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
 

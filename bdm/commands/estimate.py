@@ -93,11 +93,16 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
     """Estimate the training of the autoencoder, with type-specific decoders if any, and the encoding of cells."""
     found: list[FittedAutoencoder] = []
 
+    short = replace(settings, shared_decoder=True, sub_populations="none")
+
     def run(n_steps: int) -> None:
-        short = replace(settings, shared_decoder=True, n_steps=n_steps)
-        found.append(fit_autoencoder(adata, short, seed=seed, device=device))
+        found.append(fit_autoencoder(adata, replace(short, n_steps=n_steps), seed=seed, device=device))
 
     seconds = seconds_of(run, settings.n_steps)
+    if settings.sub_populations != "none":
+        divided = replace(short, n_steps=1, sub_populations=settings.sub_populations)
+        with_them = timed(partial(fit_autoencoder, adata, divided, seed=seed, device=device))
+        seconds += Seconds.of(*(with_them - timed(partial(run, 1))).clip(min=0))
     fitted = found[-1]
     split = adata.obs["split"].to_numpy()
     n_looks = math.ceil(settings.n_steps / Loop.validate_every) - 1  # more than the short trainings had
@@ -118,7 +123,7 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
 
 def estimate_adapters(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
     """Estimate the fit of type-specific decoders, from the one of the types with about the median number of cells."""
-    rows = rows_by_type(adata.obs, fitted.cell_types, seed=seed)
+    rows = rows_by_type(adata.obs.assign(sub_population=adata.obs["cell_type"]), fitted.cell_types, seed=seed)
     portions = list_portions(rows)
     if not portions:
         return Seconds(0, 0)

@@ -1,13 +1,17 @@
 """``bdm hierarchy``: derive the hierarchy of cell types."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import AutoencoderFolder, OutFile
 from bdm.settings import HierarchySettings, Seed, Tree
+from bdm.text import listed
+
+if TYPE_CHECKING:
+    from bdm.hierarchy.tree import Hierarchy
 
 
 def hierarchy(
@@ -58,6 +62,14 @@ def hierarchy(
         if page is not None:
             files.enter_context(atomic_write(page)).write_text(tree_page(built), encoding="utf-8")
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
-    facts = {"tree": f"{len(built.cell_types)} cell types, {n_nodes} nodes"}
+    n_populations = len(built.populations) - len(built.cell_types)
+    divided = f" with {len(built.populations)} populations" if n_populations else ""
+    facts = {"tree": f"{len(built.cell_types)} cell types{divided}, {n_nodes} nodes", **stray_populations(built)}
     written = (out, newick, figure, table, page)
     return Summary(written, facts, then=("bdm", "train", autoencoder, out, "model/"))
+
+
+def stray_populations(hierarchy: "Hierarchy") -> dict[str, str]:
+    """Describe the sub-populations that are nearer to another cell type, if there are any, for the summary."""
+    stray = [f"{branch.name} to {branch.nearer_to}" for branch in hierarchy.branches if branch.nearer_to]
+    return {"nearer to another cell type": listed(stray)} if stray else {}

@@ -163,7 +163,7 @@ def squared_distances(model: BranchedModel, mean: np.ndarray, variance: float) -
         Sampling variance of the mean, see :func:`bdm.latent.moments.sampling_variance`.
     """
     measured = ((model.moments.mean.numpy() - mean) ** 2).sum(axis=1)
-    return pd.Series(measured - model.moments.mean_variance.numpy() - variance, index=model.cell_types)
+    return pd.Series(measured - model.moments.mean_variance.numpy() - variance, index=model.populations)
 
 
 def distances(model: BranchedModel, mean: np.ndarray, variance: float) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Chunks: cells of one type that are sampled together, and parts of a request for several jobs."""
+"""Chunks: cells of one population that are sampled together, and parts of a request for several jobs."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,19 +19,19 @@ SMALLEST, LARGEST = 64, 512  # cells that are sampled together; part of what a s
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """Specification of a chunk of cells of one type.
+    """Specification of a chunk of cells of one population.
 
     Attributes
     ----------
     start
-        Number of cells of the type before the chunk.
+        Number of cells of the population before the chunk.
     size
         Number of cells that are sampled, whatever number is requested.
     n_cells
         Number of these cells that are requested.
     """
 
-    cell_type: str
+    population: str
     start: int
     size: int
     n_cells: int
@@ -65,8 +65,8 @@ class Part:
 WHOLE = Part()
 
 
-def chunk_specs(cell_type: str, n_cells: int) -> Iterator[ChunkSpec]:
-    """Divide the cells of a type into chunks, each twice as large as the one before, up to a limit.
+def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
+    """Divide the cells of a population into chunks, each twice as large as the one before, up to a limit.
 
     Chunks are sampled whole, so that a cell is the same to the last digit whatever number is requested, and a few cells
     take little time.
@@ -74,20 +74,20 @@ def chunk_specs(cell_type: str, n_cells: int) -> Iterator[ChunkSpec]:
     start = 0
     while start < n_cells:
         size = min(max(start, SMALLEST), LARGEST)
-        yield ChunkSpec(cell_type, start, size, min(size, n_cells - start))
+        yield ChunkSpec(population, start, size, min(size, n_cells - start))
         start += size
 
 
 def chunk_specs_of(request: Request, part: Part = WHOLE, *, shared: bool = False) -> list[ChunkSpec]:
-    """List the chunks of a part by type, then start; all parts have about the same number of cells to sample.
+    """List the chunks of a part by population, then start; all parts have about the same number of cells to sample.
 
     Parameters
     ----------
     shared
-        Whether all types share ancestors, so that chunks with the same start are sampled together and stay in one part.
-        Otherwise the chunks of a part are consecutive.
+        Whether all populations share ancestors, so that chunks with the same start are sampled together and stay in
+        one part. Otherwise the chunks of a part are consecutive.
     """
-    specs = [spec for cell_type, n in request.n_cells.items() for spec in chunk_specs(cell_type, n)]
+    specs = [spec for population, n in request.n_by_population.items() for spec in chunk_specs(population, n)]
     group = np.unique([spec.start for spec in specs], return_inverse=True)[1] if shared else np.arange(len(specs))
     size = np.bincount(group, weights=[spec.size for spec in specs]).astype(int)
     middle = 2 * size.cumsum() - size  # in halves of a cell
@@ -96,26 +96,26 @@ def chunk_specs_of(request: Request, part: Part = WHOLE, *, shared: bool = False
 
 
 def rows_of(specs: Iterable[ChunkSpec], request: Request) -> np.ndarray:
-    """Rows of the cells of chunks among all requested cells, which are ordered by type, then number."""
-    n_cells = request.n_cells
+    """Rows of the cells of chunks among all requested cells, which are ordered by population, then number."""
+    n_cells = request.n_by_population
     first = dict(zip(n_cells, np.cumsum([0, *n_cells.values()]), strict=False))
-    starts = [(first[spec.cell_type] + spec.start, spec.n_cells) for spec in specs]
+    starts = [(first[spec.population] + spec.start, spec.n_cells) for spec in specs]
     return np.concatenate([np.arange(0), *(np.arange(start, start + n) for start, n in starts)])
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cells of one type that were sampled together.
+    """Cells of one population that were sampled together.
 
     Attributes
     ----------
     start
-        Number of cells of the type before these.
+        Number of cells of the population before these.
     x
         Whitened cells, cells x dimensions.
     """
 
-    cell_type: str
+    population: str
     start: int
     x: Tensor
 
@@ -123,7 +123,7 @@ class Chunk:
 def independent_chunks(
     sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
-    """Sample each cell of a part from its own start at the root; a cell depends on seed, type and number alone.
+    """Sample each cell of a part from its own start at the root; a cell depends on seed, population and number alone.
 
     Parameters
     ----------
@@ -132,9 +132,9 @@ def independent_chunks(
     """
 
     def sample(spec: ChunkSpec) -> Chunk:
-        generator = torch_generator(seed, "path", spec.cell_type, spec.start)
-        x = sampler.independent(spec.cell_type, spec.size, generator)
-        return Chunk(spec.cell_type, spec.start, x[: spec.n_cells])
+        generator = torch_generator(seed, "path", spec.population, spec.start)
+        x = sampler.independent(spec.population, spec.size, generator)
+        return Chunk(spec.population, spec.start, x[: spec.n_cells])
 
     specs = chunk_specs_of(request, part)
     yield from _progress(run(sample, specs), len(specs))
@@ -143,7 +143,7 @@ def independent_chunks(
 def shared_chunks(
     sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
-    """Sample all types of a part from shared ancestors, by type; a cell depends on seed, type and number alone.
+    """Sample all populations of a part from shared ancestors; a cell depends on seed, population and number alone.
 
     All latents of the part are sampled, and kept in memory, before the first chunk is yielded.
     """
@@ -154,13 +154,13 @@ def shared_chunks(
 
     def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
         first = group[0]
-        cell_types = [spec.cell_type for spec in group]
-        samples = sampler.shared(cell_types, first.size, derive(seed, "ancestors", first.start))
-        return {spec.cell_type: samples[spec.cell_type][: spec.n_cells].clone() for spec in group}
+        populations = [spec.population for spec in group]
+        samples = sampler.shared(populations, first.size, derive(seed, "ancestors", first.start))
+        return {spec.population: samples[spec.population][: spec.n_cells].clone() for spec in group}
 
     samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))
     for spec in specs:
-        yield Chunk(spec.cell_type, spec.start, samples[spec.start].pop(spec.cell_type))
+        yield Chunk(spec.population, spec.start, samples[spec.start].pop(spec.population))
 
 
 def _progress(chunks: Iterator[Item], n: int) -> Iterator[Item]:

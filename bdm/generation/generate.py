@@ -33,6 +33,7 @@ from bdm.threads import keep_freed_memory, threads
 # Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
 RESERVED_COLUMNS = (
     "cell_type",
+    "sub_population",
     "original_type",
     "synthetic",
     "ancestor",
@@ -57,7 +58,7 @@ class GeneratedCells:
     Attributes
     ----------
     blocks
-        All cells in the order of ``obs``, by type, then number; can be read once.
+        All cells in the order of ``obs``, by population, then number; can be read once.
     """
 
     obs: pd.DataFrame
@@ -85,9 +86,9 @@ def generate_cells(
     Returns
     -------
     AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), the model's ``var``, and the latent in
-    ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, batches in
-    the column of the model's data, ``synthetic`` (True) and, with shared ancestors, ``ancestor``, the number of the
-    root sample of the cell.
+    ``obsm['latent']``. ``obs`` has the cell types in ``cell_type`` and in the column of the model's data, the
+    population of each cell in ``sub_population``, batches in the column of the model's data, ``synthetic`` (True) and,
+    with shared ancestors, ``ancestor``, the number of the root sample of the cell.
     """
     return generated_cells(model, request, settings, seed=seed, shared_ancestors=shared_ancestors).in_memory()
 
@@ -121,7 +122,7 @@ def generated_cells(
 
     def blocks() -> Iterator[Block]:
         if not len(rows):  # a file of no cells has matrices, too
-            yield decode(Chunk(model.cell_types[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
+            yield decode(Chunk(model.populations[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
         keep_freed_memory()
         with threads() as run:
             yield from run(decode, chunks(sampler, request, seed, run, part))
@@ -135,31 +136,35 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
 
     Blocks of one size are decoded, so that the last digits of a cell do not depend on the number of cells.
     """
-    observation = observation_model(model, chunk.cell_type)
+    observation = observation_model(model, chunk.population)
     counts, latent = [], []
     for i, x in enumerate(chunk.x.split(SMALLEST)):
         start, n_cells = chunk.start + i * SMALLEST, len(x)
         padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
-        batch = request.batches(chunk.cell_type, start, SMALLEST)
-        mean = expected_counts(model, padded, batch, chunk.cell_type)[:n_cells]
-        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.cell_type, start)))
+        batch = request.batches(chunk.population, start, SMALLEST)
+        mean = expected_counts(model, padded, batch, chunk.population)[:n_cells]
+        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, start)))
         latent.append(model.whitening.inverse(padded)[:n_cells, model.layout.latent].numpy())
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
 
 
 def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
-    """Make ``obs`` of the requested cells: by type, then number."""
+    """Make ``obs`` of the requested cells: by population, then number."""
     table = request.table.loc[request.table.index.repeat(request.table["n_cells"])]
-    columns = {**type_columns(model, table["cell_type"]), "synthetic": True}
+    columns = {
+        **type_columns(model, table["cell_type"]),
+        "sub_population": population_column(model, table["sub_population"]),
+        "synthetic": True,
+    }
     if ancestors:
-        columns["ancestor"] = table.groupby("cell_type", sort=False).cumcount().to_numpy()
+        columns["ancestor"] = table.groupby("sub_population", sort=False).cumcount().to_numpy()
     columns |= batch_columns(model, table.get("batch"))
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(table) + 1)])
 
 
 @torch.no_grad()
 def expected_counts(
-    model: BranchedModel, x: Tensor, batch: np.ndarray | None, cell_type: str | None = None
+    model: BranchedModel, x: Tensor, batch: np.ndarray | None, population: str | None = None
 ) -> np.ndarray:
     """Mean counts of cells, cells x genes.
 
@@ -169,20 +174,25 @@ def expected_counts(
         Whitened cells, cells x dimensions.
     batch
         Name of each cell's batch; None where the model has no batches.
-    cell_type
-        Type of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
+    population
+        Population of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
     """
     y, layout = model.whitening.inverse(x), model.layout
-    log_library_size = y[:, layout.library_size].clamp(*model.library_range(cell_type))
-    network, codes = model.autoencoder.network_of(cell_type), model.autoencoder.batch_codes(batch, len(y))
+    log_library_size = y[:, layout.library_size].clamp(*model.library_range(population))
+    network, codes = model.autoencoder.network_of(population), model.autoencoder.batch_codes(batch, len(y))
     return (network.decode(y[:, layout.latent], codes) + log_library_size).exp().numpy()
 
 
 @torch.no_grad()
-def observation_model(model: BranchedModel, cell_type: str) -> ObservationModel:
-    """Observation model of the counts of all genes in a cell type."""
-    code = torch.tensor(model.autoencoder.type_code(cell_type))
-    return model.autoencoder.network_of(cell_type).observation(code)
+def observation_model(model: BranchedModel, population: str) -> ObservationModel:
+    """Observation model of the counts of all genes in a population."""
+    code = torch.tensor(model.autoencoder.type_code(population))
+    return model.autoencoder.network_of(population).observation(code)
+
+
+def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Categorical:
+    """Column with the population of each cell."""
+    return pd.Categorical(population, categories=model.populations)
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:

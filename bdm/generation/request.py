@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,36 +25,46 @@ class Request:
     Attributes
     ----------
     table
-        Columns ``cell_type``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a type together.
+        Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of
+        a population together.
     """
 
     table: pd.DataFrame
 
     @property
     def n_cells(self) -> dict[str, int]:
-        """Number of cells by type."""
-        return dict(self.table.groupby("cell_type", sort=False)["n_cells"].sum().to_dict())
+        """Number of cells by cell type."""
+        return self._sums("cell_type")
 
-    def batches(self, cell_type: str, start: int, n_cells: int) -> np.ndarray | None:
-        """Batch of each of ``n_cells`` cells of a type, after its first ``start``; None where the model has no batches.
+    @property
+    def n_by_population(self) -> dict[str, int]:
+        """Number of cells by population."""
+        return self._sums("sub_population")
+
+    def _sums(self, column: str) -> dict[str, int]:
+        return dict(self.table.groupby(column, sort=False)["n_cells"].sum().to_dict())
+
+    def batches(self, population: str, start: int, n_cells: int) -> np.ndarray | None:
+        """Batch of ``n_cells`` cells of a population, after its first ``start``; None where the model has no batches.
 
         Cells beyond the requested number are in the last batch.
         """
         if "batch" not in self.table:
             return None
-        rows = self.table[self.table["cell_type"] == cell_type]
+        rows = self.table[self.table["sub_population"] == population]
         row = np.searchsorted(rows["n_cells"].cumsum(), np.arange(start, start + n_cells), side="right")
         return np.asarray(rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)])
 
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
-    """Complete a request: without batches in it, each type has the same share of every batch as in the training cells.
+    """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
 
     Parameters
     ----------
     cells
         Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and,
-        optionally, ``batch``, in any order.
+        optionally, ``batch``, in any order. A type may be a cell type, whose cells are spread over its sub-populations,
+        or a sub-population.
 
     Raises
     ------
@@ -71,16 +82,18 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Data
     table = table[table["n_cells"] > 0]
     if table.empty:
         raise InputError("The request has no cells; give at least one cell of one type.")
-    order = {"cell_type": list(model.cell_types)}
+    order = {"sub_population": list(model.populations)}
+    rows = [spread_over_populations(model, row) for row in table.to_dict("records")]
+    table = pd.concat(rows, ignore_index=True)
     if batches := model.autoencoder.batches:
         order["batch"] = list(batches)
         if "batch" not in table:
-            rows = [_spread_over_batches(model, row.cell_type, row.n_cells) for row in table.itertuples()]
+            rows = [spread_over_batches(model, row.sub_population, row.n_cells) for row in table.itertuples()]
             table = pd.concat(rows, ignore_index=True)
     table = table[table["n_cells"] > 0].groupby(list(order), sort=False, as_index=False)["n_cells"].sum()
-    return Request(
-        table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
-    )
+    table = table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
+    table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
+    return Request(table)
 
 
 def read_request(path: Path) -> pd.DataFrame:
@@ -127,7 +140,7 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
             f"The table of cells lacks the column {missing[0]!r}; it needs cell_type and n_cells, and may have batch."
         )
     table["cell_type"] = table["cell_type"].astype(str)
-    unknown = sorted(set(table["cell_type"]) - set(model.cell_types))
+    unknown = sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations})
     if unknown:
         raise InputError(
             f"The model has no type {', '.join(map(repr, unknown))}; its types are {', '.join(model.cell_types)}."
@@ -147,10 +160,26 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
             raise InputError(f"The model has no batch {', '.join(map(repr, unknown))}; its batches: {known}.")
 
 
-def _spread_over_batches(model: BranchedModel, cell_type: str, n_cells: int) -> pd.DataFrame:
-    """Spread cells over batches in proportion to the training cells of the type, by largest remainder."""
-    share = model.composition.loc[cell_type]
-    exact = n_cells * share.to_numpy() / share.sum()
+def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.DataFrame:
+    """Spread the cells of a row over the populations of its type, as the training cells of its batch, if it has one."""
+    if (name := row["cell_type"]) not in model.cell_types:
+        return pd.DataFrame([{**row, "sub_population": name}])
+    share = model.composition.loc[list(model.autoencoder.populations_of(name))]
+    in_batch = share[row["batch"]] if row.get("batch") is not None and share[row["batch"]].any() else share.sum(axis=1)
+    numbers = in_proportion(in_batch.to_numpy(), row["n_cells"])
+    return pd.DataFrame({**row, "sub_population": share.index, "n_cells": numbers})
+
+
+def spread_over_batches(model: BranchedModel, population: str, n_cells: int) -> pd.DataFrame:
+    """Spread cells over batches in proportion to the training cells of the population."""
+    share = model.composition.loc[population]
+    numbers = in_proportion(share.to_numpy(), n_cells)
+    return pd.DataFrame({"sub_population": population, "batch": share.index, "n_cells": numbers})
+
+
+def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:
+    """Divide cells into whole numbers in proportion to shares, by largest remainder."""
+    exact = n_cells * share / share.sum()
     numbers = np.floor(exact).astype(int)
     numbers[np.argsort(numbers - exact, kind="stable")[: n_cells - numbers.sum()]] += 1
-    return pd.DataFrame({"cell_type": cell_type, "batch": share.index, "n_cells": numbers})
+    return np.asarray(numbers)

@@ -1,45 +1,29 @@
 """Construction of the hierarchy from cells: clustering of type means, noise levels of nodes, and their support."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import pdist
 from scipy.stats import norm
 
 from bdm.errors import InputError
+from bdm.hierarchy.means import MeasuredMeans, clades_of
+from bdm.hierarchy.sub_populations import (
+    clades_of_types,
+    cluster_populations,
+    nearer_types,
+    with_sub_populations,
+)
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import TypeMoments, fit_whitening, type_moments
+from bdm.latent.moments import fit_whitening, type_moments
 from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
 
 MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
-
-
-@dataclass(frozen=True)
-class MeasuredMeans:
-    """Means of cell types that were measured with noise.
-
-    Attributes
-    ----------
-    mean
-        In whitened space, types x dimensions.
-    variance
-        Sampling variance of each mean, summed over dimensions.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-
-    @classmethod
-    def of(cls, moments: TypeMoments) -> "MeasuredMeans":
-        """Take the means of the moments."""
-        return cls(moments.mean.double().numpy(), moments.mean_variance.double().numpy())
 
 
 @dataclass(frozen=True)
@@ -49,7 +33,9 @@ class MeasuredClade:
     Attributes
     ----------
     members
-        Indices of its cell types.
+        Indices of its populations.
+    name
+        Name of the cell type whose sub-populations these are; None elsewhere.
     mean, mean_square
         Averages, over the means m of its cell types, of m (dimensions) and of ``|m|**2``, without what the sampling
         variance of m adds to its square.
@@ -60,6 +46,7 @@ class MeasuredClade:
     level: float
     mean: np.ndarray
     mean_square: float
+    name: str | None = None
 
 
 WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
@@ -87,12 +74,17 @@ def build_hierarchy(
     if tree is not None:
         if settings.flat:
             raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
-        tree = match_leaves(tree, cells.cell_types)
+        tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.of(type_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
-    index = {cell_type: i for i, cell_type in enumerate(cells.cell_types)}
-    root = measure_clade(tree or cluster_means(means, cells.cell_types), means, index, threshold=settings.threshold)
+    index = {population: i for i, population in enumerate(cells.cell_types)}
+    named = cells.cell_types, cells.labels
+    if tree is None:
+        shape = cluster_populations(means, *named)
+    else:
+        shape = with_sub_populations(tree, clades_of_types(means, *named))
+    root = measure_clade(shape, means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(WIDEST * spread, 2 * root.level))
@@ -101,16 +93,19 @@ def build_hierarchy(
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
     support = clade_support(x, cells.cell_type.numpy(), means.variance, **resampled)
-    branches = _branches(root, None, cells, support, inner_names(cells.cell_types))
+    taken = {*cells.cell_types, *cells.labels}
+    branches = _branches(root, None, cells, support, inner_names(taken))
+    nearer = dict(zip(cells.cell_types, nearer_types(means, cells.labels), strict=True))
+    branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
 
-def inner_names(cell_types: tuple[str, ...]) -> Iterator[str]:
-    """Yield names for inner nodes, none of which is the name of a cell type."""
+def inner_names(taken: Collection[str]) -> Iterator[str]:
+    """Yield names for inner nodes, none of which is taken by a cell type or a population."""
     number = 0
     while True:
         number += 1
-        if (name := f"node {number}") not in cell_types:
+        if (name := f"node {number}") not in taken:
             yield name
 
 
@@ -123,56 +118,23 @@ def _branches(
 ) -> list[Branch]:
     """Branches of a clade, itself first, larger children before smaller ones."""
     n_cells = int(cells.n_cells[list(clade.members)].sum())
+    labels = {cells.labels[member] for member in clade.members}
+    cell_type = labels.pop() if len(labels) == 1 else None
     if not clade.children:
-        return [Branch(cells.cell_types[clade.members[0]], parent, 0.0, n_cells)]
+        return [Branch(cells.cell_types[clade.members[0]], parent, 0.0, n_cells, cell_type=cell_type)]
     support_of_clade = None if support is None else support.get(frozenset(clade.members), 0.0)
-    branches = [Branch(next(names), parent, clade.level, n_cells, support_of_clade)]
+    name = clade.name or next(names)
+    branches = [Branch(name, parent, clade.level, n_cells, support_of_clade, cell_type=cell_type)]
     for child in sorted(clade.children, key=lambda child: (-len(child.members), min(child.members))):
         branches += _branches(child, branches[0].name, cells, support, names)
     return branches
 
 
 def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
-    """Branches of a flat hierarchy: one per type up to ``sigma_max``, below a root of length 0."""
-    root = Branch(next(inner_names(cells.cell_types)), None, sigma_max, int(cells.n_cells.sum()))
-    leaves = zip(cells.cell_types, cells.n_cells.tolist(), strict=True)
-    return (root, *(Branch(cell_type, root.name, 0.0, n_cells) for cell_type, n_cells in leaves))
-
-
-def cluster_means(means: MeasuredMeans, cell_types: tuple[str, ...]) -> Clade:
-    """Tree of cell types by average linkage of squared distances between their means.
-
-    Noising x_t = a x_0 + s e leaves the mean squared distance between two classes larger than within them by exactly
-    a**2 |mu_i - mu_j|**2, so this is the algorithm of Tseng et al. 2024 (arXiv 2212.10777) in expectation.
-    """
-    clades = [Clade(cell_type) for cell_type in cell_types]
-    for first, second, _, _ in linkage(squared_distances(means), method="average"):
-        clades.append(Clade(children=(clades[int(first)], clades[int(second)])))
-    return clades[-1]
-
-
-def clades_of(means: MeasuredMeans) -> set[frozenset[int]]:
-    """Find the sets of types, as indices, that are clades in the clustering of their means."""
-    n_types = len(means.mean)
-    members = [frozenset([i]) for i in range(n_types)]
-    for first, second, _, _ in linkage(squared_distances(means), method="average"):
-        members.append(members[int(first)] | members[int(second)])
-    return set(members[n_types:])
-
-
-def squared_distances(means: MeasuredMeans) -> np.ndarray:
-    """Squared distances between the means of populations, without the noise of the measured means.
-
-    Measured means are farther from each other than the means of the populations: their squared distance is larger by
-    the sum of their sampling variances on average. Differences below 0 are kept, as they average out in larger clades.
-
-    Returns
-    -------
-    One value per pair of types, in the order of :func:`scipy.spatial.distance.pdist`.
-    """
-    first, second = np.triu_indices(len(means.mean), k=1)
-    noise = means.variance[first] + means.variance[second]
-    return np.asarray(pdist(means.mean, "sqeuclidean") - noise)
+    """Branches of a flat hierarchy: one per population up to ``sigma_max``, below a root of length 0."""
+    root = Branch(next(inner_names({*cells.cell_types, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
+    leaves = zip(cells.cell_types, cells.labels, cells.n_cells.tolist(), strict=True)
+    return (root, *(Branch(name, root.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
@@ -223,6 +185,7 @@ def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, 
         max(level, MIN_LEVEL, *(child.level for child in children)),
         np.average([child.mean for child in children], axis=0, weights=weight),
         float(np.average([child.mean_square for child in children], weights=weight)),
+        clade.name,
     )
 
 

@@ -68,16 +68,16 @@ class TreeComparison:
 
 
 def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:
-    """Return the set of cell types below each inner node except the root."""
+    """Return the set of cell types below each inner node except the root and the nodes of single cell types."""
     if isinstance(tree, Hierarchy):
-        below = [(branch.name, frozenset(tree.leaves(branch.name))) for branch in tree.branches[1:]]
-        return {leaves for name, leaves in below if tree.children[name]}
+        below = (frozenset(tree.types_below(branch.name)) for branch in tree.branches[1:])
+        return {cell_types for cell_types in below if len(cell_types) > 1}
     inner = [child for child in tree.children if child.children]
     return {frozenset(child.leaves()) for child in inner}.union(*map(clades_of_tree, inner))
 
 
 def cell_types_of(tree: Clade | Hierarchy) -> frozenset[str]:
-    """Names of the leaves of a tree."""
+    """Cell types of a tree."""
     return frozenset(tree.cell_types if isinstance(tree, Hierarchy) else tree.leaves())
 
 

@@ -35,7 +35,7 @@ def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -
 
     Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
     than the children separate from each other. The type leaves the branch at the level at which it separates from the
-    types below by the threshold of the hierarchy.
+    types below by the threshold of the hierarchy. It leaves no branch below a cell type, which stays a clade.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -
         return float(branch_level(distance_to(name), threshold=hierarchy.threshold))
 
     name = hierarchy.root.name
-    while children := hierarchy.children[name]:
+    while (children := hierarchy.children[name]) and hierarchy.by_name[name].cell_type is None:
         nearest = min(children, key=square)
         if level(nearest) >= hierarchy.by_name[name].level:
             break
@@ -99,10 +99,18 @@ def with_new_type(
         attachment.level,
         below_node.n_cells + n_cells,
         support,
-        segment.denoiser_branch,
-        extension,
+        denoiser_branch=segment.denoiser_branch,
+        added=extension,
     )
-    leaf = Branch(cell_type, node.name, 0.0, n_cells, None, denoiser_branch, extension)
+    leaf = Branch(
+        cell_type,
+        node.name,
+        0.0,
+        n_cells,
+        cell_type=cell_type,
+        denoiser_branch=denoiser_branch,
+        added=extension,
+    )
     above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
     below = set(descendants(hierarchy, below_node.name))
     known = with_denoiser_branches(hierarchy).branches

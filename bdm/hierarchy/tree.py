@@ -1,8 +1,8 @@
-"""Trees of cell types: clades without noise levels, and the hierarchy of branches that a model samples along."""
+"""Trees of populations: clades without noise levels, and the hierarchy of branches that a model samples along."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from bdm.errors import InputError
@@ -70,7 +70,7 @@ def _with_known_names(tree: Clade, spaced: dict[str, str], cell_types: Sequence[
     return Clade(tree.name, tuple(_with_known_names(child, spaced, cell_types) for child in tree.children))
 
 
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,20 @@ class Branch:
     Attributes
     ----------
     name
-        The cell type, or the name of the inner node.
+        The population (a cell type or one of its sub-populations), or the name of the inner node: of a cell type whose
+        sub-populations are below it, the cell type.
     parent
         Name of the branch that this one leaves; None for the root.
     level
-        Noise level of the lower end, in whitened units, at which its children separate; 0 for a cell type.
+        Noise level of the lower end, in whitened units, at which its children separate; 0 for a population.
     n_cells
         Number of cells below the branch that the hierarchy was built from.
     support
-        Share of bootstrap resamples of cells in which the same types form a clade; None without resamples.
+        Share of bootstrap resamples of cells in which the same populations form a clade; None without resamples.
+    cell_type
+        Cell type of all populations below; None where there are several.
+    nearer_to
+        Cell type whose populations are nearer than the others of its own; None for all but such a sub-population.
     denoiser_branch
         Index of the denoiser's branch that generates its cells; None where it is the position of the branch in
         ``Hierarchy.branches``.
@@ -103,6 +108,8 @@ class Branch:
     level: float
     n_cells: int
     support: float | None = None
+    cell_type: str | None = None
+    nearer_to: str | None = None
     denoiser_branch: int | None = None
     added: int = 0
     updated: int = 0
@@ -126,7 +133,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Tree of cell types in which every branch is an interval of noise levels.
+    """Tree of populations in which every branch is an interval of noise levels.
 
     A branch runs from its level up to the level of its parent; the root up to ``sigma_max`` (Tseng et al. 2024,
     arXiv 2212.10777, with levels in closed form).
@@ -154,7 +161,7 @@ class Hierarchy:
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
-        """Names of each branch's children, in order; none for a cell type."""
+        """Names of each branch's children, in order; none for a population."""
         children: dict[str, tuple[str, ...]] = {branch.name: () for branch in self.branches}
         for branch in self.branches:
             if branch.parent is not None:
@@ -167,12 +174,33 @@ class Hierarchy:
         return self.branches[0]
 
     @cached_property
-    def cell_types(self) -> tuple[str, ...]:
+    def populations(self) -> tuple[str, ...]:
         """Names of the leaves, in order."""
         return tuple(self.leaves(self.root.name))
 
+    @cached_property
+    def cell_types(self) -> tuple[str, ...]:
+        """Cell types of the leaves, in order."""
+        return tuple(self._populations_by_type)
+
+    def populations_of(self, cell_type: str) -> tuple[str, ...]:
+        """List the populations of a cell type, in order: its sub-populations, or the type itself."""
+        return self._populations_by_type[cell_type]
+
+    def types_below(self, name: str) -> tuple[str, ...]:
+        """List the cell types of the populations below a branch, in order."""
+        return tuple(dict.fromkeys(self.by_name[leaf].cell_type or leaf for leaf in self.leaves(name)))
+
+    @cached_property
+    def _populations_by_type(self) -> dict[str, tuple[str, ...]]:
+        by_type: dict[str, tuple[str, ...]] = {}
+        for name in self.populations:
+            cell_type = self.by_name[name].cell_type or name
+            by_type[cell_type] = (*by_type.get(cell_type, ()), name)
+        return by_type
+
     def leaves(self, name: str) -> Iterator[str]:
-        """Cell types below a branch, in order; the type itself for a leaf."""
+        """Yield the populations below a branch, in order; the population itself for a leaf."""
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -203,7 +231,7 @@ class Hierarchy:
         """Path from the root to the lower end of a branch.
 
         Segments of length 0 are left out, and adjacent segments with the same branch of the denoiser are joined. So the
-        path of a cell type does not change when others are added.
+        path of a population does not change when others are added.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
@@ -215,13 +243,20 @@ class Hierarchy:
         return tuple(reversed(segments))
 
     def common_ancestor(self, one: str, other: str) -> Branch:
-        """Find the lowest branch above two cell types; the type itself where they are the same."""
-        above = set(self.lineage(one))
-        return next(branch for branch in self.lineage(other) if branch in above)
+        """Find the lowest branch above two branches or cell types; the branch itself where they are the same."""
+        names = {branch.name for branch in self.lineage(self.branch_of(one).name)}
+        return next(branch for branch in self.lineage(self.branch_of(other).name) if branch.name in names)
 
-    def path_below(self, ancestor: Branch, cell_type: str) -> tuple[Segment, ...]:
-        """Part of the path of a cell type that is below the level of an ancestor."""
-        clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(cell_type))
+    def branch_of(self, name: str) -> Branch:
+        """Branch of a name; of a cell type, the lowest branch above all of its populations."""
+        if name in self.by_name:
+            return self.by_name[name]
+        first, *others = self.populations_of(name)
+        return reduce(lambda found, other: self.common_ancestor(found.name, other), others, self.by_name[first])
+
+    def path_below(self, ancestor: Branch, population: str) -> tuple[Segment, ...]:
+        """Part of the path of a population that is below the level of an ancestor."""
+        clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(population))
         return tuple(segment for segment in clipped if segment.high > segment.low)
 
     def to_json(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) 
     """
     steps = [
         {"cell_type": cell_type, "branch": segment.branch, "high": segment.high, "low": segment.low}
-        for cell_type in hierarchy.cell_types
+        for cell_type in hierarchy.populations
         for segment in hierarchy.path(cell_type)
     ]
     table = pd.DataFrame(steps)

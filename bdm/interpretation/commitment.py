@@ -66,7 +66,7 @@ def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contr
 
 def type_specific_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
     """Mean over types, weighted as in training, of the change in log expression by type-specific decoders, by gene."""
-    members = [model.cell_types.index(cell_type) for cell_type in cell_types]
+    members = [model.populations.index(cell_type) for cell_type in cell_types]
     share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
     total = np.zeros(len(model.autoencoder.genes))
     for cell_type, of_type in zip(cell_types, share, strict=True):

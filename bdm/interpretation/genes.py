@@ -25,9 +25,9 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     """
     sampler = model.sampler()
     request = request_cells(model, n_cells)
-    parts: dict[str, list[tuple[int, Expression]]] = {cell_type: [] for cell_type in model.cell_types}
+    parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
     for chunk in shared_chunks(sampler, request, seed):
-        parts[chunk.cell_type].append((len(chunk.x), _expression(model, request, chunk)))
+        parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk)))
     n_trained = model.composition.sum(axis=1).to_dict()
     return TypeExpression({cell_type: _pooled(part) for cell_type, part in parts.items()}, n_trained)
 
@@ -47,12 +47,12 @@ def model_differences(expression: TypeExpression, contrast: Contrast) -> Differe
 
 
 def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
-    batch = request.batches(chunk.cell_type, chunk.start, len(chunk.x))
-    counts = expected_counts(model, chunk.x, batch, chunk.cell_type).astype(np.float64)
+    batch = request.batches(chunk.population, chunk.start, len(chunk.x))
+    counts = expected_counts(model, chunk.x, batch, chunk.population).astype(np.float64)
     per_count = 1e4 / counts.sum(axis=1, keepdims=True)
     expression = counts * per_count
     # Law of total variance, with the variance of counts
-    noise = observation_model(model, chunk.cell_type).variance(counts) * per_count**2
+    noise = observation_model(model, chunk.population).variance(counts) * per_count**2
     return Expression(expression.mean(axis=0), expression.var(axis=0) + noise.mean(axis=0))
 
 

@@ -1,7 +1,7 @@
 """Inputs of an interpretation: a model, the cells that it was fitted to, and cells that it generated."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from bdm.evaluation.cells import (
 )
 from bdm.interpretation.gene_sets import UserGenes, read_user_genes
 from bdm.interpretation.genes import halves_of
+from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME
 from bdm.model.model import BranchedModel, load_model
@@ -116,16 +117,34 @@ def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
 def inputs_of(
     model: BranchedModel, real: AnnData, generated: AnnData, given: UserGenes | None = None, *, seed: int
 ) -> Inputs:
-    """Divide prepared cells into training cells and cells to compare with: the test cells, or else a random half."""
+    """Divide prepared cells into training cells and cells to compare with: the test cells, or else a random half.
+
+    The type of a cell is its population, as in the hierarchy.
+    """
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
-    training, test = Cells.from_anndata(fitted), Cells.from_anndata(real[is_test])
+    training, test = cells_of_populations(fitted, model), cells_of_populations(real[is_test], model)
     if not is_test.any():
         test, training = halves_of(training, seed=seed)
     return Inputs(
-        model, fitted, training, test, Cells.from_anndata(generated), bool(is_test.any()), given or UserGenes()
+        model,
+        fitted,
+        training,
+        test,
+        cells_of_populations(generated, model),
+        bool(is_test.any()),
+        given or UserGenes(),
     )
+
+
+def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
+    """Take counts, and the population of each cell: as ``obs['sub_population']`` has it, or else the most probable."""
+    if "sub_population" in adata.obs:
+        population = adata.obs["sub_population"].astype(str).to_numpy()
+    else:
+        population = populations_of_cells(adata, model.autoencoder)
+    return replace(Cells.from_anndata(adata), cell_type=population)
 
 
 def check_same_types(obs: pd.DataFrame, model: BranchedModel, path: Path) -> None:

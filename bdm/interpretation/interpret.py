@@ -40,7 +40,7 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
     candidates = candidate_markers(inputs.training, genes)
     markers = given.markers or distinct_markers(
-        candidates, inputs.training, genes, hierarchy.cell_types, n_genes=settings.n_markers
+        candidates, inputs.training, genes, hierarchy.populations, n_genes=settings.n_markers
     )
     labels = model.gene_names.labels
     members_of_sets = {**given.markers, **given.sets} or candidates
@@ -92,9 +92,7 @@ def match_numbers(training: Cells, test: Cells, *, seed: int) -> Cells:
 
 def encoded_cells(inputs: Inputs) -> LatentCells:
     """Encode the cells that the model was fitted to in its latent space, as when it was fitted."""
-    adata = inputs.prepared.copy()
-    adata.obs["cell_type"] = pd.Categorical(adata.obs["cell_type"].astype(str), categories=inputs.model.cell_types)
-    return latent_cells(encode(adata, inputs.model.autoencoder))
+    return latent_cells(encode(inputs.prepared, inputs.model.autoencoder))
 
 
 def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:

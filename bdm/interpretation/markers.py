@@ -66,7 +66,7 @@ def markers_of(
         cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
     }
     columns = genes.get_indexer([gene for members in chosen.values() for gene in members])
-    by_type: dict[str, tuple[str, ...]] = {cell_type: (cell_type,) for cell_type in hierarchy.cell_types}
+    by_type: dict[str, tuple[str, ...]] = {cell_type: (cell_type,) for cell_type in hierarchy.populations}
     by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
         chosen,

@@ -73,7 +73,7 @@ class Interpretation:
     provenance: dict[str, Any]
 
     def __repr__(self) -> str:
-        n_types = len(self.hierarchy.cell_types)
+        n_types = len(self.hierarchy.populations)
         return f"Interpretation of {len(self.nodes)} nodes, {n_types} cell types x {len(self.genes):,} genes"
 
     @property
@@ -246,7 +246,7 @@ def markers_from_arrays(arrays: dict[str, np.ndarray], genes: dict[str, list[str
     """Restore the markers of cell types and branches."""
     columns = [gene for members in genes.values() for gene in members]
     branches = [branch.name for branch in hierarchy.branches]
-    rows = dict(zip(DOTS, (hierarchy.cell_types, hierarchy.cell_types, branches, branches), strict=True))
+    rows = dict(zip(DOTS, (hierarchy.populations, hierarchy.populations, branches, branches), strict=True))
     dots = {
         name: Dots(
             *(

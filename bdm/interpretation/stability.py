@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bdm.hierarchy.build import (
-    MIN_LEVEL,
-    MeasuredClade,
-    MeasuredMeans,
-    clades_of,
-    measure_clade,
-    merge_height,
-)
+from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
+from bdm.hierarchy.means import MeasuredMeans, clades_of
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance
@@ -48,7 +42,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     thresholds from 0.55 to 0.95 at which the branch of the node has a length.
     """
     hierarchy, means = model.hierarchy, MeasuredMeans.of(model.moments)
-    index = {cell_type: i for i, cell_type in enumerate(model.cell_types)}
+    index = {cell_type: i for i, cell_type in enumerate(model.populations)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [
         by_node(measure_clade(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)

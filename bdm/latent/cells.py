@@ -35,13 +35,21 @@ class LatentCells:
         Mean and standard deviation of the posterior, cells x dimensions (see :class:`LatentLayout`); the library size
         is known, so its scale is 0.
     cell_type
-        Index of each cell's type among ``cell_types``.
+        Index of each cell's population among ``cell_types``.
+    cell_types
+        Names of the populations.
+    labels
+        Cell type of each population; the population itself if not given.
     """
 
     mean: Tensor
     scale: Tensor
     cell_type: Tensor
     cell_types: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", self.labels or self.cell_types)
 
     @property
     def library_size_range(self) -> Tensor:
@@ -66,16 +74,16 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     Returns
     -------
     AnnData with the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
-    ``layers['scale']``, and the ``obs`` of ``adata``.
+    ``layers['scale']``, and the ``obs`` of ``adata`` with the population of each cell in ``sub_population``.
     """
-    cell_type = adata.obs["cell_type"].astype(str).to_numpy()
-    types, batches = autoencoder.type_codes(cell_type), batch_codes(adata, autoencoder.batches)
+    population = populations_of_cells(adata, autoencoder)
+    types, batches = autoencoder.type_codes(population), batch_codes(adata, autoencoder.batches)
     layout = LatentLayout(autoencoder.network.shape.n_latent)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
 
     def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
         for read, counts in blocks_of_rows(adata.X):
-            for cells in cells_by_network(cell_type[read], autoencoder):
+            for cells in cells_by_network(population[read], autoencoder):
                 for first in range(0, len(cells), BLOCK):
                     block = cells[first : first + BLOCK]
                     yield read.start + block, counts[block]
@@ -84,7 +92,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
     def posterior(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, Tensor, Tensor]:
         rows, counts = block
         dense = to_tensor(counts.toarray())
-        latent = autoencoder.network_of(cell_type[rows[0]]).encode(dense, types[rows], batches[rows])
+        latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
         log_library_size = dense.sum(dim=1).log()
         return (
             rows,
@@ -97,28 +105,67 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
             mean[rows], scale[rows] = mean_of_rows, scale_of_rows
     return ad.AnnData(
         mean.numpy(),
-        obs=adata.obs,
+        obs=adata.obs.assign(sub_population=pd.Categorical(population, categories=autoencoder.populations)),
         var=pd.DataFrame(index=list(layout.names)),
         layers={"scale": scale.numpy()},
     )
 
 
-def cells_by_network(cell_type: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
-    """Group cells by the network that encodes them: indices of the cells of the shared network, then of each type."""
-    specific = {name: np.flatnonzero(cell_type == name) for name in autoencoder.adapters}
-    shared = np.flatnonzero(~np.isin(cell_type, list(specific)))
+def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.ndarray:
+    """Find the population of prepared cells of known types: the most probable sub-population, or the type.
+
+    Returns
+    -------
+    Names, one per cell.
+    """
+    cell_type = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    population, batches = cell_type.copy(), batch_codes(adata, autoencoder.batches)
+    is_divided = np.isin(cell_type, list(set(autoencoder.sub_populations.cell_type)))
+    codes = autoencoder.label_codes(cell_type)
+
+    def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+        for read, counts in blocks_of_rows(adata.X):
+            cells = np.flatnonzero(is_divided[read])
+            for first in range(0, len(cells), BLOCK):
+                block = cells[first : first + BLOCK]
+                yield read.start + block, counts[block]
+
+    @torch.no_grad()  # in each thread, as it is a setting of the thread
+    def assigned(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
+        rows, counts = block
+        latent = autoencoder.network.encode(to_tensor(counts.toarray()), codes[rows], batches[rows]).mean
+        names = cell_type[rows]
+        for name in np.unique(names.astype(str)):
+            chosen = cell_type[rows] == name
+            populations = np.array(autoencoder.populations_of(name), dtype=object)
+            names[chosen] = populations[autoencoder.sub_populations.assign(name, latent[chosen])]
+        return rows, names
+
+    if is_divided.any():
+        with threads() as run:
+            for rows, names in run(assigned, blocks()):
+                population[rows] = names
+    return np.asarray(population.astype(str))
+
+
+def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> list[np.ndarray]:
+    """Group cells by the network that encodes them: indices of cells of the shared network, then of each population."""
+    specific = {name: np.flatnonzero(population == name) for name in autoencoder.adapters}
+    shared = np.flatnonzero(~np.isin(population, list(specific)))
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
 def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
     """Take the cells to fit a model to (or the test cells) from an AnnData that :func:`encode` returned."""
     chosen = (adata.obs["split"] == "test").to_numpy() == held_out
-    cell_type = adata.obs["cell_type"].cat
+    population = adata.obs["sub_population"].cat
+    label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
     return LatentCells(
         to_tensor(np.asarray(adata.X[chosen])),
         to_tensor(np.asarray(adata.layers["scale"][chosen])),
-        to_tensor(cell_type.codes.to_numpy()[chosen].astype(np.int64)),
-        tuple(cell_type.categories),
+        to_tensor(population.codes.to_numpy()[chosen].astype(np.int64)),
+        tuple(population.categories),
+        tuple(label_of.get(name, name) for name in population.categories),
     )
 
 
@@ -138,7 +185,7 @@ def read_latent(folder: Path) -> ad.AnnData:
     """
     path = Path(folder) / "latent.h5ad"
     adata = read_cells(path)
-    if "scale" not in adata.layers or not {"cell_type", "split"} <= set(adata.obs):
+    if "scale" not in adata.layers or not {"cell_type", "sub_population", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     of = adata.uns.get("autoencoder")
     autoencoder = path.with_name("autoencoder.json")

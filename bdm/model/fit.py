@@ -195,7 +195,7 @@ def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tupl
 
 def check_same_types(hierarchy: Hierarchy, cells: LatentCells) -> None:
     """Reject a hierarchy with other cell types than the cells."""
-    if other := sorted(set(hierarchy.cell_types) ^ set(cells.cell_types)):
+    if other := sorted(set(hierarchy.populations) ^ set(cells.cell_types)):
         raise InputError(
             f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
         )

@@ -54,7 +54,7 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
             f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
             "and the cells of its extensions."
         )
-    found, expected = composition_of(cells.obs[cells.obs["split"] != "test"]), model.composition
+    found, expected = composition_of(cells.obs[cells.obs["split"] != "test"]), model.composition_of_types
     aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
     if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
         logger.warning(

@@ -37,7 +37,8 @@ class BranchedModel:
     Attributes
     ----------
     composition
-        Number of cells of each type (rows) in each batch (columns; one column ``n_cells`` where there are no batches).
+        Number of cells of each population (rows) in each batch (columns; one column ``n_cells`` where there are no
+        batches).
     library_sizes
         Smallest and largest log library size of the training cells, which are the bounds for generated cells.
     provenance
@@ -62,7 +63,23 @@ class BranchedModel:
     @property
     def cell_types(self) -> tuple[str, ...]:
         """Cell types that the model generates."""
+        return self.autoencoder.cell_types
+
+    @property
+    def populations(self) -> tuple[str, ...]:
+        """Populations of the cell types, the leaves of the hierarchy."""
         return self.moments.cell_types
+
+    @property
+    def cell_type_of(self) -> dict[str, str]:
+        """Cell type of each population."""
+        populations_of = self.autoencoder.populations_of
+        return {name: cell_type for cell_type in self.cell_types for name in populations_of(cell_type)}
+
+    @property
+    def composition_of_types(self) -> pd.DataFrame:
+        """Number of cells of each cell type (rows) in each batch (columns)."""
+        return self.composition.groupby(self.composition.index.map(self.cell_type_of), sort=False).sum()
 
     def sampler(
         self,
@@ -80,12 +97,12 @@ class BranchedModel:
         """Coordinates of the space that whitened cells are brought back to."""
         return LatentLayout(self.autoencoder.network.shape.n_latent)
 
-    def library_range(self, cell_type: str | None) -> tuple[float, float]:
-        """Smallest and largest log library size for a cell type: of its extension, if any, or of the training cells."""
+    def library_range(self, population: str | None) -> tuple[float, float]:
+        """Smallest and largest log library size for a population: of its extension, if any, or of training cells."""
         extended: dict[str | None, Tensor] = {
             extension.cell_type: extension.library_sizes for extension in self.extensions
         }
-        smallest, largest = extended.get(cell_type, self.library_sizes).tolist()
+        smallest, largest = extended.get(population, self.library_sizes).tolist()
         return smallest, largest
 
     @property
@@ -105,9 +122,15 @@ class BranchedModel:
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
-    """Count cells of each type (rows) in each batch (columns; one column ``n_cells`` where there are no batches)."""
+    """Count cells by batch (columns; one column ``n_cells`` where there are no batches).
+
+    Returns
+    -------
+    Table with a row per population where ``obs`` has ``sub_population``, and per cell type elsewhere.
+    """
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
-    return pd.crosstab(obs["cell_type"].astype(str), batch).rename_axis(index=None, columns=None)
+    population = obs["sub_population" if "sub_population" in obs else "cell_type"].astype(str)
+    return pd.crosstab(population, batch).rename_axis(index=None, columns=None)
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
@@ -197,7 +220,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
         "autoencoder": model.autoencoder.content(),
         "denoiser": asdict(model.denoiser.shape),
         "hierarchy": model.hierarchy.to_json(),
-        "cell_types": list(model.cell_types),
+        "populations": list(model.populations),
         "composition": table_to_json(model.composition),
         "provenance": model.provenance,
     }
@@ -254,7 +277,7 @@ def _restore(
         autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors),
         whitening=Whitening(space["centre"], space["covariance"]),
         moments=TypeMoments(
-            tuple(content["cell_types"]),
+            tuple(content["populations"]),
             space["type_mean"],
             space["type_covariance"],
             space["type_weight"],

@@ -97,7 +97,7 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     hierarchy, contrast = interpretation.hierarchy, of.contrast
     gene = np.argmin(of.model.rank)
     expression = interpretation.ancestral_states.expression.iloc[:, gene]
-    sides = {"other cell types": hierarchy.cell_types, "its siblings": contrast.outside, "child": contrast.inside}
+    sides = {"other cell types": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
     for side, cell_types in sides.items():
         for cell_type in cell_types:
             path = hierarchy.path(cell_type)

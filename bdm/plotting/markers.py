@@ -48,7 +48,7 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
         label="share of the largest mean in real cells",
     )
     explain_sizes(figure)
-    n_types = len(hierarchy.cell_types)
+    n_types = len(hierarchy.populations)
     if len(cell_types) < n_types:
         figure.suptitle(f"{len(cell_types)} of {n_types:,} cell types, one of each clade", fontsize=11)
     return figure

@@ -83,8 +83,8 @@ def shift(model: BranchedModel, cell_type: str, like: tuple[Pair, ...]) -> Tenso
 
 
 def mean(model: BranchedModel, cell_type: str) -> Tensor:
-    """Mean of a type in whitened space."""
-    return model.moments.mixture((cell_type,)).mean
+    """Mean of a cell type or sub-population in whitened space."""
+    return model.moments.mixture(model.autoencoder.populations_of(cell_type)).mean
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,9 @@ def sources_of(
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
-    """Reject cell types that the model lacks."""
+    """Reject cell types and sub-populations that the model lacks."""
     for cell_type in cell_types:
-        if cell_type not in model.cell_types:
+        if cell_type not in {*model.cell_types, *model.populations}:
             raise InputError(f"The model has no type {cell_type!r}; its types are {', '.join(model.cell_types)}.")
 
 

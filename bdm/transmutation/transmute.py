@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from bdm.arrays import optimal_coupling
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -25,11 +26,11 @@ from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
 from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
-from bdm.transmutation.request import Goal, Sources, shift
+from bdm.transmutation.request import Goal, Sources, mean, shift
 
 logger = logging.getLogger(__name__)
 
-Transmute = Callable[[Tensor, str, torch.Generator], Tensor]  # of whitened cells of a type
+Transmute = Callable[[Tensor, str, str, torch.Generator], Tensor]  # of whitened cells, from one population to another
 BLOCK = 512  # cells that are transmuted together; the random numbers of a seed depend on it
 
 
@@ -72,10 +73,10 @@ def transmuted_cells(
     """
     sampler = model.sampler(settings)
 
-    def transmute(x: Tensor, cell_type: str, generator: torch.Generator) -> Tensor:
+    def transmute(x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
         if goal.like:
-            return x + shift(model, cell_type, goal.like)
-        return sampler.transmute(x, cell_type, goal.to, generator)
+            return x + shift(model, model.cell_type_of[population], goal.like)
+        return sampler.transmute(x, population, to, generator)
 
     return GeneratedCells(
         observations(model, sources, goal),
@@ -89,17 +90,23 @@ def transmuted_blocks(
 ) -> Iterator[Block]:
     """Sample latents from posteriors, transmute them in whitened space, and sample counts.
 
-    Counts have the dispersion of the type ``to``, or of the original type where the model lacks ``to``.
+    Populations of the original type are coupled with the populations of the type ``to``. Counts are of the new
+    population, or of the original one where the model lacks ``to``.
     """
 
     def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
-        y = _posterior_draw(model, sources, rows, generator)
-        x = transmute(model.whitening(y), rows.cell_type, generator)
-        like = to if to in model.cell_types else rows.cell_type
-        mean = expected_counts(model, x, batch_of(sources, rows), like)
-        for_counts = numpy_generator(seed, "transmuted counts", rows.block, rows.cell_type)
-        counts = observation_model(model, like).sample(mean, for_counts)
+        y, population = _posterior_draw(model, sources, rows, generator)
+        new = new_populations(model, population, to, torch_generator(seed, "populations", rows.block, rows.cell_type))
+        x, parts, batch = model.whitening(y), [], batch_of(sources, rows)
+        for old_name, new_name in sorted(set(zip(population, new, strict=True))):
+            chosen = np.flatnonzero((population == old_name) & (new == new_name))
+            x[chosen] = transmute(x[chosen], old_name, new_name, generator)
+            expected = expected_counts(model, x[chosen], None if batch is None else batch[chosen], new_name)
+            for_counts = numpy_generator(seed, "transmuted counts", rows.block, old_name, new_name)
+            parts.append((chosen, observation_model(model, new_name).sample(expected, for_counts)))
+        order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
+        counts = sp.vstack([part for _, part in parts], format="csr")[order]
         return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy())
 
     keep_freed_memory()
@@ -113,15 +120,42 @@ def _by_type(types: np.ndarray, start: int) -> list[Rows]:
     return [Rows(start // BLOCK, str(name), start + np.flatnonzero(types == name)) for name in pd.unique(types)]
 
 
-def _posterior_draw(model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator) -> Tensor:
-    """Sample y = (latent, log library size) of cells of one type."""
+def new_populations(model: BranchedModel, population: np.ndarray, to: str, generator: torch.Generator) -> np.ndarray:
+    """Choose the new population of cells of one type, by the coupling of its populations with those of the new type.
+
+    The coupling moves the shares of populations by the least mean squared distance between their means in whitened
+    space (discrete optimal transport). Cells stay in their population where the model lacks ``to``.
+
+    Parameters
+    ----------
+    population
+        Population of each cell.
+    to
+        Cell type, or one of its sub-populations.
+    """
+    if to not in model.cell_types:
+        return np.full(len(population), to) if to in model.populations else population
+    old, new = (model.autoencoder.populations_of(name) for name in (model.cell_type_of[population[0]], to))
+    old_means, new_means = (torch.stack([mean(model, name) for name in names]).double() for names in (old, new))
+    shares = [model.composition.loc[list(names)].sum(axis=1).to_numpy(dtype=float) for names in (old, new)]
+    coupling = optimal_coupling(shares[0], shares[1], (torch.cdist(old_means, new_means) ** 2).numpy())
+    code = pd.Index(old).get_indexer(population)
+    chosen = torch.multinomial(torch.from_numpy(coupling[code]), 1, generator=generator).squeeze(1)
+    return np.asarray(np.array(new)[chosen.numpy()])
+
+
+def _posterior_draw(
+    model: BranchedModel, sources: Sources, rows: Rows, generator: torch.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """Sample y = (latent, log library size) of cells of one type, and find their populations."""
     cells = ad.AnnData(sources.adata.X[rows.rows])
     cells.obs["cell_type"] = pd.Categorical([rows.cell_type] * len(rows.rows))
     if (batch := batch_of(sources, rows)) is not None:
         cells.obs["batch"] = pd.Categorical(batch)
     posterior = encode(cells, model.autoencoder)
-    mean, scale = torch.from_numpy(posterior.X), torch.from_numpy(posterior.layers["scale"])
-    return mean + scale * torch.randn(mean.shape, generator=generator)
+    centre, scale = torch.from_numpy(posterior.X), torch.from_numpy(posterior.layers["scale"])
+    population = posterior.obs["sub_population"].astype(str).to_numpy()
+    return centre + scale * torch.randn(centre.shape, generator=generator), population
 
 
 def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
@@ -138,7 +172,9 @@ def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
 def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
     """Return ``obs`` of transmuted cells: types, batch and origin, and no other column of the cells before."""
     columns: dict[str, Any] = {
-        **type_columns(model, [goal.to] * len(sources.cell_type), sources.label_column),
+        **type_columns(
+            model, [model.cell_type_of.get(goal.to, goal.to)] * len(sources.cell_type), sources.label_column
+        ),
         "original_type": pd.Categorical(sources.cell_type),
         **batch_columns(model, sources.batch, *filter(None, [sources.batch_column])),
     }

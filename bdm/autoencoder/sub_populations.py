@@ -1,0 +1,322 @@
+"""Sub-populations of cell types: Gaussian mixtures of latents, with as many components as held-out cells support."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+from bdm.errors import InputError
+from bdm.seeds import derive, numpy_generator
+from bdm.settings import AutoencoderSettings
+from bdm.threads import threads
+
+logger = logging.getLogger(__name__)
+
+N_AXES = 8  # principal axes of a type's latents in which its sub-populations are sought
+MOST_COMPONENTS = 20  # of a type
+MOST_CELLS = 3000  # of a type that choose the number of components; all others only join one
+N_FOLDS = 4  # of the cells, each held out once
+N_DRAWS = 2  # samples of each cell's posterior
+LEAST_GAIN = 1  # of held-out cells' log likelihood, in standard errors, by one component more
+N_STARTS = 3  # of each mixture; of one, it may be so poor that one component more seems to gain
+PATIENCE = 3  # numbers of components without a gain after which none is tried
+SMALLEST_VARIANCE = 0.02  # added to the variances of components, as a share of the type's variance along an axis
+FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the mean of its type, in prior deviations
+
+
+@dataclass(frozen=True, eq=False)
+class SubPopulations:
+    """Sub-populations of cell types that have several, as a classifier of a type's latents.
+
+    Latents are those of the label: of cells that are encoded by the shared decoder with the prior of their cell type.
+    The log density of sub-population k at latent z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a
+    constant.
+
+    Attributes
+    ----------
+    names
+        Names of the sub-populations, those of a type together, the largest first: ``T cell/1``, ``T cell/2``.
+    cell_type
+        Cell type of each.
+    axes
+        Sub-populations x axes x latent dimensions.
+    mean
+        Sub-populations x latent dimensions.
+    log_density
+        Log share of the type's cells, plus the logarithm of the determinant of the axes.
+    """
+
+    names: tuple[str, ...]
+    cell_type: tuple[str, ...]
+    axes: Tensor
+    mean: Tensor
+    log_density: Tensor
+
+    @classmethod
+    def none(cls, n_latent: int) -> SubPopulations:
+        """No type has several."""
+        return cls((), (), torch.empty(0, min(N_AXES, n_latent), n_latent), torch.empty(0, n_latent), torch.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+
+    def rows_of(self, cell_type: str) -> list[int]:
+        """Rows of the sub-populations of a cell type; none if it is one population."""
+        return [row for row, name in enumerate(self.cell_type) if name == cell_type]
+
+    def populations_of(self, cell_type: str) -> tuple[str, ...]:
+        """Names of the populations of a cell type: its sub-populations, or the type itself."""
+        return tuple(self.names[row] for row in self.rows_of(cell_type)) or (cell_type,)
+
+    def joined(self, other: SubPopulations) -> SubPopulations:
+        """Add the sub-populations of other cell types."""
+        tensors = {name: torch.cat([value, getattr(other, name)]) for name, value in self.tensors().items()}
+        return SubPopulations(self.names + other.names, self.cell_type + other.cell_type, **tensors)
+
+    def assign(self, cell_type: str, latent: Tensor) -> Tensor:
+        """Most probable sub-population of cells of a type, among :meth:`populations_of`.
+
+        Parameters
+        ----------
+        latent
+            Latents of the label, cells x latent dimensions.
+        """
+        rows = self.rows_of(cell_type)
+        away = latent[:, None] - self.mean[rows]
+        along = torch.einsum("kal,nkl->nka", self.axes[rows], away)
+        return (self.log_density[rows] - (along**2).sum(dim=2) / 2).argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class TypeLatents:
+    """Posteriors of the latents of cells of one type, each cells x latent dimensions."""
+
+    cell_type: str
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Leading principal axes of the latents of a cell type.
+
+    Attributes
+    ----------
+    centre, scale
+        Mean and standard deviation of each latent dimension.
+    directions
+        Axes x latent dimensions, of standardised latents.
+    """
+
+    centre: np.ndarray
+    scale: np.ndarray
+    directions: np.ndarray
+
+    @classmethod
+    def of(cls, cells: TypeLatents) -> Axes:
+        """Find the axes in which the posterior means of cells vary most, in units of their spread."""
+        centre = cells.mean.mean(axis=0)
+        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
+        standardised = (cells.mean - centre) / scale
+        directions = np.linalg.svd(standardised, full_matrices=False)[2][:N_AXES]
+        return cls(centre, scale, directions)
+
+    def __call__(self, latent: np.ndarray) -> np.ndarray:
+        """Coordinates of latents, cells x axes."""
+        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
+
+
+def find_sub_populations(
+    mean: Tensor,
+    scale: Tensor,
+    cell_type: Tensor,
+    cell_types: Sequence[str],
+    settings: AutoencoderSettings,
+    *,
+    seed: int,
+) -> SubPopulations:
+    """Find the sub-populations of each cell type in the latents of its cells.
+
+    A Gaussian mixture with full covariances is fitted to samples of the posteriors in the leading axes of the type,
+    with as many components as make held-out cells more likely (cross-validation), or as many as the settings ask for.
+
+    Parameters
+    ----------
+    mean, scale
+        Mean and standard deviation of posteriors, cells x latent dimensions.
+    cell_type
+        Index of each cell's type among ``cell_types``.
+
+    Raises
+    ------
+    InputError
+        If the settings ask for more sub-populations than the cells of any type allow.
+    """
+    n_latent = mean.shape[1]
+    if settings.sub_populations == "none":
+        return SubPopulations.none(n_latent)
+    check_enough_cells(torch.bincount(cell_type, minlength=len(cell_types)), cell_types, settings)
+
+    def latents() -> Iterator[TypeLatents]:
+        for code, name in enumerate(cell_types):
+            rows = torch.nonzero(cell_type == code).squeeze(1).numpy()
+            if len(rows) > MOST_CELLS:
+                rows = np.sort(numpy_generator(seed, "sub-populations", name).choice(rows, MOST_CELLS, replace=False))
+            yield TypeLatents(name, mean[rows].double().numpy(), scale[rows].double().numpy())
+
+    def of_type(cells: TypeLatents) -> SubPopulations:
+        return sub_populations_of(cells, taken, settings, seed=seed)
+
+    taken = set(cell_types)
+    found = SubPopulations.none(n_latent)
+    with threads() as run:
+        for more in run(of_type, latents()):
+            found = found.joined(more)
+    return found
+
+
+def check_enough_cells(n_cells: Tensor, cell_types: Sequence[str], settings: AutoencoderSettings) -> None:
+    """Reject a number of sub-populations for which no type has cells, and warn of types that have too few."""
+    if not isinstance(settings.sub_populations, int):
+        return
+    needed = settings.sub_populations * settings.min_cells_per_sub_population
+    small = [name for name, n in zip(cell_types, n_cells.tolist(), strict=True) if n < needed]
+    if len(small) == len(cell_types):
+        raise InputError(
+            f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
+            f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
+        )
+    if small:
+        names = ", ".join(map(repr, small[:5])) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
+        logger.warning(
+            "Fewer than %d sub-populations, as there are fewer than %d cells: %s.",
+            settings.sub_populations,
+            needed,
+            names,
+        )
+
+
+def sub_populations_of(
+    cells: TypeLatents, taken: set[str], settings: AutoencoderSettings, *, seed: int
+) -> SubPopulations:
+    """Find the sub-populations of one cell type; none where it is one population.
+
+    Parameters
+    ----------
+    taken
+        Names that no sub-population may have.
+    """
+    n_latent, smallest = cells.mean.shape[1], settings.min_cells_per_sub_population
+    most = min(MOST_COMPONENTS, len(cells.mean) // smallest)
+    if isinstance(settings.sub_populations, int):
+        most = min(settings.sub_populations, len(cells.mean) // smallest)
+    if most < 2 or not (cells.mean.std(axis=0) > 0).any():
+        return SubPopulations.none(n_latent)
+    axes, generator = Axes.of(cells), numpy_generator(seed, "posteriors", cells.cell_type)
+    draws = [axes(cells.mean + cells.scale * generator.standard_normal(cells.mean.shape)) for _ in range(N_DRAWS)]
+    random_state = derive(seed, "mixture", cells.cell_type) % 2**32
+    n_components = most
+    if settings.sub_populations == "auto":
+        fold = generator.permutation(len(cells.mean)) % N_FOLDS
+        n_components = supported_number(draws, fold, most=most, random_state=random_state)
+    while n_components > 1:
+        mixture = fit_mixture(draws, n_components, random_state=random_state)
+        n_cells = np.bincount(mixture.predict(axes(cells.mean)), minlength=n_components)
+        if n_cells.min() >= smallest:
+            return classifier(cells.cell_type, mixture, axes, n_cells, taken)
+        n_components -= 1
+    return SubPopulations.none(n_latent)
+
+
+def supported_number(draws: Sequence[np.ndarray], fold: np.ndarray, *, most: int, random_state: int) -> int:
+    """Find the number of components with which held-out cells are most likely, by cross-validation.
+
+    A number is better than another if the gain by cell is above its standard error.
+
+    Parameters
+    ----------
+    draws
+        Samples of the cells, each cells x axes.
+    fold
+        Number of the fold in which each cell is held out.
+    """
+    best, reference = 1, held_out_likelihood(draws, fold, 1, random_state=random_state)
+    for n_components in range(2, most + 1):
+        likelihood = held_out_likelihood(draws, fold, n_components, random_state=random_state)
+        gain = likelihood - reference
+        if gain.mean() * np.sqrt(len(gain)) > LEAST_GAIN * gain.std():
+            best, reference = n_components, likelihood
+        elif n_components - best >= PATIENCE:
+            break
+    return best
+
+
+def held_out_likelihood(
+    draws: Sequence[np.ndarray], fold: np.ndarray, n_components: int, *, random_state: int
+) -> np.ndarray:
+    """Log likelihood of each cell, averaged over its samples, by a mixture that was fitted without its fold."""
+    likelihood = np.empty(len(fold))
+    for number in np.unique(fold):
+        held_out = fold == number
+        mixture = fit_mixture([draw[~held_out] for draw in draws], n_components, random_state=random_state)
+        likelihood[held_out] = np.mean([mixture.score_samples(draw[held_out]) for draw in draws], axis=0)
+    return likelihood
+
+
+def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state: int) -> GaussianMixture:
+    """Fit a Gaussian mixture with full covariances to samples of cells."""
+    mixture = GaussianMixture(
+        n_components, reg_covar=SMALLEST_VARIANCE, n_init=N_STARTS, max_iter=300, tol=1e-2, random_state=random_state
+    )
+    return mixture.fit(np.concatenate(draws))
+
+
+def classifier(
+    cell_type: str, mixture: GaussianMixture, axes: Axes, n_cells: np.ndarray, taken: set[str]
+) -> SubPopulations:
+    """Name the components of the mixture of a type, the largest first, and write them in latent dimensions."""
+    order = np.argsort(-n_cells, kind="stable")
+    directions = axes.directions / axes.scale
+    roots = mixture.precisions_cholesky_[order].transpose(0, 2, 1)
+    means = axes.centre + axes.scale * (mixture.means_[order] @ axes.directions)
+    log_determinant = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
+    tensors = (roots @ directions, means, np.log(mixture.weights_[order]) + log_determinant)
+    names = names_below(cell_type, len(order), taken)
+    return SubPopulations(names, (cell_type,) * len(order), *(torch.from_numpy(value).float() for value in tensors))
+
+
+def names_below(cell_type: str, n: int, taken: set[str]) -> tuple[str, ...]:
+    """Names of n sub-populations of a cell type, none of which is the name of a cell type."""
+    separator = "/"
+    while any(f"{cell_type}{separator}{number}" in taken for number in range(1, n + 1)):
+        separator += "/"
+    return tuple(f"{cell_type}{separator}{number}" for number in range(1, n + 1))
+
+
+def prior_means(mean: Tensor, scale: Tensor, prior_mean: Tensor) -> Tensor:
+    """Mean of the latents of a population, from posteriors of its cells under the prior of their cell type.
+
+    Posterior means are shrunk towards the prior mean, in each dimension by the share of the prior in the precision,
+    which is the posterior variance where the prior has unit variance. The mean is shrunk back by that, and stays near
+    the prior mean where cells say little.
+
+    Parameters
+    ----------
+    mean, scale
+        Posteriors of the cells, cells x latent dimensions.
+    prior_mean
+        Prior mean of the cell type, latent dimensions.
+    """
+    n_cells = len(mean)
+    known = n_cells * (1 - (scale**2).mean(dim=0)).clamp(min=0)
+    return prior_mean + n_cells * (mean.mean(dim=0) - prior_mean) / (known + FARTHEST**-2)

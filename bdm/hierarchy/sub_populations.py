@@ -1,0 +1,67 @@
+"""Sub-populations in the tree: each cell type is a clade of its populations, which the cells may contradict."""
+
+import numpy as np
+from scipy.spatial.distance import squareform
+
+from bdm.hierarchy.means import MeasuredMeans, cluster_means, merges, squared_distances
+from bdm.hierarchy.tree import Clade
+
+
+def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> Clade:
+    """Cluster populations within each cell type, and the cell types, all by average linkage of squared distances.
+
+    Parameters
+    ----------
+    means
+        Means of the populations.
+    populations, labels
+        Name and cell type of each population.
+    """
+    below = clades_of_types(means, populations, labels)
+    members = [np.array(labels) == cell_type for cell_type in below]
+    between = squareform(squared_distances(means))
+    distances = np.array([[between[np.ix_(one, other)].mean() for other in members] for one in members])
+    np.fill_diagonal(distances, 0)
+    clades = list(below.values())
+    for first, second in merges(squareform(distances, checks=False)):
+        clades.append(Clade(children=(clades[first], clades[second])))
+    return clades[-1]
+
+
+def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:
+    """Cluster the populations of each cell type: a clade with the name of the type, or its only population."""
+    clades = {}
+    for cell_type in dict.fromkeys(labels):
+        rows = [row for row, label in enumerate(labels) if label == cell_type]
+        found = cluster_means(means.subset(rows), tuple(populations[row] for row in rows))
+        clades[cell_type] = Clade(cell_type, found.children) if found.children else found
+    return clades
+
+
+def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
+    """Put the clades of cell types in place of the leaves of a tree of cell types."""
+    if not tree.children:
+        (name,) = tree.leaves()
+        return clades[name]
+    return Clade(tree.name, tuple(with_sub_populations(child, clades) for child in tree.children))
+
+
+def nearer_types(means: MeasuredMeans, labels: tuple[str, ...]) -> tuple[str | None, ...]:
+    """Cell type whose populations are nearer to a sub-population, on average, than the others of its own type.
+
+    Returns
+    -------
+    One per population; None where its own type is nearest, or has no other populations.
+    """
+    between, of_type = squareform(squared_distances(means)), np.array(labels)
+    found: list[str | None] = []
+    for row, label in enumerate(labels):
+        others = np.arange(len(labels)) != row
+        mean_square = {
+            name: float(between[row][others & (of_type == name)].mean())
+            for name in dict.fromkeys(labels)
+            if (others & (of_type == name)).any()
+        }
+        nearest = min(mean_square, key=lambda name: mean_square[name])
+        found.append(nearest if label in mean_square and nearest != label else None)
+    return tuple(found)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+
+from bdm.autoencoder.sub_populations import (
+    SubPopulations,
+    find_sub_populations,
+    names_below,
+    prior_means,
+)
+from bdm.errors import InputError
+from bdm.settings import AutoencoderSettings
+
+N_LATENT = 10
+DEFAULT = AutoencoderSettings()
+
+
+def latents(n_cells: dict[str, list[int]], *, apart: float = 6.0, scale: float = 0.4, seed: int = 0):
+    """Posteriors of cells of types of several normal parts; also the part of each cell."""
+    generator = np.random.default_rng(seed)
+    mean, cell_type, part = [], [], []
+    for code, sizes in enumerate(n_cells.values()):
+        centre = generator.normal(size=N_LATENT)
+        for number, size in enumerate(sizes):
+            offset = np.zeros(N_LATENT)
+            offset[number] = apart
+            latent = centre + offset + generator.normal(size=(size, N_LATENT)) * np.sqrt(1 - scale**2)
+            mean.append(latent)
+            cell_type += [code] * size
+            part += [number] * size
+    means = torch.from_numpy(np.concatenate(mean)).float()
+    return means, torch.full_like(means, scale), torch.tensor(cell_type), tuple(n_cells), np.array(part)
+
+
+def found_in(n_cells, *, settings=DEFAULT, seed=0, **how) -> SubPopulations:
+    mean, scale, cell_type, names, _ = latents(n_cells, seed=seed, **how)
+    return find_sub_populations(mean, scale, cell_type, names, settings, seed=seed)
+
+
+def test_sub_populations_are_the_parts_of_each_type():
+    n_cells = {"T": [300, 150, 80], "B": [200], "NK": [120, 60]}
+    mean, scale, cell_type, names, part = latents(n_cells)
+    found = find_sub_populations(mean, scale, cell_type, names, AutoencoderSettings(), seed=0)
+    assert found.names == ("T/1", "T/2", "T/3", "NK/1", "NK/2")
+    assert found.cell_type == ("T", "T", "T", "NK", "NK")
+    assert found.populations_of("B") == ("B",)
+    for code, name in ((0, "T"), (2, "NK")):
+        of_type = cell_type == code
+        assigned = found.assign(name, mean[of_type]).numpy()
+        assert (assigned == part[of_type.numpy()]).mean() > 0.98
+
+
+def test_one_population_is_not_divided():
+    n_cells = {f"type {number}": [size] for number, size in enumerate([70, 150, 300, 600] * 10)}
+    assert len(found_in(n_cells)) <= 4  # of 40 types, two at most
+
+
+def test_uncertain_latents_support_no_more():
+    """With parts that the posteriors cannot distinguish, there is one population."""
+    assert len(found_in({"T": [300, 300]}, apart=0.5)) == 0
+
+
+def test_small_types_are_not_divided():
+    assert len(found_in({"T": [29, 30]})) == 0
+    assert found_in({"T": [60, 60]}).names == ("T/1", "T/2")
+    few = AutoencoderSettings(min_cells_per_sub_population=10)
+    assert found_in({"T": [28, 27]}, settings=few, scale=0.2).names == ("T/1", "T/2")
+
+
+def test_number_and_none():
+    n_cells = {"T": [200, 200], "B": [40]}
+    assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations="none"))) == 0
+    assert len(found_in(n_cells, settings=AutoencoderSettings(sub_populations=1))) == 0
+    assert found_in(n_cells, settings=AutoencoderSettings(sub_populations="3")).cell_type == ("T",) * 3
+
+
+def test_more_than_the_cells_allow():
+    with pytest.raises(
+        InputError, match="No cell type has 300 cells to fit, for 10 sub-populations of 30 cells; lower"
+    ):
+        found_in({"T": [200], "B": [40]}, settings=AutoencoderSettings(sub_populations=10))
+
+
+def test_types_with_too_few_cells_for_the_number(caplog):
+    found_in({"T": [100, 100], "B": [40]}, settings=AutoencoderSettings(sub_populations=2))
+    assert "Fewer than 2 sub-populations, as there are fewer than 60 cells: 'B'." in caplog.text
+
+
+def test_same_seed_same_sub_populations():
+    one, other = (found_in({"T": [150, 150], "B": [100, 90]}, seed=3) for _ in range(2))
+    assert one.names == other.names
+    assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+
+
+def test_identical_cells_are_one_population():
+    mean = torch.zeros(200, N_LATENT)
+    found = find_sub_populations(mean, mean, torch.zeros(200, dtype=torch.long), ("T",), AutoencoderSettings(), seed=0)
+    assert len(found) == 0
+
+
+def test_names_are_not_names_of_types():
+    assert names_below("T", 2, {"T", "B"}) == ("T/1", "T/2")
+    assert names_below("T", 2, {"T", "T/2"}) == ("T//1", "T//2")
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.5, 0.9])
+def test_prior_means_undo_the_shrinkage(scale):
+    """Posterior means under a prior around 0 are the share 1 - scale**2 of the latents."""
+    true = torch.full((N_LATENT,), 2.0)
+    noise = torch.randn(4000, N_LATENT, generator=torch.Generator().manual_seed(0))
+    mean = (1 - scale**2) * (true + noise)
+    means = prior_means(mean, torch.full_like(mean, scale), torch.zeros(N_LATENT))
+    torch.testing.assert_close(means, true, atol=0.1, rtol=0)
+
+
+def test_prior_means_stay_at_the_type_where_cells_say_nothing():
+    prior = torch.full((N_LATENT,), 1.5)
+    mean, scale = prior.repeat(50, 1), torch.ones(50, N_LATENT)
+    torch.testing.assert_close(prior_means(mean, scale, prior), prior)
+
+
+@pytest.mark.parametrize("value", ["some", 0, -1, "1.5"])
+def test_wrong_number_of_sub_populations(value):
+    with pytest.raises(InputError, match="sub_populations"):
+        AutoencoderSettings(sub_populations=value)
