@@ -311,6 +311,44 @@ def test_flat_hierarchy_gives_every_type_its_own_branch():
         assert (segment.branch, segment.high, segment.low) == (cell_type, hierarchy.sigma_max, 0)
 
 
+# ---- cells without a spread
+
+
+def encoded(x: np.ndarray, code: np.ndarray) -> LatentCells:
+    """Cells with uncertain latents, and a library size (the last column) that is known."""
+    scale = torch.full(x.shape, 0.6)
+    scale[:, -1] = 0
+    names = tuple(f"t{i}" for i in range(code.max() + 1))
+    return LatentCells(torch.tensor(x).float(), scale, torch.tensor(code), names)
+
+
+def cells_without_spread() -> dict[str, LatentCells]:
+    rng, code = np.random.default_rng(0), np.repeat(np.arange(3), 20)
+    spread, means = rng.normal(size=(60, 6)), rng.normal(size=(3, 6))[code]
+    size_of_type = spread * [1, 1, 1, 1, 1, 0] + np.outer(7 + code, np.eye(6)[5])
+    return {
+        "a type of one cell": encoded(spread[:41], np.r_[code[:40], 2]),
+        "one cell of each type": encoded(spread[:4], np.arange(4)),
+        "identical cells of one type": encoded(np.where(code[:, None] == 2, means, spread), code),
+        "identical cells of each type": encoded(means, code),
+        "identical cells": encoded(means * 0, code),
+        "one library size": encoded(spread * [1, 1, 1, 1, 1, 0], code),
+        "one library size of each type": encoded(size_of_type, code),
+    }
+
+
+WITHOUT_SPREAD = cells_without_spread()
+
+
+@pytest.mark.parametrize("cells", WITHOUT_SPREAD.values(), ids=WITHOUT_SPREAD)
+def test_cells_without_a_spread_have_a_tree_of_finite_levels(cells):
+    hierarchy = build(cells, n_bootstrap=5)
+    assert hierarchy.fault() is None
+    assert set(hierarchy.cell_types) == set(cells.cell_types)
+    # A difference of 1 in log library size is 100 standard deviations of counting noise.
+    assert 0 < hierarchy.sigma_max < 1000
+
+
 # ---- a user's tree
 
 

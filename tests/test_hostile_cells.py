@@ -3,6 +3,7 @@
 import contextlib
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -277,6 +278,32 @@ def test_cells_in_files_are_prepared_or_rejected(case):
 @pytest.mark.filterwarnings("ignore")
 def test_cells_in_files_are_prepared_or_rejected_by_the_real_command(case):
     check_command(case, command_in_process)
+
+
+# ---- labels without a spread
+
+
+@pytest.mark.slow
+def test_labels_of_identical_cells_and_of_two_cells_are_fitted(small_settings):
+    """The covariance of such a label is 0, or has two degrees of freedom at most."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["a", "b", "identical", "two"], [40, 40, 20, 2])
+    profile = dict(zip(np.unique(labels), rng.gamma(0.5, size=(4, 60)), strict=True))
+    counts = np.stack([rng.poisson(20 * profile[label]) for label in labels])
+    counts[labels == "identical"] = counts[80]
+    settings = replace(
+        small_settings,
+        prepare=replace(small_settings.prepare, min_cells_per_type=2, min_genes_per_cell=1),
+        autoencoder=replace(small_settings.autoencoder, n_latent=4, n_steps=30),
+        denoiser=replace(small_settings.denoiser, n_steps=30),
+    )
+    cells = AnnData(counts.astype(np.float32), obs=pd.DataFrame({"type": labels}))
+    model = BranchedDiffusion(cells, label_key="type", settings=settings).fit()
+    hierarchy = model.model.hierarchy
+    assert set(hierarchy.cell_types) == set(profile)
+    assert all(0 <= branch.level < 100 for branch in hierarchy.branches)
+    generated = model.generate({"identical": 5, "two": 5})
+    assert (generated.X.sum(axis=1) > 0).all()
 
 
 # ---- large

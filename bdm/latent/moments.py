@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bdm.arrays import matrix_power
 from bdm.latent.cells import LatentCells
+from bdm.latent.layout import LatentLayout
 from bdm.seeds import type_weight
 
 
@@ -53,6 +54,9 @@ class Whitening:
         return self._whiten @ torch.diag((scale**2).mean(dim=0)) @ self._whiten
 
 
+LEAST_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if those of a type are all the same
+
+
 def fit_whitening(cells: LatentCells) -> Whitening:
     """Compute the whitening of cells from the moments of their posteriors."""
     n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
@@ -60,7 +64,10 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     means = sums / cells.n_cells.clamp(min=1)[:, None]
     within = cells.mean - means[cells.cell_type]
     pooled = within.T @ within / len(within)
-    return Whitening(cells.mean.mean(dim=0), pooled + torch.diag((cells.scale**2).mean(dim=0)))
+    covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
+    size = LatentLayout.of(cells.mean).library_size
+    covariance[size, size].clamp_(min=LEAST_VARIANCE)
+    return Whitening(cells.mean.mean(dim=0), covariance)
 
 
 N_SHRINK = 50  # cells at which the covariance of a type weighs as much as the pooled one
