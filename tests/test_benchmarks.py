@@ -36,6 +36,7 @@ CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
 TRANSMUTED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
+COARSE = CONFIG["coarse"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 COMMANDS = typer.main.get_command(app).commands
@@ -87,9 +88,9 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**DATASETS, **TRANSMUTED, **ANNOTATED}.items():
+    for name, dataset in {**DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "atlas", "augment", "extend", "many", "threshold", "transmute", "tree"]
+    targets = ["all", "atlas", "augment", "coarse", "extend", "many", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -101,7 +102,7 @@ def shell_commands(output: str) -> list[list[str]]:
 
 def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
-    n_runs = len(DATASETS) * len(SEEDS)
+    n_runs = (len(DATASETS) + len(COARSE)) * len(SEEDS)
     n_transmuted = len(TRANSMUTED) * len(SEEDS)
     assert (jobs["evaluate"], jobs["prepare"]) == (
         n_runs,
@@ -117,7 +118,9 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["transmute_run"] == n_transmuted
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in TRANSMUTED.values()) * len(SEEDS)
     peers = [method for method in METHODS.values() if method and method.get("peer")]
-    assert jobs["train_peer"] == len(DATASETS) * sum(1 if peer.get("one_seed") else len(SEEDS) for peer in peers)
+    assert jobs["train_peer"] == (len(DATASETS) + len(COARSE)) * sum(
+        1 if peer.get("one_seed") else len(SEEDS) for peer in peers
+    )
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
     assert jobs["augment_run"] == n_augmented * len(SEEDS)
     threshold = CONFIG["threshold"]
@@ -146,7 +149,7 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "tree", "tree_table"),
-        *("many_cells", "many_table"),
+        *("many_cells", "many_table", "coarse_table"),
         *("atlas", "atlas_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
@@ -158,6 +161,20 @@ def test_all_methods_are_evaluated_together(planned):
     beside = [item for flag, item in pairwise(command) if flag == "--compare"]
     assert command[4] == f"{folder}/cells/branched.h5ad"
     assert beside == [f"{name}={folder}/cells/{name}.h5ad" for name in METHODS if name != "branched"]
+
+
+def test_labels_without_sub_populations_have_an_autoencoder_of_their_own(planned):
+    folder = f"results/mop_by_major_type/{SEEDS[0]}"
+    commands = [command for command in shell_commands(planned) if any(folder in part for part in command)]
+    options = {c[3].rsplit("/", 1)[1]: c[4:6] for c in commands if c[1] == "autoencoder"}
+    assert options == {"branched": ["--seed", str(SEEDS[0])], "branched-labels": ["--sub-populations", "none"]}
+    used = {c[3].rsplit("/", 1)[1]: c[2].rsplit("/", 1)[1] for c in commands if c[1] == "hierarchy"}
+    assert used == {"branched.json": "branched", "flat.json": "branched", "branched-labels.json": "branched-labels"}
+    drawn = {c[4].rsplit("/", 1)[1]: c[3].rsplit("/", 1)[1] for c in commands if c[1].endswith("gaussian.py")}
+    assert drawn == {"no-network.h5ad": "branched", "gaussian.h5ad": "branched-labels"}
+    [evaluated] = [c for c in commands if c[1] == "evaluate"]
+    compared = [item.split("=")[0] for flag, item in pairwise(evaluated) if flag == "--compare"]
+    assert ["branched", *compared] == CONFIG["coarse"]["methods"]
 
 
 def test_folder_of_data_sets_has_to_be_named(tmp_path):
@@ -507,6 +524,41 @@ def test_thresholds_are_reported_with_their_costs(tmp_path):
     assert table.loc["threshold-0.8-no-transport", "sampling"] == threshold.WITHOUT
     assert table.loc["flat", "evaluations"] == 39
     assert (tmp_path / "threshold.png").stat().st_size > 10_000
+
+
+def write_coarse_run(folder: Path, *, energy: float) -> Path:
+    """Write what the workflow leaves of a run with two labels, one of which has two sub-populations."""
+    overall = folder / "evaluation/overall.csv"
+    for name in ["evaluation", "hierarchies"]:
+        (folder / name).mkdir(parents=True)
+    overall.write_text(f"metric,branched,floor,gaussian\nforest_auc,0.55,0.5,0.7\nenergy,9,9,{energy}\nf1,1,1,1\n")
+    rows = [
+        f"T,100,{name},{value}\nB,50,{name},0.6\nDC,49,{name},7\n"
+        for name, value in {"floor": 0, "branched": 0.3, "gaussian": energy}.items()
+    ]
+    overall.with_name("by_type.csv").write_text("".join(["cell_type,n_test,set,energy\n", *rows]))
+    branches = [
+        Branch("node 1", None, 3, 10),
+        Branch("T", "node 1", 1, 7, cell_type="T"),
+        *(Branch(f"T/{i}", "T", 0, 3, cell_type="T") for i in (1, 2)),
+        Branch("B", "node 1", 0, 3),
+    ]
+    save_hierarchy(folder / "hierarchies/branched.json", Hierarchy(tuple(branches), sigma_max=20, threshold=0.9))
+    return overall
+
+
+def test_coarse_labels_are_reported_beside_the_floor(tmp_path):
+    runs = [write_coarse_run(tmp_path / f"blood/{seed}", energy=energy) for seed, energy in [(0, 0.3), (1, 0.6)]]
+    load("scripts/coarse_table.py").main(tmp_path / "coarse.csv", tmp_path / "coarse.md", runs)
+    scores = pd.read_csv(tmp_path / "coarse.csv").set_index(["data", "method", "seed", "score"])["value"]
+    assert scores["blood", "gaussian", 0, "energy_frequent"] == pytest.approx(0.4)  # without the type of 49 test cells
+    assert scores["blood", "floor", 1, "energy_frequent"] == pytest.approx(0.2)
+    assert scores["blood", "gaussian", 1, "forest_auc"] == 0.7
+    assert "f1" not in scores.index.get_level_values("score")
+    text = (tmp_path / "coarse.md").read_text()
+    assert "| data | labels | populations | seeds |\n| --- | --- | --- | --- |\n| blood | 2 | 3 | 0, 1 |" in text
+    assert "## Forest AUC\n\n| data | floor | branched | gaussian |" in text
+    assert "| blood | 0.20 (0.20 to 0.20) | 0.40 (0.40 to 0.40) | 0.50 (0.40 to 0.60) |" in text
 
 
 # ---- trees

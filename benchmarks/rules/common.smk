@@ -10,6 +10,7 @@ SEEDS = [int(seed) for seed in config["seeds"]]
 DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
 TRANSMUTED = config["transmute"]["datasets"]
 ANNOTATED = config["tree"]["datasets"]
+COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].items()}
 MADE_RARE = config["augment"]["made_rare"]
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 
@@ -35,11 +36,11 @@ def own_models(*, peer):
 
 def methods_with(data, seed):
     """Name the methods to be compared that run with a data set and a seed."""
-    return [
-        name
-        for name, method in METHODS.items()
-        if (int(seed) == SEEDS[0] or not method.get("one_seed")) and data in method.get("datasets", DATASETS)
-    ]
+    if data in COARSE:
+        compared = {name: METHODS[name] for name in config["coarse"]["methods"]}
+    else:
+        compared = {name: method for name, method in METHODS.items() if data in method.get("datasets", DATASETS)}
+    return [name for name, method in compared.items() if int(seed) == SEEDS[0] or not method.get("one_seed")]
 
 
 def program(method):
@@ -53,10 +54,16 @@ def options(command, own=None):
     return f"{config.get('options', {}).get(command, '')} {(own or {}).get(command, '')}".strip()
 
 
+def autoencoder_of(model):
+    """Name the model whose autoencoder a model uses: its own if it has options of it, or that of `branched`."""
+    return model if "autoencoder" in KNOWN[model] else "branched"
+
+
 def training_steps(method):
     """Name the steps that a method trains in, as the files of their times are named."""
     model = KNOWN[method]["model"]
-    steps = [] if model in own_models(peer=True) else ["autoencoder", f"hierarchy-{model}"]
+    bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{model}"]
+    steps = [] if model in own_models(peer=True) else bdm_steps
     return [*steps, f"train-{model}"]
 
 

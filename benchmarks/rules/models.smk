@@ -2,13 +2,13 @@ rule autoencoder:
     input:
         cells=rules.prepare.output.cells,
     output:
-        autoencoder=directory("results/{data}/{seed}/autoencoder"),
+        autoencoder=directory("results/{data}/{seed}/autoencoders/{autoencoder}"),
     log:
-        "results/{data}/{seed}/logs/autoencoder.log",
+        "results/{data}/{seed}/logs/autoencoder-{autoencoder}.log",
     benchmark:
-        "results/{data}/{seed}/times/autoencoder.tsv"
+        "results/{data}/{seed}/times/autoencoder-{autoencoder}.tsv"
     params:
-        options=options("autoencoder"),
+        options=lambda wildcards: options("autoencoder", KNOWN[wildcards.autoencoder]),
     shell:
         "bdm autoencoder {input.cells} {output.autoencoder}"
         " {params.options}"
@@ -27,6 +27,11 @@ rule random_tree:
         "python {SCRIPTS}/random_tree.py {input.cells} {output.tree}" " --seed {wildcards.seed}" " > {log} 2>&1"
 
 
+def autoencoder(wildcards):
+    """Give the autoencoder that a model uses."""
+    return rules.autoencoder.output.autoencoder.format(**wildcards, autoencoder=autoencoder_of(wildcards.model))
+
+
 def tree(wildcards):
     """Give the random tree to the method whose options name it."""
     is_random = "random_tree" in hierarchy_options(wildcards)
@@ -40,7 +45,7 @@ def hierarchy_options(wildcards):
 
 rule hierarchy:
     input:
-        autoencoder=rules.autoencoder.output.autoencoder,
+        autoencoder=autoencoder,
         tree=tree,
     output:
         hierarchy="results/{data}/{seed}/hierarchies/{model}.json",
@@ -59,7 +64,7 @@ rule hierarchy:
 
 rule train:
     input:
-        autoencoder=rules.autoencoder.output.autoencoder,
+        autoencoder=autoencoder,
         hierarchy=rules.hierarchy.output.hierarchy,
     output:
         model=directory("results/{data}/{seed}/models/{model}"),
