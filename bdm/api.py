@@ -23,7 +23,7 @@ from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import load_model, save_model
 from bdm.provenance import provenance
 from bdm.settings import InputKeys, PrepareSettings, Settings
-from bdm.text import listed
+from bdm.text import counted, listed
 from bdm.threads import using_threads
 from bdm.training import fabric
 
@@ -45,8 +45,11 @@ class BranchedDiffusion(FittedModel):
     ----------
     adata
         Cells with raw counts in ``layers['counts']``, ``raw`` or ``X``, or a file of such cells; they are not changed.
-    label_key, batch_key
-        Columns of ``obs`` with the cell type and, if any, the batch; ``settings.prepare`` has the defaults.
+    label_key
+        Column of ``obs`` with the cell type, as in ``settings.prepare`` if that has another than the default; None for
+        cells without labels, which are all of one type, ``cell``.
+    batch_key
+        Column of ``obs`` with the batch, if any; as in ``settings.prepare`` if not given.
     tree
         Your own hierarchy of cell types, in place of clustering: nested lists such as
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), or what :func:`bdm.read_tree`
@@ -82,7 +85,7 @@ class BranchedDiffusion(FittedModel):
         self,
         adata: AnnData | Path | str,
         *,
-        label_key: str | None = None,
+        label_key: str | None = PrepareSettings.label_key,
         batch_key: str | None = None,
         tree: Tree | None = None,
         settings: Settings | None = None,
@@ -95,7 +98,8 @@ class BranchedDiffusion(FittedModel):
             raise InputError(
                 f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
             )
-        preparing = settings_with(settings.prepare, label_key=label_key, batch_key=batch_key, seed=seed)
+        optional = {name: value for name, value in {"batch_key": batch_key, "seed": seed}.items() if value is not None}
+        preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
             self.prepared = prepare(cells_in(adata), preparing)
         self.tree = None
@@ -116,7 +120,7 @@ class BranchedDiffusion(FittedModel):
             rows |= {
                 "genes": f"{len(self.model.autoencoder.genes):,}",
                 "batches": listed(self.model.autoencoder.batches),
-                "tree": f"{sum(map(bool, self.hierarchy.children.values()))} nodes",
+                "tree": counted(sum(map(bool, self.hierarchy.children.values())), "node"),
                 "extended by": listed([extension.cell_type for extension in self.model.extensions]),
                 "columns": ", ".join(f"{name}={key!r}" for name, key in keys.items() if key),
             }
@@ -265,14 +269,15 @@ def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Complete settings by arguments; None leaves a setting as it is.
+    """Complete settings by arguments; the default of a setting leaves it as it is.
 
     Raises
     ------
     InputError
         If an argument contradicts a setting that is not the default.
     """
-    default, given = PrepareSettings(), {name: value for name, value in given.items() if value is not None}
+    default = PrepareSettings()
+    given = {name: value for name, value in given.items() if value != getattr(default, name)}
     for name, value in given.items():
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
             raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")

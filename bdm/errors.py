@@ -7,6 +7,7 @@ import shlex
 from bdm.text import printable
 
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
+OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
 
 
 class InputError(ValueError):
@@ -34,14 +35,18 @@ def as_options(message: str) -> str:
     Parameters
     ----------
     message
-        With arguments in backticks: `` `label_key=` ``, `` `counts='umi'` `` or `` `missing_as_zero=True` ``.
+        With arguments in backticks: `` `label_key=` ``, `` `counts='umi'` ``, `` `missing_as_zero=True` `` or
+        `` `label_key=None` ``.
 
     Returns
     -------
-    The message with `` `--label-key` ``, `` `--counts umi` `` and `` `--missing-as-zero` `` in their place.
+    The message with `` `--label-key` ``, `` `--counts umi` ``, `` `--missing-as-zero` `` and `` `--no-labels` `` in
+    their place.
     """
 
     def option(match: re.Match[str]) -> str:
+        if match[2] == "None" and match[1] in OPTIONS_FOR_NONE:
+            return f"`--{OPTIONS_FOR_NONE[match[1]]}`"
         name, value = match[1].strip("_").replace("_", "-"), match[2]
         if not value or value == "True":
             return f"`--{name}`"

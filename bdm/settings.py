@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 AS_FITTED = Unset("as in the model's data")
+WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell Ontology's term for any cell, CL:0000000
 
 # ---- of one run: seed, files, and cell types
 
@@ -80,7 +81,8 @@ class PrepareSettings(StageSettings):
     Attributes
     ----------
     label_key, batch_key
-        Columns of ``obs`` with the cell type and, if any, the batch.
+        Columns of ``obs`` with the cell type and the batch, if any; without labels, all cells are of the type
+        ``cell``.
     counts
         Where raw counts are, see :func:`bdm.data.counts.find_counts`.
     leave_out
@@ -108,7 +110,13 @@ class PrepareSettings(StageSettings):
 
     section: ClassVar[str] = "prepare"
 
-    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type.", Key("dataset")] = "cell_type"
+    label_key: Annotated[
+        str | None,
+        MinLen(1),
+        "Column of `obs` with the cell type.",
+        Unset(f"no labels; all cells are of one type, `{WITHOUT_LABELS}`, whose sub-populations are found"),
+        Key("dataset"),
+    ] = "cell_type"
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
     counts: Annotated[
         str,

@@ -1,6 +1,11 @@
-"""Text for people: lists of names, and names with characters that do not print."""
+"""Text for people: numbers of things, lists of names, and names with characters that do not print."""
 
 from collections.abc import Sequence
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, such as ``1 cell type`` and ``2 cell types``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(names: Sequence[str], *, n_shown: int = 10) -> str:

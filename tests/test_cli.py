@@ -450,6 +450,7 @@ def test_dry_run_rejects_bad_input(inputs, bdm, monkeypatch, command):
         ("give `counts='raw umi'`; or `from_=`", "give `--counts 'raw umi'`; or `--from`"),
         ("take them as 0 by `missing_as_zero=True`", "take them as 0 by `--missing-as-zero`"),
         ("leave them out by `min_genes_per_cell=1`", "leave them out by `--min-genes-per-cell 1`"),
+        ("use no labels, by `label_key=None`", "use no labels, by `--no-labels`"),
         ("the layer `a=b` and `c='", "the layer `a=b` and `c='"),
     ],
 )
@@ -460,7 +461,10 @@ def test_messages_name_options_on_the_command_line(message, expected):
 BAD = {
     "prepare: no file": ("prepare none.h5ad OUT.h5ad", "none.h5ad"),
     "fit: no file": ("fit none.h5ad OUT", "none.h5ad"),
-    "fit: no column": ("fit cells.h5ad OUT --label-key none", "no column 'none'; name one by `--label-key` "),
+    "fit: no column": (
+        "fit cells.h5ad OUT --label-key none",
+        "no column 'none'; name one by `--label-key`, or use no labels, by `--no-labels` ",
+    ),
     "fit: threshold": ("fit cells.h5ad OUT --label-key bulk_labels --threshold 2", "threshold"),
     "fit: tree of other types": ("fit cells.h5ad OUT --label-key bulk_labels --tree other.json", "unknown types"),
     "fit: no tree": ("fit cells.h5ad OUT --label-key bulk_labels --tree none.nwk", "none.nwk"),

@@ -187,6 +187,10 @@ def test_another_value_runs_what_depends_on_it(in_finished, key):
     assert planned_rules(with_value(key, value)) == rules
 
 
+def test_no_labels_run_what_depends_on_labels(in_finished):
+    assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE, EXTEND)
+
+
 @pytest.mark.parametrize("key", [key for key in keys() if key.startswith(tuple(f"{name}/" for name in SECTIONS))])
 def test_another_value_for_one_data_set(in_finished, key):
     value, rules = CHANGES[key]

@@ -671,7 +671,10 @@ def log_normalised(cells):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda cells: settings(label_key="type"), "no column 'type'; name one by `label_key=` .*bulk_labels"),
+        (
+            lambda cells: settings(label_key="type"),
+            "no column 'type'; name one by `label_key=`, or use no labels, .*bulk_labels",
+        ),
         (lambda cells: settings(batch_key="donor"), "no column 'donor'; name one by `batch_key=`"),
         (lambda cells: settings(label_key="percent_mito"), "holds decimal numbers"),
         (lambda cells: settings(label_key="n_genes"), "fewer than two of .* cell types have 10 cells"),

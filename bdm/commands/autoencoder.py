@@ -35,6 +35,7 @@ def autoencoder(
     from bdm.files import atomic_write, sha256
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
+    from bdm.text import counted
 
     adata = read_prepared(prepared, on_disk=True)
     facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
@@ -52,8 +53,8 @@ def autoencoder(
         save_latent(folder, encode(adata, trained), of=save_autoencoder(folder, trained))
         fitted.history.to_csv(folder / "training.csv", index=False)
     n_populations = len(trained.populations)
-    divided = f"{len(fitted.cell_types)} with {n_populations} populations"
-    specific = f"{len(fitted.adapters)} of {n_populations} populations have type-specific decoders"
+    divided = f"{len(fitted.cell_types)} with {counted(n_populations, 'population')}"
+    specific = f"{len(fitted.adapters)} of {counted(n_populations, 'population')} with type-specific decoders"
     found = {"types": divided, "decoders": specific, "training": best_step(fitted.history)}
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
 

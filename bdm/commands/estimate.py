@@ -23,6 +23,7 @@ from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
 from bdm.progress import duration
 from bdm.settings import AutoencoderSettings, Settings
+from bdm.text import counted
 from bdm.threads import chosen_threads
 from bdm.training import Loop
 
@@ -83,7 +84,7 @@ def side_by_side(run: Callable[[], object], n_times: float) -> Seconds:
 def print_estimate(out: Path, obs: pd.DataFrame, n_genes: int, seconds: dict[str, Seconds]) -> None:
     """Print what the model would be fitted on, and how much time and memory that takes."""
     n_cells, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
-    print(f"would write {out}, fitted on {n_cells:,} cells of {n_types} types x {n_genes:,} genes")
+    print(f"would write {out}, fitted on {n_cells:,} cells of {counted(n_types, 'type')} x {n_genes:,} genes")
     for what, number in seconds.items():
         print(f"about {number} for {what}")
     print(f"about {peak_memory() / 1e9:.1f} GB of memory")

@@ -40,6 +40,7 @@ def fit(
     from bdm.hierarchy.files import read_tree
     from bdm.model.fit import Checkpoints
     from bdm.model.model import save_model
+    from bdm.text import counted
 
     how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device}
     how["tree"] = None if tree is None else read_tree(tree)
@@ -63,7 +64,7 @@ def fit(
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
-    cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {len(model.hierarchy.cell_types)} types"
+    cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     return Summary((out,), {"cells": cells}, then=generating(out))
 
 

@@ -46,6 +46,7 @@ def generate(
     from bdm.generation.merge import write_cells
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
+    from bdm.text import counted
     from bdm.training import fabric
 
     if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
@@ -55,16 +56,15 @@ def generate(
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
         request = read_requested_cells(loaded, cells, cells_like, cells_from, label_key=label_key)
-        n_cells = request.n_cells
-        of = f"{len(n_cells)} types x {len(loaded.autoencoder.genes):,} genes"
+        n_cells, n_genes = request.n_cells, counted(len(loaded.autoencoder.genes), "gene")
+        of = f"{counted(len(n_cells), 'type')} x {n_genes}"
         if path is None:
             by_type = "\n".join(f"{number:>9,}  {name}" for name, number in n_cells.items())
-            print(f"would write {out}{'' if part is None else f', part {part}'}:\n{by_type}")
-            print(f"{sum(n_cells.values()):>9,}  cells of {of}")
+            in_all = f"{sum(n_cells.values()):>9,}  cells of {of}"
+            print(f"would write {out}{'' if part is None else f', part {part}'}:\n{by_type}\n{in_all}")
             return None
-        generated = generated_cells(
-            loaded, request, settings, seed=seed, shared_ancestors=settings.shared_ancestors, part=of_cells
-        )
+        shared = settings.shared_ancestors
+        generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=shared, part=of_cells)
         record = provenance(
             seed=seed,
             settings=asdict(settings),

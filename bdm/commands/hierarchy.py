@@ -8,7 +8,7 @@ import typer
 from bdm.commands.base import Summary
 from bdm.commands.options import AutoencoderFolder, OutFile
 from bdm.settings import HierarchySettings, Seed, Tree
-from bdm.text import listed
+from bdm.text import counted, listed
 
 if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy
@@ -64,7 +64,8 @@ def hierarchy(
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     n_populations = len(built.populations) - len(built.cell_types)
     divided = f" with {len(built.populations)} populations" if n_populations else ""
-    facts = {"tree": f"{len(built.cell_types)} cell types{divided}, {n_nodes} nodes", **stray_populations(built)}
+    types, nodes = counted(len(built.cell_types), "cell type"), counted(n_nodes, "node")
+    facts = {"tree": f"{types}{divided}, {nodes}", **stray_populations(built)}
     written = (out, newick, figure, table, page)
     return Summary(written, facts, then=("bdm", "train", autoencoder, out, "model/"))
 

@@ -45,6 +45,7 @@ def interpret(
     from bdm.interpretation.tables import agreement_summary
     from bdm.model.model import checksums
     from bdm.plotting.write import write_figures
+    from bdm.text import counted
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)
@@ -59,6 +60,8 @@ def interpret(
         interpretation = replace(interpretation, provenance=record)
         interpretation.save(folder)
         write_figures(folder, interpretation)
+    if not interpretation.nodes:
+        return Summary((out,), {"tree": "one population, without nodes whose branches could be compared"})
     logger.info("Agreement with test cells, mean over nodes:\n%s", agreement_summary(interpretation.agreement))
-    n_nodes = len(interpretation.nodes)
-    return Summary((out,), {"tree": f"{n_nodes} nodes; branch_genes.png shows the marker genes of each branch"})
+    n_nodes = counted(len(interpretation.nodes), "node")
+    return Summary((out,), {"tree": f"{n_nodes}; branch_genes.png shows the marker genes of each branch"})

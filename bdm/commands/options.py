@@ -11,7 +11,7 @@ import typer
 from annotated_types import Ge
 from typer.core import TyperCommand
 
-from bdm.errors import InputError
+from bdm.errors import OPTIONS_FOR_NONE, InputError
 from bdm.schema import Setting, StageSettings, Unset, settings_of
 from bdm.validation import bounds_in_words, unknown_setting
 
@@ -33,11 +33,14 @@ class Option:
         Argument of the command, and where that is the settings of stages, the fields down to the one that it sets.
     setting
         None where it is no setting, but for example a file.
+    unsets
+        Whether it is a switch that sets the setting to None.
     """
 
     parameter: inspect.Parameter
     path: tuple[str, ...]
     setting: Setting | None = None
+    unsets: bool = False
 
     def value(self, given: Any) -> Any:
         """Bring what typer gives to the type of the setting."""
@@ -81,10 +84,10 @@ def options_of(signature: inspect.Signature) -> list[Option]:
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if inspect.isclass(annotation) and issubclass(annotation, StageSettings):
-            found += [
-                Option(as_option(option, setting, panel=panel), (name, *path), setting)
-                for option, panel, path, setting in named_settings(annotation(), taken=set(signature.parameters))
-            ]
+            for option, panel, path, setting in named_settings(annotation(), taken=set(signature.parameters)):
+                found.append(Option(as_option(option, setting, panel=panel), (name, *path), setting))
+                if setting.default is not None and setting.name in OPTIONS_FOR_NONE:
+                    found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
             continue
         setting = Setting.of(name, annotation, parameter.default)
         found.append(Option(as_option(name, setting), (name,), setting) if setting.help else Option(parameter, (name,)))
@@ -117,7 +120,7 @@ def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspe
     flags = [f"--{name.strip('_').replace('_', '-')}"]
     flags += [short.flag for short in setting.annotations if isinstance(short, Short)]
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
-    how: dict[str, Any] = {"show_default": setting.unset or True, "rich_help_panel": panel}
+    how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
     if type_ is bool:
         default, how["show_default"] = default is True, False
     elif type_ is tuple:
@@ -129,6 +132,15 @@ def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspe
     option = typer.Option(*flags, help=f"{text}.", **how)
     annotation: Any = Annotated[type_ | None if default is None else type_, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
+    """Make the option that sets a setting to None, whose default is another value."""
+    name, meaning = OPTIONS_FOR_NONE[setting.name], setting.unset or ""
+    text = f"{meaning[:1].upper()}{meaning[1:]}."
+    annotation: Any = Annotated[bool, typer.Option(f"--{name}", help=text, show_default=False, rich_help_panel=panel)]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name.replace("-", "_"), kind, default=False, annotation=annotation)
 
 
 def reader(type_: type[int] | type[float]) -> Callable[[Any], Any]:
@@ -155,9 +167,17 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
     Raises
     ------
     InputError
-        If a setting cannot have its value.
+        If a setting cannot have its value, or is both given and set to None.
     """
-    values = {option.path: option.value(given[option.parameter.name]) for option in options}
+    values = {option.path: option.value(given[option.parameter.name]) for option in options if not option.unsets}
+    for option in options:
+        if option.unsets and given[option.parameter.name]:
+            setting = option.setting
+            if setting is not None and values[option.path] != setting.default:
+                raise InputError(
+                    f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
+                )
+            values[option.path] = None
     for option in options:
         if option.setting is not None and len(option.path) == 1:
             option.setting.check(values[option.path])

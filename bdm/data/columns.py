@@ -7,6 +7,7 @@ import pandas as pd
 from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.errors import InputError
+from bdm.settings import WITHOUT_LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +21,29 @@ MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|se
 
 
 def canonical_columns(
-    obs: pd.DataFrame, *, label_key: str, batch_key: str | None, drop_unlabelled: bool = False
+    obs: pd.DataFrame, *, label_key: str | None, batch_key: str | None, drop_unlabelled: bool = False
 ) -> pd.DataFrame:
     """Return ``obs`` with the columns ``cell_type`` and, with a batch key, ``batch``.
 
-    Other columns named ``cell_type``, ``batch`` or ``split``, which have a meaning in prepared cells, are renamed to
-    ``NAME_input``.
+    Without a label key, all cells are of one type. Other columns named ``cell_type``, ``batch`` or ``split``, which
+    have a meaning in prepared cells, are renamed to ``NAME_input``.
 
     Parameters
     ----------
     drop_unlabelled
         Leave out cells without a cell type.
     """
-    remedy = "leave them out by `drop_unlabelled=True`"
-    labels = group_column(obs, label_key, argument="label_key", remedy=remedy, drop_missing=drop_unlabelled)
+    if label_key is None:
+        labels = one_label(obs.index)
+    else:
+        labels = group_column(
+            obs,
+            label_key,
+            argument="label_key",
+            alternative=", or use no labels, by `label_key=None`",
+            remedy="leave them out by `drop_unlabelled=True`",
+            drop_missing=drop_unlabelled,
+        )
     obs = obs if len(labels) == len(obs) else obs.loc[labels.index]
     columns = {"cell_type": labels}
     if batch_key is not None:
@@ -49,15 +59,27 @@ def canonical_columns(
     return obs.assign(**columns)
 
 
+def one_label(cells: pd.Index) -> pd.Series:
+    """Return the column of cell types of cells without labels."""
+    return pd.Series(pd.Categorical([WITHOUT_LABELS] * len(cells)), index=cells)
+
+
 def group_column(
-    obs: pd.DataFrame, key: str, *, argument: str, remedy: str = "leave these cells out", drop_missing: bool = False
+    obs: pd.DataFrame,
+    key: str,
+    *,
+    argument: str,
+    alternative: str = "",
+    remedy: str = "leave these cells out",
+    drop_missing: bool = False,
 ) -> pd.Series:
     """Return the column that divides cells into groups, as categories of text.
 
     Parameters
     ----------
-    argument, remedy
-        Argument by which the user names the column, and what to do about missing values, for the messages.
+    argument, alternative, remedy
+        Argument by which the user names the column, what to do if there is none, and what to do about missing values,
+        for the messages.
     drop_missing
         Leave out cells with missing values, with a warning.
 
@@ -68,13 +90,14 @@ def group_column(
     """
     if key not in obs:
         available = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"obs has no column {key!r}; name one by `{argument}=` (there are: {available}).")
+        raise InputError(f"obs has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available}).")
+    another = f"name another by `{argument}=`{alternative}"
     if is_float_dtype(obs[key]) and not (obs[key].isna().any() and is_whole(obs[key])):
-        raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; name another by `{argument}=`.")
+        raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; {another}.")
     groups = as_text(obs[key])
     missing = is_missing(groups)
     if missing.all():
-        raise InputError(f"obs[{key!r}] has no value for any cell; name another by `{argument}=`.")
+        raise InputError(f"obs[{key!r}] has no value for any cell; {another}.")
     if missing.any() and not drop_missing:
         raise InputError(
             f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
@@ -87,7 +110,7 @@ def group_column(
     if unwritable is not None:
         raise InputError(f"obs[{key!r}] has the value {unwritable!r}, which files cannot hold; rename it.")
     if groups.nunique() < 2:
-        raise InputError(f"obs[{key!r}] has one value for all cells; name another by `{argument}=`.")
+        raise InputError(f"obs[{key!r}] has one value for all cells; {another}.")
     return groups
 
 
@@ -159,7 +182,7 @@ def hint_at_types(cell_type: pd.Series) -> None:
         logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
 
 
-def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) -> None:
+def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None) -> None:
     """Log which columns of ``obs`` look like batches, for data without a batch key."""
     candidates = batch_candidates(obs, cell_type, label_key=label_key)
     if candidates:
@@ -167,7 +190,7 @@ def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) 
         logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", names)
 
 
-def batch_candidates(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str) -> list[str]:
+def batch_candidates(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None) -> list[str]:
     """List columns that look like batches: by name, with several values, and not one for each cell or cell type."""
     return [
         name

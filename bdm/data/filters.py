@@ -63,22 +63,34 @@ def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     return obs[~known.isin(names)]
 
 
-def without_small_types(obs: pd.DataFrame, *, min_cells: int) -> pd.DataFrame:
+def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = True) -> pd.DataFrame:
     """Leave out cell types with fewer than ``min_cells`` cells.
+
+    Parameters
+    ----------
+    labelled
+        Whether there are labels, without which there is one type.
 
     Raises
     ------
     InputError
-        If fewer than two types remain.
+        If fewer than two types remain; without labels, if there are too few cells.
     """
     if obs.empty:
         raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
     small = n_cells[n_cells < min_cells]
+    if not labelled:
+        if len(small):
+            raise InputError(
+                f"there are {len(obs)} cells, fewer than {min_cells}; give more, or lower `min_cells_per_type=`."
+            )
+        return obs
     if len(n_cells) - len(small) < 2:
         raise InputError(
             f"fewer than two of {len(n_cells)} cell types have {min_cells} cells or more (the largest has "
-            f"{n_cells.max()}); name another column, or lower `min_cells_per_type=`."
+            f"{n_cells.max()}); name another column, lower `min_cells_per_type=`, or use no labels, by "
+            "`label_key=None`."
         )
     for name, number in small.items():
         logger.warning("Left out type %s: it has %d cells, fewer than %d.", name, number, min_cells)

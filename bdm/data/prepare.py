@@ -137,7 +137,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     )
     selected = without_types(labelled, settings.leave_out)
     counted = without_empty_cells(selected, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
-    obs = without_small_types(counted, min_cells=settings.min_cells_per_type)
+    labelled_input = settings.label_key is not None
+    obs = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=labelled_input)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
         hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], label_key=settings.label_key)

@@ -315,10 +315,12 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
 def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     """Reject sets of too few cells to compare; warn about types with fewer cells than there are test cells."""
     n_matched = smaller_numbers(n_cells, n_test)
-    if (n_matched >= FEWEST_FOR_MEANS).sum() < 2:
+    one_type = len(n_cells.index.union(n_test.index)) == 1
+    if (n_matched >= FEWEST_FOR_MEANS).sum() < (1 if one_type else 2):
+        problem = "there are not" if one_type else "fewer than two types have"
         raise InputError(
-            f"{name} cannot be evaluated: fewer than two types have {FEWEST_FOR_MEANS} cells or more, in it and among "
-            "the test cells; give more cells."
+            f"{name} cannot be evaluated: {problem} {FEWEST_FOR_MEANS} cells or more, in it and among the test cells; "
+            "give more cells."
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):

@@ -29,6 +29,7 @@ from bdm.evaluation.scores import Reference, Scores, score_cells
 from bdm.progress import progress
 from bdm.provenance import provenance
 from bdm.settings import EvaluationSettings
+from bdm.text import counted
 from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,15 @@ def evaluate(
     size_limits: SizeLimits = SIZE_LIMITS,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor."""
+    """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor.
+
+    Scores that compare cell types with each other, F1 and log fold changes, are NaN where there is one type.
+    """
     training, test = real.training, real.test
     names = ", ".join(map(set_name, generated))
-    logger.info("Comparing %s with %d test cells of %d types.", names, len(test), len(test.n_by_type))
+    logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
+    if len(test.n_by_type) < 2:
+        logger.info("F1 and log fold changes compare cell types, so they are not computed for cells of one type.")
     resamples = resampled_cells(
         training,
         test,
@@ -161,6 +167,9 @@ def fold_change_table(matched: dict[str, Matched], markers: dict[str, np.ndarray
         for name, cells in matched.items()
         for cell_type, changes in marker_fold_changes(cells.query, cells.test, markers, fewest=FEWEST_FOR_MEANS).items()
     ]
+    if not tables:
+        texts, numbers = ("set", "cell_type", "gene"), ("log2_fold_change", "log2_fold_change_test")
+        return pd.DataFrame({**dict.fromkeys(texts, np.empty(0, object)), **dict.fromkeys(numbers, np.empty(0))})
     return pd.concat(tables, ignore_index=True)
 
 

@@ -77,12 +77,14 @@ def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]
 
     Returns
     -------
-    Column indices of up to ``n_genes`` genes, by type; a type of a single cell has none.
+    Column indices of up to ``n_genes`` genes, by type; a type of a single cell has none, and a single type is absent.
 
     References
     ----------
     The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0
     """
+    if len(training.n_by_type) < 2:
+        return {}
     adata = AnnData(training.expression)
     adata.obs["cell_type"] = pd.Categorical(training.cell_type)
     cell_types = training.types(fewest=FEWEST_OF_TYPE)
@@ -118,6 +120,8 @@ def marker_fold_changes(
 ) -> dict[str, Agreement]:
     """Compare the fold changes of each type's markers, for types of at least ``fewest`` query cells."""
     cell_types = [cell_type for cell_type in query.types(fewest=fewest) if cell_type in markers]
+    if not cell_types:
+        return {}
     of_query, of_test = log_fold_changes(query, cell_types), log_fold_changes(test, cell_types)
     return {
         cell_type: Agreement(of_query[i, markers[cell_type]], of_test[i, markers[cell_type]])

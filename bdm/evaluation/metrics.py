@@ -49,7 +49,8 @@ class Agreement:
     @classmethod
     def pooled(cls, agreements: Iterable[Agreement]) -> Agreement:
         """Join the values of several."""
-        agreements = list(agreements)
+        nothing = cls(np.empty(0), np.empty(0))
+        agreements = [nothing, *agreements]
         return cls(
             query=np.concatenate([agreement.query for agreement in agreements]),
             test=np.concatenate([agreement.test for agreement in agreements]),
@@ -57,13 +58,17 @@ class Agreement:
 
     @property
     def correlation(self) -> float:
-        """Pearson correlation; NaN where either is constant."""
+        """Pearson correlation; NaN where either is constant, or there are fewer than two values."""
+        if len(self.test) < 2:
+            return float("nan")
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.corrcoef(self.test, self.query)[0, 1])
 
     @property
     def slope(self) -> float:
-        """Slope of the least-squares line of query values on test values; NaN where test values are constant."""
+        """Slope of the least-squares line of query values on test values; NaN where the correlation is."""
+        if len(self.test) < 2:
+            return float("nan")
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.cov(self.test, self.query)[0, 1] / np.var(self.test, ddof=1))
 
@@ -184,13 +189,15 @@ def typing_f1(query: Cells, test: Cells) -> dict[str, float]:
 
     Returns
     -------
-    F1 of each type of ``test``; 0 for a type that ``query`` lacks.
+    F1 of each type of ``test``; 0 for a type that ``query`` lacks, and NaN where there is one type in all.
 
     References
     ----------
     Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633
     """
     cell_types = np.unique(test.cell_type)
+    if len(cell_types) == len(np.unique(query.cell_type)) == 1:
+        return {str(cell_types[0]): float("nan")}
     classifier = linear_classifier().fit(query.expression.toarray(), query.cell_type)
     blocks = np.split(np.arange(len(test)), range(CLASSIFIER_BLOCK, len(test), CLASSIFIER_BLOCK))
     predicted = np.concatenate([classifier.predict(test.expression[rows].toarray()) for rows in blocks])

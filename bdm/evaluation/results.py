@@ -17,6 +17,7 @@ from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
 from bdm.files import atomic_write
 from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+from bdm.text import counted
 
 KIND = "evaluation"
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
@@ -68,7 +69,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
-        return f"Evaluation by {n_test:,} test cells of {n_types} types\n{score_table(self.overall)}"
+        return f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}\n{score_table(self.overall)}"
 
     @cached_property
     def embedding(self) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def new_cells(
         If there is no type to fit, a type is known that should be new or the other way round, has too few cells, or
         genes are missing.
     """
-    labels = labels_of(adata, model, keys)
+    labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
     for name in filter(is_unwritable, chosen):

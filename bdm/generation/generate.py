@@ -195,7 +195,7 @@ def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Cat
     return pd.Categorical(population, categories=model.populations)
 
 
-def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) -> dict[str, pd.Categorical]:
+def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | None) -> dict[str, pd.Categorical]:
     """Columns with the cell types: ``cell_type``, and the column of the model's data.
 
     Parameters
@@ -203,7 +203,7 @@ def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str) ->
     cell_type
         Type of each cell.
     names
-        Names of further columns.
+        Names of further columns; None are none.
     """
     known = set(cell_type) <= set(model.cell_types)
     column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
@@ -220,6 +220,6 @@ def batch_columns(
     return dict.fromkeys(reserved_names(model.preparation["batch_key"], *names) or ["batch"], column)
 
 
-def reserved_names(*names: str) -> list[str]:
-    """Names of columns as files can hold them, without the names of columns with a fixed meaning."""
-    return [name for name in map(writable_name, names) if name not in RESERVED_COLUMNS]
+def reserved_names(*names: str | None) -> list[str]:
+    """Names of columns as files can hold them, without None and the names of columns with a fixed meaning."""
+    return [name for name in map(writable_name, filter(None, names)) if name not in RESERVED_COLUMNS]

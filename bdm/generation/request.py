@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm.data.columns import as_text
 from bdm.errors import InputError
-from bdm.model.match import SAME, label_column
+from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 
@@ -122,11 +121,11 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     InputError
         If it has no column of cell types, or no cells of the model's types.
     """
-    key = label_column(obs, model, keys)
-    labels = as_text(obs[key]).astype(object).replace(["nan"], None).fillna("")
+    labels = labels_of(obs, model, keys).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
     if not known.any():
+        key = label_column(obs, model, keys)
         raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Not counted: %d cells of types that the model lacks: %s.", (~known).sum(), others)

@@ -62,6 +62,6 @@ def nearer_types(means: MeasuredMeans, labels: tuple[str, ...]) -> tuple[str | N
             for name in dict.fromkeys(labels)
             if (others & (of_type == name)).any()
         }
-        nearest = min(mean_square, key=lambda name: mean_square[name])
+        nearest = min(mean_square, key=lambda name: mean_square[name], default=None)
         found.append(nearest if label in mean_square and nearest != label else None)
     return tuple(found)

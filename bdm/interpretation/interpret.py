@@ -30,6 +30,11 @@ from bdm.provenance import provenance
 from bdm.settings import InterpretationSettings
 from bdm.threads import using_threads
 
+AGREEMENT_COLUMNS = [  # of a tree without nodes, too
+    *("node", "level", "children", "n_types", "n_training", "n_test", "n_significant"),
+    *(column_of(name, query) for name in BranchAgreement.__dataclass_fields__ for query in QUERIES),
+]
+
 
 @using_threads()
 def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) -> Interpretation:
@@ -133,4 +138,4 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
                 },
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)

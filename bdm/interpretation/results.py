@@ -29,6 +29,7 @@ from bdm.interpretation.markers import Dots, Markers
 from bdm.provenance import storable
 from bdm.settings import InterpretationSettings
 from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+from bdm.text import counted
 
 KIND = "interpretation"
 TESTED = ("training", "equal", "test")  # differences of ContrastGenes in real cells, None where there are too few
@@ -73,8 +74,8 @@ class Interpretation:
     provenance: dict[str, Any]
 
     def __repr__(self) -> str:
-        n_types = len(self.hierarchy.populations)
-        return f"Interpretation of {len(self.nodes)} nodes, {n_types} cell types x {len(self.genes):,} genes"
+        nodes, types = counted(len(self.nodes), "node"), counted(len(self.hierarchy.populations), "cell type")
+        return f"Interpretation of {nodes}, {types} x {len(self.genes):,} genes"
 
     @property
     def genes(self) -> pd.Index:

@@ -57,7 +57,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
             "distance": np.sqrt(heights),
             "support": [float("nan") if (s := hierarchy.by_name[name].support) is None else s for name in names],
             "latent_stability": [support.get(frozenset(trees[0][name].members), 0.0) for name in names],
-            "threshold_stability": np.mean(apart, axis=1),
+            "threshold_stability": [float(np.mean(of_node)) for of_node in apart],
         },
         index=pd.Index(names, name="node"),
     )

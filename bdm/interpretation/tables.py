@@ -53,12 +53,11 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     )
     adata.layers["detected"] = states.detected.to_numpy(dtype=np.float32)
     adata.uns["log1p"] = {"base": None}
-    adata.uns["rank_genes_groups"] = rank_genes_table(
-        [(of.contrast, of.model) for of in contrasts], interpretation.genes
-    )
+    of_model = [(of.contrast, of.model) for of in contrasts]
     tested = [(of.contrast, of.test) for of in contrasts if of.test]
-    if tested:
-        adata.uns["rank_genes_groups_test"] = rank_genes_table(tested, interpretation.genes)
+    for name, differences in {"rank_genes_groups": of_model, "rank_genes_groups_test": tested}.items():
+        if differences:
+            adata.uns[name] = rank_genes_table(differences, interpretation.genes)
     adata.uns["cells"] = interpretation.embedding.cells
     for name, table in {
         "nodes": node_rows(interpretation),
@@ -128,9 +127,20 @@ def record_array(columns: list[np.ndarray], names: list[str]) -> np.recarray:
 MAX_DOTS = 100_000  # rows of markers; their number grows with the square of that of cell types
 
 
+STATISTICS = ("log2_fold_change", "standard_error", "score", "p_adjusted", "rank")  # of a gene, in one contrast
+# Columns of tables that have no rows where the tree has no nodes
+BRANCH_GENES = [
+    *("node", "level", "child", "cell_types", "gene", "node_cp10k", "child_cp10k", "commitment_level"),
+    *(f"{name}_{statistic}" for name in ("model", "test") for statistic in STATISTICS),
+]
+COMMITMENT = ["gene", "commitment_level", "node", "node_level", "child", "cell_types", "shift", "auc_without_noise"]
+NODES = ["node", "level", "n_cells", "children", "best_genes"]
+
+
 def branch_genes(interpretation: Interpretation) -> pd.DataFrame:
     """List the genes of every branch that are among the top of the model or of test cells, best of the model first."""
-    return pd.concat([genes_of_contrast(of, interpretation) for of in interpretation.contrasts], ignore_index=True)
+    tables = [genes_of_contrast(of, interpretation) for of in interpretation.contrasts]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=BRANCH_GENES)
 
 
 def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.DataFrame:
@@ -157,8 +167,7 @@ def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.D
 def columns_of(differences: Differences | None, name: str, n_genes: int) -> dict[str, np.ndarray]:
     """Columns of differences in the model or in test cells, by gene."""
     if differences is None:
-        empty = ("log2_fold_change", "standard_error", "score", "p_adjusted")
-        gaps = dict.fromkeys((f"{name}_{column}" for column in empty), np.nan)
+        gaps = dict.fromkeys((f"{name}_{column}" for column in STATISTICS[:-1]), np.nan)
         return {**gaps, f"{name}_rank": pd.array([pd.NA] * n_genes, dtype="Int64")}
     return {
         f"{name}_log2_fold_change": differences.fold_change.log2,
@@ -193,6 +202,8 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
             }
         )
         tables.append(table[table["commitment_level"].notna()])
+    if not tables:
+        return pd.DataFrame(columns=COMMITMENT)
     return pd.concat(tables).sort_values("commitment_level", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -212,14 +223,15 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
                 **interpretation.stability.loc[node],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*NODES, *interpretation.stability])
 
 
 def path_rows(interpretation: Interpretation) -> pd.DataFrame:
     """Average paths of all cell types, for the best gene of each branch; columns are what figures show genes as."""
     best = dict.fromkeys(np.argmin(of.model.rank) for of in interpretation.contrasts)
-    table = path_table(interpretation.ancestral_states, interpretation.hierarchy, list(interpretation.genes[[*best]]))
-    return table.set_axis([*table.columns[: -len(best)], *interpretation.labels[[*best]]], axis=1)
+    genes = interpretation.genes[np.array([*best], dtype=int)]
+    table = path_table(interpretation.ancestral_states, interpretation.hierarchy, list(genes))
+    return table.rename(columns=dict(zip(genes, interpretation.names.labels[genes], strict=True)))
 
 
 def marker_rows(markers: Markers) -> pd.DataFrame:

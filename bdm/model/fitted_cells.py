@@ -67,7 +67,7 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
 
 def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
     genes, counts = model.autoencoder.genes.index, counts_slot(adata, model, keys)
-    labels = labels_of(adata, model, keys)
+    labels = labels_of(adata.obs, model, keys)
     others = tuple(sorted(set(labels.dropna()) - set(model.cell_types)))
     label_key = label_column(adata.obs, model, keys)
     batch_key = batch_column(adata.obs, model, keys)

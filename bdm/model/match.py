@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text
+from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -91,7 +91,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     InputError
         If there are no such cells, no column has their types, or genes are missing.
     """
-    labels = labels_of(adata, model, keys)
+    labels = labels_of(adata.obs, model, keys)
     known = labels.isin(model.cell_types).to_numpy()
     others = ", ".join("no type" if pd.isna(name) else repr(name) for name in labels[~known].unique()[:5])
     if not known.any():
@@ -110,7 +110,7 @@ def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> A
     InputError
         If a cell has a type or a batch that the model lacks, or no counts, or genes are missing.
     """
-    labels, cells = labels_of(adata, model, keys), model_counts(adata, model, keys)
+    labels, cells = labels_of(adata.obs, model, keys), model_counts(adata, model, keys)
     unknown = (~labels.isin(model.cell_types)).to_numpy()
     if unknown.any():
         raise InputError(
@@ -147,15 +147,30 @@ def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
     return {"names": var.index, **columns}
 
 
-def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str:
+def label_column(
+    obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False
+) -> str | None:
     """Name the column of ``obs`` with the cell types: the given one, the column of the model's data, or ``cell_type``.
+
+    Parameters
+    ----------
+    required
+        Whether cells need a column also where the model has no labels.
+
+    Returns
+    -------
+    None if the model has no labels, and no column is given or required.
 
     Raises
     ------
     InputError
         If there is no such column.
     """
-    candidates = (keys.label_key,) if keys.label_key else tuple(dict.fromkeys([model.label_key, "cell_type"]))
+    if not (required or keys.label_key or model.label_key or model.extensions):
+        return None
+    candidates = (
+        (keys.label_key,) if keys.label_key else tuple(dict.fromkeys([model.label_key or "cell_type", "cell_type"]))
+    )
     for key in candidates:
         if key in obs:
             return key
@@ -165,9 +180,12 @@ def label_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     )
 
 
-def labels_of(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> pd.Series:
-    """Cell type of each cell; missing where its column has no value."""
-    return as_text(adata.obs[label_column(adata.obs, model, keys)]).astype(object).replace(list(MISSING_LABELS), None)
+def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False) -> pd.Series:
+    """Cell type of each cell, from the column that :func:`label_column` names; missing where it has no value."""
+    column = label_column(obs, model, keys, required=required)
+    if column is None:
+        return one_label(obs.index).astype(object)
+    return as_text(obs[column]).astype(object).replace(list(MISSING_LABELS), None)
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:

@@ -111,9 +111,10 @@ class BranchedModel:
         return GeneNames(self.autoencoder.genes, self.autoencoder.provenance["prepare"].get("gene_symbols"))
 
     @property
-    def label_key(self) -> str:
-        """Column of ``obs`` that held the cell types of the data."""
-        return str(self.preparation["label_key"])
+    def label_key(self) -> str | None:
+        """Column of ``obs`` that held the cell types of the data; None if these had no labels."""
+        key = self.preparation["label_key"]
+        return None if key is None else str(key)
 
     @property
     def preparation(self) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import (
     IDEAL_LINE,
     MODEL,
+    NO_NODES,
     REAL,
     TRAINING,
     NewFigure,
     Style,
     clade_label,
+    figure_of_text,
     highest,
     label_outermost_genes,
     panels,
@@ -44,6 +46,8 @@ def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure)
 
     Where there are more nodes than rows, the highest nodes are drawn.
     """
+    if not interpretation.contrasts:
+        return figure_of_text(NO_NODES, new=new)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     tested = [node for node in interpretation.nodes.values() if any(of.test and of.equal for of in node)]
     chosen = highest(tested, MAX_SCATTERS, level=lambda node: node[0].contrast.level)

@@ -19,11 +19,14 @@ from bdm.plotting.style import (
     BRANCH,
     HALO,
     MODEL,
+    NO_MARKERS,
+    NO_NODES,
     NODE,
     NOISE_LEVEL,
     NewFigure,
     Style,
     clade_label,
+    figure_of_text,
     gene_label,
     highest,
     panels,
@@ -45,6 +48,8 @@ def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel.
     Where there are more branches than rows, the branches that leave the highest nodes are drawn.
     """
+    if not any(interpretation.markers.genes.values()):
+        return figure_of_text(NO_MARKERS, new=new)
     hierarchy, markers = interpretation.hierarchy, interpretation.markers
     view = view_of(hierarchy, max_rows=MAX_ENDS)
     names = list(view.drawn)
@@ -77,6 +82,8 @@ def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> 
 
     Where there are more branches than panels, the branches that leave the highest nodes are drawn.
     """
+    if not interpretation.contrasts:
+        return figure_of_text(NO_NODES, new=new)
     contrasts = highest(list(interpretation.contrasts), MAX_PANELS, level=lambda of: of.contrast.level)
     figure = new(figsize=(15, 0.8 + 2.6 * -(-len(contrasts) // N_COLUMNS)), layout="constrained")
     axes = panels(figure, len(contrasts), n_columns=N_COLUMNS, sharex=True)
@@ -198,6 +205,8 @@ def grouped_by_position(
     positions: dict[str, np.ndarray], *, apart: float = 0.03
 ) -> dict[tuple[float, float], list[str]]:
     """Group names by position: those that are less than a share ``apart`` of the figure from the first of a group."""
+    if not positions:
+        return {}
     spread = np.ptp(list(positions.values()), axis=0) + 1e-9
     groups: dict[tuple[float, float], list[str]] = {}
     for name, position in positions.items():

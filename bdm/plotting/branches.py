@@ -14,17 +14,20 @@ from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import (
     HALO,
     MODEL,
+    NO_NODES,
     NODE,
     NOISE_LEVEL,
     REAL,
     NewFigure,
     Style,
     clade_label,
+    figure_of_text,
     gene_label,
     highest,
     panels,
     scale_noise_levels,
     shade_rows,
+    text_in_axes,
 )
 from bdm.plotting.tree import MAX_ROWS, View, plot_hierarchy, view_of
 
@@ -59,6 +62,8 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
 
     There is a panel for each node; where there are more nodes than panels, the highest nodes are drawn.
     """
+    if not interpretation.contrasts:
+        return figure_of_text(NO_NODES, new=new)
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
@@ -186,6 +191,8 @@ def plot_commitment(
     The genes are the best markers of the children, two or more of each node; where ``max_genes`` is too few for all
     nodes, the highest nodes are drawn.
     """
+    if not interpretation.contrasts:
+        return text_in_axes(NO_NODES, ax=ax, new=new)
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
     n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))

@@ -12,11 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, SET_NAMES, set_name
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.plotting.style import GREY, HALO, IDEAL_LINE, NewFigure, SetStyle, Style, set_styles, shade_rows, shortened
+from bdm.plotting.style import (
+    GREY,
+    HALO,
+    IDEAL_LINE,
+    NewFigure,
+    SetStyle,
+    Style,
+    panels,
+    set_styles,
+    shade_rows,
+    shortened,
+)
 
 IDEALS = {
     "energy": 0,
@@ -42,23 +54,34 @@ NOTE = "in brackets: number of test cells"
 
 
 def overall_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw one panel a score, one row a set, with a line at the floor and a dotted one at the ideal."""
+    """Draw one panel a score, one row a set, with a line at the floor and a dotted one at the ideal.
+
+    Scores that are not known of any set, as F1 of a single cell type, have no panel.
+    """
     overall = evaluation.overall
+    known = [score for score in LABELS if overall.loc[score].notna().any()]
     n_columns = 5
-    n_rows = -(-len(LABELS) // n_columns)
+    n_rows = -(-len(known) // n_columns)
     figure = new(figsize=(2.6 * n_columns, n_rows * (1.0 + 0.4 * overall.shape[1])), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, sharey=True)
-    for axis, score in zip(axes.flat, LABELS, strict=True):
+    axes = panels(figure, len(known), n_columns=n_columns, sharey=True)
+    for axis, score in zip(axes, known, strict=True):
         draw_score(axis, overall.loc[score], ideal=IDEALS[score])
         axis.set_title(LABELS[score], fontsize=10)
-    label_sets(axes.flat[0], overall.columns)
+    label_sets(axes[0], overall.columns)
     figure.legend(handles=line_handles(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def plot_score(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
-    """Draw one of the scores in ``LABELS``, one row a set."""
+    """Draw one of the scores in ``LABELS``, one row a set.
+
+    Raises
+    ------
+    InputError
+        If the score is not known of any set.
+    """
     overall = evaluation.overall
+    check_known(overall.loc[score], score)
     if ax is None:
         ax = new(figsize=(5, 1.2 + 0.4 * overall.shape[1]), layout="constrained").add_subplot()
     draw_score(ax, overall.loc[score], ideal=IDEALS[score])
@@ -66,6 +89,14 @@ def plot_score(evaluation: Evaluation, score: str, *, ax: Axes | None = None, ne
     ax.set_title(LABELS[score], fontsize=10)
     ax.legend(handles=line_handles(), loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     return ax
+
+
+def check_known(values: pd.Series | pd.DataFrame, score: str) -> None:
+    """Reject a score that is not known, as scores that compare cell types are where there is one type."""
+    if not np.isfinite(values.to_numpy(dtype=float)).any():
+        raise InputError(
+            f"The evaluation has no {LABELS[score]}, which compares cell types, as there is one cell type."
+        )
 
 
 def label_sets(axis: Axes, sets: pd.Index) -> None:
@@ -99,15 +130,16 @@ def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure
     """Draw one panel a score, one row a type, one marker a set; the types with the most test cells come first.
 
     Where there are more types than rows, the types with the largest energy distance of the first generated set are
-    drawn, and above them the distribution over all types.
+    drawn, and above them the distribution over all types. Scores that are not known of any type have no panel.
     """
+    known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
     heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
-    figure = new(figsize=(12, 1.1 + sum(heights)), layout="constrained")
-    *above, axes = figure.subplots(len(heights), len(SCORES_BY_TYPE), squeeze=False, height_ratios=heights)
-    for column, score in enumerate(SCORES_BY_TYPE):
+    figure = new(figsize=(3 * max(len(known), 2), 1.1 + sum(heights)), layout="constrained")
+    *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
+    for column, score in enumerate(known):
         scores = evaluation.by_type[score].unstack("set").loc[:, evaluation.sets]
         draw_scores_by_type(axes[column], scores.reindex(cell_types), ideal=IDEALS[score])
         for row in above:
@@ -128,7 +160,14 @@ def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure
 
 
 def plot_types(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
-    """Draw one of ``SCORES_BY_TYPE``, one row a type, one marker a set, of the types to draw."""
+    """Draw one of ``SCORES_BY_TYPE``, one row a type, one marker a set, of the types to draw.
+
+    Raises
+    ------
+    InputError
+        If the score is not known of any type.
+    """
+    check_known(evaluation.by_type[score], score)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
@@ -205,7 +244,7 @@ def gene_panels(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
         "fraction of zeros": genes[["zero_fraction", "zero_fraction_test"]],
         "log2 fold change of markers": changes[["log2_fold_change", "log2_fold_change_test"]],
     }
-    return {title: Agreement(*table.to_numpy().T) for title, table in columns.items()}
+    return {title: Agreement(*table.to_numpy().T) for title, table in columns.items() if len(table)}
 
 
 def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle, *, label: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.style import NewFigure, Style, gene_label, shortened
+from bdm.plotting.style import NO_MARKERS, NewFigure, Style, figure_of_text, gene_label, shortened
 from bdm.plotting.tree import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
@@ -24,6 +24,8 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
     Where there are more cell types than rows, one type of each clade is drawn.
     """
+    if not any(interpretation.markers.genes.values()):
+        return figure_of_text(NO_MARKERS, new=new)
     hierarchy, markers, labels = interpretation.hierarchy, interpretation.markers, interpretation.names.labels
     cell_types = types_to_draw(hierarchy)
     groups = genes_to_draw(markers, hierarchy)

@@ -41,6 +41,10 @@ HALO = withStroke(linewidth=2.5, foreground="white")  # keeps text readable wher
 NOISE_LEVEL = "noise level (within-type standard deviations)"
 LEVELS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
+# Texts in place of figures
+NO_NODES = "The tree is one population, without nodes whose branches could be compared."
+NO_MARKERS = "There is one cell type, so no genes mark it against others."
+
 Item = TypeVar("Item")
 
 
@@ -135,9 +139,11 @@ FONTS = (
 NewFigure = Callable[..., Figure]  # Figure for a file, or matplotlib.pyplot.figure for a screen
 
 
-def panels(figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False) -> list[Axes]:
+def panels(
+    figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False, sharey: bool = False
+) -> list[Axes]:
     """Divide a figure into a grid of ``n_columns`` columns, and return the axes of the first ``n_panels`` panels."""
-    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharex=sharex).ravel()
+    axes = figure.subplots(-(-n_panels // n_columns), n_columns, squeeze=False, sharex=sharex, sharey=sharey).ravel()
     for axis in axes[n_panels:]:
         axis.remove()
     return list(axes[:n_panels])
@@ -148,6 +154,14 @@ def figure_of_text(text: str, *, new: NewFigure) -> Figure:
     figure = new(figsize=(5, 0.6), layout="constrained")
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
+
+
+def text_in_axes(text: str, *, ax: Axes | None, new: NewFigure) -> Axes:
+    """Write a text in place of a figure that is one axes."""
+    ax = new(figsize=(5, 0.6), layout="constrained").add_subplot() if ax is None else ax
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
+    ax.set_axis_off()
+    return ax
 
 
 def save_figure(drawn: Figure | Axes, path: Path) -> None:

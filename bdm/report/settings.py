@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from bdm.errors import OPTIONS_FOR_NONE
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.verdict import LIMITS
 from bdm.model.extension import Extension
@@ -120,6 +121,8 @@ class Setting:
     @property
     def option(self) -> str:
         """Write it as an option of its command."""
+        if self.value is None and self.name in OPTIONS_FOR_NONE:
+            return f"--{OPTIONS_FOR_NONE[self.name]}"
         flag = f"--{self.name.replace('_', '-')}"
         if isinstance(self.value, bool):
             return flag

@@ -98,13 +98,13 @@ class Sources:
     cell_type, batch
         Type and batch of each cell by their names in the model; ``batch`` is None where the model has no batches.
     label_column, batch_column
-        Columns of ``obs`` with type and batch.
+        Columns of ``obs`` with type and batch, if any.
     """
 
     adata: AnnData
     cell_type: np.ndarray
     batch: np.ndarray | None
-    label_column: str
+    label_column: str | None
     batch_column: str | None
 
 
@@ -127,10 +127,15 @@ def sources_of(
     InputError
         If the model lacks a named type or a batch, the cells lack genes, or no cells are left.
     """
+    if len(model.populations) < 2:
+        raise InputError(
+            f"The model has no cell type but {model.populations[0]!r}, so there is none to transmute cells to; fit a "
+            "model with labels."
+        )
     check_source_types(model, (*goal.cell_types, *cell_types))
     if goal.like and not cell_types:
         raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
-    labels = labels_of(adata, model, keys)
+    labels = labels_of(adata.obs, model, keys)
     known = labels.isin(model.cell_types)
     if not known.all():
         logger.warning(

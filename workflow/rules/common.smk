@@ -165,12 +165,12 @@ def tracked(*paths):
     return named
 
 
-def option(flag, path):
-    """Give a params function: the flag with the data set's setting, or nothing where it is not set."""
+def option(flag, path, *, unset=""):
+    """Give a params function: the flag with the data set's setting, or ``unset`` where it is not set."""
 
     def flag_and_value(wildcards):
         value = setting(path)(wildcards)
-        return "" if value is None else f"{flag} {shlex.quote(str(value))}"
+        return unset if value is None else f"{flag} {shlex.quote(str(value))}"
 
     return flag_and_value
 

@@ -26,7 +26,7 @@ rule prepare:
     conda:
         "../envs/bdm.yaml"
     params:
-        label_key=setting("label_key"),
+        label_key=option("--label-key", "label_key", unset="--no-labels"),
         batch_key=option("--batch-key", "batch_key"),
         counts=setting("counts"),
         labels=file_option("--labels", "labels"),
@@ -45,7 +45,7 @@ rule prepare:
         settings=tracked("label_key", "batch_key", "counts", "prepare"),
     shell:
         "bdm prepare {input.cells:q} {output.cells}"
-        " --label-key {params.label_key:q}"
+        " {params.label_key}"
         " {params.batch_key}"
         " --counts {params.counts:q}"
         " {params.labels}"

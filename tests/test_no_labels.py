@@ -1,0 +1,279 @@
+"""Cells without labels: all are of one type with sub-populations; what compares types is left out."""
+
+import re
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import adjusted_rand_score
+from test_cli import bdm  # noqa: F401
+from test_workflow import demo_config, dry_run, shell_commands
+
+import bdm as package
+from bdm.cli import app
+from bdm.data.prepare import prepare, read_prepared
+from bdm.errors import InputError
+from bdm.evaluation.cells import FLOOR, GENERATED
+from bdm.evaluation.results import Evaluation
+from bdm.interpretation.results import Interpretation
+from bdm.latent.cells import encode
+from bdm.plotting.write import FIGURES
+from bdm.report.page import report_page
+from bdm.report.results import read_results
+from bdm.report.settings import commands
+from bdm.settings import WITHOUT_LABELS, PrepareSettings, Settings
+
+COMPARE_TYPES = ["slope", "fold_change_correlation", "f1"]
+
+
+@pytest.fixture(scope="module")
+def cells(example_cells) -> ad.AnnData:
+    """Cells with a column ``cell_type`` that nothing may read."""
+    cells = example_cells.copy()
+    cells.obs = pd.DataFrame({"cell_type": cells.obs["bulk_labels"].astype(str)}, index=cells.obs_names)
+    return cells
+
+
+@pytest.fixture(scope="module")
+def settings(small_settings) -> Settings:
+    """Settings of a model of one population."""
+    return replace(
+        small_settings,
+        prepare=PrepareSettings(n_genes=100, label_key=None),
+        autoencoder=replace(small_settings.autoencoder, n_steps=30, sub_populations="none"),
+        denoiser=replace(small_settings.denoiser, n_steps=30),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(cells, settings) -> package.BranchedDiffusion:
+    return package.BranchedDiffusion(cells, settings=settings).fit()
+
+
+@pytest.fixture(scope="module")
+def evaluation(model) -> Evaluation:
+    return model.evaluate(n_repeats=1)
+
+
+@pytest.fixture(scope="module")
+def interpretation(model) -> Interpretation:
+    model.interpret()
+    return model.interpretation
+
+
+# ---- settings
+
+
+def test_none_means_no_labels_and_the_default_is_a_column(cells, settings):
+    assert PrepareSettings().label_key == "cell_type"
+    quick = Settings(prepare=PrepareSettings(n_genes=50, test=0.0))
+    assert package.BranchedDiffusion(cells, label_key=None, settings=quick).cell_types == (WITHOUT_LABELS,)
+    assert package.BranchedDiffusion(cells, settings=settings).cell_types == (WITHOUT_LABELS,)
+    assert len(package.BranchedDiffusion(cells, settings=quick).cell_types) == 9
+    named = replace(quick, prepare=replace(quick.prepare, label_key="annotation"))
+    with pytest.raises(InputError, match=r"^label_key is None, and 'annotation' in settings\.prepare; give it in one"):
+        package.BranchedDiffusion(cells, label_key=None, settings=named)
+    with pytest.raises(InputError, match=r"^label_key is '', but must be non-empty\.$"):
+        PrepareSettings(label_key="")
+
+
+def test_cells_are_split_as_one_type_and_keep_their_columns(cells):
+    prepared = prepare(cells, PrepareSettings(n_genes=50, label_key=None))
+    assert prepared.obs["cell_type"].tolist() == [WITHOUT_LABELS] * 700
+    assert prepared.obs["split"].value_counts().to_dict() == {"train": 490, "validation": 70, "test": 140}
+    assert prepared.obs["cell_type_input"].astype(str).tolist() == cells.obs["cell_type"].tolist()
+    again = prepare(cells, PrepareSettings(n_genes=50, label_key=None, seed=1))
+    assert (again.obs["split"] != prepared.obs["split"]).any()
+
+
+def test_too_few_cells_are_rejected_in_one_sentence(cells):
+    with pytest.raises(InputError, match=r"^there are 9 cells, fewer than 10; give more, or lower `min_cells_per_type"):
+        prepare(cells[:9].copy(), PrepareSettings(n_genes=5, label_key=None))
+
+
+def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):  # noqa: F811
+    cells[:60].copy().write_h5ad(tmp_path / "cells.h5ad")
+    given = [tmp_path / "cells.h5ad", tmp_path / "out.h5ad"]
+    for options, problem in {
+        "--label-key kind": "obs has no column 'kind'; name one by `--label-key`, or use no labels, by `--no-labels` ",
+        "--min-cells-per-type 50": "lower `--min-cells-per-type`, or use no labels, by `--no-labels`.",
+        "--label-key kind --no-labels": "`--label-key` and `--no-labels` contradict each other; give one of them.",
+    }.items():
+        code, message = bdm("prepare", *given, *options.split())
+        assert code == 2
+        assert problem in message
+        assert list(tmp_path.iterdir()) == [tmp_path / "cells.h5ad"]
+    assert bdm("prepare", *given, "--no-labels", "--n-genes", 20)[0] == 0
+    assert set(read_prepared(tmp_path / "out.h5ad").obs["cell_type"]) == {WITHOUT_LABELS}
+
+
+@pytest.mark.parametrize(("label_key", "option"), [(None, ["--no-labels"]), ("kind", ["--label-key", "kind"])])
+def test_null_in_the_configuration_is_the_option(tmp_path, label_key, option):
+    config = demo_config(datasets={"mine": {"path": "cells.h5ad", "label_key": label_key}})
+    (tmp_path / "cells.h5ad").touch()
+    [command] = [words for words in shell_commands(dry_run(tmp_path, config)) if words[1] == "prepare"]
+    assert command[4 : 4 + len(option)] == option
+    assert ("--label-key" in command, "--no-labels" in command) == (label_key is not None, label_key is None)
+
+
+# ---- the model
+
+
+def test_generated_cells_have_the_one_type_and_no_other_column(model, cells):
+    generated = model.generate(20)
+    assert set(generated.obs) == {"cell_type", "sub_population", "synthetic"}
+    assert set(generated.obs["cell_type"]) == {WITHOUT_LABELS}
+    assert model.generate({WITHOUT_LABELS: 20}).X.toarray().tolist() == generated.X.toarray().tolist()
+    assert model.get_latent_representation(cells).shape == (700, 6)
+    assert "columns: counts='auto'" in repr(model)
+
+
+def test_a_saved_model_takes_the_cells_again(model, cells, tmp_path, caplog):
+    model.save(tmp_path / "model")
+    loaded = package.BranchedDiffusion.load(tmp_path / "model", adata=cells)
+    assert loaded.prepared.obs["split"].tolist() == model.prepared.obs["split"].tolist()
+    assert (loaded.prepared.X != model.prepared.X).nnz == 0
+    assert "fitted on other cells" not in caplog.text
+    assert loaded.model.label_key is None
+
+
+def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
+    overall, by_type = evaluation.overall, evaluation.by_type
+    for table in (overall.T, by_type):
+        assert table[COMPARE_TYPES].isna().all(axis=None)
+        assert np.isfinite(table[["energy", "relative_energy", "mmd", "forest_auc", "library_size_ks"]]).all(axis=None)
+    known = set(overall.index) - {*COMPARE_TYPES, "f1_ratio"}
+    assert np.isfinite(overall.loc[sorted(known)]).all(axis=None)
+    assert by_type.index.tolist() == [(FLOOR, WITHOUT_LABELS), (GENERATED, WITHOUT_LABELS)]
+    graded = {finding.score for finding in evaluation.verdict().findings}
+    assert graded == {"relative_energy", "forest_auc", "gene_auc", "memorisation"}
+    assert evaluation.markers == {}
+    assert evaluation.fold_changes.empty
+    evaluation.save(tmp_path / "evaluation")
+    loaded = Evaluation.load(tmp_path / "evaluation")
+    pd.testing.assert_frame_equal(loaded.overall, overall, check_dtype=False)
+    pd.testing.assert_frame_equal(loaded.fold_changes, evaluation.fold_changes)
+
+
+def test_figures_leave_out_what_is_unknown(evaluation):
+    titles = {name: [axis.get_title() for axis in draw(evaluation).axes] for name, draw in FIGURES[Evaluation].items()}
+    assert titles["by_type"] == ["energy distance", "forest AUC"]
+    assert len(titles["genes"]) == 3
+    assert len(titles["overall"]) == 7
+    assert not re.search("F1|fold change", str(titles))
+    for draw in (package.pl.scores, package.pl.scores_by_type):
+        with pytest.raises(InputError, match=r"no F1 of cell typing, which compares cell types, as there is one"):
+            draw(evaluation, "f1", show=False)
+
+
+def test_interpretation_of_one_population_is_empty(interpretation, tmp_path):
+    assert interpretation.contrasts == ()
+    assert repr(interpretation).startswith("Interpretation of 0 nodes, 1 cell type x 100 genes")
+    interpretation.save(tmp_path / "interpretation")
+    loaded = Interpretation.load(tmp_path / "interpretation")
+    assert loaded.nodes == {}
+    assert loaded.ancestral_states.expression.index.tolist() == [WITHOUT_LABELS]
+    for name in ("nodes", "branch_genes", "commitment", "agreement", "enrichment", "markers"):
+        table = pd.read_csv(tmp_path / f"interpretation/{name}.csv")
+        assert len(table) == 0
+        assert {"node", "cell_type"} & set(table), name
+    for name, draw in FIGURES[Interpretation].items():
+        drawn = draw(loaded)
+        figure = drawn.figure if hasattr(drawn, "figure") and drawn.figure is not drawn else drawn
+        texts = [text.get_text() for text in figure.texts + [text for axis in figure.axes for text in axis.texts]]
+        assert any(re.search("one (cell type|population)", text) for text in texts) == (name != "umap"), name
+
+
+# ---- sub-populations
+
+
+@pytest.fixture(scope="module")
+def divided(cells, settings) -> package.BranchedDiffusion:
+    autoencoder = replace(settings.autoencoder, sub_populations="auto")
+    return package.BranchedDiffusion(cells, settings=replace(settings, autoencoder=autoencoder)).fit()
+
+
+def test_the_tree_starts_at_the_one_type_and_ends_at_sub_populations(divided):
+    hierarchy = divided.hierarchy
+    names = hierarchy.populations
+    assert hierarchy.root.name == WITHOUT_LABELS
+    assert divided.cell_types == (WITHOUT_LABELS,)
+    assert set(names) == {f"{WITHOUT_LABELS}/{number}" for number in range(1, len(names) + 1)}
+    assert len(names) > 1
+
+
+def test_sub_populations_follow_the_cell_types_that_nobody_gave(divided, cells):
+    encoded = encode(divided.prepared, divided.model.autoencoder)
+    found = encoded.obs["sub_population"].astype(str)
+    annotation = cells.obs["cell_type"].loc[found.index]
+    assert adjusted_rand_score(annotation, found) > 0.2  # 0 by chance
+
+
+def test_cells_are_generated_in_the_learned_shares_and_by_sub_population(divided):
+    generated = divided.generate(200)
+    assert list(generated.obs) == ["cell_type", "sub_population", "synthetic"]
+    assert set(generated.obs["cell_type"]) == {WITHOUT_LABELS}
+    share = divided.model.composition.sum(axis=1) / divided.model.composition.to_numpy().sum()
+    numbers = generated.obs["sub_population"].value_counts()
+    assert ((numbers - 200 * share).abs() < 1).all()
+    first = divided.hierarchy.populations[0]
+    of_one = divided.generate({first: 7})
+    assert of_one.obs["sub_population"].tolist() == [first] * 7
+    assert set(of_one.obs["cell_type"]) == {WITHOUT_LABELS}
+
+
+def test_interpretation_compares_the_sub_populations(divided):
+    branches = divided.interpret()
+    children = {of.contrast.child for of in divided.interpretation.contrasts}
+    assert set(divided.hierarchy.populations) <= children
+    assert "rank_genes_groups" in branches.uns
+    assert divided.evaluate(n_repeats=1).overall.loc["forest_auc", GENERATED] < 1
+
+
+# ---- what needs labels
+
+
+def test_transmutation_needs_another_type(model, cells):
+    with pytest.raises(
+        InputError, match=r"^The model has no cell type but 'cell', so there is none to transmute cells"
+    ):
+        model.transmute(cells, to=WITHOUT_LABELS)
+
+
+def test_extension_needs_labels(model, cells, tmp_path):
+    model.save(tmp_path / "model")
+    extended = package.BranchedDiffusion.load(tmp_path / "model")
+    new = cells[cells.obs["cell_type"] == "Dendritic"].copy()
+    new.obs = new.obs.rename(columns={"cell_type": "kind"})
+    with pytest.raises(
+        InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `label_key=`"
+    ):
+        extended.extend(new)
+
+
+# ---- commands
+
+
+def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    ad.AnnData(cells.X, obs=cells.obs[[]], var=cells.var).write_h5ad("cells.h5ad")
+    for line in [
+        "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100",
+        "autoencoder prepared.h5ad autoencoder --n-latent 4 --n-steps 20 --sub-populations none",
+        "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv --page tree.html",
+        "train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 20",
+        "generate model generated.h5ad --cells-like cells.h5ad",
+        "evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1",
+        "interpret model cells.h5ad generated.h5ad interpretation",
+    ]:
+        app(line.split(), standalone_mode=False)
+    assert ad.read_h5ad("generated.h5ad").n_obs == 700
+    assert "are not computed for cells of one type" in caplog.text
+    results = read_results(tmp_path)
+    assert commands(results)[0] == "bdm prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --seed 0"
+    page = " ".join(re.sub("<[^>]+>", " ", report_page(results)).split())
+    assert "The data are 700 cells without labels, of which 140 test cells were held out." in page
+    assert "F1 of cell typing and log fold changes compare cell types with each other, so they are not computed" in page
+    assert "The cells are one population, so the tree has no nodes." in page
