@@ -130,7 +130,8 @@ def test_it_is_attached_next_to_its_nearest_type(with_nk):
 def test_only_the_new_branch_was_trained(base, with_nk):
     before, after = base.denoiser.state_dict(), with_nk.model.denoiser.state_dict()
     for name, value in before.items():
-        assert torch.equal(after[name][: len(value)], value), name
+        assert torch.equal(after[name][tuple(map(slice, value.shape))], value), name
+    assert after["below"][-1].nonzero().tolist() == after["below"][:, -1].nonzero().tolist() == [[len(before["mean"])]]
     parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
 

@@ -1,12 +1,15 @@
-"""The denoiser of all branches: exact for normal populations, with a network for the remainder."""
+"""The denoiser of all branches: exact for mixtures of normals, with a network for the remainder."""
+
+from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from bdm.latent.moments import Normal
+from bdm.diffusion.populations import BranchPopulations
+from bdm.latent.mixtures import Mixture
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,17 @@ class ResidualBlock(nn.Module):
 
 
 class BranchedDenoiser(nn.Module):
-    """Denoiser D(x; sigma, branch) of all branches: exact for normal populations, and a network for the remainder.
+    """Denoiser D(x; sigma, branch) of all branches: exact for mixtures of normals, and a network for the remainder.
 
-    ``D = m + C (C + sigma**2)**-1 (x - m) + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)``
+    ``D = sum_k r_k(x) (m_k + C_k (C_k + sigma**2)**-1 (x - m_k)) + c_out F((C + sigma**2)**-0.5 (x - m); c_noise,
+    branch)``
 
-    with mean m and covariance C of the branch's cells. This is the preconditioning of Karras et al. 2022
-    (arXiv 2206.00364) with C in place of the variance of all data, and ``c_out = sigma / sqrt(1 + sigma**2)``, as
-    cells of one type have unit covariance in whitened space. Most populations are nearly normal, so the network F has
-    little left to learn.
+    with the components k of the branch's mixture (:class:`BranchPopulations`), their responsibilities r_k at sigma, and
+    mean m and covariance C of all cells of the branch. The input and the output of F have the preconditioning of Karras
+    et al. 2022 (arXiv 2206.00364) with C in place of the variance of all data, and
+    ``c_out = sigma / sqrt(1 + sigma**2)``, as cells of one type have unit covariance in whitened space. Most
+    populations are nearly normal, so the network F has little left to learn; D has it on the branches that are
+    ``learned``, and is the closed form alone on the others.
 
     F is a trunk that all branches share, modulated by one embedding per branch, so that hundreds of branches take no
     more time.
@@ -62,15 +68,16 @@ class BranchedDenoiser(nn.Module):
     mean: Tensor
     axes: Tensor
     variance: Tensor
+    learned: Tensor
     frequencies: Tensor
 
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
         self.shape = shape
         width = shape.width
-        self.register_buffer("mean", torch.zeros(shape.n_branches, shape.n_input))
-        self.register_buffer("axes", torch.eye(shape.n_input).repeat(shape.n_branches, 1, 1))
-        self.register_buffer("variance", torch.ones(shape.n_branches, shape.n_input))
+        for name, value in vars(BranchPopulations.unset(shape.n_branches, shape.n_input)).items():
+            self.register_buffer(name, value)
+        self.register_buffer("learned", torch.ones(shape.n_branches, dtype=torch.bool))
         self.register_buffer("frequencies", 2 * math.pi * torch.logspace(-2, 1, 32))
         self.noise = nn.Sequential(nn.Linear(2 * len(self.frequencies), width), nn.SiLU())
         self.branch = nn.Embedding(shape.n_branches, width)
@@ -81,26 +88,20 @@ class BranchedDenoiser(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
+    @property
+    def populations(self) -> BranchPopulations:
+        """Normals that stand for the cells of each branch."""
+        return BranchPopulations(**{field.name: getattr(self, field.name) for field in fields(BranchPopulations)})
+
     @torch.no_grad()
-    def set_populations(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set the moments of the cells of each branch.
+    def set_populations(self, populations: BranchPopulations) -> None:
+        """Set the normals that stand for the cells of each branch."""
+        for name, value in vars(populations).items():
+            getattr(self, name).copy_(value)
 
-        Parameters
-        ----------
-        mean
-            Branches x dimensions.
-        covariance
-            Branches x dimensions x dimensions.
-        """
-        axes, variance = principal_axes(covariance)
-        self.mean.copy_(mean)
-        self.axes.copy_(axes)
-        self.variance.copy_(variance)
-
-    def population(self, branch: int) -> Normal:
-        """Moments, without noise, of the cells that a branch was trained on."""
-        axes, variance = self.axes[branch].cpu().double(), self.variance[branch].cpu().double()
-        return Normal(self.mean[branch].cpu(), (axes * variance @ axes.T).float())
+    def population(self, branch: int, sigma: float) -> Mixture:
+        """Mixture, without noise, of a branch's cells, with the components that it has at a noise level."""
+        return self.populations.mixture(branch, sigma)
 
     def forward(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Denoised x.
@@ -114,21 +115,26 @@ class BranchedDenoiser(nn.Module):
         branch
             Index of the branch, one per cell, or one for all.
         """
-        sigma = sigma[:, None]
-        normal: Tensor
-        normal, standardised = self.standardise(x, sigma, branch)
-        c_out = sigma / (1 + sigma**2).sqrt()
-        c_noise = sigma.log() / 4
-        return normal + c_out * self.network(standardised, c_noise, branch)
+        denoised: Tensor = self.closed_form(x, sigma, branch)
+        learned = self.learned[branch][:, None]
+        if not learned.any():
+            return denoised
+        standardised: Tensor = self.standardise(x, sigma, branch)
+        noise = sigma[:, None]
+        remainder = noise / (1 + noise**2).sqrt() * self.network(standardised, noise.log() / 4, branch)
+        return denoised + torch.where(learned, remainder, 0)
 
     @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
-    def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """Denoised x if the populations of the branches were normal, and the input of the network."""
-        mean, axes, variance = self.mean[branch], self.axes[branch], self.variance[branch]
-        noised_variance = variance + sigma**2
-        away = _multiply(x - mean, axes)
-        normal = mean + _multiply(away * variance / noised_variance, axes.mT)
-        return normal, _multiply(away * noised_variance.rsqrt(), axes.mT)
+    def closed_form(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoised x without the network; the arguments as of :meth:`forward`."""
+        return self.populations.denoised(x, sigma, branch)
+
+    @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
+    def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Input of the network: x in units of all noised cells of its branch; the arguments as of :meth:`forward`."""
+        axes = self.axes[branch]
+        away = _multiply(x - self.mean[branch], axes)
+        return _multiply(away * (self.variance[branch] + sigma[:, None] ** 2).rsqrt(), axes.mT)
 
     def network(self, x: Tensor, c_noise: Tensor, branch: Tensor) -> Tensor:
         """F of the preconditioned denoiser, from standardised x."""
@@ -139,12 +145,6 @@ class BranchedDenoiser(nn.Module):
             h = block(h, condition)
         learned: Tensor = self.leave(h)
         return learned
-
-
-def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal axes of covariances (... x dimensions x dimensions), and the variances along these."""
-    variance, axes = torch.linalg.eigh(covariance.double())
-    return axes.float(), variance.clamp(min=0).float()
 
 
 def _multiply(x: Tensor, matrices: Tensor) -> Tensor:

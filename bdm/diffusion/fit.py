@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.populations import BranchPopulations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import TypeMoments, Whitening
@@ -101,16 +102,12 @@ def initial_denoiser(
     seed: int,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> BranchedDenoiser:
-    """Make a denoiser before training: random weights, and the moments of the cells of each branch."""
+    """Make a denoiser before training: random weights, and the populations of the branches."""
     shape = DenoiserShape(moments.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
-    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
         network = denoiser(shape)
-    network.set_populations(
-        torch.stack([population.mean for population in populations]),
-        torch.stack([population.covariance for population in populations]),
-    )
+    network.set_populations(BranchPopulations.of(moments, hierarchy))
     return network
 
 

@@ -1,173 +1,30 @@
-"""Sampling along the hierarchy: noise levels, start, solver and transport, and the walk down and up its branches."""
+"""Sampling along the hierarchy: the walk down and up its branches, with a start, a solver and transport at nodes."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
-from itertools import pairwise
-from typing import Protocol
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
 
-from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.solver import SIGMA_MIN, Denoise, Solver, dpm_solver, noise_levels
+from bdm.diffusion.transport import (
+    AffineMap,
+    Map,
+    Start,
+    Transport,
+    gaussian_transport,
+    gaussian_trend,
+    mixture_start,
+    mixture_transport,
+    normal_flow,
+)
 from bdm.hierarchy.tree import Hierarchy, Segment
+from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import Normal
 from bdm.seeds import torch_generator
 from bdm.settings import SamplerSettings
-
-Denoise = Callable[[Tensor, float], Tensor]
-RHO = 7  # of the grid of Karras et al. 2022 (arXiv 2206.00364)
-SIGMA_MIN = 0.1  # in whitened units; below it the denoised x hardly changes
-
-
-class Start(Protocol):
-    """Samples cells of a population at a noise level; :func:`gaussian_start` by default."""
-
-    def __call__(self, population: Normal, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample ``n_cells``, cells x dimensions."""
-
-
-class Solver(Protocol):
-    """Follows the diffusion through noise levels; :func:`dpm_solver` by default, which describes the arguments."""
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        sigmas: list[float],
-        *,
-        trend: Tensor | None = None,
-        churn: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return cells at the last noise level, cells x dimensions."""
-
-
-class Transport(Protocol):
-    """Computes a map of cells from one population to another; :func:`gaussian_transport` by default."""
-
-    def __call__(self, source: Normal, target: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
-        """Return the map of noised cells (cells x dimensions), given the moments of both populations without noise."""
-
-
-def noise_levels(
-    high: float, low: float, *, sigma_max: float, n_levels: int, sigma_min: float = SIGMA_MIN
-) -> list[float]:
-    """Noise levels of the solver on a branch from ``high`` down to ``low``, both included.
-
-    They are evenly spaced in ``sigma**(1 / RHO)``, as in Karras et al. 2022, and as dense as on a path from
-    ``sigma_max`` through ``sigma_min`` to 0 in ``n_levels`` steps; a branch has at least one step.
-
-    Parameters
-    ----------
-    n_levels
-        Levels above 0 on a whole path, at each of which the denoiser is evaluated once.
-    """
-    if high <= sigma_min:
-        return [high, low]
-    end = max(low, sigma_min)
-    top, bottom = high ** (1 / RHO), end ** (1 / RHO)
-    whole = sigma_max ** (1 / RHO) - sigma_min ** (1 / RHO)
-    n_steps = max(1, round((n_levels - 1) * (top - bottom) / whole))
-    inner = [(top + (bottom - top) * step / n_steps) ** RHO for step in range(1, n_steps)]
-    return [high, *inner, end] if end == low else [high, *inner, end, low]
-
-
-def gaussian_start(population: Normal, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
-    """Sample cells at a noise level from the normal with the moments of their population, cells x dimensions."""
-    noise = torch.randn(n_cells, len(population.mean), generator=generator)
-    return population.mean + noise @ matrix_power(population.noised(sigma).covariance, 0.5)
-
-
-def dpm_solver(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: list[float],
-    *,
-    trend: Tensor | None = None,
-    churn: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Follow the diffusion through noise levels by DPM-Solver++(2M), with one evaluation of the denoiser per step.
-
-    Each step solves the equation exactly for a denoised x that is extrapolated from the last two, linearly in the
-    logarithm of sigma (Lu et al. 2022, arXiv 2211.01095). The first step extrapolates by ``trend``.
-
-    Parameters
-    ----------
-    denoise
-        Denoised x at a noise level.
-    x
-        Cells at noise level ``sigmas[0]``, cells x dimensions.
-    sigmas
-        Noise levels in the order of the steps: downwards to generate, upwards to encode; only the last may be 0.
-    trend
-        Estimate of the derivative of the denoised x by log sigma at the start, cells x dimensions; 0 if not given.
-    churn
-        Rate at which fresh noise replaces the noise of the cells on the way down: 0 for the probability-flow ODE, 1
-        for the reverse-time SDE. Needs the generator.
-    """
-    before, step = None, 0.0
-    for sigma, sigma_next in pairwise(sigmas):
-        denoised = denoise(x, sigma)
-        if sigma_next == 0:
-            return denoised
-        if before is not None:
-            trend = (denoised - before) / step
-        ratio = sigma_next / sigma
-        step = math.log(ratio)
-        middle = denoised if trend is None else denoised + trend * (step / 2)
-        x = middle + ratio ** (1 + churn) * (x - middle)
-        if churn:
-            fresh = sigma_next * (1 - ratio ** (2 * churn)) ** 0.5
-            x = x + fresh * torch.randn(x.shape, generator=generator).to(x)
-        before = denoised
-    return x
-
-
-@dataclass(frozen=True)
-class AffineMap:
-    """The map x -> target + (x - source) A, cells x dimensions."""
-
-    source: Tensor
-    matrix: Tensor
-    target: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map cells, cells x dimensions."""
-        return self.target + (x - self.source) @ self.matrix
-
-
-def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMap:
-    """Optimal transport map between two noised populations, both taken as normal.
-
-    With S = covariance + sigma**2 I, the map ``m_u + A (x - m_v)``,
-    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2``, brings samples of the source v, such as the mixture of a parent
-    branch, to the distribution of the target u (Dowson & Landau 1982, J Multivar Anal 12:450).
-
-    Parameters
-    ----------
-    source, target
-        Moments of the cells of two branches without noise.
-    sigma
-        Noise level of their node.
-    """
-    noise = sigma**2 * torch.eye(len(source.mean), dtype=torch.float64)
-    from_, to = source.covariance.double() + noise, target.covariance.double() + noise
-    root, inverse_root = matrix_power(from_, 0.5), matrix_power(from_, -0.5)
-    matrix = inverse_root @ matrix_power(root @ to @ root, 0.5) @ inverse_root
-    return AffineMap(source.mean, matrix.to(source.mean.dtype), target.mean)
-
-
-def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
-    """Compute the derivative of the denoised x by log sigma along the path of x, for a normal population."""
-    covariance = population.covariance.double()
-    noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
-    matrix = -(sigma**2) * covariance @ noised @ noised
-    return AffineMap(population.mean, matrix.to(population.mean.dtype), torch.zeros_like(population.mean))
-
 
 CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
 
@@ -176,7 +33,8 @@ CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has e
 class TreeWalk:
     """Sampler of the hierarchy: decode a branch from its upper to its lower end, transport cells to its children.
 
-    Everything is a function of the arguments and the generator, so cells do not depend on what else is sampled.
+    Where the network has learned nothing on a path, the closed form of its populations replaces the walk. Everything is
+    a function of the arguments and the generator, so cells do not depend on what else is sampled.
 
     Attributes
     ----------
@@ -185,31 +43,31 @@ class TreeWalk:
     solver
         Follows the diffusion along a branch.
     start
-        Samples cells at the upper end of the root.
+        Samples cells at the upper end of a path.
     """
 
     denoiser: BranchedDenoiser
     hierarchy: Hierarchy
     settings: SamplerSettings = field(default=SamplerSettings())
-    transport: Transport = gaussian_transport
+    transport: Transport = mixture_transport
     solver: Solver = dpm_solver
-    start: Start = gaussian_start
+    start: Start = mixture_start
 
     @cached_property
-    def population(self) -> Callable[[int], Normal]:
-        """Function that returns the moments, without noise, of the cells that a branch of the denoiser was trained on.
+    def population(self) -> Callable[[int, float], Mixture]:
+        """Function that returns the mixture, without noise, of a branch of the denoiser at a noise level.
 
         This and the next two compute each result once.
         """
         return cache(self.denoiser.population)
 
     @cached_property
-    def transport_map(self) -> Callable[[int, int, float], Callable[[Tensor], Tensor]]:
+    def transport_map(self) -> Callable[[int, int, float], Map]:
         """Function that returns the map of cells from one branch of the denoiser to another at a noise level."""
 
         @cache
-        def transport_map(source: int, target: int, sigma: float) -> Callable[[Tensor], Tensor]:
-            return self.transport(self.population(source), self.population(target), sigma)
+        def transport_map(source: int, target: int, sigma: float) -> Map:
+            return self.transport(self.population(source, sigma), self.population(target, sigma), sigma)
 
         return transport_map
 
@@ -219,14 +77,27 @@ class TreeWalk:
 
         @cache
         def trend(branch: int, sigma: float) -> AffineMap:
-            return gaussian_trend(self.population(branch), sigma)
+            return gaussian_trend(self.population(branch, sigma).moments, sigma)
 
         return trend
+
+    def normal(self, cell_type: str) -> Normal:
+        """Moments of a cell type, without noise."""
+        return self.population(self.hierarchy.denoiser_branches[cell_type], 0.0).moments
+
+    def has_learned(self, segment: Segment) -> bool:
+        """Whether the network is used on a branch."""
+        return bool(self.denoiser.learned[segment.denoiser_branch])
 
     @property
     def device(self) -> torch.device:
         """Device of the denoiser."""
         return next(self.denoiser.parameters()).device
+
+    @property
+    def churn(self) -> float:
+        """Rate of fresh noise on the way down."""
+        return CHURN if self.settings.stochastic else 0.0
 
     def levels(self, high: float, low: float) -> list[float]:
         """Noise levels of the solver on a part of a path."""
@@ -245,49 +116,53 @@ class TreeWalk:
 
     def start_branch(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells at the upper end of a branch, cells x dimensions."""
-        return self.start(self.population(segment.denoiser_branch), segment.high, n_cells, generator)
+        return self.start(self.population(segment.denoiser_branch, segment.high), segment.high, n_cells, generator)
+
+    def one_normal(self, segment: Segment, low: float) -> Normal | None:
+        """Moments of the cells of a branch from a noise level up, if these are one normal without a network."""
+        population = self.population(segment.denoiser_branch, low)  # with the most components
+        return population.moments if population.n_components == 1 and not self.has_learned(segment) else None
 
     @torch.no_grad()
     def decode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
         """Denoise cells from the upper to the lower end of a branch, cells x dimensions."""
-        sigmas = self.levels(segment.high, segment.low)
-        churn = CHURN if self.settings.stochastic else 0.0
-        trend = ((1 - churn) * self.trend(segment.denoiser_branch, segment.high)(x)).to(self.device)
-        denoise = self.denoise_on(segment.denoiser_branch)
-        return self.solver(denoise, x.to(self.device), sigmas, trend=trend, churn=churn, generator=generator).cpu()
+        high, low, branch = segment.high, segment.low, segment.denoiser_branch
+        if normal := self.one_normal(segment, low):
+            return normal_flow(normal, high, low, churn=self.churn)(x, generator)
+        trend = ((1 - self.churn) * self.trend(branch, high)(x)).to(self.device)
+        solve = partial(self.solver, trend=trend, churn=self.churn, generator=generator)
+        return solve(self.denoise_on(branch), x.to(self.device), self.levels(high, low)).cpu()
 
     @torch.no_grad()
-    def encode_branch(self, segment: Segment, x: Tensor) -> Tensor:
+    def encode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
         """Follow the probability-flow ODE from the lower to the upper end of a branch, cells x dimensions.
 
         Inverse of :meth:`decode_branch`, except for the first steps from level 0, which are taken as if the branch were
         normal.
         """
-        population = self.population(segment.denoiser_branch)
-        low = min(max(segment.low, SIGMA_MIN), segment.high)
+        high, branch = segment.high, segment.denoiser_branch
+        if normal := self.one_normal(segment, segment.low):
+            return normal_flow(normal, segment.low, high)(x, generator)
+        low = min(max(segment.low, SIGMA_MIN), high)
         if low > segment.low:
-            x = gaussian_transport(population.noised(segment.low), population.noised(low), 0)(x)
-        if low == segment.high:
+            x = normal_flow(self.population(branch, low).moments, segment.low, low)(x, generator)
+        if low == high:
             return x
-        sigmas = self.levels(segment.high, low)[::-1]
-        trend = self.trend(segment.denoiser_branch, low)(x).to(self.device)
-        return self.solver(self.denoise_on(segment.denoiser_branch), x.to(self.device), sigmas, trend=trend).cpu()
+        trend = self.trend(branch, low)(x).to(self.device)
+        return self.solver(self.denoise_on(branch), x.to(self.device), self.levels(high, low)[::-1], trend=trend).cpu()
 
-    def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor) -> Tensor:
-        """Encode cells along a path (given from top to bottom) up to an ancestor, a branch of the denoiser.
-
-        Inverse of :meth:`decode_path`, by the same steps.
-        """
+    def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
+        """Encode cells along a path (given from top to bottom) up to an ancestor, a branch of the denoiser."""
         above = [ancestor, *(segment.denoiser_branch for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
-            x = self.encode_branch(segment, x)
-            x = self.transported(segment.denoiser_branch, parent, segment.high, x)
+            x = self.encode_branch(segment, x, generator)
+            x = self.transported(segment.denoiser_branch, parent, segment.high, x, generator)
         return x
 
     def decode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
         """Decode cells of an ancestor, a branch of the denoiser, along a path below it, cells x dimensions."""
         for segment in segments:
-            x = self.transported(ancestor, segment.denoiser_branch, segment.high, x)
+            x = self.transported(ancestor, segment.denoiser_branch, segment.high, x, generator)
             x = self.decode_branch(segment, x, generator)
             ancestor = segment.denoiser_branch
         return x
@@ -295,28 +170,51 @@ class TreeWalk:
     def transmute(self, x: Tensor, cell_type: str, to: str, generator: torch.Generator) -> Tensor:
         """Encode cells of a type up to its common ancestor with another, and decode them to that, cells x dimensions.
 
-        They are encoded by the probability-flow ODE; with ``settings.stochastic``, by fresh noise.
+        They are encoded by the probability-flow ODE; with ``settings.stochastic``, by fresh noise. Where no branch
+        between the ancestor and either type has a network, both types are normal, and transport at the level of the
+        ancestor maps one to the other: without fresh noise, cells keep their place, and return if they are transmuted
+        back.
         """
         ancestor = self.hierarchy.common_ancestor(cell_type, to)
-        branches = self.hierarchy.denoiser_branches
+        up, down = (self.hierarchy.path_below(ancestor, name) for name in (cell_type, to))
+        level, source = ancestor.level, self.hierarchy.denoiser_branches[cell_type]
+        closed = not any(self.has_learned(segment) for segment in (*up, *down))
         if self.settings.stochastic:
-            x = x + ancestor.level * torch.randn(x.shape, generator=generator)
-            x = self.transported(branches[cell_type], branches[ancestor.name], ancestor.level, x)
+            x = x + level * torch.randn(x.shape, generator=generator)
+        elif closed:
+            x = normal_flow(self.normal(cell_type), 0, level)(x, generator)
+        if closed:
+            x = gaussian_transport(self.normal(cell_type), self.normal(to), level)(x)
+            return normal_flow(self.normal(to), level, 0, churn=self.churn)(x, generator)
+        top = self.hierarchy.denoiser_branches[ancestor.name]
+        if self.settings.stochastic:
+            x = self.transported(source, top, level, x, generator)
         else:
-            x = self.encode_path(branches[ancestor.name], self.hierarchy.path_below(ancestor, cell_type), x)
-        return self.decode_path(branches[ancestor.name], self.hierarchy.path_below(ancestor, to), x, generator)
+            x = self.encode_path(top, up, x, generator)
+        return self.decode_path(top, down, x, generator)
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample cells of one type, each from its own start at the root, cells x dimensions."""
-        first, *later = self.hierarchy.path(cell_type)
+        """Sample cells of one type, each from its own start, cells x dimensions.
+
+        The start is at the upper end of the first branch with a network; below the last one, the type is normal.
+        """
+        path = self.hierarchy.path(cell_type)
+        learned = [i for i, segment in enumerate(path) if self.has_learned(segment)]
+        if not learned:
+            population = self.population(self.hierarchy.denoiser_branches[cell_type], 0.0)
+            return self.start(population, 0.0, n_cells, generator)
+        first, last = path[learned[0]], path[learned[-1]]
         x = self.decode_branch(first, self.start_branch(first, n_cells, generator), generator)
-        return self.decode_path(first.denoiser_branch, later, x, generator)
+        x = self.decode_path(first.denoiser_branch, path[learned[0] + 1 : learned[-1] + 1], x, generator)
+        below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
+        return self.decode_path(last.denoiser_branch, below, x, generator)
 
     def shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample ``n_cells`` at the lower end of each branch; row i of all descends from one sample of the root.
 
         The samples of an ancestor serve all of its children, so that a path above a node is sampled once. The samples
-        of a branch do not depend on which others are sampled.
+        of a branch do not depend on which others are sampled. Transport to all children of a branch has the same random
+        numbers, so that a cell is of the same component of the mixture for all.
 
         Parameters
         ----------
@@ -332,8 +230,9 @@ class TreeWalk:
                     continue
                 generator = torch_generator(seed, segment.denoiser_branch)
                 if above:
-                    x = samples[above]
-                    x = self.transported(above[-1].denoiser_branch, segment.denoiser_branch, segment.high, x)
+                    parent = above[-1].denoiser_branch
+                    drawn = torch_generator(seed, "transport", parent)
+                    x = self.transported(parent, segment.denoiser_branch, segment.high, samples[above], drawn)
                 else:
                     x = self.start_branch(segment, n_cells, generator)
                 samples[here] = self.decode_branch(segment, x, generator) if segment.high > segment.low else x
@@ -346,6 +245,6 @@ class TreeWalk:
             return path
         return (*path, replace(end, high=end.low))
 
-    def transported(self, source: int, target: int, sigma: float, x: Tensor) -> Tensor:
+    def transported(self, source: int, target: int, sigma: float, x: Tensor, generator: torch.Generator) -> Tensor:
         """Transport cells from one branch of the denoiser to another at a noise level, cells x dimensions."""
-        return x if source == target else self.transport_map(source, target, sigma)(x)
+        return x if source == target else self.transport_map(source, target, sigma)(x, generator)

@@ -64,18 +64,15 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 def denoise(sampler: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     """Denoised x of a branch's cells, cells x dimensions.
 
-    A branch of no length has no training, so there it is what would be right for a normal population.
+    A branch of no length has no training, so there it is the closed form.
     """
     if sigma == 0:
         return x
     end, device = sampler.path_to_lower_end(branch)[-1], sampler.device
     x, level = x.to(device), torch.tensor([sigma], device=device)
     index = torch.tensor([end.denoiser_branch], device=device)
-    clean: Tensor
-    if end.high > end.low:
-        clean = sampler.denoiser(x, level, index)
-    else:
-        clean, _ = sampler.denoiser.standardise(x, level[:, None], index)
+    denoised = sampler.denoiser if end.high > end.low else sampler.denoiser.closed_form
+    clean: Tensor = denoised(x, level, index)
     return clean.cpu()
 
 

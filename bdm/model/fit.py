@@ -22,7 +22,7 @@ from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, type_moments
 from bdm.model.model import BranchedModel, composition_of
 from bdm.provenance import preparation, provenance
-from bdm.seeds import derive, torch_generator
+from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
 from bdm.threads import using_threads
 
@@ -160,13 +160,13 @@ def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, 
     TrainingError
         If there is such a cell type.
     """
-    generated = sampler.shared(cells.cell_types, N_CHECKED_CELLS, derive(seed, "look"))
     for code, cell_type in enumerate(cells.cell_types):
         chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
         x = whitening(
             cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
         )
-        spread, off = spread_and_distance(generated[cell_type], x)
+        generated = sampler.independent(cell_type, N_CHECKED_CELLS, torch_generator(seed, "look", cell_type))
+        spread, off = spread_and_distance(generated, x)
         if not (spread >= LEAST_SPREAD and off <= FARTHEST):
             problem = (
                 f"have {spread:.2g} times the spread of the training cells"

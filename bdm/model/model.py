@@ -15,8 +15,11 @@ from torch import Tensor
 from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
 from bdm.checksums import read_checksummed_json
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape, principal_axes
-from bdm.diffusion.sampler import Solver, Start, Transport, TreeWalk, dpm_solver, gaussian_start, gaussian_transport
+from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.populations import BranchPopulations
+from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.solver import Solver, dpm_solver
+from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
 from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_type
 from bdm.hierarchy.tree import Hierarchy
@@ -85,9 +88,9 @@ class BranchedModel:
         self,
         settings: SamplerSettings = SamplerSettings(),
         *,
-        start: Start = gaussian_start,
+        start: Start = mixture_start,
         solver: Solver = dpm_solver,
-        transport: Transport = gaussian_transport,
+        transport: Transport = mixture_transport,
     ) -> TreeWalk:
         """Make the sampler of whitened cells, with other pieces than the default where they are given."""
         return TreeWalk(self.denoiser, self.hierarchy, settings, transport=transport, solver=solver, start=start)
@@ -170,19 +173,13 @@ def with_more_cells(composition: pd.DataFrame, cell_type: str, n_cells: pd.Serie
 
 
 def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:
-    """Add a branch to a denoiser, with the moments of its population and its embedding."""
+    """Add the branch of a leaf to a denoiser, which is in no mixture of the others, with its embedding."""
     extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
-    axes, variance = principal_axes(normal.covariance)
-    added = {
-        "mean": normal.mean,
-        "axes": axes,
-        "variance": variance,
-        "branch.weight": embedding,
-    }
+    populations = denoiser.populations.with_branch(BranchPopulations.of_leaf(normal).to(denoiser.mean.device))
     state = denoiser.state_dict()
-    extended.load_state_dict(
-        state | {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
-    )
+    added = {"branch.weight": embedding, "learned": torch.tensor(True)}
+    rows = {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
+    extended.load_state_dict(state | vars(populations) | rows)
     return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 

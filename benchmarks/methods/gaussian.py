@@ -12,7 +12,7 @@ class NormalTypes(TreeWalk):
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""
-        population = self.population(self.hierarchy.denoiser_branches[cell_type])
+        population = self.population(self.hierarchy.denoiser_branches[cell_type], 0.0)
         return self.start(population, 0.0, n_cells, generator)
 
 

@@ -1,18 +1,23 @@
 """Ablation: `bdm` without transport: cells pass from a branch to its child unchanged."""
 
-from collections.abc import Callable
 from functools import partial
 
 import ablation
+import torch
 from torch import Tensor
 
 from bdm.diffusion.sampler import TreeWalk
-from bdm.latent.moments import Normal
+from bdm.diffusion.transport import Map
+from bdm.latent.mixtures import Mixture
 
 
-def identity(source: Normal, target: Normal, sigma: float) -> Callable[[Tensor], Tensor]:
+def identity(source: Mixture, target: Mixture, sigma: float) -> Map:
     """Return the map that leaves cells where they are."""
-    return lambda x: x
+
+    def unchanged(x: Tensor, generator: torch.Generator) -> Tensor:
+        return x
+
+    return unchanged
 
 
 if __name__ == "__main__":

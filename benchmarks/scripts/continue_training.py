@@ -14,6 +14,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.fit import denoising_losses, sample_noised
+from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
@@ -127,11 +128,7 @@ def with_leaf_branch(known: BranchedDenoiser, moments: TypeMoments, hierarchy: H
     nearest = int((moments.mean[:-1] - moments.mean[-1]).norm(dim=1).argmin())
     normal = Normal(moments.mean[-1], moments.covariance[-1])
     denoiser = with_branch(known, normal, known.branch.weight[1 + nearest].detach().clone())  # the root is first
-    populations = [moments.mixture(tuple(hierarchy.leaves(branch.name))) for branch in hierarchy.branches]
-    denoiser.set_populations(
-        torch.stack([population.mean for population in populations]),
-        torch.stack([population.covariance for population in populations]),
-    )
+    denoiser.set_populations(BranchPopulations.of(moments, hierarchy))
     return denoiser.requires_grad_(True)
 
 

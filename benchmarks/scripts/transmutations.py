@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bdm.diffusion.sampler import gaussian_transport
+from bdm.diffusion.transport import gaussian_transport
 from bdm.model.model import BranchedModel
 from bdm.settings import SamplerSettings
 from bdm.transmutation.request import mean

@@ -1,0 +1,152 @@
+"""Normals that stand for the cells of each branch, and the mixture of a branch at a noise level."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.latent.mixtures import Mixture, denoised_by_mixture, log_densities
+from bdm.latent.moments import Normal, TypeMoments
+
+MERGED = 3.0  # from so many times its spread on, the cells of a branch count as one normal
+
+
+@dataclass(frozen=True)
+class BranchPopulations:
+    """Normals that stand for the cells of each branch, from which the mixture at a branch and noise level is made.
+
+    The mixture of branch v at noise level sigma has as components the branches below v, or v itself, whose interval
+    from ``lower`` to ``upper`` contains sigma: the leaves at little noise and, where the children of a clade have
+    merged, the clade as one normal. The interval of v itself has no upper end.
+
+    Attributes
+    ----------
+    mean, axes, variance
+        Moments of the cells of each branch: branches x dimensions, branches x dimensions x dimensions (axes in
+        columns), branches x dimensions.
+    log_weight
+        Logarithm of the share of each branch in training, up to a constant.
+    below
+        Whether a branch (column) is another (row), or below it.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variance: Tensor
+    log_weight: Tensor
+    lower: Tensor
+    upper: Tensor
+    below: Tensor
+
+    @classmethod
+    def unset(cls, n_branches: int, n_input: int) -> BranchPopulations:
+        """Give each branch a standard normal, and no branch another below it."""
+        return cls(
+            torch.zeros(n_branches, n_input),
+            torch.eye(n_input).repeat(n_branches, 1, 1),
+            torch.ones(n_branches, n_input),
+            torch.zeros(n_branches),
+            torch.zeros(n_branches),
+            torch.full((n_branches,), torch.inf),
+            torch.eye(n_branches, dtype=torch.bool),
+        )
+
+    @classmethod
+    def of(cls, moments: TypeMoments, hierarchy: Hierarchy, *, merged: float = MERGED) -> BranchPopulations:
+        """Compute the populations of the branches of a hierarchy, in its order."""
+        names = [branch.name for branch in hierarchy.branches]
+        row = {name: i for i, name in enumerate(names)}
+        weight = dict(zip(moments.cell_types, moments.weight.double().tolist(), strict=True))
+        leaves = [tuple(hierarchy.leaves(name)) for name in names]
+        normals = [moments.mixture(of_branch) for of_branch in leaves]
+        axes, variance = principal_axes(torch.stack([normal.covariance for normal in normals]))
+        below = torch.eye(len(names), dtype=torch.bool)
+        for branch in reversed(hierarchy.branches):  # every parent comes before its children
+            if branch.parent is not None:
+                below[row[branch.parent]] |= below[row[branch.name]]
+        parents = [None if branch.parent is None else hierarchy.by_name[branch.parent] for branch in hierarchy.branches]
+        return cls(
+            torch.stack([normal.mean for normal in normals]),
+            axes,
+            variance,
+            torch.tensor([math.log(sum(weight[leaf] for leaf in of_branch)) for of_branch in leaves]),
+            torch.tensor([merging_level(branch, merged) for branch in hierarchy.branches]),
+            torch.tensor([math.inf if parent is None else merging_level(parent, merged) for parent in parents]),
+            below,
+        )
+
+    @classmethod
+    def of_leaf(cls, normal: Normal) -> BranchPopulations:
+        """Give one branch, without others below it, a normal."""
+        axes, variance = principal_axes(normal.covariance[None])
+        alone = cls.unset(1, len(normal.mean))
+        return cls(normal.mean[None], axes, variance, alone.log_weight, alone.lower, alone.upper, alone.below)
+
+    def with_branch(self, leaf: BranchPopulations) -> BranchPopulations:
+        """Add a branch that is in no mixture of the others."""
+        rows = {field.name: (getattr(self, field.name), getattr(leaf, field.name)) for field in fields(self)}
+        square = torch.block_diag(*(below.to(torch.uint8) for below in rows.pop("below"))).bool()
+        return BranchPopulations(**{name: torch.cat(both) for name, both in rows.items()}, below=square)
+
+    def to(self, device: torch.device) -> BranchPopulations:
+        """Move to a device."""
+        return BranchPopulations(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def components(self, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Whether each branch is a component of the mixture of a cell, cells x branches.
+
+        Parameters
+        ----------
+        sigma
+            Noise level, one per cell, or one for all.
+        branch
+            Index of the branch, one per cell, or one for all.
+        """
+        itself = torch.arange(len(self.below), device=branch.device) == branch[:, None]
+        within = (self.lower <= sigma[:, None]) & ((sigma[:, None] < self.upper) | itself)
+        return self.below[branch] & within
+
+    def mixture(self, branch: int, sigma: float) -> Mixture:
+        """Mixture, without noise, of the cells of a branch, with the components that it has at a noise level."""
+        level, index = torch.tensor([sigma], device=self.mean.device), torch.tensor([branch], device=self.mean.device)
+        chosen = self.components(level, index)[0].nonzero().squeeze(1)
+        mean, axes, variance = (of[chosen].cpu().double() for of in (self.mean, self.axes, self.variance))
+        weight = self.log_weight[chosen].cpu().double().softmax(dim=0)
+        return Mixture(weight, mean, (axes * variance[:, None]) @ axes.mT)
+
+    def denoised(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoised x of the mixtures of the branches; the arguments as of :meth:`BranchedDenoiser.forward`."""
+        components = self.components(sigma, branch)
+        if len(components) == 1:
+            chosen = components[0].nonzero().squeeze(1)
+            log_weight, mean, axes, variance = (
+                of[chosen] for of in (self.log_weight, self.mean, self.axes, self.variance)
+            )
+            return denoised_by_mixture(x, log_weight, mean, axes, variance, sigma**2)
+        cell, component = components.nonzero(as_tuple=True)
+        noise = sigma.expand(len(x))[cell, None] ** 2
+        axes, variance = self.axes[component], self.variance[component]
+        along = (x[cell] - self.mean[component])[:, None] @ axes
+        density = log_densities(along, variance + noise, self.log_weight[component]).squeeze(1)
+        share = torch.full(components.shape, -torch.inf, device=x.device)
+        share[cell, component] = density
+        share = share.softmax(dim=1)[cell, component]
+        clean = self.mean[component] + ((along.squeeze(1) * variance / (variance + noise))[:, None] @ axes.mT).squeeze(
+            1
+        )
+        return torch.zeros_like(x).index_add(0, cell, share[:, None] * clean)
+
+
+def merging_level(branch: Branch, merged: float = MERGED) -> float:
+    """Noise level from which on the cells of a branch count as one normal: 0 for a leaf."""
+    return merged * math.hypot(1, branch.level) if branch.level else 0.0
+
+
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal axes of covariances (... x dimensions x dimensions), and the variances along these."""
+    variance, axes = torch.linalg.eigh(covariance.double())
+    return axes.float(), variance.clamp(min=0).float()

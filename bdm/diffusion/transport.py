@@ -1,0 +1,201 @@
+"""Maps between populations that are mixtures of normals: start, transport at a node, and the flow of one normal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.optimize import linprog
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from bdm.arrays import matrix_power
+from bdm.latent.mixtures import Mixture, choose
+from bdm.latent.moments import Normal
+
+Map = Callable[[Tensor, torch.Generator], Tensor]  # of cells, cells x dimensions
+
+
+class Start(Protocol):
+    """Samples cells of a population at a noise level; :func:`mixture_start` by default."""
+
+    def __call__(self, population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+        """Sample ``n_cells``, cells x dimensions."""
+
+
+class Transport(Protocol):
+    """Computes a map of cells from one population to another; :func:`mixture_transport` by default."""
+
+    def __call__(self, source: Mixture, target: Mixture, sigma: float) -> Map:
+        """Return the map of noised cells (cells x dimensions), given both populations without noise.
+
+        The map draws what is random in it from the generator that it is called with.
+        """
+
+
+def mixture_start(population: Mixture, sigma: float, n_cells: int, generator: torch.Generator) -> Tensor:
+    """Sample cells of a population at a noise level, cells x dimensions."""
+    return population.noised(sigma).sample(n_cells, generator).float()
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """The map x -> target + (x - source) A, cells x dimensions, computed in double precision."""
+
+    source: Tensor
+    matrix: Tensor
+    target: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map cells, cells x dimensions."""
+        return (self.target + (x.double() - self.source) @ self.matrix).to(x.dtype)
+
+
+def gaussian_transport(source: Normal, target: Normal, sigma: float) -> AffineMap:
+    """Optimal transport map between two noised normal populations.
+
+    With S = covariance + sigma**2 I, the map ``m_u + A (x - m_v)``,
+    ``A = S_v^-1/2 (S_v^1/2 S_u S_v^1/2)^1/2 S_v^-1/2``, brings samples of the source v to the distribution of the
+    target u (Dowson & Landau 1982, J Multivar Anal 12:450).
+
+    Parameters
+    ----------
+    source, target
+        Moments of the populations without noise.
+    sigma
+        Noise level.
+    """
+    one, other = (Mixture.of([normal]).noised(sigma) for normal in (source, target))
+    return _map_of_components(one, 0, other, 0)
+
+
+def _map_of_components(source: Mixture, one: int, target: Mixture, other: int) -> AffineMap:
+    """Optimal transport map from a component of a mixture to a component of another."""
+    root, inverse_root = source.roots[one], source.inverse_roots[one]
+    matrix = inverse_root @ matrix_power(root @ target.covariance[other] @ root, 0.5) @ inverse_root
+    return AffineMap(source.mean[one], matrix, target.mean[other])
+
+
+def mixture_transport(source: Mixture, target: Mixture, sigma: float) -> MixtureMap:
+    """Transport between two noised mixtures: a coupling of their components, and the map between normals for each pair.
+
+    It brings samples of the source exactly to the distribution of the target (Delon & Desolneux 2020, SIAM J Imaging
+    Sci 13:936). Between one component each, it is :func:`gaussian_transport`.
+
+    Parameters
+    ----------
+    source, target
+        Populations without noise.
+    sigma
+        Noise level.
+    """
+    return MixtureMap(source.noised(sigma), target.noised(sigma))
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureMap:
+    """Transport from a mixture to another.
+
+    For each cell, a component i of the source is drawn from its responsibilities, a component j of the target from the
+    coupling given i, and the cell is mapped by the optimal map from normal i to normal j.
+    """
+
+    source: Mixture
+    target: Mixture
+
+    @cached_property
+    def plan(self) -> Tensor:
+        """Share of each component of the target, given a component of the source; components x components."""
+        return coupling(self.source, self.target)
+
+    @cached_property
+    def between(self) -> Callable[[int, int], Callable[[Tensor], Tensor]]:
+        """Function that returns the map from a component of the source to one of the target; computes each once."""
+
+        @cache
+        def between(one: int, other: int) -> Callable[[Tensor], Tensor]:
+            from_, to = ((of.mean[k], of.covariance[k]) for of, k in ((self.source, one), (self.target, other)))
+            if all(map(torch.equal, from_, to)):
+                return lambda x: x
+            return _map_of_components(self.source, one, self.target, other)
+
+        return between
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Map cells, cells x dimensions."""
+        one = choose(self.source.responsibilities(x), generator)
+        other = choose(self.plan[one], generator)
+        mapped = torch.empty_like(x)
+        pair = one * self.target.n_components + other
+        for number in pair.unique().tolist():
+            chosen = pair == number
+            mapped[chosen] = self.between(*divmod(number, self.target.n_components))(x[chosen])
+        return mapped
+
+
+def coupling(source: Mixture, target: Mixture) -> Tensor:
+    """Optimal coupling of the components of two mixtures, as the share of each target given each source.
+
+    The cost of a pair of normals is the root of ``|m_i - m_j|**2 + |S_i^1/2 - S_j^1/2|**2``, which is their Wasserstein
+    distance where the covariances commute, as they nearly do with noise, and else an upper bound. As it is a distance,
+    not a squared one as in Delon & Desolneux 2020, cells of a component that both mixtures have stay there.
+    """
+    n_source, n_target = source.n_components, target.n_components
+    if n_source == 1 or n_target == 1:
+        return target.weight.expand(n_source, -1)
+    one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1).numpy() for of in (source, target))
+    cost = cdist(one, other)
+    rows = sparse.kron(sparse.eye(n_source), np.ones((1, n_target)))
+    columns = sparse.kron(np.ones((1, n_source)), sparse.eye(n_target))
+    shares = torch.cat([source.weight, target.weight]).numpy()
+    constraints: Any = sparse.vstack([rows, columns]).tocsc()
+    found = linprog(cost.ravel(), A_eq=constraints, b_eq=shares, method="highs")
+    plan = torch.from_numpy(found.x).reshape(n_source, n_target).clamp(min=0)
+    total = plan.sum(dim=1, keepdim=True)
+    # A share below the tolerance of the solver may be 0
+    return torch.where(total > 0, plan / total, target.weight)
+
+
+def normal_flow(population: Normal, high: float, low: float, *, churn: float = 0.0) -> Map:
+    """Solution of the diffusion of a normal population from noise level ``high`` to ``low``, in closed form.
+
+    In units of the spread of the noised population along its principal axes, the probability-flow ODE leaves cells
+    where they are, and fresh noise replaces a share of them: they keep ``rho = (S_low / S_high)**(churn / 2)``.
+
+    Parameters
+    ----------
+    high, low
+        Noise levels, either of which may be the larger one if ``churn`` is 0.
+    churn
+        Rate of fresh noise, as of :func:`bdm.diffusion.solver.dpm_solver`.
+    """
+    variance, axes = torch.linalg.eigh(population.covariance.double())
+    variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)
+    from_, to = variance + high**2, variance + low**2
+    kept = (to / from_) ** (churn / 2)
+    mean = population.mean.double()
+    flow = AffineMap(mean, (axes * ((to / from_).sqrt() * kept)) @ axes.T, mean)
+    fresh = (to * (1 - kept**2)).sqrt()
+
+    def follow(x: Tensor, generator: torch.Generator) -> Tensor:
+        if not churn:
+            return flow(x)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        away: Tensor = noise * fresh @ axes.T
+        return flow(x) + away.to(x.dtype)
+
+    return follow
+
+
+def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
+    """Compute the derivative of the denoised x by log sigma along the path of x, for a normal population."""
+    covariance = population.covariance.double()
+    noised = torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance), dtype=torch.float64))
+    matrix = -(sigma**2) * covariance @ noised @ noised
+    mean = population.mean.double()
+    return AffineMap(mean, matrix, torch.zeros_like(mean))
