@@ -38,8 +38,8 @@ def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -
     """
     source, target = source / source.sum(), target / target.sum()
     n_sources, n_targets = cost.shape
-    if n_targets == 1:
-        return np.ones((n_sources, 1))
+    if n_sources == 1 or n_targets == 1:
+        return np.tile(target, (n_sources, 1))
     given: Any = sparse.vstack(
         [
             sparse.kron(sparse.eye(n_sources), np.ones((1, n_targets))),
@@ -48,4 +48,6 @@ def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -
     )
     found: Any = linprog(cost.ravel(), A_eq=given.tocsc(), b_eq=np.concatenate([source, target]), method="highs")
     moved = np.clip(found.x.reshape(cost.shape), 0, None)
-    return np.asarray(moved / moved.sum(axis=1, keepdims=True))
+    total = moved.sum(axis=1, keepdims=True)
+    # A share below the tolerance of the solver may be 0
+    return np.where(total > 0, moved / np.where(total > 0, total, 1), target)

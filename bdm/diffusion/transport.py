@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
-from scipy import sparse
-from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from bdm.arrays import matrix_power
+from bdm.arrays import matrix_power, optimal_coupling
 from bdm.latent.mixtures import Mixture, choose
 from bdm.latent.moments import Normal
 
@@ -145,20 +142,8 @@ def coupling(source: Mixture, target: Mixture) -> Tensor:
     distance where the covariances commute, as they nearly do with noise, and else an upper bound. As it is a distance,
     not a squared one as in Delon & Desolneux 2020, cells of a component that both mixtures have stay there.
     """
-    n_source, n_target = source.n_components, target.n_components
-    if n_source == 1 or n_target == 1:
-        return target.weight.expand(n_source, -1)
     one, other = (torch.cat([of.mean, of.roots.flatten(1)], dim=1).numpy() for of in (source, target))
-    cost = cdist(one, other)
-    rows = sparse.kron(sparse.eye(n_source), np.ones((1, n_target)))
-    columns = sparse.kron(np.ones((1, n_source)), sparse.eye(n_target))
-    shares = torch.cat([source.weight, target.weight]).numpy()
-    constraints: Any = sparse.vstack([rows, columns]).tocsc()
-    found = linprog(cost.ravel(), A_eq=constraints, b_eq=shares, method="highs")
-    plan = torch.from_numpy(found.x).reshape(n_source, n_target).clamp(min=0)
-    total = plan.sum(dim=1, keepdim=True)
-    # A share below the tolerance of the solver may be 0
-    return torch.where(total > 0, plan / total, target.weight)
+    return torch.from_numpy(optimal_coupling(source.weight.numpy(), target.weight.numpy(), cdist(one, other)))
 
 
 def normal_flow(population: Normal, high: float, low: float, *, churn: float = 0.0) -> Map:
