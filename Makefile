@@ -74,7 +74,7 @@ config: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# TARGET is all, atlas, augment, extend, many, threshold, transmute or tree.
+# TARGET is all, atlas, augment, coarse, extend, many, populations, threshold, transmute or tree.
 benchmark: TARGET ?= all
 benchmark: .venv/benchmark
 	@test -d "$(DATA)" || { echo "Name the folder with the data sets, as in make benchmark DATA=cells"; exit 2; }

@@ -11,6 +11,7 @@ DATASETS = {name: dataset or {} for name, dataset in config["datasets"].items()}
 TRANSMUTED = config["transmute"]["datasets"]
 ANNOTATED = config["tree"]["datasets"]
 COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].items()}
+UNLABELLED = config["populations"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 

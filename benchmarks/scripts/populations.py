@@ -1,0 +1,61 @@
+"""Divide cells without labels into populations by bdm, and into clusters by Leiden, beside labels that people gave."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import pandas as pd
+import scanpy as sc
+import typer
+
+from bdm.data.prepare import read_prepared
+from bdm.files import atomic_write
+from bdm.latent.cells import read_latent
+
+BDM = "bdm"
+LABEL = "label: "  # before the name of a column of labels
+
+
+def clusters(counts: ad.AnnData, resolutions: list[float], *, seed: int) -> pd.DataFrame:
+    """Cluster cells by scanpy's standard steps, at each resolution.
+
+    References
+    ----------
+    Traag et al. 2019, https://doi.org/10.1038/s41598-019-41695-z
+    """
+    cells = ad.AnnData(counts.X.copy(), obs=pd.DataFrame(index=counts.obs_names))
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    sc.pp.pca(cells, random_state=seed)
+    sc.pp.neighbors(cells, random_state=seed)
+    for resolution in resolutions:
+        how = {"flavor": "igraph", "n_iterations": 2, "directed": False}
+        sc.tl.leiden(cells, resolution, key_added=f"leiden {resolution:g}", random_state=seed, **how)
+    return cells.obs
+
+
+def labels_of(obs: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Columns of labels; what the data have as ``cell_type``, ``bdm prepare`` keeps under another name."""
+    columns = {name: obs.get(f"{name}_input", obs.get(name)) for name in names}
+    return pd.DataFrame({f"{LABEL}{name}": column.astype(str) for name, column in columns.items()})
+
+
+def main(
+    prepared: Path,
+    autoencoder: Path,
+    out: Path,
+    *,
+    label: Annotated[list[str], typer.Option()],
+    resolution: Annotated[list[float], typer.Option()],
+    seed: int = 0,
+) -> None:
+    """Write a table with a row for each cell, and a column for each division."""
+    cells, latent = read_prepared(prepared), read_latent(autoencoder)
+    populations = latent.obs["sub_population"].astype(str).rename(BDM)
+    table = pd.concat([labels_of(cells.obs, label), populations, clusters(cells, resolution, seed=seed)], axis=1)
+    with atomic_write(out) as path:
+        table.to_csv(path, index_label="cell")
+
+
+if __name__ == "__main__":
+    typer.run(main)
