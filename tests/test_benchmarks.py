@@ -37,6 +37,7 @@ METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"
 TRANSMUTED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
 COARSE = CONFIG["coarse"]["datasets"]
+UNLABELLED = CONFIG["populations"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 COMMANDS = typer.main.get_command(app).commands
@@ -88,9 +89,9 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
+    for name, dataset in {**UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "atlas", "augment", "coarse", "extend", "many", "threshold", "transmute", "tree"]
+    targets = ["all", "atlas", "augment", "coarse", "extend", "many", "populations", "threshold", "transmute", "tree"]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -106,8 +107,9 @@ def test_dry_run_plans_all_runs(planned):
     n_transmuted = len(TRANSMUTED) * len(SEEDS)
     assert (jobs["evaluate"], jobs["prepare"]) == (
         n_runs,
-        n_runs + n_transmuted + len(ANNOTATED.keys() - DATASETS) * len(SEEDS),
+        n_runs + n_transmuted + (len(ANNOTATED.keys() - DATASETS) + len(UNLABELLED.keys() - COARSE)) * len(SEEDS),
     ), planned
+    assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
@@ -149,7 +151,7 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "tree", "tree_table"),
-        *("many_cells", "many_table", "coarse_table"),
+        *("many_cells", "many_table", "coarse_table", "populations", "populations_table"),
         *("atlas", "atlas_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
@@ -572,6 +574,46 @@ ANNOTATION = pd.DataFrame(
         "all": "all",
     }
 )
+
+
+def test_populations_are_those_of_the_autoencoder_beside_the_labels(trained, prepared, tmp_path):
+    pytest.importorskip("igraph")
+    labelled = prepared.copy()
+    labelled.obs["cell_type_input"] = labelled.obs["cell_type"].astype(str) + " before"
+    labelled.write_h5ad(tmp_path / "prepared.h5ad")
+    script = load("scripts/populations.py")
+    script.main(
+        tmp_path / "prepared.h5ad",
+        trained / "autoencoder",
+        tmp_path / "out.csv",
+        label=["cell_type", "louvain"],
+        resolution=[0.1, 2],
+    )
+    table = pd.read_csv(tmp_path / "out.csv", index_col="cell")
+    assert list(table) == ["label: cell_type", "label: louvain", "bdm", "leiden 0.1", "leiden 2"]
+    assert table["label: cell_type"].tolist() == labelled.obs["cell_type_input"].tolist()
+    assert table["leiden 0.1"].nunique() < table["leiden 2"].nunique()
+    latent = anndata.read_h5ad(trained / "autoencoder/latent.h5ad")
+    assert table["bdm"].tolist() == latent.obs["sub_population"].astype(str).tolist()
+
+
+def test_populations_are_compared_with_labels_and_between_seeds(tmp_path):
+    label, cells = ["B", "B", "T", "T"], ["1", "2", "3", "4"]
+    of_seeds = {0: ["a", "a", "b", "b"], 1: ["x", "x", "y", "y"], 2: ["x", "y", "x", "y"]}
+    paths = []
+    for seed, found in of_seeds.items():
+        path = tmp_path / f"blood/{seed}/populations.csv"
+        path.parent.mkdir(parents=True)
+        table = pd.DataFrame({"label: cell_type": label, "bdm": found}, index=pd.Index(cells, name="cell"))
+        table.sample(frac=1, random_state=seed).to_csv(path)
+        paths.append(path)
+    run("scripts/populations_table.py", tmp_path / "out.csv", tmp_path / "out.md", *paths)
+    scores = pd.read_csv(tmp_path / "out.csv").set_index(["score", "seed"])["value"]
+    assert scores["groups"].tolist() == [2, 2, 2]
+    assert scores["cell_type"].tolist() == [1, 1, -0.5]
+    assert scores["agreement of seeds"].to_dict() == {"0, 1": 1, "0, 2": -0.5, "1, 2": -0.5}
+    text = (tmp_path / "out.md").read_text()
+    assert "| bdm | 2 | 0.50 (-0.50 to 1.00) | 0.00 (-0.50 to 1.00) |" in text
 
 
 def test_named_groups_are_of_several_types_but_not_all():

@@ -3,28 +3,10 @@ def flags(name, values):
     return " ".join(f"--{name} {value}" for value in values)
 
 
-# Type-specific decoders do not affect the populations.
-rule populations_autoencoder:
-    input:
-        cells=rules.prepare.output.cells,
-    output:
-        autoencoder=directory("results/{data}/{seed}/autoencoders/populations"),
-    log:
-        "results/{data}/{seed}/logs/autoencoder-populations.log",
-    params:
-        options=options("autoencoder"),
-    shell:
-        "bdm autoencoder {input.cells} {output.autoencoder}"
-        " --shared-decoder"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
-
-
 rule populations_run:
     input:
         cells=rules.prepare.output.cells,
-        autoencoder=rules.populations_autoencoder.output.autoencoder,
+        autoencoder="results/{data}/{seed}/autoencoders/branched",
     output:
         cells="results/{data}/{seed}/populations.csv",
     log:

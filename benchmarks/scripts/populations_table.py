@@ -6,14 +6,15 @@ from pathlib import Path
 import pandas as pd
 import typer
 from as_text import OVER_SEEDS, markdown, over_seeds
+from coarse_table import smallest_to_largest
 from populations import LABEL
 from sklearn.metrics import adjusted_rand_score
 
-STABILITY = "agreement of seeds"
+GROUPS, STABILITY = "groups", "agreement of seeds"
 
 
 def scores_of_run(divided: pd.DataFrame) -> pd.DataFrame:
-    """Number of groups and agreement with each column of labels: method, score and value.
+    """Count groups, and compute their agreement with each column of labels: method, score and value.
 
     Parameters
     ----------
@@ -23,15 +24,14 @@ def scores_of_run(divided: pd.DataFrame) -> pd.DataFrame:
     labels = [column for column in divided if column.startswith(LABEL)]
     rows = []
     for method in divided.columns.drop(labels):
-        rows.append((method, "groups", float(divided[method].nunique())))
-        rows += [
-            (method, label.removeprefix(LABEL), adjusted_rand_score(divided[label], divided[method])) for label in labels
-        ]
+        rows.append((method, GROUPS, divided[method].nunique()))
+        for label in labels:
+            rows.append((method, label.removeprefix(LABEL), adjusted_rand_score(divided[label], divided[method])))
     return pd.DataFrame(rows, columns=["method", "score", "value"])
 
 
 def stability(by_seed: dict[int, pd.DataFrame]) -> pd.DataFrame:
-    """Adjusted Rand index of each method between two seeds, over the cells that both have, for each pair of seeds."""
+    """Compute the agreement of each method between each two seeds, over the cells that both have."""
     rows = []
     for one, other in combinations(sorted(by_seed), 2):
         cells = by_seed[one].index.intersection(by_seed[other].index)
@@ -57,6 +57,8 @@ def report(scores: pd.DataFrame) -> str:
     ]
     for data, of_data in scores.groupby("data", sort=False):
         values = of_data.groupby(["method", "score"], sort=False)["value"].agg(over_seeds).unstack(fill_value="")
+        n_groups = of_data[of_data["score"] == GROUPS].astype({"value": int}).groupby("method", sort=False)["value"]
+        values[GROUPS] = n_groups.agg(smallest_to_largest)
         parts += [f"## {data}", markdown(values[list(dict.fromkeys(of_data["score"]))])]
     return "\n\n".join(parts) + "\n"
 
