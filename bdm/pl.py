@@ -83,6 +83,7 @@ def hierarchy(
     names: bool = False,
     max_rows: int = MAX_ROWS,
     since: int | None = None,
+    sub_populations: bool = False,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes | None:
@@ -93,7 +94,7 @@ def hierarchy(
     model
         A fitted or loaded model, or the hierarchy of one, or a result that has a hierarchy.
     root
-        Draw only the clade below this branch.
+        Draw only the clade below this branch; of a cell type, its sub-populations.
     names
         Label the nodes with their names too.
     max_rows
@@ -101,6 +102,8 @@ def hierarchy(
     since
         Extension after which added types are highlighted; by default all types that were added, and of an
         :class:`~bdm.ExtensionReport` the types of this extension.
+    sub_populations
+        Draw each sub-population of a cell type; by default a cell type has one row.
 
     Examples
     --------
@@ -112,7 +115,8 @@ def hierarchy(
     if since is None:
         since = model.n_before if isinstance(model, ExtensionReport) else 0
     tree = model if isinstance(model, Hierarchy) else model.hierarchy
-    axis = plot_hierarchy(tree, ax=ax, new=plt.figure, root=root, names=names, max_rows=max_rows, since=since)
+    which: dict[str, Any] = {"root": root, "max_rows": max_rows, "since": since, "sub_populations": sub_populations}
+    axis = plot_hierarchy(tree, ax=ax, new=plt.figure, names=names, **which)
     return shown(axis, show=show, complete=ax is None)
 
 

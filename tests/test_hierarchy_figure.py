@@ -53,8 +53,30 @@ def with_added(hierarchy: Hierarchy, **added: int) -> Hierarchy:
     return replace(hierarchy, branches=tuple(branches))
 
 
+def divided(hierarchy: Hierarchy, numbers: dict[str, int], *, level: float = 0.5) -> Hierarchy:
+    """Let cell types have sub-populations, of equal numbers of cells, that all part at one level."""
+    branches: list[Branch] = []
+    for branch in hierarchy.branches:
+        n = numbers.get(branch.name, 1)
+        is_leaf = not hierarchy.children[branch.name]
+        cell_type = branch.name if is_leaf else None
+        branches.append(replace(branch, cell_type=cell_type, level=level if n > 1 else branch.level))
+        if n > 1:
+            below = {"parent": branch.name, "n_cells": branch.n_cells // n, "added": branch.added}
+            branches += [Branch(f"{branch.name}/{i}", level=0.0, cell_type=cell_type, **below) for i in range(1, n + 1)]
+    return replace(hierarchy, branches=tuple(branches))
+
+
+def divided_evenly(n_types: int) -> Hierarchy:
+    """Random tree in which every second type has three sub-populations."""
+    hierarchy = random(n_types)
+    return divided(hierarchy, dict.fromkeys(hierarchy.cell_types[::2], 3))
+
+
 HIERARCHIES = {
-    f"{make.__name__} {n_types}": make(n_types) for make in (caterpillar, star, random) for n_types in (2, 8, 500)
+    f"{make.__name__} {n_types}": make(n_types)
+    for make in (caterpillar, star, random, divided_evenly)
+    for n_types in (2, 8, 500)
 }
 every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES.values(), ids=HIERARCHIES)
 
@@ -64,6 +86,7 @@ every_hierarchy = pytest.mark.parametrize("hierarchy", HIERARCHIES.values(), ids
 def test_every_type_is_below_one_row(hierarchy, max_rows):
     view = view_of(hierarchy, max_rows=max_rows)
     assert sorted(t for end in view.ends for t in end.cell_types) == sorted(hierarchy.cell_types)
+    assert sorted(name for end in view.ends for name in end.populations) == sorted(hierarchy.populations)
     assert len(view.ends) == min(max_rows, len(hierarchy.cell_types))
     assert {name for name, row in view.rows.items() if row == int(row)} >= {end.branches[0].name for end in view.ends}
 
@@ -108,7 +131,57 @@ def test_figure_of_many_types_is_no_larger_than_of_sixty(hierarchy, tmp_path: Pa
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
     assert not any(one.overlaps(other) for one, other in pairwise(boxes))
     many = len(hierarchy.cell_types) > 60
-    assert any(" types " in label.get_text() for label in ax.get_yticklabels()) == many
+    texts = [label.get_text() for label in ax.get_yticklabels()]
+    assert any(" types " in text for text in texts) == many
+    alone = [hierarchy.populations_of(end.cell_types[0]) for end in view_of(hierarchy).ends if not end.collapsed]
+    assert sum(" (3 sub-populations, " in text for text in texts) == sum(len(names) == 3 for names in alone)
+
+
+@every_hierarchy
+@pytest.mark.parametrize("max_rows", [2, 4, 60])
+def test_every_population_is_below_one_row_where_all_are_asked_for(hierarchy, max_rows):
+    view = view_of(hierarchy, max_rows=max_rows, sub_populations=True)
+    assert sorted(name for end in view.ends for name in end.populations) == sorted(hierarchy.populations)
+    assert len(view.ends) == min(max_rows, len(hierarchy.populations))
+
+
+def labels_of(hierarchy: Hierarchy, **options) -> list[str]:
+    return [label.get_text() for label in plot_hierarchy(hierarchy, **options).get_yticklabels()]
+
+
+def test_cell_type_has_one_row_with_the_number_of_its_sub_populations():
+    hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
+    assert labels_of(hierarchy) == ["type 0  (3 sub-populations, 10)", "type 1  (2 sub-populations, 10)", "last  (10)"]
+    wedge = view_of(hierarchy).ends[0]
+    assert (wedge.divided, wedge.collapsed, wedge.level) == (True, False, 0.5)
+    assert "thin wedge" in plot_hierarchy(hierarchy).get_title(loc="left")
+    assert "wedge" not in plot_hierarchy(caterpillar(3)).get_title(loc="left")
+
+
+def test_sub_populations_are_plotted_where_asked_for():
+    hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
+    stray = replace(hierarchy.by_name["type 0/2"], nearer_to="last")
+    hierarchy = replace(hierarchy, branches=tuple(stray if b.name == stray.name else b for b in hierarchy.branches))
+    of_first = ["type 0/1  (3)", "type 0/2  (3, nearer to last)", "type 0/3  (3)"]
+    assert labels_of(hierarchy, sub_populations=True) == [*of_first, "type 1/1  (5)", "type 1/2  (5)", "last  (10)"]
+    assert labels_of(hierarchy, root="type 0") == of_first
+    assert "Sub-populations of type 0" in plot_hierarchy(hierarchy, root="type 0").get_title(loc="left")
+    assert labels_of(hierarchy, root="type 1/2") == ["type 1/2  (5)"]
+    text = [label.text for label in node_labels(view_of(hierarchy, sub_populations=True), names=False)]
+    assert text == ["3.0 · 100%", "2.0 · 100%", "type 0 · 0.5", "type 1 · 0.5"]
+
+
+def test_one_cell_type_alone_shows_its_sub_populations():
+    hierarchy = divided(Hierarchy((Branch("cells", None, 0.0, 30),), 9.0, 0.9), {"cells": 3})
+    assert labels_of(hierarchy) == ["cells/1  (10)", "cells/2  (10)", "cells/3  (10)"]
+
+
+def test_added_type_with_sub_populations_counts_once():
+    hierarchy = divided(with_added(caterpillar(500), type_490=1, type_3=1), {"type 490": 3, "type 3": 2, "type 4": 2})
+    labels = labels_of(hierarchy)
+    assert [text for text in labels if text.startswith("+ ")] == ["+ type 3  (2 sub-populations, 10)"]
+    assert [text for text in labels if "added" in text] == [labels[-1]]
+    assert labels[-1].startswith("node 59: 441 types, +1 added  (4,410)")
 
 
 def test_added_types_are_plotted_in_their_colour():

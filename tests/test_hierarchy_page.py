@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from test_hierarchy_figure import divided
 
 from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -46,6 +47,18 @@ def balanced(names: list[str], *, level: float = 8.0) -> Hierarchy:
 SMALL, LARGE = balanced(NAMES), balanced([f"type {i:03}" for i in range(500)])
 
 
+def with_stray(hierarchy: Hierarchy, **nearer: str) -> Hierarchy:
+    """Let sub-populations be nearer to another cell type; an underscore stands for a slash."""
+    nearest = {name.replace("_", "/"): cell_type for name, cell_type in nearer.items()}
+    branches = (replace(branch, nearer_to=nearest.get(branch.name)) for branch in hierarchy.branches)
+    return replace(hierarchy, branches=tuple(branches))
+
+
+# D has two sub-populations, and A has three, of which the second is nearer to C
+DIVIDED = with_stray(divided(balanced(list("ABCD")), {"A": 3, "D": 2}), A_2="C")
+MANY = divided(LARGE, dict.fromkeys(LARGE.cell_types, 3))
+
+
 class Scripts(HTMLParser):
     """Collects scripts, and what is loaded from elsewhere, as a browser reads a page."""
 
@@ -72,7 +85,7 @@ def data_in(page: str) -> dict:
     return json.loads(text)
 
 
-@pytest.mark.parametrize("hierarchy", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("hierarchy", [SMALL, LARGE, DIVIDED, MANY], ids=["small", "large", "divided", "many"])
 def test_page_holds_the_whole_tree(hierarchy):
     branches = data_in(tree_page(hierarchy))["branches"]
     assert [branch["name"] for branch in branches] == [branch.name for branch in hierarchy.branches]
@@ -81,14 +94,17 @@ def test_page_holds_the_whole_tree(hierarchy):
     for shown, branch in zip(branches, hierarchy.branches, strict=True):
         assert (shown["cells"], shown["support"], shown["added"]) == (branch.n_cells, branch.support, branch.added)
         assert shown["level"] == pytest.approx(branch.level, abs=1e-3)
+        assert shown.get("type", branch.name) == (branch.cell_type or branch.name)
+        assert shown.get("nearer") == branch.nearer_to
 
 
 def test_page_opens_what_the_figure_shows():
-    for root in ("node 1", "node 2"):
-        data = data_in(tree_page(LARGE, root=root, max_rows=30))
-        assert LARGE.branches[data["top"]].name == root
-        opened = [LARGE.branches[i].name for i in data["opened"]]
-        assert opened == list(view_of(LARGE, root=root, max_rows=30).opened)
+    for root, options in {"node 1": {}, "node 2": {"sub_populations": True}, "type 007": {}}.items():
+        data = data_in(tree_page(MANY, root=root, max_rows=30, **options))
+        assert MANY.branches[data["top"]].name == root
+        opened = [MANY.branches[i].name for i in data["opened"]]
+        assert opened == list(view_of(MANY, root=root, max_rows=30, **options).opened)
+        assert len(opened) == (29 if root.startswith("node") else 1)
 
 
 def test_names_cannot_break_out_of_the_data():
@@ -104,6 +120,7 @@ def test_page_needs_no_network():
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
     assert re.findall(r"https?://[^\"' )]+", page) == ["http://www.w3.org/2000/svg"]
     assert len(page.encode()) < 200_000
+    assert len(tree_page(MANY).encode()) < 400_000
 
 
 def test_table_lists_every_branch(tmp_path: Path):
@@ -116,6 +133,22 @@ def test_table_lists_every_branch(tmp_path: Path):
     assert (table["cell_types"].str.count("; ") + 1 == table["n_types"]).all()
     assert table.index[table["added"] == 1].tolist() == ["type 007"]
     assert (table.loc[table["n_types"] == 1, "level"] == 0).all()
+    assert (table["n_populations"] == table["n_types"]).all()
+    assert table["nearer_to"].isna().all()
+
+
+def test_table_lists_sub_populations(tmp_path: Path):
+    branch_table(DIVIDED).to_csv(tmp_path / "tree.csv", index=False)
+    table = pd.read_csv(tmp_path / "tree.csv").set_index("branch")
+    assert table["cell_type"].dropna().to_dict() == {
+        **dict.fromkeys(["A", "A/1", "A/2", "A/3"], "A"),
+        **{"B": "B", "C": "C"},
+        **dict.fromkeys(["D", "D/1", "D/2"], "D"),
+    }
+    assert table["nearer_to"].dropna().to_dict() == {"A/2": "C"}
+    assert table.loc["node 1", ["n_types", "n_populations", "cell_types"]].tolist() == [4, 7, "A; B; C; D"]
+    assert table.loc["A", ["n_types", "n_populations", "cell_types"]].tolist() == [1, 3, "A"]
+    assert table.loc["A/2", ["n_types", "n_populations", "n_cells", "parent"]].tolist() == [1, 1, 3, "A"]
 
 
 # ---- in a browser
@@ -156,6 +189,57 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @in_browser
 def test_browser_draws_all_types_of_a_small_tree(tmp_path):
     assert len(items(dom(tmp_path, SMALL))) == len(SMALL.branches)
+
+
+@in_browser
+def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
+    assert len(items(dom(tmp_path, DIVIDED))) == 7
+    click = (
+        "element(branches.find(({ name }) => name === 'A')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
+    )
+    text = dom(tmp_path, DIVIDED, click)
+    assert chosen(text) == "A, level 0.5, 3 sub-populations, 10 cells"
+    parts = [f"A/{i}, 3 cells, 33% of A" for i in (1, 2, 3)]
+    assert [item for item in items(text) if item.startswith("A/")] == parts
+    assert len(items(text)) == 10
+    assert re.search('<p id="stray">A/2 is nearer to C than to the other sub-populations of A.</p>', text)
+    assert re.findall(r'<button type="button">(A/\d[^<]*)<', text) == [f"A/{i} (3, 33%)" for i in (1, 2, 3)]
+    assert len(items(dom(tmp_path, DIVIDED, click + click))) == 7
+
+
+@in_browser
+def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(tmp_path):
+    text = dom(tmp_path, DIVIDED)
+    names = re.findall(r'<text class="name"[^>]*>([^<]*)<', text)
+    assert names == ["A (3 sub-populations, 10)", "B (10)", "C (10)", "D (2 sub-populations, 10)"]
+    assert "4 types with 7 populations in 4 rows, 40 cells" in text
+    assert '<p id="stray"></p>' in text
+
+
+@in_browser
+def test_search_finds_cell_types_and_sub_populations(tmp_path):
+    search = """
+    query.value = "TEXT";
+    query.dispatchEvent(new Event("input"));
+    document.getElementById("search").requestSubmit();
+    """
+    of_type = dom(tmp_path, DIVIDED, search.replace("TEXT", "d"))
+    assert chosen(of_type) == "D, level 0.5, 2 sub-populations, 10 cells"
+    assert re.search(r'<output id="found"[^>]*>1 found<', of_type)
+    below = dom(tmp_path, DIVIDED, search.replace("TEXT", "d/2"))
+    assert chosen(below) == "D/2, 5 cells, 50% of D"
+
+
+@in_browser
+def test_browser_keeps_500_divided_types_closed_until_all_are_opened(tmp_path):
+    text = dom(tmp_path, MANY)
+    assert len(items(text)) == 79
+    assert not re.search(r'aria-label="type \d+/', text)
+    opened = dom(
+        tmp_path, MANY, 'document.getElementById("close-all").click(); toggle(branches[0]); toggle(branches[0]);'
+    )
+    assert not re.search(r'aria-label="type \d+/', opened)
+    assert len(items(dom(tmp_path, MANY, 'document.getElementById("open-all").click();'))) == len(MANY.branches)
 
 
 @in_browser

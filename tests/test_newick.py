@@ -4,7 +4,7 @@ import pytest
 
 from bdm.errors import InputError
 from bdm.hierarchy.files import from_newick, to_newick
-from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 
 NAMES = [
     "B",
@@ -65,6 +65,7 @@ def test_written_text():
         ("(((a)),b);", ["a", "b"]),
         ("(a,b);(c,d);", ["a", "b"]),
         ("(γδ,β);", ["γδ", "β"]),
+        ("(((a))b,c)d;", ["a", "c"]),
     ],
 )
 def test_newick_texts(text, expected):
@@ -150,3 +151,48 @@ def test_written_newick_has_the_clades_of_nested_lists():
         *(Branch(name, "z", 0.0, 1) for name in "def"),
     )
     assert from_newick(to_newick(Hierarchy(branches, 9.0, 0.9))) == from_nested(tree)
+
+
+def divided(name: str) -> Hierarchy:
+    """Cell type of three sub-populations, beside another."""
+    branches = (
+        Branch("r", None, 4.0, 10, 0.75),
+        Branch(name, "r", 2.0, 6, 0.5, cell_type=name),
+        Branch("x", name, 1.0, 4, 0.25, cell_type=name),
+        *(Branch(f"{name}/{i}", parent, 0.0, 2, cell_type=name) for i, parent in enumerate(("x", "x", name), start=1)),
+        Branch("b", "r", 0.0, 4, cell_type="b"),
+    )
+    return Hierarchy(branches, 9.0, 0.9)
+
+
+def test_written_newick_has_sub_populations_as_leaves_and_cell_types_as_inner_names():
+    assert to_newick(divided("a")) == "((('a/1':1,'a/2':1)0.25:1,'a/3':2)'a':2,'b':4)0.75:5;\n"
+
+
+@pytest.mark.parametrize("name", ["a", "CD4_T", "it's (a,b):", "0.25"])
+def test_cell_types_with_sub_populations_read_back(name):
+    read = from_newick(to_newick(divided(name)))
+    assert read.leaves() == (f"{name}/1", f"{name}/2", f"{name}/3", "b")
+    assert [child.name for child in read.children] == [name, "b"]
+    assert match_leaves(read, (name, "b")) == from_nested([name, "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("((x,y)a,b);", ["a", "b"]),
+        ("((x,y)CD4_T,b);", ["CD4_T", "b"]),
+        ("((x,y)'CD4_T',b);", ["CD4_T", "b"]),
+        ("((a,b)c,(d,e)root)0.5;", [["a", "b"], ["d", "e"]]),
+        ("((a,b)c,c);", [["a", "b"], "c"]),
+        ("((((w,x)1,y)a,z)b,c);", [["a", "z"], "c"]),
+    ],
+)
+def test_clade_with_the_name_of_a_cell_type_is_this_type_if_none_is_below(text, expected):
+    cell_types = from_nested(expected).leaves()
+    assert match_leaves(from_newick(text), cell_types) == from_nested(expected)
+
+
+def test_clade_with_the_name_of_a_cell_type_that_is_elsewhere_repeats_it():
+    with pytest.raises(InputError, match="repeats 'a'"):
+        match_leaves(from_newick("((x,y)a,a,b);"), ("a", "b"))

@@ -1,7 +1,7 @@
 """``bdm plot-tree``: plot a tree of cell types."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from annotated_types import Ge
@@ -21,6 +21,9 @@ def plot_tree(
     ] = None,
     max_rows: Annotated[int, Ge(2), "Maximum number of rows; clades stand for cell types beyond it."] = 60,
     since: Annotated[int, Ge(0), "Number of the extension after which added types are highlighted."] = 0,
+    sub_populations: Annotated[
+        bool, typer.Option("--sub-populations", help="Draw each sub-population of a cell type.")
+    ] = False,
 ) -> Summary:
     """Plot a tree of cell types, or a clade of it, as a figure (.png, .svg, .pdf), or the tree as a page (.html).
 
@@ -34,9 +37,10 @@ def plot_tree(
     from bdm.plotting.tree import plot_hierarchy
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
+    which: dict[str, Any] = {"root": root, "max_rows": max_rows, "since": since, "sub_populations": sub_populations}
     with atomic_write(out) as path:
         if out.suffix == ".html":
-            path.write_text(tree_page(hierarchy, since=since, root=root, max_rows=max_rows), encoding="utf-8")
+            path.write_text(tree_page(hierarchy, **which), encoding="utf-8")
         else:
-            save_figure(plot_hierarchy(hierarchy, root=root, max_rows=max_rows, since=since), path)
+            save_figure(plot_hierarchy(hierarchy, **which), path)
     return Summary((out,))

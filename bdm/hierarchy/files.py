@@ -42,12 +42,17 @@ def quoted(name: str) -> str:
 
 
 def to_newick(hierarchy: Hierarchy) -> str:
-    """Write a hierarchy in Newick: branch lengths in noise levels, support as label of inner nodes."""
+    """Write a hierarchy in Newick, with branch lengths in noise levels.
+
+    Leaves are the populations. An inner node is labelled by its support, and above the sub-populations of a cell type
+    by the name of the cell type, so that :func:`read_tree` finds the cell types again.
+    """
     written: dict[str, str] = {}
     for branch in reversed(hierarchy.branches):
         children = hierarchy.children[branch.name]
         if children:
             label = "" if branch.support is None else f"{branch.support:.2f}"
+            label = quoted(branch.name) if branch.name == branch.cell_type else label
             text = f"({','.join(written.pop(child) for child in children)}){label}"
         else:
             text = quoted(branch.name)
@@ -57,7 +62,9 @@ def to_newick(hierarchy: Hierarchy) -> str:
 
 
 def from_newick(text: str) -> Clade:
-    """Read the shape of the first tree of a Newick text; lengths, comments and inner labels are ignored.
+    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names.
+
+    Branch lengths and comments are ignored.
 
     Raises
     ------
@@ -65,14 +72,16 @@ def from_newick(text: str) -> Clade:
         If the text is not Newick.
     """
     open_nodes: list[list[Clade]] = [[]]
-    position, name, skip, closed = 0, None, False, None
+    position, skip = 0, False
+    name: str | None = None
+    closed: Clade | None = None
     while match := TOKEN.match(text, position):
         position = match.end()
         single, double, comment, sign, word = match.groups()
         if comment is not None:
             continue
         if sign is None:
-            if not skip and closed is None:
+            if not skip:
                 if single is not None:
                     label = single.replace("''", "'")
                 elif double is not None:
@@ -89,10 +98,10 @@ def from_newick(text: str) -> Clade:
                 break
             open_nodes.append([])
             continue
-        node = closed or (Clade(name) if name is not None else None)
-        if node is None:
+        if closed is None and name is None:
             raise InputError("The Newick text has a branch without a name; name every leaf by its cell type.")
-        open_nodes[-1].append(node)
+        node = Clade(name) if closed is None else closed
+        open_nodes[-1].append(Clade(name, node.children) if node.children else node)
         name, skip, closed = None, False, None
         if sign == ")" and len(open_nodes) > 1:
             children = tuple(open_nodes.pop())
@@ -126,7 +135,8 @@ def read_tree(path: Path | str) -> Clade:
     """Read a tree of cell types: nested lists in ``.json``, or Newick in any other file.
 
     Newick names may be in single or double quotes; in names without quotes, an underscore stands for a space. Branch
-    lengths, comments and names of inner nodes are ignored.
+    lengths and comments are ignored. An inner node stands for a cell type if it has the name of one, and none is below
+    it, as in the Newick file of a hierarchy with sub-populations; other names of inner nodes are ignored.
 
     Returns
     -------
@@ -157,21 +167,25 @@ def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
 
     Returns
     -------
-    Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``n_types`` and ``n_cells``
-    below it, ``support`` (of nodes), ``added`` (number of the extension that added it, 0 if none), and
-    ``cell_types`` below it, in the tree's order.
+    Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``cell_type`` (none where
+    there are several below it), ``n_types``, ``n_populations`` and ``n_cells`` below it, ``support`` (of nodes),
+    ``nearer_to`` (cell type that a sub-population is nearer to than to the others of its own), ``added`` (number of the
+    extension that added it, 0 if none), and ``cell_types`` below it, in the tree's order.
     """
     rows = []
     for branch in hierarchy.branches:
-        below = tuple(hierarchy.leaves(branch.name))
+        below = hierarchy.types_below(branch.name)
         rows.append(
             {
                 "branch": branch.name,
                 "parent": branch.parent,
                 "level": branch.level,
+                "cell_type": below[0] if len(below) == 1 else None,
                 "n_types": len(below),
+                "n_populations": sum(1 for _ in hierarchy.leaves(branch.name)),
                 "n_cells": branch.n_cells,
                 "support": branch.support,
+                "nearer_to": branch.nearer_to,
                 "added": branch.added,
                 "cell_types": "; ".join(below),
             }

@@ -43,14 +43,16 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     """Match the leaves of a tree to the cell types, which must be the same.
 
     In Newick, the underscores of unquoted names stand for spaces; leaves are given underscores again where the cell
-    type has them.
+    type has them. A clade with the name of a cell type is this leaf if no cell type is below it, as are clades of
+    sub-populations; other names of inner nodes are left out.
 
     Raises
     ------
     InputError
         If a cell type is missing, unknown, or in the tree twice.
     """
-    tree = _with_known_names(tree, {cell_type.replace("_", " "): cell_type for cell_type in cell_types}, cell_types)
+    spaced = {cell_type.replace("_", " "): cell_type for cell_type in cell_types}
+    tree = _of_cell_types(tree, spaced | {cell_type: cell_type for cell_type in cell_types})
     leaves = tree.leaves()
     problems = {
         "lacks": [t for t in cell_types if t not in leaves],
@@ -63,11 +65,12 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     return tree
 
 
-def _with_known_names(tree: Clade, spaced: dict[str, str], cell_types: Sequence[str]) -> Clade:
-    if not tree.children:
-        (name,) = tree.leaves()
-        return tree if name in cell_types else Clade(spaced.get(name, name))
-    return Clade(tree.name, tuple(_with_known_names(child, spaced, cell_types) for child in tree.children))
+def _of_cell_types(tree: Clade, known: dict[str, str]) -> Clade:
+    """Tree whose leaves have the names of known cell types, where they are written in another form."""
+    name = known.get(str(tree.name))
+    if not tree.children or (name is not None and known.keys().isdisjoint(tree.leaves())):
+        return Clade(name or tree.name)
+    return Clade(children=tuple(_of_cell_types(child, known) for child in tree.children))
 
 
 FORMAT = 6

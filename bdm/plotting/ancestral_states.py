@@ -51,7 +51,7 @@ def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = 
     if not any(interpretation.markers.genes.values()):
         return figure_of_text(NO_MARKERS, new=new)
     hierarchy, markers = interpretation.hierarchy, interpretation.markers
-    view = view_of(hierarchy, max_rows=MAX_ENDS)
+    view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=True)
     names = list(view.drawn)
     groups = genes_to_draw(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
@@ -127,8 +127,8 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
 def plot_ancestral_umap(interpretation: Interpretation, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
     """Draw the ancestral states among real cells in one UMAP, joined as in the tree; cell types have numbers.
 
-    Where there are more cell types than numbers, the types of a clade that separates at a low level share a colour and
-    a number.
+    The sub-populations of a cell type share a colour and a number. Where there are more cell types than numbers, so do
+    the types of a clade that separates at a low level.
     """
     hierarchy = interpretation.hierarchy
     view = view_of(hierarchy)
@@ -156,12 +156,12 @@ def draw_states(
     states
         Coordinates (2) of each branch, by name.
     cells
-        Columns ``cell_type``, ``umap1`` and ``umap2``.
+        Columns ``cell_type`` (the population), ``umap1`` and ``umap2``.
     colours
         Of the ends of the view.
     """
     for end, colour in zip(view.ends, colours, strict=True):
-        below = cells[cells["cell_type"].isin(end.cell_types)]
+        below = cells[cells["cell_type"].isin(end.populations)]
         ax.plot(below["umap1"], below["umap2"], "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.5)
     for name in view.drawn:
         parent = view.hierarchy.by_name[name].parent
@@ -195,10 +195,7 @@ def keys(view: View, colours: Sequence[str]) -> list[Line2D]:
 
 def end_name(end: End) -> str:
     """Name a cell type, or a clade by its node and its first types."""
-    if not end.collapsed:
-        return shortened(end.cell_types[0])
-    node = end.branches[0].name if len(end.branches) == 1 else "others"
-    return f"{node}: {clade_label(end.cell_types)}"
+    return f"{end.name}: {clade_label(end.cell_types)}" if end.collapsed else shortened(end.cell_types[0])
 
 
 def grouped_by_position(

@@ -67,7 +67,7 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
-    n_types = len(hierarchy.populations)
+    n_types = len(hierarchy.cell_types)
     view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
     figure = new(figsize=(16, sum(heights)), layout="constrained")
@@ -144,7 +144,7 @@ def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
         child = hierarchy.by_name[of.contrast.child]
         genes = ", ".join(map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]]))
         # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
-        inner = bool(hierarchy.children[child.name])
+        inner = bool(hierarchy.children[child.name]) and child.cell_type is None
         position = child.level if inner else of.contrast.level, view.rows[child.name]
         style: Style = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
         axis.annotate(genes, position, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **style)

@@ -22,7 +22,7 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
-    Where there are more cell types than rows, one type of each clade is drawn.
+    Where there are more populations than rows, one of each clade is drawn.
     """
     if not any(interpretation.markers.genes.values()):
         return figure_of_text(NO_MARKERS, new=new)
@@ -50,15 +50,16 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
         label="share of the largest mean in real cells",
     )
     explain_sizes(figure)
-    n_types = len(hierarchy.populations)
-    if len(cell_types) < n_types:
-        figure.suptitle(f"{len(cell_types)} of {n_types:,} cell types, one of each clade", fontsize=11)
+    n_populations, n_types = len(hierarchy.populations), len(hierarchy.cell_types)
+    if len(cell_types) < n_populations:
+        what = "cell types" if n_populations == n_types else f"populations of {n_types:,} cell types"
+        figure.suptitle(f"{len(cell_types)} of {n_populations:,} {what}, one of each clade", fontsize=11)
     return figure
 
 
 def types_to_draw(hierarchy: Hierarchy) -> list[str]:
-    """Choose as many cell types as there are rows, over the whole tree: the first of each clade that has a row."""
-    return [end.cell_types[0] for end in view_of(hierarchy, max_rows=MAX_TYPES).ends]
+    """Choose as many populations as there are rows, over the whole tree: the first of each clade that has a row."""
+    return [end.populations[0] for end in view_of(hierarchy, max_rows=MAX_TYPES, sub_populations=True).ends]
 
 
 def genes_to_draw(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:

@@ -28,17 +28,18 @@ MAX_ROWS = 60
 
 @dataclass(frozen=True)
 class End:
-    """Row of a drawn tree: a cell type, or a clade that is drawn as one.
+    """Row of a drawn tree: a population, or a clade that is drawn as one: a cell type, or several.
 
     Attributes
     ----------
     branches
         The branch that ends here; several where siblings are too many for a row each.
-    cell_types
+    populations, cell_types
         All that are below.
     """
 
     branches: tuple[Branch, ...]
+    populations: tuple[str, ...]
     cell_types: tuple[str, ...]
 
     @property
@@ -47,8 +48,18 @@ class End:
         return len(self.cell_types) > 1
 
     @property
+    def divided(self) -> bool:
+        """Whether it stands for several sub-populations of one cell type."""
+        return not self.collapsed and len(self.populations) > 1
+
+    @property
+    def name(self) -> str:
+        """Name of the branch that ends here, or ``others``."""
+        return self.branches[0].name if len(self.branches) == 1 else "others"
+
+    @property
     def level(self) -> float:
-        """Noise level at which the first of its cell types separate."""
+        """Noise level at which the first of its populations separate."""
         return max(branch.level for branch in self.branches)
 
     @property
@@ -90,11 +101,19 @@ class View:
         return tuple(branch.name for branch in self.hierarchy.branches if branch.name in ends.union(self.opened))
 
 
-def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MAX_ROWS, since: int = 0) -> View:
+def view_of(
+    hierarchy: Hierarchy,
+    *,
+    root: str | None = None,
+    max_rows: int = MAX_ROWS,
+    since: int = 0,
+    sub_populations: bool = False,
+) -> View:
     """Choose what to draw of a tree in ``max_rows`` rows: the highest nodes are opened, and the others collapsed.
 
     Nodes above cell types that were added after extension ``since`` are opened first. Where a node has more children
-    than there are rows, the small ones share one.
+    than there are rows, the small ones share one. A cell type has one row for all of its sub-populations, unless these
+    are asked for, or ``root`` is the cell type or below it.
 
     Raises
     ------
@@ -110,12 +129,13 @@ def view_of(hierarchy: Hierarchy, *, root: str | None = None, max_rows: int = MA
         above.name for branch in hierarchy.branches if branch.added > since for above in hierarchy.lineage(branch.name)
     }
     shown: dict[str, list[tuple[str, ...]]] = {}  # children of each opened node, siblings that share a row together
+    below_type = sub_populations or hierarchy.by_name[root].cell_type is not None
     waiting, room = [root], max_rows - 1
     while waiting and room:
         node = max(waiting, key=lambda name: (name in above_new, hierarchy.by_name[name].level))
         waiting.remove(node)
         children = hierarchy.children[node]
-        if not children:
+        if not children or (hierarchy.by_name[node].cell_type is not None and not below_type):
             continue
         shown[node] = _sharing(hierarchy, children, room + 1, first=above_new)
         room -= len(shown[node]) - 1
@@ -141,8 +161,9 @@ def _ends(hierarchy: Hierarchy, group: tuple[str, ...], shown: dict[str, list[tu
         if group[0] in shown:
             waiting.extend(reversed(shown[group[0]]))
         else:
-            leaves = tuple(leaf for name in group for leaf in hierarchy.leaves(name))
-            ends.append(End(tuple(hierarchy.by_name[name] for name in group), leaves))
+            populations = tuple(leaf for name in group for leaf in hierarchy.leaves(name))
+            cell_types = tuple(dict.fromkeys(t for name in group for t in hierarchy.types_below(name)))
+            ends.append(End(tuple(hierarchy.by_name[name] for name in group), populations, cell_types))
     return ends
 
 
@@ -160,25 +181,28 @@ def plot_hierarchy(
     root: str | None = None,
     max_rows: int = MAX_ROWS,
     since: int = 0,
+    sub_populations: bool = False,
 ) -> Axes:
     """Draw the tree of cell types over noise levels, with numbers of cells at its leaves, and support at its nodes.
 
     Read it from left, where noise hides all differences, to right, where all cell types are separate. Where there are
     more cell types than rows, the types that separate at the lowest levels are drawn together, as a wedge with the name
-    of their node.
+    of their node. A thin wedge stands for the sub-populations of a cell type.
 
     Parameters
     ----------
     names
         Label the nodes with their names too.
     root
-        Draw only the clade below this branch.
+        Draw only the clade below this branch; of a cell type, its sub-populations.
     max_rows
         Most cell types and wedges to draw.
     since
         Branches that were added after this extension are highlighted, with a ``+`` before their name.
+    sub_populations
+        Draw each sub-population in a row of its own.
     """
-    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since)
+    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
     labels = [end_label(hierarchy, end, since=since) for end in view.ends]
     if ax is None:
         width = WIDTH + LETTER * max(map(len, labels))
@@ -205,22 +229,26 @@ def title_of(view: View, *, since: int) -> str:
     """Name what is drawn, and explain its signs."""
     hierarchy = view.hierarchy
     root = shortened(view.root, width=60)
-    shown = "Hierarchy of cell types" if view.root == hierarchy.root.name else f"Cell types below {root}"
+    below = "Sub-populations of" if hierarchy.by_name[view.root].cell_type == view.root else "Cell types below"
+    shown = "Hierarchy of cell types" if view.root == hierarchy.root.name else f"{below} {root}"
     lines = [f"{shown} (nodes: level · support)"]
     if any(end.collapsed for end in view.ends):
-        n_types = sum(len(end.cell_types) for end in view.ends)
+        n_types = len(hierarchy.types_below(view.root))
         lines.append(f"{n_types:,} types in {len(view.ends)} rows; a wedge holds the types below its node")
+    if any(end.divided for end in view.ends):
+        lines.append("a thin wedge holds the sub-populations of a cell type, from where they separate")
     if any(n_added(hierarchy, end, since) for end in view.ends):
         lines.append("green, with +: added by extension")
     return "\n".join(lines)
 
 
 def draw_end(ax: Axes, hierarchy: Hierarchy, end: End, row: int, *, is_new: bool) -> None:
-    """Draw the branch of a cell type down to level 0, or a wedge from where the types of a clade separate."""
+    """Draw the branch of a population down to level 0, or a wedge from where the populations of a clade separate."""
     colour, high = ADDED if is_new else BRANCH, hierarchy.segment(end.branches[0].name).high
     ax.plot([high, end.level], [row, row], color=colour, lw=1.6, solid_capstyle="round")
-    if end.collapsed:
-        ax.fill([end.level, 0, 0], [row, row - 0.36, row + 0.36], facecolor=colour, alpha=0.35, edgecolor=colour)
+    if len(end.populations) > 1:
+        half = 0.36 if end.collapsed else 0.16
+        ax.fill([end.level, 0, 0], [row, row - half, row + half], facecolor=colour, alpha=0.35, edgecolor=colour)
 
 
 def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
@@ -234,17 +262,29 @@ def draw_node(ax: Axes, view: View, node: Branch, *, is_new: bool) -> None:
 
 def n_added(hierarchy: Hierarchy, end: End, since: int) -> int:
     """Count the cell types of a row that were added after an extension."""
-    return sum(hierarchy.by_name[cell_type].added > since for cell_type in end.cell_types)
+    populations = map(hierarchy.populations_of, end.cell_types)
+    return sum(all(hierarchy.by_name[name].added > since for name in names) for names in populations)
 
 
 def end_label(hierarchy: Hierarchy, end: End, *, since: int) -> str:
-    """Name a cell type, or the types of a wedge, with the number of cells."""
-    n_new = n_added(hierarchy, end, since)
-    if not end.collapsed:
-        return f"{'+ ' if n_new else ''}{shortened(end.cell_types[0], width=WIDEST)}  ({end.n_cells:,})"
-    node = end.branches[0].name if len(end.branches) == 1 else "others"
-    new = f", +{n_new} added" if n_new else ""
-    return f"{node}: {len(end.cell_types)} types{new}  ({end.n_cells:,})  {clade_label(end.cell_types)}"
+    """Name a population, a cell type with the number of its sub-populations, or a clade of several; with the cells."""
+    n_new, first = n_added(hierarchy, end, since), end.branches[0]
+    if end.collapsed:
+        new = f", +{n_new} added" if n_new else ""
+        return f"{end.name}: {len(end.cell_types)} types{new}  ({end.n_cells:,})  {clade_label(end.cell_types)}"
+    sign, divided = "+ " if n_new else "", f"{len(end.populations)} sub-populations"
+    if not end.divided:
+        nearer = f", nearer to {shortened(first.nearer_to)}" if first.nearer_to else ""
+        return f"{sign}{shortened(first.name, width=WIDEST)}  ({end.n_cells:,}{nearer})"
+    if end.name == first.cell_type:
+        return f"{sign}{shortened(end.name, width=WIDEST)}  ({divided}, {end.n_cells:,})"
+    return f"{end.name}: {divided}  ({end.n_cells:,})  {clade_label(end.populations)}"
+
+
+def n_below(hierarchy: Hierarchy, name: str) -> str:
+    """Count the cell types below a branch, or its populations where they are of one type."""
+    n_types, n_populations = len(hierarchy.types_below(name)), sum(1 for _ in hierarchy.leaves(name))
+    return f"{n_types} types" if n_types > 1 else f"{n_populations} sub-populations"
 
 
 @dataclass(frozen=True)
@@ -277,7 +317,8 @@ def node_labels(view: View, *, names: bool) -> list[Label]:
         node = view.hierarchy.by_name[name]
         text = f"{node.level:.1f}" + ("" if node.support is None else f" · {node.support:.0%}")
         x = WIDTH * (1 - np.arcsinh(node.level) / top)
-        labels.append(Label(node, f"{name} · {text}" if names else text, x, view.rows[name]))
+        named = f"{shortened(name, width=30)} · {text}" if names or name == node.cell_type else text
+        labels.append(Label(node, named, x, view.rows[name]))
     return sorted(labels, key=lambda label: -label.node.level)
 
 
@@ -298,7 +339,7 @@ def draw_outline(axis: Axes, hierarchy: Hierarchy, names: list[str], *, opened: 
     names
         Branches to draw, parents first.
     opened
-        Nodes whose children are drawn; the other nodes show the number of their cell types.
+        Nodes whose children are drawn; the other nodes show the number of their cell types or sub-populations.
     """
     row = {name: i for i, name in enumerate(names)}
     depth: dict[str | None, int] = {None: -1}
@@ -309,9 +350,9 @@ def draw_outline(axis: Axes, hierarchy: Hierarchy, names: list[str], *, opened: 
         if branch.parent is not None:
             above, end = depth[branch.parent], depth[name] - (0.1 if leaf else 0.4)  # before the label
             axis.plot([above, above, end], [row[branch.parent] + 0.3, row[name], row[name]], color="0.6", lw=1)
-        label = shortened(name, width=34) if leaf else f"{name} · {branch.level:.1f}"
+        label = shortened(name, width=34) if leaf else f"{shortened(name, width=34)} · {branch.level:.1f}"
         if not leaf and name not in opened:
-            label += f" · {sum(1 for _ in hierarchy.leaves(name))} types"
+            label += f" · {n_below(hierarchy, name)}"
         style: Style = {"fontsize": 8.5, "va": "center", "color": BRANCH if leaf else NODE}
         axis.text(depth[name] + (0.1 if leaf else -0.3), row[name], label, weight="normal" if leaf else "bold", **style)
     deepest = max(depth[name] for name in names)

@@ -17,7 +17,8 @@ from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANG
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
-from bdm.plotting.page.tree import tree_browser
+from bdm.plotting.page.tree import MAX_ROWS, tree_browser
+from bdm.plotting.tree import view_of
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
@@ -83,7 +84,7 @@ def report_page(results: Results, *, written: date | None = None) -> str:
     Names in the data remain text, whatever they contain: templates escape them, and no script runs but the page's own.
     """
     browser = tree_browser(
-        results.model.hierarchy,
+        view_of(results.model.hierarchy, max_rows=MAX_ROWS),
         title=f"Hierarchy of cell types of {results.name}",
         genes=genes_by_branch(results),
     )

@@ -3,17 +3,25 @@
 // ---- the tree
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const branches = DATA.branches.map((branch, index) => ({ ...branch, index, children: [], types: [] }));
+const branches = DATA.branches.map((branch, index) => ({ ...branch, index, children: [] }));
 for (const branch of branches) {
   branch.up = branch.parent === null ? null : branches[branch.parent];
   branch.depth = branch.up ? branch.up.depth + 1 : 1;
   branch.added = branch.added > DATA.since;
   if (branch.up) branch.up.children.push(branch);
 }
+// Populations below each branch, their cell types, and the type if there is one
 for (const branch of [...branches].reverse()) {
-  branch.types = branch.children.length ? branch.children.flatMap((child) => child.types) : [branch];
+  const inner = branch.children.length > 0;
+  branch.populations = inner ? branch.children.flatMap((child) => child.populations) : [branch];
+  branch.types = inner ? [...new Set(branch.children.flatMap((child) => child.types))] : [branch.type ?? branch.name];
+  branch.type = branch.types.length === 1 ? branch.types[0] : null;
 }
-const allTypes = branches[0].types;
+const ofType = new Map(); // highest branch of each cell type
+for (const branch of branches) if (branch.type !== null && !ofType.has(branch.type)) ofType.set(branch.type, branch);
+const populationsOf = new Map([...ofType.keys()].map((type) => [type, []]));
+for (const population of branches[0].populations) populationsOf.get(population.type).push(population);
+const subPopulations = branches[0].populations.filter((branch) => branch.name !== branch.type);
 
 function lineage(branch) {
   const found = [];
@@ -38,13 +46,14 @@ const state = {
 
 const isOpen = (branch) => branch.children.length > 0 && state.opened.has(branch);
 
-/** Open the highest nodes below a branch, until there are about STEP more rows. */
+/** Open the highest nodes below a branch, until there are about STEP more rows; cell types stay closed, unless all open. */
 function open(branch, rows = STEP) {
   const waiting = [branch];
   for (let added = 0; waiting.length && added < rows; ) {
     waiting.sort((one, other) => other.level - one.level);
     const node = waiting.shift();
-    if (!node.children.length) continue;
+    const closedType = node.type !== null && branch.type === null && rows < Infinity;
+    if (!node.children.length || closedType) continue;
     state.opened.add(node);
     added += node.children.length - 1;
     waiting.push(...node.children);
@@ -103,28 +112,42 @@ const level = (value) => value.toFixed(1);
 const share = (value) => `${Math.round(100 * value)}%`;
 const plus = (branch) => (branch.added ? "+ " : "");
 
-function named(types, width = 26) {
-  let label = types[0].name;
+function named(names, width = 26) {
+  let label = names[0];
   let n = 1;
-  while (n < types.length && label.length + types[n].name.length + 2 < width) label += `, ${types[n++].name}`;
-  return n < types.length ? `${label} +${types.length - n}` : label;
+  while (n < names.length && label.length + names[n].length + 2 < width) label += `, ${names[n++]}`;
+  return n < names.length ? `${label} +${names.length - n}` : label;
 }
 
-/** Text beside the row of a type or of a wedge. */
-function rowText(branch) {
-  if (!branch.children.length) return `${plus(branch)}${branch.name} (${number(branch.cells)})`;
-  const matches = state.matches.filter((match) => branch.types.includes(match)).length;
-  const found = matches ? ` · ${matches} found` : "";
-  const n = `${branch.types.length} types`;
-  if (view.clientWidth < 500) return `${n}: ${named(branch.types, 18)}${found}`;
-  return `${branch.name}: ${n} (${number(branch.cells)}) ${named(branch.types)}${found}`;
+const isWholeType = ({ type, populations }) =>
+  type !== null && populations.length === populationsOf.get(type).length;
+const nBelow = ({ type, types, populations }) =>
+  type === null ? `${types.length} types` : `${populations.length} sub-populations`;
+/** Share of the cells of a sub-population, or of several, in their cell type. */
+function ofItsType(branch) {
+  if (branch.type === null || isWholeType(branch)) return null;
+  return share(branch.cells / populationsOf.get(branch.type).reduce((sum, { cells }) => sum + cells, 0));
 }
+
+/** Text beside the row of a population or of a wedge. */
+function rowText(branch) {
+  const cells = number(branch.cells), part = ofItsType(branch), names = branch.type === null ? branch.types : namesBelow(branch);
+  if (!branch.children.length) return `${plus(branch)}${branch.name} (${part === null ? cells : `${cells}, ${part}`})`;
+  const matches = state.matches.filter((match) => match !== branch && lineage(match).includes(branch)).length;
+  const found = matches ? ` · ${matches} found` : "";
+  if (isWholeType(branch)) return `${plus(branch)}${branch.name} (${nBelow(branch)}, ${cells})${found}`;
+  if (view.clientWidth < 500) return `${nBelow(branch)}: ${named(names, 18)}${found}`;
+  return `${branch.name}: ${nBelow(branch)} (${cells}) ${named(names)}${found}`;
+}
+
+const namesBelow = (branch) => branch.populations.map((population) => population.name);
 
 function spoken(branch) {
-  const { types, cells } = branch;
-  if (!branch.children.length) return `${branch.name}, ${number(cells)} cells${branch.added ? ", added" : ""}`;
+  const cells = `${number(branch.cells)} cells`, part = ofItsType(branch);
+  const end = `${part === null ? "" : `, ${part} of ${branch.type}`}${branch.added ? ", added" : ""}`;
+  if (!branch.children.length) return `${branch.name}, ${cells}${end}`;
   const support = branch.support === null ? "" : `, support ${share(branch.support)}`;
-  return `${branch.name}, level ${level(branch.level)}${support}, ${types.length} types, ${number(cells)} cells`;
+  return `${branch.name}, level ${level(branch.level)}${support}, ${nBelow(branch)}, ${cells}${end}`;
 }
 
 function render() {
@@ -145,8 +168,10 @@ function render() {
   if (!found.includes(state.chosen)) state.chosen = lineage(state.chosen).find((node) => found.includes(node)) ?? state.top;
   choose(state.chosen);
   document.getElementById("whole").hidden = state.top === branches[0];
+  const { types, populations, cells } = state.top;
+  const divided = populations.length > types.length ? ` with ${number(populations.length)} populations` : "";
   document.getElementById("summary").textContent =
-    `${number(state.top.types.length)} types in ${rows} rows, ${number(state.top.cells)} cells`;
+    `${number(types.length)} types${divided} in ${rows} rows, ${number(cells)} cells`;
 }
 
 function size(svg, width, height) {
@@ -179,7 +204,8 @@ function item(branch, x, y, label, width) {
     return group;
   }
   if (branch.children.length) {
-    group.append(draw("path", { class: "wedge", d: `M${end},${row}L${x(0)},${row - 8}V${row + 8}Z` }));
+    const half = branch.type === null ? 8 : 4;
+    group.append(draw("path", { class: "wedge", d: `M${end},${row}L${x(0)},${row - half}V${row + half}Z` }));
   }
   group.append(draw("text", { class: "name", x: x(0) + 6, y: row }, label));
   return group;
@@ -189,7 +215,8 @@ function item(branch, x, y, label, width) {
 function levels(nodes, x, y) {
   const placed = [];
   for (const node of [...nodes].sort((one, other) => other.level - one.level)) {
-    const text = level(node.level) + (node.support === null ? "" : ` · ${share(node.support)}`);
+    const name = isWholeType(node) ? `${node.name} · ` : "";
+    const text = name + level(node.level) + (node.support === null ? "" : ` · ${share(node.support)}`);
     const right = x(node.level) - 6, left = right - 5.6 * text.length, row = y(node) - 7;
     const free = placed.every((other) => right < other.left || left > other.right || Math.abs(row - other.row) > 10);
     if (free && left > 0) placed.push({ left, right, row, text });
@@ -237,14 +264,17 @@ function scrollTo(branch) {
 }
 
 function explain(branch) {
-  const inner = branch.children.length > 0;
+  const inner = branch.children.length > 0, divided = branch.types.length < branch.populations.length;
   document.getElementById("name").textContent = plus(branch) + branch.name;
   document.getElementById("of-branch").hidden = !inner;
   document.getElementById("toggle").textContent = isOpen(branch) ? "Close" : "Open";
   document.getElementById("alone").hidden = branch === state.top;
   const facts = {
     cells: number(branch.cells),
-    types: inner ? number(branch.types.length) : null,
+    [`share of ${branch.type}`]: ofItsType(branch),
+    types: branch.type === null ? number(branch.types.length) : null,
+    populations: branch.type === null && divided ? number(branch.populations.length) : null,
+    "sub-populations": branch.type !== null && inner ? number(branch.populations.length) : null,
     "level of its end": inner ? branch.level.toFixed(2) : null,
     "level of its start": (branch.up ? branch.up.level : DATA.sigma_max).toFixed(2),
     support: branch.support === null ? null : share(branch.support),
@@ -256,12 +286,23 @@ function explain(branch) {
   document.getElementById("facts").replaceChildren(
     ...rows.flatMap(([key, value]) => [Object.assign(document.createElement("dt"), { textContent: key }),
       Object.assign(document.createElement("dd"), { textContent: value })]));
-  const types = inner ? branch.types.map((type) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", textContent: type.name });
-    button.addEventListener("click", () => show(type));
+  document.getElementById("stray").textContent = strays(branch);
+  const parts = branch.type === null ? branch.types.map((type) => ofType.get(type)) : branch.populations;
+  const buttons = inner ? parts.map((part) => {
+    const text = branch.type === null ? part.type : rowText(part);
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    button.addEventListener("click", () => show(part));
     return button;
   }) : [];
-  document.getElementById("types").replaceChildren(...types);
+  document.getElementById("types").replaceChildren(...buttons);
+}
+
+/** Sentences on the sub-populations that are nearer to another cell type. */
+function strays(branch) {
+  if (branch.type === null) return "";
+  const found = branch.populations.filter((population) => population.nearer);
+  return found.map(({ name, type, nearer }) =>
+    `${name} is nearer to ${nearer} than to the other sub-populations of ${type}.`).join(" ");
 }
 
 function show(branch) {
@@ -354,7 +395,10 @@ window.addEventListener("pointerup", () => {
 const query = document.getElementById("query");
 query.addEventListener("input", () => {
   const text = query.value.trim().toLowerCase();
-  state.matches = text ? allTypes.filter((type) => type.name.toLowerCase().includes(text)) : [];
+  const matching = (name) => name.toLowerCase().includes(text);
+  // Sub-populations have the names of their types, and more
+  const more = subPopulations.filter(({ name, type }) => matching(name) && !matching(type));
+  state.matches = text ? [...[...ofType.values()].filter(({ type }) => matching(type)), ...more] : [];
   document.getElementById("found").textContent = text ? `${state.matches.length} found` : "";
   render();
 });
@@ -366,7 +410,7 @@ document.getElementById("search").addEventListener("submit", (event) => {
   show(exact && exact !== state.chosen ? exact : next);
 });
 document.getElementById("names").append(
-  ...allTypes.map((type) => Object.assign(document.createElement("option"), { value: type.name })));
+  ...[...ofType.keys()].map((type) => Object.assign(document.createElement("option"), { value: type })));
 
 const onClick = (id, action) => document.getElementById(id).addEventListener("click", action);
 onClick("open-all", () => change(state.chosen, () => open(state.top, Infinity)));

@@ -8,9 +8,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.plotting.style import ADDED, BRANCH, NODE
-from bdm.plotting.tree import view_of
+from bdm.plotting.tree import View, view_of
 
 MAX_ROWS = 40  # at first
 
@@ -22,13 +22,15 @@ def tree_page(
     root: str | None = None,
     max_rows: int = MAX_ROWS,
     since: int = 0,
+    sub_populations: bool = False,
 ) -> str:
     """Write a page on which you open and close clades of the tree, search for types, and read about branches.
 
-    At first it shows the same as :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows``
-    and ``since``; the rest of the tree is there too. The page needs no other file.
+    At first it shows the same as :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows``,
+    ``since`` and ``sub_populations``; the rest of the tree is there too. The page needs no other file.
     """
-    browser = tree_browser(hierarchy, title=title, heading=True, root=root, max_rows=max_rows, since=since)
+    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
+    browser = tree_browser(view, title=title, heading=True, since=since)
     return part("page.html").substitute(
         title=escape(title), style=browser.style, browser=browser.body, script=browser.script
     )
@@ -44,12 +46,10 @@ class TreeBrowser:
 
 
 def tree_browser(
-    hierarchy: Hierarchy,
+    view: View,
     *,
     title: str = "Hierarchy of cell types",
     heading: bool = False,
-    root: str | None = None,
-    max_rows: int = MAX_ROWS,
     since: int = 0,
     genes: Mapping[str, Sequence[str]] | None = None,
 ) -> TreeBrowser:
@@ -57,12 +57,14 @@ def tree_browser(
 
     Parameters
     ----------
+    view
+        What is open at first.
     heading
         Whether the title is shown above the tree.
     genes
         Genes that a branch shows, by its name.
     """
-    data = page_data(hierarchy, root=root, max_rows=max_rows, since=since, genes=genes or {})
+    data = page_data(view, since=since, genes=genes or {})
     body = part("tree.html").substitute(
         title=escape(title), heading=f"<h1>{escape(title)}</h1>" if heading else "", data=as_script(data)
     )
@@ -75,10 +77,9 @@ def part(name: str) -> Template:
     return Template((files("bdm.plotting.page") / name).read_text(encoding="utf-8"))
 
 
-def page_data(
-    hierarchy: Hierarchy, *, root: str | None, max_rows: int, since: int, genes: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Content of the page: branches, with the positions of their parents, and the nodes that are open at first."""
+    hierarchy = view.hierarchy
     position = {branch.name: i for i, branch in enumerate(hierarchy.branches)}
     branches = [
         {
@@ -89,10 +90,10 @@ def page_data(
             "support": branch.support,
             "added": branch.added,
             "genes": list(genes.get(branch.name, ())),
+            **sub_population_data(branch),
         }
         for branch in hierarchy.branches
     ]
-    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since)
     return {
         "sigma_max": round(hierarchy.sigma_max, 4),
         "since": since,
@@ -100,6 +101,13 @@ def page_data(
         "opened": [position[name] for name in view.opened],
         "branches": branches,
     }
+
+
+def sub_population_data(branch: Branch) -> dict[str, str]:
+    """Cell type of a sub-population, and the type that it is nearer to; nothing for other branches."""
+    if branch.cell_type in (None, branch.name):
+        return {}
+    return {"type": str(branch.cell_type), **({"nearer": branch.nearer_to} if branch.nearer_to else {})}
 
 
 def as_script(content: dict[str, Any]) -> str:
