@@ -235,11 +235,18 @@ def test_interpretation_compares_the_sub_populations(divided):
 # ---- what needs labels
 
 
-def test_transmutation_needs_another_type(model, cells):
-    with pytest.raises(
-        InputError, match=r"^The model has no cell type but 'cell', so there is none to transmute cells"
-    ):
+def test_transmutation_needs_another_type(model, divided, cells):
+    with pytest.raises(InputError, match=r"^The model has no cell type but 'cell' to transmute cells to; fit one with"):
         model.transmute(cells, to=WITHOUT_LABELS)
+    names = ", ".join(divided.model.populations)
+    with pytest.raises(InputError) as caught:
+        divided.transmute(cells, to=WITHOUT_LABELS)
+    assert str(caught.value).endswith(f"to transmute cells to; name one of its sub-populations: {names}.")
+
+
+def test_tree_needs_labels(cells, settings):
+    with pytest.raises(InputError, match=r"^A tree needs two cell types or more, but all cells are of the type 'cell'"):
+        package.BranchedDiffusion(cells, settings=settings, tree=["B", "T"])
 
 
 def test_extension_needs_labels(model, cells, tmp_path):

@@ -60,6 +60,11 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
         "repeats": sorted({leaf for leaf in leaves if leaves.count(leaf) > 1}),
     }
     found = [f"{problem} {', '.join(map(repr, types))}" for problem, types in problems.items() if types]
+    if found and len(cell_types) == 1:
+        raise InputError(
+            f"A tree needs two cell types or more, but all cells are of the type {cell_types[0]!r}; leave out `tree=`, "
+            "as sub-populations have a tree of their own."
+        )
     if found:
         raise InputError(f"The tree {' and '.join(found)}; its leaves must be the cell types of the data, each once.")
     return tree

@@ -127,11 +127,10 @@ def sources_of(
     InputError
         If the model lacks a named type or a batch, the cells lack genes, or no cells are left.
     """
-    if len(model.populations) < 2:
-        raise InputError(
-            f"The model has no cell type but {model.populations[0]!r}, so there is none to transmute cells to; fit a "
-            "model with labels."
-        )
+    if model.cell_types == (goal.to,):
+        names = ", ".join(model.populations)
+        remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
+        raise InputError(f"The model has no cell type but {goal.to!r} to transmute cells to; {remedy}.")
     check_source_types(model, (*goal.cell_types, *cell_types))
     if goal.like and not cell_types:
         raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
