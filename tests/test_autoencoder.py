@@ -33,12 +33,13 @@ from bdm.autoencoder.storage import (
 )
 from bdm.checksums import write_checksummed_json
 from bdm.data import matrix
-from bdm.data.matrix import take_rows
+from bdm.data.matrix import take_cells, take_rows
 from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, TrainingError
 from bdm.files import read_json
-from bdm.latent.cells import encode
+from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings, PrepareSettings
+from bdm.store import Bundle, write_bundle
 from bdm.threads import using_threads
 from bdm.training import Loop, fabric, train
 
@@ -546,7 +547,11 @@ def test_names_of_types_and_batches(prepared):
     found = fitted(cells, n_steps=2)
     assert found.cell_types == tuple(cells.obs["cell_type"].cat.categories)
     assert found.batches == ("one", "two")
-    assert found.network.shape == AutoencoderShape(100, len(found.cell_types), 4, 2)
+    assert found.sub_populations.names == ("Dendritic/1", "Dendritic/2")
+    assert found.network.shape == AutoencoderShape(100, len(found.cell_types) + 2, 4, 2)
+    undivided = fitted(cells, n_steps=2, sub_populations="none")
+    assert len(undivided.sub_populations) == 0
+    assert undivided.network.shape == AutoencoderShape(100, len(found.cell_types), 4, 2)
 
 
 def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnData]:
@@ -658,14 +663,18 @@ def same_adapters(one: Adapters, other: Adapters) -> bool:
     return one.cell_types == other.cell_types and equal
 
 
-def test_types_have_adapters_where_held_out_cells_gain(planted):
+def test_populations_have_adapters_where_held_out_cells_gain(planted):
     one, shared = fitted(planted, n_latent=1), fitted(planted, n_latent=1, shared_decoder=True)
+    populations = GeneAutoencoder.of(one, planted.var, {}).populations
     assert "CD19+ B" in one.adapters
+    assert set(one.adapters) <= set(populations) > set(one.sub_populations.names) > set()
     assert len(shared.adapters) == 0
     gain = (one.likelihood - shared.likelihood)["log_likelihood"]
+    cell_type_of = dict(zip(one.sub_populations.names, one.sub_populations.cell_type, strict=True))
+    adapted = sorted({cell_type_of.get(name, name) for name in one.adapters})
     assert gain["CD19+ B"] > 10
-    assert (gain[list(one.adapters)] > 0).all()
-    assert (gain.drop(list(one.adapters)) == 0).all()
+    assert (gain[adapted] > 0).all()
+    assert (gain.drop(adapted) == 0).all()
     network, other = one.network.state_dict(), shared.network.state_dict()
     assert all(torch.equal(network[name], other[name]) for name in network)
 
@@ -679,13 +688,16 @@ def test_adapters_depend_on_the_seed_alone(planted):
 def test_adapters_and_latents_do_not_depend_on_the_number_of_threads(planted):
     found = fitted(planted, n_latent=1)
     shared = GeneAutoencoder.of(found, planted.var, {})
+    cells = planted.copy()
+    cells.obs["sub_population"] = populations_of_cells(cells, shared)
     made = []
     for n_threads in (1, 3):
         with using_threads(n_threads):
-            adapters = fit_adapters.fit_adapters(found.network, planted, seed=0)
+            adapters = fit_adapters.fit_adapters(found.network, shared.rows, cells, seed=0)
             made.append((adapters, encode(planted, replace(shared, adapters=adapters)).X))
     (one, latent), (other, again) = made
     assert same_adapters(one, other)
+    assert same_adapters(one, found.adapters)
     assert np.array_equal(latent, again)
 
 
@@ -727,15 +739,20 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
         return take_rows(matrix, rows)
 
     monkeypatch.setattr(matrix, "take_rows", counted)
-    fitted(on_disk)
+    found = fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
     assert len(read[0]) < 100 + N_SAMPLED_PER_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
     assert len(read[1]) < n_of_types.loc["validation"].sum()
-    assert [len(rows) for rows in read[2:]] == [
-        sum(min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_types.items())
+    from_disk = np.concatenate(read[:2])
+    assert not (on_disk.obs["split"].to_numpy()[from_disk] == "test").any()
+    # Type-specific decoders are fitted to a part of these cells, which are in memory by then
+    cells = take_cells(on_disk, from_disk)
+    population = populations_of_cells(cells, GeneAutoencoder.of(found, cells.var, {}))
+    n_of_populations = cells.obs["split"].groupby(population).value_counts().unstack(0)
+    assert [len(rows) for rows in read[2:3]] == [
+        sum(min(n["train"], 30) + min(n["validation"], 5) for _, n in n_of_populations.items() if n["validation"] > 0)
     ]
-    split = on_disk.obs["split"].to_numpy()
-    assert not (split[np.concatenate(read)] == "test").any()
+    assert len(read) == 3 + 1  # and the one here
 
 
 # ---- storage
@@ -767,6 +784,12 @@ def test_autoencoder_comes_back(saved):
     assert loaded.network.shape == autoencoder.network.shape
     assert list(loaded.genes.index) == list(autoencoder.genes.index)
     assert loaded.cell_types == autoencoder.cell_types
+    assert loaded.sub_populations.names == autoencoder.sub_populations.names == ("Dendritic/1", "Dendritic/2")
+    assert loaded.sub_populations.cell_type == autoencoder.sub_populations.cell_type
+    for name, value in autoencoder.sub_populations.tensors().items():
+        assert torch.equal(loaded.sub_populations.tensors()[name], value)
+    assert loaded.populations == autoencoder.populations
+    assert loaded.rows == (*loaded.cell_types, *loaded.sub_populations.names)
     assert loaded.batches == ("one", "two")
     assert loaded.provenance == {"seed": 0}
 
@@ -785,6 +808,13 @@ def test_autoencoder_comes_back(saved):
         {"adapters": ["another"]},
         {"cell_types": None},
         {"batches": None},
+        {"rows": ["a"]},
+        {"sub_populations": None},
+        {"sub_populations": {"names": [], "cell_type": []}},
+        {"sub_populations": {"names": ["Dendritic/1"] * 2, "cell_type": ["Dendritic"] * 2}},
+        {"sub_populations": {"names": ["Dendritic/1", "Dendritic/2"], "cell_type": ["Dendritic"]}},
+        {"sub_populations": {"names": ["Dendritic/1", "Dendritic/2"], "cell_type": ["another"] * 2}},
+        {"sub_populations": {"names": ["Dendritic/1", "Dendritic/3"], "cell_type": ["Dendritic"] * 2}},
     ],
 )
 def test_autoencoder_of_other_content(saved, change):
@@ -794,6 +824,16 @@ def test_autoencoder_of_other_content(saved, change):
     write_checksummed_json(folder / "autoencoder.json", content)
     with pytest.raises(InputError, match="damaged"):
         load_autoencoder(folder)
+
+
+@pytest.mark.parametrize("name", ["mean", "axes", "log_density"])
+def test_sub_populations_of_other_shapes(autoencoder, tmp_path, name):
+    wrong = {**autoencoder.tensors()["sub_populations"]}
+    wrong[name] = wrong[name][:1]
+    tensors = {**autoencoder.tensors(), "sub_populations": wrong}
+    write_bundle(tmp_path, "autoencoder", Bundle(autoencoder.content(), tensors))
+    with pytest.raises(InputError, match=f"damaged.*{name} of sub-populations"):
+        load_autoencoder(tmp_path)
 
 
 def test_table_comes_back_with_missing_values():

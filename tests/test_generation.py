@@ -20,6 +20,8 @@ from bdm.settings import SamplerSettings
 from bdm.threads import using_threads
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
+B1, B2 = "CD19+ B/1", "CD19+ B/2"  # sub-populations of B; NK and MONO are one population
+DENDRITIC = ["Dendritic/1", "Dendritic/2"]
 
 
 def counts(adata) -> np.ndarray:
@@ -104,9 +106,9 @@ def test_counts_are_as_dispersed_as_their_types(small_model):
     model = copy.deepcopy(small_model.model)
     with torch.no_grad():
         model.autoencoder.network_of(NK).type_dispersion[model.autoencoder.type_code(NK)] += np.log(1e6)
-    of_type = {name: inverse_dispersion(small_model.model, name) for name in (B, NK)}
+    of_type = {name: inverse_dispersion(small_model.model, name) for name in (B1, NK)}
     np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
-    np.testing.assert_array_equal(inverse_dispersion(model, B), of_type[B])
+    np.testing.assert_array_equal(inverse_dispersion(model, B1), of_type[B1])
     request = request_cells(model, {B: 200, NK: 200})
     settings = SamplerSettings(n_levels=4)
     before, after = (generate_cells(m, request, settings, seed=0) for m in (small_model.model, model))
@@ -148,8 +150,10 @@ def test_joined_with_real_cells_counts_keep_their_type(small_model, example_cell
 
 def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, example_cells):
     generated = batch_model.generate({B: 2, NK: 3})
-    assert list(generated.obs) == ["cell_type", "bulk_labels", "synthetic", "donor"]
+    assert list(generated.obs) == ["cell_type", "bulk_labels", "sub_population", "synthetic", "donor"]
     assert list(generated.obs["bulk_labels"]) == list(generated.obs["cell_type"]) == [B] * 2 + [NK] * 3
+    assert list(generated.obs["sub_population"]) == [B1, B2] + [NK] * 3
+    assert list(generated.obs["sub_population"].cat.categories) == list(batch_model.model.populations)
     real = example_cells.copy()
     real.obs["donor"] = pd.Categorical(["two"] * real.n_obs)
     both = anndata.concat([real, generated], index_unique="-")
@@ -161,10 +165,11 @@ def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, e
 @pytest.mark.parametrize(
     ("label_key", "batch_key", "columns"),
     [
-        ("cell_type", "batch", ["cell_type", "synthetic", "batch"]),
-        ("synthetic", "cell_type", ["cell_type", "synthetic", "batch"]),
-        ("batch", "the/donor", ["cell_type", "batch", "synthetic", "the_donor"]),
-        ("_index", "ancestor", ["cell_type", "synthetic", "batch"]),
+        ("cell_type", "batch", ["cell_type", "sub_population", "synthetic", "batch"]),
+        ("synthetic", "cell_type", ["cell_type", "sub_population", "synthetic", "batch"]),
+        ("batch", "the/donor", ["cell_type", "batch", "sub_population", "synthetic", "the_donor"]),
+        ("sub_population", "donor", ["cell_type", "sub_population", "synthetic", "donor"]),
+        ("_index", "ancestor", ["cell_type", "sub_population", "synthetic", "batch"]),
     ],
 )
 def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, batch_key, columns):
@@ -174,6 +179,7 @@ def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, bat
     generated = generate_cells(model, request_cells(model, {B: 1}), settings, seed=0)
     assert list(generated.obs) == columns
     assert generated.obs["cell_type"].tolist() == [B]
+    assert generated.obs["sub_population"].tolist() == [B1]
     assert generated.obs["synthetic"].tolist() == [True]
 
 
@@ -182,16 +188,29 @@ def test_number_for_every_type(small_model):
     assert numbers.to_dict() == dict.fromkeys(small_model.model.cell_types, 2)
 
 
-def test_ancestors_are_numbered_by_type(small_model):
+def test_ancestors_are_numbered_by_population(small_model):
     adata = small_model.generate({B: 4, NK: 2}, shared_ancestors=True)
-    assert adata.obs["ancestor"].tolist() == [0, 1, 2, 3, 0, 1]
+    assert adata.obs["sub_population"].tolist() == [B1] * 3 + [B2] + [NK] * 2
+    assert adata.obs["ancestor"].tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_populations_share_the_ancestors_of_one_number(small_model):
+    """Cells of all populations with one number descend from one sample, whichever others are requested."""
+    every = small_model.generate({B1: 70, B2: 70, NK: 70}, shared_ancestors=True)
+    some = small_model.generate({B2: 70}, shared_ancestors=True)
+    assert (some.obsm["latent"] == every.obsm["latent"][70:140]).all()
+    of_b1, of_b2, of_nk = every.obsm["latent"].reshape(3, 70, -1)
+    for other in (of_b2, of_nk):
+        for of_one, of_other, shifted in zip(of_b1.T, other.T, np.roll(other, 1, axis=0).T, strict=True):
+            assert np.corrcoef(of_one, of_other)[0, 1] > 0.9
+            assert abs(np.corrcoef(of_one, shifted)[0, 1]) < 0.4
 
 
 def test_record_of_how_cells_were_made(small_model):
     record = small_model.generate({B: 4}, seed=9, n_levels=5).uns["bdm"]
     assert record["seed"] == 9
     assert json.loads(record["settings"]) == {"n_levels": 5, "stochastic": False, "shared_ancestors": False}
-    assert json.loads(record["request"]) == {"cell_type": [B], "n_cells": [4]}
+    assert json.loads(record["request"]) == {"cell_type": [B, B], "sub_population": [B1, B2], "n_cells": [3, 1]}
     assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
     assert record["version"]
 
@@ -247,11 +266,26 @@ def test_places_of_cells_do_not_depend_on_their_number(n):
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_cells_do_not_depend_on_their_number(small_model, shared, stochastic):
     settings = {"n_levels": 3, "shared_ancestors": shared, "stochastic": stochastic}
-    every = small_model.generate({B: LARGEST + 100, NK: 9}, **settings)
+    every = small_model.generate({B2: LARGEST + 100, NK: 9}, **settings)
     for n in (1, SMALLEST, SMALLEST + 1, 200, LARGEST + 3):
-        fewer = small_model.generate({B: n}, **settings)
+        fewer = small_model.generate({B2: n}, **settings)
         assert (fewer.obsm["latent"] == every.obsm["latent"][:n]).all()
         assert (counts(fewer) == counts(every)[:n]).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_cells_of_a_type_are_the_first_of_its_populations(small_model, shared):
+    settings = {"n_levels": 3, "shared_ancestors": shared}
+    of_populations = small_model.generate({B1: 100, B2: 50}, **settings)
+    of_type = small_model.generate({B: 100}, **settings)
+    share = small_model.model.composition.loc[[B1, B2], "n_cells"]
+    numbers = of_type.obs["sub_population"].value_counts()
+    assert numbers[B1] == round(100 * share[B1] / share.sum())
+    assert numbers[B2] == 100 - numbers[B1]
+    for name in (B1, B2):
+        one, other = (adata[adata.obs["sub_population"] == name] for adata in (of_populations, of_type))
+        assert (counts(one)[: other.n_obs] == counts(other)).all()
+        assert (one.obsm["latent"][: other.n_obs] == other.obsm["latent"]).all()
 
 
 def test_no_two_cells_are_the_same(small_model):
@@ -270,9 +304,11 @@ def test_cells_do_not_depend_on_threads(small_model, shared):
 
 
 def test_shared_chunks_hold_the_requested_numbers(small_model):
-    adata = small_model.generate({B: LARGEST + 3, NK: 4}, n_levels=2, shared_ancestors=True)
-    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [LARGEST + 3, 4]
-    assert adata.obs["ancestor"][adata.obs["cell_type"] == B].tolist() == list(range(LARGEST + 3))
+    adata = small_model.generate({B1: LARGEST + 3, NK: 4, B: 30}, n_levels=2, shared_ancestors=True)
+    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [LARGEST + 33, 4]
+    n_by_population = adata.obs["sub_population"].value_counts()[[B1, B2, NK]].tolist()
+    assert n_by_population == [LARGEST + 3 + 21, 9, 4]
+    assert adata.obs["ancestor"].tolist() == [number for n in n_by_population for number in range(n)]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -284,8 +320,8 @@ def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
         return numpy_generator(*key)
 
     monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
-    small_model.generate({B: SMALLEST + 3, NK: SMALLEST + 2}, n_levels=2, shared_ancestors=shared)
-    assert len(seeds) == len(set(seeds)) == 4
+    small_model.generate({B1: SMALLEST + 3, B2: 3, NK: SMALLEST + 2}, n_levels=2, shared_ancestors=shared)
+    assert len(seeds) == len(set(seeds)) == 5
 
 
 # ---- files
@@ -315,21 +351,73 @@ def test_cells_written_as_they_are_generated_are_those_in_memory(batch_model, sh
 # ---- requests
 
 
-def numbers(model, cells) -> dict[tuple[str, str], int]:
+def numbers(model, cells, *, by: str = "cell_type") -> dict[tuple[str, str], int]:
     rows = request_cells(model.model, cells).table
-    batch = rows.get("batch", [None] * len(rows))
-    return dict(zip(zip(rows["cell_type"], batch, strict=True), rows["n_cells"], strict=True))
+    batch = rows.get("batch", pd.Series([None] * len(rows), dtype=object))
+    sums = rows["n_cells"].groupby([rows[by], batch], dropna=False, sort=False).sum()
+    return {(name, None if pd.isna(of_batch) else of_batch): n for (name, of_batch), n in sums.items()}
 
 
 def test_cells_are_spread_over_batches_as_each_type_was(batch_model):
     composition = batch_model.model.composition
     assert numbers(batch_model, {B: 9}) == {(B, "one"): 9}
+    assert numbers(batch_model, {B: 9}, by="sub_population") == {(B1, "one"): 6, (B2, "one"): 3}
     share = composition.loc[MONO, "two"] / composition.loc[MONO].sum()
     spread = numbers(batch_model, {MONO: 100})
     assert sum(spread.values()) == 100
     assert abs(spread[MONO, "two"] - 100 * share) < 1
     for n in range(1, 40):
         assert sum(numbers(batch_model, {NK: n}).values()) == n
+
+
+def test_cells_of_a_type_are_spread_over_its_populations(batch_model):
+    composition = batch_model.model.composition.loc[DENDRITIC]
+    share = composition / composition.to_numpy().sum()
+    spread = numbers(batch_model, {"Dendritic": 1000}, by="sub_population")
+    assert sum(spread.values()) == 1000
+    for name in DENDRITIC:
+        of_population = spread[name, "one"] + spread[name, "two"]
+        assert abs(of_population - 1000 * share.loc[name].sum()) < 1
+        expected = of_population * share.loc[name] / share.loc[name].sum()
+        assert all(abs(spread[name, batch] - expected[batch]) < 1 for batch in ("one", "two"))
+    for n in range(1, 40):
+        assert sum(numbers(batch_model, {"Dendritic": n}).values()) == n
+
+
+def test_cells_of_a_requested_batch_are_spread_as_the_batch_was(batch_model):
+    model = copy.deepcopy(batch_model.model)
+    model.composition.loc[DENDRITIC] = [[90, 5], [10, 15]]
+    table_of = request_cells(model, table([("Dendritic", 40, "two"), ("Dendritic", 20, "one"), (B, 10, "two")])).table
+    rows = list(table_of[["sub_population", "batch", "n_cells"]].itertuples(index=False, name=None))
+    share = model.composition.loc[[B1, B2]].sum(axis=1)
+    assert rows == [
+        (B1, "two", round(10 * share[B1] / share.sum())),  # no B cell was in batch two: as in all batches
+        (B2, "two", 10 - round(10 * share[B1] / share.sum())),
+        (DENDRITIC[0], "one", 18),
+        (DENDRITIC[0], "two", 10),
+        (DENDRITIC[1], "one", 2),
+        (DENDRITIC[1], "two", 30),
+    ]
+
+
+def test_requests_may_name_sub_populations(small_model, tmp_path):
+    (tmp_path / "cells.csv").write_text(f"cell_type,n_cells\n{B2},3\n{NK},2\n{B},3\n")
+    mapping = {B2: 3, NK: 2, B: 3}
+    for asked in (mapping, table(list(mapping.items())), read_request(tmp_path / "cells.csv")):
+        assert numbers(small_model, asked, by="sub_population") == {(B1, None): 2, (B2, None): 4, (NK, None): 2}
+        assert numbers(small_model, asked) == {(B, None): 6, (NK, None): 2}
+    obs = small_model.generate(mapping, n_levels=2).obs
+    assert obs["cell_type"].tolist() == [B] * 6 + [NK] * 2
+    assert obs["sub_population"].tolist() == [B1] * 2 + [B2] * 4 + [NK] * 2
+
+
+def test_sub_populations_in_a_batch(batch_model):
+    asked = table([(B2, 2, "two"), (B2, 1, "one"), (DENDRITIC[1], 3, "two")])
+    assert numbers(batch_model, asked, by="sub_population") == {
+        (B2, "one"): 1,
+        (B2, "two"): 2,
+        (DENDRITIC[1], "two"): 3,
+    }
 
 
 def test_requested_batches(batch_model):
@@ -356,6 +444,7 @@ def test_request_is_not_changed(batch_model):
     ("cells", "message"),
     [
         ({"T-800": 3}, "no type 'T-800'"),
+        ({f"{B}/3": 3}, "no type 'CD19\\+ B/3'; its types are .*CD19"),
         ({B: -1}, "-1 cells of type 'CD19"),
         ({B: 1.5}, "1.5 cells"),
         ({B: "many"}, "many cells"),

@@ -19,15 +19,18 @@ from bdm.generation.chunks import LARGEST, SMALLEST, WHOLE, Part, chunk_specs_of
 from bdm.generation.request import Request
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
-CELLS = {B: 700, NK: 3, MONO: 200}  # 4, 1 and 3 chunks
+CELLS = {B: 700, NK: 3, MONO: 200}  # 4 and 3 chunks of the sub-populations of B, 1 and 3 of the others
 N_STARTS = 4  # at which chunks begin
 
 
 def asked(**n_cells: int) -> Request:
-    return Request(pd.DataFrame({"cell_type": list(n_cells), "n_cells": list(n_cells.values())}))
+    """Request of populations, each two of which are of one cell type."""
+    types = [f"type {number // 2}" for number in range(len(n_cells))]
+    columns = {"cell_type": types, "sub_population": list(n_cells), "n_cells": list(n_cells.values())}
+    return Request(pd.DataFrame(columns))
 
 
-REQUESTS = [asked(a=1), asked(a=70, b=3, c=3000), asked(**{f"type {i}": 40 * i + 1 for i in range(30)})]
+REQUESTS = [asked(a=1), asked(a=70, b=3, c=3000), asked(**{f"population {i}": 40 * i + 1 for i in range(30)})]
 
 
 # ---- division
@@ -130,6 +133,7 @@ def test_file_does_not_depend_on_the_number_of_jobs(folder, tmp_path, options, m
         assert n_parts > N_STARTS or all(sizes)
         assert bdm("merge", tmp_path / "gathered.h5ad", *parts[::-1]) == 0
         found = content(tmp_path / "gathered.h5ad")
+        assert "obs/sub_population/codes" in found
         assert found.keys() == expected.keys()
         assert not [name for name in found if found[name] != expected[name]]
 
@@ -140,7 +144,9 @@ def test_part_records_its_number(folder, tmp_path):
     assert part.uns["bdm"].pop("part") == "2-of-3"
     assert part.uns["bdm"] == whole.uns["bdm"]
     assert (part.X != whole[part.obs_names].X).nnz == 0
-    assert json.loads(part.uns["bdm"]["request"])["n_cells"] == [200, 700, 3]
+    request = pd.DataFrame(json.loads(part.uns["bdm"]["request"]))
+    assert request.groupby("cell_type")["n_cells"].sum().to_dict() == CELLS
+    assert request["sub_population"].tolist() == [MONO, f"{B}/1", f"{B}/2", NK]
 
 
 @pytest.fixture(scope="module")

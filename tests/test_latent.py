@@ -7,7 +7,7 @@ from bdm.data import matrix
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.latent import cells
-from bdm.latent.cells import LatentCells, encode, latent_cells, read_latent
+from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
 from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, type_moments
 from bdm.seeds import Minibatches, type_weight
 from bdm.settings import PrepareSettings
@@ -175,10 +175,11 @@ def test_encoded_cells(encoded):
     assert (latent.layers["scale"][:, :-1] > 0).all()
 
 
-def test_encoded_cells_are_the_posteriors_under_their_types(encoded, small_model):
+def test_encoded_cells_are_the_posteriors_under_their_populations(encoded, small_model):
     prepared, latent = encoded
     autoencoder = small_model.model.autoencoder
-    names = prepared.obs["cell_type"].iloc[:50]
+    names = latent.obs["sub_population"].iloc[:50]
+    assert {"CD14+ Monocyte", "Dendritic/1", "Dendritic/2"} < set(names)
     counts = torch.from_numpy(prepared.X[:50].toarray())
     for cell, name in enumerate(names):
         code, batch = torch.tensor([autoencoder.type_code(name)]), torch.zeros(1, dtype=torch.long)
@@ -186,6 +187,25 @@ def test_encoded_cells_are_the_posteriors_under_their_types(encoded, small_model
             posterior = autoencoder.network_of(name).encode(counts[cell : cell + 1], code, batch)
         np.testing.assert_allclose(latent.X[cell, :-1], posterior.mean[0], atol=1e-3)
         np.testing.assert_allclose(latent.layers["scale"][cell, :-1], posterior.scale[0], rtol=1e-2)
+
+
+def test_populations_of_cells_are_the_most_probable_of_their_types(encoded, small_model):
+    prepared, latent = encoded
+    autoencoder = small_model.model.autoencoder
+    population, cell_type = (latent.obs[name].astype(str).to_numpy() for name in ("sub_population", "cell_type"))
+    assert set(population) == set(latent.obs["sub_population"].cat.categories) == set(autoencoder.populations)
+    for name in autoencoder.cell_types:
+        of_type = np.flatnonzero(cell_type == name)
+        assert set(population[of_type]) == set(autoencoder.populations_of(name))
+    assert autoencoder.populations_of("CD34+") == ("CD34+",)
+    of_type = np.flatnonzero(cell_type == "Dendritic")
+    codes = torch.full((len(of_type),), autoencoder.cell_types.index("Dendritic"))
+    with torch.no_grad():
+        counts = torch.from_numpy(prepared.X[of_type].toarray())
+        of_label = autoencoder.network.encode(counts, codes, torch.zeros_like(codes)).mean
+    chosen = autoencoder.sub_populations.assign("Dendritic", of_label).numpy()
+    assert list(population[of_type]) == [f"Dendritic/{number + 1}" for number in chosen]
+    assert (population[of_type] == populations_of_cells(prepared[of_type], autoencoder)).all()
 
 
 def test_type_codes_are_of_the_autoencoders_types(encoded, small_model):
@@ -209,8 +229,9 @@ def test_test_cells_are_held_out(encoded):
     assert len(held_out.mean) == (latent.obs["split"] == "test").sum() > 0
     assert len(learned.mean) + len(held_out.mean) == latent.n_obs
     assert int(learned.n_cells.sum()) == len(learned.mean)
-    types = latent.obs["cell_type"][latent.obs["split"] != "test"]
-    assert [learned.cell_types[code] for code in learned.cell_type] == list(types)
+    obs = latent.obs[latent.obs["split"] != "test"]
+    assert [learned.cell_types[code] for code in learned.cell_type] == list(obs["sub_population"])
+    assert [learned.labels[code] for code in learned.cell_type] == list(obs["cell_type"])
 
 
 def test_file_of_other_cells_is_no_latent(example_cells, tmp_path):

@@ -63,8 +63,14 @@ def test_uncertain_latents_support_no_more():
 def test_small_types_are_not_divided():
     assert len(found_in({"T": [29, 30]})) == 0
     assert found_in({"T": [60, 60]}).names == ("T/1", "T/2")
+    assert len(found_in({"T": [200, 20]}, scale=0.2)) == 0
     few = AutoencoderSettings(min_cells_per_sub_population=10)
-    assert found_in({"T": [28, 27]}, settings=few, scale=0.2).names == ("T/1", "T/2")
+    assert found_in({"T": [200, 20]}, settings=few, scale=0.2).names == ("T/1", "T/2")
+
+
+def test_types_of_fewer_cells_than_axes():
+    two = AutoencoderSettings(min_cells_per_sub_population=2, sub_populations=2)
+    assert found_in({"T": [4, 3], "B": [100, 80]}, settings=two, scale=0.2).names == ("T/1", "T/2", "B/1", "B/2")
 
 
 def test_number_and_none():

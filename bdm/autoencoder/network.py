@@ -118,10 +118,8 @@ class CountAutoencoder(nn.Module):
 
     def with_batches(self, offsets: Tensor) -> "CountAutoencoder":
         """Copy the network with additional batches, by their offsets (batches x genes)."""
-        network = CountAutoencoder(replace(self.shape, n_batches=self.shape.n_batches + len(offsets)))
-        state = self.state_dict()
-        network.load_state_dict(state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
-        return network.eval()
+        shape, state = replace(self.shape, n_batches=self.shape.n_batches + len(offsets)), self.state_dict()
+        return CountAutoencoder.of_state(shape, state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
 
     @torch.no_grad()
     def with_populations(self, codes: Tensor, prior_mean: Tensor) -> "CountAutoencoder":
@@ -134,14 +132,22 @@ class CountAutoencoder(nn.Module):
         prior_mean
             Further types x latent dimensions.
         """
-        network = CountAutoencoder(replace(self.shape, n_types=self.shape.n_types + len(codes)))
-        state = self.state_dict()
+        shape, state = replace(self.shape, n_types=self.shape.n_types + len(codes)), self.state_dict()
         added = {
             "type_dispersion": state["type_dispersion"][codes],
             "prior_sum": prior_mean,
             "prior_weight": torch.ones(len(codes)),
         }
-        network.load_state_dict(state | {name: torch.cat([state[name], rows]) for name, rows in added.items()})
+        return CountAutoencoder.of_state(
+            shape, state | {name: torch.cat([state[name], rows]) for name, rows in added.items()}
+        )
+
+    @classmethod
+    def of_state(cls, shape: AutoencoderShape, state: dict[str, Tensor]) -> "CountAutoencoder":
+        """Make a network with copies of these tensors; torch's global random generator is left alone."""
+        with torch.device("meta"):  # where a network has no values yet, and so draws none
+            network = cls(shape)
+        network.to_empty(device="cpu").load_state_dict(state)
         return network.eval()
 
     @torch.no_grad()

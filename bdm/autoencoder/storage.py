@@ -148,15 +148,14 @@ class GeneAutoencoder:
         cell_types, batches, rows = (tuple(content[name]) for name in ("cell_types", "batches", "rows"))
         if (len(genes), len(rows), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
             raise ValueError("other numbers of genes, cell types or batches than the network has")
-        network = CountAutoencoder(shape)
-        network.load_state_dict(tensors["autoencoder"])
+        network = CountAutoencoder.of_state(shape, tensors["autoencoder"])
         adapters = Adapters.of_tensors(content["adapters"], tensors["adapters"], network)
         names, types = (tuple(content["sub_populations"][name]) for name in ("names", "cell_type"))
-        found = SubPopulations(names, types, **tensors["sub_populations"])
+        found = SubPopulations.of_tensors(names, types, tensors["sub_populations"], n_latent=shape.n_latent)
         if set(rows) != {*cell_types, *found.names} or not set(adapters) <= set(rows):
             raise ValueError("sub-populations or type-specific decoders of unknown cell types")
         likelihood, provenance = table_from_json(content["likelihood"]), content["provenance"]
-        return cls(network.eval(), genes, cell_types, batches, provenance, likelihood, rows, found, adapters)
+        return cls(network, genes, cell_types, batches, provenance, likelihood, rows, found, adapters)
 
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:

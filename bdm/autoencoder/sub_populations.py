@@ -63,6 +63,26 @@ class SubPopulations:
         """No type has several."""
         return cls((), (), torch.empty(0, min(N_AXES, n_latent), n_latent), torch.empty(0, n_latent), torch.empty(0))
 
+    @classmethod
+    def of_tensors(
+        cls, names: tuple[str, ...], cell_type: tuple[str, ...], tensors: dict[str, Tensor], *, n_latent: int
+    ) -> SubPopulations:
+        """Make them again from their tensors.
+
+        Raises
+        ------
+        ValueError
+            If the tensors have other shapes than names and latent dimensions ask for, or a name is twice.
+        """
+        found = cls(names, cell_type, **tensors)
+        for name, value in cls.none(n_latent).tensors().items():
+            shape = tuple(found.tensors()[name].shape)
+            if shape != (len(names), *value.shape[1:]):
+                raise ValueError(f"{name} of sub-populations have the shape {shape}")
+        if len(set(names)) < len(names) or len(cell_type) != len(names):
+            raise ValueError("sub-populations without names or cell types of their own")
+        return found
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -128,7 +148,8 @@ class Axes:
         centre = cells.mean.mean(axis=0)
         scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
         standardised = (cells.mean - centre) / scale
-        directions = np.linalg.svd(standardised, full_matrices=False)[2][:N_AXES]
+        n_cells, n_latent = standardised.shape  # fewer cells than axes leave the last axes arbitrary
+        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
         return cls(centre, scale, directions)
 
     def __call__(self, latent: np.ndarray) -> np.ndarray:
