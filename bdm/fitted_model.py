@@ -169,7 +169,8 @@ class FittedModel:
         ----------
         cells
             Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
-            if any, ``batch``.
+            if any, ``batch``. Types are cell types, whose cells are spread over their sub-populations as the training
+            cells are, or sub-populations.
         shared_ancestors
             Let cell i of every type descend from the same sample at the root: matched cells, in less time.
         stochastic
@@ -208,14 +209,14 @@ class FittedModel:
         n_levels: int = SamplerSettings.n_levels,
         seed: int = 0,
     ) -> AnnData:
-        """Transmute cells to another cell type.
+        """Transmute cells to another cell type or sub-population.
 
         Parameters
         ----------
         adata
             Cells with raw counts of the model's genes, and their types in ``obs``.
         to
-            Cell type to transmute to.
+            Cell type to transmute to, or one of the sub-populations of a type.
         from_
             Cell type or types to transmute; all but ``to`` if none are given.
         like

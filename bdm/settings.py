@@ -47,7 +47,7 @@ NewTypes = Annotated[
 ]
 UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on these cells.", Unset("none")]
 MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
-TargetType = Annotated[str, MinLen(1), "Cell type to transmute to."]
+TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
 

@@ -202,7 +202,7 @@ def test_populations_share_the_ancestors_of_one_number(small_model):
     of_b1, of_b2, of_nk = every.obsm["latent"].reshape(3, 70, -1)
     for other in (of_b2, of_nk):
         for of_one, of_other, shifted in zip(of_b1.T, other.T, np.roll(other, 1, axis=0).T, strict=True):
-            assert np.corrcoef(of_one, of_other)[0, 1] > 0.9
+            assert np.corrcoef(of_one, of_other)[0, 1] > 0.5
             assert abs(np.corrcoef(of_one, shifted)[0, 1]) < 0.4
 
 

@@ -1,14 +1,23 @@
 import logging
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 
+from bdm.arrays import optimal_coupling
 from bdm.errors import InputError
-from bdm.settings import InputKeys
+from bdm.generation.merge import write_cells
+from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
+from bdm.transmutation.transmute import new_populations, transmuted_cells
 
+B = ["CD19+ B/1", "CD19+ B/2"]
+DENDRITIC = ["Dendritic/1", "Dendritic/2"]
 LACKING = "CD4+/CD45RA+/CD25- Naive T"  # type with too few cells for the model
 
 
@@ -25,6 +34,8 @@ def test_transmuted_cells(transmuted, example_cells, small_model):
     assert transmuted.X.dtype == np.float32
     np.testing.assert_array_equal(transmuted.X.data, np.rint(transmuted.X.data))
     assert set(transmuted.obs["cell_type"]) == {"CD56+ NK"}
+    assert set(transmuted.obs["sub_population"]) == {"CD56+ NK"}
+    assert list(transmuted.obs["sub_population"].cat.categories) == list(small_model.model.populations)
     assert list(transmuted.obs["original_type"]) == list(source.obs["bulk_labels"])
     assert transmuted.obs["synthetic"].all()
     for cell_type, rows in transmuted.obs.groupby("original_type", observed=True):
@@ -40,7 +51,8 @@ def test_nothing_that_described_the_cells_before_is_kept(batch_model, example_ce
     with caplog.at_level(logging.INFO, logger="bdm"):
         cells_transmuted = batch_model.transmute(cells, "CD56+ NK", from_=["CD19+ B"])
     ancestor = ["common_ancestor", "common_ancestor_level"]
-    assert list(cells_transmuted.obs) == ["cell_type", "bulk_labels", "original_type", "donor", *ancestor, "synthetic"]
+    columns = ["cell_type", "bulk_labels", "original_type", "donor", *ancestor, "synthetic", "sub_population"]
+    assert list(cells_transmuted.obs) == columns
     assert set(cells_transmuted.obs["bulk_labels"]) == set(cells_transmuted.obs["cell_type"]) == {"CD56+ NK"}
     assert set(cells_transmuted.obs["original_type"]) == {"CD19+ B"}
     assert list(cells_transmuted.obs["donor"]) == list(cells.obs.loc[cells_transmuted.obs_names, "donor"])
@@ -123,7 +135,14 @@ def test_batches(example_cells, batch_model):
     ("change", "arguments", "message"),
     [
         (lambda a: a, {"to": "T"}, "no type 'T'"),
+        (lambda a: a, {"to": "Dendritic/3"}, "no type 'Dendritic/3'"),
         (lambda a: a, {"to": "CD56+ NK", "cell_types": ("x",)}, "no type 'x'"),
+        (
+            lambda a: a,
+            {"to": "CD56+ NK", "cell_types": ("CD19+ B", "Dendritic/2")},
+            "^'Dendritic/2' is a sub-population, but the cells to transmute are selected by their cell types; "
+            r"give 'Dendritic'\.$",
+        ),
         (lambda a: a[a.obs["bulk_labels"] == "CD56+ NK"], {"to": "CD56+ NK"}, "no cells to transmute"),
         (lambda a: a, {"to": "CD56+ NK", "keys": InputKeys(label_key="none")}, "no column 'none'"),
         (lambda a: AnnData(a.X, obs=a.obs[[]], var=a.var), {"to": "CD56+ NK"}, "'bulk_labels' or 'cell_type'"),
@@ -153,6 +172,84 @@ def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model
     ]
 
 
+# ---- sub-populations
+
+
+@pytest.mark.parametrize(("n_sources", "n_targets"), [(1, 1), (1, 4), (4, 1), (3, 5), (6, 2)])
+def test_coupling_moves_all_of_both_distributions(n_sources, n_targets):
+    rng = np.random.default_rng(n_sources)
+    source, target = rng.uniform(0.1, 5, size=n_sources), rng.uniform(0.1, 5, size=n_targets)
+    coupling = optimal_coupling(source, target, rng.uniform(size=(n_sources, n_targets)))
+    assert coupling.shape == (n_sources, n_targets)
+    assert (coupling >= 0).all()
+    np.testing.assert_allclose(coupling.sum(axis=1), 1)
+    np.testing.assert_allclose(source / source.sum() @ coupling, target / target.sum())
+
+
+def test_coupling_of_equal_weights_is_the_best_assignment():
+    cost = np.random.default_rng(0).uniform(size=(7, 7))
+    coupling = optimal_coupling(np.full(7, 3.0), np.ones(7), cost)
+    rows, columns = linear_sum_assignment(cost)
+    np.testing.assert_allclose(coupling[rows, columns], 1)
+
+
+def test_coupling_on_a_line_keeps_the_order():
+    at_source, at_target = np.array([3.0, 1.0, 2.0]), np.array([20.0, 10.0])
+    coupling = optimal_coupling(np.array([2, 1, 1]), np.array([1, 1]), (at_source[:, None] - at_target) ** 2)
+    np.testing.assert_allclose(coupling, [[1, 0], [0, 1], [0, 1]], atol=1e-9)
+
+
+def test_cells_are_spread_over_the_populations_of_the_new_type(small_model, example_cells):
+    """Cells of one population go to all populations of the new type, in the shares of these."""
+    model, n_cells = small_model.model, 4000
+    share = model.composition.loc[DENDRITIC, "n_cells"].to_numpy()
+    new = new_populations(model, np.full(n_cells, "CD34+"), "Dendritic", torch.Generator().manual_seed(0))
+    found = pd.Series(new).value_counts()[DENDRITIC].to_numpy()
+    np.testing.assert_allclose(found / n_cells, share / share.sum(), atol=0.03)
+    cells = small_model.transmute(example_cells, "Dendritic", from_="CD56+ NK", n_levels=3)
+    assert set(cells.obs["cell_type"]) == {"Dendritic"}
+    assert set(cells.obs["sub_population"]) == set(DENDRITIC)
+
+
+def test_populations_of_two_types_are_coupled_by_optimal_transport(small_model):
+    model = small_model.model
+    old, new = (model.composition.loc[names, "n_cells"].to_numpy(dtype=float) for names in (B, DENDRITIC))
+    cost = np.array([[float(((mean(model, b) - mean(model, d)).double() ** 2).sum()) for d in DENDRITIC] for b in B])
+    expected = optimal_coupling(old, new, cost)
+    assert (expected.max(axis=1) > 0.99).any()  # one population goes to one other, unlike with independent draws
+    population = np.repeat(B, 3000)
+    chosen = new_populations(model, population, "Dendritic", torch.Generator().manual_seed(0))
+    found = pd.crosstab(population, chosen, normalize="index").reindex(index=B, columns=DENDRITIC, fill_value=0)
+    np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_cells_are_transmuted_to_a_sub_population(small_model, example_cells):
+    cells = small_model.transmute(example_cells, "Dendritic/2", from_=["Dendritic", "CD19+ B"])
+    assert set(cells.obs["cell_type"]) == set(cells.obs["bulk_labels"]) == {"Dendritic"}
+    assert set(cells.obs["sub_population"]) == {"Dendritic/2"}
+    of_type = cells.obs["original_type"] == "Dendritic"
+    assert set(cells.obs.loc[of_type, "common_ancestor"]) == {"Dendritic"}
+    ancestor = small_model.hierarchy.common_ancestor("CD19+ B", "Dendritic/2")
+    assert set(cells.obs.loc[~of_type, "common_ancestor"]) == {ancestor.name}
+    model = small_model.model
+    whole, part = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in DENDRITIC)
+    for rows in (of_type, ~of_type):
+        middle = cells.obsm["latent"][rows.to_numpy()].mean(axis=0)
+        assert np.linalg.norm(middle - part) < 0.3 * np.linalg.norm(middle - whole)
+
+
+def test_populations_are_written_with_the_cells(small_model, example_cells, tmp_path):
+    goal = Goal("Dendritic")
+    sources = sources_of(example_cells, small_model.model, goal, cell_types=("CD56+ NK", "CD19+ B"))
+    cells = transmuted_cells(small_model.model, sources, goal, SamplerSettings(), seed=0)
+    write_cells(tmp_path / "cells.h5ad", cells, {})
+    back = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    expected = small_model.transmute(example_cells, "Dendritic", from_=["CD56+ NK", "CD19+ B"])
+    pd.testing.assert_frame_equal(back.obs, expected.obs)
+    assert set(back.obs["sub_population"]) == set(DENDRITIC)
+    assert (back.X != expected.X).nnz == 0
+
+
 # ---- transmuted like other types
 
 PAIRS = (Pair("CD14+ Monocyte", "Dendritic"), Pair("CD8+ Cytotoxic T", "CD56+ NK"))
@@ -173,7 +270,7 @@ def test_pairs_weigh_more_the_nearer_they_are(small_model):
 def test_cells_are_transmuted_as_others_were(example_cells, small_model):
     cells_transmuted = small_model.transmute(example_cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
     assert set(cells_transmuted.obs["cell_type"]) == {"new"}
-    assert "common_ancestor" not in cells_transmuted.obs
+    assert not {"common_ancestor", "sub_population"} & set(cells_transmuted.obs)
     model = small_model.model
     old, new = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in PAIRS[0])
     b = model.whitening.inverse(mean(model, "CD19+ B")[None])[0, :-1].numpy()

@@ -152,7 +152,8 @@ class GeneAutoencoder:
         adapters = Adapters.of_tensors(content["adapters"], tensors["adapters"], network)
         names, types = (tuple(content["sub_populations"][name]) for name in ("names", "cell_type"))
         found = SubPopulations.of_tensors(names, types, tensors["sub_populations"], n_latent=shape.n_latent)
-        if set(rows) != {*cell_types, *found.names} or not set(adapters) <= set(rows):
+        known = set(rows) == {*cell_types, *found.names} and set(found.cell_type) <= set(cell_types)
+        if not known or not set(adapters) <= set(rows):
             raise ValueError("sub-populations or type-specific decoders of unknown cell types")
         likelihood, provenance = table_from_json(content["likelihood"]), content["provenance"]
         return cls(network, genes, cell_types, batches, provenance, likelihood, rows, found, adapters)

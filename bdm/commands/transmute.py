@@ -50,7 +50,8 @@ def transmute(
 
     with atomic_write(out) as path:
         loaded = load_model(model, device=fabric(device).device)
-        goal = Goal(to, tuple(read_pair(text, loaded.cell_types) for text in like or ()))
+        names = tuple(dict.fromkeys((*loaded.cell_types, *loaded.populations)))
+        goal = Goal(to, tuple(read_pair(text, names) for text in like or ()))
         sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
         transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
         record = provenance(

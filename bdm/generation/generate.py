@@ -45,10 +45,21 @@ RESERVED_COLUMNS = (
 
 @dataclass(frozen=True)
 class Block:
-    """Counts, cells x genes, and latents, cells x latent dimensions, of a few generated cells."""
+    """A few generated cells.
+
+    Attributes
+    ----------
+    counts
+        Cells x genes.
+    latent
+        Cells x latent dimensions.
+    population
+        Population of each cell, where it is found as the block is generated; None where ``obs`` has it already.
+    """
 
     counts: sp.csr_matrix
     latent: np.ndarray
+    population: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,20 +68,33 @@ class GeneratedCells:
 
     Attributes
     ----------
+    obs
+        Columns that are known before the blocks are read; see :meth:`whole_obs`.
     blocks
-        All cells in the order of ``obs``, by population, then number; can be read once.
+        All cells in the order of ``obs``; can be read once.
+    populations
+        Names of all populations.
     """
 
     obs: pd.DataFrame
     var: pd.DataFrame
     blocks: Iterator[Block]
+    populations: tuple[str, ...] = ()
+
+    def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
+        """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
+        found = [names for names in population if names is not None]
+        if not found:
+            return self.obs
+        return self.obs.assign(sub_population=pd.Categorical(np.concatenate(found), categories=self.populations))
 
     def in_memory(self) -> ad.AnnData:
         """Generate all blocks: counts in ``X`` (CSR), ``obs``, ``var``, and the latent in ``obsm['latent']``."""
         blocks = list(self.blocks)
         counts = sp.vstack([block.counts for block in blocks], format="csr")
         latent = np.concatenate([block.latent for block in blocks])
-        return ad.AnnData(counts, obs=self.obs, var=self.var, obsm={"latent": latent})
+        obs = self.whole_obs([block.population for block in blocks])
+        return ad.AnnData(counts, obs=obs, var=self.var, obsm={"latent": latent})
 
 
 def generate_cells(

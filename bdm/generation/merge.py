@@ -26,6 +26,7 @@ COUNTS = COMPRESSION | {"compression_opts": 4}
 
 def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
     """Generate cells into an ``.h5ad`` file block by block; only ``obs`` is kept in memory."""
+    populations: list[np.ndarray | None] = []
     n_cells, n_genes = len(cells.obs), len(cells.var)
     with (
         new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns), compression="gzip") as file,
@@ -34,6 +35,7 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
         latent = None  # left open, as X is in appended_rows
         for block in cells.blocks:
             append(block.counts)
+            populations.append(block.population)
             if latent is None:
                 n_latent = block.latent.shape[1]
                 pieces = {"chunks": (ROWS, n_latent), "maxshape": (None, n_latent), **COMPRESSION}
@@ -42,6 +44,8 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
             else:
                 latent.resize(len(latent) + len(block.latent), axis=0)
                 latent[-len(block.latent) :] = block.latent
+        if (obs := cells.whole_obs(populations)) is not cells.obs:
+            write_elem(file, "obs", obs, dataset_kwargs={"compression": "gzip"})
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Goal:
     Attributes
     ----------
     to
-        New cell type.
+        New cell type, or one of the sub-populations of a type.
     like
         If given, the model need not have the type ``to``: cells are shifted like these pairs of types, the more like a
         pair, the nearer its old type is to their own.
@@ -83,8 +83,11 @@ def shift(model: BranchedModel, cell_type: str, like: tuple[Pair, ...]) -> Tenso
 
 
 def mean(model: BranchedModel, cell_type: str) -> Tensor:
-    """Mean of a cell type or sub-population in whitened space."""
-    return model.moments.mixture(model.autoencoder.populations_of(cell_type)).mean
+    """Mean of the cells of a cell type or sub-population in whitened space."""
+    names = list(model.autoencoder.populations_of(cell_type))
+    n_cells = torch.from_numpy(model.composition.loc[names].sum(axis=1).to_numpy(dtype="float32"))
+    of_populations = model.moments.mean[[model.populations.index(name) for name in names]]
+    return n_cells / n_cells.sum() @ of_populations
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def sources_of(
         names = ", ".join(model.populations)
         remedy = f"name one of its sub-populations: {names}" if len(model.populations) > 1 else "fit one with labels"
         raise InputError(f"The model has no cell type but {goal.to!r} to transmute cells to; {remedy}.")
-    check_source_types(model, (*goal.cell_types, *cell_types))
+    check_goal(model, goal)
+    check_source_types(model, cell_types)
     if goal.like and not cell_types:
         raise InputError("Name the types to transmute (`from_=`) where they follow other types (`like=`).")
     labels = labels_of(adata.obs, model, keys)
@@ -156,11 +160,24 @@ def sources_of(
     return Sources(cells, labels[has_counts].to_numpy(), batches_of(cells, model, keys), *columns)
 
 
+def check_goal(model: BranchedModel, goal: Goal) -> None:
+    """Reject a new type, or types of pairs, that are neither cell types nor sub-populations of the model."""
+    for name in goal.cell_types:
+        if name not in {*model.cell_types, *model.populations}:
+            raise InputError(f"The model has no type {name!r}; its types are {', '.join(model.cell_types)}.")
+
+
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
-    """Reject cell types and sub-populations that the model lacks."""
-    for cell_type in cell_types:
-        if cell_type not in {*model.cell_types, *model.populations}:
-            raise InputError(f"The model has no type {cell_type!r}; its types are {', '.join(model.cell_types)}.")
+    """Reject types of cells to transmute that are no cell types of the model."""
+    for name in cell_types:
+        if name in model.cell_types:
+            continue
+        if name in model.populations:
+            raise InputError(
+                f"{name!r} is a sub-population, but the cells to transmute are selected by their cell types; give "
+                f"{model.cell_type_of[name]!r}."
+            )
+        raise InputError(f"The model has no type {name!r}; its types are {', '.join(model.cell_types)}.")
 
 
 def first_names(labels: pd.Series) -> str:

@@ -46,13 +46,14 @@ class Rows:
 def transmute_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> ad.AnnData:
-    """Transmute cells to another type, in memory; see :func:`bdm.transmutation.transmute.transmuted_cells`.
+    """Transmute cells to another population, in memory; see :func:`bdm.transmutation.transmute.transmuted_cells`.
 
     Returns
     -------
     AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), with the names and the order of the cells;
-    the latent in ``obsm['latent']``; the model's ``var``. ``obs`` has ``goal.to`` in ``cell_type`` and in the columns
-    of types in the model's data and in the input; ``original_type``; the batch, in the same columns as in these;
+    the latent in ``obsm['latent']``; the model's ``var``. ``obs`` has the new type in ``cell_type`` and in the columns
+    of types in the model's data and in the input; ``sub_population``, the new population, if the model has
+    ``goal.to``; ``original_type``; the batch, in the same columns as in these;
     ``common_ancestor`` and ``common_ancestor_level`` (node up to which the cell was encoded, and its noise level in
     whitened units; not with ``goal.like``); and ``synthetic`` (True). Other columns of the input describe the cells
     before the transmutation and are not kept; the names of the cells lead to them.
@@ -63,7 +64,7 @@ def transmute_cells(
 def transmuted_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> GeneratedCells:
-    """Transmute cells to another type, block by block.
+    """Transmute cells to another type or sub-population, block by block.
 
     The latent of a cell is sampled from its posterior, encoded up to the lowest common ancestor of its type and the new
     type, and decoded down to the new type. Encoding follows the probability-flow equation and inverts each transport
@@ -82,6 +83,7 @@ def transmuted_cells(
         observations(model, sources, goal),
         model.autoencoder.genes.copy(),
         transmuted_blocks(model, sources, goal.to, transmute, seed=seed),
+        model.populations,
     )
 
 
@@ -93,6 +95,7 @@ def transmuted_blocks(
     Populations of the original type are coupled with the populations of the type ``to``. Counts are of the new
     population, or of the original one where the model lacks ``to``.
     """
+    known = to in model.cell_type_of or to in model.cell_types
 
     def transmuted_block(rows: Rows) -> Block:
         generator = torch_generator(seed, "transmute", rows.block, rows.cell_type)
@@ -107,7 +110,7 @@ def transmuted_blocks(
             parts.append((chosen, observation_model(model, new_name).sample(expected, for_counts)))
         order = np.argsort(np.concatenate([chosen for chosen, _ in parts]))
         counts = sp.vstack([part for _, part in parts], format="csr")[order]
-        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy())
+        return Block(counts, model.whitening.inverse(x)[:, model.layout.latent].numpy(), new if known else None)
 
     keep_freed_memory()
     with threads() as run:
@@ -166,7 +169,9 @@ def batch_of(sources: Sources, rows: Rows) -> np.ndarray | None:
 def _in_order(parts: list[Rows], blocks: list[Block]) -> Block:
     order = np.argsort(np.concatenate([part.rows for part in parts]))
     counts = sp.vstack([block.counts for block in blocks], format="csr")
-    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order])
+    names = [block.population for block in blocks if block.population is not None]
+    population = np.concatenate(names)[order] if names else None
+    return Block(counts[order], np.concatenate([block.latent for block in blocks])[order], population)
 
 
 def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataFrame:
