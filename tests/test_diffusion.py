@@ -49,7 +49,7 @@ def denoiser() -> BranchedDenoiser:
 def leaves(mean: Tensor, covariance: Tensor) -> BranchPopulations:
     """Populations of branches that are not below each other."""
     normals = [BranchPopulations.of_leaf(Normal(*normal)) for normal in zip(mean, covariance, strict=True)]
-    return reduce(BranchPopulations.with_branch, normals)
+    return reduce(BranchPopulations.joined, normals)
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.5, 2.0, 300.0])

@@ -1,7 +1,7 @@
 import json
 import shlex
 import sys
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
     one, other = generated(stages[-1]), generated(loaded)
     assert (one.X != other.X).nnz == 0
     assert one.obs.equals(other.obs)
-    (tmp_path / "model/extensions/0002/branch.safetensors").write_bytes(b"")
+    (tmp_path / "model/extensions/0002/branches.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="damaged"):
         load_model(tmp_path / "model")
 
@@ -163,7 +163,7 @@ def test_batches(of_two_donors, batch_model):
     new = new_cells(cells, batch_model.model, cell_types=("new",), seed=0)
     assert new.batches == ()
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
-    assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0}
+    assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0}
     assert set(generated(found.model).obs["donor"]) == {"one", "two"}
 
 
@@ -171,9 +171,9 @@ def test_update_with_batches(of_two_donors, batch_model):
     """The column of batches has another name in the data than in prepared cells."""
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "Dendritic"]
     new = new_cells(cells, batch_model.model, update=("Dendritic",), seed=0)
-    [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
-    n_cells = [model.composition.loc["Dendritic"].sum() for model in (batch_model.model, found.model)]
-    assert n_cells[1] > n_cells[0]
+    *_, found = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
+    n_cells = [model.composition_of_types.loc["Dendritic"].sum() for model in (batch_model.model, found.model)]
+    assert n_cells[1] == n_cells[0] + cells.n_obs
 
 
 def test_new_batches(of_two_donors, batch_model, tmp_path):
@@ -193,7 +193,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     )
     found_change = np.median(offset[moved]) - np.median(np.delete(offset, moved))
     assert found_change == pytest.approx(np.log(4), abs=0.35)
-    assert found.model.composition.loc["new"].to_dict() == {"one": 70, "two": 0, "three": 70}
+    assert found.model.composition_of_types.loc["new"].to_dict() == {"one": 70, "two": 0, "three": 70}
     after = generated(found.model)
     known = after[after.obs["cell_type"] != "new"]
     assert (known.X != before.X).nnz == 0
@@ -234,11 +234,13 @@ def test_known_type_is_updated_and_no_other(stages, more_cells, tmp_path):
     before = stages[-1]
     new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
     settings = ExtendSettings(branch=DenoiserSettings(n_steps=50))
-    [found] = extend_all(before, new, settings, seed=0, provenance={})
-    assert found.extension.attachment is None
-    assert found.model.cell_types == before.cell_types
-    n_known = int(before.composition.loc["CD19+ B"].sum())
-    assert int(found.model.composition.loc["CD19+ B"].sum()) == n_known + more_cells.n_obs
+    steps = list(extend_all(before, new, settings, seed=0, provenance={}))
+    assert {step.extension.cell_type for step in steps} == {"CD19+ B"}
+    assert all(step.extension.attachment is None for step in steps)
+    found = steps[-1]
+    assert (found.model.cell_types, found.model.populations) == (before.cell_types, before.populations)
+    n_known = int(before.composition_of_types.loc["CD19+ B"].sum())
+    assert int(found.model.composition_of_types.loc["CD19+ B"].sum()) == n_known + more_cells.n_obs
     assert found.model.hierarchy.by_name["CD19+ B"].n_cells == n_known + more_cells.n_obs
     one, other = generated(before), generated(found.model)
     same = (one.obs["cell_type"] != "CD19+ B").to_numpy()
@@ -253,31 +255,34 @@ def test_known_type_is_updated_and_no_other(stages, more_cells, tmp_path):
 
 
 def test_type_that_an_adapter_does_not_improve_stays(base, example_cells):
-    [found] = extend_all(
-        base, new_cells(example_cells, base, update=("CD19+ B",), seed=0), QUICK, seed=0, provenance={}
-    )
+    new = new_cells(example_cells, base, update=("CD8+ Cytotoxic T",), seed=0)
+    [found] = extend_all(base, new, QUICK, seed=0, provenance={})
     assert (found.after == found.before).all()
     assert verdict(extension_row(found)).startswith("The model expressed it before")
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_others_stay_the_same_through_ten_extensions(base, example_cells, shared):
-    """New types, some beside others that are new, and known ones anew, those among them that others have left."""
+def test_others_stay_the_same_through_many_extensions(base, example_cells, shared):
+    """New types, some beside others that are new, and known ones anew, those among them that others have left.
+
+    Type 1.0 has two populations.
+    """
     cells = example_cells.copy()
     labels = cells.obs["bulk_labels"].astype(str).to_numpy()
     numbers = np.arange(cells.n_obs)
     for i, parted in enumerate(["CD56+ NK", "CD14+ Monocyte", "CD34+", "Dendritic"]):
         for part in range(2):
             labels[(labels == parted) & (numbers % 3 == part)] = f"{i}.{part}"
+    labels[np.isin(labels, ["1.1", "CD8+/CD45RA+ Naive Cytotoxic"])] = "1.0"
     cells.obs["bulk_labels"] = labels
     seen: dict[str, AnnData] = {}
     model = base
-    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "-Dendritic", "3.0", "-0.0", "3.1", "-Dendritic", "-CD19+ B"]
+    steps = ["0.0", "0.1", "CD56+ NK", "1.0", "-Dendritic", "3.0", "-0.0", "3.1", "-Dendritic", "-1.0", "-CD19+ B"]
     for number, step in enumerate(steps, start=1):
         name = step.removeprefix("-")
         chosen = {"update": (name,)} if step.startswith("-") else {"cell_types": (name,)}
         new = new_cells(cells, model, **chosen, seed=number)
-        [found] = extend_all(model, new, QUICK, seed=number, provenance={})
+        *_, found = extend_all(model, new, QUICK, seed=number, provenance={})
         before, model = generated(model, shared=shared), found.model
         after = generated(model, shared=shared)
         for kept in set(before.obs["cell_type"]) - {name}:
@@ -286,7 +291,11 @@ def test_others_stay_the_same_through_ten_extensions(base, example_cells, shared
             assert kept not in seen or (seen[kept].X != other.X).nnz == 0
             seen[kept] = other
         seen.pop(name, None)
-    assert len(model.extensions) == 10
+    assert [name for name, _ in groupby(extension.cell_type for extension in model.extensions)] == [
+        step.removeprefix("-") for step in steps
+    ]
+    assert model.autoencoder.populations_of("1.0") == ("1.0/1", "1.0/2")
+    assert sum(extension.name.startswith("1.0/") for extension in model.extensions) == 2
 
 
 def test_python_extends_and_saves(base, example_cells, tmp_path):
@@ -347,8 +356,9 @@ def test_command_extends_reports_and_joins(folder, bdm):
     tables = {
         name: pd.read_csv(folder / f"report/{name}.csv") for name in ("extensions", "likelihood", "type_specific_genes")
     }
-    assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+", "Dendritic"]
-    assert list(tables["extensions"]["was_known"]) == [False, False, True]
+    updated = load_model(folder / "model").autoencoder.populations_of("Dendritic")
+    assert list(tables["extensions"]["cell_type"]) == ["CD56+ NK", "CD34+", *updated]
+    assert list(tables["extensions"]["was_known"]) == [False, False, *(True for _ in updated)]
     known = tables["likelihood"][tables["likelihood"]["stage"] == "model"]
     assert set(known["cell_type"]) == set(load_model(folder / "model").cell_types)
     assert known["log_likelihood"].between(-2000, -10).all()

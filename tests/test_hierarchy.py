@@ -174,17 +174,26 @@ def test_branch_table_agrees_with_the_paths(hierarchy):
 # ---- growing
 
 
+def added_type(name: str, *, n_cells: int, level: float = 0.0) -> Hierarchy:
+    """Branches of a type to add: one leaf or, with a level, two populations that separate at it."""
+    if not level:
+        return Hierarchy((Branch(name, None, 0.0, n_cells, cell_type=name),), 100.0, 0.9)
+    below = (Branch(f"{name}/{i}", name, 0.0, n, cell_type=name) for i, n in ((1, n_cells - 2), (2, 2)))
+    return Hierarchy((Branch(name, None, level, n_cells, 0.8, cell_type=name), *below), 100.0, 0.9)
+
+
 def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
-    """Hierarchies in which type after type was added where distances drawn at random say."""
+    """Hierarchies in which type after type was added where distances drawn at random say; every third is divided."""
     rng, stages = np.random.default_rng(0), [hierarchy]
+    n_branches = len(hierarchy.branches)
     for number in range(times):
         scale = 10 ** rng.uniform(-1, 2)
-        square = {name: (scale * rng.uniform(0.5, 2)) ** 2 for name in stages[-1].cell_types}
-        place = attachment_point(stages[-1], square)
-        n_branches = len(hierarchy.branches) + number
-        stages.append(
-            with_new_type(stages[-1], f"new {number}", place, denoiser_branch=n_branches, n_cells=7, support=0.5)
-        )
+        level = min(rng.uniform(0.3, 5), hierarchy.sigma_max) if number % 3 == 2 else 0.0
+        square = {name: (scale * rng.uniform(0.5, 2)) ** 2 for name in stages[-1].populations}
+        place = attachment_point(stages[-1], square, lowest=max(level, MIN_LEVEL))
+        tree = added_type(f"new {number}", n_cells=7, level=level)
+        stages.append(with_new_type(stages[-1], tree, place, denoiser_branch=n_branches, support=0.5))
+        n_branches += len(tree.branches)
     return stages
 
 
@@ -205,28 +214,78 @@ def test_paths_stay_the_same_when_types_are_added(hierarchy):
     for i, before in enumerate(stages):
         for after in stages[i:]:
             assert before.denoiser_branches.items() <= after.denoiser_branches.items()
+            for population in before.populations:
+                assert after.path(population) == before.path(population)
             for cell_type in before.cell_types:
-                assert after.path(cell_type) == before.path(cell_type)
+                assert after.populations_of(cell_type) == before.populations_of(cell_type)
 
 
 @every_hierarchy
 def test_path_of_an_added_type_follows_existing_branches(hierarchy):
     stages = grown_often(hierarchy)
     for number, (before, after) in enumerate(pairwise(stages)):
-        way = after.path(f"new {number}")
-        assert way[0].high == hierarchy.sigma_max
-        assert all(above.low == below.high for above, below in pairwise(way))
-        assert (way[-1].branch, way[-1].low) == (f"new {number}", 0)
+        for population in after.populations_of(f"new {number}"):
+            way = after.path(population)
+            assert way[0].high == hierarchy.sigma_max
+            assert all(above.low == below.high for above, below in pairwise(way))
+            assert (way[-1].branch, way[-1].low) == (population, 0)
+            own = {branch.name for branch in after.lineage(population)} - set(before.by_name)
+            new = [segment for segment in way if segment.denoiser_branch not in before.denoiser_branches.values()]
+            assert way[-len(new) :] == tuple(new)
+            assert {segment.branch for segment in new} <= own
+            known = [before.path(name) for name in before.populations]
+            for segment in way[: -len(new)]:
+                assert any(
+                    (old.denoiser_branch, old.high) == (segment.denoiser_branch, segment.high)
+                    and old.low <= segment.low
+                    for path in known
+                    for old in path
+                )
+
+
+@every_hierarchy
+def test_added_type_of_several_populations_is_a_clade(hierarchy):
+    *_, grown = grown_often(hierarchy)
+    for number in range(2, 10, 3):
+        clade = grown.by_name[f"new {number}"]
         assert (
-            way[-1].denoiser_branch == after.denoiser_branches[f"new {number}"] not in before.denoiser_branches.values()
+            tuple(grown.leaves(clade.name))
+            == grown.populations_of(clade.name)
+            == (f"{clade.name}/1", f"{clade.name}/2")
         )
-        known = [before.path(name) for name in before.cell_types]
-        for segment in way[:-1]:
-            assert any(
-                old.denoiser_branch == segment.denoiser_branch and old.high == segment.high and old.low <= segment.low
-                for path in known
-                for old in path
-            )
+        assert clade.level <= grown.by_name[clade.parent].level
+        assert (clade.cell_type, clade.support, grown.by_name[clade.parent].cell_type) == (clade.name, 0.8, None)
+
+
+def test_types_are_attached_above_clades_of_types():
+    """A type that is nearer to populations of a type than these are to each other leaves above the clade of that."""
+    labels = ("ab", "ab", "c", "d", "e")
+    hierarchy = build(replace(planted(), labels=labels))
+    clade, segment = hierarchy.by_name["ab"], hierarchy.segment("ab")
+    assert 0 < clade.level < segment.high
+    for mean in ((0, 1), (2, 0), (4, 0.1), (2, 6)):
+        square = {name: float(np.sum((np.array(mean) - of) ** 2)) for name, of in PLANTED.items()}
+        place = attachment_point(hierarchy, square)
+        assert place.branch == "ab"
+        assert segment.low <= place.level < segment.high
+        for level in (0.0, 1.0):
+            grown = with_new_type(hierarchy, added_type("f", n_cells=5, level=level), place, denoiser_branch=99)
+            assert grown.populations_of("ab") == tuple(grown.leaves("ab")) == ("a", "b")
+            assert grown.by_name["f"].parent == grown.by_name["ab"].parent
+    far = {name: float(np.sum((np.array((0, 3)) - of) ** 2)) for name, of in PLANTED.items()}
+    assert attachment_point(hierarchy, far, lowest=segment.high + 1).branch != "ab"
+
+
+def test_type_leaves_at_least_at_the_level_of_its_own_populations():
+    hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
+    square = {name: float(np.sum((np.array((0, 3)) - of) ** 2)) for name, of in means.items()}
+    above = hierarchy.common_ancestor("a", "b")
+    between = (attachment_point(hierarchy, square).level + above.level) / 2
+    place = attachment_point(hierarchy, square, lowest=between)
+    assert (place.branch, place.level) == ("a", between)
+    place = attachment_point(hierarchy, square, lowest=above.level)
+    assert place.branch == above.name
+    assert place.level >= above.level
 
 
 def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
@@ -241,7 +300,7 @@ def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
     assert set(hierarchy.leaves(place(2, 7).branch)) == {"a", "b"}
     assert set(hierarchy.leaves(place(0, 40).branch)) == set("abcd")
     assert place(0, 4000) == AttachmentPoint(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
-    new = with_new_type(hierarchy, "f", place(0, 3), denoiser_branch=99, n_cells=5)
+    new = with_new_type(hierarchy, added_type("f", n_cells=5), place(0, 3), denoiser_branch=99)
     assert new.common_ancestor("f", "a").level == place(0, 3).level
     assert new.denoiser_branches[new.common_ancestor("f", "a").name] == new.denoiser_branches["a"]
     assert new.common_ancestor("f", "b").name == hierarchy.common_ancestor("a", "b").name
@@ -250,9 +309,14 @@ def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
 def test_branches_that_cannot_be_added():
     hierarchy = build()
     with pytest.raises(InputError, match="already"):
-        with_new_type(hierarchy, "a", AttachmentPoint("b", 0.5, 1.0), denoiser_branch=99, n_cells=5)
+        with_new_type(hierarchy, added_type("a", n_cells=5), AttachmentPoint("b", 0.5, 1.0), denoiser_branch=99)
+    with_population = build(planted({"a": (0, 0), "f/1": (4, 0)}))
+    divided = added_type("f", n_cells=5, level=0.4)
+    with pytest.raises(InputError, match="has a branch 'f/1' already"):
+        with_new_type(with_population, divided, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
+    too_high = AttachmentPoint("a", hierarchy.sigma_max, 1.0)
     with pytest.raises(InputError, match="does not pass"):
-        with_new_type(hierarchy, "f", AttachmentPoint("a", hierarchy.sigma_max, 1.0), denoiser_branch=99, n_cells=5)
+        with_new_type(hierarchy, added_type("f", n_cells=5), too_high, denoiser_branch=99)
 
 
 # ---- clustering

@@ -93,9 +93,14 @@ class GeneAutoencoder:
         codes = {name: self.type_code(name) for name in np.unique(population)}
         return torch.tensor([codes[name] for name in population], dtype=torch.long)
 
-    def label_codes(self, cell_type: np.ndarray) -> Tensor:
-        """Index of each cell's type in the shared network, which must have the types."""
-        return to_tensor(pd.Index(self.rows).get_indexer(cell_type).astype(np.int64))
+    def label_network(self, cell_type: str) -> tuple[CountAutoencoder, int]:
+        """Network that encodes cells of a type whatever their population, and the index of the type in it.
+
+        It is the shared one, and for a type that was added its type-specific decoder.
+        """
+        if cell_type in self.rows:
+            return self.network, self.rows.index(cell_type)
+        return self.adapters.network(cell_type, self.network), 0
 
     def batch_codes(self, batch: np.ndarray | None, n_cells: int) -> Tensor:
         """Index of each cell's batch, from its name; the only index, 0, where the model has no batches (None)."""
@@ -104,9 +109,25 @@ class GeneAutoencoder:
         return to_tensor(pd.Index(self.batches).get_indexer(batch).astype(np.int64))
 
     def with_adapters(self, adapters: Adapters) -> GeneAutoencoder:
-        """Give cell types, new or known, type-specific decoders."""
-        cell_types = dict.fromkeys((*self.cell_types, *adapters))
-        return replace(self, cell_types=tuple(cell_types), adapters=self.adapters.joined(adapters))
+        """Give populations, and cell types that are divided into several, type-specific decoders."""
+        return replace(self, adapters=self.adapters.joined(adapters))
+
+    def with_type(
+        self, cell_type: str, adapters: Adapters, sub_populations: SubPopulations | None = None
+    ) -> GeneAutoencoder:
+        """Add a cell type by the type-specific decoders of its populations.
+
+        Parameters
+        ----------
+        adapters
+            Of its populations; of a type that is divided into several, its own too, which encodes its cells to find
+            their populations.
+        sub_populations
+            Its sub-populations; none if it is one population.
+        """
+        added = self.with_adapters(adapters)
+        found = self.sub_populations if sub_populations is None else self.sub_populations.joined(sub_populations)
+        return replace(added, cell_types=(*self.cell_types, cell_type), sub_populations=found)
 
     def with_batches(self, offsets: dict[str, Tensor]) -> GeneAutoencoder:
         """Add batches by their offsets (of genes), for all cell types."""

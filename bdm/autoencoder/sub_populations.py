@@ -34,7 +34,8 @@ FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the 
 class SubPopulations:
     """Sub-populations of cell types that have several, as a classifier of a type's latents.
 
-    Latents are those of the label: of cells that are encoded by the shared decoder with the prior of their cell type.
+    Latents are those of the label: of cells that are encoded by the shared decoder with the prior of their cell type,
+    see :meth:`bdm.autoencoder.storage.GeneAutoencoder.label_network`.
     The log density of sub-population k at latent z is ``log_density[k] - |axes[k] (z - mean[k])|**2 / 2`` up to a
     constant.
 
@@ -125,6 +126,14 @@ class TypeLatents:
     mean: np.ndarray
     scale: np.ndarray
 
+    @classmethod
+    def of(cls, cell_type: str, mean: Tensor, scale: Tensor, *, seed: int) -> TypeLatents:
+        """Take the posteriors of the cells of a type, or a random sample if there are more than ``MOST_CELLS``."""
+        rows = np.arange(len(mean))
+        if len(rows) > MOST_CELLS:
+            rows = np.sort(numpy_generator(seed, "sub-populations", cell_type).choice(rows, MOST_CELLS, replace=False))
+        return cls(cell_type, mean[rows].double().numpy(), scale[rows].double().numpy())
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -190,10 +199,8 @@ def find_sub_populations(
 
     def latents() -> Iterator[TypeLatents]:
         for code, name in enumerate(cell_types):
-            rows = torch.nonzero(cell_type == code).squeeze(1).numpy()
-            if len(rows) > MOST_CELLS:
-                rows = np.sort(numpy_generator(seed, "sub-populations", name).choice(rows, MOST_CELLS, replace=False))
-            yield TypeLatents(name, mean[rows].double().numpy(), scale[rows].double().numpy())
+            rows = torch.nonzero(cell_type == code).squeeze(1)
+            yield TypeLatents.of(name, mean[rows], scale[rows], seed=seed)
 
     def of_type(cells: TypeLatents) -> SubPopulations:
         return sub_populations_of(cells, taken, settings, seed=seed)

@@ -86,9 +86,9 @@ class BranchPopulations:
         alone = cls.unset(1, len(normal.mean))
         return cls(normal.mean[None], axes, variance, alone.log_weight, alone.lower, alone.upper, alone.below)
 
-    def with_branch(self, leaf: BranchPopulations) -> BranchPopulations:
-        """Add a branch that is in no mixture of the others."""
-        rows = {field.name: (getattr(self, field.name), getattr(leaf, field.name)) for field in fields(self)}
+    def joined(self, other: BranchPopulations) -> BranchPopulations:
+        """Add branches that are in no mixture of the others."""
+        rows = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         square = torch.block_diag(*(below.to(torch.uint8) for below in rows.pop("below"))).bool()
         return BranchPopulations(**{name: torch.cat(both) for name, both in rows.items()}, below=square)
 

@@ -1,7 +1,8 @@
 """Extension of a model by new cell types, or from scratch with all cells."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Annotated, Any
 
 import anndata as ad
@@ -10,17 +11,24 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
+from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit_adapters import AdapterSettings, TypeCells, fit_gaining, likelihood
-from bdm.extension.fit import batch_offsets, fit_embedding, initial_adapter, with_replayed_cells
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.autoencoder.sub_populations import SubPopulations
+from bdm.diffusion.populations import BranchPopulations
+from bdm.extension.attach import attached_tree, distances, squared_distances, updated_leaf
+from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
-from bdm.hierarchy.grow import AttachmentPoint, attachment_point
+from bdm.extension.populations import cells_by_population, find_populations
+from bdm.hierarchy.means import MeasuredMeans
+from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import Normal, type_moments
+from bdm.latent.moments import TypeMoments, type_moments
 from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse, fit
-from bdm.model.model import BranchedModel, extended, with_branch
+from bdm.model.model import BranchedModel, composition_of, extended, with_branches
 from bdm.schema import StageSettings
-from bdm.seeds import numpy_generator
+from bdm.seeds import type_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
 from bdm.threads import using_threads
 
@@ -34,7 +42,7 @@ class ExtendSettings(StageSettings):
     Attributes
     ----------
     n_replayed
-        Most generated cells that stand for the training cells of a known type when it is updated.
+        Most generated cells that stand for the training cells of a known population when it is updated.
     """
 
     adapter: AdapterSettings = field(default=AdapterSettings())
@@ -45,15 +53,16 @@ class ExtendSettings(StageSettings):
 
 @dataclass(frozen=True)
 class FittedExtension:
-    """An extended model, and how a type joined it.
+    """An extended model, and how a type or a population joined it.
 
     Attributes
     ----------
     distance
-        From the type's mean to the mean of each known type, in whitened space, by name, nearest first, see
-        :func:`distances`; of an updated type, to its former mean too.
+        To the cell types of the model before, by name, nearest first, see :func:`bdm.extension.attach.distances`.
+    shift
+        Distance of the mean of an updated population to its former mean; None for a new type.
     before, after
-        Evidence lower bound of each held-out cell, before the extension and with the type-specific decoder.
+        Evidence lower bound of each held-out cell, before the extension and with the type-specific decoders.
     n_counts
         Mean counts of these cells.
     """
@@ -61,6 +70,7 @@ class FittedExtension:
     model: BranchedModel
     extension: Extension
     distance: pd.Series
+    shift: float | None
     before: np.ndarray
     after: np.ndarray
     n_counts: float
@@ -71,10 +81,18 @@ def extend_all(
 ) -> Iterator[FittedExtension]:
     """Add types one after the other; the last model has them all. New batches come with the first type."""
     batches = batch_offsets(new.known, model.autoencoder, new.batches)
+    how: dict[str, Any] = {"seed": seed, "provenance": provenance}
     for cell_type, cells in new.by_type.items():
-        fitted = extend(model, cells, cell_type, settings, seed=seed, provenance=provenance, batches=batches)
-        model, batches = fitted.model, {}
-        yield fitted
+        if cell_type not in model.cell_types:
+            steps = [partial(extend, cells=cells, cell_type=cell_type)]
+        else:
+            with_batches = model.autoencoder.with_batches(batches)
+            parts = cells_by_population(cells, with_batches)
+            steps = [partial(update, cells=part, population=name) for name, part in parts.items()]
+        for step in steps:
+            fitted = step(model, settings=settings, batches=batches, **how)
+            model, batches = fitted.model, {}
+            yield fitted
 
 
 @using_threads()
@@ -88,7 +106,10 @@ def extend(
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
 ) -> FittedExtension:
-    """Add a cell type to a model, or update a known one, without a change to any other.
+    """Add a cell type to a model, with its sub-populations, without a change to any other.
+
+    A type-specific decoder is fitted to all cells of the type. Sub-populations are found in the latents that it
+    encodes, with the settings of the model, and have decoders of their own where these gain.
 
     Parameters
     ----------
@@ -98,112 +119,164 @@ def extend(
         Offsets of batches that the model does not have.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
-    known = cell_type in model.cell_types
-    fitted_cells = with_replayed_cells(cells, model, cell_type, settings.n_replayed, seed=seed) if known else cells
-    first = initial_adapter(fitted_cells[fitted_cells.obs["split"] == "train"], cell_type, autoencoder)
-    least_gain = 0 if known else MIN_GAIN
-    of_type = TypeCells.of(cell_type, fitted_cells, autoencoder.batches)
-    gaining = fit_gaining(first, autoencoder.network, [of_type], settings.adapter, least_gain=least_gain, seed=seed)
-    adapter = first.joined(gaining)
-    latent = latent_cells(encode(fitted_cells, autoencoder.with_adapters(adapter)))
-    x, moments = model.whitening(latent.mean).numpy(), type_moments(latent, model.whitening)
-    normal = Normal(moments.mean[0], moments.covariance[0])
-    variance = float(moments.mean_variance[0])
-    attachment = support = None
-    if not known:
-        attachment = attachment_of(model, x.mean(axis=0), variance)
-        support = attachment_support(model, x, variance, attachment, n_bootstrap=settings.n_bootstrap, seed=seed)
-    embedding = _embedding_of_branch(model, cell_type, attachment, normal, latent, settings, seed=seed)
+    first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
+    decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
+    of_autoencoder = known_settings(AutoencoderSettings, autoencoder.provenance)
+    taken = {*model.cell_types, *model.hierarchy.by_name}
+    found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
+    encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
+    latent, moments = cells_and_moments(model, encoded)
+    where = attached_tree(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
+    attachment, support, tree = where
     extension = Extension(
         cell_type=cell_type,
         attachment=attachment,
         support=support,
-        adapter=adapter,
-        normal=normal,
-        mean_variance=variance,
-        embedding=embedding,
+        tree=tree,
+        adapters=found.adapters,
+        sub_populations=found.sub_populations,
+        moments=moments,
+        embeddings=fit_branches(model, latent, moments, tree, attachment.branch, settings.branch, seed=seed),
         library_sizes=latent.library_size_range,
-        composition=n_cells_by_batch(cells.obs[cells.obs["split"] != "test"]),
+        composition=composition_of(encoded.obs[encoded.obs["split"] != "test"]),
         batches=batches or {},
         provenance=provenance,
     )
-    grown = extended(model, extension)
-    check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
-    held_out = held_out_cells(cells)
-    networks = (found.network(cell_type, autoencoder.network) for found in (first, adapter))
-    before, after = (likelihood(network, held_out, autoencoder.batches, seed=seed) for network in networks)
-    n_counts = float(held_out.X.sum() / held_out.n_obs)
-    return FittedExtension(grown, extension, distances(model, x.mean(axis=0), variance), before, after, n_counts)
+    return checked(model, extension, latent, first, encoded.obs["sub_population"], cells, seed=seed)
 
 
-def _embedding_of_branch(
+@using_threads()
+def update(
     model: BranchedModel,
-    cell_type: str,
-    attachment: AttachmentPoint | None,
-    normal: Normal,
-    latent: LatentCells,
+    cells: ad.AnnData,
+    population: str,
     settings: ExtendSettings,
     *,
     seed: int,
-) -> torch.Tensor:
-    """Fit the embedding of a type's branch, from the embedding of the branch that it leaves."""
-    neighbour = attachment.branch if attachment else cell_type
-    denoiser = with_branch(model.denoiser, normal, embedding_of(model, neighbour))
-    highest = attachment.level if attachment else model.hierarchy.segment(cell_type).high
-    embedding, _ = fit_embedding(denoiser, latent, model.whitening, highest, settings.branch, seed=seed)
-    return embedding
-
-
-def squared_distances(model: BranchedModel, mean: np.ndarray, variance: float) -> pd.Series:
-    """Squared distance of a mean in whitened space to the mean of each type of the model, without the noise of both.
+    provenance: dict[str, Any],
+    batches: dict[str, torch.Tensor] | None = None,
+) -> FittedExtension:
+    """Fit a known population anew, to new cells and to generated ones, without a change to any other.
 
     Parameters
     ----------
-    variance
-        Sampling variance of the mean, see :func:`bdm.latent.moments.sampling_variance`.
+    cells
+        Prepared cells of the population, with the model's genes in its order.
+    batches
+        Offsets of batches that the model does not have.
     """
-    measured = ((model.moments.mean.numpy() - mean) ** 2).sum(axis=1)
-    return pd.Series(measured - model.moments.mean_variance.numpy() - variance, index=model.populations)
+    autoencoder, cell_type = model.autoencoder.with_batches(batches or {}), model.cell_type_of[population]
+    fitted_cells = with_replayed_cells(cells, model, population, settings.n_replayed, seed=seed)
+    first = initial_adapter(fitted_cells, population, autoencoder)
+    decoder = fitted_decoder(first, fitted_cells, autoencoder, settings, least_gain=0, seed=seed)
+    names = np.full(fitted_cells.n_obs, population)
+    latent, moments = cells_and_moments(model, encode(fitted_cells, autoencoder.with_adapters(decoder), names))
+    composition = composition_of(cells.obs[cells.obs["split"] != "test"])
+    n_new = int(composition.to_numpy().sum())
+    n_cells = torch.tensor([int(model.composition.loc[population].sum()) + n_new])
+    moments, tree = replace(moments, weight=type_weight(n_cells).float()), updated_leaf(model, population, n_new)
+    extension = Extension(
+        cell_type=cell_type,
+        attachment=None,
+        support=None,
+        tree=tree,
+        adapters=decoder,
+        sub_populations=SubPopulations.none(autoencoder.network.shape.n_latent),
+        moments=moments,
+        embeddings=fit_branches(model, latent, moments, tree, population, settings.branch, seed=seed),
+        library_sizes=latent.library_size_range,
+        composition=composition,
+        batches=batches or {},
+        provenance=provenance,
+    )
+    return checked(model, extension, latent, first, cells.obs["sub_population"], cells, seed=seed)
 
 
-def distances(model: BranchedModel, mean: np.ndarray, variance: float) -> pd.Series:
-    """Distances of :func:`squared_distances`, nearest first; 0 where noise explains all of the distance."""
-    return squared_distances(model, mean, variance).sort_values().clip(lower=0) ** 0.5
+def fitted_decoder(
+    first: Adapters,
+    cells: ad.AnnData,
+    autoencoder: GeneAutoencoder,
+    settings: ExtendSettings,
+    *,
+    least_gain: float,
+    seed: int,
+) -> Adapters:
+    """Fit the type-specific decoder of a type or a population, and keep the initial one where it gains too little."""
+    (name,) = first
+    of_type = TypeCells.of(name, cells, autoencoder.batches)
+    gaining = fit_gaining(first, autoencoder.network, [of_type], settings.adapter, least_gain=least_gain, seed=seed)
+    return first.joined(gaining)
 
 
-def attachment_of(model: BranchedModel, mean: np.ndarray, variance: float) -> AttachmentPoint:
-    """Return the attachment point of a mean in whitened space."""
-    return attachment_point(model.hierarchy, squared_distances(model, mean, variance).to_dict())
+def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[LatentCells, TypeMoments]:
+    """Take the cells to fit from the latents of one type, and the moments of their populations."""
+    encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
+    latent = latent_cells(encoded)
+    return latent, type_moments(latent, model.whitening)
 
 
-def attachment_support(
-    model: BranchedModel, x: np.ndarray, variance: float, attachment: AttachmentPoint, *, n_bootstrap: int, seed: int
-) -> float:
-    """Share of resamples of a new type's cells (cells x dimensions) that leave the same branch.
+def checked(
+    model: BranchedModel,
+    extension: Extension,
+    latent: LatentCells,
+    first: Adapters,
+    population: pd.Series,
+    cells: ad.AnnData,
+    *,
+    seed: int,
+) -> FittedExtension:
+    """Extend a model, check the cells that it generates of the populations, and score held-out cells.
 
-    The mean of a resample has the noise of the measured mean, and the noise of resampling.
+    Parameters
+    ----------
+    latent
+        Cells that the extension was fitted to.
+    first
+        Decoder before the fit.
+    population
+        Population of each cell.
+    cells
+        Prepared cells of the type or population.
     """
-    generator = numpy_generator(seed, "place")
-    noise = variance + float(x.var(axis=0).sum()) / len(x)
-    means = (x[generator.integers(len(x), size=len(x))].mean(axis=0) for _ in range(n_bootstrap))
-    return float(np.mean([attachment_of(model, mean, noise).branch == attachment.branch for mean in means]))
+    grown = extended(model, extension)
+    check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
+    network, batches = grown.autoencoder.network, grown.autoencoder.batches
+    chosen = held_out_rows(cells.obs)
+    held_out, names = cells[chosen], population.astype(str).to_numpy()[chosen]
+    before = likelihood(first.network(extension.name, network), held_out, batches, seed=seed)
+    after = np.empty(len(before))
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], batches, seed=seed)
+    means, shift = MeasuredMeans.of(extension.moments), None
+    if extension.attachment is None:
+        shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
+    n_counts = float(held_out.X.sum() / held_out.n_obs)
+    return FittedExtension(grown, extension, distances(model, means), shift, before, after, n_counts)
 
 
-def embedding_of(model: BranchedModel, branch: str) -> torch.Tensor:
-    """Embedding of a branch in the denoiser."""
-    return model.denoiser.branch.weight[model.hierarchy.denoiser_branches[branch]].detach().cpu().clone()
+def fit_branches(
+    model: BranchedModel,
+    latent: LatentCells,
+    moments: TypeMoments,
+    tree: Hierarchy,
+    neighbour: str,
+    settings: DenoiserSettings,
+    *,
+    seed: int,
+) -> torch.Tensor:
+    """Fit the embeddings of the branches of a type or a population, from the embedding of a known branch."""
+    start = model.denoiser.branch.weight[model.hierarchy.denoiser_branches[neighbour]].detach().cpu()
+    populations = BranchPopulations.of(moments, tree)
+    denoiser = with_branches(model.denoiser, populations, start.repeat(len(tree.branches), 1))
+    embeddings, _ = fit_embeddings(denoiser, latent, model.whitening, tree, settings, seed=seed)
+    return embeddings
 
 
-def held_out_cells(cells: ad.AnnData) -> ad.AnnData:
-    """Take the cells that no parameter is fitted to, or all where there are none."""
-    chosen = cells[cells.obs["split"] != "train"]
-    return chosen if chosen.n_obs else cells
-
-
-def n_cells_by_batch(obs: pd.DataFrame) -> pd.Series:
-    """Count cells in each batch, most first; in one row ``n_cells`` where there are no batches."""
-    batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
-    return batch.value_counts()
+def held_out_rows(obs: pd.DataFrame) -> np.ndarray:
+    """Find the cells that no parameter is fitted to, or all where there are none."""
+    chosen = np.flatnonzero(obs["split"] != "train")
+    return chosen if len(chosen) else np.arange(len(obs))
 
 
 def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:

@@ -1,10 +1,11 @@
-"""What an extension fits: the initial autoencoder of a type, its branch embedding, and the offsets of new batches."""
+"""What an extension fits: the initial decoder of a type, embeddings of its branches, and offsets of new batches."""
 
 import copy
 import logging
 from dataclasses import replace
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,14 @@ from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, lo
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import denoising_losses, sample_noised
+from bdm.diffusion.fit import branch_table, denoising_losses, sample_noised
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.latent.cells import LatentCells
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import LatentCells, populations_of_cells
 from bdm.latent.moments import Whitening
 from bdm.model.model import BranchedModel
-from bdm.seeds import derive
+from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings, SamplerSettings
 from bdm.training import Loop, train
 
@@ -29,11 +31,14 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def initial_adapter(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> Adapters:
-    """Return the decoder to start from: the decoder of a known type, else the shared one with the mean of the type."""
+    """Return the decoder to start from.
+
+    It is the decoder of a known type or population, else the shared one with the mean of the type.
+    """
     if cell_type in autoencoder.adapters:
         return autoencoder.adapters.subset((cell_type,))
     shared = autoencoder.network
-    if cell_type in autoencoder.cell_types:
+    if cell_type in autoencoder.rows:
         return Adapters.of_shared(shared, (cell_type,), (autoencoder.type_code(cell_type),))
     first = Adapters.of_mean_type(shared, cell_type)
     for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
@@ -45,65 +50,75 @@ def initial_adapter(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoenco
 
 
 def with_replayed_cells(
-    cells: ad.AnnData, model: BranchedModel, cell_type: str, n_most: int, *, seed: int
+    cells: ad.AnnData, model: BranchedModel, population: str, n_most: int, *, seed: int
 ) -> ad.AnnData:
-    """Add generated cells of a known type to new ones, in place of its training cells, which are not available.
+    """Add generated cells of a known population to new ones, in place of its training cells, which are not available.
 
-    With these the type does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv 1705.08690).
+    With these the population does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv
+    1705.08690).
 
     Parameters
     ----------
     cells
-        Prepared cells of the type.
+        Prepared cells of the population.
     n_most
-        Most cells to generate; as many as the type has training cells, if these are fewer.
+        Most cells to generate; as many as the population has training cells, if these are fewer.
     """
-    n_cells = min(int(model.composition.loc[cell_type].sum()), n_most)
-    request = request_cells(model, {cell_type: n_cells})
+    n_cells = min(int(model.composition.loc[population].sum()), n_most)
+    request = request_cells(model, {population: n_cells})
     replayed = generate_cells(model, request, SamplerSettings(), seed=derive(seed, "replay"))
     replayed.X = replayed.X.astype(cells.X.dtype)
-    replayed.obs["split"] = split_by_type(replayed.obs["cell_type"], validation=0.1, test=0.0, seed=seed)
+    replayed.obs["split"] = split_by_type(replayed.obs["sub_population"], validation=0.1, test=0.0, seed=seed)
     if model.autoencoder.batches:  # their column in the model's data may have another name
         replayed.obs["batch"] = request.table["batch"].repeat(request.table["n_cells"]).to_numpy()
     del replayed.obsm["latent"]
     both = ad.concat([cells, replayed], join="inner", index_unique="-")
     both.var = cells.var
-    both.obs["cell_type"] = pd.Categorical([cell_type] * both.n_obs)
+    for column, name in (("cell_type", model.cell_type_of[population]), ("sub_population", population)):
+        both.obs[column] = pd.Categorical([name] * both.n_obs)
     return both
 
 
-def fit_embedding(
+def fit_embeddings(
     denoiser: BranchedDenoiser,
     cells: LatentCells,
     whitening: Whitening,
-    level: float,
+    tree: Hierarchy,
     settings: DenoiserSettings,
     *,
     seed: int,
 ) -> tuple[Tensor, pd.DataFrame]:
-    """Train the embedding of a denoiser's last branch, and nothing else.
+    """Train the embeddings of a denoiser's last branches, and nothing else.
 
     Parameters
     ----------
     cells
-        Of the branch's cell type.
-    level
-        Noise level at the upper end of the branch.
+        Of the populations below these branches.
+    tree
+        The branches.
+
+    Returns
+    -------
+    Embeddings, branches x width; and the history of the training.
     """
     network = copy.deepcopy(denoiser).cpu().requires_grad_(False)
     network.branch.weight.requires_grad_(True)
-    number = torch.tensor([network.shape.n_branches - 1])
+    first = network.shape.n_branches - len(tree.branches)
+    minibatches = Minibatches.of(cells.cell_type)
+    upper, branch = branch_table(tree, cells.cell_types)
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(cells.mean), (settings.batch_size,), generator=generator)
+        index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.sample(index, generator))
-        noised, sigma = sample_noised(x, settings, level, generator)
-        return denoising_losses(network(noised, sigma, number), x, sigma).mean()
+        noised, sigma = sample_noised(x, settings, tree.sigma_max, generator)
+        cell_type = cells.cell_type[index]
+        on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
+        return denoising_losses(network(noised, sigma, first + on), x, sigma).mean()
 
-    what = f"the branch of type {cells.cell_types[0]!r}"
+    what = f"the branches of {tree.root.name!r}"
     loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what)
     history = train(network, loss, loop)
-    return network.branch.weight[-1].detach().clone(), history
+    return network.branch.weight[first:].detach().clone(), history
 
 
 N_PRIOR = 5.0  # weight of the mean offset of known batches, in counts of a gene of mean expression
@@ -141,11 +156,12 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
 
 
 def count_known_types(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> tuple[Tensor, Tensor]:
-    """Sum the counts of each gene over cells, and the counts that the network of each type expects."""
+    """Sum the counts of each gene over cells, and the counts that the network of each population expects."""
     observed, expected = torch.zeros(cells.n_vars), torch.zeros(cells.n_vars)
-    cell_type = cells.obs["cell_type"].astype(str)
-    for name, rows in cell_type.groupby(cell_type).indices.items():
-        of_type = cell_blocks_of_type(cells[rows], autoencoder.batches, code=autoencoder.type_code(name))
-        counts = observed_and_expected(autoencoder.network_of(name), of_type)
+    population = populations_of_cells(cells, autoencoder)
+    for name in np.unique(population):
+        of_population = cells[population == name]
+        blocks = cell_blocks_of_type(of_population, autoencoder.batches, code=autoencoder.type_code(name))
+        counts = observed_and_expected(autoencoder.network_of(name), blocks)
         observed, expected = observed + counts[0], expected + counts[1]
     return observed, expected

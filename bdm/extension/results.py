@@ -61,7 +61,7 @@ class ExtensionReport:
         return cls(
             extensions=pd.DataFrame([extension_row(extended) for extended in fitted]),
             likelihood=likelihood_table(fitted, model),
-            genes=genes_table(model, [extended.extension.cell_type for extended in fitted]),
+            genes=genes_table(model, [extended.extension.name for extended in fitted]),
             hierarchy=model.hierarchy,
             n_before=len(model.extensions) - len(fitted),
             provenance=fitted[0].extension.provenance,
@@ -118,24 +118,26 @@ class ExtensionReport:
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:
     """Return where a type joined the tree, and how well the model expresses it.
 
-    Log likelihoods are evidence lower bounds, means over held-out cells; ``gain`` is what the type-specific decoder
-    adds, and ``gain_error`` its standard error.
+    ``cell_type`` is the name of the type, or of the population that was updated. Log likelihoods are evidence lower
+    bounds, means over held-out cells; ``gain`` is what the type-specific decoder adds, and ``gain_error`` its standard
+    error.
     """
     extension = fitted.extension
-    attachment, cell_type = extension.attachment, extension.cell_type
+    attachment, name = extension.attachment, extension.name
     gain = fitted.after - fitted.before
-    others = fitted.distance.drop(cell_type, errors="ignore")
+    others = fitted.distance.drop(extension.cell_type, errors="ignore")
     return {
-        "cell_type": cell_type,
+        "cell_type": name,
         "was_known": attachment is None,
-        "n_cells": int(extension.composition.sum()),
-        "node": fitted.model.hierarchy.by_name[cell_type].parent,
+        "n_cells": extension.n_cells,
+        "n_populations": len(extension.moments.cell_types),
+        "node": fitted.model.hierarchy.by_name[name].parent,
         "attachment_branch": attachment and attachment.branch,
         "level": attachment and attachment.level,
         "support": extension.support,
         "nearest": others.index[0],
         "distance": float(others.iloc[0]),
-        "mean_shift": None if attachment else float(fitted.distance[cell_type]),
+        "mean_shift": fitted.shift,
         "new_batches": "; ".join(extension.batches),
         "log_likelihood_before": float(fitted.before.mean()),
         "log_likelihood_after": float(fitted.after.mean()),
@@ -143,9 +145,7 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
         "n_held_out": len(gain),
         "n_counts": fitted.n_counts,
-        "type_specific_genes": ", ".join(
-            display_names(type_specific_genes(fitted.model, cell_type).head().reset_index())
-        ),
+        "type_specific_genes": ", ".join(display_names(type_specific_genes(fitted.model, name).head().reset_index())),
     }
 
 
@@ -161,7 +161,7 @@ def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) ->
     rows = [known] + [
         pd.DataFrame(
             {
-                "cell_type": [extended.extension.cell_type],
+                "cell_type": [extended.extension.name],
                 "stage": [stage],
                 "log_likelihood": [float(bounds.mean())],
                 "n_counts": [extended.n_counts],
@@ -199,9 +199,10 @@ def describe(row: Mapping[str, Any]) -> str:
             f"{row['mean_shift']:.1f} within-type standard deviations."
         )
     else:
+        divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
         where = (
-            f"{row['cell_type']} ({row['n_cells']} cells) leaves branch {row['attachment_branch']} at noise level "
-            f"{row['level']:.2f} (support {row['support']:.0%})."
+            f"{row['cell_type']} ({row['n_cells']} cells{divided}) leaves branch {row['attachment_branch']} at noise "
+            f"level {row['level']:.2f} (support {row['support']:.0%})."
         )
     nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
     return f"{where} {nearest} {verdict(row)}"

@@ -94,7 +94,7 @@ def build_hierarchy(
     resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
     support = clade_support(x, cells.cell_type.numpy(), means.variance, **resampled)
     taken = {*cells.cell_types, *cells.labels}
-    branches = _branches(root, None, cells, support, inner_names(taken))
+    branches = branches_of(root, None, cells, support, inner_names(taken))
     nearer = dict(zip(cells.cell_types, nearer_types(means, cells.labels), strict=True))
     branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
@@ -109,14 +109,22 @@ def inner_names(taken: Collection[str]) -> Iterator[str]:
             yield name
 
 
-def _branches(
+def branches_of(
     clade: MeasuredClade,
     parent: str | None,
     cells: LatentCells,
     support: dict[frozenset[int], float] | None,
     names: Iterator[str],
 ) -> list[Branch]:
-    """Branches of a clade, itself first, larger children before smaller ones."""
+    """Branches of a clade, itself first, larger children before smaller ones.
+
+    Parameters
+    ----------
+    support
+        See :func:`clade_support`.
+    names
+        Names for inner nodes; the clade of a cell type has its name.
+    """
     n_cells = int(cells.n_cells[list(clade.members)].sum())
     labels = {cells.labels[member] for member in clade.members}
     cell_type = labels.pop() if len(labels) == 1 else None
@@ -126,7 +134,7 @@ def _branches(
     name = clade.name or next(names)
     branches = [Branch(name, parent, clade.level, n_cells, support_of_clade, cell_type=cell_type)]
     for child in sorted(clade.children, key=lambda child: (-len(child.members), min(child.members))):
-        branches += _branches(child, branches[0].name, cells, support, names)
+        branches += branches_of(child, branches[0].name, cells, support, names)
     return branches
 
 
@@ -222,13 +230,13 @@ def clade_support(
         return None
     generator = numpy_generator(seed, "support")
     by_type = [x[cell_type == code] for code in range(len(variance))]
-    resampled = np.stack([_resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
+    resampled = np.stack([resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
     noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_type])
     seen = Counter(clade for means in resampled for clade in clades_of(MeasuredMeans(means, noise)))
     return {clade: n / n_bootstrap for clade, n in seen.items()}
 
 
-def _resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
+def resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
     """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
     even = np.full(len(cells), 1 / len(cells))
     return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])

@@ -1,4 +1,4 @@
-"""Extension of a hierarchy: the attachment point of a new cell type, and hierarchies with a new or updated type."""
+"""Extension of a hierarchy: the attachment point of a new cell type, a tree with it, or with an updated population."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ class AttachmentPoint:
     level
         Noise level at which it does.
     distance
-        Root mean square of its distances to the cell types below that branch, in whitened space; 0 where noise explains
-        all of the distance.
+        Root mean square of its distances to the populations below that branch, in whitened space; 0 where noise
+        explains all of the distance.
     """
 
     branch: str
@@ -30,18 +30,22 @@ class AttachmentPoint:
     distance: float
 
 
-def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -> AttachmentPoint:
-    """Find the attachment point of a new cell type by the mean of its cells.
+def attachment_point(
+    hierarchy: Hierarchy, squared_distance: dict[str, float], *, lowest: float = MIN_LEVEL
+) -> AttachmentPoint:
+    """Find the attachment point of a new cell type by its squared distances to the populations of a hierarchy.
 
     Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
     than the children separate from each other. The type leaves the branch at the level at which it separates from the
-    types below by the threshold of the hierarchy. It leaves no branch below a cell type, which stays a clade.
+    populations below by the threshold of the hierarchy. It leaves no branch below a cell type, which stays a clade.
 
     Parameters
     ----------
     squared_distance
-        Squared distance of the new type's mean to the mean of each known type, by name, in whitened space, without
-        the noise of both; it may be negative.
+        Squared distance of the new type to each population, by name, in whitened space, without the noise of both
+        means; it may be negative. Of a type of several populations, the average of the squared distances of these.
+    lowest
+        Lowest level at which the type may leave: the level at which its own populations separate.
     """
 
     def square(name: str) -> float:
@@ -51,7 +55,7 @@ def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -
         return float(np.sqrt(max(square(name), 0)))
 
     def level(name: str) -> float:
-        return float(branch_level(distance_to(name), threshold=hierarchy.threshold))
+        return max(float(branch_level(distance_to(name), threshold=hierarchy.threshold)), lowest)
 
     name = hierarchy.root.name
     while (children := hierarchy.children[name]) and hierarchy.by_name[name].cell_type is None:
@@ -60,16 +64,15 @@ def attachment_point(hierarchy: Hierarchy, squared_distance: dict[str, float]) -
             break
         name = nearest
     segment = hierarchy.segment(name)
-    return AttachmentPoint(name, min(max(level(name), segment.low, MIN_LEVEL), segment.high), distance_to(name))
+    return AttachmentPoint(name, min(max(level(name), segment.low), segment.high), distance_to(name))
 
 
 def with_new_type(
     hierarchy: Hierarchy,
-    cell_type: str,
+    tree: Hierarchy,
     attachment: AttachmentPoint,
     *,
     denoiser_branch: int,
-    n_cells: int,
     support: float | None = None,
 ) -> Hierarchy:
     """Add a cell type to a hierarchy.
@@ -79,20 +82,22 @@ def with_new_type(
 
     Parameters
     ----------
+    tree
+        Branches of the type: a leaf, or a clade of its populations.
     denoiser_branch
-        Index of the denoiser's branch that generates cells of the new type.
+        Index of the first of the denoiser's branches that generate cells of the new type, in the order of ``tree``.
 
     Raises
     ------
     InputError
-        If there is a branch of this name, or the level of the attachment point is not on its branch.
+        If there is a branch of the same name, or the level of the attachment point is not on its branch.
     """
-    if cell_type in hierarchy.by_name:
-        raise InputError(f"The hierarchy has a branch {cell_type!r} already; give the new type another name.")
+    if taken := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
+        raise InputError(f"The hierarchy has a branch {taken!r} already; give the new type another name.")
     below_node, segment = hierarchy.by_name[attachment.branch], hierarchy.segment(attachment.branch)
     if not segment.low <= attachment.level <= segment.high:
         raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
-    extension = next_extension(hierarchy)
+    extension, n_cells = next_extension(hierarchy), tree.root.n_cells
     node = Branch(
         next_node_name(hierarchy),
         below_node.parent,
@@ -102,15 +107,8 @@ def with_new_type(
         denoiser_branch=segment.denoiser_branch,
         added=extension,
     )
-    leaf = Branch(
-        cell_type,
-        node.name,
-        0.0,
-        n_cells,
-        cell_type=cell_type,
-        denoiser_branch=denoiser_branch,
-        added=extension,
-    )
+    numbered = with_denoiser_branches(tree, first=denoiser_branch).branches
+    added = [replace(branch, parent=branch.parent or node.name, added=extension) for branch in numbered]
     above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
     below = set(descendants(hierarchy, below_node.name))
     known = with_denoiser_branches(hierarchy).branches
@@ -119,34 +117,40 @@ def with_new_type(
     branches = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
     branches[first] = replace(branches[first], parent=node.name)
     return replace(
-        hierarchy, branches=(*branches[:first], node, *branches[first : last + 1], leaf, *branches[last + 1 :])
+        hierarchy, branches=(*branches[:first], node, *branches[first : last + 1], *added, *branches[last + 1 :])
     )
 
 
-def with_updated_type(hierarchy: Hierarchy, cell_type: str, *, denoiser_branch: int, n_cells: int) -> Hierarchy:
-    """Generate a cell type by another branch of the denoiser, without a change to its position in the tree.
+def with_updated_population(hierarchy: Hierarchy, population: str, *, denoiser_branch: int, n_cells: int) -> Hierarchy:
+    """Generate a population by another branch of the denoiser, without a change to its position in the tree.
 
     Parameters
     ----------
     n_cells
         Number of its new cells.
     """
-    lineage = {branch.name for branch in hierarchy.lineage(cell_type)}
+    lineage = {branch.name for branch in hierarchy.lineage(population)}
     updated = next_extension(hierarchy)
     branches = []
     for branch in with_denoiser_branches(hierarchy).branches:
         if branch.name in lineage:
             branch = replace(branch, n_cells=branch.n_cells + n_cells)
-        if branch.name == cell_type:
+        if branch.name == population:
             branch = replace(branch, denoiser_branch=denoiser_branch, updated=updated)
         branches.append(branch)
     return replace(hierarchy, branches=tuple(branches))
 
 
-def with_denoiser_branches(hierarchy: Hierarchy) -> Hierarchy:
-    """Write the denoiser's branch into every branch, which is its position only until others are inserted."""
+def with_denoiser_branches(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
+    """Write the denoiser's branch into every branch, which is its position only until others are inserted.
+
+    Parameters
+    ----------
+    first
+        Number of branches that the denoiser has before these.
+    """
     indices = hierarchy.denoiser_branches
-    branches = tuple(replace(branch, denoiser_branch=indices[branch.name]) for branch in hierarchy.branches)
+    branches = tuple(replace(branch, denoiser_branch=first + indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)
 
 

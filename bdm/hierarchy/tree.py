@@ -238,7 +238,7 @@ class Hierarchy:
     def path(self, name: str) -> tuple[Segment, ...]:
         """Path from the root to the lower end of a branch.
 
-        Segments of length 0 are left out, and adjacent segments with the same branch of the denoiser are joined. So the
+        Adjacent segments with the same branch of the denoiser are joined, and segments of length 0 are left out. So the
         path of a population does not change when others are added.
         """
         segments: list[Segment] = []
@@ -246,9 +246,9 @@ class Hierarchy:
             segment = self.segment(branch.name)
             if segments and segments[-1].denoiser_branch == segment.denoiser_branch:
                 segments[-1] = replace(segments[-1], high=segment.high)
-            elif segment.high > segment.low:
+            else:
                 segments.append(segment)
-        return tuple(reversed(segments))
+        return tuple(segment for segment in reversed(segments) if segment.high > segment.low)
 
     def common_ancestor(self, one: str, other: str) -> Branch:
         """Find the lowest branch above two branches or cell types; the branch itself where they are the same."""

@@ -68,15 +68,21 @@ class LatentCells:
         return self.mean[index] + self.scale[index] * noise
 
 
-def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> ad.AnnData:
+def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarray | None = None) -> ad.AnnData:
     """Encode prepared cells, in memory or on disk, in blocks.
+
+    Parameters
+    ----------
+    population
+        Population of each cell, see :func:`populations_of_cells`, which finds them if they are not given.
 
     Returns
     -------
     AnnData with the mean of the posterior of (latent, log library size) in ``X``, its standard deviation in
     ``layers['scale']``, and the ``obs`` of ``adata`` with the population of each cell in ``sub_population``.
     """
-    population = populations_of_cells(adata, autoencoder)
+    if population is None:
+        population = populations_of_cells(adata, autoencoder)
     types, batches = autoencoder.type_codes(population), batch_codes(adata, autoencoder.batches)
     layout = LatentLayout(autoencoder.network.shape.n_latent)
     mean, scale = torch.empty(2, adata.n_obs, len(layout.names))
@@ -120,28 +126,27 @@ def populations_of_cells(adata: ad.AnnData, autoencoder: GeneAutoencoder) -> np.
     """
     cell_type = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
     population, batches = cell_type.copy(), batch_codes(adata, autoencoder.batches)
-    is_divided = np.isin(cell_type, list(set(autoencoder.sub_populations.cell_type)))
-    codes = autoencoder.label_codes(cell_type)
+    divided = sorted(set(autoencoder.sub_populations.cell_type) & set(cell_type))
+    networks = {name: autoencoder.label_network(name) for name in divided}
 
-    def blocks() -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
+    def blocks() -> Iterator[tuple[str, np.ndarray, sparse.csr_matrix]]:
         for read, counts in blocks_of_rows(adata.X):
-            cells = np.flatnonzero(is_divided[read])
-            for first in range(0, len(cells), BLOCK):
-                block = cells[first : first + BLOCK]
-                yield read.start + block, counts[block]
+            for name in divided:
+                cells = np.flatnonzero(cell_type[read] == name)
+                for first in range(0, len(cells), BLOCK):
+                    block = cells[first : first + BLOCK]
+                    yield name, read.start + block, counts[block]
 
     @torch.no_grad()  # in each thread, as it is a setting of the thread
-    def assigned(block: tuple[np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
-        rows, counts = block
-        latent = autoencoder.network.encode(to_tensor(counts.toarray()), codes[rows], batches[rows]).mean
-        names = cell_type[rows]
-        for name in np.unique(names.astype(str)):
-            chosen = cell_type[rows] == name
-            populations = np.array(autoencoder.populations_of(name), dtype=object)
-            names[chosen] = populations[autoencoder.sub_populations.assign(name, latent[chosen])]
-        return rows, names
+    def assigned(block: tuple[str, np.ndarray, sparse.csr_matrix]) -> tuple[np.ndarray, np.ndarray]:
+        name, rows, counts = block
+        network, code = networks[name]
+        codes = torch.full((len(rows),), code)
+        latent = network.encode(to_tensor(counts.toarray()), codes, batches[rows]).mean
+        names = np.array(autoencoder.populations_of(name), dtype=object)
+        return rows, names[autoencoder.sub_populations.assign(name, latent)]
 
-    if is_divided.any():
+    if divided:
         with threads() as run:
             for rows, names in run(assigned, blocks()):
                 population[rows] = names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -107,22 +107,16 @@ class TypeMoments:
     weight: Tensor
     mean_variance: Tensor
 
-    def with_type(self, cell_type: str, normal: Normal, *, n_cells: int, mean_variance: float) -> TypeMoments:
-        """Replace the moments of a cell type, or add those of a new one."""
-        kept = [i for i, name in enumerate(self.cell_types) if name != cell_type]
-        row_of_type = self.cell_types.index(cell_type) if cell_type in self.cell_types else len(kept)
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
-        def with_row(rows: Tensor, row: Tensor) -> Tensor:
-            return torch.cat([rows[kept[:row_of_type]], row[None], rows[kept[row_of_type:]]])
-
-        names = [self.cell_types[i] for i in kept]
-        return TypeMoments(
-            (*names[:row_of_type], cell_type, *names[row_of_type:]),
-            with_row(self.mean, normal.mean),
-            with_row(self.covariance, normal.covariance),
-            with_row(self.weight, type_weight(torch.tensor(n_cells)).float()),
-            with_row(self.mean_variance, torch.tensor(mean_variance)),
-        )
+    def joined(self, other: TypeMoments) -> TypeMoments:
+        """Add the moments of other cell types, which take the place of the moments of the same types."""
+        row = {name: i for i, name in enumerate((*self.cell_types, *other.cell_types))}  # the last of each name
+        added, rows = other.tensors(), list(row.values())
+        tensors = {name: torch.cat([value, added[name]])[rows] for name, value in self.tensors().items()}
+        return TypeMoments(tuple(row), **tensors)
 
     def mixture(self, cell_types: tuple[str, ...]) -> Normal:
         """Moments of a mixture of types with their shares in training."""

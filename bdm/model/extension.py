@@ -12,37 +12,43 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.storage import table_from_json, table_to_json
+from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.hierarchy.grow import AttachmentPoint
-from bdm.latent.moments import Normal
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.moments import TypeMoments
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 
 LIST = "extensions.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Extension:
-    """Parameters of one more cell type, or of an updated one, without anything that other types use.
+    """Parameters of one more cell type, or of an updated population, without anything that others use.
 
     Attributes
     ----------
     attachment
-        Where the type leaves the hierarchy of the model that is extended; None for a type that is updated.
+        Where the type leaves the hierarchy of the model that is extended; None for an updated population.
     support
-        Share of resamples of its cells that leave the same branch; None for a type that is updated.
-    adapter
-        Type-specific decoder, in the latent space of the model.
-    normal
-        Moments of its cells in whitened space.
-    mean_variance
-        Sampling variance of its mean, see :func:`bdm.latent.moments.sampling_variance`.
-    embedding
-        Embedding of its branch in the denoiser.
+        Share of resamples of its cells that leave the same branch; None for an updated population.
+    tree
+        Branches of the populations, from the attachment point down: one leaf, or the clade of a type with several.
+    adapters
+        Type-specific decoders of the populations, in the latent space of the model; of a type with several, also its
+        own.
+    sub_populations
+        Sub-populations of the type; none if it is one population, and for an updated one.
+    moments
+        Of the populations, in whitened space.
+    embeddings
+        Embeddings of the branches of ``tree`` in the denoiser, branches x width.
     library_sizes
         Smallest and largest log library size of its cells.
     composition
-        Number of its new cells in each batch.
+        Number of its new cells, by population (rows) and batch (columns).
     batches
         Offsets (of genes) of new batches, by name.
     provenance
@@ -52,14 +58,25 @@ class Extension:
     cell_type: str
     attachment: AttachmentPoint | None
     support: float | None
-    adapter: Adapters
-    normal: Normal
-    mean_variance: float
-    embedding: Tensor
+    tree: Hierarchy
+    adapters: Adapters
+    sub_populations: SubPopulations
+    moments: TypeMoments
+    embeddings: Tensor
     library_sizes: Tensor
-    composition: pd.Series
+    composition: pd.DataFrame
     batches: dict[str, Tensor]
     provenance: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the new cell type, or of the updated population."""
+        return self.tree.root.name
+
+    @property
+    def n_cells(self) -> int:
+        """Number of new cells that the type was fitted to."""
+        return int(self.composition.to_numpy().sum())
 
 
 def save_extensions(folder: Path, extensions: Sequence[Extension], *, of: str) -> None:
@@ -107,18 +124,21 @@ def save_extension(folder: Path, extension: Extension) -> str:
         "cell_type": extension.cell_type,
         "attachment": None if extension.attachment is None else asdict(extension.attachment),
         "support": extension.support,
-        "mean_variance": extension.mean_variance,
-        "composition": {str(batch): int(n_cells) for batch, n_cells in extension.composition.items()},
+        "tree": extension.tree.to_json(),
+        "adapters": list(extension.adapters),
+        "sub_populations": list(extension.sub_populations.names),
+        "populations": list(extension.moments.cell_types),
+        "composition": table_to_json(extension.composition),
         "batches": list(extension.batches),
         "provenance": extension.provenance,
     }
     offsets = [*extension.batches.values()]
     tensors = {
-        "adapter": extension.adapter.tensors(),
-        "branch": {
-            "mean": extension.normal.mean,
-            "covariance": extension.normal.covariance,
-            "embedding": extension.embedding,
+        "adapters": extension.adapters.tensors(),
+        "sub_populations": extension.sub_populations.tensors(),
+        "moments": extension.moments.tensors(),
+        "branches": {
+            "embeddings": extension.embeddings,
             "library_sizes": extension.library_sizes,
             "batch_offset": torch.stack(offsets) if offsets else torch.empty(0),
         },
@@ -127,17 +147,19 @@ def save_extension(folder: Path, extension: Extension) -> str:
 
 
 def _restore(bundle: Bundle) -> Extension:
-    content, branch = bundle.content, bundle.tensors["branch"]
+    content, tensors = bundle.content, bundle.tensors
+    cell_type, found = content["cell_type"], tuple(content["sub_populations"])
     return Extension(
-        cell_type=content["cell_type"],
+        cell_type=cell_type,
         attachment=content["attachment"] and AttachmentPoint(**content["attachment"]),
         support=content["support"],
-        adapter=Adapters((content["cell_type"],), **bundle.tensors["adapter"]),
-        normal=Normal(branch["mean"], branch["covariance"]),
-        mean_variance=content["mean_variance"],
-        embedding=branch["embedding"],
-        library_sizes=branch["library_sizes"],
-        composition=pd.Series(content["composition"], name=content["cell_type"]),
-        batches=dict(zip(content["batches"], branch["batch_offset"], strict=True)),
+        tree=Hierarchy.from_json(content["tree"]),
+        adapters=Adapters(tuple(content["adapters"]), **tensors["adapters"]),
+        sub_populations=SubPopulations(found, (cell_type,) * len(found), **tensors["sub_populations"]),
+        moments=TypeMoments(tuple(content["populations"]), **tensors["moments"]),
+        embeddings=tensors["branches"]["embeddings"],
+        library_sizes=tensors["branches"]["library_sizes"],
+        composition=table_from_json(content["composition"]),
+        batches=dict(zip(content["batches"], tensors["branches"]["batch_offset"], strict=True)),
         provenance=content["provenance"],
     )

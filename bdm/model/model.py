@@ -21,10 +21,10 @@ from bdm.diffusion.sampler import TreeWalk
 from bdm.diffusion.solver import Solver, dpm_solver
 from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
 from bdm.files import sha256
-from bdm.hierarchy.grow import with_new_type, with_updated_type
+from bdm.hierarchy.grow import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
-from bdm.latent.moments import Normal, TypeMoments, Whitening
+from bdm.latent.moments import TypeMoments, Whitening
 from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
 from bdm.settings import SamplerSettings
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
@@ -103,7 +103,9 @@ class BranchedModel:
     def library_range(self, population: str | None) -> tuple[float, float]:
         """Smallest and largest log library size for a population: of its extension, if any, or of training cells."""
         extended: dict[str | None, Tensor] = {
-            extension.cell_type: extension.library_sizes for extension in self.extensions
+            name: extension.library_sizes
+            for extension in self.extensions
+            for name in (extension.name, *extension.moments.cell_types)
         }
         smallest, largest = extended.get(population, self.library_sizes).tolist()
         return smallest, largest
@@ -138,48 +140,48 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
 
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
-    """Add a cell type to a model, or update a known one; cells of other types do not change by one bit."""
-    cell_type, n_new = extension.cell_type, int(extension.composition.sum())
-    composition = with_more_cells(model.composition, cell_type, extension.composition)
-    autoencoder = model.autoencoder.with_batches(extension.batches).with_adapters(extension.adapter)
-    added = {"denoiser_branch": model.denoiser.shape.n_branches, "n_cells": n_new}
+    """Add a cell type to a model, or update a known population; cells of others do not change by one bit."""
+    autoencoder, branch = model.autoencoder.with_batches(extension.batches), model.denoiser.shape.n_branches
     if extension.attachment is None:
-        hierarchy = with_updated_type(model.hierarchy, cell_type, **added)
+        autoencoder = autoencoder.with_adapters(extension.adapters)
+        hierarchy = with_updated_population(
+            model.hierarchy, extension.name, denoiser_branch=branch, n_cells=extension.n_cells
+        )
     else:
-        support = extension.support
-        hierarchy = with_new_type(model.hierarchy, cell_type, extension.attachment, support=support, **added)
-    n_cells = int(composition.loc[cell_type].sum())
+        autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
+        hierarchy = with_new_type(
+            model.hierarchy, extension.tree, extension.attachment, denoiser_branch=branch, support=extension.support
+        )
+    populations = BranchPopulations.of(extension.moments, extension.tree)
     return replace(
         model,
         autoencoder=autoencoder,
-        moments=model.moments.with_type(
-            cell_type, extension.normal, n_cells=n_cells, mean_variance=extension.mean_variance
-        ),
+        moments=model.moments.joined(extension.moments),
         hierarchy=hierarchy,
-        denoiser=with_branch(model.denoiser, extension.normal, extension.embedding),
-        composition=composition,
+        denoiser=with_branches(model.denoiser, populations, extension.embeddings),
+        composition=with_more_cells(model.composition, extension.composition),
         extensions=(*model.extensions, extension),
         base=model.base or model,
     )
 
 
-def with_more_cells(composition: pd.DataFrame, cell_type: str, n_cells: pd.Series) -> pd.DataFrame:
-    """Add cells of a type by batch; known batches keep their order, on which the spread over batches depends."""
-    rows = composition.index.union([cell_type], sort=False)
-    columns = composition.columns.union(n_cells.index, sort=False)
-    table = composition.reindex(index=rows, columns=columns, fill_value=0)
-    table.loc[cell_type] += n_cells.reindex(columns, fill_value=0)
-    return table
+def with_more_cells(composition: pd.DataFrame, added: pd.DataFrame) -> pd.DataFrame:
+    """Add numbers of cells by population and batch, both after the known ones, on whose order their cells depend."""
+    rows = composition.index.union(added.index, sort=False)
+    columns = composition.columns.union(added.columns, sort=False)
+    known, new = (table.reindex(index=rows, columns=columns, fill_value=0) for table in (composition, added))
+    return known + new
 
 
-def with_branch(denoiser: BranchedDenoiser, normal: Normal, embedding: Tensor) -> BranchedDenoiser:
-    """Add the branch of a leaf to a denoiser, which is in no mixture of the others, with its embedding."""
-    extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + 1))
-    populations = denoiser.populations.with_branch(BranchPopulations.of_leaf(normal).to(denoiser.mean.device))
+def with_branches(denoiser: BranchedDenoiser, populations: BranchPopulations, embeddings: Tensor) -> BranchedDenoiser:
+    """Add branches to a denoiser, which are in no mixture of the others, with their embeddings (branches x width)."""
+    extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + len(embeddings)))
+    joined = denoiser.populations.joined(populations.to(denoiser.mean.device))
     state = denoiser.state_dict()
-    added = {"branch.weight": embedding, "learned": torch.tensor(True)}
-    rows = {name: torch.cat([state[name], row[None].to(state[name])]) for name, row in added.items()}
-    extended.load_state_dict(state | vars(populations) | rows)
+    added = {"branch.weight": embeddings, "learned": torch.ones(len(embeddings), dtype=torch.bool)}
+    rows = {name: torch.cat([state[name], values.to(state[name])]) for name, values in added.items()}
+    extended.load_state_dict(state | vars(joined) | rows)
+    return extended.eval().requires_grad_(False).to(denoiser.mean.device)
     return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 
@@ -318,6 +320,7 @@ def log_expression(model: BranchedModel, cell_type: str, *, type_specific: bool)
     type_specific
         Decode by the type-specific decoder, if the type has one, in place of the shared one.
     """
-    y = model.whitening.inverse(model.moments.mixture((cell_type,)).mean[None])
+    populations = model.autoencoder.populations_of(cell_type)
+    y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
     network = model.autoencoder.network_of(cell_type if type_specific else None)
     return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()

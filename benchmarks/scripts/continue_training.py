@@ -19,7 +19,7 @@ from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
-from bdm.model.model import BranchedModel, composition_of, with_branch, with_more_cells
+from bdm.model.model import BranchedModel, composition_of, with_branches, with_more_cells
 from bdm.seeds import Minibatches, derive
 from bdm.settings import AutoencoderSettings, DenoiserSettings
 from bdm.training import Loop, train
@@ -44,10 +44,13 @@ def continue_training_of(
     new = cells[cells.obs["cell_type"] == cell_type]
     n_cells_learned = int(model.composition.to_numpy().sum()) + new.n_obs
     known = model.autoencoder
-    autoencoder = replace(known, network=with_type(known.network), cell_types=(*known.cell_types, cell_type))
+    names = {"cell_types": (*known.cell_types, cell_type), "rows": (*known.rows, cell_type)}
+    autoencoder = replace(known, network=with_type(known.network), **names)
     train_autoencoder(autoencoder, cells, n_steps=settings.adapter.n_steps, n_cells_learned=n_cells_learned, seed=seed)
-    latent = latent_cells(encode(cells, autoencoder))
-    moments = updated(model.moments, type_moments(latent, model.whitening))
+    encoded = encode(cells, autoencoder)
+    encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
+    latent = latent_cells(encoded)
+    moments = model.moments.joined(type_moments(latent, model.whitening))
     hierarchy = with_leaf(model.hierarchy, cell_type, n_cells=new.n_obs)
     denoiser = with_leaf_branch(model.denoiser, moments, hierarchy)
     train_denoiser(denoiser, latent, model.whitening, hierarchy, n_steps=settings.branch.n_steps, seed=seed)
@@ -58,7 +61,7 @@ def continue_training_of(
         moments=moments,
         hierarchy=hierarchy,
         denoiser=denoiser.eval().requires_grad_(False),
-        composition=with_more_cells(model.composition, cell_type, composition_of(new.obs).loc[cell_type]),
+        composition=with_more_cells(model.composition, composition_of(new.obs)),
         library_sizes=torch.stack([library_sizes.min(), library_sizes.max()]),
     )
 
@@ -88,7 +91,7 @@ def train_autoencoder(
         Cells that it has been trained on, these included, against which the prior of its parameters weighs little.
     """
     settings, network = AutoencoderSettings(), autoencoder.network
-    types, codes = type_codes(cells, autoencoder.cell_types), batch_codes(cells, autoencoder.batches)
+    types, codes = type_codes(cells, autoencoder.rows), batch_codes(cells, autoencoder.batches)
     training = np.flatnonzero(cells.obs["split"] == "train")
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
@@ -104,20 +107,6 @@ def train_autoencoder(
     network.eval().requires_grad_(False)
 
 
-def updated(known: TypeMoments, seen: TypeMoments) -> TypeMoments:
-    """Take the moments of types that were seen again, keep the moments of others, and add the new type last."""
-    names = tuple(dict.fromkeys((*known.cell_types, *seen.cell_types)))
-    source = {name: (moments, i) for moments in (known, seen) for i, name in enumerate(moments.cell_types)}
-    rows = [source[name] for name in names]
-    return TypeMoments(
-        names,
-        torch.stack([moments.mean[i] for moments, i in rows]),
-        torch.stack([moments.covariance[i] for moments, i in rows]),
-        torch.stack([moments.weight[i] for moments, i in rows]),
-        torch.stack([moments.mean_variance[i] for moments, i in rows]),
-    )
-
-
 def with_leaf(hierarchy: Hierarchy, cell_type: str, *, n_cells: int) -> Hierarchy:
     """Add a branch of its own to a flat hierarchy."""
     return replace(hierarchy, branches=(*hierarchy.branches, Branch(cell_type, hierarchy.root.name, 0.0, n_cells)))
@@ -126,8 +115,9 @@ def with_leaf(hierarchy: Hierarchy, cell_type: str, *, n_cells: int) -> Hierarch
 def with_leaf_branch(known: BranchedDenoiser, moments: TypeMoments, hierarchy: Hierarchy) -> BranchedDenoiser:
     """Add a branch to a flat denoiser, with the embedding of the nearest type, and give all their present moments."""
     nearest = int((moments.mean[:-1] - moments.mean[-1]).norm(dim=1).argmin())
-    normal = Normal(moments.mean[-1], moments.covariance[-1])
-    denoiser = with_branch(known, normal, known.branch.weight[1 + nearest].detach().clone())  # the root is first
+    leaf = BranchPopulations.of_leaf(Normal(moments.mean[-1], moments.covariance[-1]))
+    embedding = known.branch.weight[1 + nearest].detach()  # the root is first
+    denoiser = with_branches(known, leaf, embedding[None])
     denoiser.set_populations(BranchPopulations.of(moments, hierarchy))
     return denoiser.requires_grad_(True)
 

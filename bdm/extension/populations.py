@@ -1,0 +1,123 @@
+"""Populations of a new cell type, their type-specific decoders, and the new cells of each known population."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.cells import sample_rows_of_type
+from bdm.autoencoder.fit_adapters import KNOWN_TYPES, MOST, TypeCells, fit_gaining
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, prior_means, sub_populations_of
+from bdm.errors import TrainingError
+from bdm.latent.cells import encode, populations_of_cells
+from bdm.settings import AutoencoderSettings
+from bdm.threads import threads
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NewType:
+    """Decoders and sub-populations of a new cell type.
+
+    Attributes
+    ----------
+    adapters
+        Type-specific decoders of its populations; of a type with several, also its own, which encodes its cells to
+        find their populations.
+    sub_populations
+        None if the type is one population.
+    """
+
+    adapters: Adapters
+    sub_populations: SubPopulations
+
+
+def find_populations(
+    cells: ad.AnnData,
+    decoder: Adapters,
+    autoencoder: GeneAutoencoder,
+    settings: AutoencoderSettings,
+    *,
+    taken: Collection[str],
+    seed: int,
+) -> NewType:
+    """Find the sub-populations of a new cell type, and fit a type-specific decoder to each.
+
+    These start from the decoder of the type, with the mean latent of the population, and are kept where validation
+    cells of the population gain.
+
+    Parameters
+    ----------
+    cells
+        Prepared cells of the type.
+    decoder
+        Type-specific decoder of the type, fitted to all of its cells.
+    taken
+        Names that no sub-population may have.
+    """
+    [cell_type] = decoder
+    cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
+    latent = encode(cells, autoencoder.with_type(cell_type, decoder))
+    n_latent = autoencoder.network.shape.n_latent
+    mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
+    sampled = TypeLatents.of(cell_type, mean, scale, seed=seed)
+    found = sub_populations_of(sampled, {cell_type, *taken}, settings, seed=seed)
+    if not len(found):
+        return NewType(decoder, found)
+    assigned = found.assign(cell_type, mean)
+    groups = [assigned == number for number in range(len(found))]
+    means = [prior_means(mean[group], scale[group], decoder.prior_mean[0]) for group in groups]
+    cells.obs["sub_population"] = np.array(found.names, dtype=object)[assigned]
+    first = with_prior_means(decoder, found.names, torch.stack(means))
+    if settings.shared_decoder:
+        return NewType(decoder.joined(first), found)
+    return NewType(decoder.joined(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)
+
+
+def with_prior_means(decoder: Adapters, names: tuple[str, ...], prior_mean: Tensor) -> Adapters:
+    """Copy the decoder of a type for its populations, with the mean latent of each (populations x dimensions)."""
+    tensors = {name: value.expand(len(names), *value.shape[1:]) for name, value in decoder.tensors().items()}
+    return Adapters(names, **tensors | {"prior_mean": prior_mean})
+
+
+def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoencoder, *, seed: int) -> list[Adapters]:
+    """Fit the decoder of each population; nothing of those that do not gain, or have no validation cells."""
+
+    def fitted(name: str) -> Adapters:
+        rows = [sample_rows_of_type(cells.obs, name, split, most, seed=seed) for split, most in MOST.items()]
+        start = first.subset((name,))
+        if not all(map(len, rows)):
+            return start.subset(())
+        of_population = TypeCells.of(name, cells[np.concatenate(rows)], autoencoder.batches)
+        try:
+            return fit_gaining(start, autoencoder.network, [of_population], KNOWN_TYPES, least_gain=0, seed=seed)
+        except TrainingError as error:
+            logger.warning("%s keeps the decoder of its cell type: %s", name, error)
+            return start.subset(())
+
+    with threads() as run:
+        return list(run(fitted, list(first)))
+
+
+def cells_by_population(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> dict[str, ad.AnnData]:
+    """Divide prepared cells of a known type among its populations; those without cells to fit are left out.
+
+    Returns
+    -------
+    Cells by the name of their population, with the name in ``obs["sub_population"]``.
+    """
+    population = populations_of_cells(cells, autoencoder)
+    cells = cells.copy()
+    cells.obs["sub_population"] = pd.Categorical(population)
+    fitted = (cells.obs["split"] != "test").to_numpy()
+    (cell_type,) = cells.obs["cell_type"].unique()
+    parts = {name: population == name for name in autoencoder.populations_of(cell_type)}
+    return {name: cells[part].copy() for name, part in parts.items() if (part & fitted).any()}
