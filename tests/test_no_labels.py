@@ -229,6 +229,8 @@ def test_interpretation_compares_the_sub_populations(divided):
     children = {of.contrast.child for of in divided.interpretation.contrasts}
     assert set(divided.hierarchy.populations) <= children
     assert "rank_genes_groups" in branches.uns
+    for name, draw in FIGURES[Interpretation].items():
+        assert any(axis.has_data() for axis in draw(divided.interpretation).get_figure().axes), name
     assert divided.evaluate(n_repeats=1).overall.loc["forest_auc", GENERATED] < 1
 
 
@@ -258,6 +260,12 @@ def test_extension_needs_labels(model, cells, tmp_path):
         InputError, match=r"^obs has no column 'cell_type' with the cell types; name it by `label_key=`"
     ):
         extended.extend(new)
+    extended.extend(new, label_key="kind")
+    assert set(extended.cell_types) == {WITHOUT_LABELS, "Dendritic"}
+    assert set(extended.generate(5).obs["cell_type"]) == {WITHOUT_LABELS, "Dendritic"}
+    with pytest.raises(InputError, match="name it by `label_key=`"):
+        extended.get_latent_representation(new)
+    assert extended.get_latent_representation(new, label_key="kind").shape == (new.n_obs, 6)
 
 
 # ---- commands

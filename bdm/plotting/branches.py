@@ -67,8 +67,8 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
-    n_types = len(hierarchy.cell_types)
-    view = view_of(hierarchy, max_rows=n_types if n_types <= MAX_ROWS else ROWS_OF_MANY)
+    n_rows = len(hierarchy.cell_types if len(hierarchy.cell_types) > 1 else hierarchy.populations)
+    view = view_of(hierarchy, max_rows=n_rows if n_rows <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
     figure = new(figsize=(16, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
