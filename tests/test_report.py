@@ -21,7 +21,7 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report.page import report_page
-from bdm.report.results import Results, read_results
+from bdm.report.results import Results, read_branches, read_results
 from bdm.report.settings import checksums, commands
 
 FLAGS = [
@@ -205,7 +205,8 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
 def test_page_shows_what_was_chosen_and_left_out(page, results):
     text = text_of(page)
     n_cells, n_genes = len(results.cells), len(results.genes)
-    assert f"Cells {n_cells} of {n_cells + 13 + 8} Genes {n_genes} of 765 Cell types 4 of 6 Seed 0" in text
+    facts = f"Cell types 4 of 6 Populations {len(results.model.populations)} Seed 0"
+    assert f"Cells {n_cells} of {n_cells + 13 + 8} Genes {n_genes} of 765 {facts}" in text
     assert "the 100 most variable genes by training cells (seurat_v3), among those with counts in 3 training" in text
     assert "2 cell types, 21 cells" in text
     assert f"{LEFT_OUT} 13 left out on request (leave_out)" in text
@@ -398,6 +399,108 @@ def test_commands_make_the_same_files_of_a_model_that_grew(added, tmp_path):
     assert (tmp_path / "evaluation/genes.csv").read_text() == (added / "evaluation/genes.csv").read_text()
 
 
+def rows_of(page: str, table: str) -> list[list[str]]:
+    """Texts of the cells of a table's body, by row."""
+    [body] = re.findall(rf'<table class="[^"]*\b{table}\b[^"]*">.*?</thead>(.*?)</table>', page, flags=re.DOTALL)
+    rows = re.findall(r"<tr.*?</tr>", body, flags=re.DOTALL)
+    return [[words_of(cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def test_page_lists_the_populations_of_each_cell_type(page, results):
+    model, hierarchy = results.model, results.model.hierarchy
+    fitted = (results.cells["split"] != "test").to_numpy()
+    number = results.cells.loc[fitted, "cell_type"].value_counts()
+    assert len(model.populations) > len(model.cell_types) == len(number)
+    expected = []
+    for cell_type in sorted(hierarchy.cell_types, key=lambda name: -number[name]):
+        names = hierarchy.populations_of(cell_type)
+        if len(names) > 1:
+            expected.append([cell_type, f"{number[cell_type]:,}", "", ""])
+        for name in names:
+            n_cells = int(model.composition.loc[name].sum())
+            decoder = "type-specific" if name in model.autoencoder.adapters else "shared"
+            expected.append([name, f"{n_cells:,}", f"{n_cells / number[cell_type]:.0%}", decoder])
+    assert rows_of(page.read_text(encoding="utf-8"), "populations") == expected
+    n_divided = sum(len(hierarchy.populations_of(name)) > 1 for name in hierarchy.cell_types)
+    text = text_of(page)
+    assert (
+        f"{n_divided} of 4 cell types {'has' if n_divided == 1 else 'have'} sub-populations of 30 cells or more" in text
+    )
+    assert "as many as held-out cells support ( sub_populations: auto )" in text
+    assert f"{len(model.autoencoder.adapters)} of {len(model.populations)} populations" in text
+    assert text.count("is nearer to") == sum(branch.nearer_to is not None for branch in hierarchy.branches)
+
+
+def test_page_names_sub_populations_that_are_nearer_to_another_type(results):
+    hierarchy = results.model.hierarchy
+    name = next(name for name in hierarchy.populations if name not in hierarchy.cell_types)
+    stray = replace(hierarchy.by_name[name], nearer_to="<i>other")
+    branches = tuple(stray if branch.name == name else branch for branch in hierarchy.branches)
+    model = replace(results.model, hierarchy=replace(hierarchy, branches=branches))
+    text = words_of(report_page(replace(results, model=model)))
+    numbers = f"{name} ({stray.n_cells} cells) is nearer to <i>other than to the other"
+    assert f"{numbers} sub-populations of {stray.cell_type}." in re.sub(r" (?=\()", " ", text)
+
+
+@pytest.mark.parametrize(
+    ("used", "words"),
+    [
+        ("none", "as sub-populations were not looked for ( sub_populations: none )."),
+        ("auto", "in none of them do held-out cells support sub-populations of 30 cells or more"),
+    ],
+)
+def test_page_of_cell_types_that_are_one_population_each_has_a_sentence(results, used, words):
+    provenance = results.model.autoencoder.provenance
+    provenance = provenance | {"settings": provenance["settings"] | {"sub_populations": used}}
+    autoencoder = replace(results.model.autoencoder, provenance=provenance)
+    model = replace(results.model, hierarchy=balanced(list("ABCD")), autoencoder=autoencoder)
+    page = report_page(replace(results, model=model, interpretation={}))
+    assert f"Each cell type is one population{',' if used == 'none' else ':'} {words}" in words_of(page)
+    assert "<dt>Populations</dt>" not in page
+    assert 'class="rows settings populations"' not in page
+
+
+LOSSES = pd.DataFrame(
+    {
+        "branch": ["node 1", "<b>T", "<b>T/1", "B"],
+        "n_cells": [40, 30, 20, 10],
+        "closed_form": [0.5, 0.4004, 0.3, np.nan],
+        "network": [0.4, 0.4, 0.31, np.nan],
+        "gain": [3.44, 5.0, -0.72, np.nan],
+        "kept": [True, True, False, False],
+    }
+)
+
+
+def test_page_shows_on_which_branches_the_network_is_kept(results):
+    page = report_page(replace(results, branches=LOSSES))
+    assert "The network is kept on 2 of 4 branches" in words_of(page)
+    assert rows_of(page, "losses") == [
+        ["<b>T", "0.400", "0.400", "5.0", "kept"],
+        ["node 1", "0.500", "0.400", "3.4", "kept"],
+        ["<b>T/1", "0.300", "0.310", "\N{MINUS SIGN}0.7", "not kept"],
+        ["B", "\N{EN DASH}", "\N{EN DASH}", "\N{EN DASH}", "not kept"],
+    ]
+    assert '<details class="left-out" open> <summary>Loss' in re.sub(r"\s+", " ", page)
+    many = pd.concat([LOSSES] * 100, ignore_index=True)
+    page = report_page(replace(results, branches=many.assign(branch=[f"node {i}" for i in range(400)])))
+    assert "The network is kept on 200 of 400 branches" in words_of(page)
+    assert '<details class="left-out"> <summary>Loss' in re.sub(r"\s+", " ", page)
+    assert "What the network adds" not in report_page(replace(results, branches=None))
+
+
+@pytest.mark.parametrize("damaged", ["", "branch,kept\nnode 1,True\n", b"\xff\xfe\x00"])
+def test_damaged_table_of_branches_is_rejected(tmp_path, damaged):
+    path = tmp_path / "branches.csv"
+    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    with pytest.raises(InputError, match="train the model again"):
+        read_branches(path)
+    LOSSES.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(read_branches(path), LOSSES)
+    path.unlink()
+    assert read_branches(path) is None
+
+
 def test_page_cites_as_the_repository_does(page):
     import yaml
 
@@ -418,7 +521,7 @@ def test_verdicts_are_next_to_their_types(page, results):
 def test_page_of_less_has_no_empty_sections(results):
     text = report_page(replace(results, transmutations={}, interpretation={}, cost=results.cost[:0]))
     sections = re.findall(r'<section id="(\w+)"', text)
-    assert sections == ["given", "verdict", "hierarchy", "real", "cost", "cite", "again"]
+    assert sections == ["given", "verdict", "hierarchy", "populations", "real", "cost", "cite", "again"]
     assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])
 
 
@@ -561,6 +664,7 @@ def test_browser_shows_all_sections(opened, page, tmp_path, width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_branch_is_explained_where_one_points(opened, page, results, width):
     found = opened(page, width)
+    found.page.locator("#open-all").click()
     hierarchy = results.model.hierarchy
     genes = results.interpretation["branch_genes"]
     for branch in hierarchy.branches:
@@ -570,7 +674,10 @@ def test_branch_is_explained_where_one_points(opened, page, results, width):
                 continue  # a tap opens and closes these
             point.tap(position={"x": 40, "y": 8}, force=True)
         else:
-            point.hover(position={"x": 12, "y": 8}, force=True)
+            own = point.bounding_box()["width"] - 8 * bool(
+                hierarchy.children[branch.name]
+            )  # the children's begin there
+            point.hover(position={"x": min(12, own / 2), "y": 8}, force=True)
         assert found.texts("#name") == [branch.name]
         facts = found.texts("#facts")[0]
         assert f"{branch.n_cells:,}" in facts

@@ -22,6 +22,7 @@ from bdm.plotting.tree import view_of
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
+from bdm.report.populations import branch_losses, populations
 from bdm.report.results import Results
 from bdm.report.settings import (
     cells_for_verdict,
@@ -174,6 +175,8 @@ def content(results: Results) -> dict[str, Any]:
         "scatters": plots.scatters(results.evaluation.gene_statistics, GENERATED),
         "umap": b64encode(results.umap).decode(),
         "nodes": nodes(results),
+        "populations": populations(results),
+        "branch_losses": branch_losses(results),
         "transmutations": [transmutation(evaluation) for evaluation in results.transmutations.values()],
         "extensions": extensions(results),
         "cost": cost(results),

@@ -21,6 +21,8 @@ from bdm.interpretation.tables import branch_genes
 from bdm.model.model import BranchedModel, load_model
 from bdm.transmutation.results import TransmutationEvaluation
 
+BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")
+
 NEEDED = {
     "prepared.h5ad": "bdm prepare",
     "model": "bdm train",
@@ -43,6 +45,8 @@ class Results:
         ``obs`` of the prepared cells, and the names of their genes.
     record, request
         Record of the preparation, and of the generated cells: ``uns['bdm']`` of both files.
+    branches
+        Losses of validation cells by branch, as ``bdm train`` writes them beside the model; None without the file.
     trained
         Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
     evaluation
@@ -66,6 +70,7 @@ class Results:
     record: dict[str, Any]
     request: dict[str, Any]
     model: BranchedModel
+    branches: pd.DataFrame | None
     trained: date
     evaluation: Evaluation
     umap: bytes
@@ -117,6 +122,7 @@ def read_results(folder: Path) -> Results:
         record=dict(cells.uns["bdm"]),
         request=dict(read_cells(folder / "generated.h5ad", on_disk=True).uns.get("bdm", {})),
         model=model,
+        branches=read_branches(folder / "model" / BRANCHES),
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
         umap=(folder / "evaluation/umap.png").read_bytes(),
@@ -131,6 +137,26 @@ def read_results(folder: Path) -> Results:
     if not n_genes.eq(len(results.genes)).all():
         raise InputError(f"{folder}/evaluation does not have each gene of prepared.h5ad; evaluate again.")
     return results
+
+
+def read_branches(path: Path) -> pd.DataFrame | None:
+    """Read the losses of validation cells by branch, if there is a file of them.
+
+    Raises
+    ------
+    InputError
+        If the file is no such table.
+    """
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path} is no table ({error}); train the model again.") from error
+    missing = [name for name in BRANCH_COLUMNS if name not in table]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]}; train the model again.")
+    return table
 
 
 def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,143 @@
+"""The populations of each cell type, and the branches on which the network is kept, as the report page shows them."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from bdm.report.results import BRANCH_COLUMNS, Results
+from bdm.settings import AutoencoderSettings
+
+
+@dataclass(frozen=True)
+class Population:
+    """A sub-population of a cell type, or the type where it is one population.
+
+    Attributes
+    ----------
+    n_cells
+        Number of cells that the model was fitted to.
+    share
+        Share of the cells of its type.
+    type_specific
+        Whether it has a type-specific decoder.
+    nearer_to
+        Cell type that it is nearer to than to the other sub-populations of its own; None for all others.
+    """
+
+    name: str
+    n_cells: int
+    share: float
+    type_specific: bool
+    nearer_to: str | None
+
+
+@dataclass(frozen=True)
+class TypePopulations:
+    """A cell type with its populations."""
+
+    cell_type: str
+    n_cells: int
+    populations: tuple[Population, ...]
+
+    @property
+    def divided(self) -> bool:
+        """Whether it has sub-populations."""
+        return len(self.populations) > 1
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Populations of all cell types.
+
+    Attributes
+    ----------
+    types
+        The types with the most cells first.
+    setting, fewest
+        Number of sub-populations, and least number of cells of each, that the settings ask for.
+    """
+
+    types: tuple[TypePopulations, ...]
+    setting: str
+    fewest: int
+
+    @property
+    def n_divided(self) -> int:
+        """Number of cell types that have sub-populations."""
+        return sum(of_type.divided for of_type in self.types)
+
+    @property
+    def n_populations(self) -> int:
+        """Number of populations of all cell types."""
+        return sum(len(of_type.populations) for of_type in self.types)
+
+    @property
+    def n_type_specific(self) -> int:
+        """Number of populations that have a type-specific decoder."""
+        return sum(population.type_specific for of_type in self.types for population in of_type.populations)
+
+    @property
+    def stray(self) -> tuple[tuple[str, Population], ...]:
+        """Sub-populations that are nearer to another cell type, with their own."""
+        return tuple(
+            (of_type.cell_type, population)
+            for of_type in self.types
+            for population in of_type.populations
+            if population.nearer_to
+        )
+
+
+def populations(results: Results) -> Populations:
+    """Collect the populations of each cell type."""
+    used = asdict(AutoencoderSettings()) | results.model.autoencoder.provenance.get("settings", {})
+    types = sorted(types_of(results), key=lambda of_type: -of_type.n_cells)
+    return Populations(tuple(types), str(used["sub_populations"]), int(used["min_cells_per_sub_population"]))
+
+
+def types_of(results: Results) -> Iterator[TypePopulations]:
+    """Collect the populations of each cell type, in the model's order."""
+    model, hierarchy = results.model, results.model.hierarchy
+    numbers = {name: hierarchy.by_name[name].n_cells for name in hierarchy.populations}
+    for cell_type in hierarchy.cell_types:
+        names = hierarchy.populations_of(cell_type)
+        n_cells = sum(numbers[name] for name in names)
+        yield TypePopulations(
+            cell_type,
+            n_cells,
+            tuple(
+                Population(
+                    name,
+                    numbers[name],
+                    numbers[name] / n_cells,
+                    name in model.autoencoder.adapters,
+                    hierarchy.by_name[name].nearer_to,
+                )
+                for name in names
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class BranchLoss:
+    """Loss of validation cells on a branch, by the exact mixture and with the network.
+
+    Attributes
+    ----------
+    gain
+        Of the network, in standard errors; NaN where it is unknown.
+    """
+
+    branch: str
+    closed_form: float
+    network: float
+    gain: float
+    kept: bool
+
+
+def branch_losses(results: Results) -> list[BranchLoss]:
+    """List the branches, those with the largest gain of the network first; none if they are not recorded."""
+    table = results.branches
+    if table is None:
+        return []
+    table = table.assign(kept=table["kept"].astype(bool), branch=table["branch"].astype(str))
+    table = table.sort_values(["kept", "gain"], ascending=False, na_position="last", kind="stable")
+    return [BranchLoss(*row) for row in table[list(BRANCH_COLUMNS)].itertuples(index=False)]
