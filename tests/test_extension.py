@@ -1,6 +1,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -15,10 +16,12 @@ from bdm.cli import main
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all
 from bdm.extension.new_cells import new_cells
-from bdm.extension.results import ExtensionReport, extension_row, verdict
+from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
+from bdm.hierarchy.build import branch_level
+from bdm.latent.cells import populations_of_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
 from bdm.settings import DenoiserSettings, SamplerSettings
@@ -146,6 +149,140 @@ def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
         real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))
         assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)
+
+
+# ---- sub-populations of the new type
+
+KINDS = ("CD14+ Monocyte", "CD8+/CD45RA+ Naive Cytotoxic")  # of 129 and 43 cells
+
+
+@pytest.fixture(scope="module")
+def mixed_cells(example_cells) -> AnnData:
+    """Cells of a type that no model has, of two kinds."""
+    cells = example_cells.copy()
+    cells.obs["kind"] = cells.obs["bulk_labels"].astype(str)
+    cells.obs["bulk_labels"] = np.where(cells.obs["kind"].isin(KINDS), "mixed", cells.obs["kind"])
+    return cells
+
+
+@pytest.fixture(scope="module")
+def with_mixed(base, mixed_cells) -> FittedExtension:
+    """The model with the type of two kinds."""
+    [cells] = new_cells(mixed_cells, base, cell_types=("mixed",), seed=0).by_type.values()
+    settings = ExtendSettings(branch=DenoiserSettings(n_steps=50), n_bootstrap=10)
+    return extend(base, cells, "mixed", settings, seed=0, provenance={})
+
+
+def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
+    """Number of cells of each kind by the population that a model finds them in."""
+    [prepared] = new_cells(cells, model, update=("mixed",), seed=0).by_type.values()
+    population = populations_of_cells(prepared, model.autoencoder)
+    return pd.crosstab(population, cells.obs.loc[prepared.obs_names, "kind"].to_numpy())
+
+
+def test_populations_of_a_new_type_are_its_kinds_of_cells(with_mixed, mixed_cells, tmp_path):
+    model = with_mixed.model
+    assert model.autoencoder.populations_of("mixed") == ("mixed/1", "mixed/2")
+    found = kinds_by_population(model, mixed_cells)
+    assert list(found.index) == ["mixed/1", "mixed/2"]
+    assert found.loc["mixed/1", KINDS[0]] >= 127
+    assert found.loc["mixed/2", KINDS[1]] >= 41
+    assert model.composition.loc[["mixed/1", "mixed/2"], "n_cells"].tolist() == found.sum(axis=1).tolist()
+    assert extension_row(with_mixed)["n_populations"] == 2
+    assert "mixed (172 cells, 2 sub-populations) leaves branch" in summary(with_mixed)
+    save_model(tmp_path / "model", model)
+    loaded = load_model(tmp_path / "model")
+    pd.testing.assert_frame_equal(kinds_by_population(loaded, mixed_cells), found)
+    assert loaded.composition.equals(model.composition)
+    assert (generated(loaded).X != generated(model).X).nnz == 0
+
+
+def test_new_type_of_several_populations_is_a_clade(base, with_mixed):
+    """Its populations separate at the level of their distance, by the formula of all other branches."""
+    hierarchy, moments = with_mixed.model.hierarchy, with_mixed.extension.moments
+    clade = hierarchy.by_name["mixed"]
+    assert hierarchy.children["mixed"] == tuple(hierarchy.leaves("mixed")) == ("mixed/1", "mixed/2")
+    assert {branch.cell_type for branch in hierarchy.branches if branch.name.startswith("mixed")} == {"mixed"}
+    square = ((moments.mean[0] - moments.mean[1]) ** 2).sum() - moments.mean_variance.sum()
+    assert clade.level == pytest.approx(float(branch_level(float(square) ** 0.5)), rel=1e-4)
+    node = hierarchy.by_name[clade.parent]
+    assert clade.level <= node.level == with_mixed.extension.attachment.level
+    assert (clade.n_cells, node.added, clade.added) == (172, 1, 1)
+    assert with_mixed.extension.embeddings.shape[0] == 3
+    assert hierarchy.by_name["mixed/2"].nearer_to in base.cell_types  # the T cells that were put with monocytes
+    assert hierarchy.by_name["mixed/1"].nearer_to != "mixed"
+
+
+def test_generated_cells_of_each_population_are_like_its_cells(with_mixed, mixed_cells):
+    cells = generate_cells(with_mixed.model, request_cells(with_mixed.model, {"mixed": 172}), SamplerSettings(), seed=0)
+    numbers = with_mixed.model.composition["n_cells"]
+    assert cells.obs["sub_population"].value_counts()["mixed/1"] == numbers["mixed/1"]
+    assert set(cells.obs["cell_type"]) == {"mixed"}
+    real = mixed_cells[:, cells.var_names]
+    kinds = [profile(real[real.obs["kind"] == kind].X.toarray()) for kind in KINDS]
+    apart = np.linalg.norm(kinds[0] - kinds[1])
+    for kind, name in zip(kinds, ("mixed/1", "mixed/2"), strict=True):
+        made = profile(cells[cells.obs["sub_population"] == name].X.toarray())
+        assert np.linalg.norm(made - kind) < 0.3 * apart
+
+
+def test_populations_of_a_new_type_gain_by_their_decoders(with_mixed):
+    """As the type alone has a decoder between its kinds."""
+    assert (with_mixed.after - with_mixed.before).mean() > 10
+    adapters = with_mixed.extension.adapters
+    assert set(adapters) == {"mixed", "mixed/1", "mixed/2"}
+    assert not torch.equal(adapters.prior_mean[1], adapters.prior_mean[2])
+
+
+@pytest.mark.parametrize(("value", "n_populations"), [("none", 1), (1, 1), (3, 3)])
+def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value, n_populations):
+    record = base.autoencoder.provenance
+    settings = record["settings"] | {"sub_populations": value, "min_cells_per_sub_population": 5}
+    autoencoder = replace(base.autoencoder, provenance=record | {"settings": settings})
+    new = new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
+    [found] = extend_all(replace(base, autoencoder=autoencoder), new, QUICK, seed=0, provenance={})
+    populations = found.model.autoencoder.populations_of("mixed")
+    assert len(populations) == n_populations
+    if n_populations == 1:
+        assert populations == ("mixed",)
+        assert found.model.hierarchy.children["mixed"] == ()
+        assert tuple(found.extension.adapters) == ("mixed",)
+
+
+def in_population(model: BranchedModel, cells: AnnData, name: str) -> np.ndarray:
+    """Whether a model finds each cell of the type in a population."""
+    [prepared] = new_cells(cells, model, update=("mixed",), seed=0).by_type.values()
+    return populations_of_cells(prepared, model.autoencoder) == name
+
+
+def test_population_without_new_cells_stays(with_mixed, mixed_cells):
+    """Of a known type that is updated with cells of one kind."""
+    before = with_mixed.model
+    cells = mixed_cells[mixed_cells.obs["kind"] == KINDS[0]].copy()
+    cells = cells[in_population(before, cells, "mixed/1")]
+    new = new_cells(cells, before, update=("mixed",), seed=0)
+    [found] = extend_all(before, new, QUICK, seed=0, provenance={})
+    assert found.extension.name == "mixed/1"
+    assert found.shift == pytest.approx(0, abs=0.5)
+    assert found.model.autoencoder.populations_of("mixed") == before.autoencoder.populations_of("mixed")
+    grown = found.model.composition["n_cells"] - before.composition["n_cells"]
+    assert grown[grown != 0].to_dict() == {"mixed/1": cells.n_obs}
+    branches = found.model.hierarchy.by_name
+    assert (branches["mixed/1"].updated, branches["mixed/2"].updated, branches["mixed"].updated) == (2, 0, 0)
+    assert branches["mixed"].n_cells == before.hierarchy.by_name["mixed"].n_cells + cells.n_obs
+    asked = request_cells(before, {"mixed/2": 30})
+    one, other = (generate_cells(model, asked, SamplerSettings(), seed=3) for model in (before, found.model))
+    assert (one.X != other.X).nnz == 0
+
+
+def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cells):
+    cells = example_cells.copy()
+    cells.obs["bulk_labels"] = cells.obs["bulk_labels"].astype(str).replace("CD34+", "mixed/1")
+    with pytest.raises(InputError, match="has a branch 'mixed/1', which is not a cell type; rename the type"):
+        new_cells(cells, with_mixed.model, cell_types=("mixed/1",), seed=0)
+
+
+# ---- batches
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,7 @@ def sub_populations_of(
     most = min(MOST_COMPONENTS, len(cells.mean) // smallest)
     if isinstance(settings.sub_populations, int):
         most = min(settings.sub_populations, len(cells.mean) // smallest)
-    if most < 2 or not (cells.mean.std(axis=0) > 0).any():
+    if settings.sub_populations == "none" or most < 2 or not (cells.mean.std(axis=0) > 0).any():
         return SubPopulations.none(n_latent)
     axes, generator = Axes.of(cells), numpy_generator(seed, "posteriors", cells.cell_type)
     draws = [axes(cells.mean + cells.scale * generator.standard_normal(cells.mean.shape)) for _ in range(N_DRAWS)]

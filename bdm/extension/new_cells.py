@@ -63,14 +63,16 @@ def new_cells(
     Raises
     ------
     InputError
-        If there is no type to fit, a type is known that should be new or the other way round, has too few cells, or
-        genes are missing.
+        If there is no type to fit, a type is known that should be new or the other way round, has too few cells or the
+        name of a branch, or genes are missing.
     """
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
     for name in filter(is_unwritable, chosen):
         raise InputError(f"The name of the type {name!r} is one that files cannot hold; rename it.")
+    for name in set(chosen) & set(model.hierarchy.by_name) - set(model.cell_types):
+        raise InputError(f"The model's hierarchy has a branch {name!r}, which is not a cell type; rename the type.")
     taken = labels.isin([*chosen, *model.cell_types]).to_numpy()
     cells = model_counts(adata[taken], model, keys, missing_as_zero=missing_as_zero)
     cells.obs = pd.DataFrame({"cell_type": labels[taken].to_numpy()}, index=cells.obs_names)
