@@ -34,7 +34,16 @@ from bdm.interpretation.ancestral_states import (
     path_table,
 )
 from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
-from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, contrasts_of
+from bdm.interpretation.contrasts import (
+    Contrast,
+    Differences,
+    Expression,
+    FoldChange,
+    TypeExpression,
+    contrasts_of,
+    fewest_names,
+)
+from bdm.interpretation.count_splitting import match_numbers
 from bdm.interpretation.gene_sets import UserGenes, enrichment, read_user_genes
 from bdm.interpretation.genes import (
     halves_of,
@@ -44,7 +53,7 @@ from bdm.interpretation.genes import (
     real_expression,
 )
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
-from bdm.interpretation.interpret import encoded_cells, interpret, match_numbers
+from bdm.interpretation.interpret import encoded_cells, interpret
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
 from bdm.interpretation.results import Interpretation
 from bdm.interpretation.stability import THRESHOLDS, latent_support
@@ -119,6 +128,42 @@ def test_contrasts_set_each_child_against_its_siblings():
         "a": ("node", ("a",), ("b",)),
         "b": ("node", ("b",), ("a",)),
     }
+
+
+DIVIDED = Hierarchy(  # "b" has three sub-populations, and "new" joins one of "c"
+    branches=(
+        Branch("root", None, 3.0, 90),
+        Branch("b", "root", 1.0, 60, cell_type="b"),
+        Branch("node", "root", 1.5, 60),
+        Branch("b/1", "b", 0.0, 30, cell_type="b"),
+        Branch("below", "b", 0.7, 30, cell_type="b"),
+        Branch("b/2", "below", 0.0, 30, cell_type="b"),
+        Branch("b/3", "below", 0.0, 30, cell_type="b"),
+        Branch("c/1", "node", 0.0, 20, cell_type="c"),
+        Branch("joined", "node", 0.5, 20),
+        Branch("c/2", "joined", 0.0, 20, cell_type="c"),
+        Branch("new", "joined", 0.0, 10),
+    ),
+    sigma_max=10.0,
+    threshold=0.9,
+)
+
+
+def test_contrasts_are_named_by_whole_types_and_divide_a_type_elsewhere():
+    found = {of.child: (of.names_inside, of.names_outside, of.divides_type) for of in contrasts_of(DIVIDED)}
+    assert found == {
+        "b": (("b",), ("c", "new"), False),
+        "node": (("c", "new"), ("b",), False),
+        "b/1": (("b/1",), ("b/2", "b/3"), True),
+        "below": (("b/2", "b/3"), ("b/1",), True),
+        "b/2": (("b/2",), ("b/3",), True),
+        "b/3": (("b/3",), ("b/2",), True),
+        "c/1": (("c/1",), ("c/2", "new"), True),
+        "joined": (("c/2", "new"), ("c/1",), True),
+        "c/2": (("c/2",), ("new",), True),
+        "new": (("new",), ("c/2",), True),
+    }
+    assert not any(of.divides_type for of in contrasts_of(TREE))
 
 
 def differences_of(cells: Cells, node: str) -> dict[str, Differences]:
@@ -197,12 +242,15 @@ def test_model_differences_of_two_children_mirror(inputs):
         there = model_differences(expression, replace(contrast, inside=contrast.outside, outside=contrast.inside))
         np.testing.assert_allclose(here.score, -there.score, atol=1e-9)
         np.testing.assert_allclose(here.fold_change.log2, -there.fold_change.log2, atol=1e-9)
-        np.testing.assert_allclose(here.p, 2 * norm.sf(np.abs(here.fold_change.z)))
+        expected = np.nan if contrast.divides_type else 2 * norm.sf(np.abs(here.fold_change.z))
+        np.testing.assert_allclose(here.p, expected)
 
 
 def test_model_expression_follows_generated_counts(small_model):
-    """Mean and variance in closed form are those of many generated cells."""
-    expression = model_expression(small_model.model, n_cells=500, seed=0).by_type["Dendritic"]
+    """Mean and variance in closed form are those of many generated cells, of all sub-populations of a type."""
+    populations = small_model.hierarchy.populations_of("Dendritic")
+    assert len(populations) > 1
+    expression = model_expression(small_model.model, n_cells=500, seed=0).mixture(populations)
     cells = Cells.from_anndata(small_model.generate({"Dendritic": 2000}, seed=1))
     frequent = expression.mean > 50
     assert frequent.sum() > 20
@@ -326,8 +374,8 @@ def walk(small_model) -> TreeWalk:
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
     samples = walk.shared(list(walk.hierarchy.by_name), 7, 3)
     assert list(samples) == [branch.name for branch in walk.hierarchy.branches]
-    for cell_type, x in walk.shared(walk.hierarchy.cell_types, 7, 3).items():
-        assert torch.equal(samples[cell_type], x)
+    for population, x in walk.shared(walk.hierarchy.populations, 7, 3).items():
+        assert torch.equal(samples[population], x)
 
 
 def test_ancestral_state_is_the_mean_of_its_population(small_model):
@@ -353,14 +401,15 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
         states = ancestral_states(model, n_cells=20, seed=0)
         np.testing.assert_allclose(states.expression.sum(axis=1), 1e4, rtol=1e-6)
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
-    x = walk.shared(["CD19+ B"], 20, 0)["CD19+ B"]
-    expected = decode_to_counts(model, x, ["CD19+ B"])
+    name = model.autoencoder.populations_of("CD19+ B")[0]
+    x = walk.shared([name], 20, 0)[name]
+    expected = decode_to_counts(model, x, [name])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
-    np.testing.assert_allclose(states.expression.loc["CD19+ B"], expected, rtol=1e-6)
+    np.testing.assert_allclose(states.expression.loc[name], expected, rtol=1e-6)
 
 
 def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
-    model, name = small_model.model, "Dendritic"
+    model, name = small_model.model, "Dendritic/1"
     found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
     walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decode_to_counts(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
@@ -374,20 +423,20 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     shared = replace(small_model.model.autoencoder, adapters=small_model.model.autoencoder.adapters.subset(()))
     model = replace(small_model.model, autoencoder=shared)
     plain = ancestral_states(model, n_cells=20, seed=0)
-    contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD19+ B",))
-    adapter = Adapters.of_shared(model.autoencoder.network, ["CD19+ B"], [model.autoencoder.type_code("CD19+ B")])
+    contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD56+ NK",))
+    adapter = Adapters.of_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
     adapter.offset[0, 7] += 3
     changed = replace(model, autoencoder=model.autoencoder.with_adapters(adapter))
     before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
-    share = np.exp(log_expression(model, "CD19+ B", type_specific=False)[7])
+    share = np.exp(log_expression(model, "CD56+ NK", type_specific=False)[7])
     normalised = np.log1p(share * np.expm1(3))
     np.testing.assert_allclose((after.shift - before.shift)[7], 3 - normalised, atol=1e-5)
     np.testing.assert_allclose(np.delete(after.shift - before.shift, 7), -normalised, atol=1e-5)
-    assert list(type_specific_genes(changed, "CD19+ B").index[:1]) == [model.autoencoder.genes.index[7]]
+    assert list(type_specific_genes(changed, "CD56+ NK").index[:1]) == [model.autoencoder.genes.index[7]]
 
 
 def test_dispersion_of_a_branch_is_weighted_by_its_cells(small_model):
-    model, names = small_model.model, ["CD19+ B", "Dendritic"]
+    model, names = small_model.model, ["CD19+ B/1", "Dendritic/1"]
     one, other = (observation_model(model, name).log_inverse_dispersion.numpy() for name in names)
     n_cells = model.composition.loc[names].sum(axis=1).to_numpy()
     expected = (n_cells[0] * one + n_cells[1] * other) / n_cells.sum()
@@ -400,11 +449,13 @@ def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpreta
     hierarchy = inputs.model.hierarchy
     gene = interpretation.genes[5]
     table = path_table(interpretation.ancestral_states, hierarchy, [gene])
-    for cell_type, path in table.groupby("cell_type"):
+    assert list(dict.fromkeys(table["sub_population"])) == list(hierarchy.populations)
+    assert {*zip(table["sub_population"], table["cell_type"], strict=True)} == {*inputs.model.cell_type_of.items()}
+    for population, path in table.groupby("sub_population"):
         assert path["high"].iloc[0] == hierarchy.sigma_max
         assert path["low"].iloc[-1] == 0
         assert list(path["high"][1:]) == list(path["low"][:-1])
-        assert path["branch"].iloc[-1] == cell_type
+        assert path["branch"].iloc[-1] == population
     assert table[table["branch"] == hierarchy.root.name][gene].nunique() == 1
     assert list(table[gene]) == list(interpretation.ancestral_states.expression.loc[table["branch"], gene])
 
@@ -493,7 +544,8 @@ def test_genes_are_listed_from_early_to_late_with_the_child_that_they_are_higher
             assert (rows["shift"] > 0).all()
         for row in rows.itertuples():
             assert row.shift == pytest.approx(shifts[row.child][row.gene] / np.log(2))
-            assert row.cell_types == "; ".join(interpretation.hierarchy.leaves(row.child))
+            below = interpretation.hierarchy.leaves(row.child)
+            assert row.cell_types == "; ".join(fewest_names(tuple(below), interpretation.hierarchy))
 
 
 # ---- stability
@@ -516,9 +568,9 @@ def test_latent_support_is_the_chance_under_the_posteriors(scale):
 def test_cells_are_placed_where_the_model_had_them(inputs):
     cells = encoded_cells(inputs)
     x = inputs.model.whitening(cells.mean).numpy()
-    for row, cell_type in enumerate(inputs.model.cell_types):
+    for row, population in enumerate(inputs.model.populations):
         of_type = cells.cell_type.numpy() == row
-        assert of_type.sum() == (inputs.training.cell_type == cell_type).sum()
+        assert of_type.sum() == (inputs.training.cell_type == population).sum()
         apart = np.linalg.norm(x[of_type].mean(axis=0) - inputs.model.moments.mean[row].numpy())
         assert apart < 1.5  # two thirds of the cells that the moments are of
 
@@ -687,8 +739,8 @@ def test_ancestral_states_of_cell_types_lie_among_their_cells(interpretation):
     right = []
     for branch, place in zip(interpretation.hierarchy.branches, interpretation.embedding.ancestral_states, strict=True):
         near = np.linalg.norm(cells[["umap1", "umap2"]].to_numpy() - place, axis=1).argsort()[:5]
-        if branch.name in interpretation.hierarchy.cell_types:
-            right.append(cells["cell_type"].iloc[near].mode()[0] == branch.name)
+        if branch.name in interpretation.hierarchy.populations:
+            right.append(cells["sub_population"].iloc[near].mode()[0] == branch.name)
     assert np.mean(right) >= 0.7
 
 
@@ -970,7 +1022,7 @@ def test_without_test_cells_one_half_is_scored_by_the_other(small_model):
     read = inputs_of(small_model.model, small_model.prepared, small_model.generate(5), seed=0)
     assert not read.held_out
     assert len(read.training) + len(read.test) == small_model.prepared.n_obs == read.prepared.n_obs
-    assert abs(len(read.training) - len(read.test)) <= len(small_model.model.cell_types)
+    assert abs(len(read.training) - len(read.test)) <= len(small_model.model.populations)
 
 
 def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):

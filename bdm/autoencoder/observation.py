@@ -41,6 +41,9 @@ class ObservationModel(Protocol):
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
         """Sample counts, cells x genes; the counts of a cell do not depend on the cells after it."""
 
+    def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
+        """Take half of the counts, cells x genes, at random, such that it is independent of the other half."""
+
 
 @dataclass(frozen=True)
 class NegativeBinomial:
@@ -162,3 +165,21 @@ class NegativeBinomial:
         counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
         ends = np.searchsorted(detected, n_genes * np.arange(n_cells + 1))
         return sp.csr_matrix((counts.astype(np.float32), gene.astype(np.int32), ends), shape=mean.shape)
+
+    def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
+        """Take half of the counts at random, such that it is independent of the other half.
+
+        A beta-binomial share with the parameters r / 2 and r / 2 divides a negative binomial count of mean m and
+        inverse dispersion r into two that are independent, each of mean m / 2 and inverse dispersion r / 2 (Neufeld et
+        al. 2023, https://arxiv.org/abs/2307.12985).
+
+        Parameters
+        ----------
+        counts
+            Cells x genes; the inverse dispersion is one per gene.
+        """
+        r = self.inverse_dispersion.double().numpy()[counts.indices]
+        taken = generator.binomial(counts.data.astype(np.int64), generator.beta(r / 2, r / 2))
+        half = sp.csr_matrix((taken.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape, copy=True)
+        half.eliminate_zeros()
+        return half

@@ -94,17 +94,25 @@ def branch_observation_model(model: BranchedModel, cell_types: Collection[str]) 
 
 
 def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
-    """Mean path of each cell type through the noise levels, as the expression of ``genes``.
+    """Mean path of each population through the noise levels, as the expression of ``genes``.
 
     Returns
     -------
-    Table with a row for each branch on the path of each cell type: ``cell_type``, ``branch``, its noise levels from
+    Table with a row for each branch on the path of each population: ``cell_type``, ``sub_population`` (the type itself
+    where it has one population), ``branch``, its noise levels from
     ``high`` to ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
     """
     steps = [
-        {"cell_type": cell_type, "branch": segment.branch, "high": segment.high, "low": segment.low}
-        for cell_type in hierarchy.populations
-        for segment in hierarchy.path(cell_type)
+        {
+            "cell_type": cell_type,
+            "sub_population": population,
+            "branch": segment.branch,
+            "high": segment.high,
+            "low": segment.low,
+        }
+        for cell_type in hierarchy.cell_types
+        for population in hierarchy.populations_of(cell_type)
+        for segment in hierarchy.path(population)
     ]
     table = pd.DataFrame(steps)
     expression = states.expression.loc[table["branch"], genes].reset_index(drop=True)
@@ -123,7 +131,8 @@ class Embedding:
     ancestral_states
         Branches x 2.
     cells
-        Table of real cells with the columns ``cell_type``, ``umap1`` and ``umap2``.
+        Table of real cells with the columns ``cell_type``, ``sub_population`` (the type itself where it has one
+        population), ``umap1`` and ``umap2``.
     """
 
     ancestral_states: np.ndarray
@@ -142,8 +151,9 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
     x = model.whitening(cells.mean[chosen]).numpy()
     umap = fitted_umap(x, n_neighbors=min(15, len(x) - 1), min_dist=0.4, seed=seed)
     umap1, umap2 = umap.embedding_.T
-    cell_type = np.array(cells.cell_types)[cells.cell_type.numpy()[chosen]]
+    population = cells.cell_type.numpy()[chosen]
+    names = {"cell_type": np.array(cells.labels)[population], "sub_population": np.array(cells.cell_types)[population]}
     return Embedding(
         umap.transform(states.x.astype(np.float32)),
-        pd.DataFrame({"cell_type": cell_type, "umap1": umap1, "umap2": umap2}),
+        pd.DataFrame({**names, "umap1": umap1, "umap2": umap2}),
     )

@@ -1,7 +1,7 @@
 """Contrasts of a node's children, and differences in expression between them."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,7 +21,12 @@ class Contrast:
     level
         Noise level at which the node's children separate.
     inside, outside
-        Cell types below the child, and below the node's other children.
+        Populations below the child, and below the node's other children.
+    names_inside, names_outside
+        The same in as few names: of a cell type whose populations are all on one side, the cell type.
+    divides_type
+        Whether populations of one cell type are on both sides, or some on neither. So the side of a cell depends on its
+        counts.
     """
 
     node: str
@@ -29,10 +34,17 @@ class Contrast:
     child: str
     inside: tuple[str, ...]
     outside: tuple[str, ...]
+    names_inside: tuple[str, ...] = field(default=())
+    names_outside: tuple[str, ...] = field(default=())
+    divides_type: bool = False
 
-    def among(self, cell_types: Collection[str]) -> "Contrast":
-        """Return the same contrast without the types that are not among ``cell_types``."""
-        inside, outside = (tuple(t for t in side if t in cell_types) for side in (self.inside, self.outside))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names_inside", self.names_inside or self.inside)
+        object.__setattr__(self, "names_outside", self.names_outside or self.outside)
+
+    def among(self, populations: Collection[str]) -> "Contrast":
+        """Return the same contrast without the populations that are not among ``populations``."""
+        inside, outside = (tuple(name for name in side if name in populations) for side in (self.inside, self.outside))
         return replace(self, inside=inside, outside=outside)
 
 
@@ -43,8 +55,19 @@ def contrasts_of(hierarchy: Hierarchy) -> tuple[Contrast, ...]:
         below = {child: tuple(hierarchy.leaves(child)) for child in hierarchy.children[branch.name]}
         for child, inside in below.items():
             outside = tuple(leaf for other, leaves in below.items() if other != child for leaf in leaves)
-            contrasts.append(Contrast(branch.name, branch.level, child, inside, outside))
+            names = fewest_names(inside, hierarchy), fewest_names(outside, hierarchy)
+            divides_type = not set().union(*names) <= set(hierarchy.cell_types)
+            contrasts.append(Contrast(branch.name, branch.level, child, inside, outside, *names, divides_type))
     return tuple(contrasts)
+
+
+def fewest_names(populations: Collection[str], hierarchy: Hierarchy) -> tuple[str, ...]:
+    """Name populations by their cell type where all of the type are there, and by themselves elsewhere."""
+    among, names = set(populations), []
+    for name in populations:
+        cell_type = hierarchy.by_name[name].cell_type or name
+        names.append(cell_type if among.issuperset(hierarchy.populations_of(cell_type)) else name)
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -128,7 +151,9 @@ class Differences:
     score
         What genes are ranked by: the z of a Wilcoxon test in real cells, a standardised difference in the model.
     p
-        Two-sided p-value: of the Wilcoxon test in real cells; in the model, of the fold change's z.
+        Two-sided p-value: of the Wilcoxon test in real cells; in the model, of the fold change's z. NaN where it would
+        not be valid: where a cell type is divided, in the model and in the cells that the sub-populations were found
+        in.
     """
 
     fold_change: FoldChange
@@ -137,8 +162,17 @@ class Differences:
 
     @cached_property
     def p_adjusted(self) -> np.ndarray:
-        """p-values adjusted over genes by Benjamini and Hochberg."""
-        return false_discovery_control(self.p)
+        """p-values adjusted over genes by Benjamini and Hochberg; NaN where there are none."""
+        return false_discovery_control(self.p) if self.has_p else self.p
+
+    @property
+    def has_p(self) -> bool:
+        """Whether there are p-values."""
+        return not np.isnan(self.p).any()
+
+    def without_p(self) -> "Differences":
+        """Return the same differences without p-values."""
+        return replace(self, p=np.full_like(self.p, np.nan))
 
     @property
     def rank(self) -> np.ndarray:
@@ -149,7 +183,7 @@ class Differences:
 
     @property
     def significant(self) -> np.ndarray:
-        """Genes that are significantly, and at least twofold, higher inside."""
+        """Genes that are significantly, and at least twofold, higher inside; none without p-values."""
         return (self.p_adjusted < MAX_P) & (self.fold_change.log2 > MIN_FOLD_CHANGE)
 
 

@@ -137,9 +137,11 @@ def enrichment(
     tested = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
     tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]
     branches = list(branches) if tested else []
-    cell_types = {name for contrast, _ in branches for name in (*contrast.inside, *contrast.outside)}
+    cell_types = {name for contrast, _ in branches for name in (*contrast.names_inside, *contrast.names_outside)}
     for contrast, differences in branches:
-        elsewhere = cell_types.difference(contrast.inside, contrast.outside) if len(tested) > MOST_SETS else ()
+        elsewhere = (
+            cell_types.difference(contrast.names_inside, contrast.names_outside) if len(tested) > MOST_SETS else ()
+        )
         near = {name: members for name, members in tested.items() if name not in elsewhere}
         if not near:
             continue
@@ -148,7 +150,7 @@ def enrichment(
         )
         found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in tested.items()})
         names = {"node": contrast.node, "level": contrast.level, "child": contrast.child}
-        tables.append(found.assign(**names, cell_types="; ".join(contrast.inside))[list(tables[0])])
+        tables.append(found.assign(**names, cell_types="; ".join(contrast.names_inside))[list(tables[0])])
     return pd.concat(tables[1:] or tables, ignore_index=True)
 
 

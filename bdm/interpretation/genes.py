@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,8 @@ def model_differences(expression: TypeExpression, contrast: Contrast) -> Differe
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
     fold_change = FoldChange.of(expression, contrast)
-    return Differences(fold_change, (inside.mean - outside.mean) / spread, two_sided_p(fold_change.z))
+    found = Differences(fold_change, (inside.mean - outside.mean) / spread, two_sided_p(fold_change.z))
+    return found.without_p() if contrast.divides_type else found
 
 
 def _expression(model: BranchedModel, request: Request, chunk: Chunk) -> Expression:
@@ -64,6 +66,7 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
 
 
 FEWEST_CELLS = 3  # on either side of a contrast
+OTHERS = ""  # below a node, but below none of the children that are tested
 
 
 def real_expression(cells: Cells) -> TypeExpression:
@@ -85,9 +88,13 @@ def real_expression(cells: Cells) -> TypeExpression:
 
 
 def real_differences(
-    cells: Cells, expression: TypeExpression, contrasts: tuple[Contrast, ...]
+    cells: Cells,
+    expression: TypeExpression,
+    contrasts: tuple[Contrast, ...],
+    *,
+    tested_as: Callable[[Cells], Cells] = lambda cells: cells,
 ) -> dict[str, Differences]:
-    """Differences in real cells for the contrasts of one node, by child.
+    """Differences in real cells for contrasts of one node, by child.
 
     The test is Wilcoxon's, corrected for ties, on log1p(CP10k), of a child's cells against those of the others.
     Children are left out that have fewer than three cells, or of whose siblings there are fewer than three.
@@ -96,11 +103,15 @@ def real_differences(
     ----------
     expression
         :func:`real_expression` of the cells.
+    tested_as
+        Changes the cells before they are tested, by which fold changes do not change; their types are children.
     """
-    below = {leaf: contrast.child for contrast in contrasts for leaf in contrast.inside}
+    others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
+    below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}
     cells = cells[np.isin(cells.cell_type, list(below))]
     cells = Cells(cells.counts, np.array([below[cell_type] for cell_type in cells.cell_type], dtype=str))
-    n_cells = cells.n_by_type
+    cells = tested_as(cells) if len(cells) else cells
+    n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
     children = [child for child, n in n_cells.items() if FEWEST_CELLS <= n <= len(cells) - FEWEST_CELLS]
     if not children:
         return {}

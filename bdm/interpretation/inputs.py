@@ -20,6 +20,8 @@ from bdm.evaluation.cells import (
     sample_by_type,
     subset_of_names,
 )
+from bdm.interpretation.contrasts import contrasts_of
+from bdm.interpretation.count_splitting import split_counts, types_to_split
 from bdm.interpretation.gene_sets import UserGenes, read_user_genes
 from bdm.interpretation.genes import halves_of
 from bdm.latent.cells import populations_of_cells
@@ -45,6 +47,9 @@ class Inputs:
         The same, or a random half of them where there are no test cells.
     test
         Real cells to compare with: the test cells, or else the other half.
+    split_training, split_test
+        Half of the counts of these cells, of cell types that have sub-populations, see
+        :func:`bdm.interpretation.count_splitting.split_counts`.
     held_out
         Whether the model was not fitted to ``test``.
     given
@@ -55,6 +60,8 @@ class Inputs:
     prepared: AnnData
     training: Cells
     test: Cells
+    split_training: Cells
+    split_test: Cells
     generated: Cells
     held_out: bool
     given: UserGenes = field(default_factory=UserGenes)
@@ -124,14 +131,26 @@ def inputs_of(
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
-    training, test = cells_of_populations(fitted, model), cells_of_populations(real[is_test], model)
-    if not is_test.any():
-        test, training = halves_of(training, seed=seed)
+    divided = types_to_split(contrasts_of(model.hierarchy), model)
+
+    def whole(cells: AnnData) -> Cells:
+        return cells_of_populations(cells, model)
+
+    def split(cells: AnnData) -> Cells:
+        return split_counts(cells, divided, model, seed=seed)
+
+    if is_test.any():
+        sets = [(take(fitted), take(real[is_test])) for take in (whole, split)]
+    else:
+        sets = [halves_of(take(fitted), seed=seed)[::-1] for take in (whole, split)]
+    (training, test), (split_training, split_test) = sets
     return Inputs(
         model,
         fitted,
         training,
         test,
+        split_training,
+        split_test,
         cells_of_populations(generated, model),
         bool(is_test.any()),
         given or UserGenes(),

@@ -6,7 +6,6 @@ from itertools import groupby
 
 import pandas as pd
 
-from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.interpretation.agreement import (
     QUERIES,
     BranchAgreement,
@@ -17,11 +16,12 @@ from bdm.interpretation.agreement import (
 )
 from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, embedding_of
 from bdm.interpretation.commitment import commitment_of
-from bdm.interpretation.contrasts import contrasts_of
+from bdm.interpretation.contrasts import Differences, contrasts_of
+from bdm.interpretation.count_splitting import ComparedCells
 from bdm.interpretation.gene_sets import enrichment
-from bdm.interpretation.genes import model_differences, model_expression, real_differences, real_expression
+from bdm.interpretation.genes import model_differences, model_expression
 from bdm.interpretation.inputs import Inputs
-from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
+from bdm.interpretation.markers import by_members, candidate_markers, distinct_markers, markers_of, members_of_types
 from bdm.interpretation.results import Interpretation
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
@@ -43,10 +43,10 @@ def interpret(inputs: Inputs, settings: InterpretationSettings, *, seed: int) ->
     hierarchy = model.hierarchy
     states = ancestral_states(model, n_cells=settings.n_cells, seed=seed)
     contrasts = tuple(contrast_genes(inputs, states, n_cells=settings.n_cells, seed=seed))
-    candidates = candidate_markers(inputs.training, genes)
-    markers = given.markers or distinct_markers(
-        candidates, inputs.training, genes, hierarchy.populations, n_genes=settings.n_markers
-    )
+    by_type = members_of_types(hierarchy)
+    of_types = by_members(inputs.training, by_type)
+    candidates = candidate_markers(of_types, genes)
+    markers = given.markers or distinct_markers(candidates, of_types, genes, tuple(by_type), n_genes=settings.n_markers)
     labels = model.gene_names.labels
     members_of_sets = {**given.markers, **given.sets} or candidates
     sets = {name: tuple(labels[[*members]]) for name, members in members_of_sets.items()}
@@ -72,15 +72,12 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
     """Differences of each contrast in the model, and in real cells."""
     model = inputs.model
     expression = model_expression(model, n_cells=n_cells, seed=seed)
-    sets = {
-        "training": inputs.training,
-        "equal": match_numbers(inputs.training, inputs.test, seed=seed),
-        "test": inputs.test,
-    }
-    expression_in_cells = {name: real_expression(cells) for name, cells in sets.items()}
+    training = ComparedCells(inputs.training, inputs.split_training, fitted=True)
+    test = ComparedCells(inputs.test, inputs.split_test, fitted=not inputs.held_out)
+    sets = {"training": training, "equal": training.matched(test, seed=seed), "test": test}
     nodes = [tuple(group) for _, group in groupby(contrasts_of(model.hierarchy), key=lambda contrast: contrast.node)]
     for node in progress(nodes, total=len(nodes), doing="testing genes", unit="node"):
-        tested = {name: real_differences(cells, expression_in_cells[name], node) for name, cells in sets.items()}
+        tested = {name: cells.differences(node, seed=seed) for name, cells in sets.items()}
         for contrast in node:
             yield ContrastGenes(
                 contrast,
@@ -88,11 +85,6 @@ def contrast_genes(inputs: Inputs, states: AncestralStates, *, n_cells: int, see
                 commitment_of(model, states, contrast),
                 **{name: by_child.get(contrast.child) for name, by_child in tested.items()},
             )
-
-
-def match_numbers(training: Cells, test: Cells, *, seed: int) -> Cells:
-    """Sample as many training cells of each type as there are test cells, or all where there are fewer."""
-    return training[sample_by_type(training, smaller_numbers(training.n_by_type, test.n_by_type), seed=seed)]
 
 
 def encoded_cells(inputs: Inputs) -> LatentCells:
@@ -108,16 +100,17 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
 
     Returns
     -------
-    Table of nodes with their level, cell types and numbers of cells, ``n_significant`` (genes significantly higher in
-    any child, in the test cells), and each measure of :class:`BranchAgreement`: of the model, and with ``_training``
-    and ``_equal`` appended of all training cells and of as many training cells as test cells; all means over children,
-    NaN where there are too few cells.
+    Table of nodes with their level, cell types (or sub-populations, where they separate) and numbers of cells,
+    ``n_significant`` (genes significantly higher in any child, in the test cells; NaN where p-values would not be
+    valid), and each measure of :class:`BranchAgreement`: of the model, and with ``_training`` and ``_equal`` appended
+    of all training cells and of as many training cells as test cells; all means over children, NaN where there are too
+    few cells.
     """
     rows = []
     for node, group in groupby(contrasts, key=lambda of: of.contrast.node):
         children = tuple(group)
         contrast = children[0].contrast
-        cell_types = list(contrast.inside + contrast.outside)
+        populations = list(contrast.inside + contrast.outside)
         means = {}
         for query in QUERIES:
             known = [child.agreement(query, n_genes=n_genes) for child in children]
@@ -126,11 +119,11 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
             {
                 "node": node,
                 "level": contrast.level,
-                "children": " | ".join("; ".join(child.contrast.inside) for child in children),
-                "n_types": len(cell_types),
-                "n_training": int(inputs.training.n_by_type.reindex(cell_types, fill_value=0).sum()),
-                "n_test": int(inputs.test.n_by_type.reindex(cell_types, fill_value=0).sum()),
-                "n_significant": sum(int(child.test.significant.sum()) for child in children if child.test),
+                "children": " | ".join("; ".join(child.contrast.names_inside) for child in children),
+                "n_types": len({*contrast.names_inside, *contrast.names_outside}),
+                "n_training": int(inputs.training.n_by_type.reindex(populations, fill_value=0).sum()),
+                "n_test": int(inputs.test.n_by_type.reindex(populations, fill_value=0).sum()),
+                "n_significant": n_significant([child.test for child in children if child.test]),
                 **{
                     column_of(name, query): means[query][name]
                     for name in BranchAgreement.__dataclass_fields__
@@ -139,3 +132,8 @@ def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n
             }
         )
     return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+
+
+def n_significant(tested: list[Differences]) -> float:
+    """Count the genes that are significantly higher in any child; NaN where p-values would not be valid."""
+    return float(sum(of.significant.sum() for of in tested)) if all(of.has_p for of in tested) else float("nan")

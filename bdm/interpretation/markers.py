@@ -1,6 +1,6 @@
 """Marker genes of cell types, in real and generated cells and by branch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ class Markers:
         Names of the markers, by cell type; each gene marks one type. Where the user gives markers, the types are the
         user's.
     real, generated
-        In real training cells and in generated cells, by cell type.
+        In real training cells and in generated cells, by cell type; where there is one type, by population.
     clades, ancestral_states
         In the real training cells below each branch, and in the ancestral state at its lower end.
     """
@@ -66,7 +66,7 @@ def markers_of(
         cell_type: tuple(gene for gene in members if first[gene] == cell_type) for cell_type, members in chosen.items()
     }
     columns = genes.get_indexer([gene for members in chosen.values() for gene in members])
-    by_type: dict[str, tuple[str, ...]] = {cell_type: (cell_type,) for cell_type in hierarchy.populations}
+    by_type = members_of_types(hierarchy)
     by_branch = {branch.name: tuple(hierarchy.leaves(branch.name)) for branch in hierarchy.branches}
     return Markers(
         chosen,
@@ -75,6 +75,20 @@ def markers_of(
         clades=compute_dots(training, columns, genes, by_branch),
         ancestral_states=Dots(np.log1p(states.expression.iloc[:, columns]), states.detected.iloc[:, columns]),
     )
+
+
+def members_of_types(hierarchy: Hierarchy) -> dict[str, tuple[str, ...]]:
+    """List what markers are sought of, with its populations: cell types; of one type alone, the populations."""
+    cell_types = hierarchy.cell_types
+    if len(cell_types) == 1:
+        return {name: (name,) for name in hierarchy.populations}
+    return {cell_type: hierarchy.populations_of(cell_type) for cell_type in cell_types}
+
+
+def by_members(cells: Cells, members: dict[str, tuple[str, ...]]) -> Cells:
+    """Give cells of populations the names that these are members of."""
+    name_of = {member: name for name, found in members.items() for member in found}
+    return replace(cells, cell_type=np.array([name_of[name] for name in cells.cell_type], dtype=str))
 
 
 def candidate_markers(training: Cells, genes: pd.Index) -> GeneSets:

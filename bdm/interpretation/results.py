@@ -25,7 +25,7 @@ from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.ancestral_states import AncestralStates, Embedding
 from bdm.interpretation.commitment import Commitment
 from bdm.interpretation.contrasts import Differences, FoldChange, contrasts_of
-from bdm.interpretation.markers import Dots, Markers
+from bdm.interpretation.markers import Dots, Markers, members_of_types
 from bdm.provenance import storable
 from bdm.settings import InterpretationSettings
 from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
@@ -74,7 +74,7 @@ class Interpretation:
     provenance: dict[str, Any]
 
     def __repr__(self) -> str:
-        nodes, types = counted(len(self.nodes), "node"), counted(len(self.hierarchy.populations), "cell type")
+        nodes, types = counted(len(self.nodes), "node"), counted(len(self.hierarchy.cell_types), "cell type")
         return f"Interpretation of {nodes}, {types} x {len(self.genes):,} genes"
 
     @property
@@ -247,7 +247,8 @@ def markers_from_arrays(arrays: dict[str, np.ndarray], genes: dict[str, list[str
     """Restore the markers of cell types and branches."""
     columns = [gene for members in genes.values() for gene in members]
     branches = [branch.name for branch in hierarchy.branches]
-    rows = dict(zip(DOTS, (hierarchy.populations, hierarchy.populations, branches, branches), strict=True))
+    by_type = list(members_of_types(hierarchy))
+    rows = dict(zip(DOTS, (by_type, by_type, branches, branches), strict=True))
     dots = {
         name: Dots(
             *(

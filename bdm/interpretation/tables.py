@@ -29,12 +29,13 @@ def branches_adata(interpretation: Interpretation) -> AnnData:
     Returns
     -------
     AnnData of branches x genes. ``X`` is log1p(CP10k) in each branch's ancestral state. ``obs`` has the tree:
-    ``branch``, ``parent``, and its noise levels from ``high`` to ``low``. ``var`` is that of the model, with its
-    symbols of genes. The other ``layers`` compare each branch with its siblings, and are NaN at the root; so do
-    ``uns['rank_genes_groups']`` for the model and ``uns['rank_genes_groups_test']`` for the test cells, with branches
-    as groups (of about a thousand or more branches, the ones that leave the highest nodes). ``obsm['X_umap']`` has the
-    coordinates of the ancestral states among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``,
-    ``agreement`` and ``enrichment``.
+    ``branch``, ``parent``, its noise levels from ``high`` to ``low``, and ``cell_type`` where all cells below are of
+    one. ``var`` is that of the model, with its symbols of genes. The other ``layers`` compare each branch with its
+    siblings, and are NaN at the root; so do ``uns['rank_genes_groups']`` for the model and
+    ``uns['rank_genes_groups_test']`` for the test cells, with branches as groups (of about a thousand or more branches,
+    the ones that leave the highest nodes); p-values are NaN where they would not be valid, see
+    :class:`~bdm.interpretation.contrasts.Differences`. ``obsm['X_umap']`` has the coordinates of the ancestral states
+    among the real cells of ``uns['cells']``, and ``uns`` has the tables ``nodes``, ``agreement`` and ``enrichment``.
     """
     states, contrasts = interpretation.ancestral_states, contrasts_within_limit(interpretation.contrasts)
     layers: dict[str, Callable[[ContrastGenes], np.ndarray]] = {
@@ -90,7 +91,8 @@ def tree_table(interpretation: Interpretation) -> pd.DataFrame:
             "high": [hierarchy.segment(name).high for name in names],
             "low": [branch.level for branch in hierarchy.branches],
             "n_cells": [branch.n_cells for branch in hierarchy.branches],
-            "is_cell_type": [not hierarchy.children[name] for name in names],
+            "cell_type": [branch.cell_type or "" for branch in hierarchy.branches],
+            "is_cell_type": [name in hierarchy.cell_types for name in names],
         },
         index=names,
     )
@@ -151,7 +153,7 @@ def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.D
             "node": contrast.node,
             "level": contrast.level,
             "child": contrast.child,
-            "cell_types": "; ".join(contrast.inside),
+            "cell_types": "; ".join(contrast.names_inside),
             "gene": interpretation.genes,
             "node_cp10k": interpretation.ancestral_states.expression.loc[contrast.node].to_numpy(),
             "child_cp10k": interpretation.ancestral_states.expression.loc[contrast.child].to_numpy(),
@@ -196,7 +198,7 @@ def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
                 "node": of.contrast.node,
                 "node_level": of.contrast.level,
                 "child": np.where(up, of.contrast.child, other.child),
-                "cell_types": np.where(up, "; ".join(of.contrast.inside), "; ".join(other.inside)),
+                "cell_types": np.where(up, "; ".join(of.contrast.names_inside), "; ".join(other.names_inside)),
                 "shift": np.where(up, 1, -1) * of.commitment.shift / np.log(2),
                 "auc_without_noise": of.commitment.auc(0),
             }
@@ -218,7 +220,7 @@ def node_rows(interpretation: Interpretation) -> pd.DataFrame:
                 "node": node,
                 "level": branch.level,
                 "n_cells": branch.n_cells,
-                "children": " | ".join("; ".join(of.contrast.inside) for of in children),
+                "children": " | ".join("; ".join(of.contrast.names_inside) for of in children),
                 "best_genes": " | ".join(", ".join(genes) for genes in best.values()),
                 **interpretation.stability.loc[node],
             }

@@ -106,7 +106,11 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
 def node_label(node: tuple[ContrastGenes, ...]) -> str:
     """Name a node by its children."""
     contrast = node[0].contrast
-    sides = [of.contrast.inside for of in node] if len(node) == 2 else [contrast.inside + contrast.outside]
+    sides = (
+        [of.contrast.names_inside for of in node]
+        if len(node) == 2
+        else [contrast.names_inside + contrast.names_outside]
+    )
     return f"{contrast.node}:  " + "  |  ".join(clade_label(side, width=24) for side in sides)
 
 

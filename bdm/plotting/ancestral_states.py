@@ -120,7 +120,7 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(labelsize=8)
     name = gene_label(interpretation.labels[gene])
-    axis.set_title(f"{name} · {contrast.node} → {clade_label(contrast.inside)}", fontsize=8)
+    axis.set_title(f"{name} · {contrast.node} → {clade_label(contrast.names_inside)}", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -156,12 +156,12 @@ def draw_states(
     states
         Coordinates (2) of each branch, by name.
     cells
-        Columns ``cell_type`` (the population), ``umap1`` and ``umap2``.
+        Columns ``sub_population``, ``umap1`` and ``umap2``.
     colours
         Of the ends of the view.
     """
     for end, colour in zip(view.ends, colours, strict=True):
-        below = cells[cells["cell_type"].isin(end.populations)]
+        below = cells[cells["sub_population"].isin(end.populations)]
         ax.plot(below["umap1"], below["umap2"], "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.5)
     for name in view.drawn:
         parent = view.hierarchy.by_name[name].parent
@@ -194,8 +194,10 @@ def keys(view: View, colours: Sequence[str]) -> list[Line2D]:
 
 
 def end_name(end: End) -> str:
-    """Name a cell type, or a clade by its node and its first types."""
-    return f"{end.name}: {clade_label(end.cell_types)}" if end.collapsed else shortened(end.cell_types[0])
+    """Name a cell type or a population, or a clade by its node and its first types or sub-populations."""
+    if end.collapsed or (end.divided and end.name != end.cell_types[0]):
+        return f"{end.name}: {clade_label(end.cell_types if end.collapsed else end.populations)}"
+    return shortened(end.name)
 
 
 def grouped_by_position(

@@ -109,7 +109,7 @@ def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]
     """Return one panel for two children, or for each of more children a panel against the others."""
     first = node[0]
     title = f"{first.contrast.node}  ·  level {first.contrast.level:.1f}"
-    names = [clade_label(of.contrast.inside) for of in node]
+    names = [clade_label(of.contrast.names_inside) for of in node]
     if len(node) == 2:
         rows = np.concatenate([best_genes(of, n_genes=5) for of in node])
         return [Panel(title, first.contrast.level, names[1], names[0], fold_change_table(first, genes, rows))]
@@ -261,5 +261,5 @@ def commitment_rows(
         if len(rows) < n_genes and name not in rows:
             auc = np.array([of.commitment.auc(level)[gene] for level in levels])
             level = of.commitment.level(interpretation.hierarchy.threshold)[gene]
-            rows[name] = Row(name, clade_label(of.contrast.inside), auc, level)
+            rows[name] = Row(name, clade_label(of.contrast.names_inside), auc, level)
     return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))

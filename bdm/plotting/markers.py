@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.markers import Dots, Markers
+from bdm.interpretation.markers import Dots, Markers, members_of_types
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import NO_MARKERS, NewFigure, Style, figure_of_text, gene_label, shortened
 from bdm.plotting.tree import view_of
@@ -22,7 +22,7 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
     """Draw a dot plot of marker genes in real cells beside one in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
-    Where there are more populations than rows, one of each clade is drawn.
+    Where there are more cell types than rows, one type of each clade is drawn.
     """
     if not any(interpretation.markers.genes.values()):
         return figure_of_text(NO_MARKERS, new=new)
@@ -50,16 +50,21 @@ def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -
         label="share of the largest mean in real cells",
     )
     explain_sizes(figure)
-    n_populations, n_types = len(hierarchy.populations), len(hierarchy.cell_types)
-    if len(cell_types) < n_populations:
-        what = "cell types" if n_populations == n_types else f"populations of {n_types:,} cell types"
-        figure.suptitle(f"{len(cell_types)} of {n_populations:,} {what}, one of each clade", fontsize=11)
+    n_types = len(members_of_types(hierarchy))
+    if len(cell_types) < n_types:
+        what = "cell types" if len(hierarchy.cell_types) > 1 else "populations"
+        figure.suptitle(f"{len(cell_types)} of {n_types:,} {what}, one of each clade", fontsize=11)
     return figure
 
 
 def types_to_draw(hierarchy: Hierarchy) -> list[str]:
-    """Choose as many populations as there are rows, over the whole tree: the first of each clade that has a row."""
-    return [end.populations[0] for end in view_of(hierarchy, max_rows=MAX_TYPES, sub_populations=True).ends]
+    """Choose as many cell types as there are rows, over the whole tree: the first of each clade that has a row.
+
+    Of one cell type alone, populations are chosen.
+    """
+    ends = view_of(hierarchy, max_rows=MAX_TYPES).ends
+    one_type = len(hierarchy.cell_types) == 1
+    return list(dict.fromkeys((end.populations if one_type else end.cell_types)[0] for end in ends))
 
 
 def genes_to_draw(markers: Markers, hierarchy: Hierarchy) -> list[tuple[str, ...]]:
