@@ -276,6 +276,17 @@ def test_types_are_attached_above_clades_of_types():
     assert attachment_point(hierarchy, far, lowest=segment.high + 1).branch != "ab"
 
 
+def test_types_are_not_attached_to_a_part_of_a_type_in_a_flat_tree():
+    hierarchy = build(replace(planted(), labels=("ab", "ab", "c", "d", "e")), flat=True)
+    for mean, branch in (((0, 3), hierarchy.root.name), ((0, 18), "c")):
+        square = {name: float(np.sum((np.array(mean) - of) ** 2)) for name, of in PLANTED.items()}
+        place = attachment_point(hierarchy, square)
+        assert place.branch == branch
+        grown = with_new_type(hierarchy, added_type("f", n_cells=5), place, denoiser_branch=99)
+        assert grown.fault() is None
+        assert len({grown.path(name)[0].branch for name in ("a", "b", "f")}) == 3
+
+
 def test_type_leaves_at_least_at_the_level_of_its_own_populations():
     hierarchy, means = build(), {name: np.array(mean, dtype=float) for name, mean in PLANTED.items()}
     square = {name: float(np.sum((np.array((0, 3)) - of) ** 2)) for name, of in means.items()}

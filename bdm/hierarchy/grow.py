@@ -60,7 +60,8 @@ def attachment_point(
     name = hierarchy.root.name
     while (children := hierarchy.children[name]) and hierarchy.by_name[name].cell_type is None:
         nearest = min(children, key=square)
-        if level(nearest) >= hierarchy.by_name[name].level:
+        is_part_of_type = hierarchy.by_name[nearest].cell_type not in (None, nearest)  # in a flat tree
+        if is_part_of_type or level(nearest) >= hierarchy.by_name[name].level:
             break
         name = nearest
     segment = hierarchy.segment(name)
