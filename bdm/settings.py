@@ -272,6 +272,8 @@ class DenoiserSettings(StageSettings):
         Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
     averaging
         Decay of the moving average of weights.
+    patience
+        Training ends after so many times 100 steps in which held-out cells gain nothing.
     """
 
     section: ClassVar[str] = "train"
@@ -284,6 +286,7 @@ class DenoiserSettings(StageSettings):
     log_sigma_mean: float = -0.5
     log_sigma_scale: Annotated[float, Gt(0)] = 1.2
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
+    patience: Annotated[int, Ge(1)] = 5
 
 
 @dataclass(frozen=True, kw_only=True)

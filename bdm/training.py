@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByType = Callable[[nn.Module, torch.Generator], dict[str, float]]
-Validation = Callable[[nn.Module], Tensor]
+Validation = Callable[[nn.Module], Tensor | float]
 
 MOST = 5  # times the loss before training that it may be; it stays below 1.1 times where all is well
 
@@ -54,6 +54,10 @@ class Loop:
         Decay of the exponential moving average of weights, which is what training gives.
     validate_every
         Steps between two looks at the validation loss of the average; the one with the lowest is kept.
+    patience
+        Looks at the validation loss in a row without a lower one after which training ends; None for all steps.
+    untrained
+        Validation loss without training, which a lower one has to be below.
     shown
         Whether progress is shown.
     """
@@ -66,6 +70,8 @@ class Loop:
     averaging: float = 0.99
     n_warmup: int = 100
     validate_every: int = 100
+    patience: int | None = None
+    untrained: float = math.inf
     shown: bool = True
 
 
@@ -251,6 +257,8 @@ def _run(
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
     shown: dict[str, Any] = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
     for _ in progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown):
+        if gains_nothing(now, loop):
+            break
         stopped = training.step(stop)
         if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
             look(now, training.averaged.module, loop, validation)
@@ -258,11 +266,23 @@ def _run(
             if checkpoint:
                 training.keep()
                 training.good = copy.deepcopy(now)
-        if checkpoint and writes and (stopped or timer.due() or now.step == loop.n_steps):
+        ended = now.step == loop.n_steps or gains_nothing(now, loop)
+        if checkpoint and writes and (stopped or timer.due() or ended):
             training.keep()
             checkpoint.write(now)
         if stopped:
             raise Interrupted(f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there.")
+
+
+def gains_nothing(now: Progress, loop: Loop) -> bool:
+    """Whether the last looks were in vain, as many as the patience of the loop."""
+    if loop.patience is None:
+        return False
+    best, n_in_vain = loop.untrained, 0
+    for row in now.history:
+        n_in_vain = 0 if row["validation"] < best else n_in_vain + 1
+        best = min(best, row["validation"])
+    return n_in_vain >= loop.patience
 
 
 def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Validation | None) -> None:
@@ -285,7 +305,7 @@ def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Validation 
             row["validation"] = float(validation(averaged))
         if not math.isfinite(row["validation"]):
             raise DivergenceError(f"the loss of validation cells became {row['validation']}")
-        if row["validation"] < now.best:
+        if row["validation"] < min(now.best, loop.untrained):
             now.best, now.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
     now.history.append(row)
 

@@ -56,30 +56,36 @@ def checkpoint(tmp_path) -> Checkpoint:
     return Checkpoint(tmp_path / "point", identity(seed=3), seconds=1e9)
 
 
-@pytest.mark.parametrize("stops", [[1], [7], [30], [59], [3, 11, 20]])
-@pytest.mark.parametrize("chooses", [None, validation])
-def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, chooses):
+PATIENT = replace(LOOP, patience=2, untrained=1.0)
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [14], [30], [34], [59], [3, 11, 20]])
+@pytest.mark.parametrize(("chooses", "how"), [(None, LOOP), (validation, LOOP), (validation, PATIENT)])
+def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, chooses, how):
     whole, parts = network(), network()
-    expected = train(whole, loss, LOOP, validation=chooses)
+    expected = train(whole, loss, how, validation=chooses)
+    stops = [n_steps for n_steps in stops if n_steps <= expected["step"].iloc[-1]]
     for n_steps in stops:
         parts = network()
         with pytest.raises(Interrupted, match="the same command goes on"):
-            train(parts, stopping_at(n_steps), LOOP, validation=chooses, checkpoint=checkpoint)
+            train(parts, stopping_at(n_steps), how, validation=chooses, checkpoint=checkpoint)
     parts = network()
-    found = train(parts, loss, LOOP, validation=chooses, checkpoint=checkpoint)
+    found = train(parts, loss, how, validation=chooses, checkpoint=checkpoint)
     assert found.equals(expected)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name])
 
 
-def test_finished_training_is_not_done_again(checkpoint):
+@pytest.mark.parametrize("how", [LOOP, PATIENT])
+def test_finished_training_is_not_done_again(checkpoint, how):
     whole, again = network(), network()
-    train(whole, loss, LOOP, validation=validation, checkpoint=checkpoint)
+    history = train(whole, loss, how, validation=validation, checkpoint=checkpoint)
+    assert (history["step"].iloc[-1] < LOOP.n_steps) == (how.patience is not None)
 
     def never(network: nn.Module, generator: torch.Generator) -> Tensor:
         raise AssertionError
 
-    train(again, never, LOOP, validation=validation, checkpoint=checkpoint)
+    train(again, never, how, validation=validation, checkpoint=checkpoint)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 from bdm.cli import app, main
+from bdm.commands.train import where_kept
 from bdm.errors import as_options
 from bdm.files import sha256
 from bdm.hierarchy.files import read_tree, save_hierarchy
@@ -159,7 +160,9 @@ def test_outputs_are_complete(made):
     names = {"autoencoder.json", "autoencoder.safetensors", "adapters.safetensors", "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
-    assert "training.csv" in {path.name for path in (folder / "model").iterdir()}
+    assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
+    branches = pd.read_csv(folder / "model" / "branches.csv")
+    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "kept"]
     hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
     assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.cell_types)
 
@@ -267,6 +270,17 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     assert output["cells"] == "27 of 9 types x 100 genes"
     assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", output["took"])
     assert output["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "kept", "expected"),
+    [
+        ([5, 5, 0], [True, False, False], "kept on 1 of 2 branches, where held-out cells gain by it"),
+        ([5, 5], [False] * 2, "held-out cells gain nothing by it on any branch, so cells are sampled in closed form"),
+    ],
+)
+def test_summary_of_training_shows_where_the_network_is_kept(n_cells, kept, expected):
+    assert where_kept(pd.DataFrame({"n_cells": n_cells, "kept": kept})) == expected
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):

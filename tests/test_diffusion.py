@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
+from bdm.diffusion.held_out import TENSORS, HeldOut, held_out_mask
 from bdm.diffusion.populations import MERGED, BranchPopulations
 from bdm.diffusion.sampler import TreeWalk
 from bdm.diffusion.solver import dpm_solver, noise_levels
 from bdm.diffusion.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
-from bdm.errors import InputError
+from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
@@ -582,15 +583,72 @@ def fitted(*, n_steps: int, seed: int = 0, flat: bool = False):
     return hierarchy, fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device="cpu")
 
 
-def test_trained_denoiser_generates_the_types():
+def test_network_is_not_kept_for_normal_types():
     cells = planted()
-    hierarchy, fit = fitted(n_steps=500)
-    assert fit.history["loss"].iloc[-1] < fit.history["loss"].iloc[0]
+    hierarchy, fit = fitted(n_steps=3000)
+    assert list(fit.history) == ["step", "loss", "validation", "closed_form"]
+    assert fit.history["step"].iloc[-1] < 1500  # as held-out cells gain nothing
+    assert list(fit.branches) == ["branch", "n_cells", "closed_form", "network", "gain", "kept"]
+    assert list(fit.branches["branch"]) == [branch.name for branch in hierarchy.branches]
+    assert not fit.branches["kept"].any()
+    assert not fit.network.learned.any()
     moments = type_moments(cells, fit_whitening(cells))
     walk = TreeWalk(fit.network, hierarchy)
     for code, cell_type in enumerate(cells.cell_types):
         x = walk.independent(cell_type, 1000, generator())
-        assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.35)
+        assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
+
+
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_held_out_cells_are_not_trained_on(has_validation):
+    cells = planted()
+    validation = torch.zeros(600, dtype=torch.bool)
+    if has_validation:
+        validation[::7] = True
+    chosen = held_out_mask(cells, validation, seed=0)
+    assert torch.equal(chosen, validation) if has_validation else int(chosen.sum()) == 60
+    assert torch.equal(chosen, held_out_mask(cells, validation, seed=0))
+    whitening = fit_whitening(cells)
+    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
+    poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
+    settings = DenoiserSettings(width=8, n_layers=1, n_steps=3)
+    how = {"seed": 0, "validation": validation if has_validation else None, "device": "cpu"}
+    parts = (whitening, type_moments(cells, whitening), hierarchy, settings)
+    with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
+        fit_denoiser(poisoned, *parts, **how)
+
+
+def test_type_of_validation_cells_alone_is_trained_on():
+    cells = planted()
+    chosen = held_out_mask(cells, cells.cell_type == 1, seed=0)
+    assert not chosen[cells.cell_type == 1].any()
+
+
+def test_gain_is_paired_by_cell():
+    """Many draws of the same cells are not more evidence; a network that adds nothing gains nothing."""
+    cells, whitening = planted(), fit_whitening(planted())
+    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
+    network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=8, n_layers=1))
+    wrong = type_moments(cells, whitening)
+    wrong = replace(wrong, mean=wrong.mean + 1.0)
+    network.set_populations(BranchPopulations.of(wrong, hierarchy))
+    chosen = torch.arange(600) % 20 == 0
+    how = {"seed": 0, "settings": DenoiserSettings()}
+    held_out = HeldOut.of(cells, chosen, whitening, hierarchy, network, **how)
+    nothing = held_out.compare(network)
+    assert (nothing.by_branch["gain"].dropna() == 0).all()
+    assert not nothing.by_branch["kept"].any()
+    assert nothing.loss == held_out.closed_form
+    with torch.no_grad():
+        network.leave.bias.fill_(-0.5)
+    gained = held_out.compare(network)
+    leaf = gained.by_branch.iloc[hierarchy.denoiser_branches["a"]]
+    assert leaf["kept"]
+    assert leaf["n_cells"] == int((chosen & (cells.cell_type == 0)).sum())
+    assert gained.loss < held_out.closed_form
+    twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSORS})
+    twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
+    np.testing.assert_allclose(twice.compare(network).by_branch["gain"], gained.by_branch["gain"])
 
 
 def test_same_seed_same_denoiser():
@@ -618,6 +676,11 @@ def test_denoiser_learns_what_is_not_normal():
     hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     settings = DenoiserSettings(width=32, n_layers=2, n_steps=600, averaging=0.98)
     fit = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=0, device="cpu")
+    kept = fit.branches.set_index("branch")["kept"]
+    assert kept["a"]
+    assert kept["b"]
+    assert fit.network.learned.tolist() == list(kept)
+    assert fit.history["validation"].min() < fit.history["closed_form"].iloc[0] - 0.1
     x = TreeWalk(fit.network, hierarchy).independent("a", 1000, generator())
     side = whitening.inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population

@@ -1,3 +1,4 @@
+import copy
 import json
 import shlex
 import sys
@@ -32,11 +33,13 @@ NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
 
 @pytest.fixture(scope="module")
 def base(example_cells, small_settings) -> BranchedModel:
-    """Model that knows none of the new types."""
+    """Model that knows none of the new types, with a network on all branches."""
     from bdm.api import BranchedDiffusion
 
     cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
-    return BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit().model
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit().model
+    model.denoiser.learned.fill_(True)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,16 @@ def test_only_the_new_branch_was_trained(base, with_nk):
     assert after["below"][-1].nonzero().tolist() == after["below"][:, -1].nonzero().tolist() == [[len(before["mean"])]]
     parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
+
+
+def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base, example_cells):
+    closed = replace(base, denoiser=copy.deepcopy(base.denoiser))
+    closed.denoiser.learned.fill_(False)
+    cells = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
+    denoiser = extend(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.denoiser
+    assert not denoiser.learned.any()
+    parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
+    assert torch.equal(denoiser.branch.weight[-1], denoiser.branch.weight[parent])
 
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):

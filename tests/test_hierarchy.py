@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from bdm.diffusion.fit import branch_table
+from bdm.diffusion.noise import branch_table
 from bdm.errors import InputError
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.files import from_newick, read_tree

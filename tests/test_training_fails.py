@@ -1,6 +1,7 @@
 """Training that goes wrong stops, reports why and where, and keeps its last good state."""
 
 import copy
+import re
 from dataclasses import replace
 
 import anndata as ad
@@ -143,14 +144,17 @@ def test_healthy_types_are_far_from_the_limits(small_model, learned):
 @pytest.mark.parametrize(
     ("part", "value", "expected"), [("variance", 0.0, "the spread"), ("mean", 50.0, "radius away")]
 )
-def test_collapsed_type_is_named(small_model, learned, part, value, expected):
-    model, cell_type = small_model.model, "CD19+ B"
+@pytest.mark.parametrize("has_network", [True, False])
+def test_collapsed_population_is_named(small_model, learned, part, value, expected, has_network):
+    model = small_model.model
+    population = model.hierarchy.populations_of("CD19+ B")[0]
     broken = copy.deepcopy(model.denoiser)
-    number = model.hierarchy.denoiser_branches[cell_type]
+    broken.learned.fill_(has_network)
+    number = model.hierarchy.denoiser_branches[population]
     getattr(broken, part)[number] = value
     if part == "variance":
         nn.init.zeros_(broken.leave.weight)
         nn.init.zeros_(broken.leave.bias)
     check_collapse(TreeWalk(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
-    with pytest.raises(TrainingError, match=rf"cells of type 'CD19\+ B' .* {expected}"):
+    with pytest.raises(TrainingError, match=rf"cells of type {re.escape(repr(population))} .* {expected}"):
         check_collapse(TreeWalk(broken, model.hierarchy), learned, model.whitening, seed=0)

@@ -36,6 +36,7 @@ def fit(
 
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
+    from bdm.commands.train import where_kept
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import read_tree
     from bdm.model.fit import Checkpoints
@@ -64,8 +65,10 @@ def fit(
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
+        model.history["branches"].to_csv(folder / "branches.csv", index=False)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
-    return Summary((out,), {"cells": cells}, then=generating(out))
+    facts = {"cells": cells, "network": where_kept(model.history["branches"])}
+    return Summary((out,), facts, then=generating(out))
 
 
 def model_of_cells(data: Path, labels: Path | None, **how: Any) -> "BranchedDiffusion":

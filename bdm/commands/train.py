@@ -11,6 +11,7 @@ from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, Dry
 from bdm.settings import DenoiserSettings, Seed
 
 if TYPE_CHECKING:
+    import pandas as pd
     from lightning.fabric import Fabric
 
     from bdm.checkpoint import Checkpoint
@@ -37,6 +38,8 @@ def train(
     from contextlib import ExitStack
     from dataclasses import asdict, replace
 
+    import pandas as pd
+
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import print_estimate, seconds_of
@@ -62,7 +65,17 @@ def train(
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
-    return Summary((out,), {"training": f"{settings.n_steps} steps"}, then=generating(out))
+        training, branches = (pd.read_csv(folder / f"{name}.csv") for name in ("training", "branches"))
+    steps = f"{training['step'].iloc[-1]} of at most {settings.n_steps} steps"
+    return Summary((out,), {"training": steps, "network": where_kept(branches)}, then=generating(out))
+
+
+def where_kept(branches: "pd.DataFrame") -> str:
+    """Describe on which branches the network of a denoiser is kept."""
+    n_kept, n_tested = int(branches["kept"].sum()), int((branches["n_cells"] > 0).sum())
+    if not n_kept:
+        return "held-out cells gain nothing by it on any branch, so cells are sampled in closed form"
+    return f"kept on {n_kept} of {n_tested} branches, where held-out cells gain by it"
 
 
 def fit_and_save(
@@ -85,7 +98,7 @@ def fit_and_save(
     from bdm.provenance import provenance
 
     trained = load_autoencoder(autoencoder)
-    model, history = fit_model(
+    model, tables = fit_model(
         read_latent(autoencoder),
         trained,
         load_hierarchy(hierarchy),
@@ -97,4 +110,5 @@ def fit_and_save(
     )
     if workers.is_global_zero:
         save_model(folder, model)
-        history.to_csv(folder / "training.csv", index=False)
+        tables["denoiser"].to_csv(folder / "training.csv", index=False)
+        tables["branches"].to_csv(folder / "branches.csv", index=False)

@@ -119,10 +119,13 @@ class BranchedDenoiser(nn.Module):
         learned = self.learned[branch][:, None]
         if not learned.any():
             return denoised
+        return denoised + torch.where(learned, self.remainder(x, sigma, branch), 0)
+
+    def remainder(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Compute what the network adds to the closed form; the arguments as of :meth:`forward`."""
         standardised: Tensor = self.standardise(x, sigma, branch)
         noise = sigma[:, None]
-        remainder = noise / (1 + noise**2).sqrt() * self.network(standardised, noise.log() / 4, branch)
-        return denoised + torch.where(learned, remainder, 0)
+        return noise / (1 + noise**2).sqrt() * self.network(standardised, noise.log() / 4, branch)
 
     @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
     def closed_form(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.held_out import HeldOut, held_out_mask
+from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
 from bdm.diffusion.populations import BranchPopulations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
@@ -25,10 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FittedDenoiser:
-    """A trained denoiser, on the device that it was trained on, and the history of its training."""
+    """A trained denoiser, on the device that it was trained on, and how it was trained.
+
+    Attributes
+    ----------
+    history
+        Table of ``step``, ``loss``, and the mean loss of held-out cells: ``validation`` with the network on the
+        branches where it would be kept, and ``closed_form`` without.
+    branches
+        Table of branches by ``branch``, with the columns of :class:`bdm.diffusion.held_out.Comparison`.
+    """
 
     network: BranchedDenoiser
     history: pd.DataFrame
+    branches: pd.DataFrame
 
 
 @using_threads()
@@ -40,16 +53,21 @@ def fit_denoiser(
     settings: DenoiserSettings,
     *,
     seed: int,
+    validation: Tensor | None = None,
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
 ) -> FittedDenoiser:
-    """Train the denoiser of all branches on cells that are drawn from their posteriors.
+    """Train the denoiser of all branches on cells that are drawn from their posteriors, and keep what validates.
 
-    A cell of type c at noise level sigma trains the branch on the path of c that sigma is in.
+    A cell of type c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells are not
+    trained on: training ends early where they gain nothing more, and the network is kept on the branches where their
+    loss is lower than by the closed form.
 
     Parameters
     ----------
+    validation
+        Whether each cell is a validation cell; a tenth of the cells is held out where none is.
     device
         Name of a device, or a Fabric of several processes, each of which calls this and takes its share of every
         minibatch.
@@ -60,28 +78,12 @@ def fit_denoiser(
     """
     workers = fabric(device)
     network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
-    minibatches = Minibatches.of(cells.cell_type)
-    upper, branch = branch_table(hierarchy, cells.cell_types)
-
-    def losses(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        index = minibatches.draw(settings.batch_size, generator)
-        x = whitening(cells.sample(index, generator))
-        noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
-        cell_type = cells.cell_type[index]
-        on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
-        share = slice(workers.global_rank, None, workers.world_size)
-        x, noised, sigma, on = (values[share].to(workers.device) for values in (x, noised, sigma, on))
-        return denoising_losses(network(noised, sigma, on), x, sigma), cell_type[share]
-
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        value, _ = losses(network, generator)
-        weight = workers.world_size * len(value) / settings.batch_size  # shares may differ by a cell
-        return weight * value.mean()
-
-    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        value, cell_type = losses(network, generator)
-        return {cells.cell_types[code]: float(value.cpu()[cell_type == code].mean()) for code in cell_type.unique()}
-
+    chosen = held_out_mask(cells, validation, seed=seed)
+    held_out, with_other_noise = (
+        HeldOut.of(cells, chosen, whitening, hierarchy, network, settings, seed=derive(seed, part)).to(workers.device)
+        for part in ("training", "decision")
+    )
+    loss = MinibatchLoss(cells, (~chosen).nonzero().squeeze(1), whitening, hierarchy, settings, workers)
     loop = Loop(
         settings.n_steps,
         settings.learning_rate,
@@ -89,9 +91,71 @@ def fit_denoiser(
         device=workers,
         what="the denoiser",
         averaging=settings.averaging,
+        patience=settings.patience,
+        untrained=held_out.closed_form,
     )
-    history = train(network, loss, loop, by_type=by_type, checkpoint=checkpoint)
-    return FittedDenoiser(network.eval(), history)
+
+    def validate(averaged: nn.Module) -> float:
+        return held_out.compare(cast(BranchedDenoiser, averaged)).loss
+
+    history = train(network, loss, loop, by_type=loss.by_type, validation=validate, checkpoint=checkpoint)
+    # The step is the best one for the first noise, which would favour the network
+    comparison = with_other_noise.compare(network)
+    network.learned.copy_(torch.from_numpy(comparison.by_branch["kept"].to_numpy()))
+    branches = comparison.by_branch
+    branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
+    return FittedDenoiser(network.eval(), history.assign(closed_form=held_out.closed_form), branches)
+
+
+@dataclass(frozen=True, eq=False)
+class MinibatchLoss:
+    """Loss of a minibatch of cells; each of several processes takes its share of the minibatch.
+
+    Attributes
+    ----------
+    trained
+        Indices of the cells to draw from.
+    """
+
+    cells: LatentCells
+    trained: Tensor
+    whitening: Whitening
+    hierarchy: Hierarchy
+    settings: DenoiserSettings
+    workers: "Fabric"
+
+    @cached_property
+    def minibatches(self) -> Minibatches:
+        """Cells to draw from, by type."""
+        return Minibatches.of(self.cells.cell_type[self.trained])
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Branches on the path of each type."""
+        return branch_table(self.hierarchy, self.cells.cell_types)
+
+    def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Losses of the cells of a minibatch, and their types."""
+        index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
+        x = self.whitening(self.cells.sample(index, generator))
+        noised, sigma = sample_noised(x, self.settings, self.hierarchy.sigma_max, generator)
+        cell_type = self.cells.cell_type[index]
+        on = branches_at(self.table, cell_type, sigma)
+        share = slice(self.workers.global_rank, None, self.workers.world_size)
+        x, noised, sigma, on = (values[share].to(self.workers.device) for values in (x, noised, sigma, on))
+        return denoising_losses(network(noised, sigma, on), x, sigma), cell_type[share]
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
+        """Mean loss."""
+        losses, _ = self.of_cells(network, generator)
+        weight = self.workers.world_size * len(losses) / self.settings.batch_size  # shares may differ by a cell
+        return weight * losses.mean()
+
+    def by_type(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """Mean loss of the cells of each type in the minibatch."""
+        losses, cell_type = self.of_cells(network, generator)
+        names = self.cells.cell_types
+        return {names[code]: float(losses.cpu()[cell_type == code].mean()) for code in cell_type.unique()}
 
 
 def initial_denoiser(
@@ -109,36 +173,3 @@ def initial_denoiser(
         network = denoiser(shape)
     network.set_populations(BranchPopulations.of(moments, hierarchy))
     return network
-
-
-def sample_noised(
-    x: Tensor, settings: DenoiserSettings, highest: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Add noise to cells (cells x dimensions), each at a random level up to ``highest``; returns cells and levels."""
-    log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
-    sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
-    return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
-
-
-def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Mean squared error of each denoised cell, weighted by noise level."""
-    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
-
-
-def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Branches on the path of each type, from the leaf up.
-
-    Returns
-    -------
-    The highest noise level of each branch (infinite for the last) and its index in the denoiser, both types x longest
-    path; ``searchsorted`` in the first gives the column in the second.
-    """
-    paths = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
-    longest = max(len(path) for path in paths)
-    upper = torch.full((len(paths), longest), torch.inf)
-    branch = torch.zeros(len(paths), longest, dtype=torch.long)
-    for row, path in enumerate(paths):
-        for column, segment in enumerate(path):
-            upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
-            branch[row, column] = segment.denoiser_branch
-    return upper, branch

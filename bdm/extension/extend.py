@@ -26,7 +26,7 @@ from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import TypeMoments, type_moments
 from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse, fit
-from bdm.model.model import BranchedModel, composition_of, extended, with_branches
+from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
 from bdm.schema import StageSettings
 from bdm.seeds import type_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
@@ -265,8 +265,13 @@ def fit_branches(
     *,
     seed: int,
 ) -> torch.Tensor:
-    """Fit the embeddings of the branches of a type or a population, from the embedding of a known branch."""
+    """Fit the embeddings of the branches of a type or a population, from the embedding of a known branch.
+
+    Where the known branch has no network, they have none, and their embeddings are not trained.
+    """
     start = model.denoiser.branch.weight[model.hierarchy.denoiser_branches[neighbour]].detach().cpu()
+    if not learned_on(model, neighbour):
+        return start.repeat(len(tree.branches), 1)
     populations = BranchPopulations.of(moments, tree)
     denoiser = with_branches(model.denoiser, populations, start.repeat(len(tree.branches), 1))
     embeddings, _ = fit_embeddings(denoiser, latent, model.whitening, tree, settings, seed=seed)

@@ -15,7 +15,7 @@ from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, lo
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import branch_table, denoising_losses, sample_noised
+from bdm.diffusion.noise import branch_table, denoising_losses, sample_noised
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.tree import Hierarchy

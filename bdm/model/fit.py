@@ -49,7 +49,8 @@ class Fitted:
     Attributes
     ----------
     history
-        Tables of ``autoencoder`` and ``denoiser``: by step, the loss and, where there are validation cells, their loss.
+        Tables of ``autoencoder`` and ``denoiser``: by step, the loss and, where there are validation cells, their loss;
+        and of ``branches``, on which the network of the denoiser is compared with the closed form.
     """
 
     model: BranchedModel
@@ -93,7 +94,7 @@ def fit(
         checkpoint=checkpoints.denoiser,
         provenance=record,
     )
-    return Fitted(model, {"autoencoder": fitted.history, "denoiser": history})
+    return Fitted(model, {"autoencoder": fitted.history, **history})
 
 
 @using_threads()
@@ -108,8 +109,11 @@ def fit_model(
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     provenance: dict[str, Any],
-) -> tuple[BranchedModel, pd.DataFrame]:
-    """Train the branched model on encoded cells; returns it with the history of its training.
+) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
+    """Train the branched model on encoded cells; returns it with the tables ``denoiser`` and ``branches``.
+
+    The tables are of :class:`bdm.diffusion.fit.FittedDenoiser`: the history of the training, and the branches on which
+    the network is kept.
 
     Parameters
     ----------
@@ -131,8 +135,10 @@ def fit_model(
     check_same_types(hierarchy, cells)
     whitening = fit_whitening(cells)
     moments = type_moments(cells, whitening)
+    split = latent.obs.loc[latent.obs["split"] != "test", "split"]
     how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
+    validation = torch.tensor((split == "validation").to_numpy())
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, validation=validation, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
@@ -144,7 +150,7 @@ def fit_model(
         library_sizes=cells.library_size_range,
         provenance=provenance,
     )
-    return model, fitted.history
+    return model, {"denoiser": fitted.history, "branches": fitted.branches}
 
 
 def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:

@@ -153,12 +153,14 @@ def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
             model.hierarchy, extension.tree, extension.attachment, denoiser_branch=branch, support=extension.support
         )
     populations = BranchPopulations.of(extension.moments, extension.tree)
+    neighbour = extension.name if extension.attachment is None else extension.attachment.branch
+    learned = learned_on(model, neighbour)
     return replace(
         model,
         autoencoder=autoencoder,
         moments=model.moments.joined(extension.moments),
         hierarchy=hierarchy,
-        denoiser=with_branches(model.denoiser, populations, extension.embeddings),
+        denoiser=with_branches(model.denoiser, populations, extension.embeddings, learned=learned),
         composition=with_more_cells(model.composition, extension.composition),
         extensions=(*model.extensions, extension),
         base=model.base or model,
@@ -173,15 +175,27 @@ def with_more_cells(composition: pd.DataFrame, added: pd.DataFrame) -> pd.DataFr
     return known + new
 
 
-def with_branches(denoiser: BranchedDenoiser, populations: BranchPopulations, embeddings: Tensor) -> BranchedDenoiser:
-    """Add branches to a denoiser, which are in no mixture of the others, with their embeddings (branches x width)."""
+def learned_on(model: BranchedModel, branch: str) -> bool:
+    """Whether the network of the denoiser is used on a branch, and so on added branches that leave or replace it."""
+    return bool(model.denoiser.learned[model.hierarchy.denoiser_branches[branch]])
+
+
+def with_branches(
+    denoiser: BranchedDenoiser, populations: BranchPopulations, embeddings: Tensor, *, learned: bool = True
+) -> BranchedDenoiser:
+    """Add branches to a denoiser, which are in no mixture of the others, with their embeddings (branches x width).
+
+    Parameters
+    ----------
+    learned
+        Whether the network is used on them.
+    """
     extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + len(embeddings)))
     joined = denoiser.populations.joined(populations.to(denoiser.mean.device))
     state = denoiser.state_dict()
-    added = {"branch.weight": embeddings, "learned": torch.ones(len(embeddings), dtype=torch.bool)}
+    added = {"branch.weight": embeddings, "learned": torch.full((len(embeddings),), learned)}
     rows = {name: torch.cat([state[name], values.to(state[name])]) for name, values in added.items()}
     extended.load_state_dict(state | vars(joined) | rows)
-    return extended.eval().requires_grad_(False).to(denoiser.mean.device)
     return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 

@@ -13,7 +13,7 @@ from bdm.autoencoder.fit_adapters import N_ITERATIONS
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.fit import denoising_losses, sample_noised
+from bdm.diffusion.noise import denoising_losses, sample_noised
 from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy

@@ -1,0 +1,173 @@
+"""Comparison of the network with the closed form on held-out cells, branch by branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import t
+from torch import Tensor
+
+from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
+from bdm.hierarchy.tree import Hierarchy
+from bdm.latent.cells import LatentCells
+from bdm.latent.moments import Whitening
+from bdm.seeds import torch_generator, type_weight
+from bdm.settings import DenoiserSettings
+
+N_HELD_OUT = 10_000  # most cells that are compared
+N_DRAWS, MOST_DRAWS, FEWEST_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
+SHARE = 0.1  # of cells that are held out where there are no validation cells
+LEVEL = 0.025  # probability with which the network is kept on any branch where it gains nothing
+TENSORS = ("x", "noised", "sigma", "branch", "closed")
+BLOCK = 4096  # draws that are denoised together
+
+
+def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
+    """Choose the cells that the network is compared on, and not trained on.
+
+    Parameters
+    ----------
+    validation
+        Whether each cell is a validation cell, of which at most 10,000 are chosen; a tenth of the cells if there are
+        none.
+
+    Returns
+    -------
+    Whether each cell is chosen. A type keeps a cell to train on.
+    """
+    n_cells = len(cells.cell_type)
+    order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
+    if validation is not None and validation.any():
+        chosen = order[validation[order]][:N_HELD_OUT]
+    else:
+        chosen = order[: min(int(SHARE * n_cells), N_HELD_OUT)]
+    mask = torch.zeros(n_cells, dtype=torch.bool)
+    mask[chosen] = True
+    n_trained = torch.bincount(cells.cell_type[~mask], minlength=len(cells.cell_types))
+    return mask & (n_trained[cells.cell_type] > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out cells, each with several fixed draws of noise, and what the closed form makes of them.
+
+    Attributes
+    ----------
+    x, noised, sigma, branch
+        Cells without noise and with noise (draws x dimensions), the level of the noise, and the branch that it is on.
+    closed
+        Denoised by the closed form, draws x dimensions.
+    cell
+        Number of the cell of each draw.
+    weight
+        Weight of each draw, by which types have the shares that they have in training.
+    """
+
+    x: Tensor
+    noised: Tensor
+    sigma: Tensor
+    branch: Tensor
+    closed: Tensor
+    cell: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        cells: LatentCells,
+        chosen: Tensor,
+        whitening: Whitening,
+        hierarchy: Hierarchy,
+        denoiser: BranchedDenoiser,
+        settings: DenoiserSettings,
+        *,
+        seed: int,
+    ) -> HeldOut:
+        """Draw noise for the chosen cells (a mask), and denoise them by the closed form."""
+        generator = torch_generator(seed, "noise of held-out cells")
+        index = chosen.nonzero().squeeze(1)
+        n_draws = min(N_DRAWS, max(FEWEST_DRAWS, MOST_DRAWS // max(len(index), 1)))
+        cell_type = cells.cell_type[index]
+        weight = type_weight(cells.n_cells) / torch.bincount(cell_type, minlength=len(cells.cell_types)).clamp(min=1)
+        index, cell = index.repeat(n_draws), torch.arange(len(index)).repeat(n_draws)
+        x = whitening(cells.sample(index, generator))
+        noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
+        on = branches_at(branch_table(hierarchy, cells.cell_types), cells.cell_type[index], sigma)
+        closed = [denoiser.closed_form(noised[at], sigma[at], on[at]) for at in _blocks(len(x))]
+        weight = weight[cells.cell_type[index]]
+        return cls(x, noised, sigma, on, torch.cat([x[:0], *closed]), cell.numpy(), weight.numpy())
+
+    def to(self, device: torch.device) -> HeldOut:
+        """Move to a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+
+    @property
+    def closed_form(self) -> float:
+        """Mean loss by the closed form."""
+        return float(np.average(_losses(self.closed, self.x, self.sigma), weights=self.weight))
+
+    @torch.no_grad()
+    def losses(self, denoiser: BranchedDenoiser) -> np.ndarray:
+        """Loss of each draw with the network on all branches."""
+        blocks = _blocks(len(self.x))
+        remainder = [denoiser.remainder(self.noised[at], self.sigma[at], self.branch[at]) for at in blocks]
+        return _losses(self.closed + torch.cat([self.x[:0], *remainder]), self.x, self.sigma)
+
+    def compare(self, denoiser: BranchedDenoiser) -> Comparison:
+        """Compare the network of a denoiser with the closed form on each of its branches."""
+        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(denoiser)
+        branch = self.branch.cpu().numpy()
+        of_branch = [np.flatnonzero(branch == number) for number in range(denoiser.shape.n_branches)]
+        rows = [_paired(closed[on], network[on], self.cell[on], self.weight[on]) for on in of_branch]
+        table = pd.DataFrame(rows)
+        n_cells = table["n_cells"].to_numpy()
+        table["kept"] = table["gain"] > t.isf(LEVEL / max((n_cells > 1).sum(), 1), np.maximum(n_cells - 1, 1))
+        with_kept = np.where(table["kept"].to_numpy()[branch], network, closed)
+        return Comparison(table, float(np.average(with_kept, weights=self.weight)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Losses of held-out cells with and without the network.
+
+    Attributes
+    ----------
+    by_branch
+        Table of the denoiser's branches: ``n_cells``, held-out cells with noise of the branch's levels; their mean loss
+        by the ``closed_form`` and with the ``network``; the ``gain`` of the network in standard errors of the
+        difference, paired by cell; and whether the network is ``kept``: where the gain is above 2 standard errors, or
+        with more branches or few cells so much more that chance keeps it somewhere in one of 40 fits (t test with
+        Bonferroni's correction).
+    loss
+        Mean loss of all with the network on the branches where it is kept.
+    """
+
+    by_branch: pd.DataFrame
+    loss: float
+
+
+def _blocks(n: int) -> list[slice]:
+    return [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
+
+
+def _losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> np.ndarray:
+    losses: np.ndarray = denoising_losses(denoised, x, sigma).double().cpu().numpy()
+    return losses
+
+
+def _paired(closed: np.ndarray, network: np.ndarray, cell: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """Row of a table of branches: the weighted mean losses, and their difference in standard errors over cells."""
+    if not len(cell):
+        return {"n_cells": 0, "closed_form": np.nan, "network": np.nan, "gain": np.nan}
+    n_cells = len(np.unique(cell))
+    means = [np.average(losses, weights=weight) for losses in (closed, network)]
+    gain = means[0] - means[1]
+    by_cell = np.bincount(cell, weights=weight * (closed - network - gain))
+    error = np.sqrt((by_cell**2).sum()) / weight.sum()
+    in_errors = np.nan if n_cells < 2 else gain / error if error > 0 else 0.0
+    return {"n_cells": n_cells, "closed_form": means[0], "network": means[1], "gain": in_errors}
