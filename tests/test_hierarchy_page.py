@@ -213,7 +213,18 @@ def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(t
     names = re.findall(r'<text class="name"[^>]*>([^<]*)<', text)
     assert names == ["A (3 sub-populations, 10)", "B (10)", "C (10)", "D (2 sub-populations, 10)"]
     assert "4 types with 7 populations in 4 rows, 40 cells" in text
-    assert '<p id="stray"></p>' in text
+    assert '<p id="stray">A/2 is nearer to C than to the other sub-populations of A.</p>' in text
+    other = "element(branches.find(({ name }) => name === 'D')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
+    assert '<p id="stray"></p>' in dom(tmp_path, DIVIDED, other)
+
+
+@in_browser
+def test_browser_counts_the_sub_populations_that_are_nearer_to_another_type(tmp_path):
+    branches = (replace(b, nearer_to="type 000" if "/" in b.name else None) for b in MANY.branches)
+    text = dom(tmp_path, replace(MANY, branches=tuple(branches)))
+    [sentences] = re.findall('<p id="stray">([^<]*)</p>', text)
+    assert sentences.count(" is nearer to type 000 than to the other sub-populations of type ") == 5
+    assert sentences.endswith("And 1,495 more are nearer to another type than to their own.")
 
 
 @in_browser

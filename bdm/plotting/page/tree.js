@@ -297,12 +297,16 @@ function explain(branch) {
   document.getElementById("types").replaceChildren(...buttons);
 }
 
-/** Sentences on the sub-populations that are nearer to another cell type. */
+const MOST_STRAYS = 5; // that have a sentence each
+
+/** Sentences on the sub-populations below a branch that are nearer to another cell type. */
 function strays(branch) {
-  if (branch.type === null) return "";
   const found = branch.populations.filter((population) => population.nearer);
-  return found.map(({ name, type, nearer }) =>
-    `${name} is nearer to ${nearer} than to the other sub-populations of ${type}.`).join(" ");
+  const sentences = found.slice(0, MOST_STRAYS).map(({ name, type, nearer }) =>
+    `${name} is nearer to ${nearer} than to the other sub-populations of ${type}.`);
+  const more = found.length - sentences.length;
+  if (more) sentences.push(`And ${number(more)} more are nearer to another type than to their own.`);
+  return sentences.join(" ");
 }
 
 function show(branch) {
