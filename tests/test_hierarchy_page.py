@@ -214,7 +214,9 @@ def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(t
     assert names == ["A (3 sub-populations, 10)", "B (10)", "C (10)", "D (2 sub-populations, 10)"]
     assert "4 types with 7 populations in 4 rows, 40 cells" in text
     assert '<p id="stray">A/2 is nearer to C than to the other sub-populations of A.</p>' in text
-    other = "element(branches.find(({ name }) => name === 'D')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
+    other = (
+        "element(branches.find(({ name }) => name === 'D')).dispatchEvent(new MouseEvent('click', {bubbles: true}));"
+    )
     assert '<p id="stray"></p>' in dom(tmp_path, DIVIDED, other)
 
 

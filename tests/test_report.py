@@ -530,7 +530,13 @@ def test_names_that_are_numbers(opened, two):
     found = opened(two / "report.html", "phone")
     check_fits(found.page)
     assert set(found.texts("#by-type tbody th")) == {"0", "1"}
-    assert found.texts(".node .sides") == ["0 | 1"]
+    hierarchy = read_results(two).model.hierarchy
+    sides = found.texts(".node .sides")
+    assert sides[0] == " | ".join(hierarchy.children[hierarchy.root.name])
+    assert set(sides[0].split(" | ")) == {"0", "1"}
+    assert len(sides) == len(hierarchy.populations) - 1
+    of_divided = {name for text in sides[1:] for name in re.split(r" \| |, | \+\d+", text)} - {""}
+    assert of_divided == {name for name in hierarchy.populations if "/" in name}
     assert not found.page.locator("#transmutation, #find-type, #find-node").count()
 
 

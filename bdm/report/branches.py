@@ -6,6 +6,7 @@ import pandas as pd
 
 from bdm.data.symbols import display_names
 from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.contrasts import fewest_names
 from bdm.report.plots import Mark, Scale, Strip, ticks
 from bdm.report.results import Results
 
@@ -71,12 +72,13 @@ def nodes(results: Results) -> list[Node]:
 def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hierarchy) -> Node:
     """Collect the marker genes of one node."""
     sides = tuple(
-        side(child, of_child, tuple(hierarchy.leaves(child))) for child, of_child in rows.groupby("child", sort=False)
+        side(child, of_child, fewest_names(tuple(hierarchy.leaves(child)), hierarchy))
+        for child, of_child in rows.groupby("child", sort=False)
     )
     scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
     genes = [best for _, of_child in rows.groupby("child", sort=False) for best in top_markers(of_child)["gene"]]
     shown = [gene.gene for one in sides for gene in one.genes]
-    words = dict.fromkeys([name, *hierarchy.leaves(name), *shown, *genes])
+    words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *genes])
     return Node(
         name=name,
         level=float(rows["level"].iloc[0]),
@@ -88,8 +90,8 @@ def node(name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hier
     )
 
 
-def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
-    """Draw the top marker genes of one branch on one scale."""
+def side(child: str, rows: pd.DataFrame, names: tuple[str, ...]) -> Side:
+    """Draw the top marker genes of one branch, of populations with these names, on one scale."""
     markers = top_markers(rows)
     changes = [
         (gene, {
@@ -101,13 +103,13 @@ def side(child: str, rows: pd.DataFrame, cell_types: tuple[str, ...]) -> Side:
     ends = [change + sign * INTERVAL * error for _, of in changes for change, error in of.values() for sign in (-1, 1)]
     scale = Scale.of([0, *ends])
     genes = tuple(BranchGene(gene, intervals(of, scale)) for gene, of in changes)
-    return Side(child, first_types(cell_types), genes, ticks(scale))
+    return Side(child, first_names(names), genes, ticks(scale))
 
 
-def first_types(cell_types: tuple[str, ...], *, most: int = 3) -> str:
-    """List the first cell types, and the number of the others."""
-    others = f" +{len(cell_types) - most}" if len(cell_types) > most else ""
-    return ", ".join(cell_types[:most]) + others
+def first_names(names: tuple[str, ...], *, most: int = 3) -> str:
+    """List the first cell types or sub-populations, and the number of the others."""
+    others = f" +{len(names) - most}" if len(names) > most else ""
+    return ", ".join(names[:most]) + others
 
 
 def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
