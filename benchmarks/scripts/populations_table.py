@@ -45,7 +45,7 @@ def stability(by_seed: dict[int, pd.DataFrame]) -> pd.DataFrame:
 def scores_of_data(by_seed: dict[int, pd.DataFrame]) -> pd.DataFrame:
     """Scores of each seed, and of each pair of seeds."""
     runs = [scores_of_run(table).assign(seed=str(seed)) for seed, table in by_seed.items()]
-    return pd.concat([*runs, stability(by_seed)], ignore_index=True)
+    return pd.concat([table for table in (*runs, stability(by_seed)) if len(table)], ignore_index=True)
 
 
 def report(scores: pd.DataFrame) -> str:
