@@ -531,7 +531,7 @@ def test_thresholds_are_reported_with_their_costs(tmp_path):
 def write_coarse_run(folder: Path, *, energy: float) -> Path:
     """Write what the workflow leaves of a run with two labels, one of which has two sub-populations."""
     overall = folder / "evaluation/overall.csv"
-    for name in ["evaluation", "hierarchies"]:
+    for name in ["evaluation", "hierarchies", "models/branched", "models/branched-labels"]:
         (folder / name).mkdir(parents=True)
     overall.write_text(f"metric,branched,floor,gaussian\nforest_auc,0.55,0.5,0.7\nenergy,9,9,{energy}\nf1,1,1,1\n")
     rows = [
@@ -545,6 +545,9 @@ def write_coarse_run(folder: Path, *, energy: float) -> Path:
         *(Branch(f"T/{i}", "T", 0, 3, cell_type="T") for i in (1, 2)),
         Branch("B", "node 1", 0, 3),
     ]
+    for model, kept in {"branched": "False", "branched-labels": "True"}.items():
+        table = f"branch,n_cells,kept\nnode 1,9,{kept}\nT,0,False\nB,6,False\n"
+        (folder / f"models/{model}/branches.csv").write_text(table)
     save_hierarchy(folder / "hierarchies/branched.json", Hierarchy(tuple(branches), sigma_max=20, threshold=0.9))
     return overall
 
@@ -558,7 +561,7 @@ def test_coarse_labels_are_reported_beside_the_floor(tmp_path):
     assert scores["blood", "gaussian", 1, "forest_auc"] == 0.7
     assert "f1" not in scores.index.get_level_values("score")
     text = (tmp_path / "coarse.md").read_text()
-    assert "| data | labels | populations | seeds |\n| --- | --- | --- | --- |\n| blood | 2 | 3 | 0, 1 |" in text
+    assert "| blood | 1 | 2 | 3 | 0 of 2 branches | 1 of 2 branches |" in text
     assert "## Forest AUC\n\n| data | floor | branched | gaussian |" in text
     assert "| blood | 0.20 (0.20 to 0.20) | 0.40 (0.40 to 0.40) | 0.50 (0.40 to 0.60) |" in text
 

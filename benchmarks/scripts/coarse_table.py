@@ -21,7 +21,7 @@ SCORES = {
     "fold_change_correlation": "Correlation of log fold changes",
     "memorisation": "Memorisation",
 }
-COUNTS = ["labels", "populations"]
+MODELS = ["branched", "branched-labels"]  # whose branches with a network are counted
 
 
 def scores_of_run(overall: Path) -> pd.DataFrame:
@@ -48,10 +48,14 @@ def energy_of_frequent_types(by_type: pd.DataFrame) -> pd.Series:
 
 
 def counts_of_run(overall: Path) -> pd.DataFrame:
-    """Count the labels and populations of the hierarchy of ``branched`` in one run."""
-    hierarchy = load_hierarchy(overall.parents[1] / "hierarchies/branched.json")
-    counts = pd.DataFrame([[len(hierarchy.cell_types), len(hierarchy.populations)]], columns=COUNTS)
-    return with_run(counts, overall)
+    """Count the labels and populations of one run, and the branches on which models use their network, as text."""
+    run = overall.parents[1]
+    hierarchy = load_hierarchy(run / "hierarchies/branched.json")
+    counts = {"labels": str(len(hierarchy.cell_types)), "populations": str(len(hierarchy.populations))}
+    for model in MODELS:
+        branches = pd.read_csv(run / f"models/{model}/branches.csv")
+        counts[f"network of {model}"] = f"{branches['kept'].sum()} of {(branches['n_cells'] > 0).sum()} branches"
+    return with_run(pd.DataFrame([counts]), overall)
 
 
 def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -61,19 +65,13 @@ def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
     return table[[FLOOR, *table.columns.drop(FLOOR)]]
 
 
-def smallest_to_largest(values: pd.Series) -> str:
-    """Format the range of whole numbers, or the only one."""
-    return " to ".join(map(str, sorted({values.min(), values.max()})))
-
-
 def report(scores: pd.DataFrame, counts: pd.DataFrame) -> str:
     """Write all tables as one Markdown text."""
-    by_data = counts.groupby("data", sort=False)[COUNTS].agg(smallest_to_largest)
-    by_data["seeds"] = counts.groupby("data", sort=False)["seed"].agg(lambda seeds: ", ".join(map(str, sorted(seeds))))
+    by_run = counts.set_index(["data", "seed"])
     parts = [
         "# Coarse labels",
         f"The floor is real training cells, scored as if they had been generated. Numbers are the {OVER_SEEDS}",
-        markdown(by_data),
+        markdown(by_run),
     ]
     for score, name in SCORES.items():
         if (scores["score"] == score).any():
