@@ -413,7 +413,7 @@ def test_page_lists_the_populations_of_each_cell_type(page, results):
     assert len(model.populations) > len(model.cell_types) == len(number)
     expected = []
     for cell_type in sorted(hierarchy.cell_types, key=lambda name: -number[name]):
-        names = hierarchy.populations_of(cell_type)
+        names = sorted(hierarchy.populations_of(cell_type), key=lambda name: -model.composition.loc[name].sum())
         if len(names) > 1:
             expected.append([cell_type, f"{number[cell_type]:,}", "", ""])
         for name in names:

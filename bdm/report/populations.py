@@ -98,7 +98,7 @@ def types_of(results: Results) -> Iterator[TypePopulations]:
     model, hierarchy = results.model, results.model.hierarchy
     numbers = {name: hierarchy.by_name[name].n_cells for name in hierarchy.populations}
     for cell_type in hierarchy.cell_types:
-        names = hierarchy.populations_of(cell_type)
+        names = sorted(hierarchy.populations_of(cell_type), key=lambda name: -numbers[name])
         n_cells = sum(numbers[name] for name in names)
         yield TypePopulations(
             cell_type,
