@@ -172,8 +172,14 @@ def test_all_other_figures_of_an_interpretation(model):
         "real training cells below the branch",
     ]
     assert [axis.get_title() for axis in pl.markers(model)] == ["real cells (training)", "generated cells"]
-    keys = [text.get_text() for text in pl.ancestral_umap(model).get_legend().get_texts()]
-    assert len(keys) == len(model.hierarchy.cell_types) + 1
+    umap = pl.ancestral_umap(model)
+    keys = [text.get_text() for text in umap.get_legend().get_texts()]
+    assert [key.partition("  ")[2] for key in keys[:-2]] == list(model.hierarchy.cell_types)
+    assert keys[-2:] == ["sub-population", "node, by its number"]
+    branches, places = model.hierarchy.branches, model.interpretation.embedding.ancestral_states
+    parts = [branch.name not in model.hierarchy.cell_types and branch.level == 0 for branch in branches]
+    small = [line.get_xydata()[0] for line in umap.lines if line.get_markersize() == 4]
+    np.testing.assert_allclose(sorted(map(tuple, small)), sorted(map(tuple, places[parts])))
     assert any(title.startswith("r of log fold changes") for title in (a.get_title() for a in pl.agreement(model)))
 
 

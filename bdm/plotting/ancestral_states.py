@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.markers import Dots
 from bdm.interpretation.results import Interpretation
@@ -39,7 +40,8 @@ MAX_ENDS = 45
 MAX_PANELS, N_COLUMNS = 12, 4
 MAX_KEYS_OF_COLUMN = 28
 LEVEL_LINE: Style = {"color": NODE, "linewidth": 1, "linestyle": ":"}
-SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other cell types": "0.8"}
+SUB_POPULATION: Style = {"marker": "o", "linestyle": "", "markeredgecolor": "black", "markersize": 4}
+SIDES = {"child": MODEL["color"], "its siblings": "#D55E00", "other populations": "0.8"}
 
 
 def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
@@ -78,7 +80,7 @@ def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = 
 
 
 def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
-    """Draw the mean path of each cell type through the noise levels, for the best marker gene of each branch.
+    """Draw the mean path of each population through the noise levels, for the best marker gene of each branch.
 
     Where there are more branches than panels, the branches that leave the highest nodes are drawn.
     """
@@ -94,17 +96,17 @@ def paths_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> 
     figure.supxlabel(NOISE_LEVEL, fontsize=9)
     keys = [Line2D([], [], color=colour, label=side) for side, colour in SIDES.items()]
     keys.append(Line2D([], [], label="level of the node", **LEVEL_LINE))
-    title = "Mean expression that the model expects of each cell type, from noise (left) to cells (right)"
+    title = "Mean expression that the model expects of each population, from noise (left) to cells (right)"
     figure.legend(handles=keys, title=title, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
 def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) -> None:
-    """Draw the staircase of each cell type, for the best gene of one branch."""
+    """Draw the staircase of each population, for the best gene of one branch."""
     hierarchy, contrast = interpretation.hierarchy, of.contrast
     gene = np.argmin(of.model.rank)
     expression = interpretation.ancestral_states.expression.iloc[:, gene]
-    sides = {"other cell types": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
+    sides = {"other populations": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
     for side, cell_types in sides.items():
         for cell_type in cell_types:
             path = hierarchy.path(cell_type)
@@ -127,8 +129,9 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
 def plot_ancestral_umap(interpretation: Interpretation, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
     """Draw the ancestral states among real cells in one UMAP, joined as in the tree; cell types have numbers.
 
-    The sub-populations of a cell type share a colour and a number. Where there are more cell types than numbers, so do
-    the types of a clade that separates at a low level.
+    The sub-populations of a cell type share a colour and a number; smaller points are their ancestral states. Where
+    there are more cell types than numbers, the types of a clade that separates at a low level share a colour and a
+    number.
     """
     hierarchy = interpretation.hierarchy
     view = view_of(hierarchy)
@@ -167,6 +170,9 @@ def draw_states(
         parent = view.hierarchy.by_name[name].parent
         if parent is not None:
             ax.plot(*np.transpose([states[parent], states[name]]), color=BRANCH, linewidth=0.8, alpha=0.7, zorder=3)
+    for end, colour in zip(view.ends, colours, strict=True):
+        if end.divided:
+            draw_sub_populations(ax, view.hierarchy, end, states, colour)
     for name in view.opened:
         ax.plot(*states[name], "s", color=NODE, markeredgecolor="black", markersize=7, zorder=4)
     text: Style = {"weight": "bold", "path_effects": [HALO], "textcoords": "offset points", "zorder": 5}
@@ -181,6 +187,17 @@ def draw_states(
         ax.annotate(label, (x, y), (-5, -10), fontsize=8, color=NODE, ha="right", **text)
 
 
+def draw_sub_populations(ax: Axes, hierarchy: Hierarchy, end: End, states: dict[str, np.ndarray], colour: str) -> None:
+    """Draw the ancestral states of sub-populations as small points, and join them to the state of their cell type."""
+    above = {branch.name for top in end.branches for branch in hierarchy.lineage(top.name)}
+    below = {branch.name for leaf in end.populations for branch in hierarchy.lineage(leaf)} - above
+    for name in filter(below.__contains__, hierarchy.by_name):
+        if (parent := hierarchy.by_name[name].parent) is not None:
+            ax.plot(*np.transpose([states[parent], states[name]]), color=colour, linewidth=0.8, zorder=3)
+        if not hierarchy.children[name]:
+            ax.plot(*states[name], color=colour, **SUB_POPULATION, zorder=3.5)
+
+
 def keys(view: View, colours: Sequence[str]) -> list[Line2D]:
     """Explain numbers, colours and markers."""
     ends = [
@@ -189,6 +206,8 @@ def keys(view: View, colours: Sequence[str]) -> list[Line2D]:
         )
         for number, (end, colour) in enumerate(zip(view.ends, colours, strict=True), start=1)
     ]
+    if any(end.divided for end in view.ends):
+        ends.append(Line2D([], [], color="0.7", label="sub-population", **SUB_POPULATION))
     label = "node, by its number"
     return [*ends, Line2D([], [], marker="s", linestyle="", color=NODE, markeredgecolor="black", label=label)]
 
