@@ -17,6 +17,7 @@ from bdm import pl
 from bdm.errors import InputError
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.evaluation import LABELS, overall_figure
+from bdm.plotting.extension import MAX_PANELS
 from bdm.plotting.write import FIGURES
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -239,10 +240,12 @@ def test_extension_is_plotted(small_model, example_cells, tmp_path):
     model.extend(new)
     named = [text.get_text() for text in pl.likelihood(model).texts]
     assert "new" in named
-    assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == [f"+ new  ({new.n_obs})"]
+    populations = model.hierarchy.populations_of("new")
+    expected = [f"+ new  ({len(populations)} sub-populations, {new.n_obs})"]
+    assert [text for text in texts(pl.hierarchy(model)) if text.startswith("+ ")] == expected
     assert [axis.get_title() for axis in pl.type_specific_genes(model, ["new"])] == ["new"]
     specific = model.model.autoencoder.adapters
-    assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(specific)
+    assert [axis.get_title() for axis in pl.type_specific_genes(model)] == list(specific)[:MAX_PANELS]
     with pytest.raises(InputError, match="T-800"):
         pl.type_specific_genes(model, ["T-800"])
     in_memory = bdm.ExtensionReport.of(model.last_extension)
