@@ -227,6 +227,22 @@ def test_thinning_leaves_out_what_is_empty(example_cells):
     assert list(thinned.obs_names) != list(other.obs_names)
 
 
+def test_cells_along_a_curve_have_no_clusters_and_the_same_genes_in_any_number():
+    continuous = load("scripts/continuous_cells.py")
+    for shape in continuous.Shape:
+        few, many = (continuous.simulate(shape, n, seed=0) for n in (300, 600))
+        assert (many.X != continuous.simulate(shape, 600, seed=0).X).nnz == 0
+        assert (many.X != continuous.simulate(shape, 600, seed=1).X).nnz > 0
+        means = [np.log1p(np.asarray(cells.X.mean(axis=0)).ravel()) for cells in (few, many)]
+        assert np.corrcoef(means)[0, 1] > 0.98
+        assert (many.X.getnnz(axis=1) > 0).all()
+    x = continuous.positions(continuous.Shape.branching, 3000, np.random.default_rng(0))
+    assert np.mean(x[:, 1] == 0) == pytest.approx(continuous.BRANCH_POINT, abs=0.03)
+    assert np.mean(x[:, 1] > 0) == pytest.approx(0.6 * continuous.SHARE_OF_FIRST, abs=0.03)
+    neighbours = np.linalg.norm(x[:, None] - x, axis=2) + 9 * np.eye(len(x))
+    assert neighbours.min(axis=1).max() < 0.2  # no gaps along the curve
+
+
 def test_type_made_rare_keeps_its_test_cells(prepared):
     rare = load("scripts/make_rare.py").made_rare(prepared, B, 7, seed=0)
     numbers = [pd.crosstab(a.obs["cell_type"], a.obs["split"] == "test") for a in (prepared, rare)]

@@ -7,14 +7,26 @@ def raw_cells(wildcards):
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set, thinned, with labels joined or without some types, as the configuration sets."""
+    """Give the cells of a data set: simulated, thinned, with labels joined or without some types, as configured."""
     changes = {
+        "simulate": rules.continuous_cells.output.cells,
         "thin": rules.thin.output.cells,
         "join": rules.join_labels.output.cells,
         "leave_out": rules.leave_out.output.cells,
     }
     changed = [cells.format(**wildcards) for key, cells in changes.items() if key in PREPARED[wildcards.data]]
     return changed or raw_cells(wildcards)
+
+
+rule continuous_cells:
+    output:
+        cells=temp("results/{data}/{seed}/simulated.h5ad"),
+    log:
+        "results/{data}/{seed}/logs/continuous_cells.log",
+    params:
+        options=lambda wildcards: PREPARED[wildcards.data]["simulate"],
+    shell:
+        "python {SCRIPTS}/continuous_cells.py {params.options} {output.cells} --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule join_labels:

@@ -13,6 +13,11 @@ def over_seeds(values: pd.Series) -> str:
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
+def smallest_to_largest(values: pd.Series) -> str:
+    """Format the range of whole numbers, or the only one."""
+    return " to ".join(map(str, sorted({values.min(), values.max()})))
+
+
 def markdown(table: pd.DataFrame) -> str:
     """Write a table with its index as Markdown; what is missing is left empty."""
     table = table.reset_index()

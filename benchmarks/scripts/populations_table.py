@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import typer
-from as_text import OVER_SEEDS, markdown, over_seeds
-from coarse_table import smallest_to_largest
+from as_text import OVER_SEEDS, markdown, over_seeds, smallest_to_largest
 from populations import LABEL
 from sklearn.metrics import adjusted_rand_score
 
