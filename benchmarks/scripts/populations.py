@@ -4,16 +4,28 @@ from pathlib import Path
 from typing import Annotated
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import scanpy as sc
 import typer
+from scipy import sparse
+from sklearn.neighbors import KNeighborsTransformer
 
 from bdm.data.prepare import read_prepared
 from bdm.files import atomic_write
 from bdm.latent.cells import read_latent
 
 BDM = "bdm"
+APPROXIMATE = 8192  # cells from which on scanpy's default is approximate, and fails with recent scikit-learn
 LABEL = "label: "  # before the name of a column of labels
+
+
+class Neighbours(KNeighborsTransformer):
+    """Exact nearest neighbours, of any number of cells, as a sparse matrix with the methods that scanpy calls."""
+
+    def fit_transform(self, cells: np.ndarray) -> sparse.csr_matrix:
+        """Return the distances of each cell to its nearest neighbours."""
+        return sparse.csr_matrix(super().fit_transform(cells))
 
 
 def clusters(counts: ad.AnnData, resolutions: list[float], *, seed: int) -> pd.DataFrame:
@@ -27,7 +39,8 @@ def clusters(counts: ad.AnnData, resolutions: list[float], *, seed: int) -> pd.D
     sc.pp.normalize_total(cells, target_sum=1e4)
     sc.pp.log1p(cells)
     sc.pp.pca(cells, random_state=seed)
-    sc.pp.neighbors(cells, random_state=seed)
+    exact = None if cells.n_obs < APPROXIMATE else Neighbours(n_neighbors=15)
+    sc.pp.neighbors(cells, transformer=exact, random_state=seed)
     for resolution in resolutions:
         how = {"flavor": "igraph", "n_iterations": 2, "directed": False}
         sc.tl.leiden(cells, resolution, key_added=f"leiden {resolution:g}", random_state=seed, **how)
