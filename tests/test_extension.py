@@ -253,7 +253,10 @@ def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value,
     settings = record["settings"] | {"sub_populations": value, "min_cells_per_sub_population": 5}
     autoencoder = replace(base.autoencoder, provenance=record | {"settings": settings})
     new = new_cells(mixed_cells, base, cell_types=("mixed",), seed=0)
-    [found] = extend_all(replace(base, autoencoder=autoencoder), new, QUICK, seed=0, provenance={})
+    settings = replace(QUICK, n_bootstrap=0)
+    [found] = extend_all(replace(base, autoencoder=autoencoder), new, settings, seed=0, provenance={})
+    assert found.extension.support is None
+    assert "(support" not in summary(found)
     populations = found.model.autoencoder.populations_of("mixed")
     assert len(populations) == n_populations
     if n_populations == 1:

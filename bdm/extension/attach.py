@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,23 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import TypeMoments
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Where a new cell type leaves the hierarchy of a model, and its branches from there down.
+
+    Attributes
+    ----------
+    support
+        Share of resamples of its cells that leave the same branch; None without resamples.
+    tree
+        A leaf, or the clade of its populations, with the support of its inner nodes.
+    """
+
+    attachment: AttachmentPoint
+    support: float | None
+    tree: Hierarchy
 
 
 def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
@@ -41,38 +59,41 @@ def distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
     return squares.groupby(squares.index.map(model.cell_type_of)).mean().sort_values().clip(lower=0) ** 0.5
 
 
-def attached_tree(
+def attached(
     model: BranchedModel, cells: LatentCells, moments: TypeMoments, *, n_bootstrap: int, seed: int
-) -> tuple[AttachmentPoint, float, Hierarchy]:
+) -> Attached:
     """Find where a new cell type leaves the hierarchy of a model, and the tree of its populations.
 
     Parameters
     ----------
     cells, moments
         Of the populations of the type.
-
-    Returns
-    -------
-    The attachment point; the share of resamples of the cells that leave the same branch; and the branches of the type
-    from there down, with the support of its inner nodes.
     """
     means = MeasuredMeans.of(moments)
     (shape,) = clades_of_types(means, cells.cell_types, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.cell_types)}
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
-    lowest = max(root.level, MIN_LEVEL)
-    attachment = attachment_of(model, means, lowest)
+    attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
     x, code = model.whitening(cells.mean).double().numpy(), cells.cell_type.numpy()
-    by_population = [x[code == number] for number in range(len(cells.cell_types))]
-    generator = numpy_generator(seed, "place")
-    resampled = np.stack([resampled_means(of, n_bootstrap, generator) for of in by_population], axis=1)
-    noise = means.variance + np.array([of.var(axis=0).sum() / len(of) for of in by_population])
-    places = [attachment_of(model, MeasuredMeans(of_sample, noise), lowest) for of_sample in resampled]
-    support = float(np.mean([place.branch == attachment.branch for place in places]))
     clades = clade_support(x, code, means.variance, n_bootstrap=n_bootstrap, seed=seed)
     taken = {*model.hierarchy.by_name, *cells.cell_types, *cells.labels, next_node_name(model.hierarchy)}
     branches = branches_of(root, None, cells, clades, inner_names(taken))
-    return attachment, support, fitted_below(attachment, branches, nearer_to(model, means, cells), model)
+    tree = fitted_below(attachment, branches, nearer_to(model, means, cells), model)
+    if not n_bootstrap:
+        return Attached(attachment, None, tree)
+    by_population = [x[code == number] for number in range(len(cells.cell_types))]
+    resamples = resampled(by_population, means.variance, n_bootstrap, numpy_generator(seed, "place"))
+    same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
+    return Attached(attachment, float(np.mean(same)), tree)
+
+
+def resampled(
+    cells: list[np.ndarray], variance: np.ndarray, n_bootstrap: int, generator: np.random.Generator
+) -> Iterator[MeasuredMeans]:
+    """Means of resamples of the cells of each population (cells x dimensions), with the noise of both samplings."""
+    means = np.stack([resampled_means(of_population, n_bootstrap, generator) for of_population in cells], axis=1)
+    noise = variance + np.array([of_population.var(axis=0).sum() / len(of_population) for of_population in cells])
+    return (MeasuredMeans(of_resample, noise) for of_resample in means)
 
 
 def attachment_of(model: BranchedModel, means: MeasuredMeans, lowest: float) -> AttachmentPoint:
@@ -86,7 +107,8 @@ def nearer_to(model: BranchedModel, means: MeasuredMeans, cells: LatentCells) ->
         return {}
     known = MeasuredMeans.of(model.moments)
     both = MeasuredMeans(np.concatenate([known.mean, means.mean]), np.concatenate([known.variance, means.variance]))
-    labels = (*(model.cell_type_of[name] for name in model.populations), *cells.labels)
+    cell_type_of = model.cell_type_of
+    labels = (*(cell_type_of[name] for name in model.populations), *cells.labels)
     return dict(zip(cells.cell_types, nearer_types(both, labels)[len(known.mean) :], strict=True))
 
 

@@ -16,7 +16,7 @@ from bdm.autoencoder.fit_adapters import AdapterSettings, TypeCells, fit_gaining
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.diffusion.populations import BranchPopulations
-from bdm.extension.attach import attached_tree, distances, squared_distances, updated_leaf
+from bdm.extension.attach import attached, distances, squared_distances, updated_leaf
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.extension.populations import cells_by_population, find_populations
@@ -126,17 +126,17 @@ def extend(
     found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
     encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
     latent, moments = cells_and_moments(model, encoded)
-    where = attached_tree(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
-    attachment, support, tree = where
+    where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
+    neighbour = where.attachment.branch
     extension = Extension(
         cell_type=cell_type,
-        attachment=attachment,
-        support=support,
-        tree=tree,
+        attachment=where.attachment,
+        support=where.support,
+        tree=where.tree,
         adapters=found.adapters,
         sub_populations=found.sub_populations,
         moments=moments,
-        embeddings=fit_branches(model, latent, moments, tree, attachment.branch, settings.branch, seed=seed),
+        embeddings=fit_branches(model, latent, moments, where.tree, neighbour, settings.branch, seed=seed),
         library_sizes=latent.library_size_range,
         composition=composition_of(encoded.obs[encoded.obs["split"] != "test"]),
         batches=batches or {},

@@ -200,9 +200,10 @@ def describe(row: Mapping[str, Any]) -> str:
         )
     else:
         divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
+        support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
         where = (
             f"{row['cell_type']} ({row['n_cells']} cells{divided}) leaves branch {row['attachment_branch']} at noise "
-            f"level {row['level']:.2f} (support {row['support']:.0%})."
+            f"level {row['level']:.2f}{support}."
         )
     nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
     return f"{where} {nearest} {verdict(row)}"

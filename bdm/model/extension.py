@@ -33,7 +33,7 @@ class Extension:
     attachment
         Where the type leaves the hierarchy of the model that is extended; None for an updated population.
     support
-        Share of resamples of its cells that leave the same branch; None for an updated population.
+        Share of resamples of its cells that leave the same branch; None for an updated population or without resamples.
     tree
         Branches of the populations, from the attachment point down: one leaf, or the clade of a type with several.
     adapters
