@@ -74,7 +74,8 @@ class BranchedDiffusion(FittedModel):
     last_extension
         The types of the last :meth:`extend`, for :mod:`bdm.pl` to plot.
     history
-        Losses of the last :meth:`fit` by step, as tables of the ``autoencoder`` and the ``denoiser``.
+        Losses of the last :meth:`fit` by step, as tables of the ``autoencoder`` and the ``denoiser``; and a table of
+        ``branches``, on which the network of the denoiser is compared with the closed form.
     """
 
     settings: Settings | None = None

@@ -27,6 +27,7 @@ from bdm.generation.generate import generated_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.files import read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.model.model import load_model, save_model
 from bdm.plotting.style import save_figure
 from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import PrepareSettings
@@ -268,7 +269,7 @@ def test_random_tree_is_binary_and_has_all_types():
 
 @pytest.fixture(scope="module")
 def trained(prepared_file, tmp_path_factory) -> Path:
-    """Folder with an autoencoder, a hierarchy and a model, of few steps."""
+    """Folder with an autoencoder, a hierarchy and a model of few steps, with a network on all branches."""
     folder = tmp_path_factory.mktemp("trained")
     autoencoder, hierarchy = folder / "autoencoder", folder / "hierarchy.json"
     for arguments in [
@@ -277,6 +278,9 @@ def trained(prepared_file, tmp_path_factory) -> Path:
         ["train", autoencoder, hierarchy, folder / "model", "--n-steps", 60, "--width", 16],
     ]:
         app(list(map(str, arguments)), standalone_mode=False)
+    model = load_model(folder / "model")
+    model.denoiser.learned.fill_(True)
+    save_model(folder / "model", model)
     return folder
 
 
