@@ -263,7 +263,8 @@ def test_page_of_an_extended_model_shows_what_its_first_cells_left_out(full, res
     cells = read_prepared(joined)
     grown = replace(results, model=load_model(tmp_path / "model"), cells=cells.obs, record=dict(cells.uns["bdm"]))
     text = words_of(report_page(grown))
-    assert f"Cells {len(results.cells) + 13} Genes 100 of 765 Cell types 5 Seed" in text
+    populations = f"Populations {len(grown.model.populations)}"
+    assert f"Cells {len(results.cells) + 13} Genes 100 of 765 Cell types 5 {populations} Seed" in text
     assert "Left out of the cells of the first model 2 cell types, 21 cells" in text
 
 
@@ -486,6 +487,8 @@ def test_page_shows_on_which_branches_the_network_is_kept(results):
     page = report_page(replace(results, branches=many.assign(branch=[f"node {i}" for i in range(400)])))
     assert "The network is kept on 200 of 400 branches" in words_of(page)
     assert '<details class="left-out"> <summary>Loss' in re.sub(r"\s+", " ", page)
+    none = words_of(report_page(replace(results, branches=LOSSES.assign(kept=False))))
+    assert "The network is kept on none of 4 branches" in none
     assert "What the network adds" not in report_page(replace(results, branches=None))
 
 

@@ -48,12 +48,13 @@ def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = 
     """Draw a dot plot of marker genes by branch: in the ancestral state at its end, and in the real cells below it.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in the panel.
-    Where there are more branches than rows, the branches that leave the highest nodes are drawn.
+    Where there are more branches than rows, cell types have no rows for their sub-populations, and the branches that
+    leave the highest nodes are drawn.
     """
     if not any(interpretation.markers.genes.values()):
         return figure_of_text(NO_MARKERS, new=new)
     hierarchy, markers = interpretation.hierarchy, interpretation.markers
-    view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=True)
+    view = view_of(hierarchy, max_rows=MAX_ENDS, sub_populations=len(hierarchy.populations) <= MAX_ENDS)
     names = list(view.drawn)
     groups = genes_to_draw(markers, hierarchy)
     genes = [gene for group in groups for gene in group]
