@@ -1,11 +1,16 @@
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
+import bdm
+from bdm.cli import app
 from bdm.errors import InputError
+from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.style import ADDED, save_figure
 from bdm.plotting.tree import node_labels, plot_hierarchy, view_of, without_overlaps
@@ -169,6 +174,21 @@ def test_sub_populations_are_plotted_where_asked_for():
     assert labels_of(hierarchy, root="type 1/2") == ["type 1/2  (5)"]
     text = [label.text for label in node_labels(view_of(hierarchy, sub_populations=True), names=False)]
     assert text == ["3.0 · 100%", "2.0 · 100%", "type 0 · 0.5", "type 1 · 0.5"]
+
+
+def test_command_and_python_plot_sub_populations_where_asked_for(tmp_path: Path):
+    hierarchy = divided(caterpillar(3), {"type 0": 3, "type 1": 2})
+    save_hierarchy(tmp_path / "tree.json", hierarchy)
+    for options, n_rows in (((), 3), (("--sub-populations",), 6), (("--root", "type 0"), 3)):
+        app(["plot-tree", str(tmp_path / "tree.json"), str(tmp_path / "tree.svg"), *options], standalone_mode=False)
+        drawn = (tmp_path / "tree.svg").read_text()
+        names = re.findall(r"<!-- ((?:type|last)[^>]*\)) -->", drawn)
+        assert len(names) == n_rows
+        assert any("/" in name for name in names) == bool(options)
+    for sub_populations, n_rows in ((False, 3), (True, 6)):
+        ax = bdm.pl.hierarchy(hierarchy, sub_populations=sub_populations, show=False)
+        assert len(ax.get_yticklabels()) == n_rows
+        plt.close(ax.figure)
 
 
 def test_one_cell_type_alone_shows_its_sub_populations():
