@@ -298,6 +298,20 @@ def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cell
         new_cells(cells, with_mixed.model, cell_types=("mixed/1",), seed=0)
 
 
+@pytest.mark.parametrize("every", [2, 100])
+@pytest.mark.parametrize("shared", [False, True])
+def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, every, shared):
+    few = replace(base, denoiser=copy.deepcopy(base.denoiser))
+    few.denoiser.learned.copy_(torch.arange(len(few.denoiser.learned)) % every == 1)
+    new = new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
+    [found] = extend_all(few, new, QUICK, seed=0, provenance={})
+    before, after = (generated(model, shared=shared) for model in (few, found.model))
+    known = after[after.obs["cell_type"] != "mixed"]
+    assert (known.X != before.X).nnz == 0
+    assert (known.obsm["latent"] == before.obsm["latent"]).all()
+    assert set(after.obs["sub_population"]) == set(found.model.populations)
+
+
 # ---- batches
 
 
