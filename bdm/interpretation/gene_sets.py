@@ -127,7 +127,8 @@ def enrichment(
     Returns
     -------
     Table of contrasts and sets of three genes or more, best first: ``score`` and ``normalised_score`` are above 0 where
-    the set is higher inside, ``q`` is the false discovery rate over the sets of a contrast.
+    the set is higher inside, ``q`` is the false discovery rate over the sets of a contrast; ``p`` and ``q`` are NaN
+    where the differences have no p-values: sets of highly expressed genes differ between the halves of one population.
 
     References
     ----------
@@ -148,6 +149,8 @@ def enrichment(
         found = enrichment_of_ranking(
             pd.Series(differences.score, index=genes), near, seed=derive(seed, contrast.child) % 2**31
         )
+        if not differences.has_p:
+            found[["p", "q"]] = np.nan
         found["n_genes"] = found["gene_set"].map({name: len(members) for name, members in tested.items()})
         names = {"node": contrast.node, "level": contrast.level, "child": contrast.child}
         tables.append(found.assign(**names, cell_types="; ".join(contrast.names_inside))[list(tables[0])])
