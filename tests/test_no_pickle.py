@@ -66,6 +66,7 @@ def test_files_are_json_and_safetensors(folder):
 def test_model_is_read_where_no_pickle_can_be(folder):
     imports = (
         "from pathlib import Path\nfrom bdm.checkpoint import Checkpoint\nfrom bdm.model.model import load_model\n"
+        "import torch.utils._device\n"  # torch imports it when a device is first entered
     )
     program = [sys.executable, "-c", imports + GUARD + READ, folder]
     done = subprocess.run(program, capture_output=True, text=True)
