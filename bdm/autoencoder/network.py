@@ -147,7 +147,7 @@ class CountAutoencoder(nn.Module):
         """Make a network with copies of these tensors; torch's global random generator is left alone."""
         with torch.device("meta"):  # where a network has no values yet, and so draws none
             network = cls(shape)
-        network.to_empty(device="cpu").load_state_dict(state)
+        network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return network.eval()
 
     @torch.no_grad()
