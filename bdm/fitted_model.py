@@ -18,6 +18,7 @@ from bdm.latent.cells import encode
 from bdm.model.fitted_cells import real_cells_for
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel
+from bdm.model.populations import populations_by
 from bdm.provenance import provenance, storable
 from bdm.schema import reject_unknown
 from bdm.settings import (
@@ -278,8 +279,8 @@ class FittedModel:
 
         Returns
         -------
-        Scores: ``overall`` (scores x sets, the floor first) and ``by_type``; :mod:`bdm.pl` plots, and ``save`` writes
-        them.
+        Scores: ``overall`` (scores x sets, the floor first), ``by_type`` and ``by_population``; :mod:`bdm.pl` plots,
+        and ``save`` writes them.
 
         Raises
         ------
@@ -307,7 +308,7 @@ class FittedModel:
         cells = {name: known_cells(adata, self.model, keys_found_in(adata, keys)) for name, adata in sets.items()}
         for name, of_set in cells.items():
             check_number(of_set.n_by_type, real.test.n_by_type, name)
-        return evaluate(real, cells, settings, seed=seed)
+        return evaluate(real, cells, settings, populations=populations_by(self.model), seed=seed)
 
     @computing
     def evaluate_transmuted(

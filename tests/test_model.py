@@ -15,7 +15,14 @@ from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.hierarchy.tree import from_nested
 
-PARTS = ("autoencoder.safetensors", "denoiser.safetensors", "adapters.safetensors", "space.safetensors", "model.json")
+PARTS = (
+    "autoencoder.safetensors",
+    "denoiser.safetensors",
+    "adapters.safetensors",
+    "sub_populations.safetensors",
+    "space.safetensors",
+    "model.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +71,49 @@ def test_batches(batch_model):
     model = batch_model.model
     assert model.autoencoder.batches == ("one", "two")
     assert list(model.composition) == ["one", "two"]
-    assert model.composition.loc["CD19+ B", "two"] == 0
+    assert (model.composition.loc[["CD19+ B/1", "CD19+ B/2"], "two"] == 0).all()
+    assert set(model.composition.index) == set(model.populations)
+    assert model.composition_of_types.loc["CD19+ B", "two"] == 0
+    assert set(model.composition_of_types.index) == set(model.cell_types)
     assert model.composition.to_numpy().sum() == batch_model.prepared.n_obs
+
+
+def test_populations_are_the_leaves_of_the_hierarchy(small_model):
+    model = small_model.model
+    assert set(model.hierarchy.populations) == set(model.populations)
+    assert set(model.populations) - set(model.cell_types) == {
+        "CD19+ B/1",
+        "CD19+ B/2",
+        "Dendritic/1",
+        "Dendritic/2",
+    }
+    for cell_type in model.cell_types:
+        populations = model.autoencoder.populations_of(cell_type)
+        assert set(model.hierarchy.leaves(cell_type)) == set(populations)
+        assert {model.cell_type_of[name] for name in populations} == {cell_type}
+
+
+def test_label_that_has_the_name_of_a_sub_population(example_cells, small_settings, tmp_path):
+    """A user's `Dendritic/1` beside `Dendritic` keeps its name, and sub-populations have others."""
+    quick = replace(
+        small_settings,
+        autoencoder=replace(small_settings.autoencoder, n_steps=20),
+        denoiser=replace(small_settings.denoiser, n_steps=2),
+    )
+    cells = example_cells.copy()
+    cells.obs["bulk_labels"] = cells.obs["bulk_labels"].cat.rename_categories({"CD56+ NK": "Dendritic/1"})
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=quick).fit()
+    assert model.model.autoencoder.populations_of("Dendritic") == ("Dendritic//1", "Dendritic//2")
+    assert model.model.autoencoder.populations_of("Dendritic/1") == ("Dendritic/1",)
+    generated = model.generate({"Dendritic": 8, "Dendritic/1": 3}, n_levels=2).obs
+    assert generated["cell_type"].value_counts()[["Dendritic", "Dendritic/1"]].tolist() == [8, 3]
+    assert set(generated["sub_population"]) == {"Dendritic//1", "Dendritic//2", "Dendritic/1"}
+    transmuted = model.transmute(cells, "Dendritic//2", from_="Dendritic/1").obs
+    assert set(transmuted["original_type"]) == {"Dendritic/1"}
+    assert set(transmuted["cell_type"]) == {"Dendritic"}
+    model.save(tmp_path / "model")
+    loaded = BranchedDiffusion.load(tmp_path / "model").generate({"Dendritic": 8, "Dendritic/1": 3}, n_levels=2)
+    pd.testing.assert_frame_equal(loaded.obs, generated)
 
 
 def test_same_seed_same_model(example_cells, small_settings):
@@ -210,7 +258,7 @@ def test_truncated_file(copied, name, share):
         BranchedDiffusion.load(copied)
 
 
-@pytest.mark.parametrize("name", PARTS[:3])
+@pytest.mark.parametrize("name", PARTS[:4])
 @pytest.mark.parametrize("place", [0, 100, -1])
 def test_changed_byte(copied, name, place):
     content = bytearray((copied / name).read_bytes())
@@ -236,7 +284,8 @@ def test_changed_byte(copied, name, place):
         {"hierarchy": {"format": 1}},
         {"hierarchy": "tree"},
         {"composition": 5},
-        {"cell_types": None},
+        {"populations": None},
+        {"populations": ["Dendritic"]},
     ],
 )
 def test_other_content(copied, change):
@@ -246,7 +295,9 @@ def test_other_content(copied, change):
         BranchedDiffusion.load(copied)
 
 
-@pytest.mark.parametrize("lacking", ["autoencoder", "denoiser", "hierarchy", "cell_types", "composition", "provenance"])
+@pytest.mark.parametrize(
+    "lacking", ["autoencoder", "denoiser", "hierarchy", "populations", "composition", "provenance"]
+)
 def test_lacking_content(copied, lacking):
     content = json.loads((copied / "model.json").read_text())
     del content[lacking]

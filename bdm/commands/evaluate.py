@@ -50,18 +50,20 @@ def evaluate(
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
+    from bdm.model.populations import populations_by
     from bdm.plotting.write import write_figures
 
     check_used(model, test_cells, keys)
     files = named_files(generated, compare or [])
     with atomic_write(out, folder_of="evaluation.json") as folder:
-        if model is None:
-            real = read_real_cells(cells, on_disk=True)
+        loaded = None if model is None else load_model(model)
+        if loaded is None:
+            real, batch_key, populations = read_real_cells(cells, on_disk=True), None, None
         else:
-            loaded = load_model(model)
             real = real_cells_for(loaded, read_fitted_cells(cells, loaded, keys), test_cells, keys)
-        sets = {name: read_generated(file, real, on_disk=True) for name, file in files.items()}
-        evaluation = evaluate_cells(real, sets, settings, seed=seed)
+            batch_key, populations = loaded.preparation["batch_key"], populations_by(loaded)
+        sets = {name: read_generated(file, real, on_disk=True, batch_key=batch_key) for name, file in files.items()}
+        evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})
         evaluation.save(folder)

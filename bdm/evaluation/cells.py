@@ -64,18 +64,34 @@ class TypedCells(ABC):
 
 @dataclass(frozen=True)
 class Cells(TypedCells):
-    """Counts of cells (cells x genes) and their types."""
+    """Cells in memory.
+
+    Attributes
+    ----------
+    counts
+        Cells x genes.
+    cell_type
+        Name of each cell's type.
+    batch
+        Name of each cell's batch; None where it is not known.
+    population
+        Name of each cell's population; None where populations are not compared.
+    """
 
     counts: sparse.csr_matrix
     cell_type: np.ndarray
+    batch: np.ndarray | None = None
+    population: np.ndarray | None = None
 
     @classmethod
     def from_anndata(cls, adata: AnnData) -> Cells:
-        """Take counts from ``X`` and types from ``obs['cell_type']``."""
-        return cls(sparse.csr_matrix(adata.X, dtype=np.float32), adata.obs["cell_type"].to_numpy(dtype=str))
+        """Take counts from ``X``, types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
+        counts = sparse.csr_matrix(adata.X, dtype=np.float32)
+        return cls(counts, adata.obs["cell_type"].to_numpy(dtype=str), batch_in(adata.obs, "batch"))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
-        return Cells(self.counts[index], self.cell_type[index])
+        batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
+        return Cells(self.counts[index], self.cell_type[index], batch, population)
 
     @cached_property
     def library_size(self) -> np.ndarray:
@@ -96,6 +112,12 @@ class Cells(TypedCells):
     def expression(self) -> sparse.csr_matrix:
         """``log1p(CP10k)``."""
         return self.cp10k.log1p()
+
+
+def batch_in(obs: pd.DataFrame, *columns: str | None) -> np.ndarray | None:
+    """Batch of each cell by the first of the columns that ``obs`` has; None if it has none of them."""
+    column = next((name for name in columns if name in obs), None)
+    return None if column is None else obs[column].to_numpy(dtype=str)
 
 
 @dataclass(frozen=True)
@@ -182,16 +204,21 @@ class StoredCells(TypedCells):
     rows: np.ndarray
     genes: pd.Index
     cell_type: np.ndarray
+    batch: np.ndarray | None = None
 
     @classmethod
-    def from_anndata(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
-        """Take types from ``obs['cell_type']``."""
-        return cls(path, adata, rows, genes, adata.obs["cell_type"].iloc[rows].to_numpy(dtype=str))
+    def from_anndata(
+        cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, *, batch_key: str | None = None
+    ) -> StoredCells:
+        """Take types from ``obs['cell_type']``, and batches from ``obs[batch_key]`` or ``obs['batch']``, if any."""
+        obs = adata.obs.iloc[rows]
+        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs, batch_key, "batch"))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows = self.rows[index]
         parts = [self.counts(rows[start : start + BLOCK]) for start in range(0, max(len(rows), 1), BLOCK)]
-        return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index])
+        batch = None if self.batch is None else self.batch[index]
+        return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index], batch)
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read the counts of cells by their indices in the file."""
@@ -253,13 +280,15 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     return RealCells(training.in_memory(), test.in_memory(), gene_names(adata))
 
 
-def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> TypedCells:
+def read_generated(path: Path, real: RealCells, *, on_disk: bool = False, batch_key: str | None = None) -> TypedCells:
     """Read cells to evaluate, with genes in the order of the real cells.
 
     Parameters
     ----------
     on_disk
         Leave the counts in the file until they are needed, and check only the needed ones.
+    batch_key
+        Column of ``obs`` with the batches; ``batch`` if not given.
 
     Raises
     ------
@@ -268,7 +297,7 @@ def read_generated(path: Path, real: RealCells, *, on_disk: bool = False) -> Typ
     """
     adata = open_counts(path, columns=("cell_type",))
     check_genes(adata.var_names, real.genes, path)
-    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, batch_key=batch_key)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 
 import numpy as np
@@ -23,9 +23,9 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.metrics import QueryCells, memorisation_shares
-from bdm.evaluation.resampling import SIZE_LIMITS, ResampledCells, SizeLimits, resampled_cells
+from bdm.evaluation.resampling import SIZE_LIMITS, Populations, ResampledCells, SizeLimits, resampled_cells
 from bdm.evaluation.results import Evaluation
-from bdm.evaluation.scores import Reference, Scores, score_cells
+from bdm.evaluation.scores import PopulationScores, Reference, Scores, score_cells
 from bdm.progress import progress
 from bdm.provenance import provenance
 from bdm.settings import EvaluationSettings
@@ -44,11 +44,17 @@ def evaluate(
     settings: EvaluationSettings = EvaluationSettings(),
     *,
     size_limits: SizeLimits = SIZE_LIMITS,
+    populations: Populations | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor.
 
     Scores that compare cell types with each other, F1 and log fold changes, are NaN where there is one type.
+
+    Parameters
+    ----------
+    populations
+        Finds the populations of cells, of all sets in the same way, for scores by sub-population.
     """
     training, test = real.training, real.test
     names = ", ".join(map(set_name, generated))
@@ -63,6 +69,8 @@ def evaluate(
         max_cells_per_type=settings.max_cells_per_type,
         max_cells=size_limits.compared,
     )
+    if populations is not None:
+        resamples = [resample.with_populations(populations) for resample in resamples]
     marking = sample_at_most(training, most=size_limits.marking, seed=seed)
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
     del marking
@@ -78,6 +86,7 @@ def evaluate(
     return Evaluation(
         overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
+        by_population=by_population_table(scores),
         n_cells=n_cells,
         n_compared=n_cells_table({"test": last.test, **last.query}, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},
@@ -129,6 +138,23 @@ def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
         for cell_type, type_scores in one.by_type.items()
     ]
     return pd.DataFrame(rows).groupby(["set", "cell_type"], sort=False).mean()
+
+
+def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
+    """Average scores by sub-population over resamples; no rows where no sub-populations are known."""
+    columns = ["cell_type", "sub_population", "set", *(field.name for field in fields(PopulationScores)[1:])]
+    rows = [
+        {"sub_population": name, "set": set_of, "n_resamples": len(of_resamples), **asdict(of_population)}
+        for set_of, of_resamples in scores.items()
+        for one in of_resamples
+        for name, of_population in one.by_population.items()
+    ]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    by = pd.DataFrame(rows).groupby(["cell_type", "sub_population", "set"], sort=False)
+    table, numbers = by.mean(), ["n_cells", "n_test"]
+    table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # also of resamples that have no such cells
+    return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
 
 
 def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = None) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Resampling: real and generated cells that are compared at a time, and limits of their numbers."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +19,8 @@ from bdm.evaluation.cells import (
     smaller_numbers,
     take_samples,
 )
+
+Populations = Callable[[Cells], np.ndarray | None]  # gives the population of each cell; None if it cannot be found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,14 @@ class ResampledCells:
     query: dict[str, Cells]
     floor_rows: np.ndarray
     seed: int
+
+    def with_populations(self, populations: Populations) -> ResampledCells:
+        """Find the population of each cell."""
+
+        def found(cells: Cells) -> Cells:
+            return replace(cells, population=populations(cells))
+
+        return replace(self, test=found(self.test), query={name: found(cells) for name, cells in self.query.items()})
 
 
 def resampled_cells(

@@ -36,6 +36,9 @@ class Evaluation:
         share of cells nearer to training than to test cells, at equal numbers; 0.5 without memorisation.
     by_type
         (set, cell_type) x `TypeScores`; without types of a single test cell.
+    by_population
+        A row for each sub-population and set, where a model finds the populations of cells: ``cell_type``,
+        ``sub_population``, ``set``, and `PopulationScores`; no rows elsewhere.
     n_cells
         Available cells: cell types x ``test``, ``train`` and the generated sets.
     n_compared
@@ -58,6 +61,7 @@ class Evaluation:
 
     overall: pd.DataFrame
     by_type: pd.DataFrame
+    by_population: pd.DataFrame
     n_cells: pd.DataFrame
     n_compared: pd.DataFrame
     markers: dict[str, list[str]]
@@ -110,7 +114,8 @@ class Evaluation:
         """Write the evaluation as a folder, for :meth:`load`.
 
         The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
-        ``overall.csv``, ``by_type.csv`` and ``genes.csv``.
+        ``overall.csv``, ``by_type.csv``, ``genes.csv`` and, if there are scores by sub-population,
+        ``by_population.csv``.
 
         Raises
         ------
@@ -129,6 +134,7 @@ class Evaluation:
             }
             tables, tensors = pack_tables(
                 {
+                    "by_population": self.by_population,
                     "gene_statistics": self.gene_statistics,
                     "fold_changes": self.fold_changes,
                     "embedding": self.embedding,
@@ -137,6 +143,8 @@ class Evaluation:
             write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
             self.overall.to_csv(out / "overall.csv", index_label="metric", float_format="%.6g")
             score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
+            if len(self.by_population):
+                self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
             self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
 
     @classmethod
@@ -156,6 +164,7 @@ class Evaluation:
             return cls(
                 overall=frame_of_rows(content["overall"]).T,
                 by_type=pd.concat(sets, names=["set", "cell_type"]),
+                by_population=tables["by_population"],
                 n_cells=frame_of_rows(content["n_cells"], dtype=int).rename_axis("cell_type"),
                 n_compared=frame_of_rows(content["n_compared"], dtype=int).rename_axis("cell_type"),
                 markers=content["markers"],

@@ -75,6 +75,31 @@ class TypeScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PopulationScores:
+    """Scores of the query cells of one sub-population in comparison with its test cells.
+
+    Distances and the forest AUC are as in `TypeScores`, in the same principal components and by the same random forest;
+    NaN where there are fewer than five of either.
+
+    Attributes
+    ----------
+    cell_type
+        Type that the sub-population belongs to.
+    n_cells, n_test
+        Query cells and test cells of the sub-population, among equal numbers of its type.
+    """
+
+    cell_type: str
+    n_cells: int
+    n_test: int
+    energy: float = np.nan
+    relative_energy: float = np.nan
+    mmd: float = np.nan
+    forest_auc: float = np.nan
+    library_size_ks: float = np.nan
+
+
+@dataclass(frozen=True, kw_only=True)
 class OverallScores:
     """Scores of all query cells in comparison with the test cells.
 
@@ -117,10 +142,11 @@ class OverallScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of cells, overall and by type."""
+    """Scores of one set of cells, overall, by type and by sub-population, where these are known."""
 
     overall: OverallScores
     by_type: dict[str, TypeScores]
+    by_population: dict[str, PopulationScores]
 
 
 @dataclass(frozen=True)
@@ -183,7 +209,8 @@ def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
     matched = match(query, reference.test, seed=seed)
     comparison = Comparison(matched.query, matched.test, reference, seed)
     by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
-    return Scores(score_all(comparison, mean_scores(by_type, reference.test)), by_type)
+    overall = score_all(comparison, mean_scores(by_type, reference.test))
+    return Scores(overall, by_type, score_populations(comparison))
 
 
 def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
@@ -194,20 +221,50 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
     if of_query.sum() < FEWEST_OF_TYPE:
         return TypeScores(f1=f1)
     changes = comparison.fold_changes.get(cell_type)
-    components = comparison.components[0][of_query], comparison.components[1][of_test]
-    energy = energy_distance(*components)
     return TypeScores(
-        energy=energy,
-        relative_energy=energy / max(spread(components[1]), np.finfo(float).tiny),
-        mmd=maximum_mean_discrepancy(*components),
-        forest_auc=auc(comparison.probabilities[0][of_query], comparison.probabilities[1][of_test]),
+        **distances(comparison, of_query, of_test),
         slope=changes.slope if changes else np.nan,
         fold_change_correlation=changes.correlation if changes else np.nan,
-        library_size_ks=kolmogorov_smirnov(
-            comparison.query.library_size[of_query], comparison.test.library_size[of_test]
-        ),
         f1=f1,
     )
+
+
+def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> dict[str, float]:
+    """Compare some of the query cells with some of the test cells, by the name of the score.
+
+    Parameters
+    ----------
+    of_query, of_test
+        Which cells, as masks; two of either at least.
+    """
+    components = comparison.components[0][of_query], comparison.components[1][of_test]
+    energy = energy_distance(*components)
+    return {
+        "energy": energy,
+        "relative_energy": energy / max(spread(components[1]), np.finfo(float).tiny),
+        "mmd": maximum_mean_discrepancy(*components),
+        "forest_auc": auc(comparison.probabilities[0][of_query], comparison.probabilities[1][of_test]),
+        "library_size_ks": kolmogorov_smirnov(
+            comparison.query.library_size[of_query], comparison.test.library_size[of_test]
+        ),
+    }
+
+
+def score_populations(comparison: Comparison) -> dict[str, PopulationScores]:
+    """Score the cells of each sub-population; none where populations of query cells or test cells are not known."""
+    query, test = comparison.query, comparison.test
+    if query.population is None or test.population is None:
+        return {}
+    names = np.concatenate([test.population, query.population])
+    cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
+    found = {}
+    for name, cell_type in sorted((name, of) for name, of in cell_type_of.items() if name != of):
+        of_query, of_test = query.population == name, test.population == name
+        n_cells, n_test = int(of_query.sum()), int(of_test.sum())
+        enough = min(n_cells, n_test) >= FEWEST_FOR_MEANS
+        scores = distances(comparison, of_query, of_test) if enough else {}
+        found[str(name)] = PopulationScores(cell_type=str(cell_type), n_cells=n_cells, n_test=n_test, **scores)
+    return found
 
 
 def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:

@@ -11,7 +11,7 @@ from scipy import sparse
 from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells
+from bdm.evaluation.cells import Cells, batch_in
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 
@@ -98,8 +98,10 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
         raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
         logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), others)
-    counts = model_counts(adata[known], model, keys).X
-    return Cells(sparse.csr_matrix(counts, dtype=np.float32), labels[known].to_numpy(dtype=str))
+    cells = adata[known]
+    counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
+    batch = batch_in(cells.obs, keys.batch_key, model.preparation["batch_key"], "batch")
+    return Cells(counts, labels[known].to_numpy(dtype=str), batch)
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:

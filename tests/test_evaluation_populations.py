@@ -1,0 +1,139 @@
+"""Scores by sub-population; cells that a model generated stand for real test cells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from bdm.cli import app
+from bdm.evaluation.cells import FLOOR, GENERATED, Cells
+from bdm.evaluation.evaluate import by_population_table
+from bdm.evaluation.metrics import energy_distance
+from bdm.evaluation.resampling import SIZE_LIMITS
+from bdm.evaluation.results import Evaluation
+from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
+from bdm.model.populations import populations_by
+
+B, DENDRITIC = ["CD19+ B/1", "CD19+ B/2"], ["Dendritic/1", "Dendritic/2"]
+NUMBERS = {"CD19+ B": 90, "Dendritic": 120, "CD56+ NK": 40, "CD14+ Monocyte": 60}
+
+
+@pytest.fixture(scope="module")
+def held_out(small_model):
+    return small_model.generate(NUMBERS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def evaluation(small_model, held_out) -> Evaluation:
+    """Of cells of the same distribution, and of the first sub-population of dendritic cells alone."""
+    one = small_model.generate({**NUMBERS, "Dendritic": 0, DENDRITIC[0]: 120}, seed=2)
+    same = small_model.generate(NUMBERS, seed=3)
+    return small_model.evaluate(held_out, same, compare={"one": one}, n_repeats=2)
+
+
+def rows(evaluation: Evaluation, name: str) -> pd.DataFrame:
+    table = evaluation.by_population
+    return table[table["set"] == name].set_index("sub_population")
+
+
+def test_each_sub_population_has_scores(evaluation):
+    for name in (FLOOR, GENERATED, "one"):
+        table = rows(evaluation, name)
+        assert list(table.index) == [*B, *DENDRITIC]
+        assert list(table["cell_type"]) == ["CD19+ B"] * 2 + ["Dendritic"] * 2
+    same = rows(evaluation, GENERATED)
+    by_type = same.groupby("cell_type")[["n_cells", "n_test"]].sum()
+    assert (by_type["n_cells"] == by_type["n_test"]).all()
+    assert by_type["n_test"].to_dict() == {"CD19+ B": 90, "Dendritic": 120}
+    scores = ["energy", "relative_energy", "mmd", "forest_auc", "library_size_ks"]
+    assert same[scores].notna().all(axis=None)
+    assert (same["relative_energy"].abs() < 0.05).all()
+    assert same["forest_auc"].between(0.3, 0.7).all()
+
+
+def test_scores_show_a_sub_population_that_is_missing(evaluation):
+    same, one = rows(evaluation, GENERATED), rows(evaluation, "one")
+    assert one.loc[DENDRITIC[1], "n_cells"] < 0.3 * one.loc[DENDRITIC[1], "n_test"]
+    assert one.loc[DENDRITIC[0], "n_cells"] > 1.15 * one.loc[DENDRITIC[0], "n_test"]
+    assert abs(same.loc[DENDRITIC[0], "n_cells"] / same.loc[DENDRITIC[0], "n_test"] - 1) < 0.15
+    # The cells that are there are as they should be
+    assert abs(one.loc[DENDRITIC[0], "relative_energy"]) < 0.05
+    of_label = evaluation.by_type["relative_energy"]
+    assert of_label["one", "Dendritic"] > of_label[GENERATED, "Dendritic"] + 0.02
+
+
+def test_evaluation_comes_back_with_its_sub_populations(evaluation, tmp_path):
+    evaluation.save(tmp_path / "evaluation")
+    loaded = Evaluation.load(tmp_path / "evaluation")
+    pd.testing.assert_frame_equal(loaded.by_population, evaluation.by_population)
+    table = pd.read_csv(tmp_path / "evaluation/by_population.csv")
+    pd.testing.assert_frame_equal(table, evaluation.by_population, check_dtype=False, rtol=1e-4)
+
+
+def comparison(*, n_cells: int = 60) -> Comparison:
+    """Cells of two types, of which `a` has the sub-populations `a/1` and `a/2`, and three cells of `a/3` in one set."""
+    rng = np.random.default_rng(0)
+
+    def cells(population: np.ndarray) -> Cells:
+        rates = rng.gamma(1.0, size=(len(population), 30)) + 3 * (population == "a/2")[:, None]
+        counts = sparse.csr_matrix(rng.poisson(rates), dtype=np.float32)
+        return Cells(counts, np.where(population == "b", "b", "a"), population=population)
+
+    query = cells(np.repeat(["a/1", "a/2", "b"], n_cells))
+    test = cells(np.repeat(["a/1", "a/2", "a/3", "b"], [n_cells - 3, n_cells, 3, n_cells]))
+    return Comparison(query, test, Reference(test, {}, np.arange(5), SIZE_LIMITS), 0)
+
+
+def test_scores_are_of_the_cells_of_each_sub_population():
+    compared = comparison()
+    found = score_populations(compared)
+    assert list(found) == ["a/1", "a/2", "a/3"]
+    of_query, of_test = compared.query.population == "a/1", compared.test.population == "a/1"
+    x, y = compared.components[0][of_query], compared.components[1][of_test]
+    assert found["a/1"].energy == energy_distance(x, y)
+    assert found["a/1"].forest_auc == auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
+    assert (found["a/1"].n_cells, found["a/1"].n_test) == (60, 57)
+    assert (found["a/3"].n_cells, found["a/3"].n_test) == (0, 3)
+    assert np.isnan(found["a/3"].energy)
+    assert {scores.cell_type for scores in found.values()} == {"a"}
+
+
+def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_model, held_out):
+    found = populations_by(small_model.model)(Cells.from_anndata(held_out))
+    drawn = held_out.obs["sub_population"].astype(str).to_numpy()
+    of_one = ~held_out.obs["cell_type"].isin(["CD19+ B", "Dendritic"]).to_numpy()
+    assert (found[of_one] == drawn[of_one]).all()
+    assert (found[~of_one] == drawn[~of_one]).mean() > 0.95
+    without = held_out.copy()
+    del without.obs["sub_population"]
+    assert (populations_by(small_model.model)(Cells.from_anndata(without)) == found).all()
+
+
+def test_sets_without_known_batches_have_no_scores_by_sub_population(batch_model):
+    test, new = (batch_model.generate(NUMBERS, seed=seed) for seed in (1, 2))
+    unknown, none = new.copy(), new.copy()
+    unknown.obs["donor"] = "three"
+    del none.obs["donor"]
+    found = batch_model.evaluate(test, new, compare={"unknown": unknown, "none": none}, n_repeats=1)
+    assert set(found.by_population["set"]) == {FLOOR, GENERATED}
+    assert set(found.by_type.index.get_level_values("set")) == {FLOOR, GENERATED, "unknown", "none"}
+
+
+def test_command_writes_scores_by_sub_population(small_model, example_cells, held_out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model.save("model")
+    example_cells.write_h5ad("cells.h5ad")
+    held_out.write_h5ad("test.h5ad")
+    small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
+    options = ["--model", "model", "--test-cells", "test.h5ad", "--n-repeats", "1"]
+    app(["evaluate", "cells.h5ad", "evaluation", "new.h5ad", *options], standalone_mode=False)
+    table = pd.read_csv("evaluation/by_population.csv")
+    assert list(table["sub_population"].unique()) == [*B, *DENDRITIC]
+    assert set(table["set"]) == {FLOOR, GENERATED}
+    expected = Evaluation.load("evaluation").by_population
+    np.testing.assert_allclose(table["energy"], expected["energy"], rtol=1e-4)
+
+
+def test_without_sub_populations_there_are_no_rows(evaluation):
+    assert by_population_table({}).empty
+    assert list(by_population_table({})) == list(evaluation.by_population)
