@@ -39,6 +39,13 @@ class Key:
     absent: bool = False
 
 
+@dataclass(frozen=True)
+class Words:
+    """Texts that a setting may have as its value in place of a number."""
+
+    texts: tuple[str, ...]
+
+
 KINDS = {
     bool: "boolean",
     int: "integer",
@@ -102,10 +109,12 @@ class Setting:
             raise InputError(sentence)
 
 
-def bounds(*annotations: Any) -> dict[str, float]:
-    """Give the bounds among annotations, as JSON schema has them."""
+def bounds(*annotations: Any) -> dict[str, Any]:
+    """Give the bounds among annotations, as JSON schema has them; those of a number where it may be a text, too."""
     found = ((*BOUNDS[type(bound)], bound) for bound in annotations if type(bound) in BOUNDS)
-    return {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
+    of_number = {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
+    texts = next((list(words.texts) for words in annotations if isinstance(words, Words)), None)
+    return of_number if texts is None else {"anyOf": [{"enum": texts}, {"type": "integer", **of_number}]}
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ A setting with a help text is an option of its stage's command (:mod:`bdm.comman
 (:mod:`bdm.configuration`); one without is an argument in Python only.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
-from bdm.schema import Key, Setting, StageSettings, Unset
+from bdm.schema import Key, Setting, StageSettings, Unset, Words
 from bdm.validation import split_rejection
 
 if TYPE_CHECKING:
@@ -220,6 +221,8 @@ class AutoencoderSettings(StageSettings):
     learning_rate: LearningRate = 1e-2
     sub_populations: Annotated[
         str | int,
+        Words(("auto", "none")),
+        Ge(1),
         "Sub-populations of each cell type: `auto` (as many as held-out cells support), `none`, or a number.",
     ] = "auto"
     min_cells_per_sub_population: Annotated[int, Ge(2), "Fewest cells of a sub-population."] = 30
@@ -228,15 +231,9 @@ class AutoencoderSettings(StageSettings):
     ] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.sub_populations, str) and self.sub_populations.isdecimal():
+        if isinstance(self.sub_populations, str) and re.fullmatch(r"-?\d+", self.sub_populations):  # as options are
             object.__setattr__(self, "sub_populations", int(self.sub_populations))
         super().__post_init__()
-        if self.sub_populations not in ("auto", "none") and not (
-            isinstance(self.sub_populations, int) and self.sub_populations >= 1
-        ):
-            raise InputError(
-                f"`sub_populations` is {self.sub_populations!r}; write auto, none, or a number of 1 or more."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

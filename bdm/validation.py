@@ -36,13 +36,18 @@ def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     Parameters
     ----------
     schema
-        Type and bounds of the setting, in the words of JSON schema: ``{"type": "integer", "minimum": 1}``.
+        Type and bounds of the setting, in the words of JSON schema: ``{"type": "integer", "minimum": 1}``; or
+        ``anyOf`` such schemas and texts, ``{"enum": ["auto"]}``.
 
     Returns
     -------
     One sentence, such as "n_levels is 0, but must be at least 1."; None if the value is allowed.
     """
     shown = str(value) if isinstance(value, Real) else repr(value)
+    if "anyOf" in schema:
+        if any(allows(one, value) for one in schema["anyOf"]):
+            return None
+        return f"{name} is {shown}, but must be {' or '.join(map(in_words, schema['anyOf']))}."
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     if not any(is_of_kind(value, kind) for kind in kinds):
         words = [KINDS[kind][0] for kind in kinds if kind != "null"]
@@ -50,6 +55,20 @@ def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     if value is None or is_within(value, schema):
         return None
     return f"{name} is {shown}, but must be {bounds_in_words(schema)}."
+
+
+def allows(schema: dict[str, Any], value: object) -> bool:
+    """Whether one of several alternatives allows a value."""
+    if "enum" in schema:
+        return value in schema["enum"]
+    return is_of_kind(value, schema["type"]) and is_within(value, schema)
+
+
+def in_words(schema: dict[str, Any]) -> str:
+    """Write one of several alternatives as in "auto, none" or "a whole number that is at least 1"."""
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    return f"{KINDS[schema['type']][0]} that is {bounds_in_words(schema)}"
 
 
 def is_of_kind(value: Any, kind: str) -> bool:

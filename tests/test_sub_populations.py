@@ -125,7 +125,21 @@ def test_prior_means_stay_at_the_type_where_cells_say_nothing():
     torch.testing.assert_close(prior_means(mean, scale, prior), prior)
 
 
-@pytest.mark.parametrize("value", ["some", 0, -1, "1.5"])
-def test_wrong_number_of_sub_populations(value):
-    with pytest.raises(InputError, match="sub_populations"):
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("some", "'some'"),
+        (0, "0"),
+        ("0", "0"),
+        (-1, "-1"),
+        ("-1", "-1"),
+        ("1.5", "'1.5'"),
+        (True, "True"),
+        (2.5, "2.5"),
+    ],
+)
+def test_wrong_number_of_sub_populations(value, shown):
+    with pytest.raises(InputError) as caught:
         AutoencoderSettings(sub_populations=value)
+    sentence = f"sub_populations is {shown}, but must be auto, none or a whole number that is at least 1."
+    assert str(caught.value) == sentence

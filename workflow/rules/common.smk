@@ -134,6 +134,8 @@ def check_beyond_schema(name, dataset):
 
 def sentence(problem):
     """Phrase why the schema does not allow a value, as bdm does."""
+    while problem.parent is not None:  # of one alternative of several
+        problem = problem.parent
     schema, value = problem.schema, problem.instance
     if problem.validator == "additionalProperties":
         unknown = next(name for name in value if name not in schema["properties"])
