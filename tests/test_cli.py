@@ -147,7 +147,8 @@ def test_same_seed_same_cells(made):
     assert (one.obsm["latent"] == two.obsm["latent"]).all()
     assert one.obs.equals(two.obs)
     assert (made[0] / "tree.json").read_bytes() == (made[1] / "tree.json").read_bytes()
-    for name in ("autoencoder.safetensors", "denoiser.safetensors", "adapters.safetensors", "space.safetensors"):
+    parts = ("autoencoder", "denoiser", "adapters", "sub_populations", "space")
+    for name in (f"{part}.safetensors" for part in parts):
         assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()
 
 
@@ -157,14 +158,15 @@ def test_outputs_are_complete(made):
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
-    names = {"autoencoder.json", "autoencoder.safetensors", "adapters.safetensors", "latent.h5ad", "training.csv"}
+    tensors = {f"{part}.safetensors" for part in ("autoencoder", "adapters", "sub_populations")}
+    names = {"autoencoder.json", *tensors, "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
     assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
     branches = pd.read_csv(folder / "model" / "branches.csv")
     assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "kept"]
     hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
-    assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.cell_types)
+    assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 
 
 def test_transmuted_cells_are_the_same_and_keep_their_names(made):
