@@ -54,7 +54,7 @@ def main(
         alike = pairs if condition else [(old, new)]
         sets = {
             name: transmuted(model, sources, before, new, strategy, seed=seed)
-            for name, model, strategy in strategies(*models, new, alike)
+            for name, model, strategy in strategies(*models, alike)
         }
         try:
             table = evaluate_transmutation(real, sets, new, seed=seed).table

@@ -40,7 +40,7 @@ def strategies(model: BranchedModel, cell_type: str, pairs: tuple[Pair, ...]) ->
         "common shift": torch.stack([shift(model, cell_type, (pair,)) for pair in pairs]).mean(dim=0),
     }
     for name, difference in shifts.items():
-        yield name, lambda x, cell_type, generator, difference=difference: x + difference
+        yield name, lambda x, population, to, generator, difference=difference: x + difference
 
 
 def by_genes(real: RealCells, old: str, new: str, weight: pd.Series) -> float:
