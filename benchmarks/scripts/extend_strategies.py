@@ -51,7 +51,8 @@ class StartingModels:
 def starting_models(cells: AnnData, settings: Settings, *, with_flat: bool, seed: int) -> StartingModels:
     """Train the models that will be extended; they share the autoencoder.
 
-    The flat model, all parameters of which are trained further, has no type-specific decoders.
+    The flat model, all parameters of which are trained further, has no type-specific decoders, and uses its network on
+    all branches, whether or not held-out cells gain by it: what is not used cannot forget.
     """
     first = timed(encoded, cells, settings.autoencoder, seed=seed)
     branched = timed(fit_model_of, first.result, HierarchySettings(), settings.denoiser, seed=seed)
@@ -59,6 +60,7 @@ def starting_models(cells: AnnData, settings: Settings, *, with_flat: bool, seed
     if with_flat:
         shared = with_shared_decoder_only(first.result, cells)
         flat = fit_model_of(shared, HierarchySettings(flat=True), settings.denoiser, seed=seed)
+        flat.denoiser.learned.fill_(True)
     return StartingModels(Timed(branched.result, first.seconds + branched.seconds), flat)
 
 

@@ -1,7 +1,7 @@
 """Train models on a subset of the cells, in one process."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from anndata import AnnData
 
@@ -33,7 +33,8 @@ def cells_of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
 def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Encoded:
     """Train an autoencoder, and encode the cells."""
     fitted = fit_autoencoder(cells, settings, seed=seed)
-    autoencoder = GeneAutoencoder.of(fitted, cells.var, preparation(cells))
+    record = {"settings": asdict(settings), **preparation(cells)}
+    autoencoder = GeneAutoencoder.of(fitted, cells.var, record)
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
