@@ -8,10 +8,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def abbreviated(names: Sequence[str], *, n_shown: int) -> str:
+    """Write the first ``n_shown`` names, and the number of the others."""
+    others = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
+    return ", ".join(map(str, names[:n_shown])) + others
+
+
 def listed(names: Sequence[str], *, n_shown: int = 10) -> str:
     """Write the number of names, and the first ``n_shown`` names, in one line."""
-    others = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
-    return f"{len(names)} ({', '.join(map(str, names[:n_shown]))}{others})" if len(names) else ""
+    return f"{len(names)} ({abbreviated(names, n_shown=n_shown)})" if len(names) else ""
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,7 @@ from bdm.autoencoder.cells import (
 )
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, find_sub_populations, prior_means
+from bdm.autoencoder.sub_populations import SubPopulations, find_sub_populations
 from bdm.checkpoint import Checkpoint
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
@@ -209,17 +209,15 @@ def with_sub_populations(
     found = find_sub_populations(*posterior, types, cell_types, objective.settings, seed=seed)
     population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), []
     for cell_type in dict.fromkeys(found.cell_type):
-        of_type, names = population == cell_type, found.populations_of(cell_type)
+        of_type, prior_mean = population == cell_type, network.prior_mean[cell_types.index(cell_type)].detach()
         mean, scale = (value[of_type] for value in posterior)
-        assigned = found.assign(cell_type, mean)
-        population[of_type] = np.array(names, dtype=object)[assigned]
-        prior = network.prior_mean[cell_types.index(cell_type)].detach()
-        means += [prior_means(mean[assigned == k], scale[assigned == k], prior) for k in range(len(names))]
+        population[of_type], means_of_type = found.divide(cell_type, mean, scale, prior_mean)
+        means.append(means_of_type)
     cells.obs["sub_population"] = population.astype(str)
     codes = torch.tensor([cell_types.index(cell_type) for cell_type in found.cell_type], dtype=torch.long)
     if not means:
         return network, found, cells
-    return network.with_populations(codes, torch.stack(means)), found, cells
+    return network.with_populations(codes, torch.cat(means)), found, cells
 
 
 def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import AutoencoderSettings
+from bdm.text import abbreviated
 from bdm.threads import threads
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,26 @@ class SubPopulations:
         """Add the sub-populations of other cell types."""
         tensors = {name: torch.cat([value, getattr(other, name)]) for name, value in self.tensors().items()}
         return SubPopulations(self.names + other.names, self.cell_type + other.cell_type, **tensors)
+
+    def divide(self, cell_type: str, mean: Tensor, scale: Tensor, prior_mean: Tensor) -> tuple[np.ndarray, Tensor]:
+        """Assign the cells of a type to its sub-populations.
+
+        Parameters
+        ----------
+        mean, scale
+            Posteriors of the cells under the prior of their type, cells x latent dimensions.
+        prior_mean
+            Prior mean of the type, latent dimensions.
+
+        Returns
+        -------
+        Name of the sub-population of each cell; and the prior mean of each sub-population, in the order of
+        :meth:`populations_of`.
+        """
+        assigned, names = self.assign(cell_type, mean), self.populations_of(cell_type)
+        groups = [assigned == number for number in range(len(names))]
+        means = [prior_means(mean[group], scale[group], prior_mean) for group in groups]
+        return np.array(names, dtype=object)[assigned], torch.stack(means)
 
     def assign(self, cell_type: str, latent: Tensor) -> Tensor:
         """Most probable sub-population of cells of a type, among :meth:`populations_of`.
@@ -225,7 +246,7 @@ def check_enough_cells(n_cells: Tensor, cell_types: Sequence[str], settings: Aut
             f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
         )
     if small:
-        names = ", ".join(map(repr, small[:5])) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
+        names = abbreviated(list(map(repr, small)), n_shown=5)
         logger.warning(
             "Fewer than %d sub-populations, as there are fewer than %d cells: %s.",
             settings.sub_populations,

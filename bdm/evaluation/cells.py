@@ -20,6 +20,7 @@ from bdm.data.prepare import gene_names
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
 
@@ -360,5 +361,4 @@ def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
 
 def subset_of_names(names: pd.Index) -> str:
     """List the first three names, and the number of the others."""
-    listed = ", ".join(names[:3])
-    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed
+    return abbreviated(names, n_shown=3)

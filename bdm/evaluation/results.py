@@ -17,7 +17,7 @@ from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
 from bdm.files import atomic_write
 from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
-from bdm.text import counted
+from bdm.text import abbreviated, counted
 
 KIND = "evaluation"
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
@@ -206,8 +206,7 @@ def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> l
     lines = [evaluation.verdict(name).text]
     for label in dict.fromkeys(one.label for one in sorted(verdicts.values(), key=lambda one: one.grade)):
         cell_types = [cell_type for cell_type, one in verdicts.items() if one.label == label]
-        others = f" and {len(cell_types) - max_names} more" if len(cell_types) > max_names else ""
-        lines.append(f"{label}: {', '.join(cell_types[:max_names])}{others}")
+        lines.append(f"{label}: {abbreviated(cell_types, n_shown=max_names)}")
     return lines
 
 

@@ -14,7 +14,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows_of_type
 from bdm.autoencoder.fit_adapters import KNOWN_TYPES, MOST, TypeCells, fit_gaining
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, prior_means, sub_populations_of
+from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, sub_populations_of
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings
@@ -72,11 +72,8 @@ def find_populations(
     found = sub_populations_of(sampled, {cell_type, *taken}, settings, seed=seed)
     if not len(found):
         return NewType(decoder, found)
-    assigned = found.assign(cell_type, mean)
-    groups = [assigned == number for number in range(len(found))]
-    means = [prior_means(mean[group], scale[group], decoder.prior_mean[0]) for group in groups]
-    cells.obs["sub_population"] = np.array(found.names, dtype=object)[assigned]
-    first = with_prior_means(decoder, found.names, torch.stack(means))
+    cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])
+    first = with_prior_means(decoder, found.names, means)
     if settings.shared_decoder:
         return NewType(decoder.joined(first), found)
     return NewType(decoder.joined(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)

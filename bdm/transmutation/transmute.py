@@ -25,6 +25,7 @@ from bdm.latent.cells import encode
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
 from bdm.settings import SamplerSettings
+from bdm.text import abbreviated
 from bdm.threads import keep_freed_memory, threads
 from bdm.transmutation.request import Goal, Sources, mean, shift
 
@@ -190,6 +191,6 @@ def observations(model: BranchedModel, sources: Sources, goal: Goal) -> pd.DataF
     obs = pd.DataFrame({**columns, "synthetic": True}, index=sources.adata.obs_names)
     dropped = sources.adata.obs.columns.difference(obs.columns, sort=False)
     if len(dropped):
-        names = ", ".join(map(str, dropped[:5])) + (f" and {len(dropped) - 5} more" if len(dropped) > 5 else "")
+        names = abbreviated(dropped, n_shown=5)
         logger.info("Not kept, as they describe the cells before transmutation: columns %s of obs.", names)
     return obs
