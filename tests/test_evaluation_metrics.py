@@ -4,20 +4,18 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation import metrics
-from bdm.evaluation import metrics as memorisation
+from bdm.evaluation import memorisation, metrics
 from bdm.evaluation.cells import Cells, Matched, capped, match, sample_by_type, take_samples, thin
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
+from bdm.evaluation.memorisation import QueryCells, memorisation_shares
 from bdm.evaluation.metrics import (
     Agreement,
-    QueryCells,
     cross_validated_probabilities,
     energy_distance,
     forest,
     joint_components,
     linear_classifier,
     maximum_mean_discrepancy,
-    memorisation_shares,
     typing_f1,
 )
 
@@ -195,3 +193,19 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     assert at_once[1] == memorisation_shares(queries[1:], cells[training])[0]
     monkeypatch.setattr(memorisation, "BLOCK", 7)
     assert memorisation_shares(queries, cells[training]) == at_once
+
+
+def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
+    """Training cells are not sampled, so types differ in the ratio of training and test cells."""
+    cell_type = np.repeat(["common", *(f"rare {i}" for i in range(20))], [2100, *[60] * 20])
+    known = Cells(poisson_cells(len(cell_type), seed=0).counts, cell_type)
+    test_rows = sample_by_type(known, known.n_by_type.clip(upper=50).where(known.n_by_type > 60, 10), seed=0)
+    others = np.setdiff1d(np.arange(len(known)), test_rows)
+    numbers = known[test_rows].n_by_type
+    query_rows = others[sample_by_type(known[others], numbers, seed=1)]
+    test, query, training = known[test_rows], known[query_rows], known[np.setdiff1d(others, query_rows)]
+    copied = training[sample_by_type(training, numbers // 2, seed=2)]
+    rest = query[sample_by_type(query, numbers - numbers // 2, seed=3)]
+    half = Cells(sparse.vstack([copied.counts, rest.counts]).tocsr(), np.r_[copied.cell_type, rest.cell_type])
+    assert memorisation_share(query, training, test) == pytest.approx(0.5, abs=0.06)
+    assert memorisation_share(half, training, test) > 0.64

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import anndata
 import numpy as np
@@ -10,10 +11,14 @@ from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
 from bdm.arrays import optimal_coupling
+from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.evaluation.cells import Cells, RealCells
 from bdm.generation.merge import write_cells
 from bdm.settings import InputKeys, SamplerSettings
+from bdm.transmutation.evaluate import select_endpoints
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
+from bdm.transmutation.scores import fold_changes
 from bdm.transmutation.transmute import new_populations, transmuted_cells
 
 B = ["CD19+ B/1", "CD19+ B/2"]
@@ -289,3 +294,17 @@ def test_transmutations_like_others_that_are_rejected(example_cells, small_model
         small_model.transmute(example_cells, "new", like=dict(PAIRS))
     with pytest.raises(InputError, match="no type 'odd'"):
         small_model.transmute(example_cells, "new", from_=["CD19+ B"], like={"odd": "CD34+"})
+
+
+def test_genes_of_the_endpoints_are_chosen_by_cells_that_are_not_compared():
+    """Where types do not differ, genes that were chosen by chance change no more in the floor than in test cells."""
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.poisson(1.0, size=(400, 500)), dtype=np.float32)
+    cells = Cells(counts, np.repeat(["a", "b"], 200))
+    is_test = np.tile([False, True], 200)
+    genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(500)]))
+    ends = select_endpoints(RealCells(cells[~is_test], cells[is_test], genes), "a", "b")
+    assert len(ends.new) == len(ends.old) == 50
+    assert len(ends.changed) == 100
+    chosen, of_all = (fold_changes(ends.new, of).query for of in (ends, replace(ends, changed=np.arange(500))))
+    assert np.abs(chosen).mean() == pytest.approx(np.abs(of_all).mean(), rel=0.25)

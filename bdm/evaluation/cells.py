@@ -115,6 +115,32 @@ class Cells(TypedCells):
         return self.cp10k.log1p()
 
 
+@dataclass(frozen=True)
+class SelectedCells(TypedCells):
+    """Some of the cells of a set, which are read when they are needed.
+
+    Attributes
+    ----------
+    rows
+        Their indices among ``cells``.
+    """
+
+    cells: TypedCells
+    rows: np.ndarray
+
+    @property
+    def cell_type(self) -> np.ndarray:  # type: ignore[override]
+        """Name of each cell's type."""
+        return np.asarray(self.cells.cell_type[self.rows])
+
+    def __getitem__(self, index: np.ndarray) -> Cells:
+        return self.cells[self.rows[index]]
+
+    def read(self) -> Cells:
+        """Read all of them."""
+        return self.cells[self.rows]
+
+
 def batch_in(obs: pd.DataFrame, *columns: str | None) -> np.ndarray | None:
     """Batch of each cell by the first of the columns that ``obs`` has; None if it has none of them."""
     column = next((name for name in columns if name in obs), None)

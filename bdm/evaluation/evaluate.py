@@ -22,8 +22,15 @@ from bdm.evaluation.cells import (
     set_name,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
-from bdm.evaluation.metrics import QueryCells, memorisation_shares
-from bdm.evaluation.resampling import SIZE_LIMITS, Populations, ResampledCells, SizeLimits, resampled_cells
+from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.resampling import (
+    SIZE_LIMITS,
+    Populations,
+    ResampledCells,
+    SizeLimits,
+    TrainingHalves,
+    resampled_cells,
+)
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import PopulationScores, Reference, Scores, score_cells
 from bdm.progress import progress
@@ -61,8 +68,9 @@ def evaluate(
     logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
     if len(test.n_by_type) < 2:
         logger.info("F1 and log fold changes compare cell types, so they are not computed for cells of one type.")
+    halves = TrainingHalves.divide(training, seed=seed)
     resamples = resampled_cells(
-        training,
+        halves,
         test,
         generated,
         resampling_seeds(settings.n_repeats, seed=seed),
@@ -71,7 +79,7 @@ def evaluate(
     )
     if populations is not None:
         resamples = [resample.with_populations(populations) for resample in resamples]
-    marking = sample_at_most(training, most=size_limits.marking, seed=seed)
+    marking = sample_at_most(halves.for_genes, most=size_limits.marking, seed=seed)
     markers, pair_genes = marker_genes(marking), variable_genes(marking)
     del marking
 

@@ -26,10 +26,11 @@ from bdm.evaluation.cells import (
     subset_of_names,
     with_columns,
 )
+from bdm.evaluation.resampling import TrainingHalves
 from bdm.provenance import provenance
 from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
-from bdm.transmutation.scores import Endpoints, fold_changes, score_transmutation
+from bdm.transmutation.scores import Endpoints, changed_genes, fold_changes, score_transmutation
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def evaluate_transmutation(
     original_types = list(pd.unique(first.before.cell_type))
     rows, changes = {}, []
     for original_type in original_types:
-        ends = select_endpoints(real, original_type, to)
+        ends = select_endpoints(real, original_type, to, seed=seed)
         for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
             if name != UNCHANGED and len(after):
                 changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
@@ -82,19 +83,20 @@ def evaluate_transmutation(
     )
 
 
-def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
-    """Select the real cells of two types."""
-    old, new = (real.training[real.training.cell_type == name] for name in (original_type, to))
-    test = real.test[real.test.cell_type == to]
-    numbers = {
-        f"training cells of {original_type!r}": len(old),
-        f"training cells of {to!r}": len(new),
-        f"test cells of {to!r}": len(test),
-    }
-    for cells, number in numbers.items():
-        if number < FEWEST_FOR_MEANS:
-            raise InputError(f"There are {number} {cells} to evaluate by; {FEWEST_FOR_MEANS} are needed.")
-    return Endpoints(old, new, test)
+def select_endpoints(real: RealCells, original_type: str, to: str, *, seed: int = 0) -> Endpoints:
+    """Select the real cells of two types; one half of the training cells chooses genes, and the other is compared."""
+    old, new = (real.training[np.flatnonzero(real.training.cell_type == name)] for name in (original_type, to))
+    test = real.test[np.flatnonzero(real.test.cell_type == to)]
+    for cells, name, needed in (
+        (old, f"training cells of {original_type!r}", 2 * FEWEST_FOR_MEANS),
+        (new, f"training cells of {to!r}", 2 * FEWEST_FOR_MEANS),
+        (test, f"test cells of {to!r}", FEWEST_FOR_MEANS),
+    ):
+        if len(cells) < needed:
+            raise InputError(f"There are {len(cells)} {name} to evaluate by; {needed} are needed.")
+    of_old, of_new = (TrainingHalves.divide(cells, seed=seed) for cells in (old, new))
+    changed = changed_genes(of_old.for_genes.read(), of_new.for_genes.read())
+    return Endpoints(of_old.for_floor.read(), of_new.for_floor.read(), test, changed)
 
 
 def sets_of_type(

@@ -1,7 +1,6 @@
 """Scores of transmuted cells of one original type."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -53,20 +52,23 @@ class Endpoints:
     Attributes
     ----------
     old, new
-        Training cells of the two types.
+        Training cells of the two types that no genes were chosen by.
     test
         Test cells of the new type.
+    changed
+        Column indices of the genes that differ most between the two types, by other training cells.
     """
 
     old: Cells
     new: Cells
     test: Cells
+    changed: np.ndarray
 
-    @cached_property
-    def changed(self) -> np.ndarray:
-        """Column indices of the genes whose mean ``log1p(CP10k)`` differs most between the two types."""
-        difference = np.abs(mean_expression(self.new) - mean_expression(self.old))
-        return np.argsort(-difference, kind="stable")[:N_CHANGED]
+
+def changed_genes(old: Cells, new: Cells) -> np.ndarray:
+    """Column indices of the genes whose mean ``log1p(CP10k)`` differs most between two types."""
+    difference = np.abs(mean_expression(new) - mean_expression(old))
+    return np.argsort(-difference, kind="stable")[:N_CHANGED]
 
 
 def score_transmutation(

@@ -1,0 +1,152 @@
+"""Memorisation: whether query cells are nearer to training cells than to test cells, at equal numbers of each type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from bdm.evaluation.cells import Cells, TypedCells
+from bdm.evaluation.metrics import fitted_pca
+
+BLOCK = 20_000  # training cells in memory at a time
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nearest of some cells to each query cell.
+
+    Attributes
+    ----------
+    distance
+        Distance to it; infinite where there is none.
+    cell_type
+        Its type; empty where there is none.
+    """
+
+    distance: np.ndarray
+    cell_type: np.ndarray
+
+    @classmethod
+    def none(cls, n_cells: int) -> Neighbours:
+        """Return no neighbours of some number of query cells."""
+        return cls(np.full(n_cells, np.inf), np.full(n_cells, "", dtype=object))
+
+    @classmethod
+    def find(cls, coordinates: np.ndarray, among: np.ndarray, cell_type: np.ndarray) -> Neighbours:
+        """Find them among cells of given coordinates and types."""
+        distance, index = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(coordinates)
+        return cls(distance.ravel(), cell_type[index.ravel()].astype(object))
+
+    def nearer(self, other: Neighbours) -> Neighbours:
+        """Take the nearer of two neighbours of each query cell, the first where they are equally near."""
+        is_nearer = other.distance < self.distance
+        return Neighbours(
+            np.where(is_nearer, other.distance, self.distance), np.where(is_nearer, other.cell_type, self.cell_type)
+        )
+
+
+@dataclass(frozen=True)
+class QueryCells:
+    """Query cells in principal components that are fitted to the query cells alone.
+
+    Attributes
+    ----------
+    coordinates
+        Cells x components.
+    nearest_test
+        Test cell nearest to each query cell.
+    n_test
+        Number of test cells of each type.
+    training_rows
+        Indices among the training cells of query cells that are training cells themselves, as in the floor.
+    """
+
+    pca: PCA
+    coordinates: np.ndarray
+    nearest_test: Neighbours
+    n_test: pd.Series
+    training_rows: np.ndarray = field(default_factory=lambda: np.array([], dtype=int))
+
+    @classmethod
+    def project(
+        cls,
+        query: Cells,
+        test: Cells,
+        training_rows: np.ndarray | None = None,
+        *,
+        most: int | None = None,
+        seed: int = 0,
+    ) -> QueryCells:
+        """Project ``most`` of the query cells, drawn at random, or all."""
+        pca = fitted_pca(query.expression, seed=seed)
+        sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
+        coordinates = pca.transform(query.expression[sampled])
+        nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
+        rows = np.array([], dtype=int) if training_rows is None else training_rows
+        return cls(pca, coordinates, nearest_test, test.n_by_type, rows)
+
+
+def memorisation_shares(queries: list[QueryCells], training: TypedCells) -> list[float]:
+    """Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type.
+
+    There are more training cells than test cells, so a training cell is more often the nearest; and as test cells of
+    common types are sampled, the numbers have another ratio in each type. Therefore neighbours are compared within
+    their types (:func:`share`), which uses every training cell and is right for any numbers. The principal components
+    are fitted to query cells alone and favour neither kind. Training cells are read once, in blocks; training cells of
+    types without test cells are left out.
+
+    Parameters
+    ----------
+    training
+        The cells that the model was fitted to.
+
+    Returns
+    -------
+    For each of ``queries``, 0.5 without memorisation, and 1 where all cells are copies of training cells.
+
+    References
+    ----------
+    The nearest-neighbour view of memorisation, e.g. Meehan et al. 2020, https://arxiv.org/abs/2004.05675
+    """
+    nearest = [Neighbours.none(len(query.coordinates)) for query in queries]
+    for start in range(0, len(training), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(training)))
+        block = training[rows]
+        for i, query in enumerate(queries):
+            others = np.flatnonzero(is_compared(query, rows, block.cell_type))
+            if len(others):
+                coordinates = query.pca.transform(block.expression[others])
+                found = Neighbours.find(query.coordinates, coordinates, block.cell_type[others])
+                nearest[i] = nearest[i].nearer(found)
+    return [share(query, found, training) for query, found in zip(queries, nearest, strict=True)]
+
+
+def is_compared(query: QueryCells, rows: np.ndarray, cell_type: np.ndarray) -> np.ndarray:
+    """Find training cells of types that have test cells, and that are not query cells themselves."""
+    return np.asarray(~np.isin(rows, query.training_rows) & np.isin(cell_type, query.n_test.index))
+
+
+def share(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> float:
+    """Share of cells that would be nearer to training cells if each type had as many test cells.
+
+    Without memorisation, a neighbour of a type with ``n`` training and ``m`` test cells is a training cell with odds
+    ``n / m``. How many times larger the odds are than these is estimated over all types by the ratio of two sums over
+    neighbours: of ``m / (n + m)`` over training cells, and of ``n / (n + m)`` over test cells. A type counts the more,
+    the less its numbers of training and test cells differ, as chance then moves the ratio least.
+
+    References
+    ----------
+    Mantel and Haenszel 1959, Journal of the National Cancer Institute 22:719-748
+    """
+    own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()
+    n_training = training.n_by_type.reindex(query.n_test.index, fill_value=0).sub(own, fill_value=0)
+    share_of_training = n_training / (n_training + query.n_test)
+    test = query.nearest_test
+    is_training = nearest_training.distance < test.distance
+    of_training = (1 - share_of_training.loc[nearest_training.cell_type[is_training]]).sum()
+    of_test = share_of_training.loc[test.cell_type[~is_training]].sum()
+    return float(of_training / (of_training + of_test))
