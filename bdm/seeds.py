@@ -24,34 +24,34 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *key))
 
 
-def type_weight(n_cells: Tensor) -> Tensor:
-    """Relative share of each type in training: the root of its number of cells, so that rare types are learned too."""
+def population_weight(n_cells: Tensor) -> Tensor:
+    """Relative shares of populations in training: roots of their numbers of cells, so that rare ones are learned."""
     return n_cells.double().sqrt()
 
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Sampling of cells with replacement: a type by its weight, then any of its cells.
+    """Sampling of cells with replacement: a population by its weight, then any of its cells.
 
     Attributes
     ----------
     order
-        Indices of cells, sorted by type.
+        Indices of cells, sorted by population.
     n_cells
-        Number of cells of each type.
+        Number of cells of each population.
     """
 
     order: Tensor
     n_cells: Tensor
 
     @classmethod
-    def of(cls, cell_type: Tensor) -> "Minibatches":
-        """Group cells by the index of their type."""
-        return cls(torch.argsort(cell_type, stable=True), torch.bincount(cell_type))
+    def of(cls, population: Tensor) -> "Minibatches":
+        """Group cells by the index of their population."""
+        return cls(torch.argsort(population, stable=True), torch.bincount(population))
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Draw the indices of ``size`` cells."""
-        cell_type = torch.multinomial(type_weight(self.n_cells), size, replacement=True, generator=generator)
-        within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[cell_type]
+        population = torch.multinomial(population_weight(self.n_cells), size, replacement=True, generator=generator)
+        within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
         start = self.n_cells.cumsum(0) - self.n_cells
-        return self.order[start[cell_type] + within.long()]
+        return self.order[start[population] + within.long()]

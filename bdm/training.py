@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
-LossByType = Callable[[nn.Module, torch.Generator], dict[str, float]]
+LossByGroup = Callable[[nn.Module, torch.Generator], dict[str, float]]
 Validation = Callable[[nn.Module], Tensor | float]
 
 MOST = 5  # times the loss before training that it may be; it stays below 1.1 times where all is well
@@ -123,7 +123,7 @@ def train(
     loss: Loss,
     loop: Loop,
     *,
-    by_type: LossByType | None = None,
+    by_group: LossByGroup | None = None,
     validation: Validation | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> pd.DataFrame:
@@ -142,7 +142,7 @@ def train(
         device that it was trained on.
     loss
         Gives the loss of one minibatch, drawn with the generator, to be minimised.
-    by_type
+    by_group
         Gives the mean loss of each cell type in the same minibatch, for the message where training diverges.
     validation
         Gives the loss on held-out cells; without it all steps are run for and none is chosen.
@@ -163,7 +163,7 @@ def train(
         try:
             _run(training, validation, checkpoint, stop)
         except (DivergenceError, torch.linalg.LinAlgError) as error:
-            message = _what_went_wrong(error, training, by_type)
+            message = _what_went_wrong(error, training, by_group)
             if checkpoint and training.good.step:
                 step = training.good.step
                 message += f"; the state after step {step}, the last good one, is kept in {checkpoint.path}"
@@ -311,16 +311,16 @@ def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Validation 
 
 
 @torch.no_grad()
-def _what_went_wrong(error: Exception, training: _Training, by_type: LossByType | None) -> str:
-    """Describe what goes wrong, in which step, and in cells of which type most."""
+def _what_went_wrong(error: Exception, training: _Training, by_group: LossByGroup | None) -> str:
+    """Describe what goes wrong, in which step, and in cells of which type or population most."""
     loop = training.loop
-    losses = by_type(training.network, torch_generator(loop.seed, "step", training.at)) if by_type else {}
+    losses = by_group(training.network, torch_generator(loop.seed, "step", training.at)) if by_group else {}
     worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
     reason = error if isinstance(error, DivergenceError) else "a precision is positive-definite no more"
-    of_type = "" if worst is None else f", most of all for cells of type {worst!r}"
+    of_group = "" if worst is None else f", most of all for cells of {worst!r}"
     look_at = "" if worst is None else "look at these cells, or "
     return (
-        f"Training of {loop.what} went wrong at step {training.at + 1}: {reason}{of_type}; "
+        f"Training of {loop.what} went wrong at step {training.at + 1}: {reason}{of_group}; "
         f"{look_at}try another seed, or a learning rate below {loop.learning_rate:g}"
     )
 

@@ -678,7 +678,7 @@ def planted(prepared) -> AnnData:
 def same_adapters(one: Adapters, other: Adapters) -> bool:
     tensors = other.tensors()
     equal = all(torch.equal(value, tensors[name]) for name, value in one.tensors().items())
-    return one.cell_types == other.cell_types and equal
+    return one.names == other.names and equal
 
 
 def test_populations_have_adapters_where_held_out_cells_gain(planted):
@@ -724,10 +724,12 @@ def test_no_type_has_an_adapter_without_validation_cells(planted):
 
 
 def test_adapter_that_diverges_is_not_kept(planted, monkeypatch, caplog):
-    monkeypatch.setattr(fit_adapters, "KNOWN_TYPES", replace(fit_adapters.KNOWN_TYPES, loading_scale=np.inf))
+    monkeypatch.setattr(
+        fit_adapters, "KNOWN_POPULATIONS", replace(fit_adapters.KNOWN_POPULATIONS, loading_scale=np.inf)
+    )
     monkeypatch.setattr(fit_adapters, "CURVATURE", -1.0)
     assert len(fitted(planted, n_latent=1).adapters) == 0
-    assert "CD19+ B keeps the shared decoder: Training of the decoder of type 'CD19+ B'" in caplog.text
+    assert "CD19+ B keeps the shared decoder: Training of the decoder of 'CD19+ B'" in caplog.text
 
 
 @pytest.fixture

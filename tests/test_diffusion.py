@@ -20,7 +20,7 @@ from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.mixtures import Mixture, choose
-from bdm.latent.moments import Normal, TypeMoments, fit_whitening, type_moments
+from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, population_moments
 from bdm.seeds import derive
 from bdm.settings import DenoiserSettings, HierarchySettings, SamplerSettings
 
@@ -373,10 +373,12 @@ def test_flow_of_a_normal_is_what_the_solver_finds(churn):
 
 # ---- sampling down a tree, with the exact denoiser of a mixture of normals
 
-TYPES = {"a": 1000, "b": 400, "c": 100, "d": 700}
+POPULATIONS = {"a": 1000, "b": 400, "c": 100, "d": 700}
 MEANS = torch.tensor([[4.0, 0.0], [-4.0, 1.0], [0.0, 30.0], [1.0, 36.0]])
 COVARIANCES = torch.stack([torch.tensor([[1.0, c], [c, v]]) for c, v in ((0, 1), (0.5, 1), (-0.3, 0.5), (0.2, 2))])
-MOMENTS = TypeMoments(tuple(TYPES), MEANS, COVARIANCES, torch.tensor(list(TYPES.values())).float(), torch.zeros(4))
+MOMENTS = PopulationMoments(
+    tuple(POPULATIONS), MEANS, COVARIANCES, torch.tensor(list(POPULATIONS.values())).float(), torch.zeros(4)
+)
 TREE = Hierarchy(
     (
         Branch("root", None, 14.0, 2200),
@@ -391,7 +393,7 @@ TREE = Hierarchy(
     0.9,
 )
 FLAT = Hierarchy(
-    (Branch("root", None, 400.0, 2200), *(Branch(t, "root", 0.0, n) for t, n in TYPES.items())), 400.0, 0.9
+    (Branch("root", None, 400.0, 2200), *(Branch(t, "root", 0.0, n) for t, n in POPULATIONS.items())), 400.0, 0.9
 )
 STEEP = Hierarchy(  # one inner branch has no length
     (
@@ -408,15 +410,19 @@ STEEP = Hierarchy(  # one inner branch has no length
 )
 
 
-def exact_denoiser(hierarchy: Hierarchy, moments: TypeMoments = MOMENTS, *, learned: bool = False) -> BranchedDenoiser:
-    """Denoiser of the mixtures of the types below each branch; where it is ``learned``, a network adds nothing."""
+def exact_denoiser(
+    hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False
+) -> BranchedDenoiser:
+    """Denoiser of the mixtures below each branch; where it is ``learned``, a network adds nothing."""
     network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=4, n_layers=1))
     network.set_populations(BranchPopulations.of(moments, hierarchy))
     network.learned.fill_(learned)
     return network.eval().requires_grad_(False)
 
 
-def walk(hierarchy: Hierarchy = TREE, moments: TypeMoments = MOMENTS, *, learned: bool = False, **settings) -> TreeWalk:
+def walk(
+    hierarchy: Hierarchy = TREE, moments: PopulationMoments = MOMENTS, *, learned: bool = False, **settings
+) -> TreeWalk:
     sampler = SamplerSettings(**{"n_levels": 80, **settings})
     return TreeWalk(exact_denoiser(hierarchy, moments, learned=learned), hierarchy, sampler)
 
@@ -432,18 +438,18 @@ def test_denoiser_is_exact_for_mixtures():
     network, x = exact_denoiser(TREE), 20 * torch.randn(8, 2, generator=generator())
     network.set_populations(BranchPopulations.of(MOMENTS, TREE, merged=1e9))
     for sigma in (0.1, 3.0, 14.0):
-        types = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
-        expected = Mixture.of(types, MOMENTS.weight).denoised(x, sigma).float()
+        normals = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
+        expected = Mixture.of(normals, MOMENTS.weight).denoised(x, sigma).float()
         one = network(x, torch.tensor([sigma]), torch.tensor([0]))
         torch.testing.assert_close(one, expected, atol=1e-3, rtol=1e-4)
         each = network(x, torch.full((8,), sigma), torch.tensor([0, 1] * 4))
         torch.testing.assert_close(each[::2], expected[::2], atol=1e-3, rtol=1e-4)
-        alone = Mixture.of(types[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of the types below `ab`
+        alone = Mixture.of(normals[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of those below `ab`
         torch.testing.assert_close(each[1::2], alone[1::2], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 3.5, 14.0, 41.0, 43.0])
-def test_components_of_a_branch_have_its_types_once_each(sigma):
+def test_components_of_a_branch_have_its_populations_once_each(sigma):
     populations = BranchPopulations.of(MOMENTS, TREE)
     components = populations.components(torch.tensor([sigma]), torch.arange(len(TREE.branches)))
     is_leaf = torch.tensor([branch.level == 0 for branch in TREE.branches])
@@ -470,13 +476,13 @@ def test_merged_clade_is_nearly_exact():
 @pytest.mark.parametrize("spread", [0.5, 1.5])
 def test_merged_clades_add_little_to_the_loss(spread):
     """The loss of the exact denoiser is about 1."""
-    random, n_types, n_dims = np.random.default_rng(0), 12, 31
-    steps = random.normal(size=(6, n_types, n_dims)) * spread
-    means = sum(step[np.arange(n_types) // 2**k] for k, step in enumerate(steps)).repeat(200, axis=0)
+    random, n_populations, n_dims = np.random.default_rng(0), 12, 31
+    steps = random.normal(size=(6, n_populations, n_dims)) * spread
+    means = sum(step[np.arange(n_populations) // 2**k] for k, step in enumerate(steps)).repeat(200, axis=0)
     mean = torch.tensor(means + random.normal(size=means.shape)).float()
-    cell_type = torch.arange(n_types).repeat_interleave(200)
-    cells = LatentCells(mean, torch.zeros_like(mean), cell_type, tuple("abcdefghijkl"))
-    moments = type_moments(cells, fit_whitening(cells))
+    population = torch.arange(n_populations).repeat_interleave(200)
+    cells = LatentCells(mean, torch.zeros_like(mean), population, tuple("abcdefghijkl"))
+    moments = population_moments(cells, fit_whitening(cells))
     hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     exact, merged = (BranchPopulations.of(moments, hierarchy, **how) for how in ({"merged": 1e9}, {}))
     n_components = []
@@ -493,32 +499,32 @@ def test_merged_clades_add_little_to_the_loss(spread):
 every_tree = pytest.mark.parametrize("hierarchy", [TREE, FLAT, STEEP], ids=["tree", "flat", "steep"])
 
 
-def assert_type(x: Tensor, cell_type: str) -> None:
-    code = MOMENTS.cell_types.index(cell_type)
+def assert_population(x: Tensor, population: str) -> None:
+    code = MOMENTS.populations.index(population)
     assert_moments(x, MEANS[code], COVARIANCES[code], tolerance=0.16)
 
 
 @every_tree
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("cell_type", TYPES)
-def test_independent_samples_have_each_types_moments(hierarchy, stochastic, learned, cell_type):
-    x = walk(hierarchy, stochastic=stochastic, learned=learned).independent(cell_type, 3000, generator())
-    assert_type(x, cell_type)
+@pytest.mark.parametrize("population", POPULATIONS)
+def test_independent_samples_have_each_populations_moments(hierarchy, stochastic, learned, population):
+    x = walk(hierarchy, stochastic=stochastic, learned=learned).independent(population, 3000, generator())
+    assert_population(x, population)
 
 
 @every_tree
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_shared_samples_have_each_types_moments(hierarchy, stochastic):
-    samples = walk(hierarchy, stochastic=stochastic).shared(TYPES, 3000, 0)
-    assert list(samples) == list(TYPES)
-    for cell_type, x in samples.items():
-        assert_type(x, cell_type)
+def test_shared_samples_have_each_populations_moments(hierarchy, stochastic):
+    samples = walk(hierarchy, stochastic=stochastic).shared(POPULATIONS, 3000, 0)
+    assert list(samples) == list(POPULATIONS)
+    for population, x in samples.items():
+        assert_population(x, population)
 
 
 def test_rows_of_shared_samples_have_the_same_ancestor():
     alike = replace(MOMENTS, covariance=torch.eye(2).expand(4, 2, 2))
-    samples = walk(moments=alike).shared(TYPES, 50, 0)
+    samples = walk(moments=alike).shared(POPULATIONS, 50, 0)
     within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
     torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)
     torch.testing.assert_close(within["c"], within["d"], atol=1e-3, rtol=0)
@@ -530,20 +536,20 @@ def test_rows_of_shared_samples_have_the_same_ancestor():
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_shared_samples_do_not_depend_on_other_types(stochastic):
-    every = walk(stochastic=stochastic).shared(TYPES, 12, 3)
+def test_shared_samples_do_not_depend_on_other_populations(stochastic):
+    every = walk(stochastic=stochastic).shared(POPULATIONS, 12, 3)
     some = walk(stochastic=stochastic).shared(["d", "a"], 12, 3)
     assert list(some) == ["d", "a"]
-    assert all(torch.equal(x, every[cell_type]) for cell_type, x in some.items())
+    assert all(torch.equal(x, every[population]) for population, x in some.items())
     assert not torch.equal(walk(stochastic=stochastic).shared(["a"], 12, 4)["a"], every["a"])
 
 
 def test_sharing_costs_less():
     independent, shared = walk(learned=True), walk(learned=True)
     of_independent, of_shared = count_evaluations(independent), count_evaluations(shared)
-    for cell_type in TYPES:
-        independent.independent(cell_type, 20, generator())
-    shared.shared(TYPES, 20, 0)
+    for population in POPULATIONS:
+        independent.independent(population, 20, generator())
+    shared.shared(POPULATIONS, 20, 0)
     assert sum(of_shared) < 0.7 * sum(of_independent)
 
 
@@ -551,9 +557,9 @@ def test_only_branches_with_a_network_need_the_solver():
     nowhere, upper = walk(), walk()
     upper.denoiser.learned[1] = True  # of `ab`, from 14 to 3.5
     calls, upper_calls = count_evaluations(nowhere), count_evaluations(upper)
-    for cell_type in TYPES:
-        assert_type(nowhere.independent(cell_type, 3000, generator()), cell_type)
-        assert_type(upper.independent(cell_type, 3000, generator()), cell_type)
+    for population in POPULATIONS:
+        assert_population(nowhere.independent(population, 3000, generator()), population)
+        assert_population(upper.independent(population, 3000, generator()), population)
     assert not calls
     assert len(upper_calls) == 2 * (len(upper.levels(14.0, 3.5)) - 1)
 
@@ -569,9 +575,9 @@ def test_samples_depend_on_the_generator_alone():
 
 def planted() -> LatentCells:
     means = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 5.0]])
-    cell_type = torch.repeat_interleave(torch.arange(3), 200)
-    mean = means[cell_type] + torch.randn(600, 2, generator=generator()) * torch.tensor([1.0, 0.5])
-    return LatentCells(mean, torch.full_like(mean, 0.1), cell_type, ("a", "b", "c"))
+    population = torch.repeat_interleave(torch.arange(3), 200)
+    mean = means[population] + torch.randn(600, 2, generator=generator()) * torch.tensor([1.0, 0.5])
+    return LatentCells(mean, torch.full_like(mean, 0.1), population, ("a", "b", "c"))
 
 
 def fitted(*, n_steps: int, seed: int = 0, flat: bool = False):
@@ -579,11 +585,11 @@ def fitted(*, n_steps: int, seed: int = 0, flat: bool = False):
     hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
     settings = DenoiserSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
     whitening = fit_whitening(cells)
-    moments = type_moments(cells, whitening)
+    moments = population_moments(cells, whitening)
     return hierarchy, fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device="cpu")
 
 
-def test_network_is_not_kept_for_normal_types():
+def test_network_is_not_kept_for_normal_populations():
     cells = planted()
     hierarchy, fit = fitted(n_steps=3000)
     assert list(fit.history) == ["step", "loss", "validation", "closed_form"]
@@ -592,10 +598,10 @@ def test_network_is_not_kept_for_normal_types():
     assert list(fit.branches["branch"]) == [branch.name for branch in hierarchy.branches]
     assert not fit.branches["kept"].any()
     assert not fit.network.learned.any()
-    moments = type_moments(cells, fit_whitening(cells))
+    moments = population_moments(cells, fit_whitening(cells))
     walk = TreeWalk(fit.network, hierarchy)
-    for code, cell_type in enumerate(cells.cell_types):
-        x = walk.independent(cell_type, 1000, generator())
+    for code, population in enumerate(cells.populations):
+        x = walk.independent(population, 1000, generator())
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
 
 
@@ -613,15 +619,15 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
     settings = DenoiserSettings(width=8, n_layers=1, n_steps=3)
     how = {"seed": 0, "validation": validation if has_validation else None, "device": "cpu"}
-    parts = (whitening, type_moments(cells, whitening), hierarchy, settings)
+    parts = (whitening, population_moments(cells, whitening), hierarchy, settings)
     with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
         fit_denoiser(poisoned, *parts, **how)
 
 
 def test_type_of_validation_cells_alone_is_trained_on():
     cells = planted()
-    chosen = held_out_mask(cells, cells.cell_type == 1, seed=0)
-    assert not chosen[cells.cell_type == 1].any()
+    chosen = held_out_mask(cells, cells.population == 1, seed=0)
+    assert not chosen[cells.population == 1].any()
 
 
 def test_gain_is_paired_by_cell():
@@ -629,7 +635,7 @@ def test_gain_is_paired_by_cell():
     cells, whitening = planted(), fit_whitening(planted())
     hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=8, n_layers=1))
-    wrong = type_moments(cells, whitening)
+    wrong = population_moments(cells, whitening)
     wrong = replace(wrong, mean=wrong.mean + 1.0)
     network.set_populations(BranchPopulations.of(wrong, hierarchy))
     chosen = torch.arange(600) % 20 == 0
@@ -644,7 +650,7 @@ def test_gain_is_paired_by_cell():
     gained = held_out.compare(network)
     leaf = gained.by_branch.iloc[hierarchy.denoiser_branches["a"]]
     assert leaf["kept"]
-    assert leaf["n_cells"] == int((chosen & (cells.cell_type == 0)).sum())
+    assert leaf["n_cells"] == int((chosen & (cells.population == 0)).sum())
     assert gained.loss < held_out.closed_form
     twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSORS})
     twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
@@ -668,11 +674,11 @@ def test_branch_without_cells_is_not_trained():
 def test_denoiser_learns_what_is_not_normal():
     side = torch.randint(2, (1500,), generator=generator()) * 4.0 - 2
     mean = torch.stack([side, torch.randn(1500, generator=generator())], dim=1)
-    cell_type = torch.repeat_interleave(torch.arange(2), 750)
-    mean[:, 1] += 9 * cell_type
-    cells = LatentCells(mean, torch.full_like(mean, 0.2), cell_type, ("a", "b"))
+    population = torch.repeat_interleave(torch.arange(2), 750)
+    mean[:, 1] += 9 * population
+    cells = LatentCells(mean, torch.full_like(mean, 0.2), population, ("a", "b"))
     whitening = fit_whitening(cells)
-    moments = type_moments(cells, whitening)
+    moments = population_moments(cells, whitening)
     hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     settings = DenoiserSettings(width=32, n_layers=2, n_steps=600, averaging=0.98)
     fit = fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=0, device="cpu")
@@ -718,7 +724,7 @@ def test_start_and_solver_and_transport_are_called_along_the_path():
     assert calls[6:].count(("transport", 14.0)) == 0  # maps are computed once
 
 
-# ---- from one type to another
+# ---- from one population to another
 
 
 @pytest.mark.parametrize(
@@ -734,8 +740,8 @@ def test_path_below_an_ancestor():
     assert TREE.path_below(TREE.by_name["a"], "a") == ()
 
 
-def cells_of(cell_type: str, n_cells: int = 2000) -> torch.Tensor:
-    code = MOMENTS.cell_types.index(cell_type)
+def cells_of(population: str, n_cells: int = 2000) -> torch.Tensor:
+    code = MOMENTS.populations.index(population)
     noise = torch.randn(n_cells, 2, generator=generator())
     return MEANS[code] + noise @ torch.linalg.cholesky(COVARIANCES[code]).T
 
@@ -744,9 +750,9 @@ def cells_of(cell_type: str, n_cells: int = 2000) -> torch.Tensor:
 @pytest.mark.parametrize(("from_", "to"), [("a", "b"), ("a", "d"), ("c", "a")])
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("learned", [False, True])
-def test_transmuted_cells_have_the_other_types_moments(hierarchy, from_, to, stochastic, learned):
+def test_transmuted_cells_have_the_moments_of_the_other_population(hierarchy, from_, to, stochastic, learned):
     tree = walk(hierarchy, stochastic=stochastic, learned=learned)
-    assert_type(tree.transmute(cells_of(from_), from_, to, generator(1)), to)
+    assert_population(tree.transmute(cells_of(from_), from_, to, generator(1)), to)
 
 
 @every_tree

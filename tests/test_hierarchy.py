@@ -349,11 +349,11 @@ def test_levels_come_from_distances_of_means():
     )
 
 
-def test_hierarchy_does_not_depend_on_order_of_types():
+def test_hierarchy_does_not_depend_on_order_of_populations():
     order = ["e", "c", "a", "d", "b"]
     cells = planted()
-    code = torch.tensor([order.index(t) for t in cells.cell_types])[cells.cell_type]
-    assert clades(build(replace(cells, cell_type=code, cell_types=tuple(order)))) == CLADES
+    code = torch.tensor([order.index(t) for t in cells.populations])[cells.population]
+    assert clades(build(replace(cells, population=code, populations=tuple(order)))) == CLADES
 
 
 def test_weak_clades_have_weak_support():
@@ -419,7 +419,7 @@ WITHOUT_SPREAD = cells_without_spread()
 def test_cells_without_a_spread_have_a_tree_of_finite_levels(cells):
     hierarchy = build(cells, n_bootstrap=5)
     assert hierarchy.fault() is None
-    assert set(hierarchy.cell_types) == set(cells.cell_types)
+    assert set(hierarchy.cell_types) == set(cells.populations)
     # A difference of 1 in log library size is 100 standard deviations of counting noise.
     assert 0 < hierarchy.sigma_max < 1000
 

@@ -39,7 +39,7 @@ from bdm.interpretation.contrasts import (
     Differences,
     Expression,
     FoldChange,
-    TypeExpression,
+    PopulationExpression,
     contrasts_of,
     fewest_names,
 )
@@ -212,7 +212,7 @@ def test_genes_without_counts_are_not_known_to_be_silent():
     counts[2:, 0] = 50
     cells = Cells(sparse.csr_matrix(counts, dtype=np.float32), np.array(["a", "a", "b", "b"]))
     expression = real_expression(cells)
-    assert expression.by_type["a"].mean[0] == 0
+    assert expression.by_population["a"].mean[0] == 0
     one_count = (1e4 / 200) ** 2
     assert expression.squared_error(("a",))[0] == pytest.approx(one_count)
 
@@ -227,8 +227,11 @@ def test_halves_are_disjoint_and_of_the_same_types():
 
 
 def test_mixture_is_weighted_and_has_the_variance_between_types():
-    by_type = {"a": Expression(np.array([0.0]), np.array([1.0])), "b": Expression(np.array([4.0]), np.array([5.0]))}
-    expression = TypeExpression(by_type, {"a": 30, "b": 10})
+    expressions = {
+        "a": Expression(np.array([0.0]), np.array([1.0])),
+        "b": Expression(np.array([4.0]), np.array([5.0])),
+    }
+    expression = PopulationExpression(expressions, {"a": 30, "b": 10})
     mixture = expression.mixture(("a", "b"))
     assert mixture.mean == pytest.approx([1.0])
     assert mixture.variance == pytest.approx([2.0 + 3.0])  # within, 0.75 * 1 + 0.25 * 9 between
@@ -262,7 +265,7 @@ def test_model_expression_follows_generated_counts(small_model):
 
 def test_model_with_batches_is_read(batch_model):
     expression = model_expression(batch_model.model, n_cells=15, seed=0)
-    for of_one in expression.by_type.values():
+    for of_one in expression.by_population.values():
         assert of_one.mean.sum() == pytest.approx(1e4, rel=1e-6)
 
 
@@ -569,9 +572,9 @@ def test_cells_are_placed_where_the_model_had_them(inputs):
     cells = encoded_cells(inputs)
     x = inputs.model.whitening(cells.mean).numpy()
     for row, population in enumerate(inputs.model.populations):
-        of_type = cells.cell_type.numpy() == row
-        assert of_type.sum() == (inputs.training.cell_type == population).sum()
-        apart = np.linalg.norm(x[of_type].mean(axis=0) - inputs.model.moments.mean[row].numpy())
+        of_population = cells.population.numpy() == row
+        assert of_population.sum() == (inputs.training.cell_type == population).sum()
+        apart = np.linalg.norm(x[of_population].mean(axis=0) - inputs.model.moments.mean[row].numpy())
         assert apart < 1.5  # two thirds of the cells that the moments are of
 
 

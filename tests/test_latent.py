@@ -8,8 +8,8 @@ from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
-from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, type_moments
-from bdm.seeds import Minibatches, type_weight
+from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, population_moments
+from bdm.seeds import Minibatches, population_weight
 from bdm.settings import PrepareSettings
 
 
@@ -53,7 +53,7 @@ def test_whitened_cells_have_unit_covariance_within_types():
     cells = random_cells()
     whitening = fit_whitening(cells)
     x = whitening(cells.mean)
-    within = torch.cat([x[cells.cell_type == t] - x[cells.cell_type == t].mean(dim=0) for t in range(3)])
+    within = torch.cat([x[cells.population == t] - x[cells.population == t].mean(dim=0) for t in range(3)])
     pooled = within.T @ within / len(within) + whitening.variance(cells.scale)
     torch.testing.assert_close(pooled, torch.eye(5), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
@@ -63,7 +63,7 @@ def test_draws_from_posteriors_have_unit_covariance_within_types():
     cells = random_cells(n_cells=(4000, 3000))
     whitening = fit_whitening(cells)
     x = whitening(cells.sample(torch.arange(7000), torch.Generator().manual_seed(0)))
-    within = torch.cat([x[cells.cell_type == t] - x[cells.cell_type == t].mean(dim=0) for t in range(2)])
+    within = torch.cat([x[cells.population == t] - x[cells.population == t].mean(dim=0) for t in range(2)])
     torch.testing.assert_close(within.T @ within / len(within), torch.eye(5), atol=0.06, rtol=0)
 
 
@@ -75,7 +75,7 @@ def test_whitening_is_undone():
 
 def test_whitening_does_not_depend_on_units():
     cells = random_cells()
-    scaled = LatentCells(cells.mean * 7 + 2, cells.scale * 7, cells.cell_type, cells.cell_types)
+    scaled = LatentCells(cells.mean * 7 + 2, cells.scale * 7, cells.population, cells.populations)
     torch.testing.assert_close(
         fit_whitening(cells)(cells.mean), fit_whitening(scaled)(scaled.mean), atol=1e-3, rtol=1e-3
     )
@@ -103,7 +103,7 @@ def test_variance_of_errors():
 def test_moments_of_a_large_type_are_those_of_its_draws():
     cells = random_cells(n_cells=(30_000, 500))
     whitening = fit_whitening(cells)
-    moments = type_moments(cells, whitening)
+    moments = population_moments(cells, whitening)
     x = whitening(cells.sample(torch.arange(30_000), torch.Generator().manual_seed(0)))
     torch.testing.assert_close(moments.mean[0], x.mean(dim=0), atol=0.03, rtol=0)
     torch.testing.assert_close(moments.covariance[0], torch.cov(x.T), atol=0.05, rtol=0.02)
@@ -113,9 +113,9 @@ def test_moments_of_a_large_type_are_those_of_its_draws():
 def test_small_types_shrink_to_the_identity(n_cells):
     cells = random_cells(n_cells=(500, n_cells))
     whitening = fit_whitening(cells)
-    covariance = type_moments(cells, whitening).covariance[1]
-    x = whitening(cells.mean[cells.cell_type == 1])
-    own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[cells.cell_type == 1])
+    covariance = population_moments(cells, whitening).covariance[1]
+    x = whitening(cells.mean[cells.population == 1])
+    own = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[cells.population == 1])
     trust = n_cells / (n_cells + N_SHRINK)
     torch.testing.assert_close(covariance, trust * own + (1 - trust) * torch.eye(5), atol=1e-4, rtol=1e-4)
     assert torch.linalg.eigvalsh(covariance).min() > 0
@@ -123,7 +123,7 @@ def test_small_types_shrink_to_the_identity(n_cells):
 
 def test_mixture_has_the_moments_of_its_draws():
     cells = random_cells(n_cells=(5000, 2000, 800))
-    moments = type_moments(cells, fit_whitening(cells))
+    moments = population_moments(cells, fit_whitening(cells))
     mixture = moments.mixture(("a", "c"))
     generator = torch.Generator().manual_seed(0)
     chosen = torch.multinomial(moments.weight * torch.tensor([1, 0, 1]), 40_000, replacement=True, generator=generator)
@@ -136,7 +136,7 @@ def test_mixture_has_the_moments_of_its_draws():
 
 def test_mixture_of_one_type_is_the_type_and_order_does_not_matter():
     cells = random_cells()
-    moments = type_moments(cells, fit_whitening(cells))
+    moments = population_moments(cells, fit_whitening(cells))
     assert torch.equal(moments.mixture(("b",)).covariance, moments.covariance[1])
     one, other = moments.mixture(("a", "b", "c")), moments.mixture(("c", "a", "b"))
     torch.testing.assert_close(one.covariance, other.covariance)
@@ -145,14 +145,14 @@ def test_mixture_of_one_type_is_the_type_and_order_does_not_matter():
 # ---- minibatches
 
 
-def test_minibatches_hold_types_by_weight_and_cells_of_a_type_alike():
-    cell_type = torch.tensor([0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2])  # no cell of type 1
-    index = Minibatches.of(cell_type).draw(60_000, torch.Generator().manual_seed(0))
-    weight = type_weight(torch.bincount(cell_type)).float()
-    share = torch.bincount(cell_type[index], minlength=3) / 60_000
+def test_minibatches_hold_populations_by_weight_and_cells_of_a_population_alike():
+    population = torch.tensor([0, 2, 0, 2, 2, 0, 2, 2, 2, 2, 2, 2])  # no cell of population 1
+    index = Minibatches.of(population).draw(60_000, torch.Generator().manual_seed(0))
+    weight = population_weight(torch.bincount(population)).float()
+    share = torch.bincount(population[index], minlength=3) / 60_000
     torch.testing.assert_close(share, weight / weight.sum(), atol=0.01, rtol=0)
     by_cell = torch.bincount(index, minlength=12) / 60_000
-    expected = (weight / torch.bincount(cell_type))[cell_type] / weight.sum()
+    expected = (weight / torch.bincount(population))[population] / weight.sum()
     torch.testing.assert_close(by_cell, expected, atol=0.01, rtol=0)
 
 
@@ -230,8 +230,8 @@ def test_test_cells_are_held_out(encoded):
     assert len(learned.mean) + len(held_out.mean) == latent.n_obs
     assert int(learned.n_cells.sum()) == len(learned.mean)
     obs = latent.obs[latent.obs["split"] != "test"]
-    assert [learned.cell_types[code] for code in learned.cell_type] == list(obs["sub_population"])
-    assert [learned.labels[code] for code in learned.cell_type] == list(obs["cell_type"])
+    assert [learned.populations[code] for code in learned.population] == list(obs["sub_population"])
+    assert [learned.labels[code] for code in learned.population] == list(obs["cell_type"])
 
 
 def test_file_of_other_cells_is_no_latent(example_cells, tmp_path):

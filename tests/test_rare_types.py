@@ -10,7 +10,7 @@ from bdm.hierarchy.grow import attachment_point
 from bdm.hierarchy.means import MeasuredMeans, clades_of, cluster_means
 from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening, fit_whitening, sampling_variance, type_moments
+from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance
 from bdm.settings import HierarchySettings
 from bdm.simulation.programmes import height, random_tree
 
@@ -54,7 +54,7 @@ def test_variance_of_a_mean_is_its_squared_error(n_cells):
     errors, estimates = [], []
     for _ in range(300):
         cells = sampled(means, list(n_cells), rng)
-        errors.append(((type_moments(cells, IDENTITY).mean.numpy() - means) ** 2).sum(axis=1))
+        errors.append(((population_moments(cells, IDENTITY).mean.numpy() - means) ** 2).sum(axis=1))
         estimates.append(sampling_variance(cells, IDENTITY).numpy())
     np.testing.assert_allclose(np.mean(errors, axis=0), N_DIMS / np.array(n_cells), rtol=0.06)
     np.testing.assert_allclose(np.mean(estimates, axis=0), N_DIMS / np.array(n_cells), rtol=0.03)
@@ -91,7 +91,7 @@ def test_variance_is_in_whitened_units():
     rng = np.random.default_rng(0)
     cells = sampled(along_a_line(0.0, 9.0), [50, 500], rng)
     stretched = LatentCells(
-        cells.mean * torch.linspace(0.1, 10, N_DIMS), cells.scale, cells.cell_type, cells.cell_types
+        cells.mean * torch.linspace(0.1, 10, N_DIMS), cells.scale, cells.population, cells.populations
     )
     torch.testing.assert_close(
         sampling_variance(stretched, fit_whitening(stretched)),
@@ -152,7 +152,7 @@ def test_rare_types_are_found_in_their_clades_more_often():
         means = placed(tree, rng)
         n_cells = np.where(rng.random(16) < 0.5, rng.choice([2, 3, 5], 16), 300).tolist()
         cells = sampled(np.stack([means[name] for name in names]), n_cells, rng)
-        moments = type_moments(cells, IDENTITY)
+        moments = population_moments(cells, IDENTITY)
         measured = MeasuredMeans.of(moments)
         as_measured = MeasuredMeans(measured.mean, np.zeros(16))
         found = [TreeComparison.of(cluster_means(of, names), tree) for of in (measured, as_measured)]
@@ -170,9 +170,9 @@ def test_support_of_a_rare_type_is_how_often_samples_have_its_clade():
     occurs, support = [], []
     for seed in range(80):
         cells = sampled(means, [300, 300, 5], rng)
-        measured = MeasuredMeans.of(type_moments(cells, IDENTITY))
+        measured = MeasuredMeans.of(population_moments(cells, IDENTITY))
         occurs.append(clade in clades_of(measured))
-        of_types = cells.mean.double().numpy(), cells.cell_type.numpy()
+        of_types = cells.mean.double().numpy(), cells.population.numpy()
         found = clade_support(*of_types, measured.variance, n_bootstrap=20, seed=seed)
         assert found is not None
         support.append(found.get(clade, 0.0))

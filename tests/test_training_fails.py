@@ -70,11 +70,11 @@ def test_validation_that_is_no_number_stops_too():
 
 
 def test_type_is_reported():
-    def by_type(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+    def by_group(network: nn.Module, generator: torch.Generator) -> dict[str, float]:
         return {"one": 3.0, "other": torch.nan, "third": 9.0}
 
-    with pytest.raises(TrainingError, match=r"at step 38: .* most of all for cells of type 'other'"):
-        train(network(), going_wrong_at(37, np.nan), LOOP, by_type=by_type)
+    with pytest.raises(TrainingError, match=r"at step 38: .* most of all for cells of 'other'"):
+        train(network(), going_wrong_at(37, np.nan), LOOP, by_group=by_group)
 
 
 # ---- settings that are too much
@@ -91,7 +91,7 @@ def test_too_high_learning_rate(example_cells, small_settings, tmp_path, changes
     settings = replace(small_settings, **changes)
     model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
     checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "denoiser")))
-    with pytest.raises(TrainingError, match=rf"Training of {what} went wrong at step \d+: .* cells of type '.*'"):
+    with pytest.raises(TrainingError, match=rf"Training of {what} went wrong at step \d+: .* cells of '.*'"):
         model.fit(checkpoints=checkpoints)
 
 
@@ -133,9 +133,9 @@ def learned(small_model, example_cells):
 
 def test_healthy_types_are_far_from_the_limits(small_model, learned):
     model = small_model.model
-    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learned.cell_types, 100, 0)
-    for code, cell_type in enumerate(learned.cell_types):
-        x = model.whitening(learned.sample(torch.nonzero(learned.cell_type == code).squeeze(1), torch.Generator()))
+    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learned.populations, 100, 0)
+    for code, cell_type in enumerate(learned.populations):
+        x = model.whitening(learned.sample(torch.nonzero(learned.population == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)
         assert 0.5 < spread < 2
         assert off < 0.6
@@ -156,5 +156,5 @@ def test_collapsed_population_is_named(small_model, learned, part, value, expect
         nn.init.zeros_(broken.leave.weight)
         nn.init.zeros_(broken.leave.bias)
     check_collapse(TreeWalk(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
-    with pytest.raises(TrainingError, match=rf"cells of type {re.escape(repr(population))} .* {expected}"):
+    with pytest.raises(TrainingError, match=rf"cells of {re.escape(repr(population))} .* {expected}"):
         check_collapse(TreeWalk(broken, model.hierarchy), learned, model.whitening, seed=0)

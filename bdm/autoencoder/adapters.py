@@ -1,4 +1,4 @@
-"""Type-specific decoders: what cell types have in place of the shared decoder, as stacked tensors."""
+"""Type-specific decoders: what populations have in place of the shared decoder, as stacked tensors."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Adapters:
 
     Attributes
     ----------
-    cell_types
-        Names, in the order of the first axis of each tensor.
+    names
+        Populations (and cell types that are divided into several), in the order of the first axis of each tensor.
     loadings
-        Types x genes x latent dimensions.
+        Names x genes x latent dimensions.
     offset
-        Log expression at latent 0 before normalisation, types x genes.
+        Log expression at latent 0 before normalisation, names x genes.
     log_inverse_dispersion
-        Types x genes.
+        Names x genes.
     prior_mean
-        Mean latent, types x latent dimensions.
+        Mean latent, names x latent dimensions.
     """
 
-    cell_types: tuple[str, ...]
+    names: tuple[str, ...]
     loadings: Tensor
     offset: Tensor
     log_inverse_dispersion: Tensor
@@ -38,11 +38,11 @@ class Adapters:
 
     @classmethod
     @torch.no_grad()
-    def of_shared(cls, network: CountAutoencoder, cell_types: Sequence[str], codes: Sequence[int]) -> Adapters:
-        """Copy the shared decoder for cell types, by their indices in the network."""
+    def of_shared(cls, network: CountAutoencoder, names: Sequence[str], codes: Sequence[int]) -> Adapters:
+        """Copy the shared decoder for populations, by their indices in the network."""
         rows = torch.tensor(list(codes), dtype=torch.long)
         return cls(
-            tuple(cell_types),
+            tuple(names),
             network.loadings.weight.detach().expand(len(rows), -1, -1),  # see same_loadings
             network.loadings.bias.detach().repeat(len(rows), 1),
             network.log_inverse_dispersion(rows).detach(),
@@ -50,75 +50,75 @@ class Adapters:
         )
 
     @classmethod
-    def of_mean_type(cls, network: CountAutoencoder, cell_type: str) -> Adapters:
+    def of_mean_type(cls, network: CountAutoencoder, name: str) -> Adapters:
         """Copy the shared decoder for a new cell type, with the mean latent and log dispersion of all known ones."""
         dispersion = network.log_inverse_dispersion(torch.arange(network.shape.n_types))
         dispersion, prior_mean = (
             value.detach().mean(dim=0, keepdim=True) for value in (dispersion, network.prior_mean)
         )
-        shared = cls.of_shared(network, (cell_type,), (0,))
+        shared = cls.of_shared(network, (name,), (0,))
         return replace(shared, log_inverse_dispersion=dispersion, prior_mean=prior_mean)
 
     @classmethod
-    def of_tensors(cls, cell_types: Sequence[str], tensors: dict[str, Tensor], network: CountAutoencoder) -> Adapters:
+    def of_tensors(cls, names: Sequence[str], tensors: dict[str, Tensor], network: CountAutoencoder) -> Adapters:
         """Make them again from their tensors.
 
         Raises
         ------
         ValueError
-            If the tensors have other shapes than ``network`` and the number of cell types ask for, or a type is twice.
+            If the tensors have other shapes than ``network`` and the number of names ask for, or a name is twice.
         """
-        adapters = cls(tuple(cell_types), **tensors)
+        adapters = cls(tuple(names), **tensors)
         empty = cls.of_shared(network, (), ()).tensors()
         for name, value in adapters.tensors().items():
-            if value.shape != (len(cell_types), *empty[name].shape[1:]):
+            if value.shape != (len(names), *empty[name].shape[1:]):
                 raise ValueError(f"{name} of type-specific decoders have the shape {tuple(value.shape)}")
-        if len(set(cell_types)) < len(cell_types):
-            raise ValueError("two type-specific decoders of one cell type")
+        if len(set(names)) < len(names):
+            raise ValueError("two type-specific decoders of one name")
         return adapters
 
     def __len__(self) -> int:
-        return len(self.cell_types)
+        return len(self.names)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.cell_types)
+        return iter(self.names)
 
-    def __contains__(self, cell_type: str) -> bool:
-        return cell_type in self.cell_types
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
 
     @property
     def observation(self) -> NegativeBinomial:
-        """Observation model of counts, types x cells x genes, of any number of cells."""
+        """Observation model of counts, names x cells x genes, of any number of cells."""
         return NegativeBinomial(self.log_inverse_dispersion[:, None])
 
     @property
     def same_loadings(self) -> bool:
-        """Whether all types are known to have the same loadings, as those of the shared decoder are."""
+        """Whether all are known to have the same loadings, as those of the shared decoder are."""
         return len(self) == 1 or self.loadings.stride(0) == 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Stacked tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
-    def subset(self, cell_types: Sequence[str]) -> Adapters:
-        """Take the adapters of some cell types, in their order."""
-        return self._rows([self.cell_types.index(cell_type) for cell_type in cell_types])
+    def subset(self, names: Sequence[str]) -> Adapters:
+        """Take the adapters of some populations, in their order."""
+        return self._rows([self.names.index(name) for name in names])
 
     def joined(self, *others: Adapters) -> Adapters:
-        """Add other adapters, which take the place of those of the same cell types."""
+        """Add other adapters, which take the place of those of the same names."""
         parts = (self, *others)
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in self.tensors()}
-        all_parts = Adapters(tuple(cell_type for part in parts for cell_type in part), **tensors)
-        last = {cell_type: row for row, cell_type in enumerate(all_parts)}
+        all_parts = Adapters(tuple(name for part in parts for name in part), **tensors)
+        last = {name: row for row, name in enumerate(all_parts)}
         return all_parts if len(last) == len(all_parts) else all_parts._rows(list(last.values()))
 
     def _rows(self, rows: list[int]) -> Adapters:
-        cell_types = tuple(self.cell_types[row] for row in rows)
-        return Adapters(cell_types, **{name: value[rows] for name, value in self.tensors().items()})
+        names = tuple(self.names[row] for row in rows)
+        return Adapters(names, **{name: value[rows] for name, value in self.tensors().items()})
 
-    def network(self, cell_type: str, shared: CountAutoencoder) -> CountAutoencoder:
-        """Autoencoder of one type, in which it has the index 0."""
-        row = self.cell_types.index(cell_type)
+    def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
+        """Autoencoder of one population, in which it has the index 0."""
+        row = self.names.index(name)
         with torch.device("meta"):  # where a network has no values yet, and so draws none
             network = CountAutoencoder(replace(shared.shape, n_types=1))
         state = {

@@ -78,12 +78,12 @@ def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: i
     return np.asarray(shuffled[chosen])
 
 
-def sample_rows_of_type(obs: pd.DataFrame, cell_type: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
+def sample_rows_of_population(obs: pd.DataFrame, population: str, split: str, n_cells: int, *, seed: int) -> np.ndarray:
     """Find the cells of a population and split in order, or a random sample if there are more than ``n_cells``."""
-    rows = np.flatnonzero((obs["sub_population"] == cell_type) & (obs["split"] == split))
+    rows = np.flatnonzero((obs["sub_population"] == population) & (obs["split"] == split))
     if len(rows) <= n_cells:
         return rows
-    return np.sort(numpy_generator(seed, "own", split, cell_type).choice(rows, n_cells, replace=False))
+    return np.sort(numpy_generator(seed, "own", split, population).choice(rows, n_cells, replace=False))
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def fit_autoencoder(
     validation = objective.validation if held_out.n_obs else None
     with threads() as run:
         loss = partial(objective.loss, run=run)
-        history = train(network, loss, loop, by_type=objective.by_type, validation=validation, checkpoint=checkpoint)
+        history = train(network, loss, loop, by_group=objective.by_type, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
     network, found, cells = with_sub_populations(network, objective)

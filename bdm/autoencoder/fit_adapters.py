@@ -1,4 +1,4 @@
-"""The fit of type-specific decoders, of many cell types at once, and which of them are kept."""
+"""The fit of type-specific decoders, of many populations at once, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bdm.autoencoder.cells import (
     batch_codes,
     batch_names,
     evidence_lower_bounds,
-    sample_rows_of_type,
+    sample_rows_of_population,
 )
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.observation import NegativeBinomial
@@ -32,9 +32,9 @@ from bdm.threads import threads
 
 logger = logging.getLogger(__name__)
 
-MOST = {"train": 1000, "validation": 300}  # cells of a type that are read; more make no better decoder
+MOST = {"train": 1000, "validation": 300}  # cells of a population that are read; more make no better decoder
 READ_TOGETHER = 100_000  # cells that are read in one go through the file
-FITTED_TOGETHER = 256  # training cells, of one type or several
+FITTED_TOGETHER = 256  # training cells, of one population or several
 N_ITERATIONS = 3  # of Newton's method, for posteriors in training; more do not improve the model
 CURVATURE = 1.5  # times the curvature of a mean cell: cells differ, and steps that are too long diverge
 LONGEST_STEP = 3  # of a gene's loadings, in standard deviations of their prior
@@ -48,8 +48,8 @@ class AdapterSettings:
     Attributes
     ----------
     loading_scale, expression_scale, dispersion_scale
-        Standard deviations of the normal prior of each change: in a loading, in a gene's log expression at the type's
-        mean latent, and in its log dispersion.
+        Standard deviations of the normal prior of each change: in a loading, in a gene's log expression at the
+        population's mean latent, and in its log dispersion.
     n_rounds
         Times that cells are encoded anew.
     n_steps
@@ -63,15 +63,15 @@ class AdapterSettings:
     n_steps: int = 5
 
 
-# A known type is expressed well already, and it takes little to overfit it
-KNOWN_TYPES = AdapterSettings(loading_scale=0.05, expression_scale=0.5, dispersion_scale=0.3)
+# A population of known cells is expressed well already, and it takes little to overfit it
+KNOWN_POPULATIONS = AdapterSettings(loading_scale=0.05, expression_scale=0.5, dispersion_scale=0.3)
 
 
 def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
     """Fit a type-specific decoder to each population, and keep those by which validation cells are more likely.
 
-    A few latent dimensions for all types cannot express all that sets apart a small one. Types without validation cells
-    keep the shared decoder, as their gain is unknown, and so do types whose fit diverges.
+    A few latent dimensions for all types cannot express all that sets apart a small one. Populations without
+    validation cells keep the shared decoder, as their gain is unknown, and so do populations whose fit diverges.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata:
         Prepared counts, in memory or on disk, with ``obs["sub_population"]``.
     """
     batches = batch_names(adata)
-    rows = rows_by_type(adata.obs, populations, seed=seed)
+    rows = rows_by_population(adata.obs, populations, seed=seed)
     portions = list_portions(rows)
 
-    def kept(portion: list[TypeCells]) -> Adapters:
+    def kept(portion: list[PopulationCells]) -> Adapters:
         return fit_portion(network, populations, portion, seed=seed)
 
     with threads() as run:
@@ -97,23 +97,23 @@ def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata:
 
 
 def fit_portion(
-    network: CountAutoencoder, cell_types: tuple[str, ...], portion: list[TypeCells], *, seed: int
+    network: CountAutoencoder, populations: tuple[str, ...], portion: list[PopulationCells], *, seed: int
 ) -> Adapters:
-    """Fit type-specific decoders of a few of the network's ``cell_types``, and keep those that gain."""
-    names = [cells.cell_type for cells in portion]
-    start = Adapters.of_shared(network, names, [cell_types.index(name) for name in names])
+    """Fit type-specific decoders of a few of the network's ``populations``, and keep those that gain."""
+    names = [cells.population for cells in portion]
+    start = Adapters.of_shared(network, names, [populations.index(name) for name in names])
     try:
-        return fit_gaining(start, network, portion, KNOWN_TYPES, least_gain=0, seed=seed)
+        return fit_gaining(start, network, portion, KNOWN_POPULATIONS, least_gain=0, seed=seed)
     except TrainingError as error:
         if len(portion) > 1:
-            return start.subset(()).joined(*(fit_portion(network, cell_types, [one], seed=seed) for one in portion))
+            return start.subset(()).joined(*(fit_portion(network, populations, [one], seed=seed) for one in portion))
         logger.warning("%s keeps the shared decoder: %s", names[0], error)
         return start.subset(())
 
 
 @dataclass(frozen=True)
-class TypeCells:
-    """Cells of one type: training cells, and the held-out cells that decide whether its decoder is kept.
+class PopulationCells:
+    """Cells of one population: training cells, and the held-out cells that decide whether its decoder is kept.
 
     Attributes
     ----------
@@ -125,39 +125,39 @@ class TypeCells:
         Validation cells; there may be none.
     """
 
-    cell_type: str
+    population: str
     counts: Tensor
     codes: Tensor
     held_out: ad.AnnData
     batches: tuple[str, ...]
 
     @classmethod
-    def of(cls, cell_type: str, cells: ad.AnnData, batches: tuple[str, ...]) -> TypeCells:
-        """Take them from prepared cells of the type, with ``obs['split']``; ``batches`` are those of the network."""
+    def of(cls, population: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
+        """Take them from prepared cells with ``obs['split']``; ``batches`` are the batches of the network."""
         split = cells.obs["split"].to_numpy()
         training, held_out = (cells[split == name] for name in ("train", "validation"))
-        return cls(cell_type, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
+        return cls(population, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
 
 
 def fit_gaining(
     start: Adapters,
     network: CountAutoencoder,
-    cells: Sequence[TypeCells],
+    cells: Sequence[PopulationCells],
     settings: AdapterSettings,
     *,
     least_gain: float,
     seed: int,
 ) -> Adapters:
-    """Fit adapters of several types together, and keep those by which held-out cells are more likely.
+    """Fit adapters of several populations together, and keep those by which held-out cells are more likely.
 
     Parameters
     ----------
     start
-        Adapters to start from, of the types of ``cells``, in their order.
+        Adapters to start from, of the populations of ``cells``, in their order.
     network
         Network with the shared decoder, whose batch offsets are used.
     least_gain
-        Mean gain in the log likelihood of held-out cells, in standard errors; types without such cells are kept.
+        Mean gain in the log likelihood of held-out cells, in standard errors; populations without such cells are kept.
 
     Raises
     ------
@@ -166,24 +166,29 @@ def fit_gaining(
     """
     try:
         fitted = fit_together(start, network, cells, settings, seed=seed)
-        gains = [gain_of(fitted, start, network, of_type, seed=seed) for of_type in cells]
+        gains = [gain_of(fitted, start, network, one, seed=seed) for one in cells]
     except torch.linalg.LinAlgError as error:
-        names = ", ".join(repr(of_type.cell_type) for of_type in cells)
-        raise TrainingError(f"Training of the decoder of type {names} diverged; look at its cells.") from error
+        names = ", ".join(repr(one.population) for one in cells)
+        raise TrainingError(f"Training of the decoder of {names} diverged; look at its cells.") from error
     return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= least_gain])
 
 
 @torch.no_grad()
 def fit_together(
-    start: Adapters, network: CountAutoencoder, cells: Sequence[TypeCells], settings: AdapterSettings, *, seed: int
+    start: Adapters,
+    network: CountAutoencoder,
+    cells: Sequence[PopulationCells],
+    settings: AdapterSettings,
+    *,
+    seed: int,
 ) -> Adapters:
-    """Fit the adapters of several types by expectation maximisation, in one batch over types.
+    """Fit the adapters of several populations by expectation maximisation, in one batch over populations.
 
     In each round, cells are encoded by their posteriors under the present adapters. Decoders then take a few steps,
     each for a new draw of the latents; the mean of the last steps is kept. Dispersions take one step.
     """
-    batch = Batch.of(network, [(of_type.counts, of_type.codes) for of_type in cells])
-    generators = [torch_generator(seed, "adapters", of_type.cell_type) for of_type in cells]
+    batch = Batch.of(network, [(one.counts, one.codes) for one in cells])
+    generators = [torch_generator(seed, "adapters", one.population) for one in cells]
     adapters = start
     for _ in range(settings.n_rounds):
         posterior, visited = batch.posterior(adapters), []
@@ -199,16 +204,16 @@ def fit_together(
 
 @dataclass(frozen=True)
 class Batch:
-    """Training cells of several types as one tensor; types with fewer cells are padded with cells without counts.
+    """Training cells of several populations as one tensor, padded with cells without counts where one has fewer.
 
     Attributes
     ----------
     counts
-        Types x cells x genes.
+        Populations x cells x genes.
     n_counts, present
-        Library size of each cell, and 1 for cells or 0 for padding, types x cells x 1.
+        Library size of each cell, and 1 for cells or 0 for padding, populations x cells x 1.
     batch_offset
-        Offset of each cell's batch, types x cells x genes, or 1 x 1 x genes where all cells have the same.
+        Offset of each cell's batch, populations x cells x genes, or 1 x 1 x genes where all cells have the same.
     """
 
     counts: Tensor
@@ -218,15 +223,15 @@ class Batch:
 
     @classmethod
     def of(cls, network: CountAutoencoder, cells: Sequence[tuple[Tensor, Tensor]]) -> Batch:
-        """Pad the cells of each type, given as counts and codes of batches, to the number of the largest."""
-        counts = pad_sequence([of_type for of_type, _ in cells], batch_first=True)
-        codes = pad_sequence([of_type for _, of_type in cells], batch_first=True)
-        present = pad_sequence([torch.ones(len(of_type), 1) for of_type, _ in cells], batch_first=True)
+        """Pad the cells of each population, given as counts and codes of batches, to the number of the largest."""
+        counts = pad_sequence([part for part, _ in cells], batch_first=True)
+        codes = pad_sequence([part for _, part in cells], batch_first=True)
+        present = pad_sequence([torch.ones(len(part), 1) for part, _ in cells], batch_first=True)
         offset = network.batch_offset.detach()
         return cls(counts, counts.sum(dim=2, keepdim=True), present, offset[codes] if len(offset) > 1 else offset[None])
 
     def posterior(self, adapters: Adapters) -> Posterior:
-        """Compute the posterior of each cell, one type after the other; padding stays at the prior."""
+        """Compute the posterior of each cell, one population after the other; padding stays at the prior."""
         offset = (adapters.offset[:, None] + self.batch_offset).expand_as(self.counts)
         log_dispersion = adapters.observation.log_inverse_dispersion.expand_as(self.counts)
         prior_mean = adapters.prior_mean[:, None].expand(*self.counts.shape[:2], -1)
@@ -239,7 +244,7 @@ class Batch:
         )
 
     def sample(self, posterior: Posterior, generators: Sequence[torch.Generator]) -> Tensor:
-        """Sample latents, types x cells x latent dimensions."""
+        """Sample latents, populations x cells x latent dimensions."""
         n_cells, n_latent = self.present.sum(dim=(1, 2)).long().tolist(), posterior.mean.shape[1]
         noise = [torch.randn(n, n_latent, generator=own) for n, own in zip(n_cells, generators, strict=True)]
         padded = pad_sequence(noise, batch_first=True)
@@ -258,12 +263,12 @@ def improve_decoder(
 
     The information matrix of a gene's loadings is taken to be ``precision I + weight * Z' Z`` with the latents Z around
     their prior mean, as if all cells had the same weight. It is diagonal in the principal axes of Z, which all genes of
-    a type share.
+    a population share.
 
     Parameters
     ----------
     latent
-        Types x cells x latent dimensions.
+        Populations x cells x latent dimensions.
     """
     centre = adapters.prior_mean[:, :, None]
     centred = (latent - adapters.prior_mean[:, None]) * batch.present
@@ -297,7 +302,7 @@ def improve_dispersion(
     Parameters
     ----------
     latent
-        Types x cells x latent dimensions.
+        Populations x cells x latent dimensions.
     """
     of_cells = adapters.observation.dispersion_gradient(batch.counts, batch.mean(adapters, latent))
     precision = settings.dispersion_scale**-2
@@ -307,11 +312,13 @@ def improve_dispersion(
     return replace(adapters, log_inverse_dispersion=adapters.log_inverse_dispersion + step)
 
 
-def gain_of(fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: TypeCells, *, seed: int) -> float:
-    """Mean gain in the log likelihood of held-out cells of a type, in its standard errors; infinite without cells."""
+def gain_of(
+    fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: PopulationCells, *, seed: int
+) -> float:
+    """Mean gain in the log likelihood of held-out cells, in its standard errors; infinite without cells."""
     if not cells.held_out.n_obs:
         return float("inf")
-    networks = (adapters.network(cells.cell_type, network) for adapters in (start, fitted))
+    networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
     return gain_in_errors(*(likelihood(of, cells.held_out, cells.batches, seed=seed) for of in networks))
 
 
@@ -322,43 +329,48 @@ def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int) -> np.ndarray:
-    """Bound on the log likelihood of each cell of the type, by an autoencoder of that type alone."""
-    types = torch.zeros(cells.n_obs, dtype=torch.long)
-    return evidence_lower_bounds(network, cells, types, batch_codes(cells, batches), seed=seed)
+    """Bound on the log likelihood of each cell of a population, by an autoencoder of that alone."""
+    codes = torch.zeros(cells.n_obs, dtype=torch.long)
+    return evidence_lower_bounds(network, cells, codes, batch_codes(cells, batches), seed=seed)
 
 
-def rows_by_type(obs: pd.DataFrame, cell_types: tuple[str, ...], *, seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Find the cells that are read, by type and split, of all types that have validation cells."""
+def rows_by_population(
+    obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Find the cells that are read, by population and split, of all populations that have validation cells."""
     rows = {
-        cell_type: {split: sample_rows_of_type(obs, cell_type, split, most, seed=seed) for split, most in MOST.items()}
-        for cell_type in cell_types
+        population: {
+            split: sample_rows_of_population(obs, population, split, most, seed=seed) for split, most in MOST.items()
+        }
+        for population in populations
     }
-    return {cell_type: of_splits for cell_type, of_splits in rows.items() if len(of_splits["validation"])}
+    return {population: of_splits for population, of_splits in rows.items() if len(of_splits["validation"])}
 
 
 def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
-    """Portions of types that are fitted together: of like numbers of cells, so that few are added as padding."""
-    n_cells = {cell_type: len(of_splits["train"]) for cell_type, of_splits in rows.items()}
+    """Portions of populations that are fitted together: of like numbers of cells, so that few are added as padding."""
+    n_cells = {population: len(of_splits["train"]) for population, of_splits in rows.items()}
     portions: list[list[str]] = []
-    for cell_type in sorted(n_cells, key=lambda name: n_cells[name]):
-        if portions and n_cells[cell_type] * (len(portions[-1]) + 1) <= FITTED_TOGETHER:
-            portions[-1].append(cell_type)
+    for population in sorted(n_cells, key=lambda name: n_cells[name]):
+        if portions and n_cells[population] * (len(portions[-1]) + 1) <= FITTED_TOGETHER:
+            portions[-1].append(population)
         else:
-            portions.append([cell_type])
+            portions.append([population])
     return portions
 
 
 def read_portions(
     adata: ad.AnnData, portions: list[list[str]], rows: dict[str, dict[str, np.ndarray]], batches: tuple[str, ...]
-) -> Iterator[list[TypeCells]]:
-    """Yield the cells of portions of types, of which several are read together."""
-    of_type = {name: np.concatenate([*of_splits.values()]) for name, of_splits in rows.items()}
-    n_cells = np.array([sum(len(of_type[name]) for name in portion) for portion in portions])
+) -> Iterator[list[PopulationCells]]:
+    """Yield the cells of portions of populations, of which several are read together."""
+    rows_of = {name: np.concatenate([*of_splits.values()]) for name, of_splits in rows.items()}
+    n_cells = np.array([sum(len(rows_of[name]) for name in portion) for portion in portions])
     group = (n_cells.cumsum() - n_cells) // READ_TOGETHER
     for together in np.unique(group):
         members = [portions[number] for number in np.flatnonzero(group == together)]
         names = [name for portion in members for name in portion]
-        cells = take_cells(adata, np.concatenate([of_type[name] for name in names]))
-        ends = dict(zip(names, np.cumsum([len(of_type[name]) for name in names]), strict=True))
+        cells = take_cells(adata, np.concatenate([rows_of[name] for name in names]))
+        ends = dict(zip(names, np.cumsum([len(rows_of[name]) for name in names]), strict=True))
         for portion in members:
-            yield [TypeCells.of(name, cells[ends[name] - len(of_type[name]) : ends[name]], batches) for name in portion]
+            parts = {name: cells[ends[name] - len(rows_of[name]) : ends[name]] for name in portion}
+            yield [PopulationCells.of(name, part, batches) for name, part in parts.items()]

@@ -14,7 +14,7 @@ import pandas as pd
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds, type_codes
 from bdm.autoencoder.fit import N_HELD_OUT, FittedAutoencoder, fit_autoencoder
-from bdm.autoencoder.fit_adapters import fit_portion, list_portions, read_portions, rows_by_type
+from bdm.autoencoder.fit_adapters import fit_portion, list_portions, read_portions, rows_by_population
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.base import peak_memory
 from bdm.data.matrix import take_cells
@@ -124,7 +124,7 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
 
 def estimate_adapters(fitted: FittedAutoencoder, adata: ad.AnnData, *, seed: int) -> Seconds:
     """Estimate the fit of type-specific decoders, from the one of the types with about the median number of cells."""
-    rows = rows_by_type(adata.obs.assign(sub_population=adata.obs["cell_type"]), fitted.cell_types, seed=seed)
+    rows = rows_by_population(adata.obs.assign(sub_population=adata.obs["cell_type"]), fitted.cell_types, seed=seed)
     portions = list_portions(rows)
     if not portions:
         return Seconds(0, 0)

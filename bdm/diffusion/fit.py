@@ -16,7 +16,7 @@ from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sam
 from bdm.diffusion.populations import BranchPopulations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import TypeMoments, Whitening
+from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
@@ -48,7 +48,7 @@ class FittedDenoiser:
 def fit_denoiser(
     cells: LatentCells,
     whitening: Whitening,
-    moments: TypeMoments,
+    moments: PopulationMoments,
     hierarchy: Hierarchy,
     settings: DenoiserSettings,
     *,
@@ -60,9 +60,9 @@ def fit_denoiser(
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells that are drawn from their posteriors, and keep what validates.
 
-    A cell of type c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells are not
-    trained on: training ends early where they gain nothing more, and the network is kept on the branches where their
-    loss is lower than by the closed form.
+    A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells are
+    not trained on: training ends early where they gain nothing more, and the network is kept on the branches where
+    their loss is lower than by the closed form.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def fit_denoiser(
     def validate(averaged: nn.Module) -> float:
         return held_out.compare(cast(BranchedDenoiser, averaged)).loss
 
-    history = train(network, loss, loop, by_type=loss.by_type, validation=validate, checkpoint=checkpoint)
+    history = train(network, loss, loop, by_group=loss.by_population, validation=validate, checkpoint=checkpoint)
     # The step is the best one for the first noise, which would favour the network
     comparison = with_other_noise.compare(network)
     network.learned.copy_(torch.from_numpy(comparison.by_branch["kept"].to_numpy()))
@@ -126,24 +126,24 @@ class MinibatchLoss:
 
     @cached_property
     def minibatches(self) -> Minibatches:
-        """Cells to draw from, by type."""
-        return Minibatches.of(self.cells.cell_type[self.trained])
+        """Cells to draw from, by population."""
+        return Minibatches.of(self.cells.population[self.trained])
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
-        """Branches on the path of each type."""
-        return branch_table(self.hierarchy, self.cells.cell_types)
+        """Branches on the path of each population."""
+        return branch_table(self.hierarchy, self.cells.populations)
 
     def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Losses of the cells of a minibatch, and their types."""
+        """Losses of the cells of a minibatch, and their populations."""
         index = self.trained[self.minibatches.draw(self.settings.batch_size, generator)]
         x = self.whitening(self.cells.sample(index, generator))
         noised, sigma = sample_noised(x, self.settings, self.hierarchy.sigma_max, generator)
-        cell_type = self.cells.cell_type[index]
-        on = branches_at(self.table, cell_type, sigma)
+        population = self.cells.population[index]
+        on = branches_at(self.table, population, sigma)
         share = slice(self.workers.global_rank, None, self.workers.world_size)
         x, noised, sigma, on = (values[share].to(self.workers.device) for values in (x, noised, sigma, on))
-        return denoising_losses(network(noised, sigma, on), x, sigma), cell_type[share]
+        return denoising_losses(network(noised, sigma, on), x, sigma), population[share]
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """Mean loss."""
@@ -151,15 +151,15 @@ class MinibatchLoss:
         weight = self.workers.world_size * len(losses) / self.settings.batch_size  # shares may differ by a cell
         return weight * losses.mean()
 
-    def by_type(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        """Mean loss of the cells of each type in the minibatch."""
-        losses, cell_type = self.of_cells(network, generator)
-        names = self.cells.cell_types
-        return {names[code]: float(losses.cpu()[cell_type == code].mean()) for code in cell_type.unique()}
+    def by_population(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """Mean loss of the cells of each population in the minibatch."""
+        losses, population = self.of_cells(network, generator)
+        names = self.cells.populations
+        return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
 
 
 def initial_denoiser(
-    moments: TypeMoments,
+    moments: PopulationMoments,
     hierarchy: Hierarchy,
     settings: DenoiserSettings,
     *,

@@ -15,7 +15,7 @@ from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sam
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening
-from bdm.seeds import torch_generator, type_weight
+from bdm.seeds import population_weight, torch_generator
 from bdm.settings import DenoiserSettings
 
 N_HELD_OUT = 10_000  # most cells that are compared
@@ -37,9 +37,9 @@ def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -
 
     Returns
     -------
-    Whether each cell is chosen. A type keeps a cell to train on.
+    Whether each cell is chosen. A population keeps a cell to train on.
     """
-    n_cells = len(cells.cell_type)
+    n_cells = len(cells.population)
     order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
     if validation is not None and validation.any():
         chosen = order[validation[order]][:N_HELD_OUT]
@@ -47,8 +47,8 @@ def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -
         chosen = order[: min(int(SHARE * n_cells), N_HELD_OUT)]
     mask = torch.zeros(n_cells, dtype=torch.bool)
     mask[chosen] = True
-    n_trained = torch.bincount(cells.cell_type[~mask], minlength=len(cells.cell_types))
-    return mask & (n_trained[cells.cell_type] > 0)
+    n_trained = torch.bincount(cells.population[~mask], minlength=len(cells.populations))
+    return mask & (n_trained[cells.population] > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class HeldOut:
     cell
         Number of the cell of each draw.
     weight
-        Weight of each draw, by which types have the shares that they have in training.
+        Weight of each draw, by which populations have the shares that they have in training.
     """
 
     x: Tensor
@@ -92,14 +92,15 @@ class HeldOut:
         generator = torch_generator(seed, "noise of held-out cells")
         index = chosen.nonzero().squeeze(1)
         n_draws = min(N_DRAWS, max(FEWEST_DRAWS, MOST_DRAWS // max(len(index), 1)))
-        cell_type = cells.cell_type[index]
-        weight = type_weight(cells.n_cells) / torch.bincount(cell_type, minlength=len(cells.cell_types)).clamp(min=1)
+        population = cells.population[index]
+        n_chosen = torch.bincount(population, minlength=len(cells.populations))
+        weight = population_weight(cells.n_cells) / n_chosen.clamp(min=1)
         index, cell = index.repeat(n_draws), torch.arange(len(index)).repeat(n_draws)
         x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
-        on = branches_at(branch_table(hierarchy, cells.cell_types), cells.cell_type[index], sigma)
+        on = branches_at(branch_table(hierarchy, cells.populations), cells.population[index], sigma)
         closed = [denoiser.closed_form(noised[at], sigma[at], on[at]) for at in _blocks(len(x))]
-        weight = weight[cells.cell_type[index]]
+        weight = weight[cells.population[index]]
         return cls(x, noised, sigma, on, torch.cat([x[:0], *closed]), cell.numpy(), weight.numpy())
 
     def to(self, device: torch.device) -> HeldOut:

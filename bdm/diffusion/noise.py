@@ -21,21 +21,21 @@ def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
     return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
 
 
-def branches_at(table: tuple[Tensor, Tensor], cell_type: Tensor, sigma: Tensor) -> Tensor:
+def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor) -> Tensor:
     """Denoiser's branch on the path of each cell at its noise level, given the :func:`branch_table`."""
     upper, branch = table
-    return branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
+    return branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
 
 
-def branch_table(hierarchy: Hierarchy, cell_types: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """Branches on the path of each type, from the leaf up.
+def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Branches on the path of each population, from the leaf up.
 
     Returns
     -------
-    The highest noise level of each branch (infinite for the last) and its index in the denoiser, both types x longest
-    path; ``searchsorted`` in the first gives the column in the second.
+    The highest noise level of each branch (infinite for the last) and its index in the denoiser, both populations x
+    longest path; ``searchsorted`` in the first gives the column in the second.
     """
-    paths = [hierarchy.path(cell_type)[::-1] for cell_type in cell_types]
+    paths = [hierarchy.path(population)[::-1] for population in populations]
     longest = max(len(path) for path in paths)
     upper = torch.full((len(paths), longest), torch.inf)
     branch = torch.zeros(len(paths), longest, dtype=torch.long)

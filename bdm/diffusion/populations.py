@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.mixtures import Mixture, denoised_by_mixture, log_densities
-from bdm.latent.moments import Normal, TypeMoments
+from bdm.latent.moments import Normal, PopulationMoments
 
 MERGED = 3.0  # from so many times its spread on, the cells of a branch count as one normal
 
@@ -56,11 +56,11 @@ class BranchPopulations:
         )
 
     @classmethod
-    def of(cls, moments: TypeMoments, hierarchy: Hierarchy, *, merged: float = MERGED) -> BranchPopulations:
+    def of(cls, moments: PopulationMoments, hierarchy: Hierarchy, *, merged: float = MERGED) -> BranchPopulations:
         """Compute the populations of the branches of a hierarchy, in its order."""
         names = [branch.name for branch in hierarchy.branches]
         row = {name: i for i, name in enumerate(names)}
-        weight = dict(zip(moments.cell_types, moments.weight.double().tolist(), strict=True))
+        weight = dict(zip(moments.populations, moments.weight.double().tolist(), strict=True))
         leaves = [tuple(hierarchy.leaves(name)) for name in names]
         normals = [moments.mixture(of_branch) for of_branch in leaves]
         axes, variance = principal_axes(torch.stack([normal.covariance for normal in normals]))

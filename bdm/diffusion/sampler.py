@@ -81,9 +81,9 @@ class TreeWalk:
 
         return trend
 
-    def normal(self, cell_type: str) -> Normal:
-        """Moments of a cell type, without noise."""
-        return self.population(self.hierarchy.denoiser_branches[cell_type], 0.0).moments
+    def normal(self, name: str) -> Normal:
+        """Moments of a population, without noise."""
+        return self.population(self.hierarchy.denoiser_branches[name], 0.0).moments
 
     def has_learned(self, segment: Segment) -> bool:
         """Whether the network is used on a branch."""
@@ -167,24 +167,26 @@ class TreeWalk:
             ancestor = segment.denoiser_branch
         return x
 
-    def transmute(self, x: Tensor, cell_type: str, to: str, generator: torch.Generator) -> Tensor:
-        """Encode cells of a type up to its common ancestor with another, and decode them to that, cells x dimensions.
+    def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
+        """Encode cells of a population up to its common ancestor with another, and decode them to the other one.
+
+        Cells are cells x dimensions.
 
         They are encoded by the probability-flow ODE; with ``settings.stochastic``, by fresh noise. Where no branch
-        between the ancestor and either type has a network, both types are normal, and transport at the level of the
+        between the ancestor and either has a network, both are normal, and transport at the level of the
         ancestor maps one to the other: without fresh noise, cells keep their place, and return if they are transmuted
         back.
         """
-        ancestor = self.hierarchy.common_ancestor(cell_type, to)
-        up, down = (self.hierarchy.path_below(ancestor, name) for name in (cell_type, to))
-        level, source = ancestor.level, self.hierarchy.denoiser_branches[cell_type]
+        ancestor = self.hierarchy.common_ancestor(population, to)
+        up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
+        level, source = ancestor.level, self.hierarchy.denoiser_branches[population]
         closed = not any(self.has_learned(segment) for segment in (*up, *down))
         if self.settings.stochastic:
             x = x + level * torch.randn(x.shape, generator=generator)
         elif closed:
-            x = normal_flow(self.normal(cell_type), 0, level)(x, generator)
+            x = normal_flow(self.normal(population), 0, level)(x, generator)
         if closed:
-            x = gaussian_transport(self.normal(cell_type), self.normal(to), level)(x)
+            x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
             return normal_flow(self.normal(to), level, 0, churn=self.churn)(x, generator)
         top = self.hierarchy.denoiser_branches[ancestor.name]
         if self.settings.stochastic:
@@ -193,16 +195,16 @@ class TreeWalk:
             x = self.encode_path(top, up, x, generator)
         return self.decode_path(top, down, x, generator)
 
-    def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
-        """Sample cells of one type, each from its own start, cells x dimensions.
+    def independent(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
+        """Sample cells of one population, each from its own start, cells x dimensions.
 
-        The start is at the upper end of the first branch with a network; below the last one, the type is normal.
+        The start is at the upper end of the first branch with a network; below the last one, the population is normal.
         """
-        path = self.hierarchy.path(cell_type)
+        path = self.hierarchy.path(population)
         learned = [i for i, segment in enumerate(path) if self.has_learned(segment)]
         if not learned:
-            population = self.population(self.hierarchy.denoiser_branches[cell_type], 0.0)
-            return self.start(population, 0.0, n_cells, generator)
+            whole = self.population(self.hierarchy.denoiser_branches[population], 0.0)
+            return self.start(whole, 0.0, n_cells, generator)
         first, last = path[learned[0]], path[learned[-1]]
         x = self.decode_branch(first, self.start_branch(first, n_cells, generator), generator)
         x = self.decode_path(first.denoiser_branch, path[learned[0] + 1 : learned[-1] + 1], x, generator)
@@ -219,7 +221,7 @@ class TreeWalk:
         Parameters
         ----------
         branches
-            Names of cell types, or of other branches.
+            Names of populations, or of other branches.
         """
         samples: dict[tuple[Segment, ...], Tensor] = {}
         for branch in branches:

@@ -14,7 +14,7 @@ from bdm.hierarchy.means import MeasuredMeans
 from bdm.hierarchy.sub_populations import clades_of_types, nearer_types
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import TypeMoments
+from bdm.latent.moments import PopulationMoments
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 
@@ -60,7 +60,7 @@ def distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
 
 
 def attached(
-    model: BranchedModel, cells: LatentCells, moments: TypeMoments, *, n_bootstrap: int, seed: int
+    model: BranchedModel, cells: LatentCells, moments: PopulationMoments, *, n_bootstrap: int, seed: int
 ) -> Attached:
     """Find where a new cell type leaves the hierarchy of a model, and the tree of its populations.
 
@@ -70,18 +70,18 @@ def attached(
         Of the populations of the type.
     """
     means = MeasuredMeans.of(moments)
-    (shape,) = clades_of_types(means, cells.cell_types, cells.labels).values()
-    index = {name: row for row, name in enumerate(cells.cell_types)}
+    (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
+    index = {name: row for row, name in enumerate(cells.populations)}
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
     attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
-    x, code = model.whitening(cells.mean).double().numpy(), cells.cell_type.numpy()
+    x, code = model.whitening(cells.mean).double().numpy(), cells.population.numpy()
     clades = clade_support(x, code, means.variance, n_bootstrap=n_bootstrap, seed=seed)
-    taken = {*model.hierarchy.by_name, *cells.cell_types, *cells.labels, next_node_name(model.hierarchy)}
+    taken = {*model.hierarchy.by_name, *cells.populations, *cells.labels, next_node_name(model.hierarchy)}
     branches = branches_of(root, None, cells, clades, inner_names(taken))
     tree = fitted_below(attachment, branches, nearer_to(model, means, cells), model)
     if not n_bootstrap:
         return Attached(attachment, None, tree)
-    by_population = [x[code == number] for number in range(len(cells.cell_types))]
+    by_population = [x[code == number] for number in range(len(cells.populations))]
     resamples = resampled(by_population, means.variance, n_bootstrap, numpy_generator(seed, "place"))
     same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
     return Attached(attachment, float(np.mean(same)), tree)
@@ -109,7 +109,7 @@ def nearer_to(model: BranchedModel, means: MeasuredMeans, cells: LatentCells) ->
     both = MeasuredMeans(np.concatenate([known.mean, means.mean]), np.concatenate([known.variance, means.variance]))
     cell_type_of = model.cell_type_of
     labels = (*(cell_type_of[name] for name in model.populations), *cells.labels)
-    return dict(zip(cells.cell_types, nearer_types(both, labels)[len(known.mean) :], strict=True))
+    return dict(zip(cells.populations, nearer_types(both, labels)[len(known.mean) :], strict=True))
 
 
 def fitted_below(

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge
 
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.fit_adapters import AdapterSettings, TypeCells, fit_gaining, likelihood
+from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.diffusion.populations import BranchPopulations
@@ -23,12 +23,12 @@ from bdm.extension.populations import cells_by_population, find_populations
 from bdm.hierarchy.means import MeasuredMeans
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import TypeMoments, type_moments
+from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse, fit
 from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
 from bdm.schema import StageSettings
-from bdm.seeds import type_weight
+from bdm.seeds import population_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
 from bdm.threads import using_threads
 
@@ -174,7 +174,7 @@ def update(
     composition = composition_of(cells.obs[cells.obs["split"] != "test"])
     n_new = int(composition.to_numpy().sum())
     n_cells = torch.tensor([int(model.composition.loc[population].sum()) + n_new])
-    moments, tree = replace(moments, weight=type_weight(n_cells).float()), updated_leaf(model, population, n_new)
+    moments, tree = replace(moments, weight=population_weight(n_cells).float()), updated_leaf(model, population, n_new)
     extension = Extension(
         cell_type=cell_type,
         attachment=None,
@@ -203,16 +203,16 @@ def fitted_decoder(
 ) -> Adapters:
     """Fit the type-specific decoder of a type or a population, and keep the initial one where it gains too little."""
     (name,) = first
-    of_type = TypeCells.of(name, cells, autoencoder.batches)
-    gaining = fit_gaining(first, autoencoder.network, [of_type], settings.adapter, least_gain=least_gain, seed=seed)
+    chosen = [PopulationCells.of(name, cells, autoencoder.batches)]
+    gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=least_gain, seed=seed)
     return first.joined(gaining)
 
 
-def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[LatentCells, TypeMoments]:
+def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[LatentCells, PopulationMoments]:
     """Take the cells to fit from the latents of one type, and the moments of their populations."""
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     latent = latent_cells(encoded)
-    return latent, type_moments(latent, model.whitening)
+    return latent, population_moments(latent, model.whitening)
 
 
 def checked(
@@ -258,7 +258,7 @@ def checked(
 def fit_branches(
     model: BranchedModel,
     latent: LatentCells,
-    moments: TypeMoments,
+    moments: PopulationMoments,
     tree: Hierarchy,
     neighbour: str,
     settings: DenoiserSettings,

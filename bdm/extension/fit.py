@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def initial_adapter(cells: ad.AnnData, cell_type: str, autoencoder: GeneAutoencoder) -> Adapters:
+def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) -> Adapters:
     """Return the decoder to start from.
 
     It is the decoder of a known type or population, else the shared one with the mean of the type.
     """
-    if cell_type in autoencoder.adapters:
-        return autoencoder.adapters.subset((cell_type,))
+    if name in autoencoder.adapters:
+        return autoencoder.adapters.subset((name,))
     shared = autoencoder.network
-    if cell_type in autoencoder.rows:
-        return Adapters.of_shared(shared, (cell_type,), (autoencoder.type_code(cell_type),))
-    first = Adapters.of_mean_type(shared, cell_type)
+    if name in autoencoder.rows:
+        return Adapters.of_shared(shared, (name,), (autoencoder.type_code(name),))
+    first = Adapters.of_mean_type(shared, name)
     for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
-        network = first.network(cell_type, shared)
+        network = first.network(name, shared)
         of_cells = cell_blocks_of_type(cells, autoencoder.batches)
         means = [network.encode(*block, n_iterations=N_ITERATIONS_OF_BOUND).mean for block in of_cells]
         first = replace(first, prior_mean=torch.cat(means).mean(dim=0, keepdim=True))
@@ -104,15 +104,15 @@ def fit_embeddings(
     network = copy.deepcopy(denoiser).cpu().requires_grad_(False)
     network.branch.weight.requires_grad_(True)
     first = network.shape.n_branches - len(tree.branches)
-    minibatches = Minibatches.of(cells.cell_type)
-    upper, branch = branch_table(tree, cells.cell_types)
+    minibatches = Minibatches.of(cells.population)
+    upper, branch = branch_table(tree, cells.populations)
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, tree.sigma_max, generator)
-        cell_type = cells.cell_type[index]
-        on = branch[cell_type].gather(1, torch.searchsorted(upper[cell_type], sigma[:, None])).squeeze(1)
+        population = cells.population[index]
+        on = branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
         return denoising_losses(network(noised, sigma, first + on), x, sigma).mean()
 
     what = f"the branches of {tree.root.name!r}"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.cells import sample_rows_of_type
-from bdm.autoencoder.fit_adapters import KNOWN_TYPES, MOST, TypeCells, fit_gaining
+from bdm.autoencoder.cells import sample_rows_of_population
+from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MOST, PopulationCells, fit_gaining
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, sub_populations_of
 from bdm.errors import TrainingError
@@ -89,13 +89,13 @@ def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoenc
     """Fit the decoder of each population; nothing of those that do not gain, or have no validation cells."""
 
     def fitted(name: str) -> Adapters:
-        rows = [sample_rows_of_type(cells.obs, name, split, most, seed=seed) for split, most in MOST.items()]
+        rows = [sample_rows_of_population(cells.obs, name, split, most, seed=seed) for split, most in MOST.items()]
         start = first.subset((name,))
         if not all(map(len, rows)):
             return start.subset(())
-        of_population = TypeCells.of(name, cells[np.concatenate(rows)], autoencoder.batches)
+        of_population = PopulationCells.of(name, cells[np.concatenate(rows)], autoencoder.batches)
         try:
-            return fit_gaining(start, autoencoder.network, [of_population], KNOWN_TYPES, least_gain=0, seed=seed)
+            return fit_gaining(start, autoencoder.network, [of_population], KNOWN_POPULATIONS, least_gain=0, seed=seed)
         except TrainingError as error:
             logger.warning("%s keeps the decoder of its cell type: %s", name, error)
             return start.subset(())

@@ -130,7 +130,7 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
         "cell_type": name,
         "was_known": attachment is None,
         "n_cells": extension.n_cells,
-        "n_populations": len(extension.moments.cell_types),
+        "n_populations": len(extension.moments.populations),
         "node": fitted.model.hierarchy.by_name[name].parent,
         "attachment_branch": attachment and attachment.branch,
         "level": attachment and attachment.level,

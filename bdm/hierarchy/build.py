@@ -1,4 +1,4 @@
-"""Construction of the hierarchy from cells: clustering of type means, noise levels of nodes, and their support."""
+"""Construction of the hierarchy from cells: clustering of populations, noise levels of nodes, and their support."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -18,17 +18,17 @@ from bdm.hierarchy.sub_populations import (
 )
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import fit_whitening, type_moments
+from bdm.latent.moments import fit_whitening, population_moments
 from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
 
-MIN_LEVEL = 0.3  # of a node: types that overlap below the threshold still need branches
+MIN_LEVEL = 0.3  # of a node: populations that overlap below the threshold still need branches
 
 
 @dataclass(frozen=True)
 class MeasuredClade:
-    """Clade with the noise level at which its children separate, and the moments of the type means below it.
+    """Clade with the noise level at which its children separate, and the moments of the means of populations below it.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class MeasuredClade:
     name
         Name of the cell type whose sub-populations these are; None elsewhere.
     mean, mean_square
-        Averages, over the means m of its cell types, of m (dimensions) and of ``|m|**2``, without what the sampling
+        Averages, over the means m of its populations, of m (dimensions) and of ``|m|**2``, without what the sampling
         variance of m adds to its square.
     """
 
@@ -56,7 +56,7 @@ WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
 ) -> Hierarchy:
-    """Build the hierarchy of cell types from their means, or compute the noise levels of a given tree.
+    """Build the hierarchy of populations from their means, or compute the noise levels of a given tree.
 
     Parameters
     ----------
@@ -76,10 +76,10 @@ def build_hierarchy(
             raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
         tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
-    means = MeasuredMeans.of(type_moments(cells, whitening))
+    means = MeasuredMeans.of(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
-    index = {population: i for i, population in enumerate(cells.cell_types)}
-    named = cells.cell_types, cells.labels
+    index = {population: i for i, population in enumerate(cells.populations)}
+    named = cells.populations, cells.labels
     if tree is None:
         shape = cluster_populations(means, *named)
     else:
@@ -92,10 +92,10 @@ def build_hierarchy(
     if settings.flat:
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
-    support = clade_support(x, cells.cell_type.numpy(), means.variance, **resampled)
-    taken = {*cells.cell_types, *cells.labels}
+    support = clade_support(x, cells.population.numpy(), means.variance, **resampled)
+    taken = {*cells.populations, *cells.labels}
     branches = branches_of(root, None, cells, support, inner_names(taken))
-    nearer = dict(zip(cells.cell_types, nearer_types(means, cells.labels), strict=True))
+    nearer = dict(zip(cells.populations, nearer_types(means, cells.labels), strict=True))
     branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
@@ -129,7 +129,7 @@ def branches_of(
     labels = {cells.labels[member] for member in clade.members}
     cell_type = labels.pop() if len(labels) == 1 else None
     if not clade.children:
-        return [Branch(cells.cell_types[clade.members[0]], parent, 0.0, n_cells, cell_type=cell_type)]
+        return [Branch(cells.populations[clade.members[0]], parent, 0.0, n_cells, cell_type=cell_type)]
     support_of_clade = None if support is None else support.get(frozenset(clade.members), 0.0)
     name = clade.name or next(names)
     branches = [Branch(name, parent, clade.level, n_cells, support_of_clade, cell_type=cell_type)]
@@ -140,8 +140,8 @@ def branches_of(
 
 def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
     """Branches of a flat hierarchy: one per population up to ``sigma_max``, below a root of length 0."""
-    root = Branch(next(inner_names({*cells.cell_types, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
-    leaves = zip(cells.cell_types, cells.labels, cells.n_cells.tolist(), strict=True)
+    root = Branch(next(inner_names({*cells.populations, *cells.labels})), None, sigma_max, int(cells.n_cells.sum()))
+    leaves = zip(cells.populations, cells.labels, cells.n_cells.tolist(), strict=True)
     return (root, *(Branch(name, root.name, 0.0, n_cells, cell_type=label) for name, label, n_cells in leaves))
 
 
@@ -177,7 +177,7 @@ def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, 
     Parameters
     ----------
     index
-        Row of ``means`` of each cell type.
+        Row of ``means`` of each population.
     """
     if not clade.children:
         (leaf,) = clade.leaves()
@@ -198,40 +198,40 @@ def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, 
 
 
 def merge_height(children: tuple[MeasuredClade, ...]) -> float:
-    """Mean squared distance between types of different children, as in average linkage, without noise; at least 0."""
+    """Mean squared distance of populations of different children, as in average linkage, without noise; at least 0."""
     pairs = list(combinations(children, 2))
     squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
     return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
 
 
 def clade_support(
-    x: np.ndarray, cell_type: np.ndarray, variance: np.ndarray, *, n_bootstrap: int, seed: int
+    x: np.ndarray, population: np.ndarray, variance: np.ndarray, *, n_bootstrap: int, seed: int
 ) -> dict[frozenset[int], float] | None:
-    """Share of bootstrap resamples of cells, within types, in whose clustering each set of types is a clade.
+    """Share of resamples of cells, within populations, in whose clustering each set of populations is a clade.
 
-    Felsenstein 1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the noise of the
-    measured means, and the noise of resampling. Both are subtracted, so that the distances of resamples scatter around
-    the distances that the tree is made of; else resamples would put rare types apart.
+    Bootstrap of Felsenstein 1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the
+    noise of the measured means, and the noise of resampling. Both are subtracted, so that the distances of resamples
+    scatter around the distances that the tree is made of; else resamples would put rare populations apart.
 
     Parameters
     ----------
     x
         Cells in whitened space, cells x dimensions.
-    cell_type
-        Index of each cell's type.
+    population
+        Index of each cell's population.
     variance
-        Sampling variance of the mean of each type.
+        Sampling variance of the mean of each population.
 
     Returns
     -------
-    Support by set of types, as indices, of all clades that occur; None without resamples.
+    Support by set of populations, as indices, of all clades that occur; None without resamples.
     """
     if n_bootstrap == 0:
         return None
     generator = numpy_generator(seed, "support")
-    by_type = [x[cell_type == code] for code in range(len(variance))]
-    resampled = np.stack([resampled_means(cells, n_bootstrap, generator) for cells in by_type], axis=1)
-    noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_type])
+    by_population = [x[population == code] for code in range(len(variance))]
+    resampled = np.stack([resampled_means(cells, n_bootstrap, generator) for cells in by_population], axis=1)
+    noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_population])
     seen = Counter(clade for means in resampled for clade in clades_of(MeasuredMeans(means, noise)))
     return {clade: n / n_bootstrap for clade, n in seen.items()}
 

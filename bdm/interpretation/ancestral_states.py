@@ -51,11 +51,11 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     names = [branch.name for branch in model.hierarchy.branches]
     for branch, x in sampler.shared(names, n_cells, seed).items():
         x = denoise(sampler, branch, x, sampler.hierarchy.by_name[branch].level)
-        cell_types = list(sampler.hierarchy.leaves(branch))
-        counts = decode_to_counts(model, x, cell_types)
+        populations = list(sampler.hierarchy.leaves(branch))
+        counts = decode_to_counts(model, x, populations)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
-        detected.append(branch_observation_model(model, cell_types).detection(counts).mean(axis=0))
+        detected.append(branch_observation_model(model, populations).detection(counts).mean(axis=0))
     frame = {"index": [branch.name for branch in model.hierarchy.branches], "columns": model.autoencoder.genes.index}
     return AncestralStates(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
 
@@ -76,20 +76,20 @@ def denoise(sampler: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
     return clean.cpu()
 
 
-def decode_to_counts(model: BranchedModel, x: Tensor, cell_types: Sequence[str]) -> np.ndarray:
-    """Decode cells to expected counts, cells x genes, spread over batches as the training cells of these types are."""
-    per_batch = model.composition.loc[list(cell_types)].sum()
+def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]) -> np.ndarray:
+    """Decode cells to expected counts, cells x genes, spread over batches as the populations' training cells are."""
+    per_batch = model.composition.loc[list(populations)].sum()
     quantile = (np.arange(len(x)) + 0.5) / len(x)
     batch = per_batch.index[np.searchsorted(per_batch.cumsum() / per_batch.sum(), quantile)]
-    cell_type = cell_types[0] if len(cell_types) == 1 else None
+    population = populations[0] if len(populations) == 1 else None
     names = batch.to_numpy() if model.autoencoder.batches else None
-    return expected_counts(model, x, names, cell_type).astype(np.float64)
+    return expected_counts(model, x, names, population).astype(np.float64)
 
 
-def branch_observation_model(model: BranchedModel, cell_types: Collection[str]) -> ObservationModel:
+def branch_observation_model(model: BranchedModel, populations: Collection[str]) -> ObservationModel:
     """Observation model of the counts of a branch: the average over its training cells."""
-    n_cells = model.composition.loc[list(cell_types)].sum(axis=1).to_numpy(dtype=float)
-    observations = [observation_model(model, cell_type) for cell_type in cell_types]
+    n_cells = model.composition.loc[list(populations)].sum(axis=1).to_numpy(dtype=float)
+    observations = [observation_model(model, population) for population in populations]
     return type(observations[0]).average(observations, weights=n_cells)
 
 
@@ -151,8 +151,8 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
     x = model.whitening(cells.mean[chosen]).numpy()
     umap = fitted_umap(x, n_neighbors=min(15, len(x) - 1), min_dist=0.4, seed=seed)
     umap1, umap2 = umap.embedding_.T
-    population = cells.cell_type.numpy()[chosen]
-    names = {"cell_type": np.array(cells.labels)[population], "sub_population": np.array(cells.cell_types)[population]}
+    population = cells.population.numpy()[chosen]
+    names = {"cell_type": np.array(cells.labels)[population], "sub_population": np.array(cells.populations)[population]}
     return Embedding(
         umap.transform(states.x.astype(np.float32)),
         pd.DataFrame({**names, "umap1": umap1, "umap2": umap2}),

@@ -64,15 +64,15 @@ def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contr
     return replace(shared, shift=shared.shift + inside - outside)
 
 
-def type_specific_shift(model: BranchedModel, cell_types: tuple[str, ...]) -> np.ndarray:
-    """Mean over types, weighted as in training, of the change in log expression by type-specific decoders, by gene."""
-    members = [model.populations.index(cell_type) for cell_type in cell_types]
+def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> np.ndarray:
+    """Mean change in log expression by type-specific decoders, by gene, over populations weighted as in training."""
+    members = [model.populations.index(name) for name in populations]
     share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
     total = np.zeros(len(model.autoencoder.genes))
-    for cell_type, of_type in zip(cell_types, share, strict=True):
-        if cell_type in model.autoencoder.adapters:
-            own, shared = (log_expression(model, cell_type, type_specific=own) for own in (True, False))
-            total += of_type * (own - shared)
+    for name, of_population in zip(populations, share, strict=True):
+        if name in model.autoencoder.adapters:
+            own, shared = (log_expression(model, name, type_specific=own) for own in (True, False))
+            total += of_population * (own - shared)
     return total
 
 

@@ -79,30 +79,30 @@ class Expression:
 
 
 @dataclass(frozen=True)
-class TypeExpression:
-    """Expression of each cell type, and the numbers of real cells that types weigh by in a mixture."""
+class PopulationExpression:
+    """Expression of each population, and the numbers of real cells that populations weigh by in a mixture."""
 
-    by_type: dict[str, Expression]
+    by_population: dict[str, Expression]
     n_cells: dict[str, int]
 
-    def total(self, cell_types: tuple[str, ...]) -> int:
-        """Cells of several types together."""
-        return sum(self.n_cells[cell_type] for cell_type in cell_types)
+    def total(self, populations: tuple[str, ...]) -> int:
+        """Cells of several populations together."""
+        return sum(self.n_cells[name] for name in populations)
 
-    def mixture(self, cell_types: tuple[str, ...]) -> Expression:
-        """Expression of a mixture of types in proportion to their cells."""
-        weight, means, variances = self._parts(cell_types)
+    def mixture(self, populations: tuple[str, ...]) -> Expression:
+        """Expression of a mixture of populations in proportion to their cells."""
+        weight, means, variances = self._parts(populations)
         mean = weight @ means
         return Expression(mean, weight @ (variances + (means - mean) ** 2))
 
-    def squared_error(self, cell_types: tuple[str, ...]) -> np.ndarray:
-        """Squared standard error of the mixture's mean, estimated from the number of cells of each type, by gene."""
-        weight, _, variances = self._parts(cell_types)
-        return np.asarray(weight @ variances / self.total(cell_types))
+    def squared_error(self, populations: tuple[str, ...]) -> np.ndarray:
+        """Squared standard error of the mixture's mean, estimated from the number of cells of each, by gene."""
+        weight, _, variances = self._parts(populations)
+        return np.asarray(weight @ variances / self.total(populations))
 
-    def _parts(self, cell_types: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        weight = np.array([self.n_cells[cell_type] for cell_type in cell_types]) / self.total(cell_types)
-        parts = [self.by_type[cell_type] for cell_type in cell_types]
+    def _parts(self, populations: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        weight = np.array([self.n_cells[name] for name in populations]) / self.total(populations)
+        parts = [self.by_population[name] for name in populations]
         return weight, np.stack([part.mean for part in parts]), np.stack([part.variance for part in parts])
 
 
@@ -126,7 +126,7 @@ class FoldChange:
     standard_error: np.ndarray
 
     @classmethod
-    def of(cls, expression: TypeExpression, contrast: Contrast) -> "FoldChange":
+    def of(cls, expression: PopulationExpression, contrast: Contrast) -> "FoldChange":
         """Compare the two sides of a contrast; the error follows by the delta method."""
         sides = contrast.inside, contrast.outside
         inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.generation.generate import observation_model
-from bdm.interpretation.contrasts import Contrast, Differences, TypeExpression
+from bdm.interpretation.contrasts import Contrast, Differences, PopulationExpression
 from bdm.interpretation.genes import real_differences, real_expression
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
@@ -38,7 +38,7 @@ class ComparedCells:
     fitted: bool
 
     @cached_property
-    def expression(self) -> tuple[TypeExpression, TypeExpression]:
+    def expression(self) -> tuple[PopulationExpression, PopulationExpression]:
         """Expression of each population in the whole and in the split cells."""
         return real_expression(self.whole), real_expression(self.split)
 

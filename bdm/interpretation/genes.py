@@ -14,15 +14,23 @@ from bdm.evaluation.cells import Cells, sample_by_type
 from bdm.generation.chunks import Chunk, shared_chunks
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
-from bdm.interpretation.contrasts import Contrast, Differences, Expression, FoldChange, TypeExpression, two_sided_p
+from bdm.interpretation.contrasts import (
+    Contrast,
+    Differences,
+    Expression,
+    FoldChange,
+    PopulationExpression,
+    two_sided_p,
+)
 from bdm.model.model import BranchedModel
 
 
-def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> TypeExpression:
-    """Expression of each type by the model alone, over ``n_cells`` cells decoded down the tree.
+def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> PopulationExpression:
+    """Expression of each population by the model alone, over ``n_cells`` cells decoded down the tree.
 
-    All types descend from the same ancestors, so that chance above a node does not separate its children. Means are
-    over expected expression, without the noise of counts; types weigh by the cells that the model was trained on.
+    All populations descend from the same ancestors, so that chance above a node does not separate its children. Means
+    are over expected expression, without the noise of counts; populations weigh by the cells that they were
+    trained on.
     """
     sampler = model.sampler()
     request = request_cells(model, n_cells)
@@ -30,10 +38,10 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     for chunk in shared_chunks(sampler, request, seed):
         parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk)))
     n_trained = model.composition.sum(axis=1).to_dict()
-    return TypeExpression({cell_type: _pooled(part) for cell_type, part in parts.items()}, n_trained)
+    return PopulationExpression({population: _pooled(part) for population, part in parts.items()}, n_trained)
 
 
-def model_differences(expression: TypeExpression, contrast: Contrast) -> Differences:
+def model_differences(expression: PopulationExpression, contrast: Contrast) -> Differences:
     """Differences between the sides of a contrast in the model.
 
     The score is the standardised difference of means (Cohen's d), in units of the pooled spread that cells with counts
@@ -62,34 +70,34 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
     names = tuple(map(str, range(len(parts))))
     expressions = dict(zip(names, (expression for _, expression in parts), strict=True))
     n_cells = dict(zip(names, (n for n, _ in parts), strict=True))
-    return TypeExpression(expressions, n_cells).mixture(names)
+    return PopulationExpression(expressions, n_cells).mixture(names)
 
 
 FEWEST_CELLS = 3  # on either side of a contrast
 OTHERS = ""  # below a node, but below none of the children that are tested
 
 
-def real_expression(cells: Cells) -> TypeExpression:
-    """Expression of each type in real cells.
+def real_expression(cells: Cells) -> PopulationExpression:
+    """Expression of each population in real cells.
 
     The variance is at least that of a Poisson number of counts, one more than were seen: that few cells have no counts
     of a gene does not mean that others have none.
     """
-    by_type = {}
-    for cell_type, n in cells.n_by_type.items():
-        of_type = cells[cells.cell_type == cell_type]
-        cp10k = of_type.cp10k.astype(np.float64)
+    by_population = {}
+    for population, n in cells.n_by_type.items():
+        of_population = cells[cells.cell_type == population]
+        cp10k = of_population.cp10k.astype(np.float64)
         mean = cp10k.mean(axis=0).A1
         square = cp10k.multiply(cp10k).mean(axis=0).A1
-        per_count = 1e4 / max(of_type.library_size.sum(), 1)
-        poisson = n * (of_type.counts.sum(axis=0).A1 + 1) * per_count**2
-        by_type[cell_type] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
-    return TypeExpression(by_type, cells.n_by_type.to_dict())
+        per_count = 1e4 / max(of_population.library_size.sum(), 1)
+        poisson = n * (of_population.counts.sum(axis=0).A1 + 1) * per_count**2
+        by_population[population] = Expression(mean, np.maximum((square - mean**2) * n / max(n - 1, 1), poisson))
+    return PopulationExpression(by_population, cells.n_by_type.to_dict())
 
 
 def real_differences(
     cells: Cells,
-    expression: TypeExpression,
+    expression: PopulationExpression,
     contrasts: tuple[Contrast, ...],
     *,
     tested_as: Callable[[Cells], Cells] = lambda cells: cells,
@@ -109,14 +117,14 @@ def real_differences(
     others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
     below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}
     cells = cells[np.isin(cells.cell_type, list(below))]
-    cells = Cells(cells.counts, np.array([below[cell_type] for cell_type in cells.cell_type], dtype=str))
+    cells = Cells(cells.counts, np.array([below[name] for name in cells.cell_type], dtype=str))
     cells = tested_as(cells) if len(cells) else cells
     n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
     children = [child for child, n in n_cells.items() if FEWEST_CELLS <= n <= len(cells) - FEWEST_CELLS]
     if not children:
         return {}
     tested = wilcoxon(cells, children)
-    known = expression.by_type.keys()
+    known = expression.by_population.keys()
     return {
         contrast.child: Differences(FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
         for contrast in contrasts

@@ -113,11 +113,11 @@ def distinct_markers(
 
 
 def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
-    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the types of each row."""
+    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the populations of each row."""
     expression = cells.expression[:, columns]
     mean, fraction = [], []
-    for cell_types in rows.values():
-        of_row = expression[np.isin(cells.cell_type, cell_types)]
+    for populations in rows.values():
+        of_row = expression[np.isin(cells.cell_type, populations)]
         mean.append(of_row.mean(axis=0).A1)
         fraction.append((of_row > 0).sum(axis=0).A1 / of_row.shape[0])
     frame = {"index": list(rows), "columns": genes[columns]}

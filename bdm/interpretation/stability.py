@@ -22,8 +22,8 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     """Measure how far each node depends on the cells, on their latents, and on the threshold.
 
     The clustering does not depend on the threshold, so all nodes are there at any. It does determine whether the branch
-    of a node has a length: without noise its types must be distinguished better than the threshold, and the node must
-    lie below its parent.
+    of a node has a length: without noise its populations must be distinguished better than the threshold, and the node
+    must lie below its parent.
 
     A latent space that is fitted with another seed would be the full test of a node, and takes as long as the first.
     Here the latents of all cells are sampled from their posteriors instead, which covers the uncertainty in this latent
@@ -36,13 +36,13 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
 
     Returns
     -------
-    Table by node, in the hierarchy's order: ``distance`` between types of different children, root of the mean square,
-    in whitened space; ``support``, the share of bootstrap resamples of cells with this clade, NaN where none were made;
-    ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``, the share of
-    thresholds from 0.55 to 0.95 at which the branch of the node has a length.
+    Table by node, in the hierarchy's order: ``distance`` between populations of different children, root of the mean
+    square, in whitened space; ``support``, the share of bootstrap resamples of cells with this clade, NaN where none
+    were made; ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``,
+    the share of thresholds from 0.55 to 0.95 at which the branch of the node has a length.
     """
     hierarchy, means = model.hierarchy, MeasuredMeans.of(model.moments)
-    index = {cell_type: i for i, cell_type in enumerate(model.populations)}
+    index = {population: i for i, population in enumerate(model.populations)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [
         by_node(measure_clade(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)
@@ -64,19 +64,20 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
 
 
 def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, seed: int) -> dict[frozenset[int], float]:
-    """Share of draws of all cells from their posteriors in whose clustering each set of types is a clade.
+    """Share of draws of all cells from their posteriors in whose clustering each set of populations is a clade.
 
-    The mean of n independent normals is normal, so the means of types are sampled, not each cell. Their distances are
-    without the noise of the measured means, as in the tree, and without the noise of the draws.
+    The mean of n independent normals is normal, so the means of populations are sampled, not each cell. Their distances
+    are without the noise of the measured means, as in the tree, and without the noise of the draws.
     """
     generator = torch_generator(seed, "latent support")
-    n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
+    shape = len(cells.populations), cells.mean.shape[1]
     n_cells = cells.n_cells[:, None].double()
     mean, variance = (
-        torch.zeros(n_types, n_dims, dtype=torch.float64).index_add(0, cells.cell_type, values.double()) / n_cells
+        torch.zeros(shape, dtype=torch.float64).index_add(0, cells.population, values.double()) / n_cells
         for values in (cells.mean, cells.scale**2)
     )
-    of_draws = [float(whitening.variance(cells.scale[cells.cell_type == code]).trace()) for code in range(n_types)]
+    scales = (cells.scale[cells.population == code] for code in range(len(cells.populations)))
+    of_draws = [float(whitening.variance(scale).trace()) for scale in scales]
     sampling = sampling_variance(cells, whitening).double().numpy()
     noise_variance = sampling + np.array(of_draws) / cells.n_cells.numpy()
     seen: Counter[frozenset[int]] = Counter()

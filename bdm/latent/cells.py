@@ -34,9 +34,9 @@ class LatentCells:
     mean, scale
         Mean and standard deviation of the posterior, cells x dimensions (see :class:`LatentLayout`); the library size
         is known, so its scale is 0.
-    cell_type
-        Index of each cell's population among ``cell_types``.
-    cell_types
+    population
+        Index of each cell's population among ``populations``.
+    populations
         Names of the populations.
     labels
         Cell type of each population; the population itself if not given.
@@ -44,12 +44,12 @@ class LatentCells:
 
     mean: Tensor
     scale: Tensor
-    cell_type: Tensor
-    cell_types: tuple[str, ...]
+    population: Tensor
+    populations: tuple[str, ...]
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", self.labels or self.cell_types)
+        object.__setattr__(self, "labels", self.labels or self.populations)
 
     @property
     def library_size_range(self) -> Tensor:
@@ -59,8 +59,8 @@ class LatentCells:
 
     @property
     def n_cells(self) -> Tensor:
-        """Number of cells of each type."""
-        return torch.bincount(self.cell_type, minlength=len(self.cell_types))
+        """Number of cells of each population."""
+        return torch.bincount(self.population, minlength=len(self.populations))
 
     def sample(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Sample y of the cells ``index`` from their posteriors, len(index) x dimensions."""

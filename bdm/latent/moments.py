@@ -1,4 +1,4 @@
-"""Moments of latents: whitening, and a normal for each cell type."""
+"""Moments of latents: whitening, and a normal for each population."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from bdm.arrays import matrix_power
 from bdm.latent.cells import LatentCells
 from bdm.latent.layout import LatentLayout
-from bdm.seeds import type_weight
+from bdm.seeds import population_weight
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """Affine map x = (y - centre) W^-1/2 to the space where cell types have unit covariance on average.
+    """Affine map x = (y - centre) W^-1/2 to the space where populations have unit covariance on average.
 
-    In it, the Euclidean distance between type means is the Mahalanobis distance, a noise level has the same meaning in
-    every direction, and library size is a coordinate like the others.
+    In it, the Euclidean distance between means of populations is the Mahalanobis distance, a noise level has the same
+    meaning in every direction, and library size is a coordinate like the others.
 
     Attributes
     ----------
     centre
         Mean of y = (latent, log library size).
     covariance
-        W: covariance within types, pooled over cells, plus the mean posterior variance.
+        W: covariance within populations, pooled over cells, plus the mean posterior variance.
     """
 
     centre: Tensor
@@ -54,15 +54,15 @@ class Whitening:
         return self._whiten @ torch.diag((scale**2).mean(dim=0)) @ self._whiten
 
 
-LEAST_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if those of a type are all the same
+LEAST_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if they are the same in all cells
 
 
 def fit_whitening(cells: LatentCells) -> Whitening:
     """Compute the whitening of cells from the moments of their posteriors."""
-    n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
-    sums = torch.zeros(n_types, n_dims).index_add(0, cells.cell_type, cells.mean)
+    n_populations, n_dims = len(cells.populations), cells.mean.shape[1]
+    sums = torch.zeros(n_populations, n_dims).index_add(0, cells.population, cells.mean)
     means = sums / cells.n_cells.clamp(min=1)[:, None]
-    within = cells.mean - means[cells.cell_type]
+    within = cells.mean - means[cells.population]
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
     size = LatentLayout.of(cells.mean).library_size
@@ -70,7 +70,7 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     return Whitening(cells.mean.mean(dim=0), covariance)
 
 
-N_SHRINK = 50  # cells at which the covariance of a type weighs as much as the pooled one
+N_SHRINK = 50  # cells at which the covariance of a population weighs as much as the pooled one
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,22 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class TypeMoments:
-    """Moments of each cell type in whitened space.
+class PopulationMoments:
+    """Moments of each population in whitened space.
 
     Attributes
     ----------
     mean
-        Types x dimensions.
+        Populations x dimensions.
     covariance
-        Types x dimensions x dimensions, shrunk towards the identity (the pooled covariance) in small types.
+        Populations x dimensions x dimensions, shrunk towards the identity (the pooled covariance) where cells are few.
     weight
-        Share of each type in training, and so in a mixture, up to a constant factor.
+        Share of each population in training, and so in a mixture, up to a constant factor.
     mean_variance
-        Expected squared distance of each mean from the mean of the population, see :func:`sampling_variance`.
+        Expected squared distance of each mean from the mean that more cells would have, see :func:`sampling_variance`.
     """
 
-    cell_types: tuple[str, ...]
+    populations: tuple[str, ...]
     mean: Tensor
     covariance: Tensor
     weight: Tensor
@@ -111,38 +111,38 @@ class TypeMoments:
         """Tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
-    def joined(self, other: TypeMoments) -> TypeMoments:
-        """Add the moments of other cell types, which take the place of the moments of the same types."""
-        row = {name: i for i, name in enumerate((*self.cell_types, *other.cell_types))}  # the last of each name
+    def joined(self, other: PopulationMoments) -> PopulationMoments:
+        """Add the moments of other populations, which take the place of those with the same names."""
+        row = {name: i for i, name in enumerate((*self.populations, *other.populations))}  # the last of each name
         added, rows = other.tensors(), list(row.values())
         tensors = {name: torch.cat([value, added[name]])[rows] for name, value in self.tensors().items()}
-        return TypeMoments(tuple(row), **tensors)
+        return PopulationMoments(tuple(row), **tensors)
 
-    def mixture(self, cell_types: tuple[str, ...]) -> Normal:
-        """Moments of a mixture of types with their shares in training."""
-        members = [self.cell_types.index(cell_type) for cell_type in cell_types]
+    def mixture(self, populations: tuple[str, ...]) -> Normal:
+        """Moments of a mixture of populations with their shares in training."""
+        members = [self.populations.index(name) for name in populations]
         weight = self.weight[members] / self.weight[members].sum()
         mean = weight @ self.mean[members]
         between = self.mean[members] - mean
-        within = torch.einsum("t,tij->ij", weight, self.covariance[members])
-        return Normal(mean, within + torch.einsum("t,ti,tj->ij", weight, between, between))
+        within = torch.einsum("p,pij->ij", weight, self.covariance[members])
+        return Normal(mean, within + torch.einsum("p,pi,pj->ij", weight, between, between))
 
 
-def type_moments(cells: LatentCells, whitening: Whitening) -> TypeMoments:
-    """Moments of the cells of each type, including the variance of their posteriors."""
+def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMoments:
+    """Moments of the cells of each population, including the variance of their posteriors."""
     means, covariances = [], []
-    for code in range(len(cells.cell_types)):
-        chosen = cells.cell_type == code
+    for code in range(len(cells.populations)):
+        chosen = cells.population == code
         x = whitening(cells.mean[chosen])
         means.append(x.mean(dim=0))
         covariance = torch.cov(x.T, correction=0) + whitening.variance(cells.scale[chosen])
         weight = float(len(x) / (len(x) + N_SHRINK))
         covariances.append(weight * covariance + (1 - weight) * torch.eye(x.shape[1]))
-    return TypeMoments(
-        cells.cell_types,
+    return PopulationMoments(
+        cells.populations,
         torch.stack(means),
         torch.stack(covariances),
-        type_weight(cells.n_cells).float(),
+        population_weight(cells.n_cells).float(),
         sampling_variance(cells, whitening),
     )
 
@@ -151,26 +151,27 @@ LEAST_INFORMATION = 0.1  # of counts on a direction, as a share of counts and pr
 
 
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
-    """Estimate the sampling variance of the mean of each type in whitened space, summed over dimensions.
+    """Estimate the sampling variance of the mean of each population in whitened space, summed over dimensions.
 
-    A posterior mean is the average of the prior mean of its type, with the posterior variance v as its weight (the
-    prior has unit variance), and of the latent that the cell's counts alone suggest, with weight 1 - v. The prior mean
-    is fitted to the same cells until it equals the mean of their posterior means, so the mean of a type is the mean of
-    what the counts suggest. These latents deviate from it by 1 / (1 - v) times the deviation of the posterior means.
+    A posterior mean is the average of the prior mean of its population, with the posterior variance v as its weight
+    (the prior has unit variance), and of the latent that the cell's counts alone suggest, with weight 1 - v. The prior
+    mean is fitted to the same cells until it equals the mean of their posterior means, so the mean of a population is
+    the mean of what the counts suggest. These latents deviate from it by 1 / (1 - v) times the deviation of the
+    posterior means.
 
-    The variance of n cells is estimated from n - 1 degrees of freedom and one of all types, which is all that a type of
-    one cell has.
+    The variance of n cells is estimated from n - 1 degrees of freedom and one of all populations, which is all
+    that a population of one cell has.
 
     Returns
     -------
-    One value per type, in the order of ``cells.cell_types``.
+    One value per population, in the order of ``cells.populations``.
     """
-    n_types, n_dims = len(cells.cell_types), cells.mean.shape[1]
+    n_populations, n_dims = len(cells.populations), cells.mean.shape[1]
     n_cells = cells.n_cells.double()
-    sums = torch.zeros(n_types, n_dims).index_add(0, cells.cell_type, cells.mean)
+    sums = torch.zeros(n_populations, n_dims).index_add(0, cells.population, cells.mean)
     means = sums / cells.n_cells.clamp(min=1)[:, None]
-    deviation = (cells.mean - means[cells.cell_type]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
+    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
     squares = (whitening.linear(deviation) ** 2).sum(dim=1).double()
-    of_type = torch.zeros(n_types, dtype=torch.float64).index_add(0, cells.cell_type, squares)
-    pooled = of_type.sum() / (n_cells.sum() - n_types).clamp(min=1)
-    return ((of_type + pooled) / n_cells.clamp(min=1) ** 2).float()
+    of_population = torch.zeros(n_populations, dtype=torch.float64).index_add(0, cells.population, squares)
+    pooled = of_population.sum() / (n_cells.sum() - n_populations).clamp(min=1)
+    return ((of_population + pooled) / n_cells.clamp(min=1) ** 2).float()

@@ -18,7 +18,7 @@ from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.hierarchy.grow import AttachmentPoint
 from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.moments import TypeMoments
+from bdm.latent.moments import PopulationMoments
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
 
 LIST = "extensions.json"
@@ -61,7 +61,7 @@ class Extension:
     tree: Hierarchy
     adapters: Adapters
     sub_populations: SubPopulations
-    moments: TypeMoments
+    moments: PopulationMoments
     embeddings: Tensor
     library_sizes: Tensor
     composition: pd.DataFrame
@@ -127,7 +127,7 @@ def save_extension(folder: Path, extension: Extension) -> str:
         "tree": extension.tree.to_json(),
         "adapters": list(extension.adapters),
         "sub_populations": list(extension.sub_populations.names),
-        "populations": list(extension.moments.cell_types),
+        "populations": list(extension.moments.populations),
         "composition": table_to_json(extension.composition),
         "batches": list(extension.batches),
         "provenance": extension.provenance,
@@ -156,7 +156,7 @@ def _restore(bundle: Bundle) -> Extension:
         tree=Hierarchy.from_json(content["tree"]),
         adapters=Adapters(tuple(content["adapters"]), **tensors["adapters"]),
         sub_populations=SubPopulations(found, (cell_type,) * len(found), **tensors["sub_populations"]),
-        moments=TypeMoments(tuple(content["populations"]), **tensors["moments"]),
+        moments=PopulationMoments(tuple(content["populations"]), **tensors["moments"]),
         embeddings=tensors["branches"]["embeddings"],
         library_sizes=tensors["branches"]["library_sizes"],
         composition=table_from_json(content["composition"]),

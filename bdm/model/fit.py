@@ -1,4 +1,4 @@
-"""Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed types."""
+"""Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed populations."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import Whitening, fit_whitening, type_moments
+from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
 from bdm.provenance import preparation, provenance
 from bdm.seeds import torch_generator
@@ -29,7 +29,7 @@ from bdm.threads import using_threads
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-N_CHECKED_CELLS = 100  # that are generated of each type for the check
+N_CHECKED_CELLS = 100  # that are generated of each population for the check
 LEAST_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
 FARTHEST = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
@@ -127,14 +127,14 @@ def fit_model(
     Raises
     ------
     InputError
-        If the hierarchy has other cell types than the cells.
+        If the hierarchy has other populations than the cells.
     TrainingError
-        If training fails, or a cell type has collapsed.
+        If training fails, or a population has collapsed.
     """
     cells = latent_cells(latent)
-    check_same_types(hierarchy, cells)
+    check_same_populations(hierarchy, cells)
     whitening = fit_whitening(cells)
-    moments = type_moments(cells, whitening)
+    moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
     how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
     validation = torch.tensor((split == "validation").to_numpy())
@@ -154,7 +154,7 @@ def fit_model(
 
 
 def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
-    """Generate a few cells of each type, and reject a model whose cells of a type are all similar, or misplaced.
+    """Generate a few cells of each population, and reject a model with one whose cells are all similar, or misplaced.
 
     Parameters
     ----------
@@ -164,14 +164,14 @@ def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, 
     Raises
     ------
     TrainingError
-        If there is such a cell type.
+        If there is such a population.
     """
-    for code, cell_type in enumerate(cells.cell_types):
-        chosen = torch.nonzero(cells.cell_type == code).squeeze(1)
+    for code, population in enumerate(cells.populations):
+        chosen = torch.nonzero(cells.population == code).squeeze(1)
         x = whitening(
             cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
         )
-        generated = sampler.independent(cell_type, N_CHECKED_CELLS, torch_generator(seed, "look", cell_type))
+        generated = sampler.independent(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
         spread, off = spread_and_distance(generated, x)
         if not (spread >= LEAST_SPREAD and off <= FARTHEST):
             problem = (
@@ -180,18 +180,18 @@ def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, 
                 else f"are {off:.2g} times their radius away from the training cells"
             )
             raise TrainingError(
-                f"Training went wrong: generated cells of type {cell_type!r} {problem}; "
+                f"Training went wrong: generated cells of {population!r} {problem}; "
                 "check these cells, or try another seed or more steps."
             )
 
 
 def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
-    """Compare two sets of cells of a type in whitened space, each cells x dimensions.
+    """Compare two sets of cells of a population in whitened space, each cells x dimensions.
 
     Returns
     -------
     Variance of the generated cells as a share of the variance of the training cells; and distance of their means in
-    radii of the training cells, or in the average radius of cell types if that is larger.
+    radii of the training cells, or in the average radius of populations if that is larger.
     """
     variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
     radius = expected.clamp(min=training.shape[1]).sqrt()
@@ -199,9 +199,9 @@ def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tupl
     return float(variance / expected), float(off)
 
 
-def check_same_types(hierarchy: Hierarchy, cells: LatentCells) -> None:
-    """Reject a hierarchy with other cell types than the cells."""
-    if other := sorted(set(hierarchy.populations) ^ set(cells.cell_types)):
+def check_same_populations(hierarchy: Hierarchy, cells: LatentCells) -> None:
+    """Reject a hierarchy with other populations than the cells."""
+    if other := sorted(set(hierarchy.populations) ^ set(cells.populations)):
         raise InputError(
-            f"The hierarchy and the cells have different types ({', '.join(other)}); make the hierarchy again."
+            f"The hierarchy and the cells have different populations ({', '.join(other)}); make the hierarchy again."
         )

@@ -24,7 +24,7 @@ from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
-from bdm.latent.moments import TypeMoments, Whitening
+from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
 from bdm.settings import SamplerSettings
 from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
@@ -54,7 +54,7 @@ class BranchedModel:
 
     autoencoder: GeneAutoencoder
     whitening: Whitening
-    moments: TypeMoments
+    moments: PopulationMoments
     hierarchy: Hierarchy
     denoiser: BranchedDenoiser
     composition: pd.DataFrame
@@ -71,7 +71,7 @@ class BranchedModel:
     @property
     def populations(self) -> tuple[str, ...]:
         """Populations of the cell types, the leaves of the hierarchy."""
-        return self.moments.cell_types
+        return self.moments.populations
 
     @property
     def cell_type_of(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class BranchedModel:
         extended: dict[str | None, Tensor] = {
             name: extension.library_sizes
             for extension in self.extensions
-            for name in (extension.name, *extension.moments.cell_types)
+            for name in (extension.name, *extension.moments.populations)
         }
         smallest, largest = extended.get(population, self.library_sizes).tolist()
         return smallest, largest
@@ -290,7 +290,7 @@ def _restore(
     return BranchedModel(
         autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors),
         whitening=Whitening(space["centre"], space["covariance"]),
-        moments=TypeMoments(
+        moments=PopulationMoments(
             tuple(content["populations"]),
             space["type_mean"],
             space["type_covariance"],
@@ -305,8 +305,8 @@ def _restore(
     )
 
 
-def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
-    """Compare the type-specific decoder of a cell type with the shared one, at the mean latent of the type.
+def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
+    """Compare the type-specific decoder of a cell type or population with the shared one, at its mean latent.
 
     Returns
     -------
@@ -315,7 +315,7 @@ def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
     name.
     """
     shared, specific = (
-        np.exp(log_expression(model, cell_type, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
+        np.exp(log_expression(model, name, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
     )
     names = model.gene_names
     table = pd.DataFrame({"shared": shared, "type_specific": specific}, index=names.index.rename("gene"))
@@ -326,15 +326,15 @@ def type_specific_genes(model: BranchedModel, cell_type: str) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def log_expression(model: BranchedModel, cell_type: str, *, type_specific: bool) -> np.ndarray:
-    """Log expression at the mean latent of a cell type, normalised over genes, without the offset of any batch.
+def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
+    """Log expression at the mean latent of a cell type or population, normalised over genes, without batch offsets.
 
     Parameters
     ----------
     type_specific
-        Decode by the type-specific decoder, if the type has one, in place of the shared one.
+        Decode by the type-specific decoder, if there is one, in place of the shared one.
     """
-    populations = model.autoencoder.populations_of(cell_type)
+    populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
-    network = model.autoencoder.network_of(cell_type if type_specific else None)
+    network = model.autoencoder.network_of(name if type_specific else None)
     return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()

@@ -108,9 +108,9 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     gene = np.argmin(of.model.rank)
     expression = interpretation.ancestral_states.expression.iloc[:, gene]
     sides = {"other populations": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
-    for side, cell_types in sides.items():
-        for cell_type in cell_types:
-            path = hierarchy.path(cell_type)
+    for side, populations in sides.items():
+        for population in populations:
+            path = hierarchy.path(population)
             levels = [path[0].high, *(segment.low for segment in path)]
             values = [expression[segment.branch] for segment in path]
             axis.step(levels, [*values, values[-1]], where="post", color=SIDES[side], linewidth=1.4)

@@ -69,20 +69,20 @@ def shortened(name: str, *, width: int = 40) -> str:
     return without_formulas(name if len(name) <= width else f"{name[:n_first]}…{name[n_first + 1 - width :]}")
 
 
-def clade_label(cell_types: tuple[str, ...], *, width: int = 26) -> str:
-    """Name a set of cell types within ``width`` letters: as many as fit, and the number of others."""
-    cell_types = tuple(map(printable, cell_types))
-    if len(cell_types) == 1:
-        return shortened(cell_types[0], width=width)
-    label = ", ".join(cell_types)
-    n_named = len(cell_types)
+def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
+    """Name a set of cell types or populations within ``width`` letters: as many as fit, and the number of others."""
+    names = tuple(map(printable, names))
+    if len(names) == 1:
+        return shortened(names[0], width=width)
+    label = ", ".join(names)
+    n_named = len(names)
     while len(label) > width and n_named > 1:
         n_named -= 1
-        label = f"{', '.join(cell_types[:n_named])} +{len(cell_types) - n_named}"
+        label = f"{', '.join(names[:n_named])} +{len(names) - n_named}"
     if len(label) <= width:
         return without_formulas(label)
-    others = f" +{len(cell_types) - 1}"
-    return shortened(cell_types[0], width=width - len(others)) + others
+    others = f" +{len(names) - 1}"
+    return shortened(names[0], width=width - len(others)) + others
 
 
 def gene_label(gene: str) -> str:

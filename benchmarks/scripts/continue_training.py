@@ -18,7 +18,7 @@ from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import Normal, TypeMoments, Whitening, type_moments
+from bdm.latent.moments import Normal, PopulationMoments, Whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of, with_branches, with_more_cells
 from bdm.seeds import Minibatches, derive
 from bdm.settings import AutoencoderSettings, DenoiserSettings
@@ -50,7 +50,7 @@ def continue_training_of(
     encoded = encode(cells, autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     latent = latent_cells(encoded)
-    moments = model.moments.joined(type_moments(latent, model.whitening))
+    moments = model.moments.joined(population_moments(latent, model.whitening))
     hierarchy = with_leaf(model.hierarchy, cell_type, n_cells=new.n_obs)
     denoiser = with_leaf_branch(model.denoiser, moments, hierarchy)
     train_denoiser(denoiser, latent, model.whitening, hierarchy, n_steps=settings.branch.n_steps, seed=seed)
@@ -112,7 +112,7 @@ def with_leaf(hierarchy: Hierarchy, cell_type: str, *, n_cells: int) -> Hierarch
     return replace(hierarchy, branches=(*hierarchy.branches, Branch(cell_type, hierarchy.root.name, 0.0, n_cells)))
 
 
-def with_leaf_branch(known: BranchedDenoiser, moments: TypeMoments, hierarchy: Hierarchy) -> BranchedDenoiser:
+def with_leaf_branch(known: BranchedDenoiser, moments: PopulationMoments, hierarchy: Hierarchy) -> BranchedDenoiser:
     """Add a branch to a flat denoiser, with the embedding of the nearest type, and give all their present moments."""
     nearest = int((moments.mean[:-1] - moments.mean[-1]).norm(dim=1).argmin())
     leaf = BranchPopulations.of_leaf(Normal(moments.mean[-1], moments.covariance[-1]))
@@ -132,14 +132,14 @@ def train_denoiser(
     seed: int,
 ) -> None:
     """Train a flat denoiser on, by the loss that it was trained by."""
-    settings, minibatches = DenoiserSettings(n_steps=n_steps), Minibatches.of(cells.cell_type)
-    branch = torch.tensor([[branch.name for branch in hierarchy.branches].index(name) for name in cells.cell_types])
+    settings, minibatches = DenoiserSettings(n_steps=n_steps), Minibatches.of(cells.population)
+    branch = torch.tensor([[branch.name for branch in hierarchy.branches].index(name) for name in cells.populations])
 
     def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
         index = minibatches.draw(settings.batch_size, generator)
         x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
-        return denoising_losses(network(noised, sigma, branch[cells.cell_type[index]]), x, sigma).mean()
+        return denoising_losses(network(noised, sigma, branch[cells.population[index]]), x, sigma).mean()
 
     loop = Loop(n_steps, settings.learning_rate, derive(seed, "denoiser, further"), device="cpu")
     train(denoiser, loss, loop)
