@@ -19,7 +19,7 @@ help:
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make config   write the schema of the configuration and config/README.md from bdm/settings.py"
 	@echo "make install  install bdm into .venv only"
-	@echo "make benchmark DATA=folder  compare bdm with other methods: benchmarks/README.md"
+	@echo "make benchmark DATA=folder  compare bdm with other methods, in .venv-peers: benchmarks/README.md"
 
 demo: $(INSTALLED)
 	$(BIN)/snakemake --cores all
@@ -74,14 +74,21 @@ config: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# TARGET is all, atlas, augment, coarse, extend, many, populations, threshold, transmute or tree.
+# TARGET is all, atlas, augment, coarse, extend, many, populations, threshold, transmute or tree. PEERS is a Python with
+# bdm and the packages of its peers. A run that was stopped goes on with the steps that it has not completed.
 benchmark: TARGET ?= all
-benchmark: .venv/benchmark
+benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
 	@test -d "$(DATA)" || { echo "Name the folder with the data sets, as in make benchmark DATA=cells"; exit 2; }
-	cd benchmarks && $(IN_VENV) snakemake --cores all --keep-going --config data="$(abspath $(DATA))" -- $(TARGET)
+	cd benchmarks && $(IN_VENV) snakemake --cores all --keep-going --rerun-incomplete \
+		--config data="$(abspath $(DATA))" peer_python="$(or $(PEERS),$(CURDIR)/.venv-peers/bin/python)" -- $(TARGET)
 
 .venv/benchmark: $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[benchmark]'
+	@touch $@
+
+.venv-peers/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --editable '.[peers]'
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python

@@ -1,3 +1,4 @@
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ import torch
 import typer
 import yaml
 from anndata import AnnData
+from packaging.requirements import Requirement
 from scipy import sparse
 
 from bdm.cli import app
@@ -33,7 +36,8 @@ from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import PrepareSettings
 from bdm.transmutation.request import mean as mean_of
 
-ROOT = Path(__file__).parents[1] / "benchmarks"
+PROJECT = Path(__file__).parents[1]
+ROOT = PROJECT / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 METHODS, SEEDS, DATASETS = CONFIG["methods"], CONFIG["seeds"], CONFIG["datasets"]
 TRANSMUTED = CONFIG["transmute"]["datasets"]
@@ -42,6 +46,9 @@ COARSE = CONFIG["coarse"]["datasets"]
 UNLABELLED = CONFIG["populations"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
+HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
+PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
+MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
 COMMANDS = typer.main.get_command(app).commands
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -72,6 +79,17 @@ def command_of(path: str) -> typer.core.TyperCommand:
     script = typer.Typer()
     script.command()(load(path).main)
     return typer.main.get_command(script)
+
+
+def commands_of_peer(script: str) -> dict[str, typer.core.TyperCommand]:
+    """Give the commands of a peer's script."""
+    module = load(f"methods/{script}.py")
+    return typer.main.get_command(module.peer.commands(train=module.train, draw=module.draw)).commands
+
+
+def skip_without(package: str) -> None:
+    """Skip a test of a peer where its package is not installed."""
+    pytest.importorskip(MODULES[package], reason=f"{package} is not installed; see the extra peers in pyproject.toml")
 
 
 # ---- workflow
@@ -107,10 +125,10 @@ def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = (len(DATASETS) + len(COARSE)) * len(SEEDS)
     n_transmuted = len(TRANSMUTED) * len(SEEDS)
-    assert (jobs["evaluate"], jobs["prepare"]) == (
-        n_runs,
-        n_runs + n_transmuted + (len(ANNOTATED.keys() - DATASETS) + len(UNLABELLED.keys() - COARSE)) * len(SEEDS),
-    ), planned
+    prepared = {*UNLABELLED, *DATASETS, *TRANSMUTED, *ANNOTATED, *COARSE} - HELD_OUT.keys()
+    prepared |= {dataset["of"] for dataset in HELD_OUT.values()}
+    assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, len(prepared) * len(SEEDS)), planned
+    assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
@@ -121,10 +139,7 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["many_evaluate"] == jobs["many_cells"] + jobs["atlas_cells"]
     assert jobs["transmute_run"] == n_transmuted
     assert jobs["unseen_run"] == sum("condition" in dataset for dataset in TRANSMUTED.values()) * len(SEEDS)
-    peers = [method for method in METHODS.values() if method and method.get("peer")]
-    assert jobs["train_peer"] == (len(DATASETS) + len(COARSE)) * sum(
-        1 if peer.get("one_seed") else len(SEEDS) for peer in peers
-    )
+    assert jobs["train_peer"] == (len(DATASETS) + len(COARSE)) * len(PEERS) * len(SEEDS)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
     assert jobs["augment_run"] == n_augmented * len(SEEDS)
     threshold = CONFIG["threshold"]
@@ -140,6 +155,8 @@ def test_commands_take_what_rules_give(planned):
     commands = shell_commands(planned)
     assert commands
     scripts = {}
+    own_peers = {name: commands_of_peer(name) for name in ("negative_binomial", "resampled", "thinned")}
+    with_package = {method["script"] for method in METHODS.values() if method and "package" in method}
     for program, *arguments in commands:
         if program == "bdm":
             COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
@@ -147,12 +164,14 @@ def test_commands_take_what_rules_give(planned):
             if (path := arguments[0]) not in scripts:
                 scripts[path] = command_of(path)
             scripts[path].make_context(path, arguments[1:])
-        elif "scvi" not in arguments[0]:
+        elif (script := Path(arguments[0]).stem) in own_peers:
+            own_peers[script][arguments[1]].make_context(arguments[1], arguments[2:])
+        elif script not in with_package:
             COMMANDS[arguments[1]].make_context(arguments[1], arguments[2:])
     assert {Path(path).stem for path in scripts} >= {
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
-        *("leave_out", "tree", "tree_table"),
+        *("leave_out", "hold_out", "tree", "tree_table"),
         *("many_cells", "many_table", "coarse_table", "populations", "populations_table"),
         *("atlas", "atlas_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
@@ -179,6 +198,46 @@ def test_labels_without_sub_populations_have_an_autoencoder_of_their_own(planned
     [evaluated] = [c for c in commands if c[1] == "evaluate"]
     compared = [item.split("=")[0] for flag, item in pairwise(evaluated) if flag == "--compare"]
     assert ["branched", *compared] == CONFIG["coarse"]["methods"]
+
+
+def test_peers_run_in_the_environment_that_is_named(planned, tmp_path):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells/pbmc3k.h5ad").touch()
+    python = "/my peers/bin/python"
+    seed = SEEDS[0]
+    target = f"results/pbmc3k/{seed}/evaluation/overall.csv"
+    settings = ["--config", f"data={tmp_path / 'cells'}", f"peer_python={python}"]
+    other = shell_commands(plan(tmp_path, "--printshellcmds", *settings, "--", target))
+    default = shell_commands(planned)
+    for name, method in METHODS.items():
+        if not (method and "script" in method):
+            continue
+        script, cells = str(ROOT / f"methods/{method['script']}.py"), f"results/pbmc3k/{seed}/cells/{name}.h5ad"
+        for commands, expected in ((other, python if "package" in method else "python"), (default, "python")):
+            [program] = {
+                command[0] for command in commands if command[1:3] == [script, "generate"] and cells in command
+            }
+            assert program == expected
+
+
+def test_peers_are_pinned_outside_the_environment_of_bdm():
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = dict(requirement.split("==") for requirement in extras.pop("peers"))
+    assert set(pinned) == set(MODULES) == {peer["package"] for peer in PEERS.values() if "package" in peer}
+    everywhere = [Requirement(line).name for lines in extras.values() for line in lines]
+    assert not pinned.keys() & set(everywhere)
+    for package, version in pinned.items():
+        if importlib.util.find_spec(MODULES[package]):
+            assert importlib.metadata.version(package) == version
+
+
+@pytest.mark.parametrize(("options", "python"), [([], ".venv-peers/bin/python"), (["PEERS=/my/python"], "/my/python")])
+def test_make_names_the_python_of_the_peers(options, python):
+    command = ["make", "--dry-run", "benchmark", "DATA=cells", *options]
+    planned = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    [given] = re.findall(r'peer_python="(.*?)"', planned)
+    assert given == str(PROJECT / python)
+    assert ("pip install --editable '.[peers]'" in planned) == (not options and not (PROJECT / python).exists())
 
 
 def test_folder_of_data_sets_has_to_be_named(tmp_path):
@@ -250,6 +309,33 @@ def test_type_made_rare_keeps_its_test_cells(prepared):
     numbers = [pd.crosstab(a.obs["cell_type"], a.obs["split"] == "test") for a in (prepared, rare)]
     assert numbers[1].loc[B].tolist() == [7, numbers[0].loc[B, True]]
     pd.testing.assert_frame_equal(numbers[1].drop(B), numbers[0].drop(B))
+
+
+def donors(prepared: AnnData) -> AnnData:
+    """Give the cells ten donors of two tissues, one of which alone has a cell type."""
+    cells = prepared.copy()
+    cells.obs["donor"] = [f"donor {i % 10}" for i in range(cells.n_obs)]
+    cells.obs["tissue"] = np.where(np.arange(cells.n_obs) % 10 < 5, "blood", "tonsil")
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.add_categories("rare")
+    cells.obs.loc[cells.obs["donor"] == "donor 3", "cell_type"] = "rare"
+    return cells
+
+
+def test_donors_are_held_out_whole_and_from_each_group(prepared):
+    script, cells = load("scripts/hold_out.py"), donors(prepared)
+    for seed in range(5):
+        held_out = script.held_out(cells, "donor", "tissue", seed=seed)
+        tested = held_out.obs["split"] == "test"
+        numbers = pd.crosstab(held_out.obs["donor"], tested)
+        assert ((numbers > 0).sum(axis=1) == 1).all()
+        assert held_out.obs[tested].groupby("tissue")["donor"].nunique().to_dict() == {"blood": 1, "tonsil": 1}
+        assert list(held_out.obs["cell_type"].cat.categories) == list(prepared.obs["cell_type"].cat.categories)
+        assert "rare" not in set(held_out.obs["cell_type"])
+        validation = held_out.obs_names[held_out.obs["split"] == "validation"]
+        assert (cells.obs.loc[validation, "split"] == "validation").all()
+        assert held_out.obs["split"].equals(script.held_out(cells, "donor", "tissue", seed=seed).obs["split"])
+    assert len({tuple(script.donors_to_test(cells.obs, "donor", None, seed=seed)) for seed in range(5)}) > 1
+    assert len(script.donors_to_test(cells.obs, "donor", None, seed=0)) == 2
 
 
 def leaves(tree: list | str) -> list[str]:
@@ -325,15 +411,87 @@ def test_denoisers_without_a_trunk(trained, prepared_file, prepared, tmp_path):
     check_generated(tmp_path / "cells.h5ad", prepared)
 
 
-def test_scvi(prepared_file, prepared, tmp_path):
-    pytest.importorskip("scvi")
-    run("methods/scvi_prior.py", "train", prepared_file, tmp_path / "model", "--epochs", 1)
-    run("methods/scvi_prior.py", "generate", tmp_path / "model", tmp_path / "a.h5ad", "--cells-like", prepared_file)
-    run("methods/scvi_prior.py", "generate", tmp_path / "model", tmp_path / "b.h5ad", "--cells-like", prepared_file)
-    one, same = (check_generated(tmp_path / name, prepared) for name in ("a.h5ad", "b.h5ad"))
+def run_peer(script: str, prepared_file: Path, folder: Path, *options: str) -> AnnData:
+    """Train a peer, generate cells twice, and read the cells."""
+    run(f"methods/{script}.py", "train", prepared_file, folder / "model", *options)
+    return drawn_again(script, folder / "model", prepared_file, folder)
+
+
+def drawn_again(script: str, model: Path, prepared_file: Path, folder: Path) -> AnnData:
+    """Generate cells with a peer twice, check that the cells are the same, and read them."""
+    for name in ("a", "b"):
+        run(f"methods/{script}.py", "generate", model, folder / f"{name}.h5ad", "--cells-like", prepared_file)
+    one, same = (check_generated(folder / f"{name}.h5ad", anndata.read_h5ad(prepared_file)) for name in ("a", "b"))
     assert (one.X != same.X).nnz == 0
-    trained = anndata.read_h5ad(tmp_path / "model/adata.h5ad")
-    assert "test" not in set(trained.obs["split"])
+    return one
+
+
+def rows_of(adata: AnnData, cell_type: str) -> np.ndarray:
+    return adata[adata.obs["cell_type"] == cell_type].X.toarray()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if "package" in peer])
+def test_peers_with_a_package(name, prepared_file, tmp_path):
+    skip_without(PEERS[name]["package"])
+    options = PEERS[name].get("train", "").split()
+    generated = run_peer(PEERS[name]["script"], prepared_file, tmp_path, "--epochs", "150", *options)
+    real = anndata.read_h5ad(prepared_file)
+    mean = np.log1p(rows_of(generated, B).mean(axis=0))
+    alike = {
+        str(name): np.corrcoef(mean, np.log1p(rows_of(real, name).mean(axis=0)))[0, 1]
+        for name in real.obs["cell_type"].cat.categories
+    }
+    assert max(alike, key=alike.get) == B
+    assert alike[B] > 0.7
+    assert rows_of(generated, B).sum(axis=1).mean() == pytest.approx(rows_of(real, B).sum(axis=1).mean(), rel=0.3)
+
+
+def test_peers_are_not_trained_on_test_cells(prepared_file, prepared, tmp_path):
+    run("methods/resampled.py", "train", prepared_file, tmp_path / "model")
+    kept = anndata.read_h5ad(tmp_path / "model/cells.h5ad")
+    assert set(kept.obs_names) == set(prepared.obs_names[prepared.obs["split"] != "test"])
+
+
+def test_resampled_cells_are_training_cells_and_thinned_cells_are_parts_of_them(prepared_file, prepared, tmp_path):
+    resampled = run_peer("resampled", prepared_file, tmp_path)
+    (tmp_path / "thinned").mkdir()
+    thinned = drawn_again("thinned", tmp_path / "model", prepared_file, tmp_path / "thinned")
+    training = prepared[prepared.obs["split"] != "test"]
+    for name in (B, NK):
+        real = rows_of(training, name)
+        assert (rows_of(resampled, name)[:, None] == real).all(axis=2).any(axis=1).all()
+        parts = rows_of(thinned, name)
+        assert (parts[:, None] <= real).all(axis=2).any(axis=1).all()
+        assert set(parts.sum(axis=1)) <= set(real.sum(axis=1))
+        copies = (parts[:, None] == real).all(axis=2).any(axis=1)
+        assert copies.mean() < 0.5
+    spread = [np.log(rows_of(cells, B).sum(axis=1)).std() for cells in (thinned, training)]
+    assert spread[0] == pytest.approx(spread[1], rel=0.3)
+
+
+def test_negative_binomials_have_the_moments_of_the_cells():
+    rng = np.random.default_rng(0)
+    negative_binomials = load("methods/negative_binomial.py").NegativeBinomials
+    library = rng.lognormal(7, 0.5, size=(4000, 1))
+    share, dispersion = rng.dirichlet(np.full(20, 5.0)), np.linspace(0.01, 2, 20)
+    counts = rng.negative_binomial(1 / dispersion, 1 / (1 + dispersion * library * share))
+    fitted = negative_binomials.fitted(sparse.csr_matrix(counts, dtype=float))
+    np.testing.assert_allclose(fitted.share, share, rtol=0.1)
+    np.testing.assert_allclose(fitted.dispersion[2:], dispersion[2:], rtol=0.35)
+    drawn = fitted.draw(4000, rng)
+    np.testing.assert_allclose(drawn.mean(axis=0), counts.mean(axis=0), rtol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0), counts.std(axis=0), rtol=0.3)
+    unseen = negative_binomials.fitted(sparse.csr_matrix(counts * (np.arange(20) > 0), dtype=float))
+    assert (unseen.draw(50, rng)[:, 0] == 0).all()
+
+
+def test_negative_binomials_of_each_type(prepared_file, prepared, tmp_path):
+    generated = run_peer("negative_binomial", prepared_file, tmp_path)
+    training = prepared[prepared.obs["split"] != "test"]
+    for name in (B, NK):
+        means = [rows_of(cells, name).mean(axis=0) for cells in (generated, training)]
+        assert np.corrcoef(np.log1p(means))[0, 1] > 0.95
 
 
 def test_cost_counts_each_branch_once(trained, tmp_path):

@@ -7,30 +7,21 @@ training cells of the type are drawn instead, which is the best that it could do
 """
 
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import peer
 import scvi
 import torch
-import typer
-from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.prepare import read_prepared
 from bdm.files import atomic_write
-from bdm.seeds import derive, numpy_generator
-
-app = typer.Typer(help=__doc__)
-
-BLOCK = 512  # cells drawn at a time, which bounds the memory
+from bdm.seeds import derive
 
 
-@app.command()
 def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int = 0) -> None:
     """Train on all prepared cells but the test cells."""
-    adata = read_prepared(prepared)
-    adata = adata[adata.obs["split"] != "test"].copy()
+    adata = peer.training_cells(prepared)
     scvi.settings.seed = seed
     scvi.model.SCVI.setup_anndata(adata, batch_key="cell_type")
     network = scvi.model.SCVI(adata)
@@ -39,36 +30,33 @@ def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int =
         network.save(folder, save_anndata=True)
 
 
-@app.command()
-def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
-    """Generate as many cells of each type as another file has."""
+def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
+    """Draw cells of each type."""
     network = scvi.model.SCVI.load(model)
-    numbers = read_prepared(cells_like).obs["cell_type"].value_counts()
     scvi.settings.seed = derive(seed, "generate") % 2**32
-    blocks = [
-        sample(network, cell_type, min(BLOCK, n - start), numpy_generator(seed, "library", cell_type, start))
-        for cell_type, n in numbers.items()
-        for start in range(0, n, BLOCK)
-    ]
-    obs = pd.DataFrame({"cell_type": np.repeat(numbers.index.astype(str), numbers)})
-    obs.index = "synthetic-" + obs.index.astype(str)
-    with atomic_write(out) as path:
-        AnnData(sparse.vstack(blocks).tocsr(), obs=obs, var=network.adata.var).write_h5ad(path, compression="gzip")
+    codes = list(network.adata_manager.get_state_registry("batch").categorical_mapping)
+
+    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        z = torch.randn(n_cells, network.module.n_latent)
+        return decoded(network, z, cell_type, rng, batch=codes.index(cell_type))
+
+    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
 
 
 @torch.no_grad()
-def sample(network: scvi.model.SCVI, cell_type: str, n_cells: int, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Draw counts of cells of one type, cells x genes."""
+def decoded(
+    network: scvi.model.SCVI, z: torch.Tensor, cell_type: str, rng: np.random.Generator, *, batch: int
+) -> np.ndarray:
+    """Draw counts of cells of one type from their latents, with library sizes of training cells: cells x genes."""
     training = network.adata[network.adata.obs["cell_type"] == cell_type]
-    library = rng.choice(np.asarray(training.X.sum(axis=1)).ravel(), size=(n_cells, 1))
-    number = list(network.adata_manager.get_state_registry("batch").categorical_mapping).index(cell_type)
+    library = rng.choice(peer.library_sizes(training).to_numpy(), size=(len(z), 1))
     generated = network.module.generative(
-        z=torch.randn(n_cells, network.module.n_latent),
+        z=z,
         library=torch.tensor(library, dtype=torch.float32).log(),
-        batch_index=torch.full((n_cells, 1), number),
+        batch_index=torch.full((len(z), 1), batch),
     )
-    return sparse.csr_matrix(generated["px"].sample().numpy().astype(np.int32))
+    return generated["px"].sample().numpy()
 
 
 if __name__ == "__main__":
-    app()
+    peer.commands(train=train, draw=draw)()

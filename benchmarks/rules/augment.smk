@@ -1,8 +1,3 @@
-def whole_cells(wildcards):
-    """Give the prepared cells of the data set that another is made from."""
-    return rules.prepare.output.cells.format(data=MADE_RARE[wildcards.data]["of"], seed=wildcards.seed)
-
-
 rule make_rare:
     input:
         cells=whole_cells,

@@ -1,4 +1,5 @@
-PREPARED = UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
+WHOLE = {dataset["of"]: {"prepare": dataset.get("prepare", "")} for dataset in HELD_OUT.values()}
+PREPARED = WHOLE | {name: dataset for name, dataset in DESCRIBED.items() if name not in HELD_OUT}
 
 
 def raw_cells(wildcards):
@@ -86,3 +87,26 @@ rule prepare:
         options=lambda wildcards: options("prepare", PREPARED[wildcards.data]),
     shell:
         "bdm prepare {input.cells:q} {output.cells}" " {params.options}" " --seed {wildcards.seed}" " > {log} 2>&1"
+
+
+def whole_cells(wildcards):
+    """Give the prepared cells of the data set that another is made from."""
+    return rules.prepare.output.cells.format(data=(MADE_RARE | HELD_OUT)[wildcards.data]["of"], seed=wildcards.seed)
+
+
+rule hold_out:
+    input:
+        cells=whole_cells,
+    output:
+        cells="results/{data}/{seed}/prepared.h5ad",
+    log:
+        "results/{data}/{seed}/logs/hold_out.log",
+    wildcard_constraints:
+        data="|".join(HELD_OUT),
+    params:
+        options=lambda wildcards: HELD_OUT[wildcards.data]["hold_out"],
+    shell:
+        "python {SCRIPTS}/hold_out.py {input.cells} {output.cells}"
+        " {params.options}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"

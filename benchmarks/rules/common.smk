@@ -1,4 +1,5 @@
 from pathlib import Path
+from shlex import quote
 
 from snakemake.exceptions import WorkflowError
 
@@ -13,6 +14,8 @@ ANNOTATED = config["tree"]["datasets"]
 COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].items()}
 UNLABELLED = config["populations"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
+DESCRIBED = UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
+HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 
 
@@ -45,9 +48,10 @@ def methods_with(data, seed):
 
 
 def program(method):
-    """Give what runs a method: bdm, or the method's own script with the same commands."""
+    """Give what runs a method: bdm, or the method's own script with the same commands, in its environment."""
     script = KNOWN[method].get("script")
-    return f"python {workflow.basedir}/methods/{script}.py" if script else "bdm"
+    python = quote(config["peer_python"]) if "package" in KNOWN[method] else "python"
+    return f"{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
 
 
 def options(command, own=None):

@@ -19,7 +19,7 @@ rule evaluate:
     params:
         folder=subpath(output.overall, parent=True),
         compare=compare,
-        options=lambda wildcards: options("evaluate", PREPARED[wildcards.data]),
+        options=lambda wildcards: options("evaluate", DESCRIBED[wildcards.data]),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.branched}"
         " {params.compare}"

@@ -1,0 +1,76 @@
+"""Commands of a peer, whose training and sampling are arguments: train and generate, with the arguments of bdm."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.data.prepare import read_prepared
+from bdm.files import atomic_write
+from bdm.seeds import numpy_generator
+
+BLOCK = 512  # cells drawn at a time, which bounds the memory
+
+# Counts of cells by the folder of the model, the number of cells of each type, and the seed: cells x genes, by type
+Draw = Callable[[Path, pd.Series, int], sparse.csr_matrix]
+
+
+def commands(*, train: Callable[..., None], draw: Draw) -> typer.Typer:
+    """Give the command line of a peer.
+
+    Parameters
+    ----------
+    train
+        Command that fits a model to prepared cells: ``prepared``, ``model``, the options of the peer, and ``seed``.
+    draw
+        Draws counts of the requested numbers of cells, type by type in the same order.
+    """
+    app = typer.Typer()
+    app.command("train")(train)
+
+    @app.command()
+    def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
+        """Generate as many cells of each type as another file has."""
+        like = read_prepared(cells_like)
+        numbers = like.obs["cell_type"].value_counts()
+        obs = pd.DataFrame({"cell_type": np.repeat(numbers.index.astype(str), numbers)})
+        obs.index = "synthetic-" + obs.index.astype(str)
+        counts = sparse.csr_matrix(draw(model, numbers, seed), dtype=np.float32)
+        with atomic_write(out) as path:
+            AnnData(counts, obs=obs, var=pd.DataFrame(index=like.var_names)).write_h5ad(path, compression="gzip")
+
+    return app
+
+
+def training_cells(prepared: Path) -> AnnData:
+    """Read all prepared cells but the test cells."""
+    adata = read_prepared(prepared)
+    return adata[adata.obs["split"] != "test"].copy()
+
+
+def library_sizes(adata: AnnData) -> pd.Series:
+    """Return the total counts of each cell."""
+    return pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), adata.obs_names)
+
+
+def drawn_in_blocks(
+    numbers: pd.Series, draw: Callable[[str, int, np.random.Generator], np.ndarray | sparse.csr_matrix], *, seed: int
+) -> sparse.csr_matrix:
+    """Draw cells of each type in turn, a block at a time.
+
+    Parameters
+    ----------
+    draw
+        Draws counts of a number of cells of a type, cells x genes.
+    """
+    blocks = [
+        sparse.csr_matrix(draw(str(name), min(BLOCK, n - start), numpy_generator(seed, "peer", str(name), start)))
+        for name, n in numbers.items()
+        for start in range(0, n, BLOCK)
+    ]
+    return sparse.vstack(blocks).tocsr()

@@ -1,0 +1,58 @@
+"""Peer: scANVI (Xu et al. 2021, Molecular Systems Biology 17:e9620), sampled from its prior of each cell type.
+
+Its prior is hierarchical: the latent of a cell is from a network's normal, given its type and a standard normal. Two
+layers, 30 dimensions and negative binomial counts are the settings of the tutorial "Atlas-level integration of lung
+data" of scvi-tools for cells that all have labels. The tutorial trains scVI first, and scANVI for 20 epochs, which fits
+the classifier, but not the prior, to the labels; so scANVI is trained alone, for the epochs that the package has by
+default. Library sizes are drawn as for scVI.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import peer
+import scvi
+import torch
+from scipy import sparse
+from scvi_prior import decoded
+
+from bdm.files import atomic_write
+from bdm.seeds import derive
+
+UNLABELLED = "no label"  # scANVI needs a name for it, though all cells have labels
+
+
+def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int = 0) -> None:
+    """Train on all prepared cells but the test cells."""
+    adata = peer.training_cells(prepared)
+    scvi.settings.seed = seed
+    scvi.model.SCANVI.setup_anndata(adata, labels_key="cell_type", unlabeled_category=UNLABELLED)
+    network = scvi.model.SCANVI(adata, n_layers=2, n_latent=30, gene_likelihood="nb")
+    network.train(max_epochs=epochs, enable_progress_bar=False)
+    with atomic_write(model, folder_of="model.pt") as folder:
+        network.save(folder, save_anndata=True)
+
+
+def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
+    """Draw cells of each type."""
+    network = scvi.model.SCANVI.load(model)
+    scvi.settings.seed = derive(seed, "generate") % 2**32
+    labels = list(network.adata_manager.get_state_registry("labels").categorical_mapping)
+
+    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        return decoded(network, latents(network, labels.index(cell_type), n_cells), cell_type, rng, batch=0)
+
+    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+
+
+@torch.no_grad()
+def latents(network: scvi.model.SCANVI, label: int, n_cells: int) -> torch.Tensor:
+    """Draw latents of cells of one label from the prior, cells x dimensions."""
+    within = torch.randn(n_cells, network.module.n_latent)
+    mean, variance = network.module.decoder_z1_z2(within, torch.full((n_cells, 1), label))
+    return mean + variance.sqrt() * torch.randn_like(mean)
+
+
+if __name__ == "__main__":
+    peer.commands(train=train, draw=draw)()

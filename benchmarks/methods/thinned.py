@@ -1,0 +1,38 @@
+"""Peer: training cells with fewer counts, so that none is an exact copy but of the cell with the most counts.
+
+The library size of each generated cell is that of a training cell of its type. Its counts are drawn, without
+replacement, from a training cell of the type with at least as many.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import peer
+from anndata import read_h5ad
+from resampled import CELLS, cells_of, train
+from scipy import sparse
+
+
+def thinned(counts: sparse.csr_matrix, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw thinned cells, cells x genes, from the counts of training cells of one type."""
+    ordered = counts[np.argsort(counts.sum(axis=1).A1, kind="stable")]
+    library = ordered.sum(axis=1).A1.astype(np.int64)
+    smaller = rng.integers(len(library), size=n_cells)
+    source = rng.integers(smaller, len(library))
+    rows = [ordered[row].toarray().ravel().astype(np.int64) for row in source]
+    return np.array([rng.multivariate_hypergeometric(row, library[of]) for row, of in zip(rows, smaller, strict=True)])
+
+
+def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
+    """Draw thinned training cells of each type."""
+    adata = read_h5ad(model / CELLS)
+
+    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        return thinned(cells_of(adata, cell_type), n_cells, rng)
+
+    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+
+
+if __name__ == "__main__":
+    peer.commands(train=train, draw=draw)()
