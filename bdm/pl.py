@@ -44,6 +44,7 @@ from bdm.plotting.evaluation import (
 )
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
+from bdm.plotting.properties import properties_figure
 from bdm.plotting.style import check_no_axes, check_score, shown
 from bdm.plotting.transmutation import (
     transmutation_genes_figure,
@@ -64,6 +65,7 @@ __all__ = [
     "likelihood",
     "markers",
     "paths",
+    "properties",
     "scores",
     "scores_by_type",
     "transmutation",
@@ -250,6 +252,17 @@ def scores_by_type(
         return shown(by_type_figure(evaluation, new=plt.figure), show=show)
     check_score(score, SCORES_BY_TYPE)
     return shown(plot_types(evaluation, score, ax=ax, new=plt.figure), show=show, complete=ax is None)
+
+
+def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw how much farther from test cells than the floor each set is, in each property that benchmarks compare.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`, whose table ``properties`` has the values.
+    """
+    return shown(properties_figure(check_kind(evaluation, Evaluation), new=plt.figure), show=show)
 
 
 def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:

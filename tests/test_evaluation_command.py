@@ -62,7 +62,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     assert content["overall"]["flat"]["energy"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
     assert content["provenance"]["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
     assert set(content["provenance"]["sha256"]) == {"prepared", "branched", "flat"}
-    for name in ("overall", "by_type", "genes", "umap"):
+    for name in ("overall", "by_type", "properties", "genes", "umap"):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "Comparing generated, flat with" in caplog.text
     assert any(message.split()[:3] == ["floor", "generated", "flat"] for message in caplog.messages)

@@ -203,7 +203,7 @@ def test_interpretations_on_disk_are_plotted_as_models(model, tmp_path):
 
 def test_evaluations_on_disk_are_drawn_as_in_memory(evaluation, transmutation, tmp_path):
     for result, functions in (
-        (evaluation, (pl.scores, pl.scores_by_type, pl.genes, pl.umap)),
+        (evaluation, (pl.scores, pl.scores_by_type, pl.properties, pl.genes, pl.umap)),
         (transmutation, (pl.transmutation, pl.transmutation_genes, pl.transmutation_umap)),
     ):
         folder = tmp_path / type(result).__name__

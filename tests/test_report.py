@@ -553,7 +553,9 @@ def test_additions_are_reported(results):
     assert "&lt;b&gt;new (25 cells) leaves branch node 2 at noise level 2.14 (support 100%)." in text
 
 
-@pytest.mark.parametrize("name", ["prepared.h5ad", "model", "evaluation/evaluation.json", "evaluation/umap.png"])
+@pytest.mark.parametrize(
+    "name", ["prepared.h5ad", "model", "evaluation/evaluation.json", "evaluation/properties.png", "evaluation/umap.png"]
+)
 def test_what_lacks_is_named(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")
     lost = tmp_path / "some" / name

@@ -74,6 +74,8 @@ RESULTS = {
     "evaluation/overall.csv",
     "evaluation/overall.png",
     "evaluation/by_type.csv",
+    "evaluation/properties.csv",
+    "evaluation/properties.png",
     "evaluation/umap.png",
     "evaluation/by_type.png",
     "evaluation/genes.csv",

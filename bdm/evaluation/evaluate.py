@@ -23,6 +23,7 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.properties.compare import compare_properties
 from bdm.evaluation.resampling import (
     SIZE_LIMITS,
     Populations,
@@ -95,6 +96,7 @@ def evaluate(
         overall=overall_table(scores, memorisation_by_set(resamples, training, pairs=size_limits.pairs)),
         by_type=by_type_table(scores),
         by_population=by_population_table(scores),
+        properties=compare_properties(resamples, pair_genes, most=size_limits.properties),
         n_cells=n_cells,
         n_compared=n_cells_table({"test": last.test, **last.query}, n_cells.index),
         markers={name: real.genes[genes].tolist() for name, genes in markers.items()},

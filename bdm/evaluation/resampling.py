@@ -28,7 +28,7 @@ Populations = Callable[[Cells], np.ndarray | None]  # gives the population of ea
 class SizeLimits:
     """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data.
 
-    With the defaults, the evaluation of a set of any size takes one core about two minutes.
+    With the defaults, the evaluation of a set of any size takes one core about four minutes.
 
     Attributes
     ----------
@@ -45,6 +45,8 @@ class SizeLimits:
         Training cells of the half by which marker genes and variable genes are chosen.
     mapped
         Cells in the UMAP, of all sets together.
+    properties
+        Cells of a set whose properties are compared.
     """
 
     compared: int = 20_000
@@ -53,6 +55,7 @@ class SizeLimits:
     pairs: int = 2_000_000_000
     marking: int = 50_000
     mapped: int = 20_000
+    properties: int = 4_000
 
 
 SIZE_LIMITS = SizeLimits()

@@ -39,6 +39,11 @@ class Evaluation:
     by_population
         A row for each sub-population and set, where a model finds the populations of cells: ``cell_type``,
         ``sub_population``, ``set``, and `PopulationScores`; no rows elsewhere.
+    properties
+        A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
+        and group of cells (``by`` ``all``, ``label`` or ``batch``, and the name ``group``): ``value``, its distance to
+        test cells, 0 at best, and the same of the floor, ``floor``; see
+        :func:`bdm.evaluation.properties.compare.compare_properties`.
     n_cells
         Available cells: cell types x ``test``, ``train`` and the generated sets.
     n_compared
@@ -62,6 +67,7 @@ class Evaluation:
     overall: pd.DataFrame
     by_type: pd.DataFrame
     by_population: pd.DataFrame
+    properties: pd.DataFrame
     n_cells: pd.DataFrame
     n_compared: pd.DataFrame
     markers: dict[str, list[str]]
@@ -114,7 +120,7 @@ class Evaluation:
         """Write the evaluation as a folder, for :meth:`load`.
 
         The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
-        ``overall.csv``, ``by_type.csv``, ``genes.csv`` and, if there are scores by sub-population,
+        ``overall.csv``, ``by_type.csv``, ``properties.csv``, ``genes.csv`` and, if there are scores by sub-population,
         ``by_population.csv``.
 
         Raises
@@ -135,6 +141,7 @@ class Evaluation:
             tables, tensors = pack_tables(
                 {
                     "by_population": self.by_population,
+                    "properties": self.properties,
                     "gene_statistics": self.gene_statistics,
                     "fold_changes": self.fold_changes,
                     "embedding": self.embedding,
@@ -145,6 +152,7 @@ class Evaluation:
             score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
             if len(self.by_population):
                 self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
+            self.properties.to_csv(out / "properties.csv", index=False, float_format="%.4g")
             self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
 
     @classmethod
@@ -165,6 +173,7 @@ class Evaluation:
                 overall=frame_of_rows(content["overall"]).T,
                 by_type=pd.concat(sets, names=["set", "cell_type"]),
                 by_population=tables["by_population"],
+                properties=tables["properties"],
                 n_cells=frame_of_rows(content["n_cells"], dtype=int).rename_axis("cell_type"),
                 n_compared=frame_of_rows(content["n_compared"], dtype=int).rename_axis("cell_type"),
                 markers=content["markers"],

@@ -16,6 +16,7 @@ from bdm.plotting.branches import branch_genes_figure, plot_commitment
 from bdm.plotting.evaluation import by_type_figure, genes_figure, overall_figure, umap_figure
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
+from bdm.plotting.properties import properties_figure
 from bdm.plotting.style import save_figure
 from bdm.plotting.transmutation import (
     transmutation_genes_figure,
@@ -31,6 +32,7 @@ FIGURES: dict[type[Any], dict[str, Draw]] = {
     Evaluation: {
         "overall": overall_figure,
         "by_type": by_type_figure,
+        "properties": properties_figure,
         "genes": genes_figure,
         "umap": umap_figure,
     },

@@ -173,6 +173,7 @@ def content(results: Results) -> dict[str, Any]:
         "tally": tally(results.verdicts.values()),
         "scores": scores(results),
         "scatters": plots.scatters(results.evaluation.gene_statistics, GENERATED),
+        "properties": b64encode(results.properties).decode(),
         "umap": b64encode(results.umap).decode(),
         "nodes": nodes(results),
         "populations": populations(results),

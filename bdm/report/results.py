@@ -29,6 +29,7 @@ NEEDED = {
     "generated.h5ad": "bdm generate",
     "evaluation/evaluation.json": "bdm evaluate",
     "evaluation/evaluation.safetensors": "bdm evaluate",
+    "evaluation/properties.png": "bdm evaluate",
     "evaluation/umap.png": "bdm evaluate",
 }
 
@@ -51,6 +52,8 @@ class Results:
         Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
     evaluation
         Evaluation of the generated cells.
+    properties
+        Figure of the properties (PNG).
     umap
         Figure of the UMAP (PNG).
     interpretation, interpreted
@@ -73,6 +76,7 @@ class Results:
     branches: pd.DataFrame | None
     trained: date
     evaluation: Evaluation
+    properties: bytes
     umap: bytes
     interpretation: dict[str, pd.DataFrame]
     interpreted: dict[str, Any]
@@ -125,6 +129,7 @@ def read_results(folder: Path) -> Results:
         branches=read_branches(folder / "model" / BRANCHES),
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
+        properties=(folder / "evaluation/properties.png").read_bytes(),
         umap=(folder / "evaluation/umap.png").read_bytes(),
         interpretation=tables_of(interpretation) if interpretation else {},
         interpreted=interpretation.provenance if interpretation else {},

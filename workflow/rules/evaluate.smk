@@ -27,6 +27,20 @@ rule evaluate:
             subcategory="{dataset}",
             labels={"result": "{dataset}: scores by cell type (table)"},
         ),
+        properties=report(
+            "results/{dataset}/evaluation/properties.csv",
+            caption="../report/properties.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "{dataset}: properties (table)"},
+        ),
+        properties_figure=report(
+            "results/{dataset}/evaluation/properties.png",
+            caption="../report/properties.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "{dataset}: properties (figure)"},
+        ),
         umap=report(
             "results/{dataset}/evaluation/umap.png",
             caption="../report/umap.rst",

@@ -1,0 +1,320 @@
+"""Properties by which benchmarks of simulators compare cells, of cells with known faults and by known formulas."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from bdm.data.prepare import gene_names, prepare
+from bdm.evaluation.cells import Cells, Matched, RealCells
+from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.genes import variable_genes
+from bdm.evaluation.properties import biology, cell, structure, use, values
+from bdm.evaluation.properties.catalogue import COLUMNS, KINDS, PROPERTIES, no_properties
+from bdm.evaluation.properties.compare import compare_properties
+from bdm.evaluation.properties.gene import correlations_within_types
+from bdm.evaluation.properties.group import Group, energy_coefficient, ks
+from bdm.evaluation.resampling import SizeLimits, TrainingHalves, resampled_cells
+from bdm.evaluation.results import Evaluation
+from bdm.plotting.properties import NO_PROPERTIES, properties_figure
+from bdm.settings import EvaluationSettings, PrepareSettings
+
+
+@pytest.fixture(scope="module")
+def prepared(example_cells):
+    cells = example_cells.copy()
+    cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "odd", "even")
+    return prepare(cells, PrepareSettings(label_key="bulk_labels", batch_key="donor"))
+
+
+@pytest.fixture(scope="module")
+def training(prepared) -> Cells:
+    return Cells.from_anndata(prepared[prepared.obs["split"] != "test"])
+
+
+@pytest.fixture(scope="module")
+def held_out(prepared) -> Cells:
+    return Cells.from_anndata(prepared[prepared.obs["split"] == "test"])
+
+
+def independent_genes(cells: Cells) -> Cells:
+    """Poisson counts about the mean profile of each type: right means, no structure within types."""
+    profiles = {name: cells.counts[cells.cell_type == name].mean(axis=0) for name in cells.n_by_type.index}
+    rates = np.concatenate([np.asarray(profiles[name]) for name in cells.cell_type])
+    return replace(cells, counts=sparse.csr_matrix(np.random.default_rng(0).poisson(rates), dtype=np.float32))
+
+
+def deeper(cells: Cells) -> Cells:
+    return replace(cells, counts=sparse.csr_matrix(2 * cells.counts))
+
+
+@pytest.fixture(scope="module")
+def sets(training) -> dict[str, Cells]:
+    shuffled = np.random.default_rng(0).permutation(training.cell_type)
+    shifted = training.counts.toarray()
+    shifted[training.batch == "odd", ::2] *= 10  # a batch effect in half of the genes
+    return {
+        "independent": independent_genes(training),
+        "deeper": deeper(training),
+        "shuffled": replace(training, cell_type=shuffled),
+        "shifted": replace(training, counts=sparse.csr_matrix(shifted)),
+        "without batches": replace(training, batch=None),
+    }
+
+
+@pytest.fixture(scope="module")
+def evaluation(prepared, training, held_out, sets) -> Evaluation:
+    real = RealCells(training, held_out, gene_names(prepared))
+    return evaluate(real, sets, EvaluationSettings(n_repeats=1))
+
+
+@pytest.fixture(scope="module")
+def excess(evaluation) -> pd.DataFrame:
+    """How much farther from test cells than the floor all cells of each set are: properties x sets."""
+    table = evaluation.properties[evaluation.properties["by"] == "all"]
+    return table.assign(excess=table["value"] - table["floor"]).pivot(index="property", columns="set", values="excess")
+
+
+def test_table_has_each_property_of_each_set_beside_the_floor(evaluation, sets):
+    table = evaluation.properties
+    assert table.columns.tolist() == COLUMNS
+    assert set(table["set"]) == set(sets)
+    assert set(table["kind"]) == set(KINDS)
+    everything = table[(table["by"] == "all") & (table["set"] == "independent")]
+    assert set(PROPERTIES) - {"leiden"} <= set(everything["property"])
+    assert everything[["value", "floor"]].notna().all(axis=None)
+    assert table["value"].dropna().between(0, 1).all()
+    assert table["kind"].equals(table["property"].map(lambda key: PROPERTIES[key].kind))
+    places = table["property"].map(list(PROPERTIES).index)
+    assert places.is_monotonic_increasing
+
+
+def test_rows_by_label_and_batch_are_of_enough_cells(evaluation, held_out):
+    table = evaluation.properties.query("set == 'independent'")
+    enough = held_out.n_by_type.index[held_out.n_by_type >= 10]
+    assert set(table.loc[table["by"] == "label", "group"]) == set(enough)
+    assert set(table.loc[table["by"] == "batch", "group"]) == {"odd", "even"}
+    assert set(table.loc[table["by"] == "all", "group"]) == {""}
+    assert (table["n_cells"] >= 10).all()
+    by_label = set(table.loc[table["by"] == "label", "property"])
+    assert {"mean", "library_zeros", "de_overlap", "silhouette_label", "classifies"} <= by_label
+    assert not {"clustering", "variance_by_label", "integrated_batch"} & by_label
+
+
+def test_cells_without_batches_have_no_properties_of_batches(evaluation):
+    table = evaluation.properties.query("set == 'without batches'")
+    assert set(table["by"]) == {"all", "label"}
+    assert not {"silhouette_batch", "variance_by_batch", "mixing", "integrated_batch"} & set(table["property"])
+
+
+def test_independent_genes_are_found_out(excess):
+    independent = excess["independent"]
+    for name in ("dispersion", "cell_zero_fraction", "cell_correlation", "library_zeros", "silhouette_label"):
+        assert independent[name] > 0.1, name
+    assert independent["gene_correlation"] > 0.04
+    assert independent["dd_share"] > 0.05
+    assert independent["clustering"] > 0.1
+    assert independent["mean"] < 0.05
+
+
+def test_counts_of_twice_the_depth_are_found_out_by_what_has_a_scale(excess):
+    deeper, independent = excess["deeper"], excess["independent"]
+    for name in ("library_size", "effective_library_size"):
+        assert deeper[name] > 0.5, name
+    assert deeper["dispersion"] > 0.1
+    for name in ("mean", "zero_fraction", "cell_correlation", "cell_zero_fraction"):
+        assert deeper[name] < 0.1, name
+    assert deeper["library_zeros"] > independent["library_zeros"] / 2
+
+
+def test_shuffled_labels_are_found_out_by_what_looks_at_types(excess):
+    shuffled = excess["shuffled"]
+    for name in ("de_share", "de_overlap", "dp_overlap", "bd_share", "silhouette_label", "variance_by_label"):
+        assert shuffled[name] > 0.1, name
+    for name in ("clustering", "classified", "classifies"):
+        assert shuffled[name] > 0.3, name
+    assert shuffled["mean"] < 0.05
+
+
+def test_a_batch_effect_is_found_out_by_what_looks_at_batches(excess):
+    shifted = excess["shifted"]
+    for name in ("silhouette_batch", "variance_by_batch", "mixing"):
+        assert shifted[name] > 0.2, name
+
+
+def test_real_cells_are_as_near_as_the_floor(excess):
+    assert excess["without batches"].abs().mean() < 0.05
+    assert excess["without batches"].max() < 0.2
+
+
+def test_same_seed_same_table(evaluation, prepared, training, held_out, sets):
+    real = RealCells(training, held_out, gene_names(prepared))
+    again = evaluate(real, {"shifted": sets["shifted"]}, EvaluationSettings(n_repeats=1))
+    expected = evaluation.properties.query("set == 'shifted'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(again.properties, expected)
+
+
+def test_properties_are_averaged_over_resamples(training, held_out, sets):
+    arguments = {"max_cells_per_type": 12, "max_cells": 1000}
+    some = {"deeper": sets["deeper"]}
+    halves, genes = TrainingHalves.divide(training, seed=0), variable_genes(training)
+    tables = [
+        compare_properties(resampled_cells(halves, held_out, some, seeds, **arguments), genes, most=1000)
+        for seeds in ([1, 2], [1], [2])
+    ]
+    both, first, second = (table.query("by == 'all'").set_index("property") for table in tables)
+    assert (first["value"] != second["value"]).sum() > 10
+    for column in ("value", "floor"):
+        pd.testing.assert_series_equal(both[column], (first[column] + second[column]) / 2)
+
+
+def test_no_more_cells_than_the_limit_are_compared(training, held_out, sets):
+    halves = TrainingHalves.divide(training, seed=0)
+    some = {"deeper": sets["deeper"]}
+    resamples = resampled_cells(halves, held_out, some, [0], max_cells_per_type=500, max_cells=1000)
+    table = compare_properties(resamples, variable_genes(training), most=60)
+    assert 40 < table["n_cells"].max() <= 60 < len(held_out)
+    assert SizeLimits().properties < SizeLimits().compared
+
+
+def test_saved_properties_are_loaded(evaluation, tmp_path):
+    evaluation.save(tmp_path / "evaluation")
+    pd.testing.assert_frame_equal(Evaluation.load(tmp_path / "evaluation").properties, evaluation.properties)
+    table = pd.read_csv(tmp_path / "evaluation/properties.csv", keep_default_na=False, na_values=["nan"])
+    assert table.columns.tolist() == COLUMNS
+    assert len(table) == len(evaluation.properties)
+
+
+def test_figure_shows_the_excess_of_each_set(evaluation, excess):
+    axes = properties_figure(evaluation).axes
+    assert [axis.get_title(loc="left") for axis in axes] == list(KINDS.values())
+    genes = axes[0]
+    assert next(text.get_text() for text in genes.get_yticklabels()) == PROPERTIES["mean"].name
+    line = next(line for line in genes.lines if line.get_label() == "deeper")
+    shown = excess.loc[[key for key, one in PROPERTIES.items() if one.kind == "gene"], "deeper"]
+    np.testing.assert_allclose(line.get_xdata(), shown)
+
+
+def test_figure_without_properties_says_so(evaluation):
+    figure = properties_figure(replace(evaluation, properties=no_properties()))
+    assert [text.get_text() for text in figure.texts] == [NO_PROPERTIES]
+
+
+# ---- formulas
+
+
+def test_dispersion_is_that_of_a_negative_binomial():
+    rng = np.random.default_rng(0)
+    size = rng.lognormal(sigma=0.3, size=4000)
+    mean, dispersion = np.array([5.0, 20.0, 50.0] * 40), np.array([0.2, 0.5, 1.0] * 40)
+    rates = rng.gamma(1 / dispersion, dispersion * mean * size[:, None])
+    cells = Cells(sparse.csr_matrix(rng.poisson(rates), dtype=np.float32), np.repeat("cell", 4000))
+    estimated = values.dispersion(cells).reshape(40, 3).mean(axis=0)
+    np.testing.assert_allclose(estimated, dispersion[:3], rtol=0.1)
+
+
+def test_effective_library_size_ignores_the_few_highest_genes(training):
+    reference = np.asarray(training.counts.sum(axis=0)).ravel()
+    counts = training.counts.toarray()
+    plain = values.effective_library_size(training, reference)
+    assert np.corrcoef(plain, training.library_size)[0, 1] > 0.4
+    highest = reference.argmax()
+    counts[:, highest] += 300
+    inflated = replace(training, counts=sparse.csr_matrix(counts))
+    assert np.median(inflated.library_size / training.library_size) > 1.3
+    assert abs(np.median(values.effective_library_size(inflated, reference) / plain) - 1) < 0.05
+
+
+def test_correlations_are_those_within_types():
+    rng = np.random.default_rng(0)
+    cell_type = np.repeat(["one", "two"], 300)
+    rates = np.where(cell_type == "one", 1, 20)[:, None] * np.ones((1, 3))
+    cells = Cells(sparse.csr_matrix(rng.poisson(np.c_[rates, np.full((600, 5), 50)]), dtype=np.float32), cell_type)
+    assert np.corrcoef(cells.expression[:, :3].toarray(), rowvar=False)[0, 1] > 0.5
+    assert np.abs(correlations_within_types(cells, np.arange(3))).max() < 0.2
+
+
+def test_tests_between_types_are_those_of_scipy(training):
+    label = "CD19+ B"
+    is_type = training.cell_type == label
+    inside, outside = (biology.Moments.of(training, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
+    found = {
+        "welch": biology.welch(inside, outside),
+        "bartlett": biology.bartlett(inside, outside),
+        "chi_squared": biology.chi_squared(inside, outside),
+        "kolmogorov_smirnov": biology.OrderedValues.of(training).kolmogorov_smirnov(is_type),
+    }
+    expression = training.expression.toarray().astype(float)
+    for gene in variable_genes(training)[:10]:
+        x, y = expression[is_type, gene], expression[~is_type, gene]
+        table = [[(x > 0).sum(), (x == 0).sum()], [(y > 0).sum(), (y == 0).sum()]]
+        distance = stats.ks_2samp(x, y).statistic
+        expected = {
+            "welch": stats.ttest_ind(x, y, equal_var=False).pvalue,
+            "bartlett": stats.bartlett(x, y).pvalue,
+            "chi_squared": stats.chi2_contingency(table, correction=False).pvalue,
+            "kolmogorov_smirnov": stats.kstwobign.sf(distance * np.sqrt(len(x) * len(y) / (len(x) + len(y)))),
+        }
+        for name, p_value in expected.items():
+            assert found[name][gene] == pytest.approx(p_value, rel=1e-3, abs=1e-12), name
+
+
+def test_mixing_is_the_statistic_of_anderson_and_darling():
+    groups = np.random.default_rng(0).integers(3, size=(5, 40))
+    found = structure.anderson_darling(groups, n_groups=3)
+    rank = np.arange(40, dtype=float)
+    for row, statistic in zip(groups, found, strict=True):
+        samples = [rank[row == group] for group in range(3)]
+        with warnings.catch_warnings(action="ignore"):
+            expected = stats.anderson_ksamp(samples, midrank=False).statistic
+        n, sizes = 40, np.array([len(sample) for sample in samples])
+        assert expected == pytest.approx((2 * statistic - 2) / anderson_spread(sizes, n))
+    assert np.isinf(structure.anderson_darling(np.zeros((1, 40), dtype=int), n_groups=3)).all()
+
+
+def anderson_spread(sizes: np.ndarray, n: int) -> float:
+    """Standard deviation of the statistic for equal distributions (Scholz and Stephens 1987, equation 4)."""
+    k, inverse = len(sizes), (1 / sizes).sum()
+    h = (1 / np.arange(1, n)).sum()
+    g = sum(1 / ((n - i) * j) for i in range(1, n - 1) for j in range(i + 1, n))
+    a = (4 * g - 6) * (k - 1) + (10 - 6 * g) * inverse
+    b = (2 * g - 4) * k**2 + 8 * h * k + (2 * g - 14 * h - 4) * inverse - 8 * h + 4 * g - 6
+    c = (6 * h + 2 * g - 2) * k**2 + (4 * h - 4 * g + 6) * k + (2 * h - 6) * inverse + 4 * h
+    d = (2 * h + 6) * k**2 - 4 * h * k
+    return float(np.sqrt((a * n**3 + b * n**2 + c * n + d) / ((n - 1) * (n - 2) * (n - 3))))
+
+
+def test_energy_coefficient_is_0_for_equal_points_and_grows_with_a_shift():
+    points = np.random.default_rng(0).normal(size=(400, 2))
+    assert energy_coefficient(points, points, seed=0) == 0
+    others = np.random.default_rng(1).normal(size=(400, 2))
+    near, half, far = (energy_coefficient(others + shift, points, seed=0) for shift in (0, 0.5, 100))
+    assert near < 0.06 < 0.15 < half < 0.4
+    assert far == pytest.approx(1, abs=0.01)
+    assert energy_coefficient(50 * others, 50 * points, seed=0) == pytest.approx(near)
+
+
+def test_few_values_have_no_distance():
+    assert np.isnan(ks(np.arange(4.0), np.arange(100.0)))
+    assert np.isnan(ks(np.full(10, np.nan), np.arange(100.0)))
+    assert ks(np.array([0, 1, 2, 3, 4, np.inf]), np.array([0, 1, 2, 3, 4, np.inf])) == 0
+
+
+def test_leiden_clusters_are_compared_where_igraph_is_installed(training, held_out):
+    pytest.importorskip("igraph")
+    matched = Matched(training[: len(held_out)], held_out)
+    group = Group.of(matched, variable_genes(training), seed=0)
+    assert use.clustering(group)["leiden"] < 0.3
+    assert len(np.unique(use.leiden(group.test, 0))) > 2
+
+
+def test_hubs_are_often_neighbours(training, held_out):
+    group = Group.of(Matched(held_out, held_out), variable_genes(training), seed=0)
+    occurrence, density = cell.occurrence(group.test), cell.local_density(group.test)
+    assert occurrence.mean() == pytest.approx(1)
+    far = replace(group.test, components=np.concatenate([group.test.components[1:], 100 + group.test.components[:1]]))
+    assert cell.occurrence(far)[-1] == 0
+    assert cell.local_density(far)[-1] > 5 * np.median(density)
