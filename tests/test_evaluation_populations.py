@@ -1,17 +1,21 @@
 """Scores by sub-population; cells that a model generated stand for real test cells."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
 
 from bdm.cli import app
-from bdm.evaluation.cells import FLOOR, GENERATED, Cells
+from bdm.errors import InputError
+from bdm.evaluation.cells import FLOOR, GENERATED, Cells, StoredCells
 from bdm.evaluation.evaluate import by_population_table
 from bdm.evaluation.metrics import energy_distance
 from bdm.evaluation.resampling import SIZE_LIMITS
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
+from bdm.model.fitted_cells import read_real_cells_for, real_cells_for
 from bdm.model.populations import populations_by
 
 B, DENDRITIC = ["CD19+ B/1", "CD19+ B/2"], ["Dendritic/1", "Dendritic/2"]
@@ -132,6 +136,29 @@ def test_command_writes_scores_by_sub_population(small_model, example_cells, hel
     assert set(table["set"]) == {FLOOR, GENERATED}
     expected = Evaluation.load("evaluation").by_population
     np.testing.assert_allclose(table["energy"], expected["energy"], rtol=1e-4)
+
+
+def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model.save("model")
+    prepared = small_model._cells().copy()
+    prepared.obs["split"] = np.where(np.arange(prepared.n_obs) % 3, "train", "test")
+    prepared[:, ::-1].copy().write_h5ad("prepared.h5ad")
+    prepared[:, 1:].copy().write_h5ad("lacking.h5ad")
+    real = read_real_cells_for(small_model.model, Path("prepared.h5ad"))
+    assert isinstance(real.training, StoredCells)
+    assert list(real.genes) == list(prepared.var_names)
+    expected = real_cells_for(small_model.model, prepared)
+    for name in ("training", "test"):
+        one, other = getattr(real, name).in_memory(), getattr(expected, name)
+        assert (one.counts != other.counts).nnz == 0
+        assert (one.cell_type == other.cell_type).all()
+    small_model.generate(NUMBERS, seed=3).write_h5ad("new.h5ad")
+    evaluated = ["prepared.h5ad", "evaluation", "new.h5ad", "--n-repeats", "1"]
+    app(["evaluate", *evaluated, "--model", "model"], standalone_mode=False)
+    assert len(pd.read_csv("evaluation/by_population.csv"))
+    with pytest.raises(InputError, match=r"lacking\.h5ad: The prepared cells lack 1 of the model's genes"):
+        read_real_cells_for(small_model.model, Path("lacking.h5ad"))
 
 
 def test_without_sub_populations_there_are_no_rows(evaluation):

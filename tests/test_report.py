@@ -17,10 +17,12 @@ from test_hierarchy_page import CHROMIUM, Scripts, balanced
 from bdm.cli import app
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
+from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS
 from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report.page import report_page
+from bdm.report.populations import populations
 from bdm.report.results import Results, read_branches, read_results
 from bdm.report.settings import checksums, commands
 
@@ -59,7 +61,8 @@ def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
     bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
     bdm("generate", folder / "model", folder / "generated.h5ad", "--cells-like", folder / "prepared.h5ad")
     evaluated = (folder / "prepared.h5ad", folder / "evaluation", folder / "generated.h5ad")
-    bdm("evaluate", *evaluated, "--compare", f"flat={folder / 'generated.h5ad'}", "--n-repeats", 1)
+    compared = ("--model", folder / "model", "--compare", f"flat={folder / 'generated.h5ad'}")
+    bdm("evaluate", *evaluated, *compared, "--n-repeats", 1)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +194,7 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
     assert f"bdm prepare 'my <i>cells.h5ad' prepared.h5ad {options}" in text
     assert "bdm train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 30 --seed 0" in text
     assert "bdm generate model generated.h5ad --cells-like prepared.h5ad --seed 0" in text
-    assert "bdm evaluate prepared.h5ad evaluation generated.h5ad --n-repeats 1 --seed 0" in text
+    assert "bdm evaluate prepared.h5ad evaluation generated.h5ad --model model --n-repeats 1 --seed 0" in text
     assert "bdm interpret model prepared.h5ad generated.h5ad interpretation --seed 0" in text
     to, of = shlex.quote(NAMES["CD19+ B"]), shlex.quote(NAMES["CD14+ Monocyte"])
     assert f"bdm transmute model prepared.h5ad transmuted/a.h5ad --to {to} --from {of} --seed 7" in text
@@ -430,6 +433,39 @@ def test_page_lists_the_populations_of_each_cell_type(page, results):
     assert "as many as held-out cells support ( sub_populations: auto )" in text
     assert f"{len(model.autoencoder.adapters)} of {len(model.populations)} populations" in text
     assert text.count("is nearer to") == sum(branch.nearer_to is not None for branch in hierarchy.branches)
+
+
+def test_page_shows_scores_by_sub_population(page, results):
+    table = results.evaluation.by_population.set_index(["set", "sub_population"])
+    assert set(table.index.get_level_values("set")) > {FLOOR, GENERATED}
+    expected = []
+    for of_type in populations(results).types:
+        if of_type.divided:
+            expected.append([of_type.cell_type])
+            of_sets = table[table["cell_type"] == of_type.cell_type]
+            n_floor, n_generated, n_test = (
+                of_sets.loc[name, column]
+                for name, column in [(FLOOR, "n_cells"), (GENERATED, "n_cells"), (GENERATED, "n_test")]
+            )
+            for name in (one.name for one in of_type.populations):
+                shares = [f"{numbers[name] / numbers.sum():.0%}" for numbers in (n_test, n_floor, n_generated)]
+                expected.append([name, f"{n_test[name]:.0f}", *shares])
+    found = rows_of(page.read_text(encoding="utf-8"), "population-scores")
+    assert [row[:5] for row in found] == expected
+    assert len(expected) > 2
+    for name, *_, energy, auc in (row for row in found if len(row) > 1):
+        scores = table.loc[[(FLOOR, name), (GENERATED, name)], ["relative_energy", "forest_auc"]]
+        for text, of_sets in zip((energy, auc), scores.to_numpy().T, strict=True):
+            known = [
+                f"{of} {value:.2f}" for of, value in zip(("floor", "generated"), of_sets, strict=True) if value == value
+            ]
+            assert text == (", ".join(known) or "not known")
+
+
+def test_page_without_scores_by_sub_population_shows_how_to_make_them(results):
+    evaluation = replace(results.evaluation, by_population=results.evaluation.by_population[:0])
+    text = words_of(report_page(replace(results, evaluation=evaluation)))
+    assert "There are no scores by sub-population, as the cells were evaluated without the model" in text
 
 
 def test_page_names_sub_populations_that_are_nearer_to_another_type(results):

@@ -74,6 +74,7 @@ RESULTS = {
     "evaluation/overall.csv",
     "evaluation/overall.png",
     "evaluation/by_type.csv",
+    "evaluation/by_population.csv",
     "evaluation/properties.csv",
     "evaluation/properties.png",
     "evaluation/umap.png",

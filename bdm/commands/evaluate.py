@@ -38,7 +38,7 @@ def evaluate(
 
     Cells are sampled, and at most 20,000 of a set are compared at a time; evaluation.json has the numbers of each type.
 
-    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --compare flat=flat.h5ad
+    Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --model model/ --compare flat=flat.h5ad
 
     Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
@@ -48,7 +48,7 @@ def evaluate(
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.results import score_table, verdict_lines
     from bdm.files import atomic_write
-    from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
+    from bdm.model.fitted_cells import read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by
     from bdm.plotting.write import write_figures
@@ -60,7 +60,7 @@ def evaluate(
         if loaded is None:
             real, batch_key, populations = read_real_cells(cells, on_disk=True), None, None
         else:
-            real = real_cells_for(loaded, read_fitted_cells(cells, loaded, keys), test_cells, keys)
+            real = read_real_cells_for(loaded, cells, test_cells, keys)
             batch_key, populations = loaded.preparation["batch_key"], populations_by(loaded)
         sets = {name: read_generated(file, real, on_disk=True, batch_key=batch_key) for name, file in files.items()}
         evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)

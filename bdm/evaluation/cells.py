@@ -277,13 +277,15 @@ class RealCells:
         return self.names.index
 
 
-def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
+def read_real_cells(path: Path, *, on_disk: bool = False, names: GeneNames | None = None) -> RealCells:
     """Read prepared cells.
 
     Parameters
     ----------
     on_disk
         Leave the counts in the file until they are needed, and check only the needed ones.
+    names
+        Genes to read, with their symbols; all genes of the file if not given.
 
     Raises
     ------
@@ -294,17 +296,17 @@ def read_real_cells(path: Path, *, on_disk: bool = False) -> RealCells:
     is_test = (adata.obs["split"] == "test").to_numpy()
     if not is_test.any():
         raise InputError(f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0.")
+    names = names or gene_names(adata)
     training, test = (
-        StoredCells.from_anndata(path, adata, np.flatnonzero(rows), adata.var_names) for rows in (~is_test, is_test)
+        StoredCells.from_anndata(path, adata, np.flatnonzero(rows), names.index) for rows in (~is_test, is_test)
     )
-
     lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
     if len(lone):
         logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
     if on_disk:
-        return RealCells(training, test, gene_names(adata))
-    return RealCells(training.in_memory(), test.in_memory(), gene_names(adata))
+        return RealCells(training, test, names)
+    return RealCells(training.in_memory(), test.in_memory(), names)
 
 
 def read_generated(path: Path, real: RealCells, *, on_disk: bool = False, batch_key: str | None = None) -> TypedCells:

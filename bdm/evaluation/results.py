@@ -120,8 +120,8 @@ class Evaluation:
         """Write the evaluation as a folder, for :meth:`load`.
 
         The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
-        ``overall.csv``, ``by_type.csv``, ``properties.csv``, ``genes.csv`` and, if there are scores by sub-population,
-        ``by_population.csv``.
+        ``overall.csv``, ``by_type.csv``, ``properties.csv``, ``genes.csv``, and ``by_population.csv``, which has no
+        rows if there are no scores by sub-population.
 
         Raises
         ------
@@ -150,8 +150,7 @@ class Evaluation:
             write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
             self.overall.to_csv(out / "overall.csv", index_label="metric", float_format="%.6g")
             score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
-            if len(self.by_population):
-                self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
+            self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
             self.properties.to_csv(out / "properties.csv", index=False, float_format="%.4g")
             self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
 

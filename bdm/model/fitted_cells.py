@@ -13,7 +13,7 @@ from bdm.data.matrix import UnreadableError, to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, RealCells, check_number
+from bdm.evaluation.cells import Cells, RealCells, check_number, read_real_cells
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
@@ -40,21 +40,31 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
     InputError
         If genes, cell types or batches of the model are missing.
     """
-    genes = model.autoencoder.genes.index
     if is_prepared(adata):
-        lacking = genes.difference(adata.var_names)
-        if len(lacking):
-            raise InputError(f"The prepared cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
-        cells = adata[:, genes].copy()
+        check_has_genes(adata, model)
+        cells = adata[:, model.autoencoder.genes.index].copy()
     else:
         cells = _prepared_again(adata, model, keys)
-    lacking = sorted(set(model.cell_types) - set(cells.obs["cell_type"].astype(str)))
+    check_same_cells(cells.obs, model)
+    return cells
+
+
+def check_has_genes(prepared: AnnData, model: BranchedModel) -> None:
+    """Reject prepared cells that lack genes of a model."""
+    lacking = model.autoencoder.genes.index.difference(prepared.var_names)
+    if len(lacking):
+        raise InputError(f"The prepared cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
+
+
+def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
+    """Reject prepared cells that lack types of a model, and warn of other numbers than it was fitted to."""
+    lacking = sorted(set(model.cell_types) - set(obs["cell_type"].astype(str)))
     if lacking:
         raise InputError(
             f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
             "and the cells of its extensions."
         )
-    found, expected = composition_of(cells.obs[cells.obs["split"] != "test"]), model.composition_of_types
+    found, expected = composition_of(obs[obs["split"] != "test"]), model.composition_of_types
     aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
     if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
         logger.warning(
@@ -62,7 +72,6 @@ def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -
             expected.to_numpy().sum(),
             found.to_numpy().sum(),
         )
-    return cells
 
 
 def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> AnnData:
@@ -111,6 +120,24 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
         raise
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def read_real_cells_for(
+    model: BranchedModel, path: Path, test_cells: Path | None = None, keys: InputKeys = SAME
+) -> RealCells:
+    """Read the cells that a model was fitted on, and cells to evaluate it with, see :func:`real_cells_for`.
+
+    The counts of prepared cells stay on disk, unless other test cells are given.
+    """
+    adata = read_cells(path, on_disk=True)
+    if test_cells is not None or not is_prepared(adata):
+        return real_cells_for(model, read_fitted_cells(path, model, keys), test_cells, keys)
+    try:
+        check_has_genes(adata, model)
+        check_same_cells(adata.obs, model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return read_real_cells(path, on_disk=True, names=model.gene_names)
 
 
 def real_cells_for(

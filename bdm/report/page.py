@@ -22,7 +22,7 @@ from bdm.plotting.tree import view_of
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
-from bdm.report.populations import branch_losses, populations
+from bdm.report.populations import branch_losses, population_scores, populations
 from bdm.report.results import Results
 from bdm.report.settings import (
     cells_for_verdict,
@@ -141,6 +141,7 @@ def size(megabytes: float) -> str:
 
 def content(results: Results) -> dict[str, Any]:
     """Collect the values of the templates."""
+    found = populations(results)
     return {
         "results": results,
         "version": __version__,
@@ -176,7 +177,8 @@ def content(results: Results) -> dict[str, Any]:
         "properties": b64encode(results.properties).decode(),
         "umap": b64encode(results.umap).decode(),
         "nodes": nodes(results),
-        "populations": populations(results),
+        "populations": found,
+        "population_scores": population_scores(results, found),
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(evaluation) for evaluation in results.transmutations.values()],
         "extensions": extensions(results),

@@ -186,10 +186,11 @@ def commands(results: Results) -> list[str]:
     for number, (_, together) in enumerate(groupby(results.model.extensions, lambda of: of.provenance), start=1):
         lines.append(_extend(list(together), model, cells, number))
         cells, model = f"prepared_{number}.h5ad", f"model_{number}"
+    with_model = f" --model {model}" if "model" in results.evaluation.provenance.get("sha256", {}) else ""
     return [
         *lines,
         f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options['generate']}",
-        f"bdm evaluate {cells} evaluation generated.h5ad{options['evaluate']}",
+        f"bdm evaluate {cells} evaluation generated.h5ad{with_model}{options['evaluate']}",
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
     ]
@@ -256,6 +257,7 @@ def checksums(results: Results) -> dict[str, str]:
     found = {
         "the data": results.model.autoencoder.provenance.get("data_sha256"),
         "the labels": results.record.get("labels_sha256"),
+        "the model": evaluated.get("model"),
         "the prepared cells (prepared.h5ad)": evaluated.get("prepared"),
         "the generated cells (generated.h5ad)": evaluated.get(GENERATED),
     }

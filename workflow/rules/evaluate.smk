@@ -1,5 +1,6 @@
 rule evaluate:
     input:
+        model=rules.train.output.model,
         cells=rules.prepare.output.cells,
         generated=GENERATED,
         flat=flat_cells,
@@ -26,6 +27,13 @@ rule evaluate:
             category="Evaluation",
             subcategory="{dataset}",
             labels={"result": "{dataset}: scores by cell type (table)"},
+        ),
+        by_population=report(
+            "results/{dataset}/evaluation/by_population.csv",
+            caption="../report/by_population.rst",
+            category="Evaluation",
+            subcategory="{dataset}",
+            labels={"result": "{dataset}: scores by sub-population (table)"},
         ),
         properties=report(
             "results/{dataset}/evaluation/properties.csv",
@@ -84,6 +92,7 @@ rule evaluate:
         settings=tracked("evaluate"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.generated}"
+        " --model {input.model}"
         " {params.compare}"
         " --n-repeats {params.n_repeats}"
         " --max-cells-per-type {params.max_cells_per_type}"
