@@ -14,7 +14,7 @@ from bdm.arrays import to_tensor
 from bdm.autoencoder import fit, fit_adapters
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
-from bdm.autoencoder.fit import FittedAutoencoder, fit_autoencoder
+from bdm.autoencoder.fit import FittedAutoencoder, Objective, fit_autoencoder, with_sub_populations
 from bdm.autoencoder.network import (
     MEMORY,
     TYPE_DISPERSION_SCALE,
@@ -647,6 +647,22 @@ def test_global_random_state_is_left_alone(prepared):
 def test_no_validation_cells(prepared):
     cells = prepared[prepared.obs["split"] == "train"].copy()
     assert list(fitted(cells).history) == ["step", "loss"]
+
+
+@pytest.mark.parametrize("number", ["none", "2"])
+def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
+    cells = prepared[prepared.obs["split"] == "train"].copy()
+    found = fitted(cells, n_steps=2)
+    settings = AutoencoderSettings(n_latent=4, sub_populations=number)
+    empty = cells[:0].copy()
+    objective = Objective(cells, empty, cells.n_obs, found.cell_types, found.batches, settings, 0)
+    shared = CountAutoencoder(AutoencoderShape(cells.n_vars, len(found.cell_types), 4)).eval()
+    before = cells.copy()
+    _, divided, named = with_sub_populations(shared, objective)
+    pd.testing.assert_frame_equal(cells.obs, before.obs)
+    names = set(named.obs["sub_population"])
+    assert names == set().union(*map(divided.populations_of, found.cell_types))
+    assert (len(names) > len(found.cell_types)) == (number == "2")
 
 
 def test_sampled_rows_are_of_all_cells_and_of_each_type():

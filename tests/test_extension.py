@@ -193,6 +193,15 @@ def kinds_by_population(model: BranchedModel, cells: AnnData) -> pd.DataFrame:
     return pd.crosstab(population, cells.obs.loc[prepared.obs_names, "kind"].to_numpy())
 
 
+def test_populations_have_no_names_of_types_that_are_added_later(base, mixed_cells):
+    cells = mixed_cells.copy()
+    cells.obs["bulk_labels"] = cells.obs["bulk_labels"].replace("CD56+ NK", "mixed/2")
+    new = new_cells(cells, base, cell_types=("mixed", "mixed/2"), seed=0)
+    *_, last = extend_all(base, new, QUICK, seed=0, provenance={})
+    assert last.model.autoencoder.populations_of("mixed") == ("mixed//1", "mixed//2")
+    assert last.model.cell_types[-2:] == ("mixed", "mixed/2")
+
+
 def test_populations_of_a_new_type_are_its_kinds_of_cells(with_mixed, mixed_cells, tmp_path):
     model = with_mixed.model
     assert model.autoencoder.populations_of("mixed") == ("mixed/1", "mixed/2")

@@ -330,6 +330,16 @@ def test_branches_that_cannot_be_added():
         with_new_type(hierarchy, added_type("f", n_cells=5), too_high, denoiser_branch=99)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_added_type_may_have_the_name_of_a_node(n):
+    hierarchy = build()
+    name = f"node {len(hierarchy.branches) - len(hierarchy.populations) + 1}"
+    tree = added_type(name, n_cells=5, level=0.4 if n > 1 else 0.0)
+    grown = with_new_type(hierarchy, tree, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
+    assert len(grown.by_name) == len(grown.branches)
+    assert grown.types_below(grown.by_name[name].parent) == ("a", name)
+
+
 # ---- clustering
 
 

@@ -5,7 +5,7 @@ import torch
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
     find_sub_populations,
-    names_below,
+    prefixes_of,
     prior_means,
 )
 from bdm.errors import InputError
@@ -104,9 +104,24 @@ def test_identical_cells_are_one_population():
     assert len(found) == 0
 
 
-def test_names_are_not_names_of_types():
-    assert names_below("T", 2, {"T", "B"}) == ("T/1", "T/2")
-    assert names_below("T", 2, {"T", "T/2"}) == ("T//1", "T//2")
+@pytest.mark.parametrize(
+    ("cell_types", "names"),
+    [
+        (["T", "B"], ["T/1", "T/2", "B/1", "B/2"]),
+        (["T", "T/2"], ["T//1", "T//2", "T/2/1", "T/2/2"]),
+        (["T", "T/1", "T/"], ["T//1", "T//2", "T/1/1", "T/1/2", "T///1", "T///2"]),
+        (["T/", "T//", "T", "T//12"], ["T///1", "T///2", "T////1", "T////2", "T/1", "T/2", "T//12/1", "T//12/2"]),
+        (["", "1", "/", "7"], ["/1", "/2", "1/1", "1/2", "//1", "//2", "7/1", "7/2"]),
+    ],
+)
+def test_names_of_sub_populations_do_not_clash(cell_types, names):
+    found = found_in({name: [120, 60] for name in cell_types}, settings=AutoencoderSettings(sub_populations="2"))
+    assert list(found.names) == names
+    assert len({*found.names, *cell_types}) == 3 * len(cell_types)
+
+
+def test_names_of_sub_populations_are_not_names_of_branches():
+    assert prefixes_of(["T"], {"T/9", "T//1", "T///", "T///x"}) == {"T": "T///"}
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 0.9])

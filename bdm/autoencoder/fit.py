@@ -200,9 +200,13 @@ def with_sub_populations(
     cells, with the population of each in ``obs["sub_population"]``.
     """
     cells = ad.concat([objective.training, objective.held_out]) if objective.held_out.n_obs else objective.training
-    cells.obs["sub_population"] = cells.obs["cell_type"]
+
+    def with_names(population: np.ndarray) -> ad.AnnData:
+        return ad.AnnData(cells.X, obs=cells.obs.assign(sub_population=population.astype(str)), var=cells.var)
+
     if objective.settings.sub_populations == "none":
-        return network, SubPopulations.none(objective.settings.n_latent), cells
+        none = SubPopulations.none(objective.settings.n_latent)
+        return network, none, with_names(cells.obs["cell_type"].to_numpy())
     cell_types, seed = objective.cell_types, objective.seed
     types = type_codes(cells, cell_types)
     posterior = encode_cells(network, cells, types, batch_codes(cells, objective.batches))
@@ -213,11 +217,10 @@ def with_sub_populations(
         mean, scale = (value[of_type] for value in posterior)
         population[of_type], means_of_type = found.divide(cell_type, mean, scale, prior_mean)
         means.append(means_of_type)
-    cells.obs["sub_population"] = population.astype(str)
-    codes = torch.tensor([cell_types.index(cell_type) for cell_type in found.cell_type], dtype=torch.long)
     if not means:
-        return network, found, cells
-    return network.with_populations(codes, torch.cat(means)), found, cells
+        return network, found, with_names(population)
+    codes = torch.tensor([cell_types.index(cell_type) for cell_type in found.cell_type], dtype=torch.long)
+    return network.with_populations(codes, torch.cat(means)), found, with_names(population)
 
 
 def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -224,9 +224,9 @@ def find_sub_populations(
             yield TypeLatents.of(name, mean[rows], scale[rows], seed=seed)
 
     def of_type(cells: TypeLatents) -> SubPopulations:
-        return sub_populations_of(cells, taken, settings, seed=seed)
+        return sub_populations_of(cells, prefixes[cells.cell_type], settings, seed=seed)
 
-    taken = set(cell_types)
+    prefixes = prefixes_of(cell_types)
     found = SubPopulations.none(n_latent)
     with threads() as run:
         for more in run(of_type, latents()):
@@ -255,15 +255,13 @@ def check_enough_cells(n_cells: Tensor, cell_types: Sequence[str], settings: Aut
         )
 
 
-def sub_populations_of(
-    cells: TypeLatents, taken: set[str], settings: AutoencoderSettings, *, seed: int
-) -> SubPopulations:
+def sub_populations_of(cells: TypeLatents, prefix: str, settings: AutoencoderSettings, *, seed: int) -> SubPopulations:
     """Find the sub-populations of one cell type; none where it is one population.
 
     Parameters
     ----------
-    taken
-        Names that no sub-population may have.
+    prefix
+        What their names are before the number.
     """
     n_latent, smallest = cells.mean.shape[1], settings.min_cells_per_sub_population
     most = min(MOST_COMPONENTS, len(cells.mean) // smallest)
@@ -282,7 +280,7 @@ def sub_populations_of(
         mixture = fit_mixture(draws, n_components, random_state=random_state)
         n_cells = np.bincount(mixture.predict(axes(cells.mean)), minlength=n_components)
         if n_cells.min() >= smallest:
-            return classifier(cells.cell_type, mixture, axes, n_cells, taken)
+            return classifier(cells.cell_type, mixture, axes, n_cells, prefix)
         n_components -= 1
     return SubPopulations.none(n_latent)
 
@@ -331,7 +329,7 @@ def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state:
 
 
 def classifier(
-    cell_type: str, mixture: GaussianMixture, axes: Axes, n_cells: np.ndarray, taken: set[str]
+    cell_type: str, mixture: GaussianMixture, axes: Axes, n_cells: np.ndarray, prefix: str
 ) -> SubPopulations:
     """Name the components of the mixture of a type, the largest first, and write them in latent dimensions."""
     order = np.argsort(-n_cells, kind="stable")
@@ -340,16 +338,25 @@ def classifier(
     means = axes.centre + axes.scale * (mixture.means_[order] @ axes.directions)
     log_determinant = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
     tensors = (roots @ directions, means, np.log(mixture.weights_[order]) + log_determinant)
-    names = names_below(cell_type, len(order), taken)
+    names = tuple(f"{prefix}{number}" for number in range(1, len(order) + 1))
     return SubPopulations(names, (cell_type,) * len(order), *(torch.from_numpy(value).float() for value in tensors))
 
 
-def names_below(cell_type: str, n: int, taken: set[str]) -> tuple[str, ...]:
-    """Names of n sub-populations of a cell type, none of which is the name of a cell type."""
-    separator = "/"
-    while any(f"{cell_type}{separator}{number}" in taken for number in range(1, n + 1)):
-        separator += "/"
-    return tuple(f"{cell_type}{separator}{number}" for number in range(1, n + 1))
+def prefixes_of(cell_types: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """Choose what the names of the sub-populations of each cell type are before the number: ``T cell/``.
+
+    It has as many slashes as no name needs to be twice, of sub-populations of all types, of cell types and of what is
+    ``taken``: with the types ``T`` and ``T/1``, sub-populations of ``T`` are ``T//1``, ``T//2`` and so on.
+    """
+    names = {*cell_types, *taken}
+    used, prefixes = {name.rstrip("0123456789") for name in names if name[-1:] in "0123456789"}, {}
+    for cell_type in cell_types:
+        prefix = f"{cell_type}/"
+        while prefix in used:
+            prefix += "/"
+        used.add(prefix)
+        prefixes[cell_type] = prefix
+    return prefixes
 
 
 def prior_means(mean: Tensor, scale: Tensor, prior_mean: Tensor) -> Tensor:

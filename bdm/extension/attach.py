@@ -76,7 +76,8 @@ def attached(
     attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
     x, code = model.whitening(cells.mean).double().numpy(), cells.population.numpy()
     clades = clade_support(x, code, means.variance, n_bootstrap=n_bootstrap, seed=seed)
-    taken = {*model.hierarchy.by_name, *cells.populations, *cells.labels, next_node_name(model.hierarchy)}
+    names = {*cells.populations, *cells.labels}
+    taken = {*model.hierarchy.by_name, *names, next_node_name(model.hierarchy, taken=names)}
     branches = branches_of(root, None, cells, clades, inner_names(taken))
     tree = fitted_below(attachment, branches, nearer_to(model, means, cells), model)
     if not n_bootstrap:

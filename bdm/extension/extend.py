@@ -1,6 +1,6 @@
 """Extension of a model by new cell types, or from scratch with all cells."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any
@@ -84,7 +84,7 @@ def extend_all(
     how: dict[str, Any] = {"seed": seed, "provenance": provenance}
     for cell_type, cells in new.by_type.items():
         if cell_type not in model.cell_types:
-            steps = [partial(extend, cells=cells, cell_type=cell_type)]
+            steps = [partial(extend, cells=cells, cell_type=cell_type, taken=new.by_type)]
         else:
             with_batches = model.autoencoder.with_batches(batches)
             parts = cells_by_population(cells, with_batches)
@@ -105,6 +105,7 @@ def extend(
     seed: int,
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
+    taken: Collection[str] = (),
 ) -> FittedExtension:
     """Add a cell type to a model, with its sub-populations, without a change to any other.
 
@@ -117,12 +118,14 @@ def extend(
         Prepared cells of the type, with the model's genes in its order.
     batches
         Offsets of batches that the model does not have.
+    taken
+        Names that no sub-population may have, of types that are added later; names in the model are taken anyway.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
     decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
     of_autoencoder = known_settings(AutoencoderSettings, autoencoder.provenance)
-    taken = {*model.cell_types, *model.hierarchy.by_name}
+    taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
     found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
     encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
     latent, moments = cells_and_moments(model, encoded)

@@ -14,7 +14,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows_of_population
 from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MOST, PopulationCells, fit_gaining
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, sub_populations_of
+from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, prefixes_of, sub_populations_of
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings
@@ -69,7 +69,8 @@ def find_populations(
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
     sampled = TypeLatents.of(cell_type, mean, scale, seed=seed)
-    found = sub_populations_of(sampled, {cell_type, *taken}, settings, seed=seed)
+    prefix = prefixes_of([cell_type], taken)[cell_type]
+    found = sub_populations_of(sampled, prefix, settings, seed=seed)
     if not len(found):
         return NewType(decoder, found)
     cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])

@@ -1,6 +1,6 @@
 """Extension of a hierarchy: the attachment point of a new cell type, a tree with it, or with an updated population."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,7 +100,7 @@ def with_new_type(
         raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
     extension, n_cells = next_extension(hierarchy), tree.root.n_cells
     node = Branch(
-        next_node_name(hierarchy),
+        next_node_name(hierarchy, taken=tree.by_name),
         below_node.parent,
         attachment.level,
         below_node.n_cells + n_cells,
@@ -169,9 +169,9 @@ def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:
         waiting.extend(hierarchy.children[name])
 
 
-def next_node_name(hierarchy: Hierarchy) -> str:
-    """Name for a new node, which no branch has."""
+def next_node_name(hierarchy: Hierarchy, *, taken: Collection[str]) -> str:
+    """Name for a new node, which no branch has, and which is not ``taken`` by the added ones."""
     number = sum(bool(children) for children in hierarchy.children.values()) + 1
-    while f"node {number}" in hierarchy.by_name:
+    while f"node {number}" in hierarchy.by_name or f"node {number}" in taken:
         number += 1
     return f"node {number}"
