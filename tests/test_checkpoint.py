@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
 from bdm.cli import app
+from bdm.commands.fit import deciding
 from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
 from bdm.files import sha256
-from bdm.settings import PrepareSettings
+from bdm.settings import PrepareSettings, Settings
 from bdm.training import Loop, train
 
 LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
@@ -125,6 +126,19 @@ def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     stopped.__enter__().write(Progress())
     assert not stopped.__exit__(Interrupted, Interrupted(), None)
     assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["cells.csv", "labels.csv", "tree.nwk", "genes.txt", "kept.txt"])
+def test_other_content_of_a_file_is_another_training(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for file in ("cells.csv", "labels.csv", "tree.nwk", "genes.txt", "kept.txt"):
+        Path(file).write_text("NKG7\n")
+    settings = Settings(prepare=PrepareSettings(genes="genes.txt", keep_genes="kept.txt"))
+    files = Path("cells.csv"), Path("labels.csv"), Path("tree.nwk"), settings
+    before = identity(**deciding(*files, seed=0))
+    assert identity(**deciding(*files, seed=0)) == before
+    Path(name).write_text("CD79\n")
+    assert identity(**deciding(*files, seed=0)) != before
 
 
 # ---- by command, with processes that are killed

@@ -30,14 +30,13 @@ def fit(
     Example: bdm fit cells.h5ad model/ --label-key cell_type
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
 
     from anndata import AnnData
 
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
     from bdm.commands.train import where_kept
-    from bdm.files import atomic_write, sha256
+    from bdm.files import atomic_write
     from bdm.hierarchy.files import read_tree
     from bdm.model.fit import Checkpoints
     from bdm.model.model import save_model
@@ -52,8 +51,7 @@ def fit(
         print_estimate(out, prepared.obs, prepared.n_vars, estimate_fit(model, settings))
         return None
     with ExitStack() as files:
-        hashes = {str(path): sha256(path) for path in (data, labels, tree) if path is not None}
-        facts: dict[str, Any] = {"settings": asdict(settings), "files": hashes, "seed": seed}
+        facts = deciding(data, labels, tree, settings, seed=seed)
         checkpoints = Checkpoints(
             **{
                 part: files.enter_context(checkpoint_beside(out, part=part, seconds=checkpoint_every, **facts))
@@ -63,12 +61,27 @@ def fit(
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         model = model_of_cells(data, labels, **how)
         prepared = model.prepared
-        prepared.uns["bdm"]["data_sha256"] = hashes[str(data)]
+        prepared.uns["bdm"]["data_sha256"] = facts["files"][str(data)]
         save_model(folder, model.fit(checkpoints=checkpoints).model)
         model.history["branches"].to_csv(folder / "branches.csv", index=False)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
-    facts = {"cells": cells, "network": where_kept(model.history["branches"])}
-    return Summary((out,), facts, then=generating(out))
+    found = {"cells": cells, "network": where_kept(model.history["branches"])}
+    return Summary((out,), found, then=generating(out))
+
+
+def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Settings, *, seed: int) -> dict[str, Any]:
+    """Facts that decide how training goes on: settings, and the content of files, also of lists of genes."""
+    from dataclasses import asdict
+
+    from bdm.files import sha256
+
+    lists = settings.prepare.gene_list(), settings.prepare.kept_list()
+    return {
+        "settings": asdict(settings),
+        "files": {str(path): sha256(path) for path in (data, labels, tree) if path is not None},
+        "genes": [None if names is None else list(names) for names in lists],
+        "seed": seed,
+    }
 
 
 def model_of_cells(data: Path, labels: Path | None, **how: Any) -> "BranchedDiffusion":
