@@ -592,7 +592,8 @@ def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
     columns = "cell_type,n_test,n_train,set,energy,slope,f1\n"
     overall.with_name("by_type.csv").write_text("".join([columns, *frequent, *rare]))
     for step in ["autoencoder", "train-branched", "train-scvi", "generate-branched", "generate-scvi"]:
-        (folder / f"times/{step}.tsv").write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t{len(step)}\n")
+        row = f"{seconds}\t0:00:01\t{len(step)}\t{seconds / 2}"
+        (folder / f"times/{step}.tsv").write_text(f"s\th:m:s\tmax_rss\tcpu_time\n{row}\n")
     return overall
 
 
@@ -615,7 +616,9 @@ def test_table_has_a_row_for_every_score(table):
     assert scores["blood", "branched", 0, "slope_by_type"] == pytest.approx(0.7)
     assert scores["blood", "branched", 1, "training_seconds"] == 60
     assert scores["blood", "scvi", 1, "training_seconds"] == 30
+    assert scores["blood", "branched", 1, "training_cpu_seconds"] == 30
     assert scores["blood", "branched", 1, "generation_seconds"] == 30
+    assert scores["blood", "branched", 1, "generation_cpu_seconds"] == 15
     assert scores["blood", "branched", 1, "memory_mb"] == len("generate-branched")
     assert ("blood", "floor", 0, "training_seconds") not in scores.index
 

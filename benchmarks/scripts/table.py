@@ -20,7 +20,9 @@ SCORES = {
     "f1_ratio": "F1 ratio",
     "memorisation": "memorisation",
     "training_seconds": "training, s",
+    "training_cpu_seconds": "training, processor s",
     "generation_seconds": "generation, s",
+    "generation_cpu_seconds": "generation, processor s",
     "memory_mb": "peak memory, MB",
 }
 RARE_SCORES = {"energy": "Energy distance", "f1": "F1"}
@@ -61,12 +63,14 @@ def with_run(table: pd.DataFrame, overall: Path) -> pd.DataFrame:
 
 
 def cost(times: Path, method: str, training: list[str]) -> dict[str, float]:
-    """Seconds and largest memory of the steps of a method, as Snakemake measured them."""
+    """Seconds, processor seconds and largest memory of the steps of a method, as Snakemake measured them."""
     steps = {step: pd.read_csv(times / f"{step}.tsv", sep="\t").mean(numeric_only=True) for step in training}
     generation = pd.read_csv(times / f"generate-{method}.tsv", sep="\t").mean(numeric_only=True)
     return {
         "training_seconds": sum(step["s"] for step in steps.values()),
+        "training_cpu_seconds": sum(step["cpu_time"] for step in steps.values()),
         "generation_seconds": generation["s"],
+        "generation_cpu_seconds": generation["cpu_time"],
         "memory_mb": max(step["max_rss"] for step in [*steps.values(), generation]),
     }
 
