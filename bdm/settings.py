@@ -203,8 +203,8 @@ class AutoencoderSettings(StageSettings):
         Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
         expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
     shared_decoder
-        Let all types share one decoder; otherwise types have type-specific decoders where these fit their held-out
-        cells better.
+        Let all types share one decoder; otherwise types have type-specific decoders where these fit their
+        validation cells better.
     sub_populations
         ``auto``, ``none``, or the number in each type that has enough cells; see
         :func:`bdm.autoencoder.sub_populations.find_sub_populations`.
@@ -227,7 +227,8 @@ class AutoencoderSettings(StageSettings):
     ] = "auto"
     min_cells_per_sub_population: Annotated[int, Ge(2), "Fewest cells of a sub-population."] = 30
     shared_decoder: Annotated[
-        bool, "One decoder for all cell types, also for those whose held-out cells a type-specific decoder fits better."
+        bool,
+        "One decoder for all cell types, also for those whose validation cells a type-specific decoder fits better.",
     ] = False
 
     def __post_init__(self) -> None:
@@ -270,7 +271,7 @@ class DenoiserSettings(StageSettings):
     averaging
         Decay of the moving average of weights.
     patience
-        Training ends after so many times 100 steps in which held-out cells gain nothing.
+        Training ends after so many times 100 steps in which validation cells gain nothing.
     """
 
     section: ClassVar[str] = "train"

@@ -277,8 +277,8 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
 @pytest.mark.parametrize(
     ("n_cells", "kept", "expected"),
     [
-        ([5, 5, 0], [True, False, False], "kept on 1 of 2 branches, where held-out cells gain by it"),
-        ([5, 5], [False] * 2, "held-out cells gain nothing by it on any branch, so cells are sampled in closed form"),
+        ([5, 5, 0], [True, False, False], "kept on 1 of 2 branches, where validation cells gain by it"),
+        ([5, 5], [False] * 2, "validation cells gain nothing by it on any branch, so cells are sampled in closed form"),
     ],
 )
 def test_summary_of_training_shows_where_the_network_is_kept(n_cells, kept, expected):

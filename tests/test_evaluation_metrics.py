@@ -6,16 +6,15 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.evaluation import memorisation, metrics
 from bdm.evaluation.cells import Cells, Matched, capped, match, sample_by_type, take_samples, thin
+from bdm.evaluation.distances import PairDistances, energy_distance, maximum_mean_discrepancy
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
-from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.metrics import (
     Agreement,
     cross_validated_probabilities,
-    energy_distance,
     forest,
     joint_components,
     linear_classifier,
-    maximum_mean_discrepancy,
     typing_f1,
 )
 
@@ -168,7 +167,7 @@ def test_components_are_fitted_on_both_sets():
 
 
 def memorisation_share(query: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return memorisation_shares([QueryCells.project(query, test, **bounds)], training)[0]
+    return memorisation_of([QueryCells.project(query, test, **bounds)], training)[0].share
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
@@ -187,12 +186,12 @@ def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
     queries = [QueryCells.project(cells[floor], cells[test], own) for own in (None, floor)]
-    at_once = memorisation_shares(queries, cells[training])
-    assert at_once[0] == 1
-    assert abs(at_once[1] - 0.5) < 0.2
-    assert at_once[1] == memorisation_shares(queries[1:], cells[training])[0]
+    at_once = memorisation_of(queries, cells[training])
+    assert at_once[0].share == 1
+    assert abs(at_once[1].share - 0.5) < 0.2
+    assert at_once[1] == memorisation_of(queries[1:], cells[training])[0]
     monkeypatch.setattr(memorisation, "BLOCK", 7)
-    assert memorisation_shares(queries, cells[training]) == at_once
+    assert memorisation_of(queries, cells[training]) == at_once
 
 
 def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
@@ -209,3 +208,51 @@ def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
     half = Cells(sparse.vstack([copied.counts, rest.counts]).tocsr(), np.r_[copied.cell_type, rest.cell_type])
     assert memorisation_share(query, training, test) == pytest.approx(0.5, abs=0.06)
     assert memorisation_share(half, training, test) > 0.64
+
+
+@pytest.mark.parametrize(("n_cells", "n_dimensions"), [(10, 30), (60, 30), (60, 3)])
+def test_chance_of_energy_distance_is_the_scatter_between_samples_of_one_distribution(n_cells, n_dimensions):
+    rng = np.random.default_rng(0)
+    scale = np.linspace(3, 1, n_dimensions)
+    found = [PairDistances.between(*(rng.normal(size=(2, n_cells, n_dimensions)) * scale)) for _ in range(400)]
+    energy = np.array([one.energy for one in found])
+    assert np.mean([one.energy_chance.deviation for one in found]) == pytest.approx(energy.std(), rel=0.2)
+    beyond = energy > [one.energy_chance.largest(0.05) for one in found]
+    assert beyond.mean() == pytest.approx(0.05, abs=0.03)
+
+
+def test_chance_of_energy_distance_is_skewed_where_cells_are_of_two_groups():
+    """The shares of the groups differ by chance, which is one dimension, however many others there are."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(400):
+        x, y = (rng.normal(size=(40, 20)) + 8 * rng.integers(2, size=40)[:, None] for _ in range(2))
+        pairs = PairDistances.between(x, y)
+        found.append((pairs.energy, pairs.energy_chance.largest(0.02), 2.05 * pairs.energy_chance.deviation))
+    energy, largest, normal = np.array(found).T
+    assert np.mean(energy > largest) < 0.035 < np.mean(energy > normal)
+
+
+def test_error_of_energy_distance_is_its_scatter_where_samples_differ():
+    rng = np.random.default_rng(0)
+    found = [PairDistances.between(rng.normal(size=(40, 30)) + 0.2, rng.normal(size=(60, 30))) for _ in range(300)]
+    assert np.mean([one.energy_error for one in found]) == pytest.approx(np.std([one.energy for one in found]), rel=0.2)
+
+
+@pytest.mark.parametrize("n_dimensions", [1, 30])
+def test_relative_energy_distance_of_some_cells_to_their_population_is_one_over_their_number(n_dimensions):
+    """In any number of dimensions: by this the limits of verdicts are stated."""
+    rng = np.random.default_rng(0)
+    population, found = rng.normal(size=(200, n_dimensions)), []
+    for _ in range(400):
+        pairs = PairDistances.between(population[rng.integers(200, size=20)], population)
+        found.append(2 * pairs.across.mean() - pairs.within_x.mean() - pairs.within_y.mean())
+    assert np.mean(found) / pairs.spread == pytest.approx(1 / 20, rel=0.12)
+
+
+def test_chance_of_memorisation_is_its_scatter_without_copies():
+    found = []
+    for seed in range(40):
+        known = poisson_cells(400, seed=seed)
+        query, training, test = np.split(np.arange(400), [60, 300])
+        found.append(memorisation_of([QueryCells.project(known[query], known[test])], known[training])[0])
+    assert np.std([one.share for one in found]) == pytest.approx(np.mean([one.chance for one in found]), rel=0.5)

@@ -10,8 +10,8 @@ from scipy import sparse
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED, Cells, StoredCells
+from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.evaluate import by_population_table
-from bdm.evaluation.metrics import energy_distance
 from bdm.evaluation.resampling import SIZE_LIMITS
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations

@@ -16,7 +16,7 @@ from bdm.evaluation.evaluate import evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, marker_genes, pooled_fold_changes, variable_genes
 from bdm.evaluation.resampling import SizeLimits, TrainingHalves, draw_resample
 from bdm.evaluation.results import Evaluation
-from bdm.evaluation.scores import Reference, score_cells
+from bdm.evaluation.scores import Reference, TypeScores, mean_scores, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -108,12 +108,31 @@ def test_a_lacking_type_has_no_scores_but_an_f1_of_zero(evaluation):
     assert evaluation.by_type.loc["lacking"].drop("Dendritic").notna().all(axis=None)
 
 
-def test_means_leave_out_types_of_few_test_cells(evaluation):
-    enough = evaluation.n_cells.index[evaluation.n_cells["test"] >= 5]
+def test_means_are_over_test_cells_without_types_of_few(evaluation):
+    n_test = evaluation.n_compared["test"]
+    enough = n_test.index[n_test >= 5]
     assert 2 < len(enough) < len(evaluation.n_cells)
-    means = evaluation.by_type.loc["independent"].loc[enough].mean()
-    for score in ("energy", "mmd", "f1"):
-        assert evaluation.overall.loc[score, "independent"] == pytest.approx(means[score])
+    of_types = evaluation.by_type.loc["independent"].loc[enough]
+    weights = n_test[enough] / n_test[enough].sum()
+    for score in ("energy", "relative_energy", "mmd", "f1"):
+        assert evaluation.overall.loc[score, "independent"] == pytest.approx(of_types[score] @ weights)
+    for score in ("energy_error", "relative_energy_error", "relative_energy_chance"):  # of independent types
+        expected = np.sqrt(((of_types[score] * weights) ** 2).sum())
+        assert evaluation.overall.loc[score, "independent"] == pytest.approx(expected)
+
+
+def test_a_type_of_few_cells_moves_means_little(test_cells):
+    """In a plain mean, the score of a type of six cells, which is mostly chance, would count as that of any other."""
+    names = test_cells.types(fewest=5)
+    rarest = test_cells.n_by_type[names].idxmin()
+    by_type = {name: TypeScores(energy=0.0, f1=1.0) for name in names}
+    means = mean_scores(by_type | {rarest: TypeScores(energy=1.0, f1=1.0)}, test_cells)
+    assert means["energy"] == pytest.approx(test_cells.n_by_type[rarest] / test_cells.n_by_type[names].sum())
+    assert means["f1"] == 1
+    assert np.isnan(means["mmd"])
+    lacking = mean_scores(by_type | {rarest: TypeScores(f1=0.0)}, test_cells)
+    assert lacking["energy"] == 0
+    assert lacking["f1"] < 1
 
 
 def test_same_seed_same_scores_whatever_is_compared(evaluation, training, real):

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.cli import main
 from bdm.errors import InputError
-from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all
+from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows
 from bdm.extension.new_cells import new_cells
 from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.files import sha256
@@ -660,3 +660,28 @@ def test_damaged_and_older_reports_are_rejected(base, example_cells, tmp_path, o
     file.unlink()
     with pytest.raises(InputError, match="No such file"):
         ExtensionReport.load(tmp_path / "report")
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "held_out"),
+    [
+        ({"train": 20, "validation": 6, "test": 5}, "test"),
+        ({"train": 20, "validation": 6, "test": 4}, "validation"),
+        ({"train": 20, "validation": 1}, "validation"),
+        ({"train": 5}, "train"),
+    ],
+)
+def test_a_decoder_is_scored_with_cells_that_did_not_choose_it_where_there_are_enough(n_cells, held_out):
+    obs = pd.DataFrame({"split": np.repeat(list(n_cells), list(n_cells.values()))})
+    split, rows = held_out_rows(obs)
+    assert split == held_out
+    assert set(obs["split"].iloc[rows]) == {held_out}
+    assert len(rows) == n_cells[held_out]
+
+
+def test_the_report_of_an_extension_shows_which_cells_its_gain_was_measured_with():
+    row = {"gain": 9.0, "gain_error": 1.0, "n_held_out": 8, "log_likelihood_after": -3.0, "type_specific_genes": "A"}
+    assert "of a test cell by 9.0" in verdict(row | {"held_out": "test"})
+    assert "of a validation cell (which also chose the decoder) by" in verdict(row | {"held_out": "validation"})
+    few = verdict(row | {"held_out": "validation", "n_held_out": 3})
+    assert few.startswith("With 3 validation cells, which also chose the decoder, the gain")

@@ -583,7 +583,8 @@ def test_additions_are_reported(results):
     row = {
         "cell_type": "<b>new", "was_known": False, "n_cells": 25, "n_populations": 1, "attachment_branch": "node 2",
         "level": 2.14, "support": 1.0, "nearest": "B", "distance": 4.3, "gain": 35.0, "gain_error": 3.0,
-        "n_held_out": 9, "type_specific_genes": "X, Y", "log_likelihood_after": -645.0, "mean_shift": None,
+        "held_out": "test", "n_held_out": 9, "type_specific_genes": "X, Y", "log_likelihood_after": -645.0,
+        "mean_shift": None,
     }  # fmt: skip
     text = report_page(replace(results, extensions=pd.DataFrame([row])))
     assert "&lt;b&gt;new (25 cells) leaves branch node 2 at noise level 2.14 (support 100%)." in text

@@ -4,8 +4,8 @@ from scipy.stats import norm
 
 from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import Cells, RealCells
+from bdm.evaluation.distances import PairDistances
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.metrics import energy_distance, spread
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Grade, verdict
 from bdm.settings import EvaluationSettings
@@ -45,12 +45,13 @@ def test_only_what_is_worse_than_the_floor_counts(name):
 
 
 def test_few_cells_give_no_verdict():
-    poor, bad = worse("relative_energy", 0.1), worse("relative_energy", 5.0)
+    poor, bad = worse("relative_energy", 0.015), worse("relative_energy", 5.0)
     grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
     assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}
     assert verdict(IDEAL, IDEAL, n_cells=34).text == "no difference seen in few cells"
     assert verdict(IDEAL, IDEAL, n_cells=35).text == "cannot be distinguished from real cells"
-    assert [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10)] == [Grade.UNKNOWN] * 2 + [Grade.NEAR]
+    small = [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10, 100)]
+    assert small == [Grade.UNKNOWN] * 2 + [Grade.SAME, Grade.NEAR]  # chance gives as much to ten cells
     assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
     assert verdict(bad, IDEAL, n_cells=9).text == "too few cells to compare"
     # chance gives such an AUC to ten cells, not to a thousand
@@ -75,14 +76,46 @@ def test_scores_that_are_not_known_are_passed_over():
     assert [found.score for found in verdict(some, IDEAL, n_cells=MANY).findings] == ["relative_energy"]
 
 
-def test_limits_are_small_and_medium_shifts():
-    generator, n, dimensions = np.random.default_rng(0), 3000, 20
-    x, y = generator.standard_normal((2, n, dimensions))
-    for shift, at in {0.2: "same", 0.5: "near"}.items():
-        moved = x + shift * np.sqrt(dimensions) * np.eye(dimensions)[0]  # of the root mean square distance to the mean
-        relative = energy_distance(moved, y) / spread(y)
-        assert relative == pytest.approx(getattr(LIMITS.relative_energy, at), rel=0.15)
-        assert norm.cdf(shift / np.sqrt(2)) - 0.5 == pytest.approx(getattr(LIMITS.forest_auc, at), abs=0.005)
+@pytest.mark.parametrize(("shift", "at"), [(0.2, "same"), (0.5, "near")])
+def test_limits_of_classifiers_are_small_and_medium_shifts(shift, at):
+    assert norm.cdf(shift / np.sqrt(2)) - 0.5 == pytest.approx(getattr(LIMITS.forest_auc, at), abs=0.005)
+
+
+def thirty_components(n_cells: int, *, seed: int) -> np.ndarray:
+    """Cells of one type, whose variance decreases from component to component as in real cells."""
+    return np.random.default_rng(seed).normal(size=(n_cells, 30)) / np.sqrt(np.arange(1, 31))
+
+
+def energy_scores(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    pairs = PairDistances.between(x, y)
+    return {
+        "relative_energy": pairs.energy / pairs.spread,
+        "relative_energy_chance": pairs.energy_chance.deviation / pairs.spread,
+        "relative_energy_skewness": pairs.energy_chance.skewness,
+    }
+
+
+FLOOR_OF_ENERGY = {"relative_energy": 0.0, "relative_energy_chance": 0.0}
+
+
+def test_shift_along_one_of_thirty_components_is_seen_by_the_energy_distance():
+    """By half a standard deviation, as a classifier would; by a tenth, not."""
+    grades = {}
+    for shift in (0, 0.1, 0.6):
+        x, y = thirty_components(500, seed=0), thirty_components(500, seed=1)
+        x[:, 0] += shift
+        grades[shift] = verdict(energy_scores(x, y), FLOOR_OF_ENERGY, n_cells=500).grade
+    assert grades == {0: Grade.SAME, 0.1: Grade.SAME, 0.6: Grade.DIFFERS}
+
+
+def test_few_real_cells_are_not_further_than_chance_from_others():
+    """Chance is derived in the space of the cells, however many of its dimensions vary."""
+    for n_dimensions in (2, 30):
+        found = []
+        for seed in range(200):
+            x, y = (thirty_components(12, seed=2 * seed + i)[:, :n_dimensions] for i in (0, 1))
+            found.append(verdict(energy_scores(x, y), FLOOR_OF_ENERGY, n_cells=12).grade)
+        assert 0 < np.mean(np.array(found) == Grade.DIFFERS) < 0.1
 
 
 def test_real_cells_pass_and_cells_of_other_types_do_not(example_cells):

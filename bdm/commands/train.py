@@ -74,8 +74,8 @@ def where_kept(branches: "pd.DataFrame") -> str:
     """Describe on which branches the network of a denoiser is kept."""
     n_kept, n_tested = int(branches["kept"].sum()), int((branches["n_cells"] > 0).sum())
     if not n_kept:
-        return "held-out cells gain nothing by it on any branch, so cells are sampled in closed form"
-    return f"kept on {n_kept} of {n_tested} branches, where held-out cells gain by it"
+        return "validation cells gain nothing by it on any branch, so cells are sampled in closed form"
+    return f"kept on {n_kept} of {n_tested} branches, where validation cells gain by it"
 
 
 def fit_and_save(

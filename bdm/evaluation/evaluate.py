@@ -22,7 +22,7 @@ from bdm.evaluation.cells import (
     set_name,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
-from bdm.evaluation.memorisation import QueryCells, memorisation_shares
+from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.properties.compare import compare_properties
 from bdm.evaluation.resampling import (
     SIZE_LIMITS,
@@ -113,8 +113,8 @@ def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
     return list(map(int, np.random.default_rng(seed).integers(2**31, size=n_repeats)))
 
 
-def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.Series:
-    """Average over resamples the share of cells that are nearer to training than to test cells."""
+def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
+    """Average the memorisation of each set over resamples, with the standard deviation that chance gives to it."""
     most = max(pairs // len(training), FEWEST_QUERY_CELLS)
     names, queries = [], []
     for resample in resamples:
@@ -122,21 +122,23 @@ def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *
             training_rows = resample.floor_rows if name == FLOOR else None
             names.append(name)
             queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
-    return pd.Series(memorisation_shares(queries, training)).groupby(names, sort=False).mean()
+    rows = [
+        {"memorisation": one.share, "memorisation_chance": one.chance} for one in memorisation_of(queries, training)
+    ]
+    return pd.DataFrame(rows).groupby(names, sort=False).mean()
 
 
-def overall_table(scores: dict[str, list[Scores]], memorisation: pd.Series) -> pd.DataFrame:
-    """Average overall scores over resamples, and add two rows after F1."""
+def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
+    """Average overall scores over resamples, and add rows after F1."""
     table = pd.DataFrame(
         {
             name: pd.DataFrame([asdict(one.overall) for one in of_resamples]).mean()
             for name, of_resamples in scores.items()
         }
     )
-    f1_ratio = table.loc["f1"] / table.loc["f1", FLOOR]
-    added = pd.DataFrame({"f1_ratio": f1_ratio, "memorisation": memorisation}).T[table.columns]
+    added = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
     position = table.index.get_loc("f1") + 1
-    return pd.concat([table[:position], added, table[position:]])
+    return pd.concat([table[:position], added[table.columns], table[position:]])
 
 
 def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:

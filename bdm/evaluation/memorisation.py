@@ -90,23 +90,35 @@ class QueryCells:
         return cls(pca, coordinates, nearest_test, test.n_by_type, rows)
 
 
-def memorisation_shares(queries: list[QueryCells], training: TypedCells) -> list[float]:
+@dataclass(frozen=True)
+class Memorisation:
     """Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type.
+
+    Attributes
+    ----------
+    share
+        0.5 without memorisation, and 1 where all cells are copies of training cells.
+    chance
+        Standard deviation of the share without memorisation.
+    """
+
+    share: float
+    chance: float
+
+
+def memorisation_of(queries: list[QueryCells], training: TypedCells) -> list[Memorisation]:
+    """Measure the memorisation of several sets of query cells.
 
     There are more training cells than test cells, so a training cell is more often the nearest; and as test cells of
     common types are sampled, the numbers have another ratio in each type. Therefore neighbours are compared within
-    their types (:func:`share`), which uses every training cell and is right for any numbers. The principal components
-    are fitted to query cells alone and favour neither kind. Training cells are read once, in blocks; training cells of
-    types without test cells are left out.
+    their types (:func:`compared`), which uses every training cell and is right for any numbers. The principal
+    components are fitted to query cells alone and favour neither kind. Training cells are read once, in blocks;
+    training cells of types without test cells are left out.
 
     Parameters
     ----------
     training
         The cells that the model was fitted to.
-
-    Returns
-    -------
-    For each of ``queries``, 0.5 without memorisation, and 1 where all cells are copies of training cells.
 
     References
     ----------
@@ -122,7 +134,7 @@ def memorisation_shares(queries: list[QueryCells], training: TypedCells) -> list
                 coordinates = query.pca.transform(block.expression[others])
                 found = Neighbours.find(query.coordinates, coordinates, block.cell_type[others])
                 nearest[i] = nearest[i].nearer(found)
-    return [share(query, found, training) for query, found in zip(queries, nearest, strict=True)]
+    return [compared(query, found, training) for query, found in zip(queries, nearest, strict=True)]
 
 
 def is_compared(query: QueryCells, rows: np.ndarray, cell_type: np.ndarray) -> np.ndarray:
@@ -130,8 +142,8 @@ def is_compared(query: QueryCells, rows: np.ndarray, cell_type: np.ndarray) -> n
     return np.asarray(~np.isin(rows, query.training_rows) & np.isin(cell_type, query.n_test.index))
 
 
-def share(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> float:
-    """Share of cells that would be nearer to training cells if each type had as many test cells.
+def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> Memorisation:
+    """Compare the nearest training cells and test cells within their types.
 
     Without memorisation, a neighbour of a type with ``n`` training and ``m`` test cells is a training cell with odds
     ``n / m``. How many times larger the odds are than these is estimated over all types by the ratio of two sums over
@@ -144,9 +156,10 @@ def share(query: QueryCells, nearest_training: Neighbours, training: TypedCells)
     """
     own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()
     n_training = training.n_by_type.reindex(query.n_test.index, fill_value=0).sub(own, fill_value=0)
-    share_of_training = n_training / (n_training + query.n_test)
     test = query.nearest_test
     is_training = nearest_training.distance < test.distance
-    of_training = (1 - share_of_training.loc[nearest_training.cell_type[is_training]]).sum()
-    of_test = share_of_training.loc[test.cell_type[~is_training]].sum()
-    return float(of_training / (of_training + of_test))
+    neighbour = np.where(is_training, nearest_training.cell_type, test.cell_type)
+    expected = (n_training / (n_training + query.n_test)).loc[neighbour].to_numpy()  # share of training cells
+    of_training, of_test = (1 - expected)[is_training].sum(), expected[~is_training].sum()
+    information = (expected * (1 - expected)).sum()  # about the logarithm of the odds
+    return Memorisation(float(of_training / (of_training + of_test)), float(0.25 / np.sqrt(information)))

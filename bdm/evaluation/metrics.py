@@ -1,4 +1,4 @@
-"""Metrics: distances, classifiers and agreement, in a joint principal component space."""
+"""Metrics: classifiers and agreement, and the joint principal components in which cells are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from scipy.spatial.distance import cdist
 from sklearn.base import ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
@@ -63,6 +62,20 @@ class Agreement:
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.corrcoef(self.test, self.query)[0, 1])
 
+    def correlation_chance(self, *, independent: float = 1.0) -> float:
+        """Compute the standard deviation of its difference from that of another set, by Fisher's transformation.
+
+        Parameters
+        ----------
+        independent
+            Share of the values that are independent of each other.
+
+        References
+        ----------
+        Fisher 1915, Biometrika 10:507-521
+        """
+        return float((1 - self.correlation**2) * np.sqrt(2 / max(independent * len(self.test) - 3, 1)))
+
     @property
     def slope(self) -> float:
         """Slope of the least-squares line of query values on test values; NaN where the correlation is."""
@@ -80,62 +93,6 @@ class Agreement:
     def mean_difference(self) -> float:
         """Mean absolute difference."""
         return float(np.mean(np.abs(self.query - self.test)))
-
-
-def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Energy distance between two samples, ``2 E|x - y| - E|x - x'| - E|y - y'|``.
-
-    Unbiased: 0 on average for samples of one distribution, so it may be slightly negative.
-
-    Parameters
-    ----------
-    x, y
-        Samples x dimensions; the numbers of samples may differ.
-
-    Returns
-    -------
-    The distance in units of the space; NaN with fewer than two samples of either.
-
-    References
-    ----------
-    Székely and Rizzo 2013, Journal of Statistical Planning and Inference, https://doi.org/10.1016/j.jspi.2013.03.018
-    """
-    return float(2 * cdist(x, y).mean() - mean_of_pairs(cdist(x, x)) - mean_of_pairs(cdist(y, y)))
-
-
-def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance; unbiased.
-
-    Parameters
-    ----------
-    x, y
-        Samples x dimensions; the numbers of samples may differ.
-
-    Returns
-    -------
-    A number without unit, slightly negative at times; NaN with fewer than two samples of either.
-
-    References
-    ----------
-    Gretton et al. 2012, Journal of Machine Learning Research 13:723-773
-    """
-    pooled = np.concatenate([x, y])
-    squared = cdist(pooled, pooled, "sqeuclidean")
-    width = max(np.median(squared[np.triu_indices(len(pooled), k=1)]), np.finfo(float).tiny)
-    kernel = np.exp(-squared / (2 * width))
-    n = len(x)
-    return float(mean_of_pairs(kernel[:n, :n]) + mean_of_pairs(kernel[n:, n:]) - 2 * kernel[:n, n:].mean())
-
-
-def spread(x: np.ndarray) -> float:
-    """Mean distance between two samples of one set, in units of the space; NaN with fewer than two."""
-    return mean_of_pairs(cdist(x, x))
-
-
-def mean_of_pairs(matrix: np.ndarray) -> float:
-    """Mean of a square matrix without its diagonal: over pairs of different samples."""
-    n = len(matrix)
-    return (matrix.sum() - np.trace(matrix)) / (n * (n - 1)) if n > 1 else float("nan")
 
 
 CLASSIFIER_BLOCK = 10_000  # cells with all genes that are predicted at a time

@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, Matched, match, thin
+from bdm.evaluation.distances import TINY, PairDistances
 from bdm.evaluation.genes import (
     gene_pairs,
     gene_statistics,
@@ -18,15 +19,14 @@ from bdm.evaluation.genes import (
 from bdm.evaluation.metrics import (
     Agreement,
     cross_validated_probabilities,
-    energy_distance,
     forest,
     joint_components,
     linear_classifier,
-    maximum_mean_discrepancy,
-    spread,
     typing_f1,
 )
 from bdm.evaluation.resampling import SizeLimits
+
+INDEPENDENT_MARKERS = 1 / 3  # of the markers of all types, as related types have the same (measured on real cells)
 
 # Names of the scores in figures, on the report and in verdicts
 SCORE_NAMES = {
@@ -53,11 +53,18 @@ class TypeScores:
     energy, mmd
         Energy distance and squared maximum mean discrepancy in principal components, both unbiased.
     relative_energy
-        Energy distance over the mean distance between two test cells of the type, so that it has no unit.
+        Energy distance over the mean distance between two test cells of the type, so that it has no unit. A sample of m
+        cells is 1 / m from the population that it is drawn from, in any number of dimensions, if each cell is a point.
+    energy_error, relative_energy_error
+        Their standard errors.
+    relative_energy_chance, relative_energy_skewness
+        Standard deviation and skewness of the relative energy distance of real cells, in the same space.
     forest_auc
         How well the random forest of `OverallScores` distinguishes them.
     slope, fold_change_correlation
         Of the log fold changes of the type's markers, query cells on test cells.
+    fold_change_correlation_chance
+        Standard deviation of the difference between two sets of real cells.
     library_size_ks
         Kolmogorov-Smirnov distance of library sizes.
     f1
@@ -65,11 +72,16 @@ class TypeScores:
     """
 
     energy: float = np.nan
+    energy_error: float = np.nan
     relative_energy: float = np.nan
+    relative_energy_error: float = np.nan
+    relative_energy_chance: float = np.nan
+    relative_energy_skewness: float = np.nan
     mmd: float = np.nan
     forest_auc: float = np.nan
     slope: float = np.nan
     fold_change_correlation: float = np.nan
+    fold_change_correlation_chance: float = np.nan
     library_size_ks: float = np.nan
     f1: float = np.nan
 
@@ -93,7 +105,11 @@ class PopulationScores:
     n_cells: int
     n_test: int
     energy: float = np.nan
+    energy_error: float = np.nan
     relative_energy: float = np.nan
+    relative_energy_error: float = np.nan
+    relative_energy_chance: float = np.nan
+    relative_energy_skewness: float = np.nan
     mmd: float = np.nan
     forest_auc: float = np.nan
     library_size_ks: float = np.nan
@@ -105,12 +121,12 @@ class OverallScores:
 
     Attributes
     ----------
-    energy, relative_energy, mmd, f1
-        Plain means of `TypeScores` over types with five test cells or more.
+    energy, relative_energy, mmd, f1, with errors and chance
+        Means of `TypeScores` over types with five test cells or more, weighted by their test cells.
     forest_auc, gene_auc
         Area under the ROC curve of the classification of query cells against test cells, by a random forest on
         principal components and by logistic regression on all genes; 0.5 where the classifier cannot distinguish them.
-    slope, fold_change_correlation
+    slope, fold_change_correlation, fold_change_correlation_chance
         Of the log fold changes of the markers of all these types, query cells on test cells.
     mean_correlation, mean_rmse, variance_correlation, variance_rmse, zero_fraction_correlation, zero_fraction_rmse
         Agreement of statistics of genes, over genes.
@@ -121,12 +137,17 @@ class OverallScores:
     """
 
     energy: float
+    energy_error: float
     relative_energy: float
+    relative_energy_error: float
+    relative_energy_chance: float
+    relative_energy_skewness: float
     mmd: float
     forest_auc: float
     gene_auc: float
     slope: float
     fold_change_correlation: float
+    fold_change_correlation_chance: float
     f1: float
     mean_correlation: float
     mean_rmse: float
@@ -225,6 +246,7 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
         **distances(comparison, of_query, of_test),
         slope=changes.slope if changes else np.nan,
         fold_change_correlation=changes.correlation if changes else np.nan,
+        fold_change_correlation_chance=changes.correlation_chance() if changes else np.nan,
         f1=f1,
     )
 
@@ -237,12 +259,16 @@ def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray)
     of_query, of_test
         Which cells, as masks; two of either at least.
     """
-    components = comparison.components[0][of_query], comparison.components[1][of_test]
-    energy = energy_distance(*components)
+    found = PairDistances.between(comparison.components[0][of_query], comparison.components[1][of_test])
+    energy, spread = found.energy, max(found.spread, TINY)
     return {
         "energy": energy,
-        "relative_energy": energy / max(spread(components[1]), np.finfo(float).tiny),
-        "mmd": maximum_mean_discrepancy(*components),
+        "energy_error": found.energy_error,
+        "relative_energy": energy / spread,
+        "relative_energy_error": found.energy_error / spread,
+        "relative_energy_chance": found.energy_chance.deviation / spread,
+        "relative_energy_skewness": found.energy_chance.skewness,
+        "mmd": found.maximum_mean_discrepancy,
         "forest_auc": auc(comparison.probabilities[0][of_query], comparison.probabilities[1][of_test]),
         "library_size_ks": kolmogorov_smirnov(
             comparison.query.library_size[of_query], comparison.test.library_size[of_test]
@@ -268,8 +294,20 @@ def score_populations(comparison: Comparison) -> dict[str, PopulationScores]:
 
 
 def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
-    """Average each score over types, but rare ones; the same types for every set."""
-    return pd.DataFrame([asdict(by_type[cell_type]) for cell_type in test.types(fewest=FEWEST_FOR_MEANS)]).mean()
+    """Average each score over types, but rare ones, weighted by their test cells; the same types for every set.
+
+    So each test cell counts equally. In a plain mean, types of few cells would decide, whose scores chance decides.
+    Standard errors, and standard deviations and skewness by chance, are those of the means of independent types.
+    """
+    cell_types = test.types(fewest=FEWEST_FOR_MEANS)
+    table = pd.DataFrame([asdict(by_type[cell_type]) for cell_type in cell_types], index=cell_types)
+    weights = table.notna().mul(test.n_by_type[cell_types], axis=0)
+    weights /= weights.sum()
+    means, in_square = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
+    means = means.where(~means.index.str.endswith(("_error", "_chance")), in_square)
+    share = table["relative_energy_chance"] * weights["relative_energy_chance"] / means["relative_energy_chance"]
+    means["relative_energy_skewness"] = (table["relative_energy_skewness"] * share**3).sum(min_count=1)
+    return means
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
@@ -284,12 +322,17 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
     changes = pooled_fold_changes(query, test, reference.markers)
     return OverallScores(
         energy=means["energy"],
+        energy_error=means["energy_error"],
         relative_energy=means["relative_energy"],
+        relative_energy_error=means["relative_energy_error"],
+        relative_energy_chance=means["relative_energy_chance"],
+        relative_energy_skewness=means["relative_energy_skewness"],
         mmd=means["mmd"],
         forest_auc=auc(*comparison.probabilities),
         gene_auc=auc(*by_genes),
         slope=changes.slope,
         fold_change_correlation=changes.correlation,
+        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT_MARKERS),
         f1=means["f1"],
         mean_correlation=genes.mean.correlation,
         mean_rmse=genes.mean.rmse,

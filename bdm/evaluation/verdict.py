@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
+from bdm.evaluation.distances import Chance
 from bdm.evaluation.scores import SCORE_NAMES
 
 
@@ -19,7 +20,7 @@ class Limit:
         Largest excess of cells that cannot be distinguished from real ones, and of cells that are nearly like them.
     chance, power
         Standard deviation of the excess of real cells is about ``chance / n**power``, with ``n`` of them and as many
-        test cells.
+        test cells; where scores have their own, see :func:`chance_of`, this is not used.
     ideal
         Average score of a perfect model.
     higher
@@ -37,29 +38,35 @@ class Limit:
         """Return how much worse than the floor a score is; NaN where either is unknown."""
         return float(score - max(floor, self.ideal) if self.higher else min(floor, self.ideal) - score)
 
-    def by_chance(self, n_cells: int, *, deviations: float) -> float:
-        """Return the largest excess that chance gives to real cells, up to a number of standard deviations."""
-        return float(deviations * self.chance / max(n_cells, 1) ** self.power)
+    def by_chance(self, n_cells: int) -> Chance:
+        """Return the excess of real cells."""
+        return Chance(float(self.chance / max(n_cells, 1) ** self.power))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Limits of all scores.
 
-    The limits of distances and classifiers correspond to the same two shifts of all cells: by 0.2 standard deviations,
-    which is called a small effect, and by 0.5, a medium one. With such a shift d, the best classifier reaches
-    an AUC of Phi(d / sqrt(2)), which is 0.56 and 0.64, and the energy distance is d**2 / 2 of the mean distance of two
-    cells of the type, which is 0.02 and 0.125. The correlation of fold changes and F1 may be lower by 0.05 and by 0.15.
-    Where a share c of cells are copies of training cells, and a fifth of the cells are test cells, the score of
-    memorisation rises by 0.15 for c = 0.41, and by 0.25 for c = 0.62: it detects only many copies.
+    The limits of the relative energy distance are the distances of samples of 200 and of 50 real cells to the
+    population that they are drawn from, which is one over their number in any space: up to the first limit, generated
+    cells are as near to real cells as 200 real cells would be. The limits of classifiers correspond to a shift of all
+    cells by 0.2 standard deviations, which is called a small effect, and by 0.5, a medium one: with such a shift d
+    along any direction, the best classifier reaches an AUC of Phi(d / sqrt(2)), which is 0.56 and 0.64. Along the main
+    axis of a type, the shift by 0.5 has a relative energy distance of about 0.02, too. The correlation of fold changes
+    and F1 may be lower by 0.05 and by 0.15. Where a share c of cells are copies of training cells, and a fifth of the
+    cells are test cells, the score of memorisation rises by 0.15 for c = 0.41, and by 0.25 for c = 0.62: it detects
+    only many copies.
 
-    Chance was measured on real cells that were evaluated as if generated (five splits of ``pbmc68k_reduced``, 4 to 142
-    cells). For AUC it is the standard error of the rank sum, 1 / sqrt(6 n).
+    The chance of energy distances is derived from the cells that are compared, in the space of the comparison, the
+    chance of memorisation from the numbers of neighbours, and the chance of fold changes from the number of markers.
+    For AUC and F1 it was measured on real cells; the AUC of cross-validation scatters somewhat more than the standard
+    error of the rank sum, 1 / sqrt(6 n).
 
     Attributes
     ----------
-    deviations
-        Standard deviations of chance that are allowed.
+    level
+        Probability with which chance makes a score of real cells worse than allowed. With it, the worst of all scores
+        together is wrong about real cells in one of twenty sets (``benchmarks/scripts/verdicts.py``).
     min_cells, many_cells
         Fewest compared cells of a verdict, and the number from which on they are not few.
 
@@ -68,13 +75,13 @@ class Limits:
     Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, for small and medium effects.
     """
 
-    relative_energy: Limit = Limit(0.02, 0.125, chance=0.3, power=1)
-    forest_auc: Limit = Limit(0.06, 0.14, chance=0.41, ideal=0.5)
-    gene_auc: Limit = Limit(0.06, 0.14, chance=0.41, ideal=0.5)
+    relative_energy: Limit = Limit(0.005, 0.02, chance=0.4, power=1)
+    forest_auc: Limit = Limit(0.06, 0.14, chance=0.48, ideal=0.5)
+    gene_auc: Limit = Limit(0.06, 0.14, chance=0.48, ideal=0.5)
     fold_change_correlation: Limit = Limit(0.05, 0.15, chance=0.4, ideal=1, higher=False)
-    f1: Limit = Limit(0.05, 0.15, chance=0.3, ideal=1, higher=False)
+    f1: Limit = Limit(0.05, 0.15, chance=0.35, ideal=1, higher=False)
     memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
-    deviations: float = 2.0
+    level: float = 0.01
     min_cells: int = 10
     many_cells: int = 35
 
@@ -104,16 +111,19 @@ class Finding:
     ----------
     excess
         How much worse than the floor the score is.
+    chance
+        Largest excess that chance gives to real cells.
     same, near
         Limits of the excess, extended by chance.
     grade
-        ``UNKNOWN`` where there are too few cells, or chance could hide a difference.
+        ``UNKNOWN`` where there are too few cells.
     """
 
     score: str
     value: float
     floor: float
     excess: float
+    chance: float
     same: float
     near: float
     grade: Grade
@@ -169,10 +179,10 @@ def verdict(
     verdict is the worst of all scores.
 
     A verdict needs ten test cells, and as many generated cells; with fewer there is none, whatever the scores are.
-    Either limit is extended by what chance alone gives, a multiple of the scatter of a score between real cells, which
-    is larger for fewer cells. So the same scores never get a better verdict with more cells. A score whose chance is
-    above its second limit can only show that cells differ. With fewer than 35 cells, where a classifier would miss a
-    medium difference, cells without an excess show no difference in few cells, and are not called like real ones.
+    Either limit is extended by what chance alone gives to real cells, which is more for fewer cells. So the same scores
+    never get a better verdict with more cells. A score for which chance gives more than its second limit can only show
+    that cells differ. With fewer than 35 cells, where a classifier would miss a medium difference, cells without an
+    excess show no difference in few cells, and are not called like real ones.
 
     Parameters
     ----------
@@ -183,26 +193,51 @@ def verdict(
         Cells that were compared with as many test cells.
     """
     findings = tuple(
-        finding(name, float(scores[name]), float(floor[name]), limit, n_cells, limits)
+        finding(
+            name,
+            limit,
+            float(scores[name]),
+            float(floor[name]),
+            chance=chance_of(name, scores, floor, limit.by_chance(n_cells)),
+            n_cells=n_cells,
+            limits=limits,
+        )
         for name, limit in limits.by_score.items()
         if _is_known(scores, name) and _is_known(floor, name)
     )
     return Verdict(grade_of(findings), findings, n_cells, few_cells=n_cells < limits.many_cells)
 
 
-def finding(name: str, score: float, floor: float, limit: Limit, n_cells: int, limits: Limits) -> Finding:
+def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float], otherwise: Chance) -> Chance:
+    """Return the excess of real cells by chance: derived from the cells of the comparison, if it is known.
+
+    Scores have it as ``relative_energy_chance``, with its skewness, ``memorisation_chance``, and
+    ``fold_change_correlation_chance``, which of the floor's correlation is right for real cells. The scatter of the
+    energy distance of the floor is not added, as the floor counts only where it is worse than ideal.
+    """
+    own = f"{name}_chance"
+    if not (_is_known(scores, own) and _is_known(floor, own)):
+        return otherwise
+    of_score, of_floor = float(scores[own]), float(floor[own])
+    if name == "memorisation":
+        return Chance(float(np.hypot(of_score, of_floor)))
+    if name == "fold_change_correlation":
+        return Chance(of_floor)
+    skewness = f"{name}_skewness"
+    return Chance(of_score, float(scores[skewness]) if _is_known(scores, skewness) else 0.0)
+
+
+def finding(
+    name: str, limit: Limit, score: float, floor: float, *, chance: Chance, n_cells: int, limits: Limits
+) -> Finding:
     """Grade one score."""
-    excess, chance = limit.excess(score, floor), limit.by_chance(n_cells, deviations=limits.deviations)
-    same, near = max(limit.same, chance), max(limit.near, chance)
+    excess, by_chance = limit.excess(score, floor), chance.largest(limits.level)
+    same, near = max(limit.same, by_chance), max(limit.near, by_chance)
     if n_cells < limits.min_cells:
         grade = Grade.UNKNOWN
-    elif excess > near:
-        grade = Grade.DIFFERS
-    elif chance > limit.near:
-        grade = Grade.UNKNOWN
     else:
-        grade = Grade.SAME if excess <= same else Grade.NEAR
-    return Finding(name, score, floor, excess, same, near, grade)
+        grade = Grade.DIFFERS if excess > near else Grade.NEAR if excess > same else Grade.SAME
+    return Finding(name, score, floor, excess, by_chance, same, near, grade)
 
 
 def grade_of(findings: tuple[Finding, ...]) -> Grade:

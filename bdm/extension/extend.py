@@ -32,6 +32,7 @@ from bdm.seeds import population_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
 from bdm.threads import using_threads
 
+FEWEST_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
 
 
@@ -61,6 +62,8 @@ class FittedExtension:
         To the cell types of the model before, by name, nearest first, see :func:`bdm.extension.attach.distances`.
     shift
         Distance of the mean of an updated population to its former mean; None for a new type.
+    held_out
+        Split of the held-out cells, see :func:`held_out_rows`.
     before, after
         Evidence lower bound of each held-out cell, before the extension and with the type-specific decoders.
     n_counts
@@ -71,6 +74,7 @@ class FittedExtension:
     extension: Extension
     distance: pd.Series
     shift: float | None
+    held_out: str
     before: np.ndarray
     after: np.ndarray
     n_counts: float
@@ -244,7 +248,7 @@ def checked(
     grown = extended(model, extension)
     check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
     network, batches = grown.autoencoder.network, grown.autoencoder.batches
-    chosen = held_out_rows(cells.obs)
+    split, chosen = held_out_rows(cells.obs)
     held_out, names = cells[chosen], population.astype(str).to_numpy()[chosen]
     before = likelihood(first.network(extension.name, network), held_out, batches, seed=seed)
     after = np.empty(len(before))
@@ -255,7 +259,7 @@ def checked(
     if extension.attachment is None:
         shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
     n_counts = float(held_out.X.sum() / held_out.n_obs)
-    return FittedExtension(grown, extension, distances(model, means), shift, before, after, n_counts)
+    return FittedExtension(grown, extension, distances(model, means), shift, split, before, after, n_counts)
 
 
 def fit_branches(
@@ -281,10 +285,15 @@ def fit_branches(
     return embeddings
 
 
-def held_out_rows(obs: pd.DataFrame) -> np.ndarray:
-    """Find the cells that no parameter is fitted to, or all where there are none."""
-    chosen = np.flatnonzero(obs["split"] != "train")
-    return chosen if len(chosen) else np.arange(len(obs))
+def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
+    """Find the cells that a decoder is scored with, and the name of their split.
+
+    Test cells, if there are enough: nothing depends on them. Otherwise validation cells, or training cells where there
+    are none; as validation cells also chose whether the decoder is kept, its gain is too large for them.
+    """
+    rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
+    enough = [split for split in rows if len(rows[split]) >= (FEWEST_HELD_OUT if split == "test" else 1)]
+    return enough[0], rows[enough[0]]
 
 
 def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:

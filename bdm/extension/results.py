@@ -13,15 +13,19 @@ import pandas as pd
 from bdm.autoencoder.storage import table_from_json, table_to_json
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.data.symbols import display_names
-from bdm.extension.extend import FittedExtension
+from bdm.extension.extend import FEWEST_HELD_OUT, FittedExtension
 from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
 from bdm.store import FORMAT, reject_if_damaged
 
 FILE = "extension_report.json"
+HELD_OUT = {  # cells that a gain is measured with, and one of them
+    "test": ("test cells", "test cell"),
+    "validation": ("validation cells, which also chose the decoder", "validation cell (which also chose the decoder)"),
+    "train": ("training cells, as none were held out", "training cell (as none were held out)"),
+}
 N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their least log2 fold change
-FEWEST_HELD_OUT = 5  # cells, for a gain to be compared with chance
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,8 +123,8 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
     """Return where a type joined the tree, and how well the model expresses it.
 
     ``cell_type`` is the name of the type, or of the population that was updated. Log likelihoods are evidence lower
-    bounds, means over held-out cells; ``gain`` is what the type-specific decoder adds, and ``gain_error`` its standard
-    error.
+    bounds, means over held-out cells, whose split is ``held_out``; ``gain`` is what the type-specific decoder adds, and
+    ``gain_error`` its standard error.
     """
     extension = fitted.extension
     attachment, name = extension.attachment, extension.name
@@ -143,6 +147,7 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
         "log_likelihood_after": float(fitted.after.mean()),
         "gain": float(gain.mean()),
         "gain_error": float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else float("nan"),
+        "held_out": fitted.held_out,
         "n_held_out": len(gain),
         "n_counts": fitted.n_counts,
         "type_specific_genes": ", ".join(display_names(type_specific_genes(fitted.model, name).head().reset_index())),
@@ -212,12 +217,13 @@ def describe(row: Mapping[str, Any]) -> str:
 def verdict(row: Mapping[str, Any]) -> str:
     """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
+    cells, cell = HELD_OUT[row["held_out"]]
     if n_cells < FEWEST_HELD_OUT:
-        return f"With {n_cells} held-out cells, the gain of the type-specific decoder cannot be compared with chance."
+        return f"With {n_cells} {cells}, the gain of the type-specific decoder cannot be compared with chance."
     if gain <= 2 * error:
         return "The model expressed it before as well as with a type-specific decoder."
     return (
-        "The model could not express it before: the type-specific decoder raises the log likelihood of a held-out cell "
+        f"The model could not express it before: the type-specific decoder raises the log likelihood of a {cell} "
         f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, above all through "
         f"{row['type_specific_genes']}."
     )

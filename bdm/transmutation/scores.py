@@ -7,7 +7,8 @@ from scipy import sparse
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
+from bdm.evaluation.distances import energy_distance
+from bdm.evaluation.metrics import Agreement, fitted_pca, joint_components
 
 N_CHANGED = 100  # genes
 N_COMPONENTS = 10

@@ -8,8 +8,9 @@ from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, RealCells, match
+from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.evaluate import resampling_seeds
-from bdm.evaluation.metrics import cross_validated_probabilities, energy_distance, forest, joint_components
+from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components
 from bdm.evaluation.resampling import TrainingHalves, draw_resample
 from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells

@@ -1,0 +1,163 @@
+"""Verdicts on cells whose truth is known: real cells as if they were generated, and real cells with known faults."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import typer
+from scipy import sparse
+
+from bdm.data.prepare import gene_names, read_prepared
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells, sample_by_type
+from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.results import Evaluation
+from bdm.evaluation.verdict import Verdict
+from bdm.files import atomic_write
+from bdm.seeds import numpy_generator
+from bdm.settings import EvaluationSettings
+
+ALL = "all cells"
+REAL = "real cells"
+SHARES = {"train": 0.5, "generated": 0.3, "test": 0.2}  # of the cells of each type
+Fault = Callable[[Cells, Cells, np.random.Generator], Cells]
+
+
+def divided(cells: Cells, *, seed: int) -> dict[str, Cells]:
+    """Divide cells at random: training cells, cells as if they were generated, and test cells."""
+    rest, parts = np.arange(len(cells)), {}
+    for name, share in list(SHARES.items())[1:]:
+        numbers = np.ceil(share * cells.n_by_type).astype(int)
+        rows = rest[sample_by_type(cells[rest], numbers, seed=seed)]
+        parts[name], rest = cells[rows], np.setdiff1d(rest, rows)
+    return parts | {"train": cells[rest]}
+
+
+def rounded(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Round at random to the whole number below or above, so that the mean remains."""
+    return np.floor(values + generator.random(values.shape))
+
+
+def by_type(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]) -> Fault:
+    """Change the counts (cells x genes) of each type, given those of its training cells, but types of few cells."""
+
+    def changed(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
+        parts = []
+        for cell_type in cells.types(fewest=FEWEST_FOR_MEANS):
+            of_type = (of.counts[of.cell_type == cell_type].toarray() for of in (cells, training))
+            counts = change(*of_type, generator)
+            parts.append(Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat(cell_type, len(counts))))
+        return joined(parts)
+
+    return changed
+
+
+def joined(parts: list[Cells]) -> Cells:
+    """Join several sets of cells."""
+    counts = sparse.vstack([part.counts for part in parts]).tocsr()
+    return Cells(counts, np.concatenate([part.cell_type for part in parts]))
+
+
+def log_cp10k(counts: np.ndarray) -> np.ndarray:
+    """Return ``log1p(CP10k)`` of dense counts."""
+    return np.log1p(1e4 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def main_axis(counts: np.ndarray) -> np.ndarray:
+    """Return the loadings of the first principal component of the cells of a type."""
+    expression = log_cp10k(counts)
+    loadings = np.linalg.svd(expression - expression.mean(axis=0), full_matrices=False)[2][0]
+    return loadings * np.sign(loadings.sum())
+
+
+def shift(size: float) -> Fault:
+    """Move ``log1p(CP10k)`` of the cells of a type along its main axis by some standard deviations, but not below 0."""
+
+    def shifted(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        axis, expression = main_axis(training), log_cp10k(counts)
+        moved = np.maximum(expression + size * (expression @ axis).std() * axis, 0)
+        return np.expm1(moved) * counts.sum(axis=1, keepdims=True) / 1e4
+
+    return by_type(shifted)
+
+
+def overdispersed(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Multiply each count by a number of mean 1 and standard deviation 0.5."""
+    return rounded(counts * generator.gamma(4, 1 / 4, size=counts.shape), generator)
+
+
+def without_sub_group(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Leave out the 30% of the cells that are furthest along the main axis."""
+    scores = log_cp10k(counts) @ main_axis(training)
+    return counts[scores <= np.quantile(scores, 0.7)]
+
+
+def copied(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
+    """Replace half of the cells of each type by training cells."""
+    seeds = generator.integers(2**31, size=2)
+    numbers = cells.n_by_type
+    kept = cells[sample_by_type(cells, numbers - numbers // 2, seed=seeds[0])]
+    return joined([kept, training[sample_by_type(training, numbers // 2, seed=seeds[1])]])
+
+
+def mislabelled(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
+    """Give a tenth of the cells of each type the labels of others at random."""
+    chosen = generator.random(len(cells)) < 0.1
+    labels = cells.cell_type.copy()
+    labels[chosen] = generator.permutation(labels[chosen])
+    return Cells(cells.counts, labels)
+
+
+FAULTS: dict[str, Fault] = {
+    "shift by 0.2 SD": shift(0.2),
+    "shift by 0.5 SD": shift(0.5),
+    "shift by 1 SD": shift(1.0),
+    "overdispersed": by_type(overdispersed),
+    "sub-group missing": by_type(without_sub_group),
+    "a tenth mislabelled": mislabelled,
+    "half are copies": copied,
+}
+
+
+def findings(evaluation: Evaluation, name: str) -> pd.DataFrame:
+    """List what each score finds, and the verdicts, on all cells of a set and on each type."""
+    verdicts: dict[str, Verdict] = {ALL: evaluation.verdict(name), **evaluation.verdicts_by_type(name)}
+    rows = [
+        {"cell_type": cell_type, "n_cells": verdict.n_cells, "verdict": verdict.grade.name, **vars(finding)}
+        for cell_type, verdict in verdicts.items()
+        for finding in verdict.findings
+    ]
+    return pd.DataFrame(rows).assign(set=name, grade=[row["grade"].name for row in rows])
+
+
+def main(
+    prepared: Path,
+    out: Path,
+    *,
+    n_splits: int = 20,
+    n_faulty: int = 5,
+    n_repeats: int = EvaluationSettings().n_repeats,
+    max_cells_per_type: int = EvaluationSettings().max_cells_per_type,
+    seed: int = 0,
+) -> None:
+    """Write the findings on real cells in ``n_splits`` random splits, and on faulty cells in ``n_faulty`` of them."""
+    adata = read_prepared(prepared)
+    cells = Cells.from_anndata(adata)
+    settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
+    tables = []
+    for split in range(n_splits):
+        generator = numpy_generator(seed, "verdicts", split)
+        parts = divided(cells, seed=int(generator.integers(2**31)))
+        faults = FAULTS if split < n_faulty else {}
+        sets = {REAL: parts["generated"]} | {
+            name: fault(parts["generated"], parts["train"], generator) for name, fault in faults.items()
+        }
+        real = RealCells(parts["train"], parts["test"], gene_names(adata))
+        evaluation = evaluate(real, sets, settings, seed=int(generator.integers(2**31)))
+        tables += [findings(evaluation, name).assign(split=split) for name in sets]
+    with atomic_write(out) as path:
+        pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    typer.run(main)
