@@ -1,3 +1,8 @@
+import threading
+import time
+import warnings
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from bdm.autoencoder.sub_populations import (
 )
 from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
+from bdm.threads import using_threads
 
 N_LATENT = 10
 DEFAULT = AutoencoderSettings()
@@ -96,6 +102,23 @@ def test_same_seed_same_sub_populations():
     one, other = (found_in({"T": [150, 150], "B": [100, 90]}, seed=3) for _ in range(2))
     assert one.names == other.names
     assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_are(monkeypatch):
+    """Scikit-learn sets filters while it checks arrays, which threads share; here for so long that they overlap."""
+    leave = warnings.catch_warnings.__exit__
+
+    def late(self, *error):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(1e-3 * next(delays))
+        return leave(self, *error)
+
+    delays = cycle([1, 2, 3])
+    monkeypatch.setattr(warnings.catch_warnings, "__exit__", late)
+    before = list(warnings.filters)
+    with using_threads(4):
+        found_in({f"type {i}": [60, 40] for i in range(8)}, settings=AutoencoderSettings(sub_populations="2"))
+    assert warnings.filters == before
 
 
 def test_identical_cells_are_one_population():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 
@@ -228,7 +229,8 @@ def find_sub_populations(
 
     prefixes = prefixes_of(cell_types)
     found = SubPopulations.none(n_latent)
-    with threads() as run:
+    # In threads, scikit-learn may leave behind filters that it sets for the time of a check
+    with warnings.catch_warnings(), threads() as run:
         for more in run(of_type, latents()):
             found = found.joined(more)
     return found
