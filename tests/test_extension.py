@@ -15,13 +15,14 @@ from scipy.sparse import csr_matrix
 from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.cli import main
 from bdm.errors import InputError
-from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows
-from bdm.extension.new_cells import new_cells
+from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows, refit
+from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level
+from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import populations_of_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
@@ -569,6 +570,48 @@ def test_all_is_fitted_again_on_request(folder, bdm):
     assert other.denoiser.shape.width == one.denoiser.shape.width
     assert other.provenance["ancestor_sha256"] == model_checksum(folder / "model")
     assert (generated(one).X != generated(other)[: generated(one).n_obs].X).nnz > 0
+
+
+def test_model_and_its_cells_stay_where_an_extension_fails(small_model, example_cells):
+    model, before = copy.copy(small_model), small_model.prepared.obs.copy()
+    n_nodes = sum(map(bool, model.hierarchy.children.values()))
+    labels = example_cells.obs["bulk_labels"].astype(str)
+    cells = example_cells[labels == "CD34+"].copy()
+    cells.obs["bulk_labels"] = np.where(np.arange(cells.n_obs) % 2, "new", f"node {n_nodes + 1}")
+    with pytest.raises(InputError, match=f"has a branch 'node {n_nodes + 1}' already; give the new type another name"):
+        model.extend(cells, cell_types=("new", f"node {n_nodes + 1}"))
+    assert vars(model) == vars(small_model)
+    pd.testing.assert_frame_equal(model.prepared.obs, before)
+
+
+TYPES = ["CD19+ B", "CD4+/CD25 T Reg", "Dendritic", "CD8+ Cytotoxic T"]
+
+
+def clades_of_types(hierarchy: Hierarchy, *, without: str) -> set[frozenset[str]]:
+    """Sets of two cell types or more that are clades, when one type is left out."""
+    clades = (frozenset(hierarchy.types_below(branch.name)) - {without} for branch in hierarchy.branches)
+    return {clade for clade in clades if len(clade) > 1}
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "given"])
+def test_refitted_model_keeps_a_tree_that_the_cells_would_not_have(example_cells, small_settings, flat):
+    from bdm.api import BranchedDiffusion
+
+    known = example_cells[example_cells.obs["bulk_labels"].isin(TYPES)].copy()
+    hierarchy = replace(small_settings.hierarchy, flat=flat, n_bootstrap=3)
+    settings = replace(small_settings, hierarchy=hierarchy)
+    one, other = frozenset(TYPES[:2]), frozenset(TYPES[2:])
+    tree = None if flat else [sorted(one), sorted(other)]
+    fitted = BranchedDiffusion(known, label_key="bulk_labels", tree=tree, settings=settings).fit()
+    new = new_cells(example_cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    cells = join_known_cells(new, fitted.model, fitted.prepared)
+    found = refit(fitted.model, new, cells, seed=0, device="cpu").hierarchy
+    assert set(found.cell_types) == {*TYPES, "CD56+ NK"}
+    assert found.provenance["n_bootstrap"] == 3
+    assert (found.flat, found.given) == (flat, not flat)
+    if not flat:
+        clades = {clade for clade in clades_of_types(found, without="CD56+ NK") if clade != frozenset(TYPES)}
+        assert clades == {one, other}
 
 
 # ---- cells and genes

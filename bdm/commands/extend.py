@@ -80,7 +80,7 @@ def extend(
         facts = facts_of(model, cells, **how)
         steps = []
         if refit:
-            extended = refitted(loaded, prepared, seed=seed, device="auto", **facts)
+            extended = refitted(loaded, new, prepared, seed=seed, device="auto", **facts)
         else:
             steps = extended_step_by_step(loaded, new, seed=seed, **facts)
             extended = steps[-1].model

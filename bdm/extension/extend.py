@@ -21,7 +21,7 @@ from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, wi
 from bdm.extension.new_cells import NewCells
 from bdm.extension.populations import cells_by_population, find_populations
 from bdm.hierarchy.means import MeasuredMeans
-from bdm.hierarchy.tree import Hierarchy
+from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.model.extension import Extension
@@ -296,22 +296,40 @@ def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
     return enough[0], rows[enough[0]]
 
 
-def refit(model: BranchedModel, cells: ad.AnnData, *, seed: int, device: str, **facts: Any) -> BranchedModel:
+def refit(
+    model: BranchedModel, new: NewCells, cells: ad.AnnData, *, seed: int, device: str, **facts: Any
+) -> BranchedModel:
     """Fit a new model to the cells of all types, with the settings of the model.
 
-    The cells that it generates of known types change too, and it has no extensions.
+    The cells that it generates of known types change too, and it has no extensions. A flat model stays flat. A tree
+    that was given is kept, and new types join it where they join it by extensions.
 
     Parameters
     ----------
     cells
         Prepared cells of all types, known and new.
     """
+    fitted = (model.base or model).hierarchy
     settings = FitSettings(
         autoencoder=known_settings(AutoencoderSettings, model.autoencoder.provenance),
-        hierarchy=HierarchySettings(threshold=model.hierarchy.threshold),
+        hierarchy=HierarchySettings(
+            threshold=fitted.threshold,
+            flat=fitted.flat,
+            n_bootstrap=fitted.provenance.get("n_bootstrap", HierarchySettings.n_bootstrap),
+        ),
         denoiser=known_settings(DenoiserSettings, model.provenance),
     )
-    return fit(cells, settings, seed=seed, device=device, **facts).model
+    tree = grafted(model, new, seed=seed) if fitted.given else None
+    return fit(cells, settings, tree=tree, seed=seed, device=device, **facts).model
+
+
+def grafted(model: BranchedModel, new: NewCells, *, seed: int) -> Clade:
+    """Shape of the tree of a model with new types where they join it by extensions."""
+    added = {name: cells for name, cells in new.by_type.items() if name not in model.cell_types}
+    settings = ExtendSettings(n_bootstrap=0)
+    steps = extend_all(model, replace(new, by_type=added), settings, seed=seed, provenance={})
+    *_, hierarchy = (model.hierarchy, *(step.model.hierarchy for step in steps))
+    return hierarchy.shape(hierarchy.root.name)
 
 
 def known_settings(kind: type, record: dict[str, Any]) -> Any:

@@ -207,6 +207,15 @@ class Hierarchy:
             by_type[cell_type] = (*by_type.get(cell_type, ()), name)
         return by_type
 
+    @property
+    def flat(self) -> bool:
+        """Whether all populations separate at the root, which has no length, as in models for comparison."""
+        return bool(self.children[self.root.name]) and self.root.level == self.sigma_max
+
+    def shape(self, name: str) -> Clade:
+        """Shape below a branch, with the names of its branches."""
+        return Clade(name, tuple(self.shape(child) for child in self.children[name]))
+
     def leaves(self, name: str) -> Iterator[str]:
         """Yield the populations below a branch, in order; the population itself for a leaf."""
         waiting = [name]

@@ -8,7 +8,7 @@ import torch
 
 from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
 from bdm.hierarchy.means import MeasuredMeans, clades_of
-from bdm.hierarchy.tree import Clade, Hierarchy
+from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance
 from bdm.model.model import BranchedModel
@@ -45,7 +45,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     index = {population: i for i, population in enumerate(model.populations)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [
-        by_node(measure_clade(clade_of(hierarchy, hierarchy.root.name), means, index, threshold=threshold), hierarchy)
+        by_node(measure_clade(hierarchy.shape(hierarchy.root.name), means, index, threshold=threshold), hierarchy)
         for threshold in THRESHOLDS
     ]
     parents = {name: hierarchy.by_name[name].parent or "" for name in names}
@@ -91,11 +91,6 @@ def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, se
 def has_length(node: MeasuredClade, parent: MeasuredClade | None) -> bool:
     """Return whether a node lies above the least level, and below its parent."""
     return node.level > MIN_LEVEL and (parent is None or node.level < parent.level)
-
-
-def clade_of(hierarchy: Hierarchy, name: str) -> Clade:
-    """Shape of the hierarchy below a branch."""
-    return Clade(name, tuple(clade_of(hierarchy, child) for child in hierarchy.children[name]))
 
 
 def by_node(clade: MeasuredClade, hierarchy: Hierarchy) -> dict[str, MeasuredClade]:
