@@ -1,5 +1,6 @@
 """Checkpoints: training that was interrupted continues where it stopped."""
 
+import glob
 import json
 import logging
 import signal
@@ -7,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class Checkpoint:
     path: Path
     identity: str
     seconds: float = SECONDS
+
+    def of_part(self, name: str) -> "Checkpoint":
+        """Checkpoint of a training that follows, in a file beside this one."""
+        return replace(self, path=self.path.with_name(f"{self.path.name}.{name}"), identity=f"{self.identity} {name}")
 
     def write(self, progress: Progress) -> None:
         """Write the progress, atomically."""
@@ -149,7 +154,7 @@ class Timer:
 
 @contextmanager
 def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any) -> Iterator[Checkpoint]:
-    """Yield a hidden checkpoint file beside an output; it is removed once the output is written.
+    """Yield a hidden checkpoint file beside an output; it is removed with its parts once that is written.
 
     Parameters
     ----------
@@ -162,4 +167,5 @@ def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any
     name = ".".join(["", out.name, *([part] if part else []), "checkpoint"])
     checkpoint = Checkpoint(out.parent / name, identity(part=part, **facts), seconds)
     yield checkpoint
-    checkpoint.path.unlink(missing_ok=True)
+    for path in out.parent.glob(f"{glob.escape(name)}*"):
+        path.unlink()

@@ -207,7 +207,7 @@ class AutoencoderSettings(StageSettings):
         validation cells better.
     sub_populations
         ``auto``, ``none``, or the number in each type that has enough cells; see
-        :func:`bdm.autoencoder.sub_populations.find_sub_populations`.
+        :func:`bdm.autoencoder.search.find_parts`.
     """
 
     section: ClassVar[str] = "autoencoder"

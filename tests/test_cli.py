@@ -161,7 +161,7 @@ def test_outputs_are_complete(made):
     tensors = {f"{part}.safetensors" for part in ("autoencoder", "adapters", "sub_populations")}
     names = {"autoencoder.json", *tensors, "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
-    assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["step", "loss", "validation"]
+    assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
     assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
     branches = pd.read_csv(folder / "model" / "branches.csv")
     assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "kept"]

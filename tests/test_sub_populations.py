@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bdm.autoencoder.sub_populations import (
-    SubPopulations,
-    find_sub_populations,
-    prefixes_of,
-    prior_means,
-)
+from bdm.autoencoder.search import find_parts
+from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of, prior_means
 from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
 from bdm.threads import using_threads
@@ -38,15 +34,24 @@ def latents(n_cells: dict[str, list[int]], *, apart: float = 6.0, scale: float =
     return means, torch.full_like(means, scale), torch.tensor(cell_type), tuple(n_cells), np.array(part)
 
 
+def sub_populations_of(mean, scale, cell_type, names, settings=DEFAULT, *, seed=0) -> SubPopulations:
+    part, found = find_parts(mean, scale, cell_type, names, settings, seed=seed), SubPopulations.none(mean.shape[1])
+    how = {"smallest": settings.min_cells_per_sub_population}
+    for code, (name, prefix) in enumerate(prefixes_of(names).items()):
+        rows = cell_type == code
+        found = found.joined(classify(name, mean[rows], part[rows.numpy()], prefix=prefix, **how))
+    return found
+
+
 def found_in(n_cells, *, settings=DEFAULT, seed=0, **how) -> SubPopulations:
     mean, scale, cell_type, names, _ = latents(n_cells, seed=seed, **how)
-    return find_sub_populations(mean, scale, cell_type, names, settings, seed=seed)
+    return sub_populations_of(mean, scale, cell_type, names, settings, seed=seed)
 
 
 def test_sub_populations_are_the_parts_of_each_type():
     n_cells = {"T": [300, 150, 80], "B": [200], "NK": [120, 60]}
     mean, scale, cell_type, names, part = latents(n_cells)
-    found = find_sub_populations(mean, scale, cell_type, names, AutoencoderSettings(), seed=0)
+    found = sub_populations_of(mean, scale, cell_type, names)
     assert found.names == ("T/1", "T/2", "T/3", "NK/1", "NK/2")
     assert found.cell_type == ("T", "T", "T", "NK", "NK")
     assert found.populations_of("B") == ("B",)
@@ -123,8 +128,21 @@ def test_threads_leave_the_filters_of_warnings_as_they_are(monkeypatch):
 
 def test_identical_cells_are_one_population():
     mean = torch.zeros(200, N_LATENT)
-    found = find_sub_populations(mean, mean, torch.zeros(200, dtype=torch.long), ("T",), AutoencoderSettings(), seed=0)
+    found = sub_populations_of(mean, mean, torch.zeros(200, dtype=torch.long), ("T",))
     assert len(found) == 0
+
+
+def test_parts_that_lose_their_cells_are_left_out():
+    """Two parts of the same cells: cells are assigned to the one or the other at random, or all to the larger."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(200, N_LATENT, generator=generator)
+    mean[120:] += 6
+    part = np.repeat([0, 1, 2], [100, 20, 80])
+    found = classify("T", mean, part, prefix="T/", smallest=30)
+    assert found.names == ("T/1", "T/2")
+    assert found.assign("T", mean).tolist() == [0] * 120 + [1] * 80
+    assert len(classify("T", mean, np.repeat([0, 1], [180, 20]), prefix="T/", smallest=30)) == 0
+    assert len(classify("T", mean, np.zeros(200, dtype=int), prefix="T/", smallest=30)) == 0
 
 
 @pytest.mark.parametrize(

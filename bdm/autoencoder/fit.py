@@ -1,7 +1,7 @@
 """The fit of the autoencoder: its objective on minibatches of cells, and the fitted autoencoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +26,8 @@ from bdm.autoencoder.cells import (
 )
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, find_sub_populations
+from bdm.autoencoder.search import find_parts
+from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
 from bdm.checkpoint import Checkpoint
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
@@ -62,6 +63,33 @@ class FittedAutoencoder:
 
 
 @dataclass(frozen=True)
+class Division:
+    """Populations that the sampled cells are divided into.
+
+    Attributes
+    ----------
+    names
+        Name of each population.
+    code
+        Index of each cell's population, training cells before held-out cells.
+    """
+
+    names: tuple[str, ...]
+    code: Tensor
+
+    def into(self, part: np.ndarray) -> "Division":
+        """Divide populations further, by the number of the part that each cell belongs to."""
+        names: list[str] = []
+        code, prefixes = self.code.clone(), prefixes_of(self.names)
+        for number, name in enumerate(self.names):
+            of_cells = torch.from_numpy(part[(self.code == number).numpy()])
+            n_parts = int(of_cells.max()) + 1 if len(of_cells) else 1
+            code[self.code == number] = len(names) + of_cells
+            names += [name] if n_parts == 1 else [f"{prefixes[name]}{n}" for n in range(1, n_parts + 1)]
+        return Division(tuple(names), code)
+
+
+@dataclass(frozen=True)
 class Objective:
     """What the training of an autoencoder minimises, in minibatches of the sampled training cells.
 
@@ -73,20 +101,31 @@ class Objective:
         Sampled training and validation cells.
     n_training
         Number of all training cells.
+    division
+        Cell types of the sampled cells, or finer populations.
     """
 
     training: ad.AnnData
     held_out: ad.AnnData
     n_training: int
-    cell_types: tuple[str, ...]
+    division: Division
     batches: tuple[str, ...]
     settings: AutoencoderSettings
     seed: int
 
+    @classmethod
+    def of_types(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
+        """Sample training and validation cells of prepared cells, and divide them by cell type."""
+        training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
+        held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
+        n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
+        types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
+        return cls(training, held_out, n_training, Division(cell_types, types), batch_names(adata), settings, seed)
+
     @cached_property
-    def types(self) -> Tensor:
-        """Index of each training cell's type."""
-        return type_codes(self.training, self.cell_types)
+    def cells(self) -> ad.AnnData:
+        """Training cells and held-out cells."""
+        return ad.concat([self.training, self.held_out]) if self.held_out.n_obs else self.training
 
     @cached_property
     def codes(self) -> Tensor:
@@ -99,7 +138,7 @@ class Objective:
         device = next(network.parameters()).device
         counts = to_tensor(self.training.X[cells.numpy()].toarray()).to(device)
         noise = torch.randn(len(cells), self.settings.n_latent, generator=generator).to(device)
-        return counts, self.types[cells].to(device), self.codes[cells].to(device), noise
+        return counts, self.division.code[cells].to(device), self.codes[cells].to(device), noise
 
     def loss(self, network: Any, generator: torch.Generator, *, run: Map) -> Tensor:
         """Negative evidence lower bound by cell, with the penalties; updates the prior means."""
@@ -109,8 +148,8 @@ class Objective:
         loss: Tensor = value.mean() + network.penalty(loading_scale=self.settings.loading_scale) / self.n_training
         return loss
 
-    def by_type(self, network: Any, generator: torch.Generator) -> dict[str, float]:
-        """Mean negative evidence lower bound of each cell type in a minibatch; nan where it cannot be computed."""
+    def by_population(self, network: Any, generator: torch.Generator) -> dict[str, float]:
+        """Mean negative evidence lower bound of each population in a minibatch; nan where it cannot be computed."""
         cells = self.minibatch(network, generator)
         losses = {}
         for code in cells[1].unique():
@@ -119,12 +158,12 @@ class Objective:
                 value, _ = network(*(part[chosen] for part in cells), n_iterations=N_ITERATIONS)
             except torch.linalg.LinAlgError:
                 value = torch.tensor(math.nan)
-            losses[self.cell_types[code]] = float(value.mean())
+            losses[self.division.names[code]] = float(value.mean())
         return losses
 
     def validation(self, network: Any) -> Tensor:
         """Mean negative evidence lower bound of the validation cells."""
-        of_cells = type_codes(self.held_out, self.cell_types), batch_codes(self.held_out, self.batches)
+        of_cells = self.division.code[self.training.n_obs :], batch_codes(self.held_out, self.batches)
         bounds = evidence_lower_bounds(network, self.held_out, *of_cells, seed=derive(self.seed, "validation"))
         return -torch.from_numpy(bounds).mean()
 
@@ -141,8 +180,10 @@ def fit_autoencoder(
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
-    expectation maximisation in minibatches. Then sub-populations of the types are found in the latents, and each
-    population gets a type-specific decoder if its validation cells gain.
+    expectation maximisation in minibatches. Then sub-populations of the types are sought in the latents. Where there
+    are any, the network is trained a second time, on populations in place of types: with one prior for all cells of a
+    coarse type, latents blur what is in it. In its latents, sub-populations are sought again, among the populations.
+    At last, each population gets a type-specific decoder if its validation cells gain.
 
     No more than 100,000 training and 10,000 validation cells are read, drawn from larger data: by as many draws as
     training makes, a fit of this few parameters learns no less from them.
@@ -155,72 +196,124 @@ def fit_autoencoder(
     checkpoint
         Where interrupted training resumes.
     """
-    cell_types, batches = type_names(adata), batch_names(adata)
-    training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
-    held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
-    n_training = int((adata.obs["split"] == "train").sum())
-    objective = Objective(training, held_out, n_training, cell_types, batches, settings, seed)
-    types, codes = objective.types, objective.codes
-    start = sample_rows(training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=seed)
+    objective = Objective.of_types(adata, settings, seed=seed)
+    cell_types, batches = objective.division.names, objective.batches
+    network, history = train_network(objective, "the autoencoder", device=device, checkpoint=checkpoint)
+    history.insert(0, "round", 1)
+    finer = divide(network, objective)
+    if len(finer.names) > len(cell_types):
+        objective = replace(objective, division=finer)
+        part = checkpoint.of_part("populations") if checkpoint else None
+        network, again = train_network(objective, "the autoencoder of populations", device=device, checkpoint=part)
+        history = pd.concat([history, again.assign(round=2)], ignore_index=True)
+        finer = divide(network, objective) if settings.sub_populations == "auto" else finer
+    network, found, cells = with_sub_populations(network, objective, finer, cell_types)
+    none = Adapters.of_shared(network, (), ())
+    rows = (*cell_types, *found.names)
+    adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
+    is_scored = (cells.obs["split"] == "validation").to_numpy()
+    scored = cells[is_scored] if is_scored.any() else cells[start_of(objective)]
+    table = _bounds_by_type(network, rows, adapters, scored, objective, cell_types)
+    return FittedAutoencoder(network, cell_types, batches, history, table, found, adapters)
+
+
+def start_of(objective: Objective) -> np.ndarray:
+    """Choose the training cells that the network starts from."""
+    training = objective.training
+    return sample_rows(
+        training.obs["cell_type"], np.arange(training.n_obs), "start", n_cells=N_START, seed=objective.seed
+    )
+
+
+def train_network(
+    objective: Objective, what: str, *, device: str, checkpoint: Checkpoint | None
+) -> tuple[CountAutoencoder, pd.DataFrame]:
+    """Train the network of cells that are divided into populations, from principal components on.
+
+    Returns
+    -------
+    The network, in its principal axes, and the history of its training.
+    """
+    training, settings, seed = objective.training, objective.settings, objective.seed
+    start, codes = start_of(objective), objective.division.code[: training.n_obs]
+    shape = AutoencoderShape(training.n_vars, len(objective.division.names), settings.n_latent, len(objective.batches))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
-        network = CountAutoencoder(AutoencoderShape(adata.n_vars, len(cell_types), settings.n_latent, len(batches)))
-        network.initialise(to_tensor(training.X[start].toarray()), types[start])
+        network = CountAutoencoder(shape)
+        network.initialise(to_tensor(training.X[start].toarray()), codes[start])
     loop = Loop(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "autoencoder steps"),
         device=device,
-        what="the autoencoder",
+        what=what,
         n_warmup=50,
     )
-    validation = objective.validation if held_out.n_obs else None
+    validation = objective.validation if objective.held_out.n_obs else None
     with threads() as run:
-        loss = partial(objective.loss, run=run)
-        history = train(network, loss, loop, by_group=objective.by_type, validation=validation, checkpoint=checkpoint)
+        loss, by_group = partial(objective.loss, run=run), objective.by_population
+        history = train(network, loss, loop, by_group=by_group, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
-    network.rotate_to_principal_axes(_mean_precision(network, training[start], types[start], codes[start]))
-    network, found, cells = with_sub_populations(network, objective)
-    none = Adapters.of_shared(network, (), ())
-    rows = (*cell_types, *found.names)
-    adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
-    scored = cells[(cells.obs["split"] == "validation").to_numpy()] if held_out.n_obs else cells[start]
-    table = _bounds_by_type(network, rows, adapters, scored, objective)
-    return FittedAutoencoder(network, cell_types, batches, history, table, found, adapters)
+    network.rotate_to_principal_axes(_mean_precision(network, training[start], codes[start], objective.codes[start]))
+    return network, history
+
+
+def divide(network: CountAutoencoder, objective: Objective) -> Division:
+    """Find the parts of each population in the latents of the sampled cells."""
+    cells, division, settings = objective.cells, objective.division, objective.settings
+    if settings.sub_populations == "none":
+        return division
+    posterior = encode_cells(network, cells, division.code, batch_codes(cells, objective.batches))
+    return division.into(find_parts(*posterior, division.code, division.names, settings, seed=objective.seed))
 
 
 def with_sub_populations(
-    network: CountAutoencoder, objective: Objective
+    network: CountAutoencoder, objective: Objective, finer: Division, cell_types: tuple[str, ...]
 ) -> tuple[CountAutoencoder, SubPopulations, ad.AnnData]:
-    """Find the sub-populations of all types, and add them to the network.
+    """Make the parts of each cell type its sub-populations, and types of the network.
+
+    Parameters
+    ----------
+    network
+        Trained on the populations of ``objective``.
+    finer
+        Populations that these were divided into.
 
     Returns
     -------
-    The network, in which sub-populations follow the types; the sub-populations; and the sampled training and validation
-    cells, with the population of each in ``obs["sub_population"]``.
+    The network of all cell types, which sub-populations follow; the sub-populations; and the sampled training and
+    validation cells, with the population of each in ``obs["sub_population"]``.
     """
-    cells = ad.concat([objective.training, objective.held_out]) if objective.held_out.n_obs else objective.training
-
-    def with_names(population: np.ndarray) -> ad.AnnData:
-        return ad.AnnData(cells.X, obs=cells.obs.assign(sub_population=population.astype(str)), var=cells.var)
-
-    if objective.settings.sub_populations == "none":
-        none = SubPopulations.none(objective.settings.n_latent)
-        return network, none, with_names(cells.obs["cell_type"].to_numpy())
-    cell_types, seed = objective.cell_types, objective.seed
-    types = type_codes(cells, cell_types)
-    posterior = encode_cells(network, cells, types, batch_codes(cells, objective.batches))
-    found = find_sub_populations(*posterior, types, cell_types, objective.settings, seed=seed)
-    population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), []
-    for cell_type in dict.fromkeys(found.cell_type):
-        of_type, prior_mean = population == cell_type, network.prior_mean[cell_types.index(cell_type)].detach()
-        mean, scale = (value[of_type] for value in posterior)
-        population[of_type], means_of_type = found.divide(cell_type, mean, scale, prior_mean)
-        means.append(means_of_type)
+    cells, fewest = objective.cells, objective.settings.min_cells_per_sub_population
+    types, prefixes = type_codes(cells, cell_types), prefixes_of(cell_types)
+    of_types = count_members(types, objective.division, len(cell_types))
+    labels = network.mean_of_types(of_types)
+    found = SubPopulations.none(network.shape.n_latent)
+    population, means, codes = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), [], types.clone()
+    divided = [code for code in range(len(cell_types)) if len(finer.code[types == code].unique()) > 1]
+    for code in divided:
+        of_type, name = (types == code).numpy(), cell_types[code]
+        batches = batch_codes(cells, objective.batches)[of_type]
+        mean, scale = encode_cells(labels, cells[of_type], types[of_type], batches)
+        more = classify(name, mean, finer.code[of_type].numpy(), prefix=prefixes[name], smallest=fewest)
+        if len(more):
+            population[of_type], means_of_type = more.divide(name, mean, scale, labels.prior_mean[code])
+            codes[of_type] = len(cell_types) + len(found) + more.assign(name, mean)
+            found = found.joined(more)
+            means.append(means_of_type)
+    cells = ad.AnnData(cells.X, cells.obs.assign(sub_population=population.astype(str)), cells.var)
     if not means:
-        return network, found, with_names(population)
-    codes = torch.tensor([cell_types.index(cell_type) for cell_type in found.cell_type], dtype=torch.long)
-    return network.with_populations(codes, torch.cat(means)), found, with_names(population)
+        return labels, found, cells
+    of_parts = count_members(codes, objective.division, len(cell_types) + len(found))[len(cell_types) :]
+    dispersions = network.mean_of_types(torch.cat([of_types, of_parts])).type_dispersion
+    return labels.with_types(torch.cat([labels.prior_mean, *means]), dispersions), found, cells
+
+
+def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
+    """Count the cells of each group, given by its index, in each population; groups x populations."""
+    n_populations = len(division.names)
+    counts = (group * n_populations + division.code).bincount(minlength=n_groups * n_populations)
+    return counts.reshape(n_groups, n_populations).float()
 
 
 def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,10 +330,15 @@ def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, co
 
 
 def _bounds_by_type(
-    network: CountAutoencoder, rows: tuple[str, ...], adapters: Adapters, cells: ad.AnnData, objective: Objective
+    network: CountAutoencoder,
+    rows: tuple[str, ...],
+    adapters: Adapters,
+    cells: ad.AnnData,
+    objective: Objective,
+    cell_types: tuple[str, ...],
 ) -> pd.DataFrame:
     """Mean evidence lower bound of cells by type, each with the decoder of its population."""
-    cell_types, batches, seed = objective.cell_types, objective.batches, objective.seed
+    batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
     populations = to_tensor(pd.Index(rows).get_indexer(population).astype(np.int64))
     bound = evidence_lower_bounds(network, cells, populations, batch_codes(cells, batches), seed=seed)

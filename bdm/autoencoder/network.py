@@ -122,25 +122,33 @@ class CountAutoencoder(nn.Module):
         return CountAutoencoder.of_state(shape, state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
 
     @torch.no_grad()
-    def with_populations(self, codes: Tensor, prior_mean: Tensor) -> "CountAutoencoder":
-        """Copy the network with further types: with the dispersions of known ones, and other prior means.
+    def with_types(self, prior_mean: Tensor, type_dispersion: Tensor) -> "CountAutoencoder":
+        """Copy the network with other types in place of its own.
 
         Parameters
         ----------
-        codes
-            Index of the known type that each is a part of.
         prior_mean
-            Further types x latent dimensions.
+            Types x latent dimensions.
+        type_dispersion
+            Deviation of the log dispersions of a type, types x genes.
         """
-        shape, state = replace(self.shape, n_types=self.shape.n_types + len(codes)), self.state_dict()
-        added = {
-            "type_dispersion": state["type_dispersion"][codes],
+        types = {
+            "type_dispersion": type_dispersion,
             "prior_sum": prior_mean,
-            "prior_weight": torch.ones(len(codes)),
+            "prior_weight": torch.ones(len(prior_mean)),
         }
-        return CountAutoencoder.of_state(
-            shape, state | {name: torch.cat([state[name], rows]) for name, rows in added.items()}
-        )
+        return CountAutoencoder.of_state(replace(self.shape, n_types=len(prior_mean)), self.state_dict() | types)
+
+    def mean_of_types(self, member: Tensor) -> "CountAutoencoder":
+        """Copy the network with groups of its types in place of them, with means of what these have learned.
+
+        Parameters
+        ----------
+        member
+            Groups x types: the number of cells of each type, in the row of its group.
+        """
+        weight = member / member.sum(dim=1, keepdim=True)
+        return self.with_types(weight @ self.prior_mean, weight @ self.type_dispersion)
 
     @classmethod
     def of_state(cls, shape: AutoencoderShape, state: dict[str, Tensor]) -> "CountAutoencoder":

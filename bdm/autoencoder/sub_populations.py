@@ -1,34 +1,14 @@
-"""Sub-populations of cell types: Gaussian mixtures of latents, with as many components as held-out cells support."""
+"""Sub-populations of cell types: their names, how cells are assigned to them, and their prior means."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from bdm.errors import InputError
-from bdm.seeds import derive, numpy_generator
-from bdm.settings import AutoencoderSettings
-from bdm.text import abbreviated
-from bdm.threads import threads
-
-logger = logging.getLogger(__name__)
-
-N_AXES = 8  # principal axes of a type's latents in which its sub-populations are sought
-MOST_COMPONENTS = 20  # of a type
-MOST_CELLS = 3000  # of a type that choose the number of components; all others only join one
-N_FOLDS = 4  # of the cells, each held out once
-N_DRAWS = 2  # samples of each cell's posterior
-LEAST_GAIN = 1  # of held-out cells' log likelihood, in standard errors, by one component more
-N_STARTS = 3  # of each mixture; of one, it may be so poor that one component more seems to gain
-PATIENCE = 3  # numbers of components without a gain after which none is tried
-SMALLEST_VARIANCE = 0.02  # added to the variances of components, as a share of the type's variance along an axis
 FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the mean of its type, in prior deviations
 
 
@@ -48,7 +28,7 @@ class SubPopulations:
     cell_type
         Cell type of each.
     axes
-        Sub-populations x axes x latent dimensions.
+        Sub-populations x latent dimensions x latent dimensions: inverse roots of the covariances.
     mean
         Sub-populations x latent dimensions.
     log_density
@@ -64,7 +44,7 @@ class SubPopulations:
     @classmethod
     def none(cls, n_latent: int) -> SubPopulations:
         """No type has several."""
-        return cls((), (), torch.empty(0, min(N_AXES, n_latent), n_latent), torch.empty(0, n_latent), torch.empty(0))
+        return cls((), (), torch.empty(0, n_latent, n_latent), torch.empty(0, n_latent), torch.empty(0))
 
     @classmethod
     def of_tensors(
@@ -134,214 +114,63 @@ class SubPopulations:
         latent
             Latents of the label, cells x latent dimensions.
         """
-        rows = self.rows_of(cell_type)
-        away = latent[:, None] - self.mean[rows]
-        along = torch.einsum("kal,nkl->nka", self.axes[rows], away)
-        return (self.log_density[rows] - (along**2).sum(dim=2) / 2).argmax(dim=1)
+        densities = [
+            self.log_density[row] - ((latent - self.mean[row]) @ self.axes[row].T).square().sum(dim=1) / 2
+            for row in self.rows_of(cell_type)
+        ]
+        return torch.stack(densities).argmax(dim=0)
 
 
-@dataclass(frozen=True)
-class TypeLatents:
-    """Posteriors of the latents of cells of one type, each cells x latent dimensions."""
-
-    cell_type: str
-    mean: np.ndarray
-    scale: np.ndarray
-
-    @classmethod
-    def of(cls, cell_type: str, mean: Tensor, scale: Tensor, *, seed: int) -> TypeLatents:
-        """Take the posteriors of the cells of a type, or a random sample if there are more than ``MOST_CELLS``."""
-        rows = np.arange(len(mean))
-        if len(rows) > MOST_CELLS:
-            rows = np.sort(numpy_generator(seed, "sub-populations", cell_type).choice(rows, MOST_CELLS, replace=False))
-        return cls(cell_type, mean[rows].double().numpy(), scale[rows].double().numpy())
+N_SHRINK = 50  # cells at which the covariance of a sub-population weighs as much as the pooled one
+LEAST_SHARE = 1e-3  # of the pooled variances, added to the variances of each sub-population
 
 
-@dataclass(frozen=True)
-class Axes:
-    """Leading principal axes of the latents of a cell type.
+def classify(cell_type: str, mean: Tensor, part: np.ndarray, *, prefix: str, smallest: int) -> SubPopulations:
+    """Make parts of a cell type its sub-populations; none if fewer than two parts are large enough.
 
-    Attributes
-    ----------
-    centre, scale
-        Mean and standard deviation of each latent dimension.
-    directions
-        Axes x latent dimensions, of standardised latents.
-    """
-
-    centre: np.ndarray
-    scale: np.ndarray
-    directions: np.ndarray
-
-    @classmethod
-    def of(cls, cells: TypeLatents) -> Axes:
-        """Find the axes in which the posterior means of cells vary most, in units of their spread."""
-        centre = cells.mean.mean(axis=0)
-        scale = np.sqrt(cells.mean.var(axis=0) + (cells.scale**2).mean(axis=0))
-        standardised = (cells.mean - centre) / scale
-        n_cells, n_latent = standardised.shape  # fewer cells than axes leave the last axes arbitrary
-        directions = np.linalg.svd(standardised, full_matrices=n_cells < n_latent)[2][:N_AXES]
-        return cls(centre, scale, directions)
-
-    def __call__(self, latent: np.ndarray) -> np.ndarray:
-        """Coordinates of latents, cells x axes."""
-        return np.asarray(((latent - self.centre) / self.scale) @ self.directions.T)
-
-
-def find_sub_populations(
-    mean: Tensor,
-    scale: Tensor,
-    cell_type: Tensor,
-    cell_types: Sequence[str],
-    settings: AutoencoderSettings,
-    *,
-    seed: int,
-) -> SubPopulations:
-    """Find the sub-populations of each cell type in the latents of its cells.
-
-    A Gaussian mixture with full covariances is fitted to samples of the posteriors in the leading axes of the type,
-    with as many components as make held-out cells more likely (cross-validation), or as many as the settings ask for.
+    They are recognised by normal distributions in the latent space, with covariances that are shrunk towards the
+    pooled one (quadratic discriminant analysis). Parts to which fewer cells are assigned than a sub-population may have
+    are left out, the smallest first.
 
     Parameters
     ----------
-    mean, scale
-        Mean and standard deviation of posteriors, cells x latent dimensions.
-    cell_type
-        Index of each cell's type among ``cell_types``.
-
-    Raises
-    ------
-    InputError
-        If the settings ask for more sub-populations than the cells of any type allow.
-    """
-    n_latent = mean.shape[1]
-    if settings.sub_populations == "none":
-        return SubPopulations.none(n_latent)
-    check_enough_cells(torch.bincount(cell_type, minlength=len(cell_types)), cell_types, settings)
-
-    def latents() -> Iterator[TypeLatents]:
-        for code, name in enumerate(cell_types):
-            rows = torch.nonzero(cell_type == code).squeeze(1)
-            yield TypeLatents.of(name, mean[rows], scale[rows], seed=seed)
-
-    def of_type(cells: TypeLatents) -> SubPopulations:
-        return sub_populations_of(cells, prefixes[cells.cell_type], settings, seed=seed)
-
-    prefixes = prefixes_of(cell_types)
-    found = SubPopulations.none(n_latent)
-    # In threads, scikit-learn may leave behind filters that it sets for the time of a check
-    with warnings.catch_warnings(), threads() as run:
-        for more in run(of_type, latents()):
-            found = found.joined(more)
-    return found
-
-
-def check_enough_cells(n_cells: Tensor, cell_types: Sequence[str], settings: AutoencoderSettings) -> None:
-    """Reject a number of sub-populations for which no type has cells, and warn of types that have too few."""
-    if not isinstance(settings.sub_populations, int):
-        return
-    needed = settings.sub_populations * settings.min_cells_per_sub_population
-    small = [name for name, n in zip(cell_types, n_cells.tolist(), strict=True) if n < needed]
-    if len(small) == len(cell_types):
-        raise InputError(
-            f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
-            f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
-        )
-    if small:
-        names = abbreviated(list(map(repr, small)), n_shown=5)
-        logger.warning(
-            "Fewer than %d sub-populations, as there are fewer than %d cells: %s.",
-            settings.sub_populations,
-            needed,
-            names,
-        )
-
-
-def sub_populations_of(cells: TypeLatents, prefix: str, settings: AutoencoderSettings, *, seed: int) -> SubPopulations:
-    """Find the sub-populations of one cell type; none where it is one population.
-
-    Parameters
-    ----------
+    mean
+        Latents of the cells of the type, cells x latent dimensions.
+    part
+        Number of each cell's part.
     prefix
-        What their names are before the number.
+        What the names of sub-populations are before the number, see :func:`prefixes_of`.
+    smallest
+        Fewest cells of a sub-population.
     """
-    n_latent, smallest = cells.mean.shape[1], settings.min_cells_per_sub_population
-    most = min(MOST_COMPONENTS, len(cells.mean) // smallest)
-    if isinstance(settings.sub_populations, int):
-        most = min(settings.sub_populations, len(cells.mean) // smallest)
-    if settings.sub_populations == "none" or most < 2 or not (cells.mean.std(axis=0) > 0).any():
-        return SubPopulations.none(n_latent)
-    axes, generator = Axes.of(cells), numpy_generator(seed, "posteriors", cells.cell_type)
-    draws = [axes(cells.mean + cells.scale * generator.standard_normal(cells.mean.shape)) for _ in range(N_DRAWS)]
-    random_state = derive(seed, "mixture", cells.cell_type) % 2**32
-    n_components = most
-    if settings.sub_populations == "auto":
-        fold = generator.permutation(len(cells.mean)) % N_FOLDS
-        n_components = supported_number(draws, fold, most=most, random_state=random_state)
-    while n_components > 1:
-        mixture = fit_mixture(draws, n_components, random_state=random_state)
-        n_cells = np.bincount(mixture.predict(axes(cells.mean)), minlength=n_components)
-        if n_cells.min() >= smallest:
-            return classifier(cells.cell_type, mixture, axes, n_cells, prefix)
-        n_components -= 1
-    return SubPopulations.none(n_latent)
+    parts, latent = np.unique(part).tolist(), mean.double()
+    while len(parts) > 1:
+        groups = [latent[part == number] for number in parts]
+        n_cells = torch.tensor([len(group) for group in groups])
+        order = torch.argsort(n_cells, descending=True, stable=True).tolist()
+        groups, parts = [groups[row] for row in order], [parts[row] for row in order]
+        names = tuple(f"{prefix}{number}" for number in range(1, len(parts) + 1))
+        found = SubPopulations(names, (cell_type,) * len(parts), *normal_densities(groups))
+        assigned = found.assign(cell_type, mean).bincount(minlength=len(parts))
+        if assigned.min() >= smallest:
+            return found
+        del parts[int(assigned.argmin())]
+    return SubPopulations.none(mean.shape[1])
 
 
-def supported_number(draws: Sequence[np.ndarray], fold: np.ndarray, *, most: int, random_state: int) -> int:
-    """Find the number of components with which held-out cells are most likely, by cross-validation.
-
-    A number is better than another if the gain by cell is above its standard error.
-
-    Parameters
-    ----------
-    draws
-        Samples of the cells, each cells x axes.
-    fold
-        Number of the fold in which each cell is held out.
-    """
-    best, reference = 1, held_out_likelihood(draws, fold, 1, random_state=random_state)
-    for n_components in range(2, most + 1):
-        likelihood = held_out_likelihood(draws, fold, n_components, random_state=random_state)
-        gain = likelihood - reference
-        if gain.mean() * np.sqrt(len(gain)) > LEAST_GAIN * gain.std():
-            best, reference = n_components, likelihood
-        elif n_components - best >= PATIENCE:
-            break
-    return best
-
-
-def held_out_likelihood(
-    draws: Sequence[np.ndarray], fold: np.ndarray, n_components: int, *, random_state: int
-) -> np.ndarray:
-    """Log likelihood of each cell, averaged over its samples, by a mixture that was fitted without its fold."""
-    likelihood = np.empty(len(fold))
-    for number in np.unique(fold):
-        held_out = fold == number
-        mixture = fit_mixture([draw[~held_out] for draw in draws], n_components, random_state=random_state)
-        likelihood[held_out] = np.mean([mixture.score_samples(draw[held_out]) for draw in draws], axis=0)
-    return likelihood
-
-
-def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state: int) -> GaussianMixture:
-    """Fit a Gaussian mixture with full covariances to samples of cells."""
-    mixture = GaussianMixture(
-        n_components, reg_covar=SMALLEST_VARIANCE, n_init=N_STARTS, max_iter=300, tol=1e-2, random_state=random_state
-    )
-    return mixture.fit(np.concatenate(draws))
-
-
-def classifier(
-    cell_type: str, mixture: GaussianMixture, axes: Axes, n_cells: np.ndarray, prefix: str
-) -> SubPopulations:
-    """Name the components of the mixture of a type, the largest first, and write them in latent dimensions."""
-    order = np.argsort(-n_cells, kind="stable")
-    directions = axes.directions / axes.scale
-    roots = mixture.precisions_cholesky_[order].transpose(0, 2, 1)
-    means = axes.centre + axes.scale * (mixture.means_[order] @ axes.directions)
-    log_determinant = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
-    tensors = (roots @ directions, means, np.log(mixture.weights_[order]) + log_determinant)
-    names = tuple(f"{prefix}{number}" for number in range(1, len(order) + 1))
-    return SubPopulations(names, (cell_type,) * len(order), *(torch.from_numpy(value).float() for value in tensors))
+def normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Axes, means and constants of the log densities of groups of latents, as :class:`SubPopulations` has them."""
+    n_cells = torch.tensor([len(group) for group in groups], dtype=torch.float64)
+    means = torch.stack([group.mean(dim=0) for group in groups])
+    away = [group - mean for group, mean in zip(groups, means, strict=True)]
+    own = torch.stack([of_group.T @ of_group / len(of_group) for of_group in away])
+    share = n_cells / n_cells.sum()
+    pooled = torch.einsum("k,kij->ij", share, own)
+    pooled = pooled + torch.diag(LEAST_SHARE * pooled.diagonal() + torch.finfo(torch.float32).tiny)
+    weight = (n_cells / (n_cells + N_SHRINK))[:, None, None]
+    axes = torch.linalg.inv(torch.linalg.cholesky(weight * own + (1 - weight) * pooled))
+    log_density = share.log() + axes.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    return axes.float(), means.float(), log_density.float()
 
 
 def prefixes_of(cell_types: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:

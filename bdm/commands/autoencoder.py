@@ -60,7 +60,8 @@ def autoencoder(
 
 
 def best_step(history: "pd.DataFrame") -> str:
-    """Find the step whose network was kept: the one of the lowest validation loss, or the last."""
+    """Find the step of the last round whose network was kept: of the lowest validation loss, or the last."""
+    history = history[history["round"] == history["round"].iloc[-1]]
     last = int(history["step"].iloc[-1])
     if "validation" not in history:
         return f"all {last} steps"

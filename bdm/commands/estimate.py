@@ -101,6 +101,7 @@ def estimate_autoencoder(adata: ad.AnnData, settings: AutoencoderSettings, *, se
 
     seconds = seconds_of(run, settings.n_steps)
     if settings.sub_populations != "none":
+        seconds += Seconds(0, seconds.most)  # it is trained a second time if types have sub-populations
         divided = replace(short, n_steps=1, sub_populations=settings.sub_populations)
         with_them = timed(partial(fit_autoencoder, adata, divided, seed=seed, device=device))
         seconds += Seconds.of(*(with_them - timed(partial(run, 1))).clip(min=0))

@@ -13,8 +13,9 @@ from torch import Tensor
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows_of_population
 from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MOST, PopulationCells, fit_gaining
+from bdm.autoencoder.search import GroupLatents, parts_of_group
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, TypeLatents, prefixes_of, sub_populations_of
+from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings
@@ -68,9 +69,9 @@ def find_populations(
     latent = encode(cells, autoencoder.with_type(cell_type, decoder))
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
-    sampled = TypeLatents.of(cell_type, mean, scale, seed=seed)
-    prefix = prefixes_of([cell_type], taken)[cell_type]
-    found = sub_populations_of(sampled, prefix, settings, seed=seed)
+    part = parts_of_group(GroupLatents.of(cell_type, mean, scale), settings, seed=seed)
+    prefix, smallest = prefixes_of([cell_type], taken)[cell_type], settings.min_cells_per_sub_population
+    found = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)
     if not len(found):
         return NewType(decoder, found)
     cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])
