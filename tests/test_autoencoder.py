@@ -14,7 +14,7 @@ from bdm.arrays import to_tensor
 from bdm.autoencoder import fit, fit_adapters
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
-from bdm.autoencoder.fit import FittedAutoencoder, Objective, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.fit import FittedAutoencoder, Objective, divide, fit_autoencoder, with_sub_populations
 from bdm.autoencoder.network import (
     MEMORY,
     TYPE_DISPERSION_SCALE,
@@ -31,6 +31,7 @@ from bdm.autoencoder.storage import (
     table_from_json,
     table_to_json,
 )
+from bdm.checkpoint import Checkpoint
 from bdm.checksums import write_checksummed_json
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
@@ -651,20 +652,33 @@ def test_no_validation_cells(prepared):
     assert list(fitted(cells).history) == ["round", "step", "loss"]
 
 
+def test_both_rounds_of_training_resume(prepared, tmp_path, caplog):
+    checkpoint, settings = (
+        Checkpoint(tmp_path / "point", "identity", seconds=0),
+        AutoencoderSettings(n_latent=4, n_steps=20),
+    )
+    first = fit_autoencoder(prepared, settings, seed=0, device="cpu", checkpoint=checkpoint)
+    assert {path.name for path in tmp_path.iterdir()} == {"point", "point.populations"}
+    with caplog.at_level("INFO"):
+        again = fit_autoencoder(prepared, settings, seed=0, device="cpu", checkpoint=checkpoint)
+    assert caplog.text.count("continues from step 20") == 2
+    assert first.history.equals(again.history)
+    assert all(
+        torch.equal(value, again.network.state_dict()[name]) for name, value in first.network.state_dict().items()
+    )
+
+
 @pytest.mark.parametrize("number", ["none", "2"])
 def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
     cells = prepared[prepared.obs["split"] == "train"].copy()
-    found = fitted(cells, n_steps=2)
-    settings = AutoencoderSettings(n_latent=4, sub_populations=number)
-    empty = cells[:0].copy()
-    objective = Objective(cells, empty, cells.n_obs, found.cell_types, found.batches, settings, 0)
-    shared = CountAutoencoder(AutoencoderShape(cells.n_vars, len(found.cell_types), 4)).eval()
-    before = cells.copy()
-    _, divided, named = with_sub_populations(shared, objective)
-    pd.testing.assert_frame_equal(cells.obs, before.obs)
+    objective = Objective.of_types(cells, AutoencoderSettings(n_latent=4, sub_populations=number), seed=0)
+    cell_types, before = objective.division.names, objective.training.copy()
+    shared = CountAutoencoder(AutoencoderShape(cells.n_vars, len(cell_types), 4)).eval()
+    _, divided, named = with_sub_populations(shared, objective, divide(shared, objective), cell_types)
+    pd.testing.assert_frame_equal(objective.training.obs, before.obs)
     names = set(named.obs["sub_population"])
-    assert names == set().union(*map(divided.populations_of, found.cell_types))
-    assert (len(names) > len(found.cell_types)) == (number == "2")
+    assert names == set().union(*map(divided.populations_of, cell_types))
+    assert (len(names) > len(cell_types)) == (number == "2")
 
 
 def test_sampled_rows_are_of_all_cells_and_of_each_type():

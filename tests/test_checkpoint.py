@@ -120,7 +120,10 @@ def test_checkpoint_comes_back(checkpoint):
 def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     with checkpoint_beside(tmp_path / "model", seconds=1, seed=0) as checkpoint:
         checkpoint.write(Progress())
+        checkpoint.of_part("populations").write(Progress(step=3))
+        assert checkpoint.of_part("populations").read().step == 3
         assert checkpoint.path.parent == tmp_path
+        assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.iterdir())
     stopped = checkpoint_beside(tmp_path / "model", seconds=1, seed=0)
     stopped.__enter__().write(Progress())
