@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import reduce
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,7 @@ from bdm.arrays import matrix_power
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.held_out import TENSORS, HeldOut, held_out_mask
-from bdm.diffusion.populations import MERGED, BranchPopulations
+from bdm.diffusion.populations import MERGED, BranchPopulations, principal_axes
 from bdm.diffusion.sampler import TreeWalk
 from bdm.diffusion.solver import dpm_solver, noise_levels
 from bdm.diffusion.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
@@ -49,8 +48,8 @@ def denoiser() -> BranchedDenoiser:
 
 def leaves(mean: Tensor, covariance: Tensor) -> BranchPopulations:
     """Populations of branches that are not below each other."""
-    normals = [BranchPopulations.of_leaf(Normal(*normal)) for normal in zip(mean, covariance, strict=True)]
-    return reduce(BranchPopulations.joined, normals)
+    axes, variance = principal_axes(covariance)
+    return replace(BranchPopulations.unset(*mean.shape), mean=mean, axes=axes, variance=variance)
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.5, 2.0, 300.0])

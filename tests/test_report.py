@@ -327,6 +327,9 @@ def test_commands_of_the_report_can_be_parsed(results, tmp_path):
 
     given = replace(results, model=replace(results.model, hierarchy=replace(results.model.hierarchy, given=True)))
     assert " --tree tree.nwk" in "".join(commands(given))
+    labelled = replace(results, record=results.record | {"labels": "my labels.csv"})
+    assert " --labels 'my labels.csv' " in commands(labelled)[0]
+    assert " --n-bootstrap 5 " in commands(results)[2]
     for line in [*commands(results), *commands(given)]:
         _, name, *arguments = shlex.split(line)
         typer.main.get_command(app).commands[name].make_context(name, arguments)

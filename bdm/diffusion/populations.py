@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.mixtures import Mixture, denoised_by_mixture, log_densities
-from bdm.latent.moments import Normal, PopulationMoments
+from bdm.latent.moments import PopulationMoments
 
 MERGED = 3.0  # from so many times its spread on, the cells of a branch count as one normal
 
@@ -78,13 +78,6 @@ class BranchPopulations:
             torch.tensor([math.inf if parent is None else merging_level(parent, merged) for parent in parents]),
             below,
         )
-
-    @classmethod
-    def of_leaf(cls, normal: Normal) -> BranchPopulations:
-        """Give one branch, without others below it, a normal."""
-        axes, variance = principal_axes(normal.covariance[None])
-        alone = cls.unset(1, len(normal.mean))
-        return cls(normal.mean[None], axes, variance, alone.log_weight, alone.lower, alone.upper, alone.below)
 
     def joined(self, other: BranchPopulations) -> BranchPopulations:
         """Add branches that are in no mixture of the others."""

@@ -21,19 +21,26 @@ from bdm.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class Attached:
-    """Where a new cell type leaves the hierarchy of a model, and its branches from there down.
+    """Where a cell type or population is in the hierarchy of a model, and its branches from there down.
 
     Attributes
     ----------
+    attachment
+        Where a new cell type leaves the hierarchy; None for an updated population, which stays where it is.
     support
         Share of resamples of its cells that leave the same branch; None without resamples.
     tree
         A leaf, or the clade of its populations, with the support of its inner nodes.
     """
 
-    attachment: AttachmentPoint
+    attachment: AttachmentPoint | None
     support: float | None
     tree: Hierarchy
+
+    @property
+    def neighbour(self) -> str:
+        """Known branch that it leaves or replaces."""
+        return self.tree.root.name if self.attachment is None else self.attachment.branch
 
 
 def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
@@ -122,8 +129,8 @@ def fitted_below(
     return Hierarchy(tuple(fitted), sigma_max=level, threshold=model.hierarchy.threshold)
 
 
-def updated_leaf(model: BranchedModel, population: str, n_cells: int) -> Hierarchy:
-    """Hierarchy of the branch of a known population, down from where it is in the hierarchy of the model."""
+def attached_already(model: BranchedModel, population: str, *, n_cells: int) -> Attached:
+    """Find where a known population is in the hierarchy of a model, with the number of its cells that are new."""
     branch, segment = model.hierarchy.by_name[population], model.hierarchy.segment(population)
     leaf = Branch(population, None, 0.0, n_cells, cell_type=branch.cell_type)
-    return Hierarchy((leaf,), sigma_max=segment.high, threshold=model.hierarchy.threshold)
+    return Attached(None, None, Hierarchy((leaf,), sigma_max=segment.high, threshold=model.hierarchy.threshold))

@@ -16,12 +16,12 @@ from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_g
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.diffusion.populations import BranchPopulations
-from bdm.extension.attach import attached, distances, squared_distances, updated_leaf
+from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
-from bdm.extension.populations import cells_by_population, find_populations
+from bdm.extension.populations import NewType, cells_by_population, find_populations
 from bdm.hierarchy.means import MeasuredMeans
-from bdm.hierarchy.tree import Clade, Hierarchy
+from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.model.extension import Extension
@@ -134,22 +134,8 @@ def extend(
     encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))
     latent, moments = cells_and_moments(model, encoded)
     where = attached(model, latent, moments, n_bootstrap=settings.n_bootstrap, seed=seed)
-    neighbour = where.attachment.branch
-    extension = Extension(
-        cell_type=cell_type,
-        attachment=where.attachment,
-        support=where.support,
-        tree=where.tree,
-        adapters=found.adapters,
-        sub_populations=found.sub_populations,
-        moments=moments,
-        embeddings=fit_branches(model, latent, moments, where.tree, neighbour, settings.branch, seed=seed),
-        library_sizes=latent.library_size_range,
-        composition=composition_of(encoded.obs[encoded.obs["split"] != "test"]),
-        batches=batches or {},
-        provenance=provenance,
-    )
-    return checked(model, extension, latent, first, encoded.obs["sub_population"], cells, seed=seed)
+    fitted = Joining(cell_type, cells, encoded.obs, first, found, latent, moments, where)
+    return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
 
 
 @using_threads()
@@ -178,25 +164,41 @@ def update(
     decoder = fitted_decoder(first, fitted_cells, autoencoder, settings, least_gain=0, seed=seed)
     names = np.full(fitted_cells.n_obs, population)
     latent, moments = cells_and_moments(model, encode(fitted_cells, autoencoder.with_adapters(decoder), names))
-    composition = composition_of(cells.obs[cells.obs["split"] != "test"])
-    n_new = int(composition.to_numpy().sum())
+    n_new = int((cells.obs["split"] != "test").sum())
     n_cells = torch.tensor([int(model.composition.loc[population].sum()) + n_new])
-    moments, tree = replace(moments, weight=population_weight(n_cells).float()), updated_leaf(model, population, n_new)
-    extension = Extension(
-        cell_type=cell_type,
-        attachment=None,
-        support=None,
-        tree=tree,
-        adapters=decoder,
-        sub_populations=SubPopulations.none(autoencoder.network.shape.n_latent),
-        moments=moments,
-        embeddings=fit_branches(model, latent, moments, tree, population, settings.branch, seed=seed),
-        library_sizes=latent.library_size_range,
-        composition=composition,
-        batches=batches or {},
-        provenance=provenance,
-    )
-    return checked(model, extension, latent, first, cells.obs["sub_population"], cells, seed=seed)
+    moments = replace(moments, weight=population_weight(n_cells).float())
+    where = attached_already(model, population, n_cells=n_new)
+    undivided = NewType(decoder, SubPopulations.none(autoencoder.network.shape.n_latent))
+    fitted = Joining(cell_type, cells, cells.obs, first, undivided, latent, moments, where)
+    return joined(model, fitted, settings.branch, seed=seed, provenance=provenance, batches=batches or {})
+
+
+@dataclass(frozen=True)
+class Joining:
+    """A cell type or a known population that is ready to join a model.
+
+    Attributes
+    ----------
+    cells
+        Its prepared cells.
+    obs
+        Their ``obs``, with the population of each in ``sub_population``.
+    first
+        Decoder before the fit.
+    decoders
+        Type-specific decoders, and sub-populations.
+    latent, moments
+        Cells that the branches are fitted to, and the moments of their populations.
+    """
+
+    cell_type: str
+    cells: ad.AnnData
+    obs: pd.DataFrame
+    first: Adapters
+    decoders: NewType
+    latent: LatentCells
+    moments: PopulationMoments
+    where: Attached
 
 
 def fitted_decoder(
@@ -222,66 +224,61 @@ def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[Latent
     return latent, population_moments(latent, model.whitening)
 
 
-def checked(
+def joined(
     model: BranchedModel,
-    extension: Extension,
-    latent: LatentCells,
-    first: Adapters,
-    population: pd.Series,
-    cells: ad.AnnData,
+    fitted: Joining,
+    settings: DenoiserSettings,
     *,
     seed: int,
+    provenance: dict[str, Any],
+    batches: dict[str, torch.Tensor],
 ) -> FittedExtension:
-    """Extend a model, check the cells that it generates of the populations, and score held-out cells.
-
-    Parameters
-    ----------
-    latent
-        Cells that the extension was fitted to.
-    first
-        Decoder before the fit.
-    population
-        Population of each cell.
-    cells
-        Prepared cells of the type or population.
-    """
+    """Extend a model, check the cells that it generates of the populations, and score held-out cells."""
+    where, moments = fitted.where, fitted.moments
+    extension = Extension(
+        cell_type=fitted.cell_type,
+        attachment=where.attachment,
+        support=where.support,
+        tree=where.tree,
+        adapters=fitted.decoders.adapters,
+        sub_populations=fitted.decoders.sub_populations,
+        moments=moments,
+        embeddings=fit_branches(model, fitted, settings, seed=seed),
+        library_sizes=fitted.latent.library_size_range,
+        composition=composition_of(fitted.obs[fitted.obs["split"] != "test"]),
+        batches=batches,
+        provenance=provenance,
+    )
     grown = extended(model, extension)
-    check_collapse(grown.sampler(), latent, model.whitening, seed=seed)
-    network, batches = grown.autoencoder.network, grown.autoencoder.batches
-    split, chosen = held_out_rows(cells.obs)
-    held_out, names = cells[chosen], population.astype(str).to_numpy()[chosen]
-    before = likelihood(first.network(extension.name, network), held_out, batches, seed=seed)
+    check_collapse(grown.sampler(), fitted.latent, model.whitening, seed=seed)
+    network, names = grown.autoencoder.network, fitted.obs["sub_population"].astype(str).to_numpy()
+    split, chosen = held_out_rows(fitted.obs)
+    held_out, names = fitted.cells[chosen], names[chosen]
+    how: dict[str, Any] = {"batches": grown.autoencoder.batches, "seed": seed}
+    before = likelihood(fitted.first.network(extension.name, network), held_out, **how)
     after = np.empty(len(before))
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
-        after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], batches, seed=seed)
-    means, shift = MeasuredMeans.of(extension.moments), None
-    if extension.attachment is None:
+        after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], **how)
+    means, shift = MeasuredMeans.of(moments), None
+    if where.attachment is None:
         shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
     n_counts = float(held_out.X.sum() / held_out.n_obs)
     return FittedExtension(grown, extension, distances(model, means), shift, split, before, after, n_counts)
 
 
-def fit_branches(
-    model: BranchedModel,
-    latent: LatentCells,
-    moments: PopulationMoments,
-    tree: Hierarchy,
-    neighbour: str,
-    settings: DenoiserSettings,
-    *,
-    seed: int,
-) -> torch.Tensor:
+def fit_branches(model: BranchedModel, fitted: Joining, settings: DenoiserSettings, *, seed: int) -> torch.Tensor:
     """Fit the embeddings of the branches of a type or a population, from the embedding of a known branch.
 
     Where the known branch has no network, they have none, and their embeddings are not trained.
     """
+    tree, neighbour = fitted.where.tree, fitted.where.neighbour
     start = model.denoiser.branch.weight[model.hierarchy.denoiser_branches[neighbour]].detach().cpu()
     if not learned_on(model, neighbour):
         return start.repeat(len(tree.branches), 1)
-    populations = BranchPopulations.of(moments, tree)
+    populations = BranchPopulations.of(fitted.moments, tree)
     denoiser = with_branches(model.denoiser, populations, start.repeat(len(tree.branches), 1))
-    embeddings, _ = fit_embeddings(denoiser, latent, model.whitening, tree, settings, seed=seed)
+    embeddings, _ = fit_embeddings(denoiser, fitted.latent, model.whitening, tree, settings, seed=seed)
     return embeddings
 
 

@@ -18,7 +18,7 @@ from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.extend import ExtendSettings
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.latent.moments import Normal, PopulationMoments, Whitening, population_moments
+from bdm.latent.moments import PopulationMoments, Whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of, with_branches, with_more_cells
 from bdm.seeds import Minibatches, derive
 from bdm.settings import AutoencoderSettings, DenoiserSettings
@@ -115,9 +115,8 @@ def with_leaf(hierarchy: Hierarchy, cell_type: str, *, n_cells: int) -> Hierarch
 def with_leaf_branch(known: BranchedDenoiser, moments: PopulationMoments, hierarchy: Hierarchy) -> BranchedDenoiser:
     """Add a branch to a flat denoiser, with the embedding of the nearest type, and give all their present moments."""
     nearest = int((moments.mean[:-1] - moments.mean[-1]).norm(dim=1).argmin())
-    leaf = BranchPopulations.of_leaf(Normal(moments.mean[-1], moments.covariance[-1]))
     embedding = known.branch.weight[1 + nearest].detach()  # the root is first
-    denoiser = with_branches(known, leaf, embedding[None])
+    denoiser = with_branches(known, BranchPopulations.unset(1, known.shape.n_input), embedding[None])
     denoiser.set_populations(BranchPopulations.of(moments, hierarchy))
     return denoiser.requires_grad_(True)
 
