@@ -26,6 +26,7 @@ from scipy import sparse
 
 from bdm.cli import app
 from bdm.data.prepare import prepare
+from bdm.evaluation.cells import Cells
 from bdm.generation.generate import generated_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.files import read_tree, save_hierarchy
@@ -44,6 +45,7 @@ TRANSMUTED = CONFIG["transmute"]["datasets"]
 ANNOTATED = CONFIG["tree"]["datasets"]
 COARSE = CONFIG["coarse"]["datasets"]
 UNLABELLED = CONFIG["populations"]["datasets"]
+JUDGED = CONFIG["verdicts"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
@@ -109,9 +111,21 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
+    for name, dataset in {**JUDGED, **UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    targets = ["all", "atlas", "augment", "coarse", "extend", "many", "populations", "threshold", "transmute", "tree"]
+    targets = [
+        "all",
+        "atlas",
+        "augment",
+        "coarse",
+        "extend",
+        "many",
+        "populations",
+        "threshold",
+        "transmute",
+        "tree",
+        "verdicts",
+    ]
     return plan(folder, "--printshellcmds", "--config", f"data={cells}", "--", *targets)
 
 
@@ -125,11 +139,12 @@ def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = (len(DATASETS) + len(COARSE)) * len(SEEDS)
     n_transmuted = len(TRANSMUTED) * len(SEEDS)
-    prepared = {*UNLABELLED, *DATASETS, *TRANSMUTED, *ANNOTATED, *COARSE} - HELD_OUT.keys()
+    prepared = {*JUDGED, *UNLABELLED, *DATASETS, *TRANSMUTED, *ANNOTATED, *COARSE} - HELD_OUT.keys()
     prepared |= {dataset["of"] for dataset in HELD_OUT.values()}
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, len(prepared) * len(SEEDS)), planned
     assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
+    assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
@@ -172,7 +187,7 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "hold_out", "tree", "tree_table"),
-        *("many_cells", "many_table", "coarse_table", "populations", "populations_table"),
+        *("many_cells", "many_table", "coarse_table", "populations", "populations_table", "verdicts", "verdicts_table"),
         *("atlas", "atlas_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
@@ -989,3 +1004,39 @@ def test_costs_are_reported_by_number_of_cells(run_of_many, tmp_path):
     assert pd.read_csv(written[0]).groupby("n_cells")["seconds"].sum().to_dict() == {10: 75, 1000: 75}
     assert "| autoencoder | 11 | 11 |" in written[1].read_text()
     assert written[2].stat().st_size > 10_000
+
+
+def test_verdicts_on_real_cells_and_on_faulty_ones_are_counted(prepared_file, tmp_path):
+    found = tmp_path / "blood/0/verdicts.csv"
+    found.parent.mkdir(parents=True)
+    run("scripts/verdicts.py", prepared_file, found, "--n-splits", 1, "--n-faulty", 1, "--n-repeats", 1)
+    run("scripts/verdicts_table.py", tmp_path / "out.csv", tmp_path / "out.md", found)
+    verdicts = pd.read_csv(tmp_path / "out.csv")
+    script = load("scripts/verdicts.py")
+    assert set(verdicts["set"]) == {script.REAL, *script.FAULTS}
+    of_all = verdicts[verdicts["cell_type"] == script.ALL].set_index("set")["verdict"]
+    assert of_all[script.REAL] == "SAME"
+    excess = pd.read_csv(found).query("cell_type == @script.ALL").pivot(index="set", columns="score", values="excess")
+    assert excess["relative_energy"].idxmax() in ("shift by 0.8 SD", "sub-group missing", "overdispersed")
+    assert excess["memorisation"].idxmax() == "half are copies"
+    assert "| fault | 10 to 34 |" in (tmp_path / "out.md").read_text()
+
+
+def test_faulty_cells_have_the_fault_and_no_other():
+    script, rng = load("scripts/verdicts.py"), np.random.default_rng(0)
+    rates = np.exp(rng.normal(size=(3000, 1)) * np.linspace(-0.5, 0.5, 40))  # one axis of variation
+    counts = rng.poisson(5 * rates).astype(np.float32)
+    cells, training = (Cells(sparse.csr_matrix(part), np.repeat("a", len(part))) for part in np.split(counts, [1500]))
+    axis = script.main_axis(training.counts.toarray())
+    position = script.log_cp10k(cells.counts.toarray()) @ axis
+    for size in (0.2, 0.5, 0.8):
+        shifted = script.shift(size)(cells, training, np.random.default_rng(0))
+        moved = script.log_cp10k(shifted.counts.toarray()) @ axis
+        assert (moved.mean() - position.mean()) / position.std() == pytest.approx(size, abs=0.05)
+        assert len(shifted) == 600
+    noisy = script.FAULTS["overdispersed"](cells, training, np.random.default_rng(0)).counts.toarray()
+    assert noisy.mean() == pytest.approx(cells.counts.mean(), rel=0.01)
+    assert noisy.var() > 1.1 * cells.counts.toarray().var()
+    copied = script.FAULTS["half are copies"](cells, training, np.random.default_rng(0)).counts.toarray()
+    known = {row.tobytes() for row in training.counts.toarray()}
+    assert np.mean([row.tobytes() in known for row in copied]) == pytest.approx(0.5, abs=0.01)

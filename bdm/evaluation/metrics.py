@@ -62,7 +62,7 @@ class Agreement:
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.corrcoef(self.test, self.query)[0, 1])
 
-    def correlation_chance(self, *, independent: float = 1.0) -> float:
+    def correlation_chance(self, *, independent: float) -> float:
         """Compute the standard deviation of its difference from that of another set, by Fisher's transformation.
 
         Parameters

@@ -26,7 +26,9 @@ from bdm.evaluation.metrics import (
 )
 from bdm.evaluation.resampling import SizeLimits
 
-INDEPENDENT_MARKERS = 1 / 3  # of the markers of all types, as related types have the same (measured on real cells)
+# Share of markers whose fold changes are independent, measured on real cells: genes are correlated, and related types
+# have the same markers
+INDEPENDENT, INDEPENDENT_OF_ALL = 2 / 3, 1 / 3
 
 # Names of the scores in figures, on the report and in verdicts
 SCORE_NAMES = {
@@ -246,7 +248,7 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
         **distances(comparison, of_query, of_test),
         slope=changes.slope if changes else np.nan,
         fold_change_correlation=changes.correlation if changes else np.nan,
-        fold_change_correlation_chance=changes.correlation_chance() if changes else np.nan,
+        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT) if changes else np.nan,
         f1=f1,
     )
 
@@ -332,7 +334,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
         gene_auc=auc(*by_genes),
         slope=changes.slope,
         fold_change_correlation=changes.correlation,
-        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT_MARKERS),
+        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT_OF_ALL),
         f1=means["f1"],
         mean_correlation=genes.mean.correlation,
         mean_rmse=genes.mean.rmse,

@@ -13,8 +13,9 @@ TRANSMUTED = config["transmute"]["datasets"]
 ANNOTATED = config["tree"]["datasets"]
 COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].items()}
 UNLABELLED = config["populations"]["datasets"]
+JUDGED = config["verdicts"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
-DESCRIBED = UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
+DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 

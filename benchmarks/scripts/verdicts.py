@@ -11,6 +11,7 @@ from scipy import sparse
 from bdm.data.prepare import gene_names, read_prepared
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.verdict import Verdict
 from bdm.files import atomic_write
@@ -19,7 +20,9 @@ from bdm.settings import EvaluationSettings
 
 ALL = "all cells"
 REAL = "real cells"
-SHARES = {"train": 0.5, "generated": 0.3, "test": 0.2}  # of the cells of each type
+SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of the cells of each type
+SLOPES = np.linspace(-2, 8, 101)  # of log weights along the main axis
+NO_PROPERTIES = SizeLimits(properties=100)  # few cells, as verdicts do not depend on properties
 Fault = Callable[[Cells, Cells, np.random.Generator], Cells]
 
 
@@ -71,12 +74,18 @@ def main_axis(counts: np.ndarray) -> np.ndarray:
 
 
 def shift(size: float) -> Fault:
-    """Move ``log1p(CP10k)`` of the cells of a type along its main axis by some standard deviations, but not below 0."""
+    """Choose two of five cells of each type, so that their mean along its main axis moves by some standard deviations.
+
+    Cells are drawn with weights that increase exponentially along the axis, which shifts a normal distribution.
+    """
 
     def shifted(counts: np.ndarray, training: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        axis, expression = main_axis(training), log_cp10k(counts)
-        moved = np.maximum(expression + size * (expression @ axis).std() * axis, 0)
-        return np.expm1(moved) * counts.sum(axis=1, keepdims=True) / 1e4
+        position = log_cp10k(counts) @ main_axis(training)
+        position = (position - position.mean()) / max(position.std(), 1e-9)
+        noise, n_cells = generator.gumbel(size=len(counts)), max(2 * len(counts) // 5, 2)
+        chosen = [np.argsort(-(slope * position + noise))[:n_cells] for slope in SLOPES]
+        sizes = [position[rows].mean() for rows in chosen]
+        return counts[chosen[np.argmin(np.abs(np.array(sizes) - size))]]
 
     return by_type(shifted)
 
@@ -111,7 +120,7 @@ def mislabelled(cells: Cells, training: Cells, generator: np.random.Generator) -
 FAULTS: dict[str, Fault] = {
     "shift by 0.2 SD": shift(0.2),
     "shift by 0.5 SD": shift(0.5),
-    "shift by 1 SD": shift(1.0),
+    "shift by 0.8 SD": shift(0.8),
     "overdispersed": by_type(overdispersed),
     "sub-group missing": by_type(without_sub_group),
     "a tenth mislabelled": mislabelled,
@@ -153,7 +162,7 @@ def main(
             name: fault(parts["generated"], parts["train"], generator) for name, fault in faults.items()
         }
         real = RealCells(parts["train"], parts["test"], gene_names(adata))
-        evaluation = evaluate(real, sets, settings, seed=int(generator.integers(2**31)))
+        evaluation = evaluate(real, sets, settings, size_limits=NO_PROPERTIES, seed=int(generator.integers(2**31)))
         tables += [findings(evaluation, name).assign(split=split) for name in sets]
     with atomic_write(out) as path:
         pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
