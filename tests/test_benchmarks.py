@@ -1040,3 +1040,20 @@ def test_faulty_cells_have_the_fault_and_no_other():
     copied = script.FAULTS["half are copies"](cells, training, np.random.default_rng(0)).counts.toarray()
     known = {row.tobytes() for row in training.counts.toarray()}
     assert np.mean([row.tobytes() in known for row in copied]) == pytest.approx(0.5, abs=0.01)
+
+
+def test_decoders_gain_nothing_where_the_shared_one_is_true(trained, prepared_file, tmp_path):
+    run("scripts/gains.py", prepared_file, trained / "autoencoder", tmp_path / "gains.csv", "--n-repeats", 1)
+    gains = pd.read_csv(tmp_path / "gains.csv")
+    assert set(gains["n_train"]) == {60, 300}
+    assert gains["test"].mean() < 2 * gains["test_error"].mean()
+    assert (gains["kept"] == (gains["validation"] >= 0)).all()
+
+
+def test_posteriors_without_covariances_change_those_of_populations_little(trained, prepared_file, tmp_path):
+    run("scripts/posterior.py", prepared_file, trained / "autoencoder", tmp_path / "posterior.csv")
+    table = pd.read_csv(tmp_path / "posterior.csv")
+    assert table["of_posterior"].between(0, 0.6).all()
+    assert (table["of_population"] < table["of_posterior"]).all()
+    assert (table["smallest_ratio"] <= 1).all()
+    assert (table["largest_ratio"] >= 1).all()

@@ -6,8 +6,8 @@ rule verdicts_run:
     log:
         "results/{data}/{seed}/logs/verdicts.log",
     params:
-        n_splits=config["verdicts"]["n_splits"],
-        n_faulty=config["verdicts"]["n_faulty"],
+        n_splits=lambda wildcards: JUDGED[wildcards.data]["n_splits"],
+        n_faulty=lambda wildcards: JUDGED[wildcards.data]["n_faulty"],
     shell:
         "python {SCRIPTS}/verdicts.py {input.cells} {output.findings}"
         " --n-splits {params.n_splits}"
