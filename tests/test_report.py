@@ -322,6 +322,11 @@ def test_page_explains_how_many_cells_a_verdict_needs(page):
     assert f"A type with fewer than {LIMITS.min_cells} test cells, or fewer generated ones, gets no verdict" in text
 
 
+def test_energy_distance_has_its_standard_error(page, results):
+    error = results.evaluation.overall.loc["relative_energy_error", "branched"]
+    assert f"± {error:.3f}" in text_of(page)
+
+
 def test_commands_of_the_report_can_be_parsed(results, tmp_path):
     import typer
 

@@ -46,10 +46,10 @@ def test_only_what_is_worse_than_the_floor_counts(name):
 
 def test_few_cells_give_no_verdict():
     poor, bad = worse("relative_energy", 0.015), worse("relative_energy", 5.0)
-    grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 34, 35)}
-    assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 34: Grade.SAME, 35: Grade.SAME}
-    assert verdict(IDEAL, IDEAL, n_cells=34).text == "no difference seen in few cells"
-    assert verdict(IDEAL, IDEAL, n_cells=35).text == "cannot be distinguished from real cells"
+    grades = {n: verdict(IDEAL, IDEAL, n_cells=n).grade for n in (4, 9, 10, 59, 60)}
+    assert grades == {4: Grade.UNKNOWN, 9: Grade.UNKNOWN, 10: Grade.SAME, 59: Grade.SAME, 60: Grade.SAME}
+    assert verdict(IDEAL, IDEAL, n_cells=59).text == "no difference seen in few cells"
+    assert verdict(IDEAL, IDEAL, n_cells=60).text == "cannot be distinguished from real cells"
     small = [verdict(poor, IDEAL, n_cells=n).grade for n in (5, 9, 10, 100)]
     assert small == [Grade.UNKNOWN] * 2 + [Grade.SAME, Grade.NEAR]  # chance gives as much to ten cells
     assert [verdict(bad, IDEAL, n_cells=n).grade for n in (0, 5, 9, 10)] == [Grade.UNKNOWN] * 3 + [Grade.DIFFERS]
@@ -57,6 +57,13 @@ def test_few_cells_give_no_verdict():
     # chance gives such an AUC to ten cells, not to a thousand
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=10).grade == Grade.SAME
     assert verdict(worse("forest_auc", 0.2), IDEAL, n_cells=1000).grade == Grade.DIFFERS
+
+
+@pytest.mark.parametrize("name", ["relative_energy", "forest_auc", "gene_auc"])
+def test_many_cells_are_enough_to_see_a_medium_difference(name):
+    limit = LIMITS.by_score[name]
+    assert limit.by_chance(LIMITS.many_cells).largest(LIMITS.level) <= 1.05 * limit.near
+    assert limit.by_chance(LIMITS.many_cells // 2).largest(LIMITS.level) > limit.near
 
 
 @pytest.mark.parametrize("name", LIMITS.by_score)

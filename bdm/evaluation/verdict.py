@@ -83,7 +83,7 @@ class Limits:
     memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
     level: float = 0.01
     min_cells: int = 10
-    many_cells: int = 35
+    many_cells: int = 60
 
     @property
     def by_score(self) -> dict[str, Limit]:
@@ -181,7 +181,7 @@ def verdict(
     A verdict needs ten test cells, and as many generated cells; with fewer there is none, whatever the scores are.
     Either limit is extended by what chance alone gives to real cells, which is more for fewer cells. So the same scores
     never get a better verdict with more cells. A score for which chance gives more than its second limit can only show
-    that cells differ. With fewer than 35 cells, where a classifier would miss a medium difference, cells without an
+    that cells differ. With fewer than 60 cells, where a medium difference can be missed, cells without an
     excess show no difference in few cells, and are not called like real ones.
 
     Parameters

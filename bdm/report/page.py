@@ -243,13 +243,14 @@ def types(results: Results) -> list[dict[str, Any]]:
 
 
 def scores(results: Results) -> list[dict[str, Any]]:
-    """Rows of the table of the scores of the verdict, with the values of its limits."""
+    """Rows of the table of the scores of the verdict, with standard errors, if known, and the values of its limits."""
     rows = []
     for finding in results.verdict.findings:
         values = results.evaluation.overall.loc[finding.score]
         scale = plots.Scale.of([*values, *plots.limits_of([finding])])
         reach = {name: plots.limit_of(finding, getattr(finding, name)) for name in ("same", "near")}
-        rows.append({"finding": finding, "strip": plots.strip(values, scale, finding=finding), **reach})
+        error = results.evaluation.overall[GENERATED].get(f"{finding.score}_error")
+        rows.append({"finding": finding, "error": error, "strip": plots.strip(values, scale, finding=finding), **reach})
     return rows
 
 
