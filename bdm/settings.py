@@ -72,6 +72,23 @@ class InputKeys(StageSettings):
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedKeys(InputKeys):
+    """Where an AnnData keeps what an evaluation needs; None where that is as in the data of the model, or as usual."""
+
+    label_key: Annotated[
+        str | None, "Column of `obs` with the cell type.", Unset("as in the model's data; without a model, cell_type")
+    ] = None
+    batch_key: Annotated[
+        str | None, "Column of `obs` with the batch.", Unset("as in the model's data; without a model, batch if any")
+    ] = None
+    counts: Annotated[
+        str | None,
+        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.",
+        Unset("as in the model's data; without a model, X"),
+    ] = None
+
+
 # ---- stages
 
 

@@ -189,6 +189,27 @@ def test_recipe_of_clusters_runs(example_cells, tmp_path, monkeypatch):
     assert prepared.obs["cell_type"].nunique() > 2
 
 
+def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/any_simulator.md"
+    first, *commands = [line.removeprefix("bdm ") for line in code_lines(page) if line.startswith("bdm ")]
+    assert first == "example cells.h5ad"
+    example_cells.write_h5ad("cells.h5ad")
+    divide, simulate, show = [content for language, content in fenced(page) if language == "python"]
+    found: dict = {}
+    for content in (divide, simulate):
+        exec(compile(content, page.name, "exec"), found)
+    [command] = commands
+    assert bdm(*shlex.split(command), "--n-repeats=1", "--max-cells-per-type=20")[0] == 0
+    exec(compile(show, page.name, "exec"), found)
+    evaluation = found["evaluation"]
+    assert evaluation.overall.loc["memorisation", "copies"] > 0.9
+    table = evaluation.properties.query("by == 'all'").set_index(["set", "property"])
+    excess = (table["value"] - table["floor"])["branched"]
+    assert excess[["mean", "variance", "zero_fraction"]].max() < 0.05
+    assert excess[["library_size", "cell_zero_fraction", "clustering"]].min() > 0.05
+
+
 def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()

@@ -975,7 +975,7 @@ def with_other_type(adata):
     ("file", "change", "message"),
     [
         ("generated", without_gene, "lacks the genes"),
-        ("prepared", without_gene, "has, beyond the prepared data, the genes"),
+        ("prepared", without_gene, "has, beyond the real cells, the genes"),
         ("generated", without_type, "lacks cells of the types Dendritic"),
         ("prepared", without_type, "lacks cells of the types Dendritic"),
         ("generated", with_other_type, "lacks cells of the types Dendritic"),

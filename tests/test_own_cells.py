@@ -365,7 +365,7 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     unused = [("--test-cells", "held_out.h5ad"), ("--label-key", "annotation"), ("--counts", "X")]
     for option in unused:
         with pytest.raises(InputError, match="is used with a model only; give `model=` too"):
-            command("evaluate", "cells.h5ad", "other", "generated_own.h5ad", *option)
+            command("evaluate-transmuted", "cells.h5ad", "other", "generated_own.h5ad", *option)
 
 
 def test_keys_name_what_is_there():

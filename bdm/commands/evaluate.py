@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Compare, OfModel, OutFolder, TestCells
+from bdm.commands.options import Compare, HeldOutCells, OfModel, OutFolder
 from bdm.errors import InputError
-from bdm.settings import EvaluationSettings, InputKeys, Seed
+from bdm.settings import EvaluatedKeys, EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)
 
@@ -18,34 +18,38 @@ def evaluate(
     cells: Annotated[
         Path,
         typer.Argument(
-            help="Cells that the model was fitted on, and test cells: made by bdm prepare; with --model, any.",
+            help="Training cells, and test cells, which the column split of obs marks by test: made by bdm prepare, or "
+            "any; with --model, the cells that the model was fitted on.",
             show_default=False,
         ),
     ],
     out: OutFolder,
     generated: Annotated[
-        Path, typer.Argument(help="Generated cells (.h5ad), named branched in tables.", show_default=False)
+        Path, typer.Argument(help="Generated cells of any method, named branched in tables.", show_default=False)
     ],
     *,
     compare: Compare = None,
     model: OfModel = None,
-    test_cells: TestCells = None,
-    keys: InputKeys,
+    test_cells: HeldOutCells = None,
+    keys: EvaluatedKeys,
     settings: EvaluationSettings,
     seed: Seed = 0,
 ) -> Summary:
-    """Compare generated cells with held-out test cells, and with real training cells as the floor.
+    """Compare generated cells, of bdm or any other method, with held-out test cells, and with the floor.
 
     Cells are sampled, and at most 20,000 of a set are compared at a time; evaluation.json has the numbers of each type.
 
     Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --model model/ --compare flat=flat.h5ad
 
+    Example: bdm evaluate train.h5ad evaluation simulated.h5ad --test-cells test.h5ad --label-key annotation
+
     Example: bdm evaluate cells.h5ad evaluation generated.h5ad --model model/ --test-cells held_out.h5ad
     """
     from dataclasses import replace
 
-    from bdm.evaluation.cells import read_generated, read_real_cells, set_name
+    from bdm.evaluation.cells import set_name
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
+    from bdm.evaluation.read import read_generated, read_real_cells
     from bdm.evaluation.results import score_table, verdict_lines
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_real_cells_for
@@ -53,16 +57,15 @@ def evaluate(
     from bdm.model.populations import populations_by
     from bdm.plotting.write import write_figures
 
-    check_used(model, test_cells, keys)
     files = named_files(generated, compare or [])
     with atomic_write(out, folder_of="evaluation.json") as folder:
-        loaded = None if model is None else load_model(model)
-        if loaded is None:
-            real, batch_key, populations = read_real_cells(cells, on_disk=True), None, None
+        if model is None:
+            real, populations = read_real_cells(cells, test_cells, keys, on_disk=True), None
         else:
-            real = read_real_cells_for(loaded, cells, test_cells, keys)
-            batch_key, populations = loaded.preparation["batch_key"], populations_by(loaded)
-        sets = {name: read_generated(file, real, on_disk=True, batch_key=batch_key) for name, file in files.items()}
+            loaded = load_model(model)
+            real, populations = read_real_cells_for(loaded, cells, test_cells, keys), populations_by(loaded)
+            keys = EvaluatedKeys(batch_key=loaded.preparation["batch_key"])  # of what bdm generates
+        sets = {name: read_generated(file, real, keys, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         evaluation = replace(evaluation, provenance=evaluation.provenance | {"sha256": hashes})

@@ -40,7 +40,8 @@ def evaluate_transmuted(
     """
     from dataclasses import replace
 
-    from bdm.evaluation.cells import read_counts, read_real_cells
+    from bdm.evaluation.cells import read_counts
+    from bdm.evaluation.read import read_real_cells
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
@@ -58,15 +59,8 @@ def evaluate_transmuted(
             before = read_fitted_cells(cells, loaded, keys)
             real = real_cells_for(loaded, before, test_cells, keys)
         read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-        new_types = {file.to for file in read.values()}
-        if len(new_types) > 1:
-            raise InputError(
-                f"Cells were transmuted to different types ({', '.join(sorted(new_types))}); evaluate one type at a "
-                "time."
-            )
-        evaluation = evaluate_transmutation(
-            real, {name: file.cells for name, file in read.items()}, new_types.pop(), seed=seed
-        )
+        to = one_type({file.to for file in read.values()})
+        evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         records = {name: file.record for name, file in read.items()}
         record = {**evaluation.provenance, "sha256": hashes, "transmuted": records}
@@ -75,3 +69,12 @@ def evaluate_transmuted(
         write_figures(folder, evaluation)
     logger.info(summary(evaluation))
     return Summary((out,))
+
+
+def one_type(new_types: set[str]) -> str:
+    """Return the type that all cells were transmuted to, and reject several."""
+    if len(new_types) > 1:
+        raise InputError(
+            f"Cells were transmuted to different types ({', '.join(sorted(new_types))}); evaluate one type at a time."
+        )
+    return new_types.pop()

@@ -216,6 +216,10 @@ TestCells = Annotated[
     Path | None,
     typer.Option(help="Test cells, which the model was not fitted on; needs --model.", show_default=False),
 ]
+HeldOutCells = Annotated[
+    Path | None,
+    typer.Option(help="Test cells, which no method was fitted on, in a file of their own.", show_default=False),
+]
 Compare = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,7 +16,6 @@ from scipy import sparse
 
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.matrix import take_cells, to_row_storage
-from bdm.data.prepare import gene_names
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
@@ -224,6 +223,8 @@ class StoredCells(TypedCells):
         Indices of the cells in the file.
     genes
         Names of the genes, in the order of the real cells.
+    place
+        Where raw counts are needed, for messages.
     """
 
     path: Path
@@ -232,14 +233,13 @@ class StoredCells(TypedCells):
     genes: pd.Index
     cell_type: np.ndarray
     batch: np.ndarray | None = None
+    place: str = "X"
 
     @classmethod
-    def from_anndata(
-        cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, *, batch_key: str | None = None
-    ) -> StoredCells:
-        """Take types from ``obs['cell_type']``, and batches from ``obs[batch_key]`` or ``obs['batch']``, if any."""
+    def from_anndata(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
+        """Take types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
         obs = adata.obs.iloc[rows]
-        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs, batch_key, "batch"))
+        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs, "batch"))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows = self.rows[index]
@@ -249,23 +249,23 @@ class StoredCells(TypedCells):
 
     def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read the counts of cells by their indices in the file."""
-        return sparse.csr_matrix(checked(take_cells(self.adata, rows), self.path)[:, self.genes].X)
+        return sparse.csr_matrix(checked(take_cells(self.adata, rows), self.path, self.place)[:, self.genes].X)
 
     def in_memory(self) -> Cells:
         """Read all cells."""
         return self[np.arange(len(self))]
 
 
-def checked(adata: AnnData, path: Path) -> AnnData:
+def checked(adata: AnnData, path: Path, place: str = "X") -> AnnData:
     """Reject cells without raw counts, and return counts and ``obs`` alone."""
     if problem := first_fault(adata):
-        raise InputError(f"{path} has {problem}; raw counts are needed in X.")
+        raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
     return as_counts(adata)
 
 
 @dataclass(frozen=True)
 class RealCells:
-    """Prepared cells: the cells of the fit (training and validation), and held-out test cells."""
+    """Real cells: the cells that a model was fitted to (training and validation), and held-out test cells."""
 
     training: TypedCells
     test: TypedCells
@@ -275,66 +275,6 @@ class RealCells:
     def genes(self) -> pd.Index:
         """Names of the genes, as the data have them."""
         return self.names.index
-
-
-def read_real_cells(path: Path, *, on_disk: bool = False, names: GeneNames | None = None) -> RealCells:
-    """Read prepared cells.
-
-    Parameters
-    ----------
-    on_disk
-        Leave the counts in the file until they are needed, and check only the needed ones.
-    names
-        Genes to read, with their symbols; all genes of the file if not given.
-
-    Raises
-    ------
-    InputError
-        If the file was not made by ``bdm prepare``, or has too few test cells.
-    """
-    adata = open_counts(path, columns=("cell_type", "split"))
-    is_test = (adata.obs["split"] == "test").to_numpy()
-    if not is_test.any():
-        raise InputError(f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0.")
-    names = names or gene_names(adata)
-    training, test = (
-        StoredCells.from_anndata(path, adata, np.flatnonzero(rows), names.index) for rows in (~is_test, is_test)
-    )
-    lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
-    if len(lone):
-        logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
-    check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
-    if on_disk:
-        return RealCells(training, test, names)
-    return RealCells(training.in_memory(), test.in_memory(), names)
-
-
-def read_generated(path: Path, real: RealCells, *, on_disk: bool = False, batch_key: str | None = None) -> TypedCells:
-    """Read cells to evaluate, with genes in the order of the real cells.
-
-    Parameters
-    ----------
-    on_disk
-        Leave the counts in the file until they are needed, and check only the needed ones.
-    batch_key
-        Column of ``obs`` with the batches; ``batch`` if not given.
-
-    Raises
-    ------
-    InputError
-        If genes or types differ from those of the real cells, or too few cells can be compared.
-    """
-    adata = open_counts(path, columns=("cell_type",))
-    check_genes(adata.var_names, real.genes, path)
-    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, batch_key=batch_key)
-    unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
-    if len(unknown):
-        raise InputError(
-            f"{path} has cells of types that the prepared data lack: {subset_of_names(unknown)}; "
-            "use the same names of types."
-        )
-    check_number(cells.n_by_type, real.test.n_by_type, str(path))
-    return cells if on_disk else cells.in_memory()
 
 
 def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
@@ -361,12 +301,12 @@ def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:
     """Reject cells of other genes than the real ones."""
     for problem, names in {
         "lacks": expected.difference(genes),
-        "has, beyond the prepared data,": genes.difference(expected),
+        "has, beyond the real cells,": genes.difference(expected),
         "repeats": genes[genes.duplicated()],
     }.items():
         if len(names):
             raise InputError(
-                f"{path} {problem} the genes {subset_of_names(names)}; it needs the genes of the prepared data."
+                f"{path} {problem} the genes {subset_of_names(names)}; it needs the genes of the real cells."
             )
 
 

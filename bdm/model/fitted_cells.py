@@ -13,14 +13,14 @@ from bdm.data.matrix import UnreadableError, to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, RealCells, check_number, read_real_cells
+from bdm.evaluation.cells import Cells, RealCells, check_number
+from bdm.evaluation.held_out import check_held_out
+from bdm.evaluation.read import read_real_cells
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
-
-FEWEST_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
 
 
 def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
@@ -172,40 +172,3 @@ def real_cells_for(
         check_held_out(test, training, other.obs_names, prepared.obs_names[~is_test])
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
-
-
-def check_held_out(test: Cells, training: Cells, test_names: pd.Index, training_names: pd.Index) -> None:
-    """Reject test cells if most of them are training cells by their counts, and warn if some are, or by their names.
-
-    Parameters
-    ----------
-    test_names, training_names
-        Names of the cells; names of cells that are not in ``test`` have no effect.
-    """
-    enough = test.n_detected >= FEWEST_GENES
-    same = np.isin(fingerprints(test), fingerprints(training)) & enough
-    n_same, n_test = int(same.sum()), len(test)
-    if n_same > n_test / 2:
-        raise InputError(
-            f"{n_same} of {n_test} test cells have the counts of training cells; give cells that the model was not "
-            "fitted on."
-        )
-    if n_same:
-        logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
-        return
-    n_named = int(test_names.isin(training_names).sum())
-    if n_named:
-        logger.warning(
-            "%d of %d test cells have the names of training cells, though other counts; make sure that the model was "
-            "not fitted on them.",
-            n_named,
-            len(test_names),
-        )
-
-
-def fingerprints(cells: Cells) -> np.ndarray:
-    """Hash the counts of each cell; equal for equal counts."""
-    counts = cells.counts.sorted_indices()
-    rng = np.random.default_rng(0)
-    weights = rng.integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)
-    return counts.astype(np.uint64) @ weights

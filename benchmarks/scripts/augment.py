@@ -17,7 +17,8 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from bdm.evaluation.cells import Cells, read_generated, read_real_cells
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.files import atomic_write
 from bdm.seeds import derive, numpy_generator
 

@@ -9,7 +9,8 @@ from extend_strategies import EXTENSION, Settings, extended_models, starting_mod
 from train_subset import cells_of_types
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import Cells, read_generated, read_real_cells
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.files import atomic_write
 from bdm.settings import AutoencoderSettings, DenoiserSettings, EvaluationSettings
 

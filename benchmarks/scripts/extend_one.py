@@ -10,7 +10,8 @@ from extend_strategies import BEFORE, EXTENSION, FLAT_BEFORE, Settings, extended
 from train_subset import cells_of_types
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import Cells, read_real_cells
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.read import read_real_cells
 from bdm.files import atomic_write
 from bdm.settings import AutoencoderSettings, DenoiserSettings, EvaluationSettings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 from extend_score import scores_by_set, types_by_size
 
-from bdm.evaluation.cells import read_generated, read_real_cells
+from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.files import atomic_write
 from bdm.settings import EvaluationSettings
 

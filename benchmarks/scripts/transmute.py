@@ -10,7 +10,8 @@ from transmutations import strategies
 
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, read_real_cells
+from bdm.evaluation.cells import Cells
+from bdm.evaluation.read import read_real_cells
 from bdm.files import atomic_write
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import InputKeys

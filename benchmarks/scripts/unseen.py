@@ -13,8 +13,9 @@ from train_subset import cells_of_types, encoded, fit_model_of
 from transmute import pairs_of, transmuted
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells, read_real_cells
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells
 from bdm.evaluation.metrics import Agreement
+from bdm.evaluation.read import read_real_cells
 from bdm.files import atomic_write
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, InputKeys

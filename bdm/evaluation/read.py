@@ -1,0 +1,199 @@
+"""Real cells and generated cells of any origin, read from files by the columns and layers that users name."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.data.columns import as_text, is_missing
+from bdm.data.counts import count_slots, find_counts
+from bdm.data.matrix import UnreadableError, to_row_storage
+from bdm.data.prepare import gene_names, is_prepared
+from bdm.data.read import read_cells
+from bdm.data.symbols import GeneNames, symbol_column
+from bdm.errors import InputError
+from bdm.evaluation.cells import (
+    FEWEST_OF_TYPE,
+    RealCells,
+    StoredCells,
+    TypedCells,
+    check_genes,
+    check_number,
+    subset_of_names,
+)
+from bdm.evaluation.held_out import check_held_out
+from bdm.settings import InputKeys
+
+logger = logging.getLogger(__name__)
+
+USUAL = InputKeys()  # columns cell_type and batch, and counts in X
+
+
+def read_real_cells(
+    path: Path,
+    test_path: Path | None = None,
+    keys: InputKeys = USUAL,
+    *,
+    on_disk: bool = False,
+    names: GeneNames | None = None,
+) -> RealCells:
+    """Read training cells and test cells.
+
+    Parameters
+    ----------
+    path
+        Prepared cells, or others with the column ``split`` in ``obs``, which is ``test`` for test cells and anything
+        else for training cells.
+    test_path
+        Other test cells, with the same genes. Without the column ``split``, all cells of ``path`` are training cells.
+    keys
+        Columns with the cell types and batches, ``cell_type`` and ``batch`` if not given, and where the counts are, in
+        ``X`` if not given; of both files.
+    on_disk
+        Leave the counts in the file until they are needed, and check only the needed ones.
+    names
+        Genes to read, with their symbols; all genes of the file if not given.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, there are too few test cells, or most of them are training cells.
+    """
+    adata, place = open_cells(path, keys)
+    if names is None:
+        names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
+    is_test = find_test_cells(adata, path, needed=test_path is None)
+    training = stored(path, adata, np.flatnonzero(~is_test), names.index, place)
+    if test_path is None:
+        test = stored(path, adata, np.flatnonzero(is_test), names.index, place)
+    else:
+        other, place_of_other = open_cells(test_path, keys)
+        check_genes(other.var_names, names.index, test_path)
+        test = stored(test_path, other, np.arange(other.n_obs), names.index, place_of_other)
+        try:
+            check_held_out(test, training, other.obs_names, adata.obs_names[~is_test])
+        except UnreadableError:
+            raise
+        except InputError as error:
+            raise InputError(f"{test_path}: {error}") from error
+    lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
+    if len(lone):
+        logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
+    check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")
+    if on_disk:
+        return RealCells(training, test, names)
+    return RealCells(training.in_memory(), test.in_memory(), names)
+
+
+def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_disk: bool = False) -> TypedCells:
+    """Read cells to evaluate, with genes in the order of the real cells.
+
+    Parameters
+    ----------
+    keys
+        Columns and counts as in the real cells; where the file has none of this name, ``cell_type``, ``batch`` and
+        ``X``.
+    on_disk
+        Leave the counts in the file until they are needed, and check only the needed ones.
+
+    Raises
+    ------
+    InputError
+        If genes or types differ from those of the real cells, or too few cells can be compared.
+    """
+    adata, place = open_cells(path, keys, strict=False)
+    check_genes(adata.var_names, real.genes, path)
+    cells = stored(path, adata, np.arange(adata.n_obs), real.genes, place)
+    unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
+    if len(unknown):
+        raise InputError(
+            f"{path} has cells of types that the real cells lack: {subset_of_names(unknown)}; use the same names of "
+            "types."
+        )
+    check_number(cells.n_by_type, real.test.n_by_type, str(path))
+    return cells if on_disk else cells.in_memory()
+
+
+def stored(path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place: str) -> StoredCells:
+    """Select cells of a file, by their indices."""
+    obs = adata.obs.iloc[rows]
+    batch = obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
+    return StoredCells(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch, place)
+
+
+def open_cells(path: Path, keys: InputKeys, *, strict: bool = True) -> tuple[AnnData, str]:
+    """Leave counts on disk, unchecked, where rows can be read from it.
+
+    Parameters
+    ----------
+    strict
+        Require what ``keys`` name, rather than use ``cell_type``, ``batch`` and ``X`` in its place.
+
+    Returns
+    -------
+    Cells with counts in ``X`` and the columns ``cell_type`` and, if there are batches, ``batch``; and where the counts
+    were.
+    """
+    adata = read_cells(path, on_disk=True)
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()]
+        raise InputError(f"{path} repeats the genes {subset_of_names(repeated)}; make their names unique.")
+    slots = count_slots(adata)
+    name = keys.counts or "X"
+    if name not in slots and name != "auto" and not strict:
+        name = "X"
+    if name == "auto":
+        try:
+            cells = find_counts(adata)[0]
+        except UnreadableError:
+            raise
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    elif name in slots:
+        cells = slots[name]
+    else:
+        raise InputError(f"{path} has no counts in {name!r}; name where they are by `counts=` ({', '.join(slots)}).")
+    obs = adata.obs.copy(deep=False)
+    obs["cell_type"] = column_of(obs, path, keys.label_key, "cell_type", strict=strict, remedy="`label_key=`")
+    if "batch" in obs or keys.batch_key in obs or (keys.batch_key and strict):
+        obs["batch"] = column_of(obs, path, keys.batch_key, "batch", strict=strict, remedy="`batch_key=`")
+    opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
+    return opened, "X, or in a layer that `counts=` names" if name == "X" else name
+
+
+def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, strict: bool, remedy: str) -> pd.Series:
+    """Return a column of ``obs`` as text, by the name that the user gives, or else by its usual name."""
+    name = key if key is not None and (strict or key in obs) else usual
+    if name not in obs:
+        there = ", ".join(map(str, obs)) or "none"
+        raise InputError(f"{path} has no column {name!r} in obs; name another by {remedy} (there are: {there}).")
+    column = as_text(obs[name])
+    missing = is_missing(column)
+    if missing.any():
+        raise InputError(
+            f"{path} has no value in obs[{name!r}] for {missing.sum()} of {len(obs)} cells, for example "
+            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
+        )
+    return column
+
+
+def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
+    """Mask of the test cells by the column ``split``; with other test cells, these are no training cells either."""
+    if "split" not in adata.obs:
+        if needed:
+            raise InputError(
+                f"{path} has no column 'split' in obs, which is 'test' for test cells; add it, or give test cells by "
+                "`test_cells=`."
+            )
+        return np.zeros(adata.n_obs, dtype=bool)
+    is_test = (adata.obs["split"].astype(str) == "test").to_numpy()
+    if needed and not is_test.any():
+        raise InputError(
+            f"{path} has no test cells to evaluate by; prepare the data with `test=` above 0, or give test cells by "
+            "`test_cells=`."
+        )
+    return np.asarray(is_test)
