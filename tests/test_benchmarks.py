@@ -1057,3 +1057,16 @@ def test_posteriors_without_covariances_change_those_of_populations_little(train
     assert (table["of_population"] < table["of_posterior"]).all()
     assert (table["smallest_ratio"] <= 1).all()
     assert (table["largest_ratio"] >= 1).all()
+
+
+def test_larger_shifts_are_detected_with_enough_cells():
+    script, rng = load("scripts/shifts.py"), np.random.default_rng(0)
+    profile = rng.gamma(1, 3, size=60)
+    counts = rng.poisson(profile * np.exp(rng.normal(size=(220, 1)) * np.linspace(-0.6, 0.6, 60)))
+    cells = Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat("a", 220))
+    table = script.grades(cells, "data", n_draws=6, seed=0)
+    assert set(table["n_cells"]) == {35, 100}
+    found = (table["grade"] != "SAME").groupby([table["shift"], table["n_cells"]]).mean().unstack()
+    assert found.loc[0.0].max() <= 0.2
+    assert found.loc[0.8, 100] == 1
+    assert script.overview(table).loc[0.8, 100].startswith("100 (")

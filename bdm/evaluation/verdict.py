@@ -66,7 +66,7 @@ class Limits:
     ----------
     level
         Probability with which chance makes a score of real cells worse than allowed. With it, the worst of all scores
-        together is wrong about real cells in one of twenty sets (``benchmarks/scripts/verdicts.py``).
+        together is wrong about real cells in fewer than one of twenty sets (``benchmarks/scripts/verdicts.py``).
     min_cells, many_cells
         Fewest compared cells of a verdict, and the number from which on they are not few.
 
