@@ -115,8 +115,6 @@ def find_parts(
         If the settings ask for more parts than the cells of any group allow.
     """
     part = np.zeros(len(mean), dtype=np.int64)
-    if settings.sub_populations == "none":
-        return part
     check_enough_cells(torch.bincount(group, minlength=len(names)), names, settings)
 
     def cells_of_groups() -> Iterator[tuple[Tensor, GroupLatents]]:
@@ -163,7 +161,7 @@ def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: 
     if isinstance(settings.sub_populations, int):
         most = min(settings.sub_populations, n_cells // smallest)
     one_population = np.zeros(len(cells.mean), dtype=np.int64)
-    if most < 2 or not (sampled.mean.std(axis=0) > 0).any():
+    if settings.sub_populations == "none" or most < 2 or not (sampled.mean.std(axis=0) > 0).any():
         return one_population
     axes, generator = Axes.of(sampled), numpy_generator(seed, "posteriors", cells.name)
     draws = [axes(sampled.mean + sampled.scale * generator.standard_normal(sampled.mean.shape)) for _ in range(N_DRAWS)]
