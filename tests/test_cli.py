@@ -514,7 +514,7 @@ BAD = {
     "plot-tree: folder": ("plot-tree autoencoder OUT.png", "autoencoder"),
     "plot-tree: ending": ("plot-tree tree.json OUT.xyz", "OUT.xyz"),
     "train: other JSON": ("train autoencoder other.json OUT", "hierarchy"),
-    "train: tree of other types": ("train autoencoder small.json OUT", "have different types"),
+    "train: tree of other types": ("train autoencoder small.json OUT", "have different populations"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "other content"),
     "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", "n_steps is 0, but must be at least 1."),
     "train: learning rate": ("train autoencoder tree.json OUT --learning-rate nan", "but must be a finite number."),

@@ -87,7 +87,7 @@ def test_p_values_within_one_population_are_uniform(inputs):
     contrast = contrast_within(inputs, "one")
     naive = real_differences(inputs.test, real_expression(inputs.test), (contrast,))[contrast.child].p
     assert (naive < 0.05).mean() > 0.05 + 5 * STANDARD_ERROR
-    assert kstest(naive, "uniform").pvalue < 0.001
+    assert kstest(naive, "uniform").pvalue < 0.01
     p = differences_in_half(inputs, "one").p
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=3 * STANDARD_ERROR)
     assert kstest(p, "uniform").pvalue > 0.01
@@ -97,7 +97,7 @@ def test_p_values_within_one_population_are_uniform(inputs):
 def test_planted_differences_between_sub_populations_are_found(inputs):
     found = differences_in_half(inputs, "several")
     significant = found.p_adjusted < 0.05
-    assert significant[PLANTED].mean() > 0.8
+    assert significant[PLANTED].mean() >= 0.8
     assert np.delete(significant, PLANTED).mean() < 0.01
     changes = found.fold_change.log2[PLANTED]
     assert len({*np.sign(changes[::2])}) == len({*np.sign(changes[1::2])}) == 1
