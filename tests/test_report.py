@@ -143,7 +143,7 @@ def many(results) -> Results:
         name="many",
         cells=obs,
         model=replace(
-            results.model, hierarchy=hierarchy, moments=replace(results.model.moments, cell_types=tuple(names))
+            results.model, hierarchy=hierarchy, moments=replace(results.model.moments, populations=tuple(names))
         ),
         evaluation=evaluation,
         interpretation={"branch_genes": pd.DataFrame(rows)},
