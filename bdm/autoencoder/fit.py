@@ -44,6 +44,8 @@ class FittedAutoencoder:
 
     Attributes
     ----------
+    history
+        Losses by ``round`` and ``step``; there is a second round where cell types have sub-populations.
     likelihood
         Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`; of training cells where there
         are none.
