@@ -47,7 +47,7 @@ class FittedAutoencoder:
     history
         Losses by ``round`` and ``step``; there is a second round where cell types have sub-populations.
     likelihood
-        Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_by_type`; of training cells where there
+        Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_bound_by_type`; of training cells where there
         are none.
     sub_populations
         Sub-populations of the types that have several; in the network, they follow the types.
@@ -291,7 +291,7 @@ def with_sub_populations(
     of_types = count_members(types, objective.division, len(cell_types))
     labels = network.mean_of_types(of_types)
     found = SubPopulations.none(network.shape.n_latent)
-    population, means, codes = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), [], types.clone()
+    population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), []
     divided = [code for code in range(len(cell_types)) if len(finer.code[types == code].unique()) > 1]
     for code in divided:
         of_type, name = (types == code).numpy(), cell_types[code]
@@ -300,13 +300,13 @@ def with_sub_populations(
         more = classify(name, mean, finer.code[of_type].numpy(), prefix=prefixes[name], smallest=fewest)
         if len(more):
             population[of_type], means_of_type = more.divide(name, mean, scale, labels.prior_mean[code])
-            codes[of_type] = len(cell_types) + len(found) + more.assign(name, mean)
             found = found.joined(more)
             means.append(means_of_type)
     cells = ad.AnnData(cells.X, cells.obs.assign(sub_population=population.astype(str)), cells.var)
     if not means:
         return labels, found, cells
-    of_parts = count_members(codes, objective.division, len(cell_types) + len(found))[len(cell_types) :]
+    rows = (*cell_types, *found.names)
+    of_parts = count_members(_rows_of(cells, rows), objective.division, len(rows))[len(cell_types) :]
     dispersions = network.mean_of_types(torch.cat([of_types, of_parts])).type_dispersion
     return labels.with_types(torch.cat([labels.prior_mean, *means]), dispersions), found, cells
 
@@ -342,12 +342,16 @@ def _bounds_by_type(
     """Mean evidence lower bound of cells by type, each with the decoder of its population."""
     batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
-    populations = to_tensor(pd.Index(rows).get_indexer(population).astype(np.int64))
-    bound = evidence_lower_bounds(network, cells, populations, batch_codes(cells, batches), seed=seed)
+    bound = evidence_lower_bounds(network, cells, _rows_of(cells, rows), batch_codes(cells, batches), seed=seed)
     for name in adapters:
         of_population = np.flatnonzero(population == name)
         bound[of_population] = likelihood(adapters.network(name, network), cells[of_population], batches, seed=seed)
     return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)
+
+
+def _rows_of(cells: ad.AnnData, rows: tuple[str, ...]) -> Tensor:
+    """Index of each cell's population among the rows of a network."""
+    return to_tensor(pd.Index(rows).get_indexer(cells.obs["sub_population"].astype(str)).astype(np.int64))
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import peer
 import scvi
 import torch
 from scipy import sparse
-from scvi_prior import decoded
+from scvi_prior import decoded, train_into
 
-from bdm.files import atomic_write
 from bdm.seeds import derive
 
 UNLABELLED = "no label"  # scANVI needs a name for it, though all cells have labels
@@ -29,9 +28,7 @@ def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int =
     scvi.settings.seed = seed
     scvi.model.SCANVI.setup_anndata(adata, labels_key="cell_type", unlabeled_category=UNLABELLED)
     network = scvi.model.SCANVI(adata, n_layers=2, n_latent=30, gene_likelihood="nb")
-    network.train(max_epochs=epochs, enable_progress_bar=False)
-    with atomic_write(model, folder_of="model.pt") as folder:
-        network.save(folder, save_anndata=True)
+    train_into(model, network, epochs=epochs)
 
 
 def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:

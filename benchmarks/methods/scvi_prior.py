@@ -24,7 +24,11 @@ def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int =
     adata = peer.training_cells(prepared)
     scvi.settings.seed = seed
     scvi.model.SCVI.setup_anndata(adata, batch_key="cell_type")
-    network = scvi.model.SCVI(adata)
+    train_into(model, scvi.model.SCVI(adata), epochs=epochs)
+
+
+def train_into(model: Path, network: scvi.model.SCVI | scvi.model.SCANVI, *, epochs: int | None) -> None:
+    """Train a network, and write it into the folder of the model."""
     network.train(max_epochs=epochs, enable_progress_bar=False)
     with atomic_write(model, folder_of="model.pt") as folder:
         network.save(folder, save_anndata=True)
@@ -45,7 +49,12 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
 
 @torch.no_grad()
 def decoded(
-    network: scvi.model.SCVI, z: torch.Tensor, cell_type: str, rng: np.random.Generator, *, batch: int
+    network: scvi.model.SCVI | scvi.model.SCANVI,
+    z: torch.Tensor,
+    cell_type: str,
+    rng: np.random.Generator,
+    *,
+    batch: int,
 ) -> np.ndarray:
     """Draw counts of cells of one type from their latents, with library sizes of training cells: cells x genes."""
     training = network.adata[network.adata.obs["cell_type"] == cell_type]
