@@ -58,6 +58,8 @@ class Loop:
         Looks at the validation loss in a row without a lower one after which training ends; None for all steps.
     untrained
         Validation loss without training, which a lower one has to be below.
+    n_taken
+        Steps after which training ends, by the learning rates of ``n_steps``; None for all.
     shown
         Whether progress is shown.
     """
@@ -72,7 +74,13 @@ class Loop:
     validate_every: int = 100
     patience: int | None = None
     untrained: float = math.inf
+    n_taken: int | None = None
     shown: bool = True
+
+    @property
+    def last(self) -> int:
+        """Number of the last step."""
+        return self.n_steps if self.n_taken is None else self.n_taken
 
 
 def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
@@ -256,22 +264,22 @@ def _run(
     loop, now, writes = training.loop, training.now, training.device.is_global_zero
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
     shown: dict[str, Any] = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
-    for _ in progress(range(now.step, loop.n_steps), start=now.step, total=loop.n_steps, **shown):
+    for _ in progress(range(now.step, loop.last), start=now.step, total=loop.last, **shown):
         if gains_nothing(now, loop):
             break
         stopped = training.step(stop)
-        if now.step % loop.validate_every == 0 or now.step == loop.n_steps:
+        if now.step % loop.validate_every == 0 or now.step == loop.last:
             look(now, training.averaged.module, loop, validation)
             logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
             if checkpoint:
                 training.keep()
                 training.good = copy.deepcopy(now)
-        ended = now.step == loop.n_steps or gains_nothing(now, loop)
+        ended = now.step == loop.last or gains_nothing(now, loop)
         if checkpoint and writes and (stopped or timer.due() or ended):
             training.keep()
             checkpoint.write(now)
         if stopped:
-            raise Interrupted(f"Stopped after step {now.step} of {loop.n_steps}; the same command goes on from there.")
+            raise Interrupted(f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.")
 
 
 def gains_nothing(now: Progress, loop: Loop) -> bool:

@@ -164,7 +164,7 @@ def test_outputs_are_complete(made):
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
     assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
     branches = pd.read_csv(folder / "model" / "branches.csv")
-    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "kept"]
+    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
     hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
     assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 
@@ -274,15 +274,24 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     assert output["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
 
 
+NOWHERE = "validation cells do not gain by it on any branch, so cells are sampled in closed form"
+
+
 @pytest.mark.parametrize(
-    ("n_cells", "kept", "expected"),
+    ("n_cells", "gain", "kept", "expected"),
     [
-        ([5, 5, 0], [True, False, False], "kept on 1 of 2 branches, where validation cells gain by it"),
-        ([5, 5], [False] * 2, "validation cells gain nothing by it on any branch, so cells are sampled in closed form"),
+        ([5, 5, 0], [4, 1, np.nan], [True, False, False], "kept on 1 of 2 branches, where validation cells gain by it"),
+        (
+            [5, 5, 0],
+            [-1, 3.04, np.nan],
+            [False] * 3,
+            f"{NOWHERE} (largest gain 3.0 standard errors, least to keep it 3.5)",
+        ),
+        ([0, 0], [np.nan] * 2, [False] * 2, NOWHERE),
     ],
 )
-def test_summary_of_training_shows_where_the_network_is_kept(n_cells, kept, expected):
-    assert where_kept(pd.DataFrame({"n_cells": n_cells, "kept": kept})) == expected
+def test_summary_of_training_shows_where_the_network_is_kept(n_cells, gain, kept, expected):
+    assert where_kept(pd.DataFrame({"n_cells": n_cells, "gain": gain, "least_gain": 3.5, "kept": kept})) == expected
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):

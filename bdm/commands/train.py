@@ -71,11 +71,18 @@ def train(
 
 
 def where_kept(branches: "pd.DataFrame") -> str:
-    """Describe on which branches the network of a denoiser is kept."""
+    """Describe on which branches the network of a denoiser is kept, or the largest gain and the least to keep it."""
     n_kept, n_tested = int(branches["kept"].sum()), int((branches["n_cells"] > 0).sum())
-    if not n_kept:
-        return "validation cells gain nothing by it on any branch, so cells are sampled in closed form"
-    return f"kept on {n_kept} of {n_tested} branches, where validation cells gain by it"
+    if n_kept:
+        return f"kept on {n_kept} of {n_tested} branches, where validation cells gain by it"
+    nowhere = "validation cells do not gain by it on any branch, so cells are sampled in closed form"
+    tested = branches.dropna(subset=["gain", "least_gain"])
+    if tested.empty:
+        return nowhere
+    largest = tested.loc[tested["gain"].idxmax()]
+    return (
+        f"{nowhere} (largest gain {largest['gain']:.1f} standard errors, least to keep it {largest['least_gain']:.1f})"
+    )
 
 
 def fit_and_save(

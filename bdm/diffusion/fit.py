@@ -1,9 +1,9 @@
 """Training of the denoiser on cells at random noise levels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,7 +16,7 @@ from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sam
 from bdm.diffusion.populations import BranchPopulations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import PopulationMoments, Whitening
+from bdm.latent.moments import PopulationMoments, Whitening, population_moments
 from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
@@ -34,7 +34,7 @@ class FittedDenoiser:
     ----------
     history
         Table of ``step``, ``loss``, and the mean loss of held-out cells: ``validation`` with the network on the
-        branches where it would be kept, and ``closed_form`` without.
+        branches where it would be kept, and ``closed_form`` without; of the training that decides where.
     branches
         Table of branches by ``branch``, with the columns of :class:`bdm.diffusion.held_out.Comparison`.
     """
@@ -60,12 +60,16 @@ def fit_denoiser(
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells that are drawn from their posteriors, and keep what validates.
 
-    A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells are
-    not trained on: training ends early where they gain nothing more, and the network is kept on the branches where
-    their loss is lower than by the closed form.
+    A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells
+    decide on which branches the network is kept: where their loss is lower with it than by the closed form. Neither the
+    network nor the closed form has seen them in this comparison, and training ends early where they gain nothing more.
+    Then the closed form has the moments of all cells; a network that is kept on any branch is trained once more, from
+    the start, on all cells, for the number of steps that was best for the held-out cells.
 
     Parameters
     ----------
+    moments
+        Of all cells.
     validation
         Whether each cell is a validation cell; a tenth of the cells is held out where none is.
     device
@@ -77,34 +81,58 @@ def fit_denoiser(
         Class of the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     """
     workers = fabric(device)
-    network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
     chosen = held_out_mask(cells, validation, seed=seed)
+    seen = (~chosen).nonzero().squeeze(1)
+    of_seen = population_moments(cells.subset(seen), whitening)
+    network = initial_denoiser(of_seen, hierarchy, settings, seed=seed, denoiser=denoiser)
     held_out, with_other_noise = (
         HeldOut.of(cells, chosen, whitening, hierarchy, network, settings, seed=derive(seed, part)).to(workers.device)
         for part in ("training", "decision")
     )
-    loss = MinibatchLoss(cells, (~chosen).nonzero().squeeze(1), whitening, hierarchy, settings, workers)
-    loop = Loop(
+    loss = MinibatchLoss(cells, seen, whitening, hierarchy, settings, workers)
+    loop = training_loop(settings, workers, seed=seed, patience=settings.patience, untrained=held_out.closed_form)
+    history = train(network, loss, loop, by_group=loss.by_population, validation=held_out.loss, checkpoint=checkpoint)
+    # These cells have chosen the step, which favours the network; the noise that did would favour it more
+    comparison = with_other_noise.compare(network, n_looks=len(history))
+    kept = torch.from_numpy(comparison.by_branch["kept"].to_numpy())
+    if kept.any():
+        loss = replace(loss, trained=torch.arange(len(cells.population)))
+        network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
+        train_again(network, loss, best_step(history, held_out.closed_form), seed=seed, checkpoint=checkpoint)
+    else:
+        network.set_populations(BranchPopulations.of(moments, hierarchy))
+    network.learned.copy_(kept)
+    branches = comparison.by_branch
+    branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
+    return FittedDenoiser(network.eval(), history.assign(closed_form=held_out.closed_form), branches)
+
+
+def training_loop(settings: DenoiserSettings, workers: "Fabric", *, seed: int, **more: Any) -> Loop:
+    """Make the loop in which the denoiser is trained; ``more`` are fields of :class:`bdm.training.Loop`."""
+    return Loop(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
         device=workers,
         what="the denoiser",
         averaging=settings.averaging,
-        patience=settings.patience,
-        untrained=held_out.closed_form,
+        **more,
     )
 
-    def validate(averaged: nn.Module) -> float:
-        return held_out.compare(cast(BranchedDenoiser, averaged)).loss
 
-    history = train(network, loss, loop, by_group=loss.by_population, validation=validate, checkpoint=checkpoint)
-    # The step is the best one for the first noise, which would favour the network
-    comparison = with_other_noise.compare(network)
-    network.learned.copy_(torch.from_numpy(comparison.by_branch["kept"].to_numpy()))
-    branches = comparison.by_branch
-    branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
-    return FittedDenoiser(network.eval(), history.assign(closed_form=held_out.closed_form), branches)
+def train_again(
+    network: BranchedDenoiser, loss: "MinibatchLoss", n_steps: int, *, seed: int, checkpoint: Checkpoint | None = None
+) -> None:
+    """Train a denoiser in place for so many steps, with the learning rates of the training that has chosen them."""
+    loop = training_loop(loss.settings, loss.workers, seed=seed, n_taken=n_steps)
+    part = checkpoint.of_part("all-cells") if checkpoint else None
+    train(network, loss, loop, by_group=loss.by_population, checkpoint=part)
+
+
+def best_step(history: pd.DataFrame, untrained: float) -> int:
+    """Step of the network that training gives: the one with the lowest validation loss, or the last if none gains."""
+    best = history["validation"].idxmin()
+    return int(history["step"][best if history["validation"][best] < untrained else history.index[-1]])
 
 
 @dataclass(frozen=True, eq=False)

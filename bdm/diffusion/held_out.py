@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import t
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
@@ -22,6 +23,7 @@ N_HELD_OUT = 10_000  # most cells that are compared
 N_DRAWS, MOST_DRAWS, FEWEST_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
 SHARE = 0.1  # of cells that are held out where there are no validation cells
 LEVEL = 0.025  # probability with which the network is kept on any branch where it gains nothing
+FEWEST_CELLS = 30  # of a branch; among fewer, the rare cells that a network harms may be missing
 TENSORS = ("x", "noised", "sigma", "branch", "closed")
 BLOCK = 4096  # draws that are denoised together
 
@@ -119,15 +121,28 @@ class HeldOut:
         remainder = [denoiser.remainder(self.noised[at], self.sigma[at], self.branch[at]) for at in blocks]
         return _losses(self.closed + torch.cat([self.x[:0], *remainder]), self.x, self.sigma)
 
-    def compare(self, denoiser: BranchedDenoiser) -> Comparison:
-        """Compare the network of a denoiser with the closed form on each of its branches."""
+    def loss(self, denoiser: nn.Module) -> float:
+        """Mean loss with the network of a denoiser on the branches where it would be kept."""
+        return self.compare(cast(BranchedDenoiser, denoiser)).loss
+
+    def compare(self, denoiser: BranchedDenoiser, *, n_looks: int = 1) -> Comparison:
+        """Compare the network of a denoiser with the closed form on each of its branches.
+
+        Parameters
+        ----------
+        n_looks
+            Number of states of the network among which these cells have chosen this one.
+        """
         closed, network = _losses(self.closed, self.x, self.sigma), self.losses(denoiser)
         branch = self.branch.cpu().numpy()
         of_branch = [np.flatnonzero(branch == number) for number in range(denoiser.shape.n_branches)]
         rows = [_paired(closed[on], network[on], self.cell[on], self.weight[on]) for on in of_branch]
         table = pd.DataFrame(rows)
         n_cells = table["n_cells"].to_numpy()
-        table["kept"] = table["gain"] > t.isf(LEVEL / max((n_cells > 1).sum(), 1), np.maximum(n_cells - 1, 1))
+        enough = n_cells >= FEWEST_CELLS
+        level = LEVEL / max(enough.sum() * n_looks, 1)
+        table["least_gain"] = np.where(enough, t.isf(level, np.maximum(n_cells - 1, 1)), np.nan)
+        table["kept"] = table["gain"] > table["least_gain"]
         with_kept = np.where(table["kept"].to_numpy()[branch], network, closed)
         return Comparison(table, float(np.average(with_kept, weights=self.weight)))
 
@@ -141,9 +156,9 @@ class Comparison:
     by_branch
         Table of the denoiser's branches: ``n_cells``, held-out cells with noise of the branch's levels; their mean loss
         by the ``closed_form`` and with the ``network``; the ``gain`` of the network in standard errors of the
-        difference, paired by cell; and whether the network is ``kept``: where the gain is above 2 standard errors, or
-        with more branches or few cells so much more that chance keeps it somewhere in one of 40 fits (t test with
-        Bonferroni's correction).
+        difference, paired by cell; and whether the network is ``kept``: where the gain is above ``least_gain``, 2
+        standard errors, and with more branches and looks so much more that chance keeps it somewhere in one of 40
+        fits (t test with Bonferroni's correction); NaN, and never kept, with fewer than ``FEWEST_CELLS``.
     loss
         Mean loss of all with the network on the branches where it is kept.
     """

@@ -62,6 +62,11 @@ class LatentCells:
         """Number of cells of each population."""
         return torch.bincount(self.population, minlength=len(self.populations))
 
+    def subset(self, index: Tensor) -> "LatentCells":
+        """Choose the cells ``index``."""
+        of_cells = (self.mean[index], self.scale[index], self.population[index])
+        return LatentCells(*of_cells, self.populations, self.labels)
+
     def sample(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Sample y of the cells ``index`` from their posteriors, len(index) x dimensions."""
         noise = torch.randn(len(index), self.mean.shape[1], generator=generator)
