@@ -18,9 +18,10 @@ from bdm.files import atomic_write
 from bdm.fitted_model import FittedModel, computing, type_names
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import match_leaves
+from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.model import load_model, save_model
+from bdm.model.model import load_model
 from bdm.provenance import provenance
 from bdm.settings import InputKeys, PrepareSettings, Settings
 from bdm.text import counted, listed
@@ -28,6 +29,7 @@ from bdm.threads import using_threads
 from bdm.training import fabric
 
 if TYPE_CHECKING:
+    from bdm.evaluation.results import Evaluation
     from bdm.extension.extend import FittedExtension
 
 
@@ -209,9 +211,26 @@ class BranchedDiffusion(FittedModel):
         return self
 
     def save(self, path: Path | str) -> None:
-        """Write the model as a folder of safetensors and JSON."""
+        """Write the model as a folder of safetensors and JSON, with its card in ``README.md``."""
         with atomic_write(Path(path), folder_of="model.json") as folder:
-            save_model(folder, self.model)
+            save_with_card(folder, self.model)
+
+    def card(self, evaluation: "Evaluation | None" = None, *, license: str | None = None) -> str:
+        """Write the card of the model, as Markdown with the metadata of Hugging Face.
+
+        Parameters
+        ----------
+        evaluation
+            Evaluation of its generated cells, whose scores are shown with the floor's.
+        license
+            License of the data, in place of ``settings.prepare.license``.
+
+        Raises
+        ------
+        InputError
+            If the evaluation has no generated cells, or the model is not fitted.
+        """
+        return model_card(self.model, evaluation=evaluation, license=license)
 
     @classmethod
     def load(

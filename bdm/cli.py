@@ -11,6 +11,7 @@ import typer
 from bdm import __version__
 from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, command_with_summary
+from bdm.commands.card import card
 from bdm.commands.evaluate import evaluate
 from bdm.commands.evaluate_transmuted import evaluate_transmuted
 from bdm.commands.example import example
@@ -34,6 +35,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
+    "Share": {card: False},
 }
 
 app = typer.Typer(

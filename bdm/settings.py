@@ -50,6 +50,7 @@ UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on the
 MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
+License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
 
 
@@ -124,6 +125,8 @@ class PrepareSettings(StageSettings):
         Types of fewer cells are left out; at least one cell for each part of the split.
     validation, test
         Fractions of cells, by type.
+    license
+        License of the data, which the card of a model shows.
     """
 
     section: ClassVar[str] = "prepare"
@@ -176,6 +179,7 @@ class PrepareSettings(StageSettings):
         "Fraction of cells that are held out, for the evaluation of generated cells.",
         Key(bounds=(Gt(0), Lt(1))),
     ] = 0.2
+    license: Annotated[License, Key("dataset")] = None
     seed: Annotated[Seed, Key(absent=True)] = 0
 
     def __post_init__(self) -> None:

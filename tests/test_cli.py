@@ -146,7 +146,8 @@ def test_same_seed_same_cells(made):
     assert (one.X != two.X).nnz == 0
     assert (one.obsm["latent"] == two.obsm["latent"]).all()
     assert one.obs.equals(two.obs)
-    assert (made[0] / "tree.json").read_bytes() == (made[1] / "tree.json").read_bytes()
+    for name in ("tree.json", "model/README.md"):
+        assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
     parts = ("autoencoder", "denoiser", "adapters", "sub_populations", "space")
     for name in (f"{part}.safetensors" for part in parts):
         assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()

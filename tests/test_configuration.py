@@ -55,6 +55,7 @@ CHANGES = {
     "dataset/batch_key": ("donor", both(PREPARE, EXTEND)),
     "dataset/labels": ("labels.csv", both(PREPARE, EXTEND)),
     "dataset/counts": ("cell_type", both(PREPARE, EXTEND)),
+    "dataset/license": ("cc-by-4.0", both(PREPARE, EXTEND)),
     "prepare/genes": ("all", both(PREPARE, EXTEND)),
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),

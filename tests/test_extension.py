@@ -557,6 +557,7 @@ def test_command_extends_reports_and_joins(folder, bdm):
     report = ExtensionReport.load(folder / "report")
     np.testing.assert_allclose(report.extensions["gain"], tables["extensions"]["gain"], rtol=1e-5)
     assert report.hierarchy == load_model(folder / "extended").hierarchy
+    assert model_checksum(folder / "extended") in (folder / "extended/README.md").read_text()
     assert report.n_before == 0
     record = report.provenance
     assert (record["ancestor_sha256"], record["cells_name"]) == (model_checksum(folder / "model"), "cells.h5ad")

@@ -63,7 +63,8 @@ def extend(
     from bdm.extension.new_cells import join_known_cells, new_cells
     from bdm.extension.results import summary
     from bdm.files import atomic_write
-    from bdm.model.model import load_model, save_model
+    from bdm.model.card import save_with_card
+    from bdm.model.model import load_model
 
     if refit and (known is None or report is not None):
         raise InputError("To fit all cell types from scratch, give the known cells by --known, and no --report.")
@@ -84,7 +85,7 @@ def extend(
         else:
             steps = extended_step_by_step(loaded, new, seed=seed, **facts)
             extended = steps[-1].model
-        save_model(folder, extended)
+        save_with_card(folder, extended)
         if joined is not None:
             write_h5ad(files.enter_context(atomic_write(joined)), prepared)
         if report is not None:

@@ -38,8 +38,8 @@ def fit(
     from bdm.commands.train import where_kept
     from bdm.files import atomic_write
     from bdm.hierarchy.files import read_tree
+    from bdm.model.card import save_with_card
     from bdm.model.fit import Checkpoints
-    from bdm.model.model import save_model
     from bdm.text import counted
 
     how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device}
@@ -62,7 +62,7 @@ def fit(
         model = model_of_cells(data, labels, **how)
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = facts["files"][str(data)]
-        save_model(folder, model.fit(checkpoints=checkpoints).model)
+        save_with_card(folder, model.fit(checkpoints=checkpoints).model)
         model.history["branches"].to_csv(folder / "branches.csv", index=False)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "network": where_kept(model.history["branches"])}

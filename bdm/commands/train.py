@@ -100,8 +100,8 @@ def fit_and_save(
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
+    from bdm.model.card import save_with_card
     from bdm.model.fit import fit_model
-    from bdm.model.model import save_model
     from bdm.provenance import provenance
 
     trained = load_autoencoder(autoencoder)
@@ -116,6 +116,6 @@ def fit_and_save(
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
     if workers.is_global_zero:
-        save_model(folder, model)
+        save_with_card(folder, model)
         tables["denoiser"].to_csv(folder / "training.csv", index=False)
         tables["branches"].to_csv(folder / "branches.csv", index=False)

@@ -42,7 +42,8 @@ rule prepare:
         validation=setting("prepare/validation"),
         test=setting("prepare/test"),
         seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("label_key", "batch_key", "counts", "prepare"),
+        license=option("--license", "license"),
+        settings=tracked("label_key", "batch_key", "counts", "license", "prepare"),
     shell:
         "bdm prepare {input.cells:q} {output.cells}"
         " {params.label_key}"
@@ -60,5 +61,6 @@ rule prepare:
         " --min-cells-per-type {params.min_cells_per_type}"
         " --validation {params.validation}"
         " --test {params.test}"
+        " {params.license}"
         " --seed {params.seed}"
         " > {log} 2>&1"

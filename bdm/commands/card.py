@@ -1,0 +1,52 @@
+"""``bdm card``: print the card of a model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.base import Summary
+from bdm.commands.options import ModelFolder
+from bdm.settings import License
+
+
+def card(
+    model: ModelFolder,
+    *,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder made by bdm evaluate --model, whose scores are added.", file_okay=False, show_default=False
+        ),
+    ] = None,
+    license: License = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False),
+    ] = None,
+) -> Summary | None:
+    """Print the card of a model (Markdown with the metadata of Hugging Face), with the scores of an evaluation.
+
+    The folder of a model has its card, without scores, as README.md; --out model/README.md replaces it.
+
+    Example: bdm card model/ --evaluation evaluation/ --out model/README.md
+    """
+    from bdm.errors import InputError
+    from bdm.evaluation.results import Evaluation
+    from bdm.files import atomic_write
+    from bdm.model.card import model_card
+    from bdm.model.model import load_model, model_checksum
+
+    scores = None if evaluation is None else Evaluation.load(evaluation)
+    loaded, checksum = load_model(model), model_checksum(model)
+    try:
+        text = model_card(loaded, checksum=checksum, evaluation=scores, license=license)
+    except InputError as error:
+        raise InputError(f"{evaluation}: {error}") from error
+    if out is None:
+        sys.stdout.write(text)
+        return None
+    with atomic_write(out) as path:
+        path.write_text(text, encoding="utf-8")
+    return Summary((out,))

@@ -1,0 +1,209 @@
+"""Model card: the README.md of a model's folder, made of what its files record, with the metadata of Hugging Face."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from bdm import __version__
+from bdm.errors import InputError
+from bdm.evaluation.cells import GENERATED
+from bdm.evaluation.results import Evaluation
+from bdm.evaluation.scores import SCORE_NAMES
+from bdm.evaluation.verdict import LIMITS
+from bdm.model.model import BranchedModel, model_checksum, save_model
+from bdm.text import counted, listed, printable
+
+CARD = "README.md"  # the name that Hugging Face gives to model cards
+TAGS = (
+    "single-cell",
+    "rna-seq",
+    "transcriptomics",
+    "biology",
+    "diffusion",
+    "generative",
+    "synthetic-data",
+    "safetensors",
+)
+Rows = Iterable[Sequence[Any]]
+
+
+def save_with_card(folder: Path, model: BranchedModel) -> None:
+    """Write a model into its folder, with its card."""
+    save_model(folder, model)
+    card = model_card(model, checksum=model_checksum(folder))
+    (Path(folder) / CARD).write_text(card, encoding="utf-8")
+
+
+def model_card(
+    model: BranchedModel,
+    *,
+    checksum: str | None = None,
+    evaluation: Evaluation | None = None,
+    license: str | None = None,
+) -> str:
+    """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown.
+
+    Parameters
+    ----------
+    checksum
+        Checksum of the saved model, as :func:`bdm.model.model.model_checksum` returns it; None for a model in memory.
+    evaluation
+        Evaluation of its generated cells, whose scores are shown with the floor's.
+    license
+        License of the data, in place of the one that was given for the fit.
+
+    Raises
+    ------
+    InputError
+        If the evaluation is of another model, or has no generated cells.
+    """
+    given = license or model.preparation.get("license")
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    template = environment.from_string(packaged("card.md"))
+    return template.render(
+        metadata=metadata(given),
+        version=model.provenance["version"],
+        license=given,
+        data=data_rows(model, given),
+        extended=bool(model.extensions),
+        n_batches=len(model.autoencoder.batches),
+        types=[(markdown(name), f"{n:,}", n_populations) for name, n, n_populations in type_rows(model)],
+        evaluation=evaluation,
+        evaluated_here=evaluation is not None and is_of(evaluation, checksum),
+        scores=[] if evaluation is None else list(score_rows(evaluation)),
+        record=record_rows(model, checksum),
+        settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
+        table=table,
+        counted=counted,
+    )
+
+
+def metadata(license: str | None) -> dict[str, Any]:
+    """Metadata of a card; a license that Hugging Face does not list is ``other``, with its name and link.
+
+    ``licenses.txt`` has the identifiers in https://huggingface.co/docs/hub/repositories-licenses.
+    """
+    found: dict[str, Any] = {"library_name": "bdm"}
+    if license:
+        known, listed_names = license.strip().lower(), packaged("licenses.txt").split()
+        found["license"] = known if known in listed_names else "other"
+        if known not in listed_names:
+            found["license_name"] = re.sub(r"[^a-z0-9.]+", "-", known).strip("-.") or "other"
+            found["license_link"] = license.strip() if re.match(r"https?://\S+$", license.strip()) else "LICENSE"
+    return {**found, "tags": list(TAGS)}
+
+
+def packaged(name: str) -> str:
+    """Read a file beside this module."""
+    return (files("bdm.model") / name).read_text(encoding="utf-8")
+
+
+def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]]:
+    """Describe the data of the fit."""
+    keys, batches = model.preparation, model.autoencoder.batches
+    batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
+    added = [extension.name for extension in model.extensions]
+    tree = "given by the user" if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
+    rows = {
+        "cells": f"{int(model.composition.to_numpy().sum()):,}",
+        "genes": f"{len(model.autoencoder.genes):,}",
+        "column of cell types": code(model.label_key) if model.label_key else "none: cells without labels",
+        "batches": f"{len(batches)}, in the column {code(batch_key)}" if batches else "none",
+        "tree of cell types": tree,
+        "added by extensions": markdown(listed(added)),
+        "license": markdown(license or "not given"),
+        "SHA-256 of the file": f"`{checksum}`" if checksum else "",
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def type_rows(model: BranchedModel) -> Iterator[tuple[str, int, int]]:
+    """Yield each cell type, with the numbers of its cells and of its populations."""
+    n_cells = model.composition_of_types.sum(axis=1)
+    for cell_type in model.cell_types:
+        yield cell_type, int(n_cells[cell_type]), len(model.autoencoder.populations_of(cell_type))
+
+
+def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, str]]:
+    """Describe how the model was made: versions, seed and checksum."""
+    record = model.provenance
+    packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
+    rows = {
+        "bdm": record["version"],
+        "packages": packages,
+        "seed": str(record["seed"]),
+        "card written by": f"bdm {__version__}",
+        "SHA-256 of the model": f"`{checksum}`" if checksum else "",
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def setting_rows(model: BranchedModel) -> Iterator[tuple[str, str]]:
+    """Yield each setting of the fit, ``stage.name``, and its value in words."""
+    hierarchy = {"threshold": model.hierarchy.threshold, **model.hierarchy.provenance}
+    stages = {
+        "prepare": model.preparation,
+        "autoencoder": model.autoencoder.provenance["settings"],
+        "hierarchy": {name: value for name, value in hierarchy.items() if name in ("threshold", "n_bootstrap", "tree")},
+        "train": model.provenance["settings"],
+    }
+    for stage, settings in stages.items():
+        for name, value in settings.items():
+            yield f"{stage}.{name}", in_words(name, value)
+
+
+def in_words(name: str, value: Any) -> str:
+    """Write the value of a setting; of a file only its name, as its folder may name a person."""
+    if isinstance(value, list | tuple):
+        return listed(list(map(str, value)), n_shown=5) or "none"
+    if name in ("genes", "keep_genes") and isinstance(value, str):
+        return Path(value).name
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the scores that the verdict is made of: name, generated cells, floor, and the score of a perfect model."""
+    for finding in evaluation.verdict().findings:
+        ideal = LIMITS.by_score[finding.score].ideal
+        yield SCORE_NAMES[finding.score], f"{finding.value:.3f}", f"{finding.floor:.3f}", f"{ideal:g}"
+
+
+def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
+    """Whether an evaluation records the model with this checksum; False if it records none.
+
+    Raises
+    ------
+    InputError
+        If it records another model, or has no generated cells.
+    """
+    if GENERATED not in evaluation.sets:
+        raise InputError("The evaluation has no generated cells; give an evaluation of cells of this model.")
+    recorded = evaluation.provenance.get("sha256", {}).get("model")
+    if None not in (recorded, checksum) and recorded != checksum:
+        raise InputError(
+            f"The evaluation is of cells of another model (its checksum begins with {recorded[:8]}, this model's with "
+            f"{str(checksum)[:8]}); evaluate cells of this model."
+        )
+    return recorded is not None and checksum is not None
+
+
+def table(header: Sequence[str], rows: Rows) -> str:
+    """Write a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def code(text: object) -> str:
+    """Write text as code in a table."""
+    return "`" + printable(str(text)).replace("`", "'").replace("|", r"\|") + "`"
+
+
+def markdown(text: object) -> str:
+    """Escape what Markdown would read as markup; names in data may have any characters."""
+    return re.sub(r"([\\|<>\[\]*`])", r"\\\1", printable(str(text)))

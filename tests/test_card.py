@@ -1,0 +1,171 @@
+"""Model cards: in the folder of each model, with valid metadata, and without effect on the model."""
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from test_cli import bdm  # noqa: F401
+
+from bdm.api import BranchedDiffusion
+from bdm.cli import main
+from bdm.errors import InputError
+from bdm.evaluation.scores import SCORE_NAMES
+from bdm.model.card import CARD, metadata, model_card, table
+from bdm.model.model import load_model, model_checksum
+from bdm.settings import PrepareSettings
+
+
+def front_matter(card: str) -> dict:
+    """Metadata of a card, as Hugging Face reads them."""
+    before, text, _ = card.split("---\n", 2)
+    assert before == ""
+    return yaml.safe_load(text)
+
+
+@pytest.fixture(scope="module")
+def saved(batch_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card") / "model"
+    batch_model.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(batch_model, example_cells):
+    held_out = example_cells[~example_cells.obs["bulk_labels"].str.contains("Naive T")].copy()
+    held_out.X.data += 1  # so that they are none of the cells that the model is fitted on
+    held_out.obs["donor"] = "one"
+    return batch_model.evaluate(held_out, n_repeats=1)
+
+
+def test_saved_model_has_its_card(saved, batch_model):
+    card = (saved / CARD).read_text()
+    assert card == model_card(load_model(saved), checksum=model_checksum(saved))
+    assert model_checksum(saved) in card
+    for cell_type, n_cells in batch_model.model.composition_of_types.sum(axis=1).items():
+        assert table(("a",), [(cell_type, f"{n_cells:,}")]).splitlines()[-1][:-2] in card
+    assert "| column of cell types | `bulk_labels` |" in card
+    assert "| batches | 2, in the column `donor` |" in card
+    assert "| `prepare.n_genes` | 200 |" in card
+    assert "The privacy of the donors has not been audited" in card
+    assert "anonym" not in card.lower()
+
+
+def test_loading_ignores_the_card(batch_model, tmp_path):
+    batch_model.save(tmp_path / "model")
+    before = model_checksum(tmp_path / "model")
+    (tmp_path / "model" / CARD).write_text("My own words.")
+    assert model_checksum(tmp_path / "model") == before
+    assert load_model(tmp_path / "model").cell_types == batch_model.model.cell_types
+    (tmp_path / "model" / CARD).unlink()
+    assert load_model(tmp_path / "model").cell_types == batch_model.model.cell_types
+
+
+def test_extended_model_names_its_additions(small_model, example_cells, tmp_path):
+    few = example_cells[example_cells.obs["bulk_labels"] == "CD34+"].copy()
+    few.obs["bulk_labels"] = "new type"
+    model = BranchedDiffusion.__new__(BranchedDiffusion)
+    model.fitted, model.device = small_model.fitted, "cpu"
+    model.extend(few).save(tmp_path / "extended")
+    card = (tmp_path / "extended" / CARD).read_text()
+    assert "| added by extensions | 1 (new type) |" in card
+    assert f"| new type | {model.model.extensions[0].n_cells:,} |" in card
+    assert model_checksum(tmp_path / "extended") in card
+
+
+# ---- metadata
+
+
+@pytest.mark.parametrize(
+    ("license", "expected"),
+    [
+        (None, {}),
+        ("cc-by-4.0", {"license": "cc-by-4.0"}),
+        ("CC-BY-4.0 ", {"license": "cc-by-4.0"}),
+        ("dbGaP, general: research", {"license": "other", "license_name": "dbgap-general-research"}),
+        ("https://example.org/terms", {"license": "other", "license_link": "https://example.org/terms"}),
+        ('"quoted"\n---\n: [', {"license": "other", "license_name": "quoted", "license_link": "LICENSE"}),
+    ],
+)
+def test_metadata_are_valid(batch_model, license, expected):
+    found = front_matter(batch_model.card(license=license))
+    assert found == metadata(license)
+    assert {key: found.get(key) for key in expected} == expected
+    assert ("license" in found) == bool(expected)
+    assert set(found) <= {"library_name", "license", "license_name", "license_link", "tags"}
+
+
+def test_license_of_the_data_reaches_the_card(batch_model):
+    settings = PrepareSettings(license="cc0-1.0")
+    autoencoder = batch_model.model.autoencoder
+    record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"license": settings.license}}
+    card = model_card(replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record)))
+    assert front_matter(card)["license"] == "cc0-1.0"
+    assert "| license | cc0-1.0 |" in card
+    assert "was not given" in batch_model.card()
+
+
+def test_names_are_no_markup(batch_model):
+    prepared = batch_model.model.autoencoder.provenance["prepare"] | {"label_key": "a|b`c", "license": "<b> | *x*"}
+    autoencoder = batch_model.model.autoencoder
+    record = autoencoder.provenance | {"prepare": prepared}
+    card = model_card(replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record)))
+    assert r"| column of cell types | `a\|b'c` |" in card
+    assert r"| license | \<b\> \| \*x\* |" in card
+
+
+# ---- scores
+
+
+def test_scores_have_the_floor_beside_them(batch_model, evaluation):
+    card = batch_model.card(evaluation)
+    scores, floor = evaluation.overall["branched"], evaluation.overall["floor"]
+    for name, ideal in {"forest_auc": "0.5", "f1": "1"}.items():
+        assert f"| {SCORE_NAMES[name]} | {scores[name]:.3f} | {floor[name]:.3f} | {ideal} |" in card
+    assert evaluation.verdict().text in card
+    assert "does not record which model" in card
+
+
+def test_evaluation_of_another_model_is_rejected(batch_model, evaluation):
+    of_other = replace(evaluation, provenance=evaluation.provenance | {"sha256": {"model": "f" * 64}})
+    with pytest.raises(InputError, match="of another model"):
+        model_card(batch_model.model, checksum="0" * 64, evaluation=of_other)
+    assert "does not record" not in model_card(batch_model.model, checksum="f" * 64, evaluation=of_other)
+
+
+def test_evaluation_without_generated_cells_is_rejected(batch_model, evaluation):
+    with pytest.raises(InputError, match="no generated cells"):
+        batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="branched")))
+
+
+# ---- command
+
+
+def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tmp_path):  # noqa: F811
+    out = tmp_path / "card.md"
+    record = evaluation.provenance | {"sha256": {"model": model_checksum(saved)}}
+    replace(evaluation, provenance=record).save(tmp_path / "evaluation")
+    assert bdm("card", saved, "--evaluation", tmp_path / "evaluation", "--license", "mit", "--out", out)[0] == 0
+    model, scores = load_model(saved), replace(evaluation, provenance=record)
+    assert out.read_text() == model_card(model, checksum=model_checksum(saved), evaluation=scores, license="mit")
+    monkeypatch.setattr("sys.argv", ["bdm", "card", str(saved)])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out == (saved / CARD).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("none",), "none is not the folder of a bdm model"),
+        (("MODEL", "--evaluation", "none"), "none is not the folder of a bdm evaluation"),
+        (("MODEL", "--license", ""), "license is ''"),
+        (("MODEL", "--out", "MODEL"), "is a directory"),
+    ],
+)
+def test_bad_input_is_one_sentence(saved, bdm, arguments, expected, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    code, err = bdm("card", *(saved if word == "MODEL" else word for word in arguments))
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
