@@ -46,6 +46,7 @@ ANNOTATED = CONFIG["tree"]["datasets"]
 COARSE = CONFIG["coarse"]["datasets"]
 UNLABELLED = CONFIG["populations"]["datasets"]
 JUDGED = CONFIG["verdicts"]["datasets"]
+BY_DONOR = CONFIG["designs"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
@@ -113,11 +114,14 @@ def planned(tmp_path_factory) -> str:
     cells.mkdir()
     for name, dataset in {**JUDGED, **UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
+    for name in BY_DONOR:
+        (cells / f"{name}.h5ad").touch()
     targets = [
         "all",
         "atlas",
         "augment",
         "coarse",
+        "designs",
         "extend",
         "many",
         "populations",
@@ -145,6 +149,7 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
+    assert jobs["null_tests"] == len(BY_DONOR)
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
@@ -188,7 +193,7 @@ def test_commands_take_what_rules_give(planned):
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "hold_out", "tree", "tree_table"),
         *("many_cells", "many_table", "coarse_table", "populations", "populations_table", "verdicts", "verdicts_table"),
-        *("atlas", "atlas_table"),
+        *("atlas", "atlas_table", "null_tests", "null_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
@@ -1020,6 +1025,27 @@ def test_verdicts_on_real_cells_and_on_faulty_ones_are_counted(prepared_file, tm
     assert excess["relative_energy"].idxmax() in ("shift by 0.8 SD", "sub-group missing", "overdispersed")
     assert excess["memorisation"].idxmax() == "half are copies"
     assert "| fault | 10 to 34 |" in (tmp_path / "out.md").read_text()
+
+
+def test_random_splits_of_donors_are_tested(example_cells, tmp_path):
+    cells = example_cells.copy()
+    cells.obs["cell_type"], cells.obs["donor"] = "blood", [f"donor_{i % 9}" for i in range(cells.n_obs)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    found = tmp_path / "real.csv"
+    run("scripts/null_tests.py", tmp_path / "cells.h5ad", found, "--n-donors", 4, "--n-splits", 2)
+    tests = pd.read_csv(found)
+    n_tests = tests.groupby(["method", "split"]).size().unstack()
+    assert (n_tests.loc[["deseq2", "t_test", "wilcoxon"]] > 100).all(axis=None)
+    assert (n_tests.loc["composition"] == 1).all()
+    # The cells of a donor are as other cells here, so that all tests are valid
+    small = tests[tests["method"] != "composition"].groupby("method")["p_value"].agg(lambda p: (p < 0.05).mean())
+    assert small.between(0.0, 0.1).all()
+    written = [tmp_path / f"designs.{ending}" for ending in ("csv", "md", "png")]
+    run("scripts/null_table.py", *written, found)
+    below = pd.read_csv(written[0], index_col=["cells", "method", "split"])
+    assert (below.iloc[:, 0] == 1).all()
+    assert "| real | deseq2 |" in written[1].read_text()
+    assert written[2].stat().st_size > 10_000
 
 
 def test_faulty_cells_have_the_fault_and_no_other():

@@ -18,6 +18,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"model"},
     {"generation", "simulation"},
     {"interpretation", "extension", "transmutation"},
+    {"power"},  # above design, whose experiments it tests
     {"plotting"},
     {"report", "api", "fitted_model"},
     {"pl"},

@@ -14,6 +14,7 @@ ANNOTATED = config["tree"]["datasets"]
 COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].items()}
 UNLABELLED = config["populations"]["datasets"]
 JUDGED = config["verdicts"]["datasets"]
+BY_DONOR = config["designs"]["datasets"]
 MADE_RARE = config["augment"]["made_rare"]
 DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}

@@ -1,0 +1,1 @@
+"""Tests between the conditions of an experiment, and their power."""

@@ -1,0 +1,189 @@
+"""DESeq2 by pydeseq2, whose steps by gene are computed for all genes at once."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydeseq2.dds import DeseqDataSet
+from pydeseq2.default_inference import DefaultInference
+from pydeseq2.ds import DeseqStats
+from pydeseq2.utils import irls_solver
+from scipy.special import gammaln
+from scipy.stats import norm
+
+N_GRID = 33  # dispersions that are tried, before the best is refined
+N_REFINEMENTS = 26  # halves the interval about 18 times
+GOLDEN = (np.sqrt(5) - 1) / 2
+
+
+def deseq2(counts: np.ndarray, design: np.ndarray) -> pd.DataFrame:
+    """Test the last coefficient of a linear model of log expression by DESeq2's Wald test.
+
+    The steps are DESeq2's ([Love et al. 2014](https://doi.org/10.1186/s13059-014-0550-8)), with its defaults; p-values
+    of genes with outliers by Cook's distance are missing, as there.
+
+    Parameters
+    ----------
+    counts
+        Samples x genes.
+    design
+        Samples x coefficients.
+
+    Returns
+    -------
+    ``log2_fold_change`` and ``p_value``, genes in their order.
+    """
+    samples = [f"sample_{number}" for number in range(len(counts))]
+    model = pd.DataFrame(design, index=samples, columns=[f"coefficient_{number}" for number in range(design.shape[1])])
+    table = pd.DataFrame(counts, index=samples, columns=[f"gene_{number}" for number in range(counts.shape[1])])
+    how: dict[str, Any] = {"quiet": True, "inference": AllGenesInference(n_cpus=1)}
+    with warnings.catch_warnings(action="ignore"):  # of dispersions without a trend, and of few samples
+        fitted = DeseqDataSet(counts=table, metadata=pd.DataFrame(index=samples), design=model, **how)
+        fitted.deseq2()
+        contrast = np.eye(design.shape[1])[-1]
+        tests = DeseqStats(fitted, contrast=contrast, independent_filter=False, **how)
+        tests.summary()
+    found = tests.results_df
+    return pd.DataFrame(
+        {"log2_fold_change": found["log2FoldChange"].to_numpy(), "p_value": found["pvalue"].to_numpy(dtype=float)}
+    )
+
+
+class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no types
+    """The steps of DESeq2 that pydeseq2 takes for one gene after the other, for all genes at once.
+
+    Each is the step of :class:`pydeseq2.default_inference.DefaultInference`, and takes its arguments. Dispersions are
+    the best in their whole range, where pydeseq2 goes down from an estimate, and where it fails, searches a grid.
+    """
+
+    def lin_reg_mu(
+        self, counts: np.ndarray, size_factors: np.ndarray, design_matrix: np.ndarray, min_mu: float
+    ) -> np.ndarray:
+        """Means by linear regression of normalised counts, samples x genes."""
+        normalised = counts / size_factors[:, None]
+        coefficients = np.linalg.lstsq(design_matrix, normalised, rcond=None)[0]
+        mean: np.ndarray = np.maximum(size_factors[:, None] * (design_matrix @ coefficients), min_mu)
+        return mean
+
+    def alpha_mle(
+        self,
+        counts: np.ndarray,
+        design_matrix: np.ndarray,
+        mu: np.ndarray,
+        alpha_hat: np.ndarray,
+        min_disp: float,
+        max_disp: float,
+        prior_disp_var: float | None = None,
+        cr_reg: bool = True,
+        prior_reg: bool = False,
+        optimizer: str = "L-BFGS-B",
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Dispersions of most likelihood, by a grid and golden sections, and that each has converged."""
+
+        def loss(log_alpha: np.ndarray) -> np.ndarray:
+            alpha = np.exp(log_alpha)
+            found = negative_log_likelihood(counts, mu, alpha)
+            if cr_reg:
+                found += 0.5 * np.linalg.slogdet(information(design_matrix, mu / (1 + mu * alpha)))[1]
+            if prior_reg and prior_disp_var is not None:
+                found += (log_alpha - np.log(alpha_hat)) ** 2 / (2 * prior_disp_var)
+            return found
+
+        grid = np.linspace(np.log(min_disp), np.log(max_disp), N_GRID)
+        losses = np.array([loss(np.full(counts.shape[1], value)) for value in grid])
+        best = losses.argmin(axis=0)
+        low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, N_GRID - 1)]
+        left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+        at_left, at_right = loss(left), loss(right)
+        for _ in range(N_REFINEMENTS):
+            down = at_left < at_right
+            low, high = np.where(down, low, left), np.where(down, right, high)
+            new = np.where(down, high - GOLDEN * (high - low), low + GOLDEN * (high - low))
+            at_new = loss(new)
+            left, right = np.where(down, new, right), np.where(down, left, new)
+            at_left, at_right = np.where(down, at_new, at_right), np.where(down, at_left, at_new)
+        return np.exp((low + high) / 2), np.ones(counts.shape[1], dtype=bool)
+
+    def irls(
+        self,
+        counts: np.ndarray,
+        size_factors: np.ndarray,
+        design_matrix: np.ndarray,
+        disp: np.ndarray,
+        min_mu: float,
+        beta_tol: float,
+        min_beta: float = -30,
+        max_beta: float = 30,
+        optimizer: str = "L-BFGS-B",
+        maxiter: int = 250,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients, means, leverages and convergence of negative binomial models with given dispersions."""
+        size, ridge = size_factors[:, None], 1e-6 * np.eye(design_matrix.shape[1])
+        beta = np.linalg.lstsq(design_matrix, np.log(counts / size + 0.1), rcond=None)[0]
+        mu = np.maximum(size * np.exp(design_matrix @ beta), min_mu)
+        deviance, active = np.full(counts.shape[1], 1000.0), np.ones(counts.shape[1], dtype=bool)
+        diverged = np.zeros_like(active)
+        for _ in range(maxiter):
+            y, m, alpha = counts[:, active], mu[:, active], disp[active]
+            weights = m / (1 + m * alpha)
+            working = np.log(m / size) + (y - m) / m
+            right = (design_matrix.T @ (weights * working)).T
+            new = np.linalg.solve(information(design_matrix, weights) + ridge, right[..., None])[..., 0].T
+            beta[:, active], mu[:, active] = new, np.maximum(size * np.exp(design_matrix @ new), min_mu)
+            now = -2 * negative_log_likelihood(y, mu[:, active], alpha)
+            change = np.abs(now - deviance[active]) / (np.abs(now) + 0.1)
+            deviance[active] = now
+            outside = (np.abs(new) > max_beta).any(axis=0) | ~np.isfinite(now)
+            genes = np.flatnonzero(active)
+            diverged[genes[outside]] = True
+            active[genes[(change <= beta_tol) | outside]] = False
+            if not active.any():
+                break
+        weights = mu / (1 + mu * disp)
+        inverse = np.linalg.inv(information(design_matrix, weights) + ridge)
+        leverage = weights * np.einsum("ij,gjk,ik->ig", design_matrix, inverse, design_matrix)
+        converged, means = np.ones(counts.shape[1], dtype=bool), size * np.exp(design_matrix @ beta)
+        for gene in np.flatnonzero(diverged | active):
+            arguments = (min_mu, beta_tol, min_beta, max_beta, optimizer, maxiter)
+            alone = irls_solver(counts[:, gene], size_factors, design_matrix, disp[gene], *arguments)
+            beta[:, gene], means[:, gene], leverage[:, gene], converged[gene] = alone
+        return beta.T, means, leverage, converged
+
+    def wald_test(
+        self,
+        design_matrix: np.ndarray,
+        disp: np.ndarray,
+        lfc: np.ndarray,
+        mu: np.ndarray,
+        ridge_factor: np.ndarray,
+        contrast: np.ndarray,
+        lfc_null: np.ndarray,
+        alt_hypothesis: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """P-values, statistics and standard errors of a contrast, against two-sided alternatives."""
+        if alt_hypothesis is not None:
+            arguments = (ridge_factor, contrast, lfc_null, alt_hypothesis)
+            one_by_one: tuple[np.ndarray, np.ndarray, np.ndarray]
+            one_by_one = super().wald_test(design_matrix, disp, lfc, mu, *arguments)
+            return one_by_one
+        fisher = information(design_matrix, mu / (1 + mu * disp))
+        direction = np.linalg.solve(fisher + ridge_factor, contrast[:, None])[..., 0]
+        error = np.sqrt(np.einsum("gi,gij,gj->g", direction, fisher, direction))
+        statistic = (lfc - lfc_null) @ contrast / error
+        return 2 * norm.sf(np.abs(statistic)), statistic, error
+
+
+def negative_log_likelihood(counts: np.ndarray, mu: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Of negative binomials with means (samples x genes) and a dispersion for each gene, summed over samples."""
+    inverse = 1 / alpha
+    binomial = gammaln(counts + inverse) - gammaln(counts + 1) - gammaln(inverse)
+    terms = (counts + inverse) * np.log(mu + inverse) - counts * np.log(mu) - binomial
+    total: np.ndarray = terms.sum(axis=0) + len(counts) * inverse * np.log(alpha)
+    return total
+
+
+def information(design: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Fisher information of the coefficients, genes x coefficients x coefficients, by weights (samples x genes)."""
+    found: np.ndarray = np.einsum("ij,ig,ik->gjk", design, weights, design)
+    return found

@@ -1,0 +1,251 @@
+"""Experiments to test: cells of samples in two conditions, and their counts summed by sample (pseudobulk)."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from annotated_types import Ge
+from scipy import sparse
+
+from bdm.data.columns import as_text, is_missing
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError
+from bdm.schema import StageSettings, Unset
+from bdm.text import abbreviated
+
+FEWEST_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentSettings(StageSettings):
+    """Where an AnnData has the samples of an experiment, and what is tested.
+
+    Attributes
+    ----------
+    pair_key
+        Column of ``obs`` whose values have one sample in each condition, such as the donor before and after a
+        treatment; tests then compare samples within pairs.
+    conditions
+        The reference, and the condition that is compared with it.
+    min_cells
+        Samples with fewer cells of a cell type are not used for this type.
+    min_counts
+        Genes are tested if as many samples as the smaller condition has reach this number of counts.
+    """
+
+    section: ClassVar[str] = "experiment"
+
+    sample_key: Annotated[str, "Column of `obs` with the sample."] = "sample"
+    condition_key: Annotated[str, "Column of `obs` with the condition."] = "condition"
+    label_key: Annotated[str, "Column of `obs` with the cell type."] = "cell_type"
+    pair_key: Annotated[str | None, "Column of `obs` that pairs samples, such as the donor.", Unset("no pairs")] = None
+    counts: Annotated[str, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`."] = "auto"
+    conditions: Annotated[
+        tuple[str, ...], "The reference, and the condition to compare.", Unset("the two that there are, in order")
+    ] = ()
+    min_cells: Annotated[int, Ge(1), "Fewest cells of a cell type in a sample that is used for it."] = 10
+    min_counts: Annotated[int, Ge(1), "Fewest counts of a tested gene, in as many samples as a condition has."] = 10
+
+
+@dataclass(frozen=True)
+class Pseudobulk:
+    """Counts of the cells of one cell type, summed by sample.
+
+    Attributes
+    ----------
+    counts
+        Samples x genes.
+    tested
+        Whether each gene has enough counts to be tested.
+    design
+        Samples x coefficients of a linear model, the last of which is the difference between conditions.
+    """
+
+    counts: np.ndarray
+    tested: np.ndarray
+    design: np.ndarray
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Cells of samples in two conditions.
+
+    Attributes
+    ----------
+    counts
+        Raw counts, cells x genes.
+    cell_type, sample
+        Of each cell: the name of its type, and the row of its sample in ``samples``.
+    samples
+        A row for each sample, with ``condition`` (0 in the reference, 1 in the other), and ``pair`` if there are pairs.
+    """
+
+    counts: sparse.csr_matrix
+    genes: pd.Index
+    cell_type: np.ndarray
+    sample: np.ndarray
+    samples: pd.DataFrame
+    settings: ExperimentSettings
+
+    @classmethod
+    def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
+        """Read an experiment from an AnnData.
+
+        Raises
+        ------
+        InputError
+            If a column is missing, a sample is in several conditions or pairs, there are not two conditions to compare,
+            a condition has a single sample, or no pair has a sample in each condition.
+        """
+        arguments = dict(zip(keys_of(settings), ("sample_key", "condition_key", "label_key", "pair_key"), strict=False))
+        columns = {
+            name: labels_column(adata.obs, key, argument=arguments[name]) for name, key in keys_of(settings).items()
+        }
+        reference, other = compared_conditions(columns["condition"], settings)
+        kept = columns["condition"].isin([reference, other]).to_numpy()
+        table = pd.DataFrame({name: column[kept].astype(str) for name, column in columns.items()})
+        samples = samples_of(table.drop(columns="cell_type"), settings)
+        samples["condition"] = (samples["condition"] == other).astype(int)
+        check_replicates(samples["condition"], {0: reference, 1: other})
+        counts = raw_counts(adata[kept] if not kept.all() else adata, source=settings.counts)
+        return cls(
+            counts=sparse.csr_matrix(counts.X),
+            genes=counts.var_names,
+            cell_type=table["cell_type"].to_numpy(dtype=str),
+            sample=samples.index.get_indexer(table["sample"]),
+            samples=samples,
+            settings=settings,
+        )
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Names of the cell types, in alphabetical order."""
+        return sorted(set(self.cell_type))
+
+    @property
+    def n_cells(self) -> pd.DataFrame:
+        """Numbers of cells, samples x cell types."""
+        cell_type = pd.Categorical(self.cell_type, categories=self.cell_types)
+        table = np.zeros((len(self.samples), len(self.cell_types)), dtype=int)
+        np.add.at(table, (self.sample, cell_type.codes), 1)
+        return pd.DataFrame(table, index=self.samples.index, columns=self.cell_types)
+
+    def used_samples(self, cell_type: str) -> np.ndarray:
+        """Rows of the samples with enough cells of a type, in which pairs are complete; none if there are too few."""
+        enough = (self.n_cells[cell_type] >= self.settings.min_cells).to_numpy()
+        if "pair" in self.samples:
+            pairs = self.samples[enough].groupby("pair")["condition"].nunique()
+            enough &= self.samples["pair"].isin(pairs.index[pairs == 2]).to_numpy()
+        rows = np.flatnonzero(enough)
+        design = design_matrix(self.samples.iloc[rows])
+        n_by_condition = np.bincount(self.samples["condition"].iloc[rows], minlength=2)
+        too_few = n_by_condition.min() < FEWEST_SAMPLES or len(rows) <= design.shape[1]
+        return rows[:0] if too_few else rows
+
+    def pseudobulk(self, cell_type: str) -> Pseudobulk | None:
+        """Sum the counts of a cell type by sample; None if too few samples have enough of its cells."""
+        rows = self.used_samples(cell_type)
+        if not len(rows):
+            return None
+        cells = np.flatnonzero(self.cell_type == cell_type)
+        shape = (len(self.samples), len(cells))
+        of_sample = sparse.csr_matrix((np.ones(len(cells)), (self.sample[cells], np.arange(len(cells)))), shape=shape)
+        counts = np.rint((of_sample @ self.counts[cells]).toarray()[rows]).astype(int)
+        smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
+        tested = (counts >= self.settings.min_counts).sum(axis=0) >= smaller
+        return Pseudobulk(counts, tested, design_matrix(self.samples.iloc[rows]))
+
+
+def keys_of(settings: ExperimentSettings) -> dict[str, str]:
+    """Name the columns of an experiment by what they hold."""
+    keys = {"sample": settings.sample_key, "condition": settings.condition_key, "cell_type": settings.label_key}
+    return keys if settings.pair_key is None else keys | {"pair": settings.pair_key}
+
+
+def labels_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
+    """Give a column of labels as categories of text.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, or a value is missing.
+    """
+    if key not in obs:
+        available = ", ".join(map(str, obs)) or "none"
+        raise InputError(f"obs has no column {key!r}; name one by `{argument}=` (there are: {available}).")
+    labels = as_text(obs[key])
+    missing = is_missing(labels)
+    if missing.any():
+        raise InputError(
+            f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
+            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
+        )
+    # Categories in the order of the data, as the first condition is the reference
+    known = [str(name) for name in obs[key].cat.categories] if hasattr(obs[key], "cat") else sorted(set(labels))
+    present = set(labels)
+    return pd.Series(pd.Categorical(labels, categories=[name for name in known if name in present]), index=obs.index)
+
+
+def compared_conditions(condition: pd.Series, settings: ExperimentSettings) -> tuple[str, str]:
+    """Name the reference, and the condition to compare with it."""
+    known = list(condition.cat.categories)
+    requested = list(dict.fromkeys(settings.conditions)) or known
+    key, there_are = settings.condition_key, abbreviated(known, n_shown=10)
+    for name in requested:
+        if name not in known:
+            raise InputError(f"no cell has the condition {name!r} in obs[{key!r}]; it has {there_are}.")
+    if len(requested) != 2:
+        raise InputError(
+            f"two conditions are compared, but there are {len(requested)}; name the reference and one other by "
+            f"`conditions=` (obs[{key!r}] has {there_are})."
+        )
+    return requested[0], requested[1]
+
+
+def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
+    """List samples with their conditions and pairs, in alphabetical order."""
+    samples = table.drop_duplicates().set_index("sample").sort_index()
+    repeated = samples.index[samples.index.duplicated()]
+    if len(repeated):
+        sample = table[table["sample"] == repeated[0]]
+        what = "condition" if sample["condition"].nunique() > 1 else "pair"
+        raise InputError(
+            f"sample {repeated[0]!r} has cells of several values of obs[{keys_of(settings)[what]!r}] "
+            f"({abbreviated(sorted(sample[what].unique()), n_shown=5)}); give each sample one."
+        )
+    if "pair" in samples:
+        complete = samples.groupby("pair")["condition"].agg(["size", "nunique"])
+        if (complete["size"] > complete["nunique"]).any():
+            pair = complete.index[complete["size"] > complete["nunique"]][0]
+            raise InputError(
+                f"{pair!r} of obs[{settings.pair_key!r}] has several samples in one condition; pairs have one in each."
+            )
+        if (complete["nunique"] == 2).sum() < FEWEST_SAMPLES:
+            raise InputError(
+                f"fewer than {FEWEST_SAMPLES} values of obs[{settings.pair_key!r}] have a sample in both conditions; "
+                "leave out `pair_key=` to compare samples that are not paired."
+            )
+    return samples
+
+
+def check_replicates(condition: pd.Series, names: dict[int, str]) -> None:
+    """Raise an InputError if a condition has a single sample."""
+    for code, name in names.items():
+        n_samples = int((condition == code).sum())
+        if n_samples < FEWEST_SAMPLES:
+            raise InputError(
+                f"condition {name!r} has {n_samples} sample; tests need {FEWEST_SAMPLES} or more in each condition, "
+                "as differences between samples are not known from one."
+            )
+
+
+def design_matrix(samples: pd.DataFrame) -> np.ndarray:
+    """Linear model of samples: intercept, pairs but the first if samples are paired, and condition."""
+    condition = samples[["condition"]].to_numpy(dtype=float)
+    intercept = np.ones_like(condition)
+    if "pair" not in samples:
+        return np.hstack([intercept, condition])
+    pairs = pd.get_dummies(samples["pair"], dtype=float).to_numpy()[:, 1:]
+    return np.hstack([intercept, pairs, condition])

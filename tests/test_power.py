@@ -1,0 +1,331 @@
+"""Tests between conditions: valid without differences, and with the power to find planted ones."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from pydeseq2.dds import DeseqDataSet
+from pydeseq2.default_inference import DefaultInference
+from pydeseq2.ds import DeseqStats
+from scipy import sparse, stats
+
+from bdm.errors import InputError
+from bdm.power.composition import composition_tests, likelihood_ratio
+from bdm.power.deseq import AllGenesInference, deseq2, information, negative_log_likelihood
+from bdm.power.experiment import Experiment, ExperimentSettings, design_matrix
+from bdm.power.expression import TESTS, adjusted, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
+
+PAIRED = ExperimentSettings(pair_key="donor")
+N_GENES, N_PLANTED = 150, 10
+SIGN = np.where(np.arange(N_PLANTED) % 2, 1, -1)  # of planted changes
+PLANTED = {f"gene_{number}" for number in range(N_PLANTED)}
+
+
+def simulated(
+    *, n_donors: int = 4, n_cells: int = 30, change: float = 0.0, donor_sd: float = 0.3, paired: bool = False, seed: int
+) -> AnnData:
+    """Cells of two types from donors who differ, in two conditions; the first genes change in type A.
+
+    Parameters
+    ----------
+    change
+        Log2 fold change, up and down in turn.
+    donor_sd
+        Standard deviation of natural log expression between donors.
+    """
+    generator = np.random.default_rng(seed)
+    base = np.log(generator.gamma(2, 1, size=N_GENES))
+    base[:N_PLANTED] = np.where(SIGN > 0, 0, change * np.log(2))  # so that library sizes hardly change
+    counts, rows = [], []
+    donors = generator.normal(0, donor_sd, size=(2, n_donors, N_GENES))
+    for condition, name in enumerate(("control", "stimulated")):
+        for donor in range(n_donors):
+            for cell_type in "AB":
+                log_mean = base + donors[0 if paired else condition, donor]
+                if cell_type == "A" and condition:
+                    log_mean[:N_PLANTED] += SIGN * change * np.log(2)
+                shape = generator.gamma(3, 1 / 3, size=(n_cells, N_GENES))
+                counts.append(generator.poisson(np.exp(log_mean) * shape))
+                sample = f"{donor}_{name}"
+                rows += [(sample, str(donor) if paired else sample, name, cell_type)] * n_cells
+    obs = pd.DataFrame(rows, columns=["sample", "donor", "condition", "cell_type"]).astype("category")
+    obs.index = [f"cell_{number}" for number in range(len(obs))]
+    return AnnData(
+        sparse.csr_matrix(np.concatenate(counts), dtype=np.float32),
+        obs=obs,
+        var=pd.DataFrame(index=[f"gene_{number}" for number in range(N_GENES)]),
+    )
+
+
+@pytest.fixture(scope="module")
+def planted_cells() -> AnnData:
+    """An experiment with six donors in each condition, and genes that change fourfold."""
+    return simulated(n_donors=6, change=2.0, seed=0)
+
+
+def found(tests: pd.DataFrame, *, cell_type: str) -> set[str]:
+    """Genes with a false discovery rate below 5%."""
+    return set(tests["gene"][(tests["fdr"] < 0.05) & (tests["cell_type"] == cell_type)])
+
+
+# ---- DESeq2
+
+
+@pytest.fixture(scope="module", params=["groups", "pairs"])
+def bulk(request) -> tuple[np.ndarray, np.ndarray]:
+    """Counts by sample of one cell type, and their linear model."""
+    settings = PAIRED if request.param == "pairs" else ExperimentSettings()
+    cells = simulated(change=1.0, paired=request.param == "pairs", seed=1)
+    of_type = Experiment.of(cells, settings).pseudobulk("A")
+    return of_type.counts[:, of_type.tested], of_type.design
+
+
+def fitted_by(inference: DefaultInference, counts: np.ndarray, design: np.ndarray) -> DeseqDataSet:
+    names = [f"sample_{number}" for number in range(len(counts))]
+    table, samples = pd.DataFrame(counts, index=names), pd.DataFrame(index=names)
+    model = pd.DataFrame(design, index=names)
+    table.columns, model.columns = table.columns.astype(str), model.columns.astype(str)
+    with warnings.catch_warnings(action="ignore"):
+        fitted = DeseqDataSet(counts=table, metadata=samples, design=model, quiet=True, inference=inference)
+        fitted.deseq2()
+    return fitted
+
+
+def test_all_genes_at_once_are_as_one_after_the_other(bulk):
+    counts, design = bulk
+    one, all_genes = DefaultInference(n_cpus=1), AllGenesInference(n_cpus=1)
+    size = np.random.default_rng(0).uniform(0.8, 1.2, size=len(counts))
+    np.testing.assert_allclose(
+        all_genes.lin_reg_mu(counts, size, design, 0.5), one.lin_reg_mu(counts, size, design, 0.5), rtol=1e-9
+    )
+    dispersion = np.full(counts.shape[1], 0.1)
+    fits = [inference.irls(counts, size, design, dispersion, 0.5, 1e-8) for inference in (all_genes, one)]
+    for of_all, of_one in zip(*fits, strict=True):
+        np.testing.assert_allclose(of_all, of_one, rtol=1e-6, atol=1e-8)
+    contrast, ridge = np.eye(design.shape[1])[-1], 1e-6 * np.eye(design.shape[1])
+    arguments = (design, dispersion, fits[0][0], fits[0][1], ridge, contrast, np.zeros(1))
+    for of_all, of_one in zip(all_genes.wald_test(*arguments), one.wald_test(*arguments), strict=True):
+        np.testing.assert_allclose(of_all, of_one, rtol=1e-6)
+
+
+def test_dispersions_with_a_prior_are_those_of_pydeseq2(bulk):
+    counts, design = bulk
+    mu = np.maximum(counts.mean(axis=0) * np.ones_like(counts), 0.5)
+    given = {"mu": mu, "alpha_hat": np.full(counts.shape[1], 0.05), "min_disp": 1e-8, "max_disp": 10.0}
+    given |= {"prior_disp_var": 0.5, "prior_reg": True}
+    both = [of(n_cpus=1).alpha_mle(counts, design, **given)[0] for of in (AllGenesInference, DefaultInference)]
+    np.testing.assert_allclose(*both, rtol=1e-3)
+
+
+def test_no_dispersion_is_less_likely_than_that_of_pydeseq2(bulk):
+    counts, design = bulk
+    fits = [fitted_by(inference(n_cpus=1), counts, design) for inference in (AllGenesInference, DefaultInference)]
+    mu = fits[0].layers["_mu_hat"]
+
+    def loss(dispersion: np.ndarray) -> np.ndarray:
+        log_determinant = np.linalg.slogdet(information(design, mu / (1 + mu * dispersion)))[1]
+        return negative_log_likelihood(counts, mu, dispersion) + 0.5 * log_determinant
+
+    ours, theirs = (loss(fit.var["genewise_dispersions"].to_numpy()) for fit in fits)
+    assert (ours <= theirs + 1e-4).all()
+
+
+def test_p_values_agree_with_pydeseq2(bulk):
+    counts, design = bulk
+    fitted = fitted_by(DefaultInference(n_cpus=1), counts, design)
+    contrast = np.eye(design.shape[1])[-1]
+    with warnings.catch_warnings(action="ignore"):
+        theirs = DeseqStats(fitted, contrast=contrast, quiet=True, n_cpus=1, independent_filter=False)
+        theirs.summary()
+    ours = deseq2(counts, design)
+    known = ours["p_value"].notna().to_numpy() & theirs.results_df["pvalue"].notna().to_numpy()
+    assert known.mean() > 0.9
+    logs = [np.log(p[known]) for p in (ours["p_value"].to_numpy(), theirs.results_df["pvalue"].to_numpy())]
+    assert np.corrcoef(*logs)[0, 1] > 0.98
+
+
+# ---- expression
+
+
+@pytest.mark.parametrize("test", [pseudobulk_tests, log_cpm_tests, wilcoxon_tests])
+def test_planted_genes_are_found_in_their_cell_type(planted_cells, test):
+    tests = test(planted_cells)
+    assert found(tests, cell_type="A") >= PLANTED
+    changes = tests[tests["gene"].isin(PLANTED)].pivot(index="gene", columns="cell_type", values="log2_fold_change")
+    sign = dict(zip(sorted(PLANTED, key=lambda gene: int(gene[5:])), SIGN, strict=True))
+    assert (changes["A"] * changes.index.map(sign)).median() == pytest.approx(2, abs=0.4)
+    assert changes["B"].abs().median() < 0.6
+
+
+@pytest.mark.parametrize("test", [pseudobulk_tests, log_cpm_tests])
+def test_pseudobulk_finds_few_genes_that_do_not_change(planted_cells, test):
+    tests = test(planted_cells)
+    assert len(found(tests, cell_type="A") - PLANTED) <= 3
+    assert len(found(tests, cell_type="B")) <= 2
+
+
+@pytest.mark.parametrize("method", TESTS)
+def test_tests_without_differences(method):
+    """Without differences, p-values are uniform of samples, and too small of cells, as donors differ."""
+    experiments = [simulated(n_donors=4, n_cells=15, seed=seed) for seed in range(6)]
+    tables = [TESTS[method](Experiment.of(cells, ExperimentSettings())) for cells in experiments]
+    p_value = pd.concat(tables)["p_value"].dropna().to_numpy()
+    share = (p_value < 0.05).mean()
+    if method == "wilcoxon":
+        assert share > 0.15
+    else:
+        # About 1,700 tests; p-values of two types share donors, and those of DESeq2 share dispersions
+        assert share == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / len(p_value)))
+        assert stats.kstest(p_value, "uniform").statistic < 0.08
+
+
+def test_pairs_remove_differences_between_donors():
+    cells = simulated(n_donors=6, change=2.0, donor_sd=1.0, paired=True, seed=2)
+    within, between = log_cpm_tests(cells, PAIRED), log_cpm_tests(cells)
+    assert len(found(within, cell_type="A") & PLANTED) >= 8
+    assert len(found(between, cell_type="A") & PLANTED) <= 2
+    assert len(found(pseudobulk_tests(cells, PAIRED), cell_type="A") & PLANTED) >= 8
+
+
+def test_t_test_is_that_of_scipy(planted_cells):
+    experiment = Experiment.of(planted_cells, ExperimentSettings())
+    bulk = experiment.pseudobulk("A")
+    log_cpm = np.log2((bulk.counts + 0.5) / (bulk.counts.sum(axis=1, keepdims=True) + 1) * 1e6)[:, bulk.tested]
+    in_condition = bulk.design[:, -1] == 1
+    expected = stats.ttest_ind(log_cpm[in_condition], log_cpm[~in_condition]).pvalue
+    tests = log_cpm_tests(planted_cells)
+    np.testing.assert_allclose(tests["p_value"][tests["cell_type"] == "A"], expected, rtol=1e-8)
+
+
+def test_counts_are_summed_by_sample(planted_cells):
+    experiment = Experiment.of(planted_cells, ExperimentSettings())
+    bulk, obs = experiment.pseudobulk("B"), planted_cells.obs
+    for row, sample in enumerate(experiment.samples.index):
+        of_sample = ((obs["sample"] == sample) & (obs["cell_type"] == "B")).to_numpy()
+        np.testing.assert_array_equal(bulk.counts[row], planted_cells.X[of_sample].sum(axis=0).A1)
+    assert list(bulk.design[:, 1]) == [int("stimulated" in sample) for sample in experiment.samples.index]
+
+
+def test_samples_with_few_cells_are_not_used(planted_cells):
+    few = ((planted_cells.obs["sample"] == "0_control") & (planted_cells.obs["cell_type"] == "A")).to_numpy()
+    few[np.flatnonzero(few)[:9]] = False
+    cells = planted_cells[~few].copy()
+    experiment = Experiment.of(cells, ExperimentSettings())
+    assert len(experiment.pseudobulk("A").counts) == 11
+    assert len(experiment.pseudobulk("B").counts) == 12
+    assert Experiment.of(cells, ExperimentSettings(min_cells=31)).pseudobulk("B") is None
+    assert not len(pseudobulk_tests(cells, ExperimentSettings(min_cells=31)))
+
+
+def test_incomplete_pairs_are_not_used():
+    cells = simulated(n_donors=4, paired=True, seed=3)
+    cells = cells[~((cells.obs["sample"] == "0_control") & (cells.obs["cell_type"] == "A")).to_numpy()].copy()
+    bulk = Experiment.of(cells, PAIRED).pseudobulk("A")
+    assert bulk.design.shape == (6, 4)
+    assert np.linalg.matrix_rank(bulk.design) == 4
+
+
+def test_missing_p_values_do_not_count():
+    np.testing.assert_allclose(adjusted(np.array([0.01, np.nan, 0.04])), [0.02, np.nan, 0.04])
+    assert np.isnan(adjusted(np.array([np.nan]))).all()
+
+
+# ---- composition
+
+
+def p_values_of_composition(
+    *, n_donors: int, concentration: float, log_odds: float, n_repeats: int, pairs: bool = False
+) -> np.ndarray:
+    """P-values for a cell type with a share of about a fifth of 300 cells."""
+    generator = np.random.default_rng(0)
+    samples = pd.DataFrame({"condition": np.repeat([0, 1], n_donors), "pair": [*range(n_donors)] * 2})
+    design = design_matrix(samples if pairs else samples[["condition"]])
+    found = []
+    for _ in range(n_repeats):
+        of_donor = np.tile(generator.normal(0, 0.7, size=n_donors), 2) if pairs else 0
+        mean = 1 / (1 + np.exp(1.4 - of_donor - log_odds * samples["condition"].to_numpy()))
+        share = generator.beta(mean * concentration, (1 - mean) * concentration)
+        found.append(likelihood_ratio(generator.binomial(300, share), np.full(2 * n_donors, 300), design)[1])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(("n_donors", "concentration"), [(4, 20), (6, 80)])
+def test_composition_without_differences(n_donors, concentration, pairs):
+    p_value = p_values_of_composition(
+        n_donors=n_donors, concentration=concentration, log_odds=0, n_repeats=120, pairs=pairs
+    )
+    assert (p_value < 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120)
+    assert stats.kstest(p_value, "uniform").statistic < 0.15
+
+
+def test_power_of_composition_rises_with_donors():
+    power = [
+        (p_values_of_composition(n_donors=n, concentration=50, log_odds=0.8, n_repeats=60) < 0.05).mean()
+        for n in (3, 6, 12)
+    ]
+    assert power == sorted(power)
+    assert power[0] < 0.7
+    assert power[-1] > 0.9
+
+
+def test_cell_types_that_change_are_found():
+    cells = simulated(n_donors=6, seed=4)
+    generator = np.random.default_rng(1)
+    lost = (cells.obs["condition"] == "stimulated") & (cells.obs["cell_type"] == "A")
+    kept = generator.random(cells.n_obs) > np.where(lost, 0.6, 0.1)
+    tests = composition_tests(cells[kept].copy()).set_index("cell_type")
+    assert tests.loc["A", "log_odds"] == pytest.approx(np.log(0.4 / 0.9), abs=0.3)
+    assert tests.loc["B", "log_odds"] == pytest.approx(-tests.loc["A", "log_odds"], abs=1e-3)
+    assert (tests["fdr"] < 0.01).all()
+
+
+def test_a_cell_type_that_is_absent_from_a_condition_is_found():
+    design = design_matrix(pd.DataFrame({"condition": [0] * 4 + [1] * 4}))
+    numbers = np.array([20, 25, 30, 22, 0, 0, 0, 0])
+    log_odds, p_value = likelihood_ratio(numbers, np.full(8, 100), design)
+    assert log_odds < -3
+    assert p_value < 0.001
+    assert likelihood_ratio(np.zeros(8, dtype=int), np.full(8, 100), design)[1] == pytest.approx(1, abs=0.01)
+
+
+# ---- invalid input
+
+
+def test_invalid_experiments_are_rejected_in_one_sentence(planted_cells):
+    cells = planted_cells.copy()
+    obs = cells.obs
+    obs["one"] = "control"
+    obs["three"] = obs["condition"].astype(str).where(obs["sample"] != "0_control", "other")
+    obs["alone"] = (obs["sample"] == "0_control").map({True: "control", False: "stimulated"})
+    obs["mixed"] = np.where(np.arange(len(obs)) % 2, "control", "stimulated")
+    obs["gaps"] = obs["condition"].astype(object).where(obs["sample"] != "0_control")
+    messages = {
+        ExperimentSettings(condition_key="group"): "obs has no column 'group'; name one by `condition_key=`",
+        ExperimentSettings(condition_key="one"): "two conditions are compared, but there are 1",
+        ExperimentSettings(condition_key="three"): "two conditions are compared, but there are 3",
+        ExperimentSettings(conditions=("control", "treated")): "no cell has the condition 'treated'",
+        ExperimentSettings(condition_key="alone"): "condition 'control' has 1 sample",
+        ExperimentSettings(condition_key="mixed"): "has cells of several values of",
+        ExperimentSettings(condition_key="gaps"): "has no value for 60 of 720 cells",
+        ExperimentSettings(pair_key="donor"): "fewer than 2 values of",
+        ExperimentSettings(pair_key="one"): "has several samples in one condition",
+        ExperimentSettings(counts="umi"): "there is no layer 'umi'",
+    }
+    for settings, message in messages.items():
+        with pytest.raises(InputError, match=message.replace("[", r"\[")):
+            Experiment.of(cells, settings)
+
+
+def test_two_of_three_conditions_are_compared(planted_cells):
+    cells = planted_cells.copy()
+    second = cells.obs["sample"].isin(["0_control", "1_control"])
+    cells.obs["three"] = cells.obs["condition"].astype(str).mask(second, "other")
+    settings = ExperimentSettings(condition_key="three", conditions=("stimulated", "other"))
+    experiment = Experiment.of(cells, settings)
+    assert experiment.samples["condition"].to_dict() == {
+        sample: int("control" in sample) for sample in experiment.samples.index
+    }
+    assert len(experiment.samples) == 8
