@@ -22,13 +22,14 @@ from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import load_model
-from bdm.provenance import provenance
+from bdm.provenance import provenance, storable
 from bdm.settings import InputKeys, PrepareSettings, Settings
 from bdm.text import counted, listed
 from bdm.threads import using_threads
 from bdm.training import fabric
 
 if TYPE_CHECKING:
+    from bdm.design.settings import Design
     from bdm.evaluation.results import Evaluation
     from bdm.extension.extend import FittedExtension
 
@@ -157,6 +158,45 @@ class BranchedDiffusion(FittedModel):
         self.fitted, self.history = found.model, found.history
         self.interpretation, self.last_extension = None, ()
         return self
+
+    @computing
+    def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:
+        """Simulate a designed experiment: samples, donors and conditions, with changes and artefacts that you choose.
+
+        Parameters
+        ----------
+        design
+            A design file (YAML), or a dictionary with the same content; see the page on designed experiments.
+        seed
+            Seed of every random draw; the design's, if not given.
+
+        Returns
+        -------
+        AnnData as :func:`bdm.design.simulate.simulate_cells` makes it, with the truth.
+
+        Raises
+        ------
+        InputError
+            If the design is invalid, names what the model lacks, or the model is not fitted.
+
+        Examples
+        --------
+        ::
+
+            design = {
+                "samples": {"donors": 3, "conditions": ["control", "stimulated"]},
+                "changes": [{"name": "up", "condition": "stimulated", "genes": ["ISG15"], "log2_fold_change": 1}],
+            }
+            adata = model.simulate(design)
+            adata.uns["truth"]["genes"]
+        """
+        from bdm.design.read import read_design, with_seed
+        from bdm.design.simulate import design_record, simulate_cells
+
+        checked = with_seed(read_design(design), seed)
+        adata = simulate_cells(self.model, checked)
+        adata.uns["bdm"] = storable(provenance(seed=checked.seed, design=design_record(checked)))
+        return adata
 
     @computing
     def extend(

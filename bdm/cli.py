@@ -25,6 +25,7 @@ from bdm.commands.options import Command
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.prepare import prepare
 from bdm.commands.report import report
+from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError, as_options
@@ -33,7 +34,7 @@ from bdm.errors import InputError, Interrupted, TrainingError, as_options
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
-    "Generate": {generate: True, merge: False, transmute: True},
+    "Generate": {generate: True, merge: False, transmute: True, simulate: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Share": {card: False},
 }

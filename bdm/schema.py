@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from inspect import isclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
@@ -41,9 +42,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Words:
-    """Texts that a setting may have as its value in place of a number."""
+    """Texts that a setting may have as its value, and the other types that it may be of."""
 
     texts: tuple[str, ...]
+    others: tuple[type, ...] = (int,)
 
 
 KINDS = {
@@ -53,6 +55,8 @@ KINDS = {
     str: "string",
     Path: "string",
     tuple: "array",
+    tuple[float, ...]: "numbers",
+    dict: "object",
     NoneType: "null",
 }
 BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le"), Lt: ("exclusiveMaximum", "lt")}
@@ -92,29 +96,50 @@ class Setting:
         return next((key for key in self.annotations if isinstance(key, Key)), Key())
 
     @property
-    def types(self) -> tuple[type, ...]:
+    def kinds(self) -> tuple[Any, ...]:
+        """Types of its values, with the types of their items."""
+        return get_args(self.type) if isinstance(self.type, UnionType) else (self.type,)
+
+    @property
+    def types(self) -> tuple[Any, ...]:
         """Types of its values."""
-        kinds = get_args(self.type) if isinstance(self.type, UnionType) else (self.type,)
-        return tuple(get_origin(kind) or kind for kind in kinds)
+        return tuple(get_origin(kind) or kind for kind in self.kinds)
+
+    @property
+    def nested(self) -> "type[StageSettings] | None":
+        """Class of settings that a value is, or that the items of a list are; None where values are plain."""
+        inner = (kind for outer in self.kinds for kind in (outer, *get_args(outer)))
+        return next((kind for kind in inner if isclass(kind) and issubclass(kind, StageSettings)), None)
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Type and bounds, as JSON schema has them."""
-        names = list(dict.fromkeys(KINDS[kind] for kind in self.types))
-        return {"type": names[0] if len(names) == 1 else names, **bounds(*self.annotations)}
+        """Type and bounds, as JSON schema has them; of numbers by name, the bounds are those of each."""
+        names = list(dict.fromkeys(KINDS.get(kind) or KINDS[get_origin(kind)] for kind in self.kinds))
+        found = {"type": names[0] if len(names) == 1 else names, **bounds(*self.annotations)}
+        for number in (get_args(kind)[1] for kind in self.kinds if get_origin(kind) is dict):
+            found["additionalProperties"] = {"type": KINDS[number], **bounds_of_number(*self.annotations)}
+        return found
 
     def check(self, value: Any) -> None:
         """Raise an InputError if it cannot have a value."""
-        if sentence := rejection(self.name, value, self.schema):
+        if sentence := rejection(self.name.rstrip("_"), value, self.schema):
             raise InputError(sentence)
 
 
 def bounds(*annotations: Any) -> dict[str, Any]:
     """Give the bounds among annotations, as JSON schema has them; those of a number where it may be a text, too."""
+    of_number = bounds_of_number(*annotations)
+    words = next((words for words in annotations if isinstance(words, Words)), None)
+    if words is None:
+        return of_number
+    others = [{"type": KINDS[kind], **of_number} for kind in words.others]
+    return {"anyOf": [{"enum": list(words.texts)}, *others]}
+
+
+def bounds_of_number(*annotations: Any) -> dict[str, Any]:
+    """Give the bounds among annotations by keyword, whatever else the value may be."""
     found = ((*BOUNDS[type(bound)], bound) for bound in annotations if type(bound) in BOUNDS)
-    of_number = {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
-    texts = next((list(words.texts) for words in annotations if isinstance(words, Words)), None)
-    return of_number if texts is None else {"anyOf": [{"enum": texts}, {"type": "integer", **of_number}]}
+    return {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
@@ -150,7 +175,7 @@ class StageSettings:
 
     def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
-            if not is_dataclass(setting.type):
+            if setting.nested is None and not is_dataclass(setting.type):
                 setting.check(getattr(self, setting.name))
 
 

@@ -18,6 +18,7 @@ KINDS: dict[str, tuple[str, Any]] = {
     "boolean": ("true or false", bool),
     "string": ("text", str | PathLike),
     "array": ("a list of texts", list | tuple),
+    "numbers": ("a list of numbers", list | tuple),
     "object": ("keys with values", dict),
     "null": ("null", type(None)),
 }
@@ -43,7 +44,12 @@ def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     -------
     One sentence, such as "n_levels is 0, but must be at least 1."; None if the value is allowed.
     """
+    if isinstance(value, dict) and "type" in (of_each := schema.get("additionalProperties") or {}):
+        problems = (rejection(f"{name}.{key}", item, of_each) for key, item in value.items())
+        return next(filter(None, problems), None)
     shown = str(value) if isinstance(value, Real) else repr(value)
+    if value is None and "null" in schema.get("type", ()):
+        return None
     if "anyOf" in schema:
         if any(allows(one, value) for one in schema["anyOf"]):
             return None
@@ -68,7 +74,8 @@ def in_words(schema: dict[str, Any]) -> str:
     """Write one of several alternatives as in "auto, none" or "a whole number that is at least 1"."""
     if "enum" in schema:
         return ", ".join(schema["enum"])
-    return f"{KINDS[schema['type']][0]} that is {bounds_in_words(schema)}"
+    words, limits = KINDS[schema["type"]][0], bounds_in_words(schema)
+    return words if schema["type"] == "object" or not limits else f"{words} that is {limits}"
 
 
 def is_of_kind(value: Any, kind: str) -> bool:
@@ -77,6 +84,8 @@ def is_of_kind(value: Any, kind: str) -> bool:
         return False
     if kind == "array":
         return all(isinstance(item, str) for item in value)
+    if kind == "numbers":
+        return all(is_of_kind(item, "number") for item in value)
     return kind not in ("integer", "number") or (not isinstance(value, bool) and math.isfinite(value))
 
 

@@ -1,14 +1,17 @@
 """Configuration of Sphinx for these pages; ``make docs`` builds them."""
 
 import re
+from dataclasses import MISSING
 from importlib.metadata import version as version_of
 from pathlib import Path
 
 import typer
+import yaml
 from typer.cli import get_docs_for_click
 
 from bdm.cli import app as commands
-from bdm.schema import StageSettings, options_of
+from bdm.design import settings as design
+from bdm.schema import StageSettings, options_of, settings_of
 
 project = "bdm"
 author = "The bdm developers"
@@ -82,6 +85,7 @@ def setup(app):
     generated = Path(app.srcdir) / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
+    (generated / "design.md").write_text(text_of_designs())
     app.connect("source-read", link_to_pages)
     app.connect("autodoc-process-docstring", describe_settings, priority=400)  # before napoleon reads the docstring
 
@@ -91,6 +95,40 @@ def text_of_commands():
     group = typer.main.get_command(commands)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group), name="bdm", title="bdm")
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)  # a list of first words, as the sections are
+
+
+def text_of_designs():
+    """Return the keys of a design file in Markdown, a table for each section."""
+    sections = {
+        "A design": design.Design,
+        "`samples`": design.Samples,
+        "`composition`": design.Composition,
+        "Each of `shifts`": design.Shift,
+        "Each of `changes`": design.Change,
+        "`genes`, if they are sampled": design.GeneChoice,
+        "`log2_fold_change`, if it is drawn": design.FoldChange,
+        "`depth`": design.Depth,
+        "`doublets`": design.Doublets,
+        "`ambient`": design.Ambient,
+    }
+    return "\n\n".join(f"## {title}\n\n{table_of_keys(section)}" for title, section in sections.items())
+
+
+def table_of_keys(section):
+    """Return the keys of a section in Markdown, with their meaning and default."""
+    rows = ["| key | meaning | default |", "| --- | --- | --- |"]
+    for setting in settings_of(section):
+        default = setting.unset or ("required" if setting.default is MISSING else shown(setting.default))
+        rows.append(f"| `{setting.name.rstrip('_')}` | {setting.help} | {default} |")
+    return "\n".join(rows)
+
+
+def shown(value):
+    """Return a default as YAML has it; nothing for a section, whose keys have defaults of their own."""
+    if isinstance(value, StageSettings):
+        return ""
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+    return f"`{text.splitlines()[0]}`"
 
 
 def link_to_pages(app, docname, source):

@@ -60,14 +60,14 @@ def test_help_is_quick_and_lists_all_commands_by_panel():
     shown, _, loaded = done.stdout.partition("loaded:")
     assert not {"torch", "scanpy", "anndata", "sklearn", "matplotlib", "pandas", "lightning"} & set(loaded.split())
     commands = (
-        "example|prepare|fit|autoencoder|hierarchy|plot-tree|train|extend|generate|merge|transmute|evaluate|"
+        "example|prepare|fit|autoencoder|hierarchy|plot-tree|train|extend|generate|merge|transmute|simulate|evaluate|"
         "evaluate-transmuted"
     )
     titles = rf"╭─ (Data|Fit|Generate|Evaluate)|^│ ({commands}) "
     found = [panel or name for panel, name in re.findall(titles, shown, flags=re.MULTILINE)]
     expected = (
         "Data example prepare Fit fit autoencoder hierarchy plot-tree train extend Generate generate merge transmute "
-        "Evaluate evaluate evaluate-transmuted"
+        "simulate Evaluate evaluate evaluate-transmuted"
     )
     assert " ".join(found) == expected
 
@@ -566,6 +566,12 @@ BAD = {
     "evaluate-transmuted: taken": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unchanged=transmuted.h5ad", "taken"
     ),
+    "simulate: no design": ("simulate model none.yaml OUT.h5ad", "none.yaml: there is no such file."),
+    "simulate: no YAML": ("simulate model generated.h5ad OUT.h5ad", "generated.h5ad: it is not YAML"),
+    "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "null_genes: the model has no gene"),
+    "simulate: seed": ("simulate model unknown.yaml OUT.h5ad --seed -1", "seed is -1, but must be at least 0."),
+    "simulate: no such part": ("simulate model unknown.yaml OUT.h5ad --part 3-of-2", "2-of-8"),
+    "simulate: no model": ("simulate autoencoder unknown.yaml OUT.h5ad", "model.json"),
     "extend: nothing new": ("extend model prepared.h5ad OUT", "no new cell types"),
     "extend: known": ("extend model prepared.h5ad OUT --cell-type Dendritic", "already has the type 'Dendritic'"),
     "extend: no such type": ("extend model prepared.h5ad OUT --cell-type T-800", "0 cells of type 'T-800'"),
@@ -604,6 +610,7 @@ def inputs(made):
     new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")
     new.write_h5ad(folder / "new.h5ad")
     new[:, :50].write_h5ad(folder / "few_genes.h5ad")
+    (folder / "unknown.yaml").write_text("null_genes: [T-800]\n")
     transmuted = anndata.read_h5ad(folder / "transmuted.h5ad")
     transmuted.obs["cell_type"] = "Dendritic"
     transmuted.write_h5ad(folder / "elsewhere.h5ad")

@@ -210,6 +210,25 @@ def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm): 
     assert excess[["library_size", "cell_zero_fraction", "clustering"]].min() > 0.05
 
 
+def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, bdm):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/designed_experiments.md"
+    blocks = fenced(page)
+    [design], [code] = ([content for name, content in blocks if name == language] for language in ("yaml", "python"))
+    Path("design.yaml").write_text(design.replace("cells: 500", "cells: 100"))
+    small_model.save("model")
+    [command] = [line for line in code_lines(page) if line.startswith("bdm simulate")]
+    assert bdm(*shlex.split(command)[1:], "--dry-run")[0] == 0
+    assert not Path("experiment.h5ad").exists()
+    assert bdm(*shlex.split(command)[1:])[0] == 0
+    found: dict = {}
+    exec(compile(code, page.name, "exec"), found)
+    assert found["found"]["planted"].sum() == 20
+    assert set(pd.read_csv("truth.csv")["gene"]) == set(found["truth"]["gene"])
+    top = found["found"].sort_values("pvals").head(20)
+    assert top["planted"].mean() > 0.2  # and 0.1 by chance
+
+
 def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()

@@ -17,7 +17,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"diffusion"},
     {"model"},
     {"generation", "simulation"},
-    {"interpretation", "extension", "transmutation"},
+    {"interpretation", "extension", "transmutation", "design"},
     {"power"},  # above design, whose experiments it tests
     {"plotting"},
     {"report", "api", "fitted_model"},

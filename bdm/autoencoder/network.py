@@ -188,9 +188,18 @@ class CountAutoencoder(nn.Module):
         portions = zip(*(part.split(PORTION) for part in (counts, cell_type, batch)), strict=True)
         return Posterior.joined(run(posterior, portions))
 
-    def decode(self, latent: Tensor, batch: Tensor) -> Tensor:
-        """Log expression, normalised over genes, from latents (cells x latent dimensions)."""
-        return torch.log_softmax(self.loadings(latent) + self.batch_offset[batch], dim=1)
+    def decode(self, latent: Tensor, batch: Tensor, *, offset: Tensor | None = None, batch_factor: float = 1) -> Tensor:
+        """Log expression, normalised over genes, from latents (cells x latent dimensions).
+
+        Parameters
+        ----------
+        offset
+            Additional offsets of log expression before the normalisation, cells x genes.
+        batch_factor
+            Factor of the offsets of batches.
+        """
+        log_expression = self.loadings(latent) + batch_factor * self.batch_offset[batch]
+        return torch.log_softmax(log_expression if offset is None else log_expression + offset, dim=1)
 
     def forward(
         self,

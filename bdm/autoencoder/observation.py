@@ -44,6 +44,17 @@ class ObservationModel(Protocol):
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
         """Take half of the counts, cells x genes, at random, such that it is independent of the other half."""
 
+    def rescale(
+        self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Change counts, cells x genes, as if their means had been ``factor`` times as large in the same cells."""
+
+    def of_genes(self, genes: np.ndarray) -> Self:
+        """Observation model of a subset of the genes, by index."""
+
+    def more_dispersed(self, factor: np.ndarray) -> Self:
+        """Observation model with ``factor`` times the dispersion, cells x genes."""
+
 
 @dataclass(frozen=True)
 class NegativeBinomial:
@@ -159,7 +170,8 @@ class NegativeBinomial:
         detected = np.flatnonzero(first < n_expected)
 
         gene = detected % n_genes
-        r, per_time = inverse_dispersion[gene].astype(float), per_time.ravel()[detected].astype(float)
+        r = inverse_dispersion[gene] if inverse_dispersion.ndim == 1 else inverse_dispersion.ravel()[detected]
+        r, per_time = r.astype(float), per_time.ravel()[detected].astype(float)
         time_left = np.maximum(r - first.ravel()[detected] / np.log1p(per_time), 0)
         jump = for_jumps.logseries(np.minimum(per_time / (1 + per_time), np.nextafter(1, 0)))
         counts = jump + for_rest.poisson(for_rates.standard_gamma(time_left) * per_time)
@@ -183,3 +195,43 @@ class NegativeBinomial:
         half = sp.csr_matrix((taken.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape, copy=True)
         half.eliminate_zeros()
         return half
+
+    def rescale(
+        self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Change counts as if their means had been ``factor`` times as large in the same cells.
+
+        A negative binomial count is a Poisson number with a gamma rate. Where the factor is below 1, counts are
+        thinned. Above 1, Poisson numbers are added at the rate of the cell, which given its count x is gamma
+        distributed with shape r + x and mean m (r + x) / (r + m). The result is negative binomial with the mean
+        factor x m and the same r; counts with a factor of 1 stay as they are.
+
+        Parameters
+        ----------
+        counts, mean
+            Cells x genes.
+        factor
+            Cells x genes, or of a shape that is broadcast to it.
+
+        Returns
+        -------
+        Cells x genes, at least the counts where the factor is above 1, and at most the counts elsewhere.
+        """
+        r = np.broadcast_to(self.inverse_dispersion.double().numpy(), counts.shape)
+        factor, changed = np.broadcast_to(factor, counts.shape), counts.copy()
+        for_thinning, for_rates, for_more = generator.spawn(3)
+        thinned = (factor < 1) & (counts > 0)
+        changed[thinned] = for_thinning.binomial(counts[thinned].astype(np.int64), factor[thinned])
+        more = factor > 1
+        x, m, shape = counts[more], mean[more], r[more]
+        rate = for_rates.standard_gamma(shape + x) * m / (shape + m)
+        changed[more] = x + for_more.poisson((factor[more] - 1) * rate)
+        return changed
+
+    def of_genes(self, genes: np.ndarray) -> "NegativeBinomial":
+        """Observation model of a subset of the genes, by index."""
+        return NegativeBinomial(self.log_inverse_dispersion[..., to_tensor(genes)])
+
+    def more_dispersed(self, factor: np.ndarray) -> "NegativeBinomial":
+        """Observation model with ``factor`` times the dispersion 1 / r, cells x genes."""
+        return NegativeBinomial(self.log_inverse_dispersion - to_tensor(np.log(factor).astype(np.float32)))

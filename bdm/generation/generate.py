@@ -1,7 +1,8 @@
 """Generation of cells: latents are sampled down the hierarchy, decoded to mean counts, and counts are sampled."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -30,6 +31,8 @@ from bdm.seeds import numpy_generator
 from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
 
+EXPECTED = "expected"  # layer of expected counts
+
 # Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
 RESERVED_COLUMNS = (
     "cell_type",
@@ -55,11 +58,14 @@ class Block:
         Cells x latent dimensions.
     population
         Population of each cell, where it is found as the block is generated; None where ``obs`` has it already.
+    expected
+        Expected counts, cells x genes, if requested.
     """
 
     counts: sp.csr_matrix
     latent: np.ndarray
     population: np.ndarray | None = None
+    expected: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,16 @@ class GeneratedCells:
         All cells in the order of ``obs``; can be read once.
     populations
         Names of all populations.
+    varm, uns
+        What is known of the genes and of all cells in addition, by key.
     """
 
     obs: pd.DataFrame
     var: pd.DataFrame
     blocks: Iterator[Block]
     populations: tuple[str, ...] = ()
+    varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    uns: Mapping[str, Any] = field(default_factory=dict)
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
         """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
@@ -94,7 +104,17 @@ class GeneratedCells:
         counts = sp.vstack([block.counts for block in blocks], format="csr")
         latent = np.concatenate([block.latent for block in blocks])
         obs = self.whole_obs([block.population for block in blocks])
-        return ad.AnnData(counts, obs=obs, var=self.var, obsm={"latent": latent})
+        expected = [block.expected for block in blocks if block.expected is not None]
+        layers = {EXPECTED: np.concatenate(expected)} if expected else {}
+        return ad.AnnData(
+            counts,
+            obs=obs,
+            var=self.var,
+            obsm={"latent": latent},
+            varm=dict(self.varm),
+            uns=dict(self.uns),
+            layers=layers,
+        )
 
 
 def generate_cells(
@@ -162,14 +182,44 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
     """
     observation = observation_model(model, chunk.population)
     counts, latent = [], []
-    for i, x in enumerate(chunk.x.split(SMALLEST)):
-        start, n_cells = chunk.start + i * SMALLEST, len(x)
-        padded = pad(x, (0, 0, 0, SMALLEST - n_cells))
-        batch = request.batches(chunk.population, start, SMALLEST)
-        mean = expected_counts(model, padded, batch, chunk.population)[:n_cells]
-        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, start)))
-        latent.append(model.whitening.inverse(padded)[:n_cells, model.layout.latent].numpy())
+    for portion in portions_of(chunk):
+        batch = request.batches(chunk.population, portion.start, SMALLEST)
+        mean = portion.of_cells(expected_counts(model, portion.padded, batch, chunk.population))
+        counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, portion.start)))
+        latent.append(portion.of_cells(latents(model, portion.padded)))
     return Block(sp.vstack(counts, format="csr"), np.concatenate(latent))
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Cells of a chunk that are decoded together.
+
+    Attributes
+    ----------
+    start
+        Number of cells of the population before these.
+    padded
+        Whitened cells, padded by zeros to the number of cells of each portion, cells x dimensions.
+    """
+
+    start: int
+    n_cells: int
+    padded: Tensor
+
+    def of_cells(self, rows: np.ndarray) -> np.ndarray:
+        """Take the rows of the cells, without the padding."""
+        return rows[: self.n_cells]
+
+
+def portions_of(chunk: Chunk) -> Iterator[Portion]:
+    """Divide the cells of a chunk into portions of one size."""
+    for i, x in enumerate(chunk.x.split(SMALLEST)):
+        yield Portion(chunk.start + i * SMALLEST, len(x), pad(x, (0, 0, 0, SMALLEST - len(x))))
+
+
+def latents(model: BranchedModel, x: Tensor) -> np.ndarray:
+    """Latents of whitened cells, cells x latent dimensions."""
+    return np.asarray(model.whitening.inverse(x)[:, model.layout.latent])
 
 
 def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) -> pd.DataFrame:
@@ -188,7 +238,13 @@ def observations_of(model: BranchedModel, request: Request, *, ancestors: bool) 
 
 @torch.no_grad()
 def expected_counts(
-    model: BranchedModel, x: Tensor, batch: np.ndarray | None, population: str | None = None
+    model: BranchedModel,
+    x: Tensor,
+    batch: np.ndarray | None,
+    population: str | None = None,
+    *,
+    offset: Tensor | None = None,
+    batch_factor: float = 1,
 ) -> np.ndarray:
     """Mean counts of cells, cells x genes.
 
@@ -200,11 +256,16 @@ def expected_counts(
         Name of each cell's batch; None where the model has no batches.
     population
         Population of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
+    offset
+        Additional offsets of natural log expression before the normalisation over genes, cells x genes.
+    batch_factor
+        Factor of the differences between batches.
     """
     y, layout = model.whitening.inverse(x), model.layout
     log_library_size = y[:, layout.library_size].clamp(*model.library_range(population))
     network, codes = model.autoencoder.network_of(population), model.autoencoder.batch_codes(batch, len(y))
-    return (network.decode(y[:, layout.latent], codes) + log_library_size).exp().numpy()
+    log_expression = network.decode(y[:, layout.latent], codes, offset=offset, batch_factor=batch_factor)
+    return (log_expression + log_library_size).exp().numpy()
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from bdm.data.matrix import COMPRESSION, appended_rows, new_h5ad
+from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.data.read import examine_hdf5
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST, Part
-from bdm.generation.generate import Block, GeneratedCells
+from bdm.generation.generate import EXPECTED, Block, GeneratedCells
 
 ROWS = 2**10  # in a piece of the file
 # Compressed more than prepared counts, as there may be many more cells; takes a hundredth of the time to generate them
@@ -28,35 +28,62 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
     """Generate cells into an ``.h5ad`` file block by block; only ``obs`` is kept in memory."""
     populations: list[np.ndarray | None] = []
     n_cells, n_genes = len(cells.obs), len(cells.var)
+    empty = ad.AnnData(obs=cells.obs, var=cells.var, varm=dict(cells.varm), uns={**cells.uns, **uns})
     with (
-        new_h5ad(path, ad.AnnData(obs=cells.obs, var=cells.var, uns=uns), compression="gzip") as file,
+        new_h5ad(path, empty, compression="gzip") as file,
         appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,
     ):
-        latent = None  # left open, as X is in appended_rows
+        latent, expected = DenseRows(file, "obsm", "latent"), DenseRows(file, "layers", EXPECTED)
         for block in cells.blocks:
             append(block.counts)
             populations.append(block.population)
-            if latent is None:
-                n_latent = block.latent.shape[1]
-                pieces = {"chunks": (ROWS, n_latent), "maxshape": (None, n_latent), **COMPRESSION}
-                write_elem(file["obsm"], "latent", block.latent, dataset_kwargs=pieces)
-                latent = file["obsm/latent"]
-            else:
-                latent.resize(len(latent) + len(block.latent), axis=0)
-                latent[-len(block.latent) :] = block.latent
+            latent.append(block.latent)
+            if block.expected is not None:
+                expected.append(block.expected)
         if (obs := cells.whole_obs(populations)) is not cells.obs:
             write_elem(file, "obs", obs, dataset_kwargs={"compression": "gzip"})
 
 
+@dataclass
+class DenseRows:
+    """A dense array in an ``.h5ad`` file that grows by rows, and is left open, as X is in appended_rows."""
+
+    file: h5py.File
+    group: str
+    name: str
+    stored: h5py.Dataset | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows, the first of which make the array."""
+        if self.stored is None:
+            n_columns = rows.shape[1]
+            pieces = {"chunks": (min(ROWS, ENTRIES // n_columns + 1), n_columns), "maxshape": (None, n_columns)}
+            write_elem(self.file[self.group], self.name, rows, dataset_kwargs={**pieces, **COMPRESSION})
+            self.stored = self.file[self.group][self.name]
+        else:
+            self.stored.resize(len(self.stored) + len(rows), axis=0)
+            self.stored[-len(rows) :] = rows
+
+
 @dataclass(frozen=True)
 class PartFile:
-    """File of a part of generated cells, with its record, ``obs`` and ``var``; the counts stay on disk."""
+    """File of a part of generated cells, without the counts, which stay on disk.
+
+    Attributes
+    ----------
+    record
+        How the cells were generated.
+    varm, uns
+        What the file has in addition, by key.
+    """
 
     path: Path
     part: Part
     record: dict[str, Any]
     obs: pd.DataFrame
     var: pd.DataFrame
+    varm: dict[str, Any]
+    uns: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> "PartFile":
@@ -73,9 +100,9 @@ class PartFile:
         examine_hdf5(path)
         try:
             with h5py.File(path) as file:
-                record = read_elem(file["uns/bdm"])
-                part = Part.parse(record.pop("part"))
-                return cls(path, part, record, read_elem(file["obs"]), read_elem(file["var"]))
+                obs, var, varm, uns = (read_elem(file[name]) for name in ("obs", "var", "varm", "uns"))
+                record = uns.pop("bdm")
+                return cls(path, Part.parse(record.pop("part")), record, obs, var, varm, uns)
         except (OSError, KeyError) as error:
             raise InputError(f"{path} is not a part of generated cells; make it by bdm generate --part.") from error
 
@@ -95,7 +122,8 @@ def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]
     order = np.argsort(number)
     file = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])[order]
     row = np.concatenate([np.arange(len(file.obs)) for file in files])[order]
-    return GeneratedCells(obs.iloc[order], files[0].var, blocks_at(paths, file, row)), files[0].record
+    first, blocks = files[0], blocks_at(paths, file, row)
+    return GeneratedCells(obs.iloc[order], first.var, blocks, varm=first.varm, uns=first.uns), first.record
 
 
 def check_whole(files: Sequence[PartFile]) -> None:
@@ -121,7 +149,9 @@ def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray) -> Itera
     with ExitStack() as opened:
         parts = [opened.enter_context(h5py.File(path)) for path in paths]
         counts = [sparse_dataset(part["X"]) for part in parts]
+        expected = [part["layers"].get(EXPECTED) for part in parts]
         for start, stop in pairwise([0, *ends, len(row)]):
             for i in range(start, stop, LARGEST):
                 rows = slice(row[i], row[min(i + LARGEST, stop) - 1] + 1)
-                yield Block(counts[file[i]][rows], parts[file[i]]["obsm/latent"][rows])
+                layer = None if expected[file[i]] is None else expected[file[i]][rows]
+                yield Block(counts[file[i]][rows], parts[file[i]]["obsm/latent"][rows], expected=layer)

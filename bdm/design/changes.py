@@ -1,0 +1,269 @@
+"""Planted changes: their genes, log2 fold changes and populations, and which cells respond."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bdm.design.read import at
+from bdm.design.samples import N_SHOWN, populations_named
+from bdm.design.settings import Change, Design, FoldChange, GeneChoice
+from bdm.errors import InputError
+from bdm.interpretation.gene_sets import read_gmt
+from bdm.model.model import BranchedModel
+from bdm.seeds import numpy_generator
+from bdm.text import abbreviated
+
+HALF = 0.5  # of the change of kind `both`, by which all cells of the reference differ
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A change for the genes and populations of a model.
+
+    Attributes
+    ----------
+    populations
+        Populations whose cells change.
+    genes
+        Indices of the genes.
+    log2_fold_change
+        Of each of these genes, in a cell that responds.
+    """
+
+    change: Change
+    populations: tuple[str, ...]
+    genes: np.ndarray
+    log2_fold_change: np.ndarray
+
+    def strength(self, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Share of the log2 fold change that each cell has: 1 where it responds, 0 where it does not.
+
+        In the reference of the kind ``both``, all cells have half of it.
+
+        Parameters
+        ----------
+        condition, uniform
+            Condition of each cell, and its uniform random number.
+        """
+        shares = self.change.shares
+        if self.change.condition is None:
+            return (uniform < shares.condition).astype(np.float32)
+        changed = condition == self.change.condition
+        responds = uniform < np.where(changed, shares.condition, shares.reference)
+        strength = responds.astype(np.float32)
+        return np.where(changed, strength, HALF).astype(np.float32) if self.change.kind == "both" else strength
+
+    def mean_factor(self, condition: str) -> np.ndarray:
+        """Factor of the expected count of each gene over all cells of a changed population in a condition."""
+        fold, shares = 2.0**self.log2_fold_change, self.change.shares
+        if self.change.kind == "dispersion":
+            return np.ones(len(fold))
+        if self.change.condition in (None, condition):
+            return 1 - shares.condition + shares.condition * fold
+        return (
+            2 ** (HALF * self.log2_fold_change)
+            if self.change.kind == "both"
+            else (1 - shares.reference + shares.reference * fold)
+        )
+
+
+def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], np.ndarray]) -> tuple[Plant, ...]:
+    """Find the genes and populations of the changes of a design, and draw what is sampled.
+
+    Parameters
+    ----------
+    expression
+        Expected counts of the genes in the cells of a population.
+
+    Raises
+    ------
+    InputError
+        If the model lacks a gene, cell type or clade, or there are fewer genes than a change samples.
+    """
+    with at("null_genes"):
+        null_genes = genes_named(model, design.null_genes)
+    named = [genes_named_by(model, change) for change in design.changes]
+    taken = set(null_genes)
+    for change, genes in zip(design.changes, named, strict=True):
+        if both := set(genes) & set(null_genes):
+            name = model.gene_names.index[both.pop()]
+            raise InputError(
+                f"changes.{change.name}: {name} is one of the null genes; name it in one of the two places."
+            )
+        taken |= set(genes)
+    plants = []
+    for change, genes in zip(design.changes, named, strict=True):
+        with at(f"changes.{change.name}"):
+            populations = populations_named(model, change.in_)
+            generator = numpy_generator(design.seed, "genes", change.name)
+            if not change.genes.names:
+                total = sum(expression(population) for population in populations)
+                genes = sampled_genes(model, change.genes, np.asarray(total), taken, generator)
+                taken |= set(genes)
+            values = drawn(change.log2_fold_change, len(genes), numpy_generator(design.seed, "fold", change.name))
+        plants.append(Plant(change, populations, np.array(genes, dtype=int), values))
+    return tuple(plants)
+
+
+def genes_named(model: BranchedModel, names: Sequence[str]) -> list[int]:
+    """Find the indices of genes by their names or symbols.
+
+    Raises
+    ------
+    InputError
+        If the model lacks one of them.
+    """
+    found = model.gene_names.find(names)
+    unknown = [name for name in names if not found[name]]
+    if unknown:
+        raise InputError(
+            f"the model has no gene {abbreviated(unknown, n_shown=N_SHOWN)}; it has "
+            f"{len(model.gene_names.index):,} genes, such as {model.gene_names.example()}."
+        )
+    genes = dict.fromkeys(gene for name in names for gene in found[name])
+    return [int(i) for i in model.gene_names.index.get_indexer(list(genes))]
+
+
+def genes_named_by(model: BranchedModel, change: Change) -> list[int]:
+    """Find the genes that a change names; none if they are sampled."""
+    with at(f"changes.{change.name}.genes"):
+        return genes_named(model, change.genes.names)
+
+
+def sampled_genes(
+    model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
+) -> list[int]:
+    """Sample genes of a range of expression, or of a gene set, without those that are taken; all of a set by default.
+
+    Parameters
+    ----------
+    expression
+        Of all genes, in any unit.
+    """
+    within = np.ones(len(expression), dtype=bool)
+    if choice.expression:
+        low, high = np.quantile(expression, choice.expression)
+        within = (expression >= low) & (expression <= high)
+    if choice.gene_sets is not None:
+        within[np.setdiff1d(np.arange(len(within)), genes_of_set(model, choice))] = False
+    within[list(taken)] = False
+    candidates = np.flatnonzero(within)
+    n_genes = len(candidates) if choice.n is None else choice.n
+    if n_genes > len(candidates) or not n_genes:
+        raise InputError(
+            f"{n_genes:,} genes are to be sampled, but the model has {len(candidates):,} of this kind that no other "
+            "change has and that are not null genes; ask for fewer, or for a wider range."
+        )
+    return sorted(generator.choice(candidates, n_genes, replace=False).tolist())
+
+
+def genes_of_set(model: BranchedModel, choice: GeneChoice) -> list[int]:
+    """Find the genes of a set that the model has.
+
+    Raises
+    ------
+    InputError
+        If the file has no such set, or the model none of its genes.
+    """
+    assert choice.gene_sets is not None
+    sets = read_gmt(choice.gene_sets)
+    if choice.name not in sets:
+        raise InputError(
+            f"{choice.gene_sets} has no gene set {choice.name!r}; it has {abbreviated(list(sets), n_shown=N_SHOWN)}."
+        )
+    found = model.gene_names.find(sets[choice.name])
+    known = [name for name, genes in found.items() if genes]
+    if not known:
+        raise InputError(f"the model has none of the genes of the set {choice.name!r} in {choice.gene_sets}.")
+    return genes_named(model, known)
+
+
+def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator) -> np.ndarray:
+    """Give the log2 fold change of each gene.
+
+    Raises
+    ------
+    InputError
+        If there are neither one nor as many as genes.
+    """
+    if fold_change.distribution is None:
+        values = np.array(fold_change.values, dtype=float)
+        if len(values) not in (1, n_genes):
+            raise InputError(
+                f"log2_fold_change has {len(values)} numbers for {n_genes} genes; give one, or one for each."
+            )
+        values = np.broadcast_to(values, n_genes)
+    elif fold_change.distribution == "gamma" and fold_change.sd > 0:
+        shape = (fold_change.mean / fold_change.sd) ** 2
+        values = generator.gamma(shape, fold_change.mean / shape, n_genes)
+    else:
+        values = generator.normal(fold_change.mean, fold_change.sd, n_genes)
+    return np.where(generator.random(n_genes) < fold_change.up, values, -values)
+
+
+@dataclass(frozen=True)
+class PlantedGenes:
+    """Changes of the cells of one population, for the genes that any of them changes.
+
+    Attributes
+    ----------
+    genes
+        Indices of the genes.
+    log2_mean, log2_dispersion
+        Changes x genes, of a cell that responds.
+    """
+
+    genes: np.ndarray
+    log2_mean: np.ndarray
+    log2_dispersion: np.ndarray
+
+    @classmethod
+    def of(cls, plants: Sequence[Plant], population: str) -> "PlantedGenes":
+        """Collect the changes of a population."""
+        here = [plant if population in plant.populations else None for plant in plants]
+        genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for plant in here if plant)]))
+        log2 = {True: np.zeros((len(plants), len(genes))), False: np.zeros((len(plants), len(genes)))}
+        for i, plant in enumerate(here):
+            if plant:
+                columns = np.searchsorted(genes, plant.genes)
+                log2[plant.change.kind == "dispersion"][i, columns] = plant.log2_fold_change
+        return cls(genes, log2[False], log2[True])
+
+
+def mean_factors(
+    plants: Sequence[Plant], populations: Sequence[str], condition: str, n_genes: int
+) -> Mapping[str, np.ndarray]:
+    """Factors of the expected counts of all genes over the cells of each population in a condition."""
+    factors = {population: np.ones(n_genes) for population in populations}
+    for plant in plants:
+        for population in set(plant.populations) & factors.keys():
+            factors[population][plant.genes] *= plant.mean_factor(condition)
+    return factors
+
+
+def responses(plants: Sequence[Plant], cells: pd.DataFrame, seed: int) -> np.ndarray:
+    """Strength of each change in each cell, cells x changes; a cell's random numbers depend on its number alone.
+
+    Parameters
+    ----------
+    cells
+        Columns ``sub_population`` and ``condition``, the cells of a population together and in order.
+    """
+    strength = np.zeros((len(cells), len(plants)), dtype=np.float32)
+    condition = cells["condition"].to_numpy()
+    for population, rows in rows_by_population(cells["sub_population"]).items():
+        for i, plant in enumerate(plants):
+            if population in plant.populations:
+                uniform = numpy_generator(seed, "responds", plant.change.name, population).random(len(condition[rows]))
+                strength[rows, i] = plant.strength(condition[rows], uniform)
+    return strength
+
+
+def rows_by_population(population: pd.Series) -> dict[str, slice]:
+    """Rows of each population among cells that are ordered by population."""
+    codes = population.astype("category").cat.codes.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    stops = np.append(starts[1:], len(codes))
+    return {str(population.iloc[start]): slice(start, stop) for start, stop in zip(starts, stops, strict=True)}

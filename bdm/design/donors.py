@@ -1,0 +1,77 @@
+"""Donors of a designed experiment: what simulation needs of them, and donors that differ by a given variation."""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from bdm.autoencoder.observation import ObservationModel
+from bdm.seeds import numpy_generator
+
+SHARED = 0.5  # share of the variance between donors that all cell types have in common
+
+
+class Donors(Protocol):
+    """How the donors of an experiment differ."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the donors."""
+
+    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+        """Move cells of a population to their donors, in whitened space.
+
+        Parameters
+        ----------
+        x
+            Cells x dimensions.
+        donor
+            Index of each cell's donor.
+        """
+
+    def log_expression(self, population: str) -> np.ndarray:
+        """Offsets of natural log expression that the whitened cells do not have, donors x genes."""
+
+    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
+        """Observation model without the variance between donors that :meth:`log_expression` adds."""
+
+
+@dataclass(frozen=True)
+class IndependentDonors:
+    """Donors whose log expression is normal, independent for each gene; cells do not differ otherwise.
+
+    Half of the variance is shared by all cell types, and half is each type's own.
+
+    Attributes
+    ----------
+    cell_type_of
+        Cell type of each population; the populations of a type have the same offsets.
+    variation
+        Standard deviation of natural log expression between donors.
+    """
+
+    names: tuple[str, ...]
+    cell_type_of: dict[str, str]
+    n_genes: int
+    variation: float
+    seed: int
+
+    def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
+        """Return the cells as they are."""
+        return x
+
+    def log_expression(self, population: str) -> np.ndarray:
+        """Offsets of natural log expression, donors x genes."""
+        cell_type = self.cell_type_of[population]
+        shared, own = (self._drawn(*key) for key in (("all",), ("type", cell_type)))
+        return self.variation * (sqrt(SHARED) * shared + sqrt(1 - SHARED) * own)
+
+    def observation(self, population: str, model: ObservationModel) -> ObservationModel:
+        """Return the observation model as it is: the variation is in addition to what the cells have."""
+        return model
+
+    def _drawn(self, *key: str) -> np.ndarray:
+        generator = numpy_generator(self.seed, "donors", *key)
+        return generator.standard_normal((len(self.names), self.n_genes))

@@ -1,0 +1,288 @@
+"""A design for a model: its samples, numbers of cells, changes and donors, and what each cell is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
+from bdm.design.donors import Donors, IndependentDonors
+from bdm.design.read import at
+from bdm.design.samples import dirichlet_proportions, expected_proportions, request_of, table_of_samples
+from bdm.design.settings import LEARNED, NONE, Design
+from bdm.diffusion.sampler import TreeWalk
+from bdm.errors import InputError
+from bdm.generation.chunks import LARGEST
+from bdm.generation.generate import expected_counts
+from bdm.generation.request import Request
+from bdm.model.model import BranchedModel
+from bdm.seeds import numpy_generator, torch_generator
+
+NO_PARTNER = -1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations.
+
+    Attributes
+    ----------
+    whitened
+        Function that returns whitened cells of a population, cells x dimensions.
+    expression
+        Function that returns the mean of their expected counts, of all genes, from a population and a batch.
+    log_library_size
+        Function that returns their natural log library sizes from a population.
+    """
+
+    whitened: Callable[[str], Tensor]
+    expression: Callable[[str, str], np.ndarray]
+    log_library_size: Callable[[str], np.ndarray]
+
+    @classmethod
+    def of(cls, model: BranchedModel, sampler: TreeWalk, *, batch_effects: float, seed: int) -> "Reference":
+        """Make them for a model; each is computed when it is first needed."""
+
+        @cache
+        def whitened(population: str) -> Tensor:
+            return sampler.independent(population, LARGEST, torch_generator(seed, "reference", population))
+
+        @cache
+        def expression(population: str, batch: str) -> np.ndarray:
+            x = whitened(population)
+            batches = np.full(len(x), batch) if model.autoencoder.batches else None
+            expected = expected_counts(model, x, batches, population, batch_factor=batch_effects)
+            return np.asarray(expected.mean(axis=0, dtype=np.float64))
+
+        @cache
+        def log_library_size(population: str) -> np.ndarray:
+            y = model.whitening.inverse(whitened(population))[:, model.layout.library_size]
+            return np.ravel(y.clamp(*model.library_range(population)).numpy())
+
+        return cls(whitened, expression, log_library_size)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A design for a model.
+
+    Attributes
+    ----------
+    samples
+        Table of samples with ``donor``, ``condition``, ``batch``, and the factor of their library sizes,
+        ``depth_factor``.
+    request
+        Numbers of cells by population and sample.
+    donors
+        None where donors do not differ.
+    reference
+        Cells that stand for those of each population.
+    """
+
+    model: BranchedModel
+    design: Design
+    samples: pd.DataFrame
+    request: Request
+    plants: tuple[Plant, ...]
+    donors: Donors | None
+    reference: Reference
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.model.autoencoder.genes)
+
+    @property
+    def batches(self) -> list[str]:
+        """Batch of each sample; empty text where the model has no batches."""
+        return [str(batch) for batch in self.samples["batch"]]
+
+    def mean_expression(self, sample: str) -> pd.DataFrame:
+        """Compute expected counts of each population (rows) in a sample at the model's depth, with its changes."""
+        row = self.samples.loc[sample]
+        populations = self.model.populations
+        factors = mean_factors(self.plants, populations, row["condition"], self.n_genes)
+        rows = {name: self.reference.expression(name, str(row["batch"])) * factors[name] for name in populations}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
+
+
+def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | None = None) -> Experiment:
+    """Bring a design to a model, and draw its samples and changes.
+
+    Raises
+    ------
+    InputError
+        If the model lacks what the design names.
+    """
+    reference = Reference.of(model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed)
+    samples = table_of_samples(model, design)
+    donors = tuple(samples["donor"].unique())
+    concentration = of_donors(design.composition.concentration, "composition.concentration")
+    request = request_of(model, design, samples, dirichlet_proportions(donors, concentration, design.seed))
+
+    def expression(population: str) -> np.ndarray:
+        return np.asarray(
+            np.mean([reference.expression(population, batch) for batch in samples["batch"].unique()], axis=0)
+        )
+
+    plants = plants_of(model, design, expression)
+    samples["depth_factor"] = depth_factors(model, design, samples["condition"], reference)
+    check_ambient(model, design)
+    return Experiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
+
+
+def of_donors(value: str | float | None, key: str) -> str | float:
+    """Resolve how much donors vary, where the model has learned nothing of them.
+
+    Raises
+    ------
+    InputError
+        If it is to be as learned.
+    """
+    if value == LEARNED:
+        raise InputError(f"{key} is learned, but the model has learned no donors; give a number or none.")
+    return NONE if value is None else value
+
+
+def donors_of(model: BranchedModel, design: Design, names: Sequence[str]) -> Donors | None:
+    """Make the donors of a design; None where they do not differ."""
+    variation = of_donors(design.samples.variation, "samples.variation")
+    if variation in (NONE, 0):
+        return None
+    n_genes = len(model.autoencoder.genes)
+    return IndependentDonors(tuple(names), model.cell_type_of, n_genes, float(variation), design.seed)
+
+
+def depth_factors(model: BranchedModel, design: Design, condition: pd.Series, reference: Reference) -> np.ndarray:
+    """Factor of the library sizes of each sample, from its condition."""
+    if design.depth.median is None:
+        return of_conditions(design.depth.factor, condition, 1.0)
+    shares = expected_proportions(model, design).mean()
+    sizes = [reference.log_library_size(name) for name in shares.index]
+    weights = np.repeat(shares.to_numpy() / [len(size) for size in sizes], [len(size) for size in sizes])
+    median = weighted_median(np.concatenate(sizes), weights)
+    target = of_conditions(design.depth.median, condition, np.nan)
+    return np.where(np.isnan(target), 1.0, np.exp(np.log(target) - median))
+
+
+def of_conditions(value: float | dict[str, float], condition: pd.Series, default: float) -> np.ndarray:
+    """Give the value of each sample, from one of all or from those of its condition."""
+    if isinstance(value, dict):
+        return np.array([value.get(name, default) for name in condition], dtype=float)
+    return np.full(len(condition), float(value))
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Value below and above which are half of the weights."""
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(weights[order].cumsum(), weights.sum() / 2)])
+
+
+def check_ambient(model: BranchedModel, design: Design) -> None:
+    """Reject a profile of ambient RNA with genes that the model lacks."""
+    if isinstance(design.ambient.profile, dict):
+        with at("ambient.profile"):
+            given_profile(model, design.ambient.profile)
+
+
+def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray:
+    """Share of each gene in ambient RNA, from weights by name or symbol."""
+    found = model.gene_names.find(weights)
+    profile = pd.Series(0.0, index=model.gene_names.index)
+    for name, weight in weights.items():
+        if not found[name]:
+            raise InputError(f"the model has no gene {name}; name genes as its data do, such as {profile.index[0]}.")
+        profile[list(found[name])] += weight / len(found[name])
+    return np.asarray(profile / profile.sum())
+
+
+def ambient_profiles(experiment: Experiment) -> pd.DataFrame:
+    """Share of each gene (columns) in the ambient RNA of each sample (rows)."""
+    given, genes = experiment.design.ambient.profile, experiment.model.autoencoder.genes.index
+    samples = experiment.samples.index
+    if isinstance(given, dict):
+        return pd.DataFrame([given_profile(experiment.model, given)] * len(samples), index=samples, columns=genes)
+    n_cells = experiment.request.table.pivot_table(
+        index="sample", columns="sub_population", values="n_cells", aggfunc="sum"
+    )
+    n_cells = n_cells.reindex(index=samples, columns=list(experiment.model.populations)).fillna(0)
+    rows = [n_cells.loc[sample] @ experiment.mean_expression(sample) for sample in samples]
+    counts = pd.DataFrame(rows, index=samples, columns=genes)
+    return counts.div(counts.sum(axis=1), axis=0)
+
+
+# ---- what each cell is
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What each cell of an experiment is, by population, then sample.
+
+    Attributes
+    ----------
+    sample
+        Row of its sample in the table of samples.
+    population
+        Name of its population.
+    first
+        Row of the first cell of each population.
+    strength
+        Share that the cell has of each change, cells x changes.
+    partner_population, partner
+        Index of the population of the other cell of a doublet, and its row among the reference cells; -1 for singlets.
+    """
+
+    sample: np.ndarray
+    population: pd.Series
+    first: dict[str, int]
+    strength: np.ndarray
+    partner_population: np.ndarray
+    partner: np.ndarray
+
+    @property
+    def doublet(self) -> np.ndarray:
+        """Whether a second cell is in the droplet of each cell."""
+        return np.asarray(self.partner != NO_PARTNER)
+
+
+def cells_of(experiment: Experiment) -> Cells:
+    """Draw what each cell of an experiment is; a cell's random numbers depend on its population and number alone."""
+    table = experiment.request.table
+    table = table.loc[table.index.repeat(table["n_cells"])]
+    sample = experiment.samples.index.get_indexer(table["sample"])
+    population = table["sub_population"].reset_index(drop=True)
+    condition = experiment.samples["condition"].to_numpy()[sample]
+    seed = experiment.design.seed
+    strength = responses(experiment.plants, pd.DataFrame({"sub_population": population, "condition": condition}), seed)
+    rows = rows_by_population(population)
+    partners = draw_partners(experiment, sample, rows)
+    return Cells(sample, population, {name: of.start for name, of in rows.items()}, strength, *partners)
+
+
+def draw_partners(experiment: Experiment, sample: np.ndarray, rows: dict[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the second cell of each doublet: its population and row among the reference cells; -1 for singlets."""
+    doublets, populations = experiment.design.doublets, list(experiment.model.populations)
+    partner_population = np.full(len(sample), NO_PARTNER, dtype=np.int32)
+    partner = partner_population.copy()
+    if not doublets.rate:
+        return partner_population, partner
+    n_cells = experiment.request.table.pivot_table(
+        index="sample", columns="sub_population", values="n_cells", aggfunc="sum"
+    )
+    n_cells = n_cells.reindex(index=experiment.samples.index, columns=populations).fillna(0).to_numpy()
+    cell_type = np.array([experiment.model.cell_type_of[name] for name in populations])
+    for population, of in rows.items():
+        uniform = numpy_generator(experiment.design.seed, "doublets", population).random((of.stop - of.start, 4))
+        same = cell_type == experiment.model.cell_type_of[population]
+        for row in np.flatnonzero(uniform[:, 0] < doublets.rate):
+            weights = n_cells[sample[of.start + row]]
+            if doublets.within is not None:
+                chosen = weights * (same if uniform[row, 1] < doublets.within else ~same)
+                weights = chosen if chosen.any() else weights
+            position = np.searchsorted(weights.cumsum(), uniform[row, 2] * weights.sum(), side="right")
+            partner_population[of.start + row] = position
+            partner[of.start + row] = int(uniform[row, 3] * LARGEST)
+    return partner_population, partner

@@ -1,0 +1,344 @@
+"""What a design file may contain: each section as a dataclass, whose fields are the keys with their bounds and help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from bdm.errors import InputError
+from bdm.schema import StageSettings, Unset, Words
+from bdm.settings import Seed
+
+LEARNED, NONE = "learned", "none"
+WHERE_LEARNED = Unset("learned where the model has learned donors, otherwise none")
+EVERYWHERE = Unset("all")
+TOLERANCE = 1e-6  # of the sum of proportions
+
+In = Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", EVERYWHERE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(StageSettings):
+    """The samples: donors x conditions, with their batches and numbers of cells."""
+
+    section: ClassVar[str] = "samples"
+
+    donors: Annotated[int | dict[str, int], Ge(1), "Donors in each condition, or numbers by condition."] = 1
+    paired: Annotated[bool, "Every donor has a sample in every condition."] = False
+    conditions: Annotated[tuple[str, ...], "Names of the conditions; the first is the reference."] = ("control",)
+    batches: Annotated[
+        tuple[str, ...],
+        "Batches of the model, for one donor after the other.",
+        Unset("each donor's by chance, in the shares of the training cells"),
+    ] = ()
+    cells: Annotated[
+        int | dict[str, int],
+        Ge(0),
+        "Cells of each sample, of all cell types by the composition; or exact numbers by cell type.",
+    ] = 500
+    variation: Annotated[
+        str | float | None,
+        Words((LEARNED, NONE), (float,)),
+        Ge(0),
+        "Difference between donors: `learned`, `none`, or the standard deviation of natural log expression between "
+        "donors, independent for each gene, half of its variance shared by all cell types.",
+        WHERE_LEARNED,
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.conditions:
+            raise InputError("conditions is empty, but must name at least one condition.")
+        if len(set(self.conditions)) < len(self.conditions):
+            raise InputError("conditions has the same name twice; give each condition a name of its own.")
+        if isinstance(self.donors, dict):
+            reject_other_names("donors", self.donors, self.conditions)
+            if self.paired and len(set(self.donors.values())) > 1:
+                raise InputError("paired donors have samples in every condition; give one number of donors.")
+        if not np.sum(list(self.cells.values()) if isinstance(self.cells, dict) else self.cells):
+            raise InputError("cells asks for no cells; give at least one cell of one type.")
+
+    def donors_in(self, condition: str) -> int:
+        """Return the number of donors in a condition."""
+        return self.donors[condition] if isinstance(self.donors, dict) else self.donors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(StageSettings):
+    """A shift of the composition in one condition."""
+
+    section: ClassVar[str] = "shift"
+
+    condition: Annotated[str, "Condition in which the proportions differ."]
+    in_: Annotated[tuple[str, ...], MinLen(1), "Cell types, sub-populations or clades whose share differs."]
+    log_odds: Annotated[float, "Natural logarithm of the factor by which their odds differ from the reference."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition(StageSettings):
+    """Shares of the cell types in the samples."""
+
+    section: ClassVar[str] = "composition"
+
+    proportions: Annotated[
+        str | dict[str, float],
+        Words((LEARNED,), (dict,)),
+        Ge(0),
+        "Share of each cell type or sub-population, which sum to 1; or `learned`, as in the training cells.",
+    ] = LEARNED
+    concentration: Annotated[
+        str | float | None,
+        Words((LEARNED, NONE), (float,)),
+        Gt(0),
+        "Concentration of the Dirichlet distribution of a donor's shares, smaller for donors that differ more: a "
+        "number, `learned`, or `none` for donors with the same shares.",
+        WHERE_LEARNED,
+    ] = None
+    shifts: Annotated[tuple[Shift, ...], "Shifts by condition; each is as below."] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.proportions, dict) and abs(sum(self.proportions.values()) - 1) > TOLERANCE:
+            total = sum(self.proportions.values())
+            raise InputError(f"proportions sum to {total:g}, but must sum to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneChoice(StageSettings):
+    """Genes by name, sampled by their expression, or of a gene set."""
+
+    section: ClassVar[str] = "genes"
+
+    names: Annotated[tuple[str, ...], "Names or symbols."] = ()
+    n: Annotated[int | None, Ge(1), "Number of genes to sample.", Unset("all of the gene set")] = None
+    expression: Annotated[
+        tuple[float, ...],
+        "Two quantiles of the expression in the cells that change, between which genes are sampled.",
+        Unset("any expression"),
+    ] = ()
+    gene_sets: Annotated[Path | None, "Gene sets (`.gmt`) to take the genes from.", Unset("all genes")] = None
+    name: Annotated[str | None, "Name of the gene set in the file.", Unset("none")] = None
+
+    @classmethod
+    def expanded(cls, value: Any) -> Any:
+        """Turn a list of genes into the section."""
+        return {"names": value} if isinstance(value, str | list | tuple) else value
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.names and (self.n is not None or self.gene_sets is not None or self.expression):
+            raise InputError("give either names of genes or how to sample them, not both.")
+        if (self.gene_sets is None) != (self.name is None):
+            raise InputError("`gene_sets` and `name` belong together; give the file and the name of the set.")
+        if self.expression and not (len(self.expression) == 2 and 0 <= self.expression[0] < self.expression[1] <= 1):
+            raise InputError("expression must be two quantiles between 0 and 1, the lower first, such as [0.2, 0.9].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldChange(StageSettings):
+    """Log2 fold changes of genes: given, or drawn from a distribution."""
+
+    section: ClassVar[str] = "log2_fold_change"
+
+    values: Annotated[tuple[float, ...], "One for all genes, or one for each."] = ()
+    distribution: Annotated[
+        str | None, Words(("normal", "gamma"), ()), "`normal`, or `gamma` for the size of the change.", Unset("given")
+    ] = None
+    mean: Annotated[float, "Mean of the distribution."] = 1.0
+    sd: Annotated[float, Ge(0), "Standard deviation of the distribution."] = 0.3
+    up: Annotated[float, Ge(0), Le(1), "Share of genes that keep the sign; the sign of the others is reversed."] = 1.0
+
+    @classmethod
+    def expanded(cls, value: Any) -> Any:
+        """Turn a number or a list of numbers into the section."""
+        if isinstance(value, list | tuple):
+            return {"values": value}
+        return value if isinstance(value, dict) else {"values": [value]}
+
+    def __post_init__(self) -> None:
+        for value in self.values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+                raise InputError(f"log2_fold_change is {value}, but must be a finite number.")
+        super().__post_init__()
+        if self.values and self.distribution is not None:
+            raise InputError("give log2 fold changes, or the `distribution` to draw them from, not both.")
+        if self.distribution == "gamma" and self.mean <= 0:
+            raise InputError(f"mean is {self.mean}, but must be above 0 for a gamma distribution.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(StageSettings):
+    """Share of the cells that respond, in the reference and in the condition."""
+
+    section: ClassVar[str] = "share"
+
+    reference: Annotated[float, Ge(0), Le(1), "Share in the reference, of the kind `proportion`."] = 0.0
+    condition: Annotated[float, Ge(0), Le(1), "Share in the condition."] = 1.0
+
+    @classmethod
+    def expanded(cls, value: Any) -> Any:
+        """Turn a share, or those in the reference and in the condition, into the section."""
+        if isinstance(value, list | tuple):
+            if len(value) != 2:
+                raise InputError("share must be one number, or two: in the reference, and in the condition.")
+            return {"reference": value[0], "condition": value[1]}
+        return value if isinstance(value, dict) else {"condition": value}
+
+
+KINDS = {  # with the shares of cells that respond if none are given
+    "mean": Share(),
+    "dispersion": Share(),
+    "proportion": Share(reference=0.3, condition=0.7),
+    "both": Share(condition=0.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(StageSettings):
+    """A change of expression that is planted."""
+
+    section: ClassVar[str] = "change"
+
+    name: Annotated[str, MinLen(1), "Name of the change, for the truth."]
+    condition: Annotated[str | None, "Condition in which cells change.", Unset("all, as in a difference of types")] = (
+        None
+    )
+    in_: In = ()
+    genes: Annotated[GeneChoice, "Names; or `{n: 50, expression: [0.2, 0.9]}`; or `{gene_sets: FILE.gmt, name: NAME}`."]
+    log2_fold_change: Annotated[
+        FoldChange, "One for all genes, one for each, or `{distribution: normal, mean: 1, sd: 0.3, up: 0.5}`."
+    ]
+    kind: Annotated[
+        str,
+        Words(tuple(KINDS), ()),
+        "`mean`; `dispersion`; `proportion` of cells that respond; or `both` the mean and this proportion.",
+    ] = "mean"
+    share: Annotated[
+        Share | None,
+        "Share of the cells that respond; for `proportion` two, in the reference and in the condition.",
+        Unset("1; 0.5 for `both`; 0.3 and 0.7 for `proportion`"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        genes, fold_change = self.genes, self.log2_fold_change
+        if not genes.names and genes.n is None and genes.gene_sets is None:
+            raise InputError("genes: give names, a number `n` to sample, or `gene_sets` with the `name` of a set.")
+        if not fold_change.values and fold_change.distribution is None:
+            raise InputError("log2_fold_change: give numbers, or the `distribution` to draw them from.")
+        if self.condition is None and self.kind in ("proportion", "both"):
+            raise InputError(f"a change of the kind {self.kind} is between conditions; give its condition.")
+        if self.kind != "proportion" and self.shares.reference > 0:
+            raise InputError("cells of the reference respond in changes of the kind proportion alone; give one share.")
+
+    @property
+    def shares(self) -> Share:
+        """Shares of the cells that respond, the kind's if none are given."""
+        return KINDS[self.kind] if self.share is None else self.share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(StageSettings):
+    """Number of counts of a cell."""
+
+    section: ClassVar[str] = "depth"
+
+    factor: Annotated[float | dict[str, float], Gt(0), "Factor of all library sizes, or factors by condition."] = 1.0
+    median: Annotated[
+        float | dict[str, float] | None, Gt(0), "Median library size, in all or by condition.", Unset("the model's")
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.median is not None and self.factor != 1:
+            raise InputError("factor and median both set the depth; give one of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doublets(StageSettings):
+    """Droplets with two cells of the same sample."""
+
+    section: ClassVar[str] = "doublets"
+
+    rate: Annotated[float, Ge(0), Le(1), "Share of the cells that have a second cell in their droplet."] = 0.0
+    within: Annotated[
+        float | None,
+        Ge(0),
+        Le(1),
+        "Share of the doublets whose cells are of one cell type.",
+        Unset("as by chance, by the composition"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ambient(StageSettings):
+    """RNA in the droplets that is not of their cells."""
+
+    section: ClassVar[str] = "ambient"
+
+    share: Annotated[float, Ge(0), Lt(1), "Share of the counts of a cell that is ambient RNA."] = 0.0
+    profile: Annotated[
+        str | dict[str, float],
+        Words((LEARNED,), (dict,)),
+        Ge(0),
+        "Weights of genes in ambient RNA; or `learned`, the mean expression of the sample's cells.",
+    ] = LEARNED
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.profile, dict) and not sum(self.profile.values()):
+            raise InputError("profile has no gene with a weight above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design(StageSettings):
+    """A designed experiment, as a design file describes it."""
+
+    samples: Annotated[Samples, "The samples."] = field(default_factory=Samples)
+    composition: Annotated[Composition, "The shares of cell types."] = field(default_factory=Composition)
+    changes: Annotated[tuple[Change, ...], "The changes of expression to plant."] = ()
+    null_genes: Annotated[tuple[str, ...], "Genes that no change samples.", Unset("none")] = ()
+    depth: Annotated[Depth, "The number of counts."] = field(default_factory=Depth)
+    doublets: Annotated[Doublets, "Droplets with two cells."] = field(default_factory=Doublets)
+    ambient: Annotated[Ambient, "Ambient RNA."] = field(default_factory=Ambient)
+    batch_effects: Annotated[
+        float, Ge(0), "Factor of the differences between batches that the model has learned; 0 for none."
+    ] = 1.0
+    expected: Annotated[bool, "Add the expected counts of each cell as a layer."] = False
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [change.name for change in self.changes]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"two changes have the name {twice!r}; give each a name of its own.")
+        for place, condition in self.named_conditions():
+            if condition not in self.samples.conditions:
+                known = ", ".join(self.samples.conditions)
+                raise InputError(f"{place}: there is no condition {condition!r}; the conditions are {known}.")
+        for place, condition in self.named_conditions(that_differ=True):
+            if condition == self.samples.conditions[0]:
+                raise InputError(
+                    f"{place}: {condition!r} is the reference, which all others differ from; name another."
+                )
+
+    def named_conditions(self, *, that_differ: bool = False) -> list[tuple[str, str]]:
+        """List the conditions that sections name, with their places; those alone that differ from the reference."""
+        found = [(f"changes.{one.name}", one.condition) for one in self.changes if one.condition is not None]
+        found += [("composition.shifts", shift.condition) for shift in self.composition.shifts]
+        if not that_differ:
+            by_condition = {"depth.factor": self.depth.factor, "depth.median": self.depth.median}
+            found += [(place, name) for place, of in by_condition.items() if isinstance(of, dict) for name in of]
+        return found
+
+
+def reject_other_names(key: str, numbers: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Reject numbers by name that are not for these names, one for each."""
+    for name in numbers:
+        if name not in names:
+            raise InputError(f"{key}: there is no condition {name!r}; the conditions are {', '.join(names)}.")
+    for name in names:
+        if name not in numbers:
+            raise InputError(f"{key} has no number for the condition {name!r}.")

@@ -1,0 +1,330 @@
+"""Simulation of a designed experiment, block by block: cells with its donors, changes, depth and artefacts."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from bdm.arrays import to_tensor
+from bdm.autoencoder.observation import ObservationModel
+from bdm.design.changes import PlantedGenes
+from bdm.design.experiment import Cells, Experiment, ambient_profiles, cells_of, compile_design
+from bdm.design.settings import Design
+from bdm.design.truth import truth_of
+from bdm.diffusion.sampler import TreeWalk
+from bdm.generation.chunks import SMALLEST, WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
+from bdm.generation.generate import (
+    Block,
+    GeneratedCells,
+    Portion,
+    expected_counts,
+    latents,
+    observation_model,
+    population_column,
+    portions_of,
+    reserved_names,
+    type_columns,
+)
+from bdm.model.model import BranchedModel
+from bdm.seeds import numpy_generator
+from bdm.threads import keep_freed_memory, threads
+
+RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
+
+
+def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
+    """Simulate a designed experiment in memory.
+
+    Returns
+    -------
+    AnnData with raw counts in ``X`` (CSR), the model's ``var``, and the latent in ``obsm['latent']``. ``obs`` has
+    ``sample``, ``donor``, ``condition``, ``batch`` (where the model has batches), ``cell_type``, ``sub_population``,
+    ``depth_factor``, ``doublet`` with the population of the other cell in ``doublet_partner``, and for each change to
+    which a share of the cells responds ``responds_NAME`` (``responds`` if it is the only one). ``varm`` has the log2
+    fold changes of expected counts by gene and cell type for each condition, ``log2_fold_change_CONDITION``; and
+    ``uns['truth']`` the tables of :func:`bdm.design.truth.truth_of`.
+    """
+    return simulated_cells(compile_design(model, design)).in_memory()
+
+
+def simulated_cells(experiment: Experiment, *, part: Part = WHOLE, sampler: TreeWalk | None = None) -> GeneratedCells:
+    """Simulate an experiment block by block, as :func:`simulate_cells` does.
+
+    Parameters
+    ----------
+    part
+        Which of the cells to simulate; a cell is the same and has the same name in any part.
+    """
+    model, request, seed = experiment.model, experiment.request, experiment.design.seed
+    rows = rows_of(chunk_specs_of(request, part), request)
+    cells = cells_of(experiment)
+    simulation = Simulation(experiment, cells)
+
+    def blocks() -> Iterator[Block]:
+        if not len(rows):  # a file of no cells has matrices, too
+            yield simulation.block(Chunk(model.populations[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
+        keep_freed_memory()
+        with threads() as run:
+            chunks = independent_chunks(sampler or model.sampler(), request, seed, run, part)
+            yield from run(simulation.block, chunks)
+
+    truth = truth_of(experiment)
+    return GeneratedCells(
+        observations_of(experiment, cells).iloc[rows],
+        model.autoencoder.genes.copy(),
+        blocks(),
+        varm=truth.varm(),
+        uns={"truth": truth.tables()},
+    )
+
+
+def observations_of(experiment: Experiment, cells: Cells) -> pd.DataFrame:
+    """Make ``obs`` of all cells of an experiment: by population, then sample."""
+    model, samples = experiment.model, experiment.samples
+    names = [str(name) for name in cells.population]
+    cell_type = [model.cell_type_of[name] for name in names]
+    columns: dict[str, Any] = {"sample": pd.Categorical.from_codes(cells.sample, categories=samples.index.to_list())}
+    for key in ("donor", "condition", "batch"):
+        if key != "batch" or model.autoencoder.batches:
+            columns[key] = pd.Categorical(samples[key].to_numpy()[cells.sample], categories=samples[key].unique())
+    own = {name: column for name, column in type_columns(model, cell_type).items() if name not in RESERVED}
+    columns |= own
+    columns["sub_population"] = population_column(model, names)
+    if model.autoencoder.batches:
+        others = [name for name in reserved_names(model.preparation["batch_key"]) if name not in (*RESERVED, *own)]
+        columns |= dict.fromkeys(others, columns["batch"])
+    columns["depth_factor"] = samples["depth_factor"].to_numpy()[cells.sample]
+    columns["doublet"] = cells.doublet
+    columns["doublet_partner"] = pd.Categorical.from_codes(cells.partner_population, categories=model.populations)
+    columns |= response_columns(experiment, cells)
+    columns["synthetic"] = True
+    return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(names) + 1)])
+
+
+def response_columns(experiment: Experiment, cells: Cells) -> dict[str, np.ndarray]:
+    """Whether each cell responds, for the changes to which not all cells respond."""
+    partial = [i for i, plant in enumerate(experiment.plants) if plant.change.shares.condition < 1]
+    names = [f"responds_{experiment.plants[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
+    return {name: cells.strength[:, i] == 1 for name, i in zip(names, partial, strict=False)}
+
+
+@dataclass(frozen=True)
+class Droplets:
+    """Counts and expected counts of a few droplets, cells x genes."""
+
+    counts: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What cells of one population that are decoded together are.
+
+    Attributes
+    ----------
+    sample
+        Row of each cell's sample in the table of samples.
+    strength
+        Cells x changes.
+    key
+        Names the random numbers of the cells, in addition to their population.
+    """
+
+    population: str
+    sample: np.ndarray
+    strength: np.ndarray
+    key: tuple[int | str, ...]
+
+
+class Simulation:
+    """Counts of the cells of an experiment.
+
+    Parameters
+    ----------
+    experiment
+        The design for a model.
+    cells
+        What each cell is.
+    """
+
+    def __init__(self, experiment: Experiment, cells: Cells) -> None:
+        self.experiment, self.cells = experiment, cells
+        self.model, self.seed = experiment.model, experiment.design.seed
+        self.batches = np.array(experiment.batches)
+        self.depth = experiment.samples["depth_factor"].to_numpy()
+        donors = experiment.samples["donor"]
+        self.donor = pd.Index(donors.unique()).get_indexer(donors)
+        self.condition = experiment.samples["condition"].to_numpy()
+        ambient = experiment.design.ambient
+        self.ambient = ambient_profiles(experiment).to_numpy().cumsum(axis=1) if ambient.share else None
+        self.planted = cache(lambda population: PlantedGenes.of(experiment.plants, population))
+        self.observation = cache(self._observation)
+        self.offsets = cache(self._offsets)
+
+    def block(self, chunk: Chunk) -> Block:
+        """Sample the counts of the cells of a chunk."""
+        portions = [self.portion(chunk.population, portion) for portion in portions_of(chunk)]
+        if not portions:
+            portions = [
+                self.portion(chunk.population, Portion(chunk.start, 0, chunk.x.new_zeros(SMALLEST, chunk.x.shape[1])))
+            ]
+        counts = sp.vstack([sp.csr_matrix(droplets.counts) for droplets, _ in portions], format="csr")
+        expected = (
+            np.concatenate([droplets.mean for droplets, _ in portions]) if self.experiment.design.expected else None
+        )
+        return Block(counts, np.concatenate([latent for _, latent in portions]), expected=expected)
+
+    def portion(self, population: str, portion: Portion) -> tuple[Droplets, np.ndarray]:
+        """Sample the droplets of a portion, and give the latents of their first cells."""
+        first = self.cells.first.get(population, 0) + portion.start
+        rows = np.arange(first, first + portion.n_cells)
+        origin = Origin(population, self.cells.sample[rows], self.cells.strength[rows], (portion.start,))
+        x = self.of_donors(population, portion.padded, origin.sample)
+        droplets = self.singlets(x, origin)
+        droplets = self.with_partners(droplets, rows, origin)
+        if self.ambient is not None:
+            generator = numpy_generator(self.seed, "ambient", population, *origin.key)
+            droplets = with_ambient(
+                droplets, self.experiment.design.ambient.share, self.ambient[origin.sample], generator
+            )
+        return droplets, portion.of_cells(latents(self.model, x))
+
+    def of_donors(self, population: str, x: Tensor, sample: np.ndarray) -> Tensor:
+        """Move whitened cells to their donors; the cells beyond the samples are padding."""
+        donors = self.experiment.donors
+        return x if donors is None else donors.within(population, x, padded(self.donor[sample], len(x)))
+
+    def singlets(self, x: Tensor, origin: Origin) -> Droplets:
+        """Sample single cells with the changes and the depth of their samples.
+
+        Parameters
+        ----------
+        x
+            Whitened cells, the first of which are those of ``origin``.
+        """
+        population, n_cells = origin.population, len(origin.sample)
+        mean = self.expected(x, population, origin.sample)[:n_cells]
+        observation = self.observation(population)
+        generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
+        droplets = Droplets(observation.sample(mean, generator).toarray(), mean)
+        droplets, observation = self.changed(droplets, observation, origin)
+        depth = self.depth[origin.sample][:, None]
+        if (depth == 1).all():
+            return droplets
+        generator = numpy_generator(self.seed, "depth", population, *origin.key)
+        counts = observation.rescale(droplets.counts, droplets.mean, depth, generator)
+        return Droplets(counts, droplets.mean * depth.astype(np.float32))
+
+    def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
+        """Compute expected counts of cells of their donors and batches, before changes, cells x genes."""
+        batch = padded(self.batches[sample], len(x)) if self.model.autoencoder.batches else None
+        offsets = self.offsets(population)
+        offset = None if offsets is None else offsets[to_tensor(padded(self.donor[sample], len(x)))]
+        return expected_counts(
+            self.model, x, batch, population, offset=offset, batch_factor=self.experiment.design.batch_effects
+        )
+
+    def changed(
+        self, droplets: Droplets, observation: ObservationModel, origin: Origin
+    ) -> tuple[Droplets, ObservationModel]:
+        """Plant the changes; the counts of all other genes and cells stay as they are."""
+        planted = self.planted(origin.population)
+        genes, strength = planted.genes, origin.strength
+        counts, mean = droplets.counts, droplets.mean
+        dispersion = 2.0 ** (strength @ planted.log2_dispersion)
+        if (dispersion != 1).any():
+            whole = np.ones(counts.shape)
+            whole[:, genes] = dispersion
+            observation = observation.more_dispersed(whole)
+            generator = numpy_generator(self.seed, "dispersion", origin.population, *origin.key)
+            drawn = observation.of_genes(genes).sample(mean[:, genes], generator).toarray()
+            counts[:, genes] = np.where(dispersion == 1, counts[:, genes], drawn)
+        factor = 2.0 ** (strength @ planted.log2_mean)
+        if (factor != 1).any():
+            generator = numpy_generator(self.seed, "changes", origin.population, *origin.key)
+            of_genes = observation.of_genes(genes)
+            counts[:, genes] = of_genes.rescale(counts[:, genes], mean[:, genes], factor, generator)
+            mean[:, genes] *= factor
+        return Droplets(counts, mean), observation
+
+    def with_partners(self, droplets: Droplets, rows: np.ndarray, origin: Origin) -> Droplets:
+        """Add the counts of the second cells to those of doublets."""
+        counts, mean = droplets.counts, droplets.mean
+        of_partner = self.cells.partner_population[rows]
+        for code in np.unique(of_partner[self.cells.doublet[rows]]):
+            chosen = np.flatnonzero(of_partner == code)
+            population, sample = self.model.populations[code], origin.sample[chosen]
+            key = ("partner of", origin.population, *origin.key)
+            partners = Origin(population, sample, self.partner_strength(population, sample, key), key)
+            x = self.experiment.reference.whitened(population)[to_tensor(self.cells.partner[rows[chosen]])]
+            added = self.singlets(self.of_donors(population, x, sample), partners)
+            counts[chosen] += added.counts
+            mean[chosen] += added.mean
+        return Droplets(counts, mean)
+
+    def partner_strength(self, population: str, sample: np.ndarray, key: tuple[int | str, ...]) -> np.ndarray:
+        """Draw which changes the second cells of doublets have, cells x changes."""
+        plants = self.experiment.plants
+        uniform = numpy_generator(self.seed, "partner responds", population, *key).random((len(sample), len(plants)))
+        strength = np.zeros(uniform.shape, dtype=np.float32)
+        for i, plant in enumerate(plants):
+            if population in plant.populations:
+                strength[:, i] = plant.strength(self.condition[sample], uniform[:, i])
+        return strength
+
+    def _observation(self, population: str) -> ObservationModel:
+        observation, donors = observation_model(self.model, population), self.experiment.donors
+        return observation if donors is None else donors.observation(population, observation)
+
+    def _offsets(self, population: str) -> Tensor | None:
+        donors = self.experiment.donors
+        return None if donors is None else to_tensor(donors.log_expression(population).astype(np.float32))
+
+
+def padded(values: np.ndarray, n_cells: int) -> np.ndarray:
+    """Repeat the last value up to a number of cells; the first known one where there are none."""
+    return np.pad(values, (0, n_cells - len(values)), mode="edge") if len(values) else np.zeros(n_cells, values.dtype)
+
+
+def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
+    """Replace a share of the counts by ambient RNA, so that droplets keep as many counts on average.
+
+    Parameters
+    ----------
+    cumulative
+        Cumulative share of the genes in the ambient RNA of each droplet, droplets x genes.
+    """
+    for_cells, for_numbers, for_genes = generator.spawn(3)
+    counts, detected = droplets.counts, droplets.counts > 0
+    n_ambient = for_numbers.poisson(share * counts.sum(axis=1))
+    counts[detected] = for_cells.binomial(counts[detected].astype(np.int64), 1 - share)
+    droplet = np.repeat(np.arange(len(counts)), n_ambient)
+    uniform = for_genes.random(len(droplet))
+    for i in range(len(counts)):
+        genes = np.searchsorted(cumulative[i], uniform[droplet == i] * cumulative[i, -1], side="right")
+        np.add.at(counts[i], genes, 1)
+    size = droplets.mean.sum(axis=1, keepdims=True)
+    profile = np.diff(cumulative, axis=1, prepend=0).astype(np.float32)
+    return Droplets(counts, (1 - share) * droplets.mean + share * size * profile)
+
+
+def design_record(design: Design) -> dict[str, Any]:
+    """Content of a design as a design file has it, for the record of how cells were made."""
+    content: dict[str, Any] = as_content(asdict(design))
+    return content
+
+
+def as_content(value: Any) -> Any:
+    """Bring settings to what a file has: keys as users write them, lists, and paths as text."""
+    if isinstance(value, dict):
+        return {str(key).rstrip("_"): as_content(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [as_content(item) for item in value]
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,206 @@
+"""What was planted in a designed experiment: tables of changed genes, composition and samples."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bdm.data.columns import writable_name
+from bdm.design.changes import Plant, mean_factors
+from bdm.design.experiment import Experiment, ambient_profiles
+from bdm.design.samples import expected_proportions
+
+EVERY_CONDITION = ""  # of changes that distinguish cell types, in all conditions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Log2 fold changes of expected counts between a condition and the reference.
+
+    Attributes
+    ----------
+    condition
+        Empty for the changes of all conditions, in comparison with cells without any change.
+    log2_fold_change
+        Of expected counts, genes x cell types: 0 for null genes.
+    log2_library
+        Log2 fold change of the expected library size of each cell type.
+    """
+
+    condition: str
+    log2_fold_change: pd.DataFrame
+    log2_library: pd.Series
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted.
+
+    Attributes
+    ----------
+    genes
+        A row for each comparison, cell type and changed gene: ``condition``, ``cell_type``, ``gene`` (``symbol``),
+        ``change`` (its name), ``kind``, ``sub_populations`` that change; ``log2_fold_change`` of the expected counts of
+        all cells of the type, and ``normalised_log2_fold_change``, the same after division by library size;
+        ``responding_log2_fold_change`` of a cell that responds, of its dispersion for the kind ``dispersion``;
+        ``share_reference`` and ``share_condition``, of the cells that respond.
+    composition
+        Expected ``proportion`` of each cell type in each condition, with the ``log_odds_ratio`` to the reference.
+    samples
+        Each sample with its donor, condition, batch, ``n_cells`` and ``depth_factor``.
+    ambient
+        Share of each gene in the ambient RNA of each sample, genes x samples; None without ambient RNA.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    genes: pd.DataFrame
+    composition: pd.DataFrame
+    samples: pd.DataFrame
+    ambient: pd.DataFrame | None
+
+    def varm(self) -> dict[str, pd.DataFrame]:
+        """Tables of genes, for ``varm``: log2 fold changes by cell type, and ambient RNA by sample."""
+        found = {
+            "_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))): of.log2_fold_change.rename(
+                columns=writable_name
+            )
+            for of in self.comparisons
+        }
+        return found if self.ambient is None else {**found, "ambient": self.ambient}
+
+    def tables(self) -> dict[str, Any]:
+        """Tables for ``uns``, by name."""
+        return {
+            "genes": self.genes,
+            "composition": self.composition,
+            "samples": self.samples.reset_index(),
+        }
+
+
+def truth_of(experiment: Experiment) -> Truth:
+    """Collect what was planted, with the log2 fold changes of expected counts by cell type."""
+    comparisons = tuple(comparisons_of(experiment))
+    n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
+    samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
+    ambient = ambient_profiles(experiment).T if experiment.design.ambient.share else None
+    return Truth(comparisons, changed_genes(experiment, comparisons), composition_of(experiment), samples, ambient)
+
+
+def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
+    """Compare each condition with the reference, and changes of all conditions with none."""
+    reference, *others = experiment.design.samples.conditions
+    means = {population: mean_expression(experiment, population) for population in experiment.model.populations}
+    everywhere = [plant for plant in experiment.plants if plant.change.condition is None]
+    if everywhere:
+        yield compared(experiment, EVERY_CONDITION, means, factors(experiment, everywhere, reference), None)
+    base = factors(experiment, experiment.plants, reference)
+    for condition in others:
+        yield compared(experiment, condition, means, factors(experiment, experiment.plants, condition), base)
+
+
+def mean_expression(experiment: Experiment, population: str) -> np.ndarray:
+    """Average the expected counts of the genes in a population over samples, before changes."""
+    by_batch = experiment.samples["batch"].value_counts(normalize=True)
+    means = [share * experiment.reference.expression(population, str(name)) for name, share in by_batch.items()]
+    return np.asarray(np.sum(means, axis=0))
+
+
+def factors(experiment: Experiment, plants: "list[Plant] | tuple[Plant, ...]", condition: str) -> dict[str, np.ndarray]:
+    """Factors of expected counts of all genes by population in a condition."""
+    return dict(mean_factors(plants, experiment.model.populations, condition, experiment.n_genes))
+
+
+def compared(
+    experiment: Experiment,
+    condition: str,
+    means: dict[str, np.ndarray],
+    changed: dict[str, np.ndarray],
+    base: dict[str, np.ndarray] | None,
+) -> Comparison:
+    """Compare expected counts of each cell type, over its populations in the shares of the training cells."""
+    model = experiment.model
+    n_cells = model.composition.sum(axis=1)
+    fold_changes, libraries = {}, {}
+    for cell_type in model.cell_types:
+        names = model.autoencoder.populations_of(cell_type)
+        total = {True: np.zeros(experiment.n_genes), False: np.zeros(experiment.n_genes)}
+        for name in names:
+            expected = n_cells[name] * means[name]
+            total[True] += expected * changed[name]
+            total[False] += expected if base is None else expected * base[name]
+        fold_changes[cell_type] = np.log2(total[True] / total[False])
+        libraries[cell_type] = np.log2(total[True].sum() / total[False].sum())
+    table = pd.DataFrame(fold_changes, index=model.autoencoder.genes.index)
+    return Comparison(condition, table, pd.Series(libraries))
+
+
+def changed_genes(experiment: Experiment, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
+    """List the changed genes of all comparisons by cell type."""
+    names = experiment.model.gene_names
+    rows = [table for comparison in comparisons for table in changed_in(experiment, comparison)]
+    if not rows:
+        return pd.DataFrame(columns=[*KEYS, *NUMBERS]).astype(dict.fromkeys(NUMBERS, float))
+    return names.with_symbols(pd.concat(rows, ignore_index=True))
+
+
+KEYS = ("condition", "cell_type", "gene", "change", "kind", "sub_populations")
+NUMBERS = (
+    "log2_fold_change",
+    "normalised_log2_fold_change",
+    "responding_log2_fold_change",
+    "share_reference",
+    "share_condition",
+)
+
+
+def changed_in(experiment: Experiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
+    """List the changed genes of a comparison: a table for each change and cell type."""
+    autoencoder = experiment.model.autoencoder
+    for plant in experiment.plants:
+        if (plant.change.condition or EVERY_CONDITION) != comparison.condition:
+            continue
+        for cell_type in experiment.model.cell_types:
+            changed = [name for name in autoencoder.populations_of(cell_type) if name in plant.populations]
+            if changed:
+                genes = autoencoder.genes.index[plant.genes]
+                fold_change = comparison.log2_fold_change.loc[genes, cell_type].to_numpy()
+                columns = (
+                    comparison.condition,
+                    cell_type,
+                    genes,
+                    plant.change.name,
+                    plant.change.kind,
+                    "; ".join(changed),
+                    fold_change,
+                    fold_change - comparison.log2_library[cell_type],
+                    plant.log2_fold_change,
+                    plant.change.shares.reference,
+                    plant.change.shares.condition,
+                )
+                yield pd.DataFrame(dict(zip((*KEYS, *NUMBERS), columns, strict=True)))
+
+
+def composition_of(experiment: Experiment) -> pd.DataFrame:
+    """Tabulate the proportions of cell types in each condition: expected ones, or those of exact numbers."""
+    model, design = experiment.model, experiment.design
+    if isinstance(design.samples.cells, dict):
+        table = experiment.request.table
+        condition = table["sample"].map(experiment.samples["condition"])
+        numbers = (
+            table.groupby([condition.rename("condition"), "sub_population"])["n_cells"].sum().unstack(fill_value=0)
+        )
+        populations = numbers.reindex(
+            index=list(design.samples.conditions), columns=list(model.populations), fill_value=0
+        )
+        populations = populations.div(populations.sum(axis=1), axis=0)
+    else:
+        populations = expected_proportions(model, design)
+    types = populations.T.groupby(populations.columns.map(model.cell_type_of), sort=False).sum().T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_odds = np.log(types / (1 - types))
+        ratio = (log_odds - log_odds.iloc[0]).where(log_odds != log_odds.iloc[0], 0.0)
+    rows = types.stack().rename("proportion").to_frame()
+    rows["log_odds_ratio"] = ratio.stack().reindex(rows.index)
+    return rows.rename_axis(["condition", "cell_type"]).reset_index()

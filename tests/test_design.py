@@ -1,0 +1,224 @@
+"""Designs are read from files and dictionaries, and rejected in one sentence."""
+
+import pytest
+import yaml
+
+from bdm.design.experiment import compile_design
+from bdm.design.read import read_design
+from bdm.design.settings import KINDS, Design
+from bdm.design.simulate import design_record
+from bdm.errors import InputError
+
+TWO = {"donors": 2, "conditions": ["control", "treated"]}
+UP = {"name": "up", "condition": "treated", "genes": ["CD3D"], "log2_fold_change": 1}
+
+
+def with_change(**keys):
+    return {"samples": TWO, "changes": [{**UP, **keys}]}
+
+
+def test_an_empty_design_has_defaults(tmp_path):
+    (tmp_path / "design.yaml").write_text("")
+    assert read_design(tmp_path / "design.yaml") == read_design({}) == Design()
+
+
+def test_a_file_and_a_dictionary_are_the_same_design(tmp_path):
+    content = with_change(share=0.5, **{"in": "Dendritic"})
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(content))
+    design = read_design(str(tmp_path / "design.yaml"))
+    assert design == read_design(content) == read_design(design)
+    assert design.changes[0].in_ == ("Dendritic",)
+    assert design.changes[0].shares.condition == 0.5
+
+
+def test_shares_have_defaults_by_kind():
+    for kind, share in KINDS.items():
+        assert read_design(with_change(kind=kind)).changes[0].shares == share
+
+
+def test_names_may_be_numbers_in_yaml():
+    design = read_design({"samples": {"conditions": [0, 24]}, "changes": [{**UP, "condition": 24, "genes": [7157]}]})
+    assert design.samples.conditions == ("0", "24")
+    assert (design.changes[0].condition, design.changes[0].genes.names) == ("24", ("7157",))
+
+
+def test_the_record_of_a_design_is_a_design():
+    content = with_change(genes={"n": 5, "expression": [0.2, 0.9]}, log2_fold_change=[1.5], **{"in": ["Dendritic"]})
+    content |= {"depth": {"factor": {"treated": 0.5}}, "composition": {"proportions": {"Dendritic": 1}}}
+    design = read_design(content)
+    assert read_design(design_record(design)) == design
+
+
+INVALID = {
+    "a misspelt section": ({"sample": {}}, "There is no setting sample; did you mean samples?"),
+    "a misspelt key": (with_change(log_fold_change=1), "changes.up: There is no setting log_fold_change; did you mean"),
+    "no section": ({"samples": 5}, "samples: there is 5, but there must be keys with values."),
+    "no list": ({"changes": UP}, "changes is {'name': 'up'"),
+    "no donors": ({"samples": {"donors": 0}}, "donors is 0, but must be at least 1."),
+    "no donors in a condition": ({"samples": {**TWO, "donors": {"control": 2, "treated": 0}}}, "donors.treated is 0"),
+    "donors of one condition": (
+        {"samples": {**TWO, "donors": {"control": 2}}},
+        "no number for the condition 'treated'",
+    ),
+    "donors of no condition": (
+        {"samples": {"donors": {"x": 2}}},
+        "there is no condition 'x'; the conditions are control.",
+    ),
+    "unequal pairs": (
+        {"samples": {**TWO, "donors": {"control": 2, "treated": 3}, "paired": True}},
+        "one number of donors",
+    ),
+    "no cells": ({"samples": {"cells": 0}}, "cells asks for no cells"),
+    "no cells of a type": ({"samples": {"cells": {"Dendritic": 0}}}, "cells asks for no cells"),
+    "a condition twice": ({"samples": {"conditions": ["a", "a"]}}, "the same name twice"),
+    "no conditions": ({"samples": {"conditions": []}}, "conditions is empty"),
+    "variation": (
+        {"samples": {"variation": "much"}},
+        "variation is 'much', but must be learned, none or a finite number",
+    ),
+    "negative variation": ({"samples": {"variation": -1}}, "that is at least 0."),
+    "proportions": (
+        {"composition": {"proportions": {"a": 0.5, "b": 0.4}}},
+        "proportions sum to 0.9, but must sum to 1.",
+    ),
+    "negative proportions": ({"composition": {"proportions": {"a": 1.5, "b": -0.5}}}, "proportions.b is -0.5"),
+    "concentration": ({"composition": {"concentration": 0}}, "concentration is 0"),
+    "shift of the reference": (
+        {"samples": TWO, "composition": {"shifts": [{"condition": "control", "in": "a", "log_odds": 1}]}},
+        "'control' is the reference",
+    ),
+    "shift of nothing": (
+        {"samples": TWO, "composition": {"shifts": [{"condition": "treated", "log_odds": 1}]}},
+        "composition: shifts.1: there is no in, which is required.",
+    ),
+    "infinite log odds": (
+        {"samples": TWO, "composition": {"shifts": [{"condition": "treated", "in": "a", "log_odds": float("inf")}]}},
+        "log_odds is inf, but must be a finite number.",
+    ),
+    "unknown condition": (
+        with_change(condition="cold"),
+        "changes.up: there is no condition 'cold'; the conditions are",
+    ),
+    "change of the reference": (with_change(condition="control"), "changes.up: 'control' is the reference"),
+    "fold change": (
+        with_change(log2_fold_change=float("nan")),
+        "log2_fold_change is nan, but must be a finite number.",
+    ),
+    "fold change of a list": (
+        with_change(log2_fold_change=[1, "x"]),
+        "log2_fold_change is x, but must be a finite number",
+    ),
+    "no fold change": ({"changes": [{"name": "up", "genes": ["CD3D"]}]}, "no log2_fold_change, which is required"),
+    "distribution": (
+        with_change(log2_fold_change={"distribution": "uniform"}),
+        "distribution is 'uniform', but must be normal, gamma.",
+    ),
+    "no numbers": (with_change(log2_fold_change=[]), "log2_fold_change: give numbers, or the `distribution`"),
+    "numbers of a distribution": (
+        with_change(log2_fold_change={"values": [1], "distribution": "normal"}),
+        "or the `distribution` to draw them from, not both",
+    ),
+    "gamma": (with_change(log2_fold_change={"distribution": "gamma", "mean": 0}), "must be above 0 for a gamma"),
+    "no genes": (with_change(genes={}), "changes.up: genes: give names, a number `n` to sample"),
+    "genes named and sampled": (with_change(genes={"names": ["CD3D"], "n": 3}), "not both"),
+    "quantiles": (with_change(genes={"n": 3, "expression": [0.9, 0.2]}), "the lower first"),
+    "half a gene set": (with_change(genes={"gene_sets": "x.gmt"}), "belong together"),
+    "kind": (with_change(kind="median"), "kind is 'median', but must be mean, dispersion, proportion, both."),
+    "share above 1": (with_change(share=2), "share: condition is 2, but must be at least 0 and at most 1."),
+    "three shares": (with_change(share=[0, 0.1, 0.2]), "share must be one number, or two"),
+    "two shares of a mean": (with_change(share=[0.3, 0.7]), "of the kind proportion alone"),
+    "proportion in one condition": (with_change(condition=None, kind="proportion"), "give its condition"),
+    "the same name": ({"samples": TWO, "changes": [UP, UP]}, "two changes have the name 'up'"),
+    "depth twice": ({"depth": {"factor": 0.5, "median": 1000}}, "give one of them"),
+    "no depth": ({"depth": {"factor": 0}}, "factor is 0, but must be above 0."),
+    "depth of no condition": ({"depth": {"factor": {"cold": 0.5}}}, "depth.factor: there is no condition 'cold'"),
+    "doublets": ({"doublets": {"rate": 1.5}}, "rate is 1.5"),
+    "ambient": ({"ambient": {"share": 1}}, "share is 1, but must be at least 0 and below 1."),
+    "empty profile": ({"ambient": {"profile": {"CD3D": 0}}}, "no gene with a weight above 0"),
+    "seed": ({"seed": -1}, "seed is -1"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_designs_are_rejected_in_one_sentence(case):
+    content, sentence = INVALID[case]
+    with pytest.raises(InputError) as error:
+        read_design(content)
+    assert sentence in str(error.value)
+    assert str(error.value).startswith("design: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("changes: [", "design.yaml: line 2: it is not YAML"),
+        ("- a", "design.yaml: there is ['a'], but there must be keys with values."),
+        (None, "design.yaml: there is no such file."),
+        ("seed: x", "design.yaml: seed is 'x', but must be a whole number."),
+    ],
+)
+def test_a_message_names_the_file(text, sentence, tmp_path):
+    if text is not None:
+        (tmp_path / "design.yaml").write_text(f"{text}\n")
+    with pytest.raises(InputError, match=r"design\.yaml") as error:
+        read_design(tmp_path / "design.yaml")
+    assert sentence in str(error.value)
+
+
+SETS = "mine\tfrom nowhere\tT-800\nother\tfrom here\tCD3D\tHLA-DRA\n"
+LACKING = {
+    "gene": (with_change(genes=["T-800"]), "changes.up.genes: the model has no gene T-800; it has 200 genes, such as"),
+    "null gene": ({"null_genes": ["T-800"]}, "null_genes: the model has no gene T-800"),
+    "null gene that changes": (
+        {**with_change(genes=["HLA-DRA"]), "null_genes": ["HLA-DRA"]},
+        "is one of the null genes",
+    ),
+    "clade": (
+        with_change(genes={"n": 1}, **{"in": "node 99"}),
+        "changes.up: the model has no cell type or clade 'node 99'",
+    ),
+    "type of a shift": (
+        {"samples": TWO, "composition": {"shifts": [{"condition": "treated", "in": "T-800", "log_odds": 1}]}},
+        "composition.shifts: the model has no cell type or clade 'T-800'",
+    ),
+    "type of proportions": (
+        {"composition": {"proportions": {"T-800": 1}}},
+        "composition.proportions: the model has no cell type 'T-800'; its types are",
+    ),
+    "type of cells": ({"samples": {"cells": {"T-800": 10}}}, "samples.cells: the model has no cell type 'T-800'"),
+    "type and its part": (
+        {"samples": {"cells": {"Dendritic": 10, "Dendritic/1": 5}}},
+        "named beside its own sub-populations",
+    ),
+    "batch": ({"samples": {"batches": ["one"]}}, "samples.batches: the model has no batch 'one'; its batches: none"),
+    "learned donors": ({"samples": {"variation": "learned"}}, "the model has learned no donors"),
+    "learned composition": ({"composition": {"concentration": "learned"}}, "the model has learned no donors"),
+    "numbers": (with_change(genes={"n": 3}, log2_fold_change=[1, 2]), "log2_fold_change has 2 numbers for 3 genes"),
+    "too many genes": (
+        with_change(genes={"n": 300}),
+        "300 genes are to be sampled, but the model has 200 of this kind",
+    ),
+    "gene set": (
+        with_change(genes={"gene_sets": "sets.gmt", "name": "yours"}),
+        "has no gene set 'yours'; it has mine, other",
+    ),
+    "genes of a set": (
+        with_change(genes={"gene_sets": "sets.gmt", "name": "mine"}),
+        "none of the genes of the set 'mine'",
+    ),
+    "ambient gene": (
+        {"ambient": {"share": 0.1, "profile": {"T-800": 1}}},
+        "ambient.profile: the model has no gene T-800",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_what_the_model_lacks_is_rejected_in_one_sentence(case, small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sets.gmt").write_text(SETS)
+    content, sentence = LACKING[case]
+    with pytest.raises(InputError) as error:
+        compile_design(small_model.model, read_design(content))
+    assert sentence in str(error.value)

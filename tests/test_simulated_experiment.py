@@ -1,0 +1,465 @@
+"""What a design plants is what its cells have, and nothing else."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse, stats
+
+from bdm.autoencoder.observation import NegativeBinomial
+from bdm.design.donors import IndependentDonors
+from bdm.design.experiment import cells_of, compile_design
+from bdm.design.read import read_design
+from bdm.design.simulate import simulated_cells
+from bdm.generation.chunks import Part
+from bdm.generation.merge import write_cells
+from bdm.threads import using_threads
+
+MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"
+TWO = {"donors": 2, "conditions": ["control", "treated"], "cells": {MONO: 40, B: 30}}
+UP = {
+    "name": "up",
+    "condition": "treated",
+    "in": [MONO],
+    "genes": {"n": 20, "expression": [0.3, 1]},
+    "log2_fold_change": {"distribution": "normal", "mean": 1, "sd": 0.5, "up": 0.5},
+}
+
+
+def experiment_of(model, **content):
+    return compile_design(model.model, read_design({"samples": TWO, **content}))
+
+
+def simulate(model, **content):
+    return model.simulate({"samples": TWO, **content})
+
+
+def dense(adata):
+    return adata.X.toarray()
+
+
+def fold_changes(adata, condition="treated", reference="control"):
+    """Log2 fold change of the mean expected counts of each gene."""
+    means = [adata.layers["expected"][adata.obs["condition"] == name].mean(axis=0) for name in (condition, reference)]
+    return np.log2(means[0] / means[1])
+
+
+@pytest.fixture(scope="module")
+def planted(small_model):
+    """Experiments without and with a change."""
+    return simulate(small_model, expected=True), simulate(small_model, changes=[UP], expected=True)
+
+
+# ---- cells
+
+
+def test_a_design_without_changes_has_generated_cells(small_model):
+    one = small_model.simulate({"samples": {"cells": {MONO: 70, B: 10}}, "seed": 5})
+    generated = small_model.generate({MONO: 70, B: 10}, seed=5)
+    assert (one.X != generated.X).nnz == 0
+    np.testing.assert_array_equal(one.obsm["latent"], generated.obsm["latent"])
+    assert one.var.equals(generated.var)
+    columns = ["cell_type", "bulk_labels", "sub_population"]
+    assert one.obs[columns].equals(generated.obs[columns])
+
+
+def test_cells_have_their_sample_donor_and_condition(planted):
+    adata = planted[1]
+    by_sample = adata.obs.groupby("sample", observed=True)
+    assert (by_sample.size() == 70).all()
+    assert by_sample["donor"].first().tolist() == ["donor-1", "donor-2", "donor-3", "donor-4"]
+    assert by_sample["condition"].first().tolist() == ["control", "control", "treated", "treated"]
+    assert (by_sample[["donor", "condition"]].nunique() == 1).all(axis=None)
+    assert "batch" not in adata.obs
+    assert not adata.obs["doublet"].any()
+    assert adata.obs["doublet_partner"].isna().all()
+    assert adata.X.dtype == np.float32
+    assert sparse.issparse(adata.X)
+
+
+def test_paired_donors_have_a_sample_in_every_condition(small_model):
+    samples = experiment_of(small_model, samples={**TWO, "donors": 3, "paired": True}).samples
+    assert samples["donor"].tolist() == 2 * ["donor-1", "donor-2", "donor-3"]
+    assert samples["condition"].tolist() == 3 * ["control"] + 3 * ["treated"]
+
+
+def test_a_seed_makes_the_cells(small_model, planted):
+    again, other = (small_model.simulate({"samples": TWO, "changes": [UP], "expected": True}, seed=s) for s in (0, 1))
+    assert (again.X != planted[1].X).nnz == 0
+    assert (other.X != planted[1].X).nnz > 0
+    assert again.uns["bdm"]["seed"] == 0
+
+
+ARTEFACTS = {
+    "samples": {**TWO, "variation": 0.3, "cells": 400},
+    "composition": {"concentration": 20},
+    "changes": [{**UP, "share": 0.5}],
+    "depth": {"factor": {"treated": 0.5}},
+    "doublets": {"rate": 0.2, "within": 0.3},
+    "ambient": {"share": 0.1},
+    "expected": True,
+}
+
+
+def test_cells_do_not_depend_on_threads_and_parts(small_model, tmp_path):
+    experiment = compile_design(small_model.model, read_design(ARTEFACTS))
+    cells = {}
+    for n_threads in (1, 3):
+        with using_threads(n_threads):
+            cells[n_threads] = simulated_cells(experiment).in_memory()
+    parts = [simulated_cells(experiment, part=Part(number, 3)).in_memory() for number in (1, 2, 3)]
+    merged = ad.concat(parts)
+    write_cells(tmp_path / "written.h5ad", simulated_cells(experiment), {"bdm": {}})
+    written = ad.read_h5ad(tmp_path / "written.h5ad")
+    for others in (cells[3], merged, written):
+        assert (cells[1].X != others.X).nnz == 0
+        np.testing.assert_array_equal(cells[1].layers["expected"], others.layers["expected"])
+        assert list(cells[1].obs_names) == list(others.obs_names)
+    pd.testing.assert_frame_equal(cells[1].obs, written.obs)
+    for name, table in cells[1].uns["truth"].items():
+        pd.testing.assert_frame_equal(table, written.uns["truth"][name], check_dtype=False, check_categorical=False)
+
+
+def test_expected_counts_are_the_means_of_the_counts(small_model):
+    adata = small_model.simulate({**ARTEFACTS, "samples": {**ARTEFACTS["samples"], "cells": 1000}})
+    counts, expected = adata.X.sum(), adata.layers["expected"].sum()
+    assert counts == pytest.approx(expected, rel=0.01)
+    for column in ("condition", "doublet", "responds"):
+        for value in adata.obs[column].unique():
+            rows = (adata.obs[column] == value).to_numpy()
+            assert adata.X[rows].sum() == pytest.approx(adata.layers["expected"][rows].sum(), rel=0.02)
+
+
+# ---- changes
+
+
+def test_null_genes_and_other_cells_stay_exactly_the_same(planted):
+    null, changed = planted
+    genes = changed.uns["truth"]["genes"]["gene"].unique()
+    assert len(genes) == 20
+    is_null = ~changed.var_names.isin(genes)
+    np.testing.assert_array_equal(dense(null)[:, is_null], dense(changed)[:, is_null])
+    np.testing.assert_array_equal(null.layers["expected"][:, is_null], changed.layers["expected"][:, is_null])
+    others = ~((changed.obs["condition"] == "treated") & (changed.obs["cell_type"] == MONO)).to_numpy()
+    assert (null.X[others] != changed.X[others]).nnz == 0
+    assert (null.X[~others] != changed.X[~others]).nnz > 0
+
+
+def test_what_was_planted_is_found_in_expected_counts(planted):
+    null, changed = planted
+    truth = changed.uns["truth"]["genes"].set_index("gene")
+    cells = ((changed.obs["condition"] == "treated") & (changed.obs["cell_type"] == MONO)).to_numpy()
+    before, after = (adata[cells, truth.index].layers["expected"].mean(axis=0) for adata in (null, changed))
+    np.testing.assert_allclose(after / before, 2 ** truth["log2_fold_change"], rtol=1e-4)
+    np.testing.assert_allclose(truth["log2_fold_change"], truth["responding_log2_fold_change"], rtol=1e-12)
+    assert 0 < (truth["log2_fold_change"] > 0).sum() < 20
+    whole = pd.DataFrame(changed.varm["log2_fold_change_treated"], index=changed.var_names)
+    np.testing.assert_array_equal(whole.loc[truth.index, MONO], truth["log2_fold_change"])
+    assert not whole.drop(columns=MONO).any(axis=None)
+    assert not whole.drop(index=truth.index).any(axis=None)
+
+
+def test_normalised_fold_changes_are_those_of_expression(planted):
+    null, changed = planted
+    truth = changed.uns["truth"]["genes"].set_index("gene")
+    cells = ((changed.obs["condition"] == "treated") & (changed.obs["cell_type"] == MONO)).to_numpy()
+    before, after = (adata[cells].layers["expected"].sum(axis=0, dtype=float) for adata in (null, changed))
+    found = pd.Series(np.log2(after / after.sum()) - np.log2(before / before.sum()), index=changed.var_names)
+    np.testing.assert_allclose(found[truth.index], truth["normalised_log2_fold_change"], atol=0.015)
+
+
+def test_counts_follow_the_fold_change(small_model):
+    change = {**UP, "genes": {"n": 10, "expression": [0.7, 1]}, "log2_fold_change": [1, 1, 1, 1, 1, -1, -1, -1, -1, -1]}
+    samples = {**TWO, "donors": 1, "cells": {MONO: 3000}}
+    adata = simulate(small_model, samples=samples, changes=[change])
+    truth = adata.uns["truth"]["genes"].set_index("gene")
+    treated = (adata.obs["condition"] == "treated").to_numpy()
+    means = [np.asarray(adata[rows, truth.index].X.mean(axis=0)).ravel() for rows in (treated, ~treated)]
+    found = np.log2(means[0] / means[1])
+    assert np.abs(found - truth["log2_fold_change"]).max() < 0.25
+
+
+def test_a_change_of_a_clade_is_in_all_types_below_it(small_model):
+    hierarchy = small_model.hierarchy
+    clade = next(
+        name
+        for name, children in hierarchy.children.items()
+        if children and 2 <= len(hierarchy.types_below(name)) < len(hierarchy.cell_types)
+    )
+    below = hierarchy.types_below(clade)
+    marker = {"name": "marker", "in": clade, "genes": {"n": 1, "expression": [0.5, 0.9]}, "log2_fold_change": 3}
+    samples = {"cells": dict.fromkeys(hierarchy.cell_types, 20)}
+    null, changed = (simulate(small_model, samples=samples, changes=c, expected=True) for c in ([], [marker]))
+    [gene] = changed.uns["truth"]["genes"]["gene"].unique()
+    ratio = changed[:, gene].layers["expected"] / null[:, gene].layers["expected"]
+    is_below = null.obs["sub_population"].isin(list(hierarchy.leaves(clade))).to_numpy()
+    np.testing.assert_allclose(ratio[is_below], 8, rtol=1e-4)
+    assert (ratio[~is_below] == 1).all()
+    if hierarchy.by_name[clade].cell_type is None and set(hierarchy.leaves(clade)) == {
+        name for cell_type in below for name in hierarchy.populations_of(cell_type)
+    }:
+        assert set(changed.uns["truth"]["genes"]["cell_type"]) == set(below)
+    assert set(changed.uns["truth"]["genes"]["condition"]) == {""}
+    assert changed.varm["log2_fold_change"].shape == (changed.n_vars, len(hierarchy.cell_types))
+
+
+def means_of(adata, gene):
+    """Multiples of the expected count without changes, to three digits, with their shares, by condition."""
+    return {
+        name: pd.Series(adata.obs.loc[rows, gene]).value_counts(normalize=True).round(1).to_dict()
+        for name, rows in adata.obs.groupby("condition", observed=True).groups.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "expected", "fold_change"),
+    [
+        ("mean", 1, ({1: 1}, {4: 1}), 2),
+        ("mean", 0.5, ({1: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5)),  # DM
+        ("proportion", None, ({1: 0.7, 4: 0.3}, {1: 0.3, 4: 0.7}), np.log2(3.1 / 1.9)),  # DP
+        ("proportion", [0.5, 0.5], ({1: 0.5, 4: 0.5}, {1: 0.5, 4: 0.5}), 0),  # EP
+        ("both", None, ({2: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5 / 2)),  # DB
+    ],
+)
+def test_kinds_of_change_have_their_shapes(kind, share, expected, fold_change, small_model):
+    samples = {**TWO, "donors": 1, "cells": {B: 1500}}
+    change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 2, "kind": kind}
+    change |= {} if share is None else {"share": share}
+    null, changed = (simulate(small_model, samples=samples, changes=c, expected=True) for c in ([], [change]))
+    changed.obs["gene"] = np.round(changed[:, "HLA-DRA"].layers["expected"] / null[:, "HLA-DRA"].layers["expected"], 3)
+    assert means_of(changed, "gene") == {"control": expected[0], "treated": expected[1]}
+    [row] = changed.uns["truth"]["genes"].itertuples()
+    assert row.log2_fold_change == pytest.approx(fold_change, abs=1e-9)
+    assert row.kind == kind
+    if "responds" in changed.obs:
+        by_condition = changed.obs.groupby("condition", observed=True)["responds"].mean()
+        assert by_condition.to_dict() == pytest.approx(
+            {"control": row.share_reference, "treated": row.share_condition}, abs=0.05
+        )
+
+
+def test_dispersion_changes_without_the_mean(small_model):
+    samples = {**TWO, "donors": 1, "cells": {B: 4000}}
+    change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 3, "kind": "dispersion"}
+    null, changed = (simulate(small_model, samples=samples, changes=c, expected=True) for c in ([], [change]))
+    np.testing.assert_array_equal(null.layers["expected"], changed.layers["expected"])
+    treated = (changed.obs["condition"] == "treated").to_numpy()
+    x, m = dense(changed[treated, "HLA-DRA"]), changed[treated, "HLA-DRA"].layers["expected"]
+    before = dense(null[treated, "HLA-DRA"])
+    excess = [((counts - m) ** 2 - counts).mean() / (m**2).mean() for counts in (before, x)]
+    assert excess[1] / excess[0] == pytest.approx(8, rel=0.35)
+    assert x.mean() == pytest.approx(before.mean(), rel=0.15)
+    [row] = changed.uns["truth"]["genes"].itertuples()
+    assert (row.log2_fold_change, row.responding_log2_fold_change) == (0, 3)
+
+
+def test_null_genes_are_never_sampled(small_model):
+    genes = list(small_model.model.autoencoder.genes.index)
+    experiment = experiment_of(small_model, null_genes=genes[:150], changes=[{**UP, "genes": {"n": 50}}])
+    assert set(experiment.plants[0].genes) == set(range(150, 200))
+
+
+def test_genes_are_sampled_by_expression_and_by_one_change_only(small_model):
+    low, high = (
+        {**UP, "name": n, "genes": {"n": 30, "expression": q}} for n, q in (("low", [0, 0.3]), ("high", [0.7, 1]))
+    )
+    more = {**UP, "name": "more", "genes": {"n": 100}}
+    plants = experiment_of(small_model, changes=[low, high, more]).plants
+    reference = experiment_of(small_model).reference
+    expression = reference.expression(MONO, "")
+    assert expression[plants[0].genes].max() < expression[plants[1].genes].min()
+    assert len(np.unique(np.concatenate([plant.genes for plant in plants]))) == 160
+
+
+# ---- depth
+
+
+def test_thinned_cells_are_the_same_cells(small_model, planted):
+    thin = simulate(small_model, changes=[UP], depth={"factor": 0.3}, expected=True)
+    deep = simulate(small_model, changes=[UP], depth={"factor": 3}, expected=True)
+    counts, whole = planted[1], dense(planted[1])
+    assert (dense(thin) <= whole).all()
+    assert (dense(deep) >= whole).all()
+    for adata, factor in ((thin, 0.3), (deep, 3)):
+        np.testing.assert_array_equal(adata.obsm["latent"], counts.obsm["latent"])
+        np.testing.assert_allclose(adata.layers["expected"], factor * counts.layers["expected"], rtol=1e-5)
+        assert adata.X.sum() == pytest.approx(factor * whole.sum(), rel=0.02)
+        assert (adata.obs["depth_factor"] == factor).all()
+
+
+def test_the_median_library_size_is_the_target(small_model):
+    samples = {**TWO, "cells": 600}
+    adata = simulate(small_model, samples=samples, depth={"median": {"treated": 100}})
+    size = pd.Series(np.asarray(adata.X.sum(axis=1)).ravel(), index=adata.obs["condition"])
+    assert size["treated"].median() == pytest.approx(100, rel=0.06)
+    assert adata.obs.loc[adata.obs["condition"] == "control", "depth_factor"].eq(1).all()
+
+
+@pytest.mark.parametrize("factor", [0.4, 1, 2.5])
+def test_rescaled_counts_are_negative_binomial(factor):
+    mean, r, n = 3.0, 1.5, 40_000
+    model = NegativeBinomial(torch.tensor([np.log(r)], dtype=torch.float32))
+    generator = np.random.default_rng(0)
+    means = np.full((n, 1), mean, dtype=np.float32)
+    counts = model.sample(means, generator).toarray()
+    changed = model.rescale(counts, means, np.array(factor), generator)
+    assert changed.mean() == pytest.approx(factor * mean, rel=0.03)
+    assert changed.var() == pytest.approx(factor * mean + (factor * mean) ** 2 / r, rel=0.06)
+    expected = stats.nbinom(r, r / (r + factor * mean)).pmf(np.arange(4)) * n
+    found = np.bincount(changed.astype(int).ravel(), minlength=4)[:4]
+    np.testing.assert_allclose(found, expected, atol=4.5 * np.sqrt(expected.max()))
+
+
+# ---- composition
+
+
+def test_composition_is_as_given_and_shifted(small_model):
+    content = {
+        "samples": {**TWO, "cells": 3000},
+        "composition": {
+            "proportions": {MONO: 0.5, B: 0.3, "Dendritic/1": 0.2},
+            "shifts": [{"condition": "treated", "in": [B], "log_odds": 1}],
+        },
+    }
+    experiment = experiment_of(small_model, **content)
+    numbers = experiment.request.table.assign(condition=lambda t: t["sample"].map(experiment.samples["condition"]))
+    share = numbers.groupby(["condition", "cell_type"])["n_cells"].sum().unstack() / 6000
+    odds = 0.3 / 0.7 * np.e
+    assert share.loc["control"].to_dict() == pytest.approx({MONO: 0.5, B: 0.3, DENDRITIC: 0.2}, abs=0.02)
+    assert share.loc["treated", B] == pytest.approx(odds / (1 + odds), abs=0.02)
+    assert share.loc["treated", MONO] / share.loc["treated", DENDRITIC] == pytest.approx(2.5, rel=0.1)
+    assert "Dendritic/2" not in set(numbers["sub_population"])
+    truth = simulated_cells(experiment).uns["truth"]["composition"].set_index(["condition", "cell_type"])
+    assert truth.loc[("treated", B), "log_odds_ratio"] == pytest.approx(1)
+    assert truth.loc[("control", B), "proportion"] == pytest.approx(0.3)
+
+
+def test_donors_differ_in_composition_by_the_concentration(small_model):
+    samples = {"donors": 300, "cells": 1000}
+    content = {"samples": samples, "composition": {"proportions": {MONO: 0.4, NK: 0.6}}}
+    found = {}
+    for concentration in ("none", 10):
+        content["composition"]["concentration"] = concentration
+        table = experiment_of(small_model, **content).request.table
+        share = table[table["cell_type"] == MONO].groupby("sample")["n_cells"].sum() / 1000
+        found[concentration] = share.var()
+    assert found["none"] == pytest.approx(0.24 / 1000, rel=0.3)
+    assert found[10] == pytest.approx(0.24 / 11 + 0.24 / 1000, rel=0.3)
+
+
+# ---- donors and batches
+
+
+def test_donors_of_a_given_variation():
+    types = {"a/1": "a", "a/2": "a", "b": "b"}
+    donors = IndependentDonors(tuple(map(str, range(40))), types, 500, 0.4, seed=1)
+    of = {name: donors.log_expression(name) for name in types}
+    np.testing.assert_array_equal(of["a/1"], of["a/2"])
+    assert of["a/1"].std() == pytest.approx(0.4, rel=0.03)
+    assert np.corrcoef(of["a/1"].ravel(), of["b"].ravel())[0, 1] == pytest.approx(0.5, abs=0.03)
+
+
+def test_donors_differ_in_expected_counts_by_the_variation(small_model):
+    samples = {"donors": 40, "cells": {NK: 30}}
+    null, varied = (
+        small_model.simulate({"samples": {**samples, "variation": v}, "expected": True}) for v in ("none", 0.5)
+    )
+    ratio = np.log(varied.layers["expected"] / null.layers["expected"])
+    by_donor = pd.DataFrame(ratio).groupby(varied.obs["donor"].to_numpy()).mean()
+    assert by_donor.std().median() == pytest.approx(0.5, rel=0.1)
+    np.testing.assert_allclose(
+        varied.layers["expected"].sum(axis=1), null.layers["expected"].sum(axis=1), rtol=1e-4
+    )  # library sizes do not differ
+
+
+def test_paired_samples_are_of_the_same_donor(small_model):
+    samples = {**TWO, "paired": True, "cells": {NK: 50}, "variation": 0.5}
+    adata = small_model.simulate({"samples": samples, "expected": True})
+    means = pd.DataFrame(np.log(adata.layers["expected"])).groupby(adata.obs["sample"].to_numpy()).mean()
+    correlation = np.corrcoef(means - means.mean())
+    assert correlation[0, 2] > 0.8  # of the samples of donor-1
+    assert correlation[0, 1] < 0
+
+
+def test_batches_are_given_in_turn_and_scaled(batch_model):
+    samples = {**TWO, "donors": 4, "batches": ["one", "two"], "cells": {MONO: 40}}
+    ratios = []
+    for factor in (0, 1, 2):
+        adata = batch_model.simulate({"samples": samples, "batch_effects": factor, "expected": True})
+        assert adata.obs.groupby("sample", observed=True)["batch"].first().tolist() == 4 * ["one", "two"]
+        means = [np.log(adata.layers["expected"][adata.obs["batch"] == name]).mean(axis=0) for name in ("one", "two")]
+        ratios.append(means[1] - means[0])
+    assert "donor-1" in set(adata.obs["donor"])  # although the model's column of batches has this name
+    offset = batch_model.model.autoencoder.network.batch_offset.detach().numpy()
+    effect = offset[1] - offset[0]
+    slopes = [np.polyfit(effect, ratio, 1)[0] for ratio in ratios]
+    np.testing.assert_allclose(np.diff(slopes), 1, atol=0.05)
+
+
+def test_batches_are_drawn_in_the_shares_of_the_training_cells(batch_model):
+    samples = experiment_of(batch_model, samples={"donors": 300}).samples
+    share = batch_model.model.composition.sum()
+    assert (samples["batch"] == "two").mean() == pytest.approx(share["two"] / share.sum(), abs=0.1)
+
+
+# ---- artefacts
+
+
+@pytest.mark.parametrize("within", [None, 0.3, 1])
+def test_doublets_are_as_many_as_planted(within, small_model):
+    doublets = {"rate": 0.1} | ({} if within is None else {"within": within})
+    experiment = experiment_of(small_model, samples={**TWO, "cells": 3000}, doublets=doublets)
+    cells = cells_of(experiment)
+    assert cells.doublet.mean() == pytest.approx(0.1, abs=0.01)
+    names = np.array(experiment.model.populations)
+    types = experiment.model.cell_type_of
+    first = cells.population[cells.doublet].map(types)
+    second = pd.Series(names[cells.partner_population[cells.doublet]]).map(types).to_numpy()
+    share = experiment.model.composition_of_types.sum(axis=1)
+    expected = ((share / share.sum()) ** 2).sum() if within is None else within
+    assert (first == second).mean() == pytest.approx(expected, abs=0.05)
+
+
+def test_doublets_have_the_counts_of_two_cells(small_model):
+    null, doublets = (simulate(small_model, doublets={"rate": r}, expected=True) for r in (0, 0.3))
+    is_doublet = doublets.obs["doublet"].to_numpy()
+    assert (null.X[~is_doublet] != doublets.X[~is_doublet]).nnz == 0
+    assert (dense(doublets) >= dense(null)).all()
+    assert doublets.X[is_doublet].sum() > 1.5 * null.X[is_doublet].sum()
+    assert doublets.obs["doublet_partner"].notna().to_numpy().tolist() == is_doublet.tolist()
+    assert set(doublets.obs["doublet_partner"].dropna()) <= set(small_model.model.populations)
+
+
+@pytest.mark.slow
+def test_scrublet_finds_planted_doublets(small_model):
+    import scanpy as sc
+    from sklearn.metrics import roc_auc_score
+
+    adata = small_model.simulate({"samples": {"cells": 1500}, "doublets": {"rate": 0.1, "within": 0}, "seed": 2})
+    sc.pp.scrublet(adata, threshold=0.3, n_prin_comps=20, random_state=0)
+    assert roc_auc_score(adata.obs["doublet"], adata.obs["doublet_score"]) > 0.7
+
+
+def test_the_share_of_ambient_counts_is_found_from_their_profile(small_model):
+    samples = {**TWO, "cells": 1000}
+    null, ambient = (simulate(small_model, samples=samples, ambient={"share": s}) for s in (0, 0.15))
+    assert ambient.X.sum() == pytest.approx(null.X.sum(), rel=0.02)
+    np.testing.assert_allclose(ambient.varm["ambient"].sum(), 1)
+    for sample, names in ambient.obs.groupby("sample", observed=True).groups.items():
+        for cell_type in (MONO, DENDRITIC, B):
+            cells = names[(ambient.obs.loc[names, "cell_type"] == cell_type).to_numpy()]
+            counts, own = (np.asarray(adata[cells].X.sum(axis=0)).ravel() for adata in (ambient, null))
+            found, own = counts / counts.sum(), own / own.sum()
+            direction = ambient.varm["ambient"][sample].to_numpy() - own
+            assert (found - own) @ direction / (direction @ direction) == pytest.approx(0.15, abs=0.03)
+
+
+def test_ambient_rna_of_a_given_profile(small_model):
+    null, ambient = (
+        simulate(small_model, ambient={"share": s, "profile": {"HLA-DRA": 3, "CD3D": 1}}) for s in (0, 0.5)
+    )
+    assert ambient.varm["ambient"].loc["HLA-DRA"].eq(0.75).all()
+    others = ~ambient.var_names.isin(["HLA-DRA", "CD3D"])
+    assert (dense(ambient)[:, others] <= dense(null)[:, others]).all()
+    assert ambient.X[:, others].sum() == pytest.approx(0.5 * null.X[:, others].sum(), rel=0.03)
