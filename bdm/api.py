@@ -53,6 +53,9 @@ class BranchedDiffusion(FittedModel):
         cells without labels, which are all of one type, ``cell``.
     batch_key
         Column of ``obs`` with the batch, if any; as in ``settings.prepare`` if not given.
+    donor_key
+        Column of ``obs`` with the donor, if any; as in ``settings.prepare`` if not given. The model then learns how
+        donors differ.
     tree
         Your own hierarchy of cell types, in place of clustering: nested lists such as
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), or what :func:`bdm.read_tree`
@@ -91,6 +94,7 @@ class BranchedDiffusion(FittedModel):
         *,
         label_key: str | None = PrepareSettings.label_key,
         batch_key: str | None = None,
+        donor_key: str | None = None,
         tree: Tree | None = None,
         settings: Settings | None = None,
         seed: int | None = None,
@@ -102,7 +106,8 @@ class BranchedDiffusion(FittedModel):
             raise InputError(
                 f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
             )
-        optional = {name: value for name, value in {"batch_key": batch_key, "seed": seed}.items() if value is not None}
+        given = {"batch_key": batch_key, "donor_key": donor_key, "seed": seed}
+        optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
             self.prepared = prepare(cells_in(adata), preparing)

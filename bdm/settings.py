@@ -99,9 +99,9 @@ class PrepareSettings(StageSettings):
 
     Attributes
     ----------
-    label_key, batch_key
-        Columns of ``obs`` with the cell type and the batch, if any; without labels, all cells are of the type
-        ``cell``.
+    label_key, batch_key, donor_key
+        Columns of ``obs`` with the cell type, the batch and the donor, if any; without labels, all cells are of the
+        type ``cell``.
     counts
         Where raw counts are, see :func:`bdm.data.counts.find_counts`.
     leave_out
@@ -139,6 +139,7 @@ class PrepareSettings(StageSettings):
         Key("dataset"),
     ] = "cell_type"
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", Unset("no batches"), Key("dataset")] = None
+    donor_key: Annotated[str | None, "Column of `obs` with the donor.", Unset("no donors"), Key("dataset")] = None
     counts: Annotated[
         str,
         "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "

@@ -17,7 +17,7 @@ from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import sha256
 
-FORMAT = 12
+FORMAT = 13
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ CHANGES = {
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
     "dataset/batch_key": ("donor", both(PREPARE, EXTEND)),
+    "dataset/donor_key": ("donor", both(PREPARE, EXTEND)),
     "dataset/labels": ("labels.csv", both(PREPARE, EXTEND)),
     "dataset/counts": ("cell_type", both(PREPARE, EXTEND)),
     "dataset/license": ("cc-by-4.0", both(PREPARE, EXTEND)),

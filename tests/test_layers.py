@@ -13,6 +13,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"evaluation"},  # compares cells, whatever they come from
     {"autoencoder"},
     {"latent"},
+    {"donors"},
     {"hierarchy"},
     {"diffusion"},
     {"model"},

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bdm.arrays import to_tensor
 
+LEAST_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
+
 
 class ObservationModel(Protocol):
     """What the autoencoder, generation and interpretation need of a distribution of counts.
@@ -25,6 +27,9 @@ class ObservationModel(Protocol):
 
     def select(self, cells: Tensor) -> Self:
         """Observation model of a subset of the cells, by index."""
+
+    def within(self, log_variance: Tensor) -> Self:
+        """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups."""
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Log likelihood of the counts (cells x genes) of each cell, in nats."""
@@ -82,6 +87,15 @@ class NegativeBinomial:
     def select(self, cells: Tensor) -> "NegativeBinomial":
         """Observation model of a subset of the cells, by index."""
         return NegativeBinomial(self.log_inverse_dispersion[cells])
+
+    def within(self, log_variance: Tensor) -> "NegativeBinomial":
+        """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups.
+
+        The squared coefficient of variation 1 / r becomes ``(1 + 1 / r) exp(-log_variance) - 1``, or that of a Poisson
+        count where this is below 0.
+        """
+        beyond = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
+        return NegativeBinomial(-beyond.clamp(min=LEAST_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Log likelihood of the counts of each cell, in nats.

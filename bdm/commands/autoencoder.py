@@ -32,6 +32,7 @@ def autoencoder(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_autoencoder, print_estimate
     from bdm.data.prepare import read_prepared
+    from bdm.donors.effects import fit_donors, save_donors, summary_of
     from bdm.files import atomic_write, sha256
     from bdm.latent.cells import encode, save_latent
     from bdm.provenance import preparation, provenance
@@ -50,12 +51,18 @@ def autoencoder(
         fitted = fit_autoencoder(adata, settings, seed=seed, device=device, checkpoint=checkpoint)
         record = provenance(**facts, **preparation(adata))
         trained = GeneAutoencoder.of(fitted, adata.var, record)
-        save_latent(folder, encode(adata, trained), of=save_autoencoder(folder, trained))
+        latent, checksum = encode(adata, trained), save_autoencoder(folder, trained)
+        save_latent(folder, latent, of=checksum)
+        donors = fit_donors(adata, latent, trained)
+        if donors is not None:
+            save_donors(folder, donors, of=checksum)
         fitted.history.to_csv(folder / "training.csv", index=False)
     n_populations = len(trained.populations)
     divided = f"{len(fitted.cell_types)} with {counted(n_populations, 'population')}"
     specific = f"{len(fitted.adapters)} of {counted(n_populations, 'population')} with type-specific decoders"
     found = {"types": divided, "decoders": specific, "training": best_step(fitted.history)}
+    if donors is not None:
+        found["donors"] = summary_of(donors)
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))
 
 

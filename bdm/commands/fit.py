@@ -36,6 +36,7 @@ def fit(
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
     from bdm.commands.train import where_kept
+    from bdm.donors.effects import summary_of
     from bdm.files import atomic_write
     from bdm.hierarchy.files import read_tree
     from bdm.model.card import save_with_card
@@ -66,6 +67,8 @@ def fit(
         model.history["branches"].to_csv(folder / "branches.csv", index=False)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "network": where_kept(model.history["branches"])}
+    if (donors := model.model.donor_effects) is not None:
+        found["donors"] = summary_of(donors)
     return Summary((out,), found, then=generating(out))
 
 

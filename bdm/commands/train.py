@@ -98,6 +98,7 @@ def fit_and_save(
     from dataclasses import asdict
 
     from bdm.autoencoder.storage import load_autoencoder
+    from bdm.donors.effects import load_donors
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.card import save_with_card
@@ -113,6 +114,7 @@ def fit_and_save(
         seed=seed,
         device=workers,
         checkpoint=checkpoint,
+        donors=load_donors(autoencoder),
         provenance=provenance(seed=seed, settings=asdict(settings)),
     )
     if workers.is_global_zero:

@@ -21,12 +21,18 @@ MEASURED = re.compile(r"\b(n|total|size|counts?|score|quality|pct|percent|age|se
 
 
 def canonical_columns(
-    obs: pd.DataFrame, *, label_key: str | None, batch_key: str | None, drop_unlabelled: bool = False
+    obs: pd.DataFrame,
+    *,
+    label_key: str | None,
+    batch_key: str | None,
+    donor_key: str | None = None,
+    drop_unlabelled: bool = False,
 ) -> pd.DataFrame:
-    """Return ``obs`` with the columns ``cell_type`` and, with a batch key, ``batch``.
+    """Return ``obs`` with the columns ``cell_type`` and, with a key of batches or donors, ``batch`` and ``donor``.
 
     Without a label key, all cells are of one type. Other columns named ``cell_type``, ``batch`` or ``split``, which
-    have a meaning in prepared cells, are renamed to ``NAME_input``.
+    have a meaning in prepared cells, are renamed to ``NAME_input``; so are columns named ``donor`` if there is a donor
+    key.
 
     Parameters
     ----------
@@ -48,7 +54,10 @@ def canonical_columns(
     columns = {"cell_type": labels}
     if batch_key is not None:
         columns["batch"] = group_column(obs, batch_key, argument="batch_key")
-    for name in ("cell_type", "batch", "split"):
+    if donor_key is not None:
+        columns["donor"] = donor_column(obs, donor_key, label_key=label_key, batch_key=batch_key)
+        check_crossed(columns["donor"], labels, columns.get("batch"), donor_key)
+    for name in ("cell_type", "batch", "split", *(["donor"] if donor_key is not None else [])):
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
             while kept in obs:
@@ -57,6 +66,41 @@ def canonical_columns(
             logger.log(level, "The input's column %s of obs is kept as %s.", name, kept)
             obs = obs.rename(columns={name: kept})
     return obs.assign(**columns)
+
+
+def donor_column(obs: pd.DataFrame, key: str, *, label_key: str | None, batch_key: str | None) -> pd.Series:
+    """Return the column with the donors, as categories of text.
+
+    Raises
+    ------
+    InputError
+        If there is no such column, it holds the cell types or the batches, has missing values, or one donor only.
+    """
+    for other, what in ((label_key, "cell types"), (batch_key, "batches")):
+        if key == other:
+            raise InputError(f"obs[{key!r}] is named for the donors and for the {what}; name another by `donor_key=`.")
+    return group_column(obs, key, argument="donor_key")
+
+
+def check_crossed(donor: pd.Series, cell_type: pd.Series, batch: pd.Series | None, key: str) -> None:
+    """Reject donors whose differences cannot be separated from differences between cell types or batches.
+
+    Raises
+    ------
+    InputError
+        If every donor has cells of one of several cell types only, or each donor is a batch.
+    """
+    name = f"obs[{key!r}]"
+    if cell_type.nunique() > 1 and (cell_type.groupby(donor, observed=True).nunique() == 1).all():
+        raise InputError(
+            f"Each donor in {name} has cells of one cell type only, so that differences between donors cannot be "
+            "separated from differences between cell types; name another column by `donor_key=`, or none."
+        )
+    if batch is not None and len(set(zip(donor, batch, strict=True))) == donor.nunique() == batch.nunique():
+        raise InputError(
+            f"Each donor in {name} is a batch, so that differences between donors cannot be separated from differences "
+            "between batches; use `donor_key=` or `batch_key=`, not both."
+        )
 
 
 def one_label(cells: pd.Index) -> pd.Series:
@@ -182,9 +226,9 @@ def hint_at_types(cell_type: pd.Series) -> None:
         logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
 
 
-def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None) -> None:
+def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None, donor_key: str | None) -> None:
     """Log which columns of ``obs`` look like batches, for data without a batch key."""
-    candidates = batch_candidates(obs, cell_type, label_key=label_key)
+    candidates = [name for name in batch_candidates(obs, cell_type, label_key=label_key) if name != donor_key]
     if candidates:
         names = ", ".join(map(str, candidates))
         logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", names)

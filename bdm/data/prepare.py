@@ -98,8 +98,8 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     Returns
     -------
     Cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
-    ``obs['split']`` (``train``, ``validation``, ``test``) and, with a batch key, ``obs['batch']``; all other
-    columns of ``obs`` and ``var``; version, seed, settings and :func:`input_facts` in ``uns['bdm']``.
+    ``obs['split']`` (``train``, ``validation``, ``test``) and, with their keys, ``obs['batch']`` and ``obs['donor']``;
+    all other columns of ``obs`` and ``var``; version, seed, settings and :func:`input_facts` in ``uns['bdm']``.
 
     Raises
     ------
@@ -133,6 +133,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         cells.obs,
         label_key=settings.label_key,
         batch_key=settings.batch_key,
+        donor_key=settings.donor_key,
         drop_unlabelled=settings.drop_unlabelled,
     )
     selected = without_types(labelled, settings.leave_out)
@@ -141,7 +142,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     obs = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=labelled_input)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
-        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], label_key=settings.label_key)
+        keys = {"label_key": settings.label_key, "donor_key": settings.donor_key}
+        hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], **keys)
     split = split_by_type(obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed)
     obs = without_unused_categories(obs.assign(split=split))
 

@@ -15,6 +15,7 @@ from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import TreeWalk
+from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.tree import Clade, Hierarchy
@@ -92,6 +93,7 @@ def fit(
         seed=seed,
         device=device,
         checkpoint=checkpoints.denoiser,
+        donors=fit_donors(prepared, latent, autoencoder),
         provenance=record,
     )
     return Fitted(model, {"autoencoder": fitted.history, **history})
@@ -108,6 +110,7 @@ def fit_model(
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+    donors: DonorEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
     """Train the branched model on encoded cells; returns it with the tables ``denoiser`` and ``branches``.
@@ -123,6 +126,8 @@ def fit_model(
         File from which an interrupted training continues.
     denoiser
         Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
+    donors
+        How donors differ, see :func:`bdm.donors.effects.fit_donors`.
 
     Raises
     ------
@@ -149,6 +154,7 @@ def fit_model(
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
         library_sizes=cells.library_size_range,
         provenance=provenance,
+        donor_effects=donors,
     )
     return model, {"denoiser": fitted.history, "branches": fitted.branches}
 

@@ -91,6 +91,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
         **recorded,
         "label_key": label_key,
         "batch_key": batch_key,
+        "donor_key": None,  # donors are needed for the fit alone
         "counts": counts,
         "leave_out": others,
         "genes": tuple(genes),

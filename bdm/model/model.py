@@ -20,6 +20,8 @@ from bdm.diffusion.populations import BranchPopulations
 from bdm.diffusion.sampler import TreeWalk
 from bdm.diffusion.solver import Solver, dpm_solver
 from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
+from bdm.donors.draw import DonorModel
+from bdm.donors.effects import DonorEffects
 from bdm.files import sha256
 from bdm.hierarchy.grow import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
@@ -46,6 +48,9 @@ class BranchedModel:
         Smallest and largest log library size of the training cells, which are the bounds for generated cells.
     provenance
         How it was made: versions, seeds, settings, hash of the data.
+    donor_effects
+        How the donors of the training cells differ; None where no donors were given. Types of extensions have no
+        effects of donors.
     extensions
         Extensions in the order in which they were added; the other attributes include them.
     base
@@ -60,6 +65,7 @@ class BranchedModel:
     composition: pd.DataFrame
     library_sizes: Tensor
     provenance: dict[str, Any]
+    donor_effects: DonorEffects | None = None
     extensions: tuple[Extension, ...] = ()
     base: BranchedModel | None = None
 
@@ -99,6 +105,22 @@ class BranchedModel:
     def layout(self) -> LatentLayout:
         """Coordinates of the space that whitened cells are brought back to."""
         return LatentLayout(self.autoencoder.network.shape.n_latent)
+
+    @property
+    def donors(self) -> DonorModel | None:
+        """Distribution of donors, from which new ones are drawn; None where the model was fitted without donors."""
+        if self.donor_effects is None:
+            return None
+        composition, n_cells = self.donor_effects.composition, self.composition.sum(axis=1)
+        before = 0.0
+        for cell_type in self.cell_types:
+            populations = self.autoencoder.populations_of(cell_type)
+            of_type = [float(n_cells.get(name, 0)) for name in populations]
+            if cell_type not in composition.cell_types:
+                share = sum(of_type) / (before + sum(of_type))
+                composition = composition.with_type(cell_type, populations, share, of_type)
+            before += sum(of_type)
+        return DonorModel(self.donor_effects, composition, self.whitening, self.moments, self.cell_type_of)
 
     def library_range(self, population: str | None) -> tuple[float, float]:
         """Smallest and largest log library size for a population: of its extension, if any, or of training cells."""
@@ -237,6 +259,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
         "populations": list(model.populations),
         "composition": table_to_json(model.composition),
         "provenance": model.provenance,
+        "donors": None if model.donor_effects is None else model.donor_effects.content(),
     }
     tensors = {
         **model.autoencoder.tensors(),
@@ -251,6 +274,8 @@ def save_model(folder: Path, model: BranchedModel) -> str:
             "library_sizes": model.library_sizes,
         },
     }
+    if model.donor_effects is not None:
+        tensors["donors"] = model.donor_effects.tensors()
     return write_bundle(folder, "model", Bundle(content, tensors))
 
 
@@ -302,6 +327,7 @@ def _restore(
         composition=table_from_json(content["composition"]),
         library_sizes=space["library_sizes"],
         provenance=content["provenance"],
+        donor_effects=content["donors"] and DonorEffects.restore(content["donors"], bundle.tensors["donors"]),
     )
 
 

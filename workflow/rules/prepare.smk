@@ -28,6 +28,7 @@ rule prepare:
     params:
         label_key=option("--label-key", "label_key", unset="--no-labels"),
         batch_key=option("--batch-key", "batch_key"),
+        donor_key=option("--donor-key", "donor_key"),
         counts=setting("counts"),
         labels=file_option("--labels", "labels"),
         leave_out=options_each("--leave-out", "prepare/leave_out"),
@@ -43,11 +44,12 @@ rule prepare:
         test=setting("prepare/test"),
         seed=lookup(within=settings, dpath="seed"),
         license=option("--license", "license"),
-        settings=tracked("label_key", "batch_key", "counts", "license", "prepare"),
+        settings=tracked("label_key", "batch_key", "donor_key", "counts", "license", "prepare"),
     shell:
         "bdm prepare {input.cells:q} {output.cells}"
         " {params.label_key}"
         " {params.batch_key}"
+        " {params.donor_key}"
         " --counts {params.counts:q}"
         " {params.labels}"
         " {params.leave_out}"

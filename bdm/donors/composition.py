@@ -1,0 +1,142 @@
+"""Composition and number of cells of donors: the fit, and draws for new donors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import digamma, gammaln
+
+from bdm.donors.variance import certainty
+
+LARGEST = 1e4  # sum of parameters; from about there on, donors differ by the sampling of their cells alone
+N_QUANTILES = 21
+
+
+@dataclass(frozen=True)
+class DonorComposition:
+    """Distribution of a donor's shares of cell types and of their populations, and of its number of cells.
+
+    Attributes
+    ----------
+    cell_types
+        Parameters of the Dirichlet distribution of the shares of cell types; their sum is the concentration.
+    populations
+        For each cell type, the parameters of the Dirichlet distribution of the shares of its populations.
+    n_cells
+        Quantiles of the numbers of cells of donors, at equal distances from the smallest to the largest.
+    """
+
+    cell_types: dict[str, float]
+    populations: dict[str, dict[str, float]]
+    n_cells: tuple[float, ...]
+
+    @property
+    def concentration(self) -> float:
+        """Concentration of the shares of cell types: the larger, the less donors differ."""
+        return sum(self.cell_types.values())
+
+    def with_type(
+        self, name: str, populations: Sequence[str], share: float, n_cells: Sequence[float]
+    ) -> DonorComposition:
+        """Add a cell type with its share of all cells, and populations with their numbers of cells."""
+        parameter = self.concentration * share / (1 - share)
+        within = np.asarray(n_cells) / np.sum(n_cells) * LARGEST
+        added = dict(zip(populations, within.tolist(), strict=True))
+        return DonorComposition(self.cell_types | {name: parameter}, self.populations | {name: added}, self.n_cells)
+
+    def sample(self, generator: np.random.Generator) -> tuple[pd.Series, int]:
+        """Draw the shares of populations, which sum to 1, and the number of cells of a donor."""
+        number, types, *within = generator.spawn(2 + len(self.populations))
+        quantiles = np.linspace(0, 1, len(self.n_cells))
+        n_cells = max(round(float(np.interp(number.random(), quantiles, self.n_cells))), 1)
+        shares = dict(zip(self.cell_types, types.dirichlet(list(self.cell_types.values())), strict=True))
+        drawn = {
+            population: float(shares[cell_type] * share)
+            for (cell_type, parameters), rng in zip(self.populations.items(), within, strict=True)
+            for population, share in zip(parameters, rng.dirichlet(list(parameters.values())), strict=True)
+        }
+        return pd.Series(drawn), n_cells
+
+    def variance_of_mean(self, cell_type: str, values: dict[str, np.ndarray]) -> np.ndarray:
+        """Variance between donors of a mean over the cells of a type that the shares of its populations cause.
+
+        Parameters
+        ----------
+        values
+            Mean over the cells of each population.
+        """
+        parameters = np.array([self.populations[cell_type][name] for name in values])
+        share, of_populations = parameters / parameters.sum(), np.stack(list(values.values()))
+        return np.asarray(share @ (of_populations - share @ of_populations) ** 2 / (parameters.sum() + 1))
+
+    def content(self) -> dict[str, Any]:
+        """Describe it in JSON."""
+        return {"cell_types": self.cell_types, "populations": self.populations, "n_cells": list(self.n_cells)}
+
+    @classmethod
+    def restore(cls, content: dict[str, Any]) -> DonorComposition:
+        """Make it again from its JSON content."""
+        return cls(content["cell_types"], content["populations"], tuple(content["n_cells"]))
+
+
+def fit_composition(
+    donor: np.ndarray, population: np.ndarray, cell_type_of: dict[str, str], *, share_fitted: float
+) -> DonorComposition:
+    """Fit the composition of donors by maximum likelihood.
+
+    Parameters
+    ----------
+    donor, population
+        Of each cell.
+    share_fitted
+        Share of the cells of donors that these cells are; numbers of cells are of all.
+    """
+    table = pd.crosstab(donor, population).reindex(columns=list(cell_type_of), fill_value=0)
+    of_type: dict[str, list[str]] = {}
+    for name, cell_type in cell_type_of.items():
+        of_type.setdefault(cell_type, []).append(name)
+    by_type = pd.DataFrame({cell_type: table[names].sum(axis=1) for cell_type, names in of_type.items()})
+    n_cells = np.quantile(table.sum(axis=1) / share_fitted, np.linspace(0, 1, N_QUANTILES))
+    return DonorComposition(
+        dirichlet_parameters(by_type),
+        {cell_type: dirichlet_parameters(table[names]) for cell_type, names in of_type.items()},
+        tuple(np.round(n_cells, 1).tolist()),
+    )
+
+
+def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
+    """Fit a Dirichlet-multinomial distribution to numbers of cells (donors x groups) by maximum likelihood.
+
+    With few donors, the variance of shares is reduced, see :func:`bdm.donors.variance.certainty`.
+
+    Returns
+    -------
+    Parameters of the Dirichlet distribution of shares, by group.
+    """
+    counts = numbers.to_numpy(dtype=float)
+    counts = counts[counts.sum(axis=1) > 0]
+    n_donors, n_groups = counts.shape
+    if n_groups == 1:
+        return {str(numbers.columns[0]): LARGEST}
+    totals = counts.sum(axis=1)
+    start = np.log(np.maximum(counts.mean(axis=0), 1e-3) / counts.mean(axis=0).sum() * 10)
+
+    def negative(log_parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        a = np.exp(log_parameters)
+        total = a.sum()
+        value = (gammaln(total) - gammaln(totals + total)).sum() + (gammaln(counts + a) - gammaln(a)).sum()
+        slope = (digamma(total) - digamma(totals + total)).sum() + (digamma(counts + a) - digamma(a)).sum(axis=0)
+        return -float(value), -slope * a
+
+    bounds = [(np.log(1e-4), np.log(LARGEST))] * n_groups
+    found = np.exp(minimize(negative, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
+    total = min(found.sum(), LARGEST)
+    kept = certainty(n_donors)
+    concentration = min((total + 1) / kept - 1, LARGEST) if kept > 0 else LARGEST
+    parameters = found / found.sum() * concentration
+    return dict(zip(map(str, numbers.columns), parameters.tolist(), strict=True))

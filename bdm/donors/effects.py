@@ -1,0 +1,360 @@
+"""What is learned of donors, from the counts of prepared cells, and its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bdm.autoencoder.cells import batch_codes
+from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.storage import GeneAutoencoder
+from bdm.checksums import read_checksummed_json
+from bdm.donors.composition import DonorComposition, fit_composition
+from bdm.donors.pseudobulk import Groups, group_cells, pseudobulks
+from bdm.donors.variance import FEW, DonorVariance, certainty, donor_variance
+from bdm.errors import InputError
+from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
+
+N_FACTORS = 30  # most factors that donors' effects share
+
+
+@dataclass(frozen=True, eq=False)
+class DonorEffects:
+    """How donors differ.
+
+    The effect of a donor on the log expression of gene g in cell type c is ``sd[c, g] u - sd[c, g]**2 / 2``, where u
+    has unit variance: ``u = sum_k loadings[k, c, g] f_k + rest``, with independent standard normal factors f_k. A part
+    ``shared`` of the variance of the rest is the same in all cell types. The log library size is like a further gene.
+
+    Attributes
+    ----------
+    n_donors
+        Number of donors that it was learned from.
+    cell_types
+        Cell types in which donors differ: those with cells of several donors.
+    populations
+        Populations of these types.
+    sd
+        Standard deviation between donors of log expression and, last, of the log library size: cell types x
+        (genes + 1).
+    loadings
+        Factors x cell types x (genes + 1).
+    shared
+        Share of the variance of the rest that cell types share.
+    between
+        Covariance of the donors' shifts of y = (latent, log library size): populations x dimensions x dimensions.
+    beyond
+        Variance of log expression between donors beyond the shift of latents: cell types x genes.
+    """
+
+    n_donors: int
+    cell_types: tuple[str, ...]
+    populations: tuple[str, ...]
+    composition: DonorComposition
+    shared: float
+    sd: Tensor
+    loadings: Tensor
+    between: Tensor
+    beyond: Tensor
+
+    def content(self) -> dict[str, Any]:
+        """Describe it in JSON, all but its tensors."""
+        return {
+            "n_donors": self.n_donors,
+            "cell_types": list(self.cell_types),
+            "populations": list(self.populations),
+            "composition": self.composition.content(),
+            "shared": self.shared,
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return {"sd": self.sd, "loadings": self.loadings, "between": self.between, "beyond": self.beyond}
+
+    @classmethod
+    def restore(cls, content: dict[str, Any], tensors: dict[str, Tensor]) -> DonorEffects:
+        """Make it again from its JSON content and its tensors.
+
+        Raises
+        ------
+        ValueError
+            If the tensors have other shapes than cell types and populations ask for.
+        """
+        cell_types, populations = tuple(content["cell_types"]), tuple(content["populations"])
+        found = cls(
+            content["n_donors"],
+            cell_types,
+            populations,
+            DonorComposition.restore(content["composition"]),
+            content["shared"],
+            **tensors,
+        )
+        n_types, n_columns = found.sd.shape
+        expected = {
+            "sd": (len(cell_types), n_columns),
+            "loadings": (len(found.loadings), n_types, n_columns),
+            "between": (len(populations), *found.between.shape[1:]),
+            "beyond": (n_types, n_columns - 1),
+        }
+        if any(tuple(found.tensors()[name].shape) != shape for name, shape in expected.items()):
+            raise ValueError("effects of donors of other shapes than their cell types ask for")
+        return found
+
+
+def has_donors(prepared: ad.AnnData) -> bool:
+    """Whether prepared cells have donors, whose differences are learned."""
+    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return settings.get("donor_key") is not None and "donor" in prepared.obs
+
+
+def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
+    """Learn how donors differ, from all cells but the test cells; None if the cells have no donors.
+
+    Parameters
+    ----------
+    prepared
+        Counts, in memory or on disk, with ``obs["donor"]``.
+    latent
+        The same cells as :func:`bdm.latent.cells.encode` returns them.
+    """
+    if not has_donors(prepared):
+        return None
+    rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
+    obs = latent.obs.iloc[rows]
+    donors, names = pd.factorize(obs["donor"].astype(str), sort=True)
+    population = obs["sub_population"].astype(str).to_numpy()
+    codes = pd.DataFrame(
+        {
+            "donor": donors,
+            "cell_type": pd.Index(autoencoder.cell_types).get_indexer(obs["cell_type"].astype(str)),
+            "population": pd.Index(autoencoder.populations).get_indexer(population),
+            "batch": batch_codes(latent, autoencoder.batches).numpy()[rows],
+        }
+    )
+    groups = group_cells(prepared, rows, codes)
+    offset = autoencoder.network.batch_offset.detach().double().numpy()
+    bulks = pseudobulks(groups, np.exp(offset - offset.mean(axis=0)), n_donors=len(names))
+    found = {autoencoder.cell_types[code]: donor_variance(bulk) for code, bulk in bulks.items()}
+    variances = {name: of_type for name, of_type in found.items() if of_type is not None}
+    cell_type_of = {name: of for of in autoencoder.cell_types for name in autoencoder.populations_of(of)}
+    z = np.asarray(latent.X[rows])[:, : autoencoder.network.shape.n_latent]
+    means = means_of(groups, z, population, autoencoder)
+    composition = fit_composition(donors, population, cell_type_of, share_fitted=len(rows) / prepared.n_obs)
+    return effects_of(variances, composition, autoencoder, means)
+
+
+@dataclass(frozen=True)
+class PopulationMeans:
+    """Means over the cells of a population.
+
+    Attributes
+    ----------
+    expression
+        Expression that the decoder gives the mean latent, genes; it is what generated cells have.
+    log_library_size
+        Mean log library size.
+    n_counts
+        Counts of all its cells.
+    n_donors
+        Number of donors with such cells.
+    """
+
+    expression: np.ndarray
+    log_library_size: float
+    n_counts: float
+    n_donors: int
+
+
+@torch.no_grad()
+def means_of(
+    groups: Groups, latent: np.ndarray, population: np.ndarray, autoencoder: GeneAutoencoder
+) -> dict[str, dict[str, PopulationMeans]]:
+    """Means of the populations that have cells, by cell type.
+
+    Parameters
+    ----------
+    latent
+        Latents of the cells, cells x latent dimensions.
+    population
+        Population of each of these cells.
+    """
+    means: dict[str, dict[str, PopulationMeans]] = {}
+    for (type_code, code), table in groups.table.groupby(["cell_type", "population"]):
+        name = autoencoder.populations[int(code)]
+        network = autoencoder.network_of(name)
+        mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
+        expression = torch.softmax(network.loadings(mean) + network.batch_offset.mean(dim=0), dim=1)[0]
+        means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
+            expression.double().numpy(),
+            float(table["log_library_size"].sum() / table["n_cells"].sum()),
+            float(table["library_size"].sum()),
+            table["donor"].nunique(),
+        )
+    return means
+
+
+def variance_by_shares(composition: DonorComposition, cell_type: str, means: dict[str, PopulationMeans]) -> np.ndarray:
+    """Variance between donors of log expression and, last, log library size that the shares of populations cause."""
+    weight = {name: of.n_counts for name, of in means.items()}
+    overall = sum(of.expression * weight[name] for name, of in means.items()) / sum(weight.values())
+    ratios = {name: np.append(of.expression / overall, of.log_library_size) for name, of in means.items()}
+    variance = composition.variance_of_mean(cell_type, ratios)
+    return np.append(np.log1p(variance[:-1]), variance[-1])
+
+
+def effects_of(
+    variances: dict[str, DonorVariance],
+    composition: DonorComposition,
+    autoencoder: GeneAutoencoder,
+    means: dict[str, dict[str, PopulationMeans]],
+) -> DonorEffects:
+    """Combine what was found in the cell types: factors of all, and the part of the variance that latents have."""
+    cell_types = tuple(variances)
+    n_columns = autoencoder.network.shape.n_genes + 1
+    if not cell_types:
+        raise InputError("No cell type has cells of several donors; fit without donors.")
+    scores = np.stack([of_type.score for of_type in variances.values()], axis=1)  # donors x types x columns
+    weights = np.stack([of_type.weight for of_type in variances.values()], axis=1)
+    loadings = common_factors(scores)
+    by_shares = [variance_by_shares(composition, name, means[name]) for name in cell_types]
+    variance = np.stack([of_type.variance for of_type in variances.values()])
+    variance = np.maximum(variance - np.stack(by_shares), 0)
+    populations, between = [], []
+    beyond = np.zeros((len(cell_types), n_columns - 1))
+    for row, cell_type in enumerate(cell_types):
+        sd = np.sqrt(variance[row])
+        of_type, explained = means[cell_type], np.zeros(n_columns - 1)
+        n_counts = sum(of_population.n_counts for of_population in of_type.values())
+        for name, of_population in of_type.items():
+            covariance, in_latents = latent_covariance(
+                loadings[:, row] * sd, variance[row, -1], autoencoder.network_of(name), of_population
+            )
+            populations.append(name)
+            between.append(covariance)
+            explained += of_population.n_counts / n_counts * in_latents
+        beyond[row] = np.maximum(variance[row, :-1] - explained, 0)
+    return DonorEffects(
+        n_donors=len(scores),
+        cell_types=cell_types,
+        populations=tuple(populations),
+        composition=composition,
+        shared=shared_part(scores, weights, loadings),
+        sd=torch.tensor(np.sqrt(variance), dtype=torch.float32),
+        loadings=torch.tensor(loadings, dtype=torch.float32),
+        between=torch.tensor(np.stack(between), dtype=torch.float32),
+        beyond=torch.tensor(beyond, dtype=torch.float32),
+    )
+
+
+def common_factors(scores: np.ndarray) -> np.ndarray:
+    """Principal components of the expected deviations of donors (donors x types x columns), as loadings.
+
+    Returns
+    -------
+    Factors x types x columns; the sum of squares over factors is the variance that factors explain, at most 1.
+    """
+    n_donors = len(scores)
+    flat = scores.reshape(n_donors, -1)
+    flat = flat - flat.mean(axis=0)
+    value, vector = np.linalg.eigh(flat @ flat.T)
+    kept = np.argsort(value)[::-1][: min(N_FACTORS, n_donors - 1)]
+    loadings = vector[:, kept].T @ flat / np.sqrt(n_donors - 1)
+    explained = (loadings**2).sum(axis=0)
+    return np.asarray((loadings / np.sqrt(np.maximum(explained, 1))).reshape(len(kept), *scores.shape[1:]))
+
+
+def shared_part(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -> float:
+    """Share of the variance beyond factors that is the same in all cell types, between 0 and 1; 0 for one type.
+
+    The correlation of two types is the mean product of their deviations, divided by the noise that shrinks these; the
+    factors explain a part of it.
+    """
+    n_types = scores.shape[1]
+    found = expected = room = 0.0
+    rest = np.sqrt(np.maximum(1 - (loadings**2).sum(axis=0), 0))
+    for a in range(n_types):
+        for b in range(a):
+            weight = (weights[:, a] * weights[:, b]).sum(axis=0)
+            found += float((scores[:, a] * scores[:, b]).sum())
+            expected += float(weight @ (loadings[:, a] * loadings[:, b]).sum(axis=0))
+            room += float(weight @ (rest[a] * rest[b]))
+    return float(np.clip((found - expected) / room, 0, 1)) if room > 0 else 0.0
+
+
+@torch.no_grad()
+def latent_covariance(
+    effects: np.ndarray, library_variance: float, network: CountAutoencoder, means: PopulationMeans
+) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance of the shifts of y by which the latents of a population follow the effects of donors.
+
+    The shift of the latent is the weighted least-squares fit of log expression by the loadings of the decoder, with the
+    information of the counts of a donor, and the prior of the latents.
+
+    Parameters
+    ----------
+    effects
+        Loadings of log expression and log library size, factors x (genes + 1).
+    library_variance
+        Variance of the log library size between donors.
+    means
+        Means of the population.
+
+    Returns
+    -------
+    Dimensions x dimensions of y; and the variance of the log expression of each gene that these shifts cause.
+    """
+    loadings, expression = network.loadings.weight.double().numpy(), means.expression
+    loadings = loadings - expression @ loadings
+    weighted = expression[:, None] * loadings
+    genes = effects[:, :-1] - (effects[:, :-1] @ expression)[:, None]
+    information = loadings.T @ weighted + np.eye(loadings.shape[1]) * means.n_donors / means.n_counts
+    shift = np.linalg.solve(information, weighted.T @ genes.T).T
+    y = np.column_stack([shift, effects[:, -1]])
+    covariance = y.T @ y
+    covariance[-1, -1] = library_variance
+    return covariance, ((shift @ loadings.T) ** 2).sum(axis=0)
+
+
+def summary_of(effects: DonorEffects) -> str:
+    """Describe in one sentence what was learned of donors; says if donors are few."""
+    kept = certainty(effects.n_donors)
+    found = (
+        f"{effects.n_donors} donors, standard deviation of log expression {float(effects.sd[:, :-1].median()):.2f} "
+        f"(median over genes and cell types)"
+    )
+    if kept < 1:
+        return f"{found}; fewer than {FEW} show little of how donors differ, so {kept:.0%} of the variance is kept"
+    return found
+
+
+def save_donors(folder: Path, effects: DonorEffects, *, of: str) -> None:
+    """Write effects of donors into the folder of their autoencoder, which has the checksum ``of``."""
+    write_bundle(folder, "donors", Bundle({"autoencoder": of, **effects.content()}, {"donors": effects.tensors()}))
+
+
+def load_donors(folder: Path) -> DonorEffects | None:
+    """Read effects of donors from the folder of an autoencoder; None if it was fitted without donors.
+
+    Raises
+    ------
+    InputError
+        If they are damaged, or belong to another autoencoder.
+    """
+    folder = Path(folder)
+    if not (folder / "donors.json").exists():
+        return None
+    bundle = read_bundle(folder, "donors")
+    if bundle.content["autoencoder"] != read_checksummed_json(
+        folder / "autoencoder.json", "autoencoder", version=FORMAT
+    ).get("checksum"):
+        raise InputError(f"{folder / 'donors.json'} is of another autoencoder; run bdm autoencoder anew.")
+    with reject_if_damaged(folder / "donors.json"):
+        return DonorEffects.restore(bundle.content, bundle.tensors["donors"])

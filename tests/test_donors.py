@@ -1,0 +1,248 @@
+"""Donors: what is learned of how they differ, and new ones."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.api import BranchedDiffusion
+from bdm.autoencoder.observation import NegativeBinomial
+from bdm.cli import app
+from bdm.donors.composition import LARGEST, dirichlet_parameters, fit_composition
+from bdm.donors.pseudobulk import group_cells, pseudobulks
+from bdm.donors.variance import certainty, donor_variance
+from bdm.errors import InputError
+from bdm.seeds import numpy_generator
+
+N_GENES, N_DONORS, SD = 120, 24, 0.4
+
+
+def simulated_cells(seed, *, sd=SD, n_donors=N_DONORS, n_cells=40, n_types=2, library_sd=0.0):
+    """Cells of donors that differ in the first half of the genes, alike in all types."""
+    rng = np.random.default_rng(seed)
+    expression = rng.gamma(1.0, 1.0, N_GENES) + 0.3
+    effect = rng.normal(0, sd, (n_donors, N_GENES)) * (np.arange(N_GENES) < N_GENES // 2)
+    size = rng.normal(0, library_sd, n_donors)
+    donor = np.repeat(np.arange(n_donors), n_cells)
+    cell_type = np.tile(np.arange(n_types), len(donor) // n_types + 1)[: len(donor)]
+    shifted = expression * np.exp(0.8 * (cell_type[:, None] == np.arange(N_GENES) % 3))
+    mean = shifted * np.exp(effect[donor]) / shifted.sum(axis=1, keepdims=True)
+    total = np.exp(rng.normal(np.log(800), 0.3, len(donor)) + size[donor])[:, None]
+    counts = rng.poisson(mean * total * rng.gamma(4, 1 / 4, mean.shape))
+    obs = pd.DataFrame({"cell_type": [f"type{code}" for code in cell_type], "donor": [f"d{code}" for code in donor]})
+    return AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs.set_index(obs.index.astype(str)))
+
+
+def bulk_of(cells, *, batch=None, factor=None):
+    codes = pd.DataFrame({"donor": pd.factorize(cells.obs["donor"])[0], "cell_type": 0, "population": 0})
+    codes["batch"] = 0 if batch is None else batch
+    groups = group_cells(cells, np.arange(cells.n_obs), codes)
+    factor = np.ones((1, N_GENES)) if factor is None else factor
+    return pseudobulks(groups, factor, n_donors=cells.obs["donor"].nunique())[0]
+
+
+def test_variance_between_donors_is_recovered():
+    found = donor_variance(bulk_of(simulated_cells(0, n_types=1, library_sd=0.3)))
+    differing, alike = found.variance[: N_GENES // 2], found.variance[N_GENES // 2 : -1]
+    # A variance of 24 donors has a standard error of 0.3 of itself, and the mean of 60 genes one of 0.04
+    assert differing.mean() == pytest.approx(SD**2, rel=0.2)
+    assert alike.mean() < 0.05 * SD**2
+    assert found.variance[-1] == pytest.approx(0.3**2, rel=0.8)
+
+
+def test_donors_without_effects_have_almost_no_variance():
+    found = donor_variance(bulk_of(simulated_cells(1, sd=0, n_types=1)))
+    assert found.variance.mean() < 0.02 * SD**2
+    assert np.abs(found.score).mean() < 0.1
+
+
+def test_a_donor_with_few_cells_does_not_dominate():
+    cells = simulated_cells(2, sd=0, n_types=1)
+    few = (cells.obs["donor"] != "d0") | (cells.obs.groupby("donor").cumcount() < 2).to_numpy()
+    cells = cells[few.to_numpy()].copy()
+    counts = cells.X.toarray()
+    counts[(cells.obs["donor"] == "d0").to_numpy(), :5] += 3  # as many as three times the mean
+    found = donor_variance(bulk_of(AnnData(sparse.csr_matrix(counts), obs=cells.obs)))
+    assert found.variance[:5].max() < 0.1 * SD**2
+    assert np.abs(found.weight[0]).max() < 0.3
+
+
+def test_batches_are_no_differences_between_donors():
+    cells = simulated_cells(3, sd=0, n_types=1)
+    batch = (pd.factorize(cells.obs["donor"])[0] % 2).astype(int)
+    factor = np.exp(np.random.default_rng(0).normal(0, 0.5, (2, N_GENES)))
+    rng, mean = np.random.default_rng(1), cells.X.toarray() * factor[batch]
+    shifted = AnnData(sparse.csr_matrix(rng.poisson(mean).astype(np.float32)), obs=cells.obs)
+    without, given = (
+        donor_variance(bulk_of(shifted, batch=codes, factor=of)) for codes, of in ((None, None), (batch, factor))
+    )
+    assert without.variance[:-1].mean() > 0.08  # expected: half of the variance of the log factors, 0.125
+    assert given.variance[:-1].mean() < 0.02
+
+
+def test_one_donor_has_no_variance():
+    cells = simulated_cells(4, n_donors=2, n_types=1)
+    one = cells[cells.obs["donor"] == "d0"].copy()
+    assert donor_variance(bulk_of(one)) is None
+
+
+def test_effects_of_few_donors_are_drawn_towards_none():
+    assert [certainty(n) for n in (1, 2, 3, 5, 40)] == [0, 0.25, 0.5, 1, 1]
+    few = donor_variance(bulk_of(simulated_cells(5, n_donors=2, n_cells=200, n_types=1)))
+    assert few.variance[: N_GENES // 2].mean() < 0.6 * SD**2
+
+
+@pytest.mark.parametrize("concentration", [2.0, 20.0])
+def test_concentration_of_composition_is_recovered(concentration):
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.array([0.5, 0.3, 0.2]) * concentration, 200)
+    numbers = pd.DataFrame([rng.multinomial(100, share) for share in shares], columns=["a", "b", "c"])
+    found = dirichlet_parameters(numbers)
+    assert sum(found.values()) == pytest.approx(concentration, rel=0.2)
+    assert found["a"] / sum(found.values()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_equal_composition_has_a_large_concentration():
+    rng = np.random.default_rng(0)
+    numbers = pd.DataFrame(rng.multinomial(100, [0.5, 0.3, 0.2], 100), columns=["a", "b", "c"])
+    assert sum(dirichlet_parameters(numbers).values()) > 300
+    assert dirichlet_parameters(numbers[["a"]]) == {"a": LARGEST}
+
+
+def test_composition_gives_shares_of_all_populations():
+    rng = np.random.default_rng(0)
+    donor, population = np.repeat(np.arange(6), 50), rng.choice(["B", "T/1", "T/2"], 300, p=[0.2, 0.5, 0.3])
+    composition = fit_composition(donor, population, {"B": "B", "T/1": "T", "T/2": "T"}, share_fitted=0.5)
+    shares, n_cells = composition.sample(np.random.default_rng(1))
+    assert list(shares.index) == ["B", "T/1", "T/2"]
+    assert shares.sum() == pytest.approx(1)
+    assert n_cells == 100
+    added = composition.with_type("NK", ["NK"], 0.25, [100.0])
+    assert added.cell_types["NK"] / added.concentration == pytest.approx(0.25)
+
+
+def test_observation_within_donors_has_the_dispersion_that_is_left():
+    r, variance = torch.tensor([2.0, 50.0, 1.0]), torch.tensor([0.1, 0.1, 0.0])
+    within = NegativeBinomial(r.log()).within(variance).inverse_dispersion
+    assert (1 + 1 / within[0]) * torch.exp(variance[0]) == pytest.approx(1 + 1 / 2)
+    assert within[1] == pytest.approx(1e4, rel=1e-3)  # all of its variance is between donors
+    assert within[2] == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def donor_model(small_settings):
+    return BranchedDiffusion(simulated_cells(6), donor_key="donor", settings=small_settings).fit()
+
+
+def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
+    donors = donor_model.model.donors
+    assert donors.n_donors == N_DONORS
+    donor_model.save(tmp_path / "model")
+    again = BranchedDiffusion.load(tmp_path / "model").model.donors
+    drawn, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
+    np.testing.assert_array_equal(drawn.log_expression("type0"), repeated.log_expression("type0"))
+    pd.testing.assert_frame_equal(drawn.proportions, repeated.proportions)
+    assert "d0" not in (tmp_path / "model" / "model.json").read_text()  # no donor is named
+
+
+def test_new_donors_vary_as_donors_do(donor_model):
+    drawn = donor_model.model.donors.sample(400, numpy_generator(1, "donors"))
+    offsets = drawn.log_expression("type0")
+    variance = offsets.var(axis=0)
+    genes = donor_model.prepared.var_names.astype(int).to_numpy()
+    assert variance[genes < N_GENES // 2].mean() == pytest.approx(SD**2, rel=0.25)
+    assert variance[genes >= N_GENES // 2].mean() < 0.1 * SD**2
+    assert np.exp(offsets).mean() == pytest.approx(1, abs=0.01)
+    of_types = [drawn.log_expression(name)[:, genes < N_GENES // 2] for name in ("type0", "type1")]
+    correlation = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*(of.T for of in of_types), strict=True)])
+    assert correlation > 0.6  # effects are alike in both types
+
+
+def test_a_donor_depends_on_its_number_alone(donor_model):
+    donors = donor_model.model.donors
+    few, more = (donors.sample(n, numpy_generator(2, "donors")) for n in (2, 5))
+    np.testing.assert_array_equal(few.log_expression("type1"), more.log_expression("type1")[:2])
+    pd.testing.assert_frame_equal(few.proportions, more.proportions.iloc[:2])
+    assert few.n_cells.tolist() == more.n_cells[:2].tolist()
+    assert not np.array_equal(few.log_expression("type1")[0], few.log_expression("type1")[1])
+
+
+def test_cells_of_a_donor_vary_less_than_all(donor_model):
+    model = donor_model.model
+    drawn, population = model.donors.sample(300, numpy_generator(3, "donors")), model.populations[0]
+    moments = model.moments
+    covariance = moments.covariance[moments.populations.index(population)]
+    mean = moments.mean[moments.populations.index(population)]
+    generator = torch.Generator().manual_seed(0)
+    x = mean + torch.randn(3000, len(mean), generator=generator) @ torch.linalg.cholesky(covariance).T
+    donor = np.arange(3000) % 300
+    moved = drawn.within(population, x, donor)
+    centred = moved - torch.stack([moved[donor == number].mean(dim=0) for number in range(300)])[donor]
+    assert centred.square().sum() < (x - x.mean(dim=0)).square().sum()
+    size = model.whitening.inverse(moved)[:, -1], model.whitening.inverse(x)[:, -1]
+    assert size[0].var() == pytest.approx(float(size[1].var()), rel=0.15)
+
+
+def test_model_without_donors_has_none(small_model):
+    assert small_model.model.donors is None
+
+
+def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_path):
+    cells = simulated_cells(7, n_donors=4, n_types=1)
+    cells.obs["cell_type"] = "new"
+    model = BranchedDiffusion(simulated_cells(6), donor_key="donor", settings=small_settings)
+    model.fitted, model.prepared = donor_model.fitted, None
+    model.extend(cells)
+    drawn = model.model.donors.sample(2, numpy_generator(4, "donors"))
+    assert not drawn.log_expression("new").any()
+    x = torch.zeros(3, model.model.denoiser.shape.n_input)
+    assert drawn.within("new", x, np.array([0, 1, 1])) is x
+    assert drawn.log_expression("type0").any()
+    assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in drawn.proportions}
+    model.save(tmp_path / "extended")
+    again = BranchedDiffusion.load(tmp_path / "extended").model.donors.sample(2, numpy_generator(4, "donors"))
+    pd.testing.assert_frame_equal(again.proportions, drawn.proportions)
+
+
+def nested(obs):
+    return obs["cell_type"].map({"type0": "a", "type1": "b"})
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "message"),
+    [
+        (None, {"donor_key": "person"}, "obs has no column 'person'"),
+        ({"donor": "d"}, {"donor_key": "donor"}, "has one value for all cells"),
+        (None, {"donor_key": "cell_type"}, "for the donors and for the cell types"),
+        (None, {"donor_key": "donor", "batch_key": "donor"}, "for the donors and for the batches"),
+        ({"donor": nested}, {"donor_key": "donor"}, "has cells of one cell type only"),
+        ({"lane": lambda obs: "lane " + obs["donor"]}, {"donor_key": "donor", "batch_key": "lane"}, "is a batch"),
+    ],
+)
+def test_donors_that_cannot_be_learned_are_rejected(change, keys, message, small_settings):
+    cells = simulated_cells(8, n_donors=3)
+    cells.obs = cells.obs.assign(**(change or {}))
+    with pytest.raises(InputError, match=re.escape(message)):
+        BranchedDiffusion(cells, settings=small_settings, **keys)
+
+
+def test_commands_learn_donors_and_name_few(tmp_path, caplog):
+    caplog.set_level("INFO")
+    simulated_cells(9, n_donors=3).write_h5ad(tmp_path / "cells.h5ad")
+    at = {name: str(tmp_path / name) for name in ("cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "model")}
+    small = ["--n-latent", "4", "--n-steps", "30"]
+    for arguments in (
+        ["prepare", at["cells.h5ad"], at["prepared.h5ad"], "--donor-key", "donor"],
+        ["autoencoder", at["prepared.h5ad"], at["autoencoder"], *small],
+        ["hierarchy", at["autoencoder"], at["tree.json"], "--n-bootstrap", "0"],
+        ["train", at["autoencoder"], at["tree.json"], at["model"], "--n-steps", "100", "--width", "16"],
+    ):
+        app(arguments, standalone_mode=False)
+    assert "fewer than 5 show little of how donors differ, so 50% of the variance is kept" in caplog.text
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["donors"]["n_donors"] == 3
+    assert BranchedDiffusion.load(tmp_path / "model").model.donors.n_donors == 3
