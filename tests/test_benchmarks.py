@@ -50,6 +50,7 @@ BY_DONOR = CONFIG["designs"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
+OF_ALL = {name: method for name, method in METHODS.items() if (method or {}).get("datasets", True)}  # target `all`
 PEERS = {name: method for name, method in METHODS.items() if method and method.get("peer")}
 MODULES = {"scdesigner": "scdesigner", "scvi-tools": "scvi"}  # by package
 COMMANDS = typer.main.get_command(app).commands
@@ -124,6 +125,7 @@ def planned(tmp_path_factory) -> str:
         "designs",
         "extend",
         "many",
+        "network",
         "populations",
         "threshold",
         "transmute",
@@ -147,6 +149,7 @@ def test_dry_run_plans_all_runs(planned):
     prepared |= {dataset["of"] for dataset in HELD_OUT.values()}
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, len(prepared) * len(SEEDS)), planned
     assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
+    assert jobs["network_evaluate"] == len(CONFIG["network"]["datasets"]) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
     assert jobs["null_tests"] == len(BY_DONOR)
@@ -193,7 +196,7 @@ def test_commands_take_what_rules_give(planned):
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "hold_out", "tree", "tree_table"),
         *("many_cells", "many_table", "coarse_table", "populations", "populations_table", "verdicts", "verdicts_table"),
-        *("atlas", "atlas_table", "null_tests", "null_table"),
+        *("atlas", "atlas_table", "network_table", "null_tests", "null_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
@@ -203,7 +206,7 @@ def test_all_methods_are_evaluated_together(planned):
     [command] = [c for c in shell_commands(planned) if c[1] == "evaluate" and c[3] == f"{folder}/evaluation"]
     beside = [item for flag, item in pairwise(command) if flag == "--compare"]
     assert command[4] == f"{folder}/cells/branched.h5ad"
-    assert beside == [f"{name}={folder}/cells/{name}.h5ad" for name in METHODS if name != "branched"]
+    assert beside == [f"{name}={folder}/cells/{name}.h5ad" for name in OF_ALL if name != "branched"]
 
 
 def test_labels_without_sub_populations_have_an_autoencoder_of_their_own(planned):
@@ -229,7 +232,7 @@ def test_peers_run_in_the_environment_that_is_named(planned, tmp_path):
     settings = ["--config", f"data={tmp_path / 'cells'}", f"peer_python={python}"]
     other = shell_commands(plan(tmp_path, "--printshellcmds", *settings, "--", target))
     default = shell_commands(planned)
-    for name, method in METHODS.items():
+    for name, method in OF_ALL.items():
         if not (method and "script" in method):
             continue
         script, cells = str(ROOT / f"methods/{method['script']}.py"), f"results/pbmc3k/{seed}/cells/{name}.h5ad"
@@ -427,6 +430,18 @@ def test_denoisers_without_a_trunk(trained, prepared_file, prepared, tmp_path):
         *[script, "train", trained / "autoencoder", trained / "hierarchy.json", model],
         *["--n-steps", 20, "--width", 8],
     )
+    run(script, "generate", model, tmp_path / "cells.h5ad", "--cells-like", prepared_file)
+    check_generated(tmp_path / "cells.h5ad", prepared)
+
+
+def test_network_is_on_all_branches_of_a_model_that_is_trained_to_the_end(trained, prepared_file, prepared, tmp_path):
+    script, model = "methods/everywhere.py", tmp_path / "model"
+    run(
+        *[script, "train", trained / "autoencoder", trained / "hierarchy.json", model],
+        *["--n-steps", 20, "--width", 8],
+    )
+    assert load_model(model).denoiser.learned.all()
+    assert {"closed_form", "network", "gain", "kept"} <= set(pd.read_csv(model / "branches.csv"))
     run(script, "generate", model, tmp_path / "cells.h5ad", "--cells-like", prepared_file)
     check_generated(tmp_path / "cells.h5ad", prepared)
 
@@ -766,6 +781,27 @@ def test_coarse_labels_are_reported_beside_the_floor(tmp_path):
     assert "| blood | 1 | 2 | 3 | 0 of 2 branches | 1 of 2 branches |" in text
     assert "## Forest AUC\n\n| data | floor | branched | gaussian |" in text
     assert "| blood | 0.20 (0.20 to 0.20) | 0.40 (0.40 to 0.40) | 0.50 (0.40 to 0.60) |" in text
+
+
+def test_network_is_reported_by_losses_and_scores(tmp_path):
+    overall = tmp_path / "curve/0/network/overall.csv"
+    for name in ["network", "hierarchies", "models/branched", "models/everywhere"]:
+        (tmp_path / "curve/0" / name).mkdir(parents=True)
+    overall.write_text("metric,branched,floor,everywhere\nforest_auc,0.55,0.5,0.53\nenergy,0.2,0.1,0.15\nf1,1,1,1\n")
+    columns = "branch,n_cells,closed_form,network,gain,kept"
+    for model, kept in {"branched": "False", "everywhere": "True"}.items():
+        rows = f"cell,30,0.5,0.4,3.5,{kept}\ncell/1,10,0.9,1,-1,False\ncell/2,0,,,,False\n"
+        (tmp_path / f"curve/0/models/{model}/branches.csv").write_text(f"{columns}\n{rows}")
+    branches = [Branch("cell", None, 1, 7, cell_type="cell")]
+    branches += [Branch(f"cell/{i}", "cell", 0, 3, cell_type="cell") for i in (1, 2)]
+    save_hierarchy(tmp_path / "curve/0/hierarchies/branched.json", Hierarchy(tuple(branches), 20, threshold=0.9))
+    load("scripts/network_table.py").main(tmp_path / "network.csv", tmp_path / "network.md", [overall])
+    scores = pd.read_csv(tmp_path / "network.csv").set_index(["data", "method", "seed", "score"])["value"]
+    assert scores["curve", "everywhere", 0, "energy"] == 0.15
+    assert len(scores) == 6
+    text = (tmp_path / "network.md").read_text()
+    assert "| curve | 0 | 2 | 0 of 2 branches | 1 of 2 branches | 0.6000 | 0.5500 |" in text
+    assert "## Forest AUC\n\n| data | floor | branched | everywhere |\n| --- | --- | --- | --- |\n| curve |" in text
 
 
 # ---- trees

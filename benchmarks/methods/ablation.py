@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from bdm.autoencoder.storage import load_autoencoder
@@ -18,21 +19,24 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
-from bdm.model.model import load_model, save_model
+from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance
 from bdm.settings import DenoiserSettings, SamplerSettings
 
 Denoiser = Callable[[DenoiserShape], BranchedDenoiser]
 Sampler = Callable[..., TreeWalk]  # makes it from denoiser, hierarchy and settings
+Fit = Callable[..., tuple[BranchedModel, dict[str, pd.DataFrame]]]  # as bdm.model.fit.fit_model
 
 
-def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk) -> None:
+def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk, fit: Fit = fit_model) -> None:
     """Run the command line of an ablation.
 
     Parameters
     ----------
     denoiser, sampler
         Makers of the denoiser, and of the sampler from denoiser, hierarchy and settings.
+    fit
+        Fits the model, with the arguments of :func:`bdm.model.fit.fit_model`.
     """
     app = typer.Typer()
 
@@ -49,7 +53,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk) -
         """Train on the latents of an autoencoder."""
         settings = DenoiserSettings(n_steps=n_steps, width=width)
         with atomic_write(model, folder_of="model.json") as folder:
-            fitted, _ = fit_model(
+            fitted, tables = fit(
                 read_latent(autoencoder),
                 load_autoencoder(autoencoder),
                 load_hierarchy(hierarchy),
@@ -59,6 +63,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk) -
                 provenance=provenance(seed=seed, settings=asdict(settings)),
             )
             save_model(folder, fitted)
+            tables["branches"].to_csv(folder / "branches.csv", index=False)
 
     @app.command()
     def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
