@@ -133,7 +133,7 @@ class NegativeBinomial:
         """
         r = self.inverse_dispersion
         q = r / (r + mean)
-        return q * (counts - mean), mean * q
+        return (counts - mean) * q, mean * q
 
     def dispersion_gradient(self, counts: Tensor, mean: Tensor) -> Tensor:
         """Differentiate the log likelihood of each count by the log inverse dispersion, in the shape of ``counts``.

@@ -64,6 +64,41 @@ def products_of(loadings: Tensor) -> Tensor:
     return (by_dimension[row] * by_dimension[column]).T
 
 
+def number_of_pair(n_latent: int) -> Tensor:
+    """Find the column of :func:`products_of` for each element of a matrix of dimensions by dimensions, in its order."""
+    row, column = torch.triu_indices(n_latent, n_latent)
+    number = torch.empty(n_latent, n_latent, dtype=torch.long)
+    number[row, column] = number[column, row] = torch.arange(len(row))
+    return number.flatten()
+
+
+def information_of_latent(
+    weight: Tensor, expression: Tensor, loadings: Tensor, products: Tensor, pair: Tensor
+) -> Tensor:
+    """Fisher information of counts on the latent of each cell, through the softmax.
+
+    Parameters
+    ----------
+    weight, expression
+        Information of each count on its log mean, and expression, both cells x genes.
+    products, pair
+        Results of :func:`products_of` and :func:`number_of_pair`.
+
+    Returns
+    -------
+    Cells x latent dimensions x latent dimensions.
+    """
+    n_latent = loadings.shape[1]
+    information: Tensor = (weight @ products)[:, pair].view(-1, n_latent, n_latent)
+    by_weight, by_expression = weight @ loadings, expression @ loadings
+    cross = by_weight[:, :, None] * by_expression[:, None, :]
+    square = by_expression[:, :, None] * by_expression[:, None, :]
+    information -= cross
+    information -= cross.transpose(1, 2)
+    information += weight.sum(dim=1)[:, None, None] * square
+    return information
+
+
 @torch.no_grad()
 @torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
 def laplace_posterior(
@@ -93,35 +128,34 @@ def laplace_posterior(
         Result of :func:`products_of` for the loadings, if it has been computed already.
     """
     n_latent = loadings.shape[1]
-    row, column = torch.triu_indices(n_latent, n_latent, device=loadings.device)
     products = products_of(loadings) if products is None else products
-    identity = torch.eye(n_latent, device=loadings.device)
+    pair, identity = number_of_pair(n_latent).to(loadings.device), torch.eye(n_latent, device=loadings.device)
     latent, factors = prior_mean.clone(), torch.empty(len(counts), n_latent, n_latent, device=loadings.device)
     moving = torch.arange(len(counts), device=loadings.device)
+    x, offset_of, prior, of_cells = counts, offset, prior_mean, observation
     for _ in range(n_iterations):
-        x, z = counts[moving], latent[moving]
-        expression = torch.softmax(z @ loadings.T + offset[moving], dim=1)
-        mean = x.sum(dim=1, keepdim=True) * expression
-        residual, weight = observation.select(moving).derivatives(x, mean)
+        z = latent[moving]
+        expression = torch.softmax((z @ loadings.T).add_(offset_of), dim=1)
+        residual, weight = of_cells.derivatives(x, x.sum(dim=1, keepdim=True) * expression)
         # Gradient, through the softmax
-        residual = residual - expression * residual.sum(dim=1, keepdim=True)
-        gradient = residual @ loadings - (z - prior_mean[moving])
-        # Information, through the softmax
-        information = torch.empty(len(z), n_latent, n_latent, device=loadings.device)
-        upper = weight @ products
-        information[:, row, column] = upper
-        information[:, column, row] = upper
-        by_weight, by_expression = weight @ loadings, expression @ loadings
-        cross = by_weight[:, :, None] * by_expression[:, None, :]
-        square = by_expression[:, :, None] * by_expression[:, None, :]
-        information = information - cross - cross.transpose(1, 2) + weight.sum(dim=1)[:, None, None] * square
+        residual -= expression * residual.sum(dim=1, keepdim=True)
+        gradient = residual @ loadings - (z - prior)
+        information = information_of_latent(weight, expression, loadings, products, pair)
         # Step
-        factor = torch.linalg.cholesky(information + identity)
+        factor = torch.linalg.cholesky(information.add_(identity))
         step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
         length = step.norm(dim=1)
         latent[moving] = z + step * (LONGEST_STEP / length).clamp(max=1)[:, None]
         factors[moving] = factor
-        moving = moving[length > SHORTEST_STEP]
-        if not len(moving):
+        goes_on = length > SHORTEST_STEP
+        if not goes_on.any():
             break
+        if not goes_on.all():  # selecting cells copies their counts
+            moving = moving[goes_on]
+            x, offset_of, prior, of_cells = (
+                counts[moving],
+                offset[moving],
+                prior_mean[moving],
+                observation.select(moving),
+            )
     return Posterior(latent, factors)
