@@ -16,8 +16,9 @@ from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.files import atomic_write
 from bdm.fitted_model import FittedModel, computing, type_names
-from bdm.hierarchy.files import Tree, as_clade
-from bdm.hierarchy.tree import match_leaves
+from bdm.hierarchy.files import Tree
+from bdm.hierarchy.ontology import given_tree
+from bdm.hierarchy.tree import Clade, match_leaves
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells
@@ -58,8 +59,8 @@ class BranchedDiffusion(FittedModel):
         donors differ.
     tree
         Your own hierarchy of cell types, in place of clustering: nested lists such as
-        ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), or what :func:`bdm.read_tree`
-        returns.
+        ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
+        returns, or ``cell-ontology``, with the column of terms in ``settings.hierarchy.ontology_key``.
     settings
         Settings of the stages; the defaults if not given.
     seed
@@ -111,9 +112,9 @@ class BranchedDiffusion(FittedModel):
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
             self.prepared = prepare(cells_in(adata), preparing)
-        self.tree = None
-        if tree is not None:
-            self.tree = match_leaves(as_clade(tree), tuple(self.prepared.obs["cell_type"].cat.categories))
+        self.tree = given_tree(tree, self.prepared.obs, settings.hierarchy.ontology_key)
+        if isinstance(self.tree, Clade):
+            self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = replace(settings, prepare=preparing)
         self.seed = preparing.seed if seed is None else seed
         self.device = device

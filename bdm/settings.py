@@ -32,7 +32,7 @@ Labels = Annotated[
 ]
 Tree = Annotated[
     Path | None,
-    "Your own tree of cell types: nested lists in `.json`, or Newick in `.nwk`.",
+    "Your own tree of cell types: nested lists in `.json`, Newick in `.nwk`, or `cell-ontology`.",
     Unset("clustering of the cell types"),
 ]
 Markers = Annotated[
@@ -125,8 +125,6 @@ class PrepareSettings(StageSettings):
         Types of fewer cells are left out; at least one cell for each part of the split.
     validation, test
         Fractions of cells, by type.
-    license
-        License of the data, which the card of a model shows.
     """
 
     section: ClassVar[str] = "prepare"
@@ -280,6 +278,7 @@ class HierarchySettings(StageSettings):
     ] = 0.9
     flat: Annotated[bool, "No tree: every cell type has a separate branch.", Key(absent=True)] = False
     n_bootstrap: Annotated[int, Ge(0), "Resamples of the cells, for the support of each branch."] = 100
+    ontology_key: Annotated[str | None, MinLen(1), "Column of `obs` with Cell Ontology terms.", Unset("none")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

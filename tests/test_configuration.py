@@ -77,6 +77,7 @@ CHANGES = {
     "autoencoder/shared_decoder": (True, both(AUTOENCODER, EXTEND)),
     "hierarchy/threshold": (0.8, both(HIERARCHY, EXTEND)),
     "hierarchy/tree": ("tree.nwk", both(HIERARCHY, EXTEND)),
+    "hierarchy/ontology_key": ("cell_type", both(HIERARCHY, EXTEND)),
     "hierarchy/n_bootstrap": (0, both(HIERARCHY, EXTEND)),
     "train/n_steps": (128, both(TRAIN, EXTEND)),
     "train/width": (3000, both(TRAIN, EXTEND)),

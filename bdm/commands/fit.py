@@ -38,13 +38,11 @@ def fit(
     from bdm.commands.train import where_kept
     from bdm.donors.effects import summary_of
     from bdm.files import atomic_write
-    from bdm.hierarchy.files import read_tree
     from bdm.model.card import save_with_card
     from bdm.model.fit import Checkpoints
     from bdm.text import counted
 
-    how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device}
-    how["tree"] = None if tree is None else read_tree(tree)
+    how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device, "tree": tree}
     prepared: AnnData
     if dry_run:
         model = model_of_cells(data, labels, **how)
@@ -77,11 +75,14 @@ def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Setti
     from dataclasses import asdict
 
     from bdm.files import sha256
+    from bdm.hierarchy.ontology import CELL_ONTOLOGY
 
+    files = [path for path in (data, labels, tree) if path is not None and str(path) != CELL_ONTOLOGY]
     lists = settings.prepare.gene_list(), settings.prepare.kept_list()
     return {
         "settings": asdict(settings),
-        "files": {str(path): sha256(path) for path in (data, labels, tree) if path is not None},
+        "files": {str(path): sha256(path) for path in files},
+        "tree": tree and str(tree),
         "genes": [None if names is None else list(names) for names in lists],
         "seed": seed,
     }

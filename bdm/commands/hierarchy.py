@@ -14,16 +14,25 @@ if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy
 
 
+Newick = Annotated[Path | None, typer.Option(help="Newick file to write as well.", dir_okay=False)]
+Figure = Annotated[Path | None, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")]
+Comparison = Annotated[
+    Path | None,
+    typer.Option(help="Table to write as well (.csv): your tree beside clustering.", dir_okay=False),
+]
+
+
 def hierarchy(
     autoencoder: AutoencoderFolder,
     out: OutFile,
     *,
-    newick: Annotated[Path | None, typer.Option(help="Newick file to write as well.", dir_okay=False)] = None,
-    figure: Annotated[Path | None, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")] = None,
+    newick: Newick = None,
+    figure: Figure = None,
     table: Annotated[
         Path | None, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Page for the browser to write as well (.html).")] = None,
+    comparison: Comparison = None,
     tree: Tree = None,
     settings: HierarchySettings,
     seed: Seed = 0,
@@ -38,20 +47,30 @@ def hierarchy(
     from bdm.errors import InputError
     from bdm.files import atomic_write
     from bdm.hierarchy.build import build_hierarchy
-    from bdm.hierarchy.files import branch_table, read_tree, save_hierarchy, to_newick
+    from bdm.hierarchy.comparison import comparison_table
+    from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick
+    from bdm.hierarchy.ontology import given_tree
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.page.tree import tree_page
     from bdm.plotting.style import save_figure
     from bdm.plotting.tree import plot_hierarchy
 
-    outputs = [path.resolve() for path in (out, newick, figure, table, page) if path is not None]
+    outputs = [path.resolve() for path in (out, newick, figure, table, page, comparison) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise InputError(f"Two outputs would be written to {outputs[-1]}; name a file for each.")
-    given = None if tree is None else read_tree(tree)
+    if comparison is not None and tree is None:
+        raise InputError("`comparison=` compares a tree with clustering; give the tree by `tree=`.")
     with ExitStack() as files:
-        built = build_hierarchy(latent_cells(read_latent(autoencoder)), settings, seed=seed, tree=given)
+        latent = read_latent(autoencoder)
+        cells, given = latent_cells(latent), given_tree(tree, latent.obs, settings.ontology_key)
+        built = build_hierarchy(cells, settings, seed=seed, tree=given)
+        clustered = None
         if tree is not None:
-            built = replace(built, provenance=built.provenance | {"tree": tree.name})
+            built = replace(built, provenance={"tree": tree.name} | built.provenance)
+            clustered = build_hierarchy(cells, settings, seed=seed)
+        if comparison is not None and clustered is not None:
+            rows = comparison_table(built, clustered)
+            rows.to_csv(files.enter_context(atomic_write(comparison)), index=False, float_format="%.6g")
         save_hierarchy(files.enter_context(atomic_write(out)), built)
         if newick is not None:
             files.enter_context(atomic_write(newick)).write_text(to_newick(built), encoding="utf-8")
@@ -61,13 +80,20 @@ def hierarchy(
             branch_table(built).to_csv(files.enter_context(atomic_write(table)), index=False, float_format="%.6g")
         if page is not None:
             files.enter_context(atomic_write(page)).write_text(tree_page(built), encoding="utf-8")
+    written = (out, newick, figure, table, page, comparison)
+    return Summary(written, facts_of(built, clustered), then=("bdm", "train", autoencoder, out, "model/"))
+
+
+def facts_of(built: "Hierarchy", clustered: "Hierarchy | None") -> dict[str, str]:
+    """Describe a hierarchy for the summary, and its agreement with clustering if it was given."""
+    from bdm.hierarchy.comparison import agreement
+
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     n_populations = len(built.populations) - len(built.cell_types)
     divided = f" with {len(built.populations)} populations" if n_populations else ""
     types, nodes = counted(len(built.cell_types), "cell type"), counted(n_nodes, "node")
-    facts = {"tree": f"{types}{divided}, {nodes}", **stray_populations(built)}
-    written = (out, newick, figure, table, page)
-    return Summary(written, facts, then=("bdm", "train", autoencoder, out, "model/"))
+    agreed = {} if clustered is None else {"clustering": agreement(built, clustered)}
+    return {"tree": f"{types}{divided}, {nodes}", **agreed, **stray_populations(built)}
 
 
 def stray_populations(hierarchy: "Hierarchy") -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm
@@ -14,8 +15,10 @@ from bdm.hierarchy.sub_populations import (
     clades_of_types,
     cluster_populations,
     nearer_types,
+    squared_distances_of_types,
     with_sub_populations,
 )
+from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments
@@ -54,7 +57,7 @@ WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's
 
 @using_threads()
 def build_hierarchy(
-    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | None = None
+    cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | Taxonomy | None = None
 ) -> Hierarchy:
     """Build the hierarchy of populations from their means, or compute the noise levels of a given tree.
 
@@ -63,7 +66,8 @@ def build_hierarchy(
     cells
         Cells that the model is fitted to.
     tree
-        Shape to use in place of the clustering; its leaves are the cell types.
+        Shape to use in place of the clustering, whose leaves are the cell types; or groups of cell types, which the
+        distances between the types resolve into a tree.
 
     Raises
     ------
@@ -74,30 +78,38 @@ def build_hierarchy(
     if tree is not None:
         if settings.flat:
             raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
-        tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
+        if isinstance(tree, Clade):
+            tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
     means = MeasuredMeans.of(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
-    named = cells.populations, cells.labels
-    if tree is None:
-        shape = cluster_populations(means, *named)
-    else:
-        shape = with_sub_populations(tree, clades_of_types(means, *named))
-    root = measure_clade(shape, means, index, threshold=settings.threshold)
+    root = measure_clade(shape_of(cells, means, tree), means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
     sigma_max = float(max(WIDEST * spread, 2 * root.level))
-    made = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
+    made: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
+    if isinstance(tree, Taxonomy):
+        made |= tree.source
     if settings.flat:
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
     support = clade_support(x, cells.population.numpy(), means.variance, **resampled)
-    taken = {*cells.populations, *cells.labels}
-    branches = branches_of(root, None, cells, support, inner_names(taken))
+    names = inner_names({*cells.populations, *cells.labels})
+    branches = branches_of(root, None, cells, support, names)
     nearer = dict(zip(cells.populations, nearer_types(means, cells.labels), strict=True))
     branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
+
+
+def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | None) -> Clade:
+    """Shape of the tree of populations: by clustering, or below the leaves of a given tree of cell types."""
+    if tree is None:
+        return cluster_populations(means, cells.populations, cells.labels)
+    if isinstance(tree, Taxonomy):
+        cell_types, squares = tuple(dict.fromkeys(cells.labels)), squared_distances_of_types(means, cells.labels)
+        tree = tree.resolved(cell_types, squares, taken={*cells.populations, *cells.labels})
+    return with_sub_populations(tree, clades_of_types(means, cells.populations, cells.labels))
 
 
 def inner_names(taken: Collection[str]) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
+import pandas as pd
+
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Clade, Hierarchy
 
@@ -65,6 +67,51 @@ class TreeComparison:
     def share_missing(self) -> float:
         """Share of the reference's clades that the tree lacks; NaN where it has none."""
         return len(self.missing) / len(self.reference) if self.reference else float("nan")
+
+
+def agreement(tree: Hierarchy, clustered: Hierarchy) -> str:
+    """Describe in words how many nodes of a given tree are clades of the clustering of the same cells."""
+    compared = TreeComparison.of(clustered, tree)
+    if not compared.reference:
+        return "nothing to compare: your tree has one node"
+    contradicting = sum(any(overlap_in_part(clade, other) for other in compared.tree) for clade in compared.reference)
+    return (
+        f"agrees in {len(compared.found)} of the {len(compared.reference)} nodes of your tree below the root, and "
+        f"contradicts {contradicting}"
+    )
+
+
+def comparison_table(tree: Hierarchy, clustered: Hierarchy) -> pd.DataFrame:
+    """List the clades of a given tree and of the clustering of the same cells, without the root's.
+
+    Returns
+    -------
+    Table of ``node`` (in the given tree; none for a clade of the clustering alone), ``in_tree`` and ``in_clustering``,
+    ``support`` (share of resamples of cells in whose clustering it is a clade; none without resamples),
+    ``contradicted`` (whether a clade of the other one overlaps it in part), ``n_types``, ``n_cells`` and
+    ``cell_types``; nodes of the tree first.
+    """
+    compared = TreeComparison.of(clustered, tree)
+    rows = []
+    for hierarchy, others in ((tree, compared.tree), (clustered, compared.reference)):
+        for branch in hierarchy.branches[1:]:
+            below = frozenset(hierarchy.types_below(branch.name))
+            if len(below) == 1 or (hierarchy is clustered and below in compared.reference):
+                continue
+            rows.append(
+                {
+                    "node": branch.name if hierarchy is tree else None,
+                    "in_tree": hierarchy is tree,
+                    "in_clustering": below in compared.tree,
+                    "support": branch.support,
+                    "contradicted": any(overlap_in_part(below, other) for other in others),
+                    "n_types": len(below),
+                    "n_cells": branch.n_cells,
+                    "cell_types": "; ".join(hierarchy.types_below(branch.name)),
+                }
+            )
+    columns = ("node", "in_tree", "in_clustering", "support", "contradicted", "n_types", "n_cells", "cell_types")
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def clades_of_tree(tree: Clade | Hierarchy) -> Set[frozenset[str]]:

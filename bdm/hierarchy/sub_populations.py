@@ -18,14 +18,20 @@ def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labe
         Name and cell type of each population.
     """
     below = clades_of_types(means, populations, labels)
-    members = [np.array(labels) == cell_type for cell_type in below]
-    between = squareform(squared_distances(means))
-    distances = np.array([[between[np.ix_(one, other)].mean() for other in members] for one in members])
-    np.fill_diagonal(distances, 0)
+    distances = squared_distances_of_types(means, labels)
     clades = list(below.values())
     for first, second in merges(squareform(distances, checks=False)):
         clades.append(Clade(children=(clades[first], clades[second])))
     return clades[-1]
+
+
+def squared_distances_of_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
+    """Squared distances between cell types, averaged over their populations: types x types, in their first order."""
+    members = [np.array(labels) == cell_type for cell_type in dict.fromkeys(labels)]
+    between = squareform(squared_distances(means))
+    distances = np.array([[between[np.ix_(one, other)].mean() for other in members] for one in members])
+    np.fill_diagonal(distances, 0)
+    return distances
 
 
 def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:

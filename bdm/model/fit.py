@@ -18,6 +18,7 @@ from bdm.diffusion.sampler import TreeWalk
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
+from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
@@ -62,7 +63,7 @@ def fit(
     prepared: ad.AnnData,
     settings: FitSettings,
     *,
-    tree: Clade | None = None,
+    tree: Clade | Taxonomy | None = None,
     seed: int,
     device: str = "auto",
     checkpoints: Checkpoints = Checkpoints(),
@@ -73,7 +74,7 @@ def fit(
     Parameters
     ----------
     tree
-        Shape to use in place of the clustering.
+        Shape to use in place of the clustering, or groups of cell types that are resolved into one.
     facts
         Further entries of the model's provenance.
     """

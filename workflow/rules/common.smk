@@ -28,7 +28,7 @@ FILES = {
     "labels": [],
     "prepare/genes": ["seurat_v3", "all"],
     "prepare/keep_genes": ["markers"],
-    "hierarchy/tree": [],
+    "hierarchy/tree": ["cell-ontology"],
     "interpret/markers": [],
     "interpret/gene_sets": [],
 }

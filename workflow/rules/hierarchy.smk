@@ -33,9 +33,10 @@ rule hierarchy:
     conda:
         "../envs/bdm.yaml"
     params:
-        tree=file_option("--tree", "tree"),
+        tree=file_or_option("--tree", "tree", "hierarchy/tree"),
         threshold=setting("hierarchy/threshold"),
         n_bootstrap=setting("hierarchy/n_bootstrap"),
+        ontology_key=option("--ontology-key", "hierarchy/ontology_key"),
         seed=lookup(within=settings, dpath="seed"),
         settings=tracked("hierarchy"),
     shell:
@@ -45,6 +46,7 @@ rule hierarchy:
         " --page {output.page}"
         " --table {output.table}"
         " {params.tree}"
+        " {params.ontology_key}"
         " --threshold {params.threshold}"
         " --n-bootstrap {params.n_bootstrap}"
         " --seed {params.seed}"

@@ -1,0 +1,146 @@
+"""The Cell Ontology as the tree of cell types: the terms of the types, and the terms above them."""
+
+from typing import Any
+
+import pandas as pd
+
+from bdm.errors import InputError
+from bdm.hierarchy.files import Tree, as_clade
+from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.tree import Clade
+from bdm.text import abbreviated
+
+CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
+PREFIX = "CL"
+ABSENT = {"", "nan", "None", "na", "unknown"}
+
+
+def given_tree(tree: Tree | None, obs: pd.DataFrame, ontology_key: str | None) -> Clade | Taxonomy | None:
+    """Read a user's tree, if there is one: in any form of :data:`bdm.hierarchy.files.Tree`, or ``cell-ontology``.
+
+    Parameters
+    ----------
+    obs
+        Prepared cells, with the column ``ontology_key``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or the Cell Ontology and the column of its terms are not given together.
+    """
+    if str(tree) != CELL_ONTOLOGY:
+        if ontology_key is not None:
+            raise InputError(f"`ontology_key={ontology_key!r}` is for `tree={CELL_ONTOLOGY!r}`; give both or neither.")
+        return None if tree is None else as_clade(tree)
+    if ontology_key is None:
+        raise InputError(
+            f"`tree={CELL_ONTOLOGY!r}` needs `ontology_key=`, the column of obs with the terms of the cell types, such "
+            "as cell_type_ontology_term_id."
+        )
+    return cell_ontology(obs, ontology_key)
+
+
+def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:
+    """Group the cell types of prepared cells by the terms of the Cell Ontology that are above their own (is a).
+
+    A term groups the types whose term it is, or is an ancestor of. So a type with the term of a group is a leaf beside
+    the other types of the group.
+
+    Parameters
+    ----------
+    obs
+        Columns ``cell_type`` and ``key``, which has one term for each cell type: an identifier such as ``CL:0000084``,
+        or the name of a term.
+
+    Raises
+    ------
+    InputError
+        If the package with the ontology is not installed, there is no such column, or a type has no term, several, or
+        one that the ontology does not have.
+    """
+    parser = ontology_parser()
+    if key not in obs:
+        raise InputError(
+            f"obs has no column {key!r} with terms of the Cell Ontology; its columns are "
+            f"{abbreviated(list(obs.columns), n_shown=20)}."
+        )
+    ancestors = {
+        cell_type: set(parser.get_term_ancestors(term_id(parser, term, cell_type, key), include_self=True))
+        for cell_type, term in terms_of_types(obs, key).items()
+    }
+    terms = sorted(term for term in set().union(*ancestors.values()) if term.startswith(f"{PREFIX}:"))
+    # from the most specific term, which gives its name to terms with the same types
+    terms.sort(key=lambda term: -len(parser.get_term_ancestors(term)))
+    groups = {
+        parser.get_term_label(term): frozenset(name for name, above in ancestors.items() if term in above)
+        for term in terms
+    }
+    version = parser.cxg_schema.supported_ontologies[PREFIX]["version"]
+    return Taxonomy(groups, {"tree": CELL_ONTOLOGY, "ontology_key": key, "ontology": f"Cell Ontology {version}"})
+
+
+def ontology_parser() -> Any:
+    """Return the parser of the ontologies that the package cellxgene-ontology-guide contains.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    try:
+        from cellxgene_ontology_guide.ontology_parser import OntologyParser
+    except ImportError as error:
+        raise InputError(
+            f"`tree={CELL_ONTOLOGY!r}` needs the package cellxgene-ontology-guide, which has the ontology; "
+            "install it: pip install cellxgene-ontology-guide"
+        ) from error
+    return OntologyParser()
+
+
+def terms_of_types(obs: pd.DataFrame, key: str) -> dict[str, str]:
+    """Return the term of each cell type.
+
+    Raises
+    ------
+    InputError
+        If a type has none, or several.
+    """
+    pairs = obs[["cell_type", key]].astype(str).drop_duplicates()
+    found: dict[str, str] = {}
+    for cell_type, terms in pairs.groupby("cell_type", sort=True)[key]:
+        if len(terms) > 1:
+            raise InputError(
+                f"obs[{key!r}] has several terms for the cell type {cell_type!r}: "
+                f"{abbreviated(sorted(terms), n_shown=5)}; give each type one term."
+            )
+        found[str(cell_type)] = str(terms.iloc[0]).strip()
+    if without := [cell_type for cell_type, term in found.items() if term in ABSENT]:
+        raise InputError(
+            f"obs[{key!r}] has no term for the cell type {abbreviated(without, n_shown=5)}; add one, or leave the type "
+            "out with `leave_out=`."
+        )
+    return found
+
+
+def term_id(parser: Any, term: str, cell_type: str, key: str) -> str:
+    """Return the identifier of a term, which may be given by its name.
+
+    Raises
+    ------
+    InputError
+        If the Cell Ontology has no such term, or has replaced it.
+    """
+    known = term if parser.is_valid_term_id(term, PREFIX) else parser.get_term_label_to_id_map(PREFIX).get(term)
+    if known is None:
+        raise InputError(
+            f"The Cell Ontology has no term {term!r}, which obs[{key!r}] has for the cell type {cell_type!r}; give an "
+            "identifier such as CL:0000084, or the name of a term."
+        )
+    if parser.is_term_deprecated(known):
+        replacement = parser.get_term_replacement(known)
+        instead = f"use {replacement}" if replacement else "use another"
+        raise InputError(
+            f"The Cell Ontology no longer uses the term {term!r}, which obs[{key!r}] has for the cell type "
+            f"{cell_type!r}; {instead}."
+        )
+    return str(known)
