@@ -7,10 +7,11 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Tests of a file share fixtures, and a cluster; files begin in the order of tests/conftest.py
 IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all test-oldest audit lint install docs config benchmark
+.PHONY: help demo example-design test test-all test-oldest audit lint install docs config benchmark
 
 help:
 	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
+	@echo "make example-design  compare tests of expression on a designed experiment, on the model of the demo"
 	@echo "make test     run the tests, except those marked slow"
 	@echo "make test-all  run all tests"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
@@ -31,6 +32,11 @@ demo: $(INSTALLED)
 	@echo "  results/pbmc68k/evaluation/        comparison of generated cells with test cells"
 	@echo "  results/pbmc68k/interpretation/    marker genes of each branch"
 	@echo "  results/pbmc68k/transmutation/     B cells transmuted to NK cells, and their comparison with real NK cells"
+
+example-design: $(INSTALLED)
+	$(BIN)/snakemake --cores all results/pbmc68k/model
+	$(BIN)/bdm power results/pbmc68k/model config/example-design.yaml results/pbmc68k/power/example-design
+	@echo "The results are in $(CURDIR)/results/pbmc68k/power/example-design: power.png, power.csv"
 
 test: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) -m "not slow"

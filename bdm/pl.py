@@ -44,6 +44,7 @@ from bdm.plotting.evaluation import (
 )
 from bdm.plotting.extension import plot_likelihood, type_specific_genes_figure
 from bdm.plotting.markers import markers_figure
+from bdm.plotting.power import power
 from bdm.plotting.properties import properties_figure
 from bdm.plotting.style import check_no_axes, check_score, shown
 from bdm.plotting.transmutation import (
@@ -65,6 +66,7 @@ __all__ = [
     "likelihood",
     "markers",
     "paths",
+    "power",
     "properties",
     "scores",
     "scores_by_type",

@@ -110,6 +110,7 @@ def text_of_designs():
         "`depth`": design.Depth,
         "`doublets`": design.Doublets,
         "`ambient`": design.Ambient,
+        "`power`": design.PowerSettings,
     }
     return "\n\n".join(f"## {title}\n\n{table_of_keys(section)}" for title, section in sections.items())
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from bdm.design.grid import PowerSettings
 from bdm.errors import InputError
 from bdm.schema import StageSettings, Unset, Words
 from bdm.settings import Seed
@@ -306,6 +307,9 @@ class Design(StageSettings):
     batch_effects: Annotated[
         float, Ge(0), "Factor of the differences between batches that the model has learned; 0 for none."
     ] = 1.0
+    power: Annotated[PowerSettings, "The grid of a power analysis, for `bdm power`."] = field(
+        default_factory=PowerSettings
+    )
     expected: Annotated[bool, "Add the expected counts of each cell as a layer."] = False
     seed: Seed = 0
 

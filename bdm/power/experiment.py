@@ -99,25 +99,22 @@ class Experiment:
             If a column is missing, a sample is in several conditions or pairs, there are not two conditions to compare,
             a condition has a single sample, or no pair has a sample in each condition.
         """
-        arguments = dict(zip(keys_of(settings), ("sample_key", "condition_key", "label_key", "pair_key"), strict=False))
-        columns = {
-            name: labels_column(adata.obs, key, argument=arguments[name]) for name, key in keys_of(settings).items()
-        }
-        reference, other = compared_conditions(columns["condition"], settings)
-        kept = columns["condition"].isin([reference, other]).to_numpy()
-        table = pd.DataFrame({name: column[kept].astype(str) for name, column in columns.items()})
-        samples = samples_of(table.drop(columns="cell_type"), settings)
-        samples["condition"] = (samples["condition"] == other).astype(int)
-        check_replicates(samples["condition"], {0: reference, 1: other})
+        table, samples, kept = read_samples(adata.obs, settings)
         counts = raw_counts(adata[kept] if not kept.all() else adata, source=settings.counts)
-        return cls(
-            counts=sparse.csr_matrix(counts.X),
-            genes=counts.var_names,
-            cell_type=table["cell_type"].to_numpy(dtype=str),
-            sample=samples.index.get_indexer(table["sample"]),
-            samples=samples,
-            settings=settings,
-        )
+        return cls.of_counts(sparse.csr_matrix(counts.X), counts.var_names, table, samples, settings)
+
+    @classmethod
+    def of_counts(
+        cls,
+        counts: sparse.csr_matrix,
+        genes: pd.Index,
+        table: pd.DataFrame,
+        samples: pd.DataFrame,
+        settings: ExperimentSettings,
+    ) -> "Experiment":
+        """Put together counts, and what :func:`read_samples` found in the columns of their cells."""
+        sample = samples.index.get_indexer(table["sample"])
+        return cls(counts, genes, table["cell_type"].to_numpy(dtype=str), sample, samples, settings)
 
     @property
     def cell_types(self) -> list[str]:
@@ -156,6 +153,24 @@ class Experiment:
         smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
         tested = (counts >= self.settings.min_counts).sum(axis=0) >= smaller
         return Pseudobulk(counts, tested, design_matrix(self.samples.iloc[rows]))
+
+
+def read_samples(obs: pd.DataFrame, settings: ExperimentSettings) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """Read the columns of an experiment.
+
+    Returns
+    -------
+    The columns of the compared cells by what they hold, the table of samples, and which cells are compared.
+    """
+    arguments = dict(zip(keys_of(settings), ("sample_key", "condition_key", "label_key", "pair_key"), strict=False))
+    columns = {name: labels_column(obs, key, argument=arguments[name]) for name, key in keys_of(settings).items()}
+    reference, other = compared_conditions(columns["condition"], settings)
+    kept = columns["condition"].isin([reference, other]).to_numpy()
+    table = pd.DataFrame({name: column[kept].astype(str) for name, column in columns.items()})
+    samples = samples_of(table.drop(columns="cell_type"), settings)
+    samples["condition"] = (samples["condition"] == other).astype(int)
+    check_replicates(samples["condition"], {0: reference, 1: other})
+    return table, samples, kept
 
 
 def keys_of(settings: ExperimentSettings) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""``bdm power``: the power of an experiment, by simulation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.base import Summary
+from bdm.commands.options import Device, ModelFolder
+from bdm.commands.simulate import DesignFile, DesignSeed
+
+PowerOut = Annotated[
+    Path, typer.Argument(help="Folder to write; with --part, a table (.csv) to write.", show_default=False)
+]
+
+
+def power(
+    model: ModelFolder,
+    design: DesignFile,
+    out: PowerOut,
+    *,
+    part: Annotated[str | None, "Test one part of the grid only, such as 2-of-8, for bdm merge-power."] = None,
+    device: Device = "auto",
+    seed: DesignSeed = None,
+) -> Summary:
+    """Find how many donors and cells an experiment needs: simulate a grid of experiments, and test them.
+
+    The section power of the design has the values of the grid, and the tests.
+
+    Example: bdm power model/ design.yaml power/
+    """
+    from bdm.design.experiment import compile_design
+    from bdm.design.grid import design_at, points_of
+    from bdm.design.read import at, read_design, with_seed
+    from bdm.files import atomic_write
+    from bdm.generation.chunks import WHOLE, Part
+    from bdm.model.model import load_model
+    from bdm.plotting.power import power_figure
+    from bdm.plotting.style import save_figure
+    from bdm.power.analysis import check_testable, power_analysis
+    from bdm.text import counted
+    from bdm.training import fabric
+
+    of_grid = WHOLE if part is None else Part.parse(part)
+    checked = with_seed(read_design(design), seed)
+    points = list(points_of(checked.power))
+    with at(design):
+        check_testable(checked)
+    facts = {"experiments": f"{len(points)} x {counted(checked.power.n_repeats, 'repeat')}"}
+    with atomic_write(out, folder_of=None if part else "power.csv") as path:
+        loaded = load_model(model, device=fabric(device).device)
+        with at(design):  # before the first of many experiments
+            for point in points:
+                compile_design(loaded, design_at(checked, point, repeat=0))
+        analysis = power_analysis(loaded, checked, part=of_grid)
+        if part is not None:
+            analysis.repeats.to_csv(path, index=False, float_format="%.6g")
+            return Summary((out,), {"part": part, **facts})
+        analysis.save(path)
+        save_figure(power_figure(analysis), path / "power.png")
+    return Summary((out,), facts)

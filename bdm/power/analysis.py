@@ -1,0 +1,223 @@
+"""Power analyses: the tests of all experiments of a grid, in memory and as tables."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from bdm.design.grid import AXES, points_of
+from bdm.design.read import read_design
+from bdm.design.settings import Design
+from bdm.design.simulate import design_record
+from bdm.errors import InputError
+from bdm.generation.chunks import WHOLE, Part
+from bdm.model.model import BranchedModel
+from bdm.power.score import score_experiment
+from bdm.text import abbreviated
+
+logger = logging.getLogger(__name__)
+
+TABLES = {"power": "power.csv", "by_type": "power_by_type.csv", "repeats": "repeats.csv"}
+POINT = ["number", *AXES]
+SUMS = ["n_planted", "n_found", "n_discoveries", "n_false", "n_null", "n_null_small"]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, repr=False)
+class PowerAnalysis:
+    """What tests find in the experiments of a grid.
+
+    Attributes
+    ----------
+    repeats
+        A row for each experiment, method and cell type, see :func:`bdm.power.score.score_experiment`; ``design`` names
+        the design, ``n_points`` and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
+    """
+
+    repeats: pd.DataFrame
+
+    def __repr__(self) -> str:
+        columns = [axis for axis in AXES if self.power[axis].nunique() > 1]
+        shown = self.power[[*columns, "method", "n_cells", "power", "low", "high", "false_discovery_rate"]]
+        return f"Power analysis of {self.power['number'].nunique()} experiments\n{shown.to_string(index=False)}"
+
+    @property
+    def power(self) -> pd.DataFrame:
+        """Table with a row for each combination of values and each method.
+
+        ``power`` is the share of planted genes that are found (of planted shifts for ``composition``), from ``low`` to
+        ``high`` by 95% intervals; ``false_discovery_rate`` the mean share of false ones among the discoveries of an
+        experiment, and ``small_p_values`` the share of tests with p < 0.05 where nothing was planted. ``n_samples`` and
+        ``n_cells`` are the cost of an experiment.
+        """
+        return summary(self.repeats, [*POINT, "fdr", "method"])
+
+    @property
+    def by_type(self) -> pd.DataFrame:
+        """The table :attr:`power` for each cell type."""
+        return summary(self.repeats, [*POINT, "fdr", "method", "cell_type"])
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tables into a folder, for :meth:`load`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, file in TABLES.items():
+            getattr(self, name).to_csv(Path(folder) / file, index=False, float_format="%.6g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "PowerAnalysis":
+        """Read an analysis that ``bdm power`` or :meth:`save` wrote."""
+        path = Path(folder) / TABLES["repeats"]
+        if not path.is_file():
+            raise InputError(f"{folder} has no file {path.name}; name a folder that bdm power wrote.")
+        return cls(pd.read_csv(path, dtype={"design": str}))
+
+
+def power_analysis(
+    model: BranchedModel, design: Design | dict[str, Any] | Path | str, *, part: Part = WHOLE
+) -> PowerAnalysis:
+    """Simulate and test the experiments of a grid, the section ``power`` of a design.
+
+    Parameters
+    ----------
+    part
+        Which combinations of values; each experiment is the same in any part.
+
+    Raises
+    ------
+    InputError
+        If the design is invalid, has a single condition or a single donor in one, plants nothing, or names what the
+        model lacks.
+    """
+    checked = read_design(design)
+    check_testable(checked)
+    tables = list(experiments(model, checked, part))
+    return PowerAnalysis(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=POINT))
+
+
+def experiments(model: BranchedModel, design: Design, part: Part) -> Iterator[pd.DataFrame]:
+    """Score the experiments of a part of a grid, one after the other."""
+    points = list(points_of(design.power))
+    chosen = points[part.number - 1 :: part.n_parts]
+    power = design.power
+    size = {"design": fingerprint(design), "n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
+    for point in chosen:
+        values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
+        logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
+        for repeat in range(power.n_repeats):
+            yield score_experiment(model, design, point, repeat=repeat).assign(**size)
+
+
+def check_testable(design: Design) -> None:
+    """Raise an InputError if there is nothing to test in a design."""
+    conditions = design.samples.conditions
+    if len(conditions) < 2:
+        raise InputError(
+            f"samples.conditions has one condition, {conditions[0]}; a power analysis compares two or more, the first "
+            "of which is the reference."
+        )
+    donors = design.power.donors or [design.samples.donors_in(condition) for condition in conditions]
+    if min(donors) < 2:
+        raise InputError(
+            "samples.donors is 1 in a condition; tests need 2 or more, as differences between donors are not known "
+            "from one."
+        )
+    if not design.changes and not design.composition.shifts:
+        raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
+    if design.power.log2_fold_change and not design.changes:
+        raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")
+    if design.power.log_odds and not design.composition.shifts:
+        raise InputError("power.log_odds needs composition.shifts, of which there are none.")
+
+
+def fingerprint(design: Design) -> str:
+    """Short checksum of a design, by which its parts are recognised."""
+    return sha256(repr(design_record(design)).encode()).hexdigest()[:12]
+
+
+def merged_parts(paths: Iterable[Path]) -> PowerAnalysis:
+    """Join the parts of a power analysis.
+
+    Raises
+    ------
+    InputError
+        If a file is no part, or the parts are of several designs, or some are missing or given twice.
+    """
+    table = pd.concat([read_part(path) for path in paths], ignore_index=True)
+    if not len(table):
+        raise InputError("the parts have no experiments; give all parts that bdm power --part wrote.")
+    if table["design"].nunique() > 1:
+        raise InputError("the parts are of different designs; give the parts of one.")
+    experiments = table.drop_duplicates(["number", "repeat", "method", "cell_type", "condition"])
+    if len(experiments) < len(table):
+        raise InputError("a part is given twice; give each part once.")
+    found = table.groupby("number")["repeat"].nunique()
+    n_points, n_repeats = int(table["n_points"].iloc[0]), int(table["n_repeats"].iloc[0])
+    missing = [str(number + 1) for number in range(n_points) if found.get(number, 0) != n_repeats]
+    if missing:
+        raise InputError(
+            f"experiments {abbreviated(missing, n_shown=10)} of {n_points} are missing; give all parts that "
+            "bdm power --part wrote."
+        )
+    return PowerAnalysis(table.sort_values(["number", "repeat"], kind="stable").reset_index(drop=True))
+
+
+def read_part(path: Path) -> pd.DataFrame:
+    """Read a part of an analysis."""
+    try:
+        table = pd.read_csv(path, dtype={"design": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table; give the files that bdm power --part wrote.") from error
+    needed = {"design", "n_points", "n_repeats", "repeat", "method", "cell_type", "condition", "fdr", *POINT, *SUMS}
+    if len(table) and not needed <= set(table.columns):
+        raise InputError(f"{path} is no part of a power analysis; give the files that bdm power --part wrote.")
+    return table
+
+
+def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Average experiments over repeats, by some columns."""
+    own = [column for column in by if column != "cell_type"]
+    of_repeat = repeats.groupby([*by, "repeat"], dropna=False, sort=False)[SUMS].sum()
+    cost = repeats.groupby(own, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
+    rows = []
+    for key, of in of_repeat.groupby(level=by, dropna=False, sort=False):
+        low, high = interval(of["n_found"].to_numpy(), of["n_planted"].to_numpy())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows.append(
+                {
+                    **dict(zip(by, key, strict=True)),
+                    "power": of["n_found"].sum() / of["n_planted"].sum() if of["n_planted"].sum() else np.nan,
+                    "low": low,
+                    "high": high,
+                    "false_discovery_rate": (of["n_false"] / of["n_discoveries"].clip(lower=1)).mean(),
+                    "small_p_values": of["n_null_small"].sum() / of["n_null"].sum() if of["n_null"].sum() else np.nan,
+                    "n_planted": of["n_planted"].mean(),
+                    "n_discoveries": of["n_discoveries"].mean(),
+                    "n_repeats": len(of),
+                }
+            )
+    return pd.DataFrame(rows).merge(cost.reset_index(), on=own, how="left")
+
+
+def interval(found: np.ndarray, planted: np.ndarray) -> tuple[float, float]:
+    """Confidence interval of a share by Wilson's formula, from the numbers of each repeat.
+
+    Genes of one experiment have the same donors, so they count as fewer if repeats differ by more than chance.
+    """
+    total = planted.sum()
+    if not total:
+        return np.nan, np.nan
+    share, z = found.sum() / total, norm.ppf((1 + CONFIDENCE) / 2)
+    binomial = share * (1 - share) / total
+    effect = 1.0
+    if len(found) > 1 and binomial and planted.all():
+        effect = max(np.var(found / planted, ddof=1) / len(found) / binomial, 1.0)
+    n = total / effect
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    width = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return float(max(centre - width, 0)), float(min(centre + width, 1))

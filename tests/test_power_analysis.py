@@ -1,0 +1,263 @@
+"""Power analyses: grids of designed experiments, what tests find in them, and what is written."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from bdm import pl
+from bdm.cli import app
+from bdm.design.grid import Point, design_at, points_of
+from bdm.design.read import read_design
+from bdm.errors import InputError
+from bdm.generation.chunks import Part
+from bdm.plotting.power import METHOD_LABELS, power_figure
+from bdm.power.analysis import PowerAnalysis, interval, merged_parts, power_analysis
+from bdm.power.score import COMPOSITION, score_experiment
+
+TWO = ["control", "stimulated"]
+CHANGE = {
+    "name": "up",
+    "condition": "stimulated",
+    "in": ["Dendritic"],
+    "genes": {"n": 15, "expression": [0.6, 1]},
+    "log2_fold_change": [2.5],
+}
+CONTENT = {
+    "samples": {"donors": 4, "conditions": TWO, "cells": {"Dendritic": 40, "CD19+ B": 40}, "variation": 0.2},
+    "changes": [CHANGE],
+    "power": {"donors": [3, 4], "n_repeats": 1, "methods": ["t_test", "wilcoxon"]},
+}
+SHIFT = {"condition": "stimulated", "in": ["Dendritic"], "log_odds": 1.5}
+
+
+@pytest.fixture(scope="module")
+def model(small_model):
+    """The model in memory, without what fitted it."""
+    return small_model.model
+
+
+@pytest.fixture(scope="module")
+def analysis(model) -> PowerAnalysis:
+    """Two numbers of donors, once each."""
+    return power_analysis(model, CONTENT)
+
+
+# ---- grids
+
+
+def test_a_grid_has_all_combinations():
+    design = read_design({**CONTENT, "power": {"donors": [2, 3], "depth": [0.5, 1, 2]}})
+    points = list(points_of(design.power))
+    assert [point.number for point in points] == list(range(6))
+    assert {(point.donors, point.depth) for point in points} == {(n, d) for n in (2, 3) for d in (0.5, 1, 2)}
+    assert {point.cells for point in points} == {None}
+
+
+def test_a_point_changes_its_values_alone():
+    change = {**CHANGE, "log2_fold_change": {"distribution": "normal", "mean": -1, "sd": 0.4}}
+    content = {**CONTENT, "changes": [CHANGE, {**change, "name": "down"}]}
+    content["composition"] = {"shifts": [{**SHIFT, "log_odds": -1.5}]}
+    design = read_design(content)
+    at = design_at(design, Point(0, donors=6, cells=200, depth=0.5, log2_fold_change=2, log_odds=0.5), repeat=0)
+    assert (at.samples.donors, at.samples.cells, at.depth.factor) == (6, {"Dendritic": 100, "CD19+ B": 100}, 0.5)
+    assert at.changes[0].log2_fold_change.values == (2.0,)
+    assert (at.changes[1].log2_fold_change.mean, at.changes[1].log2_fold_change.sd) == (-2, 0.8)
+    assert at.composition.shifts[0].log_odds == -0.5
+    unchanged = design_at(design, Point(0), repeat=1)
+    assert (unchanged.samples, unchanged.changes) == (design.samples, design.changes)
+    assert len({design.seed, at.seed, unchanged.seed}) == 3
+    assert design_at(design, Point(1, depth=2.0), repeat=1).seed == unchanged.seed
+
+
+def test_no_change_is_a_point_as_well():
+    change = {**CHANGE, "log2_fold_change": {"distribution": "gamma", "mean": 1}}
+    at = design_at(read_design({**CONTENT, "changes": [change]}), Point(0, log2_fold_change=0.0), repeat=0)
+    assert at.changes[0].log2_fold_change.values == (0.0,)
+
+
+INVALID = {
+    "an unknown axis": ({"power": {"depths": [1]}}, "power: There is no setting depths; did you mean depth?"),
+    "half a donor": ({"power": {"donors": [2.5]}}, "power: donors is 2.5, but must be a whole number."),
+    "one donor": ({"power": {"donors": [1, 4]}}, "power: donors is 1, but tests need 2 or more"),
+    "no cells": ({"power": {"cells": [0]}}, "power: cells is 0, but must be at least 1."),
+    "no depth": ({"power": {"depth": [0]}}, "power: depth is 0, but must be above 0."),
+    "a negative change": ({"power": {"log2_fold_change": [-1]}}, "power: log2_fold_change is -1, but must be at least"),
+    "text": ({"power": {"cells": ["many"]}}, "power: cells is"),
+    "an unknown method": (
+        {"power": {"methods": ["limma"]}},
+        "power: methods has 'limma', but must have one",
+    ),
+    "no methods": ({"power": {"methods": []}}, "power: methods has None, but must have"),
+    "no repeats": ({"power": {"n_repeats": 0}}, "power: n_repeats is 0, but must be at least 1."),
+    "one condition": ({"samples": {"donors": 3}, "changes": []}, "samples.conditions has one condition, control"),
+    "one sample": ({"samples": {"donors": 1, "conditions": TWO}, "power": {}}, "samples.donors is 1 in a condition"),
+    "nothing planted": ({"changes": []}, "there is nothing to find"),
+    "shifts that are missing": ({"power": {"log_odds": [1]}}, "power.log_odds needs composition.shifts"),
+    "changes that are missing": (
+        {"changes": [], "composition": {"shifts": [SHIFT]}, "power": {"log2_fold_change": [1]}},
+        "power.log2_fold_change needs changes",
+    ),
+    "an unknown cell type": ({"changes": [{**CHANGE, "in": ["Neuron"]}]}, "no cell type or clade 'Neuron'"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_designs_are_rejected_in_one_sentence(model, content, message):
+    with pytest.raises(InputError) as error:
+        power_analysis(model, {**CONTENT, **content})
+    assert message in str(error.value)
+
+
+# ---- what is found
+
+
+def test_more_donors_find_what_is_planted(analysis):
+    power = analysis.power.pivot(index="donors", columns="method", values="power")
+    assert (power.loc[4] > 0.6).all()
+    assert (power.loc[4] >= power.loc[3] - 0.15).all()
+    assert analysis.power.groupby("donors")["n_cells"].first().to_dict() == {3: 6 * 80, 4: 8 * 80}
+    by_type = analysis.by_type
+    assert (by_type.loc[by_type["cell_type"] == "CD19+ B", "n_planted"] == 0).all()
+    assert (by_type.loc[by_type["cell_type"] == "Dendritic", "n_planted"] == 15).all()
+
+
+def test_numbers_of_an_experiment_add_up(analysis):
+    table = analysis.repeats
+    assert (table["n_found"] <= table["n_planted"]).all()
+    assert (table["n_found"] + table["n_false"] <= table["n_discoveries"]).all()
+    assert (table["n_null_small"] <= table["n_null"]).all()
+    # Cell types without enough cells are not tested, but what was planted in them counts
+    assert set(table["cell_type"]) > {"Dendritic", "CD19+ B"}
+
+
+def test_no_change_is_not_found(model):
+    content = {**CONTENT, "power": {"log2_fold_change": [0], "n_repeats": 2, "methods": ["t_test"]}}
+    table = power_analysis(model, content).power
+    assert table["power"].isna().all()
+    n_null = power_analysis(model, content).repeats["n_null"].sum()
+    assert n_null > 100
+    assert table["small_p_values"].iloc[0] == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / n_null))
+
+
+def test_shifts_of_the_composition_are_found(model):
+    samples = {"donors": 5, "conditions": TWO, "cells": 200}
+    composition = {"concentration": 100, "shifts": [SHIFT]}
+    design = read_design({"samples": samples, "composition": composition, "power": {"methods": ["t_test"]}})
+    table = score_experiment(model, design, Point(0), repeat=0)
+    shifted = table[table["method"] == COMPOSITION]
+    assert shifted["cell_type"].tolist() == ["Dendritic"]  # the shares of others change, too, so they are not counted
+    assert shifted[["n_planted", "n_found"]].to_numpy().tolist() == [[1, 1]]
+    null = score_experiment(model, design, Point(0, log_odds=0.0), repeat=0)
+    null = null[null["method"] == COMPOSITION]
+    assert len(null) == len(model.cell_types)
+    assert null["n_planted"].sum() == 0
+
+
+def test_pairs_are_tested_as_pairs(model):
+    samples = {"donors": 3, "paired": True, "conditions": TWO, "cells": {"Dendritic": 40}, "variation": 0.8}
+    content = {"samples": samples, "changes": [CHANGE], "power": {"methods": ["t_test"]}}
+    paired = score_experiment(model, read_design(content), Point(0), repeat=0)
+    content["samples"] = {**samples, "paired": False}
+    unpaired = score_experiment(model, read_design(content), Point(0), repeat=0)
+    assert paired["n_samples"].iloc[0] == unpaired["n_samples"].iloc[0] == 6
+    assert paired["n_found"].sum() >= unpaired["n_found"].sum()
+
+
+def test_intervals_are_wider_where_repeats_differ():
+    assert interval(np.array([5, 5]), np.array([10, 10])) == pytest.approx((0.2993, 0.7007), abs=1e-3)  # Wilson's
+    low, high = interval(np.array([1, 9]), np.array([10, 10]))
+    assert low < 0.1
+    assert high > 0.9
+    assert interval(np.array([0, 0]), np.array([10, 10]))[0] == 0
+    assert np.isnan(interval(np.array([0]), np.array([0]))).all()
+
+
+# ---- parts, files and figures
+
+
+def test_parts_are_the_whole(model, analysis, tmp_path):
+    paths = []
+    for number in (2, 1, 3):  # the third part has no experiments
+        paths.append(tmp_path / f"{number}-of-3.csv")
+        power_analysis(model, CONTENT, part=Part(number, 3)).repeats.to_csv(paths[-1], index=False)
+    merged = merged_parts(paths)
+    pd.testing.assert_frame_equal(merged.power, analysis.power, check_dtype=False)
+    with pytest.raises(InputError, match="experiments 1 of 2 are missing"):
+        merged_parts([paths[0]])
+    with pytest.raises(InputError, match="a part is given twice"):
+        merged_parts([paths[0], *paths])
+    other = pd.read_csv(paths[1]).assign(design="other")
+    other.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(InputError, match="of different designs"):
+        merged_parts([paths[0], tmp_path / "other.csv"])
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="is no part of a power analysis"):
+        merged_parts([tmp_path / "no.csv"])
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        merged_parts([tmp_path / "missing.csv"])
+
+
+def test_commands_write_one_result(small_model, tmp_path):
+    content = {**CONTENT, "power": {"log2_fold_change": [1, 3], "n_repeats": 1, "methods": ["t_test"]}}
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump(content))
+    small_model.save(tmp_path / "model")
+    arguments = ["power", tmp_path / "model", tmp_path / "design.yaml"]
+
+    def run(*words):
+        app([*map(str, words)], standalone_mode=False)
+
+    run(*arguments, tmp_path / "whole")
+    for part in ("1-of-2", "2-of-2"):
+        run(*arguments, tmp_path / f"{part}.csv", "--part", part)
+    run("merge-power", tmp_path / "merged", tmp_path / "2-of-2.csv", tmp_path / "1-of-2.csv")
+    names = {"power.csv", "power_by_type.csv", "repeats.csv", "power.png"}
+    for folder in ("whole", "merged"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == names
+    for name in names - {"power.png"}:
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "merged" / name).read_text()
+    assert len(PowerAnalysis.load(tmp_path / "whole").power) == 2
+    with pytest.raises(InputError, match=r"no file repeats\.csv"):
+        PowerAnalysis.load(tmp_path)
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump({**content, "changes": []}))
+    with pytest.raises(InputError, match=r"design\.yaml: there is nothing to find"):
+        run(*arguments, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_simulated_cells_are_tested_without_messages_of_each(model, caplog):
+    caplog.set_level(logging.INFO, logger="bdm")
+    power_analysis(model, {**CONTENT, "power": {"donors": [3], "n_repeats": 2, "methods": ["t_test"]}})
+    assert [record.getMessage() for record in caplog.records] == ["1 of 1: donors 3"]
+
+
+def test_figure_has_the_power_of_each_method_and_the_cost(analysis):
+    figure = power_figure(analysis)
+    upper, lower = figure.axes[:2]
+    for method, of in analysis.power.groupby("method"):
+        lines = [line for line in upper.lines if line.get_color() == upper_colour(upper, method)]
+        assert any(np.allclose(line.get_ydata(), of.sort_values("donors")["power"]) for line in lines)
+    assert lower.get_ylabel() == "false discovery rate"
+    cost = next(child for child in upper.child_axes if child.get_xlabel() == "cells to sequence")
+    assert [tick.get_text() for tick in cost.get_xticklabels()] == ["480", "640"]
+    assert len(pl.power(analysis, show=False)) == 2
+
+
+def upper_colour(axis, method: str) -> str:
+    """Colour of the line of a method."""
+    handles, labels = axis.get_legend_handles_labels()
+    return handles[labels.index(METHOD_LABELS[method])].lines[0].get_color()
+
+
+def test_each_combination_has_a_panel(analysis):
+    repeats = pd.concat(
+        analysis.repeats.assign(number=10 * i + j, cells=cells, depth=depth)
+        for i, cells in enumerate((100, 200, 400))
+        for j, depth in enumerate((0.5, 1))
+    )
+    figure = power_figure(PowerAnalysis(repeats))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert len(titles) == 6
+    assert titles[0] == "cells of each sample: 100\nfactor of the library size: 0.5"
