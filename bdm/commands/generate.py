@@ -8,12 +8,17 @@ from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
 if TYPE_CHECKING:
+    from bdm.generation.like import OriginalCells
     from bdm.generation.request import Request
     from bdm.model.model import BranchedModel
 
 
 CellsLike = Annotated[Path | None, "AnnData with as many cells of each type as to generate."]
-LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like.", AS_FITTED]
+LabelKey = Annotated[str | None, "Column of `obs` with the cell type, in --cells-like and --like.", AS_FITTED]
+Like = Annotated[
+    Path | None,
+    "Cells whose columns of CELLxGENE's schema the generated cells receive, and their numbers if none are given.",
+]
 CellsFrom = Annotated[Path | None, "CSV with the columns `cell_type`, `n_cells` and, if any, `batch`."]
 PartName = Annotated[str | None, "Generate one part only, such as 2-of-8, for bdm merge."]
 
@@ -26,6 +31,7 @@ def generate(
     cells_like: CellsLike = None,
     label_key: LabelKey = None,
     cells_from: CellsFrom = None,
+    like: Like = None,
     settings: GenerationSettings,
     part: PartName = None,
     device: Device = "auto",
@@ -39,29 +45,27 @@ def generate(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.errors import InputError
-    from bdm.files import atomic_write
+    from bdm.files import atomic_write, sha256
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.generate import generated_cells
+    from bdm.generation.like import with_schema
     from bdm.generation.merge import write_cells
     from bdm.model.model import load_model, model_checksum
     from bdm.provenance import provenance, storable
     from bdm.text import counted
     from bdm.training import fabric
 
-    if sum(option is not None for option in (cells, cells_like, cells_from)) != 1:
-        raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
+    cells_like = check_options(cells, cells_like, cells_from, like=like, part=part)
     of_cells = WHOLE if part is None else Part.parse(part)
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         loaded = load_model(model, device=fabric(device).device)
         request = read_requested_cells(loaded, cells, cells_like, cells_from, label_key=label_key)
+        original = None if like is None else read_original(loaded, like, label_key=label_key)
         n_cells, n_genes = request.n_cells, counted(len(loaded.autoencoder.genes), "gene")
         of = f"{counted(len(n_cells), 'type')} x {n_genes}"
         if path is None:
-            by_type = "\n".join(f"{number:>9,}  {name}" for name, number in n_cells.items())
-            in_all = f"{sum(n_cells.values()):>9,}  cells of {of}"
-            print(f"would write {out}{'' if part is None else f', part {part}'}:\n{by_type}\n{in_all}")
+            print_plan(out if part is None else f"{out}, part {part}", n_cells, of)
             return None
         shared = settings.shared_ancestors
         generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=shared, part=of_cells)
@@ -72,12 +76,46 @@ def generate(
             model_sha256=model_checksum(model),
             data_sha256=loaded.autoencoder.provenance["data_sha256"],
             part=part,
+            like_sha256=None if like is None else sha256(like),
         )
+        if original is not None:
+            generated = with_schema(generated, original, loaded, seed=seed)
         write_cells(path, generated, {"bdm": storable(record)})
-    facts = {"cells": f"{sum(n_cells.values()):,} of {of}"}
-    if part is not None:
-        return Summary((out,), {"part": part, **facts})
-    return Summary((out,), facts, then=("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
+    facts = {**({} if part is None else {"part": part}), "cells": f"{sum(n_cells.values()):,} of {of}"}
+    return Summary((out,), facts, then=() if part else ("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
+
+
+def print_plan(out: Path | str, n_cells: dict[str, int], of: str) -> None:
+    """Print how many cells of each type would be generated."""
+    by_type = "\n".join(f"{number:>9,}  {name}" for name, number in n_cells.items())
+    in_all = f"{sum(n_cells.values()):>9,}  cells of {of}"
+    print(f"would write {out}:\n{by_type}\n{in_all}")
+
+
+def check_options(
+    cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None, part: str | None
+) -> Path | None:
+    """Reject options that contradict each other; return the file with the numbers of cells, which may be ``like``."""
+    from bdm.errors import InputError
+
+    n_given = sum(option is not None for option in (cells, cells_like, cells_from))
+    if n_given != 1 and (n_given or like is None):
+        raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
+    if like is not None and part is not None:
+        raise InputError("--like is for all cells, not for a part of them; leave out --part.")
+    return cells_like if n_given else like
+
+
+def read_original(model: "BranchedModel", path: Path, *, label_key: str | None) -> "OriginalCells":
+    """Read the columns of CELLxGENE's schema of original cells."""
+    from bdm.data.read import read_cells
+    from bdm.errors import InputError
+    from bdm.generation.like import OriginalCells
+
+    try:
+        return OriginalCells.of(read_cells(path, on_disk=True), model, InputKeys(label_key=label_key))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_requested_cells(

@@ -44,8 +44,8 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
         Table that :func:`add_labels` adds to ``obs``.
     on_disk
         Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of_rows` and
-        :func:`bdm.data.matrix.take_rows`, and read only ``obs``, ``var`` and ``uns['bdm']`` besides. Files
-        of other formats, and of AnnData before 0.7, are read into memory.
+        :func:`bdm.data.matrix.take_rows`, and read only ``obs``, ``var``, ``uns['bdm']`` and the texts in ``uns``
+        besides. Files of other formats, and of AnnData before 0.7, are read into memory.
 
     Raises
     ------
@@ -75,6 +75,11 @@ def unify_index_types(matrix: SparseMatrix) -> None:
         matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
 
 
+def is_text_element(element: Any) -> bool:
+    """Whether an element of an AnnData file is a single text."""
+    return bool(element.attrs.get("encoding-type") == "string")
+
+
 def open_h5ad(path: Path) -> AnnData | None:
     """Open an AnnData file, ``.h5ad`` or ``.zarr``, with its matrices on disk; None for other and old formats."""
     openers = {".h5ad": h5py.File, ".zarr": zarr.open_group}
@@ -82,13 +87,14 @@ def open_h5ad(path: Path) -> AnnData | None:
     file = openers[suffix](path, mode="r") if suffix in openers else {}
     if not all(name in file and file[name].attrs.get("encoding-type") == "dataframe" for name in ("obs", "var")):
         return None
+    uns = file.get("uns", {})
     layers = {name: matrix_at(file["layers"][name]) for name in file.get("layers", ())}
     raw = {"X": matrix_at(file["raw/X"]), "var": io.read_elem(file["raw/var"])} if "raw/X" in file else None
     return AnnData(
         matrix_at(file["X"]) if "X" in file else None,
         obs=io.read_elem(file["obs"]),
         var=io.read_elem(file["var"]),
-        uns={"bdm": io.read_elem(file["uns/bdm"])} if "uns/bdm" in file else {},
+        uns={name: io.read_elem(uns[name]) for name in uns if name == "bdm" or is_text_element(uns[name])},
         layers=layers,
         raw=raw,
     )

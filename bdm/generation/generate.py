@@ -82,6 +82,8 @@ class GeneratedCells:
         Names of all populations.
     varm, uns
         What is known of the genes and of all cells in addition, by key.
+    embedding
+        Name of the latent in ``obsm``.
     """
 
     obs: pd.DataFrame
@@ -90,6 +92,7 @@ class GeneratedCells:
     populations: tuple[str, ...] = ()
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
+    embedding: str = "latent"
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
         """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
@@ -110,7 +113,7 @@ class GeneratedCells:
             counts,
             obs=obs,
             var=self.var,
-            obsm={"latent": latent},
+            obsm={self.embedding: latent},
             varm=dict(self.varm),
             uns=dict(self.uns),
             layers=layers,

@@ -33,7 +33,7 @@ def write_cells(path: Path, cells: GeneratedCells, uns: dict[str, Any]) -> None:
         new_h5ad(path, empty, compression="gzip") as file,
         appended_rows(file, "X", n_columns=n_genes, max_entries=n_cells * n_genes, compression=COUNTS) as append,
     ):
-        latent, expected = DenseRows(file, "obsm", "latent"), DenseRows(file, "layers", EXPECTED)
+        latent, expected = DenseRows(file, "obsm", cells.embedding), DenseRows(file, "layers", EXPECTED)
         for block in cells.blocks:
             append(block.counts)
             populations.append(block.population)
