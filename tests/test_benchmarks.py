@@ -47,6 +47,7 @@ COARSE = CONFIG["coarse"]["datasets"]
 UNLABELLED = CONFIG["populations"]["datasets"]
 JUDGED = CONFIG["verdicts"]["datasets"]
 BY_DONOR = CONFIG["designs"]["datasets"]
+WITH_DONORS = CONFIG["donors"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
@@ -115,7 +116,7 @@ def planned(tmp_path_factory) -> str:
     cells.mkdir()
     for name, dataset in {**JUDGED, **UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
-    for name in BY_DONOR:
+    for name in {*BY_DONOR, *WITH_DONORS}:
         (cells / f"{name}.h5ad").touch()
     targets = [
         "all",
@@ -123,6 +124,7 @@ def planned(tmp_path_factory) -> str:
         "augment",
         "coarse",
         "designs",
+        "donors",
         "extend",
         "many",
         "network",
@@ -153,6 +155,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
     assert jobs["null_tests"] == len(BY_DONOR)
+    assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
+    assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
     n_left_out = sum(dataset["n_types"] // dataset.get("every", 1) for dataset in EXTENDED.values())
     assert jobs["extend_one"] == n_left_out * len(SEEDS)
@@ -197,6 +201,7 @@ def test_commands_take_what_rules_give(planned):
         *("leave_out", "hold_out", "tree", "tree_table"),
         *("many_cells", "many_table", "coarse_table", "populations", "populations_table", "verdicts", "verdicts_table"),
         *("atlas", "atlas_table", "network_table", "null_tests", "null_table"),
+        *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
@@ -1082,6 +1087,37 @@ def test_random_splits_of_donors_are_tested(example_cells, tmp_path):
     assert (below.iloc[:, 0] == 1).all()
     assert "| real | deseq2 |" in written[1].read_text()
     assert written[2].stat().st_size > 10_000
+
+
+def test_donors_of_sets_are_compared_with_left_out_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    donor, cell_type = np.repeat(np.arange(16), 40), np.tile(["A", "B"], 320)
+    effect = np.exp(rng.normal(0, 0.5, (16, 50)))
+    counts = sparse.csr_matrix(rng.poisson(3 * effect[donor]).astype(np.float32))
+    obs = pd.DataFrame({"donor": [f"d{i}" for i in donor], "cell_type": cell_type})
+    AnnData(counts, obs=obs.set_index(obs.index.astype(str))).write_h5ad(tmp_path / "cells.h5ad")
+    folder = tmp_path / "blood" / "0"
+    folder.mkdir(parents=True)
+    training, left_out = folder / "training.h5ad", folder / "left_out.h5ad"
+    run("scripts/donors_split.py", tmp_path / "cells.h5ad", training, left_out)
+    halves = [set(anndata.read_h5ad(path).obs["donor"]) for path in (training, left_out)]
+    assert [len(half) for half in halves] == [8, 8]
+    assert not halves[0] & halves[1]
+    for name, keys in {"donors": "--donor-key", "batches": "--batch-key"}.items():
+        small = ["--genes", "all", "--autoencoder-n-steps", "20", "--n-latent", "4", "--denoiser-n-steps", "100"]
+        app(["fit", str(training), str(folder / name), keys, "donor", *small], standalone_mode=False)
+    sets = {"learned": "donors", "alike": "donors", "batches": "batches"}
+    for drawn, model in sets.items():
+        run("scripts/donors_generate.py", folder / model, left_out, folder / f"{drawn}.h5ad", drawn)
+        assert anndata.read_h5ad(folder / f"{drawn}.h5ad").obs["donor"].nunique() <= 8
+    cells = [folder / f"{drawn}.h5ad" for drawn in sets]
+    run("scripts/donors_scores.py", folder / "scores.csv", left_out, training, *cells)
+    scores = pd.read_csv(folder / "scores.csv", index_col="set")
+    assert scores.loc["floor", "intraclass"] == pytest.approx(1, abs=0.4)
+    assert scores.loc["learned", "intraclass"] == pytest.approx(1, abs=0.6)
+    assert scores.loc["alike", "intraclass"] < 0.3
+    run("scripts/donors_table.py", tmp_path / "donors.csv", tmp_path / "donors.md", folder / "scores.csv")
+    assert "| blood | learned |" in (tmp_path / "donors.md").read_text()
 
 
 def test_faulty_cells_have_the_fault_and_no_other():

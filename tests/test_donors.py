@@ -210,7 +210,11 @@ def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_
 
 
 def nested(obs):
-    return obs["cell_type"].map({"type0": "a", "type1": "b"})
+    return obs["cell_type"].map({"type0": "a", "type1": "b", "type2": "c"})
+
+
+def apart(obs):
+    return pd.Series(np.where(obs["cell_type"] == "type2", "b", "a"), index=obs.index)
 
 
 @pytest.mark.parametrize(
@@ -221,11 +225,12 @@ def nested(obs):
         (None, {"donor_key": "cell_type"}, "for the donors and for the cell types"),
         (None, {"donor_key": "donor", "batch_key": "donor"}, "for the donors and for the batches"),
         ({"donor": nested}, {"donor_key": "donor"}, "has cells of one cell type only"),
+        ({"donor": apart}, {"donor_key": "donor"}, "No cell type has cells of several donors"),
         ({"lane": lambda obs: "lane " + obs["donor"]}, {"donor_key": "donor", "batch_key": "lane"}, "is a batch"),
     ],
 )
 def test_donors_that_cannot_be_learned_are_rejected(change, keys, message, small_settings):
-    cells = simulated_cells(8, n_donors=3)
+    cells = simulated_cells(8, n_donors=3, n_types=3)
     cells.obs = cells.obs.assign(**(change or {}))
     with pytest.raises(InputError, match=re.escape(message)):
         BranchedDiffusion(cells, settings=small_settings, **keys)

@@ -56,7 +56,6 @@ def canonical_columns(
         columns["batch"] = group_column(obs, batch_key, argument="batch_key")
     if donor_key is not None:
         columns["donor"] = donor_column(obs, donor_key, label_key=label_key, batch_key=batch_key)
-        check_crossed(columns["donor"], labels, columns.get("batch"), donor_key)
     for name in ("cell_type", "batch", "split", *(["donor"] if donor_key is not None else [])):
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
@@ -82,21 +81,25 @@ def donor_column(obs: pd.DataFrame, key: str, *, label_key: str | None, batch_ke
     return group_column(obs, key, argument="donor_key")
 
 
-def check_crossed(donor: pd.Series, cell_type: pd.Series, batch: pd.Series | None, key: str) -> None:
+def check_crossed(obs: pd.DataFrame, key: str) -> None:
     """Reject donors whose differences cannot be separated from differences between cell types or batches.
 
     Raises
     ------
     InputError
-        If every donor has cells of one of several cell types only, or each donor is a batch.
+        If every donor has cells of one of several cell types only, no cell type has several donors, or each donor is a
+        batch.
     """
-    name = f"obs[{key!r}]"
-    if cell_type.nunique() > 1 and (cell_type.groupby(donor, observed=True).nunique() == 1).all():
+    name, remedy = f"obs[{key!r}]", "name another column by `donor_key=`, or none"
+    donor, n_types = obs["donor"], obs["cell_type"].nunique()
+    if n_types > 1 and (obs.groupby("donor", observed=True)["cell_type"].nunique() == 1).all():
         raise InputError(
             f"Each donor in {name} has cells of one cell type only, so that differences between donors cannot be "
-            "separated from differences between cell types; name another column by `donor_key=`, or none."
+            f"separated from differences between cell types; {remedy}."
         )
-    if batch is not None and len(set(zip(donor, batch, strict=True))) == donor.nunique() == batch.nunique():
+    if (obs.groupby("cell_type", observed=True)["donor"].nunique() == 1).all():
+        raise InputError(f"No cell type has cells of several donors in {name}, after the choice of cells; {remedy}.")
+    if "batch" in obs and len(set(zip(donor, obs["batch"], strict=True))) == donor.nunique() == obs["batch"].nunique():
         raise InputError(
             f"Each donor in {name} is a batch, so that differences between donors cannot be separated from differences "
             "between batches; use `donor_key=` or `batch_key=`, not both."

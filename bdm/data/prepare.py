@@ -15,6 +15,7 @@ from scipy import sparse
 from bdm import __version__
 from bdm.data.columns import (
     canonical_columns,
+    check_crossed,
     hint_at_batches,
     hint_at_types,
     without_unused_categories,
@@ -140,6 +141,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     counted = without_empty_cells(selected, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
     labelled_input = settings.label_key is not None
     obs = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=labelled_input)
+    if settings.donor_key is not None:
+        check_crossed(obs, settings.donor_key)
     hint_at_types(obs["cell_type"])
     if settings.batch_key is None:
         keys = {"label_key": settings.label_key, "donor_key": settings.donor_key}

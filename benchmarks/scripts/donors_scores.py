@@ -1,0 +1,115 @@
+"""Score how donors differ in sets of cells, beside donors that were left out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import typer
+from scipy import sparse
+
+from bdm.files import atomic_write
+
+FEWEST = 5  # cells of a donor and type whose sum is compared
+EXPRESSED = 1.0  # counts per 10,000 of the genes that are compared
+
+
+def by_donor(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Select the counts of the cells of a type, and the number of the donor of each, of donors with enough cells."""
+    cells = adata[(adata.obs["cell_type"] == cell_type).to_numpy(), genes]
+    counts, donor = sparse.csr_matrix(cells.X, dtype=float), cells.obs["donor"].astype(str)
+    enough = (donor.map(donor.value_counts()) >= FEWEST).to_numpy() & (counts.getnnz(axis=1) > 0)
+    return counts[enough], pd.factorize(donor[enough])[0]
+
+
+def summed(values: sparse.csr_matrix | np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Sum the rows of each group."""
+    member = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))))
+    total = member @ values
+    return np.asarray(total.todense() if sparse.issparse(total) else total)
+
+
+def between_and_within(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances between and within groups by analysis of variance, of each column."""
+    size = np.bincount(group).astype(float)
+    means = summed(values, group) / size[:, None]
+    n_groups, n = len(size), len(values)
+    among = (size[:, None] * (means - values.mean(axis=0)) ** 2).sum(axis=0) / (n_groups - 1)
+    inside = ((values - means[group]) ** 2).sum(axis=0) / (n - n_groups)
+    effective = (n - (size**2).sum() / n) / (n_groups - 1)
+    return np.maximum((among - inside) / effective, 0), inside
+
+
+def of_type(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> dict[str, np.ndarray]:
+    """Differences between donors in a cell type.
+
+    Returns
+    -------
+    ``pseudobulk``: variance between donors of log pseudobulk (counts per 10,000, plus 0.5), by gene; ``intraclass``:
+    share of the variance of log-normalised cells that is between donors, by gene; ``depth``: likewise of log library
+    sizes; ``first``: share of the variance of pseudobulks along the first principal component.
+    """
+    counts, donor = by_donor(adata, cell_type, genes)
+    sums, size = summed(counts, donor), np.asarray(counts.sum(axis=1))
+    bulk = np.log(1e4 * sums / sums.sum(axis=1, keepdims=True) + 0.5)
+    between, within = between_and_within(np.log1p(counts.toarray() * (1e3 / size)), donor)
+    of_size = between_and_within(np.log(size), donor)
+    spread = np.linalg.svd(bulk - bulk.mean(axis=0), compute_uv=False) ** 2
+    return {
+        "pseudobulk": bulk.var(axis=0, ddof=1),
+        "intraclass": between / np.maximum(between + within, 1e-12),
+        "depth": of_size[0] / (of_size[0] + of_size[1]),
+        "first": spread[:1] / spread.sum(),
+    }
+
+
+def composition(adata: ad.AnnData, cell_types: list[str]) -> dict[str, float]:
+    """Compute the standard deviation between donors of shares of types, averaged, and of log numbers of cells."""
+    numbers = pd.crosstab(adata.obs["donor"].astype(str), adata.obs["cell_type"].astype(str))
+    numbers = numbers.reindex(columns=cell_types, fill_value=0)
+    total = numbers.sum(axis=1)
+    return {"composition": numbers.div(total, axis=0).std().mean(), "n_cells": np.log(total).std()}
+
+
+def scores(adata: ad.AnnData, real: ad.AnnData, cell_types: list[str]) -> dict[str, float]:
+    """Compare the differences between donors with those of real donors: ratios, and correlations over genes."""
+    rows = []
+    for cell_type in cell_types:
+        cells = real[(real.obs["cell_type"] == cell_type).to_numpy()]
+        mean = np.asarray(cells.X.sum(axis=0)).ravel()
+        genes = real.var_names[1e4 * mean / mean.sum() > EXPRESSED]
+        found, expected = (of_type(of, cell_type, genes) for of in (adata, real))
+        row = {
+            name: found[name].mean() / expected[name].mean() for name in ("pseudobulk", "intraclass", "depth", "first")
+        }
+        for name in ("pseudobulk", "intraclass"):
+            row[f"{name}_r"] = np.corrcoef(np.sqrt(found[name]), np.sqrt(expected[name]))[0, 1]
+        rows.append(row)
+    found, expected = (composition(of, cell_types) for of in (adata, real))
+    return pd.DataFrame(rows).mean().to_dict() | {name: found[name] / expected[name] for name in found}
+
+
+def types_with_donors(real: ad.AnnData, training: ad.AnnData) -> list[str]:
+    """Cell types of which several donors have enough cells in both sets."""
+
+    def enough(adata: ad.AnnData) -> set[str]:
+        numbers = pd.crosstab(adata.obs["donor"].astype(str), adata.obs["cell_type"].astype(str))
+        return set(numbers.columns[(numbers >= 2 * FEWEST).sum() >= 4])
+
+    return sorted(enough(real) & enough(training))
+
+
+def main(out: Path, left_out: Path, training: Path, cells: Annotated[list[Path], typer.Argument()]) -> None:
+    """Write the scores of each set; those of training donors are what other real donors have."""
+    real, sets = ad.read_h5ad(left_out), {"floor": ad.read_h5ad(training)}
+    cell_types = types_with_donors(real, sets["floor"])
+    sets |= {path.stem: ad.read_h5ad(path) for path in cells}
+    genes = sets[cells[0].stem].var_names  # without genes that no training cell has
+    table = {name: scores(of_set[:, genes].copy(), real[:, genes].copy(), cell_types) for name, of_set in sets.items()}
+    with atomic_write(out) as path:
+        pd.DataFrame.from_dict(table, orient="index").rename_axis("set").to_csv(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
