@@ -11,9 +11,12 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.design.donors import IndependentDonors
 from bdm.design.experiment import cells_of, compile_design
 from bdm.design.read import read_design
+from bdm.design.samples import expected_proportions
 from bdm.design.simulate import simulated_cells
+from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.generation.merge import write_cells
+from bdm.seeds import numpy_generator
 from bdm.threads import using_threads
 
 MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"
@@ -463,3 +466,47 @@ def test_ambient_rna_of_a_given_profile(small_model):
     others = ~ambient.var_names.isin(["HLA-DRA", "CD3D"])
     assert (dense(ambient)[:, others] <= dense(null)[:, others]).all()
     assert ambient.X[:, others].sum() == pytest.approx(0.5 * null.X[:, others].sum(), rel=0.03)
+
+
+# ---- donors that the model has learned
+
+
+@pytest.fixture(scope="module")
+def donor_model(small_settings):
+    from test_donors import simulated_cells as cells_of_donors
+
+    from bdm.api import BranchedDiffusion
+
+    return BranchedDiffusion(cells_of_donors(6, library_sd=0.2), donor_key="donor", settings=small_settings).fit()
+
+
+def test_donors_are_as_learned_unless_the_design_says_otherwise(donor_model):
+    names = ("donor-1", "donor-2", "donor-3")
+    samples = {"donors": 3, "cells": {"type0": 60}}
+    variation = {
+        name: donor_model.simulate({"samples": {**samples, **of}, "expected": True})
+        for name, of in {"default": {}, "learned": {"variation": "learned"}, "none": {"variation": "none"}}.items()
+    }
+    np.testing.assert_array_equal(variation["default"].X.toarray(), variation["learned"].X.toarray())
+    assert set(variation["learned"].obs["donor"]) == set(names)
+
+    def spread(adata):
+        means = pd.DataFrame(np.log(adata.layers["expected"])).groupby(adata.obs["donor"].to_numpy()).mean()
+        return means.std().mean()
+
+    assert spread(variation["learned"]) > 2 * spread(variation["none"])
+
+
+def test_composition_and_numbers_of_cells_are_as_learned(donor_model):
+    design = {"samples": {"donors": 5, "cells": "learned"}}
+    experiment = compile_design(donor_model.model, read_design(design))
+    donors = donor_model.model.donors.sample(5, numpy_generator(0, "donors"))
+    numbers = experiment.request.table.groupby("sample")["n_cells"].sum()
+    assert numbers.tolist() == donors.n_cells.tolist()
+    shares = expected_proportions(donor_model.model, experiment.design)
+    assert shares.sum(axis=1).to_numpy() == pytest.approx(1)
+
+
+def test_learned_numbers_of_cells_need_donors(small_model):
+    with pytest.raises(InputError, match="the model has learned no donors"):
+        experiment_of(small_model, samples={"cells": "learned"})

@@ -1,6 +1,6 @@
 """A design for a model: its samples, numbers of cells, changes and donors, and what each cell is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,10 +9,10 @@ import pandas as pd
 from torch import Tensor
 
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
-from bdm.design.donors import Donors, IndependentDonors
+from bdm.design.donors import Donors, donors_of
 from bdm.design.read import at
-from bdm.design.samples import dirichlet_proportions, expected_proportions, request_of, table_of_samples
-from bdm.design.settings import LEARNED, NONE, Design
+from bdm.design.samples import expected_proportions, request_of, table_of_samples
+from bdm.design.settings import Design
 from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError
 from bdm.generation.chunks import LARGEST
@@ -120,8 +120,7 @@ def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | Non
     reference = Reference.of(model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed)
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())
-    concentration = of_donors(design.composition.concentration, "composition.concentration")
-    request = request_of(model, design, samples, dirichlet_proportions(donors, concentration, design.seed))
+    request = request_of(model, design, samples, donors)
 
     def expression(population: str) -> np.ndarray:
         return np.asarray(
@@ -132,28 +131,6 @@ def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | Non
     samples["depth_factor"] = depth_factors(model, design, samples["condition"], reference)
     check_ambient(model, design)
     return Experiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
-
-
-def of_donors(value: str | float | None, key: str) -> str | float:
-    """Resolve how much donors vary, where the model has learned nothing of them.
-
-    Raises
-    ------
-    InputError
-        If it is to be as learned.
-    """
-    if value == LEARNED:
-        raise InputError(f"{key} is learned, but the model has learned no donors; give a number or none.")
-    return NONE if value is None else value
-
-
-def donors_of(model: BranchedModel, design: Design, names: Sequence[str]) -> Donors | None:
-    """Make the donors of a design; None where they do not differ."""
-    variation = of_donors(design.samples.variation, "samples.variation")
-    if variation in (NONE, 0):
-        return None
-    n_genes = len(model.autoencoder.genes)
-    return IndependentDonors(tuple(names), model.cell_type_of, n_genes, float(variation), design.seed)
 
 
 def depth_factors(model: BranchedModel, design: Design, condition: pd.Series, reference: Reference) -> np.ndarray:

@@ -110,7 +110,7 @@ def as_value(setting: Setting, value: Any, key: str) -> Any:
         return tuple(items) if float in get_args(setting.kinds[0]) else tuple(map(as_name, items))
     if dict in setting.types and isinstance(value, dict):
         return {str(name): item for name, item in value.items()}
-    if kind is str and isinstance(value, int | float) and float not in setting.types:
+    if kind is str and not {int, float} & set(setting.types):
         return as_name(value)
     return Path(value) if kind is Path and isinstance(value, str | os.PathLike) else value
 

@@ -1,10 +1,11 @@
 """The samples of a designed experiment, and their numbers of cells by population."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from bdm.design.donors import learned_donors, resolved
 from bdm.design.read import at
 from bdm.design.settings import LEARNED, NONE, Composition, Design, Samples
 from bdm.errors import InputError
@@ -101,11 +102,25 @@ def base_proportions(model: BranchedModel, composition: Composition) -> pd.Serie
         If the model lacks a cell type, or one is named beside its own sub-population.
     """
     if composition.proportions == LEARNED:
+        if resolved(model, composition.concentration, "composition.concentration") == LEARNED:
+            return mean_of_donors(model)
         n_cells = model.composition.sum(axis=1).reindex(list(model.populations))
         return n_cells / n_cells.sum()
     given = composition.proportions
     assert isinstance(given, dict)
     return spread(model, given, "composition.proportions")
+
+
+def mean_of_donors(model: BranchedModel) -> pd.Series:
+    """Compute the expected shares of populations in a donor like those of the data."""
+    assert model.donors is not None
+    composition = model.donors.composition
+    shares = {
+        name: composition.cell_types[cell_type] / composition.concentration * parameter / sum(populations.values())
+        for cell_type, populations in composition.populations.items()
+        for name, parameter in populations.items()
+    }
+    return pd.Series(shares).reindex(list(model.populations), fill_value=0.0)
 
 
 def spread(model: BranchedModel, numbers: dict[str, float], place: str) -> pd.Series:
@@ -144,24 +159,19 @@ def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
     return factors
 
 
-def request_of(
-    model: BranchedModel,
-    design: Design,
-    samples: pd.DataFrame,
-    donor_proportions: Callable[[pd.Series], pd.DataFrame],
-) -> Request:
+def request_of(model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]) -> Request:
     """Draw how many cells of each population each sample has.
 
     Parameters
     ----------
-    donor_proportions
-        Function of the expected shares of populations, that gives them by donor (rows).
+    donors
+        Names of all donors.
 
     Returns
     -------
     Request with a column ``sample``, by population, then sample.
     """
-    numbers = numbers_of_cells(model, design, samples, donor_proportions)
+    numbers = numbers_of_cells(model, design, samples, donors)
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
     table = table[table["n_cells"] > 0].reset_index(drop=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
@@ -171,54 +181,70 @@ def request_of(
 
 
 def numbers_of_cells(
-    model: BranchedModel,
-    design: Design,
-    samples: pd.DataFrame,
-    donor_proportions: Callable[[pd.Series], pd.DataFrame],
+    model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]
 ) -> pd.DataFrame:
     """Draw the number of cells of each sample (rows) and population (columns)."""
-    given = design.samples.cells
+    given, factor = design.samples.cells, shift_factors(model, design)
+    of_donors = donor_proportions(model, design, donors)
     if isinstance(given, dict):
-        return exact_numbers(model, given, samples)
-    base, factor = base_proportions(model, design.composition), shift_factors(model, design)
-    of_donors = donor_proportions(base)
+        return exact_numbers(model, design, samples, given, of_donors)
+    if given == LEARNED:
+        known = learned_donors(model, len(donors), design.seed)
+        if known is None:
+            raise InputError("samples.cells is learned, but the model has learned no donors; give a number.")
+        n_cells = dict(zip(donors, known.n_cells.tolist(), strict=True))
+    else:
+        n_cells = dict.fromkeys(donors, int(given))
     rows = {}
     for sample, row in samples.iterrows():
         weights = of_donors.loc[row["donor"]] * factor.loc[row["condition"]]
         generator = numpy_generator(design.seed, "numbers of cells", str(sample))
-        rows[sample] = generator.multinomial(given, (weights / weights.sum()).to_numpy())
-    return pd.DataFrame.from_dict(rows, orient="index", columns=base.index)
+        rows[sample] = generator.multinomial(n_cells[row["donor"]], (weights / weights.sum()).to_numpy())
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(model.populations))
 
 
-def exact_numbers(model: BranchedModel, given: dict[str, int], samples: pd.DataFrame) -> pd.DataFrame:
-    """Give each sample the same numbers by cell type, spread over sub-populations as the training cells are."""
-    spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
-    rows = [
-        spread_over_populations(model, {"cell_type": name, "n_cells": number})
-        for name, number in given.items()
-        if number
-    ]
-    numbers = pd.concat(rows).groupby("sub_population")["n_cells"].sum()
-    numbers = numbers.reindex(list(model.populations), fill_value=0)
-    return pd.DataFrame([numbers] * len(samples), index=samples.index)
+def exact_numbers(
+    model: BranchedModel, design: Design, samples: pd.DataFrame, given: dict[str, int], of_donors: pd.DataFrame
+) -> pd.DataFrame:
+    """Give each sample the same numbers by cell type.
 
-
-def dirichlet_proportions(donors: Sequence[str], concentration: str | float, seed: int) -> Callable[..., pd.DataFrame]:
-    """Return a function that draws the shares of populations of each donor from a Dirichlet distribution around a mean.
-
-    Parameters
-    ----------
-    concentration
-        Sum of the parameters of the distribution; ``none`` for donors with the same shares.
+    They are spread over sub-populations as the cells of the donor are if their shares are learned, and otherwise as the
+    training cells are.
     """
+    spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
+    numbers = pd.DataFrame(0, index=samples.index, columns=list(model.populations))
+    learned = resolved(model, design.composition.concentration, "composition.concentration") == LEARNED
+    for sample, row in samples.iterrows():
+        generator = numpy_generator(design.seed, "numbers of cells", str(sample))
+        for name, number in given.items():
+            populations = list(populations_of_type(model, name))
+            weights = of_donors.loc[row["donor"], populations]
+            if learned and weights.sum() > 0:
+                numbers.loc[sample, populations] = generator.multinomial(number, weights / weights.sum())
+            else:
+                spread_out = spread_over_populations(model, {"cell_type": name, "n_cells": number})
+                numbers.loc[sample, spread_out["sub_population"]] = spread_out["n_cells"].to_numpy()
+    return numbers
 
-    def draw(base: pd.Series) -> pd.DataFrame:
-        if concentration == NONE:
-            return pd.DataFrame([base] * len(donors), index=list(donors))
-        rows = []
-        for donor in donors:
-            weight = numpy_generator(seed, "composition", donor).standard_gamma(float(concentration) * base.to_numpy())
-            rows.append(weight / weight.sum() if weight.sum() else base.to_numpy())
-        return pd.DataFrame(rows, index=list(donors), columns=base.index)
 
-    return draw
+def donor_proportions(model: BranchedModel, design: Design, donors: Sequence[str]) -> pd.DataFrame:
+    """Draw the shares of populations (columns) of each donor (rows) before shifts.
+
+    Where shares and how they vary are learned, they are of donors like those of the data; otherwise, they are from a
+    Dirichlet distribution around the expected shares.
+    """
+    composition, base = design.composition, base_proportions(model, design.composition)
+    concentration = resolved(model, composition.concentration, "composition.concentration")
+    if concentration == LEARNED:
+        known = learned_donors(model, len(donors), design.seed)
+        if known is not None and composition.proportions == LEARNED:
+            return known.proportions.set_axis(list(donors)).reindex(columns=base.index, fill_value=0.0)
+        concentration = NONE if model.donors is None else model.donors.concentration
+    if concentration == NONE:
+        return pd.DataFrame([base] * len(donors), index=list(donors))
+    rows = []
+    for donor in donors:
+        generator = numpy_generator(design.seed, "composition", donor)
+        weight = generator.standard_gamma(float(concentration) * base.to_numpy())
+        rows.append(weight / weight.sum() if weight.sum() else base.to_numpy())
+    return pd.DataFrame(rows, index=list(donors), columns=base.index)

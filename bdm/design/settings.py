@@ -35,9 +35,11 @@ class Samples(StageSettings):
         Unset("each donor's by chance, in the shares of the training cells"),
     ] = ()
     cells: Annotated[
-        int | dict[str, int],
+        str | int | dict[str, int],
+        Words((LEARNED,), (int, dict)),
         Ge(0),
-        "Cells of each sample, of all cell types by the composition; or exact numbers by cell type.",
+        "Cells of each sample, of all cell types by the composition; `learned`, as many as donors of the data have; or "
+        "exact numbers by cell type.",
     ] = 500
     variation: Annotated[
         str | float | None,
@@ -58,7 +60,7 @@ class Samples(StageSettings):
             reject_other_names("donors", self.donors, self.conditions)
             if self.paired and len(set(self.donors.values())) > 1:
                 raise InputError("paired donors have samples in every condition; give one number of donors.")
-        if not np.sum(list(self.cells.values()) if isinstance(self.cells, dict) else self.cells):
+        if self.cells == 0 or (isinstance(self.cells, dict) and not sum(self.cells.values())):
             raise InputError("cells asks for no cells; give at least one cell of one type.")
 
     def donors_in(self, condition: str) -> int:
