@@ -154,7 +154,7 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["network_evaluate"] == len(CONFIG["network"]["datasets"]) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
-    assert jobs["null_tests"] == len(BY_DONOR)
+    assert jobs["null_tests"] == jobs["null_tests_generated"] == len(BY_DONOR)
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
