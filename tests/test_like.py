@@ -1,16 +1,23 @@
 """Generated cells with the columns of CELLxGENE's schema, which are drawn jointly from original cells."""
 
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from cellxgene import as_schema_requires
 from test_cli import bdm  # noqa: F401
 
+from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.generation.generate import generated_cells
 from bdm.generation.like import REQUIRED, OriginalCells, drawn_rows, with_schema
 from bdm.generation.request import request_cells
-from bdm.settings import InputKeys, SamplerSettings
+from bdm.settings import InputKeys, PrepareSettings, SamplerSettings
 
 KEYS = InputKeys()
 JOINT = ["bulk_labels", "sex_ontology_term_id", "development_stage_ontology_term_id", "tissue_ontology_term_id"]
@@ -178,3 +185,24 @@ def test_command_names_the_file(folder, bdm, original, tmp_path):  # noqa: F811
     assert code == 2
     assert "leave out --part" in err
     assert [path.name for path in tmp_path.iterdir()] == ["untitled.h5ad"]
+
+
+# ---- the validator
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("CELLXGENE_SCHEMA" not in os.environ, reason="CELLXGENE_SCHEMA is the path of cellxgene-schema")
+def test_validator_accepts_the_cells(example_cells, small_settings, tmp_path, bdm):  # noqa: F811
+    program = Path(os.environ["CELLXGENE_SCHEMA"])
+    [genes] = program.parents[1].glob("lib/*/site-packages/cellxgene_schema/gencode_files/genes_homo_sapiens.csv.gz")
+    identifiers = pd.read_csv(genes, header=None).drop_duplicates(1).set_index(1)[0]
+    original = as_schema_requires(example_cells[:, example_cells.var_names.isin(identifiers.index)])
+    original.var.index = identifiers[original.var_names].to_numpy()
+    original.write_h5ad(tmp_path / "original.h5ad")
+    settings = replace(small_settings, prepare=PrepareSettings(genes="all", test=0.0))
+    BranchedDiffusion(original, label_key="bulk_labels", settings=settings).fit().save(tmp_path / "model")
+    made = bdm("generate", tmp_path / "model", tmp_path / "like.h5ad", "--like", tmp_path / "original.h5ad")
+    assert made[0] == 0
+    for name in ("original", "like"):
+        done = subprocess.run([program, "validate", tmp_path / f"{name}.h5ad"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -107,7 +107,8 @@ def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
     added = [extension.name for extension in model.extensions]
-    tree = "given by the user" if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
+    given = model.hierarchy.provenance.get("ontology", "given by the user")
+    tree = given if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         "genes": f"{len(model.autoencoder.genes):,}",
