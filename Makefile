@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 
 example-design: $(INSTALLED)
 	$(BIN)/snakemake --cores all results/pbmc68k/model
-	$(BIN)/bdm power results/pbmc68k/model config/example-design.yaml results/pbmc68k/power/example-design
+	$(BIN)/bdm power results/pbmc68k/model config/example-power.yaml results/pbmc68k/power/example-design
 	@echo "The results are in $(CURDIR)/results/pbmc68k/power/example-design: power.png, power.csv"
 
 test: $(INSTALLED)
