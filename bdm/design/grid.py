@@ -113,8 +113,8 @@ def design_at(design: "Design", point: Point, *, repeat: int) -> "Design":
     )
 
 
-def scaled(cells: int | dict[str, int], total: int) -> int | dict[str, int]:
-    """Scale numbers of cells by type to a total."""
+def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
+    """Scale numbers of cells by type to a total; learned numbers become the total."""
     if not isinstance(cells, dict):
         return total
     before = sum(cells.values())
