@@ -71,6 +71,7 @@ def model_card(
         data=data_rows(model, given),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
+        has_donors=model.donor_effects is not None,
         types=[(markdown(name), f"{n:,}", n_populations) for name, n, n_populations in type_rows(model)],
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
@@ -109,11 +110,15 @@ def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]
     added = [extension.name for extension in model.extensions]
     given = model.hierarchy.provenance.get("ontology", "given by the user")
     tree = given if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
+    effects, donors = model.donor_effects, ""
+    if effects is not None:
+        donors = f"{effects.n_donors:,}, in the column {code(keys['donor_key'])}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         "genes": f"{len(model.autoencoder.genes):,}",
         "column of cell types": code(model.label_key) if model.label_key else "none: cells without labels",
         "batches": f"{len(batches)}, in the column {code(batch_key)}" if batches else "none",
+        "donors": donors,
         "tree of cell types": tree,
         "added by extensions": markdown(listed(added)),
         "license": markdown(license or "not given"),
