@@ -1,6 +1,9 @@
 """Power analyses: grids of designed experiments, what tests find in them, and what is written."""
 
 import logging
+import re
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,14 +12,16 @@ import yaml
 
 from bdm import pl
 from bdm.cli import app
-from bdm.design.grid import Point, design_at, points_of
+from bdm.design.grid import EXPRESSION_METHODS, Point, design_at, points_of
 from bdm.design.read import read_design
 from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.plotting.power import METHOD_LABELS, power_figure
 from bdm.power.analysis import PowerAnalysis, interval, merged_parts, power_analysis
+from bdm.power.expression import TESTS
 from bdm.power.score import COMPOSITION, score_experiment
 
+ROOT = Path(__file__).parents[1]
 TWO = ["control", "stimulated"]
 CHANGE = {
     "name": "up",
@@ -261,3 +266,11 @@ def test_each_combination_has_a_panel(analysis):
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert len(titles) == 6
     assert titles[0] == "cells of each sample: 100\nfactor of the library size: 0.5"
+
+
+def test_make_compares_tests_on_the_example():
+    planned = subprocess.run(["make", "--dry-run", "example-design"], cwd=ROOT, capture_output=True, text=True).stdout
+    [design] = re.findall(r"bdm power \S+ (\S+) \S+", planned)
+    power = read_design(ROOT / design).power
+    assert power.methods == EXPRESSION_METHODS == tuple(TESTS)
+    assert len(list(points_of(power))) == 3
