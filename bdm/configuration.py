@@ -14,6 +14,7 @@ from bdm.schema import Setting, StageSettings, Unset, bounds, options_of
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
+    DesignFile,
     EvaluationSettings,
     GenerationSettings,
     GeneSets,
@@ -160,6 +161,8 @@ TRANSMUTATION = Section(
     title="each transmutation",
     settings=(Setting.of("to", TargetType, REQUIRED), optional("from", SourceTypes)),
 )
+DESIGN = Section(meaning="", title="each design", settings=(Setting.of("path", DesignFile, REQUIRED),))
+NAMED = {"addition": ADDITION, "transmutation": TRANSMUTATION, "design": DESIGN}
 SECTIONS = {
     "prepare": Section(
         "Choice of cells and genes, and the split into training, validation and test cells.",
@@ -235,6 +238,27 @@ its results are in `results/NAME+ADDITION`. Additions belong to a data set, so g
             )
         },
     ),
+    "simulate": Section(
+        "Experiments to simulate by designs.",
+        "designed experiments",
+        (),
+        description="""\
+[docs/designed_experiments.md](../docs/designed_experiments.md) explains the design files. The cells of the design NAME
+are `results/DATASET/simulated/NAME.h5ad`, and its changed genes `results/DATASET/simulated/NAME_truth.csv`. Designs
+belong to the cell types of a data set, so give them there.
+""",
+        examples=(
+            {
+                "datasets": {
+                    "blood": {
+                        "path": "data/blood.h5ad",
+                        "simulate": {"designs": {"response": {"path": "config/response.yaml"}}},
+                    }
+                }
+            },
+        ),
+        named={"designs": ("design", "The designs by name (letters, digits, `_` and `-`); each is as below.")},
+    ),
     "evaluate": Section(
         "The comparison of generated cells with test cells.",
         "generated cells and test cells",
@@ -275,10 +299,7 @@ def schema() -> Schema:
     sections = {"dataset": dataset}
     for name, section in SECTIONS.items():
         sections[name] = section.schema
-        sections |= {
-            part: {"addition": ADDITION, "transmutation": TRANSMUTATION}[part].schema
-            for part, _ in section.named.values()
-        }
+        sections |= {part: NAMED[part].schema for part, _ in section.named.values()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration",

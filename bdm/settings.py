@@ -49,6 +49,7 @@ NewTypes = Annotated[
 UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on these cells.", Unset("none")]
 MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
+DesignFile = Annotated[Path, MinLen(1), "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]

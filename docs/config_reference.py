@@ -15,6 +15,7 @@ README = ROOT / "config" / "README.md"
 Schema = dict[str, Any]
 NOTE = "# Written from the settings of bdm: change bdm/settings.py, and run `make config`.\n"
 HEADINGS = {"dataset": "## `datasets`", "addition": "### `additions`", "transmutation": "### `transmutations`"}
+HEADINGS |= {"design": "### `designs`"}
 KINDS = {
     "array": "list of texts",
     "boolean": "true or false",

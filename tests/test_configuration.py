@@ -15,12 +15,14 @@ from test_workflow import ROOT, SCHEMA, SECTIONS, snakemake, write_config
 # A data set, and the one that it grows to, which has its settings.
 MINE, GROWN = "mine", "mine+more"
 FILES = ["cells.h5ad", "more.h5ad", "other.h5ad", "labels.csv", "genes.txt", "tree.nwk", "markers.csv", "sets.gmt"]
+FILES += ["design.yaml", "other.yaml"]
 CONFIG = {
     "datasets": {
         MINE: {
             "path": "cells.h5ad",
             "extend": {"additions": {"more": {"path": "more.h5ad"}}},
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
+            "simulate": {"designs": {"here": {"path": "design.yaml"}}},
         }
     }
 }
@@ -32,11 +34,12 @@ INTERPRET = {"interpret"} | REPORT
 TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
 TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
+SIMULATE = {"simulate here"} | REPORT
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
-EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS
-HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS
-TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS
+EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
+HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS | SIMULATE
+TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS | SIMULATE
 AUTOENCODER = {"autoencoder", "hierarchy", "hierarchy_flat"} | TRAIN
 PREPARE = {"prepare"} | AUTOENCODER
 
@@ -49,7 +52,10 @@ def both(rules: set[str], of_grown: set[str] | None = None) -> dict[str, set[str
 # chosen where there are any.
 CHANGES = {
     "seed": (3, both(PREPARE, EXTEND)),
-    "datasets": ({**CONFIG["datasets"], "new": {"path": "other.h5ad"}}, {"new": PREPARE - TRANSMUTATIONS | REPORT}),
+    "datasets": (
+        {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
+        {"new": PREPARE - TRANSMUTATIONS - SIMULATE | REPORT},
+    ),
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
     "dataset/batch_key": ("donor", both(PREPARE, EXTEND)),
@@ -102,6 +108,11 @@ CHANGES = {
     "transmute/n_levels": (2, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
     "transmutation/from": (["C"], both(TRANSMUTATION)),
+    "simulate/designs": (
+        {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
+        both({"simulate new"} | REPORT),
+    ),
+    "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
     "evaluate/max_cells_per_type": (5, both(EVALUATE)),
     "interpret/n_genes": (5, both(INTERPRET)),
@@ -128,15 +139,18 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         "dataset": mine,
         "addition": mine["extend"]["additions"]["more"],
         "transmutation": mine["transmute"]["transmutations"]["there"],
+        "design": mine["simulate"]["designs"]["here"],
     }
     if section not in places:
-        places[section] = (mine if own or name in ("transmutations", "additions") else config).setdefault(section, {})
+        places[section] = (mine if own or name in ("transmutations", "additions", "designs") else config).setdefault(
+            section, {}
+        )
     places[section][name] = value
     return config
 
 
 def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs: int = 1) -> dict[str, set[str]]:
-    """Plan the workflow in the working directory: the rules that would run, by data set, with their transmutations."""
+    """Plan the workflow in the working directory: rules that would run, by data set, and what they are of."""
     write_config(Path(), config)
     settings = ResourceSettings(overwrite_scatter={"generate": n_jobs})
     table = io.StringIO()
@@ -148,11 +162,11 @@ def planned_rules(config: dict, *, snakefile: Path = ROOT / "Snakefile", n_jobs:
     planned: dict[str, set[str]] = {}
     for line in table.getvalue().splitlines()[1:]:
         file, _, rule, *_, plan = line.split("\t")
-        result = re.search(r"results/([^/]+)/(?:transmut(?:ed|ation)/(\w+))?", file)
+        result = re.search(r"results/([^/]+)/(?:(?:transmuted|transmutation|simulated)/([a-z]+))?", file)
         if result and plan != "no update":
-            dataset, transmutation = result.groups()
+            dataset, of = result.groups()
             name = rule.removeprefix("bdm_")
-            planned.setdefault(dataset, set()).add(f"{name} {transmutation}" if transmutation else name)
+            planned.setdefault(dataset, set()).add(f"{name} {of}" if of else name)
     return planned
 
 

@@ -215,6 +215,7 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     page = ROOT / "docs/designed_experiments.md"
     blocks = fenced(page)
     [design], [code] = ([content for name, content in blocks if name == language] for language in ("yaml", "python"))
+    assert yaml.safe_load(design) == yaml.safe_load((ROOT / "config/example-experiment.yaml").read_text())
     Path("design.yaml").write_text(design.replace("cells: 500", "cells: 100"))
     small_model.save("model")
     [command] = [line for line in code_lines(page) if line.startswith("bdm simulate")]

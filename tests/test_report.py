@@ -21,6 +21,7 @@ from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS
 from bdm.files import sha256
 from bdm.model.model import load_model
+from bdm.report import experiments
 from bdm.report.page import report_page
 from bdm.report.populations import populations
 from bdm.report.results import Results, read_branches, read_results
@@ -42,6 +43,19 @@ NAMES = {
     "CD19+ B": "../x",
     "Dendritic": "é 日本 🧬 with a name that goes on and on, as those of clusters in atlases do at times_0123456789",
     "CD56+ NK": "it's \"NK\" & {{ co }}<img src=x onerror='window.hacked = 2'>",
+}
+DESIGN = {
+    "samples": {"donors": 2, "conditions": ["control", "treated"], "cells": dict.fromkeys(NAMES.values(), 60)},
+    "changes": [
+        {
+            "name": "<b>up",
+            "condition": "treated",
+            "in": [NAMES["CD19+ B"]],
+            "genes": {"n": 10, "expression": [0.6, 1]},
+            "log2_fold_change": {"distribution": "normal", "mean": 2, "sd": 0.5, "up": 0.5},
+        }
+    ],
+    "doublets": {"rate": 0.05},
 }
 LEFT_OUT, SMALL = "<i>left & out", "CD4+/CD45RA+/CD25- Naive T"  # 13 cells that the user leaves out, and 8
 MANY = 150
@@ -78,6 +92,9 @@ def full(example_cells, tmp_path_factory) -> Path:
     moved, to, of = folder / "transmuted/a.h5ad", NAMES["CD19+ B"], NAMES["CD14+ Monocyte"]
     bdm("transmute", folder / "model", folder / "prepared.h5ad", moved, "--to", to, "--from", of, "--seed", 7)
     bdm("evaluate-transmuted", folder / "prepared.h5ad", folder / "transmutation/a", moved)
+    (folder.parent / "shown.yaml").write_text(json.dumps(DESIGN, ensure_ascii=False), encoding="utf-8")
+    truth = ("--truth", folder / "simulated/shown_truth.csv", "--seed", 7)
+    bdm("simulate", folder / "model", folder.parent / "shown.yaml", folder / "simulated/shown.h5ad", *truth)
     bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
     (folder / "benchmarks/generate").mkdir(parents=True)
     for name, seconds in {"train": 4000.0, "generate/1-of-2": 5.0, "generate/2-of-2": 7.0}.items():
@@ -203,6 +220,20 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
         assert digest in text
     assert "train 1 h 7 min" in re.sub(r" +", " ", text)
     assert "generate 12 s \N{EN DASH}" in re.sub(r" +", " ", text)
+
+
+def test_page_shows_designed_experiments(page, results):
+    text = re.sub(r"\s+", " ", text_of(page))
+    assert "960 cells in 4 samples of 4 donors; conditions: control, treated. 5% of the cells are doublets." in text
+    command = "bdm simulate model shown.yaml simulated/shown.h5ad --truth simulated/shown_truth.csv --seed 7"
+    assert command in text
+    [experiment] = results.experiments.values()
+    [row] = experiments.summary(experiment)["changes"]
+    assert (row["name"], row["n_genes"], row["n_known"]) == ("<b>up", 10, 10)
+    assert row["same_sign"] == 1
+    assert row["correlation"] > 0.9
+    assert f"<b>up mean, treated {NAMES['CD19+ B']} 10" in text
+    assert np.abs(experiment.found - experiment.genes["log2_fold_change"]).max() < 1
 
 
 def test_page_shows_what_was_chosen_and_left_out(page, results):
@@ -387,10 +418,11 @@ def repeated(results: Results, folder: Path) -> None:
 
 
 def test_commands_make_the_same_files(full, results, tmp_path):
+    (tmp_path / "shown.yaml").symlink_to(full.parent / "shown.yaml")
     (tmp_path / "my <i>cells.h5ad").symlink_to(full.parent / "my <i>cells.h5ad")
     repeated(results, tmp_path)
     names = ["prepared.h5ad", "hierarchy.json", "model/model.json", "generated.h5ad", "transmuted/a.h5ad"]
-    for name in [*names, "interpretation/branch_genes.csv", "transmutation/a/scores.csv"]:
+    for name in [*names, "interpretation/branch_genes.csv", "transmutation/a/scores.csv", "simulated/shown.h5ad"]:
         assert sha256(tmp_path / name) == sha256(full / name), name
 
 
@@ -566,7 +598,7 @@ def test_verdicts_are_next_to_their_types(page, results):
 
 
 def test_page_of_less_has_no_empty_sections(results):
-    text = report_page(replace(results, transmutations={}, interpretation={}, cost=results.cost[:0]))
+    text = report_page(replace(results, transmutations={}, experiments={}, interpretation={}, cost=results.cost[:0]))
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["given", "verdict", "hierarchy", "populations", "real", "cost", "cite", "again"]
     assert sorted(re.findall(r'href="#(\w+)"', text)) == sorted(["verdict", "verdict", *sections])

@@ -1,6 +1,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,18 @@ RULES = [
     "report",
 ]
 GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
+SECTIONS = [
+    "prepare",
+    "autoencoder",
+    "hierarchy",
+    "train",
+    "extend",
+    "generate",
+    "transmute",
+    "simulate",
+    "evaluate",
+    "interpret",
+]
 EXTENSION = {
     "extension_report.json",
     "extensions.csv",
@@ -63,6 +75,8 @@ RESULTS = {
     "flat/model/model.json",
     "flat/generated.h5ad",
     "transmuted/b_to_nk.h5ad",
+    "simulated/response.h5ad",
+    "simulated/response_truth.csv",
     "transmutation/b_to_nk/transmutation.json",
     "transmutation/b_to_nk/transmutation.safetensors",
     "transmutation/b_to_nk/scores.csv",
@@ -207,14 +221,27 @@ def test_rule_files_name_an_environment_that_exists():
     ids=["demo", "switches", "files", "genes"],
 )
 def test_commands_take_what_rules_give(tmp_path, sections):
-    for name in ["tree.nwk", "my genes.txt", "my markers.csv", "sets.gmt", "labels.csv", "my cells.h5ad"]:
+    for name in [
+        "tree.nwk",
+        "my genes.txt",
+        "my markers.csv",
+        "sets.gmt",
+        "labels.csv",
+        "my cells.h5ad",
+        "my design.yaml",
+    ]:
         (tmp_path / name).touch()
     transmutations = {"odd": {"to": "it's", "from": ["a b", "c;d"]}, "all": {"to": "x"}}
     data = {"path": "my cells.h5ad", "label_key": "cell type", "batch_key": "donor's", "labels": "labels.csv"}
     config = demo_config(**sections)
-    config["datasets"]["mine"] = {**data, "transmute": {"transmutations": transmutations}}
+    designs = {"mine": {"path": "my design.yaml"}}
+    config["datasets"]["mine"] = {
+        **data,
+        "transmute": {"transmutations": transmutations},
+        "simulate": {"designs": designs},
+    }
     commands = shell_commands(dry_run(tmp_path, config))
-    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 2  # two transmutations, not one
+    assert len(commands) == 1 + 2 * (len(RULES) - 1) + 3  # two transmutations, not one, and a design
     for _, name, *arguments in commands:
         COMMANDS[name].make_context(name, arguments)
     [values] = [
@@ -347,7 +374,13 @@ def test_schema_describes_every_property_and_allows_no_other():
 def test_defaults_are_those_of_the_command(section):
     options = {option.name: option.default for option in COMMANDS[section].params}
     for key, value in properties()[section].items():
-        if key not in ("n_cells", "transmutations", "additions", "leave_out"):  # given otherwise on the command line
+        if key not in (
+            "n_cells",
+            "transmutations",
+            "additions",
+            "designs",
+            "leave_out",
+        ):  # given otherwise on the command line
             assert value["default"] == options[key], key
 
 
@@ -358,6 +391,8 @@ def finished(tmp_path_factory) -> Path:
     config = demo_config(
         autoencoder={"n_steps": 50}, hierarchy={"n_bootstrap": 5}, train={"n_steps": 50}, evaluate={"n_repeats": 1}
     )
+    config["datasets"]["pbmc68k"]["simulate"] = {"designs": {"response": {"path": "design.yaml"}}}
+    shutil.copy(ROOT / "config/example-experiment.yaml", folder / "design.yaml")
     write_config(folder, config)
     done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "2", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -400,12 +435,21 @@ def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
 def test_commands_of_the_report_make_the_same_files(finished, tmp_path, monkeypatch):
     results = finished / "results/pbmc68k"
     (tmp_path / "pbmc68k_reduced.h5ad").symlink_to(finished / "resources/pbmc68k_reduced.h5ad")
+    (tmp_path / "response.yaml").symlink_to(ROOT / "config/example-experiment.yaml")
     monkeypatch.chdir(tmp_path)
     for line in commands(read_results(results)):
         _, name, *arguments = shlex.split(line)
         if not name.startswith("evaluate"):
             app([name, *arguments], standalone_mode=False)
-    for name in ["prepared.h5ad", "hierarchy.json", "model/model.json", "generated.h5ad", "transmuted/b_to_nk.h5ad"]:
+    simulated = ["simulated/response.h5ad", "simulated/response_truth.csv"]
+    for name in [
+        "prepared.h5ad",
+        "hierarchy.json",
+        "model/model.json",
+        "generated.h5ad",
+        "transmuted/b_to_nk.h5ad",
+        *simulated,
+    ]:
         assert sha256(tmp_path / name) == sha256(results / name), name
     assert sha256(tmp_path / "generated.h5ad") in (results / "report.html").read_text()
 

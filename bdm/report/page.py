@@ -22,6 +22,7 @@ from bdm.plotting.tree import view_of
 from bdm.progress import duration
 from bdm.report import plots
 from bdm.report.branches import genes_by_branch, nodes
+from bdm.report.experiments import summary
 from bdm.report.populations import branch_losses, population_scores, populations
 from bdm.report.results import Results
 from bdm.report.settings import (
@@ -181,6 +182,7 @@ def content(results: Results) -> dict[str, Any]:
         "population_scores": population_scores(results, found),
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(evaluation) for evaluation in results.transmutations.values()],
+        "experiments": [summary(experiment) for experiment in results.experiments.values()],
         "extensions": extensions(results),
         "cost": cost(results),
         "commands": commands(results),

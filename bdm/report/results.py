@@ -19,6 +19,7 @@ from bdm.extension.results import FILE, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation
 from bdm.interpretation.tables import branch_genes
 from bdm.model.model import BranchedModel, load_model
+from bdm.report.experiments import Experiment, read_experiments
 from bdm.transmutation.results import TransmutationEvaluation
 
 BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")
@@ -61,6 +62,8 @@ class Results:
         interpreted.
     transmutations
         Evaluations of transmuted cells by name.
+    experiments
+        Simulated experiments by name.
     extensions
         Types that were added to the model; None where none were.
     cost
@@ -81,6 +84,7 @@ class Results:
     interpretation: dict[str, pd.DataFrame]
     interpreted: dict[str, Any]
     transmutations: dict[str, TransmutationEvaluation]
+    experiments: dict[str, Experiment]
     extensions: pd.DataFrame | None
     cost: pd.DataFrame
 
@@ -134,6 +138,7 @@ def read_results(folder: Path) -> Results:
         interpretation=tables_of(interpretation) if interpretation else {},
         interpreted=interpretation.provenance if interpretation else {},
         transmutations={path.parent.name: TransmutationEvaluation.load(path.parent) for path in transmutations},
+        experiments=read_experiments(folder),
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
     )

@@ -193,6 +193,7 @@ def commands(results: Results) -> list[str]:
         f"bdm evaluate {cells} evaluation generated.h5ad{with_model}{options['evaluate']}",
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
+        *_experiments(results, model),
     ]
 
 
@@ -240,6 +241,14 @@ def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
         if how:
             yield f"bdm transmute {model} {cells} {out}{_options(how, defaults)} --seed {how['seed']}"
         yield f"bdm evaluate-transmuted {cells} {folder} {out} --seed {record['seed']}"
+
+
+def _experiments(results: Results, model: str) -> Iterator[str]:
+    for name, experiment in results.experiments.items():
+        design, out, truth = (
+            quote(file) for file in (f"{name}.yaml", f"simulated/{name}.h5ad", f"simulated/{name}_truth.csv")
+        )
+        yield f"bdm simulate {model} {design} {out} --truth {truth} --seed {experiment.seed}"
 
 
 def wanted(results: Results, cells: str) -> str:

@@ -32,7 +32,18 @@ FILES = {
     "interpret/markers": [],
     "interpret/gene_sets": [],
 }
-SECTIONS = ["prepare", "autoencoder", "hierarchy", "train", "extend", "generate", "transmute", "evaluate", "interpret"]
+SECTIONS = [
+    "prepare",
+    "autoencoder",
+    "hierarchy",
+    "train",
+    "extend",
+    "generate",
+    "transmute",
+    "simulate",
+    "evaluate",
+    "interpret",
+]
 
 
 def source(folder):
@@ -215,6 +226,7 @@ def absent_files(wildcards):
     beside old results. Missing input of the target ``all`` ends the run.
     """
     files = {file for dataset in settings["datasets"] for path in FILES for file in named_files(dataset, path)}
+    files |= {design["path"] for of in settings["datasets"].values() for design in of["simulate"]["designs"].values()}
     return [file for file in map(in_place, sorted(files)) if not os.path.exists(file) and not is_made(file)]
 
 
@@ -254,6 +266,17 @@ def results_of_transmutations(wildcards):
         f"results/{wildcards.dataset}/transmutation/{transmutation}/transmutation.json"
         for transmutation in transmutations
     ]
+
+
+def simulated_experiments(wildcards):
+    """Name the cells of all designs of a data set."""
+    designs = setting("simulate/designs")(wildcards)
+    return [f"results/{wildcards.dataset}/simulated/{design}.h5ad" for design in designs]
+
+
+def design_file(wildcards):
+    """Name the file of a design."""
+    return setting("simulate/designs")(wildcards)[wildcards.design]["path"]
 
 
 def extension_report(wildcards):

@@ -6,6 +6,7 @@ rule report:
         evaluation=rules.evaluate.output.evaluation,
         interpretation=rules.interpret.output.interpretation,
         transmutations=results_of_transmutations,
+        experiments=simulated_experiments,
         extension=extension_report,
     output:
         page=report(
