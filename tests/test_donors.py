@@ -143,7 +143,7 @@ def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
     donors = donor_model.model.donors
     assert donors.n_donors == N_DONORS
     donor_model.save(tmp_path / "model")
-    assert "| donors | 6, in the column `donor` |" in (tmp_path / "model/README.md").read_text()
+    assert f"| donors | {N_DONORS}, in the column `donor` |" in (tmp_path / "model/README.md").read_text()
     again = BranchedDiffusion.load(tmp_path / "model").model.donors
     drawn, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
     np.testing.assert_array_equal(drawn.log_expression("type0"), repeated.log_expression("type0"))
