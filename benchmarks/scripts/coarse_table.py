@@ -53,7 +53,10 @@ def counts_of_run(overall: Path) -> pd.DataFrame:
     hierarchy = load_hierarchy(run / "hierarchies/branched.json")
     counts = {"labels": str(len(hierarchy.cell_types)), "populations": str(len(hierarchy.populations))}
     for model in MODELS:
-        branches = pd.read_csv(run / f"models/{model}/branches.csv")
+        table = run / f"models/{model}/branches.csv"
+        if not table.exists():  # the configuration may leave it out
+            continue
+        branches = pd.read_csv(table)
         counts[f"network of {model}"] = f"{branches['kept'].sum()} of {(branches['n_cells'] > 0).sum()} branches"
     return with_run(pd.DataFrame([counts]), overall)
 
@@ -67,7 +70,7 @@ def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def report(scores: pd.DataFrame, counts: pd.DataFrame) -> str:
     """Write all tables as one Markdown text."""
-    by_run = counts.set_index(["data", "seed"])
+    by_run = counts.set_index(["data", "seed"]).sort_index().fillna("")
     parts = [
         "# Coarse labels",
         f"The floor is real training cells, scored as if they had been generated. Numbers are the {OVER_SEEDS}",
