@@ -214,7 +214,7 @@ def test_columns_of_genes_are_kept_with_what_is_missing(example_cells, small_set
 
 def test_model_saved_again_is_the_same(saved, tmp_path):
     BranchedDiffusion.load(saved).save(tmp_path / "again")
-    assert {p.name for p in saved.iterdir()} == set(PARTS)
+    assert {p.name for p in saved.iterdir()} == {*PARTS, "README.md"}  # the card
     for name in PARTS:
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
@@ -231,7 +231,7 @@ def test_nothing_is_unpickled(saved, monkeypatch):
 
 def test_save_replaces_models_alone(small_model, copied, tmp_path):
     small_model.save(copied)
-    assert {path.name for path in copied.iterdir()} == set(PARTS)
+    assert {path.name for path in copied.iterdir()} == {*PARTS, "README.md"}  # the card
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="other content"):

@@ -4,7 +4,13 @@ rule simulate:
         design=design_file,
     output:
         cells="results/{dataset}/simulated/{design}.h5ad",
-        truth="results/{dataset}/simulated/{design}_truth.csv",
+        truth=report(
+            "results/{dataset}/simulated/{design}_truth.csv",
+            caption="../report/truth.rst",
+            category="Designed experiments",
+            subcategory="{dataset}",
+            labels={"result": "{dataset}: genes that change in {design} (table)"},
+        ),
     log:
         "results/{dataset}/logs/simulate_{design}.log",
     benchmark:
