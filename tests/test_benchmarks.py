@@ -954,8 +954,8 @@ def test_extension_changes_no_other_type_where_a_flat_model_does(extended):
     one = table[table["task"] == "one"]
     energy = one[one["cell_type"] != one["added"]].pivot(index="cell_type", columns="set", values="energy")
     assert (energy["extension"] == energy["before"]).all()
-    for trained in ("flat, on the new type", "flat, on everything"):  # better or worse is chance with three small types
-        assert (energy[trained] != energy["flat, before"]).all()
+    assert (energy["flat, on the new type"] != energy["flat, before"]).all()
+    assert energy["flat, on everything"].mean() < energy["flat, on the new type"].mean()
 
 
 @pytest.mark.slow

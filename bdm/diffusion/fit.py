@@ -57,14 +57,14 @@ def fit_denoiser(
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+    everywhere: bool = False,
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells that are drawn from their posteriors, and keep what validates.
 
-    A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells
-    decide on which branches the network is kept: where their loss is lower with it than by the closed form. Neither the
-    network nor the closed form has seen them in this comparison, and training ends early where they gain nothing more.
-    Then the closed form has the moments of all cells; a network that is kept on any branch is trained once more, from
-    the start, on all cells, for the number of steps that was best for the held-out cells.
+    A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells, not
+    seen by the network nor by the closed form, decide when training ends, and on which branches the network is kept:
+    where their loss is lower with it. Then the closed form has the moments of all cells, and a network that is kept
+    anywhere is trained once more on all cells, for the number of steps that was best for the held-out cells.
 
     Parameters
     ----------
@@ -73,12 +73,13 @@ def fit_denoiser(
     validation
         Whether each cell is a validation cell; a tenth of the cells is held out where none is.
     device
-        Name of a device, or a Fabric of several processes, each of which calls this and takes its share of every
-        minibatch.
+        Name of a device, or a Fabric of several processes, which all call this and take shares of every minibatch.
     checkpoint
         File from which an interrupted training continues.
     denoiser
         Class of the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
+    everywhere
+        Keep the network on all branches, trained for all steps, whether held-out cells gain by it or not.
     """
     workers = fabric(device)
     chosen = held_out_mask(cells, validation, seed=seed)
@@ -94,13 +95,12 @@ def fit_denoiser(
     history = train(network, loss, loop, by_group=loss.by_population, validation=held_out.loss, checkpoint=checkpoint)
     # These cells have chosen the step, which favours the network; the noise that did would favour it more
     comparison = with_other_noise.compare(network, n_looks=len(history))
-    kept = torch.from_numpy(comparison.by_branch["kept"].to_numpy())
+    kept = torch.from_numpy(comparison.by_branch["kept"].to_numpy()) | everywhere
     if kept.any():
-        loss = replace(loss, trained=torch.arange(len(cells.population)))
         network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
-        train_again(network, loss, best_step(history, held_out.closed_form), seed=seed, checkpoint=checkpoint)
-    else:
-        network.set_populations(BranchPopulations.of(moments, hierarchy))
+        steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
+        train_again(network, loss.of_all_cells(), steps, seed=seed, checkpoint=checkpoint)
+    network.set_populations(BranchPopulations.of(moments, hierarchy))
     network.learned.copy_(kept)
     branches = comparison.by_branch
     branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
@@ -151,6 +151,10 @@ class MinibatchLoss:
     hierarchy: Hierarchy
     settings: DenoiserSettings
     workers: "Fabric"
+
+    def of_all_cells(self) -> "MinibatchLoss":
+        """Loss with all cells to draw from."""
+        return replace(self, trained=torch.arange(len(self.cells.population)))
 
     @cached_property
     def minibatches(self) -> Minibatches:

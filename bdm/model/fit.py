@@ -111,6 +111,7 @@ def fit_model(
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
     denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+    everywhere: bool = False,
     donors: DonorEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
@@ -125,8 +126,8 @@ def fit_model(
         Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
     checkpoint
         File from which an interrupted training continues.
-    denoiser
-        Class of the network, see :func:`bdm.diffusion.fit.fit_denoiser`.
+    denoiser, everywhere
+        Class of the network, and whether it is kept on all branches, see :func:`bdm.diffusion.fit.fit_denoiser`.
     donors
         How donors differ, see :func:`bdm.donors.effects.fit_donors`.
 
@@ -143,6 +144,7 @@ def fit_model(
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
     how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
+    how["everywhere"] = everywhere
     validation = torch.tensor((split == "validation").to_numpy())
     fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, validation=validation, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)

@@ -59,8 +59,7 @@ def starting_models(cells: AnnData, settings: Settings, *, with_flat: bool, seed
     flat = None
     if with_flat:
         shared = with_shared_decoder_only(first.result, cells)
-        flat = fit_model_of(shared, HierarchySettings(flat=True), settings.denoiser, seed=seed)
-        flat.denoiser.learned.fill_(True)
+        flat = fit_model_of(shared, HierarchySettings(flat=True), settings.denoiser, everywhere=True, seed=seed)
     return StartingModels(Timed(branched.result, first.seconds + branched.seconds), flat)
 
 

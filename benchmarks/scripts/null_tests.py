@@ -1,6 +1,5 @@
 """P-values of tests between two groups of donors that differ by chance alone."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,6 @@ def main(cells: Path, out: Path, *, n_donors: int = 6, n_splits: int = 30, name:
 
     Cells have raw counts in X, and obs has donor and cell_type.
     """
-    logging.disable(logging.INFO)
     adata = read_cells(cells)
     tables = []
     for split in range(n_splits):

@@ -44,7 +44,9 @@ def with_shared_decoder_only(of: Encoded, cells: AnnData) -> Encoded:
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
-def fit_model_of(of: Encoded, hierarchy: HierarchySettings, denoiser: DenoiserSettings, *, seed: int) -> BranchedModel:
-    """Make the hierarchy of encoded cells, and train the model."""
+def fit_model_of(
+    of: Encoded, hierarchy: HierarchySettings, denoiser: DenoiserSettings, *, everywhere: bool = False, seed: int
+) -> BranchedModel:
+    """Make the hierarchy of encoded cells, and train the model, with its network on all branches if asked to."""
     tree = build_hierarchy(latent_cells(of.latent), hierarchy, seed=seed)
-    return fit_model(of.latent, of.autoencoder, tree, denoiser, seed=seed, provenance={})[0]
+    return fit_model(of.latent, of.autoencoder, tree, denoiser, everywhere=everywhere, seed=seed, provenance={})[0]
