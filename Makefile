@@ -42,7 +42,7 @@ test: $(INSTALLED)
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
+	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) --durations 60
 
 # uv, as pip knows no oldest versions.
 test-oldest: $(BIN)/python
