@@ -637,15 +637,16 @@ def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
     return overall
 
 
+TRAINING = ["branched=autoencoder,train-branched", "scvi=train-scvi"]
+
+
 @pytest.fixture
 def table(tmp_path) -> Path:
     runs = [
         write_run(tmp_path / "blood/0", energy=0.2, seconds=10),
         write_run(tmp_path / "blood/1", energy=0.4, seconds=30),
     ]
-    steps = {"branched": ["autoencoder", "train-branched"], "scvi": ["train-scvi"]}
-    training = [f"{method}={','.join(names)}" for method, names in steps.items()]
-    load("scripts/table.py").main(tmp_path, runs, training=training)
+    load("scripts/table.py").main(tmp_path, runs, training=TRAINING)
     return tmp_path
 
 
@@ -670,6 +671,17 @@ def test_table_for_the_eye(table):
     assert rare == ["blood", "DC", "12", "3", "0.30 (0.20 to 0.40)", "0.30 (0.20 to 0.40)"]
     order = [row[0] for row in rows if row[0] in ("floor", "branched", "scvi")]
     assert order == ["floor", "branched", "scvi"]
+
+
+def test_table_has_the_scores_of_earlier_runs_as_well(table, tmp_path):
+    runs = [write_run(tmp_path / f"again/{path}", energy=0.6, seconds=10) for path in ("blood/1", "skin/0")]
+    load("scripts/table.py").main(tmp_path / "again", runs, training=TRAINING, earlier=table / "table.csv")
+    scores = pd.read_csv(tmp_path / "again/table.csv")
+    energy = scores[(scores["score"] == "energy") & (scores["method"] == "branched")].set_index(["data", "seed"])[
+        "value"
+    ]
+    assert energy.to_dict() == {("blood", 0): 0.2, ("blood", 1): 0.6, ("skin", 0): 0.6}
+    assert "| branched | 0.40 (0.20 to 0.60) |" in (tmp_path / "again/table.md").read_text()
 
 
 def copied(adata: AnnData) -> AnnData:
@@ -781,11 +793,24 @@ def test_coarse_labels_are_reported_beside_the_floor(tmp_path):
     assert scores["blood", "gaussian", 0, "energy_frequent"] == pytest.approx(0.4)  # without the type of 49 test cells
     assert scores["blood", "floor", 1, "energy_frequent"] == pytest.approx(0.2)
     assert scores["blood", "gaussian", 1, "forest_auc"] == 0.7
+    assert scores["blood", "branched-labels", 1, "kept"] == 1
     assert "f1" not in scores.index.get_level_values("score")
     text = (tmp_path / "coarse.md").read_text()
     assert "| blood | 1 | 2 | 3 | 0 of 2 branches | 1 of 2 branches |" in text
     assert "## Forest AUC\n\n| data | floor | branched | gaussian |" in text
     assert "| blood | 0.20 (0.20 to 0.20) | 0.40 (0.40 to 0.40) | 0.50 (0.40 to 0.60) |" in text
+
+
+def test_coarse_labels_of_earlier_runs_are_reported_as_well(tmp_path):
+    script = load("scripts/coarse_table.py")
+    script.main(tmp_path / "blood.csv", tmp_path / "blood.md", [write_coarse_run(tmp_path / "blood/0", energy=0.3)])
+    skin = [write_coarse_run(tmp_path / "skin/2", energy=0.6)]
+    script.main(tmp_path / "both.csv", tmp_path / "both.md", skin, earlier=tmp_path / "blood.csv")
+    text = (tmp_path / "both.md").read_text()
+    assert "| blood | 0 | 2 | 3 | 0 of 2 branches | 1 of 2 branches |" in text
+    assert "| skin | 2 | 2 | 3 | 0 of 2 branches | 1 of 2 branches |" in text
+    assert "| blood | 0.20 | 0.40 | 0.40 |" in text
+    assert "| skin | 0.20 | 0.40 | 0.60 |" in text
 
 
 def test_network_is_reported_by_losses_and_scores(tmp_path):

@@ -1,12 +1,13 @@
 """Collect the scores of cells with coarse labels, one table a score, with the floor beside all methods."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import typer
 from as_text import OVER_SEEDS, markdown, over_seeds
-from table import FLOOR, KEYS, scores_by_type, with_run
+from table import FLOOR, KEYS, scores_by_type, with_earlier, with_run
 
 from bdm.hierarchy.files import load_hierarchy
 
@@ -25,18 +26,34 @@ MODELS = ["branched", "branched-labels"]  # whose branches with a network are co
 
 
 def scores_of_run(overall: Path) -> pd.DataFrame:
-    """Scores of one run: data, method, seed, score and value.
+    """Scores and counts of one run: data, method, seed, score and value.
 
     Parameters
     ----------
     overall
-        ``DATA/SEED/evaluation/overall.csv``, by ``bdm evaluate``.
+        ``DATA/SEED/evaluation/overall.csv``, by ``bdm evaluate``, with the models beside ``evaluation``.
     """
     table = pd.read_csv(overall, index_col="metric")
     table.loc[FREQUENT_ENERGY] = energy_of_frequent_types(scores_by_type(overall))
     table = table.rename_axis("score").reindex(list(SCORES))
     tidy = table.melt(var_name="method", ignore_index=False).dropna().reset_index()
-    return with_run(tidy, overall)[[*KEYS, "score", "value"]]
+    return with_run(pd.concat([tidy, counts_of_run(overall.parents[1])]), overall)[[*KEYS, "score", "value"]]
+
+
+def counts_of_run(run: Path) -> pd.DataFrame:
+    """Count the labels and populations of one run, and the branches of each model and those with a network."""
+    hierarchy = load_hierarchy(run / "hierarchies/branched.json")
+    counts = [
+        ("branched", "labels", len(hierarchy.cell_types)),
+        ("branched", "populations", len(hierarchy.populations)),
+    ]
+    for model in MODELS:
+        table = run / f"models/{model}/branches.csv"
+        if not table.exists():  # the configuration may leave it out
+            continue
+        branches = pd.read_csv(table)
+        counts += [(model, "branches", (branches["n_cells"] > 0).sum()), (model, "kept", branches["kept"].sum())]
+    return pd.DataFrame(counts, columns=["method", "score", "value"])
 
 
 def energy_of_frequent_types(by_type: pd.DataFrame) -> pd.Series:
@@ -47,18 +64,16 @@ def energy_of_frequent_types(by_type: pd.DataFrame) -> pd.Series:
     )
 
 
-def counts_of_run(overall: Path) -> pd.DataFrame:
-    """Count the labels and populations of one run, and the branches on which models use their network, as text."""
-    run = overall.parents[1]
-    hierarchy = load_hierarchy(run / "hierarchies/branched.json")
-    counts = {"labels": str(len(hierarchy.cell_types)), "populations": str(len(hierarchy.populations))}
+def count_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the labels and populations of each run, and the branches on which models use their network."""
+    counts = scores.pivot_table(index=["data", "seed"], columns=["method", "score"], values="value")
+    table = counts["branched"][["labels", "populations"]].astype(int).astype(str)
     for model in MODELS:
-        table = run / f"models/{model}/branches.csv"
-        if not table.exists():  # the configuration may leave it out
-            continue
-        branches = pd.read_csv(table)
-        counts[f"network of {model}"] = f"{branches['kept'].sum()} of {(branches['n_cells'] > 0).sum()} branches"
-    return with_run(pd.DataFrame([counts]), overall)
+        if model in counts:
+            kept, all_of_them = counts[model]["kept"], counts[model]["branches"]
+            text = [f"{k:.0f} of {n:.0f} branches" if n == n else "" for k, n in zip(kept, all_of_them, strict=True)]
+            table[f"network of {model}"] = text
+    return table
 
 
 def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -68,13 +83,12 @@ def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
     return table[[FLOOR, *table.columns.drop(FLOOR)]]
 
 
-def report(scores: pd.DataFrame, counts: pd.DataFrame) -> str:
+def report(scores: pd.DataFrame) -> str:
     """Write all tables as one Markdown text."""
-    by_run = counts.set_index(["data", "seed"]).sort_index().fillna("")
     parts = [
         "# Coarse labels",
         f"The floor is real training cells, scored as if they had been generated. Numbers are the {OVER_SEEDS}",
-        markdown(by_run),
+        markdown(count_table(scores)),
     ]
     for score, name in SCORES.items():
         if (scores["score"] == score).any():
@@ -82,12 +96,17 @@ def report(scores: pd.DataFrame, counts: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(out: Path, text: Path, overall: list[Path]) -> None:
+def main(
+    out: Path,
+    text: Path,
+    overall: list[Path],
+    *,
+    earlier: Annotated[Path | None, typer.Option(help="coarse.csv of other runs, to be shown as well.")] = None,
+) -> None:
     """Write all scores, and their overview as Markdown."""
-    scores = pd.concat([scores_of_run(path) for path in overall])
+    scores = with_earlier(pd.concat([scores_of_run(path) for path in overall]), earlier)
     scores.to_csv(out, index=False, float_format="%.6g")
-    counts = pd.concat([counts_of_run(path) for path in overall])
-    text.write_text(report(scores, counts), encoding="utf-8")
+    text.write_text(report(scores), encoding="utf-8")
 
 
 if __name__ == "__main__":

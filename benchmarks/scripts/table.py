@@ -50,6 +50,15 @@ def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame
     return with_run(tidy, overall)[[*KEYS, "score", "value"]]
 
 
+def with_earlier(scores: pd.DataFrame, earlier: Path | None) -> pd.DataFrame:
+    """Put the scores of earlier runs first, without those that ran again."""
+    if earlier is None:
+        return scores
+    before = pd.read_csv(earlier)
+    again = pd.MultiIndex.from_frame(before[KEYS]).isin(pd.MultiIndex.from_frame(scores[KEYS]))
+    return pd.concat([before[~again], scores], ignore_index=True)
+
+
 def scores_by_type(overall: Path) -> pd.DataFrame:
     """Scores by type of one run, a row for each method and type."""
     table = pd.read_csv(overall.with_name("by_type.csv")).rename(columns={"set": "method"})
@@ -75,11 +84,12 @@ def cost(times: Path, method: str, training: list[str]) -> dict[str, float]:
     }
 
 
-def overview(scores: pd.DataFrame, data: str) -> pd.DataFrame:
+def overview(scores: pd.DataFrame, data: str, methods: list[str]) -> pd.DataFrame:
     """Methods x scores of one data set, for the eye; the floor first."""
     of_data = scores[(scores["data"] == data) & scores["score"].isin(SCORES)]
-    table = of_data.groupby(["method", "score"], sort=False)["value"].agg(over_seeds).unstack(fill_value="")
-    return table.reindex(columns=SCORES, fill_value="").rename(columns=SCORES)
+    table = of_data.groupby(["method", "score"])["value"].agg(over_seeds).unstack(fill_value="")
+    rows = pd.Index([method for method in (FLOOR, *methods) if method in table.index], name="method")
+    return table.reindex(rows, columns=SCORES, fill_value="").rename(columns=SCORES)
 
 
 def rare_types(by_type: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -89,11 +99,11 @@ def rare_types(by_type: pd.DataFrame, score: str) -> pd.DataFrame:
     return rare.groupby([*rows, "method"], sort=False)[score].agg(over_seeds).unstack(fill_value="")
 
 
-def report(scores: pd.DataFrame, by_type: pd.DataFrame) -> str:
+def report(scores: pd.DataFrame, by_type: pd.DataFrame, methods: list[str]) -> str:
     """Write all tables as one Markdown text."""
     parts = ["# Scores on held-out cells", f"The floor is real training cells. Numbers are the {OVER_SEEDS}"]
     for data in scores["data"].unique():
-        parts += [f"## {data}", markdown(overview(scores, data))]
+        parts += [f"## {data}", markdown(overview(scores, data, methods))]
     parts += [f"# Rare types: fewer than {RARE} training cells"]
     for score, label in RARE_SCORES.items():
         parts += [f"## {label}", markdown(rare_types(by_type, score))]
@@ -105,15 +115,16 @@ def main(
     overall: list[Path],
     *,
     training: Annotated[list[str], typer.Option(help="Steps that a method trains in.", metavar="METHOD=STEP,STEP")],
+    earlier: Annotated[Path | None, typer.Option(help="table.csv of other runs, to be shown as well.")] = None,
 ) -> None:
     """Write ``table.csv``, ``by_type.csv`` and ``table.md``."""
     steps = {method: names.split(",") for method, names in (item.split("=") for item in training)}
-    scores = pd.concat([scores_of_run(path, steps) for path in overall])
+    scores = with_earlier(pd.concat([scores_of_run(path, steps) for path in overall]), earlier)
     by_type = pd.concat([scores_by_type(path) for path in overall])
     scores.to_csv(out / "table.csv", index=False, float_format="%.6g")
     first = [*KEYS, "cell_type"]
     by_type[[*first, *by_type.columns.drop(first)]].to_csv(out / "by_type.csv", index=False, float_format="%.6g")
-    (out / "table.md").write_text(report(scores, by_type), encoding="utf-8")
+    (out / "table.md").write_text(report(scores, by_type, list(steps)), encoding="utf-8")
 
 
 if __name__ == "__main__":
