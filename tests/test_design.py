@@ -134,6 +134,7 @@ INVALID = {
     "depth of no condition": ({"depth": {"factor": {"cold": 0.5}}}, "depth.factor: there is no condition 'cold'"),
     "doublets": ({"doublets": {"rate": 1.5}}, "rate is 1.5"),
     "ambient": ({"ambient": {"share": 1}}, "share is 1, but must be at least 0 and below 1."),
+    "empty droplets": ({"ambient": {"empty_counts": -1}}, "ambient: empty_counts is -1, but must be at least 0."),
     "empty profile": ({"ambient": {"profile": {"CD3D": 0}}}, "no gene with a weight above 0"),
     "seed": ({"seed": -1}, "seed is -1"),
 }

@@ -468,6 +468,29 @@ def test_ambient_rna_of_a_given_profile(small_model):
     assert ambient.X[:, others].sum() == pytest.approx(0.5 * null.X[:, others].sum(), rel=0.03)
 
 
+def test_empty_droplets_have_the_ambient_profile(small_model):
+    ambient = {"share": 0.1, "profile": {"HLA-DRA": 3, "CD3D": 1}, "empty_counts": 4000}
+    cells, again = (simulate(small_model, ambient=ambient) for _ in range(2))
+    empty = cells.varm["empty_droplets"]
+    assert empty.equals(again.varm["empty_droplets"])
+    assert list(empty) == list(cells.varm["ambient"])
+    assert (empty.sum() == 4000).all()
+    assert (empty.loc["HLA-DRA"] / 4000).to_numpy() == pytest.approx(0.75, abs=0.03)
+    assert empty.loc[["HLA-DRA", "CD3D"]].sum().eq(4000).all()
+    assert not empty["sample-1"].equals(empty["sample-2"])
+    without = simulate(small_model, ambient=ambient | {"empty_counts": 0})
+    assert "empty_droplets" not in without.varm
+    assert (without.X != cells.X).nnz == 0
+
+
+def test_empty_droplets_without_ambient_rna_in_the_cells(small_model, tmp_path):
+    experiment = experiment_of(small_model, ambient={"empty_counts": 500})
+    write_cells(tmp_path / "cells.h5ad", simulated_cells(experiment), {})
+    cells = ad.read_h5ad(tmp_path / "cells.h5ad")
+    assert (cells.varm["empty_droplets"].sum() == 500).all()
+    assert (cells.X != simulate(small_model).X).nnz == 0
+
+
 # ---- donors that the model has learned
 
 

@@ -288,6 +288,9 @@ class Ambient(StageSettings):
         Ge(0),
         "Weights of genes in ambient RNA; or `learned`, the mean expression of the sample's cells.",
     ] = LEARNED
+    empty_counts: Annotated[
+        int, Ge(0), "Counts in the empty droplets of each sample, which are ambient RNA alone; they are summed by gene."
+    ] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
 from bdm.design.experiment import Experiment, ambient_profiles
 from bdm.design.samples import expected_proportions
+from bdm.seeds import numpy_generator
 
 EVERY_CONDITION = ""  # of changes that distinguish cell types, in all conditions
 
@@ -52,6 +53,8 @@ class Truth:
         Each sample with its donor, condition, batch, ``n_cells`` and ``depth_factor``.
     ambient
         Share of each gene in the ambient RNA of each sample, genes x samples; None without ambient RNA.
+    empty_droplets
+        Counts of each gene in the empty droplets of each sample, genes x samples; None without empty droplets.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -59,16 +62,18 @@ class Truth:
     composition: pd.DataFrame
     samples: pd.DataFrame
     ambient: pd.DataFrame | None
+    empty_droplets: pd.DataFrame | None
 
     def varm(self) -> dict[str, pd.DataFrame]:
-        """Tables of genes, for ``varm``: log2 fold changes by cell type, and ambient RNA by sample."""
+        """Tables of genes, for ``varm``: log2 fold changes by cell type; ambient RNA and empty droplets by sample."""
         found = {
             "_".join(filter(None, ("log2_fold_change", writable_name(of.condition)))): of.log2_fold_change.rename(
                 columns=writable_name
             )
             for of in self.comparisons
         }
-        return found if self.ambient is None else {**found, "ambient": self.ambient}
+        by_sample = {"ambient": self.ambient, "empty_droplets": self.empty_droplets}
+        return found | {name: table for name, table in by_sample.items() if table is not None}
 
     def tables(self) -> dict[str, Any]:
         """Tables for ``uns``, by name."""
@@ -84,8 +89,21 @@ def truth_of(experiment: Experiment) -> Truth:
     comparisons = tuple(comparisons_of(experiment))
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
     samples = experiment.samples.assign(n_cells=n_cells.reindex(experiment.samples.index).fillna(0).astype(int))
-    ambient = ambient_profiles(experiment).T if experiment.design.ambient.share else None
-    return Truth(comparisons, changed_genes(experiment, comparisons), composition_of(experiment), samples, ambient)
+    changed, composition = changed_genes(experiment, comparisons), composition_of(experiment)
+    return Truth(comparisons, changed, composition, samples, *ambient_rna(experiment))
+
+
+def ambient_rna(experiment: Experiment) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Give the shares of genes in the ambient RNA of each sample, and sample the counts of its empty droplets."""
+    ambient, seed = experiment.design.ambient, experiment.design.seed
+    if not (ambient.share or ambient.empty_counts):
+        return None, None
+    profiles = ambient_profiles(experiment).T
+    counts = {
+        name: numpy_generator(seed, "empty droplets", str(name)).multinomial(ambient.empty_counts, profile)
+        for name, profile in profiles.items()
+    }
+    return profiles, pd.DataFrame(counts, index=profiles.index) if ambient.empty_counts else None
 
 
 def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
