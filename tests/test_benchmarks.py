@@ -129,6 +129,7 @@ def planned(tmp_path_factory) -> str:
         "many",
         "network",
         "populations",
+        "sharing",
         "threshold",
         "transmute",
         "tree",
@@ -169,6 +170,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["train_peer"] == (len(DATASETS) + len(COARSE)) * len(PEERS) * len(SEEDS)
     n_augmented = len(CONFIG["augment"]["datasets"]) + len(CONFIG["augment"]["made_rare"])
     assert jobs["augment_run"] == n_augmented * len(SEEDS)
+    assert jobs["sharing_evaluate"] == len(CONFIG["sharing"]["runs"])
+    assert jobs["sharing_train"] == jobs["sharing_cost"] == 2 * jobs["sharing_evaluate"]
     threshold = CONFIG["threshold"]
     assert jobs["cost"] == len(threshold["datasets"]) * len(SEEDS) * (len(threshold["values"]) + 1)
 
@@ -199,7 +202,16 @@ def test_commands_take_what_rules_give(planned):
         *("table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "hold_out", "tree", "tree_table"),
-        *("many_cells", "many_table", "coarse_table", "populations", "populations_table", "verdicts", "verdicts_table"),
+        *(
+            "many_cells",
+            "many_table",
+            "sharing_table",
+            "coarse_table",
+            "populations",
+            "populations_table",
+            "verdicts",
+            "verdicts_table",
+        ),
         *("atlas", "atlas_table", "network_table", "null_tests", "null_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
@@ -1065,6 +1077,26 @@ def test_atlas_is_simulated_on_disk(tmp_path):
     assert np.median(cells.X.sum(axis=1).A1) == pytest.approx(150, rel=0.1)
     run("scripts/atlas.py", tmp_path / "again.h5ad", "--n-cells", 2500, "--n-types", 4, "--n-genes", 300)
     assert (anndata.read_h5ad(tmp_path / "again.h5ad").X != cells.X).nnz == 0
+
+
+def test_shared_ancestors_are_compared_with_a_flat_model(tmp_path):
+    folder = tmp_path / "many/2_types/sharing"
+    (folder / "evaluation").mkdir(parents=True)
+    rows = "energy,0.2,0.01,0.1\nforest_auc,0.6,0.5,0.55\nf1,1,1,1\n"
+    (folder / "evaluation/overall.csv").write_text(f"metric,branched,floor,flat\n{rows}")
+    for name, evaluations in {"branched": 9, "flat": 12}.items():
+        (folder / f"{name}_cost.csv").write_text(f"evaluations,milliseconds\n{evaluations},2\n")
+    leaves = tuple(Branch(name, "node 1", 0, 3) for name in ("T", "B"))
+    tree = Hierarchy((Branch("node 1", None, 3, 10), *leaves), sigma_max=20, threshold=0.9)
+    save_hierarchy(folder / "branched.json", tree)
+    load("scripts/sharing_table.py").main(tmp_path / "sharing.csv", tmp_path / "sharing.md", [folder])
+    table = pd.read_csv(tmp_path / "sharing.csv").set_index("method")
+    assert table["types"].unique().tolist() == [2]
+    assert table["evaluations"].dropna().to_dict() == {"branched": 9, "flat": 12}
+    text = (tmp_path / "sharing.md").read_text()
+    assert "| evaluations per cell, ratio | 0.75 |" in text
+    assert "| ms per cell, ratio | 1.00 |" in text
+    assert "| forest AUC, flat | 0.55 |" in text
 
 
 def test_costs_are_reported_by_number_of_cells(run_of_many, tmp_path):
