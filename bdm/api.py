@@ -1,7 +1,7 @@
 """The Python API: a model that is made from raw counts, fitted, extended, saved and loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from anndata import AnnData
 
+from bdm.audit.settings import AuditSettings
 from bdm.data.prepare import prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -24,12 +25,13 @@ from bdm.model.fit import Checkpoints, fit
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import load_model
 from bdm.provenance import provenance, storable
-from bdm.settings import InputKeys, PrepareSettings, Settings
+from bdm.settings import FitSettings, InputKeys, PrepareSettings, Settings
 from bdm.text import counted, listed
 from bdm.threads import using_threads
 from bdm.training import fabric
 
 if TYPE_CHECKING:
+    from bdm.audit.results import Audit
     from bdm.design.settings import Design
     from bdm.evaluation.results import Evaluation
     from bdm.extension.extend import FittedExtension
@@ -164,6 +166,54 @@ class BranchedDiffusion(FittedModel):
         self.fitted, self.history = found.model, found.history
         self.interpretation, self.last_extension = None, ()
         return self
+
+    @computing
+    def audit(
+        self,
+        *,
+        n_folds: int = AuditSettings.n_folds,
+        donor_key: str | None = None,
+        by_cell: bool = False,
+        cells_only: bool = False,
+        models: Path | str | None = None,
+    ) -> "Audit":
+        """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
+
+        Models with the settings of this one are fitted to parts of its cells; this one is not used, and need not be
+        fitted. See the page on audits.
+
+        Parameters
+        ----------
+        n_folds
+            Number of divisions of the donors into members, reference and non-members.
+        donor_key
+            Column of ``obs`` with the donor; the donors of the model, if not given. Without any, cells are audited.
+        by_cell
+            Audit cells, although there are donors.
+        cells_only
+            Attack generated cells only, not the models, which takes the fit of a second model in each fold.
+        models
+            Folder of the models of the folds, which are read from it, or fitted and written there.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than six donors, a cell type has too few of them, or the model was loaded from a folder.
+        """
+        from bdm.generation.audited import AuditedModels, audit_models
+
+        if self.settings is None:
+            raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
+        checked = AuditSettings(n_folds=n_folds, donor_key=donor_key, by_cell=by_cell, cells_only=cells_only)
+        folder = None if models is None else Path(models)
+        how = AuditedModels(
+            fit=FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)}),
+            tree=self.tree,
+            folder=folder,
+            device=self.device,
+            seed=self.seed,
+        )
+        return audit_models(self._cells(), checked, how)
 
     @computing
     def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:

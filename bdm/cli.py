@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from bdm import __version__
+from bdm.commands.audit import audit
+from bdm.commands.audit_folds import audit_folds
 from bdm.commands.autoencoder import autoencoder
 from bdm.commands.base import Summary, command_with_summary
 from bdm.commands.card import card
@@ -21,6 +23,7 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.merge import merge
+from bdm.commands.merge_audit import merge_audit
 from bdm.commands.merge_power import merge_power
 from bdm.commands.options import Command
 from bdm.commands.plot_tree import plot_tree
@@ -39,7 +42,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Generate": {generate: True, merge: False, transmute: True, simulate: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True, merge_power: False},
-    "Share": {card: False},
+    "Share": {audit: True, merge_audit: False, audit_folds: False, card: False},
 }
 
 app = typer.Typer(

@@ -31,6 +31,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.agreement import agreement_figure
 from bdm.plotting.ancestral_states import ancestral_states_figure, paths_figure, plot_ancestral_umap
+from bdm.plotting.audit import audit
 from bdm.plotting.branches import MAX_GENES, branch_genes_figure, plot_branch, plot_commitment
 from bdm.plotting.evaluation import (
     LABELS,
@@ -59,6 +60,7 @@ __all__ = [
     "agreement",
     "ancestral_states",
     "ancestral_umap",
+    "audit",
     "branch_genes",
     "commitment",
     "genes",

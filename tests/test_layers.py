@@ -11,6 +11,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"threads", "checkpoint", "training", "processes", "embedding"},
     {"data", "schema", "settings", "configuration"},
     {"evaluation"},  # compares cells, whatever they come from
+    {"audit"},  # attacks cells, whatever they come from
     {"autoencoder"},
     {"latent"},
     {"donors"},

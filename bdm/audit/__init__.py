@@ -1,0 +1,1 @@
+"""Audits of generated cells: what attacks can tell about who was in the training data."""

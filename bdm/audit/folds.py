@@ -1,0 +1,226 @@
+"""Folds of an audit: units, which are donors or cells, divided into members, reference and non-members."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.audit.settings import AuditSettings
+from bdm.data.columns import group_column, without_unused_categories
+from bdm.data.filters import split_by_type
+from bdm.data.matrix import take_cells
+from bdm.errors import InputError
+from bdm.seeds import derive, numpy_generator
+from bdm.settings import PrepareSettings
+from bdm.text import counted
+
+PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
+FEWEST_DONORS = 6  # two in each part; with fewer, every attack is right by chance in a third of folds or more
+FEWEST_CELLS = 3  # of a cell type in each part
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is in the training data as a whole, or not: donors, or cells.
+
+    Attributes
+    ----------
+    code
+        Number of each cell's unit.
+    cell_type
+        Name of each cell's type.
+    are_donors
+        Whether units are donors.
+    """
+
+    code: np.ndarray
+    cell_type: np.ndarray
+    are_donors: bool
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
+        """Find the units of prepared cells.
+
+        Raises
+        ------
+        InputError
+            If there is no such column of donors, there are fewer than six donors, two of their names are nearly the
+            same, or a cell has none.
+        """
+        cell_type = obs["cell_type"].to_numpy(dtype=str)
+        key = settings.donor_key or ("donor" if "donor" in obs else None)
+        if key is None or settings.by_cell:
+            return cls(np.arange(len(obs)), cell_type, are_donors=False)
+        donors = group_column(obs, key, argument="donor_key")
+        names = donors.cat.remove_unused_categories().cat.categories
+        check_donors(names, key)
+        return cls(names.get_indexer(donors), cell_type, are_donors=True)
+
+    @property
+    def noun(self) -> str:
+        """What a unit is."""
+        return "donor" if self.are_donors else "cell"
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return int(self.code.max()) + 1
+
+    def has_type(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find which units have cells of which type, among some cells.
+
+        Returns
+        -------
+        Numbers of the units with such cells, and a mask of these units x cell types.
+        """
+        units, unit = np.unique(self.code[cells], return_inverse=True)
+        names, cell_type = np.unique(self.cell_type[cells], return_inverse=True)
+        found = np.zeros((len(units), len(names)), dtype=bool)
+        found[unit, cell_type] = True
+        return units, found
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A division of all cells.
+
+    Attributes
+    ----------
+    number
+        From 1.
+    part
+        Part of each cell, one of ``PARTS``.
+    half
+        Half (0 or 1) of the reference that each of its cells is in, -1 for other cells: without the model, cells of one
+        half take the place of generated cells, and show what chance finds.
+    unit
+        Number of each cell's unit, in an order that does not depend on names.
+    """
+
+    number: int
+    part: np.ndarray
+    half: np.ndarray
+    unit: np.ndarray
+
+    def rows(self, part: str) -> np.ndarray:
+        """Find the cells of a part."""
+        return np.flatnonzero(self.part == part)
+
+
+def folds_of(obs: pd.DataFrame, settings: AuditSettings, *, seed: int) -> list[Fold]:
+    """Divide prepared cells into members, reference and non-members, once for each fold.
+
+    The parts have as equal numbers of units as possible, and of units with cells of each type, the rarest first.
+
+    Raises
+    ------
+    InputError
+        If the units are not usable, see :meth:`Units.of`, or a cell type has too few of them for the three parts.
+    """
+    units = Units.of(obs, settings)
+    folds = [fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1)]
+    for fold in folds:
+        check_types(units, fold)
+    return folds
+
+
+def fold_of(units: Units, number: int, *, seed: int) -> Fold:
+    """Divide units for one fold."""
+    rng = numpy_generator(seed, "fold", number)
+    everyone = np.arange(len(units.code))
+    part = np.array(PARTS)[divided(units, everyone, len(PARTS), rng)]
+    half = np.full(len(units.code), -1)
+    reference = np.flatnonzero(part == REFERENCE)
+    half[reference] = divided(units, reference, 2, rng)
+    return Fold(number, part, half, rng.permutation(units.n_units)[units.code])
+
+
+def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> np.ndarray:
+    """Divide the units of some cells into parts, stratified by cell types, of which a unit may have several.
+
+    Returns
+    -------
+    Part of each of the cells, from 0.
+
+    References
+    ----------
+    Sechidis et al. 2011, On the Stratification of Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10
+    """
+    codes, has_type = units.has_type(cells)
+    wanted_units = np.full(n_parts, len(codes) / n_parts)
+    wanted = np.repeat(has_type.sum(axis=0)[:, None] / n_parts, n_parts, axis=1)
+    part = np.full(len(codes), -1)
+    order = rng.permutation(len(codes))
+    left = has_type.sum(axis=0)
+    while (part < 0).any():
+        rarest = np.flatnonzero(left == left[left > 0].min())[0]
+        for unit in order[has_type[order, rarest] & (part[order] < 0)]:
+            best = np.lexsort((rng.random(n_parts), -wanted_units, -wanted[rarest]))[0]
+            part[unit] = best
+            wanted[has_type[unit], best] -= 1
+            wanted_units[best] -= 1
+            left = left - has_type[unit]
+    return np.asarray(part[np.searchsorted(codes, units.code[cells])])
+
+
+def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: int) -> AnnData:
+    """Take the cells of a part, to fit a model to: with a new split into training and validation cells.
+
+    Parameters
+    ----------
+    prepared
+        Cells made by ``bdm prepare``, in memory or on disk.
+    """
+    cells = take_cells(prepared, fold.rows(part))
+    cells.uns["bdm"] = dict(prepared.uns["bdm"])
+    record = json.loads(prepared.uns["bdm"].get("settings", "{}"))
+    validation = record.get("validation", PrepareSettings().validation)
+    split = split_by_type(cells.obs["cell_type"], validation=validation, test=0.0, seed=derive(seed, "split", part))
+    cells.obs = without_unused_categories(cells.obs.assign(split=split))
+    return cells
+
+
+def check_donors(names: pd.Index, key: str) -> None:
+    """Reject few donors, and donors who may be the same person under two names."""
+    if len(names) < FEWEST_DONORS:
+        raise InputError(
+            f"obs[{key!r}] has {counted(len(names), 'donor')}; an audit needs {FEWEST_DONORS} or more, as chance alone "
+            "distinguishes fewer; audit cells in place of donors by `by_cell=True`, which shows nothing about donors."
+        )
+    plain = pd.Series(names, dtype=str).str.strip().str.casefold()
+    if plain.duplicated().any():
+        same = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
+        raise InputError(
+            f"donors {same[0]!r} and {same[1]!r} in obs[{key!r}] differ only in case or blanks, so that a donor might "
+            "be both in the training data and not; give each donor one name."
+        )
+
+
+def check_types(units: Units, fold: Fold) -> None:
+    """Reject a cell type that is not in all parts of a fold."""
+    n_cells = pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
+    if (n_cells.to_numpy() >= FEWEST_CELLS).all():
+        return
+    name, part = n_cells.stack().idxmin()
+    of_type = np.unique(units.code[units.cell_type == name])
+    raise InputError(
+        f"cell type {name!r} has cells of {counted(len(of_type), units.noun)}, and {n_cells.loc[name, part]} cells in "
+        f"the {part} of fold {fold.number}, where {FEWEST_CELLS} are needed; leave it out by bdm prepare "
+        "--leave-out, or join it with another."
+    )
+
+
+def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:
+    """Short checksum of a fold, by which results of the same fold are recognised."""
+    digest = sha256("\0".join(obs.index[fold.part == MEMBERS]).encode())
+    digest.update("\0".join(obs.index[fold.part == REFERENCE]).encode())
+    return digest.hexdigest()[:12]
+
+
+def members_by_type(obs: pd.DataFrame, fold: Fold) -> dict[str, int]:
+    """Count the members' cells of each type, which are as many as are generated."""
+    number = obs["cell_type"][fold.part == MEMBERS].value_counts()
+    return {str(name): int(n) for name, n in number.items() if n}

@@ -1,0 +1,256 @@
+"""Results of an audit: scores of attacked cells, tables of areas under ROC curves, the verdict, and their files."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, t
+
+from bdm.audit.scores import (
+    KEYS,
+    N_DRAWS,
+    curves,
+    null_of_units,
+    of_units,
+    score_columns,
+    some_cells,
+    spread_of_auc,
+    standardised,
+)
+from bdm.audit.verdict import ATTACKS, LEVEL, N_PERMUTATIONS, Verdict, verdict_of
+from bdm.errors import InputError
+from bdm.files import read_json, write_json
+from bdm.seeds import derive, numpy_generator
+from bdm.text import abbreviated, counted
+
+SCORES, SUMMARY = "scores.csv", "summary.json"
+TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
+GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")
+NUMBERS_OF_CELLS = (50, 100)  # of each donor, beside all
+ROW = ["set", "attack", "level", "n_cells"]
+
+
+@dataclass(frozen=True, repr=False)
+class Audit:
+    """What attacks found in the folds of an audit.
+
+    Attributes
+    ----------
+    scores
+        A row for each attacked cell of each fold: ``fold``, ``unit`` (a number, in random order), ``cell_type``,
+        ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
+    record
+        How it was made: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
+        ``generator``, settings and versions.
+    """
+
+    scores: pd.DataFrame
+    record: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Audit of {self.unit}s in {counted(self.n_folds, 'fold')}\n{self.verdict.text}"
+
+    @property
+    def unit(self) -> str:
+        """What was in the training data as a whole, or not: ``donor`` or ``cell``."""
+        return str(self.record["unit"])
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds that the audit has."""
+        return int(self.scores["fold"].nunique())
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        return standardised(self.scores)
+
+    @cached_property
+    def _units(self) -> pd.DataFrame:
+        return of_units(self._cells)
+
+    @cached_property
+    def by_fold(self) -> pd.DataFrame:
+        """Table of folds, sets and attacks.
+
+        ``set`` is what the attacks took for generated cells: the ``generated`` ones, ``copies`` of the training cells,
+        or, for ``chance``, cells of other units. ``level`` is ``cell`` or ``donor``, and ``n_cells`` the number of
+        cells of each donor, NaN for all. ``auc`` is the area under the ROC curve of members against non-members, and
+        ``true_positives`` the share of members that are found where 1% of non-members are taken for members.
+        """
+        tables = [self._areas(self._cells, "cell")]
+        if self.unit == "donor":
+            tables.append(self._areas(self._units, "donor"))
+            largest = self.scores.groupby(["fold", "unit"]).size().max()
+            tables += [self._areas_of_some(number) for number in NUMBERS_OF_CELLS if number < largest]
+        return pd.concat(tables, ignore_index=True)
+
+    @property
+    def attacks(self) -> pd.DataFrame:
+        """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
+        rows = []
+        for key, of in self.by_fold.groupby(ROW, sort=False, dropna=False):
+            low, high = interval(of["auc"].to_numpy())
+            means = of[["auc", "true_positives"]].mean()
+            rows.append(
+                {**dict(zip(ROW, key, strict=True)), "auc": means["auc"], "low": low, "high": high}
+                | {"true_positives": means["true_positives"], "n_folds": len(of)}
+            )
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def by_label(self) -> pd.DataFrame:
+        """Table of cell types, sets and attacks, as means over folds.
+
+        ``auc`` is the area of cells, ``auc_of_donors`` of donors with their cells of the type, and ``limit`` the area
+        (of donors, or of cells without donors) that chance reaches in any attack and cell type in one of 20 audits.
+        """
+        level = "auc_of_donors" if self.unit == "donor" else "auc"
+        columns = score_columns(self.scores)
+        names = self.scores["cell_type"].unique()
+        n_attacks = sum(name.startswith(f"{GENERATED}/") for name in columns)
+        z = norm.isf(LEVEL / max(n_attacks * len(names), 1))
+        units = of_units(self._cells, by=("cell_type",))
+        found = {"auc": self._label_areas(self._cells), level: self._label_areas(units)}
+        rows = []
+        for name in names:
+            of_type = [of for _, of in units[units["cell_type"] == name].groupby("fold")]
+            members = [int((of["member"] > 0).sum()) for of in of_type]
+            spreads = [spread_of_auc(n, len(of) - n) for n, of in zip(members, of_type, strict=True)]
+            spread = np.sqrt(np.square(spreads).sum()) / len(spreads)
+            n_cells = int((self.scores["cell_type"] == name).sum() / self.n_folds)
+            for column in columns:
+                areas = {key: areas_of.get((name, column), np.nan) for key, areas_of in found.items()}
+                key = dict(zip(("set", "attack"), column.split("/"), strict=True))
+                rows.append({"cell_type": name, **key, "n_cells": n_cells, **areas, "limit": 0.5 + z * spread})
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Which attacks on the generated cells found members among units, with all of their cells."""
+        units = self._units
+        columns = [
+            name for name in score_columns(units) if name.startswith(f"{GENERATED}/") and units[name].notna().any()
+        ]
+        null = null_of_units(units, columns, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
+        areas = self.by_fold[(self.by_fold["set"] == GENERATED) & (self.by_fold["level"] == self.unit)]
+        means = areas[areas["n_cells"].isna()].groupby("attack", sort=False)["auc"].mean()
+        n_members = round(float((units["member"] > 0).sum()) / self.n_folds)
+        n_units = n_members, round(len(units) / self.n_folds) - n_members
+        return verdict_of(dict(means.dropna()), null, n_units=n_units, n_folds=self.n_folds, unit=self.unit)
+
+    def _areas(self, table: pd.DataFrame, level: str, n_cells: float = np.nan) -> pd.DataFrame:
+        """Compute the areas of all scores of cells or units, by fold."""
+        rows = []
+        for fold, of in table.groupby("fold", sort=True):
+            for column, auc, true_positives in curves(of, score_columns(table)):
+                key = dict(zip(("set", "attack"), column.split("/"), strict=True))
+                rows.append({"fold": fold, **key, "level": level, "n_cells": n_cells, "auc": auc})
+                rows[-1] |= {"true_positives": true_positives}
+        return pd.DataFrame(rows)
+
+    def _areas_of_some(self, number: int) -> pd.DataFrame:
+        """Compute the areas of donors from some of their cells, as means over draws of these."""
+        rng = numpy_generator(self.record["seed"], "cells of donors", number)
+        draws = [self._areas(of_units(some_cells(self._cells, number, rng)), "donor", number) for _ in range(N_DRAWS)]
+        mean = draws[0].copy()
+        for column in ("auc", "true_positives"):
+            mean[column] = np.mean([draw[column] for draw in draws], axis=0)
+        return mean
+
+    def _label_areas(self, table: pd.DataFrame) -> dict[tuple[str, str], float]:
+        """Compute areas by cell type and column, as means over folds."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for (name, _), of in table.groupby(["cell_type", "fold"], sort=False):
+            for column, auc, _ in curves(of, score_columns(table)):
+                found.setdefault((str(name), column), []).append(auc)
+        return {key: float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan for key, areas in found.items()}
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tables, the scores and the verdict into a folder, for :meth:`load`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in TABLES.items():
+            getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
+        self.scores.to_csv(folder / SCORES, index=False, float_format="%.9g")
+        write_json(folder / SUMMARY, {"verdict": self.summary(), "record": self.record})
+
+    def summary(self) -> dict[str, Any]:
+        """Give the verdict as it is written."""
+        found = self.verdict
+        attacks = {
+            one.attack: {"auc": round(one.auc, 4), "p_value": round(one.p_value, 4), "found": one.found}
+            for one in found.findings
+        }
+        limit = None if np.isnan(found.limit) else round(found.limit, 4)
+        return {"text": found.text, "attacks": attacks, "limit": limit}
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Audit":
+        """Read an audit that ``bdm audit`` or :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder is none of an audit.
+        """
+        folder = Path(folder)
+        for name in (SUMMARY, SCORES):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder} has no file {name}; name a folder that bdm audit wrote.")
+        content = read_json(folder / SUMMARY)
+        try:
+            scores = pd.read_csv(folder / SCORES, dtype={"cell_type": str}, keep_default_na=False, na_values={})
+            scores = scores.assign(**{name: pd.to_numeric(scores[name]) for name in scores if name != "cell_type"})
+            record = content["record"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder} is no folder of an audit; name a folder that bdm audit wrote.") from error
+        if not {*KEYS} <= set(scores) or not {"unit", "n_folds", "seed", "fingerprints"} <= set(record):
+            raise InputError(f"{folder} is no folder of an audit; name a folder that bdm audit wrote.")
+        columns = score_columns(scores)
+        return cls(scores.astype({**dict.fromkeys(columns, np.float32)}), record)
+
+
+def merged(audits: Iterable[Audit]) -> Audit:
+    """Join the folds of an audit.
+
+    Raises
+    ------
+    InputError
+        If they are of different audits, or a fold is missing or given twice.
+    """
+    found = list(audits)
+    records = [{key: value for key, value in audit.record.items() if key != "fingerprints"} for audit in found]
+    if any(json.dumps(record, sort_keys=True) != json.dumps(records[0], sort_keys=True) for record in records):
+        raise InputError("the folds are of audits of different cells, settings or seeds; give the folds of one.")
+    numbers = [number for audit in found for number in audit.record["fingerprints"]]
+    if len(numbers) > len(set(numbers)):
+        raise InputError("a fold is given twice; give each fold once.")
+    missing = [str(number) for number in range(1, records[0]["n_folds"] + 1) if str(number) not in numbers]
+    if missing:
+        raise InputError(
+            f"folds {abbreviated(missing, n_shown=10)} of {records[0]['n_folds']} are missing; give all folds that "
+            "bdm audit --fold wrote."
+        )
+    fingerprints = {key: value for audit in found for key, value in audit.record["fingerprints"].items()}
+    scores = pd.concat([audit.scores for audit in found], ignore_index=True)
+    scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)
+    return Audit(scores, {**found[0].record, "fingerprints": dict(sorted(fingerprints.items()))})
+
+
+def interval(areas: np.ndarray) -> tuple[float, float]:
+    """Compute the 95% interval of the mean of areas over folds, by Student's t; NaN for a single fold."""
+    areas = areas[np.isfinite(areas)]
+    if len(areas) < 2:
+        return np.nan, np.nan
+    half = t.ppf(0.975, len(areas) - 1) * areas.std(ddof=1) / np.sqrt(len(areas))
+    return float(max(areas.mean() - half, 0)), float(min(areas.mean() + half, 1))
+
+
+def attack_name(key: str) -> str:
+    """Name an attack in words."""
+    return ATTACKS.get(key, key)

@@ -1,0 +1,160 @@
+"""Run of an audit: attacks on the generated cells of each fold, beside copies and chance."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.audit.attacks import FEWEST_OF_TYPE, attack
+from bdm.audit.folds import MEMBERS, REFERENCE, Fold, Units, fingerprint, folds_of
+from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
+from bdm.audit.settings import AuditSettings
+from bdm.errors import InputError
+from bdm.evaluation.cells import Cells, check_genes
+from bdm.evaluation.read import open_cells, stored
+from bdm.provenance import preparation, provenance
+from bdm.seeds import derive
+from bdm.settings import InputKeys
+from bdm.text import counted
+
+logger = logging.getLogger(__name__)
+MAX_SEED = 2**32  # of scikit-learn
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generator, fitted to the members of a fold, gives the attacks.
+
+    Attributes
+    ----------
+    cells
+        About as many of each type as the members have.
+    white_box
+        Scores of the attacks on the model itself, attacked cells x attacks; None where only cells are attacked.
+    """
+
+    cells: Cells
+    white_box: pd.DataFrame | None = None
+
+
+Generate = Callable[[Fold], Generated]
+
+
+def audit_folds(
+    prepared: AnnData, settings: AuditSettings, generate: Generate, *, seed: int, fold: int | None = None, **facts: Any
+) -> Audit:
+    """Attack the generated cells of each fold.
+
+    Parameters
+    ----------
+    prepared
+        Cells made by ``bdm prepare``, in memory.
+    generate
+        Gives the cells that were generated from the members of a fold.
+    fold
+        Number of the only fold to run, from 1; all if not given.
+    facts
+        Further entries of the record.
+
+    Raises
+    ------
+    InputError
+        If the cells cannot be divided, see :func:`bdm.audit.folds.folds_of`, or there is no such fold.
+    """
+    folds, units = folds_of(prepared.obs, settings, seed=seed), Units.of(prepared.obs, settings)
+    chosen = folds if fold is None else [of for of in folds if of.number == fold]
+    if not chosen:
+        raise InputError(f"`fold={fold}` is none of {counted(len(folds), 'fold')}; folds are numbered from 1.")
+    cells = Cells.from_anndata(prepared)
+    tables = []
+    for of in chosen:
+        logger.info("fold %d of %d", of.number, len(folds))
+        tables.append(scores_of(of, cells, generate(of), seed=derive(seed, "attacks", of.number) % MAX_SEED))
+    record = provenance(
+        seed=seed,
+        unit=units.noun,
+        n_units=units.n_units,
+        n_folds=settings.n_folds,
+        n_cells=len(cells),
+        audit=asdict(settings),
+        fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in chosen},
+        **preparation(prepared),
+        **facts,
+    )
+    return Audit(pd.concat(tables, ignore_index=True), record)
+
+
+def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> pd.DataFrame:
+    """Score the members and non-members of a fold by all attacks: by generated cells, by copies, and by chance."""
+    attacked, reference = np.flatnonzero(fold.part != REFERENCE), fold.rows(REFERENCE)
+    halves = [np.flatnonzero(fold.half == half) for half in (0, 1)]
+    taken = {
+        GENERATED: (generated.cells, reference),
+        COPIES: (cells[fold.rows(MEMBERS)], reference),
+        CHANCE: (cells[halves[0]], halves[1]),
+    }
+    table = pd.DataFrame(
+        {
+            "fold": fold.number,
+            "unit": fold.unit[attacked],
+            "cell_type": cells.cell_type[attacked],
+            "member": (fold.part[attacked] == MEMBERS).astype(int),
+        }
+    )
+    found = [table]
+    for name, (synthetic, rows) in taken.items():
+        scores = attack(cells[attacked], synthetic, cells[rows], fold.unit[rows], seed=seed)
+        if name == GENERATED and generated.white_box is not None:
+            scores = scores.join(generated.white_box.astype(np.float32))
+        found.append(scores.add_prefix(f"{name}/"))
+    return pd.concat(found, axis=1).sort_values(["cell_type", "unit"], kind="stable")
+
+
+def from_files(paths: Sequence[Path], prepared: AnnData, settings: AuditSettings) -> Generate:
+    """Take the generated cells of each fold from a file, of any generator.
+
+    Raises
+    ------
+    InputError
+        If there are not as many files as folds; and, as a file is read, if it lacks genes or cell types.
+    """
+    if len(paths) != settings.n_folds:
+        raise InputError(
+            f"`cells=` gives {counted(len(paths), 'file')}, and there are {counted(settings.n_folds, 'fold')}; give "
+            "the cells of each fold in a file, in the order of the folds."
+        )
+    repeated = [path for i, path in enumerate(paths) if path in paths[:i]]
+    if repeated:
+        raise InputError(f"{repeated[0]} is given for two folds; give the cells of each fold in a file.")
+    keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
+
+    def generate(fold: Fold) -> Generated:
+        return Generated(read_fold(paths[fold.number - 1], prepared, fold, keys))
+
+    return generate
+
+
+def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
+    """Read the generated cells of a fold, and check that they have its genes and cell types."""
+    adata, place = open_cells(path, keys, strict=False)
+    check_genes(adata.var_names, prepared.var_names, path)
+    cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place).in_memory()
+    members = prepared.obs["cell_type"].iloc[fold.rows(MEMBERS)].astype(str).value_counts()
+    unknown = sorted(set(cells.cell_type) - set(members.index))
+    if unknown:
+        raise InputError(
+            f"{path} has cells of type {unknown[0]!r}, which fold {fold.number} lacks; use the same names."
+        )
+    for name in members.index:
+        number = int(cells.n_by_type.get(name, 0))
+        if number < FEWEST_OF_TYPE:
+            raise InputError(
+                f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
+                f"{members[name]}; give as many cells of each type as the fold's training cells have."
+            )
+    return cells

@@ -1,0 +1,134 @@
+"""Verdicts of audits: which attacks found who was in the training data, and how often chance would."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bdm.text import counted
+
+LEVEL = 0.05  # share of audits in which chance makes one attack or more find something
+N_PERMUTATIONS = 1000
+
+ATTACKS = {
+    "nearest": "nearest generated cell",
+    "density_ratio": "density ratio",
+    "likelihood_ratio": "likelihood ratio",
+    "mean_shift": "shift of means",
+    "bound": "bound under the model",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an attack on donors, or on cells, found.
+
+    Attributes
+    ----------
+    auc
+        Area under the ROC curve of members against non-members, a mean over folds.
+    p_value
+        Share of permutations of membership in which any of the attacks reaches ``auc``.
+    found
+        Whether chance reaches it in fewer than one of 20 audits.
+    """
+
+    attack: str
+    auc: float
+    p_value: float
+    found: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Summary of all attacks on the generated cells of all folds.
+
+    Attributes
+    ----------
+    findings
+        One for each attack, the highest area first.
+    limit
+        Area that chance reaches with any of the attacks in one of 20 audits.
+    n_members, n_others
+        Units in the training data, and others, that were attacked in each fold, on average.
+    unit
+        ``donor`` or ``cell``.
+    """
+
+    findings: tuple[Finding, ...]
+    limit: float
+    n_members: int
+    n_others: int
+    n_folds: int
+    unit: str
+
+    @property
+    def found(self) -> tuple[Finding, ...]:
+        """Findings of the attacks that found members."""
+        return tuple(finding for finding in self.findings if finding.found)
+
+    @property
+    def label(self) -> str:
+        """The verdict in a few words."""
+        if not self.findings:
+            return "nothing was attacked"
+        attacks = counted(len(self.findings), "attack")
+        return f"{len(self.found) or 'none'} of {attacks} found {self.unit}s that were in the training data"
+
+    @property
+    def text(self) -> str:
+        """The verdict in sentences, with its error rate."""
+        if not self.findings:
+            return f"{sentence(self.label)}."
+        best, others = self.findings[0], self.findings[len(self.found) :]
+        sentences = [sentence(self.label)]
+        if self.found:
+            sentences.append(f"Found by {in_words(self.found)}")
+        if self.found and others:
+            sentences.append(f"Not found by {in_words(others)}")
+        if not self.found:
+            sentences.append(
+                f"The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}), which chance reaches in "
+                f"{best.p_value:.0%} of audits"
+            )
+        sentences.append(
+            f"With {self.n_members} {self.unit}s in the training data and {self.n_others} others in "
+            f"{counted(self.n_folds, 'fold')}, chance alone reaches an AUC of {self.limit:.2f} with any of the attacks "
+            f"in {LEVEL:.0%} of audits"
+        )
+        sentences.append("Other attacks may find more")
+        return " ".join(f"{one}." for one in sentences)
+
+
+def verdict_of(
+    areas: dict[str, float], null: np.ndarray, *, n_units: tuple[int, int], n_folds: int, unit: str
+) -> Verdict:
+    """Compare the areas of attacks with the largest of all attacks in each permutation of membership.
+
+    Parameters
+    ----------
+    areas
+        Mean over folds, by attack.
+    null
+        Permutations x attacks.
+
+    References
+    ----------
+    Westfall and Young 1993, Resampling-Based Multiple Testing, for the maximum over tests
+    """
+    best = null.max(axis=1) if null.size else np.zeros(0)
+    findings = []
+    for attack, auc in sorted(areas.items(), key=lambda item: -item[1]):
+        p_value = float((1 + (best >= auc - 1e-9).sum()) / (1 + len(best)))
+        findings.append(Finding(attack, float(auc), p_value, p_value < LEVEL))
+    limit = float(np.quantile(best, 1 - LEVEL)) if len(best) else float("nan")
+    return Verdict(tuple(findings), limit, *n_units, n_folds, unit)
+
+
+def in_words(findings: tuple[Finding, ...]) -> str:
+    """Name attacks with their areas."""
+    return ", ".join(f"{ATTACKS[one.attack]} (AUC {one.auc:.2f})" for one in findings)
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital letter."""
+    return text[:1].upper() + text[1:]

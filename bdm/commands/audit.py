@@ -1,0 +1,92 @@
+"""``bdm audit``: what attacks can tell about who was in the training data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.audit.settings import AuditSettings
+from bdm.commands.base import Summary
+from bdm.commands.options import Device, OutFolder, Prepared
+from bdm.errors import InputError
+from bdm.settings import FitSettings, GenerationSettings, Seed, Tree
+
+OneFold = Annotated[int | None, "Run one fold only, from 1, for bdm merge-audit."]
+CellsByFold = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Generated cells of any method, in the order of the folds of bdm audit-folds; may be repeated.",
+        show_default=False,
+    ),
+]
+Models = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the models of the folds, which are read from it, or fitted and written there.",
+        file_okay=False,
+        show_default=False,
+    ),
+]
+
+
+def audit(
+    prepared: Prepared,
+    out: OutFolder,
+    *,
+    fold: OneFold = None,
+    cells: CellsByFold = None,
+    models: Models = None,
+    audit: AuditSettings,
+    tree: Tree = None,
+    settings: FitSettings,
+    sampling: GenerationSettings,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> Summary:
+    """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
+
+    In each fold, donors (or cells, where there are no donors) are divided into members, reference and non-members. A
+    model is fitted to the members, and attacks on its cells are to distinguish members from non-members.
+
+    Example: bdm audit prepared.h5ad audit/ --models audit_models/
+
+    Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
+    """
+    from bdm.audit.results import SUMMARY
+    from bdm.audit.run import audit_folds, from_files
+    from bdm.data.matrix import UnreadableError
+    from bdm.data.prepare import read_prepared
+    from bdm.files import atomic_write
+    from bdm.generation.audited import AuditedModels, audit_models
+    from bdm.hierarchy.ontology import given_tree
+    from bdm.plotting.audit import save_audit
+
+    with atomic_write(out, folder_of=SUMMARY) as folder:
+        read = read_prepared(prepared)
+        try:
+            if cells:
+                check_unused(settings, sampling, models, tree)
+                found = audit_folds(
+                    read, audit, from_files(cells, read, audit), seed=seed, fold=fold, generator="files"
+                )
+            else:
+                given = given_tree(tree, read.obs, settings.hierarchy.ontology_key)
+                made = AuditedModels(
+                    fit=settings, sampling=sampling, tree=given, folder=models, device=device, seed=seed
+                )
+                found = audit_models(read, audit, made, fold=fold)
+        except UnreadableError:
+            raise
+        except InputError as error:
+            raise InputError(f"{prepared}: {error}") from error
+        save_audit(folder, found)
+    return Summary((out,), {"verdict": found.verdict.text})
+
+
+def check_unused(settings: FitSettings, sampling: GenerationSettings, models: Path | None, tree: Path | None) -> None:
+    """Reject options for the models of bdm where cells are given."""
+    if settings != FitSettings() or sampling != GenerationSettings() or models is not None or tree is not None:
+        raise InputError(
+            "`models=`, `tree=` and the settings of a fit and of generation are for models of bdm; leave them out "
+            "where `cells=` gives the generated cells."
+        )

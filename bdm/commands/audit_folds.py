@@ -1,0 +1,34 @@
+"""``bdm audit-folds``: training cells of the folds of an audit, for any generator."""
+
+from pathlib import Path
+
+from bdm.audit.settings import AuditSettings
+from bdm.commands.base import Summary
+from bdm.commands.options import OutFolder, Prepared
+from bdm.settings import Seed
+
+
+def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, seed: Seed = 0) -> Summary:
+    """Write the training cells of each fold of an audit, fold-1.h5ad and so on, to fit other generators to.
+
+    Generate as many cells of each type from each, and give them to bdm audit by --cells, in the order of the folds,
+    with the same settings and seed.
+
+    Example: bdm audit-folds prepared.h5ad folds/
+    """
+    from bdm.audit.folds import folds_of, training_cells
+    from bdm.data.matrix import write_h5ad
+    from bdm.data.prepare import read_prepared
+    from bdm.errors import InputError
+    from bdm.files import atomic_write
+
+    read = read_prepared(prepared)
+    try:
+        folds = folds_of(read.obs, audit, seed=seed)
+    except InputError as error:
+        raise InputError(f"{prepared}: {error}") from error
+    with atomic_write(out, folder_of="fold-1.h5ad") as folder:
+        folder.mkdir(exist_ok=True)
+        for fold in folds:
+            write_h5ad(Path(folder) / f"fold-{fold.number}.h5ad", training_cells(read, fold, seed=seed))
+    return Summary((out,), {"folds": str(len(folds))})

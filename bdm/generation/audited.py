@@ -1,0 +1,134 @@
+"""Models of bdm in an audit: fitted to the members of each fold, and attacked by their cells and by themselves."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm.audit.folds import MEMBERS, REFERENCE, Fold, fingerprint, members_by_type, training_cells
+from bdm.audit.results import Audit
+from bdm.audit.run import Generated, audit_folds
+from bdm.audit.settings import AuditSettings
+from bdm.data.matrix import take_cells
+from bdm.errors import InputError
+from bdm.evaluation.cells import Cells
+from bdm.files import atomic_write
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.tree import Clade
+from bdm.model.card import save_with_card
+from bdm.model.fit import fit
+from bdm.model.likelihood import bounds_of_cells, has_batches_of
+from bdm.model.model import BranchedModel, load_model
+from bdm.settings import FitSettings, GenerationSettings
+from bdm.training import fabric
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditedModels:
+    """How the models of all folds are made, and where they are kept.
+
+    Attributes
+    ----------
+    tree
+        As in :func:`bdm.model.fit.fit`.
+    folder
+        Folder of the models, which are read from it, or else fitted and written there; None to keep none.
+    """
+
+    fit: FitSettings = field(default_factory=FitSettings)
+    sampling: GenerationSettings = field(default_factory=GenerationSettings)
+    tree: Clade | Taxonomy | None = None
+    folder: Path | None = None
+    device: str = "auto"
+    seed: int = 0
+
+
+def audit_models(
+    prepared: AnnData, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
+) -> Audit:
+    """Audit models that are fitted to the members of each fold, with one setting and seed for all.
+
+    Parameters
+    ----------
+    prepared
+        Cells made by ``bdm prepare``, in memory.
+    fold
+        Number of the only fold to run, from 1; all if not given.
+
+    Raises
+    ------
+    InputError
+        If the cells cannot be divided into folds, or a model in the folder is of other cells or settings.
+    """
+
+    def generate(of: Fold) -> Generated:
+        model = model_of(prepared, of, MEMBERS, models)
+        request = request_cells(model, members_by_type(prepared.obs, of))
+        shared = models.sampling.shared_ancestors
+        adata = generate_cells(model, request, models.sampling, seed=models.seed, shared_ancestors=shared)
+        white_box = None if settings.cells_only else attack_models(prepared, of, model, models)
+        return Generated(Cells.from_anndata(adata), white_box)
+
+    facts = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
+    return audit_folds(prepared, settings, generate, seed=models.seed, fold=fold, **facts)
+
+
+def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
+    """Compare how well the model, and one that is fitted to the reference, explain each attacked cell.
+
+    Returns
+    -------
+    Table of attacked cells with the differences of their evidence lower bounds (``bound``), in nats; None where one of
+    the models lacks their batches.
+    """
+    attacked = take_cells(prepared, np.flatnonzero(fold.part != REFERENCE))
+    if not has_batches_of(model, attacked):
+        logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
+        return None
+    reference = model_of(prepared, fold, REFERENCE, models)
+    if not has_batches_of(reference, attacked):
+        logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
+        return None
+    bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
+    return pd.DataFrame({"bound": bounds[0] - bounds[1]})
+
+
+def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
+    """Read the model of a part of a fold, or fit it, and keep it if there is a folder.
+
+    Raises
+    ------
+    InputError
+        If the folder has a model of other cells or settings.
+    """
+    audited = identity(prepared, fold, part, models)
+    path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
+    if path is not None and path.exists():
+        found = load_model(path, device=fabric(models.device).device)
+        if found.provenance.get("audit") != audited:
+            raise InputError(
+                f"{path} was fitted to other cells, or with other settings; name another folder of models."
+            )
+        return found
+    cells = training_cells(prepared, fold, part, seed=models.seed)
+    model = fit(cells, models.fit, tree=models.tree, seed=models.seed, device=models.device, audit=audited).model
+    if path is not None:
+        with atomic_write(path, folder_of="model.json") as folder:
+            save_with_card(folder, model)
+    return model
+
+
+def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
+    """Short checksum of what a model of a fold is fitted to, and how."""
+    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
+    facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
+    return sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,385 @@
+"""Audits: folds of donors and cells, what attacks find among copies and among fresh cells, and what is written."""
+
+import json
+import logging
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from bdm import pl
+from bdm.api import BranchedDiffusion
+from bdm.audit.attacks import attack
+from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, folds_of, training_cells
+from bdm.audit.results import TABLES, Audit, merged
+from bdm.audit.run import Generated, audit_folds, from_files
+from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
+from bdm.audit.settings import AuditSettings
+from bdm.audit.verdict import ATTACKS, verdict_of
+from bdm.cli import app
+from bdm.errors import InputError
+from bdm.evaluation.cells import Cells
+from bdm.generation.audited import AuditedModels, audit_models
+from bdm.plotting.audit import audit_figure
+from bdm.settings import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    FitSettings,
+    HierarchySettings,
+    PrepareSettings,
+    Settings,
+)
+
+ROOT = Path(__file__).parents[1]
+TYPES = ("B cell", "T cell")
+TWO_FOLDS = AuditSettings(n_folds=2)
+SMALL = FitSettings(
+    autoencoder=AutoencoderSettings(n_latent=4, n_steps=40, sub_populations="none"),
+    hierarchy=HierarchySettings(n_bootstrap=0),
+    denoiser=DenoiserSettings(width=16, n_layers=1, n_steps=20),
+)
+FLAGS = ["--n-latent=4", "--autoencoder-n-steps=40", "--sub-populations=none", "--n-bootstrap=0"]
+FLAGS += ["--width=16", "--n-layers=1", "--denoiser-n-steps=20"]
+
+
+def simulated(*, n_donors: int = 15, n_cells: int = 12, n_genes: int = 50, seed: int = 0) -> ad.AnnData:
+    """Prepared cells of two types, from donors that differ in the expression of all genes."""
+    rng = np.random.default_rng(seed)
+    base = np.random.default_rng(0).normal(size=(len(TYPES), n_genes))  # the same for any seed
+    rows = []
+    for _ in range(n_donors):
+        own = rng.normal(scale=0.5, size=n_genes)
+        for of_type in base:
+            expression = np.exp(of_type + own + rng.normal(scale=0.2, size=(n_cells, n_genes)))
+            rows.append(rng.poisson(500 * expression / expression.sum(axis=1, keepdims=True)))
+    counts = sp.csr_matrix(np.concatenate(rows).astype(np.float32))
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical(np.tile(np.repeat(TYPES, n_cells), n_donors)),
+            "donor": pd.Categorical(np.repeat([f"donor {i}" for i in range(n_donors)], n_cells * len(TYPES))),
+            "split": pd.Categorical(["train"] * counts.shape[0]),
+        },
+        index=[f"cell {i}" for i in range(counts.shape[0])],
+    )
+    settings = {"label_key": "cell_type", "donor_key": "donor", "batch_key": None, "validation": 0.2}
+    var = pd.DataFrame(index=[f"gene {i}" for i in range(n_genes)])
+    uns = {"bdm": {"version": "1", "seed": 0, "settings": json.dumps({**settings, "gene_symbols": None})}}
+    return ad.AnnData(counts, obs=obs, var=var, uns=uns)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> ad.AnnData:
+    return simulated()
+
+
+def copies(prepared: ad.AnnData):
+    """A generator that returns its training cells."""
+    return lambda fold: Generated(Cells.from_anndata(prepared)[fold.rows(MEMBERS)])
+
+
+def fresh(seed: int):
+    """A generator of cells of other donors, whatever it is fitted to."""
+    return lambda fold: Generated(Cells.from_anndata(simulated(n_donors=5, seed=100 * seed + fold.number)))
+
+
+@pytest.fixture(scope="module")
+def of_copies(prepared) -> Audit:
+    return audit_folds(prepared, TWO_FOLDS, copies(prepared), seed=0, generator="files")
+
+
+def run(*words: object) -> None:
+    app([*map(str, words)], standalone_mode=False)
+
+
+# ---- folds
+
+
+def test_folds_divide_donors_by_cell_types(prepared):
+    rare = prepared.copy()  # a type of three donors, whose cells are in each part
+    rows = np.flatnonzero(
+        rare.obs["donor"].isin(["donor 3", "donor 7", "donor 9"]) & (rare.obs["cell_type"] == "T cell")
+    )
+    rare.obs["cell_type"] = rare.obs["cell_type"].cat.add_categories("rare")
+    rare.obs.iloc[rows, rare.obs.columns.get_loc("cell_type")] = "rare"
+    for seed in range(5):
+        first, second = folds_of(rare.obs, TWO_FOLDS, seed=seed)
+        assert (first.part != second.part).any()
+        for fold in (first, second):
+            part = pd.Series(fold.part, index=rare.obs.index)
+            assert (part.groupby(rare.obs["donor"], observed=True).nunique() == 1).all()
+            assert set(part[rare.obs["cell_type"] == "rare"]) == set(PARTS)
+            n_donors = rare.obs.groupby(fold.part)["donor"].nunique()
+            assert n_donors.sum() == 15
+            assert n_donors.max() - n_donors.min() <= 1
+            assert set(np.unique(fold.half[fold.rows(REFERENCE)])) == {0, 1}
+            assert set(fold.half[fold.part != REFERENCE]) == {-1}
+        again = folds_of(rare.obs, TWO_FOLDS, seed=seed)[1]
+        assert (again.part == second.part).all()
+
+
+def test_cells_are_divided_where_there_are_no_donors(prepared):
+    for cells, settings in (
+        (prepared.obs.drop(columns="donor"), TWO_FOLDS),
+        (prepared.obs, AuditSettings(n_folds=2, by_cell=True)),
+    ):
+        fold = folds_of(cells, settings, seed=0)[0]
+        number = pd.crosstab(fold.part, cells["cell_type"])
+        assert (number == 60).all(axis=None)
+
+
+def test_training_cells_are_members_with_a_new_split(prepared):
+    fold = folds_of(prepared.obs, TWO_FOLDS, seed=0)[0]
+    cells = training_cells(prepared, fold, seed=0)
+    assert list(cells.obs_names) == list(prepared.obs_names[fold.rows(MEMBERS)])
+    assert set(cells.obs["split"]) == {"train", "validation"}
+    assert cells.obs["donor"].cat.categories.size == 5
+    assert "settings" in cells.uns["bdm"]
+
+
+def one_donor_twice(obs: pd.DataFrame) -> None:
+    obs["donor"] = obs["donor"].cat.rename_categories({"donor 1": "Donor 0 "})
+
+
+def few_donors(obs: pd.DataFrame) -> None:
+    obs["donor"] = [f"donor {i % 5}" for i in range(len(obs))]
+
+
+def type_of_two_donors(obs: pd.DataFrame) -> None:
+    of = obs["donor"].isin(["donor 3", "donor 7"])
+    obs["cell_type"] = np.where(of, "rare", obs["cell_type"].astype(str))
+
+
+def missing_donor(obs: pd.DataFrame) -> None:
+    obs["donor"] = obs["donor"].where(obs.index != "cell 3")
+
+
+INVALID = {
+    "few donors": (few_donors, {}, "obs['donor'] has 5 donors; an audit needs 6 or more"),
+    "a donor under two names": (one_donor_twice, {}, "differ only in case or blanks"),
+    "no such column": (lambda obs: None, {"donor_key": "patient"}, "obs has no column 'patient'"),
+    "a cell without a donor": (missing_donor, {}, "obs['donor'] has no value for 1 of 360 cells"),
+    "a type in one part": (type_of_two_donors, {}, "cell type 'rare' has cells of 2 donors, and 0 cells in the"),
+}
+
+
+@pytest.mark.parametrize(("change", "settings", "message"), INVALID.values(), ids=INVALID)
+def test_invalid_cells_are_rejected_in_one_sentence(prepared, change, settings, message):
+    obs = prepared.obs.copy()
+    change(obs)
+    with pytest.raises(InputError) as error:
+        folds_of(obs, AuditSettings(**settings), seed=0)
+    assert message in str(error.value)
+
+
+# ---- attacks
+
+
+def test_copies_are_found_by_all_attacks(of_copies):
+    assert {finding.attack for finding in of_copies.verdict.found} == set(ATTACKS) - {"bound"}
+    auc = of_copies.attacks.set_index(["set", "attack", "level"])["auc"]
+    assert auc["generated", "nearest", "cell"] == 1
+    assert auc["generated", "nearest", "donor"] == 1
+    assert auc["generated", "mean_shift", "donor"] > 0.95
+    assert of_copies.verdict.text.startswith("4 of 4 attacks found donors that were in the training data. Found by")
+    assert (auc["generated"] == auc["copies"]).all()
+    assert of_copies.by_label.query("set == 'generated' and attack == 'nearest'")["auc_of_donors"].eq(1).all()
+
+
+def test_fresh_cells_are_not_found_more_often_than_chance_allows(prepared):
+    audits = [audit_folds(prepared, TWO_FOLDS, fresh(seed), seed=seed, generator="files") for seed in range(6)]
+    areas = pd.concat(audit.attacks.query("level == 'donor'") for audit in audits)
+    spread = spread_of_auc(5, 5) / np.sqrt(2 * len(audits))
+    for name in ("generated", "chance"):
+        mean = areas[areas["set"] == name].groupby("attack")["auc"].mean()
+        assert (abs(mean - 0.5) < 4 * spread).all()
+    assert sum(bool(audit.verdict.found) for audit in audits) <= 2  # of 6, each with probability 0.05
+    quiet = next(audit.verdict for audit in audits if not audit.verdict.found)
+    assert quiet.text.startswith("None of 4 attacks found donors that were in the training data. The highest AUC is")
+    assert "Other attacks may find more." in quiet.text
+
+
+def test_scores_do_not_depend_on_other_attacked_cells(prepared):
+    cells = Cells.from_anndata(prepared)
+    fold = folds_of(prepared.obs, TWO_FOLDS, seed=0)[0]
+    others = cells[fold.rows(MEMBERS)], cells[fold.rows(REFERENCE)], fold.unit[fold.rows(REFERENCE)]
+    attacked = fold.rows(NON_MEMBERS)
+    whole = attack(cells[attacked], *others, seed=0)
+    half = attack(cells[attacked[::2]], *others, seed=0)
+    np.testing.assert_allclose(whole.iloc[::2], half, rtol=1e-3, atol=1e-3)
+
+
+def test_types_without_enough_cells_are_not_scored(prepared):
+    cells = Cells.from_anndata(prepared)
+    one = np.flatnonzero(cells.cell_type == TYPES[0])[:40]
+    scores = attack(cells, cells[one], cells, np.arange(len(cells)), seed=0)
+    assert scores[cells.cell_type == TYPES[1]].isna().all(axis=None)
+    assert scores[cells.cell_type == TYPES[0]].notna().all(axis=None)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_same_cells_everywhere_have_finite_scores(prepared):
+    cells = Cells.from_anndata(prepared)
+    same = cells[np.zeros(40, dtype=int)]
+    assert np.isfinite(attack(cells[np.arange(24)], same, same, np.arange(40), seed=0).iloc[:12]).all(axis=None)
+
+
+# ---- verdicts
+
+
+def test_permutations_have_the_spread_of_the_rank_sum():
+    rng = np.random.default_rng(0)
+    units = pd.DataFrame({"fold": np.repeat([1, 2], 20), "member": np.tile([0, 1], 20), "x": rng.normal(size=40)})
+    null = null_of_units(units, ["x"], n_permutations=2000, seed=0)
+    assert null.mean() == pytest.approx(0.5, abs=0.01)
+    assert null.std() == pytest.approx(spread_of_auc(10, 10) / np.sqrt(2), rel=0.06)
+
+
+def test_verdict_counts_the_best_of_all_attacks():
+    null = np.random.default_rng(0).normal(0.5, 0.1, size=(1000, 2))
+    verdict = verdict_of({"nearest": 0.69, "bound": 0.9}, null, n_units=(9, 10), n_folds=3, unit="donor")
+    assert [finding.attack for finding in verdict.findings] == ["bound", "nearest"]
+    assert [finding.found for finding in verdict.findings] == [True, False]
+    assert verdict.findings[0].p_value == pytest.approx(1 / 1001)
+    assert verdict.limit == pytest.approx(0.695, abs=0.02)
+    assert "1 of 2 attacks found donors" in verdict.label
+    assert f"chance alone reaches an AUC of {verdict.limit:.2f} with any of the attacks in 5% of audits" in verdict.text
+
+
+def test_scores_are_standardised_by_type_without_membership():
+    scores = pd.DataFrame(
+        {"fold": 1, "unit": [0, 0, 1, 1], "cell_type": ["a", "b", "a", "b"], "member": [1, 1, 0, 0]}
+    ).assign(**{"generated/x": [1.0, 50.0, 3.0, 50.0]})
+    found = standardised(scores)["generated/x"]
+    np.testing.assert_allclose(found, [-np.sqrt(0.5), 0, np.sqrt(0.5), 0])
+    units = of_units(standardised(scores))
+    np.testing.assert_allclose(units["generated/x"], [-np.sqrt(0.5) / 2, np.sqrt(0.5) / 2])
+
+
+# ---- models, files and commands
+
+
+def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
+    models = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=3)
+    settings = AuditSettings(n_folds=1)
+    first = audit_models(prepared, settings, models)
+    assert {path.name for path in (tmp_path / "models/fold-1").iterdir()} == {MEMBERS, REFERENCE}
+    caplog.set_level(logging.INFO, logger="bdm")
+    again = audit_models(prepared, settings, models)
+    assert not [record for record in caplog.records if "training" in record.getMessage()]
+    pd.testing.assert_frame_equal(first.scores, again.scores)
+    assert {finding.attack for finding in first.verdict.findings} == set(ATTACKS)
+    cells_only = audit_models(prepared, AuditSettings(n_folds=1, cells_only=True), models)
+    assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - {"bound"}
+    other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
+    with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
+        audit_models(prepared, settings, other)
+
+
+def test_python_audits_as_the_command_does(prepared, tmp_path):
+    cells = ad.AnnData(prepared.X, obs=prepared.obs[["cell_type", "donor"]], var=prepared.var)
+    settings = Settings(**vars(SMALL), prepare=PrepareSettings(genes="all", min_cells_per_gene=0))
+    model = BranchedDiffusion(cells, donor_key="donor", settings=settings, n_threads=1)
+    audit = model.audit(n_folds=1, cells_only=True, models=tmp_path / "models")
+    model.prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    options = ["--models", tmp_path / "models", "--n-folds=1", "--cells-only", *FLAGS]
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", *options)
+    pd.testing.assert_frame_equal(Audit.load(tmp_path / "audit").scores, audit.scores, check_dtype=False)
+    assert repr(audit).startswith("Audit of donors in 1 fold")
+    model.fit().save(tmp_path / "model")
+    with pytest.raises(InputError, match="A loaded model cannot be audited"):
+        BranchedDiffusion.load(tmp_path / "model").audit()
+
+
+@pytest.fixture
+def by_fold(prepared, tmp_path) -> list[Path]:
+    """Training cells of each fold in place of generated ones, as other generators would write them."""
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    run("audit-folds", tmp_path / "prepared.h5ad", tmp_path / "folds", "--n-folds=2")
+    return [tmp_path / f"folds/fold-{number}.h5ad" for number in (1, 2)]
+
+
+def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
+    given = [word for path in by_fold for word in ("--cells", path)]
+    arguments = ["audit", tmp_path / "prepared.h5ad"]
+    options = [*given, "--n-folds=2"]
+    run(*arguments, tmp_path / "whole", *options)
+    for number in (2, 1):
+        run(*arguments, tmp_path / f"part-{number}", *options, "--fold", number)
+    run("merge-audit", tmp_path / "merged", tmp_path / "part-2", tmp_path / "part-1")
+    names = {"scores.csv", "summary.json", "audit.png", *TABLES.values()}
+    for folder in ("whole", "merged"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == names
+    for name in names - {"audit.png"}:
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "merged" / name).read_text()
+    assert Audit.load(tmp_path / "whole").verdict == of_copies.verdict
+    text = (tmp_path / "whole/scores.csv").read_text()
+    assert "donor " not in text  # scores have numbers in place of names
+    with pytest.raises(InputError, match="folds 2 of 2 are missing"):
+        merged([Audit.load(tmp_path / "part-1")])
+    with pytest.raises(InputError, match="a fold is given twice"):
+        merged([Audit.load(tmp_path / "part-1")] * 2)
+    other = Audit(of_copies.scores, {**of_copies.record, "seed": 7})
+    with pytest.raises(InputError, match="of different cells, settings or seeds"):
+        merged([Audit.load(tmp_path / "part-1"), other])
+    with pytest.raises(InputError, match=r"no file summary\.json"):
+        Audit.load(tmp_path)
+
+
+def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_path):
+    with pytest.raises(InputError, match="gives 1 file, and there are 2 folds"):
+        from_files(by_fold[:1], prepared, TWO_FOLDS)
+    with pytest.raises(InputError, match=r"fold-1\.h5ad is given for two folds"):
+        from_files(by_fold[:1] * 2, prepared, TWO_FOLDS)
+    fold = folds_of(prepared.obs, TWO_FOLDS, seed=0)[0]
+    cells = ad.read_h5ad(by_fold[0])
+
+    def reading(changed: ad.AnnData):
+        changed.write_h5ad(tmp_path / "changed.h5ad")
+        return from_files([tmp_path / "changed.h5ad", by_fold[1]], prepared, TWO_FOLDS)(fold)
+
+    with pytest.raises(InputError, match="has 0 cells of type 'T cell', of which fold 1 has 60"):
+        reading(cells[cells.obs["cell_type"] == "B cell"].copy())
+    with pytest.raises(InputError, match="lacks the genes gene 0"):
+        reading(cells[:, 1:].copy())
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"T cell": "T"})
+    with pytest.raises(InputError, match="has cells of type 'T', which fold 1 lacks"):
+        reading(cells)
+
+
+def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
+    arguments = ["audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2"]
+    given = [word for path in by_fold for word in ("--cells", path)]
+    for options, message in (
+        ([*given, "--models", tmp_path / "models"], "are for models of bdm"),
+        ([*given, "--width=16"], "are for models of bdm"),
+        ([*given, "--fold=3"], "is none of 2 folds"),
+        (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(*arguments, *options)
+        assert not (tmp_path / "audit").exists()
+
+
+def test_command_audits_models(prepared, tmp_path):
+    simulated(n_donors=9, n_cells=8).write_h5ad(tmp_path / "prepared.h5ad")
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=1", "--cells-only", "--n-levels=3", *FLAGS)
+    audit = Audit.load(tmp_path / "audit")
+    assert audit.record["fit"]["denoiser"]["n_steps"] == 20
+    assert audit.record["sampling"]["n_levels"] == 3
+    assert len(audit.verdict.findings) == 4
+    assert audit.attacks["low"].isna().all()  # no interval from one fold
+
+
+def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
+    figure = audit_figure(of_copies)
+    assert [axis.get_title() for axis in figure.axes] == ["donors", "cells"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [name for key, name in ATTACKS.items() if key != "bound"]
+    assert len(pl.audit(of_copies, show=False)) == 2
+    settings = AuditSettings(n_folds=1, by_cell=True)
+    of_cells = audit_folds(prepared, settings, copies(prepared), seed=0, generator="files")
+    assert [axis.get_title() for axis in audit_figure(of_cells).axes] == ["cells"]
+    assert of_cells.verdict.text.startswith("4 of 4 attacks found cells")
