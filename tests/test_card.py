@@ -48,6 +48,7 @@ def test_saved_model_has_its_card(saved, batch_model):
     assert "| `prepare.n_genes` | 200 |" in card
     assert "The privacy of the donors has not been audited" in card
     assert "anonym" not in card.lower()
+    assert "### Donors" not in card
 
 
 def test_loading_ignores_the_card(batch_model, tmp_path):

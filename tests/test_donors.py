@@ -143,7 +143,10 @@ def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
     donors = donor_model.model.donors
     assert donors.n_donors == N_DONORS
     donor_model.save(tmp_path / "model")
-    assert f"| donors | {N_DONORS}, in the column `donor` |" in (tmp_path / "model/README.md").read_text()
+    card = (tmp_path / "model/README.md").read_text()
+    assert f"| donors | {N_DONORS}, in the column `donor` |" in card
+    assert f"composition and number of cells ({N_DONORS} donors, standard deviation of log expression 0." in card
+    assert "the donors that `bdm simulate` draws are new" in card
     again = BranchedDiffusion.load(tmp_path / "model").model.donors
     drawn, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
     np.testing.assert_array_equal(drawn.log_expression("type0"), repeated.log_expression("type0"))

@@ -105,12 +105,13 @@ def full(example_cells, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(example_cells, tmp_path_factory) -> Path:
-    """Results of two types that are named by numbers, and of no transmutations."""
+    """Results of two types that are named by numbers, with donors, and of no transmutations."""
     folder = tmp_path_factory.mktemp("two")
     cells = example_cells[example_cells.obs["bulk_labels"].isin(["CD19+ B", "Dendritic"])].copy()
     cells.obs["label"] = (cells.obs["bulk_labels"] == "Dendritic").astype(int).astype(str)
+    cells.obs["donor"] = [f"donor {i % 6}" for i in range(cells.n_obs)]
     cells.write_h5ad(folder / "cells.h5ad")
-    learn(folder, folder / "cells.h5ad", n_steps=5)
+    learn(folder, folder / "cells.h5ad", "--donor-key", "donor", n_steps=5)
     bdm("interpret", folder / "model", folder / "prepared.h5ad", folder / "generated.h5ad", folder / "interpretation")
     return folder
 
@@ -247,6 +248,12 @@ def test_page_shows_what_was_chosen_and_left_out(page, results):
     assert f"{SMALL} 8 fewer than 10 cells (min_cells_per_type)" in text
     assert LEFT_OUT not in page.read_text(encoding="utf-8")
     assert "Batches" not in text
+
+
+def test_page_shows_what_was_learned_of_donors(two):
+    text = words_of(report_page(read_results(two)))
+    assert "Donors 6 Seed 0" in text
+    assert "The model has learned how donors differ (6 donors, standard deviation of log expression 0." in text
 
 
 def test_page_shows_cells_without_counts_and_other_choices_of_genes(results):

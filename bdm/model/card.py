@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
+from bdm.donors.effects import summary_of
 from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation
@@ -71,7 +72,7 @@ def model_card(
         data=data_rows(model, given),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
-        has_donors=model.donor_effects is not None,
+        donors="" if model.donor_effects is None else summary_of(model.donor_effects),
         types=[(markdown(name), f"{n:,}", n_populations) for name, n, n_populations in type_rows(model)],
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
+from bdm.donors.effects import summary_of
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
@@ -163,6 +164,8 @@ def content(results: Results) -> dict[str, Any]:
         "split": results.cells["split"].value_counts(),
         "n_generated": int(results.evaluation.n_cells[GENERATED].sum()),
         "batches": sorted(map(str, results.cells["batch"].unique())) if "batch" in results.cells else [],
+        "donors": results.model.donor_effects,
+        "donors_in_words": "" if results.model.donor_effects is None else summary_of(results.model.donor_effects),
         "settings": changed(results),
         "genes_chosen": genes_chosen(results),
         "types_left_out": types_left_out(results),
