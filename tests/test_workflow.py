@@ -258,6 +258,23 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     assert found["all"] == {"to": "x", "from": []}
 
 
+def test_gene_sets_of_a_design_are_inputs(tmp_path):
+    changes = [{"name": "a", "genes": {"gene_sets": "my sets.gmt", "name": "T"}}, {"name": "b", "genes": ["CD3D"]}]
+    (tmp_path / "my design.yaml").write_text(yaml.safe_dump({"changes": changes}))
+    (tmp_path / "other.yaml").write_text("changes: none")
+    config = demo_config()
+    designs = {name: {"path": f"{name}.yaml"} for name in ("my design", "other")}
+    config["datasets"]["pbmc68k"]["simulate"] = {"designs": {"mine": designs["my design"], "other": designs["other"]}}
+    target = "results/pbmc68k/simulated/mine.h5ad"
+    missing = dry_run(tmp_path, config, target)
+    assert "Missing input files for rule simulate" in missing
+    assert "my sets.gmt" in missing
+    (tmp_path / "my sets.gmt").touch()
+    planned = dry_run(tmp_path, config, target, "results/pbmc68k/simulated/other.h5ad")
+    assert "input: results/pbmc68k/model, my design.yaml, my sets.gmt" in planned
+    assert re.search(r"input: results/pbmc68k/model, other.yaml$", planned, flags=re.MULTILINE)
+
+
 def test_model_grows_by_one_addition_after_the_other(tmp_path):
     for name in ["mine.h5ad", "first.h5ad", "it's second.h5ad"]:
         (tmp_path / name).touch()

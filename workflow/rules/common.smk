@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
@@ -277,6 +278,19 @@ def simulated_experiments(wildcards):
 def design_file(wildcards):
     """Name the file of a design."""
     return setting("simulate/designs")(wildcards)[wildcards.design]["path"]
+
+
+def gene_set_files(wildcards):
+    """List the files with gene sets that a design names, as bdm finds them: without the prefix of a module.
+
+    bdm rejects what is no design, in one sentence; there are no files then.
+    """
+    try:
+        design = yaml.safe_load(Path(in_place(design_file(wildcards))).read_text(encoding="utf-8"))
+        files = [change["genes"].get("gene_sets") for change in design["changes"] if isinstance(change["genes"], dict)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
+    return [local(file) for file in dict.fromkeys(files) if isinstance(file, str)]
 
 
 def extension_report(wildcards):

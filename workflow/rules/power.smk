@@ -7,6 +7,7 @@ rule power:
     input:
         model=rules.train.output.model,
         design=design_file,
+        gene_sets=gene_set_files,
     output:
         part=temp("results/{dataset}/power_parts/{design}/{scatteritem}.csv"),
     log:

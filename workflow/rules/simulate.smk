@@ -2,6 +2,7 @@ rule simulate:
     input:
         model=rules.train.output.model,
         design=design_file,
+        gene_sets=gene_set_files,
     output:
         cells="results/{dataset}/simulated/{design}.h5ad",
         truth=report(
