@@ -179,8 +179,7 @@ class BranchedDiffusion(FittedModel):
     ) -> "Audit":
         """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
 
-        Models with the settings of this one are fitted to parts of its cells; this one is not used, and need not be
-        fitted. See the page on audits.
+        Models with the settings of this one are fitted to parts of its cells; this one need not be fitted.
 
         Parameters
         ----------
@@ -205,14 +204,9 @@ class BranchedDiffusion(FittedModel):
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
         checked = AuditSettings(n_folds=n_folds, donor_key=donor_key, by_cell=by_cell, cells_only=cells_only)
+        fit = FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)})
         folder = None if models is None else Path(models)
-        how = AuditedModels(
-            fit=FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)}),
-            tree=self.tree,
-            folder=folder,
-            device=self.device,
-            seed=self.seed,
-        )
+        how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
         return audit_models(self._cells(), checked, how)
 
     @computing
@@ -311,22 +305,26 @@ class BranchedDiffusion(FittedModel):
         with atomic_write(Path(path), folder_of="model.json") as folder:
             save_with_card(folder, self.model)
 
-    def card(self, evaluation: "Evaluation | None" = None, *, license: str | None = None) -> str:
+    def card(
+        self, evaluation: "Evaluation | None" = None, *, audit: "Audit | None" = None, license: str | None = None
+    ) -> str:
         """Write the card of the model, as Markdown with the metadata of Hugging Face.
 
         Parameters
         ----------
         evaluation
             Evaluation of its generated cells, whose scores are shown with the floor's.
+        audit
+            Audit of models with its settings, whose verdict is shown.
         license
             License of the data, in place of ``settings.prepare.license``.
 
         Raises
         ------
         InputError
-            If the evaluation has no generated cells, or the model is not fitted.
+            If the evaluation has no generated cells, the audit is of other settings, or the model is not fitted.
         """
-        return model_card(self.model, evaluation=evaluation, license=license)
+        return model_card(self.model, evaluation=evaluation, audit=audit, license=license)
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, MinLen
 
+from bdm.audit.settings import AuditSettings
 from bdm.schema import Setting, StageSettings, Unset, bounds, options_of
 from bdm.settings import (
     AutoencoderSettings,
@@ -122,6 +123,7 @@ def of_keys(*names: str) -> Iterator[Setting]:
     return (setting for setting in options_of(InputKeys) if setting.name in names)
 
 
+RUN_AUDIT = Annotated[bool, "Find what attacks can tell about who was in the training data, which fits models again."]
 IN_DATASET = tuple(setting for setting in options_of(PrepareSettings) if setting.key.section == "dataset")
 CELLS = Annotated[Path, MinLen(1), "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
 NEW_CELLS = Annotated[Path, MinLen(1), "Cells of the new types, in any format that a data set may have."]
@@ -275,6 +277,15 @@ A list of markers names one gene a row; its types may differ from the types of t
     T cell,CD3D
     T cell,CD3E
     B cell,CD79A
+""",
+    ),
+    "audit": Section(
+        "The audit of what generated cells disclose.",
+        "what generated cells disclose",
+        of_stage(AuditSettings, optional("run", RUN_AUDIT)),
+        description="""\
+[docs/audit.md](../docs/audit.md) explains the audit. It is of donors, if the data set has a `donor_key`, and fits two
+models in each fold with the settings of the other sections.
 """,
     ),
 }

@@ -2,6 +2,11 @@
 
 import json
 import logging
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import anndata as ad
@@ -9,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import typer
+import yaml
 
 from bdm import pl
 from bdm.api import BranchedDiffusion
@@ -24,6 +31,8 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.generation.audited import AuditedModels, audit_models
 from bdm.plotting.audit import audit_figure
+from bdm.report.audit import ShownAudit, command, summary
+from bdm.report.page import environment
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
@@ -289,6 +298,20 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     pd.testing.assert_frame_equal(Audit.load(tmp_path / "audit").scores, audit.scores, check_dtype=False)
     assert repr(audit).startswith("Audit of donors in 1 fold")
     model.fit().save(tmp_path / "model")
+    run("card", tmp_path / "model", "--audit", tmp_path / "audit", "--out", tmp_path / "card.md")
+    card = (tmp_path / "card.md").read_text()
+    assert audit.verdict.text in card
+    assert "The privacy of the donors has not been audited" not in card
+    first = audit.verdict.findings[0]
+    assert f"| {ATTACKS[first.attack]} | {first.auc:.2f} | " in card
+    for record, message in (
+        ({"generator": "files"}, "of another generator"),
+        ({"fit": {**audit.record["fit"], "denoiser": {"width": 5}}}, "width is 5, and 16 in this model"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.card(audit=Audit(audit.scores, {**audit.record, **record}))
+    with pytest.raises(InputError, match="different cell types"):
+        model.card(audit=Audit(audit.scores.assign(cell_type="other"), audit.record))
     with pytest.raises(InputError, match="A loaded model cannot be audited"):
         BranchedDiffusion.load(tmp_path / "model").audit()
 
@@ -383,3 +406,45 @@ def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
     of_cells = audit_folds(prepared, settings, copies(prepared), seed=0, generator="files")
     assert [axis.get_title() for axis in audit_figure(of_cells).axes] == ["cells"]
     assert of_cells.verdict.text.startswith("4 of 4 attacks found cells")
+
+
+# ---- report and workflow
+
+
+def test_report_has_a_section_on_the_audit(of_copies):
+    shown = ShownAudit(of_copies, b"figure")
+    page = environment().get_template("audit.html").render(audit=summary(shown))
+    assert of_copies.verdict.text in page
+    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
+    assert "nearest generated cell 1.00 1.00 to 1.00 1.00" in text
+    assert all(f"{name} " in text for name in TYPES)
+    assert "b'" not in page
+
+
+def test_report_has_the_command_of_the_audit(prepared):
+    fit = {**asdict(SMALL), "denoiser": {**asdict(SMALL.denoiser), "n_steps": 7}}
+    settings = AuditSettings(n_folds=1, cells_only=True)
+    audit = audit_folds(prepared, settings, copies(prepared), seed=3, generator="bdm", fit=fit)
+    words = shlex.split(command(audit))
+    assert {"--cells-only", "--denoiser-n-steps", "--autoencoder-n-steps", "--n-latent"} <= set(words)
+    typer.main.get_command(app).commands["audit"].make_context("audit", words[2:])
+    assert words[-2:] == ["--seed", "3"]
+
+
+def test_workflow_joins_the_folds(tmp_path):
+    audited = {"path": "cells.h5ad", "donor_key": "donor", "audit": {"run": True, "n_folds": 2, "cells_only": True}}
+    config = {"datasets": {"blood": audited, "other": {"path": "cells.h5ad"}}, "autoencoder": {"n_steps": 30}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "cells.h5ad").touch()
+    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "config.yaml"]
+    words += ["--replace-workflow-config", "--dry-run", "--printshellcmds"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    shell = [shlex.split(line) for line in re.findall(r"^Shell command: (bdm .*?) > ", done.stdout, flags=re.MULTILINE)]
+    folds = [words for words in shell if words[1] == "audit"]
+    assert sorted(words[words.index("--fold") + 1] for words in folds) == ["1", "2"], done.stderr
+    [join] = [words for words in shell if words[1] == "merge-audit"]
+    assert join[2:] == ["results/blood/audit", "results/blood/audit_folds/1", "results/blood/audit_folds/2"]
+    commands = typer.main.get_command(app).commands
+    for _, name, *arguments in [*folds, join]:
+        given = commands[name].make_context(name, arguments).params
+        assert name == "merge-audit" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, 30)

@@ -23,6 +23,7 @@ CONFIG = {
             "extend": {"additions": {"more": {"path": "more.h5ad"}}},
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
+            "audit": {"run": True},
         }
     }
 }
@@ -35,11 +36,12 @@ TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
 TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 SIMULATE = {"simulate here"} | REPORT
+AUDIT = {"audit", "merge_audit"} | REPORT  # of fitted models, not of extended ones
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
-HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS | SIMULATE
-TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS | SIMULATE
+HIERARCHY = {"hierarchy", "train"} | GENERATE | TRANSMUTATIONS | SIMULATE | AUDIT
+TRAIN = {"train", "train_flat"} | GENERATE_BOTH | TRANSMUTATIONS | SIMULATE | AUDIT
 AUTOENCODER = {"autoencoder", "hierarchy", "hierarchy_flat"} | TRAIN
 PREPARE = {"prepare"} | AUTOENCODER
 
@@ -54,7 +56,7 @@ CHANGES = {
     "seed": (3, both(PREPARE, EXTEND)),
     "datasets": (
         {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
-        {"new": PREPARE - TRANSMUTATIONS - SIMULATE | REPORT},
+        {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | REPORT},
     ),
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
@@ -97,9 +99,9 @@ CHANGES = {
     "addition/counts": ("X", {GROWN: EXTEND}),
     "addition/missing_as_zero": (True, {GROWN: EXTEND}),
     "generate/n_cells": (12, both(GENERATE_BOTH, GENERATE)),
-    "generate/n_levels": (2, both(GENERATE_BOTH, GENERATE)),
-    "generate/shared_ancestors": (True, both(GENERATE_BOTH, GENERATE)),
-    "generate/stochastic": (True, both(GENERATE_BOTH, GENERATE)),
+    "generate/n_levels": (2, both(GENERATE_BOTH | AUDIT, GENERATE)),
+    "generate/shared_ancestors": (True, both(GENERATE_BOTH | AUDIT, GENERATE)),
+    "generate/stochastic": (True, both(GENERATE_BOTH | AUDIT, GENERATE)),
     "transmute/transmutations": (
         {**CONFIG["datasets"][MINE]["transmute"]["transmutations"], "new": {"to": "C"}},
         both(NEW_TRANSMUTATION),
@@ -118,6 +120,9 @@ CHANGES = {
     "interpret/n_genes": (5, both(INTERPRET)),
     "interpret/markers": ("markers.csv", both(INTERPRET)),
     "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),
+    "audit/run": (False, {MINE: REPORT}),
+    "audit/n_folds": (2, {MINE: AUDIT}),
+    "audit/cells_only": (True, {MINE: AUDIT}),
 }
 
 
@@ -142,9 +147,9 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         "design": mine["simulate"]["designs"]["here"],
     }
     if section not in places:
-        places[section] = (mine if own or name in ("transmutations", "additions", "designs") else config).setdefault(
-            section, {}
-        )
+        places[section] = (
+            mine if own or name in ("transmutations", "additions", "designs", "run") else config
+        ).setdefault(section, {})
     places[section][name] = value
     return config
 

@@ -9,9 +9,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the lowest; a module may import modules of its own layer and of lower ones
     {"text", "errors", "validation", "seeds", "arrays", "progress", "files", "checksums", "store", "provenance"},
     {"threads", "checkpoint", "training", "processes", "embedding"},
-    {"data", "schema", "settings", "configuration"},
+    {"data", "schema", "settings"},
     {"evaluation"},  # compares cells, whatever they come from
     {"audit"},  # attacks cells, whatever they come from
+    {"configuration"},  # of all stages
     {"autoencoder"},
     {"latent"},
     {"donors"},

@@ -50,6 +50,7 @@ SECTIONS = [
     "simulate",
     "evaluate",
     "interpret",
+    "audit",
 ]
 EXTENSION = {
     "extension_report.json",
@@ -397,6 +398,7 @@ def test_defaults_are_those_of_the_command(section):
             "additions",
             "designs",
             "leave_out",
+            "run",
         ):  # given otherwise on the command line
             assert value["default"] == options[key], key
 

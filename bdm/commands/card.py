@@ -20,30 +20,36 @@ def card(
             help="Folder made by bdm evaluate --model, whose scores are added.", file_okay=False, show_default=False
         ),
     ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Folder made by bdm audit, whose verdict is added.", file_okay=False, show_default=False),
+    ] = None,
     license: License = None,
     out: Annotated[
         Path | None,
         typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False),
     ] = None,
 ) -> Summary | None:
-    """Print the card of a model (Markdown with the metadata of Hugging Face), with the scores of an evaluation.
+    """Print the card of a model (Markdown with the metadata of Hugging Face), with scores and the verdict of an audit.
 
     The folder of a model has its card, without scores, as README.md; --out model/README.md replaces it.
 
     Example: bdm card model/ --evaluation evaluation/ --out model/README.md
     """
+    from bdm.audit.results import Audit
     from bdm.errors import InputError
     from bdm.evaluation.results import Evaluation
     from bdm.files import atomic_write
     from bdm.model.card import model_card
     from bdm.model.model import load_model, model_checksum
 
+    audited = None if audit is None else Audit.load(audit)
     scores = None if evaluation is None else Evaluation.load(evaluation)
     loaded, checksum = load_model(model), model_checksum(model)
     try:
-        text = model_card(loaded, checksum=checksum, evaluation=scores, license=license)
+        text = model_card(loaded, checksum=checksum, evaluation=scores, audit=audited, license=license)
     except InputError as error:
-        raise InputError(f"{evaluation}: {error}") from error
+        raise InputError(f"{model}: {error}") from error
     if out is None:
         sys.stdout.write(text)
         return None

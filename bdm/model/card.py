@@ -6,9 +6,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
+from bdm.audit.results import CHANCE, COPIES, Audit
+from bdm.audit.verdict import ATTACKS
 from bdm.donors.effects import summary_of
 from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
@@ -44,6 +47,7 @@ def model_card(
     *,
     checksum: str | None = None,
     evaluation: Evaluation | None = None,
+    audit: Audit | None = None,
     license: str | None = None,
 ) -> str:
     """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown.
@@ -54,14 +58,18 @@ def model_card(
         Checksum of the saved model, as :func:`bdm.model.model.model_checksum` returns it; None for a model in memory.
     evaluation
         Evaluation of its generated cells, whose scores are shown with the floor's.
+    audit
+        Audit of models with its settings, whose verdict is shown.
     license
         License of the data, in place of the one that was given for the fit.
 
     Raises
     ------
     InputError
-        If the evaluation is of another model, or has no generated cells.
+        If the evaluation is of another model, or has no generated cells, or the audit of models with other settings.
     """
+    if audit is not None:
+        check_audit(audit, model)
     given = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(packaged("card.md"))
@@ -77,6 +85,8 @@ def model_card(
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
         scores=[] if evaluation is None else list(score_rows(evaluation)),
+        audit=audit,
+        attacks=[] if audit is None else list(attack_rows(audit)),
         record=record_rows(model, checksum),
         settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
         table=table,
@@ -198,6 +208,32 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
             f"{str(checksum)[:8]}); evaluate cells of this model."
         )
     return recorded is not None and checksum is not None
+
+
+def attack_rows(audit: Audit) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield the attacks of an audit: areas by generated cells, copies and chance, and whether members were found."""
+    areas = audit.attacks[(audit.attacks["level"] == audit.unit) & audit.attacks["n_cells"].isna()]
+    known = areas.set_index(["set", "attack"])["auc"]
+    for finding in audit.verdict.findings:
+        ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
+        copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)
+        yield ATTACKS[finding.attack], f"{finding.auc:.2f}", copies, chance, "yes" if finding.found else "no"
+
+
+def check_audit(audit: Audit, model: BranchedModel) -> None:
+    """Raise an InputError if an audit is not of models like this one."""
+    if audit.record.get("generator") != "bdm":
+        raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
+    settings = {"autoencoder": model.autoencoder.provenance["settings"], "denoiser": model.provenance["settings"]}
+    for stage, of_model in settings.items():
+        for name, value in audit.record["fit"][stage].items():
+            if of_model.get(name) != value:
+                raise InputError(
+                    f"The audit is of models with other settings ({name} is {value}, and {of_model.get(name)} in this "
+                    "model); audit models with the settings of this one."
+                )
+    if other := sorted(set(audit.scores["cell_type"]) ^ set(model.cell_types)):
+        raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
 
 
 def table(header: Sequence[str], rows: Rows) -> str:

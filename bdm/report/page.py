@@ -21,7 +21,7 @@ from bdm.extension.results import describe
 from bdm.plotting.page.tree import MAX_ROWS, tree_browser
 from bdm.plotting.tree import view_of
 from bdm.progress import duration
-from bdm.report import plots
+from bdm.report import audit, plots
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.experiments import summary
 from bdm.report.populations import branch_losses, population_scores, populations
@@ -186,6 +186,7 @@ def content(results: Results) -> dict[str, Any]:
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(evaluation) for evaluation in results.transmutations.values()],
         "experiments": [summary(experiment) for experiment in results.experiments.values()],
+        "audit": audit.summary(results.audit),
         "extensions": extensions(results),
         "cost": cost(results),
         "commands": commands(results),

@@ -19,6 +19,7 @@ from bdm.extension.results import FILE, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation
 from bdm.interpretation.tables import branch_genes
 from bdm.model.model import BranchedModel, load_model
+from bdm.report.audit import ShownAudit, read_audit
 from bdm.report.experiments import Experiment, read_experiments
 from bdm.transmutation.results import TransmutationEvaluation
 
@@ -64,6 +65,8 @@ class Results:
         Evaluations of transmuted cells by name.
     experiments
         Simulated experiments by name.
+    audit
+        What attacks found out about who was in the training data; None where there was no audit.
     extensions
         Types that were added to the model; None where none were.
     cost
@@ -85,6 +88,7 @@ class Results:
     interpreted: dict[str, Any]
     transmutations: dict[str, TransmutationEvaluation]
     experiments: dict[str, Experiment]
+    audit: ShownAudit | None
     extensions: pd.DataFrame | None
     cost: pd.DataFrame
 
@@ -139,6 +143,7 @@ def read_results(folder: Path) -> Results:
         interpreted=interpretation.provenance if interpretation else {},
         transmutations={path.parent.name: TransmutationEvaluation.load(path.parent) for path in transmutations},
         experiments=read_experiments(folder),
+        audit=read_audit(folder),
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
     )

@@ -13,6 +13,7 @@ from bdm.errors import OPTIONS_FOR_NONE
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.verdict import LIMITS
 from bdm.model.extension import Extension
+from bdm.report import audit
 from bdm.report.results import Results
 from bdm.schema import options_of
 from bdm.settings import (
@@ -194,6 +195,7 @@ def commands(results: Results) -> list[str]:
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
         *_experiments(results, model),
+        *([] if results.audit is None else [audit.command(results.audit.audit)]),
     ]
 
 

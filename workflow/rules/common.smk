@@ -44,6 +44,7 @@ SECTIONS = [
     "simulate",
     "evaluate",
     "interpret",
+    "audit",
 ]
 
 
@@ -291,6 +292,18 @@ def gene_set_files(wildcards):
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
     return [local(file) for file in dict.fromkeys(files) if isinstance(file, str)]
+
+
+def audited_folds(wildcards):
+    """Name the folds of the audit of a data set."""
+    n_folds = setting("audit/n_folds")(wildcards)
+    return [f"results/{wildcards.dataset}/audit_folds/{number}" for number in range(1, n_folds + 1)]
+
+
+def audit_result(wildcards):
+    """Name the audit of a data set, where one is to run; extended models have none."""
+    runs = wildcards.dataset in FITTED and setting("audit/run")(wildcards)
+    return [f"results/{wildcards.dataset}/audit/summary.json"] if runs else []
 
 
 def extension_report(wildcards):

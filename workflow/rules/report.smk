@@ -8,6 +8,7 @@ rule report:
         transmutations=results_of_transmutations,
         experiments=simulated_experiments,
         extension=extension_report,
+        audit=audit_result,
     output:
         page=report(
             "results/{dataset}/report.html",

@@ -1,0 +1,80 @@
+"""Audit of a data set, as the report shows it: what attacks found out about who was in the training data."""
+
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bdm.audit.results import GENERATED, SETS, SUMMARY, Audit
+from bdm.audit.verdict import ATTACKS
+from bdm.settings import FitSettings, GenerationSettings
+
+FIGURE = "audit.png"
+AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options begin with the stage
+
+
+@dataclass(frozen=True)
+class ShownAudit:
+    """An audit with its figure (PNG)."""
+
+    audit: Audit
+    figure: bytes
+
+
+def read_audit(folder: Path) -> ShownAudit | None:
+    """Read the audit of the data set in a folder; None where there is none."""
+    audited = Path(folder) / "audit"
+    if not (audited / SUMMARY).is_file():
+        return None
+    return ShownAudit(Audit.load(audited), (audited / FIGURE).read_bytes())
+
+
+def summary(shown: ShownAudit | None) -> dict[str, Any] | None:
+    """Collect what the report shows of an audit."""
+    if shown is None:
+        return None
+    audit = shown.audit
+    return {
+        "verdict": audit.verdict,
+        "unit": audit.unit,
+        "rows": list(attack_rows(audit)),
+        "types": list(type_rows(audit)),
+        "figure": b64encode(shown.figure).decode(),
+    }
+
+
+def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the areas of each attack on units, the highest first."""
+    table = audit.attacks
+    table = table[(table["level"] == audit.unit) & table["n_cells"].isna()].set_index(["set", "attack"])
+    for finding in audit.verdict.findings:
+        areas = {name: table["auc"].get((name, finding.attack)) for name in SETS}
+        generated = table.loc[(GENERATED, finding.attack)]
+        interval = {name: generated[name] for name in ("low", "high", "true_positives")}
+        yield {"name": ATTACKS[finding.attack], "finding": finding, **areas, **interval}
+
+
+def type_rows(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the highest area of any attack on generated cells for each cell type."""
+    column = "auc_of_donors" if audit.unit == "donor" else "auc"
+    table = audit.by_label[(audit.by_label["set"] == GENERATED) & audit.by_label[column].notna()]
+    best = table.sort_values(column, ascending=False, kind="stable").drop_duplicates("cell_type")
+    for row in best.itertuples():
+        auc = float(getattr(row, column))
+        yield {"name": row.cell_type, "attack": ATTACKS[row.attack], "auc": auc, "limit": row.limit}
+
+
+def command(audit: Audit) -> str:
+    """Give the command that makes the audit again."""
+    options = dict(audit.record["audit"])
+    words = [f"--n-folds {options['n_folds']}", *(["--cells-only"] if options["cells_only"] else [])]
+    defaults = {**asdict(FitSettings()), "sampling": asdict(GenerationSettings())}
+    record = {**audit.record.get("fit", {}), "sampling": audit.record.get("sampling", {})}
+    for stage, settings in record.items():
+        for name, value in settings.items():
+            if value != defaults[stage][name] and value is not None:
+                option = f"{stage}-{name}" if name in AMBIGUOUS else name
+                flag = f"--{option.replace('_', '-')}"
+                words.append(flag if value is True else f"{flag} {value}")
+    return f"bdm audit prepared.h5ad audit {' '.join(words)} --seed {audit.record['seed']}"
