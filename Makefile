@@ -80,7 +80,7 @@ config: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# TARGET is all, atlas, augment, coarse, designs, donors, extend, many, populations, threshold, transmute or tree. PEERS is a Python with
+# TARGET is all, artefacts, atlas, augment, coarse, designs, donors, extend, many, populations, threshold, transmute or tree. PEERS is a Python with
 # bdm and the packages of its peers. A run that was stopped goes on with the steps that it has not completed.
 benchmark: TARGET ?= all
 benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)

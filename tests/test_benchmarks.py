@@ -48,6 +48,7 @@ UNLABELLED = CONFIG["populations"]["datasets"]
 JUDGED = CONFIG["verdicts"]["datasets"]
 BY_DONOR = CONFIG["designs"]["datasets"]
 WITH_DONORS = CONFIG["donors"]["datasets"]
+HALVED = CONFIG["artefacts"]["datasets"]
 EXTENDED = CONFIG["extend"]["datasets"]
 MANY = CONFIG["many"]["runs"]
 HELD_OUT = {name: dataset for name, dataset in DATASETS.items() if dataset and "hold_out" in dataset}
@@ -114,12 +115,13 @@ def planned(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("benchmarks")
     cells = folder / "my cells"
     cells.mkdir()
-    for name, dataset in {**JUDGED, **UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **COARSE}.items():
+    for name, dataset in {**JUDGED, **UNLABELLED, **DATASETS, **TRANSMUTED, **ANNOTATED, **HALVED, **COARSE}.items():
         (cells / f"{(dataset or {}).get('of', name)}.h5ad").touch()
     for name in {*BY_DONOR, *WITH_DONORS}:
         (cells / f"{name}.h5ad").touch()
     targets = [
         "all",
+        "artefacts",
         "atlas",
         "augment",
         "coarse",
@@ -148,7 +150,7 @@ def test_dry_run_plans_all_runs(planned):
     jobs = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", planned, flags=re.MULTILINE)}
     n_runs = (len(DATASETS) + len(COARSE)) * len(SEEDS)
     n_transmuted = len(TRANSMUTED) * len(SEEDS)
-    prepared = {*JUDGED, *UNLABELLED, *DATASETS, *TRANSMUTED, *ANNOTATED, *COARSE} - HELD_OUT.keys()
+    prepared = {*JUDGED, *UNLABELLED, *DATASETS, *TRANSMUTED, *ANNOTATED, *HALVED, *COARSE} - HELD_OUT.keys()
     prepared |= {dataset["of"] for dataset in HELD_OUT.values()}
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, len(prepared) * len(SEEDS)), planned
     assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
@@ -156,6 +158,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
     assert jobs["null_tests"] == jobs["null_tests_generated"] == len(BY_DONOR)
+    assert jobs["artefacts_doublets"] == jobs["artefacts_ambient"] == len(HALVED) * len(SEEDS)
+    assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -213,6 +217,7 @@ def test_commands_take_what_rules_give(planned):
             "verdicts_table",
         ),
         *("atlas", "atlas_table", "network_table", "null_tests", "null_table"),
+        *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
@@ -1225,3 +1230,70 @@ def test_larger_shifts_are_detected_with_enough_cells():
     assert found.loc[0.0].max() <= 0.2
     assert found.loc[0.8, 100] == 1
     assert script.overview(table).loc[0.8, 100].startswith("100 (")
+
+
+# ---- planted artefacts
+
+
+def test_real_doublets_are_sums_of_two_cells_of_known_types(prepared):
+    script = load("scripts/artefacts_doublets.py")
+    cells = prepared[prepared.obs["split"] == "train"].copy()
+    droplets = script.real_droplets(cells, 0.3, np.random.default_rng(0))
+    kind = droplets.obs["kind"].to_numpy()
+    assert np.mean(kind != "") == pytest.approx(0.3, abs=0.06)
+    assert np.mean(kind[kind != ""] == "within a type") == pytest.approx(0.5, abs=0.12)
+    assert droplets.obs["cell_type"].nunique() == cells.obs["cell_type"].nunique()
+    single = cells[droplets.obs_names]
+    assert (droplets.X[kind == ""] != single.X[kind == ""]).nnz == 0
+    assert ((droplets.X - single.X)[kind != ""].sum(axis=1) > 0).all()
+    assert (droplets.X - single.X).min() == 0
+
+
+def test_ambient_rna_that_was_added_to_real_cells_is_found():
+    script, rng = load("scripts/artefacts_ambient.py"), np.random.default_rng(0)
+    counts = rng.poisson(np.kron(np.eye(2), np.full((150, 30), 5.0)) + np.full((300, 60), 0.05))
+    obs = pd.DataFrame({"cell_type": np.repeat(["A", "B"], 150)}, index=[f"cell {i}" for i in range(300)])
+    adata, types = AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs), pd.Index(["A", "B"])
+    genes, reference = script.halves_of_training(adata, types, np.random.default_rng(1))
+    np.testing.assert_array_equal(genes, np.kron(np.eye(2), np.ones(30))[::-1].astype(bool))
+    for share in (0.0, 0.1):
+        cells = script.real_cells(adata, types, share, np.random.default_rng(2))
+        assert cells.counts.sum() == pytest.approx(counts.sum(), rel=0.02)
+        table = script.estimates(cells, reference, genes, np.random.default_rng(3)).set_index("profile")
+        assert table["before"].to_numpy() == pytest.approx(0.02, abs=0.005)
+        assert table["found"].to_numpy() == pytest.approx(share, abs=0.01)
+        assert (table["low"] < table["found"]).all()
+        assert (table["found"] < table["high"]).all()
+
+
+def test_artefacts_of_a_model_are_found_and_collected(trained, prepared_file, tmp_path):
+    folder = tmp_path / "blood/0/artefacts"
+    folder.mkdir(parents=True)
+    model = load_model(trained / "model")
+    n_below = {name: len(list(model.hierarchy.leaves(name))) for name in model.hierarchy.children}
+    node = next(name for name in n_below if 1 < n_below[name] < len(model.populations) and name not in model.cell_types)
+    types = sorted({model.cell_type_of[leaf] for leaf in model.hierarchy.leaves(node)})
+    run("scripts/artefacts_ambient.py", prepared_file, trained / "model", folder / "ambient.csv", "--share", 0.2)
+    sizes = ("--log2-fold-change", 0.5, "--log2-fold-change", 3)
+    below = [item for name in types for item in ("--cell-type", name)]
+    run("scripts/artefacts_markers.py", trained / "model", folder / "markers.csv", *below, *sizes)
+    markers = pd.read_csv(folder / "markers.csv")
+    assert set(markers["node"]) == {node}
+    assert sorted(markers.loc[markers["below"], "cell_type"].unique()) == types
+    large = markers[(markers["log2_fold_change"] == 3) & (markers["method"] == "deseq2")]
+    assert large.loc[large["below"], "n_found"].sum() > 0.7 * large.loc[large["below"], "n_planted"].sum()
+    assert large.loc[~large["below"], "n_found"].sum() == 0
+    kinds = {"kind": ["within a type", "between types"], "auc": [0.6, 0.8], "recall": [0.1, 0.5], "n_doublets": [9, 9]}
+    tables = [
+        pd.DataFrame(kinds).assign(cells=name, rate=rate) for name in ("real", "generated") for rate in (0.1, 0.2)
+    ]
+    pd.concat(tables).to_csv(folder / "doublets.csv", index=False)
+    run(
+        "scripts/artefacts_table.py", tmp_path, *(folder / f"{name}.csv" for name in ("doublets", "ambient", "markers"))
+    )
+    text = (tmp_path / "artefacts.md").read_text()
+    assert "| blood | between types | 0.1 | 0.80 | 0.80 | 0.50 | 0.50 |" in text
+    assert "| blood | DESeq2 | 3.0 |" in text
+    assert "| blood | 20 |" in text
+    assert (tmp_path / "artefacts.png").stat().st_size > 20_000
+    assert len(pd.read_csv(tmp_path / "artefacts_ambient.csv")) == 4

@@ -15,11 +15,13 @@ COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].
 UNLABELLED = config["populations"]["datasets"]
 JUDGED = config["verdicts"]["datasets"]
 BY_DONOR = config["designs"]["datasets"]
+WITH_DONORS = {name: dataset or {} for name, dataset in config["donors"]["datasets"].items()}
+HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
 MADE_RARE = config["augment"]["made_rare"]
-DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | COARSE
+DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | HALVED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}
 

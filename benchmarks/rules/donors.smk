@@ -25,11 +25,13 @@ rule donors_fit:
         "results/donors/{data}/{seed}/logs/fit-{fitted}.log",
     params:
         key=lambda wildcards: FITTED_BY[wildcards.fitted],
+        options=lambda wildcards: WITH_DONORS[wildcards.data].get("fit", ""),
     shell:
         "bdm fit {input.cells} {output.model}"
         " --genes all"
         " --min-cells-per-gene 0"
         " {params.key}"
+        " {params.options}"
         " --seed {wildcards.seed}"
         " > {log} 2>&1"
 
@@ -84,7 +86,7 @@ rule donors_scores:
 
 rule donors:
     input:
-        scores=expand(rules.donors_scores.output.scores, data=config["donors"]["datasets"], seed=SEEDS),
+        scores=expand(rules.donors_scores.output.scores, data=WITH_DONORS, seed=SEEDS),
     output:
         table="results/donors.csv",
         text="results/donors.md",
