@@ -55,8 +55,25 @@ rule artefacts_markers:
         " > {log} 2>&1"
 
 
+rule artefacts_cost:
+    input:
+        model=f"results/{next(iter(HALVED))}/{SEEDS[0]}/models/branched",
+    output:
+        cells=temp("results/artefacts_cost.h5ad"),
+    log:
+        "results/logs/artefacts_cost.log",
+    benchmark:
+        "results/artefacts_cost.tsv"
+    params:
+        design=f"{workflow.basedir}/designs/large.yaml",
+        seed=SEEDS[0],
+    shell:
+        "bdm simulate {input.model} {params.design} {output.cells} --seed {params.seed} > {log} 2>&1"
+
+
 rule artefacts:
     input:
+        rules.artefacts_cost.output.cells,
         found=expand(
             "results/{data}/{seed}/artefacts/{name}.csv",
             data=HALVED,
