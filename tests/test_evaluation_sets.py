@@ -14,7 +14,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells, match, sample_by_type
 from bdm.evaluation.evaluate import evaluate, resampling_seeds
 from bdm.evaluation.genes import gene_statistics, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.resampling import SizeLimits, TrainingHalves, draw_resample
+from bdm.evaluation.resampling import SizeLimits, draw_resample
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, TypeScores, mean_scores, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
@@ -141,21 +141,34 @@ def test_same_seed_same_scores_whatever_is_compared(evaluation, training, real):
 
 
 def test_resample_draws_equal_numbers_and_keeps_floor_and_rest_apart(training, test_cells):
-    halves = TrainingHalves.divide(training, seed=0)
-    resample = draw_resample(halves, test_cells, max_cells_per_type=20, seed=0)
+    resample = draw_resample(training, test_cells, max_cells_per_type=20, seed=0)
     assert resample.floor.n_by_type.equals(resample.test.n_by_type)
     assert resample.test.n_by_type.max() == 20
     assert len(resample.floor) + len(resample.rest) == len(training)
-    other = draw_resample(halves, test_cells, max_cells_per_type=20, seed=1)
+    other = draw_resample(training, test_cells, max_cells_per_type=20, seed=1)
     assert (resample.floor.library_size != other.floor.library_size).any()
 
 
-def test_no_cell_of_the_floor_chooses_genes(training, test_cells):
-    halves = TrainingHalves.divide(training, seed=0)
-    rows = [draw_resample(halves, test_cells, max_cells_per_type=500, seed=seed).floor_rows for seed in range(5)]
-    assert not np.isin(np.concatenate(rows), halves.for_genes.rows).any()
-    assert np.array_equal(np.sort(np.r_[halves.for_genes.rows, halves.for_floor.rows]), np.arange(len(training)))
-    assert (halves.for_genes.n_by_type - halves.for_floor.n_by_type).between(0, 1).all()
+def test_test_cells_alone_choose_genes(evaluation, real, test_cells):
+    markers = {name: real.genes[genes].tolist() for name, genes in marker_genes(test_cells).items()}
+    assert evaluation.markers == markers
+
+
+def sparse_cells(n_cells: int, *, seed: int) -> Cells:
+    """Cells of two types, with few counts of 400 genes, of which 40 differ."""
+    rng = np.random.default_rng(seed)
+    fold_change = np.r_[np.linspace(0.5, 3, 40), np.zeros(360)]
+    mean = 0.1 * np.exp2(np.outer(np.arange(2), fold_change))
+    counts = rng.poisson(np.repeat(mean, n_cells, axis=0))
+    return Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat(["a", "b"], n_cells))
+
+
+def test_fold_changes_of_copies_are_those_of_the_floor():
+    """If cells that a model has learned from chose the markers, it would seem to flatten their fold changes."""
+    training, test = sparse_cells(200, seed=0), sparse_cells(60, seed=1)
+    real = RealCells(training, test, GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(400)])))
+    overall = evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=5)).overall
+    assert overall.loc["slope", "copies"] == pytest.approx(overall.loc["slope", "floor"], rel=0.1)
 
 
 def test_genes_chosen_by_chance_are_no_markers_of_the_floor():
@@ -170,7 +183,7 @@ def test_genes_chosen_by_chance_are_no_markers_of_the_floor():
     assert abs(changes.mean()) < 3 * changes.std() / np.sqrt(len(changes))
 
 
-SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=200, mapped=60)
+SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=60, mapped=60)
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +201,9 @@ def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):
 
 def test_bounded_scores_are_those_of_the_cells_drawn(bounded_evaluation, training, test_cells):
     seed = resampling_seeds(1, seed=0)[0]
-    halves = TrainingHalves.divide(training, seed=0)
-    resample = draw_resample(halves, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
-    others = halves.for_genes.read()
-    marking = others[sample_by_type(others, others.n_by_type.clip(upper=most_by_type(others, 200)), seed=0)]
+    resample = draw_resample(training, test_cells, max_cells_per_type=500, max_cells=80, seed=seed)
+    most = test_cells.n_by_type.clip(upper=most_by_type(test_cells, 60))
+    marking = test_cells[sample_by_type(test_cells, most, seed=0)]
     reference = Reference(resample.test, marker_genes(marking), variable_genes(marking), SMALL)
     copies = training[sample_by_type(training, resample.test.n_by_type, seed=seed)]
     for name, cells in {"floor": resample.floor, "copies": copies}.items():
@@ -224,9 +236,9 @@ def test_bounds_that_do_not_bind_change_nothing(evaluation, training, real):
     pd.testing.assert_frame_equal(again.overall, evaluation.overall[["floor", "copies"]], check_exact=True)
 
 
-def test_floor_is_half_of_few_training_cells(training, test_cells):
-    resample = draw_resample(TrainingHalves.divide(test_cells, seed=0), training, max_cells_per_type=500, seed=0)
-    assert resample.floor.n_by_type.to_dict() == {name: n // 2 for name, n in test_cells.n_by_type.items() if n > 1}
+def test_floor_is_all_of_few_training_cells(training, test_cells):
+    resample = draw_resample(test_cells, training, max_cells_per_type=500, seed=0)
+    assert resample.floor.n_by_type.equals(test_cells.n_by_type)
 
 
 @pytest.mark.parametrize("wrong", [{"n_repeats": 0}, {"max_cells_per_type": 4}])
@@ -268,7 +280,7 @@ def test_loaded_evaluation_is_the_one_that_was_saved(evaluation, saved):
 
 def test_evaluation_has_the_values_of_genes_and_cells_that_figures_show(evaluation, real, training, test_cells):
     seed = resampling_seeds(1, seed=0)[0]
-    resample = draw_resample(TrainingHalves.divide(training, seed=0), test_cells, max_cells_per_type=500, seed=seed)
+    resample = draw_resample(training, test_cells, max_cells_per_type=500, seed=seed)
     matched = match(resample.floor, resample.test, seed=seed)
     genes = evaluation.gene_statistics.query("set == 'floor'")
     assert genes["symbol"].tolist() == real.names.labels.tolist()

@@ -20,7 +20,7 @@ from bdm.cli import main
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, halves_of
 from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
@@ -46,7 +46,6 @@ from bdm.interpretation.contrasts import (
 from bdm.interpretation.count_splitting import match_numbers
 from bdm.interpretation.gene_sets import UserGenes, enrichment, read_user_genes
 from bdm.interpretation.genes import (
-    halves_of,
     model_differences,
     model_expression,
     real_differences,

@@ -17,7 +17,7 @@ from bdm.evaluation.properties.catalogue import COLUMNS, KINDS, PROPERTIES, no_p
 from bdm.evaluation.properties.compare import compare_properties
 from bdm.evaluation.properties.gene import correlations_within_types
 from bdm.evaluation.properties.group import Group, energy_coefficient, ks
-from bdm.evaluation.resampling import SizeLimits, TrainingHalves, resampled_cells
+from bdm.evaluation.resampling import SizeLimits, resampled_cells
 from bdm.evaluation.results import Evaluation
 from bdm.plotting.properties import NO_PROPERTIES, properties_figure
 from bdm.settings import EvaluationSettings, PrepareSettings
@@ -160,9 +160,9 @@ def test_same_seed_same_table(evaluation, prepared, training, held_out, sets):
 def test_properties_are_averaged_over_resamples(training, held_out, sets):
     arguments = {"max_cells_per_type": 12, "max_cells": 1000}
     some = {"deeper": sets["deeper"]}
-    halves, genes = TrainingHalves.divide(training, seed=0), variable_genes(training)
+    genes = variable_genes(training)
     tables = [
-        compare_properties(resampled_cells(halves, held_out, some, seeds, **arguments), genes, most=1000)
+        compare_properties(resampled_cells(training, held_out, some, seeds, **arguments), genes, most=1000)
         for seeds in ([1, 2], [1], [2])
     ]
     both, first, second = (table.query("by == 'all'").set_index("property") for table in tables)
@@ -172,9 +172,8 @@ def test_properties_are_averaged_over_resamples(training, held_out, sets):
 
 
 def test_no_more_cells_than_the_limit_are_compared(training, held_out, sets):
-    halves = TrainingHalves.divide(training, seed=0)
     some = {"deeper": sets["deeper"]}
-    resamples = resampled_cells(halves, held_out, some, [0], max_cells_per_type=500, max_cells=1000)
+    resamples = resampled_cells(training, held_out, some, [0], max_cells_per_type=500, max_cells=1000)
     table = compare_properties(resamples, variable_genes(training), most=60)
     assert 40 < table["n_cells"].max() <= 60 < len(held_out)
     assert SizeLimits().properties < SizeLimits().compared

@@ -127,15 +127,17 @@ def test_few_real_cells_are_not_further_than_chance_from_others():
 
 def test_real_cells_pass_and_cells_of_other_types_do_not(example_cells):
     cells = Cells(example_cells.X, example_cells.obs["bulk_labels"].to_numpy(dtype=str))
-    order = np.random.default_rng(0).permutation(len(cells))
-    test, real, training = (cells[np.sort(part)] for part in np.split(order, [200, 400]))
-    mixed = Cells(real.counts, np.random.default_rng(1).permutation(real.cell_type))
-    names = GeneNames(example_cells.var[[]])
-    sets = {"real": real, "mixed": mixed}
-    found = evaluate(RealCells(training, test, names), sets, EvaluationSettings(n_repeats=1))
-    assert found.verdict("real").grade == Grade.SAME
-    assert found.verdict("mixed").grade == Grade.DIFFERS
-    by_type = {name: found.verdicts_by_type(name) for name in ("real", "mixed")}
-    assert {found.grade for found in by_type["real"].values()} <= {Grade.SAME, Grade.NEAR, Grade.UNKNOWN}
-    assert by_type["mixed"]["CD19+ B"].grade == Grade.DIFFERS
-    assert set(by_type["real"]) == set(cells.cell_type)
+    names, by_type = GeneNames(example_cells.var[[]]), []
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(cells))
+        test, real, training = (cells[np.sort(part)] for part in np.split(order, [200, 450]))
+        mixed = Cells(real.counts, np.random.default_rng(1).permutation(real.cell_type))
+        sets = {"real": real, "mixed": mixed} if seed == 0 else {"real": real}
+        found = evaluate(RealCells(training, test, names), sets, EvaluationSettings(n_repeats=1))
+        assert found.verdict("real").grade == Grade.SAME
+        if seed == 0:
+            assert found.verdict("mixed").grade == Grade.DIFFERS
+            assert found.verdicts_by_type("mixed")["CD19+ B"].grade == Grade.DIFFERS
+        assert set(found.verdicts_by_type("real")) == set(cells.cell_type)
+        by_type += [verdict.grade for verdict in found.verdicts_by_type("real").values()]
+    assert np.mean([grade == Grade.DIFFERS for grade in by_type]) < 0.1  # 5% by chance, as in the documentation

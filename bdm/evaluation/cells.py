@@ -114,32 +114,6 @@ class Cells(TypedCells):
         return self.cp10k.log1p()
 
 
-@dataclass(frozen=True)
-class SelectedCells(TypedCells):
-    """Some of the cells of a set, which are read when they are needed.
-
-    Attributes
-    ----------
-    rows
-        Their indices among ``cells``.
-    """
-
-    cells: TypedCells
-    rows: np.ndarray
-
-    @property
-    def cell_type(self) -> np.ndarray:  # type: ignore[override]
-        """Name of each cell's type."""
-        return np.asarray(self.cells.cell_type[self.rows])
-
-    def __getitem__(self, index: np.ndarray) -> Cells:
-        return self.cells[self.rows[index]]
-
-    def read(self) -> Cells:
-        """Read all of them."""
-        return self.cells[self.rows]
-
-
 def batch_in(obs: pd.DataFrame, *columns: str | None) -> np.ndarray | None:
     """Batch of each cell by the first of the columns that ``obs`` has; None if it has none of them."""
     column = next((name for name in columns if name in obs), None)
@@ -197,6 +171,12 @@ def capped(n_by_type: pd.Series, *, most: int) -> pd.Series:
         middle = (enough + too_many) // 2
         enough, too_many = (middle, too_many) if n_by_type.clip(upper=middle).sum() <= most else (enough, middle)
     return n_by_type.clip(upper=enough)
+
+
+def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
+    """Divide cells at random into two halves of the same types."""
+    first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
+    return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]
 
 
 def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:

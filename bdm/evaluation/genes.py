@@ -72,8 +72,8 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
     return float(ks_2samp(query, test, method="asymp").statistic)
 
 
-def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Choose the genes that mark each type against all others, on training cells.
+def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
+    """Choose the genes that mark each type against all others.
 
     Returns
     -------
@@ -83,11 +83,11 @@ def marker_genes(training: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]
     ----------
     The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0
     """
-    if len(training.n_by_type) < 2:
+    if len(cells.n_by_type) < 2:
         return {}
-    adata = AnnData(training.expression)
-    adata.obs["cell_type"] = pd.Categorical(training.cell_type)
-    cell_types = training.types(fewest=FEWEST_OF_TYPE)
+    adata = AnnData(cells.expression)
+    adata.obs["cell_type"] = pd.Categorical(cells.cell_type)
+    cell_types = cells.types(fewest=FEWEST_OF_TYPE)
     with warnings.catch_warnings(action="ignore", category=pd.errors.PerformanceWarning):
         sc.tl.rank_genes_groups(
             adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)

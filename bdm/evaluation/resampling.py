@@ -13,7 +13,6 @@ from bdm.evaluation.cells import (
     FEWEST_OF_TYPE,
     FLOOR,
     Cells,
-    SelectedCells,
     TypedCells,
     capped,
     sample_by_type,
@@ -42,7 +41,7 @@ class SizeLimits:
         Pairs of a query cell and a training cell whose distances memorisation is measured by: where there are more,
         the nearest training cell is found for fewer query cells, but still among all training cells.
     marking
-        Training cells of the half by which marker genes and variable genes are chosen.
+        Test cells by which marker genes and variable genes are chosen.
     mapped
         Cells in the UMAP, of all sets together.
     properties
@@ -97,26 +96,8 @@ class Resample:
         return self.all_training[np.setdiff1d(np.arange(len(self.all_training)), self.floor_rows)]
 
 
-@dataclass(frozen=True)
-class TrainingHalves:
-    """Training cells, one half of each type to choose genes by, and the other half for the floor.
-
-    Genes that were chosen by cells of the floor would differ more in the floor than in other real cells.
-    """
-
-    for_genes: SelectedCells
-    for_floor: SelectedCells
-
-    @classmethod
-    def divide(cls, training: TypedCells, *, seed: int) -> TrainingHalves:
-        """Divide them at random; genes have the larger half."""
-        rows = sample_by_type(training, training.n_by_type // 2, seed=seed)
-        others = np.setdiff1d(np.arange(len(training)), rows)
-        return cls(SelectedCells(training, others), SelectedCells(training, rows))
-
-
 def draw_resample(
-    halves: TrainingHalves,
+    training: TypedCells,
     test: TypedCells,
     *,
     max_cells_per_type: int,
@@ -130,9 +111,8 @@ def draw_resample(
     """
     n_test = test.n_by_type[test.n_by_type >= FEWEST_OF_TYPE].clip(upper=max_cells_per_type)
     n_test = capped(n_test, most=max_cells)
-    pool = halves.for_floor
-    floor = pool.rows[sample_by_type(pool, smaller_numbers(pool.n_by_type, n_test), seed=seed)]
-    return Resample(pool.cells, test, floor, sample_by_type(test, n_test, seed=seed), n_test)
+    floor = sample_by_type(training, smaller_numbers(training.n_by_type, n_test), seed=seed)
+    return Resample(training, test, floor, sample_by_type(test, n_test, seed=seed), n_test)
 
 
 @dataclass(frozen=True)
@@ -166,7 +146,7 @@ class ResampledCells:
 
 
 def resampled_cells(
-    halves: TrainingHalves,
+    training: TypedCells,
     test: TypedCells,
     generated: Mapping[str, TypedCells],
     seeds: list[int],
@@ -176,8 +156,8 @@ def resampled_cells(
 ) -> list[ResampledCells]:
     """Draw a resample by each seed, and read each set once."""
     most = {"max_cells_per_type": max_cells_per_type, "max_cells": max_cells}
-    resamples = [draw_resample(halves, test, **most, seed=seed) for seed in seeds]
-    query = {FLOOR: take_samples(halves.for_floor.cells, [resample.floor_rows for resample in resamples])}
+    resamples = [draw_resample(training, test, **most, seed=seed) for seed in seeds]
+    query = {FLOOR: take_samples(training, [resample.floor_rows for resample in resamples])}
     for name, cells in generated.items():
         numbers = [smaller_numbers(cells.n_by_type, resample.n_by_type) for resample in resamples]
         query[name] = take_samples(

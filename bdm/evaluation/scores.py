@@ -28,7 +28,7 @@ from bdm.evaluation.resampling import SizeLimits
 
 # Share of markers whose fold changes are independent, measured on real cells: genes are correlated, and related types
 # have the same markers
-INDEPENDENT, INDEPENDENT_OF_ALL = 2 / 3, 1 / 3
+INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4
 
 # Names of the scores in figures, on the report and in verdicts
 SCORE_NAMES = {

@@ -10,7 +10,7 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from bdm.evaluation.cells import Cells, sample_by_type
+from bdm.evaluation.cells import Cells
 from bdm.generation.chunks import Chunk, shared_chunks
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
@@ -144,9 +144,3 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
         in_order = np.argsort(result["names"][group].astype(int))
         tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals"))
     return tested
-
-
-def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
-    """Divide cells at random into two halves of the same types."""
-    first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
-    return cells[first], cells[np.setdiff1d(np.arange(len(cells)), first)]

@@ -16,6 +16,7 @@ from bdm.evaluation.cells import (
     capped,
     check_genes,
     checked,
+    halves_of,
     open_counts,
     sample_by_type,
     subset_of_names,
@@ -23,7 +24,6 @@ from bdm.evaluation.cells import (
 from bdm.interpretation.contrasts import contrasts_of
 from bdm.interpretation.count_splitting import split_counts, types_to_split
 from bdm.interpretation.gene_sets import UserGenes, read_user_genes
-from bdm.interpretation.genes import halves_of
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME

@@ -23,10 +23,10 @@ from bdm.evaluation.cells import (
     RealCells,
     check_genes,
     checked,
+    halves_of,
     subset_of_names,
     with_columns,
 )
-from bdm.evaluation.resampling import TrainingHalves
 from bdm.provenance import provenance
 from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
@@ -94,9 +94,8 @@ def select_endpoints(real: RealCells, original_type: str, to: str, *, seed: int 
     ):
         if len(cells) < needed:
             raise InputError(f"There are {len(cells)} {name} to evaluate by; {needed} are needed.")
-    of_old, of_new = (TrainingHalves.divide(cells, seed=seed) for cells in (old, new))
-    changed = changed_genes(of_old.for_genes.read(), of_new.for_genes.read())
-    return Endpoints(of_old.for_floor.read(), of_new.for_floor.read(), test, changed)
+    (old, old_for_genes), (new, new_for_genes) = (halves_of(cells, seed=seed) for cells in (old, new))
+    return Endpoints(old, new, test, changed_genes(old_for_genes, new_for_genes))
 
 
 def sets_of_type(

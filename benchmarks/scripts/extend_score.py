@@ -11,7 +11,7 @@ from bdm.evaluation.cells import FEWEST_FOR_MEANS, FLOOR, Cells, RealCells, matc
 from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.evaluate import resampling_seeds
 from bdm.evaluation.metrics import cross_validated_probabilities, forest, joint_components
-from bdm.evaluation.resampling import TrainingHalves, draw_resample
+from bdm.evaluation.resampling import draw_resample
 from bdm.evaluation.scores import auc
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -38,9 +38,8 @@ def scores_by_set(
     """
     training, test = (only(cells, cell_types) for cells in (real.training, real.test))
     most, rows = EvaluationSettings().max_cells_per_type, []
-    halves = TrainingHalves.divide(training, seed=seed)
     for draw_seed in resampling_seeds(n_repeats, seed=seed):
-        trial = draw_resample(halves, test, max_cells_per_type=most, seed=draw_seed)
+        trial = draw_resample(training, test, max_cells_per_type=most, seed=draw_seed)
         floor = {FLOOR: trial.floor} if with_floor else {}
         for name, cells in {**floor, **sets}.items():
             table = scores(only(cells, cell_types), trial.test, with_auc=with_auc, seed=draw_seed)
