@@ -206,10 +206,11 @@ def check_types(units: Units, fold: Fold) -> None:
         return
     name, part = n_cells.stack().idxmin()
     of_type = np.unique(units.code[units.cell_type == name])
+    owners = f" of {counted(len(of_type), 'donor')}" if units.are_donors else ""
     raise InputError(
-        f"cell type {name!r} has cells of {counted(len(of_type), units.noun)}, and {n_cells.loc[name, part]} cells in "
-        f"the {part} of fold {fold.number}, where {FEWEST_CELLS} are needed; leave it out by bdm prepare "
-        "--leave-out, or join it with another."
+        f"cell type {name!r} has {counted(int(n_cells.loc[name].sum()), 'cell')}{owners}, of which "
+        f"{n_cells.loc[name, part]} are in the {part} of fold {fold.number}, where {FEWEST_CELLS} are needed; leave it "
+        "out by bdm prepare --leave-out, or join it with another."
     )
 
 

@@ -145,7 +145,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
     check_genes(adata.var_names, prepared.var_names, path)
     cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place).in_memory()
     members = prepared.obs["cell_type"].iloc[fold.rows(MEMBERS)].astype(str).value_counts()
-    unknown = sorted(set(cells.cell_type) - set(members.index))
+    unknown = sorted(set(map(str, cells.cell_type)) - set(members.index))
     if unknown:
         raise InputError(
             f"{path} has cells of type {unknown[0]!r}, which fold {fold.number} lacks; use the same names."

@@ -52,10 +52,11 @@ def audit(
 
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
+    from bdm.audit.folds import folds_of
     from bdm.audit.results import SUMMARY
     from bdm.audit.run import audit_folds, from_files
-    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import read_prepared
+    from bdm.design.read import at
     from bdm.files import atomic_write
     from bdm.generation.audited import AuditedModels, audit_models
     from bdm.hierarchy.ontology import given_tree
@@ -63,22 +64,16 @@ def audit(
 
     with atomic_write(out, folder_of=SUMMARY) as folder:
         read = read_prepared(prepared)
-        try:
-            if cells:
-                check_unused(settings, sampling, models, tree)
-                found = audit_folds(
-                    read, audit, from_files(cells, read, audit), seed=seed, fold=fold, generator="files"
-                )
-            else:
-                given = given_tree(tree, read.obs, settings.hierarchy.ontology_key)
-                made = AuditedModels(
-                    fit=settings, sampling=sampling, tree=given, folder=models, device=device, seed=seed
-                )
-                found = audit_models(read, audit, made, fold=fold)
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{prepared}: {error}") from error
+        with at(prepared):  # before the first fit
+            folds_of(read.obs, audit, seed=seed)
+        if cells:
+            check_unused(settings, sampling, models, tree)
+            given = from_files(cells, read, audit)
+            found = audit_folds(read, audit, given, seed=seed, fold=fold, generator="files")
+        else:
+            shape = given_tree(tree, read.obs, settings.hierarchy.ontology_key)
+            made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
+            found = audit_models(read, audit, made, fold=fold)
         save_audit(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 

@@ -19,14 +19,12 @@ def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, see
     from bdm.audit.folds import folds_of, training_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
-    from bdm.errors import InputError
+    from bdm.design.read import at
     from bdm.files import atomic_write
 
     read = read_prepared(prepared)
-    try:
+    with at(prepared):
         folds = folds_of(read.obs, audit, seed=seed)
-    except InputError as error:
-        raise InputError(f"{prepared}: {error}") from error
     with atomic_write(out, folder_of="fold-1.h5ad") as folder:
         folder.mkdir(exist_ok=True)
         for fold in folds:
