@@ -10,6 +10,7 @@ from test_report import browser  # noqa: F401
 from test_workflow import ROOT, snakemake
 
 CATEGORIES = {
+    "Audit": {MINE},
     "Designed experiments": {MINE, GROWN},
     "Evaluation": {MINE, GROWN},
     "Extension": {GROWN},

@@ -95,7 +95,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert sum(n_read["generated"]) == n_compared["branched"].sum() < generated.n_obs / 5
     n_test, n_floor, n_marking, *n_blocks = n_read["prepared"]
     assert (n_test, n_floor) == (n_compared["test"].sum(), n_compared["floor"].sum())
-    assert n_marking == (n_cells["train"] - n_cells["train"] // 2).sum()  # the half that chooses genes
+    assert n_marking == n_cells["test"].sum()  # all test cells choose genes
     assert sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
     assert content["size_limits"] == asdict(SizeLimits())
