@@ -104,10 +104,10 @@ def draw_resample(
     max_cells: int = SIZE_LIMITS.compared,
     seed: int,
 ) -> Resample:
-    """Draw up to ``max_cells_per_type`` test cells of each type, and for the floor as many or half of the training cells.
+    """Draw up to ``max_cells_per_type`` test cells of each type, and as many training cells for the floor.
 
-    A type with a single test cell is left out, as its spread is unknown. Of the commonest types fewer cells are drawn
-    where there would be more than ``max_cells`` in all.
+    The floor has at most half of the training cells of a type. A type with a single test cell is left out, as its
+    spread is unknown. Of the commonest types fewer cells are drawn where there would be more than ``max_cells`` in all.
     """
     n_test = test.n_by_type[test.n_by_type >= FEWEST_OF_TYPE].clip(upper=max_cells_per_type)
     n_test = capped(n_test, most=max_cells)
