@@ -80,8 +80,8 @@ config: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# TARGET is all, artefacts, atlas, augment, coarse, designs, donors, extend, many, populations, threshold, transmute or tree. PEERS is a Python with
-# bdm and the packages of its peers. A run that was stopped goes on with the steps that it has not completed.
+# TARGET is one of those that benchmarks/README.md lists. PEERS is a Python with bdm and the packages of its peers. A run that was
+# stopped goes on with the steps that it has not completed.
 benchmark: TARGET ?= all
 benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
 	@test -d "$(DATA)" || { echo "Name the folder with the data sets, as in make benchmark DATA=cells"; exit 2; }

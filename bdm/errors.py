@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bdm.text import printable
 
@@ -19,6 +21,15 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+@contextmanager
+def at(place: object) -> Iterator[None]:
+    """Name the place of invalid input in its message."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 class TrainingError(RuntimeError):

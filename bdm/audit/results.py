@@ -22,13 +22,13 @@ from bdm.audit.scores import (
     spread_of_auc,
     standardised,
 )
-from bdm.audit.verdict import ATTACKS, LEVEL, N_PERMUTATIONS, Verdict, verdict_of
+from bdm.audit.verdict import LEVEL, N_PERMUTATIONS, Verdict, verdict_of
 from bdm.errors import InputError
 from bdm.files import read_json, write_json
 from bdm.seeds import derive, numpy_generator
 from bdm.text import abbreviated, counted
 
-SCORES, SUMMARY = "scores.csv", "summary.json"
+SCORES, SUMMARY, FIGURE = "scores.csv", "summary.json", "audit.png"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
 GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")
 NUMBERS_OF_CELLS = (50, 100)  # of each donor, beside all
@@ -89,7 +89,7 @@ class Audit:
             tables += [self._areas_of_some(number) for number in NUMBERS_OF_CELLS if number < largest]
         return pd.concat(tables, ignore_index=True)
 
-    @property
+    @cached_property
     def attacks(self) -> pd.DataFrame:
         """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
         rows = []
@@ -101,6 +101,12 @@ class Audit:
                 | {"true_positives": means["true_positives"], "n_folds": len(of)}
             )
         return pd.DataFrame(rows)
+
+    @property
+    def attacks_on_units(self) -> pd.DataFrame:
+        """Rows of :attr:`attacks` of donors (of cells, without donors) with all of their cells, by set and attack."""
+        rows = self.attacks[(self.attacks["level"] == self.unit) & self.attacks["n_cells"].isna()]
+        return rows.set_index(["set", "attack"])
 
     @cached_property
     def by_label(self) -> pd.DataFrame:
@@ -137,8 +143,7 @@ class Audit:
             name for name in score_columns(units) if name.startswith(f"{GENERATED}/") and units[name].notna().any()
         ]
         null = null_of_units(units, columns, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
-        areas = self.by_fold[(self.by_fold["set"] == GENERATED) & (self.by_fold["level"] == self.unit)]
-        means = areas[areas["n_cells"].isna()].groupby("attack", sort=False)["auc"].mean()
+        means = self.attacks_on_units["auc"].loc[GENERATED]
         n_members = round(float((units["member"] > 0).sum()) / self.n_folds)
         n_units = n_members, round(len(units) / self.n_folds) - n_members
         return verdict_of(dict(means.dropna()), null, n_units=n_units, n_folds=self.n_folds, unit=self.unit)
@@ -249,8 +254,3 @@ def interval(areas: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     half = t.ppf(0.975, len(areas) - 1) * areas.std(ddof=1) / np.sqrt(len(areas))
     return float(max(areas.mean() - half, 0)), float(min(areas.mean() + half, 1))
-
-
-def attack_name(key: str) -> str:
-    """Name an attack in words."""
-    return ATTACKS.get(key, key)

@@ -8,7 +8,7 @@ import typer
 from bdm.audit.settings import AuditSettings
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, OutFolder, Prepared
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.settings import FitSettings, GenerationSettings, Seed, Tree
 
 OneFold = Annotated[int | None, "Run one fold only, from 1, for bdm merge-audit."]
@@ -56,7 +56,6 @@ def audit(
     from bdm.audit.results import SUMMARY
     from bdm.audit.run import audit_folds, from_files
     from bdm.data.prepare import read_prepared
-    from bdm.design.read import at
     from bdm.files import atomic_write
     from bdm.generation.audited import AuditedModels, audit_models
     from bdm.hierarchy.ontology import given_tree

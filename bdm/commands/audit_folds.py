@@ -5,6 +5,7 @@ from pathlib import Path
 from bdm.audit.settings import AuditSettings
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFolder, Prepared
+from bdm.errors import at
 from bdm.settings import Seed
 
 
@@ -19,7 +20,6 @@ def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, see
     from bdm.audit.folds import folds_of, training_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
-    from bdm.design.read import at
     from bdm.files import atomic_write
 
     read = read_prepared(prepared)

@@ -8,6 +8,7 @@ import typer
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, ModelFolder
 from bdm.commands.simulate import DesignFile, DesignSeed
+from bdm.errors import at
 
 PowerOut = Annotated[
     Path, typer.Argument(help="Folder to write; with --part, a table (.csv) to write.", show_default=False)
@@ -31,7 +32,7 @@ def power(
     """
     from bdm.design.experiment import compile_design
     from bdm.design.grid import design_at, points_of
-    from bdm.design.read import at, read_design, with_seed
+    from bdm.design.read import read_design, with_seed
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
     from bdm.model.model import load_model

@@ -8,6 +8,7 @@ from annotated_types import Ge
 
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
+from bdm.errors import at
 from bdm.schema import Unset
 
 DesignFile = Annotated[Path, typer.Argument(help="Design of the experiment (.yaml).", show_default=False)]
@@ -33,7 +34,7 @@ def simulate(
     from contextlib import ExitStack
 
     from bdm.design.experiment import compile_design
-    from bdm.design.read import at, read_design, with_seed
+    from bdm.design.read import read_design, with_seed
     from bdm.design.simulate import design_record, simulated_cells
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part

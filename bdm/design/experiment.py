@@ -10,11 +10,10 @@ from torch import Tensor
 
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
 from bdm.design.donors import Donors, donors_of
-from bdm.design.read import at
 from bdm.design.samples import expected_proportions, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.diffusion.sampler import TreeWalk
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.generation.chunks import LARGEST
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request

@@ -1,8 +1,6 @@
 """Reading of designs: a file or a dictionary, checked and brought to settings before anything runs."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,19 +8,10 @@ from typing import Any, TypeVar, get_args
 import yaml
 
 from bdm.design.settings import Design
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.schema import Setting, StageSettings, reject_unknown, settings_of
 
 Section = TypeVar("Section", bound=StageSettings)
-
-
-@contextmanager
-def at(place: object) -> Iterator[None]:
-    """Name the place of invalid input in its message."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{place}: {error}") from error
 
 
 def read_design(design: Design | dict[str, Any] | Path | str) -> Design:

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from bdm.design.donors import learned_donors, resolved
-from bdm.design.read import at
 from bdm.design.settings import LEARNED, NONE, Composition, Design, Samples
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.generation.request import Request, spread_over_populations
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator

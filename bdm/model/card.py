@@ -212,8 +212,7 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
 
 def attack_rows(audit: Audit) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield the attacks of an audit: areas by generated cells, copies and chance, and whether members were found."""
-    areas = audit.attacks[(audit.attacks["level"] == audit.unit) & audit.attacks["n_cells"].isna()]
-    known = areas.set_index(["set", "attack"])["auc"]
+    known = audit.attacks_on_units["auc"]
     for finding in audit.verdict.findings:
         ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
         copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)

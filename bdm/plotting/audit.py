@@ -7,11 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
+from bdm.audit.results import CHANCE, COPIES, FIGURE, GENERATED, Audit
 from bdm.audit.verdict import ATTACKS
 from bdm.plotting.style import GREY, MODEL, REAL, NewFigure, Style, save_figure, shade_rows, shown
 
-FIGURE = "audit.png"
 STYLES: dict[str, Style] = {
     GENERATED: MODEL,
     COPIES: REAL,

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bdm.audit.results import GENERATED, SETS, SUMMARY, Audit
+from bdm.audit.results import FIGURE, GENERATED, SETS, SUMMARY, Audit
 from bdm.audit.verdict import ATTACKS
 from bdm.settings import FitSettings, GenerationSettings
 
-FIGURE = "audit.png"
 AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options begin with the stage
 
 
@@ -46,8 +45,7 @@ def summary(shown: ShownAudit | None) -> dict[str, Any] | None:
 
 def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
     """Yield the areas of each attack on units, the highest first."""
-    table = audit.attacks
-    table = table[(table["level"] == audit.unit) & table["n_cells"].isna()].set_index(["set", "attack"])
+    table = audit.attacks_on_units
     for finding in audit.verdict.findings:
         areas = {name: table["auc"].get((name, finding.attack)) for name in SETS}
         generated = table.loc[(GENERATED, finding.attack)]
