@@ -16,7 +16,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.generation.merge import write_cells
 from bdm.settings import InputKeys, SamplerSettings
-from bdm.transmutation.evaluate import select_endpoints
+from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, select_endpoints
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
 from bdm.transmutation.scores import fold_changes
 from bdm.transmutation.transmute import new_populations, transmuted_cells
@@ -304,7 +304,22 @@ def test_genes_of_the_endpoints_are_chosen_by_cells_that_are_not_compared():
     is_test = np.tile([False, True], 200)
     genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(500)]))
     ends = select_endpoints(RealCells(cells[~is_test], cells[is_test], genes), "a", "b")
-    assert len(ends.new) == len(ends.old) == 50
+    assert len(ends.new) == len(ends.old) == 100
     assert len(ends.changed) == 100
     chosen, of_all = (fold_changes(ends.new, of).query for of in (ends, replace(ends, changed=np.arange(500))))
     assert np.abs(chosen).mean() == pytest.approx(np.abs(of_all).mean(), rel=0.25)
+
+
+def test_copies_of_training_cells_change_as_much_as_the_floor():
+    """No part of the training cells, which a model has learned from, chooses genes by its own noise."""
+    rng = np.random.default_rng(1)
+    means = np.stack([np.ones(500), 2 ** rng.normal(0, 0.3, 500)])
+    cell_type = np.repeat(["a", "b"], 100)
+    cells = Cells(sparse.csr_matrix(rng.poisson(means[np.repeat([0, 1], 100)]), dtype=np.float32), cell_type)
+    is_test = np.tile([False, False, True, True], 50)
+    genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(500)]))
+    real = RealCells(cells[~is_test], cells[is_test], genes)
+    copies, before = (real.training[real.training.cell_type == name] for name in ("b", "a"))
+    table = evaluate_transmutation(real, {"copies": TransmutedCells(copies, before)}, "b").table.loc["a"]
+    assert table.loc["copies", "slope"] == pytest.approx(table.loc["floor", "slope"], rel=0.02)
+    assert table.loc["copies", "mean_r2"] == pytest.approx(table.loc["floor", "mean_r2"], abs=0.02)

@@ -23,7 +23,6 @@ from bdm.evaluation.cells import (
     RealCells,
     check_genes,
     checked,
-    halves_of,
     subset_of_names,
     with_columns,
 )
@@ -65,7 +64,7 @@ def evaluate_transmutation(
     original_types = list(pd.unique(first.before.cell_type))
     rows, changes = {}, []
     for original_type in original_types:
-        ends = select_endpoints(real, original_type, to, seed=seed)
+        ends = select_endpoints(real, original_type, to)
         for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
             if name != UNCHANGED and len(after):
                 changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
@@ -83,19 +82,25 @@ def evaluate_transmutation(
     )
 
 
-def select_endpoints(real: RealCells, original_type: str, to: str, *, seed: int = 0) -> Endpoints:
-    """Select the real cells of two types; one half of the training cells chooses genes, and the other is compared."""
-    old, new = (real.training[np.flatnonzero(real.training.cell_type == name)] for name in (original_type, to))
-    test = real.test[np.flatnonzero(real.test.cell_type == to)]
-    for cells, name, needed in (
-        (old, f"training cells of {original_type!r}", 2 * FEWEST_FOR_MEANS),
-        (new, f"training cells of {to!r}", 2 * FEWEST_FOR_MEANS),
-        (test, f"test cells of {to!r}", FEWEST_FOR_MEANS),
+def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
+    """Select the real cells of two types, and the genes that differ between their test cells.
+
+    Neither the floor nor a model has seen test cells, so that their noise is in the fold changes of neither.
+    """
+    old, new, test_of_old, test = (
+        cells[np.flatnonzero(cells.cell_type == name)]
+        for cells in (real.training, real.test)
+        for name in (original_type, to)
+    )
+    for cells, name in (
+        (old, f"training cells of {original_type!r}"),
+        (new, f"training cells of {to!r}"),
+        (test_of_old, f"test cells of {original_type!r}"),
+        (test, f"test cells of {to!r}"),
     ):
-        if len(cells) < needed:
-            raise InputError(f"There are {len(cells)} {name} to evaluate by; {needed} are needed.")
-    (old, old_for_genes), (new, new_for_genes) = (halves_of(cells, seed=seed) for cells in (old, new))
-    return Endpoints(old, new, test, changed_genes(old_for_genes, new_for_genes))
+        if len(cells) < FEWEST_FOR_MEANS:
+            raise InputError(f"There are {len(cells)} {name} to evaluate by; {FEWEST_FOR_MEANS} are needed.")
+    return Endpoints(old, new, test, changed_genes(test_of_old, test))
 
 
 def sets_of_type(

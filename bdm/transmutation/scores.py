@@ -53,11 +53,11 @@ class Endpoints:
     Attributes
     ----------
     old, new
-        Training cells of the two types that no genes were chosen by.
+        Training cells of the two types.
     test
         Test cells of the new type.
     changed
-        Column indices of the genes that differ most between the two types, by other training cells.
+        Column indices of the genes that differ most between test cells of the two types.
     """
 
     old: Cells
