@@ -10,11 +10,12 @@ from pydeseq2.dds import DeseqDataSet
 from pydeseq2.default_inference import DefaultInference
 from pydeseq2.ds import DeseqStats
 from scipy import sparse, stats
+from scipy.special import expit, logit
 
 from bdm.errors import InputError
-from bdm.power.composition import composition_tests, likelihood_ratio
+from bdm.power.composition import composition_tests, share_tests
 from bdm.power.deseq import AllGenesInference, deseq2, information, negative_log_likelihood
-from bdm.power.experiment import Experiment, ExperimentSettings, design_matrix
+from bdm.power.experiment import Experiment, ExperimentSettings
 from bdm.power.expression import TESTS, adjusted, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
 
 PAIRED = ExperimentSettings(pair_key="donor")
@@ -236,29 +237,34 @@ def test_missing_p_values_do_not_count():
 
 
 def p_values_of_composition(
-    *, n_donors: int, concentration: float, log_odds: float, n_repeats: int, pairs: bool = False
+    *, n_donors: int, concentration: float, log_odds: float, n_repeats: int, pairs: bool = False, share: float = 0.2
 ) -> np.ndarray:
-    """P-values for a cell type with a share of about a fifth of 300 cells."""
+    """P-values for a cell type in samples of about 300 cells, which do not differ with an infinite concentration."""
     generator = np.random.default_rng(0)
     samples = pd.DataFrame({"condition": np.repeat([0, 1], n_donors), "pair": [*range(n_donors)] * 2})
-    design = design_matrix(samples if pairs else samples[["condition"]])
+    samples = samples if pairs else samples[["condition"]]
     found = []
     for _ in range(n_repeats):
         of_donor = np.tile(generator.normal(0, 0.7, size=n_donors), 2) if pairs else 0
-        mean = 1 / (1 + np.exp(1.4 - of_donor - log_odds * samples["condition"].to_numpy()))
-        share = generator.beta(mean * concentration, (1 - mean) * concentration)
-        found.append(likelihood_ratio(generator.binomial(300, share), np.full(2 * n_donors, 300), design)[1])
+        mean = expit(logit(share) + of_donor + log_odds * samples["condition"].to_numpy())
+        if np.isfinite(concentration):
+            mean = generator.beta(mean * concentration, (1 - mean) * concentration)
+        total = generator.integers(150, 450, size=2 * n_donors)
+        number = generator.binomial(total, mean)
+        found.append(share_tests(pd.DataFrame({"A": number, "B": total - number}), samples)["p_value"][0])
     return np.array(found)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-@pytest.mark.parametrize(("n_donors", "concentration"), [(4, 20), (6, 80)])
-def test_composition_without_differences(n_donors, concentration, pairs):
+@pytest.mark.parametrize(
+    ("n_donors", "concentration", "share"), [(3, 20, 0.2), (3, np.inf, 0.2), (3, 100, 0.02), (6, 80, 0.2)]
+)
+def test_composition_without_differences(n_donors, concentration, share, pairs):
     p_value = p_values_of_composition(
-        n_donors=n_donors, concentration=concentration, log_odds=0, n_repeats=120, pairs=pairs
+        n_donors=n_donors, concentration=concentration, log_odds=0, n_repeats=400, pairs=pairs, share=share
     )
-    assert (p_value < 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 120)
-    assert stats.kstest(p_value, "uniform").statistic < 0.15
+    for level in (0.05, 0.2):
+        assert (p_value < level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 400))
 
 
 def test_power_of_composition_rises_with_donors():
@@ -283,12 +289,18 @@ def test_cell_types_that_change_are_found():
 
 
 def test_a_cell_type_that_is_absent_from_a_condition_is_found():
-    design = design_matrix(pd.DataFrame({"condition": [0] * 4 + [1] * 4}))
-    numbers = np.array([20, 25, 30, 22, 0, 0, 0, 0])
-    log_odds, p_value = likelihood_ratio(numbers, np.full(8, 100), design)
-    assert log_odds < -3
-    assert p_value < 0.001
-    assert likelihood_ratio(np.zeros(8, dtype=int), np.full(8, 100), design)[1] == pytest.approx(1, abs=0.01)
+    samples = pd.DataFrame({"condition": [0] * 4 + [1] * 4})
+    absent = [20, 25, 30, 22, 0, 0, 0, 0]
+    numbers = pd.DataFrame({"A": absent, "B": 100 - np.array(absent), "never": 0})
+    tests = share_tests(numbers, samples).set_index("cell_type")
+    assert tests.loc["A", "log_odds"] < -3
+    assert tests.loc["A", "p_value"] < 0.001
+    assert np.isnan(tests.loc["never", "p_value"])
+
+
+def test_a_share_that_is_the_same_in_all_samples_is_not_tested():
+    numbers = pd.DataFrame({"A": [10, 20, 30, 40]})
+    assert share_tests(numbers, pd.DataFrame({"condition": [0, 0, 1, 1]}))["p_value"].isna().all()
 
 
 # ---- invalid input

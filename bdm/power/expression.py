@@ -17,6 +17,7 @@ COLUMNS = ["cell_type", "gene", "log2_fold_change", "p_value", "fdr"]
 METHODS = {"deseq2": "DESeq2", "t_test": "t-test", "wilcoxon": "Wilcoxon of cells"}  # in words
 OTHER = "other"  # of the cells that are compared with the reference
 DEFAULTS = ExperimentSettings()
+SMALLEST_RANGE = 1e-12  # of values that are not constant but for rounding
 
 
 def pseudobulk_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
@@ -95,14 +96,32 @@ def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
     library = bulk.counts.sum(axis=1, keepdims=True)
     # Half a count more, as in limma's voom, so that no logarithm is infinite
     log_cpm = np.log2((bulk.counts[:, bulk.tested] + 0.5) / (library + 1) * 1e6)
-    coefficients, _, rank, _ = np.linalg.lstsq(bulk.design, log_cpm, rcond=None)
-    freedom = len(library) - rank
-    variance = ((log_cpm - bulk.design @ coefficients) ** 2).sum(axis=0) / freedom
-    error = np.sqrt(variance * np.linalg.inv(bulk.design.T @ bulk.design)[-1, -1])
+    log2_fold_change, p_value = t_test(log_cpm, bulk.design)
+    genes = experiment.genes[bulk.tested]
+    return pd.DataFrame({"gene": genes, "log2_fold_change": log2_fold_change, "p_value": p_value})
+
+
+def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Test the last coefficient of a linear model.
+
+    Parameters
+    ----------
+    values
+        Samples x variables.
+    design
+        Samples x coefficients.
+
+    Returns
+    -------
+    The coefficient and the p-value of each variable; the p-value is missing if a variable is constant.
+    """
+    coefficients, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    freedom = len(values) - rank
+    variance = ((values - design @ coefficients) ** 2).sum(axis=0) / freedom
+    error = np.sqrt(variance * np.linalg.inv(design.T @ design)[-1, -1])
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = 2 * stats.t.sf(np.abs(coefficients[-1] / error), freedom)
-    genes = experiment.genes[bulk.tested]
-    return pd.DataFrame({"gene": genes, "log2_fold_change": coefficients[-1], "p_value": p_value})
+    return coefficients[-1], np.where(np.ptp(values, axis=0) > SMALLEST_RANGE, p_value, np.nan)
 
 
 def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
