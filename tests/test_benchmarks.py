@@ -130,6 +130,7 @@ def planned(tmp_path_factory) -> str:
         "extend",
         "many",
         "network",
+        "peers",
         "populations",
         "sharing",
         "threshold",
@@ -204,7 +205,7 @@ def test_commands_take_what_rules_give(planned):
         elif script not in with_package:
             COMMANDS[arguments[1]].make_context(arguments[1], arguments[2:])
     assert {Path(path).stem for path in scripts} >= {
-        *("table", "thin", "make_rare", "augment", "threshold", "cost"),
+        *("table", "peers_table", "thin", "make_rare", "augment", "threshold", "cost"),
         *("join_labels", "transmute", "transmute_table", "unseen"),
         *("leave_out", "hold_out", "tree", "tree_table"),
         *(
@@ -700,6 +701,42 @@ def test_table_has_the_scores_of_earlier_runs_as_well(table, tmp_path):
     ]
     assert energy.to_dict() == {("blood", 0): 0.2, ("blood", 1): 0.6, ("skin", 0): 0.6}
     assert "| branched | 0.40 (0.20 to 0.60) |" in (tmp_path / "again/table.md").read_text()
+
+
+def write_properties(overall: Path, *, forest: float) -> Path:
+    """Write properties beside other scores: of all cells, and of a type, which are not shown."""
+    path = overall.with_name("properties.csv")
+    rows = [
+        f"{name},{kind},{method},{by},0.5,0.25\n{name},{kind},floor,{by},0.25,0.25"
+        for name, kind in [("mean", "gene"), ("library_size", "cell")]
+        for method in ("branched", "scvi")
+        for by in ("all", "label")
+    ]
+    path.write_text("\n".join(["property,kind,set,by,value,floor", *rows, f"leiden,use,scvi,all,{forest},0", ""]))
+    return path
+
+
+def test_methods_are_compared_by_score_and_property(table, tmp_path):
+    script = load("scripts/peers_table.py")
+    paths = [write_properties(tmp_path / f"blood/{seed}/evaluation/overall.csv", forest=seed) for seed in (0, 1)]
+    script.main(tmp_path, table / "table.csv", paths, method=["scvi", "branched", "scanvi"])
+    text = (tmp_path / "peers.md").read_text()
+    assert "## energy distance\n\n| data | floor | scvi | branched |" in text
+    assert "| blood | 0.01 (0.01 to 0.01) | 0.50 (0.50 to 0.50) | 0.30 (0.20 to 0.40) |" in text
+    assert "## training, processor s\n\n| data | scvi | branched |" in text
+    properties = pd.read_csv(tmp_path / "properties.csv")
+    assert len(properties) == 2 * 2 * 2 + 2
+    beyond = script.excesses(properties).set_index(["method", "property"])["excess"]
+    assert beyond["scvi", "leiden"] == 0.5
+    assert beyond["branched", "library_size"] == 0.25
+    [panel] = [axes for axes in script.figure(properties, ["scvi", "branched"]).axes if axes.images]
+    drawn = panel.images[0].get_array().filled(np.nan)
+    np.testing.assert_array_equal(drawn, [[0.25, 0.25], [0.25, 0.25], [0.5, np.nan]])
+    assert (tmp_path / "properties.png").is_file()
+    again = tmp_path / "again"
+    again.mkdir()
+    script.main(again, table / "table.csv", paths[1:], method=["scvi"], earlier=tmp_path / "properties.csv")
+    assert len(pd.read_csv(again / "properties.csv")) == len(properties)
 
 
 def copied(adata: AnnData) -> AnnData:

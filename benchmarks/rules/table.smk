@@ -12,6 +12,7 @@ rule evaluate:
     output:
         overall="results/{data}/{seed}/evaluation/overall.csv",
         by_type="results/{data}/{seed}/evaluation/by_type.csv",
+        properties="results/{data}/{seed}/evaluation/properties.csv",
     log:
         "results/{data}/{seed}/logs/evaluate.log",
     benchmark:
@@ -42,3 +43,22 @@ rule table:
         steps=[f"--training {method}={','.join(training_steps(method))}" for method in METHODS],
     shell:
         "python {SCRIPTS}/table.py {params.folder} {input.overall}" " {params.steps}" " > {log} 2>&1"
+
+
+rule peers:
+    input:
+        table=rules.table.output.table,
+        properties=expand(rules.evaluate.output.properties, data=DATASETS, seed=SEEDS),
+    output:
+        text="results/peers.md",
+        properties="results/properties.csv",
+        figure="results/properties.png",
+    log:
+        "results/logs/peers.log",
+    params:
+        folder=subpath(output.text, parent=True),
+        methods=[f"--method {method}" for method in config["peers"]["methods"]],
+    shell:
+        "python {SCRIPTS}/peers_table.py {params.folder} {input.table} {input.properties}"
+        " {params.methods}"
+        " > {log} 2>&1"

@@ -6,8 +6,8 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
-from as_text import OVER_SEEDS, markdown, over_seeds
-from table import FLOOR, KEYS, scores_by_type, with_earlier, with_run
+from as_text import OVER_SEEDS, markdown
+from table import KEYS, by_data, scores_by_type, with_earlier, with_run
 
 from bdm.hierarchy.files import load_hierarchy
 
@@ -76,13 +76,6 @@ def count_table(scores: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def overview(scores: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Tabulate one score for the eye, data sets x methods, the floor first."""
-    of_score = scores[scores["score"] == score]
-    table = of_score.groupby(["data", "method"], sort=False)["value"].agg(over_seeds).unstack(fill_value="")
-    return table[[FLOOR, *table.columns.drop(FLOOR)]]
-
-
 def report(scores: pd.DataFrame) -> str:
     """Write all tables as one Markdown text."""
     parts = [
@@ -92,7 +85,7 @@ def report(scores: pd.DataFrame) -> str:
     ]
     for score, name in SCORES.items():
         if (scores["score"] == score).any():
-            parts += [f"## {name}", markdown(overview(scores, score))]
+            parts += [f"## {name}", markdown(by_data(scores, score))]
     return "\n\n".join(parts) + "\n"
 
 

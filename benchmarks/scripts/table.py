@@ -92,6 +92,13 @@ def overview(scores: pd.DataFrame, data: str, methods: list[str]) -> pd.DataFram
     return table.reindex(rows, columns=SCORES, fill_value="").rename(columns=SCORES)
 
 
+def by_data(scores: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Tabulate one score for the eye, data sets x methods, the floor first."""
+    of_score = scores[scores["score"] == score]
+    table = of_score.groupby(["data", "method"], sort=False)["value"].agg(over_seeds).unstack(fill_value="")
+    return table[[FLOOR, *table.columns.drop(FLOOR)]] if FLOOR in table else table
+
+
 def rare_types(by_type: pd.DataFrame, score: str) -> pd.DataFrame:
     """Rare types x methods, for the eye."""
     rare = by_type[by_type["n_train"] < RARE].dropna(subset=score)
