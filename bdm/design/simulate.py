@@ -89,7 +89,8 @@ def observations_of(experiment: Experiment, cells: Cells) -> pd.DataFrame:
     """Make ``obs`` of all cells of an experiment: by population, then sample."""
     model, samples = experiment.model, experiment.samples
     names = [str(name) for name in cells.population]
-    cell_type = [model.cell_type_of[name] for name in names]
+    cell_type_of = model.cell_type_of
+    cell_type = [cell_type_of[name] for name in names]
     columns: dict[str, Any] = {"sample": pd.Categorical.from_codes(cells.sample, categories=samples.index.to_list())}
     for key in ("donor", "condition", "batch"):
         if key != "batch" or model.autoencoder.batches:
