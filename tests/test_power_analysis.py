@@ -98,7 +98,7 @@ INVALID = {
         {"power": {"methods": ["limma"]}},
         "power: methods has 'limma', but must have one",
     ),
-    "no methods": ({"power": {"methods": []}}, "power: methods has None, but must have"),
+    "no methods": ({"power": {"methods": []}}, "power.methods is empty, but there are changes of expression"),
     "no repeats": ({"power": {"n_repeats": 0}}, "power: n_repeats is 0, but must be at least 1."),
     "one condition": ({"samples": {"donors": 3}, "changes": []}, "samples.conditions has one condition, control"),
     "one sample": ({"samples": {"donors": 1, "conditions": TWO}, "power": {}}, "samples.donors is 1 in a condition"),
@@ -164,6 +164,19 @@ def test_shifts_of_the_composition_are_found(model):
     assert null["n_planted"].sum() == 0
 
 
+def test_shares_are_tested_without_counts(model, monkeypatch):
+    content = {
+        "samples": {"donors": 5, "conditions": TWO, "cells": 200},
+        "composition": {"concentration": 100, "shifts": [SHIFT]},
+        "power": {"n_repeats": 2, "methods": ["t_test"]},
+    }
+    with_counts = power_analysis(model, content).repeats
+    monkeypatch.setattr("bdm.generation.generate.GeneratedCells.in_memory", None)
+    alone = power_analysis(model, {**content, "power": {"n_repeats": 2, "methods": []}}).repeats
+    of_composition = with_counts[with_counts["method"] == COMPOSITION].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone.drop(columns="design"), of_composition.drop(columns="design"))
+
+
 def test_pairs_are_tested_as_pairs(model):
     samples = {"donors": 3, "paired": True, "conditions": TWO, "cells": {"Dendritic": 40}, "variation": 0.8}
     content = {"samples": samples, "changes": [CHANGE], "power": {"methods": ["t_test"]}}
@@ -206,6 +219,15 @@ def test_parts_are_the_whole(model, analysis, tmp_path):
         merged_parts([tmp_path / "no.csv"])
     with pytest.raises(InputError, match="cannot be read as a table"):
         merged_parts([tmp_path / "missing.csv"])
+
+
+def test_repeats_are_divided_over_parts(model):
+    content = {**CONTENT, "power": {"n_repeats": 3, "methods": ["t_test"]}}
+    whole = power_analysis(model, content).repeats
+    parts = [power_analysis(model, content, part=Part(number, 2)).repeats for number in (1, 2)]
+    assert [sorted(part["repeat"].unique()) for part in parts] == [[0, 2], [1]]
+    joined = pd.concat(parts).sort_values("repeat", kind="stable").reset_index(drop=True)
+    pd.testing.assert_frame_equal(joined, whole)
 
 
 def test_commands_write_one_result(small_model, tmp_path):

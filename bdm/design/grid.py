@@ -36,7 +36,9 @@ class PowerSettings(StageSettings):
         tuple[float, ...], "Sizes of the shifts of the composition, which keep their signs.", AS_DESIGNED
     ] = ()
     n_repeats: Annotated[int, Ge(1), "Simulated experiments of each combination."] = 10
-    methods: Annotated[tuple[str, ...], "Tests of expression: `deseq2`, `t_test` or `wilcoxon`."] = ("deseq2",)
+    methods: Annotated[
+        tuple[str, ...], "Tests of expression: `deseq2`, `t_test` or `wilcoxon`; none for the composition alone."
+    ] = ("deseq2",)
     fdr: Annotated[float, Gt(0), Lt(1), "False discovery rate below which a gene or a cell type is found."] = 0.05
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class PowerSettings(StageSettings):
         if 1 in self.donors:
             raise InputError("donors is 1, but tests need 2 or more donors in each condition.")
         unknown = next((name for name in self.methods if name not in EXPRESSION_METHODS), None)
-        if unknown or not self.methods:
+        if unknown:
             known = ", ".join(EXPRESSION_METHODS)
             raise InputError(f"methods has {unknown!r}, but must have one or more of {known}.")
 

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +88,13 @@ def power_analysis(
     Parameters
     ----------
     part
-        Which combinations of values; each experiment is the same in any part.
+        Which experiments; each is the same in any part.
 
     Raises
     ------
     InputError
-        If the design is invalid, has a single condition or a single donor in one, plants nothing, or names what the
-        model lacks.
+        If the design is invalid, has a single condition or a single donor in one, plants nothing or what is not tested,
+        or names what the model lacks.
     """
     checked = read_design(design)
     check_testable(checked)
@@ -103,13 +105,13 @@ def power_analysis(
 def experiments(model: BranchedModel, design: Design, part: Part) -> Iterator[pd.DataFrame]:
     """Score the experiments of a part of a grid, one after the other."""
     points = list(points_of(design.power))
-    chosen = points[part.number - 1 :: part.n_parts]
     power = design.power
+    chosen = list(product(points, range(power.n_repeats)))[part.number - 1 :: part.n_parts]
     size = {"design": fingerprint(design), "n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
-    for point in chosen:
+    for point, of_point in groupby(chosen, key=itemgetter(0)):
         values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
         logger.info("%d of %d: %s", point.number + 1, len(points), ", ".join(values) or "the design")
-        for repeat in range(power.n_repeats):
+        for _, repeat in of_point:
             yield score_experiment(model, design, point, repeat=repeat).assign(**size)
 
 
@@ -129,6 +131,8 @@ def check_testable(design: Design) -> None:
         )
     if not design.changes and not design.composition.shifts:
         raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
+    if design.changes and not design.power.methods:
+        raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
     if design.power.log2_fold_change and not design.changes:
         raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")
     if design.power.log_odds and not design.composition.shifts:

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from scipy import sparse
 
 from bdm.design.experiment import Experiment as Designed
 from bdm.design.experiment import compile_design
@@ -35,7 +37,9 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     ``n_null_small``, the number of those with p < 0.05.
     """
     designed = compile_design(model, design_at(design, point, repeat=repeat))
-    cells = simulated_cells(designed).in_memory()
+    simulated = simulated_cells(designed)
+    # Shares of cell types need no counts
+    cells = simulated.in_memory() if design.power.methods else without_counts(simulated.obs)
     reference, *others = designed.design.samples.conditions
     changes = {of.condition: of.log2_fold_change for of in truth_of(designed).comparisons}
     tables = []
@@ -55,14 +59,21 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     return found.assign(**{name: np.nan if value is None else value for name, value in where.items()})
 
 
+def without_counts(obs: pd.DataFrame) -> AnnData:
+    """Cells of no genes."""
+    return AnnData(sparse.csr_matrix((len(obs), 0)), obs=obs)
+
+
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """Count the genes that are found in each cell type by each method.
+    """Count the genes that are found in each cell type by each method; nothing if there is no method.
 
     Parameters
     ----------
     log2_fold_change
         Planted, genes x cell types; 0 for null genes.
     """
+    if not design.power.methods:
+        return pd.DataFrame()
     tests = expression_tests(experiment, design.power.methods)
     by = dict(list(tests.groupby(["method", "cell_type"])))
     rows = []
