@@ -32,7 +32,7 @@ from bdm.evaluation.resampling import (
     resampled_cells,
 )
 from bdm.evaluation.results import Evaluation
-from bdm.evaluation.scores import PopulationScores, Reference, Scores, score_cells
+from bdm.evaluation.scores import GroupScores, Reference, Scores, score_cells
 from bdm.progress import progress
 from bdm.provenance import provenance
 from bdm.settings import EvaluationSettings
@@ -153,7 +153,8 @@ def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
 
 def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average scores by sub-population over resamples; no rows where no sub-populations are known."""
-    columns = ["cell_type", "sub_population", "set", *(field.name for field in fields(PopulationScores)[1:])]
+    numbers = ["n_cells", "n_test"]
+    columns = ["cell_type", "sub_population", "set", *numbers, *(field.name for field in fields(GroupScores))]
     rows = [
         {"sub_population": name, "set": set_of, "n_resamples": len(of_resamples), **asdict(of_population)}
         for set_of, of_resamples in scores.items()
@@ -163,7 +164,7 @@ def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=columns)
     by = pd.DataFrame(rows).groupby(["cell_type", "sub_population", "set"], sort=False)
-    table, numbers = by.mean(), ["n_cells", "n_test"]
+    table = by.mean()
     table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # also of resamples that have no such cells
     return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
 

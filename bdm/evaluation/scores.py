@@ -47,30 +47,25 @@ SCORE_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TypeScores:
-    """Scores of the query cells of one type in comparison with its test cells; NaN where there are too few of either.
+class GroupScores:
+    """Scores of query cells of one group in comparison with its test cells; NaN where there are too few of either.
 
     Attributes
     ----------
     energy, mmd
         Energy distance and squared maximum mean discrepancy in principal components, both unbiased.
     relative_energy
-        Energy distance over the mean distance between two test cells of the type, so that it has no unit. A sample of m
-        cells is 1 / m from the population that it is drawn from, in any number of dimensions, if each cell is a point.
+        Energy distance over the mean distance between two test cells of the group, so that it has no unit. A sample of
+        m cells is 1 / m from the population that it is drawn from, in any number of dimensions, if each cell is a
+        point.
     energy_error, relative_energy_error
         Their standard errors.
     relative_energy_chance, relative_energy_skewness
         Standard deviation and skewness of the relative energy distance of real cells, in the same space.
     forest_auc
         How well the random forest of `OverallScores` distinguishes them.
-    slope, fold_change_correlation
-        Of the log fold changes of the type's markers, query cells on test cells.
-    fold_change_correlation_chance
-        Standard deviation of the difference between two sets of real cells.
     library_size_ks
         Kolmogorov-Smirnov distance of library sizes.
-    f1
-        Of the type in test cells, by a classifier fitted to query cells.
     """
 
     energy: float = np.nan
@@ -81,19 +76,35 @@ class TypeScores:
     relative_energy_skewness: float = np.nan
     mmd: float = np.nan
     forest_auc: float = np.nan
+    library_size_ks: float = np.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class TypeScores(GroupScores):
+    """Scores of the query cells of one type in comparison with its test cells.
+
+    Attributes
+    ----------
+    slope, fold_change_correlation
+        Of the log fold changes of the type's markers, query cells on test cells.
+    fold_change_correlation_chance
+        Standard deviation of the difference between two sets of real cells.
+    f1
+        Of the type in test cells, by a classifier fitted to query cells.
+    """
+
     slope: float = np.nan
     fold_change_correlation: float = np.nan
     fold_change_correlation_chance: float = np.nan
-    library_size_ks: float = np.nan
     f1: float = np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
-class PopulationScores:
+class PopulationScores(GroupScores):
     """Scores of the query cells of one sub-population in comparison with its test cells.
 
-    Distances and the forest AUC are as in `TypeScores`, in the same principal components and by the same random forest;
-    NaN where there are fewer than five of either.
+    They are in the same principal components, and by the same random forest, as those of its type; NaN where there are
+    fewer than five cells of either.
 
     Attributes
     ----------
@@ -106,15 +117,6 @@ class PopulationScores:
     cell_type: str
     n_cells: int
     n_test: int
-    energy: float = np.nan
-    energy_error: float = np.nan
-    relative_energy: float = np.nan
-    relative_energy_error: float = np.nan
-    relative_energy_chance: float = np.nan
-    relative_energy_skewness: float = np.nan
-    mmd: float = np.nan
-    forest_auc: float = np.nan
-    library_size_ks: float = np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
