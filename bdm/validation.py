@@ -18,7 +18,7 @@ KINDS: dict[str, tuple[str, Any]] = {
     "boolean": ("true or false", bool),
     "string": ("text", str | PathLike),
     "array": ("a list of texts", list | tuple),
-    "numbers": ("a list of numbers", list | tuple),
+    "numbers": ("a list of finite numbers", list | tuple),
     "object": ("keys with values", dict),
     "null": ("null", type(None)),
 }

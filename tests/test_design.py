@@ -76,7 +76,7 @@ INVALID = {
         {"samples": {"variation": "much"}},
         "variation is 'much', but must be learned, none or a finite number",
     ),
-    "negative variation": ({"samples": {"variation": -1}}, "that is at least 0."),
+    "negative variation": ({"samples": {"variation": -1}}, "that is at least 0 and at most 5."),
     "proportions": (
         {"composition": {"proportions": {"a": 0.5, "b": 0.4}}},
         "proportions sum to 0.9, but must sum to 1.",
@@ -94,6 +94,19 @@ INVALID = {
     "infinite log odds": (
         {"samples": TWO, "composition": {"shifts": [{"condition": "treated", "in": "a", "log_odds": float("inf")}]}},
         "log_odds is inf, but must be a finite number.",
+    ),
+    "log odds that overflow": (
+        {"samples": TWO, "composition": {"shifts": [{"condition": "treated", "in": "a", "log_odds": 5000}]}},
+        "log_odds is 5000, but must be at least -20 and at most 20.",
+    ),
+    "variation that overflows": ({"samples": {"variation": 1000}}, "that is at least 0 and at most 5."),
+    "fold change that overflows": (
+        with_change(log2_fold_change=2000),
+        "log2_fold_change is 2000, but must be from -20 to 20.",
+    ),
+    "mean that overflows": (
+        with_change(log2_fold_change={"distribution": "normal", "mean": 100}),
+        "mean is 100, but must be at least -20 and at most 20.",
     ),
     "unknown condition": (
         with_change(condition="cold"),
@@ -121,6 +134,7 @@ INVALID = {
     "gamma": (with_change(log2_fold_change={"distribution": "gamma", "mean": 0}), "must be above 0 for a gamma"),
     "no genes": (with_change(genes={}), "changes.up: genes: give names, a number `n` to sample"),
     "genes named and sampled": (with_change(genes={"names": ["CD3D"], "n": 3}), "not both"),
+    "a gene twice": (with_change(genes=["CD3D", "CD3D"]), "the gene CD3D is named twice; name each gene once."),
     "quantiles": (with_change(genes={"n": 3, "expression": [0.9, 0.2]}), "the lower first"),
     "half a gene set": (with_change(genes={"gene_sets": "x.gmt"}), "belong together"),
     "kind": (with_change(kind="median"), "kind is 'median', but must be mean, dispersion, proportion, both."),

@@ -93,6 +93,11 @@ INVALID = {
     "no cells": ({"power": {"cells": [0]}}, "power: cells is 0, but must be at least 1."),
     "no depth": ({"power": {"depth": [0]}}, "power: depth is 0, but must be above 0."),
     "a negative change": ({"power": {"log2_fold_change": [-1]}}, "power: log2_fold_change is -1, but must be at least"),
+    "a change that overflows": (
+        {"power": {"log2_fold_change": [50]}},
+        "log2_fold_change is 50, but must be at most 20.",
+    ),
+    "infinity": ({"power": {"cells": [float("inf")]}}, "but must be a list of finite numbers."),
     "text": ({"power": {"cells": ["many"]}}, "power: cells is"),
     "an unknown method": (
         {"power": {"methods": ["limma"]}},

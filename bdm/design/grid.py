@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AS_DESIGNED = Unset("as in the design")
 WHOLE_NUMBERS = ("donors", "cells")
+LARGEST = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
 EXPRESSION_METHODS = ("deseq2", "t_test", "wilcoxon")
 
 
@@ -37,7 +38,8 @@ class PowerSettings(StageSettings):
     ] = ()
     n_repeats: Annotated[int, Ge(1), "Simulated experiments of each combination."] = 10
     methods: Annotated[
-        tuple[str, ...], "Tests of expression: `deseq2`, `t_test` or `wilcoxon`; none for the composition alone."
+        tuple[str, ...],
+        "Tests of expression: `deseq2`, `t_test` or `wilcoxon`; none for the composition alone.",
     ] = ("deseq2",)
     fdr: Annotated[float, Gt(0), Lt(1), "False discovery rate below which a gene or a cell type is found."] = 0.05
 
@@ -49,6 +51,8 @@ class PowerSettings(StageSettings):
                 if value < smallest or (name == "depth" and value == 0):
                     limit = "at least 1" if name in WHOLE_NUMBERS else "above 0" if name == "depth" else "at least 0"
                     raise InputError(f"{name} is {value:g}, but must be {limit}.")
+                if name in ("log2_fold_change", "log_odds") and value > LARGEST:
+                    raise InputError(f"{name} is {value:g}, but must be at most {LARGEST}.")
                 if name in WHOLE_NUMBERS and value != int(value):
                     raise InputError(f"{name} is {value:g}, but must be a whole number.")
         if 1 in self.donors:

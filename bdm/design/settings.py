@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bdm.design.grid import PowerSettings
+from bdm.design.grid import LARGEST, PowerSettings
 from bdm.errors import InputError
 from bdm.schema import StageSettings, Unset, Words
 from bdm.settings import Seed
@@ -16,6 +16,7 @@ LEARNED, NONE = "learned", "none"
 WHERE_LEARNED = Unset("learned where the model has learned donors, otherwise none")
 EVERYWHERE = Unset("all")
 TOLERANCE = 1e-6  # of the sum of proportions
+LARGEST_VARIATION = 5  # standard deviation of natural log expression
 
 In = Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", EVERYWHERE]
 
@@ -45,6 +46,7 @@ class Samples(StageSettings):
         str | float | None,
         Words((LEARNED, NONE), (float,)),
         Ge(0),
+        Le(LARGEST_VARIATION),
         "Difference between donors: `learned`, `none`, or the standard deviation of natural log expression between "
         "donors, independent for each gene, half of its variance shared by all cell types.",
         WHERE_LEARNED,
@@ -76,7 +78,12 @@ class Shift(StageSettings):
 
     condition: Annotated[str, "Condition in which the proportions differ."]
     in_: Annotated[tuple[str, ...], MinLen(1), "Cell types, sub-populations or clades whose share differs."]
-    log_odds: Annotated[float, "Natural logarithm of the factor by which their odds differ from the reference."]
+    log_odds: Annotated[
+        float,
+        Ge(-LARGEST),
+        Le(LARGEST),
+        "Natural logarithm of the factor by which their odds differ from the reference.",
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +140,8 @@ class GeneChoice(StageSettings):
         super().__post_init__()
         if self.names and (self.n is not None or self.gene_sets is not None or self.expression):
             raise InputError("give either names of genes or how to sample them, not both.")
+        if twice := next((name for name in self.names if self.names.count(name) > 1), None):
+            raise InputError(f"the gene {twice} is named twice; name each gene once.")
         if (self.gene_sets is None) != (self.name is None):
             raise InputError("`gene_sets` and `name` belong together; give the file and the name of the set.")
         if self.expression and not (len(self.expression) == 2 and 0 <= self.expression[0] < self.expression[1] <= 1):
@@ -149,8 +158,8 @@ class FoldChange(StageSettings):
     distribution: Annotated[
         str | None, Words(("normal", "gamma"), ()), "`normal`, or `gamma` for the size of the change.", Unset("given")
     ] = None
-    mean: Annotated[float, "Mean of the distribution."] = 1.0
-    sd: Annotated[float, Ge(0), "Standard deviation of the distribution."] = 0.3
+    mean: Annotated[float, Ge(-LARGEST), Le(LARGEST), "Mean of the distribution."] = 1.0
+    sd: Annotated[float, Ge(0), Le(LARGEST), "Standard deviation of the distribution."] = 0.3
     up: Annotated[float, Ge(0), Le(1), "Share of genes that keep the sign; the sign of the others is reversed."] = 1.0
 
     @classmethod
@@ -164,6 +173,8 @@ class FoldChange(StageSettings):
         for value in self.values:
             if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
                 raise InputError(f"log2_fold_change is {value}, but must be a finite number.")
+            if abs(value) > LARGEST:
+                raise InputError(f"log2_fold_change is {value:g}, but must be from -{LARGEST} to {LARGEST}.")
         super().__post_init__()
         if self.values and self.distribution is not None:
             raise InputError("give log2 fold changes, or the `distribution` to draw them from, not both.")
