@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 
 from bdm.errors import InputError
 from bdm.power.composition import composition_tests, share_tests
-from bdm.power.deseq import AllGenesInference, deseq2, information, negative_log_likelihood
+from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood
 from bdm.power.experiment import Experiment, ExperimentSettings
 from bdm.power.expression import TESTS, adjusted, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
 
@@ -145,6 +145,38 @@ def test_p_values_agree_with_pydeseq2(bulk):
     assert known.mean() > 0.9
     logs = [np.log(p[known]) for p in (ours["p_value"].to_numpy(), theirs.results_df["pvalue"].to_numpy())]
     assert np.corrcoef(*logs)[0, 1] > 0.98
+
+
+def test_a_t_distribution_has_fewer_small_p_values(bulk):
+    normal, t = deseq2(*bulk), deseq2(*bulk, t_distribution=True)
+    known = normal["p_value"].notna()
+    assert (t["p_value"].notna() == known).all()
+    assert (t["p_value"][known] >= normal["p_value"][known]).all()
+    assert t["p_value"][known].corr(normal["p_value"][known], method="spearman") == pytest.approx(1)
+
+
+def test_a_prior_is_worth_as_many_samples_as_estimate_a_variance_with_its_variance():
+    generator = np.random.default_rng(0)
+    log_variance = np.log(generator.chisquare(7, size=100_000) / 7)
+    assert freedom_of_prior(log_variance.var()) == pytest.approx(7, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_samples", [3, 6])
+def test_p_values_of_the_t_distribution_are_no_smaller_than_their_level(n_samples):
+    """Without differences between negative binomials, p-values of the normal distribution are too small too often."""
+    generator, tables = np.random.default_rng(0), {False: [], True: []}
+    design = np.stack([np.ones(2 * n_samples), np.repeat([0.0, 1.0], n_samples)], axis=1)
+    for _ in range(4):
+        mean, dispersion = generator.lognormal(3.5, 1, size=1000), generator.lognormal(-2, 0.6, size=1000)
+        counts = generator.poisson(mean * generator.gamma(1 / dispersion, dispersion, size=(2 * n_samples, 1000)))
+        counts = counts[:, (counts >= 10).sum(axis=0) >= n_samples]
+        for t, found in tables.items():
+            found.append(deseq2(counts, design, t_distribution=t)["p_value"])
+    small = {t: [(pd.concat(found).dropna() < level).mean() for level in (0.05, 1e-3)] for t, found in tables.items()}
+    assert small[False][1] > 1.5e-3
+    assert 0.02 < small[True][0] < 0.055
+    assert small[True][1] < 1e-3
 
 
 # ---- expression

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 AS_DESIGNED = Unset("as in the design")
 WHOLE_NUMBERS = ("donors", "cells")
 LARGEST = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
-EXPRESSION_METHODS = ("deseq2", "t_test", "wilcoxon")
+EXPRESSION_METHODS = ("deseq2", "deseq2_t", "t_test", "wilcoxon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class PowerSettings(StageSettings):
     n_repeats: Annotated[int, Ge(1), "Simulated experiments of each combination."] = 10
     methods: Annotated[
         tuple[str, ...],
-        "Tests of expression: `deseq2`, `t_test` or `wilcoxon`; none for the composition alone.",
+        "Tests of expression: `deseq2`, `deseq2_t`, `t_test` or `wilcoxon`; none for the composition alone.",
     ] = ("deseq2",)
     fdr: Annotated[float, Gt(0), Lt(1), "False discovery rate below which a gene or a cell type is found."] = 0.05
 

@@ -9,15 +9,18 @@ from pydeseq2.dds import DeseqDataSet
 from pydeseq2.default_inference import DefaultInference
 from pydeseq2.ds import DeseqStats
 from pydeseq2.utils import irls_solver
-from scipy.special import gammaln
+from scipy.optimize import brentq
+from scipy.special import gammaln, polygamma
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 N_GRID = 33  # dispersions that are tried, before the best is refined
 N_REFINEMENTS = 26  # halves the interval about 18 times
 GOLDEN = (np.sqrt(5) - 1) / 2
+FREEDOM = (1e-2, 1e6)  # degrees of freedom of a prior, for variances of 4e4 and 2e-6
 
 
-def deseq2(counts: np.ndarray, design: np.ndarray) -> pd.DataFrame:
+def deseq2(counts: np.ndarray, design: np.ndarray, *, t_distribution: bool = False) -> pd.DataFrame:
     """Test the last coefficient of a linear model of log expression by DESeq2's Wald test.
 
     The steps are DESeq2's ([Love et al. 2014](https://doi.org/10.1186/s13059-014-0550-8)), with its defaults; p-values
@@ -29,6 +32,10 @@ def deseq2(counts: np.ndarray, design: np.ndarray) -> pd.DataFrame:
         Samples x genes.
     design
         Samples x coefficients.
+    t_distribution
+        Compare Wald's statistic with a t-distribution, as an option of DESeq2 does, instead of a normal distribution,
+        as if dispersions were known. Its degrees of freedom are those of the samples, and those that the prior of
+        dispersions is worth: the variance of the log of an estimate with as many (trigamma of half of them).
 
     Returns
     -------
@@ -45,9 +52,17 @@ def deseq2(counts: np.ndarray, design: np.ndarray) -> pd.DataFrame:
         tests = DeseqStats(fitted, contrast=contrast, independent_filter=False, **how)
         tests.summary()
     found = tests.results_df
-    return pd.DataFrame(
-        {"log2_fold_change": found["log2FoldChange"].to_numpy(), "p_value": found["pvalue"].to_numpy(dtype=float)}
-    )
+    p_value = found["pvalue"].to_numpy(dtype=float)
+    if t_distribution:
+        freedom = len(counts) - design.shape[1] + freedom_of_prior(float(fitted.uns["prior_disp_var"]))
+        of_t = 2 * student_t.sf(found["stat"].abs().to_numpy(dtype=float), freedom)
+        p_value = np.where(np.isnan(p_value), np.nan, of_t)
+    return pd.DataFrame({"log2_fold_change": found["log2FoldChange"].to_numpy(), "p_value": p_value})
+
+
+def freedom_of_prior(variance: float) -> float:
+    """Degrees of freedom with which a log variance is estimated with this variance."""
+    return float(brentq(lambda freedom: polygamma(1, freedom / 2) - variance, *FREEDOM))
 
 
 class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no types

@@ -14,13 +14,20 @@ from bdm.power.deseq import deseq2
 from bdm.power.experiment import Experiment, ExperimentSettings
 
 COLUMNS = ["cell_type", "gene", "log2_fold_change", "p_value", "fdr"]
-METHODS = {"deseq2": "DESeq2", "t_test": "t-test", "wilcoxon": "Wilcoxon of cells"}  # in words
+METHODS = {
+    "deseq2": "DESeq2",
+    "deseq2_t": "DESeq2, t-distribution",
+    "t_test": "t-test",
+    "wilcoxon": "Wilcoxon of cells",
+}  # in words
 OTHER = "other"  # of the cells that are compared with the reference
 DEFAULTS = ExperimentSettings()
 SMALLEST_RANGE = 1e-12  # of values that are not constant but for rounding
 
 
-def pseudobulk_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
+def pseudobulk_tests(
+    adata: AnnData, settings: ExperimentSettings = DEFAULTS, *, t_distribution: bool = False
+) -> pd.DataFrame:
     """Test genes in each cell type by DESeq2, on counts summed by sample.
 
     Parameters
@@ -29,6 +36,9 @@ def pseudobulk_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) ->
         Real or simulated cells, with raw counts.
     settings
         Columns of samples, conditions and cell types.
+    t_distribution
+        Compare Wald's statistic with a t-distribution, see :func:`bdm.power.deseq.deseq2`; with few samples, DESeq2's
+        normal distribution has too many small p-values.
 
     Returns
     -------
@@ -41,7 +51,7 @@ def pseudobulk_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) ->
     InputError
         As :meth:`bdm.power.experiment.Experiment.of`.
     """
-    return TESTS["deseq2"](Experiment.of(adata, settings))
+    return TESTS["deseq2_t" if t_distribution else "deseq2"](Experiment.of(adata, settings))
 
 
 def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
@@ -79,12 +89,12 @@ def by_cell_type(experiment: Experiment, *, test: Callable[[Experiment, str], pd
     return pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
 
 
-def deseq2_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
+def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = False) -> pd.DataFrame | None:
     """Test the genes of one cell type by DESeq2."""
     bulk = experiment.pseudobulk(cell_type)
     if bulk is None or not bulk.tested.any():
         return None
-    tests = deseq2(bulk.counts[:, bulk.tested], bulk.design)
+    tests = deseq2(bulk.counts[:, bulk.tested], bulk.design, t_distribution=t_distribution)
     return tests.assign(gene=experiment.genes[bulk.tested])
 
 
@@ -150,6 +160,7 @@ def adjusted(p_value: np.ndarray) -> np.ndarray:
 
 TESTS = {
     "deseq2": partial(by_cell_type, test=deseq2_of),
+    "deseq2_t": partial(by_cell_type, test=partial(deseq2_of, t_distribution=True)),
     "t_test": partial(by_cell_type, test=t_test_of),
     "wilcoxon": partial(by_cell_type, test=wilcoxon_of),
 }
