@@ -34,6 +34,7 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.model.model import load_model, save_model
 from bdm.plotting.style import save_figure
 from bdm.plotting.tree import plot_hierarchy
+from bdm.power.analysis import PowerAnalysis
 from bdm.settings import PrepareSettings
 from bdm.transmutation.request import mean as mean_of
 
@@ -132,6 +133,7 @@ def planned(tmp_path_factory) -> str:
         "network",
         "peers",
         "populations",
+        "power",
         "sharing",
         "threshold",
         "transmute",
@@ -158,8 +160,10 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["network_evaluate"] == len(CONFIG["network"]["datasets"]) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
-    assert jobs["null_tests"] == jobs["null_tests_generated"] == len(BY_DONOR)
+    n_null = len(BY_DONOR) * len(SEEDS) * len(CONFIG["designs"]["n_donors"])
+    assert (jobs["null_tests"], jobs["null_tests_generated"]) == (n_null, 3 * n_null)
     assert jobs["artefacts_doublets"] == jobs["artefacts_ambient"] == len(HALVED) * len(SEEDS)
+    assert jobs["power_grid"] == len(CONFIG["power"]["grids"])
     assert jobs["artefacts_cost"] == 1
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
@@ -218,7 +222,7 @@ def test_commands_take_what_rules_give(planned):
             "verdicts",
             "verdicts_table",
         ),
-        *("atlas", "atlas_table", "network_table", "null_tests", "null_table"),
+        *("atlas", "atlas_table", "network_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
@@ -1173,20 +1177,46 @@ def test_random_splits_of_donors_are_tested(example_cells, tmp_path):
     cells.obs["cell_type"], cells.obs["donor"] = "blood", [f"donor_{i % 9}" for i in range(cells.n_obs)]
     cells.write_h5ad(tmp_path / "cells.h5ad")
     found = tmp_path / "real.csv"
-    run("scripts/null_tests.py", tmp_path / "cells.h5ad", found, "--n-donors", 4, "--n-splits", 2)
+    of_splits = ["--n-donors", 4, "--n-splits", 2, "--n-splits-composition", 3]
+    run("scripts/null_tests.py", tmp_path / "cells.h5ad", found, *of_splits)
     tests = pd.read_csv(found)
     n_tests = tests.groupby(["method", "split"]).size().unstack()
-    assert (n_tests.loc[["deseq2", "t_test", "wilcoxon"]] > 100).all(axis=None)
-    assert (n_tests.loc["composition"] == 1).all()
+    assert (n_tests.loc[["deseq2", "t_test", "wilcoxon"], [0, 1]] > 100).all(axis=None)
+    assert n_tests.loc["composition"].tolist() == [1, 1, 1]
     # The cells of a donor are as other cells here, so that all tests are valid
     small = tests[tests["method"] != "composition"].groupby("method")["p_value"].agg(lambda p: (p < 0.05).mean())
     assert small.between(0.0, 0.1).all()
     written = [tmp_path / f"designs.{ending}" for ending in ("csv", "md", "png")]
-    run("scripts/null_table.py", *written, found)
-    below = pd.read_csv(written[0], index_col=["cells", "method", "split"])
+    cells.obs["condition"] = [f"condition_{i % 2}" for i in range(cells.n_obs)]
+    cells.obs["sample"] = [f"sample_{i % 18}" for i in range(cells.n_obs)]
+    cells.write_h5ad(tmp_path / "pairs.h5ad")
+    pairs = tmp_path / "pairs.csv"
+    run("scripts/null_tests.py", tmp_path / "pairs.h5ad", pairs, *of_splits, "--paired", "--name", "pairs")
+    assert (pd.read_csv(pairs)["donors"] == 4).all()
+    run("scripts/null_table.py", *written, found, pairs)
+    below = pd.read_csv(written[0], index_col=["cells", "donors", "method", "seed", "split"])
     assert (below.iloc[:, 0] == 1).all()
-    assert "| real | deseq2 |" in written[1].read_text()
+    for name in ("real", "pairs"):
+        assert f"| {name} | 4 | deseq2 |" in written[1].read_text()
     assert written[2].stat().st_size > 10_000
+
+
+def test_power_of_a_grid_is_a_table(tmp_path):
+    numbers = {"n_planted": 50, "n_discoveries": 30, "n_false": 1, "n_null": 100, "n_null_small": 5}
+    rows = [
+        {"number": i, "donors": donors, "cells": cells, "n_found": 10 * i, **numbers}
+        for i, (donors, cells) in enumerate([(3, 100), (3, 200), (6, 100), (6, 200)])
+    ]
+    repeats = pd.DataFrame(rows).assign(
+        **{"depth": np.nan, "log2_fold_change": np.nan, "log_odds": np.nan, "design": "a", "fdr": 0.05},
+        **{"method": "deseq2", "cell_type": "B", "repeat": 0, "n_samples": 6, "n_cells": 600},
+    )
+    PowerAnalysis(repeats).save(tmp_path / "grid")
+    run("scripts/power_table.py", tmp_path / "power.md", tmp_path / "grid")
+    text = (tmp_path / "power.md").read_text()
+    assert "| test | donors | cells of each sample 100 | cells of each sample 200 |" in text
+    assert "| DESeq2 | 6 | 40% (28 to 54) | 60% (46 to 72) |" in text
+    assert "nothing was planted: DESeq2 5%" in text
 
 
 def test_donors_of_sets_are_compared_with_left_out_ones(tmp_path):

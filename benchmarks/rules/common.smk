@@ -15,6 +15,8 @@ COARSE = {name: dataset or {} for name, dataset in config["coarse"]["datasets"].
 UNLABELLED = config["populations"]["datasets"]
 JUDGED = config["verdicts"]["datasets"]
 BY_DONOR = config["designs"]["datasets"]
+# Designs of donors that differ by chance alone, in words
+MADE_DONORS = {"donors": "generated donors", "pairs": "generated pairs", "independent": "independent donors"}
 WITH_DONORS = {name: dataset or {} for name, dataset in config["donors"]["datasets"].items()}
 HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
