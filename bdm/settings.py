@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
-from bdm.validation import split_rejection
+from bdm.validation import WITHOUT_DP, split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,6 +294,8 @@ class DenoiserSettings(StageSettings):
         Decay of the moving average of weights.
     patience
         Training ends after so many times 100 steps in which validation cells gain nothing.
+    privacy
+        ``careful`` adds noise of the size of donors' differences, see :func:`bdm.model.protection.protected`.
     """
 
     section: ClassVar[str] = "train"
@@ -307,6 +309,14 @@ class DenoiserSettings(StageSettings):
     log_sigma_scale: Annotated[float, Gt(0)] = 1.2
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
     patience: Annotated[int, Ge(1)] = 5
+    privacy: Annotated[
+        str, Words(("none", "careful"), ()), "`careful` adds noise to the model, as donors differ; or `none`."
+    ] = "none"
+
+    def __post_init__(self) -> None:
+        if self.privacy == "dp":
+            raise InputError(WITHOUT_DP)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,15 +337,7 @@ class Settings(FitSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings(StageSettings):
-    """Settings of sampling.
-
-    Attributes
-    ----------
-    n_levels
-        Noise levels from the root's start to the end, at each of which the denoiser is evaluated once.
-    stochastic
-        Add fresh noise on the way, in place of following the probability-flow ODE.
-    """
+    """Settings of sampling; at each noise level, the denoiser is evaluated once."""
 
     n_levels: Annotated[int, Ge(2), "Noise levels between pure noise and a cell."] = 12
     stochastic: Annotated[bool, "Add fresh noise at every level, in place of following the probability-flow ODE."] = (
@@ -367,8 +369,6 @@ class EvaluationSettings(StageSettings):
 
     Attributes
     ----------
-    n_repeats
-        Draws of cells over which scores are averaged.
     max_cells_per_type
         Most cells of a type compared at a time; with fewer than 5, scores would be mostly noise.
     """

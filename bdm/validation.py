@@ -29,6 +29,10 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "exclusiveMaximum": ("below {}", lambda value, bound: value < bound),
     "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
 }
+WITHOUT_DP = (
+    "privacy is 'dp', which is not offered: noise with a differential privacy guarantee leaves nothing to learn from "
+    "fewer than thousands of donors; choose 'careful' or 'none'."
+)
 
 
 def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:

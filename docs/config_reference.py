@@ -61,8 +61,8 @@ def rows_of(part: Schema) -> Iterator[str]:
 def kind(value: Schema) -> str:
     """Describe which values a property may have."""
     if "anyOf" in value:
-        texts, number = value["anyOf"]
-        return ", or ".join([", ".join(f"`{text}`" for text in texts["enum"]), kind(number)])
+        texts, *numbers = value["anyOf"]
+        return ", or ".join([", ".join(f"`{text}`" for text in texts["enum"]), *map(kind, numbers)])
     names = value["type"] if isinstance(value["type"], list) else [value["type"]]
     limits = [words.format(value[limit]) for limit, words in LIMITS.items() if limit in value]
     of_first = " ".join([KINDS[names[0]], " and ".join(limits)]).strip()

@@ -43,6 +43,7 @@ def train(
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import print_estimate, seconds_of
+    from bdm.donors.effects import load_donors
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
@@ -51,11 +52,11 @@ def train(
 
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
-        tree = load_hierarchy(hierarchy)
+        tree, donors = load_hierarchy(hierarchy), load_donors(autoencoder)
 
         def run(steps: int) -> None:
             short = replace(settings, n_steps=steps)
-            fit_model(latent, trained, tree, short, seed=seed, device=device, provenance={})
+            fit_model(latent, trained, tree, short, seed=seed, device=device, donors=donors, provenance={})
 
         print_estimate(out, latent.obs, len(trained.genes), {"training": seconds_of(run, settings.n_steps)})
         return None

@@ -14,6 +14,7 @@ from bdm.data.filters import split_by_type
 from bdm.errors import InputError
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
+from bdm.model.protection import is_protected
 from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,10 @@ def new_cells(
     Raises
     ------
     InputError
-        If there is no type to fit, a type is known that should be new or the other way round, has too few cells or the
-        name of a branch, or genes are missing.
+        If the model protects its donors, there is no type to fit, a type is known that should be new or the other way
+        round, has too few cells or the name of a branch, or genes are missing.
     """
+    check_extensible(model)
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
@@ -88,6 +90,15 @@ def new_cells(
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
     known = cells[cells.obs["cell_type"].isin(model.cell_types).to_numpy()].copy()
     return NewCells(by_type, known, batches)
+
+
+def check_extensible(model: BranchedModel) -> None:
+    """Reject a model that protects its donors, as the donors of an added type would not be."""
+    if is_protected(model):
+        raise InputError(
+            "The model protects its donors by noise (`privacy='careful'`), which an added cell type would not have; "
+            "fit a model to all cells together."
+        )
 
 
 def check_names_of_types(

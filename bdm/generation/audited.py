@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -94,12 +94,17 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
     if not has_batches_of(model, attacked):
         logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
         return None
-    reference = model_of(prepared, fold, REFERENCE, models)
+    reference = model_of(prepared, fold, REFERENCE, unprotected(models))
     if not has_batches_of(reference, attacked):
         logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
         return None
     bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
     return pd.DataFrame({"bound": bounds[0] - bounds[1]})
+
+
+def unprotected(models: AuditedModels) -> AuditedModels:
+    """Give the settings of models that attackers fit to their own cells, which they need not protect."""
+    return replace(models, fit=replace(models.fit, denoiser=replace(models.fit.denoiser, privacy="none")))
 
 
 def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:

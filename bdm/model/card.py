@@ -19,6 +19,7 @@ from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.model.model import BranchedModel, model_checksum, save_model
+from bdm.model.protection import is_protected, number_of_donors
 from bdm.text import counted, listed, printable
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
@@ -81,6 +82,7 @@ def model_card(
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
         donors="" if model.donor_effects is None else summary_of(model.donor_effects),
+        protected=is_protected(model),
         types=[(markdown(name), f"{n:,}", n_populations) for name, n, n_populations in type_rows(model)],
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
@@ -121,9 +123,9 @@ def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]
     added = [extension.name for extension in model.extensions]
     given = model.hierarchy.provenance.get("ontology", "given by the user")
     tree = given if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
-    effects, donors = model.donor_effects, ""
-    if effects is not None:
-        donors = f"{effects.n_donors:,}, in the column {code(keys['donor_key'])}"
+    n_donors, donors = number_of_donors(model), ""
+    if n_donors:
+        donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         "genes": f"{len(model.autoencoder.genes):,}",

@@ -15,7 +15,7 @@ from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import TreeWalk
-from bdm.donors.effects import DonorEffects, fit_donors
+from bdm.donors.effects import DonorEffects, fit_donors, has_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.taxonomy import Taxonomy
@@ -23,6 +23,7 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
+from bdm.model.protection import CAREFUL, check_donors, protected
 from bdm.provenance import preparation, provenance
 from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
@@ -77,7 +78,13 @@ def fit(
         Shape to use in place of the clustering, or groups of cell types that are resolved into one.
     facts
         Further entries of the model's provenance.
+
+    Raises
+    ------
+    InputError
+        If donors are to be protected, and are not known, or a cell type has too few.
     """
+    check_donors(prepared.obs, settings.denoiser, known=has_donors(prepared))
     fitted = fit_autoencoder(
         prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder
     )
@@ -134,19 +141,19 @@ def fit_model(
     Raises
     ------
     InputError
-        If the hierarchy has other populations than the cells.
+        If the hierarchy has other populations than the cells, or donors that are to be protected are not known or few.
     TrainingError
         If training fails, or a population has collapsed.
     """
     cells = latent_cells(latent)
     check_same_populations(hierarchy, cells)
+    check_donors(latent.obs, settings, known=donors is not None)
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
-    how: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint, "denoiser": denoiser}
-    how["everywhere"] = everywhere
-    validation = torch.tensor((split == "validation").to_numpy())
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, validation=validation, **how)
+    how: dict[str, Any] = {"denoiser": denoiser, "everywhere": everywhere, "checkpoint": checkpoint}
+    how |= {"seed": seed, "device": device, "validation": torch.tensor((split == "validation").to_numpy())}
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
@@ -159,6 +166,7 @@ def fit_model(
         provenance=provenance,
         donor_effects=donors,
     )
+    model = protected(model, seed=seed) if settings.privacy == CAREFUL else model
     return model, {"denoiser": fitted.history, "branches": fitted.branches}
 
 
