@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 from as_text import OVER_SEEDS, markdown
-from coarse_table import overview
-from table import KEYS, with_run
+from table import KEYS, by_data, with_run
 
 from bdm.hierarchy.files import load_hierarchy
 
@@ -43,7 +42,7 @@ def report(scores: pd.DataFrame, losses: pd.DataFrame) -> str:
         markdown(losses.set_index(["data", "seed"])),
     ]
     for score, name in SCORES.items():
-        parts += [f"## {name}", markdown(overview(scores, score))]
+        parts += [f"## {name}", markdown(by_data(scores, score))]
     return "\n\n".join(parts) + "\n"
 
 
