@@ -164,7 +164,7 @@ def test_dry_run_plans_all_runs(planned):
     assert (jobs["null_tests"], jobs["null_tests_generated"]) == (n_null, 3 * n_null)
     assert jobs["artefacts_doublets"] == jobs["artefacts_ambient"] == len(HALVED) * len(SEEDS)
     assert jobs["power_grid"] == len(CONFIG["power"]["grids"])
-    assert jobs["artefacts_cost"] == 1
+    assert jobs["artefacts_cost"] == 2
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]

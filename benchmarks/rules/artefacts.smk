@@ -59,13 +59,15 @@ rule artefacts_cost:
     input:
         model=f"results/{next(iter(HALVED))}/{SEEDS[0]}/models/branched",
     output:
-        cells=temp("results/artefacts_cost.h5ad"),
+        cells=temp("results/artefacts_{size}.h5ad"),
     log:
-        "results/logs/artefacts_cost.log",
+        "results/logs/artefacts_{size}.log",
     benchmark:
-        "results/artefacts_cost.tsv"
+        "results/artefacts_{size}.tsv"
+    wildcard_constraints:
+        size="large|million",
     params:
-        design=f"{workflow.basedir}/designs/large.yaml",
+        design=f"{workflow.basedir}/designs/{{size}}.yaml",
         seed=SEEDS[0],
     shell:
         "bdm simulate {input.model} {params.design} {output.cells} --seed {params.seed} > {log} 2>&1"
@@ -73,7 +75,7 @@ rule artefacts_cost:
 
 rule artefacts:
     input:
-        rules.artefacts_cost.output.cells,
+        expand(rules.artefacts_cost.output.cells, size=["large", "million"]),
         found=expand(
             "results/{data}/{seed}/artefacts/{name}.csv",
             data=HALVED,
