@@ -30,8 +30,8 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
 }
 WITHOUT_DP = (
-    "privacy is 'dp', which is not offered: noise with a differential privacy guarantee leaves nothing to learn from "
-    "fewer than thousands of donors; choose 'careful' or 'none'."
+    "privacy is 'dp', which is not offered: with a differential privacy guarantee (epsilon 1), the noise in a model of "
+    "40 donors would be dozens of times the differences between donors; choose 'careful' or 'none'."
 )
 
 

@@ -134,6 +134,7 @@ def planned(tmp_path_factory) -> str:
         "peers",
         "populations",
         "power",
+        "privacy",
         "sharing",
         "threshold",
         "transmute",
@@ -166,6 +167,9 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["power_grid"] == len(CONFIG["power"]["grids"])
     assert jobs["artefacts_cost"] == 2
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
+    of = CONFIG["privacy"]
+    assert jobs["privacy_attacks"] == 3 + len(of["n_members"]) * of["n_divisions"]
+    assert jobs["privacy_fit"] == 6 + (len(of["n_members"]) + 1) * of["n_divisions"]
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -224,6 +228,7 @@ def test_commands_take_what_rules_give(planned):
         ),
         *("atlas", "atlas_table", "network_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
+        *("privacy_fit", "privacy_attacks", "privacy_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }

@@ -1,15 +1,18 @@
 """Protection of donors: noise of the size of their differences, which is drawn once for a model."""
 
+import importlib
 import logging
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import norm
 
 from bdm.api import BranchedDiffusion
 from bdm.audit.folds import NON_MEMBERS
@@ -230,3 +233,37 @@ def test_bdm_fit_has_the_option(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "model").exists()
     assert run("--donor-key=donor") == 0
     assert is_protected(load_model(tmp_path / "model"))
+
+
+def test_the_benchmark_attacks_models_with_noise(plain, tmp_path, monkeypatch):
+    folder = Path(__file__).parents[1] / "benchmarks/scripts"
+    monkeypatch.syspath_prepend(folder)
+    attacks, tables, divisions = (
+        importlib.import_module(f"privacy_{name}") for name in ("attacks", "table", "divisions")
+    )
+    prepared = BranchedDiffusion(cells_of_donors(n_donors=18), settings=settings_with("none")).prepared
+    parts = [divisions.divide(prepared, name, seed=0) for name in ("2-1", "4-1", "thirds-1")]
+    rows = [[set(of.unit[of.rows(name)]) for name in ("members", "reference", "non-members")] for of in parts]
+    assert [[len(units) for units in of] for of in rows] == [[2, 7, 7], [4, 7, 7], [6, 6, 6]]
+    assert rows[0][1:] == rows[1][1:]
+    assert rows[0][0] < rows[1][0]
+    fold, tmp = parts[2], tmp_path / "data/0"
+    tmp.mkdir(parents=True)
+    table = pd.DataFrame(attacks.rows(prepared, fold, plain, plain, attacks.Plan((0.0, 1.0), (0.5,), 2)))
+    assert table["set"].tolist() == ["floor", "noise", "cells", "cells", "noise", "noise"]
+    table.insert(0, "n_donors", 6)
+    for name in ("thirds-1", "6-1"):
+        table.to_csv(tmp / f"{name}.csv", index=False)
+    tables.main(tmp_path, [tmp / "thirds-1.csv", tmp / "6-1.csv"])
+    assert "all parameters of a model | 1 | 36 | 1,445" in (tmp_path / "privacy.md").read_text()
+    assert (tmp_path / "privacy.png").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 5.0, 50.0])
+def test_the_gaussian_mechanism_has_its_guarantee(monkeypatch, epsilon):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks/scripts")
+    scale = importlib.import_module("privacy_table").gaussian_scale(epsilon, 1e-3)
+    x = np.linspace(-20 * scale, 1 + 20 * scale, 400_001)
+    with_donor, without = (norm.pdf(x, mean, scale) for mean in (1, 0))
+    excess = np.trapezoid(np.maximum(with_donor - np.exp(epsilon) * without, 0), x)
+    assert excess == pytest.approx(1e-3, rel=1e-3)

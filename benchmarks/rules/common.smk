@@ -22,6 +22,13 @@ HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
+# Divisions of donors: as in an audit, or with numbers of members
+AUDITED = [f"thirds-{number}" for number in (1, 2, 3)]
+DIVISIONS = AUDITED + [
+    f"{n_members}-{number}"
+    for n_members in config["privacy"]["n_members"]
+    for number in range(1, config["privacy"]["n_divisions"] + 1)
+]
 MADE_RARE = config["augment"]["made_rare"]
 DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | HALVED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}
@@ -79,6 +86,19 @@ def training_steps(method):
     bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{model}"]
     steps = [] if model in own_models(peer=True) else bdm_steps
     return [*steps, f"train-{model}"]
+
+
+def same_reference(division):
+    """Give the division whose reference is that of a division: it does not depend on the number of members."""
+    members, number = division.split("-")
+    return division if members == "thirds" else f"{config['privacy']['n_members'][0]}-{number}"
+
+
+def attacked_at(division):
+    """Give the sizes of the noise, and the shares of the cells, that are attacked."""
+    of = config["privacy"]
+    noise, shares = (of["noise"], of["shares"]) if division in AUDITED else (of["noise_by_members"], [])
+    return " ".join([f"--noise {value}" for value in noise] + [f"--share {value}" for value in shares])
 
 
 def compare(wildcards, input):
