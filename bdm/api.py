@@ -197,8 +197,9 @@ class BranchedDiffusion(FittedModel):
         Raises
         ------
         InputError
-            If there are fewer than six donors, a cell type has too few of them, or the model was loaded from a folder.
+            If there are fewer than six donors, all cell types have too few, or the model was loaded from a folder.
         """
+        from bdm.audit.folds import divide
         from bdm.generation.audited import AuditedModels, audit_models
 
         if self.settings is None:
@@ -207,7 +208,7 @@ class BranchedDiffusion(FittedModel):
         fit = FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)})
         folder = None if models is None else Path(models)
         how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)
-        return audit_models(self._cells(), checked, how)
+        return audit_models(divide(self._cells(), checked, seed=self.seed), checked, how)
 
     @computing
     def simulate(self, design: "Design | dict[str, Any] | Path | str", *, seed: int | None = None) -> AnnData:

@@ -20,7 +20,7 @@ import yaml
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.audit.attacks import attack
-from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, folds_of, training_cells
+from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, divide, folds_of, training_cells
 from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import Generated, audit_folds, from_files
 from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
@@ -96,7 +96,7 @@ def fresh(seed: int):
 
 @pytest.fixture(scope="module")
 def of_copies(prepared) -> Audit:
-    return audit_folds(prepared, TWO_FOLDS, copies(prepared), seed=0, generator="files")
+    return audit_folds(divide(prepared, TWO_FOLDS, seed=0), TWO_FOLDS, copies(prepared), seed=0, generator="files")
 
 
 def run(*words: object) -> None:
@@ -127,6 +127,34 @@ def test_folds_divide_donors_by_cell_types(prepared):
             assert set(fold.half[fold.part != REFERENCE]) == {-1}
         again = folds_of(rare.obs, TWO_FOLDS, seed=seed)[1]
         assert (again.part == second.part).all()
+
+
+def with_rare_type(prepared: ad.AnnData) -> ad.AnnData:
+    """Cells of which some of two donors are of a further type."""
+    rare = prepared.copy()
+    type_of_two_donors(rare.obs)
+    rare.obs["cell_type"] = rare.obs["cell_type"].astype("category")
+    return rare
+
+
+def test_types_that_are_too_rare_are_not_audited(prepared, caplog, tmp_path):
+    division = divide(with_rare_type(prepared), TWO_FOLDS, seed=0)
+    assert division.left_out == ("rare",)
+    assert set(division.cells.obs["cell_type"].cat.categories) == set(division.cells.obs["cell_type"]) == set(TYPES)
+    assert all(len(fold.part) == division.cells.n_obs for fold in division.folds)
+    assert "Not audited, as they have too few cells or donors for three parts: rare." in caplog.text
+    audit = audit_folds(division, TWO_FOLDS, copies(division.cells), seed=0, generator="files")
+    audit.save(tmp_path)
+    assert Audit.load(tmp_path).record["left_out"] == ["rare"]
+    page = environment().get_template("audit.html").render(audit=summary(ShownAudit(audit, b"figure")))
+    assert "too few cells or donors for three parts: rare." in page
+
+
+def test_cells_are_not_divided_if_all_types_are_too_rare(prepared):
+    few = prepared[prepared.obs.groupby(["donor", "cell_type"], observed=True).cumcount().to_numpy() == 0].copy()
+    few.obs["cell_type"] = pd.Categorical([f"type {row // 6}" for row in range(few.n_obs)])
+    with pytest.raises(InputError, match="cell type 'type 0' has 6 cells of 3 donors"):
+        divide(few, TWO_FOLDS, seed=0)
 
 
 def test_cells_are_divided_where_there_are_no_donors(prepared):
@@ -198,7 +226,10 @@ def test_copies_are_found_by_all_attacks(of_copies):
 
 
 def test_fresh_cells_are_not_found_more_often_than_chance_allows(prepared):
-    audits = [audit_folds(prepared, TWO_FOLDS, fresh(seed), seed=seed, generator="files") for seed in range(6)]
+    audits = [
+        audit_folds(divide(prepared, TWO_FOLDS, seed=seed), TWO_FOLDS, fresh(seed), seed=seed, generator="files")
+        for seed in range(6)
+    ]
     areas = pd.concat(audit.attacks.query("level == 'donor'") for audit in audits)
     spread = spread_of_auc(5, 5) / np.sqrt(2 * len(audits))
     for name in ("generated", "chance"):
@@ -273,18 +304,19 @@ def test_scores_are_standardised_by_type_without_membership():
 def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     models = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=3)
     settings = AuditSettings(n_folds=1)
-    first = audit_models(prepared, settings, models)
+    division = divide(prepared, settings, seed=3)
+    first = audit_models(division, settings, models)
     assert {path.name for path in (tmp_path / "models/fold-1").iterdir()} == {MEMBERS, REFERENCE}
     caplog.set_level(logging.INFO, logger="bdm")
-    again = audit_models(prepared, settings, models)
+    again = audit_models(division, settings, models)
     assert not [record for record in caplog.records if "training" in record.getMessage()]
     pd.testing.assert_frame_equal(first.scores, again.scores)
     assert {finding.attack for finding in first.verdict.findings} == set(ATTACKS)
-    cells_only = audit_models(prepared, AuditSettings(n_folds=1, cells_only=True), models)
+    cells_only = audit_models(division, AuditSettings(n_folds=1, cells_only=True), models)
     assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - {"bound"}
     other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
     with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
-        audit_models(prepared, settings, other)
+        audit_models(division, settings, other)
 
 
 def test_python_audits_as_the_command_does(prepared, tmp_path):
@@ -403,7 +435,7 @@ def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
     assert names == [name for key, name in ATTACKS.items() if key != "bound"]
     assert len(pl.audit(of_copies, show=False)) == 2
     settings = AuditSettings(n_folds=1, by_cell=True)
-    of_cells = audit_folds(prepared, settings, copies(prepared), seed=0, generator="files")
+    of_cells = audit_folds(divide(prepared, settings, seed=0), settings, copies(prepared), seed=0, generator="files")
     assert [axis.get_title() for axis in audit_figure(of_cells).axes] == ["cells"]
     assert of_cells.verdict.text.startswith("4 of 4 attacks found cells")
 
@@ -424,7 +456,9 @@ def test_report_has_a_section_on_the_audit(of_copies):
 def test_report_has_the_command_of_the_audit(prepared):
     fit = {**asdict(SMALL), "denoiser": {**asdict(SMALL.denoiser), "n_steps": 7}}
     settings = AuditSettings(n_folds=1, cells_only=True)
-    audit = audit_folds(prepared, settings, copies(prepared), seed=3, generator="bdm", fit=fit)
+    audit = audit_folds(
+        divide(prepared, settings, seed=3), settings, copies(prepared), seed=3, generator="bdm", fit=fit
+    )
     words = shlex.split(command(audit))
     assert {"--cells-only", "--denoiser-n-steps", "--autoencoder-n-steps", "--n-latent"} <= set(words)
     typer.main.get_command(app).commands["audit"].make_context("audit", words[2:])

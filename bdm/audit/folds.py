@@ -1,6 +1,7 @@
 """Folds of an audit: units, which are donors or cells, divided into members, reference and non-members."""
 
 import json
+import logging
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -15,8 +16,9 @@ from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import PrepareSettings
-from bdm.text import counted
+from bdm.text import abbreviated, counted
 
+logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
 FEWEST_DONORS = 6  # two in each part; with fewer, every attack is right by chance in a third of folds or more
 FEWEST_CELLS = 3  # of a cell type in each part
@@ -110,6 +112,52 @@ class Fold:
         return np.flatnonzero(self.part == part)
 
 
+@dataclass(frozen=True)
+class Division:
+    """Cells that are audited, with their folds.
+
+    Attributes
+    ----------
+    cells
+        Prepared cells, in memory.
+    left_out
+        Names of cell types that are not audited, as they are too rare for three parts.
+    """
+
+    cells: AnnData
+    units: Units
+    folds: tuple[Fold, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> Division:
+    """Divide prepared cells into folds, without the cell types that are too rare for it.
+
+    Raises
+    ------
+    InputError
+        As :func:`folds_of`, if all cell types are too rare, or the units are not usable.
+    """
+    cells, left_out = prepared, []
+    while True:
+        units = Units.of(cells.obs, settings)
+        folds = tuple(fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1))
+        rare = sorted({name for fold in folds for name in rare_types(units, fold)})
+        if not rare:
+            break
+        kept = np.flatnonzero(~np.isin(units.cell_type, rare))
+        if not len(kept):
+            check_types(units, next(fold for fold in folds if rare_types(units, fold)))
+        cells, uns = take_cells(cells, kept), cells.uns
+        cells.obs, cells.uns["bdm"] = without_unused_categories(cells.obs), uns["bdm"]
+        left_out += rare
+    if left_out:
+        logger.warning(
+            "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
+        )
+    return Division(cells, units, folds, tuple(left_out))
+
+
 def folds_of(obs: pd.DataFrame, settings: AuditSettings, *, seed: int) -> list[Fold]:
     """Divide prepared cells into members, reference and non-members, once for each fold.
 
@@ -199,9 +247,20 @@ def check_donors(names: pd.Index, key: str) -> None:
         )
 
 
+def cells_by_part(units: Units, fold: Fold) -> pd.DataFrame:
+    """Count the cells of each type (rows) in each part of a fold."""
+    return pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
+
+
+def rare_types(units: Units, fold: Fold) -> list[str]:
+    """Name the cell types that have too few cells in a part of a fold."""
+    n_cells = cells_by_part(units, fold)
+    return [str(name) for name in n_cells.index[(n_cells < FEWEST_CELLS).any(axis=1)]]
+
+
 def check_types(units: Units, fold: Fold) -> None:
     """Reject a cell type that is not in all parts of a fold."""
-    n_cells = pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
+    n_cells = cells_by_part(units, fold)
     if (n_cells.to_numpy() >= FEWEST_CELLS).all():
         return
     name, part = n_cells.stack().idxmin()

@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.audit.attacks import FEWEST_OF_TYPE, attack
-from bdm.audit.folds import MEMBERS, REFERENCE, Fold, Units, fingerprint, folds_of
+from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
 from bdm.errors import InputError
@@ -46,14 +46,14 @@ Generate = Callable[[Fold], Generated]
 
 
 def audit_folds(
-    prepared: AnnData, settings: AuditSettings, generate: Generate, *, seed: int, fold: int | None = None, **facts: Any
+    division: Division, settings: AuditSettings, generate: Generate, *, seed: int, fold: int | None = None, **facts: Any
 ) -> Audit:
     """Attack the generated cells of each fold.
 
     Parameters
     ----------
-    prepared
-        Cells made by ``bdm prepare``, in memory.
+    division
+        Cells made by ``bdm prepare``, with their folds by the same seed, see :func:`bdm.audit.folds.divide`.
     generate
         Gives the cells that were generated from the members of a fold.
     fold
@@ -64,10 +64,10 @@ def audit_folds(
     Raises
     ------
     InputError
-        If the cells cannot be divided, see :func:`bdm.audit.folds.folds_of`, or there is no such fold.
+        If there is no such fold.
     """
-    folds, units = folds_of(prepared.obs, settings, seed=seed), Units.of(prepared.obs, settings)
-    chosen = folds if fold is None else [of for of in folds if of.number == fold]
+    folds, units, prepared = division.folds, division.units, division.cells
+    chosen = [of for of in folds if fold in (None, of.number)]
     if not chosen:
         raise InputError(f"`fold={fold}` is none of {counted(len(folds), 'fold')}; folds are numbered from 1.")
     cells = Cells.from_anndata(prepared)
@@ -82,6 +82,7 @@ def audit_folds(
         n_folds=settings.n_folds,
         n_cells=len(cells),
         audit=asdict(settings),
+        left_out=list(division.left_out),
         fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in chosen},
         **preparation(prepared),
         **facts,

@@ -52,7 +52,7 @@ def audit(
 
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
-    from bdm.audit.folds import folds_of
+    from bdm.audit.folds import divide
     from bdm.audit.results import SUMMARY
     from bdm.audit.run import audit_folds, from_files
     from bdm.data.prepare import read_prepared
@@ -64,15 +64,15 @@ def audit(
     with atomic_write(out, folder_of=SUMMARY) as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
-            folds_of(read.obs, audit, seed=seed)
+            division = divide(read, audit, seed=seed)
         if cells:
             check_unused(settings, sampling, models, tree)
-            given = from_files(cells, read, audit)
-            found = audit_folds(read, audit, given, seed=seed, fold=fold, generator="files")
+            given = from_files(cells, division.cells, audit)
+            found = audit_folds(division, audit, given, seed=seed, fold=fold, generator="files")
         else:
             shape = given_tree(tree, read.obs, settings.hierarchy.ontology_key)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
-            found = audit_models(read, audit, made, fold=fold)
+            found = audit_models(division, audit, made, fold=fold)
         save_audit(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 

@@ -17,16 +17,16 @@ def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, see
 
     Example: bdm audit-folds prepared.h5ad folds/
     """
-    from bdm.audit.folds import folds_of, training_cells
+    from bdm.audit.folds import divide, training_cells
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.files import atomic_write
 
     read = read_prepared(prepared)
     with at(prepared):
-        folds = folds_of(read.obs, audit, seed=seed)
+        division = divide(read, audit, seed=seed)
     with atomic_write(out, folder_of="fold-1.h5ad") as folder:
         folder.mkdir(exist_ok=True)
-        for fold in folds:
-            write_h5ad(Path(folder) / f"fold-{fold.number}.h5ad", training_cells(read, fold, seed=seed))
-    return Summary((out,), {"folds": str(len(folds))})
+        for fold in division.folds:
+            write_h5ad(Path(folder) / f"fold-{fold.number}.h5ad", training_cells(division.cells, fold, seed=seed))
+    return Summary((out,), {"folds": str(len(division.folds))})

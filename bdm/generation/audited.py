@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.audit.folds import MEMBERS, REFERENCE, Fold, fingerprint, members_by_type, training_cells
+from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
 from bdm.audit.run import Generated, audit_folds
 from bdm.audit.settings import AuditSettings
@@ -53,22 +53,23 @@ class AuditedModels:
 
 
 def audit_models(
-    prepared: AnnData, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
+    division: Division, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
 ) -> Audit:
     """Audit models that are fitted to the members of each fold, with one setting and seed for all.
 
     Parameters
     ----------
-    prepared
-        Cells made by ``bdm prepare``, in memory.
+    division
+        Cells made by ``bdm prepare``, with their folds by the seed of the models, see :func:`bdm.audit.folds.divide`.
     fold
         Number of the only fold to run, from 1; all if not given.
 
     Raises
     ------
     InputError
-        If the cells cannot be divided into folds, or a model in the folder is of other cells or settings.
+        If there is no such fold, or a model in the folder is of other cells or settings.
     """
+    prepared = division.cells
 
     def generate(of: Fold) -> Generated:
         model = model_of(prepared, of, MEMBERS, models)
@@ -79,7 +80,7 @@ def audit_models(
         return Generated(Cells.from_anndata(adata), white_box)
 
     facts = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
-    return audit_folds(prepared, settings, generate, seed=models.seed, fold=fold, **facts)
+    return audit_folds(division, settings, generate, seed=models.seed, fold=fold, **facts)
 
 
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:

@@ -20,7 +20,7 @@ from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.model.model import BranchedModel, model_checksum, save_model
 from bdm.model.protection import is_protected, number_of_donors
-from bdm.text import counted, listed, printable
+from bdm.text import abbreviated, counted, listed, printable
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
 TAGS = (
@@ -88,6 +88,7 @@ def model_card(
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
         scores=[] if evaluation is None else list(score_rows(evaluation)),
         audit=audit,
+        left_out="" if audit is None else markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10)),
         attacks=[] if audit is None else list(attack_rows(audit)),
         record=record_rows(model, checksum),
         settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
@@ -233,7 +234,7 @@ def check_audit(audit: Audit, model: BranchedModel) -> None:
                     f"The audit is of models with other settings ({name} is {value}, and {of_model.get(name)} in this "
                     "model); audit models with the settings of this one."
                 )
-    if other := sorted(set(audit.scores["cell_type"]) ^ set(model.cell_types)):
+    if other := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
         raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from bdm.audit.results import FIGURE, GENERATED, SETS, SUMMARY, Audit
 from bdm.audit.verdict import ATTACKS
 from bdm.settings import FitSettings, GenerationSettings
+from bdm.text import abbreviated
 
 AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options begin with the stage
 
@@ -39,6 +40,7 @@ def summary(shown: ShownAudit | None) -> dict[str, Any] | None:
         "unit": audit.unit,
         "rows": list(attack_rows(audit)),
         "types": list(type_rows(audit)),
+        "left_out": abbreviated(list(audit.record.get("left_out", ())), n_shown=10),
         "figure": b64encode(shown.figure).decode(),
     }
 
