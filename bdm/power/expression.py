@@ -37,8 +37,8 @@ def pseudobulk_tests(
     settings
         Columns of samples, conditions and cell types.
     t_distribution
-        Compare Wald's statistic with a t-distribution, see :func:`bdm.power.deseq.deseq2`; with few samples, DESeq2's
-        normal distribution has too many small p-values.
+        Compare Wald's statistic with a t-distribution, whose degrees of freedom are those of the samples and those that
+        the prior of dispersions is worth. DESeq2's normal distribution has too many small p-values with few samples.
 
     Returns
     -------
