@@ -323,3 +323,15 @@ def test_copies_of_training_cells_change_as_much_as_the_floor():
     table = evaluate_transmutation(real, {"copies": TransmutedCells(copies, before)}, "b").table.loc["a"]
     assert table.loc["copies", "slope"] == pytest.approx(table.loc["floor", "slope"], rel=0.02)
     assert table.loc["copies", "mean_r2"] == pytest.approx(table.loc["floor", "mean_r2"], abs=0.02)
+
+
+def test_types_without_test_cells_are_transmuted_and_evaluated():
+    rng = np.random.default_rng(2)
+    cell_type = np.repeat(["a", "b"], 20)
+    cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(40, 200)), dtype=np.float32), cell_type)
+    is_test = (cell_type == "b") & np.tile([False, True], 20)
+    genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(200)]))
+    ends = select_endpoints(RealCells(cells[~is_test], cells[is_test], genes), "a", "b")
+    assert (len(ends.old), len(ends.new), len(ends.test), len(ends.changed)) == (20, 10, 10, 100)
+    with pytest.raises(InputError, match="0 test cells of 'a'"):
+        select_endpoints(RealCells(cells[~is_test], cells[is_test], genes), "b", "a")

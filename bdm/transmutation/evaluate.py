@@ -85,7 +85,8 @@ def evaluate_transmutation(
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     """Select the real cells of two types, and the genes that differ between their test cells.
 
-    Neither the floor nor a model has seen test cells, so that their noise is in the fold changes of neither.
+    Neither the floor nor a model has seen test cells, so that their noise is in the fold changes of neither. Where the
+    old type has too few of them, its training cells are compared with the test cells of the new type.
     """
     old, new, test_of_old, test = (
         cells[np.flatnonzero(cells.cell_type == name)]
@@ -95,12 +96,11 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     for cells, name in (
         (old, f"training cells of {original_type!r}"),
         (new, f"training cells of {to!r}"),
-        (test_of_old, f"test cells of {original_type!r}"),
         (test, f"test cells of {to!r}"),
     ):
         if len(cells) < FEWEST_FOR_MEANS:
             raise InputError(f"There are {len(cells)} {name} to evaluate by; {FEWEST_FOR_MEANS} are needed.")
-    return Endpoints(old, new, test, changed_genes(test_of_old, test))
+    return Endpoints(old, new, test, changed_genes(test_of_old if len(test_of_old) >= FEWEST_FOR_MEANS else old, test))
 
 
 def sets_of_type(
