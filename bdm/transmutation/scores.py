@@ -57,7 +57,7 @@ class Endpoints:
     test
         Test cells of the new type.
     changed
-        Column indices of the genes that differ most between test cells of the two types.
+        Column indices of the genes that differ most between the two types, see `select_endpoints`.
     """
 
     old: Cells

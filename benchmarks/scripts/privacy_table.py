@@ -12,7 +12,7 @@ from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from bdm.audit.verdict import ATTACKS
-from bdm.plotting.style import set_styles
+from bdm.plotting.style import save_figure, set_styles
 
 SCORES = {
     "forest_auc": "forest AUC",
@@ -149,7 +149,7 @@ def main(folder: Path, tables: list[Path]) -> None:
     }
     text = TEXT.format(**{name: markdown(part) for name, part in parts.items()})
     (folder / "privacy.md").write_text(text)
-    frontier(thirds).savefig(folder / "privacy.png", dpi=150)
+    save_figure(frontier(thirds), folder / "privacy.png")
 
 
 if __name__ == "__main__":
