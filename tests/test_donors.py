@@ -126,6 +126,16 @@ def test_composition_gives_shares_of_all_populations():
     assert added.cell_types["NK"] / added.concentration == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("numbers", [(300, 500, 900, 1000, 4000), tuple(range(50, 450, 10)), (100, 200), (70, 70, 70)])
+def test_numbers_of_cells_vary_as_they_do_between_donors(numbers):
+    donor = np.repeat(np.arange(len(numbers)), numbers)
+    composition = fit_composition(donor, np.repeat("B", sum(numbers)), {"B": "B"}, share_fitted=1.0)
+    drawn = np.log([composition.sample(rng)[1] for rng in np.random.default_rng(0).spawn(4000)])
+    expected = certainty(len(numbers)) * np.log(numbers).var(ddof=1)
+    assert drawn.var() == pytest.approx(expected, rel=0.1, abs=1e-6)
+    assert drawn.mean() == pytest.approx(np.log(numbers).mean(), abs=0.2 * np.sqrt(expected) + 1e-6)
+
+
 def test_observation_within_donors_has_the_dispersion_that_is_left():
     r, variance = torch.tensor([2.0, 50.0, 1.0]), torch.tensor([0.1, 0.1, 0.0])
     within = NegativeBinomial(r.log()).within(variance).inverse_dispersion
