@@ -124,6 +124,7 @@ def planned(tmp_path_factory) -> str:
         "all",
         "artefacts",
         "atlas",
+        "audit",
         "augment",
         "coarse",
         "designs",
@@ -170,6 +171,11 @@ def test_dry_run_plans_all_runs(planned):
     of = CONFIG["privacy"]
     assert jobs["privacy_attacks"] == 3 + len(of["n_members"]) * of["n_divisions"]
     assert jobs["privacy_fit"] == 6 + (len(of["n_members"]) + 1) * of["n_divisions"]
+    of = CONFIG["audit"]
+    n_peers = len(set(of["methods"]) & set(PEERS))
+    assert (jobs["audit_own"], jobs["audit_peer"]) == (1, n_peers)
+    assert jobs["audit_train"] == n_peers * of["n_folds"]
+    assert jobs["audit_generate"] == (n_peers + 1) * of["n_folds"]
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -228,7 +234,7 @@ def test_commands_take_what_rules_give(planned):
         ),
         *("atlas", "atlas_table", "network_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
-        *("privacy_fit", "privacy_attacks", "privacy_table"),
+        *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
@@ -1204,6 +1210,65 @@ def test_random_splits_of_donors_are_tested(example_cells, tmp_path):
     for name in ("real", "pairs"):
         assert f"| {name} | 4 | deseq2 |" in written[1].read_text()
     assert written[2].stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def cells_of_donors(tmp_path_factory) -> Path:
+    """File of prepared cells of twelve donors, which differ in the expression of all genes."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("donors")
+    donor, cell_type = np.repeat(np.arange(12), 40), np.tile(["A", "B"], 240)
+    rates = np.exp(rng.normal(0, 0.4, (12, 60)))[donor] * np.where(cell_type == "A", 1, 1.5)[:, None]
+    obs = pd.DataFrame({"donor": [f"d{i}" for i in donor], "cell_type": cell_type})
+    counts = sparse.csr_matrix(rng.poisson(2 * rates).astype(np.float32))
+    AnnData(counts, obs=obs.set_index(obs.index.astype(str))).write_h5ad(folder / "cells.h5ad")
+    keys = ["--label-key", "cell_type", "--donor-key", "donor", "--genes", "all"]
+    command = ["prepare", folder / "cells.h5ad", folder / "prepared.h5ad", *keys]
+    app([*map(str, command)], standalone_mode=False)
+    return folder / "prepared.h5ad"
+
+
+def test_deviation_of_members_is_kept_in_copies_and_not_in_cells_of_others(cells_of_donors):
+    script, rng = load("scripts/audit_scores.py"), np.random.default_rng(0)
+    adata = anndata.read_h5ad(cells_of_donors)
+    cells, donor = Cells.from_anndata(adata), adata.obs["donor"].astype(str).to_numpy()
+    kept = []
+    for _ in range(20):
+        parts = np.split(rng.permutation(np.unique(donor)), [3, 6, 9])
+        rows = [np.flatnonzero(np.isin(donor, part)) for part in parts]
+        members, others, reference, further = (cells[of] for of in rows)
+        beside = members, others, reference, pd.factorize(donor[rows[2]])[0]
+        kept.append([script.kept_deviation(of, *beside) for of in (members, further)])
+    assert np.mean(kept, axis=0) == pytest.approx([1, 0], abs=0.2)
+
+
+def test_peers_are_audited_on_the_folds_of_an_audit(cells_of_donors, tmp_path):
+    folder, folds = tmp_path / "blood/0", (1, 2)
+    app(["audit-folds", str(cells_of_donors), str(folder / "folds"), "--n-folds", "2"], standalone_mode=False)
+    audits, generated = [], []
+    for name in ("resampled", "negative_binomial"):
+        cells = [folder / f"cells/{name}/fold-{fold}.h5ad" for fold in folds]
+        for fold, path in zip(folds, cells, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            members, model = folder / f"folds/fold-{fold}.h5ad", folder / f"models/{name}/fold-{fold}"
+            run(f"methods/{name}.py", "train", members, model)
+            run(f"methods/{name}.py", "generate", model, path, "--cells-like", members)
+        given = [item for path in cells for item in ("--cells", path)]
+        audits.append(folder / f"audits/{name}")
+        command = ["audit", cells_of_donors, audits[-1], *given, "--n-folds", 2]
+        app([*map(str, command)], standalone_mode=False)
+        generated += cells
+    run("scripts/audit_scores.py", cells_of_donors, folder / "scores.csv", *generated, "--n-folds", 2)
+    run("scripts/audit_table.py", tmp_path, *audits)
+    table = pd.read_csv(tmp_path / "audit.csv").set_index(["method", "fold"])
+    assert (table.loc["resampled", "donor/nearest"] == 1).all()
+    assert table.loc["copies", "donor/nearest"].tolist() == [1, 1]
+    assert (table.loc["floor", "kept_deviation"] == 1).all()
+    assert table.loc["negative_binomial", "kept_deviation"].between(0.7, 1.3).all()
+    assert table.loc["chance", "forest_auc"].isna().all()
+    text = (tmp_path / "audit.md").read_text()
+    assert "| blood | resampled | 1.00 (1.00 to 1.00) |" in text
+    assert "| blood | negative_binomial | 0 | " in text
+    assert (tmp_path / "audit.png").stat().st_size > 10_000
 
 
 def test_power_of_a_grid_is_a_table(tmp_path):

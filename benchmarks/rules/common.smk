@@ -29,6 +29,8 @@ DIVISIONS = AUDITED + [
     for n_members in config["privacy"]["n_members"]
     for number in range(1, config["privacy"]["n_divisions"] + 1)
 ]
+# Folds of the audit of all methods
+FOLDS = range(1, config["audit"]["n_folds"] + 1)
 MADE_RARE = config["augment"]["made_rare"]
 DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | HALVED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}

@@ -1,0 +1,141 @@
+wildcard_constraints:
+    fold=r"\d+",
+
+
+rule audit_folds:
+    input:
+        cells=rules.privacy_prepare.output.cells,
+    output:
+        cells=expand("results/audit/{{data}}/{{seed}}/folds/fold-{fold}.h5ad", fold=FOLDS),
+    log:
+        "results/audit/{data}/{seed}/logs/folds.log",
+    params:
+        folder="results/audit/{data}/{seed}/folds",
+        n_folds=len(FOLDS),
+    shell:
+        "bdm audit-folds {input.cells} {params.folder}"
+        " --n-folds {params.n_folds}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule audit_own:
+    input:
+        cells=rules.privacy_prepare.output.cells,
+    output:
+        audit=directory("results/audit/{data}/{seed}/audits/branched"),
+        models=directory(expand("results/audit/{{data}}/{{seed}}/models/branched/fold-{fold}/members", fold=FOLDS)),
+    log:
+        "results/audit/{data}/{seed}/logs/audit-branched.log",
+    params:
+        models="results/audit/{data}/{seed}/models/branched",
+        n_folds=len(FOLDS),
+    shell:
+        "bdm audit {input.cells} {output.audit}"
+        " --models {params.models}"
+        " --n-folds {params.n_folds}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule audit_train:
+    input:
+        cells="results/audit/{data}/{seed}/folds/fold-{fold}.h5ad",
+    output:
+        model=directory("results/audit/{data}/{seed}/models/{peer}/fold-{fold}"),
+    log:
+        "results/audit/{data}/{seed}/logs/train-{peer}-{fold}.log",
+    params:
+        program=lambda wildcards: program(wildcards.peer),
+        options=lambda wildcards: KNOWN[wildcards.peer].get("train", ""),
+    shell:
+        "{params.program} train {input.cells} {output.model}"
+        " {params.options}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+def model_of_fold(wildcards):
+    """Give the model that a method fitted to the members of a fold; the models of bdm are those of its audit."""
+    folder = "results/audit/{data}/{seed}/models/{method}/fold-{fold}".format(**wildcards)
+    return f"{folder}/members" if wildcards.method == "branched" else folder
+
+
+rule audit_generate:
+    input:
+        model=model_of_fold,
+        cells="results/audit/{data}/{seed}/folds/fold-{fold}.h5ad",
+    output:
+        cells="results/audit/{data}/{seed}/cells/{method}/fold-{fold}.h5ad",
+    log:
+        "results/audit/{data}/{seed}/logs/generate-{method}-{fold}.log",
+    params:
+        program=lambda wildcards: program(wildcards.method),
+    shell:
+        "{params.program} generate {input.model} {output.cells}"
+        " --cells-like {input.cells}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule audit_peer:
+    input:
+        prepared=rules.privacy_prepare.output.cells,
+        cells=expand("results/audit/{{data}}/{{seed}}/cells/{{peer}}/fold-{fold}.h5ad", fold=FOLDS),
+    output:
+        audit=directory("results/audit/{data}/{seed}/audits/{peer}"),
+    log:
+        "results/audit/{data}/{seed}/logs/audit-{peer}.log",
+    params:
+        cells=lambda wildcards, input: " ".join(f"--cells {cells}" for cells in input.cells),
+        n_folds=len(FOLDS),
+    shell:
+        "bdm audit {input.prepared} {output.audit}"
+        " {params.cells}"
+        " --n-folds {params.n_folds}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule audit_scores:
+    input:
+        prepared=rules.privacy_prepare.output.cells,
+        cells=expand(
+            "results/audit/{{data}}/{{seed}}/cells/{method}/fold-{fold}.h5ad",
+            method=config["audit"]["methods"],
+            fold=FOLDS,
+        ),
+    output:
+        scores="results/audit/{data}/{seed}/scores.csv",
+    log:
+        "results/audit/{data}/{seed}/logs/scores.log",
+    params:
+        n_folds=len(FOLDS),
+    shell:
+        "python {SCRIPTS}/audit_scores.py {input.prepared} {output.scores} {input.cells}"
+        " --n-folds {params.n_folds}"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
+rule audit:
+    input:
+        audits=expand(
+            "results/audit/{data}/{seed}/audits/{method}",
+            data=config["audit"]["datasets"],
+            seed=SEEDS[:1],
+            method=config["audit"]["methods"],
+        ),
+        scores=expand(
+            rules.audit_scores.output.scores,
+            data=config["audit"]["datasets"],
+            seed=SEEDS[:1],
+        ),
+    output:
+        table="results/audit.csv",
+        text="results/audit.md",
+        figure="results/audit.png",
+    log:
+        "results/logs/audit.log",
+    shell:
+        "python {SCRIPTS}/audit_table.py results {input.audits} {input.scores} > {log} 2>&1"
