@@ -14,6 +14,7 @@ from bdm.audit.settings import AuditSettings
 from bdm.schema import Setting, StageSettings, Unset, bounds, options_of
 from bdm.settings import (
     AutoencoderSettings,
+    Contact,
     DenoiserSettings,
     DesignFile,
     EvaluationSettings,
@@ -28,6 +29,7 @@ from bdm.settings import (
     NewTypes,
     PrepareSettings,
     Seed,
+    Source,
     SourceTypes,
     TargetType,
     TransmutationSettings,
@@ -287,6 +289,25 @@ A list of markers names one gene a row; its types may differ from the types of t
 [docs/audit.md](../docs/audit.md) explains the audit. It is of donors, if the data set has a `donor_key`, and fits two
 models in each fold with the settings of the other sections.
 """,
+    ),
+    "card": Section(
+        "What the card of the model states of the data.",
+        "what the card of the model states",
+        (optional("source", Source), optional("contact", Contact)),
+        description="""\
+The card, `results/NAME/card.md`, is for those who receive the cells: [docs/sharing.md](../docs/sharing.md).
+""",
+        examples=(
+            {
+                "datasets": {
+                    "blood": {
+                        "path": "data/blood.h5ad",
+                        "license": "cc-by-4.0",
+                        "card": {"source": "Study of blood, GSE000000", "contact": "A. Miller, miller@example.org"},
+                    }
+                }
+            },
+        ),
     ),
 }
 DESCRIPTION = """\

@@ -52,6 +52,8 @@ TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute
 DesignFile = Annotated[Path, MinLen(1), "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
+Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
+Contact = Annotated[str | None, MinLen(1), "Who answers questions on the data, with an address.", Unset("not stated")]
 LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower one if training diverges."]
 
 
@@ -71,23 +73,6 @@ class InputKeys(StageSettings):
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", AS_FITTED] = None
     counts: Annotated[
         str | None, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.", AS_FITTED
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluatedKeys(InputKeys):
-    """Where an AnnData keeps what an evaluation needs; None where that is as in the data of the model, or as usual."""
-
-    label_key: Annotated[
-        str | None, "Column of `obs` with the cell type.", Unset("as in the model's data; without a model, cell_type")
-    ] = None
-    batch_key: Annotated[
-        str | None, "Column of `obs` with the batch.", Unset("as in the model's data; without a model, batch if any")
-    ] = None
-    counts: Annotated[
-        str | None,
-        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.",
-        Unset("as in the model's data; without a model, X"),
     ] = None
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import anndata as ad
@@ -30,6 +30,7 @@ from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.generation.audited import AuditedModels, audit_models
+from bdm.model.card import model_card
 from bdm.plotting.audit import audit_figure
 from bdm.report.audit import ShownAudit, command, summary
 from bdm.report.page import environment
@@ -335,13 +336,29 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     assert audit.verdict.text in card
     assert "The privacy of the donors has not been audited" not in card
     first = audit.verdict.findings[0]
-    assert f"| {ATTACKS[first.attack]} | {first.auc:.2f} | " in card
+    assert f"| {ATTACKS[first.attack]} | cells | {first.auc:.2f} | " in card
+    share = audit.attacks_on_units["true_positives"]["generated", first.attack]
+    assert f" | {share:.0%} | {'yes' if first.found else 'no'} |" in card
+    assert "15 donors were divided into" in card
+    of_type = audit.by_label[(audit.by_label["set"] == "generated") & (audit.by_label["cell_type"] == "T cell")]
+    best = of_type.loc[of_type["auc_of_donors"].idxmax()]
+    row = f"{ATTACKS[best['attack']]} | {best['auc_of_donors']:.2f} | {best['limit']:.2f} |"
+    assert f"| T cell | 10 | {row}" in card
+    assert "* The model: only generated cells were attacked." in card
+    assert "nothing about whether donors are found" not in card
     for record, message in (
         ({"generator": "files"}, "of another generator"),
         ({"fit": {**audit.record["fit"], "denoiser": {"width": 5}}}, "width is 5, and 16 in this model"),
     ):
         with pytest.raises(InputError, match=message):
             model.card(audit=Audit(audit.scores, {**audit.record, **record}))
+    fitted = model.model.autoencoder
+    of_file = replace(fitted, provenance=fitted.provenance | {"data_sha256": "a" * 64})
+    with pytest.raises(InputError, match=r"of other data .* begins with bbbbbbbb, .* aaaaaaaa"):
+        model_card(
+            replace(model.model, autoencoder=of_file),
+            audit=Audit(audit.scores, {**audit.record, "data_sha256": "b" * 64}),
+        )
     with pytest.raises(InputError, match="different cell types"):
         model.card(audit=Audit(audit.scores.assign(cell_type="other"), audit.record))
     with pytest.raises(InputError, match="A loaded model cannot be audited"):

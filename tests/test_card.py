@@ -1,16 +1,20 @@
 """Model cards: in the folder of each model, with valid metadata, and without effect on the model."""
 
+import re
 from dataclasses import replace
 
+import anndata
 import pytest
 import yaml
 from test_cli import bdm  # noqa: F401
 
 from bdm.api import BranchedDiffusion
-from bdm.cli import main
+from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
+from bdm.files import sha256
 from bdm.model.card import CARD, metadata, model_card, table
+from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import load_model, model_checksum
 from bdm.settings import PrepareSettings
 
@@ -136,6 +140,59 @@ def test_evaluation_of_another_model_is_rejected(batch_model, evaluation):
 def test_evaluation_without_generated_cells_is_rejected(batch_model, evaluation):
     with pytest.raises(InputError, match="no generated cells"):
         batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="branched")))
+
+
+# ---- generated cells, source and contact
+
+
+@pytest.fixture(scope="module")
+def generated(saved, tmp_path_factory):
+    path = tmp_path_factory.mktemp("generated") / "my cells.h5ad"
+    app(["generate", str(saved), str(path), "--cells", "3", "--seed", "4"], standalone_mode=False)
+    return path
+
+
+def test_card_describes_the_generated_cells(saved, generated):
+    model, checksum = load_model(saved), model_checksum(saved)
+    card = model_card(model, checksum=checksum, cells=GeneratedFile.read(generated, model, checksum=checksum))
+    n_types = len(model.cell_types)
+    assert f"| SHA-256 | `{sha256(generated)}` |" in card
+    assert f"| cells | {3 * n_types}, each marked as synthetic" in card
+    assert "| seed | 4 |" in card
+    assert "    sha256sum 'my cells.h5ad'\n" in card
+    assert "| columns of `obs` | `cell_type`, `bulk_labels`, `sub_population`, `synthetic`, `donor` |" in card
+    for name in model.cell_types:
+        assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| \d+ \| 3 \|$", card, flags=re.MULTILINE)
+    assert "were drawn from original cells" not in card
+    assert "## Generated cells" not in (saved / CARD).read_text()
+
+
+def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
+    model, checksum = load_model(saved), model_checksum(saved)
+    with pytest.raises(InputError, match="has cells of another model"):
+        GeneratedFile.read(generated, model, checksum="0" * 64)
+    cells = anndata.read_h5ad(generated)
+    cells.obs["synthetic"] = False
+    cells.write_h5ad(tmp_path / "real.h5ad")
+    example_cells.write_h5ad(tmp_path / "example.h5ad")
+    for name in ("real.h5ad", "example.h5ad"):
+        with pytest.raises(InputError, match=f"{name} has other cells than those of bdm generate"):
+            GeneratedFile.read(tmp_path / name, model, checksum=checksum)
+    app(
+        ["generate", str(saved), str(tmp_path / "part.h5ad"), "--cells", "3", "--part", "1-of-2"], standalone_mode=False
+    )
+    with pytest.raises(InputError, match=r"is the part 1-of-2 .* join the parts"):
+        GeneratedFile.read(tmp_path / "part.h5ad", model, checksum=checksum)
+
+
+def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):  # noqa: F811
+    given = ("--source", "Study | of blood", "--contact", "A. Miller", "--cells", generated)
+    assert bdm("card", saved, *given, "--out", tmp_path / "card.md")[0] == 0
+    card = (tmp_path / "card.md").read_text()
+    assert r"| source | Study \| of blood |" in card
+    assert "| contact | A. Miller |" in card
+    assert "| file | `my cells.h5ad` |" in card
+    assert "| source |" not in (saved / CARD).read_text()
 
 
 # ---- command

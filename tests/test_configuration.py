@@ -30,13 +30,14 @@ CONFIG = {
 
 # Rules with all that depends on them
 REPORT = {"report"}
-EVALUATE = {"evaluate"} | REPORT
+CARD = {"card"}
+EVALUATE = {"evaluate"} | CARD | REPORT
 INTERPRET = {"interpret"} | REPORT
 TRANSMUTATION = {"transmute there", "evaluate_transmuted there"} | REPORT
 TRANSMUTATIONS = {"transmute back", "evaluate_transmuted back"} | TRANSMUTATION
 NEW_TRANSMUTATION = {"transmute new", "evaluate_transmuted new"} | REPORT
 SIMULATE = {"simulate here"} | REPORT
-AUDIT = {"audit", "merge_audit"} | REPORT  # of fitted models, not of extended ones
+AUDIT = {"audit", "merge_audit"} | CARD | REPORT  # of fitted models, not of extended ones
 GENERATE = {"generate"} | EVALUATE | INTERPRET
 GENERATE_BOTH = {"generate_flat"} | GENERATE
 EXTEND = {"extend"} | GENERATE | TRANSMUTATIONS | SIMULATE
@@ -56,7 +57,7 @@ CHANGES = {
     "seed": (3, both(PREPARE, EXTEND)),
     "datasets": (
         {**CONFIG["datasets"], "new": {"path": "other.h5ad"}},
-        {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | REPORT},
+        {"new": PREPARE - TRANSMUTATIONS - SIMULATE - AUDIT | CARD | REPORT},
     ),
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
@@ -121,9 +122,11 @@ CHANGES = {
     "interpret/n_genes": (5, both(INTERPRET)),
     "interpret/markers": ("markers.csv", both(INTERPRET)),
     "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),
-    "audit/run": (False, {MINE: REPORT}),
+    "audit/run": (False, {MINE: CARD | REPORT}),
     "audit/n_folds": (2, {MINE: AUDIT}),
     "audit/cells_only": (True, {MINE: AUDIT}),
+    "card/source": ("cell_type", both(CARD)),
+    "card/contact": ("it's A. Miller", both(CARD)),
 }
 
 

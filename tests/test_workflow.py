@@ -36,6 +36,7 @@ RULES = [
     "evaluate",
     "evaluate_transmuted",
     "interpret",
+    "card",
     "report",
 ]
 GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
@@ -51,6 +52,7 @@ SECTIONS = [
     "evaluate",
     "interpret",
     "audit",
+    "card",
 ]
 EXTENSION = {
     "extension_report.json",
@@ -114,6 +116,7 @@ RESULTS = {
     "interpretation/markers.csv",
     "interpretation/markers.png",
     "report.html",
+    "card.md",
 }
 
 

@@ -16,6 +16,7 @@ ATTACKS = {
     "mean_shift": "shift of means",
     "bound": "bound under the model",
 }
+ON_MODEL = ("bound",)  # attacks that need the model; the others need its cells
 
 
 @dataclass(frozen=True)

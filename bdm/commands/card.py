@@ -8,46 +8,69 @@ import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import ModelFolder
-from bdm.settings import License
+from bdm.settings import Contact, License, Source
+
+ScoresFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder made by bdm evaluate --model, whose scores are added.", file_okay=False, show_default=False
+    ),
+]
+AuditFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder made by bdm audit, whose verdict is added.", file_okay=False, show_default=False),
+]
+GeneratedCells = Annotated[
+    Path | None,
+    typer.Option(help="Cells that the model generated, which the card describes.", dir_okay=False, show_default=False),
+]
+OutCard = Annotated[
+    Path | None, typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False)
+]
 
 
 def card(
     model: ModelFolder,
     *,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder made by bdm evaluate --model, whose scores are added.", file_okay=False, show_default=False
-        ),
-    ] = None,
-    audit: Annotated[
-        Path | None,
-        typer.Option(help="Folder made by bdm audit, whose verdict is added.", file_okay=False, show_default=False),
-    ] = None,
+    evaluation: ScoresFolder = None,
+    audit: AuditFolder = None,
+    cells: GeneratedCells = None,
     license: License = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False),
-    ] = None,
+    source: Source = None,
+    contact: Contact = None,
+    out: OutCard = None,
 ) -> Summary | None:
     """Print the card of a model (Markdown with the metadata of Hugging Face), with scores and the verdict of an audit.
 
     The folder of a model has its card, without scores, as README.md; --out model/README.md replaces it.
 
     Example: bdm card model/ --evaluation evaluation/ --out model/README.md
+
+    Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
     """
     from bdm.audit.results import Audit
     from bdm.errors import InputError
     from bdm.evaluation.results import Evaluation
     from bdm.files import atomic_write
     from bdm.model.card import model_card
+    from bdm.model.generated_file import GeneratedFile
     from bdm.model.model import load_model, model_checksum
 
     audited = None if audit is None else Audit.load(audit)
     scores = None if evaluation is None else Evaluation.load(evaluation)
     loaded, checksum = load_model(model), model_checksum(model)
+    file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
     try:
-        text = model_card(loaded, checksum=checksum, evaluation=scores, audit=audited, license=license)
+        text = model_card(
+            loaded,
+            checksum=checksum,
+            evaluation=scores,
+            audit=audited,
+            cells=file,
+            license=license,
+            source=source,
+            contact=contact,
+        )
     except InputError as error:
         raise InputError(f"{model}: {error}") from error
     if out is None:

@@ -1,6 +1,7 @@
 """``bdm evaluate``: evaluate generated cells by held-out test cells."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,27 @@ import typer
 from bdm.commands.base import Summary
 from bdm.commands.options import Compare, HeldOutCells, OfModel, OutFolder
 from bdm.errors import InputError
-from bdm.settings import EvaluatedKeys, EvaluationSettings, InputKeys, Seed
+from bdm.schema import Unset
+from bdm.settings import EvaluationSettings, InputKeys, Seed
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedKeys(InputKeys):
+    """Where an AnnData keeps what an evaluation needs; None where that is as in the data of the model, or as usual."""
+
+    label_key: Annotated[
+        str | None, "Column of `obs` with the cell type.", Unset("as in the model's data; without a model, cell_type")
+    ] = None
+    batch_key: Annotated[
+        str | None, "Column of `obs` with the batch.", Unset("as in the model's data; without a model, batch if any")
+    ] = None
+    counts: Annotated[
+        str | None,
+        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.",
+        Unset("as in the model's data; without a model, X"),
+    ] = None
 
 
 def evaluate(

@@ -1,7 +1,8 @@
 """Model card: the README.md of a model's folder, made of what its files record, with the metadata of Hugging Face."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
 from bdm.audit.results import CHANCE, COPIES, Audit
-from bdm.audit.verdict import ATTACKS
+from bdm.audit.results import GENERATED as AUDITED
+from bdm.audit.verdict import ATTACKS, ON_MODEL
 from bdm.donors.effects import summary_of
 from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
+from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel, model_checksum, save_model
 from bdm.model.protection import is_protected, number_of_donors
 from bdm.text import abbreviated, counted, listed, printable
@@ -49,7 +52,10 @@ def model_card(
     checksum: str | None = None,
     evaluation: Evaluation | None = None,
     audit: Audit | None = None,
+    cells: GeneratedFile | None = None,
     license: str | None = None,
+    source: str | None = None,
+    contact: str | None = None,
 ) -> str:
     """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown.
 
@@ -61,39 +67,42 @@ def model_card(
         Evaluation of its generated cells, whose scores are shown with the floor's.
     audit
         Audit of models with its settings, whose verdict is shown.
+    cells
+        File of its generated cells, which the card describes.
     license
         License of the data, in place of the one that was given for the fit.
+    source, contact
+        Where the data are from, and who answers questions on them.
 
     Raises
     ------
     InputError
-        If the evaluation is of another model, or has no generated cells, or the audit of models with other settings.
+        If the evaluation is of another model, or has no generated cells, or the audit is of other data, or of models
+        with other settings.
     """
     if audit is not None:
         check_audit(audit, model)
     given = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    template = environment.from_string(packaged("card.md"))
+    template = environment.from_string(packaged("card.md"), {"table": table, "counted": counted, "quoted": quoted})
     return template.render(
         metadata=metadata(given),
         version=model.provenance["version"],
         license=given,
-        data=data_rows(model, given),
+        data=data_rows(model, {"license": given or "not given", "source": source, "contact": contact}),
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
         donors="" if model.donor_effects is None else summary_of(model.donor_effects),
         protected=is_protected(model),
-        types=[(markdown(name), f"{n:,}", n_populations) for name, n, n_populations in type_rows(model)],
+        types=list(type_rows(model, cells)),
+        cells=cells,
+        file=[] if cells is None else list(file_rows(cells)),
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
         scores=[] if evaluation is None else list(score_rows(evaluation)),
-        audit=audit,
-        left_out="" if audit is None else markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10)),
-        attacks=[] if audit is None else list(attack_rows(audit)),
+        **of_audit(audit),
         record=record_rows(model, checksum),
         settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
-        table=table,
-        counted=counted,
     )
 
 
@@ -117,13 +126,13 @@ def packaged(name: str) -> str:
     return (files("bdm.model") / name).read_text(encoding="utf-8")
 
 
-def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]]:
-    """Describe the data of the fit."""
+def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """Describe the data of the fit; ``given`` has what the person who writes the card knows of them."""
     keys, batches = model.preparation, model.autoencoder.batches
     batch_key, checksum = keys.get("batch_key"), model.autoencoder.provenance.get("data_sha256")
     added = [extension.name for extension in model.extensions]
-    given = model.hierarchy.provenance.get("ontology", "given by the user")
-    tree = given if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
+    given_tree = model.hierarchy.provenance.get("ontology", "given by the user")
+    tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
     n_donors, donors = number_of_donors(model), ""
     if n_donors:
         donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}"
@@ -135,17 +144,28 @@ def data_rows(model: BranchedModel, license: str | None) -> list[tuple[str, str]
         "donors": donors,
         "tree of cell types": tree,
         "added by extensions": markdown(listed(added)),
-        "license": markdown(license or "not given"),
+        **{name: markdown(text) for name, text in given.items() if text},
         "SHA-256 of the file": f"`{checksum}`" if checksum else "",
     }
     return [(name, value) for name, value in rows.items() if value]
 
 
-def type_rows(model: BranchedModel) -> Iterator[tuple[str, int, int]]:
-    """Yield each cell type, with the numbers of its cells and of its populations."""
+def type_rows(model: BranchedModel, cells: GeneratedFile | None) -> Iterator[tuple[Any, ...]]:
+    """Yield each cell type, with the numbers of its cells, of its populations and, if there are any, of new cells."""
     n_cells = model.composition_of_types.sum(axis=1)
-    for cell_type in model.cell_types:
-        yield cell_type, int(n_cells[cell_type]), len(model.autoencoder.populations_of(cell_type))
+    for name in model.cell_types:
+        new = () if cells is None else (f"{cells.n_by_type.get(name, 0):,}",)
+        yield markdown(name), f"{int(n_cells[name]):,}", len(model.autoencoder.populations_of(name)), *new
+
+
+def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
+    """Describe a file of generated cells."""
+    yield "file", code(cells.name)
+    yield "SHA-256", f"`{cells.sha256}`"
+    yield "cells", f'{int(cells.n_by_type.sum()):,}, each marked as synthetic: `obs["synthetic"]` is `True`'
+    yield "genes", f"{cells.n_genes:,}"
+    yield "seed", str(cells.seed)
+    yield "columns of `obs`", ", ".join(map(code, cells.columns))
 
 
 def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, str]]:
@@ -213,19 +233,49 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
     return recorded is not None and checksum is not None
 
 
-def attack_rows(audit: Audit) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield the attacks of an audit: areas by generated cells, copies and chance, and whether members were found."""
+def of_audit(audit: Audit | None) -> dict[str, Any]:
+    """Give the card what it shows of an audit, if there is one."""
+    if audit is None:
+        return {"audit": None}
+    left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
+    rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
+    return {"audit": audit, "left_out": left_out, **rows}
+
+
+def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield the attacks of an audit: areas by generated cells, copies and chance, and which members were found."""
     known = audit.attacks_on_units["auc"]
+    at_one_percent = audit.attacks_on_units["true_positives"]
     for finding in audit.verdict.findings:
         ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
         copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)
-        yield ATTACKS[finding.attack], f"{finding.auc:.2f}", copies, chance, "yes" if finding.found else "no"
+        share = f"{at_one_percent[AUDITED, finding.attack]:.0%}"
+        on, found = ("model" if finding.attack in ON_MODEL else "cells"), "yes" if finding.found else "no"
+        yield ATTACKS[finding.attack], on, f"{finding.auc:.2f}", copies, chance, share, found
+
+
+def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
+    """Yield each audited cell type: attacked units in a fold, best attack on cells, its area, and limit of chance."""
+    area = "auc_of_donors" if audit.unit == "donor" else "auc"
+    on_cells = (audit.by_label["set"] == AUDITED) & ~audit.by_label["attack"].isin(ON_MODEL)
+    found = audit.by_label[on_cells].dropna(subset=area)
+    n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
+    for name, of_type in found.groupby("cell_type", sort=True):
+        best = of_type.loc[of_type[area].idxmax()]
+        attack = ATTACKS[best["attack"]]
+        yield markdown(name), f"{n_units[name]:,}", attack, f"{best[area]:.2f}", f"{best['limit']:.2f}"
 
 
 def check_audit(audit: Audit, model: BranchedModel) -> None:
-    """Raise an InputError if an audit is not of models like this one."""
+    """Raise an InputError if an audit is not of models like this one, fitted to the same data."""
     if audit.record.get("generator") != "bdm":
         raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
+    audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
+    if audited and fitted and audited != fitted:
+        raise InputError(
+            f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
+            f"with {fitted[:8]}); audit the model's data."
+        )
     settings = {"autoencoder": model.autoencoder.provenance["settings"], "denoiser": model.provenance["settings"]}
     for stage, of_model in settings.items():
         for name, value in audit.record["fit"][stage].items():
@@ -242,6 +292,11 @@ def table(header: Sequence[str], rows: Rows) -> str:
     """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def quoted(name: str) -> str:
+    """Write the name of a file as a word of a command."""
+    return shlex.quote(printable(name))
 
 
 def code(text: object) -> str:

@@ -45,6 +45,7 @@ SECTIONS = [
     "evaluate",
     "interpret",
     "audit",
+    "card",
 ]
 
 

@@ -1,0 +1,74 @@
+"""A file of generated cells, as the card of their model describes it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pandas as pd
+
+from bdm.data.read import read_cells
+from bdm.errors import InputError
+from bdm.files import sha256
+from bdm.model.match import labels_of
+from bdm.model.model import BranchedModel
+
+
+@dataclass(frozen=True)
+class GeneratedFile:
+    """A file of cells that a model generated.
+
+    Attributes
+    ----------
+    name
+        Name of the file, without its folder.
+    n_by_type
+        Number of cells by cell type.
+    columns
+        Columns of ``obs``.
+    like_original
+        Whether columns of ``obs`` were drawn from original cells (``--like``).
+    """
+
+    name: str
+    sha256: str
+    n_by_type: pd.Series
+    n_genes: int
+    seed: int
+    columns: tuple[str, ...]
+    like_original: bool
+
+    @classmethod
+    def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
+        """Describe a file that ``bdm generate`` or ``bdm merge`` wrote, without reading its counts.
+
+        Parameters
+        ----------
+        checksum
+            Checksum of the model, which the file must record.
+
+        Raises
+        ------
+        InputError
+            If the file records no model or another one, is a part of the cells, or has cells that are not synthetic.
+        """
+        adata = read_cells(path, on_disk=True)
+        record = dict(adata.uns.get("bdm", {}))
+        recorded = record.get("model_sha256")
+        if recorded is None or "synthetic" not in adata.obs or not adata.obs["synthetic"].all():
+            raise InputError(f"{path} has other cells than those of bdm generate; give a file that it wrote.")
+        if recorded != checksum:
+            raise InputError(
+                f"{path} has cells of another model (its checksum begins with {recorded[:8]}, this model's with "
+                f"{checksum[:8]}); generate cells of this model."
+            )
+        if part := record.get("part"):
+            raise InputError(f"{path} is the part {part} of generated cells; join the parts by bdm merge.")
+        return cls(
+            Path(path).name,
+            sha256(path),
+            labels_of(adata.obs, model).value_counts(),
+            adata.n_vars,
+            int(record["seed"]),
+            tuple(map(str, adata.obs.columns)),
+            "like_sha256" in record,
+        )

@@ -1,0 +1,33 @@
+rule card:
+    input:
+        model=rules.train.output.model,
+        generated=GENERATED,
+        evaluation=rules.evaluate.output.evaluation,
+        audit=audit_result,
+    output:
+        card=report(
+            "results/{dataset}/card.md",
+            caption="../report/card.rst",
+            category="Report",
+            subcategory="{dataset}",
+            labels={"result": "{dataset}: the card of the model (text to share)"},
+        ),
+    log:
+        "results/{dataset}/logs/card.log",
+    conda:
+        "../envs/bdm.yaml"
+    params:
+        evaluation=subpath(input.evaluation, parent=True),
+        audit=lambda wildcards, input: f"--audit {Path(str(input.audit)).parent}" if input.audit else "",
+        source=option("--source", "card/source"),
+        contact=option("--contact", "card/contact"),
+        settings=tracked("card"),
+    shell:
+        "bdm card {input.model}"
+        " --evaluation {params.evaluation}"
+        " {params.audit}"
+        " --cells {input.generated}"
+        " {params.source}"
+        " {params.contact}"
+        " --out {output.card}"
+        " > {log} 2>&1"
