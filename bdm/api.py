@@ -16,7 +16,7 @@ from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.files import atomic_write
-from bdm.fitted_model import FittedModel, computing, type_names
+from bdm.fitted_model import FittedModel, computing
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, match_leaves
@@ -26,7 +26,7 @@ from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import load_model
 from bdm.provenance import provenance, storable
 from bdm.settings import FitSettings, InputKeys, PrepareSettings, Settings
-from bdm.text import counted, listed
+from bdm.text import counted, listed, type_names
 from bdm.threads import using_threads
 from bdm.training import fabric
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
@@ -11,7 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.errors import InputError
-from bdm.generation.generate import generate_cells
+from bdm.generation.generate import generated_cells
+from bdm.generation.like import OriginalCells, with_schema
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import encode
@@ -21,13 +22,8 @@ from bdm.model.model import BranchedModel
 from bdm.model.populations import populations_by
 from bdm.provenance import provenance, storable
 from bdm.schema import reject_unknown
-from bdm.settings import (
-    EvaluationSettings,
-    GenerationSettings,
-    InputKeys,
-    InterpretationSettings,
-    SamplerSettings,
-)
+from bdm.settings import EvaluationSettings, GenerationSettings, InputKeys, InterpretationSettings, SamplerSettings
+from bdm.text import type_names
 from bdm.threads import using_threads
 from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
@@ -157,8 +153,9 @@ class FittedModel:
     @computing
     def generate(
         self,
-        cells: int | Mapping[str, int] | pd.DataFrame,
+        cells: int | Mapping[str, int] | pd.DataFrame | None = None,
         *,
+        like: AnnData | None = None,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,
         stochastic: bool = SamplerSettings.stochastic,
         n_levels: int = SamplerSettings.n_levels,
@@ -171,7 +168,9 @@ class FittedModel:
         cells
             Number of cells of every type; numbers by type; or a table with the columns ``cell_type``, ``n_cells`` and,
             if any, ``batch``. Types are cell types, whose cells are spread over their sub-populations as the training
-            cells are, or sub-populations.
+            cells are, or sub-populations. As many of each type as ``like`` has, if not given.
+        like
+            Original cells, whose columns of CELLxGENE's schema the generated cells receive.
         shared_ancestors
             Let cell i of every type descend from the same sample at the root: matched cells, in less time.
         stochastic
@@ -186,13 +185,19 @@ class FittedModel:
         Raises
         ------
         InputError
-            If a type or batch is unknown, a number is negative, or the model is not fitted.
+            If a type or batch is unknown, a number is negative, neither ``cells`` nor ``like`` is given, ``like`` lacks
+            columns, or the model is not fitted.
         """
+        if cells is None and like is None:
+            raise InputError("Give the number of cells, or the cells that they are to be like, by `like=`.")
         settings = GenerationSettings(n_levels=n_levels, stochastic=stochastic, shared_ancestors=shared_ancestors)
-        request = request_cells(self.model, cells)
-        adata = generate_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
-        record = provenance(seed=seed, request=request.table.to_dict("list"), settings=asdict(settings))
-        adata.uns["bdm"] = storable(record)
+        request = request_cells(self.model, numbers_like(like.obs, self.model) if cells is None else cells)
+        generated = generated_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
+        if like is not None:
+            generated = with_schema(generated, OriginalCells.of(like, self.model), self.model, request, seed=seed)
+        adata = generated.in_memory()
+        requested = request.table.to_dict("list")
+        adata.uns["bdm"] = storable(provenance(seed=seed, request=requested, settings=asdict(settings)))
         return adata
 
     @computing
@@ -389,8 +394,3 @@ class FittedModel:
         inputs = inputs_of(self.model, prepared, generated, seed=seed)
         self.interpretation = interpret(inputs, InterpretationSettings(n_genes=n_genes), seed=seed)
         return branches_adata(self.interpretation)
-
-
-def type_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Bring one name of a cell type or several, which may be numbers in the data, to text."""
-    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

@@ -1,6 +1,6 @@
 """Text for people: numbers of things, lists of names, and names with characters that do not print."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -27,3 +27,8 @@ def printable(text: str) -> str:
 def without_formulas(text: str) -> str:
     """Escape dollar signs, or matplotlib reads the text between two of them as a formula."""
     return text.replace("$", r"\$")
+
+
+def type_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Bring one name of a cell type or several, which may be numbers in the data, to text."""
+    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

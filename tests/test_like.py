@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from cellxgene import as_schema_requires
 from test_cli import bdm  # noqa: F401
+from test_generation_parts import content
 
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
@@ -38,8 +39,9 @@ def folder(original, small_model, tmp_path_factory):
 
 def generated(model, cells, original, *, seed=0):
     """Generate cells like original ones, without their counts."""
-    found = generated_cells(model, request_cells(model, cells), SamplerSettings(), seed=seed)
-    return with_schema(found, OriginalCells.of(original, model, KEYS), model, seed=seed)
+    request = request_cells(model, cells)
+    found = generated_cells(model, request, SamplerSettings(), seed=seed)
+    return with_schema(found, OriginalCells.of(original, model, KEYS), model, request, seed=seed)
 
 
 def test_command_writes_what_the_schema_requires(folder, bdm, original, small_model):  # noqa: F811
@@ -124,6 +126,29 @@ def test_labels_and_organism_of_older_versions_are_carried(original, small_model
     assert found.uns["organism_ontology_term_id"] == "NCBITaxon:9606"
 
 
+def test_merged_parts_are_the_cells_of_one_job(folder, bdm, tmp_path):  # noqa: F811
+    like = ("--like", folder / "original.h5ad", "--cells", 300, "--seed", 2)
+    parts = [tmp_path / f"{number}.h5ad" for number in (1, 2)]
+    for number, path in enumerate(parts, start=1):
+        assert bdm("generate", folder / "model", path, *like, "--part", f"{number}-of-2")[0] == 0
+    assert bdm("merge", tmp_path / "merged.h5ad", *reversed(parts))[0] == 0
+    assert bdm("generate", folder / "model", tmp_path / "whole.h5ad", *like)[0] == 0
+    assert all(len(anndata.read_h5ad(path)) for path in parts)
+    assert content(tmp_path / "merged.h5ad") == content(tmp_path / "whole.h5ad")
+
+
+def test_python_generates_as_the_command_does(folder, bdm, original, small_model, tmp_path):  # noqa: F811
+    assert bdm("generate", folder / "model", tmp_path / "like.h5ad", "--like", folder / "original.h5ad")[0] == 0
+    expected = anndata.read_h5ad(tmp_path / "like.h5ad")
+    found = small_model.generate(like=original)
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    assert (found.X != expected.X).nnz == 0
+    assert found.uns["title"] == expected.uns["title"]
+    assert len(small_model.generate(1, like=original)) == len(small_model.cell_types)
+    with pytest.raises(InputError, match="Give the number of cells"):
+        small_model.generate()
+
+
 # ---- invalid input
 
 
@@ -179,11 +204,6 @@ def test_command_names_the_file(folder, bdm, original, tmp_path):  # noqa: F811
     code, err = bdm("generate", folder / "model", tmp_path / "out.h5ad", "--like", tmp_path / "untitled.h5ad")
     assert code == 2
     assert "untitled.h5ad: uns has no title" in err
-    code, err = bdm(
-        "generate", folder / "model", tmp_path / "out.h5ad", "--like", folder / "original.h5ad", "--part", "1-of-2"
-    )
-    assert code == 2
-    assert "leave out --part" in err
     assert [path.name for path in tmp_path.iterdir()] == ["untitled.h5ad"]
 
 

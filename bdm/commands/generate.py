@@ -55,7 +55,7 @@ def generate(
     from bdm.text import counted
     from bdm.training import fabric
 
-    cells_like = check_options(cells, cells_like, cells_from, like=like, part=part)
+    cells_like = check_options(cells, cells_like, cells_from, like=like)
     of_cells = WHOLE if part is None else Part.parse(part)
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
@@ -79,7 +79,7 @@ def generate(
             like_sha256=None if like is None else sha256(like),
         )
         if original is not None:
-            generated = with_schema(generated, original, loaded, seed=seed)
+            generated = with_schema(generated, original, loaded, request, seed=seed)
         write_cells(path, generated, {"bdm": storable(record)})
     facts = {**({} if part is None else {"part": part}), "cells": f"{sum(n_cells.values()):,} of {of}"}
     return Summary((out,), facts, then=() if part else ("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
@@ -93,7 +93,7 @@ def print_plan(out: Path | str, n_cells: dict[str, int], of: str) -> None:
 
 
 def check_options(
-    cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None, part: str | None
+    cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None
 ) -> Path | None:
     """Reject options that contradict each other; return the file with the numbers of cells, which may be ``like``."""
     from bdm.errors import InputError
@@ -101,8 +101,6 @@ def check_options(
     n_given = sum(option is not None for option in (cells, cells_like, cells_from))
     if n_given != 1 and (n_given or like is None):
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
-    if like is not None and part is not None:
-        raise InputError("--like is for all cells, not for a part of them; leave out --part.")
     return cells_like if n_given else like
 
 

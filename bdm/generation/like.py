@@ -10,8 +10,9 @@ from anndata import AnnData
 
 from bdm.data.columns import as_text
 from bdm.errors import InputError
-from bdm.generation.generate import GeneratedCells, reserved_names
-from bdm.model.match import batch_column, labels_of
+from bdm.generation.generate import GeneratedCells, observations_of, reserved_names
+from bdm.generation.request import Request
+from bdm.model.match import SAME, batch_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 from bdm.settings import InputKeys
@@ -59,7 +60,7 @@ class OriginalCells:
     uns: dict[str, Any]
 
     @classmethod
-    def of(cls, adata: AnnData, model: BranchedModel, keys: InputKeys) -> "OriginalCells":
+    def of(cls, adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> "OriginalCells":
         """Take the columns of the schema from an AnnData.
 
         Raises
@@ -120,23 +121,30 @@ def entries_of(adata: AnnData) -> dict[str, Any]:
 
 
 def with_schema(
-    generated: GeneratedCells, original: OriginalCells, model: BranchedModel, *, seed: int
+    generated: GeneratedCells, original: OriginalCells, model: BranchedModel, request: Request, *, seed: int
 ) -> GeneratedCells:
     """Add the columns of the schema to generated cells, with the entries of ``uns``.
 
     All columns of a generated cell are those of one original cell of the same type and, if there are batches, the same
     batch, which is drawn at random; so they are distributed jointly as among the original cells. Donors are renamed.
 
+    Parameters
+    ----------
+    generated
+        The requested cells, or a part of them: a cell has the same columns in any part.
+
     Raises
     ------
     InputError
         If generated cells are of a batch in which the original has no cells of their type.
     """
-    batch = generated.obs[batch_name(model)].astype(str).to_numpy() if original.batch is not None else None
-    rows = drawn_rows(generated.obs, batch, original, seed=seed)
-    drawn = original.obs.iloc[rows].set_axis(generated.obs.index)
+    requested = observations_of(model, request, ancestors=False)
+    batch = requested[batch_name(model)].astype(str).to_numpy() if original.batch is not None else None
+    rows = drawn_rows(requested, batch, original, seed=seed)
+    drawn = original.obs.iloc[rows].set_axis(requested.index)
     if original.batch_key != DONOR:
         drawn[DONOR] = renamed_donors(original.obs[DONOR], seed=seed)[drawn[DONOR].astype(str)].to_numpy()
+    # The categories are the same in all parts, so that merged cells keep them.
     columns = {name: as_text(column).cat.remove_unused_categories() for name, column in drawn.items()}
     obs = generated.obs.assign(**columns, **{PRIMARY: False})
     if "cell_type" not in (*columns, model.label_key):  # which the portal of CELLxGENE adds, and else rejects

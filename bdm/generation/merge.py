@@ -75,6 +75,8 @@ class PartFile:
         How the cells were generated.
     varm, uns
         What the file has in addition, by key.
+    embedding
+        Name of the latent in ``obsm``.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class PartFile:
     var: pd.DataFrame
     varm: dict[str, Any]
     uns: dict[str, Any]
+    embedding: str
 
     @classmethod
     def read(cls, path: Path) -> "PartFile":
@@ -102,8 +105,9 @@ class PartFile:
             with h5py.File(path) as file:
                 obs, var, varm, uns = (read_elem(file[name]) for name in ("obs", "var", "varm", "uns"))
                 record = uns.pop("bdm")
-                return cls(path, Part.parse(record.pop("part")), record, obs, var, varm, uns)
-        except (OSError, KeyError) as error:
+                [embedding] = file["obsm"]
+                return cls(path, Part.parse(record.pop("part")), record, obs, var, varm, uns, embedding)
+        except (OSError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a part of generated cells; make it by bdm generate --part.") from error
 
 
@@ -122,8 +126,10 @@ def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]
     order = np.argsort(number)
     file = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])[order]
     row = np.concatenate([np.arange(len(file.obs)) for file in files])[order]
-    first, blocks = files[0], blocks_at(paths, file, row)
-    return GeneratedCells(obs.iloc[order], first.var, blocks, varm=first.varm, uns=first.uns), first.record
+    first = files[0]
+    blocks = blocks_at(paths, file, row, first.embedding)
+    more = {"varm": first.varm, "uns": first.uns, "embedding": first.embedding}
+    return GeneratedCells(obs.iloc[order], first.var, blocks, **more), first.record
 
 
 def check_whole(files: Sequence[PartFile]) -> None:
@@ -143,7 +149,7 @@ def check_whole(files: Sequence[PartFile]) -> None:
             raise InputError(f"Part {Part(number, first.part.n_parts)} is {problem}; give every part once.")
 
 
-def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray) -> Iterator[Block]:
+def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray, embedding: str) -> Iterator[Block]:
     """Read rows of files in blocks: ``row[i]`` of file number ``file[i]``, for each ``i`` in order."""
     ends = np.flatnonzero((np.diff(file) != 0) | (np.diff(row) != 1)) + 1
     with ExitStack() as opened:
@@ -154,4 +160,4 @@ def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray) -> Itera
             for i in range(start, stop, LARGEST):
                 rows = slice(row[i], row[min(i + LARGEST, stop) - 1] + 1)
                 layer = None if expected[file[i]] is None else expected[file[i]][rows]
-                yield Block(counts[file[i]][rows], parts[file[i]]["obsm/latent"][rows], expected=layer)
+                yield Block(counts[file[i]][rows], parts[file[i]]["obsm"][embedding][rows], expected=layer)
