@@ -103,6 +103,8 @@ class PrepareSettings(StageSettings):
     gene_symbols
         Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
         :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
+    clip_outliers
+        Lower outlying counts (:func:`bdm.data.outliers.count_limits`) to the largest regular ones.
     min_genes_per_cell
         Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
     min_cells_per_gene
@@ -149,6 +151,9 @@ class PrepareSettings(StageSettings):
         "Column of `var` with gene symbols, where genes have other names.",
         Unset("a guess: `feature_name`, `gene_symbols`, `gene_name` or `symbol`"),
     ] = None
+    clip_outliers: Annotated[
+        bool, "Lower single counts that are far above all others of a gene in a cell type, before genes are ranked."
+    ] = False
     min_genes_per_cell: Annotated[int, Ge(0), "Leave out cells with counts of fewer genes."] = 0
     min_cells_per_gene: Annotated[int, Ge(0), "Leave out genes in fewer training cells."] = 3
     min_cells_per_type: Annotated[int, Ge(1), "Leave out cell types of fewer cells.", Key(bounds=(Ge(3),))] = (

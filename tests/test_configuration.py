@@ -72,6 +72,7 @@ CHANGES = {
     "prepare/gene_symbols": ("symbol", both(PREPARE, EXTEND)),
     "prepare/drop_unlabelled": (True, both(PREPARE, EXTEND)),
     "prepare/leave_out": (["A"], both(PREPARE, EXTEND)),
+    "prepare/clip_outliers": (True, both(PREPARE, EXTEND)),
     "prepare/min_genes_per_cell": (3, both(PREPARE, EXTEND)),
     "prepare/min_cells_per_gene": (0, both(PREPARE, EXTEND)),
     "prepare/min_cells_per_type": (3, both(PREPARE, EXTEND)),

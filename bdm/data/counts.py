@@ -9,6 +9,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.matrix import Matrix, blocks_of_rows, to_row_storage
+from bdm.data.outliers import CountLimits
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -146,11 +147,15 @@ class CellCounts:
         Counts, in memory or on disk, cells x genes.
     rows
         Indices of the cells, in ascending order.
+    limits
+        Limits of the counts of these cells, if they are to be lowered.
     """
 
     matrix: Matrix
     rows: np.ndarray
+    limits: CountLimits | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         for rows, values in blocks_of_rows(self.matrix, self.rows):
-            yield rows, count_matrix(values)
+            counts = count_matrix(values)
+            yield rows, counts if self.limits is None else self.limits.clipped(counts, rows)

@@ -1,6 +1,7 @@
 """Preparation of labelled counts: checks, filters, selection of genes, and split; reading of prepared cells."""
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,11 +34,15 @@ from bdm.data.filters import (
     without_uncounted_cells,
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
-from bdm.data.matrix import appended_rows, new_h5ad, to_row_storage
+from bdm.data.matrix import Matrix, appended_rows, new_h5ad, to_row_storage
+from bdm.data.outliers import CountLimits, count_limits
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
+from bdm.text import counted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,9 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     obs = without_unused_categories(obs.assign(split=split))
 
     rows, is_train = cells.obs_names.get_indexer(obs.index), (split == "train").to_numpy()
+    limits = find_limits(cells.X, rows, obs, is_train, seed=settings.seed) if settings.clip_outliers else None
     chosen = choose_genes(
-        CellCounts(cells.X, rows[is_train]),
+        CellCounts(cells.X, rows[is_train], None if limits is None else limits.of_cells(is_train)),
         names,
         obs["batch"][is_train] if "batch" in obs else None,
         listed=listed,
@@ -168,8 +174,35 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "input": json.dumps(input_facts(cells, labelled, selected, counted, obs), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
-    counts, max_entries = CellCounts(cells.X, rows), int(n_genes[rows].sum())
+    counts, max_entries = CellCounts(cells.X, rows, limits), int(n_genes[rows].sum())
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries)
+
+
+def find_limits(matrix: Matrix, rows: np.ndarray, obs: pd.DataFrame, is_train: np.ndarray, *, seed: int) -> CountLimits:
+    """Compute the limits of the counts of cells from the training cells, and log how many of these have outlying ones.
+
+    Parameters
+    ----------
+    rows
+        Indices of the cells in ``matrix``.
+    obs
+        Cell types of these cells.
+    """
+    cell_type = pd.Categorical(obs["cell_type"].astype(str))
+    code, n_types = cell_type.codes.astype(int), len(cell_type.categories)
+    limits = count_limits(matrix, rows[is_train], code[is_train], n_types=n_types, seed=seed)
+    n_counts, n_lowered, genes, lowered = 0.0, 0.0, set[int](), 0
+    for block, counts in CellCounts(matrix, rows[is_train]):
+        found = limits.outlying(counts, block)
+        n_counts, n_lowered = n_counts + float(counts.data.sum()), n_lowered + float(counts.data[found].sum())
+        lowered, genes = lowered + int(found.sum()), genes | set(counts.indices[found].tolist())
+    logger.info(
+        "Clipped %s of %s in training cells, with %.2g%% of all counts.",
+        counted(lowered, "outlying value"),
+        counted(len(genes), "gene"),
+        100 * n_lowered / n_counts,
+    )
+    return replace(limits, code=code)
 
 
 def is_prepared(adata: AnnData) -> bool:

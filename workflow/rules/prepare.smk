@@ -37,6 +37,7 @@ rule prepare:
         n_genes=setting("prepare/n_genes"),
         keep_genes=file_or_option("--keep-genes", "keep_genes", "prepare/keep_genes"),
         gene_symbols=option("--gene-symbols", "prepare/gene_symbols"),
+        clip_outliers=switch("--clip-outliers", "prepare/clip_outliers"),
         min_genes_per_cell=setting("prepare/min_genes_per_cell"),
         min_cells_per_gene=setting("prepare/min_cells_per_gene"),
         min_cells_per_type=setting("prepare/min_cells_per_type"),
@@ -58,6 +59,7 @@ rule prepare:
         " --n-genes {params.n_genes}"
         " {params.keep_genes}"
         " {params.gene_symbols}"
+        " {params.clip_outliers}"
         " --min-genes-per-cell {params.min_genes_per_cell}"
         " --min-cells-per-gene {params.min_cells_per_gene}"
         " --min-cells-per-type {params.min_cells_per_type}"

@@ -1,0 +1,126 @@
+"""Outlying counts: single counts far above all others of a gene in a cell type, and limits that lower them."""
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+from scipy import sparse
+
+from bdm.data.matrix import Matrix, take_rows
+from bdm.seeds import numpy_generator
+
+FACTOR = 3  # an outlying count is this many times as large as all regular ones of the type, for its library size
+LEAST = 10  # smaller counts are never outlying
+SHARE = 0.01  # of the cells of a type that have an outlying count of a gene, at most
+MOST_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
+FEWEST_CELLS = 20  # of a type whose counts are limited
+MOST_CELLS = 2000  # of a type from which its limits are computed
+
+
+@dataclass(frozen=True)
+class CountLimits:
+    """Largest regular counts of the genes in each cell type, as shares of the library size.
+
+    Attributes
+    ----------
+    regular
+        Cell types x genes; infinite where counts are not limited.
+    unit
+        Share of one count in a typical cell of each type; smaller regular shares count as one count.
+    code
+        Cell type of each cell that is read, by its row in ``regular``.
+    """
+
+    regular: np.ndarray
+    unit: np.ndarray
+    code: np.ndarray
+
+    def of_cells(self, cells: np.ndarray) -> "CountLimits":
+        """Select the cells that are read, by a mask or by indices."""
+        return replace(self, code=self.code[cells])
+
+    def outlying(self, counts: sparse.csr_matrix, rows: slice) -> np.ndarray:
+        """Find the outlying counts.
+
+        Parameters
+        ----------
+        counts
+            Cells x genes, nonzeros only.
+        rows
+            Which of the cells these are.
+
+        Returns
+        -------
+        Mask over the entries of ``counts``.
+        """
+        cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        code = self.code[rows][cell]
+        share = counts.data / library_sizes(counts)[cell]
+        limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
+        found = (counts.data >= LEAST) & (share >= limit)
+        return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MOST_GENES)[cell])
+
+    def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+        """Lower outlying counts to the largest regular ones for the other counts of the cell, and at least 1."""
+        found = self.outlying(counts, rows)
+        if not found.any():
+            return counts
+        cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[found]
+        data = np.where(found, 0, counts.data)
+        others = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
+        data[found] = np.maximum(np.rint(self.regular[self.code[rows][cell], counts.indices[found]] * others), 1)
+        return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+
+
+def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
+    """Sum the counts of each cell."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def count_limits(matrix: Matrix, rows: np.ndarray, code: np.ndarray, *, n_types: int, seed: int) -> CountLimits:
+    """Compute the limits of counts from training cells.
+
+    Up to 1% of the cells of a type have outlying counts of a gene, if each of these is at least 10, and three times as
+    large as all other counts of the gene in the type, for the library sizes of the cells. They are artefacts more often
+    than not, such as molecules that were counted many times; counts of a rare population are in more cells, or in cells
+    with many outlying counts.
+
+    Parameters
+    ----------
+    matrix
+        Counts of all cells and genes, in memory or on disk.
+    rows
+        Indices of the training cells.
+    code
+        Cell type of each of these cells, from 0 to ``n_types - 1``.
+
+    Returns
+    -------
+    Limits for these cells.
+    """
+    regular = np.full((n_types, matrix.shape[1]), np.inf)
+    unit = np.zeros(n_types)
+    for cell_type in range(n_types):
+        of_type = rows[code == cell_type]
+        if len(of_type) >= FEWEST_CELLS:
+            rng = numpy_generator(seed, "limits", cell_type)
+            chosen = np.sort(rng.choice(of_type, min(len(of_type), MOST_CELLS), replace=False))
+            regular[cell_type], unit[cell_type] = regular_shares(take_rows(matrix, chosen))
+    return CountLimits(regular, unit, code)
+
+
+def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
+    """Find the largest share of the library size that regular counts of each gene have, and the share of one count."""
+    size = library_sizes(counts)
+    counts, size = counts[size > 0], size[size > 0]
+    unit = float(1 / np.median(size))
+    shares = sparse.diags(1 / size).dot(counts).tocsc()
+    regular = np.asarray(shares.max(axis=0).todense()).ravel()
+    genes = np.flatnonzero(np.asarray(counts.max(axis=0).todense()).ravel() >= LEAST)
+    k = min(ceil(SHARE * len(size)), len(size) - 1)
+    if len(genes):
+        top = -np.sort(-np.partition(shares[:, genes].toarray(), -(k + 1), axis=0)[-(k + 1) :], axis=0)
+        for next_largest, share in zip(top[1:], top[:-1], strict=True):
+            is_gap = share >= FACTOR * np.maximum(next_largest, unit)
+            regular[genes[is_gap]] = next_largest[is_gap]
+    return regular, unit
