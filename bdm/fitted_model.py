@@ -188,10 +188,12 @@ class FittedModel:
             If a type or batch is unknown, a number is negative, neither ``cells`` nor ``like`` is given, ``like`` lacks
             columns, or the model is not fitted.
         """
-        if cells is None and like is None:
-            raise InputError("Give the number of cells, or the cells that they are to be like, by `like=`.")
+        if cells is None:
+            if like is None:
+                raise InputError("Give the number of cells, or the cells that they are to be like, by `like=`.")
+            cells = numbers_like(like.obs, self.model)
         settings = GenerationSettings(n_levels=n_levels, stochastic=stochastic, shared_ancestors=shared_ancestors)
-        request = request_cells(self.model, numbers_like(like.obs, self.model) if cells is None else cells)
+        request = request_cells(self.model, cells)
         generated = generated_cells(self.model, request, settings, seed=seed, shared_ancestors=shared_ancestors)
         if like is not None:
             generated = with_schema(generated, OriginalCells.of(like, self.model), self.model, request, seed=seed)

@@ -128,8 +128,10 @@ def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]
     row = np.concatenate([np.arange(len(file.obs)) for file in files])[order]
     first = files[0]
     blocks = blocks_at(paths, file, row, first.embedding)
-    more = {"varm": first.varm, "uns": first.uns, "embedding": first.embedding}
-    return GeneratedCells(obs.iloc[order], first.var, blocks, **more), first.record
+    merged = GeneratedCells(
+        obs.iloc[order], first.var, blocks, varm=first.varm, uns=first.uns, embedding=first.embedding
+    )
+    return merged, first.record
 
 
 def check_whole(files: Sequence[PartFile]) -> None:
