@@ -138,4 +138,4 @@ rule audit:
     log:
         "results/logs/audit.log",
     shell:
-        "python {SCRIPTS}/audit_table.py results {input.audits} {input.scores} > {log} 2>&1"
+        "python {SCRIPTS}/audit_table.py results {input.audits} > {log} 2>&1"
