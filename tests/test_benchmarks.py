@@ -754,6 +754,28 @@ def test_methods_are_compared_by_score_and_property(table, tmp_path):
     assert len(pd.read_csv(again / "properties.csv")) == len(properties)
 
 
+def rows_of_data(page: Path, names: set[str]) -> list[str]:
+    """Rows of the tables of a page that begin with the name of a data set."""
+    return [
+        line for line in page.read_text().splitlines() if re.match(r"\| (\w+) \|", line) and line.split()[1] in names
+    ]
+
+
+def test_pages_show_the_scores_of_the_table_that_they_link():
+    scores = pd.read_csv(PROJECT / "docs/_static/benchmark.csv")
+    made = load("scripts/peers_table.py").report(scores, CONFIG["peers"]["methods"]).splitlines()
+    shown = rows_of_data(PROJECT / "docs/benchmark_peers.md", {*scores["data"]})
+    assert len(shown) > 50
+    assert not {*shown} - {*made}
+    columns = ["floor", "branched", "scanvi", "scvi", "scdesigner-library", "negative-binomial"]
+    means = scores[scores["score"] == "forest_auc"].groupby(["data", "method"])["value"].mean().unstack()
+    in_short = rows_of_data(PROJECT / "README.md", {*scores["data"]})
+    assert len(in_short) == scores["data"].nunique()
+    for row in in_short:
+        name, *values = (value.strip() for value in row.strip("|").split("|"))
+        assert values == ["" if np.isnan(mean) else f"{mean:.2f}" for mean in means.loc[name, columns]], name
+
+
 def copied(adata: AnnData) -> AnnData:
     return anndata.concat([adata] * 10, index_unique="-", keys=range(10))
 
