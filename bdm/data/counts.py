@@ -155,6 +155,11 @@ class CellCounts:
     rows: np.ndarray
     limits: CountLimits | None = None
 
+    def of_cells(self, chosen: np.ndarray) -> "CellCounts":
+        """Choose some of the cells, by a mask."""
+        limits = None if self.limits is None else self.limits.of_cells(chosen)
+        return CellCounts(self.matrix, self.rows[chosen], limits)
+
     def __iter__(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         for rows, values in blocks_of_rows(self.matrix, self.rows):
             counts = count_matrix(values)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from bdm.data.matrix import Matrix, take_rows
@@ -36,7 +37,7 @@ class CountLimits:
     code: np.ndarray
 
     def of_cells(self, cells: np.ndarray) -> "CountLimits":
-        """Select the cells that are read, by a mask or by indices."""
+        """Select the cells that are read, by a mask."""
         return replace(self, code=self.code[cells])
 
     def outlying(self, counts: sparse.csr_matrix, rows: slice) -> np.ndarray:
@@ -53,7 +54,7 @@ class CountLimits:
         -------
         Mask over the entries of ``counts``.
         """
-        cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+        cell = cell_of_entries(counts)
         code = self.code[rows][cell]
         share = counts.data / library_sizes(counts)[cell]
         limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
@@ -65,11 +66,16 @@ class CountLimits:
         found = self.outlying(counts, rows)
         if not found.any():
             return counts
-        cell = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[found]
+        cell = cell_of_entries(counts)[found]
         data = np.where(found, 0, counts.data)
         others = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
         data[found] = np.maximum(np.rint(self.regular[self.code[rows][cell], counts.indices[found]] * others), 1)
         return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+
+
+def cell_of_entries(counts: sparse.csr_matrix) -> np.ndarray:
+    """Index of the cell of each entry."""
+    return np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
 
 
 def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
@@ -77,8 +83,10 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
     return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def count_limits(matrix: Matrix, rows: np.ndarray, code: np.ndarray, *, n_types: int, seed: int) -> CountLimits:
-    """Compute the limits of counts from training cells.
+def count_limits(
+    matrix: Matrix, rows: np.ndarray, cell_type: pd.Series, is_train: np.ndarray, *, seed: int
+) -> CountLimits:
+    """Compute the limits of the counts of cells from the training cells among them.
 
     Up to 1% of the cells of a type have outlying counts of a gene, if each of these is at least 10, and three times as
     large as all other counts of the gene in the type, for the library sizes of the cells. They are artefacts more often
@@ -90,22 +98,20 @@ def count_limits(matrix: Matrix, rows: np.ndarray, code: np.ndarray, *, n_types:
     matrix
         Counts of all cells and genes, in memory or on disk.
     rows
-        Indices of the training cells.
-    code
-        Cell type of each of these cells, from 0 to ``n_types - 1``.
-
-    Returns
-    -------
-    Limits for these cells.
+        Indices of the cells.
+    cell_type, is_train
+        Of each of these cells.
     """
+    types = pd.Categorical(cell_type.astype(str))
+    code, n_types = types.codes.astype(int), len(types.categories)
     regular = np.full((n_types, matrix.shape[1]), np.inf)
     unit = np.zeros(n_types)
-    for cell_type in range(n_types):
-        of_type = rows[code == cell_type]
+    for number in range(n_types):
+        of_type = rows[is_train & (code == number)]
         if len(of_type) >= FEWEST_CELLS:
-            rng = numpy_generator(seed, "limits", cell_type)
+            rng = numpy_generator(seed, "limits", number)
             chosen = np.sort(rng.choice(of_type, min(len(of_type), MOST_CELLS), replace=False))
-            regular[cell_type], unit[cell_type] = regular_shares(take_rows(matrix, chosen))
+            regular[number], unit[number] = regular_shares(take_rows(matrix, chosen))
     return CountLimits(regular, unit, code)
 
 

@@ -34,8 +34,8 @@ from bdm.data.filters import (
     without_uncounted_cells,
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
-from bdm.data.matrix import Matrix, appended_rows, new_h5ad, to_row_storage
-from bdm.data.outliers import CountLimits, count_limits
+from bdm.data.matrix import appended_rows, new_h5ad, to_row_storage
+from bdm.data.outliers import count_limits
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
@@ -156,9 +156,10 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     obs = without_unused_categories(obs.assign(split=split))
 
     rows, is_train = cells.obs_names.get_indexer(obs.index), (split == "train").to_numpy()
-    limits = find_limits(cells.X, rows, obs, is_train, seed=settings.seed) if settings.clip_outliers else None
+    counts = CellCounts(cells.X, rows)
+    counts = with_limits(counts, obs["cell_type"], is_train, seed=settings.seed) if settings.clip_outliers else counts
     chosen = choose_genes(
-        CellCounts(cells.X, rows[is_train], None if limits is None else limits.of_cells(is_train)),
+        counts.of_cells(is_train),
         names,
         obs["batch"][is_train] if "batch" in obs else None,
         listed=listed,
@@ -174,35 +175,25 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "input": json.dumps(input_facts(cells, labelled, selected, counted, obs), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
-    counts, max_entries = CellCounts(cells.X, rows, limits), int(n_genes[rows].sum())
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
 
 
-def find_limits(matrix: Matrix, rows: np.ndarray, obs: pd.DataFrame, is_train: np.ndarray, *, seed: int) -> CountLimits:
-    """Compute the limits of the counts of cells from the training cells, and log how many of these have outlying ones.
-
-    Parameters
-    ----------
-    rows
-        Indices of the cells in ``matrix``.
-    obs
-        Cell types of these cells.
-    """
-    cell_type = pd.Categorical(obs["cell_type"].astype(str))
-    code, n_types = cell_type.codes.astype(int), len(cell_type.categories)
-    limits = count_limits(matrix, rows[is_train], code[is_train], n_types=n_types, seed=seed)
-    n_counts, n_lowered, genes, lowered = 0.0, 0.0, set[int](), 0
-    for block, counts in CellCounts(matrix, rows[is_train]):
-        found = limits.outlying(counts, block)
-        n_counts, n_lowered = n_counts + float(counts.data.sum()), n_lowered + float(counts.data[found].sum())
-        lowered, genes = lowered + int(found.sum()), genes | set(counts.indices[found].tolist())
+def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, *, seed: int) -> CellCounts:
+    """Limit counts by those of the training cells, and log how many of these are outlying."""
+    limits = count_limits(cells.matrix, cells.rows, cell_type, is_train, seed=seed)
+    of_training = limits.of_cells(is_train)
+    n_values, genes, n_outlying, n_counts = 0, set[int](), 0.0, 0.0
+    for rows, counts in cells.of_cells(is_train):
+        found = of_training.outlying(counts, rows)
+        n_values, genes = n_values + int(found.sum()), genes | set(counts.indices[found].tolist())
+        n_outlying, n_counts = n_outlying + float(counts.data[found].sum()), n_counts + float(counts.data.sum())
     logger.info(
         "Clipped %s of %s in training cells, with %.2g%% of all counts.",
-        counted(lowered, "outlying value"),
+        counted(n_values, "outlying value"),
         counted(len(genes), "gene"),
-        100 * n_lowered / n_counts,
+        100 * n_outlying / n_counts,
     )
-    return replace(limits, code=code)
+    return replace(cells, limits=limits)
 
 
 def is_prepared(adata: AnnData) -> bool:
