@@ -123,6 +123,18 @@ def check_trained_batches(obs: pd.DataFrame) -> None:
             raise InputError(f"batch {min(untrained)} has no training cells; leave it out, or merge it with another.")
 
 
+def capped(n_by_type: pd.Series, *, most: int, fewest: int) -> pd.Series:
+    """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
+
+    No type is cut below ``fewest`` cells, however many types there are.
+    """
+    enough, too_many = fewest, int(n_by_type.max()) + 1
+    while too_many - enough > 1:
+        middle = (enough + too_many) // 2
+        enough, too_many = (middle, too_many) if n_by_type.clip(upper=middle).sum() <= most else (enough, middle)
+    return n_by_type.clip(upper=enough)
+
+
 def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed: int) -> pd.Series:
     """Assign cells at random to train, validation and test, each type in the same proportions.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bdm.data.filters import capped
 from bdm.data.matrix import Matrix, take_rows
 from bdm.seeds import numpy_generator
 
@@ -16,6 +17,27 @@ SHARE = 0.01  # of the cells of a type that have an outlying count of a gene, at
 MOST_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
 FEWEST_CELLS = 20  # of a type whose counts are limited
 MOST_CELLS = 2000  # of a type from which its limits are computed
+MOST_CELLS_OF_ALL = 20_000  # of all types
+
+
+@dataclass(frozen=True)
+class OutlyingCounts:
+    """Outlying counts in the cells from which limits are computed.
+
+    Attributes
+    ----------
+    n_cells
+        Number of these cells.
+    n_values, n_genes
+        Outlying values, and the genes that have any.
+    share
+        Of all counts of these cells.
+    """
+
+    n_cells: int
+    n_values: int
+    n_genes: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,16 @@ class CountLimits:
         found = (counts.data >= LEAST) & (share >= limit)
         return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MOST_GENES)[cell])
 
+    def outlying_counts(self, counts: sparse.csr_matrix) -> OutlyingCounts:
+        """Summarise the outlying counts of all cells."""
+        found = self.outlying(counts, slice(None))
+        return OutlyingCounts(
+            n_cells=counts.shape[0],
+            n_values=int(found.sum()),
+            n_genes=len(np.unique(counts.indices[found])),
+            share=float(counts.data[found].sum() / max(counts.data.sum(), 1)),
+        )
+
     def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
         """Lower outlying counts to the largest regular ones for the other counts of the cell, and at least 1."""
         found = self.outlying(counts, rows)
@@ -85,8 +117,8 @@ def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
 
 def count_limits(
     matrix: Matrix, rows: np.ndarray, cell_type: pd.Series, is_train: np.ndarray, *, seed: int
-) -> CountLimits:
-    """Compute the limits of the counts of cells from the training cells among them.
+) -> tuple[CountLimits, OutlyingCounts]:
+    """Compute the limits of the counts of cells from the training cells among them, or a sample of these.
 
     Up to 1% of the cells of a type have outlying counts of a gene, if each of these is at least 10, and three times as
     large as all other counts of the gene in the type, for the library sizes of the cells. They are artefacts more often
@@ -101,18 +133,27 @@ def count_limits(
         Indices of the cells.
     cell_type, is_train
         Of each of these cells.
+
+    Returns
+    -------
+    The limits, and the outlying counts in the cells from which they were computed.
     """
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
-    regular = np.full((n_types, matrix.shape[1]), np.inf)
-    unit = np.zeros(n_types)
-    for number in range(n_types):
-        of_type = rows[is_train & (code == number)]
-        if len(of_type) >= FEWEST_CELLS:
-            rng = numpy_generator(seed, "limits", number)
-            chosen = np.sort(rng.choice(of_type, min(len(of_type), MOST_CELLS), replace=False))
-            regular[number], unit[number] = regular_shares(take_rows(matrix, chosen))
-    return CountLimits(regular, unit, code)
+    of_type = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]
+    n_cells = pd.Series([len(cells) if len(cells) >= FEWEST_CELLS else 0 for cells in of_type])
+    n_sampled = capped(n_cells, most=MOST_CELLS_OF_ALL, fewest=FEWEST_CELLS).clip(upper=MOST_CELLS)
+    chosen = [
+        numpy_generator(seed, "limits", number).choice(cells, n, replace=False)
+        for number, (cells, n) in enumerate(zip(of_type, n_sampled, strict=True))
+    ]
+    sampled = np.sort(np.concatenate(chosen))
+    counts = take_rows(matrix, rows[sampled])
+    regular, unit = np.full((n_types, matrix.shape[1]), np.inf), np.zeros(n_types)
+    for number in np.flatnonzero(n_sampled):
+        regular[number], unit[number] = regular_shares(counts[code[sampled] == number])
+    limits = CountLimits(regular, unit, code)
+    return limits, limits.of_cells(sampled).outlying_counts(counts)
 
 
 def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:

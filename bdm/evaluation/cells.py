@@ -15,6 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.counts import as_counts, first_fault
+from bdm.data.filters import capped
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
@@ -161,18 +162,6 @@ def smaller_numbers(n_by_type: pd.Series, at_most: pd.Series) -> pd.Series:
     return np.minimum(n_by_type.reindex(at_most.index, fill_value=0), at_most)
 
 
-def capped(n_by_type: pd.Series, *, most: int) -> pd.Series:
-    """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
-
-    No type is cut below `FEWEST_FOR_MEANS` cells, however many types there are.
-    """
-    enough, too_many = FEWEST_FOR_MEANS, int(n_by_type.max()) + 1
-    while too_many - enough > 1:
-        middle = (enough + too_many) // 2
-        enough, too_many = (middle, too_many) if n_by_type.clip(upper=middle).sum() <= most else (enough, middle)
-    return n_by_type.clip(upper=enough)
-
-
 def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
     """Divide cells at random into two halves of the same types."""
     first = sample_by_type(cells, cells.n_by_type // 2, seed=seed)
@@ -181,7 +170,7 @@ def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
 
 def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
     """Draw ``most`` cells or fewer, by :func:`capped`."""
-    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most), seed=seed)]
+    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=FEWEST_FOR_MEANS), seed=seed)]
 
 
 def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:

@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from bdm.data.filters import capped
 from bdm.evaluation.cells import (
+    FEWEST_FOR_MEANS,
     FEWEST_OF_TYPE,
     FLOOR,
     Cells,
     TypedCells,
-    capped,
     sample_by_type,
     smaller_numbers,
     take_samples,
@@ -110,7 +111,7 @@ def draw_resample(
     spread is unknown. Of the commonest types fewer cells are drawn where there would be more than ``max_cells`` in all.
     """
     n_test = test.n_by_type[test.n_by_type >= FEWEST_OF_TYPE].clip(upper=max_cells_per_type)
-    n_test = capped(n_test, most=max_cells)
+    n_test = capped(n_test, most=max_cells, fewest=FEWEST_FOR_MEANS)
     floor = sample_by_type(training, smaller_numbers(training.n_by_type // 2, n_test), seed=seed)
     return Resample(training, test, floor, sample_by_type(test, n_test, seed=seed), n_test)
 

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import (
+    FEWEST_FOR_MEANS,
     Cells,
     StoredCells,
-    capped,
     check_genes,
     checked,
     halves_of,
@@ -118,7 +119,8 @@ def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
     if len(cells) <= MAX_CELLS:
         return cells.rows
-    return np.asarray(cells.rows[sample_by_type(cells, capped(cells.n_by_type, most=MAX_CELLS), seed=seed)])
+    n_by_type = capped(cells.n_by_type, most=MAX_CELLS, fewest=FEWEST_FOR_MEANS)
+    return np.asarray(cells.rows[sample_by_type(cells, n_by_type, seed=seed)])
 
 
 def inputs_of(
