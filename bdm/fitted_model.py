@@ -17,10 +17,10 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import encode
 from bdm.model.fitted_cells import real_cells_for
+from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel
 from bdm.model.populations import populations_by
-from bdm.provenance import provenance, storable
 from bdm.schema import reject_unknown
 from bdm.settings import EvaluationSettings, GenerationSettings, InputKeys, InterpretationSettings, SamplerSettings
 from bdm.text import type_names
@@ -199,7 +199,7 @@ class FittedModel:
             generated = with_schema(generated, OriginalCells.of(like, self.model), self.model, request, seed=seed)
         adata = generated.in_memory()
         requested = request.table.to_dict("list")
-        adata.uns["bdm"] = storable(provenance(seed=seed, request=requested, settings=asdict(settings)))
+        adata.uns["bdm"] = record_of_cells(self.model, None, seed=seed, request=requested, settings=asdict(settings))
         return adata
 
     @computing
@@ -253,7 +253,7 @@ class FittedModel:
         sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
         transmuted = transmute_cells(self.model, sources, goal, settings, seed=seed)
         request = {"to": goal.to, "from": list(cell_types), "like": dict(goal.like)}
-        transmuted.uns["bdm"] = storable(provenance(seed=seed, settings={**asdict(settings), **request}))
+        transmuted.uns["bdm"] = record_of_cells(self.model, None, seed=seed, settings={**asdict(settings), **request})
         return transmuted
 
     @computing

@@ -349,6 +349,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     for record, message in (
         ({"generator": "files"}, "of another generator"),
         ({"fit": {**audit.record["fit"], "denoiser": {"width": 5}}}, "width is 5, and 16 in this model"),
+        ({"prepare": {**audit.record["prepare"], "n_genes": 3}}, "n_genes is 3, and 2000 in this model"),
     ):
         with pytest.raises(InputError, match=message):
             model.card(audit=Audit(audit.scores, {**audit.record, **record}))

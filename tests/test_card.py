@@ -14,7 +14,7 @@ from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.files import sha256
 from bdm.model.card import CARD, metadata, model_card, table
-from bdm.model.generated_file import GeneratedFile
+from bdm.model.generated_file import GeneratedFile, record_of_cells
 from bdm.model.model import load_model, model_checksum
 from bdm.settings import PrepareSettings
 
@@ -106,6 +106,14 @@ def test_license_of_the_data_reaches_the_card(batch_model):
     card = model_card(replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record)))
     assert front_matter(card)["license"] == "cc0-1.0"
     assert "| license | cc0-1.0 |" in card
+
+
+def test_license_of_the_data_reaches_the_cells(batch_model):
+    autoencoder = batch_model.model.autoencoder
+    record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"license": "cc0-1.0"}}
+    model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=record))
+    assert record_of_cells(model, None, seed=0)["license"] == "cc0-1.0"
+    assert "license" not in record_of_cells(batch_model.model, None, seed=0)
     assert "was not given" in batch_model.card()
 
 

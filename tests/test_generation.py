@@ -213,6 +213,8 @@ def test_record_of_how_cells_were_made(small_model):
     assert json.loads(record["request"]) == {"cell_type": [B, B], "sub_population": [B1, B2], "n_cells": [3, 1]}
     assert {"anndata", "numpy", "scanpy", "torch"} <= set(json.loads(record["packages"]))
     assert record["version"]
+    assert "no measurements" in record["about"]
+    assert "license" not in record
 
 
 @pytest.mark.parametrize("shared", [False, True])

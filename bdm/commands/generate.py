@@ -50,8 +50,8 @@ def generate(
     from bdm.generation.generate import generated_cells
     from bdm.generation.like import with_schema
     from bdm.generation.merge import write_cells
-    from bdm.model.model import load_model, model_checksum
-    from bdm.provenance import provenance, storable
+    from bdm.model.generated_file import record_of_cells
+    from bdm.model.model import load_model
     from bdm.text import counted
     from bdm.training import fabric
 
@@ -69,18 +69,18 @@ def generate(
             return None
         shared = settings.shared_ancestors
         generated = generated_cells(loaded, request, settings, seed=seed, shared_ancestors=shared, part=of_cells)
-        record = provenance(
+        record = record_of_cells(
+            loaded,
+            model,
             seed=seed,
             settings=asdict(settings),
             request=request.table.to_dict("list"),
-            model_sha256=model_checksum(model),
-            data_sha256=loaded.autoencoder.provenance["data_sha256"],
             part=part,
             like_sha256=None if like is None else sha256(like),
         )
         if original is not None:
             generated = with_schema(generated, original, loaded, request, seed=seed)
-        write_cells(path, generated, {"bdm": storable(record)})
+        write_cells(path, generated, {"bdm": record})
     facts = {**({} if part is None else {"part": part}), "cells": f"{sum(n_cells.values()):,} of {of}"}
     return Summary((out,), facts, then=() if part else ("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
 

@@ -39,8 +39,8 @@ def simulate(
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.merge import write_cells
-    from bdm.model.model import load_model, model_checksum
-    from bdm.provenance import provenance, storable
+    from bdm.model.generated_file import record_of_cells
+    from bdm.model.model import load_model
     from bdm.text import counted
     from bdm.training import fabric
 
@@ -63,15 +63,9 @@ def simulate(
             )
             print(f"would write {out}{'' if part is None else f', part {part}'}:\n{by_sample}\n{n_cells:>9,}  cells")
             return None
-        record = provenance(
-            seed=checked.seed,
-            design=design_record(checked),
-            model_sha256=model_checksum(model),
-            data_sha256=loaded.autoencoder.provenance["data_sha256"],
-            part=part,
-        )
+        record = record_of_cells(loaded, model, seed=checked.seed, design=design_record(checked), part=part)
         cells = simulated_cells(experiment, part=of_cells)
-        write_cells(path, cells, {"bdm": storable(record)})
+        write_cells(path, cells, {"bdm": record})
         if table is not None:
             cells.uns["truth"]["genes"].to_csv(table, index=False)
     return Summary((out, truth), facts if part is None else {"part": part, **facts})

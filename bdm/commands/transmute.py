@@ -42,8 +42,8 @@ def transmute(
     from bdm.data.read import read_cells
     from bdm.files import atomic_write, sha256
     from bdm.generation.merge import write_cells
-    from bdm.model.model import load_model, model_checksum
-    from bdm.provenance import provenance, storable
+    from bdm.model.generated_file import record_of_cells
+    from bdm.model.model import load_model
     from bdm.training import fabric
     from bdm.transmutation.request import Goal, read_pair, sources_of
     from bdm.transmutation.transmute import transmuted_cells
@@ -54,13 +54,14 @@ def transmute(
         goal = Goal(to, tuple(read_pair(text, names) for text in like or ()))
         sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
         transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
-        record = provenance(
+        record = record_of_cells(
+            loaded,
+            model,
             seed=seed,
             settings={**asdict(settings), "to": to, "from": list(from_), "like": like or []},
-            model_sha256=model_checksum(model),
             cells_sha256=sha256(cells),
         )
-        write_cells(path, transmuted, {"bdm": storable(record)})
+        write_cells(path, transmuted, {"bdm": record})
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
     facts = {"cells": f"{len(sources.cell_type):,} transmuted to {to}: {original_types}"}

@@ -36,6 +36,7 @@ TAGS = (
     "synthetic-data",
     "safetensors",
 )
+SETTINGS_OF_GENES = ("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers")
 Rows = Iterable[Sequence[Any]]
 
 
@@ -276,9 +277,14 @@ def check_audit(audit: Audit, model: BranchedModel) -> None:
             f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
             f"with {fitted[:8]}); audit the model's data."
         )
-    settings = {"autoencoder": model.autoencoder.provenance["settings"], "denoiser": model.provenance["settings"]}
-    for stage, of_model in settings.items():
-        for name, value in audit.record["fit"][stage].items():
+    of_genes = {name: audit.record["prepare"].get(name) for name in SETTINGS_OF_GENES}
+    compared = (
+        (of_genes, model.preparation),
+        (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
+        (audit.record["fit"]["denoiser"], model.provenance["settings"]),
+    )
+    for audited_settings, of_model in compared:
+        for name, value in audited_settings.items():
             if of_model.get(name) != value:
                 raise InputError(
                     f"The audit is of models with other settings ({name} is {value}, and {of_model.get(name)} in this "

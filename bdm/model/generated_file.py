@@ -1,8 +1,8 @@
-"""A file of generated cells, as the card of their model describes it."""
+"""Files of generated cells: the record that they carry, and what the card of their model says of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 
@@ -10,7 +10,35 @@ from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.files import sha256
 from bdm.model.match import labels_of
-from bdm.model.model import BranchedModel
+from bdm.model.model import BranchedModel, model_checksum
+from bdm.provenance import provenance, storable
+
+ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they are no measurements."
+
+
+def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **facts: Any) -> dict[str, Any]:
+    """Record of cells that a model computes, for ``uns['bdm']``.
+
+    Parameters
+    ----------
+    folder
+        Folder of the model, whose checksum is recorded; None for a model in memory.
+    facts
+        What else is recorded.
+
+    Returns
+    -------
+    What the cells are, versions, seed, the checksums of model and data, the license of the data if the person who
+    fitted the model gave it, and the facts, in types that files can hold.
+    """
+    record = provenance(
+        seed=seed,
+        about=ABOUT,
+        license=model.preparation.get("license"),
+        model_sha256=None if folder is None else model_checksum(folder),
+        data_sha256=model.autoencoder.provenance.get("data_sha256"),
+    )
+    return storable(record | facts)
 
 
 @dataclass(frozen=True)
