@@ -132,6 +132,7 @@ def planned(tmp_path_factory) -> str:
         "extend",
         "many",
         "network",
+        "ontology",
         "peers",
         "populations",
         "power",
@@ -160,6 +161,7 @@ def test_dry_run_plans_all_runs(planned):
     assert (jobs["evaluate"], jobs["prepare"]) == (n_runs, len(prepared) * len(SEEDS)), planned
     assert jobs["hold_out"] == len(HELD_OUT) * len(SEEDS)
     assert jobs["network_evaluate"] == len(CONFIG["network"]["datasets"]) * len(SEEDS)
+    assert jobs["ontology_evaluate"] == len(CONFIG["ontology"]["datasets"]) * len(SEEDS)
     assert jobs["populations_run"] == len(UNLABELLED) * len(SEEDS)
     assert jobs["verdicts_run"] == len(JUDGED) * len(SEEDS)
     n_null = len(BY_DONOR) * len(SEEDS) * len(CONFIG["designs"]["n_donors"])
@@ -232,7 +234,7 @@ def test_commands_take_what_rules_give(planned):
             "verdicts",
             "verdicts_table",
         ),
-        *("atlas", "atlas_table", "network_table", "null_tests", "null_table", "power_table"),
+        *("atlas", "atlas_table", "network_table", "ontology_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
         *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
@@ -927,6 +929,32 @@ def test_network_is_reported_by_losses_and_scores(tmp_path):
 
 
 # ---- trees
+
+
+def test_ontology_is_reported_by_nodes_and_scores(tmp_path):
+    overall = tmp_path / "cortex/0/ontology/overall.csv"
+    for name in ["ontology", "hierarchies"]:
+        (tmp_path / "cortex/0" / name).mkdir(parents=True)
+    rows = [f"{score},0.6,0.5,0.7" for score in ["forest_auc", "energy", "gene_auc", "slope", "f1_ratio"]]
+    overall.write_text("\n".join(["metric,branched,floor,ontology", *rows]) + "\n")
+    trees = {"branched": {"cde": "cde", "ab": "ab", "de": "de"}, "ontology": {"first": "ab", "second": "cd"}}
+    for name, nodes in trees.items():
+        containing = {leaf: [node for node in nodes if leaf in nodes[node]] for leaf in "abcde"}
+        above = {leaf: min(found, key=len, default="root") for leaf, found in containing.items()}
+        inner = [
+            Branch(node, "cde" if node == "de" else "root", len(below), 2, support=0.9) for node, below in nodes.items()
+        ]
+        leaves = [Branch(leaf, parent, 0, 1, cell_type=leaf) for leaf, parent in above.items()]
+        branches = (Branch("root", None, 9, 5), *inner, *leaves)
+        save_hierarchy(tmp_path / f"cortex/0/hierarchies/{name}.json", Hierarchy(branches, 20, threshold=0.9))
+    load("scripts/ontology_table.py").main(tmp_path, [overall])
+    nodes = pd.read_csv(tmp_path / "ontology_nodes.csv").set_index("cell_types")
+    assert nodes["in_clustering"].to_dict() == {"a; b": True, "c; d": False, "d; e": True, "d; e; c": True}
+    text = (tmp_path / "ontology.md").read_text()
+    assert "| data | seed | nodes | in_clustering | contradicted |" in text
+    assert "| cortex | 0 | 2 | 1 | 1 |" in text
+    assert "| cortex | first | 2 | a; b | 1.00 | 0.90 | 0.00 |" in text
+    assert "## Forest AUC\n\n| data | floor | branched | ontology |" in text
 
 
 ANNOTATION = pd.DataFrame(

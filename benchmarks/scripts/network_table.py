@@ -5,19 +5,12 @@ from pathlib import Path
 import pandas as pd
 import typer
 from as_text import OVER_SEEDS, markdown
-from table import KEYS, by_data, with_run
+from table import by_data, chosen_scores, with_run
 
 from bdm.hierarchy.files import load_hierarchy
 
 SCORES = {"forest_auc": "Forest AUC", "energy": "Energy distance"}
 BRANCHED, EVERYWHERE = "branched", "everywhere"  # models whose branches are counted
-
-
-def scores_of_run(overall: Path) -> pd.DataFrame:
-    """Scores of one run: data, method, seed, score and value."""
-    table = pd.read_csv(overall, index_col="metric").rename_axis("score").loc[list(SCORES)]
-    tidy = table.melt(var_name="method", ignore_index=False).dropna().reset_index()
-    return with_run(tidy, overall)[[*KEYS, "score", "value"]]
 
 
 def losses_of_run(overall: Path) -> pd.DataFrame:
@@ -48,7 +41,7 @@ def report(scores: pd.DataFrame, losses: pd.DataFrame) -> str:
 
 def main(out: Path, text: Path, overall: list[Path]) -> None:
     """Write all scores, and their overview as Markdown."""
-    scores = pd.concat([scores_of_run(path) for path in overall])
+    scores = pd.concat([chosen_scores(path, list(SCORES)) for path in overall])
     scores.to_csv(out, index=False, float_format="%.6g")
     losses = pd.concat([losses_of_run(path) for path in overall])
     text.write_text(report(scores, losses), encoding="utf-8")

@@ -45,9 +45,18 @@ def scores_of_run(overall: Path, training: dict[str, list[str]]) -> pd.DataFrame
     table.loc["slope_by_type"] = of_enough_cells.groupby("method")["slope"].mean()
     times = overall.parents[1] / "times"
     costs = {method: cost(times, method, training[method]) for method in table.columns.drop(FLOOR)}
-    table = pd.concat([table, pd.DataFrame(costs)]).rename_axis("score")
-    tidy = table.melt(var_name="method", ignore_index=False).dropna().reset_index()
-    return with_run(tidy, overall)[[*KEYS, "score", "value"]]
+    return tidy(pd.concat([table, pd.DataFrame(costs)]), overall)
+
+
+def chosen_scores(overall: Path, scores: list[str]) -> pd.DataFrame:
+    """Read some scores of the methods of one run: data, method, seed, score and value."""
+    return tidy(pd.read_csv(overall, index_col="metric").loc[scores], overall)
+
+
+def tidy(table: pd.DataFrame, overall: Path) -> pd.DataFrame:
+    """Give each value of a table of scores x methods its row, without missing ones, with data set and seed."""
+    rows = table.rename_axis("score").melt(var_name="method", ignore_index=False).dropna().reset_index()
+    return with_run(rows, overall)[[*KEYS, "score", "value"]]
 
 
 def with_earlier(scores: pd.DataFrame, earlier: Path | None) -> pd.DataFrame:
