@@ -179,6 +179,21 @@ def test_p_values_of_the_t_distribution_are_no_smaller_than_their_level(n_sample
     assert small[True][1] < 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("dispersion", "lowest", "highest"), [(0, 0, 0.015), (0.05, 0.02, 0.045), (0.2, 0.045, 0.06)])
+def test_pairs_that_differ_by_counting_alone_have_too_few_small_p_values(dispersion, lowest, highest):
+    """DESeq2 expects samples to differ by more than counting; p-values of three pairs that do not are too large."""
+    generator, n_pairs, n_genes, p_values = np.random.default_rng(0), 3, 1000, []
+    of_donor = np.eye(n_pairs)[np.tile(np.arange(n_pairs), 2)]
+    design = np.column_stack([of_donor, np.repeat([0.0, 1.0], n_pairs)])
+    for _ in range(5):
+        donors = generator.lognormal(4, 1, size=n_genes) * generator.lognormal(0, 0.4, size=(n_pairs, n_genes))
+        mean = of_donor @ donors
+        more = generator.gamma(1 / dispersion, dispersion, size=mean.shape) if dispersion else 1
+        p_values.append(deseq2(generator.poisson(mean * more), design)["p_value"])
+    assert lowest <= (pd.concat(p_values).dropna() < 0.05).mean() <= highest
+
+
 # ---- expression
 
 
