@@ -129,6 +129,7 @@ def planned(tmp_path_factory) -> str:
         "coarse",
         "designs",
         "donors",
+        "donor_genes",
         "extend",
         "many",
         "network",
@@ -178,6 +179,7 @@ def test_dry_run_plans_all_runs(planned):
     assert (jobs["audit_own"], jobs["audit_peer"]) == (1, n_peers)
     assert jobs["audit_train"] == n_peers * of["n_folds"]
     assert jobs["audit_generate"] == (n_peers + 1) * of["n_folds"]
+    assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"])
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -238,6 +240,7 @@ def test_commands_take_what_rules_give(planned):
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
         *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
+        *("donor_genes", "donor_genes_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
@@ -1319,6 +1322,43 @@ def test_peers_are_audited_on_the_folds_of_an_audit(cells_of_donors, tmp_path):
     assert "| blood | resampled | 1.00 (1.00 to 1.00) |" in text
     assert "| blood | negative_binomial | 0 | " in text
     assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_genes_in_which_donors_differ_most_are_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    donor = np.repeat(np.arange(8), 40)
+    mean = np.full((len(donor), 20), 5.0)
+    mean[:, [3, 11]] *= rng.lognormal(0, 0.7, size=(8, 2))[donor]
+    obs = pd.DataFrame({"donor": [f"donor {i}" for i in donor], "cell_type": np.tile(["B", "T"], len(donor) // 2)})
+    var = pd.DataFrame(index=[f"gene {i}" for i in range(20)])
+    obs.index = obs.index.astype(str)
+    anndata.AnnData(sparse.csr_matrix(rng.poisson(mean), dtype=float), obs, var).write_h5ad(tmp_path / "cells.h5ad")
+    for share, left_out in {0.1: {"gene 3", "gene 11"}, 0: set()}.items():
+        run("scripts/donor_genes.py", tmp_path / "cells.h5ad", tmp_path / "genes.txt", "--share", share)
+        listed = (tmp_path / "genes.txt").read_text().splitlines()
+        assert set(var.index) - set(listed) == left_out
+        assert listed == [name for name in var.index if name in listed]
+
+
+def test_audits_without_genes_are_a_table(tmp_path):
+    sets = [
+        ("generated", "donor", None),
+        ("copies", "donor", None),
+        ("generated", "cell", None),
+        ("generated", "donor", 5),
+    ]
+    rows = [
+        {"fold": fold, "set": of, "level": level, "attack": "mean_shift", "n_cells": n_cells, "auc": auc}
+        for fold, auc in [(1, 0.9), (2, 0.8)]
+        for of, level, n_cells in sets
+    ]
+    for share in ("0", "0.1"):
+        (tmp_path / f"blood/0/audits/{share}").mkdir(parents=True)
+        pd.DataFrame(rows).to_csv(tmp_path / f"blood/0/audits/{share}/by_fold.csv", index=False)
+    audits = [tmp_path / f"blood/0/audits/{share}" for share in ("0", "0.1")]
+    run("scripts/donor_genes_table.py", tmp_path / "all.csv", tmp_path / "all.md", *audits)
+    assert len(pd.read_csv(tmp_path / "all.csv")) == 4
+    assert "| blood | 0.1 | 0.85 (0.80 to 0.90) |" in (tmp_path / "all.md").read_text()
 
 
 def test_power_of_a_grid_is_a_table(tmp_path):
