@@ -125,6 +125,7 @@ def of_keys(*names: str) -> Iterator[Setting]:
     return (setting for setting in options_of(InputKeys) if setting.name in names)
 
 
+FIT_FLAT = Annotated[bool, "Fit a model without a hierarchy as well, and compare its cells."]
 RUN_AUDIT = Annotated[bool, "Find what attacks can tell about who was in the training data, which fits models again."]
 IN_DATASET = tuple(setting for setting in options_of(PrepareSettings) if setting.key.section == "dataset")
 CELLS = Annotated[Path, MinLen(1), "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
@@ -266,7 +267,7 @@ belong to the cell types of a data set, so give them there.
     "evaluate": Section(
         "The comparison of generated cells with test cells.",
         "generated cells and test cells",
-        of_stage(EvaluationSettings),
+        of_stage(EvaluationSettings, Setting.of("flat", FIT_FLAT, True)),
     ),
     "interpret": Section(
         "The marker genes of each branch.",

@@ -120,6 +120,7 @@ CHANGES = {
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
     "evaluate/max_cells_per_type": (5, both(EVALUATE)),
+    "evaluate/flat": (False, both(EVALUATE)),
     "interpret/n_genes": (5, both(INTERPRET)),
     "interpret/markers": ("markers.csv", both(INTERPRET)),
     "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),

@@ -177,6 +177,16 @@ def test_jobs_that_generate_together(tmp_path, prefix):
     assert not [arguments for arguments in commands if arguments[1] == "generate" and "--part" not in arguments]
 
 
+def test_no_flat_model_is_planned_where_none_is_to_be_fitted(tmp_path):
+    write_config(tmp_path, demo_config() | {"evaluate": {"flat": False}})
+    done = snakemake("--dry-run", "--printshellcmds", "--snakefile", ROOT / "Snakefile", cwd=tmp_path)
+    jobs = planned(done.stdout)
+    assert (jobs["train"], jobs["evaluate"]) == (1, 1), done.stderr
+    assert not [rule for rule in jobs if rule.endswith("_flat")]
+    [evaluated] = [arguments for arguments in shell_commands(done.stdout) if arguments[1] == "evaluate"]
+    assert "--compare" not in evaluated
+
+
 def write_module(folder: Path) -> None:
     """Write a workflow that uses this one."""
     (folder / "Snakefile").write_text(

@@ -258,8 +258,9 @@ def devices(wildcards, resources):
 
 
 def flat_cells(wildcards):
-    """Name the cells of the flat model, which there is none of that has been extended."""
-    return [] if wildcards.dataset in EXTENDED else [GENERATED_FLAT.format(dataset=wildcards.dataset)]
+    """Name the cells of the flat model, where there is to be one; there is none that has been extended."""
+    fits = wildcards.dataset in FITTED and setting("evaluate/flat")(wildcards)
+    return [GENERATED_FLAT.format(dataset=wildcards.dataset)] if fits else []
 
 
 def results_of_transmutations(wildcards):
