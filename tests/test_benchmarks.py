@@ -956,7 +956,7 @@ def test_ontology_is_reported_by_nodes_and_scores(tmp_path):
     text = (tmp_path / "ontology.md").read_text()
     assert "| data | seed | nodes | in_clustering | contradicted |" in text
     assert "| cortex | 0 | 2 | 1 | 1 |" in text
-    assert "| cortex | first | 2 | a; b | 1.00 | 0.90 | 0.00 |" in text
+    assert "| cortex | first | 2 | 1.00 | 0.90 | 0.00 |" in text
     assert "## Forest AUC\n\n| data | floor | branched | ontology |" in text
 
 

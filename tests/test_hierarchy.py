@@ -373,6 +373,17 @@ def test_weak_clades_have_weak_support():
     assert weakest < 0.9
 
 
+def test_support_of_types_is_of_their_clustering_though_their_populations_mix():
+    """Types a and b are nearest on average, but one population of a is nearest to one of the type c."""
+    means = {"a/1": 0.0, "a/2": 40.0, "b/1": 42.0, "b/2": 12.0, "c/1": -2.0, "c/2": -24.0}
+    cells = planted({name: (place, 0.0) for name, place in means.items()})
+    hierarchy = build(replace(cells, labels=tuple(name[0] for name in means)))
+    support = {frozenset(hierarchy.leaves(b.name)): b.support for b in hierarchy.branches if b.support is not None}
+    assert support[frozenset({"a/1", "a/2", "b/1", "b/2"})] == 1
+    assert support[frozenset(means)] == 1
+    assert support[frozenset({"a/1", "a/2"})] == support[frozenset({"c/1", "c/2"})] == 0
+
+
 def test_support_is_repeatable_and_optional():
     assert build() == build()
     assert all(b.support is None for b in build(n_bootstrap=0).branches)

@@ -173,7 +173,7 @@ def test_support_of_a_rare_type_is_how_often_samples_have_its_clade():
         measured = MeasuredMeans.of(population_moments(cells, IDENTITY))
         occurs.append(clade in clades_of(measured))
         of_types = cells.mean.double().numpy(), cells.population.numpy()
-        found = clade_support(*of_types, measured.variance, n_bootstrap=20, seed=seed)
+        found = clade_support(*of_types, measured.variance, cells.labels, n_bootstrap=20, seed=seed)
         assert found is not None
         support.append(found.get(clade, 0.0))
     assert np.mean(support) == pytest.approx(np.mean(occurs), abs=0.12)

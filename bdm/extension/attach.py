@@ -82,7 +82,7 @@ def attached(
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
     attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
     x, code = model.whitening(cells.mean).double().numpy(), cells.population.numpy()
-    clades = clade_support(x, code, means.variance, n_bootstrap=n_bootstrap, seed=seed)
+    clades = clade_support(x, code, means.variance, cells.labels, n_bootstrap=n_bootstrap, seed=seed)
     names = {*cells.populations, *cells.labels}
     taken = {*model.hierarchy.by_name, *names, next_node_name(model.hierarchy, taken=names)}
     branches = branches_of(root, None, cells, clades, inner_names(taken))

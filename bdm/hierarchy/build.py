@@ -10,8 +10,9 @@ import numpy as np
 from scipy.stats import norm
 
 from bdm.errors import InputError
-from bdm.hierarchy.means import MeasuredMeans, clades_of
+from bdm.hierarchy.means import MeasuredMeans
 from bdm.hierarchy.sub_populations import (
+    clades_of_populations,
     clades_of_types,
     cluster_populations,
     nearer_types,
@@ -94,7 +95,7 @@ def build_hierarchy(
     if settings.flat:
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
     resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
-    support = clade_support(x, cells.population.numpy(), means.variance, **resampled)
+    support = clade_support(x, cells.population.numpy(), means.variance, cells.labels, **resampled)
     names = inner_names({*cells.populations, *cells.labels})
     branches = branches_of(root, None, cells, support, names)
     nearer = dict(zip(cells.populations, nearer_types(means, cells.labels), strict=True))
@@ -217,13 +218,20 @@ def merge_height(children: tuple[MeasuredClade, ...]) -> float:
 
 
 def clade_support(
-    x: np.ndarray, population: np.ndarray, variance: np.ndarray, *, n_bootstrap: int, seed: int
+    x: np.ndarray,
+    population: np.ndarray,
+    variance: np.ndarray,
+    labels: tuple[str, ...],
+    *,
+    n_bootstrap: int,
+    seed: int,
 ) -> dict[frozenset[int], float] | None:
-    """Share of resamples of cells, within populations, in whose clustering each set of populations is a clade.
+    """Share of resamples of cells, within populations, in which each set of populations is a clade.
 
-    Bootstrap of Felsenstein 1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the
-    noise of the measured means, and the noise of resampling. Both are subtracted, so that the distances of resamples
-    scatter around the distances that the tree is made of; else resamples would put rare populations apart.
+    Clades are those of :func:`bdm.hierarchy.sub_populations.clades_of_populations`; the bootstrap is of Felsenstein
+    1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the noise of the measured means,
+    and the noise of resampling. Both are subtracted, so that the distances of resamples scatter around the distances
+    that the tree is made of; else resamples would put rare populations apart.
 
     Parameters
     ----------
@@ -231,8 +239,8 @@ def clade_support(
         Cells in whitened space, cells x dimensions.
     population
         Index of each cell's population.
-    variance
-        Sampling variance of the mean of each population.
+    variance, labels
+        Sampling variance of the mean of each population, and its cell type.
 
     Returns
     -------
@@ -244,7 +252,7 @@ def clade_support(
     by_population = [x[population == code] for code in range(len(variance))]
     resampled = np.stack([resampled_means(cells, n_bootstrap, generator) for cells in by_population], axis=1)
     noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_population])
-    seen = Counter(clade for means in resampled for clade in clades_of(MeasuredMeans(means, noise)))
+    seen = Counter(clade for means in resampled for clade in clades_of_populations(MeasuredMeans(means, noise), labels))
     return {clade: n / n_bootstrap for clade, n in seen.items()}
 
 

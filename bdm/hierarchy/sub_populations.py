@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial.distance import squareform
 
-from bdm.hierarchy.means import MeasuredMeans, cluster_means, merges, squared_distances
+from bdm.hierarchy.means import MeasuredMeans, clades_of, cluster_means, merges, squared_distances
 from bdm.hierarchy.tree import Clade
 
 
@@ -27,11 +27,26 @@ def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labe
 
 def squared_distances_of_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
     """Squared distances between cell types, averaged over their populations: types x types, in their first order."""
-    members = [np.array(labels) == cell_type for cell_type in dict.fromkeys(labels)]
-    between = squareform(squared_distances(means))
-    distances = np.array([[between[np.ix_(one, other)].mean() for other in members] for one in members])
+    members = np.array([np.array(labels) == cell_type for cell_type in dict.fromkeys(labels)], dtype=float)
+    shares = members / members.sum(axis=1, keepdims=True)
+    distances: np.ndarray = shares @ squareform(squared_distances(means)) @ shares.T
+    distances = (distances + distances.T) / 2  # sums in another order differ in the last digits
     np.fill_diagonal(distances, 0)
     return distances
+
+
+def clades_of_populations(means: MeasuredMeans, labels: tuple[str, ...]) -> set[frozenset[int]]:
+    """Find the sets of populations, as indices, that are clades: of several cell types, and of one.
+
+    Several types are a clade in the clustering of the types, as in the tree. Populations of one type are a clade in the
+    clustering of all populations, whatever their types, which shows whether the cells agree with the type.
+    """
+    of_one = {clade for clade in clades_of(means) if len({labels[row] for row in clade}) == 1}
+    types = dict.fromkeys(labels)
+    members = [frozenset(row for row, label in enumerate(labels) if label == cell_type) for cell_type in types]
+    for first, second in merges(squareform(squared_distances_of_types(means, labels), checks=False)):
+        members.append(members[first] | members[second])
+    return of_one | set(members[len(types) :])
 
 
 def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:

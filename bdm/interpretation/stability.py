@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 
 from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
-from bdm.hierarchy.means import MeasuredMeans, clades_of
+from bdm.hierarchy.means import MeasuredMeans
+from bdm.hierarchy.sub_populations import clades_of_populations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance
@@ -64,7 +65,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
 
 
 def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, seed: int) -> dict[frozenset[int], float]:
-    """Share of draws of all cells from their posteriors in whose clustering each set of populations is a clade.
+    """Share of draws of all cells from their posteriors in which each set of populations is a clade.
 
     The mean of n independent normals is normal, so the means of populations are sampled, not each cell. Their distances
     are without the noise of the measured means, as in the tree, and without the noise of the draws.
@@ -84,7 +85,8 @@ def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, se
     for _ in range(n_draws):
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         y = mean + (variance / n_cells).sqrt() * noise
-        seen.update(clades_of(MeasuredMeans(whitening(y.float()).double().numpy(), noise_variance)))
+        drawn = MeasuredMeans(whitening(y.float()).double().numpy(), noise_variance)
+        seen.update(clades_of_populations(drawn, cells.labels))
     return {clade: n / n_draws for clade, n in seen.items()}
 
 

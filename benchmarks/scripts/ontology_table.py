@@ -17,7 +17,7 @@ SCORES = {
     "slope": "Slope of log fold changes",
     "f1_ratio": "F1 ratio",
 }
-NODE = ["data", "node", "n_types", "cell_types"]
+NODE = ["data", "node", "n_types"]
 SHOWN = {"in_clustering": "is a clade of clustering", "support": "support", "contradicted": "is contradicted"}
 
 
@@ -40,7 +40,7 @@ def report(scores: pd.DataFrame, nodes: pd.DataFrame) -> str:
         "## Nodes below the root",
         markdown(by_seed.astype(int)),
         "Support is the share of resamples of cells in whose clustering the node is a clade.",
-        markdown(by_node.rename_axis(["data", "node", "types", "cell types"])),
+        markdown(by_node.rename_axis(["data", "node", "types"])),
     ]
     for score, name in SCORES.items():
         parts += [f"## {name}", markdown(by_data(scores, score))]
