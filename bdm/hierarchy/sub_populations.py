@@ -27,8 +27,10 @@ def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labe
 
 def squared_distances_of_types(means: MeasuredMeans, labels: tuple[str, ...]) -> np.ndarray:
     """Squared distances between cell types, averaged over their populations: types x types, in their first order."""
-    members = np.array([np.array(labels) == cell_type for cell_type in dict.fromkeys(labels)], dtype=float)
-    shares = members / members.sum(axis=1, keepdims=True)
+    rows = rows_of_types(labels)
+    shares = np.zeros((len(rows), len(labels)))
+    for number, of_type in enumerate(rows.values()):
+        shares[number, of_type] = 1 / len(of_type)
     distances: np.ndarray = shares @ squareform(squared_distances(means)) @ shares.T
     distances = (distances + distances.T) / 2  # sums in another order differ in the last digits
     np.fill_diagonal(distances, 0)
@@ -42,18 +44,25 @@ def clades_of_populations(means: MeasuredMeans, labels: tuple[str, ...]) -> set[
     clustering of all populations, whatever their types, which shows whether the cells agree with the type.
     """
     of_one = {clade for clade in clades_of(means) if len({labels[row] for row in clade}) == 1}
-    types = dict.fromkeys(labels)
-    members = [frozenset(row for row, label in enumerate(labels) if label == cell_type) for cell_type in types]
+    members = list(map(frozenset, rows_of_types(labels).values()))
+    n_types = len(members)
     for first, second in merges(squareform(squared_distances_of_types(means, labels), checks=False)):
         members.append(members[first] | members[second])
-    return of_one | set(members[len(types) :])
+    return of_one | set(members[n_types:])
+
+
+def rows_of_types(labels: tuple[str, ...]) -> dict[str, list[int]]:
+    """Rows of the populations of each cell type, types in their first order."""
+    rows: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    return rows
 
 
 def clades_of_types(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Clade]:
     """Cluster the populations of each cell type: a clade with the name of the type, or its only population."""
     clades = {}
-    for cell_type in dict.fromkeys(labels):
-        rows = [row for row, label in enumerate(labels) if label == cell_type]
+    for cell_type, rows in rows_of_types(labels).items():
         found = cluster_means(means.subset(rows), tuple(populations[row] for row in rows))
         clades[cell_type] = Clade(cell_type, found.children) if found.children else found
     return clades
