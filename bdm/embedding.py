@@ -24,6 +24,7 @@ def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: 
     keep_compiled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # types far apart, as they should be
         return umap.UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1, **settings).fit(x)
 
 

@@ -754,8 +754,10 @@ def test_labels_in_one_place_are_joined():
 # ---- scanpy
 
 
-def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path):
-    branches_adata(interpretation).write_h5ad(tmp_path / "branches.h5ad")
+def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        branches_adata(interpretation).write_h5ad(tmp_path / "branches.h5ad")
+    assert not caplog.messages  # as of anndata, about columns that it converts
     adata = anndata.read_h5ad(tmp_path / "branches.h5ad")
     hierarchy = inputs.model.hierarchy
     assert list(adata.obs_names) == [branch.name for branch in hierarchy.branches]

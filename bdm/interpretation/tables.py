@@ -87,11 +87,11 @@ def tree_table(interpretation: Interpretation) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "branch": pd.Categorical(names, categories=names),
-            "parent": [branch.parent or "" for branch in hierarchy.branches],
+            "parent": pd.Categorical([branch.parent or "" for branch in hierarchy.branches]),
             "high": [hierarchy.segment(name).high for name in names],
             "low": [branch.level for branch in hierarchy.branches],
             "n_cells": [branch.n_cells for branch in hierarchy.branches],
-            "cell_type": [branch.cell_type or "" for branch in hierarchy.branches],
+            "cell_type": pd.Categorical([branch.cell_type or "" for branch in hierarchy.branches]),
             "is_cell_type": [name in hierarchy.cell_types for name in names],
         },
         index=names,
