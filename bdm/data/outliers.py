@@ -142,7 +142,7 @@ def count_limits(
     code, n_types = types.codes.astype(int), len(types.categories)
     of_type = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]
     n_cells = pd.Series([len(cells) if len(cells) >= FEWEST_CELLS else 0 for cells in of_type])
-    n_sampled = capped(n_cells, most=MOST_CELLS_OF_ALL, fewest=FEWEST_CELLS).clip(upper=MOST_CELLS)
+    n_sampled = capped(n_cells.clip(upper=MOST_CELLS), most=MOST_CELLS_OF_ALL, fewest=FEWEST_CELLS)
     chosen = [
         numpy_generator(seed, "limits", number).choice(cells, n, replace=False)
         for number, (cells, n) in enumerate(zip(of_type, n_sampled, strict=True))

@@ -277,7 +277,8 @@ def check_audit(audit: Audit, model: BranchedModel) -> None:
             f"The audit is of other data (the checksum of its file begins with {audited[:8]}, and of the model's file "
             f"with {fitted[:8]}); audit the model's data."
         )
-    of_genes = {name: audit.record["prepare"].get(name) for name in SETTINGS_OF_GENES}
+    prepared = audit.record["prepare"]
+    of_genes = {name: prepared[name] for name in SETTINGS_OF_GENES if name in {*prepared} & {*model.preparation}}
     compared = (
         (of_genes, model.preparation),
         (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
