@@ -412,6 +412,7 @@ def test_defaults_are_those_of_the_command(section):
             "designs",
             "leave_out",
             "run",
+            "flat",
         ):  # given otherwise on the command line
             assert value["default"] == options[key], key
 
