@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import pandas as pd
 import typer
-from as_text import markdown, over_seeds
+from as_text import markdown
+from audit_table import areas, shown
 
-from bdm.audit.results import GENERATED, TABLES
-from bdm.audit.verdict import ATTACKS
+from bdm.audit.results import CHANCE, COPIES
 
 TEXT = """# Audits without the genes in which donors differ most
 
@@ -18,23 +17,14 @@ largest value.
 """
 
 
-def areas(audits: list[Path]) -> pd.DataFrame:
-    """Join the areas of all audits, ``DATA/SEED/audits/SHARE``, on donors with all of their cells."""
-    tables = []
-    for path in audits:
-        of = pd.read_csv(path / TABLES["by_fold"])
-        of = of[of["n_cells"].isna() & (of["set"] == GENERATED) & (of["level"] == "donor")]
-        tables.append(of.assign(data=path.parts[-4], seed=int(path.parts[-3]), share=float(path.name)))
-    return pd.concat(tables, ignore_index=True)[["data", "seed", "share", "fold", "attack", "auc"]]
-
-
 def main(out: Path, text: Path, audits: list[Path]) -> None:
-    """Write the areas of all folds, and their overview as Markdown."""
-    table = areas(audits)
+    """Write the areas of all folds of the audits ``DATA/SEED/audits/SHARE``, and their overview as Markdown."""
+    found = areas(audits)
+    of_cells = found[(found["level"] == "donor") & ~found["method"].isin([COPIES, CHANCE])].astype({"method": float})
+    table = of_cells.rename(columns={"method": "share"})[["data", "seed", "share", "fold", "attack", "auc"]]
     table.to_csv(out, index=False, float_format="%.5f")
-    shown = table.groupby(["data", "share", "attack"], sort=False)["auc"].agg(over_seeds).unstack()
-    shown = shown[[name for name in ATTACKS if name in shown]].rename(columns=ATTACKS)
-    text.write_text(TEXT.format(table=markdown(shown)), encoding="utf-8")
+    overview = markdown(shown(of_cells).rename_axis(["data", "share"]))
+    text.write_text(TEXT.format(table=overview), encoding="utf-8")
 
 
 if __name__ == "__main__":
