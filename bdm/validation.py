@@ -115,3 +115,10 @@ def split_rejection(validation: float, test: float) -> str | None:
     if validation + test < 1:
         return None
     return "validation and test sum to 1 or more, which leaves no cells to train on."
+
+
+def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:
+    """Phrase that donors are to be counted that are not known; None if they are known, or not to be counted."""
+    if min_donors == 1 or donor_key is not None:
+        return None
+    return f"min_donors is {min_donors}, but donors are not known; name their column (donor_key)."

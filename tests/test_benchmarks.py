@@ -131,6 +131,7 @@ def planned(tmp_path_factory) -> str:
         "donors",
         "donor_genes",
         "extend",
+        "few_donors",
         "many",
         "network",
         "ontology",
@@ -180,6 +181,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["audit_train"] == n_peers * of["n_folds"]
     assert jobs["audit_generate"] == (n_peers + 1) * of["n_folds"]
     assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"])
+    of = CONFIG["few_donors"]
+    assert jobs["few_donors_scores"] == jobs["few_donors_audit"] == len(of["datasets"]) * len(of["min_donors"])
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -241,6 +244,7 @@ def test_commands_take_what_rules_give(planned):
         *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("donor_genes", "donor_genes_table"),
+        *("clones", "few_donors_scores", "few_donors_table"),
         *("extend_one", "extend_in_turn", "extend_reference", "extend_table"),
     }
 
@@ -1322,6 +1326,62 @@ def test_peers_are_audited_on_the_folds_of_an_audit(cells_of_donors, tmp_path):
     assert "| blood | resampled | 1.00 (1.00 to 1.00) |" in text
     assert "| blood | negative_binomial | 0 | " in text
     assert (tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_clones_are_the_donors_own_and_of_one_type(tmp_path):
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"donor": np.repeat(["x", "y"], 100), "cell_type": np.tile(["A", "B"], 100)})
+    counts = sparse.csr_matrix(rng.poisson(10, (200, 50)).astype(np.float32))
+    AnnData(counts, obs=obs.set_index(obs.index.astype(str))).write_h5ad(tmp_path / "cells.h5ad")
+    run("scripts/clones.py", tmp_path / "cells.h5ad", tmp_path / "clones.h5ad", "--cell-type", "B")
+    before, after = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("cells", "clones"))
+    of_b = (obs["cell_type"] == "B").to_numpy()
+    assert (before[~of_b].X != after[~of_b].X).nnz == 0
+    changed = []
+    for donor in ("x", "y"):
+        rows = of_b & (obs["donor"] == donor).to_numpy()
+        ratio = after[rows].X.mean(axis=0).A1 / before[rows].X.mean(axis=0).A1
+        assert ((ratio > 2.5).sum(), (ratio < 0.5).sum(), (ratio == 1).sum()) == (5, 5, 40)
+        changed.append(frozenset(np.flatnonzero(ratio != 1)))
+    assert len(set(changed)) == 2
+
+
+def test_populations_of_one_donor_are_counted(cells_of_donors, tmp_path):
+    """In models whose members differ so much that each is a population, unless several have to share one."""
+    cells = anndata.read_h5ad(cells_of_donors)
+    audits = [tmp_path / f"blood/0/audits/{fewest}" for fewest in (1, 3)]
+    small = ["--n-latent", 6, "--autoencoder-n-steps", 150, "--min-cells-per-sub-population", 12]
+    small += [
+        "--sub-populations",
+        4,
+        "--denoiser-n-steps",
+        20,
+        "--width",
+        8,
+        "--n-bootstrap",
+        0,
+        "--n-folds",
+        2,
+        "--cells-only",
+    ]
+    for audit in audits:
+        models, scores = (tmp_path / "blood/0" / kind / audit.name for kind in ("models", "scores"))
+        record = json.loads(cells.uns["bdm"]["settings"]) | {"min_donors": int(audit.name)}
+        cells.uns["bdm"]["settings"] = json.dumps(record)
+        cells.write_h5ad(tmp_path / f"{audit.name}.h5ad")
+        command = ["audit", tmp_path / f"{audit.name}.h5ad", audit, "--models", models, *small]
+        app([*map(str, command)], standalone_mode=False)
+        scores.parent.mkdir(exist_ok=True)
+        run("scripts/few_donors_scores.py", command[1], models, f"{scores}.csv", "--n-folds", 2)
+    run("scripts/few_donors_table.py", tmp_path / "all.csv", tmp_path / "all.md", *audits)
+    table = pd.read_csv(tmp_path / "all.csv")
+    of_models = table[table["set"] == "generated"].set_index(["min_donors", "fold"])
+    assert (of_models.loc[1, "n_of_one_donor"] > 0).all()
+    assert (of_models.loc[3, "n_of_one_donor"] == 0).all()
+    assert (of_models.loc[3, "fewest_donors"] >= 3).all()
+    assert of_models["mean_shift"].between(0, 1).all()
+    text = (tmp_path / "all.md").read_text()
+    assert re.search(r"\| data \| min_donors \| A \| B \|.*\| blood \| 3 \| generated \|", text, re.DOTALL)
 
 
 def test_genes_in_which_donors_differ_most_are_left_out(tmp_path):

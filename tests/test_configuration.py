@@ -20,6 +20,7 @@ CONFIG = {
     "datasets": {
         MINE: {
             "path": "cells.h5ad",
+            "donor_key": "person",
             "extend": {"additions": {"more": {"path": "more.h5ad"}}},
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
@@ -76,6 +77,7 @@ CHANGES = {
     "prepare/min_genes_per_cell": (3, both(PREPARE, EXTEND)),
     "prepare/min_cells_per_gene": (0, both(PREPARE, EXTEND)),
     "prepare/min_cells_per_type": (3, both(PREPARE, EXTEND)),
+    "prepare/min_donors": (5, both(PREPARE, EXTEND)),
     "prepare/validation": (0.2, both(PREPARE, EXTEND)),
     "prepare/test": (0.1, both(PREPARE, EXTEND)),
     "autoencoder/n_latent": (400, both(AUTOENCODER, EXTEND)),

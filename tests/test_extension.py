@@ -288,6 +288,17 @@ def test_number_of_populations_is_set_as_for_the_model(base, mixed_cells, value,
         assert tuple(found.extension.adapters) == ("mixed",)
 
 
+def test_no_populations_of_donors_that_are_not_known(base, mixed_cells):
+    """If the model has a fewest number of donors of a population."""
+    record = base.autoencoder.provenance
+    provenance = record | {"prepare": record["prepare"] | {"min_donors": 5}}
+    counted = replace(base, autoencoder=replace(base.autoencoder, provenance=provenance))
+    model = with_settings(counted, sub_populations=3)
+    new = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0)
+    [found] = extend_all(model, new, replace(QUICK, n_bootstrap=0), seed=0, provenance={})
+    assert found.model.autoencoder.populations_of("mixed") == ("mixed",)
+
+
 def in_population(model: BranchedModel, cells: AnnData, name: str) -> np.ndarray:
     """Whether a model finds each cell of the type in a population."""
     [prepared] = new_cells(cells, model, update=("mixed",), seed=0).by_type.values()

@@ -527,19 +527,22 @@ def test_page_names_sub_populations_that_are_nearer_to_another_type(results):
 
 
 @pytest.mark.parametrize(
-    ("used", "words"),
+    ("used", "min_donors", "words"),
     [
-        ("none", "as sub-populations were not looked for ( sub_populations: none )."),
-        ("auto", "in none of them do held-out cells support sub-populations of 30 cells or more"),
+        ("none", 1, "as sub-populations were not looked for ( sub_populations: none )."),
+        ("auto", 1, "in none of them do held-out cells support sub-populations of 30 cells or more"),
+        ("auto", 5, "support sub-populations of 30 cells and 5 donors in effect or more"),
     ],
 )
-def test_page_of_cell_types_that_are_one_population_each_has_a_sentence(results, used, words):
+def test_page_of_cell_types_that_are_one_population_each_has_a_sentence(results, used, min_donors, words):
     provenance = results.model.autoencoder.provenance
     provenance = provenance | {"settings": provenance["settings"] | {"sub_populations": used}}
+    provenance = provenance | {"prepare": provenance["prepare"] | {"min_donors": min_donors}}
     autoencoder = replace(results.model.autoencoder, provenance=provenance)
     model = replace(results.model, hierarchy=balanced(list("ABCD")), autoencoder=autoencoder)
     page = report_page(replace(results, model=model, interpretation={}))
-    assert f"Each cell type is one population{',' if used == 'none' else ':'} {words}" in words_of(page)
+    start = f"Each cell type is one population{',' if used == 'none' else ':'}"
+    assert re.search(f"{start} .*{re.escape(words)}", words_of(page))
     assert "<dt>Populations</dt>" not in page
     assert 'class="rows settings populations"' not in page
 

@@ -343,6 +343,7 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
             {"prepare": {"validation": 0.5, "test": 0.5}},
             "datasets.pbmc68k.prepare: validation and test sum to 1 or more",
         ),
+        ({"prepare": {"min_donors": 5}}, "datasets.pbmc68k.prepare: min_donors is 5, but donors are not known; name"),
         (
             {"train": {"learning_rate": float("nan")}},
             "datasets.pbmc68k.train.learning_rate: .* is nan, but must be a fin",

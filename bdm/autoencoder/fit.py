@@ -29,6 +29,7 @@ from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
 from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
 from bdm.checkpoint import Checkpoint
+from bdm.data.prepare import fewest_donors
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
 from bdm.threads import Map, threads, using_threads
@@ -105,6 +106,8 @@ class Objective:
         Number of all training cells.
     division
         Cell types of the sampled cells, or finer populations.
+    min_donors
+        Fewest donors of a sub-population, in effect.
     """
 
     training: ad.AnnData
@@ -114,6 +117,7 @@ class Objective:
     batches: tuple[str, ...]
     settings: AutoencoderSettings
     seed: int
+    min_donors: int = 1
 
     @classmethod
     def of_types(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
@@ -122,7 +126,8 @@ class Objective:
         held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
         n_training, cell_types = int((adata.obs["split"] == "train").sum()), type_names(adata)
         types = torch.cat([type_codes(cells, cell_types) for cells in (training, held_out)])
-        return cls(training, held_out, n_training, Division(cell_types, types), batch_names(adata), settings, seed)
+        division, batches, min_donors = Division(cell_types, types), batch_names(adata), fewest_donors(adata)
+        return cls(training, held_out, n_training, division, batches, settings, seed, min_donors)
 
     @cached_property
     def cells(self) -> ad.AnnData:
@@ -297,7 +302,15 @@ def with_sub_populations(
         of_type, name = (types == code).numpy(), cell_types[code]
         batches = batch_codes(cells, objective.batches)[of_type]
         mean, scale = encode_cells(labels, cells[of_type], types[of_type], batches)
-        more = classify(name, mean, finer.code[of_type].numpy(), prefix=prefixes[name], smallest=fewest)
+        more = classify(
+            name,
+            mean,
+            finer.code[of_type].numpy(),
+            prefix=prefixes[name],
+            smallest=fewest,
+            donor=cells.obs["donor"][of_type] if objective.min_donors > 1 else None,
+            min_donors=objective.min_donors,
+        )
         if len(more):
             population[of_type], means_of_type = more.divide(name, mean, scale, labels.prior_mean[code])
             found = found.joined(more)

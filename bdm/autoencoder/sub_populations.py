@@ -6,8 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
+
+from bdm.data.filters import effective_donors
 
 FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the mean of its type, in prior deviations
 
@@ -125,12 +128,22 @@ N_SHRINK = 50  # cells at which the covariance of a sub-population weighs as muc
 LEAST_SHARE = 1e-3  # of the pooled variances, added to the variances of each sub-population
 
 
-def classify(cell_type: str, mean: Tensor, part: np.ndarray, *, prefix: str, smallest: int) -> SubPopulations:
+def classify(
+    cell_type: str,
+    mean: Tensor,
+    part: np.ndarray,
+    *,
+    prefix: str,
+    smallest: int,
+    donor: pd.Series | None = None,
+    min_donors: int = 1,
+) -> SubPopulations:
     """Make parts of a cell type its sub-populations; none if fewer than two parts are large enough.
 
     They are recognised by normal distributions in the latent space, with covariances that are shrunk towards the
     pooled one (quadratic discriminant analysis). Parts to which fewer cells are assigned than a sub-population may have
-    are left out, the smallest first.
+    are left out, the smallest first; then those with cells of too few donors, the fewest first. The cells of a part
+    that is left out join others.
 
     Parameters
     ----------
@@ -142,6 +155,9 @@ def classify(cell_type: str, mean: Tensor, part: np.ndarray, *, prefix: str, sma
         What the names of sub-populations are before the number, see :func:`prefixes_of`.
     smallest
         Fewest cells of a sub-population.
+    donor, min_donors
+        Donor of each cell, if known, and fewest donors of a sub-population in effect, see
+        :func:`bdm.data.filters.effective_donors`.
     """
     parts, latent = np.unique(part).tolist(), mean.double()
     while len(parts) > 1:
@@ -151,10 +167,17 @@ def classify(cell_type: str, mean: Tensor, part: np.ndarray, *, prefix: str, sma
         groups, parts = [groups[row] for row in order], [parts[row] for row in order]
         names = tuple(f"{prefix}{number}" for number in range(1, len(parts) + 1))
         found = SubPopulations(names, (cell_type,) * len(parts), *normal_densities(groups))
-        assigned = found.assign(cell_type, mean).bincount(minlength=len(parts))
-        if assigned.min() >= smallest:
+        assigned = found.assign(cell_type, mean)
+        n_assigned = assigned.bincount(minlength=len(parts))
+        if n_assigned.min() < smallest:
+            del parts[int(n_assigned.argmin())]
+            continue
+        if donor is None:
             return found
-        del parts[int(assigned.argmin())]
+        n_donors = effective_donors(pd.Series(assigned.numpy()), donor)
+        if n_donors.min() >= min_donors:
+            return found
+        del parts[int(n_donors.argmin())]
     return SubPopulations.none(mean.shape[1])
 
 

@@ -97,6 +97,63 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = T
     return obs[~obs["cell_type"].isin(small.index)]
 
 
+def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
+    """Count the donors of each group of cells in effect: as many as would have the same number of cells each.
+
+    It is the inverse Simpson index of the shares of donors (Hill 1973, https://doi.org/10.2307/1934352), so a donor
+    with few cells hardly counts: a group with nine tenths of its cells of one donor has 1.2, whoever has the rest.
+
+    Parameters
+    ----------
+    group, donor
+        Group and donor of each cell.
+
+    Returns
+    -------
+    Number by group.
+    """
+    n_cells = pd.crosstab(group.to_numpy(), donor.astype(str).to_numpy())
+    number: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
+    return number
+
+
+def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
+    """Leave out cell types with cells of fewer than ``min_donors`` donors in effect; ``obs['donor']`` is the donor.
+
+    Parameters
+    ----------
+    labelled
+        Whether there are labels, without which there is one type.
+
+    Raises
+    ------
+    InputError
+        If fewer than two types remain; without labels, if the cells are of too few donors.
+    """
+    if min_donors == 1:
+        return obs
+    number = effective_donors(obs["cell_type"], obs["donor"])
+    few = number[number < min_donors]
+    remedy = "give cells of more donors, or lower `min_donors=`"
+    if not labelled and len(few):
+        raise InputError(f"the cells are of {few.iloc[0]:.1f} donors in effect, fewer than {min_donors}; {remedy}.")
+    if labelled and len(number) - len(few) < 2:
+        raise InputError(
+            f"fewer than two of {len(number)} cell types have cells of {min_donors} donors or more in effect (the most "
+            f"are {number.max():.1f}); {remedy}."
+        )
+    for name, n_donors in few.items():
+        share = obs.loc[obs["cell_type"] == name, "donor"].value_counts(normalize=True).iloc[0]
+        logger.warning(
+            "Left out type %s: its cells are of %.1f donors in effect (one has %.0f%% of them), fewer than %d.",
+            name,
+            n_donors,
+            100 * share,
+            min_donors,
+        )
+    return obs[~obs["cell_type"].isin(few.index)]
+
+
 def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: int) -> pd.DataFrame:
     """Leave out cells without counts of the ``n_genes`` chosen genes; ``counted`` are the indices of cells with counts.
 

@@ -31,6 +31,7 @@ from bdm.data.filters import (
     without_empty_cells,
     without_small_types,
     without_types,
+    without_types_of_few_donors,
     without_uncounted_cells,
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
@@ -41,6 +42,7 @@ from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 from bdm.text import counted
+from bdm.validation import donors_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +129,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         Cells in memory, or with matrices on disk.
     """
     listed, kept = settings.gene_list(), settings.kept_list()
+    if sentence := donors_rejection(settings.min_donors, settings.donor_key):
+        raise InputError(sentence)
     check_names(adata.obs_names, kind="cell")
     check_names(adata.var_names, kind="gene")
     cells, n_genes = find_counts(adata, source=settings.counts)
@@ -144,10 +148,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         donor_key=settings.donor_key,
         drop_unlabelled=settings.drop_unlabelled,
     )
-    selected = without_types(labelled, settings.leave_out)
-    counted = without_empty_cells(selected, pd.Series(n_genes, cells.obs_names), min_genes=settings.min_genes_per_cell)
-    labelled_input = settings.label_key is not None
-    obs = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=labelled_input)
+    choice = Choice.of(labelled, pd.Series(n_genes, cells.obs_names), settings)
+    obs = choice.kept
     if settings.donor_key is not None:
         check_crossed(obs, settings.donor_key)
     hint_at_types(obs["cell_type"])
@@ -173,7 +175,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
-        "input": json.dumps(input_facts(cells, labelled, selected, counted, obs), ensure_ascii=False),
+        "input": json.dumps(input_facts(cells, choice), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
@@ -225,31 +227,71 @@ def gene_names(prepared: AnnData) -> GeneNames:
     return GeneNames(prepared.var, settings.get("gene_symbols"))
 
 
-def input_facts(
-    cells: AnnData, labelled: pd.DataFrame, selected: pd.DataFrame, counted: pd.DataFrame, obs: pd.DataFrame
-) -> dict[str, Any]:
+def fewest_donors(prepared: AnnData) -> int:
+    """Fewest donors of a population of prepared cells, see :func:`bdm.data.filters.effective_donors`."""
+    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return int(settings.get("min_donors", PrepareSettings.min_donors))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Rows of ``obs`` that are left after each step of the choice of cells.
+
+    Attributes
+    ----------
+    labelled
+        Cells with a label.
+    selected
+        Of these, cells of types that the user did not leave out.
+    counted
+        Of these, cells with counts of enough genes.
+    large
+        Of these, cells of types with enough cells.
+    kept
+        Of these, cells of types with enough donors.
+    """
+
+    labelled: pd.DataFrame
+    selected: pd.DataFrame
+    counted: pd.DataFrame
+    large: pd.DataFrame
+    kept: pd.DataFrame
+
+    @classmethod
+    def of(cls, labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings) -> "Choice":
+        """Choose cells; ``n_genes`` is the number of genes with counts of each."""
+        has_labels = settings.label_key is not None
+        selected = without_types(labelled, settings.leave_out)
+        counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
+        large = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=has_labels)
+        kept = without_types_of_few_donors(large, min_donors=settings.min_donors, labelled=has_labels)
+        return cls(labelled, selected, counted, large, kept)
+
+
+def input_facts(cells: AnnData, choice: Choice) -> dict[str, Any]:
     """Numbers of cells and genes in the input, and of cells that were left out, for the report.
 
     Parameters
     ----------
     cells
         Cells and genes of the input.
-    labelled, selected, counted, obs
-        Cells with a label; of these, cells of types that the user did not leave out; of these, cells with counts of
-        enough genes; of these, cells of types with enough cells.
 
     Returns
     -------
     ``n_cells`` and ``n_genes`` of the input; ``cells_left_out``, numbers of cells by the setting that left them out;
     ``types_left_out``, for each ``cell_type`` its ``n_cells`` at that step and the ``setting``.
     """
-    steps = {"leave_out": (labelled, selected), "min_cells_per_type": (counted, obs)}
+    steps = {
+        "leave_out": (choice.labelled, choice.selected),
+        "min_cells_per_type": (choice.counted, choice.large),
+        "min_donors": (choice.large, choice.kept),
+    }
     return {
         "n_cells": cells.n_obs,
         "n_genes": cells.n_vars,
         "cells_left_out": {
-            "drop_unlabelled": cells.n_obs - len(labelled),
-            "min_genes_per_cell": len(selected) - len(counted),
+            "drop_unlabelled": cells.n_obs - len(choice.labelled),
+            "min_genes_per_cell": len(choice.selected) - len(choice.counted),
         },
         "types_left_out": [
             {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}

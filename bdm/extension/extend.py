@@ -114,7 +114,8 @@ def extend(
     """Add a cell type to a model, with its sub-populations, without a change to any other.
 
     A type-specific decoder is fitted to all cells of the type. Sub-populations are found in the latents that it
-    encodes, with the settings of the model, and have decoders of their own where these gain.
+    encodes, with the settings of the model, and have decoders of their own where these gain. There are none if the
+    model has a fewest number of donors of a sub-population, as the donors of the new cells are not known.
 
     Parameters
     ----------
@@ -129,6 +130,8 @@ def extend(
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
     decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
     of_autoencoder = known_settings(AutoencoderSettings, autoencoder.provenance)
+    if model.preparation.get("min_donors", 1) > 1:  # which cannot be told of the new cells
+        of_autoencoder = replace(of_autoencoder, sub_populations="none")
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
     found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)
     encoded = encode(cells, autoencoder.with_type(cell_type, found.adapters, found.sub_populations))

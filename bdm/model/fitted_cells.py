@@ -99,6 +99,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
         "gene_symbols": column if column in adata.var else None,
         "min_cells_per_gene": 0,
         "min_cells_per_type": 1 + n_splits,
+        "min_donors": 1,
     }
     return prepare(adata, PrepareSettings(**settings))[:, genes].copy()
 

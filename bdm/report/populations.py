@@ -8,6 +8,7 @@ import pandas as pd
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.report import plots
 from bdm.report.results import BRANCH_COLUMNS, Results
+from bdm.report.settings import setting
 from bdm.settings import AutoencoderSettings
 
 
@@ -56,13 +57,20 @@ class Populations:
     ----------
     types
         The types with the most cells first.
-    setting, fewest
-        Number of sub-populations, and least number of cells of each, that the settings ask for.
+    setting, fewest, min_donors
+        Number of sub-populations, and least numbers of cells and of donors of each, that the settings ask for.
     """
 
     types: tuple[TypePopulations, ...]
     setting: str
     fewest: int
+    min_donors: int
+
+    @property
+    def least(self) -> str:
+        """Least size of a sub-population, in words."""
+        donors = f" and {self.min_donors:,} donors in effect" if self.min_donors > 1 else ""
+        return f"{self.fewest:,} cells{donors} or more"
 
     @property
     def n_divided(self) -> int:
@@ -94,7 +102,8 @@ def populations(results: Results) -> Populations:
     """Collect the populations of each cell type."""
     used = asdict(AutoencoderSettings()) | results.model.autoencoder.provenance.get("settings", {})
     types = sorted(types_of(results), key=lambda of_type: -of_type.n_cells)
-    return Populations(tuple(types), str(used["sub_populations"]), int(used["min_cells_per_sub_population"]))
+    fewest, min_donors = used["min_cells_per_sub_population"], setting(results, "min_donors")
+    return Populations(tuple(types), str(used["sub_populations"]), int(fewest), int(min_donors))
 
 
 def types_of(results: Results) -> Iterator[TypePopulations]:

@@ -68,10 +68,11 @@ def described(genes: str | list[str], option: str) -> str:
 
 def types_left_out(results: Results) -> list[dict[str, Any]]:
     """Rows of the table of cell types that were left out: name, number of cells, and reason."""
-    least = setting(results, "min_cells_per_type")
+    least, donors = setting(results, "min_cells_per_type"), setting(results, "min_donors")
     reasons = {
         "leave_out": "left out on request (leave_out)",
         "min_cells_per_type": f"fewer than {least:,} cells (min_cells_per_type)",
+        "min_donors": f"cells of fewer than {donors:,} donors in effect (min_donors)",
     }
     left_out = (results.input or {}).get("types_left_out", [])
     return [{**row, "why": reasons.get(row["setting"], row["setting"])} for row in left_out]

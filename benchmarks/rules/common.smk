@@ -32,6 +32,7 @@ DIVISIONS = AUDITED + [
 # Folds of the audit of all methods
 FOLDS = range(1, config["audit"]["n_folds"] + 1)
 MADE_RARE = config["augment"]["made_rare"]
+FEW_DONORS = {name: dataset or {} for name, dataset in config["few_donors"]["datasets"].items()}
 DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | HALVED | COARSE
 HELD_OUT = {name: dataset for name, dataset in DESCRIBED.items() if "hold_out" in dataset}
 METHODS = {name: {"model": name} | (method or {}) for name, method in config["methods"].items()}

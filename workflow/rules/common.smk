@@ -14,7 +14,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 
-# The sentences in which settings are rejected: rejection(), split_rejection() and unknown_setting()
+# The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection(), unknown_setting()
 include: "../../bdm/validation.py"
 
 
@@ -131,7 +131,7 @@ def check(config, *, set_default):
 
 
 def check_beyond_schema(name, dataset):
-    """Reject what a JSON schema allows: numbers that are not finite, and a split that leaves no training cells."""
+    """Reject what a JSON schema allows: numbers that are not finite, settings that contradict each other."""
     problems = [
         (f"{section}.{key}", rejection(key, value, {"type": "number"}))
         for section in SECTIONS
@@ -139,7 +139,9 @@ def check_beyond_schema(name, dataset):
         if isinstance(value, float)
     ]
     split = dataset["prepare"]["validation"], dataset["prepare"]["test"]
-    for place, problem in [*problems, ("prepare", split_rejection(*split))]:
+    problems.append(("prepare", split_rejection(*split)))
+    problems.append(("prepare", donors_rejection(dataset["prepare"]["min_donors"], dataset["donor_key"])))
+    for place, problem in problems:
         if problem:
             raise WorkflowError(
                 f"Configuration, datasets.{name}.{place}: {problem} All keys are described in config/README.md."

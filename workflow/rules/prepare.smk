@@ -41,6 +41,7 @@ rule prepare:
         min_genes_per_cell=setting("prepare/min_genes_per_cell"),
         min_cells_per_gene=setting("prepare/min_cells_per_gene"),
         min_cells_per_type=setting("prepare/min_cells_per_type"),
+        min_donors=setting("prepare/min_donors"),
         validation=setting("prepare/validation"),
         test=setting("prepare/test"),
         seed=lookup(within=settings, dpath="seed"),
@@ -63,6 +64,7 @@ rule prepare:
         " --min-genes-per-cell {params.min_genes_per_cell}"
         " --min-cells-per-gene {params.min_cells_per_gene}"
         " --min-cells-per-type {params.min_cells_per_type}"
+        " --min-donors {params.min_donors}"
         " --validation {params.validation}"
         " --test {params.test}"
         " {params.license}"

@@ -1,0 +1,92 @@
+"""Show what attacks find in cells of models without sub-populations of few donors, and what it costs."""
+
+from pathlib import Path
+
+import pandas as pd
+import typer
+from as_text import markdown, over_seeds
+from audit_table import areas
+
+from bdm.audit.results import CHANCE, COPIES, GENERATED, TABLES
+from bdm.audit.verdict import ATTACKS, ON_MODEL
+
+KEYS = ["data", "min_donors"]
+POPULATIONS = {
+    "n_populations": "populations",
+    "n_of_one_donor": "of one donor",
+    "share_of_one_donor": "share of cells in these",
+    "fewest_donors": "fewest donors in effect",
+}
+SCORES = {"forest_auc": "forest AUC", "fold_change_correlation": "r of log fold changes", "f1": "F1"}
+TEXT = """# Sub-populations of few donors
+
+`min_donors` is the least number of donors in effect, of a cell type and of a sub-population. Numbers are means over
+the folds of an audit, with the smallest and the largest value.
+
+## Populations
+
+Populations of the members' cells; those of one donor have fewer than two in effect, so more than half of their cells
+are of one.
+
+{populations}
+
+## AUC of donors in generated cells
+
+{attacks}
+
+## AUC of donors by cell type, of the best attack
+
+{by_type}
+
+## Fidelity
+
+Cells are compared with cells of donors that no model was fitted to; the floor is real cells of the members.
+
+{fidelity}
+"""
+
+
+def of_folds(audits: list[Path]) -> pd.DataFrame:
+    """Join the scores of all folds, ``DATA/SEED/scores/MIN_DONORS.csv``."""
+    keys = [{"data": path.parts[-4], "min_donors": int(path.name)} for path in audits]
+    paths = [path.parents[1] / "scores" / f"{path.name}.csv" for path in audits]
+    return pd.concat([pd.read_csv(path).assign(**key) for path, key in zip(paths, keys, strict=True)])
+
+
+def attacks(audits: list[Path]) -> pd.DataFrame:
+    """Areas of donors in generated cells: a row for each fold and attack."""
+    found = areas(audits)
+    of_cells = found[(found["level"] == "donor") & ~found["method"].isin([COPIES, CHANCE])]
+    return of_cells.astype({"method": int}).rename(columns={"method": "min_donors"})
+
+
+def best_by_type(audits: list[Path]) -> pd.DataFrame:
+    """Area of the best attack on each cell type: a row for each audit."""
+    rows = []
+    for path in audits:
+        table = pd.read_csv(path / TABLES["by_label"])
+        table = table[(table["set"] == GENERATED) & ~table["attack"].isin(ON_MODEL)]
+        best = table.groupby("cell_type")["auc_of_donors"].max().map("{:.2f}".format)
+        rows.append({"data": path.parts[-4], "min_donors": int(path.name), **best})
+    return pd.DataFrame(rows).set_index(KEYS)
+
+
+def main(out: Path, text: Path, audits: list[Path]) -> None:
+    """Write the table of all folds, and its overview as Markdown."""
+    scores, found = of_folds(audits), attacks(audits)
+    generated = scores[scores["set"] == GENERATED]
+    wide = found.pivot_table(index=[*KEYS, "fold"], columns="attack", values="auc").reset_index()
+    scores.merge(wide, on=[*KEYS, "fold"], how="left").to_csv(out, index=False, float_format="%.5f")
+    by_attack = wide.groupby(KEYS)[[name for name in ATTACKS if name in wide]].agg(over_seeds).rename(columns=ATTACKS)
+    by_set = scores.groupby([*KEYS, "set"], sort=False)[list(SCORES)].agg(over_seeds).rename(columns=SCORES)
+    tables = {
+        "populations": generated.groupby(KEYS)[list(POPULATIONS)].agg(over_seeds).rename(columns=POPULATIONS),
+        "attacks": by_attack,
+        "by_type": best_by_type(audits),
+        "fidelity": by_set,
+    }
+    text.write_text(TEXT.format(**{name: markdown(table) for name, table in tables.items()}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

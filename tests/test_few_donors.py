@@ -1,0 +1,122 @@
+"""No cell type and no sub-population of too few donors."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.autoencoder.fit import fit_autoencoder
+from bdm.autoencoder.sub_populations import classify
+from bdm.cli import app
+from bdm.data.filters import effective_donors
+from bdm.data.prepare import prepare
+from bdm.errors import InputError
+from bdm.settings import AutoencoderSettings, PrepareSettings
+
+N_GENES, N_DONORS = 120, 8
+FEWEST = 4
+QUICK = AutoencoderSettings(n_latent=8, n_steps=120, sub_populations="auto")
+
+
+def cells_with_a_clone(seed: int = 0, *, n_cells: int = 60, n_clone: int = 80) -> AnnData:
+    """Cells of two types and eight donors; the first donor has more cells of type ``b``, with other expression."""
+    rng = np.random.default_rng(seed)
+    donor = np.concatenate([np.tile(np.arange(N_DONORS), n_cells), np.zeros(n_clone, dtype=int)])
+    cell_type = np.where(np.arange(len(donor)) // N_DONORS % 2, "a", "b")
+    clone = np.arange(len(donor)) >= N_DONORS * n_cells
+    cell_type[clone] = "b"
+    genes = np.arange(N_GENES)
+    of_types = np.where((cell_type == "a")[:, None] & (genes % 3 == 0), 4, 1)
+    of_clone = np.where(clone[:, None] & (genes < 40), 6, 1)
+    mean = (rng.gamma(1, 1, N_GENES) + 0.3) * of_types * of_clone
+    counts = rng.poisson(500 * mean / mean.sum(axis=1, keepdims=True))
+    obs = pd.DataFrame({"cell_type": cell_type, "donor": [f"d{number}" for number in donor], "clone": clone})
+    return AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs.set_index(obs.index.map("cell {}".format)))
+
+
+def settings(**changes) -> PrepareSettings:
+    return PrepareSettings(**{"donor_key": "donor", "genes": "all", "test": 0.0} | changes)
+
+
+def test_donors_are_counted_in_effect():
+    donor = ["x", "y", "z", "w"] + ["x"] * 9 + ["y"] + ["x", "x", "y"]
+    group = ["even"] * 4 + ["one"] * 10 + ["two"] * 3
+    found = effective_donors(pd.Series(group), pd.Series(donor))
+    assert found.to_dict() == pytest.approx({"even": 4, "one": 100 / 82, "two": 9 / 5})
+
+
+def test_a_sub_population_of_one_donor_is_not_formed():
+    """The clone is one where donors do not count; its cells stay in the type."""
+    found = {}
+    for fewest in (1, FEWEST):
+        prepared = prepare(cells_with_a_clone(), settings(min_donors=fewest))
+        fitted = fit_autoencoder(prepared, QUICK, seed=0)
+        found[fewest] = fitted.sub_populations
+    assert found[1].cell_type == ("b", "b")
+    assert len(found[FEWEST]) == 0
+
+
+def parts_of_latents(n_donors: list[int], n_cells: list[int]) -> tuple[torch.Tensor, np.ndarray, pd.Series]:
+    """Latents of cells in parts that lie apart, the part of each, and its donor."""
+    rng = np.random.default_rng(0)
+    part = np.repeat(np.arange(len(n_cells)), n_cells)
+    latent = rng.normal(size=(len(part), 4))
+    latent[np.arange(len(part)), part] += 8
+    donor = np.concatenate([np.arange(number) % n for n, number in zip(n_donors, n_cells, strict=True)])
+    return torch.from_numpy(latent).float(), part, pd.Series(donor)
+
+
+def test_cells_of_a_part_of_few_donors_join_others():
+    latent, part, donor = parts_of_latents([6, 1, 5], [300, 60, 300])
+    how = {"prefix": "T/", "smallest": 30, "donor": donor}
+    assert len(classify("T", latent, part, **how, min_donors=1)) == 3
+    found = classify("T", latent, part, **how, min_donors=4)
+    assert found.names == ("T/1", "T/2")
+    assigned = found.assign("T", latent).numpy()
+    assert (np.bincount(assigned) >= 300).all()
+    assert effective_donors(pd.Series(assigned), donor).min() >= 4
+    assert len(classify("T", latent, part, **how, min_donors=6)) == 0
+
+
+def test_types_of_few_donors_are_left_out(caplog):
+    cells = cells_with_a_clone()
+    cells.obs["cell_type"] = np.where(cells.obs["clone"], "clone", cells.obs["cell_type"])
+    prepared = prepare(cells, settings(min_donors=FEWEST))
+    assert list(prepared.obs["cell_type"].cat.categories) == ["a", "b"]
+    message = "Left out type clone: its cells are of 1.0 donors in effect (one has 100% of them), fewer than 4."
+    assert message in caplog.text
+    left_out = json.loads(prepared.uns["bdm"]["input"])["types_left_out"]
+    assert left_out == [{"cell_type": "clone", "n_cells": 80, "setting": "min_donors"}]
+    assert "clone" in prepare(cells, settings()).obs["cell_type"].cat.categories
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"donor_key": None, "min_donors": 5}, r"^min_donors is 5, but donors are not known; name their column"),
+        ({"min_donors": 0}, "min_donors is 0, but must be at least 1"),
+        (
+            {"min_donors": 9},
+            r"^fewer than two of 2 cell types have cells of 9 donors or more in effect \(the most are 8.0\); give",
+        ),
+        (
+            {"min_donors": 9, "label_key": None},
+            r"^the cells are of 7.0 donors in effect, fewer than 9; give cells of more donors, or lower `min_donors=`",
+        ),
+    ],
+)
+def test_bad_input(changes, message):
+    with pytest.raises(InputError, match=message):
+        prepare(cells_with_a_clone(), settings(**changes))
+
+
+def test_command_has_the_option_and_writes_nothing(tmp_path):
+    cells_with_a_clone().write_h5ad(tmp_path / "cells.h5ad")
+    arguments = ["prepare", str(tmp_path / "cells.h5ad"), str(tmp_path / "out.h5ad"), "--min-donors", "5"]
+    with pytest.raises(InputError, match="donors are not known"):
+        app(arguments, standalone_mode=False)
+    assert not (tmp_path / "out.h5ad").exists()
