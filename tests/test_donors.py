@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from bdm.donors.composition import LARGEST, dirichlet_parameters, fit_compositio
 from bdm.donors.pseudobulk import group_cells, pseudobulks
 from bdm.donors.variance import certainty, donor_variance
 from bdm.errors import InputError
+from bdm.model.card import model_card
 from bdm.seeds import numpy_generator
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4
@@ -157,6 +159,7 @@ def test_model_learns_donors_and_keeps_them(donor_model, tmp_path):
     assert f"| donors | {N_DONORS}, in the column `donor` |" in card
     assert f"composition and number of cells ({N_DONORS} donors, standard deviation of log expression 0." in card
     assert "the donors that `bdm simulate` draws are new" in card
+    assert "in each population" not in card
     again = BranchedDiffusion.load(tmp_path / "model").model.donors
     drawn, repeated = (of.sample(3, numpy_generator(0, "donors")) for of in (donors, again))
     np.testing.assert_array_equal(drawn.log_expression("type0"), repeated.log_expression("type0"))
@@ -248,6 +251,15 @@ def test_donors_that_cannot_be_learned_are_rejected(change, keys, message, small
     cells.obs = cells.obs.assign(**(change or {}))
     with pytest.raises(InputError, match=re.escape(message)):
         BranchedDiffusion(cells, settings=small_settings, **keys)
+
+
+def test_card_has_the_least_number_of_donors(donor_model):
+    """Of each cell type and sub-population, if there is one."""
+    autoencoder = donor_model.model.autoencoder
+    record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"min_donors": 5}}
+    model = replace(donor_model.model, autoencoder=replace(autoencoder, provenance=record))
+    row = f"| donors | {N_DONORS}, in the column `donor`; in effect 5 or more in each population of the fit |"
+    assert row in model_card(model)
 
 
 def test_commands_learn_donors_and_name_few(tmp_path, caplog):

@@ -49,13 +49,15 @@ def test_donors_are_counted_in_effect():
     assert found.to_dict() == pytest.approx({"even": 4, "one": 100 / 82, "two": 9 / 5})
 
 
-def test_a_sub_population_of_one_donor_is_not_formed():
-    """The clone is one where donors do not count; its cells stay in the type."""
-    found = {}
+def test_a_sub_population_of_one_donor_is_not_formed(caplog):
+    """The clone is one where donors do not count, and is named; its cells stay in the type otherwise."""
+    found, named = {}, {}
     for fewest in (1, FEWEST):
         prepared = prepare(cells_with_a_clone(), settings(min_donors=fewest))
-        fitted = fit_autoencoder(prepared, QUICK, seed=0)
-        found[fewest] = fitted.sub_populations
+        caplog.clear()
+        found[fewest] = fit_autoencoder(prepared, QUICK, seed=0).sub_populations
+        named[fewest] = "more than half of their cells of one donor: b/2 (100%); to form none" in caplog.text
+    assert named == {1: True, FEWEST: False}
     assert found[1].cell_type == ("b", "b")
     assert len(found[FEWEST]) == 0
 

@@ -27,7 +27,7 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
-from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
+from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of
 from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import fewest_donors
 from bdm.seeds import derive
@@ -215,6 +215,7 @@ def fit_autoencoder(
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
     network, found, cells = with_sub_populations(network, objective, finer, cell_types)
+    hint_at_donors(cells.obs, found)
     none = Adapters.of_shared(network, (), ())
     rows = (*cell_types, *found.names)
     adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)

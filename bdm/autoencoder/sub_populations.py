@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from bdm.data.filters import effective_donors
+from bdm.text import abbreviated
+
+logger = logging.getLogger(__name__)
 
 FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the mean of its type, in prior deviations
 
@@ -179,6 +183,26 @@ def classify(
             return found
         del parts[int(n_donors.argmin())]
     return SubPopulations.none(mean.shape[1])
+
+
+def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
+    """Name the sub-populations with more than half of their cells of one donor, if donors are known.
+
+    Parameters
+    ----------
+    obs
+        Columns of the cells, with ``sub_population``.
+    """
+    if "donor" not in obs or not len(found):
+        return
+    share = pd.crosstab(obs["sub_population"], obs["donor"].astype(str), normalize="index").max(axis=1)
+    of_one = [f"{name} ({share[name]:.0%})" for name in found.names if share.get(name, 0) > 1 / 2]
+    if of_one:
+        logger.warning(
+            "Sub-populations with more than half of their cells of one donor: %s; to form none, prepare the cells with "
+            "`min_donors=5`.",
+            abbreviated(of_one, n_shown=5),
+        )
 
 
 def normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:

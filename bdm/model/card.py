@@ -134,9 +134,10 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     added = [extension.name for extension in model.extensions]
     given_tree = model.hierarchy.provenance.get("ontology", "given by the user")
     tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
-    n_donors, donors = number_of_donors(model), ""
+    n_donors, least, donors = number_of_donors(model), keys.get("min_donors", 1), ""
     if n_donors:
-        donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}"
+        of_each = f"; in effect {least:,} or more in each population of the fit" if least > 1 else ""
+        donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         "genes": f"{len(model.autoencoder.genes):,}",
