@@ -34,7 +34,9 @@ are of one.
 
 {attacks}
 
-## AUC of donors by cell type, of the best attack
+## AUC by cell type, of the best attack
+
+Of donors, with their cells of the type, and of single cells.
 
 {by_type}
 
@@ -61,13 +63,13 @@ def attacks(audits: list[Path]) -> pd.DataFrame:
 
 
 def best_by_type(audits: list[Path]) -> pd.DataFrame:
-    """Area of the best attack on each cell type: a row for each audit."""
+    """Areas of the best attacks on donors and on cells of each type: a row for each audit."""
     rows = []
     for path in audits:
         table = pd.read_csv(path / TABLES["by_label"])
         table = table[(table["set"] == GENERATED) & ~table["attack"].isin(ON_MODEL)]
-        best = table.groupby("cell_type")["auc_of_donors"].max().map("{:.2f}".format)
-        rows.append({"data": path.parts[-4], "min_donors": int(path.name), **best})
+        best = table.groupby("cell_type")[["auc_of_donors", "auc"]].max().map("{:.2f}".format)
+        rows.append({"data": path.parts[-4], "min_donors": int(path.name), **best.agg("; ".join, axis=1)})
     return pd.DataFrame(rows).set_index(KEYS)
 
 
