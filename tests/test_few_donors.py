@@ -62,6 +62,12 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     assert len(found[FEWEST]) == 0
 
 
+def test_a_column_that_is_not_named_as_the_donors_is_ignored(caplog):
+    prepared = prepare(cells_with_a_clone(), settings(donor_key=None))
+    assert len(fit_autoencoder(prepared, QUICK, seed=0).sub_populations) == 2
+    assert "of one donor" not in caplog.text
+
+
 def parts_of_latents(n_donors: list[int], n_cells: list[int]) -> tuple[torch.Tensor, np.ndarray, pd.Series]:
     """Latents of cells in parts that lie apart, the part of each, and its donor."""
     rng = np.random.default_rng(0)

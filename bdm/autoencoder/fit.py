@@ -29,7 +29,7 @@ from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
 from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of
 from bdm.checkpoint import Checkpoint
-from bdm.data.prepare import fewest_donors
+from bdm.data.prepare import fewest_donors, has_donors
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
 from bdm.threads import Map, threads, using_threads
@@ -215,7 +215,8 @@ def fit_autoencoder(
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
     network, found, cells = with_sub_populations(network, objective, finer, cell_types)
-    hint_at_donors(cells.obs, found)
+    if has_donors(adata):
+        hint_at_donors(cells.obs, found)
     none = Adapters.of_shared(network, (), ())
     rows = (*cell_types, *found.names)
     adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)

@@ -186,15 +186,13 @@ def classify(
 
 
 def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
-    """Name the sub-populations with more than half of their cells of one donor, if donors are known.
+    """Name the sub-populations with more than half of their cells of one donor.
 
     Parameters
     ----------
     obs
-        Columns of the cells, with ``sub_population``.
+        Columns of the cells, with ``sub_population`` and ``donor``.
     """
-    if "donor" not in obs or not len(found):
-        return
     share = pd.crosstab(obs["sub_population"], obs["donor"].astype(str), normalize="index").max(axis=1)
     of_one = [f"{name} ({share[name]:.0%})" for name in found.names if share.get(name, 0) > 1 / 2]
     if of_one:

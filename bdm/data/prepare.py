@@ -223,14 +223,23 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
 
 def gene_names(prepared: AnnData) -> GeneNames:
     """Names and symbols of the genes of prepared cells, with the column of symbols that they were prepared with."""
-    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
-    return GeneNames(prepared.var, settings.get("gene_symbols"))
+    return GeneNames(prepared.var, recorded_settings(prepared).get("gene_symbols"))
+
+
+def has_donors(prepared: AnnData) -> bool:
+    """Whether the donors of prepared cells are known."""
+    return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs
 
 
 def fewest_donors(prepared: AnnData) -> int:
     """Fewest donors of a population of prepared cells, see :func:`bdm.data.filters.effective_donors`."""
-    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
-    return int(settings.get("min_donors", PrepareSettings.min_donors))
+    return int(recorded_settings(prepared).get("min_donors", PrepareSettings.min_donors))
+
+
+def recorded_settings(prepared: AnnData) -> dict[str, Any]:
+    """Give the settings with which cells were prepared; empty if they are not recorded."""
+    found: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checksums import read_checksummed_json
+from bdm.data.prepare import has_donors
 from bdm.donors.composition import DonorComposition, fit_composition
 from bdm.donors.pseudobulk import Groups, group_cells, pseudobulks
 from bdm.donors.variance import FEW, DonorVariance, certainty, donor_variance
@@ -107,12 +107,6 @@ class DonorEffects:
         if any(tuple(found.tensors()[name].shape) != shape for name, shape in expected.items()):
             raise ValueError("effects of donors of other shapes than their cell types ask for")
         return found
-
-
-def has_donors(prepared: ad.AnnData) -> bool:
-    """Whether prepared cells have donors, whose differences are learned."""
-    settings = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
-    return settings.get("donor_key") is not None and "donor" in prepared.obs
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:

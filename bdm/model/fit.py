@@ -12,10 +12,11 @@ import torch
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
+from bdm.data.prepare import has_donors
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import TreeWalk
-from bdm.donors.effects import DonorEffects, fit_donors, has_donors
+from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.taxonomy import Taxonomy
