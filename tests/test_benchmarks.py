@@ -1350,26 +1350,16 @@ def test_populations_of_one_donor_are_counted(cells_of_donors, tmp_path):
     """In models whose members differ so much that each is a population, unless several have to share one."""
     cells = anndata.read_h5ad(cells_of_donors)
     audits = [tmp_path / f"blood/0/audits/{fewest}" for fewest in (1, 3)]
-    small = ["--n-latent", 6, "--autoencoder-n-steps", 150, "--min-cells-per-sub-population", 12]
-    small += [
-        "--sub-populations",
-        4,
-        "--denoiser-n-steps",
-        20,
-        "--width",
-        8,
-        "--n-bootstrap",
-        0,
-        "--n-folds",
-        2,
-        "--cells-only",
-    ]
+    small = (
+        "--n-latent 6 --autoencoder-n-steps 150 --sub-populations 4 --min-cells-per-sub-population 12 --n-bootstrap 0"
+    )
+    small += " --denoiser-n-steps 20 --width 8 --n-folds 2 --cells-only"
     for audit in audits:
         models, scores = (tmp_path / "blood/0" / kind / audit.name for kind in ("models", "scores"))
         record = json.loads(cells.uns["bdm"]["settings"]) | {"min_donors": int(audit.name)}
         cells.uns["bdm"]["settings"] = json.dumps(record)
         cells.write_h5ad(tmp_path / f"{audit.name}.h5ad")
-        command = ["audit", tmp_path / f"{audit.name}.h5ad", audit, "--models", models, *small]
+        command = ["audit", tmp_path / f"{audit.name}.h5ad", audit, "--models", models, *small.split()]
         app([*map(str, command)], standalone_mode=False)
         scores.parent.mkdir(exist_ok=True)
         run("scripts/few_donors_scores.py", command[1], models, f"{scores}.csv", "--n-folds", 2)

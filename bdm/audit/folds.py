@@ -1,6 +1,5 @@
 """Folds of an audit: units, which are donors or cells, divided into members, reference and non-members."""
 
-import json
 import logging
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ from bdm.audit.settings import AuditSettings
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
+from bdm.data.prepare import recorded_settings
 from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import PrepareSettings
@@ -224,8 +224,7 @@ def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: 
     """
     cells = take_cells(prepared, fold.rows(part))
     cells.uns["bdm"] = dict(prepared.uns["bdm"])
-    record = json.loads(prepared.uns["bdm"].get("settings", "{}"))
-    validation = record.get("validation", PrepareSettings().validation)
+    validation = recorded_settings(prepared).get("validation", PrepareSettings().validation)
     split = split_by_type(cells.obs["cell_type"], validation=validation, test=0.0, seed=derive(seed, "split", part))
     cells.obs = without_unused_categories(cells.obs.assign(split=split))
     return cells

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.data.filters import effective_donors
+from bdm.data.filters import effective_donors, largest_shares
 from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:
     obs
         Columns of the cells, with ``sub_population`` and ``donor``.
     """
-    share = pd.crosstab(obs["sub_population"], obs["donor"].astype(str), normalize="index").max(axis=1)
+    share = largest_shares(obs["sub_population"], obs["donor"])
     of_one = [f"{name} ({share[name]:.0%})" for name in found.names if share.get(name, 0) > 1 / 2]
     if of_one:
         logger.warning(

@@ -112,9 +112,21 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
     -------
     Number by group.
     """
-    n_cells = pd.crosstab(group.to_numpy(), donor.astype(str).to_numpy())
+    n_cells = cells_of_donors(group, donor)
     number: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
     return number
+
+
+def largest_shares(group: pd.Series, donor: pd.Series) -> pd.Series:
+    """Give the share of the cells of each group that are of the donor who has most of them."""
+    n_cells = cells_of_donors(group, donor)
+    share: pd.Series = n_cells.max(axis=1) / n_cells.sum(axis=1)
+    return share
+
+
+def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
+    """Count the cells of each donor (columns) in each group."""
+    return pd.crosstab(group.to_numpy(), donor.astype(str).to_numpy())
 
 
 def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
@@ -142,13 +154,13 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
             f"fewer than two of {len(number)} cell types have cells of {min_donors} donors or more in effect (the most "
             f"are {number.max():.1f}); {remedy}."
         )
+    share = largest_shares(obs["cell_type"], obs["donor"])
     for name, n_donors in few.items():
-        share = obs.loc[obs["cell_type"] == name, "donor"].value_counts(normalize=True).iloc[0]
         logger.warning(
             "Left out type %s: its cells are of %.1f donors in effect (one has %.0f%% of them), fewer than %d.",
             name,
             n_donors,
-            100 * share,
+            100 * share[name],
             min_donors,
         )
     return obs[~obs["cell_type"].isin(few.index)]

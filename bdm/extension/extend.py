@@ -29,7 +29,7 @@ from bdm.model.fit import check_collapse, fit
 from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
 from bdm.schema import StageSettings
 from bdm.seeds import population_weight
-from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings
+from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings, PrepareSettings
 from bdm.threads import using_threads
 
 FEWEST_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
@@ -130,7 +130,7 @@ def extend(
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
     decoder = fitted_decoder(first, cells, autoencoder, settings, least_gain=MIN_GAIN, seed=seed)
     of_autoencoder = known_settings(AutoencoderSettings, autoencoder.provenance)
-    if model.preparation.get("min_donors", 1) > 1:  # which cannot be told of the new cells
+    if model.preparation.get("min_donors", PrepareSettings.min_donors) > 1:  # donors of the new cells are not known
         of_autoencoder = replace(of_autoencoder, sub_populations="none")
     taken = {*taken, *model.cell_types, *model.hierarchy.by_name}
     found = find_populations(cells, decoder, autoencoder, of_autoencoder, taken=taken, seed=seed)

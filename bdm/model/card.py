@@ -23,6 +23,7 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel, model_checksum, save_model
 from bdm.model.protection import is_protected, number_of_donors
+from bdm.settings import PrepareSettings
 from bdm.text import abbreviated, counted, listed, printable
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
@@ -134,7 +135,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     added = [extension.name for extension in model.extensions]
     given_tree = model.hierarchy.provenance.get("ontology", "given by the user")
     tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
-    n_donors, least, donors = number_of_donors(model), keys.get("min_donors", 1), ""
+    n_donors, least, donors = number_of_donors(model), keys.get("min_donors", PrepareSettings.min_donors), ""
     if n_donors:
         of_each = f"; in effect {least:,} or more in each population of the fit" if least > 1 else ""
         donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"

@@ -69,6 +69,12 @@ def areas(audits: list[Path]) -> pd.DataFrame:
     return pd.concat([table[~of_none], table[of_none]], ignore_index=True)
 
 
+def donors_found(audits: list[Path]) -> pd.DataFrame:
+    """Join the areas of donors in generated cells of all audits: a row for each fold, method and attack."""
+    found = areas(audits)
+    return found[(found["level"] == "donor") & ~found["method"].isin([COPIES, CHANCE])]
+
+
 def scores(audits: list[Path]) -> pd.DataFrame:
     """Join the scores of all cells, ``DATA/SEED/scores.csv``."""
     paths = list(dict.fromkeys(path.parents[1] / "scores.csv" for path in audits))

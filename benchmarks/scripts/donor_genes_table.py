@@ -4,9 +4,7 @@ from pathlib import Path
 
 import typer
 from as_text import markdown
-from audit_table import areas, shown
-
-from bdm.audit.results import CHANCE, COPIES
+from audit_table import donors_found, shown
 
 TEXT = """# Audits without the genes in which donors differ most
 
@@ -19,8 +17,7 @@ largest value.
 
 def main(out: Path, text: Path, audits: list[Path]) -> None:
     """Write the areas of all folds of the audits ``DATA/SEED/audits/SHARE``, and their overview as Markdown."""
-    found = areas(audits)
-    of_cells = found[(found["level"] == "donor") & ~found["method"].isin([COPIES, CHANCE])].astype({"method": float})
+    of_cells = donors_found(audits).astype({"method": float})
     table = of_cells.rename(columns={"method": "share"})[["data", "seed", "share", "fold", "attack", "auc"]]
     table.to_csv(out, index=False, float_format="%.5f")
     overview = markdown(shown(of_cells).rename_axis(["data", "share"]))

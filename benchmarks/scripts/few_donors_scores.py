@@ -26,7 +26,7 @@ TWO = 2.0  # donors in effect: a population of fewer has more than half of its c
 
 
 def of_one_donor(model: BranchedModel, division: Division, rows: np.ndarray) -> dict[str, float]:
-    """Count the populations of a model, those with more than half of their cells of one donor, and their cells."""
+    """Count the populations of a model, those of fewer than two donors in effect, and their cells."""
     members = take_cells(division.cells, rows)
     population = pd.Series(populations_of_cells(members, model.autoencoder))
     n_donors = effective_donors(population, members.obs["donor"])

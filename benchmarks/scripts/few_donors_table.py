@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 import typer
 from as_text import markdown, over_seeds
-from audit_table import areas
+from audit_table import donors_found, shown
 
-from bdm.audit.results import CHANCE, COPIES, GENERATED, TABLES
-from bdm.audit.verdict import ATTACKS, ON_MODEL
+from bdm.audit.results import GENERATED, TABLES
+from bdm.audit.verdict import ON_MODEL
 
 KEYS = ["data", "min_donors"]
 POPULATIONS = {
@@ -55,13 +55,6 @@ def of_folds(audits: list[Path]) -> pd.DataFrame:
     return pd.concat([pd.read_csv(path).assign(**key) for path, key in zip(paths, keys, strict=True)])
 
 
-def attacks(audits: list[Path]) -> pd.DataFrame:
-    """Areas of donors in generated cells: a row for each fold and attack."""
-    found = areas(audits)
-    of_cells = found[(found["level"] == "donor") & ~found["method"].isin([COPIES, CHANCE])]
-    return of_cells.astype({"method": int}).rename(columns={"method": "min_donors"})
-
-
 def best_by_type(audits: list[Path]) -> pd.DataFrame:
     """Areas of the best attacks on donors and on cells of each type: a row for each audit."""
     rows = []
@@ -75,15 +68,15 @@ def best_by_type(audits: list[Path]) -> pd.DataFrame:
 
 def main(out: Path, text: Path, audits: list[Path]) -> None:
     """Write the table of all folds, and its overview as Markdown."""
-    scores, found = of_folds(audits), attacks(audits)
+    scores, found = of_folds(audits), donors_found(audits).astype({"method": int})
     generated = scores[scores["set"] == GENERATED]
-    wide = found.pivot_table(index=[*KEYS, "fold"], columns="attack", values="auc").reset_index()
+    by_fold = found.rename(columns={"method": "min_donors"})
+    wide = by_fold.pivot_table(index=[*KEYS, "fold"], columns="attack", values="auc").reset_index()
     scores.merge(wide, on=[*KEYS, "fold"], how="left").to_csv(out, index=False, float_format="%.5f")
-    by_attack = wide.groupby(KEYS)[[name for name in ATTACKS if name in wide]].agg(over_seeds).rename(columns=ATTACKS)
     by_set = scores.groupby([*KEYS, "set"], sort=False)[list(SCORES)].agg(over_seeds).rename(columns=SCORES)
     tables = {
         "populations": generated.groupby(KEYS)[list(POPULATIONS)].agg(over_seeds).rename(columns=POPULATIONS),
-        "attacks": by_attack,
+        "attacks": shown(found).rename_axis(KEYS),
         "by_type": best_by_type(audits),
         "fidelity": by_set,
     }
