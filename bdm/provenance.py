@@ -14,7 +14,7 @@ PACKAGES = ("anndata", "numpy", "scanpy", "torch")
 def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
     """Record of how a result was made: versions, seed, and the given facts."""
     packages = {name: version(name) for name in PACKAGES}
-    return {"version": __version__, "packages": packages, "seed": seed, **facts}
+    return {"version": __version__, "packages": packages, "seed": int(seed), **facts}
 
 
 def storable(record: dict[str, Any]) -> dict[str, Any]:

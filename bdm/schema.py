@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from inspect import isclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
@@ -176,7 +177,25 @@ class StageSettings:
     def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
             if setting.nested is None and not is_dataclass(setting.type):
-                setting.check(getattr(self, setting.name))
+                value = getattr(self, setting.name)
+                setting.check(value)
+                object.__setattr__(self, setting.name, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """Give a value with the numbers of Python in place of those of NumPy, which JSON does not have."""
+    match value:
+        case bool():
+            return value
+        case Integral():
+            return int(value)
+        case Real():
+            return float(value)
+        case tuple():
+            return tuple(map(plain, value))
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:

@@ -29,8 +29,12 @@ from bdm.audit.verdict import ATTACKS, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.generation.audited import AuditedModels, audit_models
+from bdm.generation.audited import AuditedModels, audit_models, identity, tree_of
+from bdm.hierarchy.files import from_newick
+from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import model_card
+from bdm.model.model import load_model
 from bdm.plotting.audit import audit_figure
 from bdm.report.audit import ShownAudit, command, summary
 from bdm.report.page import environment
@@ -278,6 +282,22 @@ def test_permutations_have_the_spread_of_the_rank_sum():
     assert null.std() == pytest.approx(spread_of_auc(10, 10) / np.sqrt(2), rel=0.06)
 
 
+def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):
+    settings = AuditSettings(n_folds=3)
+    whole = audit_folds(divide(prepared, settings, seed=0), settings, fresh(seed=3), seed=0)
+    rng = np.random.default_rng(0)
+    scores = whole.scores.assign(**{"generated/bound": rng.normal(size=len(whole.scores)).astype(np.float32)})
+    complete = Audit(scores, whole.record).verdict
+    of_one_fold = Audit(scores.assign(**{"generated/bound": scores["generated/bound"].where(scores["fold"] == 2)}), {})
+    partial = replace(of_one_fold, record=whole.record)
+    assert partial.attacks_on_units.loc[("generated", "bound"), "n_folds"] == 1
+    p_values = [{one.attack: one.p_value for one in of.findings} for of in (complete, partial.verdict)]
+    assert p_values[1].keys() == p_values[0].keys()
+    assert p_values[1]["density_ratio"] == pytest.approx(p_values[0]["density_ratio"], abs=0.15)
+    assert not partial.verdict.found
+    assert complete.limit < partial.verdict.limit < 1
+
+
 def test_verdict_counts_the_best_of_all_attacks():
     null = np.random.default_rng(0).normal(0.5, 0.1, size=(1000, 2))
     verdict = verdict_of({"nearest": 0.69, "bound": 0.9}, null, n_units=(9, 10), n_folds=3, unit="donor")
@@ -320,6 +340,42 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
         audit_models(division, settings, other)
 
 
+def test_models_of_other_counts_are_not_reused(prepared, tmp_path):
+    models = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=3)
+    settings = AuditSettings(n_folds=1, cells_only=True)
+    audit_models(divide(prepared, settings, seed=3), settings, models)
+    other = prepared.copy()
+    other.X = other.X[::-1].copy()
+    with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
+        audit_models(divide(other, settings, seed=3), settings, models)
+
+
+def test_checksums_of_models_do_not_depend_on_the_order_of_sets(prepared):
+    fold = divide(prepared, TWO_FOLDS, seed=0).folds[0]
+    groups = [{"all": of({*TYPES}), "one": of({TYPES[0]})} for of in (frozenset, lambda names: sorted(names)[::-1])]
+    shapes = [AuditedModels(fit=SMALL, tree=Taxonomy(of)) for of in groups]
+    assert identity(prepared, fold, MEMBERS, shapes[0]) == identity(prepared, fold, MEMBERS, shapes[1])
+
+
+def test_a_tree_loses_the_types_that_are_too_rare(prepared, tmp_path):
+    cells = prepared.copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.add_categories(["NK_cell", "rare"])
+    cells.obs.loc[cells.obs_names[::3], "cell_type"] = "NK_cell"
+    cells.obs.loc[cells.obs_names[:4], "cell_type"] = "rare"
+    settings = AuditSettings(n_folds=1, cells_only=True)
+    division = divide(cells, settings, seed=0)
+    assert division.left_out == ("rare",)
+    tree = from_newick("((rare,B cell),(NK cell,T cell));")
+    left = without_leaves(match_leaves(tree, ["B cell", "NK_cell", "T cell", "rare"]), ["rare"])
+    assert left == tree_of(division, tree) == from_nested(["B cell", ["NK_cell", "T cell"]])
+    models = AuditedModels(fit=SMALL, tree=tree, folder=tmp_path)
+    audit = audit_models(division, settings, models)
+    assert audit.record["tree_given"]
+    assert load_model(tmp_path / "fold-1" / MEMBERS).hierarchy.given
+    with pytest.raises(InputError, match=r"^The tree lacks 'rare'"):
+        audit_models(division, settings, replace(models, tree=left))
+
+
 def test_python_audits_as_the_command_does(prepared, tmp_path):
     cells = ad.AnnData(prepared.X, obs=prepared.obs[["cell_type", "donor"]], var=prepared.var)
     settings = Settings(**vars(SMALL), prepare=PrepareSettings(genes="all", min_cells_per_gene=0))
@@ -350,6 +406,10 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         ({"generator": "files"}, "of another generator"),
         ({"fit": {**audit.record["fit"], "denoiser": {"width": 5}}}, "width is 5, and 16 in this model"),
         ({"prepare": {**audit.record["prepare"], "n_genes": 3}}, "n_genes is 3, and 2000 in this model"),
+        ({"prepare": {**audit.record["prepare"], "min_donors": 3}}, "min_donors is 3, and 1 in this model"),
+        ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
+        ({"fit": {**audit.record["fit"], "hierarchy": {"flat": True}}}, "flat is True, and False in this model"),
+        ({"tree_given": True}, r"tree is given, and not given in this model"),
     ):
         with pytest.raises(InputError, match=message):
             model.card(audit=Audit(audit.scores, {**audit.record, **record}))
@@ -430,6 +490,7 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
         ([*given, "--width=16"], "are for models of bdm"),
         ([*given, "--fold=3"], "is none of 2 folds"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
+        (["--models", tmp_path / "audit/models"], "is in the folder of the audit, .* which is replaced as a whole"),
     ):
         with pytest.raises(InputError, match=message):
             run(*arguments, *options)

@@ -186,6 +186,11 @@ def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
     for name in ("real.h5ad", "example.h5ad"):
         with pytest.raises(InputError, match=f"{name} has other cells than those of bdm generate"):
             GeneratedFile.read(tmp_path / name, model, checksum=checksum)
+    to, before = model.cell_types[:2]
+    paths = str(tmp_path / "real.h5ad"), str(tmp_path / "new.h5ad")
+    app(["transmute", str(saved), *paths, "--to", to, "--from", before], standalone_mode=False)
+    with pytest.raises(InputError, match=r"new\.h5ad has other cells than those of bdm generate"):
+        GeneratedFile.read(tmp_path / "new.h5ad", model, checksum=checksum)
     app(
         ["generate", str(saved), str(tmp_path / "part.h5ad"), "--cells", "3", "--part", "1-of-2"], standalone_mode=False
     )

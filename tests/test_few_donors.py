@@ -102,6 +102,26 @@ def test_types_of_few_donors_are_left_out(caplog):
     assert "clone" in prepare(cells, settings()).obs["cell_type"].cat.categories
 
 
+def test_donors_of_test_cells_only_are_not_counted(caplog):
+    cells = cells_with_a_clone(n_clone=0)
+    two_each = cells.obs[cells.obs["cell_type"] == "a"].groupby("donor").head(2).index  # of eight donors
+    cells.obs.loc[two_each, "cell_type"] = "few"
+    prepared = [prepare(cells, settings(min_donors=7, test=test)) for test in (0.0, 0.4)]
+    assert ["few" in of.obs["cell_type"].cat.categories for of in prepared] == [True, False]
+    assert "Left out type few: its cells are of" in caplog.text
+
+
+def test_donors_are_counted_again_without_cells_that_have_no_counts():
+    cells = cells_with_a_clone(n_clone=0)
+    gone = cells.obs_names[(cells.obs["donor"] == "d3") & (cells.obs["cell_type"] == "a")]
+    without = cells.X.toarray()
+    without[cells.obs_names.get_indexer(gone), :60] = 0
+    cells.X = sparse.csr_matrix(without)
+    listed = tuple(cells.var_names[:60])
+    with pytest.raises(InputError, match=r"^the cells of type 'a' with counts of the chosen genes are of 7.00 donors"):
+        prepare(cells, settings(min_donors=N_DONORS, genes=listed))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -209,6 +209,14 @@ def test_a_type_of_few_donors_is_rejected_before_any_work():
         fitted("careful", cells.copy())
 
 
+def test_too_few_members_of_a_fold_are_rejected_before_any_work(caplog):
+    caplog.set_level(logging.INFO)
+    model = BranchedDiffusion(cells_of_donors(), settings=settings_with("careful"))
+    with pytest.raises(InputError, match=r"^Among the members of fold 1, cell type .* needs 5; an audit fits each"):
+        model.audit()
+    assert "training" not in caplog.text
+
+
 def test_differential_privacy_is_refused_in_a_sentence():
     with pytest.raises(
         InputError, match=r"privacy is 'dp', which is not offered: .* donors; choose 'careful' or 'none'\."

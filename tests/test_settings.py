@@ -1,10 +1,12 @@
 """Settings are described once: Python, the command line and the configuration take and reject the same values."""
 
 import inspect
+import json
 import re
 import sys
 from dataclasses import MISSING, fields, replace
 
+import numpy as np
 import pytest
 import yaml
 from test_workflow import ROOT, demo_config, dry_run
@@ -15,6 +17,7 @@ from bdm.cli import app, main
 from bdm.configuration import schema
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS
+from bdm.provenance import provenance
 from bdm.schema import StageSettings, options_of, settings_of
 from bdm.settings import (
     AutoencoderSettings,
@@ -169,3 +172,10 @@ def test_defaults_are_within_their_bounds_and_can_be_replaced(kind):
     assert replace(settings) == settings
     for setting in settings_of(kind):
         assert setting.default == getattr(settings, setting.name)
+
+
+def test_numbers_of_numpy_are_numbers_of_python():
+    settings = AutoencoderSettings(n_latent=np.int64(4), learning_rate=np.float32(0.5))
+    assert (type(settings.n_latent), type(settings.learning_rate)) == (int, float)
+    assert type(PrepareSettings(min_donors=np.int32(2)).min_donors) is int
+    assert json.loads(json.dumps(provenance(seed=np.int64(1))))["seed"] == 1

@@ -98,7 +98,7 @@ class Audit:
             means = of[["auc", "true_positives"]].mean()
             rows.append(
                 {**dict(zip(ROW, key, strict=True)), "auc": means["auc"], "low": low, "high": high}
-                | {"true_positives": means["true_positives"], "n_folds": len(of)}
+                | {"true_positives": means["true_positives"], "n_folds": int(of["auc"].notna().sum())}
             )
         return pd.DataFrame(rows)
 

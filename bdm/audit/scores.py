@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score, roc_curve
 
 FALSE_POSITIVES = 0.01
@@ -66,25 +65,27 @@ def curves(table: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, float
 def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
     """Compute areas under ROC curves after permutations of membership among the units of each fold.
 
-    All scores of a unit stay together, so that the areas of several attacks depend on each other as they do.
+    All scores of a unit stay together, so that the areas of several attacks depend on each other as they do. As in
+    :func:`curves`, units without a score do not count.
 
     Returns
     -------
-    Permutations x scores: means over folds.
+    Permutations x scores: means over the folds that have the score.
     """
     rng = np.random.default_rng(seed)
     folds = [of for _, of in units.groupby("fold", sort=True)]
-    areas = np.zeros((n_permutations, len(columns)))
-    for of in folds:
-        ranks = np.stack([rankdata(of[name].fillna(of[name].mean())) for name in columns], axis=1)
-        member = of["member"].to_numpy() > 0
-        n_members = int(member.sum())
-        n_others = len(member) - n_members
-        for row in range(n_permutations):
-            chosen = rng.permutation(len(member))[:n_members]
-            total = ranks[chosen].sum(axis=0)
-            areas[row] += (total - n_members * (n_members + 1) / 2) / (n_members * n_others)
-    return areas / len(folds)
+    areas = np.full((len(folds), n_permutations, len(columns)), np.nan)
+    for of, of_fold in zip(folds, areas, strict=True):
+        known = of[columns].notna().to_numpy()
+        ranks = of[columns].rank().fillna(0).to_numpy()
+        n_members = int((of["member"] > 0).sum())
+        for row in of_fold:
+            chosen = rng.permutation(len(of))[:n_members]
+            found = known[chosen].sum(axis=0)
+            pairs = found * (known.sum(axis=0) - found)
+            above = ranks[chosen].sum(axis=0) - found * (found + 1) / 2
+            np.divide(above, pairs, out=row, where=pairs > 0)
+    return np.asarray(np.nanmean(areas, axis=0))
 
 
 def spread_of_auc(n_members: int, n_others: int) -> float:

@@ -130,10 +130,12 @@ def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
 
 
 def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with cells of fewer than ``min_donors`` donors in effect; ``obs['donor']`` is the donor.
+    """Leave out cell types with cells of fewer than ``min_donors`` donors in effect, not counting test cells.
 
     Parameters
     ----------
+    obs
+        Columns ``cell_type``, ``donor`` and ``split``.
     labelled
         Whether there are labels, without which there is one type.
 
@@ -144,7 +146,8 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
     """
     if min_donors == 1:
         return obs
-    number = effective_donors(obs["cell_type"], obs["donor"])
+    fitted = obs[obs["split"] != "test"]
+    number = effective_donors(fitted["cell_type"], fitted["donor"])
     few = number[number < min_donors]
     remedy = "give cells of more donors, or lower `min_donors=`"
     if not labelled and len(few):
@@ -154,7 +157,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
             f"fewer than two of {len(number)} cell types have cells of {min_donors} donors or more in effect (the most "
             f"are {number.max():.1f}); {remedy}."
         )
-    share = largest_shares(obs["cell_type"], obs["donor"])
+    share = largest_shares(fitted["cell_type"], fitted["donor"])
     for name, n_donors in few.items():
         logger.warning(
             "Left out type %s: its cells are of %.1f donors in effect (one has %.0f%% of them), fewer than %d.",
@@ -182,6 +185,19 @@ def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: 
         name, split = n_cells.idxmin()
         raise InputError(f"no {split} cell of type {name} has counts of the chosen genes; choose more genes.")
     return obs.iloc[counted]
+
+
+def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
+    """Reject a cell type of fewer donors in effect, once cells without counts of the chosen genes are left out."""
+    if min_donors == 1:
+        return
+    fitted = obs[obs["split"] != "test"]
+    number = effective_donors(fitted["cell_type"], fitted["donor"])
+    if number.min() < min_donors:
+        raise InputError(
+            f"the cells of type {number.idxmin()!r} with counts of the chosen genes are of {number.min():.2f} donors "
+            f"in effect, fewer than {min_donors}; leave the type out by `leave_out=`, or choose more genes."
+        )
 
 
 def check_trained_batches(obs: pd.DataFrame) -> None:

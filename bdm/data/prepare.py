@@ -25,6 +25,7 @@ from bdm.data.columns import (
 )
 from bdm.data.counts import CellCounts, find_counts
 from bdm.data.filters import (
+    check_min_donors,
     check_names,
     check_trained_batches,
     split_by_type,
@@ -63,6 +64,8 @@ class PreparedCells:
         Mask over genes.
     max_entries
         Upper bound on the number of nonzero counts.
+    min_donors
+        Fewest donors in effect of the fitted cells of a type.
     """
 
     obs: pd.DataFrame
@@ -71,6 +74,7 @@ class PreparedCells:
     counts: CellCounts
     chosen: np.ndarray
     max_entries: int
+    min_donors: int = PrepareSettings.min_donors
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, as :func:`prepare` returns them."""
@@ -99,6 +103,7 @@ class PreparedCells:
         """Return the ``obs`` of the cells with counts."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
+        check_min_donors(obs, self.min_donors)
         return writable(without_unused_categories(obs))
 
 
@@ -156,10 +161,9 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     if settings.batch_key is None:
         keys = {"label_key": settings.label_key, "donor_key": settings.donor_key}
         hint_at_batches(cells.obs.loc[obs.index], obs["cell_type"], **keys)
-    split = split_by_type(obs["cell_type"], validation=settings.validation, test=settings.test, seed=settings.seed)
-    obs = without_unused_categories(obs.assign(split=split))
+    obs = without_unused_categories(obs)
 
-    rows, is_train = cells.obs_names.get_indexer(obs.index), (split == "train").to_numpy()
+    rows, is_train = cells.obs_names.get_indexer(obs.index), (obs["split"] == "train").to_numpy()
     counts = with_limits(CellCounts(cells.X, rows), obs["cell_type"], is_train, settings)
     chosen = choose_genes(
         counts.of_cells(is_train),
@@ -178,7 +182,8 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "input": json.dumps(input_facts(cells, choice), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
+    most, least = int(n_genes[rows].sum()), settings.min_donors
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=most, min_donors=least)
 
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
@@ -255,7 +260,7 @@ class Choice:
     counted
         Of these, cells with counts of enough genes.
     large
-        Of these, cells of types with enough cells.
+        Of these, cells of types with enough cells; with their ``split``.
     kept
         Of these, cells of types with enough donors.
     """
@@ -273,6 +278,8 @@ class Choice:
         selected = without_types(labelled, settings.leave_out)
         counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
         large = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=has_labels)
+        fractions = {"validation": settings.validation, "test": settings.test}
+        large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
         kept = without_types_of_few_donors(large, min_donors=settings.min_donors, labelled=has_labels)
         return cls(labelled, selected, counted, large, kept)
 

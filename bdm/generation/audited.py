@@ -5,6 +5,7 @@ import logging
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,17 +16,19 @@ from bdm.audit.results import Audit
 from bdm.audit.run import Generated, audit_folds
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import take_cells
+from bdm.data.prepare import has_donors
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.files import atomic_write
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.taxonomy import Taxonomy
-from bdm.hierarchy.tree import Clade
+from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, has_batches_of
 from bdm.model.model import BranchedModel, load_model
+from bdm.model.protection import CAREFUL, check_donors, type_of_few_donors
 from bdm.settings import FitSettings, GenerationSettings
 from bdm.training import fabric
 
@@ -67,9 +70,12 @@ def audit_models(
     Raises
     ------
     InputError
-        If there is no such fold, or a model in the folder is of other cells or settings.
+        If there is no such fold, a model in the folder is of other cells or settings, the tree has other cell types
+        than the cells, or the members of a fold are too few donors to protect.
     """
-    prepared = division.cells
+    prepared, given = division.cells, models.tree is not None
+    models = replace(models, tree=tree_of(division, models.tree))
+    check_members(division, models.fit, fold=fold)
 
     def generate(of: Fold) -> Generated:
         model = model_of(prepared, of, MEMBERS, models)
@@ -79,8 +85,33 @@ def audit_models(
         white_box = None if settings.cells_only else attack_models(prepared, of, model, models)
         return Generated(Cells.from_anndata(adata), white_box)
 
-    facts = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
+    facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
+    facts["tree_given"] = given
     return audit_folds(division, settings, generate, seed=models.seed, fold=fold, **facts)
+
+
+def tree_of(division: Division, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:
+    """Give the tree of the audited cell types, without those that are too rare; None if one type is left."""
+    if not isinstance(tree, Clade):
+        return tree
+    audited = sorted(map(str, division.cells.obs["cell_type"].unique()))
+    left = without_leaves(match_leaves(tree, [*audited, *division.left_out]), division.left_out)
+    return left if len(audited) > 1 else None
+
+
+def check_members(division: Division, settings: FitSettings, *, fold: int | None) -> None:
+    """Reject protection before the first fit, where the members of a fold are too few donors of a cell type."""
+    obs = division.cells.obs
+    check_donors(obs, settings.denoiser, known=has_donors(division.cells))
+    if settings.denoiser.privacy != CAREFUL:
+        return
+    for of in division.folds:
+        few = type_of_few_donors(obs.iloc[of.rows(MEMBERS)]) if fold in (None, of.number) else None
+        if few:
+            raise InputError(
+                f"Among the members of fold {of.number}, {few}; an audit fits each model to a third of the donors, so "
+                "give cells of more donors, or leave the type out as you prepare the cells."
+            )
 
 
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
@@ -135,6 +166,19 @@ def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) ->
 
 def identity(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> str:
     """Short checksum of what a model of a fold is fitted to, and how."""
-    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), repr(models.tree)]
+    tree = models.tree
+    shape = {name: sorted(group) for name, group in tree.groups.items()} if isinstance(tree, Taxonomy) else repr(tree)
+    facts = [fingerprint(prepared.obs, fold), part, models.seed, asdict(models.fit), shape]
     facts += [list(prepared.var_names), prepared.uns["bdm"].get("settings")]
-    return sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+    digest = sha256(json.dumps(facts, default=str).encode())
+    digest.update(checksum_of_cells(take_cells(prepared, fold.rows(part))).encode())
+    return digest.hexdigest()[:16]
+
+
+def checksum_of_cells(cells: AnnData) -> str:
+    """Checksum of the counts of prepared cells, and of the columns that a model is fitted to."""
+    columns = [name for name in ("cell_type", "batch", "donor") if name in cells.obs]
+    digest = sha256(cells.obs[columns].astype(str).to_csv().encode())
+    for values in (cells.X.data, cells.X.indices.astype(np.int64), cells.X.indptr.astype(np.int64)):
+        digest.update(values.tobytes())
+    return digest.hexdigest()

@@ -1,6 +1,6 @@
 """Trees of populations: clades without noise levels, and the hierarchy of branches that a model samples along."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -68,6 +68,14 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     if found:
         raise InputError(f"The tree {' and '.join(found)}; its leaves must be the cell types of the data, each once.")
     return tree
+
+
+def without_leaves(tree: Clade, names: Collection[str]) -> Clade | None:
+    """Leave out leaves by name, and inner nodes that are left with one child; None if no leaf is left."""
+    if not tree.children:
+        return None if tree.name in names else tree
+    children = tuple(left for child in tree.children if (left := without_leaves(child, names)) is not None)
+    return replace(tree, children=children) if len(children) > 1 else next(iter(children), None)
 
 
 def _of_cell_types(tree: Clade, known: dict[str, str]) -> Clade:

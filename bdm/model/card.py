@@ -20,6 +20,7 @@ from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
+from bdm.hierarchy.tree import Hierarchy
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel, model_checksum, save_model
 from bdm.model.protection import is_protected, number_of_donors
@@ -37,7 +38,12 @@ TAGS = (
     "synthetic-data",
     "safetensors",
 )
-SETTINGS_OF_GENES = ("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers")
+# Of the preparation; an audit divides all cells, so their split may differ
+AUDITED_SETTINGS = (
+    *("genes", "n_genes", "keep_genes", "min_cells_per_gene", "clip_outliers"),
+    *("counts", "label_key", "batch_key", "donor_key", "min_donors"),
+)
+GIVEN = ("not given", "given")
 Rows = Iterable[Sequence[Any]]
 
 
@@ -280,21 +286,36 @@ def check_audit(audit: Audit, model: BranchedModel) -> None:
             f"with {fitted[:8]}); audit the model's data."
         )
     prepared = audit.record["prepare"]
-    of_genes = {name: prepared[name] for name in SETTINGS_OF_GENES if name in {*prepared} & {*model.preparation}}
+    of_cells = {name: prepared[name] for name in AUDITED_SETTINGS if name in {*prepared} & {*model.preparation}}
+    of_model = settings_of_tree(model.hierarchy)
+    of_tree = {name: value for name, value in audit.record["fit"]["hierarchy"].items() if name in of_model}
+    if "tree_given" in audit.record:
+        of_tree["tree"] = GIVEN[audit.record["tree_given"]]
     compared = (
-        (of_genes, model.preparation),
+        (of_cells, model.preparation),
+        (of_tree, of_model),
         (audit.record["fit"]["autoencoder"], model.autoencoder.provenance["settings"]),
         (audit.record["fit"]["denoiser"], model.provenance["settings"]),
     )
-    for audited_settings, of_model in compared:
-        for name, value in audited_settings.items():
-            if of_model.get(name) != value:
+    for settings, here in compared:
+        for name, value in settings.items():
+            if here.get(name) != value:
                 raise InputError(
-                    f"The audit is of models with other settings ({name} is {value}, and {of_model.get(name)} in this "
+                    f"The audit is of models with other settings ({name} is {value}, and {here.get(name)} in this "
                     "model); audit models with the settings of this one."
                 )
     if other := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
         raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
+
+
+def settings_of_tree(hierarchy: Hierarchy) -> dict[str, Any]:
+    """Give the settings of a hierarchy, as an audit records them, and whether its tree was given."""
+    return {
+        "threshold": hierarchy.threshold,
+        "flat": hierarchy.flat,
+        "ontology_key": hierarchy.provenance.get("ontology_key"),
+        "tree": GIVEN[hierarchy.given],
+    }
 
 
 def table(header: Sequence[str], rows: Rows) -> str:

@@ -77,12 +77,14 @@ class GeneratedFile:
         Raises
         ------
         InputError
-            If the file records no model or another one, is a part of the cells, or has cells that are not synthetic.
+            If the file records no model or another one, is a part of the cells, or has cells that were not generated,
+            such as transmuted ones.
         """
         adata = read_cells(path, on_disk=True)
         record = dict(adata.uns.get("bdm", {}))
         recorded = record.get("model_sha256")
-        if recorded is None or "synthetic" not in adata.obs or not adata.obs["synthetic"].all():
+        is_generated = "request" in record and "synthetic" in adata.obs and bool(adata.obs["synthetic"].all())
+        if recorded is None or not is_generated:
             raise InputError(f"{path} has other cells than those of bdm generate; give a file that it wrote.")
         if recorded != checksum:
             raise InputError(

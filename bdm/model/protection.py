@@ -168,11 +168,15 @@ def check_donors(obs: pd.DataFrame, settings: DenoiserSettings, *, known: bool) 
         return
     if not known:
         raise InputError(NO_DONORS)
-    fitted = obs[obs["split"] != "test"]
-    n_donors = fitted.groupby(fitted["cell_type"].astype(str))["donor"].nunique()
-    if (n_donors < FEW).any():
-        name = str(n_donors.idxmin())
-        raise InputError(
-            f"cell type {name!r} has cells of {counted(int(n_donors[name]), 'donor')}, and `privacy='careful'` needs "
-            f"{FEW}; leave the type out as you prepare the cells."
-        )
+    if few := type_of_few_donors(obs[obs["split"] != "test"]):
+        raise InputError(f"{few}; leave the type out as you prepare the cells.")
+
+
+def type_of_few_donors(obs: pd.DataFrame) -> str | None:
+    """Phrase which cell type has cells of too few donors to protect them; None if all have cells of enough."""
+    n_donors = obs.groupby(obs["cell_type"].astype(str))["donor"].nunique()
+    if (n_donors >= FEW).all():
+        return None
+    name = str(n_donors.idxmin())
+    owners = counted(int(n_donors[name]), "donor")
+    return f"cell type {name!r} has cells of {owners}, and `privacy='careful'` needs {FEW}"
