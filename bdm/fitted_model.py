@@ -359,15 +359,16 @@ class FittedModel:
             bdm.pl.transmutation(evaluation)
         """
         from bdm.evaluation.cells import GENERATED, Cells
-        from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, new_type, rows_before
+        from bdm.transmutation import evaluate as transmutation
 
         keys = InputKeys(label_key=label_key, counts=counts)
         real = real_cells_for(self.model, self._cells(), adata_test, keys)
-        rows = rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
+        rows = transmutation.rows_before(adata_transmuted, adata.obs_names, names=("adata_transmuted", "adata"))
         before = known_cells(adata[rows], self.model, keys)
-        cells = TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
-        to = new_type(adata_transmuted, "adata_transmuted")
-        return evaluate_transmutation(real, {GENERATED: cells}, to, seed=seed)
+        cells = transmutation.TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
+        new_type = transmutation.new_type(adata_transmuted, "adata_transmuted")
+        real, to = transmutation.relabelled(real, new_type, populations_by(self.model))
+        return transmutation.evaluate_transmutation(real, {GENERATED: cells}, to, seed=seed)
 
     @computing
     def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:

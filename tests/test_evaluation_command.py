@@ -151,7 +151,8 @@ def test_prepared_cells_without_test_cells_are_rejected(files, prepared):
 
 
 @pytest.mark.parametrize(
-    "compare", ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat="]
+    "compare",
+    ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat=", "model=flat.h5ad"],
 )
 def test_compared_sets_need_a_name_each(files, compare):
     with pytest.raises(InputError, match="--compare"):

@@ -59,6 +59,7 @@ from bdm.interpretation.stability import THRESHOLDS, latent_support
 from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
+from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, model_checksum, type_specific_genes
 from bdm.plotting.ancestral_states import ancestral_states_figure, grouped_by_position
 from bdm.plotting.branches import branch_genes_figure, plot_commitment
@@ -116,6 +117,19 @@ def files(small_model, tmp_path_factory):
     split_cells(small_model.prepared).write_h5ad(folder / "prepared.h5ad")
     small_model.generate(20).write_h5ad(folder / "generated.h5ad")
     return {"model": folder / "model", "prepared": folder / "prepared.h5ad", "generated": folder / "generated.h5ad"}
+
+
+def test_a_column_of_the_user_is_no_population_of_the_model(small_model, inputs, caplog):
+    cells = split_cells(small_model.prepared)
+    cells.obs["sub_population"] = np.where(np.arange(cells.n_obs) % 2, "mine", "Dendritic/1")
+    found = inputs_of(small_model.model, cells, small_model.generate(30), seed=0)
+    for name in ("training", "test", "split_training", "split_test"):
+        assert list(getattr(found, name).cell_type) == list(getattr(inputs, name).cell_type)
+    fitted_cells(small_model.prepared[:, ::-1].copy(), small_model.model)
+    with_column = small_model.prepared.copy()
+    with_column.obs["sub_population"] = "mine"
+    fitted_cells(with_column, small_model.model)
+    assert "fitted on other cells" not in caplog.text
 
 
 def test_contrasts_set_each_child_against_its_siblings():

@@ -16,7 +16,7 @@ import bdm
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.match import keys_found_in
+from bdm.model.match import keys_found_in, known_cells
 from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -344,6 +344,29 @@ def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
     command("evaluate", "renamed.h5ad", "evaluation", "as_many.h5ad", *options)
     command("interpret", "model", "renamed.h5ad", "as_many.h5ad", "interpretation", *keys)
     assert (tmp_path / "evaluation/overall.csv").is_file()
+
+
+def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
+    fitted.prepared.write_h5ad("prepared.h5ad")
+    command("evaluate", "prepared.h5ad", "expected", "generated.h5ad", "--model", "model", "--n-repeats", 1)
+    cells = anndata.read_h5ad("generated.h5ad")
+    cells.obs = cells.obs[["annotation"]].rename(columns={"annotation": "kind"})
+    cells.layers["umi"], cells.X = cells.X, cells.X.log1p()
+    cells.write_h5ad("other.h5ad")
+    options = ("--model", "model", "--n-repeats", 1, "--label-key", "kind", "--counts", "umi")
+    command("evaluate", "prepared.h5ad", "evaluation", "generated.h5ad", "--compare", "same=other.h5ad", *options)
+    found, expected = (pd.read_csv(f"{name}/overall.csv", index_col="metric") for name in ("evaluation", "expected"))
+    scores = ["energy", "forest_auc", "gene_auc"]
+    np.testing.assert_allclose(found.loc[scores, "same"], expected.loc[scores, "branched"], rtol=1e-5)
+
+
+def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
+    cells = awkward.copy()
+    cells.obs["person"] = np.where(cells.obs["person"] == "one", 1.0, 2.0)
+    assert set(known_cells(cells, fitted.model).batch) == {"1", "2"}
+    cells.obs.loc[cells.obs_names[3], "person"] = np.nan
+    with pytest.raises(InputError, match=r"obs\['person'\] has no batch for 1 of"):
+        known_cells(cells, fitted.model)
 
 
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):

@@ -373,6 +373,11 @@ def test_commands_of_the_report_can_be_parsed(results, tmp_path):
     labelled = replace(results, record=results.record | {"labels": "my labels.csv"})
     assert " --labels 'my labels.csv' " in commands(labelled)[0]
     assert " --n-bootstrap 5 " in commands(results)[2]
+    hashes = results.evaluation.provenance.get("sha256", {}) | {"test_cells": "0" * 64}
+    elsewhere = replace(results.evaluation, provenance=results.evaluation.provenance | {"sha256": hashes})
+    others = replace(results, evaluation=elsewhere)
+    assert any(" --test-cells test_cells.h5ad" in line for line in commands(others))
+    assert f"{elsewhere.n_cells['test'].sum():,} test cells of another file" in words_of(report_page(others))
     for line in [*commands(results), *commands(given)]:
         _, name, *arguments = shlex.split(line)
         typer.main.get_command(app).commands[name].make_context(name, arguments)

@@ -15,8 +15,17 @@ from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.generation.merge import write_cells
+from bdm.latent.cells import populations_of_cells
+from bdm.model.populations import populations_by
 from bdm.settings import InputKeys, SamplerSettings
-from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation, select_endpoints
+from bdm.transmutation.evaluate import (
+    NewType,
+    TransmutedCells,
+    evaluate_transmutation,
+    new_type,
+    relabelled,
+    select_endpoints,
+)
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
 from bdm.transmutation.scores import fold_changes
 from bdm.transmutation.transmute import new_populations, transmuted_cells
@@ -241,6 +250,36 @@ def test_cells_are_transmuted_to_a_sub_population(small_model, example_cells):
     for rows in (of_type, ~of_type):
         middle = cells.obsm["latent"][rows.to_numpy()].mean(axis=0)
         assert np.linalg.norm(middle - part) < 0.3 * np.linalg.norm(middle - whole)
+
+
+def test_cells_of_a_sub_population_are_compared_with_it_alone(small_model, example_cells, caplog):
+    model = small_model.model
+    new = small_model.transmute(example_cells, "Dendritic/2", from_=["CD19+ B"])
+    cells = Cells.from_anndata(small_model.prepared)
+    real = RealCells(cells, cells, model.gene_names)
+    to = new_type(new, "new")
+    assert to == NewType("Dendritic", "Dendritic/2")
+    assert new_type(small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"]), "new") == NewType("Dendritic")
+    found, name = relabelled(real, to, populations_by(model))
+    assert name == "Dendritic/2"
+    population = populations_of_cells(small_model.prepared, model.autoencoder)
+    np.testing.assert_array_equal(found.test.cell_type == name, population == name)
+    assert 0 < (found.test.cell_type == "Dendritic").sum() < (cells.cell_type == "Dendritic").sum()
+    assert relabelled(real, to, None) == (real, "Dendritic")
+    assert "Cells were transmuted to Dendritic/2, but are compared with all cells of Dendritic; give" in caplog.text
+
+
+def test_types_that_later_sets_alone_have_are_evaluated():
+    rng = np.random.default_rng(0)
+    cells = Cells(sparse.csr_matrix(rng.poisson(1.0, size=(120, 50)), dtype=np.float32), np.repeat(["a", "b", "c"], 40))
+    is_test = np.tile([False, True], 60)
+    genes = GeneNames(pd.DataFrame(index=[f"gene {i}" for i in range(50)]))
+    real = RealCells(cells[~is_test], cells[is_test], genes)
+    sets = {name: cells[np.isin(cells.cell_type, types)] for name, types in {"one": ["a"], "two": ["a", "b"]}.items()}
+    transmuted = {name: TransmutedCells(of, of) for name, of in sets.items()}
+    table = evaluate_transmutation(real, transmuted, "c").table
+    assert set(table.loc["a"].index) == {"floor", "one", "two", "unchanged"}
+    assert set(table.loc["b"].index) == {"floor", "two", "unchanged"}
 
 
 def test_populations_are_written_with_the_cells(small_model, example_cells, tmp_path):

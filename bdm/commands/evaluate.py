@@ -83,7 +83,7 @@ def evaluate(
         else:
             loaded = load_model(model)
             real, populations = read_real_cells_for(loaded, cells, test_cells, keys), populations_by(loaded)
-            keys = EvaluatedKeys(batch_key=loaded.preparation["batch_key"])  # of what bdm generates
+            keys = replace(keys, batch_key=keys.batch_key or loaded.preparation["batch_key"])
         sets = {name: read_generated(file, real, keys, on_disk=True) for name, file in files.items()}
         evaluation = evaluate_cells(real, sets, settings, populations=populations, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)

@@ -1,8 +1,9 @@
 """``bdm evaluate-transmuted``: evaluate transmuted cells by held-out cells of their new type."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from bdm.commands.evaluate import check_used, named_files
 from bdm.commands.options import Compare, OfModel, OutFolder, TestCells
 from bdm.errors import InputError
 from bdm.settings import InputKeys, Seed
+
+if TYPE_CHECKING:
+    from bdm.transmutation.evaluate import NewType
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +49,22 @@ def evaluate_transmuted(
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
+    from bdm.model.populations import populations_by
     from bdm.plotting.write import write_figures
-    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted
+    from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
     from bdm.transmutation.results import summary
 
     check_used(model, test_cells, keys)
     files = named_files(transmuted, compare or [])
     with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
-            real, before = read_real_cells(cells), read_counts(cells, columns=("cell_type",))
+            real, before, populations = read_real_cells(cells), read_counts(cells, columns=("cell_type",)), None
         else:
             loaded = load_model(model)
             before = read_fitted_cells(cells, loaded, keys)
-            real = real_cells_for(loaded, before, test_cells, keys)
+            real, populations = real_cells_for(loaded, before, test_cells, keys), populations_by(loaded)
         read = {name: read_transmuted(file, cells, before, real) for name, file in files.items()}
-        to = one_type({file.to for file in read.values()})
+        real, to = relabelled(real, one_type([file.to for file in read.values()]), populations)
         evaluation = evaluate_transmutation(real, {name: file.cells for name, file in read.items()}, to, seed=seed)
         hashes = checksums({"prepared": cells, "test_cells": test_cells, **files}, model=model)
         records = {name: file.record for name, file in read.items()}
@@ -71,10 +76,10 @@ def evaluate_transmuted(
     return Summary((out,))
 
 
-def one_type(new_types: set[str]) -> str:
-    """Return the type that all cells were transmuted to, and reject several."""
-    if len(new_types) > 1:
+def one_type(new_types: "Sequence[NewType]") -> "NewType":
+    """Return what the cells of the first file were transmuted to, and reject those of other types in other files."""
+    if len(names := {new.cell_type for new in new_types}) > 1:
         raise InputError(
-            f"Cells were transmuted to different types ({', '.join(sorted(new_types))}); evaluate one type at a time."
+            f"Cells were transmuted to different types ({', '.join(sorted(names))}); evaluate one type at a time."
         )
-    return new_types.pop()
+    return new_types[0]

@@ -30,7 +30,8 @@ GENERATED = "branched"  # generated or transmuted by the branched model
 UNCHANGED = "unchanged"  # transmuted cells before the transmutation
 SET_NAMES = {GENERATED: "generated"}
 TRANSMUTED_SET_NAMES = {GENERATED: "transmuted", UNCHANGED: "before"}
-RESERVED_SET_NAMES = (GENERATED, FLOOR, "test", "train", "prepared", UNCHANGED, *SET_NAMES.values())
+FILES = ("prepared", "test_cells", "model")  # whose checksums are recorded beside those of sets
+RESERVED_SET_NAMES = (GENERATED, FLOOR, "test", "train", *FILES, UNCHANGED, *SET_NAMES.values())
 FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
 FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory
@@ -88,7 +89,7 @@ class Cells(TypedCells):
     def from_anndata(cls, adata: AnnData) -> Cells:
         """Take counts from ``X``, types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
         counts = sparse.csr_matrix(adata.X, dtype=np.float32)
-        return cls(counts, adata.obs["cell_type"].to_numpy(dtype=str), batch_in(adata.obs, "batch"))
+        return cls(counts, adata.obs["cell_type"].to_numpy(dtype=str), batch_in(adata.obs))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         batch, population = (None if of is None else of[index] for of in (self.batch, self.population))
@@ -115,10 +116,9 @@ class Cells(TypedCells):
         return self.cp10k.log1p()
 
 
-def batch_in(obs: pd.DataFrame, *columns: str | None) -> np.ndarray | None:
-    """Batch of each cell by the first of the columns that ``obs`` has; None if it has none of them."""
-    column = next((name for name in columns if name in obs), None)
-    return None if column is None else obs[column].to_numpy(dtype=str)
+def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
+    """Batch of each cell by the column ``batch``; None if there is none."""
+    return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class StoredCells(TypedCells):
     def from_anndata(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
         """Take types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
         obs = adata.obs.iloc[rows]
-        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs, "batch"))
+        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs))
 
     def __getitem__(self, index: np.ndarray) -> Cells:
         rows = self.rows[index]

@@ -21,6 +21,7 @@ from bdm.evaluation.cells import (
     RealCells,
     StoredCells,
     TypedCells,
+    batch_in,
     check_genes,
     check_number,
     subset_of_names,
@@ -121,8 +122,7 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
 def stored(path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place: str) -> StoredCells:
     """Select cells of a file, by their indices."""
     obs = adata.obs.iloc[rows]
-    batch = obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
-    return StoredCells(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch, place)
+    return StoredCells(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs), place)
 
 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True) -> tuple[AnnData, str]:

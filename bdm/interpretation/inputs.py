@@ -136,7 +136,7 @@ def inputs_of(
     divided = types_to_split(contrasts_of(model.hierarchy), model)
 
     def whole(cells: AnnData) -> Cells:
-        return cells_of_populations(cells, model)
+        return replace(Cells.from_anndata(cells), cell_type=populations_of_cells(cells, model.autoencoder))
 
     def split(cells: AnnData) -> Cells:
         return split_counts(cells, divided, model, seed=seed)
@@ -153,18 +153,16 @@ def inputs_of(
         test,
         split_training,
         split_test,
-        cells_of_populations(generated, model),
+        generated_cells(generated, model),
         bool(is_test.any()),
         given or UserGenes(),
     )
 
 
-def cells_of_populations(adata: AnnData, model: BranchedModel) -> Cells:
-    """Take counts, and the population of each cell: as ``obs['sub_population']`` has it, or else the most probable."""
-    if "sub_population" in adata.obs:
-        population = adata.obs["sub_population"].astype(str).to_numpy()
-    else:
-        population = populations_of_cells(adata, model.autoencoder)
+def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
+    """Take counts, and the population of each generated cell, which the most probable one is where none is recorded."""
+    recorded = adata.obs.get("sub_population")
+    population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
     return replace(Cells.from_anndata(adata), cell_type=population)
 
 

@@ -64,7 +64,8 @@ def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
             f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
             "and the cells of its extensions."
         )
-    found, expected = composition_of(obs[obs["split"] != "test"]), model.composition_of_types
+    fitted = obs[obs["split"] != "test"].drop(columns="sub_population", errors="ignore")  # not the model's, if any
+    found, expected = composition_of(fitted), model.composition_of_types
     aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)
     if (aligned != expected).any(axis=None) or found.to_numpy().sum() != expected.to_numpy().sum():
         logger.warning(

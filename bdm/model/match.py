@@ -11,7 +11,7 @@ from scipy import sparse
 from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.errors import InputError
-from bdm.evaluation.cells import Cells, batch_in
+from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
 
@@ -89,7 +89,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     Raises
     ------
     InputError
-        If there are no such cells, no column has their types, or genes are missing.
+        If there are no such cells, no column has their types, one has no batch for some of them, or genes are missing.
     """
     labels = labels_of(adata.obs, model, keys)
     known = labels.isin(model.cell_types).to_numpy()
@@ -100,7 +100,9 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
         logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), others)
     cells = adata[known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
-    batch = batch_in(cells.obs, keys.batch_key, model.preparation["batch_key"], "batch")
+    columns = (keys.batch_key, model.preparation["batch_key"], "batch")
+    column = next((name for name in columns if name in cells.obs), None)
+    batch = None if column is None else named_batches(cells.obs, column)
     return Cells(counts, labels[known].to_numpy(dtype=str), batch)
 
 
@@ -226,16 +228,26 @@ def batches_of(
     known = model.autoencoder.batches
     if not known:
         return None
-    column = batch_column(adata.obs, model, keys)
-    named = as_text(adata.obs[column])
+    batch = named_batches(adata.obs, batch_column(adata.obs, model, keys))
+    unknown = sorted(set(batch) - set(known))
+    if unknown and not new_allowed:
+        raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
+    return batch
+
+
+def named_batches(obs: pd.DataFrame, column: str | None) -> np.ndarray:
+    """Name the batch of each cell, by a column of ``obs``, as preparation does.
+
+    Raises
+    ------
+    InputError
+        If a cell has none.
+    """
+    named = as_text(obs[column])
     missing = is_missing(named)
     if missing.any():
         raise InputError(
             f"obs[{column!r}] has no batch for {missing.sum()} of {len(named)} cells, for example "
             f"{named.index[missing.argmax()]}; complete it, or leave these cells out."
         )
-    batch = named.astype(object).to_numpy()
-    unknown = sorted(set(batch) - set(known))
-    if unknown and not new_allowed:
-        raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
-    return np.asarray(batch)
+    return np.asarray(named.to_numpy(dtype=object))

@@ -188,11 +188,13 @@ def commands(results: Results) -> list[str]:
     for number, (_, together) in enumerate(groupby(results.model.extensions, lambda of: of.provenance), start=1):
         lines.append(_extend(list(together), model, cells, number))
         cells, model = f"prepared_{number}.h5ad", f"model_{number}"
-    with_model = f" --model {model}" if "model" in results.evaluation.provenance.get("sha256", {}) else ""
+    given = results.evaluation.provenance.get("sha256", {})
+    with_model = f" --model {model}" if "model" in given else ""
+    test_cells = " --test-cells test_cells.h5ad" if "test_cells" in given else ""
     return [
         *lines,
         f"bdm generate {model} generated.h5ad {wanted(results, cells)}{options['generate']}",
-        f"bdm evaluate {cells} evaluation generated.h5ad{with_model}{options['evaluate']}",
+        f"bdm evaluate {cells} evaluation generated.h5ad{with_model}{test_cells}{options['evaluate']}",
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
         *_experiments(results, model),

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bdm.evaluation.cells import (
     subset_of_names,
     with_columns,
 )
+from bdm.evaluation.resampling import Populations
 from bdm.provenance import provenance
 from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
@@ -61,9 +62,8 @@ def evaluate_transmutation(
         If there are too few real cells of a type.
     """
     first = next(iter(transmuted.values()))
-    original_types = list(pd.unique(first.before.cell_type))
     rows, changes = {}, []
-    for original_type in original_types:
+    for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
         ends = select_endpoints(real, original_type, to)
         for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
             if name != UNCHANGED and len(after):
@@ -78,7 +78,7 @@ def evaluate_transmutation(
         table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
         fold_changes=pd.concat(changes, ignore_index=True),
         provenance=provenance(seed=seed),
-        compute_embedding=embedding_of(real, first, original_types[:MAX_TYPES], to),
+        compute_embedding=embedding_of(real, first, list(pd.unique(first.before.cell_type))[:MAX_TYPES], to),
     )
 
 
@@ -108,7 +108,7 @@ def sets_of_type(
 ) -> dict[str, tuple[Cells, Cells | None]]:
     """Return all sets of one original type by name, after and before."""
     sets = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
-    _, unchanged = next(iter(sets.values()))
+    unchanged = next(before for _, before in sets.values() if len(before))
     return {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}
 
 
@@ -159,20 +159,28 @@ def evenly_sampled(cells: Cells) -> Cells:
 
 
 @dataclass(frozen=True)
+class NewType:
+    """What cells were transmuted to: a cell type, or one of its sub-populations."""
+
+    cell_type: str
+    population: str | None = None
+
+
+@dataclass(frozen=True)
 class TransmutedFile:
     """Content of a file of transmuted cells.
 
     Attributes
     ----------
     to
-        The type that they were transmuted to.
+        What they were transmuted to.
     cells
         Cells with genes in the order of the real cells.
     record
         Settings and seed of ``bdm transmute``; empty where they are not recorded.
     """
 
-    to: str
+    to: NewType
     cells: TransmutedCells
     record: dict[str, Any]
 
@@ -195,7 +203,39 @@ def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells
     check_genes(adata.var_names, real.genes, path)
     rows = rows_before(adata, before.obs_names, names=(str(path), str(prepared)))
     cells = TransmutedCells(Cells.from_anndata(adata[:, real.genes]), Cells.from_anndata(before[rows]))
-    return TransmutedFile(new_type(adata, str(path)), cells, transmutation_record(stored))
+    return TransmutedFile(new_type(stored, str(path)), cells, transmutation_record(stored))
+
+
+def relabelled(real: RealCells, to: NewType, populations: Populations | None) -> tuple[RealCells, str]:
+    """Name real cells by the sub-population that cells were transmuted to, so that they are compared with it alone.
+
+    Parameters
+    ----------
+    populations
+        Finds the population of each cell, see :func:`bdm.model.populations.populations_by`; None where there is no
+        model to find it by.
+
+    Returns
+    -------
+    Real cells, and the sub-population; as given, with the cell type, if cells were transmuted to a whole type.
+    """
+    if to.population is None:
+        return real, to.cell_type
+    sets = [cells[np.arange(len(cells))] for cells in (real.training, real.test)]
+    found = [None if populations is None else populations(cells) for cells in sets]
+    if any(of is None for of in found):
+        logger.warning(
+            "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
+            "sub-population of each real cell, by `model=`.",
+            to.population,
+            to.cell_type,
+        )
+        return real, to.cell_type
+    training, test = (
+        replace(cells, cell_type=np.where(of == to.population, to.population, cells.cell_type))
+        for cells, of in zip(sets, found, strict=True)
+    )
+    return replace(real, training=training, test=test), to.population
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:
@@ -204,18 +244,20 @@ def transmutation_record(adata: AnnData) -> dict[str, Any]:
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
-def new_type(adata: AnnData, name: str) -> str:
-    """Return the type that cells were transmuted to.
+def new_type(adata: AnnData, name: str) -> NewType:
+    """Return what cells were transmuted to.
 
     Raises
     ------
     InputError
-        If there are several; ``name`` is how the message calls the cells.
+        If there are several types; ``name`` is how the message calls the cells.
     """
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
         raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
-    return str(types[0])
+    cell_type = str(types[0])
+    population = transmutation_record(adata).get("to", cell_type)
+    return NewType(cell_type, None if population == cell_type else str(population))
 
 
 def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
