@@ -384,7 +384,7 @@ def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
-    """Complete settings by arguments; the default of a setting leaves it as it is.
+    """Complete settings by arguments; the default of ``label_key`` leaves it as it is.
 
     Raises
     ------
@@ -392,7 +392,7 @@ def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
         If an argument contradicts a setting that is not the default.
     """
     default = PrepareSettings()
-    given = {name: value for name, value in given.items() if value != getattr(default, name)}
+    given = {name: value for name, value in given.items() if name != "label_key" or value != default.label_key}
     for name, value in given.items():
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
             raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")

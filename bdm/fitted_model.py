@@ -153,7 +153,7 @@ class FittedModel:
     @computing
     def generate(
         self,
-        cells: int | Mapping[str, int] | pd.DataFrame | None = None,
+        cells: int | Mapping[str, int] | pd.Series | pd.DataFrame | None = None,
         *,
         like: AnnData | None = None,
         shared_ancestors: bool = GenerationSettings.shared_ancestors,

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.cli import main
+from bdm.data.prepare import fewest_donors, has_donors
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows, refit
 from bdm.extension.new_cells import join_known_cells, new_cells
@@ -24,6 +25,7 @@ from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import populations_of_cells
+from bdm.model.fitted_cells import fitted_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
 from bdm.settings import DenoiserSettings, SamplerSettings
@@ -637,6 +639,39 @@ def test_refitted_model_keeps_a_tree_that_the_cells_would_not_have(example_cells
     if not flat:
         clades = {clade for clade in clades_of_types(found, without="CD56+ NK") if clade != frozenset(TYPES)}
         assert clades == {one, other}
+
+
+def test_known_cells_of_all_types_are_needed(base, example_cells, small_settings):
+    prepared = fitted_cells(example_cells[example_cells.obs["bulk_labels"] != "CD56+ NK"].copy(), base)
+    new = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0)
+    assert "CD56+ NK" in set(join_known_cells(new, base, prepared).obs["cell_type"])
+    lacking = prepared[prepared.obs["cell_type"] != "Dendritic"].copy()
+    with pytest.raises(InputError, match=r"^The cells lack the model's types 'Dendritic'; give the cells that it was"):
+        join_known_cells(new, base, lacking)
+
+
+def test_donors_are_joined_where_all_cells_have_them(example_cells, small_settings, caplog):
+    from bdm.api import BranchedDiffusion
+
+    cells = example_cells[example_cells.obs["bulk_labels"].isin([*TYPES, "CD56+ NK"])].copy()
+    cells.obs["person"] = [f"p{number % 6}" for number in range(cells.n_obs)]
+    known = cells[cells.obs["bulk_labels"] != "CD56+ NK"].copy()
+    prepare = replace(small_settings.prepare, label_key="bulk_labels", donor_key="person", min_donors=2)
+    fitted = BranchedDiffusion(known, label_key="bulk_labels", settings=replace(small_settings, prepare=prepare)).fit()
+    new = new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    joined = join_known_cells(new, fitted.model, fitted.prepared)
+    assert joined.obs.loc[joined.obs["cell_type"] == "CD56+ NK", "donor"].nunique() == 6
+    assert refit(fitted.model, new, joined, seed=0, device="cpu").donors is not None
+    one = cells[(cells.obs["bulk_labels"] != "CD56+ NK") | (cells.obs["person"] == "p1")]
+    of_one = new_cells(one, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    with pytest.raises(InputError, match=r"^the cells of type 'CD56\+ NK' to fit to are of 1.00 donors in effect"):
+        refit(fitted.model, of_one, join_known_cells(of_one, fitted.model, fitted.prepared), seed=0, device="cpu")
+    del cells.obs["person"]
+    without = new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
+    joined = join_known_cells(without, fitted.model, fitted.prepared)
+    assert "The joined cells have no donors, as obs of the new cells has no column 'person'" in caplog.text
+    assert not has_donors(joined)
+    assert fewest_donors(joined) == 1
 
 
 # ---- cells and genes

@@ -118,7 +118,7 @@ def test_donors_are_counted_again_without_cells_that_have_no_counts():
     without[cells.obs_names.get_indexer(gone), :60] = 0
     cells.X = sparse.csr_matrix(without)
     listed = tuple(cells.var_names[:60])
-    with pytest.raises(InputError, match=r"^the cells of type 'a' with counts of the chosen genes are of 7.00 donors"):
+    with pytest.raises(InputError, match=r"^the cells of type 'a' to fit to are of 7.00 donors in effect"):
         prepare(cells, settings(min_donors=N_DONORS, genes=listed))
 
 

@@ -407,6 +407,24 @@ def test_any_column_can_be_written(cells, tmp_path, values):
     assert list(read.obs["odd_column"].isna()[:3]) == list(pd.isna(pd.Series(values)))
 
 
+def test_columns_that_files_cannot_hold_are_renamed(cells, tmp_path):
+    for frame in (cells.obs, cells.var):
+        frame["_index"] = frame.index.to_numpy()
+        frame["a/b"], frame["a_b"] = 1, 2
+    prepared = prepare(cells, settings())
+    for frame in (prepared.obs, prepared.var):
+        assert {"_index_", "a_b", "a_b_"} <= set(frame)
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    pd.testing.assert_index_equal(anndata.read_h5ad(tmp_path / "prepared.h5ad").var.columns, prepared.var.columns)
+
+
+@pytest.mark.parametrize("key", ["label_key", "batch_key"])
+def test_rejects_columns_that_bdm_writes_itself(cells, key):
+    cells.obs["sub_population"] = "a"
+    with pytest.raises(InputError, match=rf"^obs\['sub_population'\] is named by `{key}=`, but bdm writes a column of"):
+        prepare(cells, settings(**{key: "sub_population"}))
+
+
 # ---- from disk, block by block
 
 

@@ -429,6 +429,21 @@ def repeated(results: Results, folder: Path) -> None:
             bdm(*shlex.split(line)[1:])
 
 
+def test_results_of_another_model_are_not_shown(full, tmp_path, caplog):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for path in full.iterdir():
+        (folder / path.name).symlink_to(path)
+    assert set(read_results(folder).transmutations) == {"a"}
+    (folder / "model").unlink()
+    small = ("--width", 16, "--n-layers", 1, "--n-steps", 5, "--seed", 3)
+    bdm("train", folder / "autoencoder", folder / "hierarchy.json", folder / "model", *small)
+    found = read_results(folder)
+    assert not found.transmutations
+    assert not found.experiments
+    assert caplog.text.count("has cells of another model than the one beside it; make them again") == 2
+
+
 def test_commands_make_the_same_files(full, results, tmp_path):
     (tmp_path / "shown.yaml").symlink_to(full.parent / "shown.yaml")
     (tmp_path / "my <i>cells.h5ad").symlink_to(full.parent / "my <i>cells.h5ad")

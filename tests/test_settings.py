@@ -13,6 +13,7 @@ from test_workflow import ROOT, demo_config, dry_run
 from typer.main import get_command
 
 import bdm
+from bdm.api import settings_with
 from bdm.cli import app, main
 from bdm.configuration import schema
 from bdm.errors import InputError
@@ -172,6 +173,13 @@ def test_defaults_are_within_their_bounds_and_can_be_replaced(kind):
     assert replace(settings) == settings
     for setting in settings_of(kind):
         assert setting.default == getattr(settings, setting.name)
+
+
+def test_a_given_seed_of_0_contradicts_another():
+    settings = PrepareSettings(seed=5)
+    with pytest.raises(InputError, match=r"^seed is 0, and 5 in settings.prepare; give it in one place"):
+        settings_with(settings, label_key="cell_type", seed=0)
+    assert settings_with(settings, label_key="cell_type", seed=5) == settings_with(settings) == settings
 
 
 def test_numbers_of_numpy_are_numbers_of_python():

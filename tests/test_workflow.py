@@ -272,6 +272,19 @@ def test_commands_take_what_rules_give(tmp_path, sections):
     assert found["all"] == {"to": "x", "from": []}
 
 
+def test_names_may_be_numbers(tmp_path):
+    for name in ("cells.h5ad", "more.h5ad", "mine.yaml"):
+        (tmp_path / name).touch()
+    sections = {
+        "transmute": {"transmutations": {7: {"to": "x"}}},
+        "simulate": {"designs": {8: {"path": "mine.yaml"}}},
+        "extend": {"additions": {9: {"path": "more.h5ad"}}},
+    }
+    commands = shell_commands(dry_run(tmp_path, demo_config(datasets={5: {"path": "cells.h5ad"} | sections})))
+    written = {word for command in commands for word in command if word.startswith("results/")}
+    assert {"results/5/transmuted/7.h5ad", "results/5/simulated/8.h5ad", "results/5+9/model"} <= written
+
+
 def test_gene_sets_of_a_design_are_inputs(tmp_path):
     changes = [{"name": "a", "genes": {"gene_sets": "my sets.gmt", "name": "T"}}, {"name": "b", "genes": ["CD3D"]}]
     (tmp_path / "my design.yaml").write_text(yaml.safe_dump({"changes": changes}))

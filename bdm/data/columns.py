@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterable
 
 import pandas as pd
 from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
@@ -11,6 +12,18 @@ from bdm.settings import WITHOUT_LABELS
 
 logger = logging.getLogger(__name__)
 
+INDEX = "_index"  # name of the index in AnnData files
+# Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
+RESERVED_COLUMNS = (
+    "cell_type",
+    "sub_population",
+    "original_type",
+    "synthetic",
+    "ancestor",
+    "common_ancestor",
+    "common_ancestor_level",
+    INDEX,
+)
 MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
 NO_TYPES = re.compile(
     r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
@@ -39,6 +52,11 @@ def canonical_columns(
     drop_unlabelled
         Leave out cells without a cell type.
     """
+    for argument, key in (("label_key", label_key), ("batch_key", batch_key), ("donor_key", donor_key)):
+        if key in RESERVED_COLUMNS and key not in ("cell_type", INDEX):
+            raise InputError(
+                f"obs[{key!r}] is named by `{argument}=`, but bdm writes a column of this name; rename the column."
+            )
     if label_key is None:
         labels = one_label(obs.index)
     else:
@@ -197,13 +215,24 @@ def as_text(column: pd.Series) -> pd.Series:
 
 
 def writable_name(name: object) -> str:
-    """Name a column as an AnnData file can, where slashes separate groups."""
-    return str(name).replace("/", "_")
+    """Name a column as an AnnData file can, where slashes separate groups, and the index has a name of its own."""
+    text = str(name).replace("/", "_")
+    return f"{text}_" if text == INDEX else text
+
+
+def writable_names(names: Iterable[object]) -> list[str]:
+    """Name columns as an AnnData file can, each differently."""
+    found: list[str] = []
+    for name in map(writable_name, names):
+        while name in found:
+            name += "_"
+        found.append(name)
+    return found
 
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
     """Convert to text what an AnnData file cannot hold, such as dates and mixed objects."""
-    frame = frame.rename(columns=writable_name).rename_axis(index=None)
+    frame = frame.set_axis(writable_names(frame.columns), axis=1).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
         is_plain_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3

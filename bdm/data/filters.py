@@ -188,15 +188,15 @@ def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: 
 
 
 def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
-    """Reject a cell type of fewer donors in effect, once cells without counts of the chosen genes are left out."""
+    """Reject a cell type whose fitted cells are of fewer donors in effect, where it can no longer be left out."""
     if min_donors == 1:
         return
     fitted = obs[obs["split"] != "test"]
     number = effective_donors(fitted["cell_type"], fitted["donor"])
     if number.min() < min_donors:
         raise InputError(
-            f"the cells of type {number.idxmin()!r} with counts of the chosen genes are of {number.min():.2f} donors "
-            f"in effect, fewer than {min_donors}; leave the type out by `leave_out=`, or choose more genes."
+            f"the cells of type {number.idxmin()!r} to fit to are of {number.min():.2f} donors in effect, fewer than "
+            f"{min_donors}; leave the type out, or lower `min_donors=`."
         )
 
 

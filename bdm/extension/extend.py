@@ -15,6 +15,8 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
+from bdm.data.filters import check_min_donors
+from bdm.data.prepare import fewest_donors, has_donors
 from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
@@ -308,6 +310,11 @@ def refit(
     ----------
     cells
         Prepared cells of all types, known and new.
+
+    Raises
+    ------
+    InputError
+        If a type is of fewer donors than the settings of the model allow.
     """
     fitted = (model.base or model).hierarchy
     settings = FitSettings(
@@ -319,6 +326,8 @@ def refit(
         ),
         denoiser=known_settings(DenoiserSettings, model.provenance),
     )
+    if has_donors(cells):
+        check_min_donors(cells.obs, fewest_donors(cells))
     tree = grafted(model, new, seed=seed) if fitted.given else None
     return fit(cells, settings, tree=tree, seed=seed, device=device, **facts).model
 

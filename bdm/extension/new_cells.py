@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
 
-from bdm.data.columns import is_unwritable
+from bdm.data.columns import as_text, is_missing, is_unwritable
 from bdm.data.filters import split_by_type
 from bdm.errors import InputError
+from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.model.protection import is_protected
-from bdm.settings import InputKeys
+from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,9 @@ def new_cells(
         cells.obs["batch"] = pd.Categorical(
             batch, categories=[*known_batches, *sorted(set(batch) - set(known_batches))]
         )
+    donor_key = model.preparation.get("donor_key")
+    if donor_key in adata.obs and not is_missing(donors := as_text(adata.obs[donor_key][taken])).any():
+        cells.obs["donor"] = donors
     cells = cells[cells.X.getnnz(axis=1) > 0]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
     known = cells[cells.obs["cell_type"].isin(model.cell_types).to_numpy()].copy()
@@ -156,13 +160,12 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
     Raises
     ------
     InputError
-        If the known cells have other genes than the model.
+        If the known cells lack genes or cell types of the model.
     """
     parts = list(new.by_type.values())
     if known is not None:
-        lacking = model.autoencoder.genes.index.difference(known.var_names)
-        if len(lacking):
-            raise InputError(f"The known cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
+        check_has_genes(known, model)
+        check_has_types(known.obs, model)
         parts = [known[:, model.autoencoder.genes.index], *parts]
     names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
     ends = np.cumsum([part.n_obs for part in parts])
@@ -171,10 +174,17 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
         parts[i].obs_names = names[end - parts[i].n_obs : end]
     cells = ad.concat(parts, join="inner")
     cells.var = model.autoencoder.genes.copy()
-    for column in ("cell_type", "batch", "split"):
+    for column in ("cell_type", "batch", "split", "donor"):
         if column in cells.obs:
             cells.obs[column] = cells.obs[column].astype(str).astype("category")
     settings = model.preparation
+    if settings.get("donor_key") is not None and "donor" not in cells.obs:
+        logger.warning(
+            "The joined cells have no donors, as obs of the new cells has no column %r: a model that is fitted to them "
+            "does not learn how donors differ, and an audit of them is of cells.",
+            settings["donor_key"],
+        )
+        settings |= {"donor_key": None, "min_donors": PrepareSettings.min_donors}
     cells.uns["bdm"] = {
         "version": model.provenance["version"],
         "seed": settings["seed"],

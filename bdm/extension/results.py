@@ -139,8 +139,8 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
         "attachment_branch": attachment and attachment.branch,
         "level": attachment and attachment.level,
         "support": extension.support,
-        "nearest": others.index[0],
-        "distance": float(others.iloc[0]),
+        "nearest": others.index[0] if len(others) else None,
+        "distance": float(others.iloc[0]) if len(others) else float("nan"),
         "mean_shift": fitted.shift,
         "new_batches": "; ".join(extension.batches),
         "log_likelihood_before": float(fitted.before.mean()),
@@ -210,6 +210,8 @@ def describe(row: Mapping[str, Any]) -> str:
             f"{row['cell_type']} ({row['n_cells']} cells{divided}) leaves branch {row['attachment_branch']} at noise "
             f"level {row['level']:.2f}{support}."
         )
+    if pd.isna(row["distance"]):  # there is no other type
+        return f"{where} {verdict(row)}"
     nearest = f"The nearest type is {row['nearest']}, {row['distance']:.1f} within-type standard deviations away."
     return f"{where} {nearest} {verdict(row)}"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bdm.autoencoder.observation import ObservationModel
-from bdm.data.columns import writable_name
+from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.diffusion.sampler import TreeWalk
 from bdm.generation.chunks import (
     SMALLEST,
@@ -32,18 +32,6 @@ from bdm.settings import SamplerSettings
 from bdm.threads import keep_freed_memory, threads
 
 EXPECTED = "expected"  # layer of expected counts
-
-# Columns of generated and transmuted cells that have a fixed meaning, and a name that AnnData files reserve
-RESERVED_COLUMNS = (
-    "cell_type",
-    "sub_population",
-    "original_type",
-    "synthetic",
-    "ancestor",
-    "common_ancestor",
-    "common_ancestor_level",
-    "_index",
-)
 
 
 @dataclass(frozen=True)
@@ -310,4 +298,4 @@ def batch_columns(
 
 def reserved_names(*names: str | None) -> list[str]:
     """Names of columns as files can hold them, without None and the names of columns with a fixed meaning."""
-    return [name for name in map(writable_name, filter(None, names)) if name not in RESERVED_COLUMNS]
+    return [writable_name(name) for name in filter(None, names) if name not in RESERVED_COLUMNS]

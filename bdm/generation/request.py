@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +56,30 @@ class Request:
         return np.asarray(rows["batch"].to_numpy()[np.minimum(row, len(rows) - 1)])
 
 
-def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.DataFrame) -> Request:
+def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Series | pd.DataFrame) -> Request:
     """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
 
     Parameters
     ----------
     cells
-        Number of cells of every type; numbers by type; or a table with columns ``cell_type``, ``n_cells`` and,
-        optionally, ``batch``, in any order. A type may be a cell type, whose cells are spread over its sub-populations,
-        or a sub-population.
+        Number of cells of every type; numbers by type, such as ``value_counts()`` returns; or a table with columns
+        ``cell_type``, ``n_cells`` and, optionally, ``batch``, in any order. A type may be a cell type, whose cells are
+        spread over its sub-populations, or a sub-population.
 
     Raises
     ------
     InputError
-        If the model has no such type or batch, or a number is negative or not whole.
+        If the model has no such type or batch, a number is negative or not whole, or the request is of another kind.
     """
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
-    elif isinstance(cells, Mapping):
-        table = pd.DataFrame({"cell_type": list(cells), "n_cells": list(cells.values())})
+    elif isinstance(cells, Mapping | pd.Series):
+        table = pd.DataFrame(list(cells.items()), columns=["cell_type", "n_cells"])
+    elif isinstance(cells, bool) or not isinstance(cells, Real):
+        raise InputError(
+            f"Cells were requested by {type(cells).__name__}; give a number of cells of every type, numbers by type, "
+            "or a table with the columns cell_type and n_cells."
+        )
     else:
         table = pd.DataFrame({"cell_type": model.cell_types, "n_cells": cells})
     _check(model, table)

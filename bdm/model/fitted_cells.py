@@ -56,14 +56,19 @@ def check_has_genes(prepared: AnnData, model: BranchedModel) -> None:
         raise InputError(f"The prepared cells lack {len(lacking)} of the model's genes, such as {lacking[0]}.")
 
 
-def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
-    """Reject prepared cells that lack types of a model, and warn of other numbers than it was fitted to."""
+def check_has_types(obs: pd.DataFrame, model: BranchedModel) -> None:
+    """Reject prepared cells that lack types of a model."""
     lacking = sorted(set(model.cell_types) - set(obs["cell_type"].astype(str)))
     if lacking:
         raise InputError(
             f"The cells lack the model's types {', '.join(map(repr, lacking))}; give the cells that it was fitted on, "
             "and the cells of its extensions."
         )
+
+
+def check_same_cells(obs: pd.DataFrame, model: BranchedModel) -> None:
+    """Reject prepared cells that lack types of a model, and warn of other numbers than it was fitted to."""
+    check_has_types(obs, model)
     fitted = obs[obs["split"] != "test"].drop(columns="sub_population", errors="ignore")  # not the model's, if any
     found, expected = composition_of(fitted), model.composition_of_types
     aligned = found.reindex(index=expected.index, columns=expected.columns, fill_value=0)

@@ -1,5 +1,6 @@
 """Files of generated cells: the record that they carry, and what the card of their model says of them."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,8 @@ from bdm.files import sha256
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel, model_checksum
 from bdm.provenance import provenance, storable
+
+logger = logging.getLogger(__name__)
 
 ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they are no measurements."
 
@@ -39,6 +42,18 @@ def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **f
         data_sha256=model.autoencoder.provenance.get("data_sha256"),
     )
     return storable(record | facts)
+
+
+def is_of_model(path: Path, checksum: str) -> bool:
+    """Whether the model with a checksum computed the cells of a file; a warning says if it was another one.
+
+    Files that are gone, or record no model, count as its own.
+    """
+    recorded = read_cells(path, on_disk=True).uns.get("bdm", {}).get("model_sha256") if path.exists() else None
+    if recorded in (None, checksum):
+        return True
+    logger.warning("Not shown: %s has cells of another model than the one beside it; make them again.", path)
+    return False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Audit of a data set, as the report shows it: what attacks found out about who was in the training data."""
 
+import logging
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,8 +9,13 @@ from typing import Any
 
 from bdm.audit.results import FIGURE, GENERATED, SETS, SUMMARY, Audit
 from bdm.audit.verdict import ATTACKS
+from bdm.errors import InputError
+from bdm.model.card import check_audit
+from bdm.model.model import BranchedModel
 from bdm.settings import FitSettings, GenerationSettings
 from bdm.text import abbreviated
+
+logger = logging.getLogger(__name__)
 
 AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options begin with the stage
 
@@ -22,12 +28,19 @@ class ShownAudit:
     figure: bytes
 
 
-def read_audit(folder: Path) -> ShownAudit | None:
-    """Read the audit of the data set in a folder; None where there is none."""
+def read_audit(folder: Path, model: BranchedModel) -> ShownAudit | None:
+    """Read the audit of the data set in a folder; None where there is none, or one of other models of bdm."""
     audited = Path(folder) / "audit"
     if not (audited / SUMMARY).is_file():
         return None
-    return ShownAudit(Audit.load(audited), (audited / FIGURE).read_bytes())
+    audit = Audit.load(audited)
+    if audit.record.get("generator") == "bdm":
+        try:
+            check_audit(audit, model)
+        except InputError as error:
+            logger.warning("Not shown: %s. %s", audited, error)
+            return None
+    return ShownAudit(audit, (audited / FIGURE).read_bytes())
 
 
 def summary(shown: ShownAudit | None) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from anndata.io import read_elem
 
 from bdm.data.matrix import blocks_of_rows
 from bdm.data.read import read_cells
+from bdm.model.generated_file import is_of_model
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ class Experiment:
     found: pd.Series
 
 
-def read_experiments(folder: Path) -> dict[str, Experiment]:
-    """Read the experiments in the folder of a data set, by name."""
-    return {path.stem: read_experiment(path) for path in sorted(Path(folder).glob("simulated/*.h5ad"))}
+def read_experiments(folder: Path, checksum: str) -> dict[str, Experiment]:
+    """Read the experiments in the folder of a data set, by name, that the model with a checksum simulated."""
+    paths = sorted(Path(folder).glob("simulated/*.h5ad"))
+    return {path.stem: read_experiment(path) for path in paths if is_of_model(path, checksum)}
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -18,7 +18,8 @@ from bdm.evaluation.verdict import Verdict
 from bdm.extension.results import FILE, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation
 from bdm.interpretation.tables import branch_genes
-from bdm.model.model import BranchedModel, load_model
+from bdm.model.generated_file import is_of_model
+from bdm.model.model import BranchedModel, load_model, model_checksum
 from bdm.report.audit import ShownAudit, read_audit
 from bdm.report.experiments import Experiment, read_experiments
 from bdm.transmutation.results import TransmutationEvaluation
@@ -125,7 +126,9 @@ def read_results(folder: Path) -> Results:
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
     interpreted, extended = folder / "interpretation", folder / "extension"
     interpretation = Interpretation.load(interpreted) if (interpreted / f"{KIND}.json").is_file() else None
+    checksum = model_checksum(folder / "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
+    moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     extension = ExtensionReport.load(extended) if (extended / FILE).is_file() else None
     results = Results(
         name=folder.resolve().name,
@@ -141,9 +144,11 @@ def read_results(folder: Path) -> Results:
         umap=(folder / "evaluation/umap.png").read_bytes(),
         interpretation=tables_of(interpretation) if interpretation else {},
         interpreted=interpretation.provenance if interpretation else {},
-        transmutations={path.parent.name: TransmutationEvaluation.load(path.parent) for path in transmutations},
-        experiments=read_experiments(folder),
-        audit=read_audit(folder),
+        transmutations={
+            path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
+        },
+        experiments=read_experiments(folder, checksum),
+        audit=read_audit(folder, model),
         extensions=extension.extensions if extension else None,
         cost=read_cost(folder / "benchmarks"),
     )

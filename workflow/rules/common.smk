@@ -91,6 +91,9 @@ def complete(config):
         for name, dataset in config["datasets"].items()
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
+    for dataset in completed["datasets"].values():  # names may be numbers in YAML, and are texts in the names of files
+        for section, of in (("extend", "additions"), ("simulate", "designs"), ("transmute", "transmutations")):
+            dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
     for name, dataset in completed["datasets"].items():
         check_beyond_schema(name, dataset)
     for name in list(completed["datasets"]):
