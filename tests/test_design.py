@@ -49,7 +49,25 @@ def test_the_record_of_a_design_is_a_design():
     assert read_design(design_record(design)) == design
 
 
+def test_an_empty_section_is_none(tmp_path):
+    (tmp_path / "design.yaml").write_text("samples:\nchanges:\ncomposition:\n  shifts:\n")
+    assert read_design(tmp_path / "design.yaml") == Design()
+    with pytest.raises(InputError, match="there is no genes, which is required"):
+        read_design(with_change(genes=None))
+
+
 INVALID = {
+    "shifts of exact numbers": (
+        {
+            "samples": {**TWO, "cells": {"Dendritic": 5}},
+            "composition": {"shifts": [{"condition": "treated", "in": ["Dendritic"], "log_odds": 1}]},
+        },
+        "composition.shifts has no effect, as samples.cells has the numbers of each cell type",
+    ),
+    "proportions of exact numbers": (
+        {"samples": {**TWO, "cells": {"Dendritic": 5}}, "composition": {"proportions": {"Dendritic": 1}}},
+        "composition.proportions has no effect",
+    ),
     "a misspelt section": ({"sample": {}}, "There is no setting sample; did you mean samples?"),
     "a misspelt key": (with_change(log_fold_change=1), "changes.up: There is no setting log_fold_change; did you mean"),
     "no section": ({"samples": 5}, "samples: there is 5, but there must be keys with values."),

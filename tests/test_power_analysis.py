@@ -67,17 +67,39 @@ def test_a_grid_has_all_combinations():
 def test_a_point_changes_its_values_alone():
     change = {**CHANGE, "log2_fold_change": {"distribution": "normal", "mean": -1, "sd": 0.4}}
     content = {**CONTENT, "changes": [CHANGE, {**change, "name": "down"}]}
-    content["composition"] = {"shifts": [{**SHIFT, "log_odds": -1.5}]}
     design = read_design(content)
-    at = design_at(design, Point(0, donors=6, cells=200, depth=0.5, log2_fold_change=2, log_odds=0.5), repeat=0)
+    at = design_at(design, Point(0, donors=6, cells=200, depth=0.5, log2_fold_change=2), repeat=0)
     assert (at.samples.donors, at.samples.cells, at.depth.factor) == (6, {"Dendritic": 100, "CD19+ B": 100}, 0.5)
     assert at.changes[0].log2_fold_change.values == (2.0,)
     assert (at.changes[1].log2_fold_change.mean, at.changes[1].log2_fold_change.sd) == (-2, 0.8)
-    assert at.composition.shifts[0].log_odds == -0.5
     unchanged = design_at(design, Point(0), repeat=1)
     assert (unchanged.samples, unchanged.changes) == (design.samples, design.changes)
     assert len({design.seed, at.seed, unchanged.seed}) == 3
     assert design_at(design, Point(1, depth=2.0), repeat=1).seed == unchanged.seed
+
+
+def test_sizes_keep_signs_and_0():
+    shifts = [{**SHIFT, "log_odds": value} for value in (-1.5, 0, 1)]
+    normal = {**CHANGE, "name": "around 0", "log2_fold_change": {"distribution": "normal", "mean": 0, "sd": 1}}
+    changes = [{**CHANGE, "log2_fold_change": [1, 0, -2]}, normal]
+    samples = {**CONTENT["samples"], "cells": 100}
+    design = read_design({"samples": samples, "changes": changes, "composition": {"shifts": shifts}})
+    at = design_at(design, Point(0, log2_fold_change=1.5, log_odds=0.5), repeat=0)
+    assert at.changes[0].log2_fold_change.values == (1.5, 0, -1.5)
+    assert (at.changes[1].log2_fold_change.mean, at.changes[1].log2_fold_change.sd) == (0, 1.5)
+    assert [shift.log_odds for shift in at.composition.shifts] == [-0.5, 0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        ({"factor": {"stimulated": 0.5}}, {"factor": {"stimulated": 1.0}, "median": None}),
+        ({"median": 5000}, {"factor": 1.0, "median": 10_000}),
+    ],
+)
+def test_depth_is_relative_to_the_design(depth, expected):
+    at = design_at(read_design({**CONTENT, "depth": depth}), Point(0, depth=2), repeat=0)
+    assert vars(at.depth) == expected
 
 
 def test_no_change_is_a_point_as_well():
@@ -110,7 +132,12 @@ INVALID = {
     "nothing planted": ({"changes": []}, "there is nothing to find"),
     "shifts that are missing": ({"power": {"log_odds": [1]}}, "power.log_odds needs composition.shifts"),
     "changes that are missing": (
-        {"changes": [], "composition": {"shifts": [SHIFT]}, "power": {"log2_fold_change": [1]}},
+        {
+            "changes": [],
+            "samples": {**CONTENT["samples"], "cells": 80},
+            "composition": {"shifts": [SHIFT]},
+            "power": {"log2_fold_change": [1]},
+        },
         "power.log2_fold_change needs changes",
     ),
     "an unknown cell type": ({"changes": [{**CHANGE, "in": ["Neuron"]}]}, "no cell type or clade 'Neuron'"),
@@ -167,6 +194,29 @@ def test_shifts_of_the_composition_are_found(model):
     null = null[null["method"] == COMPOSITION]
     assert len(null) == len(model.cell_types)
     assert null["n_planted"].sum() == 0
+
+
+def composition_scores(model, *, cells: int = 300, **composition) -> pd.DataFrame:
+    samples = {"donors": 4, "conditions": TWO, "cells": cells}
+    design = read_design({"samples": samples, "composition": composition, "power": {"methods": []}})
+    return score_experiment(model, design, Point(0), repeat=0).set_index("cell_type")
+
+
+def test_shifts_of_one_type_add_up(model):
+    both = [{**SHIFT, "log_odds": -3}, {**SHIFT, "in": ["Dendritic", "CD34+"], "log_odds": 0.7}]
+    found = composition_scores(model, shifts=both, concentration=200)
+    assert found.loc["Dendritic", ["n_planted", "n_found"]].tolist() == [1, 1]
+    apart = [{**SHIFT, "in": [f"Dendritic/{k}"], "log_odds": size} for k, size in ((1, 2), (2, 0.0))]
+    assert composition_scores(model, shifts=apart, concentration=200).index.tolist() == ["Dendritic"]
+    everything = [{**SHIFT, "in": list(model.cell_types), "log_odds": 2}]
+    assert composition_scores(model, shifts=everything)["n_planted"].sum() == 0
+
+
+def test_a_shifted_type_without_cells_is_not_found(model):
+    found = composition_scores(model, cells=5, shifts=[{**SHIFT, "in": ["CD34+"], "log_odds": -15}])
+    assert found.loc["CD34+", ["n_planted", "n_found"]].tolist() == [1, 0]
+    with pytest.raises(InputError, match=r"^composition\.shifts: the design has no cells of CD34\+, whose share is to"):
+        composition_scores(model, shifts=[{**SHIFT, "in": ["CD34+"]}], proportions={"Dendritic": 0.5, "CD19+ B": 0.5})
 
 
 def test_shares_are_tested_without_counts(model, monkeypatch):

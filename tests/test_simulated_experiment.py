@@ -242,6 +242,13 @@ def test_kinds_of_change_have_their_shapes(kind, share, expected, fold_change, s
         )
 
 
+def test_cells_that_respond_in_the_reference_alone_are_known(small_model):
+    change = {**UP, "kind": "proportion", "share": [0.3, 1.0]}
+    responds = simulate(small_model, samples={**TWO, "cells": {MONO: 400}}, changes=[change]).obs
+    share = responds.groupby("condition", observed=True)["responds"].mean()
+    assert share.to_dict() == pytest.approx({"control": 0.3, "treated": 1}, abs=0.06)
+
+
 def test_dispersion_changes_without_the_mean(small_model):
     samples = {**TWO, "donors": 1, "cells": {B: 4000}}
     change = {**UP, "in": B, "genes": ["HLA-DRA"], "log2_fold_change": 3, "kind": "dispersion"}
@@ -314,7 +321,33 @@ def test_rescaled_counts_are_negative_binomial(factor):
     np.testing.assert_allclose(found, expected, atol=4.5 * np.sqrt(expected.max()))
 
 
+def test_the_median_of_exact_numbers_is_that_of_their_types(small_model):
+    samples = {"donors": 1, "cells": {NK: 800}}
+    adata = small_model.simulate({"samples": samples, "depth": {"median": 100}})
+    assert np.median(np.asarray(adata.X.sum(axis=1))) == pytest.approx(100, rel=0.06)
+
+
 # ---- composition
+
+
+@pytest.mark.parametrize(
+    "composition",
+    [
+        {"proportions": {"Dendritic/1": 0.9, "Dendritic/2": 0.1}},
+        {"proportions": {"Dendritic/1": 1}},
+        {"shifts": [{"condition": "treated", "in": ["Dendritic/2"], "log_odds": 2}]},
+    ],
+)
+def test_the_truth_of_a_type_has_the_shares_of_the_design(small_model, composition):
+    samples = {**TWO, "cells": 3000}
+    change = {**UP, "in": ["Dendritic/2"], "log2_fold_change": [2]}
+    adata = simulate(small_model, samples=samples, changes=[change], composition=composition, expected=True)
+    cells = adata[adata.obs["cell_type"] == DENDRITIC]
+    expected = cells.varm["log2_fold_change_treated"][DENDRITIC].to_numpy()
+    often = cells.layers["expected"].mean(axis=0) > 0.05
+    np.testing.assert_allclose(fold_changes(cells)[often], expected[often], atol=0.25)
+    changed = adata.uns["truth"]["genes"].set_index("gene")["log2_fold_change"]
+    assert np.abs(fold_changes(cells)[cells.var_names.get_indexer(changed.index)] - changed).max() < 0.25
 
 
 def test_composition_is_as_given_and_shifted(small_model):
@@ -456,6 +489,16 @@ def test_the_share_of_ambient_counts_is_found_from_their_profile(small_model):
             found, own = counts / counts.sum(), own / own.sum()
             direction = ambient.varm["ambient"][sample].to_numpy() - own
             assert (found - own) @ direction / (direction @ direction) == pytest.approx(0.15, abs=0.03)
+
+
+def test_ambient_rna_is_of_the_donors_of_the_sample(small_model):
+    samples = {"donors": 3, "cells": 600, "variation": 0.6}
+    adata = small_model.simulate({"samples": samples, "ambient": {"share": 0.2}, "expected": True})
+    for sample, profile in adata.varm["ambient"].items():
+        mean = adata.layers["expected"][adata.obs["sample"] == sample].mean(axis=0)
+        often = mean > 0.02
+        ratio = np.log(profile.to_numpy() / (mean / mean.sum()))[often]
+        assert ratio.std() < 0.12  # 0.5 for the profile of a donor of average expression
 
 
 def test_ambient_rna_of_a_given_profile(small_model):

@@ -1,16 +1,17 @@
 """A design for a model: its samples, numbers of cells, changes and donors, and what each cell is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
 from bdm.design.donors import Donors, donors_of
-from bdm.design.samples import expected_proportions, request_of, table_of_samples
+from bdm.design.samples import proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError, at
@@ -99,13 +100,42 @@ class Experiment:
         """Batch of each sample; empty text where the model has no batches."""
         return [str(batch) for batch in self.samples["batch"]]
 
-    def mean_expression(self, sample: str) -> pd.DataFrame:
-        """Compute expected counts of each population (rows) in a sample at the model's depth, with its changes."""
+    def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
+        """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""
         row = self.samples.loc[sample]
-        populations = self.model.populations
-        factors = mean_factors(self.plants, populations, row["condition"], self.n_genes)
-        rows = {name: self.reference.expression(name, str(row["batch"])) * factors[name] for name in populations}
+        factors = mean_factors(self.plants, self.model.populations, row["condition"], self.n_genes)
+        of_sample = {name: self.expression(name, str(row["batch"]), str(row["donor"])) for name in populations}
+        rows = {name: expression * factors[name] for name, expression in of_sample.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
+
+    def expression(self, population: str, batch: str, donor: str) -> np.ndarray:
+        """Average the expected counts of a population in a donor at the model's depth, before changes."""
+        if self.donors is None:
+            return self.reference.expression(population, batch)
+        x = self.reference.whitened(population)
+        number = np.full(len(x), self.samples["donor"].unique().tolist().index(donor))
+        offset = to_tensor(self.donors.log_expression(population)[number].astype(np.float32))
+        expected = expected_counts(
+            self.model,
+            self.donors.within(population, x, number),
+            np.full(len(x), batch) if self.model.autoencoder.batches else None,
+            population,
+            offset=offset,
+            batch_factor=self.design.batch_effects,
+        )
+        return np.asarray(expected.mean(axis=0, dtype=np.float64))
+
+    @cached_property
+    def ambient_profiles(self) -> pd.DataFrame:
+        """Share of each gene (columns) in the ambient RNA of each sample (rows)."""
+        given, genes = self.design.ambient.profile, self.model.autoencoder.genes.index
+        samples = self.samples.index
+        if isinstance(given, dict):
+            return pd.DataFrame([given_profile(self.model, given)] * len(samples), index=samples, columns=genes)
+        n_cells = self.request.table.groupby(["sample", "sub_population"])["n_cells"].sum()
+        rows = [n_cells[sample] @ self.mean_expression(sample, list(n_cells[sample].index)) for sample in samples]
+        counts = pd.DataFrame(rows, index=samples, columns=genes)
+        return counts.div(counts.sum(axis=1), axis=0)
 
 
 def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | None = None) -> Experiment:
@@ -127,16 +157,17 @@ def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | Non
         )
 
     plants = plants_of(model, design, expression)
-    samples["depth_factor"] = depth_factors(model, design, samples["condition"], reference)
+    shares = proportions_of(model, design, samples, request).mean()
+    samples["depth_factor"] = depth_factors(design, samples["condition"], shares, reference)
     check_ambient(model, design)
     return Experiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
 
 
-def depth_factors(model: BranchedModel, design: Design, condition: pd.Series, reference: Reference) -> np.ndarray:
-    """Factor of the library sizes of each sample, from its condition."""
+def depth_factors(design: Design, condition: pd.Series, shares: pd.Series, reference: Reference) -> np.ndarray:
+    """Factor of the library sizes of each sample, from its condition; ``shares`` are those of all populations."""
     if design.depth.median is None:
         return of_conditions(design.depth.factor, condition, 1.0)
-    shares = expected_proportions(model, design).mean()
+    shares = shares[shares > 0]
     sizes = [reference.log_library_size(name) for name in shares.index]
     weights = np.repeat(shares.to_numpy() / [len(size) for size in sizes], [len(size) for size in sizes])
     median = weighted_median(np.concatenate(sizes), weights)
@@ -173,21 +204,6 @@ def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray
             raise InputError(f"the model has no gene {name}; name genes as its data do, such as {profile.index[0]}.")
         profile[list(found[name])] += weight / len(found[name])
     return np.asarray(profile / profile.sum())
-
-
-def ambient_profiles(experiment: Experiment) -> pd.DataFrame:
-    """Share of each gene (columns) in the ambient RNA of each sample (rows)."""
-    given, genes = experiment.design.ambient.profile, experiment.model.autoencoder.genes.index
-    samples = experiment.samples.index
-    if isinstance(given, dict):
-        return pd.DataFrame([given_profile(experiment.model, given)] * len(samples), index=samples, columns=genes)
-    n_cells = experiment.request.table.pivot_table(
-        index="sample", columns="sub_population", values="n_cells", aggfunc="sum"
-    )
-    n_cells = n_cells.reindex(index=samples, columns=list(experiment.model.populations)).fillna(0)
-    rows = [n_cells.loc[sample] @ experiment.mean_expression(sample) for sample in samples]
-    counts = pd.DataFrame(rows, index=samples, columns=genes)
-    return counts.div(counts.sum(axis=1), axis=0)
 
 
 # ---- what each cell is

@@ -29,7 +29,7 @@ class PowerSettings(StageSettings):
 
     donors: Annotated[tuple[float, ...], "Donors in each condition.", AS_DESIGNED] = ()
     cells: Annotated[tuple[float, ...], "Cells of each sample.", AS_DESIGNED] = ()
-    depth: Annotated[tuple[float, ...], "Factors of the library sizes.", AS_DESIGNED] = ()
+    depth: Annotated[tuple[float, ...], "Factors of the library sizes of the design.", AS_DESIGNED] = ()
     log2_fold_change: Annotated[
         tuple[float, ...], "Sizes of the planted log2 fold changes, which keep their signs.", AS_DESIGNED
     ] = ()
@@ -103,12 +103,15 @@ def design_at(design: "Design", point: Point, *, repeat: int) -> "Design":
     if point.cells is not None:
         samples = replace(samples, cells=scaled(samples.cells, point.cells))
     if point.depth is not None:
-        depth = replace(depth, factor=point.depth, median=None)
+        if depth.median is None:
+            depth = replace(depth, factor=times(depth.factor, point.depth))
+        else:
+            depth = replace(depth, median=times(depth.median, point.depth))
     changes, shifts = design.changes, design.composition.shifts
     if point.log2_fold_change is not None:
         changes = tuple(of_size(change, point.log2_fold_change) for change in changes)
     if point.log_odds is not None:
-        shifts = tuple(replace(shift, log_odds=np.copysign(point.log_odds, shift.log_odds)) for shift in shifts)
+        shifts = tuple(replace(shift, log_odds=sized(shift.log_odds, point.log_odds)) for shift in shifts)
     return replace(
         design,
         samples=samples,
@@ -117,6 +120,18 @@ def design_at(design: "Design", point: Point, *, repeat: int) -> "Design":
         composition=replace(design.composition, shifts=shifts),
         seed=derive(design.seed, "power", repeat),
     )
+
+
+def times(value: float | dict[str, float], factor: float) -> float | dict[str, float]:
+    """Multiply a number, or the numbers of conditions."""
+    if isinstance(value, dict):
+        return {condition: number * factor for condition, number in value.items()}
+    return value * factor
+
+
+def sized(value: float, size: float) -> float:
+    """Give a value another size, with its sign; 0 stays 0."""
+    return float(np.sign(value) * size)
 
 
 def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int]:
@@ -128,13 +143,16 @@ def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int
 
 
 def of_size(change: "Change", size: float) -> "Change":
-    """Give the fold changes of a change another size; those of a distribution keep their relative spread."""
+    """Give the fold changes of a change another size.
+
+    Those of a distribution keep their spread relative to the mean; around 0, the size is their spread.
+    """
     given = change.log2_fold_change
     if given.distribution is None:
-        fold_change = replace(given, values=tuple(float(np.copysign(size, value)) for value in given.values))
+        fold_change = replace(given, values=tuple(sized(value, size) for value in given.values))
     elif size == 0:
         fold_change = replace(given, distribution=None, values=(0.0,))
     else:
-        spread = given.sd * size / abs(given.mean) if given.mean else given.sd
-        fold_change = replace(given, mean=float(np.copysign(size, given.mean)), sd=spread)
+        spread = given.sd * size / abs(given.mean) if given.mean else size
+        fold_change = replace(given, mean=sized(given.mean, size), sd=spread)
     return replace(change, log2_fold_change=fold_change)

@@ -76,7 +76,7 @@ def as_section(of: type[Section], content: Any, place: str) -> Section:
     content = {} if content is None else content if expand is None else expand(content)
     if not isinstance(content, dict):
         raise InputError(f"there is {content!r}, but there must be keys with values.")
-    content = {str(key): value for key, value in content.items()}
+    content = {str(key): value for key, value in content.items() if value is not None}  # an empty key is none
     settings = {setting.name.rstrip("_"): setting for setting in settings_of(of)}
     reject_unknown(content, list(settings))
     for key, setting in settings.items():

@@ -149,12 +149,25 @@ def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
     return weights.div(weights.sum(axis=1), axis=0)
 
 
+def proportions_of(model: BranchedModel, design: Design, samples: pd.DataFrame, request: Request) -> pd.DataFrame:
+    """Shares of all populations (columns) in each condition (rows): expected ones, or those of exact numbers."""
+    if not isinstance(design.samples.cells, dict):
+        return expected_proportions(model, design)
+    condition = request.table["sample"].map(samples["condition"]).rename("condition")
+    numbers = request.table.groupby([condition, "sub_population"])["n_cells"].sum().unstack(fill_value=0)
+    numbers = numbers.reindex(index=list(design.samples.conditions), columns=list(model.populations), fill_value=0)
+    return numbers.div(numbers.sum(axis=1), axis=0)
+
+
 def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
     """Factor by which the weight of each population (columns) differs in each condition (rows)."""
     factors = pd.DataFrame(1.0, index=list(design.samples.conditions), columns=list(model.populations))
     for shift in design.composition.shifts:
         with at("composition.shifts"):
-            factors.loc[shift.condition, list(populations_named(model, shift.in_))] *= np.exp(shift.log_odds)
+            named = list(populations_named(model, shift.in_))
+            if not base_proportions(model, design.composition)[named].sum():
+                raise InputError(f"the design has no cells of {', '.join(shift.in_)}, whose share is to differ.")
+            factors.loc[shift.condition, named] *= np.exp(shift.log_odds)
     return factors
 
 

@@ -334,6 +334,13 @@ class Design(StageSettings):
         names = [change.name for change in self.changes]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError(f"two changes have the name {twice!r}; give each a name of its own.")
+        if isinstance(self.samples.cells, dict):
+            for key in ("proportions", "shifts"):
+                if getattr(self.composition, key) != getattr(Composition, key):
+                    raise InputError(
+                        f"composition.{key} has no effect, as samples.cells has the numbers of each cell type; give "
+                        "one number for all cells of a sample, or leave it out."
+                    )
         for place, condition in self.named_conditions():
             if condition not in self.samples.conditions:
                 known = ", ".join(self.samples.conditions)

@@ -15,7 +15,7 @@ from torch import Tensor
 from bdm.arrays import to_tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.changes import PlantedGenes
-from bdm.design.experiment import Cells, Experiment, ambient_profiles, cells_of, compile_design
+from bdm.design.experiment import Cells, Experiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
 from bdm.diffusion.sampler import TreeWalk
@@ -110,8 +110,9 @@ def observations_of(experiment: Experiment, cells: Cells) -> pd.DataFrame:
 
 
 def response_columns(experiment: Experiment, cells: Cells) -> dict[str, np.ndarray]:
-    """Whether each cell responds, for the changes to which not all cells respond."""
-    partial = [i for i, plant in enumerate(experiment.plants) if plant.change.shares.condition < 1]
+    """Whether each cell responds, for the changes to which not all cells of a condition respond."""
+    shares = [plant.change.shares for plant in experiment.plants]
+    partial = [i for i, of in enumerate(shares) if of.condition < 1 or 0 < of.reference < 1]
     names = [f"responds_{experiment.plants[i].change.name}" for i in partial] if len(partial) > 1 else ["responds"]
     return {name: cells.strength[:, i] == 1 for name, i in zip(names, partial, strict=False)}
 
@@ -164,7 +165,7 @@ class Simulation:
         self.donor = pd.Index(donors.unique()).get_indexer(donors)
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
-        self.ambient = ambient_profiles(experiment).to_numpy().cumsum(axis=1) if ambient.share else None
+        self.ambient = experiment.ambient_profiles.to_numpy().cumsum(axis=1) if ambient.share else None
         self.planted = cache(lambda population: PlantedGenes.of(experiment.plants, population))
         self.observation = cache(self._observation)
         self.offsets = cache(self._offsets)

@@ -9,10 +9,11 @@ import pandas as pd
 
 from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
-from bdm.design.experiment import Experiment, ambient_profiles
-from bdm.design.samples import expected_proportions
+from bdm.design.experiment import Experiment
+from bdm.design.samples import proportions_of
 from bdm.seeds import numpy_generator
 
+ROUNDING = 1e-12  # log2 fold changes below it are of sums that are equal
 EVERY_CONDITION = ""  # of changes that distinguish cell types, in all conditions
 
 
@@ -25,7 +26,7 @@ class Comparison:
     condition
         Empty for the changes of all conditions, in comparison with cells without any change.
     log2_fold_change
-        Of expected counts, genes x cell types: 0 for null genes.
+        Of expected counts, genes x cell types: 0 for genes without a change, unless sub-populations have other shares.
     log2_library
         Log2 fold change of the expected library size of each cell type.
     """
@@ -48,7 +49,8 @@ class Truth:
         ``responding_log2_fold_change`` of a cell that responds, of its dispersion for the kind ``dispersion``;
         ``share_reference`` and ``share_condition``, of the cells that respond.
     composition
-        Expected ``proportion`` of each cell type in each condition, with the ``log_odds_ratio`` to the reference.
+        ``proportion`` of each cell type in each condition, in a donor with the expected shares, with the
+        ``log_odds_ratio`` to the reference.
     samples
         Each sample with its donor, condition, batch, ``n_cells`` and ``depth_factor``.
     ambient
@@ -98,7 +100,7 @@ def ambient_rna(experiment: Experiment) -> tuple[pd.DataFrame | None, pd.DataFra
     ambient, seed = experiment.design.ambient, experiment.design.seed
     if not (ambient.share or ambient.empty_counts):
         return None, None
-    profiles = ambient_profiles(experiment).T
+    profiles = experiment.ambient_profiles.T
     counts = {
         name: numpy_generator(seed, "empty droplets", str(name)).multinomial(ambient.empty_counts, profile)
         for name, profile in profiles.items()
@@ -110,12 +112,16 @@ def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
     """Compare each condition with the reference, and changes of all conditions with none."""
     reference, *others = experiment.design.samples.conditions
     means = {population: mean_expression(experiment, population) for population in experiment.model.populations}
+    shares = proportions_of(experiment.model, experiment.design, experiment.samples, experiment.request)
     everywhere = [plant for plant in experiment.plants if plant.change.condition is None]
     if everywhere:
-        yield compared(experiment, EVERY_CONDITION, means, factors(experiment, everywhere, reference), None)
-    base = factors(experiment, experiment.plants, reference)
+        changed = Side(shares.loc[reference], factors(experiment, everywhere, reference))
+        unchanged = Side(shares.loc[reference], dict.fromkeys(means, np.ones(experiment.n_genes)))
+        yield compared(experiment, EVERY_CONDITION, means, changed, unchanged)
+    base = Side(shares.loc[reference], factors(experiment, experiment.plants, reference))
     for condition in others:
-        yield compared(experiment, condition, means, factors(experiment, experiment.plants, condition), base)
+        of_condition = Side(shares.loc[condition], factors(experiment, experiment.plants, condition))
+        yield compared(experiment, condition, means, of_condition, base)
 
 
 def mean_expression(experiment: Experiment, population: str) -> np.ndarray:
@@ -132,26 +138,39 @@ def factors(experiment: Experiment, plants: "list[Plant] | tuple[Plant, ...]", c
     return dict(mean_factors(plants, experiment.model.populations, condition, experiment.n_genes))
 
 
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes
+    ----------
+    shares
+        Of all populations.
+    factors
+        Of expected counts of all genes, by population.
+    """
+
+    shares: pd.Series
+    factors: dict[str, np.ndarray]
+
+
 def compared(
-    experiment: Experiment,
-    condition: str,
-    means: dict[str, np.ndarray],
-    changed: dict[str, np.ndarray],
-    base: dict[str, np.ndarray] | None,
+    experiment: Experiment, condition: str, means: dict[str, np.ndarray], changed: Side, base: Side
 ) -> Comparison:
-    """Compare expected counts of each cell type, over its populations in the shares of the training cells."""
-    model = experiment.model
-    n_cells = model.composition.sum(axis=1)
-    fold_changes, libraries = {}, {}
+    """Compare expected counts of each cell type, over its populations in the shares of the design.
+
+    A type without cells has the shares of the training cells.
+    """
+    model, fold_changes, libraries = experiment.model, {}, {}
     for cell_type in model.cell_types:
-        names = model.autoencoder.populations_of(cell_type)
-        total = {True: np.zeros(experiment.n_genes), False: np.zeros(experiment.n_genes)}
-        for name in names:
-            expected = n_cells[name] * means[name]
-            total[True] += expected * changed[name]
-            total[False] += expected if base is None else expected * base[name]
-        fold_changes[cell_type] = np.log2(total[True] / total[False])
-        libraries[cell_type] = np.log2(total[True].sum() / total[False].sum())
+        names = list(model.autoencoder.populations_of(cell_type))
+        expected = []
+        for side in (changed, base):
+            shares = side.shares[names] if side.shares[names].sum() else model.composition.loc[names].sum(axis=1)
+            expected.append(sum(shares[name] / shares.sum() * means[name] * side.factors[name] for name in names))
+        fold_change = np.log2(expected[0] / expected[1])
+        fold_changes[cell_type] = np.where(np.abs(fold_change) < ROUNDING, 0.0, fold_change)
+        libraries[cell_type] = np.log2(expected[0].sum() / expected[1].sum())
     table = pd.DataFrame(fold_changes, index=model.autoencoder.genes.index)
     return Comparison(condition, table, pd.Series(libraries))
 
@@ -203,20 +222,9 @@ def changed_in(experiment: Experiment, comparison: Comparison) -> Iterator[pd.Da
 
 
 def composition_of(experiment: Experiment) -> pd.DataFrame:
-    """Tabulate the proportions of cell types in each condition: expected ones, or those of exact numbers."""
-    model, design = experiment.model, experiment.design
-    if isinstance(design.samples.cells, dict):
-        table = experiment.request.table
-        condition = table["sample"].map(experiment.samples["condition"])
-        numbers = (
-            table.groupby([condition.rename("condition"), "sub_population"])["n_cells"].sum().unstack(fill_value=0)
-        )
-        populations = numbers.reindex(
-            index=list(design.samples.conditions), columns=list(model.populations), fill_value=0
-        )
-        populations = populations.div(populations.sum(axis=1), axis=0)
-    else:
-        populations = expected_proportions(model, design)
+    """Tabulate the proportions of cell types in each condition, see :func:`bdm.design.samples.proportions_of`."""
+    model = experiment.model
+    populations = proportions_of(model, experiment.design, experiment.samples, experiment.request)
     types = populations.T.groupby(populations.columns.map(model.cell_type_of), sort=False).sum().T
     with np.errstate(divide="ignore", invalid="ignore"):
         log_odds = np.log(types / (1 - types))

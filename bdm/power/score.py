@@ -14,7 +14,7 @@ from bdm.design.grid import Point, design_at
 from bdm.design.samples import populations_named
 from bdm.design.settings import Design
 from bdm.design.simulate import simulated_cells
-from bdm.design.truth import truth_of
+from bdm.design.truth import composition_of, truth_of
 from bdm.model.model import BranchedModel
 from bdm.power.composition import composition_table
 from bdm.power.experiment import Experiment, ExperimentSettings, read_samples
@@ -92,22 +92,21 @@ def score_composition(experiment: Experiment, designed: Designed, condition: str
 
     A shift changes the shares of all other cell types a little, so that these are neither planted nor null.
     """
-    shifts = [shift for shift in designed.design.composition.shifts if shift.condition == condition]
+    model, shifts = designed.model, [of for of in designed.design.composition.shifts if of.condition == condition]
     if not shifts:
         return pd.DataFrame()
-    planted: dict[str, float] = {}
-    for shift in shifts:
-        for population in populations_named(designed.model, shift.in_):
-            planted[designed.model.cell_type_of[population]] = shift.log_odds
-    any_shift = any(planted.values())
+    ratios = composition_of(designed).set_index(["condition", "cell_type"])["log_odds_ratio"].loc[condition]
+    named = {model.cell_type_of[name] for shift in shifts for name in populations_named(model, shift.in_)}
+    planted = ratios[ratios.index.isin(named) & (ratios.abs() > NULL)]
+    tests = composition_table(experiment)
+    chosen = planted if len(planted) else pd.Series(0.0, index=tests["cell_type"])
     rows = []
-    for _, test in composition_table(experiment).iterrows():
-        of = test.to_frame().T.infer_objects()
-        change = planted.get(test["cell_type"], 0.0)
-        if any_shift and not change:
-            continue
-        row = counts_of(of, np.array([change]), of["log_odds"].to_numpy(dtype=float), fdr=designed.design.power.fdr)
-        rows.append({"method": COMPOSITION, "cell_type": test["cell_type"], **row})
+    for cell_type, change in chosen.items():
+        of = tests[tests["cell_type"] == cell_type]
+        change_of_test = np.full(len(of), change)
+        row = counts_of(of, change_of_test, of["log_odds"].to_numpy(dtype=float), fdr=designed.design.power.fdr)
+        row["n_planted"] = int(abs(change) > NULL)  # of a type without cells, too, which is not found
+        rows.append({"method": COMPOSITION, "cell_type": cell_type, **row})
     return pd.DataFrame(rows)
 
 
