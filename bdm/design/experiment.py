@@ -22,6 +22,7 @@ from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator, torch_generator
 
 NO_PARTNER = -1
+FEW_CELLS = 128  # of a population, whose means are compared between donors
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Reference:
     ----------
     whitened
         Function that returns whitened cells of a population, cells x dimensions.
-    expression
-        Function that returns the mean of their expected counts, of all genes, from a population and a batch.
+    of_cells
+        Function that returns the mean expected counts of all genes from a population, a batch, and a number of cells.
     log_library_size
         Function that returns their natural log library sizes from a population.
     """
 
     whitened: Callable[[str], Tensor]
-    expression: Callable[[str, str], np.ndarray]
+    of_cells: Callable[[str, str, int], np.ndarray]
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
@@ -51,8 +52,8 @@ class Reference:
             return sampler.independent(population, LARGEST, torch_generator(seed, "reference", population))
 
         @cache
-        def expression(population: str, batch: str) -> np.ndarray:
-            x = whitened(population)
+        def of_cells(population: str, batch: str, n_cells: int) -> np.ndarray:
+            x = whitened(population)[:n_cells]
             batches = np.full(len(x), batch) if model.autoencoder.batches else None
             expected = expected_counts(model, x, batches, population, batch_factor=batch_effects)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
@@ -62,7 +63,11 @@ class Reference:
             y = model.whitening.inverse(whitened(population))[:, model.layout.library_size]
             return np.ravel(y.clamp(*model.library_range(population)).numpy())
 
-        return cls(whitened, expression, log_library_size)
+        return cls(whitened, of_cells, log_library_size)
+
+    def expression(self, population: str, batch: str) -> np.ndarray:
+        """Average the expected counts of all cells of a population."""
+        return self.of_cells(population, batch, LARGEST)
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,14 @@ class Experiment:
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
 
     def expression(self, population: str, batch: str, donor: str) -> np.ndarray:
-        """Average the expected counts of a population in a donor at the model's depth, before changes."""
+        """Average the expected counts of a population in a donor at the model's depth, before changes.
+
+        A few cells show how the donor differs from the mean of many.
+        """
+        mean = self.reference.expression(population, batch)
         if self.donors is None:
-            return self.reference.expression(population, batch)
-        x = self.reference.whitened(population)
+            return mean
+        x = self.reference.whitened(population)[:FEW_CELLS]
         number = np.full(len(x), self.samples["donor"].unique().tolist().index(donor))
         offset = to_tensor(self.donors.log_expression(population)[number].astype(np.float32))
         expected = expected_counts(
@@ -123,7 +132,8 @@ class Experiment:
             offset=offset,
             batch_factor=self.design.batch_effects,
         )
-        return np.asarray(expected.mean(axis=0, dtype=np.float64))
+        without_donor = self.reference.of_cells(population, batch, FEW_CELLS)
+        return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
