@@ -167,7 +167,7 @@ def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | Non
         )
 
     plants = plants_of(model, design, expression)
-    shares = proportions_of(model, design, samples, request).mean()
+    shares = proportions_of(model, design).mean()
     samples["depth_factor"] = depth_factors(design, samples["condition"], shares, reference)
     check_ambient(model, design)
     return Experiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)

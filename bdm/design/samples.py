@@ -149,14 +149,16 @@ def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
     return weights.div(weights.sum(axis=1), axis=0)
 
 
-def proportions_of(model: BranchedModel, design: Design, samples: pd.DataFrame, request: Request) -> pd.DataFrame:
-    """Shares of all populations (columns) in each condition (rows): expected ones, or those of exact numbers."""
-    if not isinstance(design.samples.cells, dict):
+def proportions_of(model: BranchedModel, design: Design) -> pd.DataFrame:
+    """Compute the shares of all populations (columns) in each condition (rows): expected, or of exact numbers.
+
+    Exact numbers of a type are those of its populations in the shares of the training cells.
+    """
+    given = design.samples.cells
+    if not isinstance(given, dict):
         return expected_proportions(model, design)
-    condition = request.table["sample"].map(samples["condition"]).rename("condition")
-    numbers = request.table.groupby([condition, "sub_population"])["n_cells"].sum().unstack(fill_value=0)
-    numbers = numbers.reindex(index=list(design.samples.conditions), columns=list(model.populations), fill_value=0)
-    return numbers.div(numbers.sum(axis=1), axis=0)
+    shares = spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
+    return pd.DataFrame([shares / shares.sum()] * len(design.samples.conditions), index=list(design.samples.conditions))
 
 
 def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
 from bdm.design.experiment import Experiment
 from bdm.design.samples import proportions_of
+from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 
 ROUNDING = 1e-12  # log2 fold changes below it are of sums that are equal
@@ -111,8 +112,9 @@ def ambient_rna(experiment: Experiment) -> tuple[pd.DataFrame | None, pd.DataFra
 def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
     """Compare each condition with the reference, and changes of all conditions with none."""
     reference, *others = experiment.design.samples.conditions
-    means = {population: mean_expression(experiment, population) for population in experiment.model.populations}
-    shares = proportions_of(experiment.model, experiment.design, experiment.samples, experiment.request)
+    shares = proportions_of(experiment.model, experiment.design)
+    needed = bool(experiment.plants) or not alike_within_types(shares, experiment.model)
+    means = {name: mean_expression(experiment, name, needed=needed) for name in experiment.model.populations}
     everywhere = [plant for plant in experiment.plants if plant.change.condition is None]
     if everywhere:
         changed = Side(shares.loc[reference], factors(experiment, everywhere, reference))
@@ -124,9 +126,19 @@ def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
         yield compared(experiment, condition, means, of_condition, base)
 
 
-def mean_expression(experiment: Experiment, population: str) -> np.ndarray:
-    """Average the expected counts of the genes in a population over samples, before changes; 1 without changes."""
-    if not experiment.plants:  # fold changes do not depend on the means, which take most of the time of small designs
+def alike_within_types(shares: pd.DataFrame, model: BranchedModel) -> bool:
+    """Whether the populations of each cell type have the same shares of it in all conditions."""
+    within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda of: of / (of.sum() or 1)).T
+    return bool(np.allclose(within, within.iloc[0]))
+
+
+def mean_expression(experiment: Experiment, population: str, *, needed: bool) -> np.ndarray:
+    """Average the expected counts of the genes in a population over samples, before changes; 1 if they are not needed.
+
+    Without changes, and with the same shares of populations, fold changes do not depend on the means, which take most
+    of the time of small designs.
+    """
+    if not needed:
         return np.ones(experiment.n_genes)
     by_batch = experiment.samples["batch"].value_counts(normalize=True)
     means = [share * experiment.reference.expression(population, str(name)) for name, share in by_batch.items()]
@@ -224,7 +236,7 @@ def changed_in(experiment: Experiment, comparison: Comparison) -> Iterator[pd.Da
 def composition_of(experiment: Experiment) -> pd.DataFrame:
     """Tabulate the proportions of cell types in each condition, see :func:`bdm.design.samples.proportions_of`."""
     model = experiment.model
-    populations = proportions_of(model, experiment.design, experiment.samples, experiment.request)
+    populations = proportions_of(model, experiment.design)
     types = populations.T.groupby(populations.columns.map(model.cell_type_of), sort=False).sum().T
     with np.errstate(divide="ignore", invalid="ignore"):
         log_odds = np.log(types / (1 - types))
