@@ -191,8 +191,8 @@ def plain(value: Any) -> Any:
             return int(value)
         case Real():
             return float(value)
-        case tuple():
-            return tuple(map(plain, value))
+        case tuple() | list():
+            return type(value)(map(plain, value))
         case dict():
             return {key: plain(item) for key, item in value.items()}
     return value

@@ -19,7 +19,7 @@ from bdm.latent.cells import populations_of_cells
 from bdm.model.populations import populations_by
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.evaluate import (
-    NewType,
+    Target,
     TransmutedCells,
     evaluate_transmutation,
     new_type,
@@ -258,8 +258,8 @@ def test_cells_of_a_sub_population_are_compared_with_it_alone(small_model, examp
     cells = Cells.from_anndata(small_model.prepared)
     real = RealCells(cells, cells, model.gene_names)
     to = new_type(new, "new")
-    assert to == NewType("Dendritic", "Dendritic/2")
-    assert new_type(small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"]), "new") == NewType("Dendritic")
+    assert to == Target("Dendritic", "Dendritic/2")
+    assert new_type(small_model.transmute(example_cells, "Dendritic", from_=["CD19+ B"]), "new") == Target("Dendritic")
     found, name = relabelled(real, to, populations_by(model))
     assert name == "Dendritic/2"
     population = populations_of_cells(small_model.prepared, model.autoencoder)

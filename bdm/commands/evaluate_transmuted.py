@@ -14,7 +14,7 @@ from bdm.errors import InputError
 from bdm.settings import InputKeys, Seed
 
 if TYPE_CHECKING:
-    from bdm.transmutation.evaluate import NewType
+    from bdm.transmutation.evaluate import Target
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def evaluate_transmuted(
     return Summary((out,))
 
 
-def one_type(new_types: "Sequence[NewType]") -> "NewType":
+def one_type(new_types: "Sequence[Target]") -> "Target":
     """Return what the cells of the first file were transmuted to, and reject those of other types in other files."""
     if len(names := {new.cell_type for new in new_types}) > 1:
         raise InputError(

@@ -117,6 +117,12 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
     return number
 
 
+def donors_of_types(obs: pd.DataFrame) -> pd.Series:
+    """Count the donors in effect of each cell type, not counting test cells."""
+    fitted = obs[obs["split"] != "test"]
+    return effective_donors(fitted["cell_type"], fitted["donor"])
+
+
 def largest_shares(group: pd.Series, donor: pd.Series) -> pd.Series:
     """Give the share of the cells of each group that are of the donor who has most of them."""
     n_cells = cells_of_donors(group, donor)
@@ -146,8 +152,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
     """
     if min_donors == 1:
         return obs
-    fitted = obs[obs["split"] != "test"]
-    number = effective_donors(fitted["cell_type"], fitted["donor"])
+    number = donors_of_types(obs)
     few = number[number < min_donors]
     remedy = "give cells of more donors, or lower `min_donors=`"
     if not labelled and len(few):
@@ -157,6 +162,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
             f"fewer than two of {len(number)} cell types have cells of {min_donors} donors or more in effect (the most "
             f"are {number.max():.1f}); {remedy}."
         )
+    fitted = obs[obs["split"] != "test"]
     share = largest_shares(fitted["cell_type"], fitted["donor"])
     for name, n_donors in few.items():
         logger.warning(
@@ -191,8 +197,7 @@ def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
     """Reject a cell type whose fitted cells are of fewer donors in effect, where it can no longer be left out."""
     if min_donors == 1:
         return
-    fitted = obs[obs["split"] != "test"]
-    number = effective_donors(fitted["cell_type"], fitted["donor"])
+    number = donors_of_types(obs)
     if number.min() < min_donors:
         raise InputError(
             f"the cells of type {number.idxmin()!r} to fit to are of {number.min():.2f} donors in effect, fewer than "

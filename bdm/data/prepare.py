@@ -64,8 +64,6 @@ class PreparedCells:
         Mask over genes.
     max_entries
         Upper bound on the number of nonzero counts.
-    min_donors
-        Fewest donors in effect of the fitted cells of a type.
     """
 
     obs: pd.DataFrame
@@ -74,7 +72,6 @@ class PreparedCells:
     counts: CellCounts
     chosen: np.ndarray
     max_entries: int
-    min_donors: int = PrepareSettings.min_donors
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, as :func:`prepare` returns them."""
@@ -103,7 +100,7 @@ class PreparedCells:
         """Return the ``obs`` of the cells with counts."""
         obs = without_uncounted_cells(self.obs, rows, n_genes=len(self.var))
         check_trained_batches(obs)
-        check_min_donors(obs, self.min_donors)
+        check_min_donors(obs, fewest_donors(self))
         return writable(without_unused_categories(obs))
 
 
@@ -182,8 +179,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "input": json.dumps(input_facts(cells, choice), ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
-    most, least = int(n_genes[rows].sum()), settings.min_donors
-    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=most, min_donors=least)
+    return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
 
 
 def with_limits(cells: CellCounts, cell_type: pd.Series, is_train: np.ndarray, settings: PrepareSettings) -> CellCounts:
@@ -236,12 +232,12 @@ def has_donors(prepared: AnnData) -> bool:
     return recorded_settings(prepared).get("donor_key") is not None and "donor" in prepared.obs
 
 
-def fewest_donors(prepared: AnnData) -> int:
+def fewest_donors(prepared: AnnData | PreparedCells) -> int:
     """Fewest donors of a population of prepared cells, see :func:`bdm.data.filters.effective_donors`."""
     return int(recorded_settings(prepared).get("min_donors", PrepareSettings.min_donors))
 
 
-def recorded_settings(prepared: AnnData) -> dict[str, Any]:
+def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
     """Give the settings with which cells were prepared; empty if they are not recorded."""
     found: dict[str, Any] = json.loads(prepared.uns.get("bdm", {}).get("settings", "{}"))
     return found

@@ -107,33 +107,56 @@ class Experiment:
 
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
         """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""
-        row = self.samples.loc[sample]
-        factors = mean_factors(self.plants, self.model.populations, row["condition"], self.n_genes)
-        of_sample = {name: self.expression(name, str(row["batch"]), str(row["donor"])) for name in populations}
-        rows = {name: expression * factors[name] for name, expression in of_sample.items()}
+        condition, number = self.samples.loc[sample, "condition"], self.samples.index.get_loc(sample)
+        factors = mean_factors(self.plants, self.model.populations, condition, self.n_genes)
+        rows = {name: self.expression(name, number) * factors[name] for name in populations}
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
 
-    def expression(self, population: str, batch: str, donor: str) -> np.ndarray:
-        """Average the expected counts of a population in a donor at the model's depth, before changes.
+    def expression(self, population: str, sample: int) -> np.ndarray:
+        """Average the expected counts of a population in a sample, of its donor, before changes and depth.
 
         A few cells show how the donor differs from the mean of many.
         """
+        batch = self.batches[sample]
         mean = self.reference.expression(population, batch)
         if self.donors is None:
             return mean
         x = self.reference.whitened(population)[:FEW_CELLS]
-        number = np.full(len(x), self.samples["donor"].unique().tolist().index(donor))
-        offset = to_tensor(self.donors.log_expression(population)[number].astype(np.float32))
-        expected = expected_counts(
-            self.model,
-            self.donors.within(population, x, number),
-            np.full(len(x), batch) if self.model.autoencoder.batches else None,
-            population,
-            offset=offset,
-            batch_factor=self.design.batch_effects,
-        )
+        samples = np.full(len(x), sample)
+        expected = self.expected(self.of_donors(x, population, samples), population, samples)
         without_donor = self.reference.of_cells(population, batch, FEW_CELLS)
         return np.asarray(mean * expected.mean(axis=0, dtype=np.float64) / without_donor)
+
+    def of_donors(self, x: Tensor, population: str, sample: np.ndarray) -> Tensor:
+        """Move whitened cells of a population to the donors of their samples, given by row."""
+        return x if self.donors is None else self.donors.within(population, x, self.donor[sample])
+
+    def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
+        """Compute expected counts of cells of their donors and batches, before changes and depth, cells x genes."""
+        offsets = self.offsets(population)
+        return expected_counts(
+            self.model,
+            x,
+            np.array(self.batches)[sample] if self.model.autoencoder.batches else None,
+            population,
+            offset=None if offsets is None else offsets[to_tensor(self.donor[sample])],
+            batch_factor=self.design.batch_effects,
+        )
+
+    @cached_property
+    def donor(self) -> np.ndarray:
+        """Index of the donor of each sample."""
+        return np.asarray(pd.factorize(self.samples["donor"])[0])
+
+    @cached_property
+    def offsets(self) -> Callable[[str], Tensor | None]:
+        """Function that returns the offsets of log expression in a population, donors x genes; None without donors."""
+        donors = self.donors
+        return cache(
+            lambda population: (
+                None if donors is None else to_tensor(donors.log_expression(population).astype(np.float32))
+            )
+        )
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:

@@ -164,10 +164,11 @@ def proportions_of(model: BranchedModel, design: Design) -> pd.DataFrame:
 def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
     """Factor by which the weight of each population (columns) differs in each condition (rows)."""
     factors = pd.DataFrame(1.0, index=list(design.samples.conditions), columns=list(model.populations))
+    base = base_proportions(model, design.composition)
     for shift in design.composition.shifts:
         with at("composition.shifts"):
             named = list(populations_named(model, shift.in_))
-            if not base_proportions(model, design.composition)[named].sum():
+            if not base[named].sum():
                 raise InputError(f"the design has no cells of {', '.join(shift.in_)}, whose share is to differ.")
             factors.loc[shift.condition, named] *= np.exp(shift.log_odds)
     return factors

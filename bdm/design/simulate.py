@@ -24,7 +24,6 @@ from bdm.generation.generate import (
     Block,
     GeneratedCells,
     Portion,
-    expected_counts,
     latents,
     observation_model,
     population_column,
@@ -159,16 +158,12 @@ class Simulation:
     def __init__(self, experiment: Experiment, cells: Cells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
-        self.batches = np.array(experiment.batches)
         self.depth = experiment.samples["depth_factor"].to_numpy()
-        donors = experiment.samples["donor"]
-        self.donor = pd.Index(donors.unique()).get_indexer(donors)
         self.condition = experiment.samples["condition"].to_numpy()
         ambient = experiment.design.ambient
         self.ambient = experiment.ambient_profiles.to_numpy().cumsum(axis=1) if ambient.share else None
         self.planted = cache(lambda population: PlantedGenes.of(experiment.plants, population))
         self.observation = cache(self._observation)
-        self.offsets = cache(self._offsets)
 
     def block(self, chunk: Chunk) -> Block:
         """Sample the counts of the cells of a chunk."""
@@ -200,8 +195,7 @@ class Simulation:
 
     def of_donors(self, population: str, x: Tensor, sample: np.ndarray) -> Tensor:
         """Move whitened cells to their donors; the cells beyond the samples are padding."""
-        donors = self.experiment.donors
-        return x if donors is None else donors.within(population, x, padded(self.donor[sample], len(x)))
+        return self.experiment.of_donors(x, population, padded(sample, len(x)))
 
     def singlets(self, x: Tensor, origin: Origin) -> Droplets:
         """Sample single cells with the changes and the depth of their samples.
@@ -212,7 +206,7 @@ class Simulation:
             Whitened cells, the first of which are those of ``origin``.
         """
         population, n_cells = origin.population, len(origin.sample)
-        mean = self.expected(x, population, origin.sample)[:n_cells]
+        mean = self.experiment.expected(x, population, padded(origin.sample, len(x)))[:n_cells]
         observation = self.observation(population)
         generator = numpy_generator(self.seed, "counts", population, *origin.key)  # as generated cells
         droplets = Droplets(observation.sample(mean, generator).toarray(), mean)
@@ -223,15 +217,6 @@ class Simulation:
         generator = numpy_generator(self.seed, "depth", population, *origin.key)
         counts = observation.rescale(droplets.counts, droplets.mean, depth, generator)
         return Droplets(counts, droplets.mean * depth.astype(np.float32))
-
-    def expected(self, x: Tensor, population: str, sample: np.ndarray) -> np.ndarray:
-        """Compute expected counts of cells of their donors and batches, before changes, cells x genes."""
-        batch = padded(self.batches[sample], len(x)) if self.model.autoencoder.batches else None
-        offsets = self.offsets(population)
-        offset = None if offsets is None else offsets[to_tensor(padded(self.donor[sample], len(x)))]
-        return expected_counts(
-            self.model, x, batch, population, offset=offset, batch_factor=self.experiment.design.batch_effects
-        )
 
     def changed(
         self, droplets: Droplets, observation: ObservationModel, origin: Origin
@@ -284,10 +269,6 @@ class Simulation:
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = observation_model(self.model, population), self.experiment.donors
         return observation if donors is None else donors.observation(population, observation)
-
-    def _offsets(self, population: str) -> Tensor | None:
-        donors = self.experiment.donors
-        return None if donors is None else to_tensor(donors.log_expression(population).astype(np.float32))
 
 
 def padded(values: np.ndarray, n_cells: int) -> np.ndarray:

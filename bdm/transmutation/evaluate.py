@@ -159,7 +159,7 @@ def evenly_sampled(cells: Cells) -> Cells:
 
 
 @dataclass(frozen=True)
-class NewType:
+class Target:
     """What cells were transmuted to: a cell type, or one of its sub-populations."""
 
     cell_type: str
@@ -180,7 +180,7 @@ class TransmutedFile:
         Settings and seed of ``bdm transmute``; empty where they are not recorded.
     """
 
-    to: NewType
+    to: Target
     cells: TransmutedCells
     record: dict[str, Any]
 
@@ -206,7 +206,7 @@ def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells
     return TransmutedFile(new_type(stored, str(path)), cells, transmutation_record(stored))
 
 
-def relabelled(real: RealCells, to: NewType, populations: Populations | None) -> tuple[RealCells, str]:
+def relabelled(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
     """Name real cells by the sub-population that cells were transmuted to, so that they are compared with it alone.
 
     Parameters
@@ -221,21 +221,20 @@ def relabelled(real: RealCells, to: NewType, populations: Populations | None) ->
     """
     if to.population is None:
         return real, to.cell_type
-    sets = [cells[np.arange(len(cells))] for cells in (real.training, real.test)]
-    found = [None if populations is None else populations(cells) for cells in sets]
-    if any(of is None for of in found):
-        logger.warning(
-            "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
-            "sub-population of each real cell, by `model=`.",
-            to.population,
-            to.cell_type,
-        )
-        return real, to.cell_type
-    training, test = (
-        replace(cells, cell_type=np.where(of == to.population, to.population, cells.cell_type))
-        for cells, of in zip(sets, found, strict=True)
+    sets = [] if populations is None else [cells[np.arange(len(cells))] for cells in (real.training, real.test)]
+    named = []
+    for cells in sets:
+        if populations is not None and (found := populations(cells)) is not None:
+            named.append(replace(cells, cell_type=np.where(found == to.population, to.population, cells.cell_type)))
+    if len(named) == 2:
+        return replace(real, training=named[0], test=named[1]), to.population
+    logger.warning(
+        "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
+        "sub-population of each real cell, by `model=`.",
+        to.population,
+        to.cell_type,
     )
-    return replace(real, training=training, test=test), to.population
+    return real, to.cell_type
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:
@@ -244,7 +243,7 @@ def transmutation_record(adata: AnnData) -> dict[str, Any]:
     return json.loads(record["settings"]) | {"seed": int(record["seed"])} if {"settings", "seed"} <= set(record) else {}
 
 
-def new_type(adata: AnnData, name: str) -> NewType:
+def new_type(adata: AnnData, name: str) -> Target:
     """Return what cells were transmuted to.
 
     Raises
@@ -257,7 +256,7 @@ def new_type(adata: AnnData, name: str) -> NewType:
         raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
     cell_type = str(types[0])
     population = transmutation_record(adata).get("to", cell_type)
-    return NewType(cell_type, None if population == cell_type else str(population))
+    return Target(cell_type, None if population == cell_type else str(population))
 
 
 def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
