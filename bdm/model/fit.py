@@ -152,9 +152,19 @@ def fit_model(
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
-    how: dict[str, Any] = {"denoiser": denoiser, "everywhere": everywhere, "checkpoint": checkpoint}
-    how |= {"seed": seed, "device": device, "validation": torch.tensor((split == "validation").to_numpy())}
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
+    fitted = fit_denoiser(
+        cells,
+        whitening,
+        moments,
+        hierarchy,
+        settings,
+        denoiser=denoiser,
+        everywhere=everywhere,
+        checkpoint=checkpoint,
+        seed=seed,
+        device=device,
+        validation=torch.tensor((split == "validation").to_numpy()),
+    )
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
