@@ -125,6 +125,7 @@ def planned(tmp_path_factory) -> str:
         "artefacts",
         "atlas",
         "audit",
+        "audit_settings",
         "augment",
         "coarse",
         "designs",
@@ -177,9 +178,11 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["privacy_fit"] == 6 + (len(of["n_members"]) + 1) * of["n_divisions"]
     of = CONFIG["audit"]
     n_peers = len(set(of["methods"]) & set(PEERS))
-    assert (jobs["audit_own"], jobs["audit_peer"]) == (1, n_peers)
+    n_own = 1 + len(of["settings"])
+    assert (jobs["audit_own"], jobs["audit_peer"]) == (n_own, n_peers)
     assert jobs["audit_train"] == n_peers * of["n_folds"]
-    assert jobs["audit_generate"] == (n_peers + 1) * of["n_folds"]
+    assert jobs["audit_generate"] == (n_peers + n_own) * of["n_folds"]
+    assert jobs["audit_scores"] == n_peers + n_own
     assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"])
     of = CONFIG["few_donors"]
     assert jobs["few_donors_scores"] == jobs["few_donors_audit"] == len(of["datasets"]) * len(of["min_donors"])
@@ -1301,7 +1304,7 @@ def test_deviation_of_members_is_kept_in_copies_and_not_in_cells_of_others(cells
 def test_peers_are_audited_on_the_folds_of_an_audit(cells_of_donors, tmp_path):
     folder, folds = tmp_path / "blood/0", (1, 2)
     app(["audit-folds", str(cells_of_donors), str(folder / "folds"), "--n-folds", "2"], standalone_mode=False)
-    audits, generated = [], []
+    audits = []
     for name in ("resampled", "negative_binomial"):
         cells = [folder / f"cells/{name}/fold-{fold}.h5ad" for fold in folds]
         for fold, path in zip(folds, cells, strict=True):
@@ -1313,8 +1316,8 @@ def test_peers_are_audited_on_the_folds_of_an_audit(cells_of_donors, tmp_path):
         audits.append(folder / f"audits/{name}")
         command = ["audit", cells_of_donors, audits[-1], *given, "--n-folds", 2]
         app([*map(str, command)], standalone_mode=False)
-        generated += cells
-    run("scripts/audit_scores.py", cells_of_donors, folder / "scores.csv", *generated, "--n-folds", 2)
+        (folder / "scores").mkdir(exist_ok=True)
+        run("scripts/audit_scores.py", cells_of_donors, folder / f"scores/{name}.csv", *cells, "--n-folds", 2)
     run("scripts/audit_table.py", tmp_path, *audits)
     table = pd.read_csv(tmp_path / "audit.csv").set_index(["method", "fold"])
     assert (table.loc["resampled", "donor/nearest"] == 1).all()

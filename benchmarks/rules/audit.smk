@@ -1,5 +1,6 @@
 wildcard_constraints:
     fold=r"\d+",
+    own="|".join(AUDITED_OWN),
 
 
 rule audit_folds:
@@ -23,15 +24,17 @@ rule audit_own:
     input:
         cells=rules.privacy_prepare.output.cells,
     output:
-        audit=directory("results/audit/{data}/{seed}/audits/branched"),
-        models=directory(expand("results/audit/{{data}}/{{seed}}/models/branched/fold-{fold}/members", fold=FOLDS)),
+        audit=directory("results/audit/{data}/{seed}/audits/{own}"),
+        models=directory(expand("results/audit/{{data}}/{{seed}}/models/{{own}}/fold-{fold}/members", fold=FOLDS)),
     log:
-        "results/audit/{data}/{seed}/logs/audit-branched.log",
+        "results/audit/{data}/{seed}/logs/audit-{own}.log",
     params:
-        models="results/audit/{data}/{seed}/models/branched",
+        models="results/audit/{data}/{seed}/models/{own}",
+        options=lambda wildcards: AUDITED_OWN[wildcards.own],
         n_folds=len(FOLDS),
     shell:
         "bdm audit {input.cells} {output.audit}"
+        " {params.options}"
         " --models {params.models}"
         " --n-folds {params.n_folds}"
         " --seed {wildcards.seed}"
@@ -58,7 +61,7 @@ rule audit_train:
 def model_of_fold(wildcards):
     """Give the model that a method fitted to the members of a fold; the models of bdm are those of its audit."""
     folder = "results/audit/{data}/{seed}/models/{method}/fold-{fold}".format(**wildcards)
-    return f"{folder}/members" if wildcards.method == "branched" else folder
+    return f"{folder}/members" if wildcards.method in AUDITED_OWN else folder
 
 
 rule audit_generate:
@@ -69,8 +72,10 @@ rule audit_generate:
         cells="results/audit/{data}/{seed}/cells/{method}/fold-{fold}.h5ad",
     log:
         "results/audit/{data}/{seed}/logs/generate-{method}-{fold}.log",
+    wildcard_constraints:
+        method="|".join([*AUDITED_OWN, *KNOWN]),
     params:
-        program=lambda wildcards: program(wildcards.method),
+        program=lambda wildcards: "bdm" if wildcards.method in AUDITED_OWN else program(wildcards.method),
     shell:
         "{params.program} generate {input.model} {output.cells}"
         " --cells-like {input.cells}"
@@ -100,15 +105,13 @@ rule audit_peer:
 rule audit_scores:
     input:
         prepared=rules.privacy_prepare.output.cells,
-        cells=expand(
-            "results/audit/{{data}}/{{seed}}/cells/{method}/fold-{fold}.h5ad",
-            method=config["audit"]["methods"],
-            fold=FOLDS,
-        ),
+        cells=expand("results/audit/{{data}}/{{seed}}/cells/{{method}}/fold-{fold}.h5ad", fold=FOLDS),
     output:
-        scores="results/audit/{data}/{seed}/scores.csv",
+        scores="results/audit/{data}/{seed}/scores/{method}.csv",
     log:
-        "results/audit/{data}/{seed}/logs/scores.log",
+        "results/audit/{data}/{seed}/logs/scores-{method}.log",
+    wildcard_constraints:
+        method="|".join([*AUDITED_OWN, *KNOWN]),
     params:
         n_folds=len(FOLDS),
     shell:
@@ -118,19 +121,18 @@ rule audit_scores:
         " > {log} 2>&1"
 
 
+def audits_of(methods):
+    """Give the audits of methods, and the scores of their cells."""
+    of = {"data": config["audit"]["datasets"], "seed": SEEDS[:1], "method": methods}
+    return {
+        "audits": expand("results/audit/{data}/{seed}/audits/{method}", **of),
+        "scores": expand("results/audit/{data}/{seed}/scores/{method}.csv", **of),
+    }
+
+
 rule audit:
     input:
-        audits=expand(
-            "results/audit/{data}/{seed}/audits/{method}",
-            data=config["audit"]["datasets"],
-            seed=SEEDS[:1],
-            method=config["audit"]["methods"],
-        ),
-        scores=expand(
-            rules.audit_scores.output.scores,
-            data=config["audit"]["datasets"],
-            seed=SEEDS[:1],
-        ),
+        **audits_of(config["audit"]["methods"]),
     output:
         table="results/audit.csv",
         text="results/audit.md",
@@ -139,3 +141,16 @@ rule audit:
         "results/logs/audit.log",
     shell:
         "python {SCRIPTS}/audit_table.py results {input.audits} > {log} 2>&1"
+
+
+rule audit_settings:
+    input:
+        **audits_of(AUDITED_OWN),
+    output:
+        table="results/audit_settings/audit.csv",
+        text="results/audit_settings/audit.md",
+        figure="results/audit_settings/audit.png",
+    log:
+        "results/logs/audit_settings.log",
+    shell:
+        "python {SCRIPTS}/audit_table.py results/audit_settings {input.audits} > {log} 2>&1"

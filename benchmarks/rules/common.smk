@@ -31,6 +31,8 @@ DIVISIONS = AUDITED + [
 ]
 # Folds of the audit of all methods
 FOLDS = range(1, config["audit"]["n_folds"] + 1)
+# Options of the audits of bdm: with its defaults, the model is attacked, too
+AUDITED_OWN = {"branched": ""} | {name: f"--cells-only {of}" for name, of in config["audit"]["settings"].items()}
 MADE_RARE = config["augment"]["made_rare"]
 FEW_DONORS = {name: dataset or {} for name, dataset in config["few_donors"]["datasets"].items()}
 DESCRIBED = JUDGED | UNLABELLED | ANNOTATED | DATASETS | TRANSMUTED | HALVED | COARSE

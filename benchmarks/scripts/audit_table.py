@@ -76,9 +76,10 @@ def donors_found(audits: list[Path]) -> pd.DataFrame:
 
 
 def scores(audits: list[Path]) -> pd.DataFrame:
-    """Join the scores of all cells, ``DATA/SEED/scores.csv``."""
-    paths = list(dict.fromkeys(path.parents[1] / "scores.csv" for path in audits))
-    return pd.concat([pd.read_csv(path).assign(data=path.parts[-3], seed=int(path.parts[-2])) for path in paths])
+    """Join the scores of all cells, ``DATA/SEED/scores/METHOD.csv``, with those of the floor, which are the same."""
+    paths = [path.parents[1] / "scores" / f"{path.name}.csv" for path in audits]
+    tables = [pd.read_csv(path).assign(data=path.parts[-4], seed=int(path.parts[-3])) for path in paths]
+    return pd.concat(tables).drop_duplicates([*KEYS, "seed", "fold"])
 
 
 def verdicts(audits: list[Path]) -> pd.DataFrame:
