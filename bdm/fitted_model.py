@@ -172,7 +172,7 @@ class FittedModel:
         like
             Original cells, whose columns of CELLxGENE's schema the generated cells receive.
         shared_ancestors
-            Let cell i of every type descend from the same sample at the root: matched cells, in less time.
+            Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.
         stochastic
             Add fresh noise at every level, in place of following the probability-flow ODE.
         n_levels

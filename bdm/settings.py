@@ -348,7 +348,8 @@ class GenerationSettings(SamplerSettings):
     section: ClassVar[str] = "generate"
 
     shared_ancestors: Annotated[
-        bool, "Let cell i of every type descend from the same sample at the root: matched cells, in less time."
+        bool,
+        "Let cell i of every population (`ancestor` in `obs`) descend from the same sample at the root, in less time.",
     ] = False
 
 

@@ -522,9 +522,10 @@ def test_shared_samples_have_each_populations_moments(hierarchy, stochastic):
         assert_population(x, population)
 
 
-def test_rows_of_shared_samples_have_the_same_ancestor():
+@every_tree
+def test_rows_of_shared_samples_have_the_same_ancestor(hierarchy):
     alike = replace(MOMENTS, covariance=torch.eye(2).expand(4, 2, 2))
-    samples = walk(moments=alike).shared(POPULATIONS, 50, 0)
+    samples = walk(hierarchy, moments=alike).shared(POPULATIONS, 50, 0)
     within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
     torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)
     torch.testing.assert_close(within["c"], within["d"], atol=1e-3, rtol=0)

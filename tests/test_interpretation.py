@@ -24,6 +24,7 @@ from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, halves_of
 from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
+from bdm.hierarchy.means import MeasuredMeans
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.ancestral_states import (
@@ -574,8 +575,8 @@ def test_latent_support_is_the_chance_under_the_posteriors(scale):
     cell_type = torch.arange(3).repeat_interleave(n)
     mean = torch.stack([place[cell_type], torch.zeros(3 * n)], dim=1)
     scales = torch.stack([torch.full((3 * n,), scale), torch.zeros(3 * n)], dim=1)
-    cells = LatentCells(mean, scales, cell_type, ("a", "b", "c"))
-    found = latent_support(cells, Whitening(torch.zeros(2), torch.eye(2)), n_draws=1000, seed=0)
+    cells, nowhere = LatentCells(mean, scales, cell_type, ("a", "b", "c")), MeasuredMeans(np.zeros((3, 2)), np.zeros(3))
+    found = latent_support(cells, Whitening(torch.zeros(2), torch.eye(2)), nowhere, n_draws=1000, seed=0)
     expected = norm.cdf(0.1 / (scale * np.sqrt(6 / n)))
     assert found[frozenset({0, 1})] == pytest.approx(expected, abs=0.05)
     assert found[frozenset({0, 1, 2})] == 1

@@ -19,13 +19,16 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport, summary
+from bdm.interpretation.genes import model_expression
+from bdm.interpretation.inputs import inputs_of
+from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import Interpretation
-from bdm.latent.cells import encode
+from bdm.latent.cells import encode, populations_of_cells
 from bdm.plotting.write import FIGURES, write_figures
 from bdm.report.page import report_page
 from bdm.report.results import read_results
 from bdm.report.settings import commands
-from bdm.settings import WITHOUT_LABELS, PrepareSettings, Settings
+from bdm.settings import WITHOUT_LABELS, InterpretationSettings, PrepareSettings, Settings
 
 COMPARE_TYPES = ["slope", "fold_change_correlation", "f1"]
 
@@ -234,6 +237,42 @@ def test_interpretation_compares_the_sub_populations(divided):
     for name, draw in FIGURES[Interpretation].items():
         assert any(axis.has_data() for axis in draw(divided.interpretation).get_figure().axes), name
     assert divided.evaluate(n_repeats=1).overall.loc["forest_auc", GENERATED] < 1
+
+
+def test_rare_sub_populations_have_as_many_cells_in_the_model(divided):
+    """What the model expresses in a population does not depend on how many of the training cells are of it."""
+    model, composition = divided.model, divided.model.composition.copy()
+    composition.loc[:] = 1
+    composition.loc[model.populations[0]] = 10**6
+    rare = replace(model, composition=composition)
+    found, expected = (model_expression(of, n_cells=20, seed=0) for of in (rare, model))
+    for name in model.populations:
+        np.testing.assert_array_equal(found.by_population[name].mean, expected.by_population[name].mean)
+
+
+def test_populations_without_cells_are_left_blank(divided, tmp_path):
+    """In generated cells, and in those that the model is said to be of."""
+    first, *_, last = divided.model.populations
+    cells, generated = divided.prepared, divided.generate(100)
+    rest = cells[populations_of_cells(cells, divided.model.autoencoder) != first].copy()
+    of_rest = inputs_of(divided.model, rest, generated[generated.obs["sub_population"] != last].copy(), seed=0)
+    markers = (found := interpret(of_rest, InterpretationSettings(n_cells=20), seed=0)).markers
+    assert markers.real.mean.index[markers.real.mean.isna().all(axis=1)].tolist() == [first]
+    assert markers.generated.fraction.index[markers.generated.fraction.isna().all(axis=1)].tolist() == [last]
+    assert found.stability["latent_stability"].between(0, 1).all()
+    found.save(tmp_path / "interpretation")
+    assert Interpretation.load(tmp_path / "interpretation").markers.real.mean.loc[first].isna().all()
+    for name, draw in FIGURES[Interpretation].items():
+        assert any(axis.has_data() for axis in draw(found).get_figure().axes), name
+
+
+def test_cells_of_another_model_are_not_interpreted(divided):
+    generated = divided.generate(20)
+    generated.obs["sub_population"] = "cell/99"
+    with pytest.raises(
+        InputError, match=r"sub-populations that the model does not have \(cell/99\), so they are of ano"
+    ):
+        inputs_of(divided.model, divided.prepared, generated, seed=0)
 
 
 # ---- what needs labels

@@ -224,6 +224,7 @@ class TreeWalk:
             Names of populations, or of other branches.
         """
         samples: dict[tuple[Segment, ...], Tensor] = {}
+        root = self.hierarchy.denoiser_branches[self.hierarchy.root.name]
         for branch in branches:
             path = self.path_to_lower_end(branch)
             for i, segment in enumerate(path):
@@ -235,8 +236,9 @@ class TreeWalk:
                     parent = above[-1].denoiser_branch
                     drawn = torch_generator(seed, "transport", parent)
                     x = self.transported(parent, segment.denoiser_branch, segment.high, samples[above], drawn)
-                else:
-                    x = self.start_branch(segment, n_cells, generator)
+                else:  # on the root, unless it has no length
+                    drawn = generator if segment.denoiser_branch == root else torch_generator(seed, root)
+                    x = self.start_branch(segment, n_cells, drawn)
                 samples[here] = self.decode_branch(segment, x, generator) if segment.high > segment.low else x
         return {branch: samples[self.path_to_lower_end(branch)] for branch in branches}
 

@@ -33,7 +33,7 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     trained on.
     """
     sampler = model.sampler()
-    request = request_cells(model, n_cells)
+    request = request_cells(model, dict.fromkeys(model.populations, n_cells))
     parts: dict[str, list[tuple[int, Expression]]] = {population: [] for population in model.populations}
     for chunk in shared_chunks(sampler, request, seed):
         parts[chunk.population].append((len(chunk.x), _expression(model, request, chunk)))

@@ -160,9 +160,20 @@ def inputs_of(
 
 
 def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
-    """Take counts, and the population of each generated cell, which the most probable one is where none is recorded."""
+    """Take counts, and the population of each generated cell, which the most probable one is where none is recorded.
+
+    Raises
+    ------
+    InputError
+        If a population is recorded that the model does not have.
+    """
     recorded = adata.obs.get("sub_population")
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
+    if others := sorted(set(population) - set(model.populations)):
+        raise InputError(
+            f"The generated cells are of sub-populations that the model does not have ({subset_of_names(others)}), so "
+            "they are of another model; generate cells of this one."
+        )
     return replace(Cells.from_anndata(adata), cell_type=population)
 
 

@@ -113,12 +113,16 @@ def distinct_markers(
 
 
 def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
-    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the populations of each row."""
+    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the populations of each row.
+
+    Both are NaN in a row without cells.
+    """
     expression = cells.expression[:, columns]
-    mean, fraction = [], []
-    for populations in rows.values():
+    mean, fraction = np.full((2, len(rows), len(columns)), np.nan)
+    for number, populations in enumerate(rows.values()):
         of_row = expression[np.isin(cells.cell_type, populations)]
-        mean.append(of_row.mean(axis=0).A1)
-        fraction.append((of_row > 0).sum(axis=0).A1 / of_row.shape[0])
+        if n_cells := of_row.shape[0]:
+            mean[number] = of_row.mean(axis=0).A1
+            fraction[number] = (of_row > 0).sum(axis=0).A1 / n_cells
     frame = {"index": list(rows), "columns": genes[columns]}
     return Dots(pd.DataFrame(mean, **frame), pd.DataFrame(fraction, **frame))

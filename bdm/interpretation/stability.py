@@ -52,7 +52,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     parents = {name: hierarchy.by_name[name].parent or "" for name in names}
     apart = [[has_length(tree[name], tree.get(parents[name])) for tree in trees] for name in names]
     heights = [merge_height(trees[0][name].children) for name in names]
-    support = latent_support(cells, model.whitening, n_draws=N_DRAWS, seed=seed)
+    support = latent_support(cells, model.whitening, means, n_draws=N_DRAWS, seed=seed)
     return pd.DataFrame(
         {
             "distance": np.sqrt(heights),
@@ -64,15 +64,23 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     )
 
 
-def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, seed: int) -> dict[frozenset[int], float]:
+def latent_support(
+    cells: LatentCells, whitening: Whitening, means: MeasuredMeans, *, n_draws: int, seed: int
+) -> dict[frozenset[int], float]:
     """Share of draws of all cells from their posteriors in which each set of populations is a clade.
 
     The mean of n independent normals is normal, so the means of populations are sampled, not each cell. Their distances
-    are without the noise of the measured means, as in the tree, and without the noise of the draws.
+    are without the noise of the measured means, as in the tree, and without the noise of the draws. Populations without
+    cells keep their means.
+
+    Parameters
+    ----------
+    means
+        Means of the populations in the model.
     """
     generator = torch_generator(seed, "latent support")
     shape = len(cells.populations), cells.mean.shape[1]
-    n_cells = cells.n_cells[:, None].double()
+    n_cells = cells.n_cells.clamp(min=1)[:, None].double()
     mean, variance = (
         torch.zeros(shape, dtype=torch.float64).index_add(0, cells.population, values.double()) / n_cells
         for values in (cells.mean, cells.scale**2)
@@ -80,13 +88,14 @@ def latent_support(cells: LatentCells, whitening: Whitening, *, n_draws: int, se
     scales = (cells.scale[cells.population == code] for code in range(len(cells.populations)))
     of_draws = [float(whitening.variance(scale).trace()) for scale in scales]
     sampling = sampling_variance(cells, whitening).double().numpy()
-    noise_variance = sampling + np.array(of_draws) / cells.n_cells.numpy()
+    absent = (cells.n_cells == 0).numpy()
+    noise_variance = np.where(absent, means.variance, sampling + np.array(of_draws) / n_cells.squeeze(1).numpy())
     seen: Counter[frozenset[int]] = Counter()
     for _ in range(n_draws):
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         y = mean + (variance / n_cells).sqrt() * noise
-        drawn = MeasuredMeans(whitening(y.float()).double().numpy(), noise_variance)
-        seen.update(clades_of_populations(drawn, cells.labels))
+        drawn = np.where(absent[:, None], means.mean, whitening(y.float()).double().numpy())
+        seen.update(clades_of_populations(MeasuredMeans(drawn, noise_variance), cells.labels))
     return {clade: n / n_draws for clade, n in seen.items()}
 
 
