@@ -10,13 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.audit.settings import AuditSettings
+from bdm.computing import computing
 from bdm.data.prepare import prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.files import atomic_write
-from bdm.fitted_model import FittedModel, computing
+from bdm.fitted_model import FittedModel
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, match_leaves
@@ -114,7 +115,7 @@ class BranchedDiffusion(FittedModel):
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
         with using_threads(n_threads):
             self.prepared = prepare(cells_in(adata), preparing)
-        self.tree = given_tree(tree, self.prepared.obs, settings.hierarchy.ontology_key)
+        self.tree = given_tree(tree, self.prepared.obs, settings.hierarchy)
         if isinstance(self.tree, Clade):
             self.tree = match_leaves(self.tree, tuple(self.prepared.obs["cell_type"].cat.categories))
         self.settings = replace(settings, prepare=preparing)

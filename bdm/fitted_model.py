@@ -1,15 +1,14 @@
 """What a fitted model does: encode, generate and transmute cells, evaluate and interpret."""
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.computing import computing
 from bdm.errors import InputError
 from bdm.generation.generate import generated_cells
 from bdm.generation.like import OriginalCells, with_schema
@@ -21,10 +20,8 @@ from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel
 from bdm.model.populations import populations_by
-from bdm.schema import reject_unknown
 from bdm.settings import EvaluationSettings, GenerationSettings, InputKeys, InterpretationSettings, SamplerSettings
 from bdm.text import type_names
-from bdm.threads import using_threads
 from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
 
@@ -32,26 +29,6 @@ if TYPE_CHECKING:
     from bdm.evaluation.results import Evaluation
     from bdm.interpretation.results import Interpretation
     from bdm.transmutation.results import TransmutationEvaluation
-
-
-Model = TypeVar("Model", bound="FittedModel")
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def computing(
-    method: Callable[Concatenate[Model, Arguments], Result],
-) -> Callable[Concatenate[Model, Arguments], Result]:
-    """Let a method compute with the model's number of threads, and reject arguments that it does not have."""
-    known = [name for name in inspect.signature(method).parameters if name != "self"]
-
-    def run(self: Model, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
-        reject_unknown(options, known)
-        with using_threads(self.n_threads):
-            return method(self, *arguments, **options)
-
-    functools.update_wrapper(run, method)
-    return run
 
 
 class FittedModel:

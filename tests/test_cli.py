@@ -220,6 +220,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--denoiser-n-steps", 5)
     keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
     assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
+    assert {"training.csv", "branches.csv"} <= {path.name for path in (tmp_path / "model").iterdir()}
     assert bdm("generate", tmp_path / "model", tmp_path / "new.h5ad", "--cells", 3)[0] == 0
     made_cells = anndata.read_h5ad(tmp_path / "new.h5ad")
     assert set(made_cells.obs["donor"]) == {"x", "y"}
@@ -537,6 +538,7 @@ BAD = {
     "generate: none": ("generate model OUT.h5ad --cells 0", "no cells"),
     "generate: text": ("generate model OUT.h5ad --cells many", "cells is 'many', but must be a whole number."),
     "generate: fraction": ("generate model OUT.h5ad --cells 1.5", "cells is '1.5', but must be a whole number."),
+    "generate: labels of what": ("generate model OUT.h5ad --cells 1 --label-key x", "--label-key names a column of"),
     "generate: no cells like": ("generate model OUT.h5ad --cells-like none.h5ad", "none.h5ad"),
     "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "name it by `--label-key`"),
     "generate: no table": ("generate model OUT.h5ad --cells-from none.csv", "none.csv"),

@@ -629,8 +629,16 @@ def test_held_out_cells_are_not_trained_on(has_validation):
 
 def test_type_of_validation_cells_alone_is_trained_on():
     cells = planted()
-    chosen = held_out_mask(cells, cells.population == 1, seed=0)
-    assert not chosen[cells.population == 1].any()
+    validation = cells.population == 1
+    validation[other := int((cells.population == 0).nonzero()[0])] = True
+    assert held_out_mask(cells, validation, seed=0).nonzero().flatten().tolist() == [other]
+
+
+def test_of_few_cells_one_is_held_out():
+    cells = planted().subset(torch.arange(8))
+    assert held_out_mask(cells, None, seed=0).sum() == 1
+    with pytest.raises(InputError, match="No population has a cell to train on and another to compare the network on"):
+        held_out_mask(cells.subset(torch.arange(1)), None, seed=0)
 
 
 def test_gain_is_paired_by_cell():

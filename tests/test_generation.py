@@ -456,11 +456,17 @@ def test_request_is_not_changed(batch_model):
         ({B: None}, "whole number"),
         (-5, "whole number"),
         (2.5, "whole number"),
+        (1e30, "whole number of 0 or more, up to 1,000,000,000,000"),
         (0, "no cells"),
         ({B: 0}, "no cells"),
         ({}, "no cells"),
         (table([(B, 3)], columns=("type", "n_cells")), "lacks the column 'cell_type'"),
         (table([(B, 3)], columns=("cell_type", "n")), "lacks the column 'n_cells'"),
+        (table([(B, f"{B}/1", 3)], columns=("cell_type", "sub_population", "n_cells")), "are named in cell_type"),
+        (
+            table([(B, 3, "one")], columns=("cell_type", "n_cells", "Batch")),
+            "column 'Batch', which is none of cell_",
+        ),
         (table([(B, 3, "three")]), "no batch 'three'"),
         (table([(B, 3, None)]), "no batch"),
         (table([(None, 3, "one")]), "no type"),
@@ -469,6 +475,17 @@ def test_request_is_not_changed(batch_model):
 def test_bad_requests(batch_model, cells, message):
     with pytest.raises(InputError, match=message):
         batch_model.generate(cells)
+
+
+@pytest.mark.parametrize("seed", [1.5, -1, "a", True])
+def test_seeds_are_whole_numbers(small_model, seed):
+    with pytest.raises(InputError, match=r"^seed is .*, but must be "):
+        small_model.generate(1, seed=seed)
+
+
+def test_the_index_of_a_table_is_no_column_of_it(tmp_path):
+    table([(B, 3)], columns=("cell_type", "n_cells")).to_csv(tmp_path / "cells.csv")
+    assert list(read_request(tmp_path / "cells.csv")) == ["cell_type", "n_cells"]
 
 
 def test_batch_of_a_model_without_batches(small_model):

@@ -23,7 +23,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"interpretation", "extension", "transmutation", "design"},
     {"power"},  # above design, whose experiments it tests
     {"plotting"},
-    {"report", "api", "fitted_model"},
+    {"report", "api", "computing", "fitted_model"},
     {"pl"},
     {"commands", "cli"},
 ]

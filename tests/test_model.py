@@ -14,6 +14,7 @@ import bdm
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.hierarchy.tree import from_nested
+from bdm.settings import HierarchySettings
 
 PARTS = (
     "autoencoder.safetensors",
@@ -150,6 +151,9 @@ def test_users_tree(example_cells, small_settings, small_model):
 def test_tree_of_other_types_is_rejected_before_any_training(example_cells, small_settings):
     with pytest.raises(InputError, match="unknown types"):
         BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=small_settings)
+    flat = replace(small_settings, hierarchy=HierarchySettings(flat=True))
+    with pytest.raises(InputError, match=r"^A flat hierarchy has no tree"):
+        BranchedDiffusion(example_cells, label_key="bulk_labels", tree=from_nested(["a", "b"]), settings=flat)
 
 
 @pytest.mark.parametrize("keys", [{}, {"label_key": "bulk_labels", "batch_key": "donor"}])

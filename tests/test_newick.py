@@ -3,7 +3,7 @@ import random
 import pytest
 
 from bdm.errors import InputError
-from bdm.hierarchy.files import from_newick, to_newick
+from bdm.hierarchy.files import as_clade, from_newick, to_newick
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 
 NAMES = [
@@ -136,6 +136,17 @@ def test_mutated_texts_are_read_or_rejected():
 def test_long_nonsense_is_rejected_at_once(text):
     with pytest.raises(InputError):
         from_newick(text)
+
+
+def test_trees_of_too_many_nodes_in_a_row_are_rejected(tmp_path):
+    """As nested lists, as Newick, and in a file."""
+    nested_lists, newick = "t0", "(" * 1200 + "t0"
+    for number in range(1, 1201):
+        nested_lists, newick = [nested_lists, f"t{number}"], f"{newick},t{number})"
+    (tmp_path / "deep.nwk").write_text(f"{newick};")
+    for tree in (nested_lists, f"{newick};", tmp_path / "deep.nwk"):
+        with pytest.raises(InputError, match="The tree has too many nodes one below the other; join some of them"):
+            match_leaves(as_clade(tree), [f"t{number}" for number in range(1201)])
 
 
 def test_written_newick_has_the_clades_of_nested_lists():

@@ -71,7 +71,7 @@ def audit(
             given = from_files(cells, division.cells, audit)
             found = audit_folds(division, audit, given, seed=seed, fold=fold, generator="files")
         else:
-            shape = given_tree(tree, read.obs, settings.hierarchy.ontology_key)
+            shape = given_tree(tree, read.obs, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
             found = audit_models(division, audit, made, fold=fold)
         save_audit(folder, found)

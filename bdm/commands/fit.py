@@ -62,7 +62,8 @@ def fit(
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = facts["files"][str(data)]
         save_with_card(folder, model.fit(checkpoints=checkpoints).model)
-        model.history["branches"].to_csv(folder / "branches.csv", index=False)
+        for table, name in (("denoiser", "training"), ("branches", "branches")):
+            model.history[table].to_csv(folder / f"{name}.csv", index=False)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "network": where_kept(model.history["branches"])}
     if (donors := model.model.donor_effects) is not None:

@@ -55,7 +55,7 @@ def generate(
     from bdm.text import counted
     from bdm.training import fabric
 
-    cells_like = check_options(cells, cells_like, cells_from, like=like)
+    cells_like = check_options(cells, cells_like, cells_from, like=like, label_key=label_key)
     of_cells = WHOLE if part is None else Part.parse(part)
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
@@ -93,7 +93,7 @@ def print_plan(out: Path | str, n_cells: dict[str, int], of: str) -> None:
 
 
 def check_options(
-    cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None
+    cells: int | None, cells_like: Path | None, cells_from: Path | None, *, like: Path | None, label_key: str | None
 ) -> Path | None:
     """Reject options that contradict each other; return the file with the numbers of cells, which may be ``like``."""
     from bdm.errors import InputError
@@ -101,6 +101,8 @@ def check_options(
     n_given = sum(option is not None for option in (cells, cells_like, cells_from))
     if n_given != 1 and (n_given or like is None):
         raise InputError("Give the number of cells by one of --cells, --cells-like and --cells-from.")
+    if label_key is not None and cells_like is None and like is None:
+        raise InputError("--label-key names a column of the file of --cells-like or --like; give one of these, too.")
     return cells_like if n_given else like
 
 

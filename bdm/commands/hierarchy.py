@@ -62,7 +62,7 @@ def hierarchy(
         raise InputError("`comparison=` compares a tree with clustering; give the tree by `tree=`.")
     with ExitStack() as files:
         latent = read_latent(autoencoder)
-        cells, given = latent_cells(latent), given_tree(tree, latent.obs, settings.ontology_key)
+        cells, given = latent_cells(latent), given_tree(tree, latent.obs, settings)
         built = build_hierarchy(cells, settings, seed=seed, tree=given)
         clustered = None
         if tree is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
+from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening
@@ -40,17 +41,25 @@ def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -
     Returns
     -------
     Whether each cell is chosen. A population keeps a cell to train on.
+
+    Raises
+    ------
+    InputError
+        If none can be chosen.
     """
     n_cells = len(cells.population)
     order = torch.randperm(n_cells, generator=torch_generator(seed, "held-out cells"))
     if validation is not None and validation.any():
         chosen = order[validation[order]][:N_HELD_OUT]
     else:
-        chosen = order[: min(int(SHARE * n_cells), N_HELD_OUT)]
+        chosen = order[: min(max(int(SHARE * n_cells), 1), N_HELD_OUT)]
     mask = torch.zeros(n_cells, dtype=torch.bool)
     mask[chosen] = True
     n_trained = torch.bincount(cells.population[~mask], minlength=len(cells.populations))
-    return mask & (n_trained[cells.population] > 0)
+    mask &= n_trained[cells.population] > 0
+    if not mask.any():
+        raise InputError("No population has a cell to train on and another to compare the network on; give more cells.")
+    return mask
 
 
 @dataclass(frozen=True, eq=False)

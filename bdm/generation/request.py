@@ -17,6 +17,9 @@ from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
+COLUMNS = ("cell_type", "n_cells", "batch")  # of a table of cells
+MOST_CELLS = 10**12  # of a row: no more fit on a disk
+
 
 @dataclass(frozen=True)
 class Request:
@@ -110,11 +113,12 @@ def read_request(path: Path) -> pd.DataFrame:
         If there is no such file, or it is not a table.
     """
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
+    return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index, which pandas writes
 
 
 def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> dict[str, int]:
@@ -144,6 +148,11 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
         raise InputError(
             f"The table of cells lacks the column {missing[0]!r}; it needs cell_type and n_cells, and may have batch."
         )
+    if others := [str(column) for column in table if column not in COLUMNS]:
+        raise InputError(
+            f"The table of cells has the column {others[0]!r}, which is none of {', '.join(COLUMNS)}; rename it, or "
+            "leave it out. Sub-populations are named in cell_type."
+        )
     table["cell_type"] = table["cell_type"].astype(str)
     unknown = sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations})
     if unknown:
@@ -151,11 +160,12 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
             f"The model has no type {', '.join(map(repr, unknown))}; its types are {', '.join(model.cell_types)}."
         )
     numbers = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(dtype=float)
-    wrong = ~np.isfinite(numbers) | (numbers < 0) | (numbers != np.round(numbers))
+    wrong = ~((numbers >= 0) & (numbers <= MOST_CELLS)) | (numbers != np.round(numbers))
     if wrong.any():
         row = table[wrong].iloc[0]
         raise InputError(
-            f"{row['n_cells']} cells of type {row['cell_type']!r} were requested; give a whole number of 0 or more."
+            f"{row['n_cells']} cells of type {row['cell_type']!r} were requested; give a whole number of 0 or more, up "
+            f"to {MOST_CELLS:,}."
         )
     if "batch" in table:
         table["batch"] = table["batch"].astype(str)

@@ -20,7 +20,7 @@ from bdm.hierarchy.sub_populations import (
     with_sub_populations,
 )
 from bdm.hierarchy.taxonomy import Taxonomy
-from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves
+from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments
 from bdm.seeds import numpy_generator
@@ -57,6 +57,7 @@ WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's
 
 
 @using_threads()
+@rejecting_deep_trees()
 def build_hierarchy(
     cells: LatentCells, settings: HierarchySettings, *, seed: int, tree: Clade | Taxonomy | None = None
 ) -> Hierarchy:
@@ -77,8 +78,7 @@ def build_hierarchy(
         types.
     """
     if tree is not None:
-        if settings.flat:
-            raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
+        check_not_flat(settings)
         if isinstance(tree, Clade):
             tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
@@ -101,6 +101,12 @@ def build_hierarchy(
     nearer = dict(zip(cells.populations, nearer_types(means, cells.labels), strict=True))
     branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
+
+
+def check_not_flat(settings: HierarchySettings) -> None:
+    """Reject a hierarchy without a tree where a tree is given."""
+    if settings.flat:
+        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
 
 
 def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | None) -> Clade:

@@ -10,7 +10,7 @@ import pandas as pd
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import read_json
-from bdm.hierarchy.tree import FORMAT, Clade, Hierarchy, from_nested
+from bdm.hierarchy.tree import FORMAT, Clade, Hierarchy, from_nested, rejecting_deep_trees
 
 
 def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
@@ -116,6 +116,7 @@ def from_newick(text: str) -> Clade:
 Tree = Clade | Path | str | Sequence[Any]  # a shape, a file, Newick text, or nested lists of cell types
 
 
+@rejecting_deep_trees()
 def as_clade(tree: Tree) -> Clade:
     """Turn a user's tree, in any form of :data:`Tree`, into its shape.
 
@@ -149,14 +150,15 @@ def read_tree(path: Path | str) -> Clade:
     """
     path = Path(path)
     try:
-        if path.suffix == ".json":
-            return from_nested(read_json(path))
-        return from_newick(path.read_bytes().decode("utf-8-sig"))  # as text, it would lose the line breaks in names
+        with rejecting_deep_trees():
+            if path.suffix == ".json":
+                return from_nested(read_json(path))
+            return from_newick(path.read_bytes().decode("utf-8-sig"))  # as text, it would lose the line breaks in names
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a tree ({error}); give nested lists in .json, or Newick.") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

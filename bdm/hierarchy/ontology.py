@@ -5,9 +5,11 @@ from typing import Any
 import pandas as pd
 
 from bdm.errors import InputError
+from bdm.hierarchy.build import check_not_flat
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade
+from bdm.settings import HierarchySettings
 from bdm.text import abbreviated
 
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
@@ -15,19 +17,23 @@ PREFIX = "CL"
 ABSENT = {"", "nan", "None", "na", "unknown"}
 
 
-def given_tree(tree: Tree | None, obs: pd.DataFrame, ontology_key: str | None) -> Clade | Taxonomy | None:
+def given_tree(tree: Tree | None, obs: pd.DataFrame, settings: HierarchySettings) -> Clade | Taxonomy | None:
     """Read a user's tree, if there is one: in any form of :data:`bdm.hierarchy.files.Tree`, or ``cell-ontology``.
 
     Parameters
     ----------
     obs
-        Prepared cells, with the column ``ontology_key``.
+        Prepared cells, with the column ``settings.ontology_key``.
 
     Raises
     ------
     InputError
-        If it cannot be read, or the Cell Ontology and the column of its terms are not given together.
+        If it cannot be read, the hierarchy is to be flat, or the Cell Ontology and the column of its terms are not
+        given together.
     """
+    ontology_key = settings.ontology_key
+    if tree is not None:
+        check_not_flat(settings)
     if str(tree) != CELL_ONTOLOGY:
         if ontology_key is not None:
             raise InputError(f"`ontology_key={ontology_key!r}` is for `tree={CELL_ONTOLOGY!r}`; give both or neither.")

@@ -1,6 +1,7 @@
 """Trees of populations: clades without noise levels, and the hierarchy of branches that a model samples along."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -22,6 +23,24 @@ class Clade:
         return tuple(leaf for child in self.children for leaf in child.leaves())
 
 
+@contextmanager
+def rejecting_deep_trees() -> Iterator[None]:
+    """Reject a tree with more nodes one below the other than functions can call themselves.
+
+    Raises
+    ------
+    InputError
+        With some 300 nodes or more, by Python's limit of 1,000 calls.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise InputError(
+            "The tree has too many nodes one below the other; join some of them, as a node may have any number of "
+            "children."
+        ) from error
+
+
 def from_nested(nested: str | Sequence[Any]) -> Clade:
     """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
 
@@ -39,6 +58,7 @@ def from_nested(nested: str | Sequence[Any]) -> Clade:
     return Clade(children=tuple(from_nested(child) for child in nested))
 
 
+@rejecting_deep_trees()
 def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     """Match the leaves of a tree to the cell types, which must be the same.
 
