@@ -490,7 +490,7 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
         ([*given, "--width=16"], "are for models of bdm"),
         ([*given, "--fold=3"], "is none of 2 folds"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
-        (["--models", tmp_path / "audit/models"], "is in the folder of the audit, .* which is replaced as a whole"),
+        (["--models", tmp_path / "audit/models"], "audit/models is in .*audit, which is replaced as a whole"),
     ):
         with pytest.raises(InputError, match=message):
             run(*arguments, *options)

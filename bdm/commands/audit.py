@@ -61,7 +61,6 @@ def audit(
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.audit import save_audit
 
-    check_kept(models, out)
     with atomic_write(out, folder_of=SUMMARY) as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
@@ -76,15 +75,6 @@ def audit(
             found = audit_models(division, audit, made, fold=fold)
         save_audit(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
-
-
-def check_kept(models: Path | None, out: Path) -> None:
-    """Reject a folder of models within that of the audit, which is replaced as a whole."""
-    if models is not None and models.resolve().is_relative_to(out.resolve()):
-        raise InputError(
-            f"The folder of models, {models}, is in the folder of the audit, {out}, which is replaced as a whole; give "
-            "another one."
-        )
 
 
 def check_unused(settings: FitSettings, sampling: GenerationSettings, models: Path | None, tree: Path | None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bdm import __version__
-from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, options_of
+from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
 from bdm.errors import as_options
 
 logger = logging.getLogger("bdm")
@@ -81,6 +81,7 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
         with show_messages(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
             if verbose:
                 logger.debug("%s", versions())
+            check_outputs(signature, arguments)
             for name, value in given.items():
                 logger.debug("%s: %s", name, value)
             summary = command(**arguments)

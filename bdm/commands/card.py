@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import ModelFolder
+from bdm.commands.options import ModelFolder, Output
 from bdm.settings import Contact, License, Source
 
 ScoresFolder = Annotated[
@@ -25,7 +25,7 @@ GeneratedCells = Annotated[
     typer.Option(help="Cells that the model generated, which the card describes.", dir_okay=False, show_default=False),
 ]
 OutCard = Annotated[
-    Path | None, typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False)
+    Path | None, Output, typer.Option(help="File to write in place of printing.", dir_okay=False, show_default=False)
 ]
 
 

@@ -1,15 +1,11 @@
 """``bdm example``: write example cells."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from bdm.commands.base import Summary
+from bdm.commands.options import OutCells
 
 
 def example(
-    out: Annotated[Path, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)],
+    out: OutCells,
 ) -> Summary:
     """Write a small example: 700 real blood cells of 10 types, 765 genes, labels in obs['bulk_labels'].
 

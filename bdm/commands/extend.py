@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bdm.commands.base import Summary, generating
-from bdm.commands.options import DryRun, ModelFolder
+from bdm.commands.options import DryRun, ModelFolder, Output
 from bdm.errors import InputError
 from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed, UpdatedTypes
 
@@ -21,6 +21,7 @@ KnownCells = Annotated[
 ]
 JoinedCells = Annotated[
     Path | None,
+    Output,
     typer.Option(
         help="File of prepared cells to write: the known ones, if given, and the new.",
         dir_okay=False,
@@ -28,14 +29,18 @@ JoinedCells = Annotated[
     ),
 ]
 ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder of tables and figures to write.", file_okay=False, show_default=False)
+    Path | None,
+    Output,
+    typer.Option(help="Folder of tables and figures to write.", file_okay=False, show_default=False),
 ]
 
 
 def extend(
     model: ModelFolder,
     cells: Annotated[Path, typer.Argument(help="Cells with the new types, with raw counts.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder of the extended model.", file_okay=False, show_default=False)],
+    out: Annotated[
+        Path, Output, typer.Argument(help="Folder of the extended model.", file_okay=False, show_default=False)
+    ],
     *,
     cell_type: NewTypes = (),
     update: UpdatedTypes = (),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import AutoencoderFolder, OutFile
+from bdm.commands.options import AutoencoderFolder, OutFile, Output
 from bdm.settings import HierarchySettings, Seed, Tree
 from bdm.text import counted, listed
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy
 
 
-Newick = Annotated[Path | None, typer.Option(help="Newick file to write as well.", dir_okay=False)]
-Figure = Annotated[Path | None, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")]
+Newick = Annotated[Path | None, Output, typer.Option(help="Newick file to write as well.", dir_okay=False)]
+Figure = Annotated[Path | None, Output, typer.Option(help="Figure to write as well (.png, .svg, .pdf).")]
 Comparison = Annotated[
     Path | None,
+    Output,
     typer.Option(help="Table to write as well (.csv): your tree beside clustering.", dir_okay=False),
 ]
 
@@ -29,9 +30,9 @@ def hierarchy(
     newick: Newick = None,
     figure: Figure = None,
     table: Annotated[
-        Path | None, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
+        Path | None, Output, typer.Option(help="Table of branches to write as well (.csv).", dir_okay=False)
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Page for the browser to write as well (.html).")] = None,
+    page: Annotated[Path | None, Output, typer.Option(help="Page for the browser to write as well (.html).")] = None,
     comparison: Comparison = None,
     tree: Tree = None,
     settings: HierarchySettings,
@@ -55,9 +56,6 @@ def hierarchy(
     from bdm.plotting.style import save_figure
     from bdm.plotting.tree import plot_hierarchy
 
-    outputs = [path.resolve() for path in (out, newick, figure, table, page, comparison) if path is not None]
-    if len(set(outputs)) < len(outputs):
-        raise InputError(f"Two outputs would be written to {outputs[-1]}; name a file for each.")
     if comparison is not None and tree is None:
         raise InputError("`comparison=` compares a tree with clustering; give the tree by `tree=`.")
     with ExitStack() as files:

@@ -198,8 +198,57 @@ def with_values(settings: StageSettings, values: dict[tuple[str, ...], Any]) -> 
     return replace(settings, **changes)
 
 
-OutFile = Annotated[Path, typer.Argument(help="File to write.", dir_okay=False, show_default=False)]
-OutFolder = Annotated[Path, typer.Argument(help="Folder to write.", file_okay=False, show_default=False)]
+# ---- files that are written
+
+
+class Output:
+    """Marks an argument that names a file or a folder to write."""
+
+
+def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
+    """Reject outputs that would replace an input, or each other.
+
+    Raises
+    ------
+    InputError
+        If an output is an input, a folder with an input in it, or another output.
+    """
+    written = {name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)}
+    outputs = [arguments[name] for name in written if arguments[name] is not None]
+    inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
+    resolved = Counter(out.resolve() for out in outputs)
+    for out in outputs:
+        if resolved[out.resolve()] > 1:
+            raise InputError(f"Two outputs would be written to {out}; name a file for each.")
+        for path in inputs:
+            if path.resolve() == out.resolve():
+                raise InputError(f"{out} would be read and overwritten; name another output.")
+            if path.resolve().is_relative_to(out.resolve()):
+                raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
+
+
+def is_output(annotation: Any) -> bool:
+    """Return whether an argument names what is written."""
+    return any(note is Output for note in getattr(annotation, "__metadata__", ()))
+
+
+def paths_in(value: Any) -> list[Path]:
+    """List the paths in the value of an argument: itself, those of a list, or the one in ``NAME=FILE``."""
+    if isinstance(value, list | tuple):
+        return [path for item in value for path in paths_in(item)]
+    if isinstance(value, str) and "=" in value:
+        return [Path(value.split("=", 1)[1])]
+    return [value] if isinstance(value, Path) else []
+
+
+OutFile = Annotated[Path, Output, typer.Argument(help="File to write.", dir_okay=False, show_default=False)]
+OutFolder = Annotated[Path, Output, typer.Argument(help="Folder to write.", file_okay=False, show_default=False)]
+OutCells = Annotated[
+    Path, Output, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)
+]
+
+# ---- other arguments that several commands share
+
 Prepared = Annotated[Path, typer.Argument(help="Cells made by bdm prepare (.h5ad).", show_default=False)]
 AutoencoderFolder = Annotated[Path, typer.Argument(help="Folder made by bdm autoencoder.", show_default=False)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder made by bdm train or bdm fit.", show_default=False)]

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder
+from bdm.commands.options import Device, ModelFolder, Output
 from bdm.commands.simulate import DesignFile, DesignSeed
 from bdm.errors import at
 
 PowerOut = Annotated[
-    Path, typer.Argument(help="Folder to write; with --part, a table (.csv) to write.", show_default=False)
+    Path, Output, typer.Argument(help="Folder to write; with --part, a table (.csv) to write.", show_default=False)
 ]
 
 

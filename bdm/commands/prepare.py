@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import DryRun
+from bdm.commands.options import DryRun, OutCells
 from bdm.settings import Labels, PrepareSettings
 
 
@@ -15,7 +15,7 @@ def prepare(
         Path,
         typer.Argument(help="Cells: .h5ad, .zarr, .loom, 10x .h5, or a 10x folder.", show_default=False),
     ],
-    out: Annotated[Path, typer.Argument(help="AnnData file (.h5ad) to write.", dir_okay=False, show_default=False)],
+    out: OutCells,
     *,
     labels: Labels = None,
     settings: PrepareSettings,
@@ -33,8 +33,6 @@ def prepare(
     from bdm.errors import InputError
     from bdm.files import atomic_write, sha256
 
-    if out.resolve() == data.resolve():
-        raise InputError(f"{out} would overwrite the data; name another file to write.")
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         cells = read_cells(data, labels=labels, on_disk=True)

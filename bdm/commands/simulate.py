@@ -7,12 +7,12 @@ import typer
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
+from bdm.commands.options import Device, DryRun, ModelFolder, OutFile, Output
 from bdm.errors import at
 from bdm.schema import Unset
 
 DesignFile = Annotated[Path, typer.Argument(help="Design of the experiment (.yaml).", show_default=False)]
-TruthFile = Annotated[Path | None, "Table of the changed genes to write, too (`.csv`).", Unset("no table")]
+TruthFile = Annotated[Path | None, Output, "Table of the changed genes to write, too (`.csv`).", Unset("no table")]
 DesignSeed = Annotated[int | None, Ge(0), "Seed of every random draw.", Unset("the design's")]
 
 

@@ -152,19 +152,9 @@ def fit_model(
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
-    fitted = fit_denoiser(
-        cells,
-        whitening,
-        moments,
-        hierarchy,
-        settings,
-        denoiser=denoiser,
-        everywhere=everywhere,
-        checkpoint=checkpoint,
-        seed=seed,
-        device=device,
-        validation=torch.tensor((split == "validation").to_numpy()),
-    )
+    how: dict[str, Any] = {"denoiser": denoiser, "everywhere": everywhere, "checkpoint": checkpoint}
+    how |= {"seed": seed, "device": device, "validation": torch.tensor((split == "validation").to_numpy())}
+    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
