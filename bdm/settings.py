@@ -25,23 +25,24 @@ WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell O
 # ---- of one run: seed, files, and cell types
 
 Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
+OneFile = Annotated[Path | None, MinLen(1)]
 Labels = Annotated[
-    Path | None,
+    OneFile,
     "Table (`.csv`, `.tsv`) with cell names first, whose other columns are added to `obs`.",
     Unset("no table"),
 ]
 Tree = Annotated[
-    Path | None,
+    OneFile,
     "Your own tree of cell types: nested lists in `.json`, Newick in `.nwk`, or `cell-ontology`.",
     Unset("clustering of the cell types"),
 ]
 Markers = Annotated[
-    Path | None,
+    OneFile,
     "Your own marker genes: a `.csv` with the columns `type` and `gene`.",
     Unset("those found in training cells"),
 ]
 GeneSets = Annotated[
-    Path | None, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
+    OneFile, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
 ]
 NewTypes = Annotated[
     tuple[str, ...], "Cell types to add.", Unset("all that the model lacks, unless there are types to update")
@@ -145,6 +146,7 @@ class PrepareSettings(StageSettings):
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
         str | Path | tuple[str, ...] | None,
+        MinLen(1),
         "Genes to add to the most variable ones: a text file with one gene a line, or `markers`, the built-in markers "
         "that the data have.",
         Unset("no others"),

@@ -29,6 +29,8 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "exclusiveMaximum": ("below {}", lambda value, bound: value < bound),
     "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
 }
+CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
+CAREFUL = "careful"  # how a model protects donors
 WITHOUT_DP = (
     "privacy is 'dp', which is not offered: with a differential privacy guarantee (epsilon 1), the noise in a model of "
     "40 donors would be dozens of times the differences between donors; choose 'careful' or 'none'."
@@ -115,6 +117,28 @@ def split_rejection(validation: float, test: float) -> str | None:
     if validation + test < 1:
         return None
     return "validation and test sum to 1 or more, which leaves no cells to train on."
+
+
+def ontology_rejection(tree: object, ontology_key: str | None) -> str | None:
+    """Phrase that the Cell Ontology and the column of its terms are not given together; None if both or neither are."""
+    if (str(tree) == CELL_ONTOLOGY) == (ontology_key is not None):
+        return None
+    if ontology_key is not None:
+        return f"ontology_key is {ontology_key!r}, but is for the tree {CELL_ONTOLOGY}; give both or neither."
+    return (
+        f"tree is '{CELL_ONTOLOGY}', which needs ontology_key, the column of obs with the terms of the cell types, "
+        "such as cell_type_ontology_term_id."
+    )
+
+
+def privacy_rejection(privacy: str, donor_key: str | None) -> str | None:
+    """Phrase that donors are to be protected that are not known; None if they are known, or not to be protected."""
+    if privacy != CAREFUL or donor_key is not None:
+        return None
+    return (
+        f"privacy is '{CAREFUL}', which needs to know the donors, whose differences are the size of its noise; name "
+        "their column (donor_key) as you prepare the cells."
+    )
 
 
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:

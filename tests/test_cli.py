@@ -558,7 +558,7 @@ BAD = {
         "would be read and overwritten",
     ),
     "extend: over its cells": ("extend model new.h5ad OUT --joined new.h5ad", "would be read and overwritten"),
-    "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced as a"),
+    "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "evaluate: over other cells": (
         "evaluate prepared.h5ad model generated.h5ad --compare x=model",
         "would be read and overwritten",

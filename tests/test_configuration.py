@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import io
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,7 @@ CHANGES = {
     "autoencoder/sub_populations": ("none", both(AUTOENCODER, EXTEND)),
     "autoencoder/min_cells_per_sub_population": (20, both(AUTOENCODER, EXTEND)),
     "autoencoder/shared_decoder": (True, both(AUTOENCODER, EXTEND)),
-    "hierarchy/threshold": (0.8, both(HIERARCHY, EXTEND)),
+    "hierarchy/threshold": (0.8, both({"hierarchy_flat"} | HIERARCHY | TRAIN, EXTEND)),
     "hierarchy/tree": ("tree.nwk", both(HIERARCHY, EXTEND)),
     "hierarchy/ontology_key": ("cell_type", both(HIERARCHY, EXTEND)),
     "hierarchy/n_bootstrap": (0, both(HIERARCHY, EXTEND)),
@@ -133,6 +135,8 @@ CHANGES = {
     "card/contact": ("it's A. Miller", both(CARD)),
 }
 
+BESIDE = {"hierarchy/ontology_key": {"tree": "cell-ontology"}}  # keys that another one needs
+
 
 def keys() -> list[str]:
     """List the schema's keys, as SECTION/KEY where they are in one."""
@@ -158,7 +162,7 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         places[section] = (
             mine if own or name in ("transmutations", "additions", "designs", "run") else config
         ).setdefault(section, {})
-    places[section][name] = value
+    places[section].update({name: value, **BESIDE.get(key, {})})
     return config
 
 
@@ -215,6 +219,18 @@ def in_finished(finished, monkeypatch):
 def test_another_value_runs_what_depends_on_it(in_finished, key):
     value, rules = CHANGES[key]
     assert planned_rules(with_value(key, value)) == rules
+
+
+def test_a_changed_file_in_a_folder_of_cells_runs_what_depends_on_it(tmp_path, monkeypatch):
+    config = {"datasets": {MINE: {"path": "tenx"}}}
+    matrix = tmp_path / "tenx/matrix.mtx"
+    finish(tmp_path, config, "--snakefile", ROOT / "Snakefile", files=[matrix])
+    monkeypatch.chdir(tmp_path)
+    assert planned_rules(config) == {}
+    matrix.write_text("other counts")
+    later = time.time() + 10
+    os.utime(matrix, (later, later))
+    assert "prepare" in planned_rules(config)[MINE]
 
 
 def test_no_labels_run_what_depends_on_labels(in_finished):

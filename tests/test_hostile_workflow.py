@@ -14,6 +14,7 @@ NAMES = {
     "gene_sets": f"sets {HACK}.gmt",
     "tree": f"tree {HACK}.nwk",
     "addition": f"more {HACK}.h5ad",
+    "design": f"design {HACK}.yaml",
 }
 
 
@@ -29,6 +30,7 @@ def config() -> dict:
         "hierarchy": {"tree": NAMES["tree"]},
         "interpret": {"markers": NAMES["markers"], "gene_sets": NAMES["gene_sets"]},
         "transmute": {"transmutations": {"odd": {"to": HACK, "from": ["--to", "-", " ", HACK]}}},
+        "simulate": {"designs": {"odd": {"path": NAMES["design"]}}},
         "extend": {"additions": {"more": {"path": NAMES["addition"], "cell_types": [HACK, "--x"], "label_key": HACK}}},
     }
     return demo_config(datasets={"mine": mine})
@@ -38,7 +40,8 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
     for name in NAMES.values():
         (tmp_path / name).touch()
     write_config(tmp_path, config())
-    done = snakemake("--snakefile", ROOT / "Snakefile", "--dry-run", "--printshellcmds", cwd=tmp_path)
+    plan = ("--snakefile", ROOT / "Snakefile", "--dry-run", "--printshellcmds")
+    done = snakemake(*plan, "all", "results/mine/power/odd", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     values = {}
     for _, name, *arguments in shell_commands(done.stdout):
@@ -62,6 +65,7 @@ def test_commands_get_odd_values_as_they_are(tmp_path):
         transmutation["from"],
     )
     assert str(values["extend"]["cells"]) == NAMES["addition"]
+    assert str(values["simulate"]["design"]) == str(values["power"]["design"]) == NAMES["design"]
     assert list(values["extend"]["cell_type"]) == [HACK, "--x"]
     assert values["extend"]["label_key"] == HACK
     assert not (tmp_path / "hacked").exists()

@@ -195,7 +195,7 @@ def test_cells_without_donors_are_rejected_before_any_work(caplog):
     caplog.set_level(logging.INFO)
     settings = settings_with("careful")
     without = replace(settings, prepare=replace(settings.prepare, donor_key=None))
-    with pytest.raises(InputError, match="`privacy='careful'` needs to know the donors"):
+    with pytest.raises(InputError, match="privacy is 'careful', which needs to know the donors"):
         BranchedDiffusion(cells_of_donors(), settings=without).fit()
     assert "training" not in caplog.text
 
@@ -237,7 +237,7 @@ def test_bdm_fit_has_the_option(tmp_path, monkeypatch, capsys):
         return ended.value.code or 0
 
     assert run() == 2
-    assert "`--privacy careful` needs to know the donors" in " ".join(capsys.readouterr().err.split())
+    assert "privacy is 'careful', which needs to know the donors" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "model").exists()
     assert run("--donor-key=donor") == 0
     assert is_protected(load_model(tmp_path / "model"))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 KnownCells = Annotated[
     Path | None, typer.Option(help="Cells that the model was fitted on, made by bdm prepare.", show_default=False)
 ]
+OutModel = Annotated[
+    Path, Output, typer.Argument(help="Folder of the extended model.", file_okay=False, show_default=False)
+]
 JoinedCells = Annotated[
     Path | None,
     Output,
@@ -38,9 +41,7 @@ ReportFolder = Annotated[
 def extend(
     model: ModelFolder,
     cells: Annotated[Path, typer.Argument(help="Cells with the new types, with raw counts.", show_default=False)],
-    out: Annotated[
-        Path, Output, typer.Argument(help="Folder of the extended model.", file_okay=False, show_default=False)
-    ],
+    out: OutModel,
     *,
     cell_type: NewTypes = (),
     update: UpdatedTypes = (),

@@ -76,7 +76,7 @@ def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Setti
     from dataclasses import asdict
 
     from bdm.files import sha256
-    from bdm.hierarchy.ontology import CELL_ONTOLOGY
+    from bdm.validation import CELL_ONTOLOGY
 
     files = [path for path in (data, labels, tree) if path is not None and str(path) != CELL_ONTOLOGY]
     lists = settings.prepare.gene_list(), settings.prepare.kept_list()

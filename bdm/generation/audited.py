@@ -28,9 +28,10 @@ from bdm.model.card import save_with_card
 from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, has_batches_of
 from bdm.model.model import BranchedModel, load_model
-from bdm.model.protection import CAREFUL, check_donors, type_of_few_donors
+from bdm.model.protection import check_donors, type_of_few_donors
 from bdm.settings import FitSettings, GenerationSettings
 from bdm.training import fabric
+from bdm.validation import CAREFUL
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade
 from bdm.settings import HierarchySettings
 from bdm.text import abbreviated
+from bdm.validation import CELL_ONTOLOGY, ontology_rejection
 
-CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 PREFIX = "CL"
 ABSENT = {"", "nan", "None", "na", "unknown"}
 
@@ -31,19 +31,13 @@ def given_tree(tree: Tree | None, obs: pd.DataFrame, settings: HierarchySettings
         If it cannot be read, the hierarchy is to be flat, or the Cell Ontology and the column of its terms are not
         given together.
     """
-    ontology_key = settings.ontology_key
     if tree is not None:
         check_not_flat(settings)
-    if str(tree) != CELL_ONTOLOGY:
-        if ontology_key is not None:
-            raise InputError(f"`ontology_key={ontology_key!r}` is for `tree={CELL_ONTOLOGY!r}`; give both or neither.")
-        return None if tree is None else as_clade(tree)
-    if ontology_key is None:
-        raise InputError(
-            f"`tree={CELL_ONTOLOGY!r}` needs `ontology_key=`, the column of obs with the terms of the cell types, such "
-            "as cell_type_ontology_term_id."
-        )
-    return cell_ontology(obs, ontology_key)
+    if sentence := ontology_rejection(tree, settings.ontology_key):
+        raise InputError(sentence)
+    if settings.ontology_key is not None:
+        return cell_ontology(obs, settings.ontology_key)
+    return None if tree is None else as_clade(tree)
 
 
 def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:

@@ -24,11 +24,12 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
-from bdm.model.protection import CAREFUL, check_donors, protected
+from bdm.model.protection import check_donors, protected
 from bdm.provenance import preparation, provenance
 from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
 from bdm.threads import using_threads
+from bdm.validation import CAREFUL
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -17,13 +17,9 @@ from bdm.model.model import BranchedModel, log_expression
 from bdm.seeds import numpy_generator
 from bdm.settings import DenoiserSettings
 from bdm.text import counted
+from bdm.validation import CAREFUL, privacy_rejection
 
-CAREFUL = "careful"
 NOISE = 1.0  # in units of the differences between donors: as far from the mean of the donors as one more donor is
-NO_DONORS = (
-    "`privacy='careful'` needs to know the donors, whose differences are the size of its noise; name their column by "
-    "`donor_key=` as you prepare the cells."
-)
 STEP = 0.5  # of log library sizes, to whose multiples their range is widened, as its ends are those of two cells
 
 
@@ -56,7 +52,7 @@ def protected(model: BranchedModel, *, noise: float = NOISE, seed: int) -> Branc
     """
     autoencoder, donors = model.autoencoder, model.donors
     if donors is None:
-        raise InputError(NO_DONORS)
+        raise InputError(privacy_rejection(CAREFUL, None))
     rng = numpy_generator(seed, "protection", fingerprint(autoencoder.tensors()))
     offsets = pd.DataFrame(new_deviation(model, donors, noise, rng).T, columns=list(model.cell_types))
     shared = [name for name in autoencoder.populations if name not in autoencoder.adapters]
@@ -167,7 +163,7 @@ def check_donors(obs: pd.DataFrame, settings: DenoiserSettings, *, known: bool) 
     if settings.privacy != CAREFUL:
         return
     if not known:
-        raise InputError(NO_DONORS)
+        raise InputError(privacy_rejection(CAREFUL, None))
     if few := type_of_few_donors(obs[obs["split"] != "test"]):
         raise InputError(f"{few}; leave the type out as you prepare the cells.")
 

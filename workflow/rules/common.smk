@@ -14,13 +14,15 @@ from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
 
-# The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection(), unknown_setting()
+# The sentences in which settings are rejected: rejection(), split_rejection(), donors_rejection() and others
 include: "../../bdm/validation.py"
 
 
 # Generated cells, which either generate or merge writes
 GENERATED = "results/{dataset}/generated.h5ad"
 GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
+
+SCHEMA = yaml.safe_load(Path(workflow.source_path("../schemas/config.schema.yaml")).read_text(encoding="utf-8"))
 
 # Settings that name files, and the values with which they name none
 FILES = {
@@ -91,6 +93,7 @@ def complete(config):
         for name, dataset in config["datasets"].items()
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
+    reject("seed", rejection("seed", completed["seed"], SCHEMA["properties"]["seed"]))
     for dataset in completed["datasets"].values():  # names may be numbers in YAML, and are texts in the names of files
         for section, of in (("extend", "additions"), ("simulate", "designs"), ("transmute", "transmutations")):
             dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
@@ -120,6 +123,12 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+def names_in(path):
+    """List the names that the data sets have at a path, such as ``simulate/designs``."""
+    section, of = path.split("/")
+    return sorted({name for dataset in settings["datasets"].values() for name in dataset[section][of]})
+
+
 def check(config, *, set_default):
     """Reject a configuration that the schema does not allow, in one sentence."""
     try:
@@ -127,28 +136,33 @@ def check(config, *, set_default):
     except WorkflowError as error:
         problem = error.__context__
         place = ".".join(map(str, problem.absolute_path)) or "top level"
-        raise WorkflowError(
-            f"Configuration, {place}: {sentence(problem)} All keys are described in config/README.md."
-        ) from None
+        reject(place, sentence(problem))
     return config
 
 
 def check_beyond_schema(name, dataset):
-    """Reject what a JSON schema allows: numbers that are not finite, settings that contradict each other."""
+    """Reject what a JSON schema allows: 3.0 as a whole number, infinite numbers, settings that contradict each other."""
+    prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
     problems = [
-        (f"{section}.{key}", rejection(key, value, {"type": "number"}))
+        (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))
         for section in SECTIONS
         for key, value in dataset[section].items()
         if isinstance(value, float)
     ]
-    split = dataset["prepare"]["validation"], dataset["prepare"]["test"]
-    problems.append(("prepare", split_rejection(*split)))
-    problems.append(("prepare", donors_rejection(dataset["prepare"]["min_donors"], dataset["donor_key"])))
+    problems += [
+        ("prepare", split_rejection(prepare["validation"], prepare["test"])),
+        ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
+        ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
+        ("train", privacy_rejection(dataset["train"]["privacy"], donor_key)),
+    ]
     for place, problem in problems:
-        if problem:
-            raise WorkflowError(
-                f"Configuration, datasets.{name}.{place}: {problem} All keys are described in config/README.md."
-            )
+        reject(f"datasets.{name}.{place}", problem)
+
+
+def reject(place, problem):
+    """Reject a configuration if there is a problem at a place."""
+    if problem:
+        raise WorkflowError(f"Configuration, {place}: {problem} All keys are described in config/README.md.")
 
 
 def sentence(problem):
@@ -219,6 +233,20 @@ def file_or_option(flag, name, path):
 def optional_file(path):
     """Give an input function: the file that the data set's setting names, if it names one."""
     return lambda wildcards: named_files(wildcards.dataset, path)
+
+
+def files_in_folder(path):
+    """Give an input function: the files in the folder that the data set's setting names, if it names one.
+
+    Snakemake looks at the time of a folder alone, which stays the same when a file in it changes.
+    """
+
+    def files(wildcards):
+        folder = setting(path)(wildcards)
+        found = Path(in_place(folder))
+        return sorted(f"{folder}/{file.name}" for file in found.iterdir() if file.is_file()) if found.is_dir() else []
+
+    return files
 
 
 def named_files(dataset, path):

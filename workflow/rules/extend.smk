@@ -3,6 +3,7 @@ rule extend:
         model=lambda wildcards: f"results/{parent(wildcards.dataset)}/model",
         known=lambda wildcards: f"results/{parent(wildcards.dataset)}/prepared.h5ad",
         cells=setting("addition/path"),
+        content=files_in_folder("addition/path"),
     output:
         model=directory("results/{dataset}/model"),
         cells="results/{dataset}/prepared.h5ad",

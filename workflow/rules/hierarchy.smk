@@ -64,10 +64,13 @@ rule hierarchy_flat:
     conda:
         "../envs/bdm.yaml"
     params:
+        threshold=setting("hierarchy/threshold"),  # on which the range of noise levels depends
         seed=lookup(within=settings, dpath="seed"),
+        settings=tracked("hierarchy/threshold"),
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --flat"
+        " --threshold {params.threshold}"
         " --seed {params.seed}"
         " --threads {threads}"
         " > {log} 2>&1"

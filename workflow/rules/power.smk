@@ -19,7 +19,7 @@ rule power:
     params:
         settings=tracked("simulate/designs/{design}"),
     shell:
-        "bdm power {input.model} {input.design} {output.part}"
+        "bdm power {input.model} {input.design:q} {output.part}"
         " --part {wildcards.scatteritem}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -12,6 +12,7 @@ rule example:
 rule prepare:
     input:
         cells=setting("path"),
+        content=files_in_folder("path"),
         labels=optional_file("labels"),
         genes=optional_file("prepare/genes"),
         keep_genes=optional_file("prepare/keep_genes"),
