@@ -213,7 +213,7 @@ def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> No
     InputError
         If an output is an input, a folder with an input in it, or another output.
     """
-    written = {name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)}
+    written = [name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)]
     outputs = [arguments[name] for name in written if arguments[name] is not None]
     inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
     resolved = Counter(out.resolve() for out in outputs)
