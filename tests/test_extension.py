@@ -17,6 +17,7 @@ from bdm.cli import main
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend_all, held_out_rows, refit
+from bdm.extension.fit import batch_offsets
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.files import sha256
@@ -411,6 +412,15 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     again = generate_cells(load_model(tmp_path / "model"), request_cells(found.model, 5), SamplerSettings(), seed=0)
     expected = generate_cells(found.model, request_cells(found.model, 5), SamplerSettings(), seed=0)
     assert (again.X != expected.X).nnz == 0
+
+
+def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
+    """Cells of the model's batches in the name of a new one have no effect of their own, whatever genes they lack."""
+    cells = generated(batch_model.model)[::15].copy()
+    cells.obs["batch"] = "three"
+    autoencoder = batch_model.model.autoencoder
+    change = batch_offsets(cells, autoencoder, ("three",))["three"] - autoencoder.network.batch_offset.mean(dim=0)
+    assert change.abs().max() < 1.5
 
 
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):

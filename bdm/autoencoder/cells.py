@@ -97,20 +97,6 @@ def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]
     return observed, expected
 
 
-def log_ratio(observed: Tensor, expected: Tensor, *, n_prior: float) -> Tensor:
-    """Log ratio of observed to expected counts of each gene, shrunk towards 0 where counts are few.
-
-    Parameters
-    ----------
-    observed, expected
-        Counts of each gene.
-    n_prior
-        Counts, in multiples of the mean over genes, with which the expectation is weighted.
-    """
-    prior = n_prior * len(expected) * expected / expected.sum()
-    return ((observed + prior) / (expected + prior)).log()
-
-
 N_ITERATIONS_OF_BOUND = 6  # of Newton's method, twice as many as in training
 
 

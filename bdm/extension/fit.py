@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, log_ratio, observed_and_expected
+from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, observed_and_expected
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
 from bdm.diffusion.denoiser import BranchedDenoiser
@@ -121,15 +121,16 @@ def fit_embeddings(
     return network.branch.weight[first:].detach().clone(), history
 
 
-N_PRIOR = 5.0  # weight of the mean offset of known batches, in counts of a gene of mean expression
+N_PRIOR = 5.0  # counts of each gene that the mean offset of known batches weighs as much as
 N_ROUNDS = 5
 
 
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
     """Estimate the offsets of genes in new batches, from their cells of known types.
 
-    A batch without such cells has the mean offset of known batches, as its effect cannot be distinguished from its new
-    types.
+    The offset of a gene is the mean offset of known batches plus the log ratio of observed counts to those that are
+    expected with this mean, both with ``N_PRIOR`` counts more, so that genes with few counts keep the mean. A batch
+    without such cells has the mean offset, as its effect cannot be distinguished from its new types.
 
     Parameters
     ----------
@@ -138,19 +139,20 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
     batches
         Names of the new batches.
     """
-    offsets = {}
+    offsets, mean = {}, autoencoder.network.batch_offset.detach().mean(dim=0)
     for batch in batches:
-        of_batch = cells[(cells.obs["batch"] == batch).to_numpy()]
-        offset = autoencoder.network.batch_offset.detach().mean(dim=0)
+        of_batch, offset = cells[(cells.obs["batch"] == batch).to_numpy()], mean
         if not of_batch.n_obs:
             logger.warning(
                 "Batch %r has no cells of types that the model has, so the effect of the batch cannot be distinguished "
                 "from its new types, and is fitted as a part of them.",
                 batch,
             )
-        for _ in range(N_ROUNDS if of_batch.n_obs else 0):
+        for _ in range(N_ROUNDS if of_batch.n_obs else 0):  # expected counts depend on latents, and these on the offset
             with_batch = autoencoder.with_batches({batch: offset})
-            offset = offset + log_ratio(*count_known_types(of_batch, with_batch), n_prior=N_PRIOR)
+            observed, expected = count_known_types(of_batch, with_batch)
+            expected = expected / (offset - mean).exp()
+            offset = mean + ((observed + N_PRIOR) / (expected + N_PRIOR)).log()
         offsets[batch] = offset
     return offsets
 
