@@ -423,6 +423,19 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
     assert change.abs().max() < 1.5
 
 
+def test_test_cells_of_updated_types_do_not_enter_the_offsets_of_new_batches(of_two_donors, batch_model):
+    autoencoder = batch_model.model.autoencoder
+    provenance = {**autoencoder.provenance, "prepare": {**batch_model.model.preparation, "test": 0.3}}
+    model = replace(batch_model.model, autoencoder=replace(autoencoder, provenance=provenance))
+    new = new_cells(of_two_donors, model, update=("CD19+ B",), cell_types=("new",), seed=0)
+    updated = new.by_type["CD19+ B"].obs
+    used = updated.index.isin(new.known.obs_names)
+    assert (used == (updated["split"] != "test")).all()
+    assert not used.all()
+    others = of_two_donors.obs["bulk_labels"].isin(set(batch_model.model.cell_types) - {"CD19+ B"})
+    assert new.known.n_obs == used.sum() + others.sum()
+
+
 def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_model, caplog):
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
     [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})

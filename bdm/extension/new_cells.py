@@ -32,7 +32,8 @@ class NewCells:
     by_type
         Cells of new types, and of known types to update, in the order in which they are fitted.
     known
-        Cells of all types that the model has, which distinguish effects of new batches from new types.
+        Cells of all types that the model has, except test cells of types to update; they distinguish effects of new
+        batches from new types.
     batches
         Batches that the model does not have.
     """
@@ -92,8 +93,10 @@ def new_cells(
         cells.obs["donor"] = donors
     cells = cells[cells.X.getnnz(axis=1) > 0]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
-    known = cells[cells.obs["cell_type"].isin(model.cell_types).to_numpy()].copy()
-    return NewCells(by_type, known, batches)
+    is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
+    for name, of_type in by_type.items():
+        is_known[np.flatnonzero(cells.obs["cell_type"] == name)[of_type.obs["split"] == "test"]] = False
+    return NewCells(by_type, cells[is_known].copy(), batches)
 
 
 def check_extensible(model: BranchedModel) -> None:
