@@ -68,6 +68,7 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
             raise
         raise InputError(f"Cannot write {path}: {reason}; make room, or choose another output folder.") from error
     finally:
+        _restore_replaced(scratch, path)
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
 
@@ -106,6 +107,13 @@ def _remove_abandoned(scratch: Path, path: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
     finally:
         os.close(handle)
+
+
+def _restore_replaced(scratch: Path, path: Path) -> None:
+    """Move back what was to be replaced, if nothing has taken its place."""
+    replaced = _replaced(scratch / path.name)
+    if replaced.exists() and not path.exists():
+        os.replace(replaced, path)
 
 
 def _replaced(written: Path) -> Path:

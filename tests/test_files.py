@@ -71,6 +71,29 @@ def test_error_keeps_old_folder(tmp_path, writes):
     assert listing(tmp_path) == {"model": "", "model/model.json": "old"}
 
 
+def test_old_folder_is_restored_if_the_new_one_does_not_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "model.json").write_text("old")
+    moved, replace = [], os.replace
+
+    def interrupted_once(source, target):
+        moved.append(source)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def work():
+        with atomic_write(out, folder_of="model.json") as folder:
+            folder.mkdir()
+            (folder / "model.json").write_text("new")
+
+    monkeypatch.setattr(os, "replace", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert listing(tmp_path) == {"model": "", "model/model.json": "old"}
+
+
 @pytest.mark.parametrize("name", ["model", "replaced"])
 @pytest.mark.parametrize("before", [None, [], ["model.json", "left.txt"]])
 def test_replaces_folder_of_its_kind(tmp_path, name, before):
