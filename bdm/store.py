@@ -123,6 +123,6 @@ def unpack_tables(columns: dict[str, Any], tensors: dict[str, Tensor]) -> dict[s
         table = {column: tensors[f"{name}/{column}"].numpy() for column in texts_by_column}
         for column, texts in texts_by_column.items():
             if texts is not None:
-                table[column] = np.array(texts, dtype=object)[table[column]]
+                table[column] = np.array([*texts, None], dtype=object)[table[column]]  # the code of missing text is -1
         tables[name] = pd.DataFrame(table)
     return tables

@@ -234,6 +234,13 @@ def test_tables_come_back():
         pd.testing.assert_frame_equal(found[name], expected)
 
 
+@pytest.mark.parametrize("texts", [["a", None, "b"], [None, None, None]])
+def test_missing_text_stays_missing(texts):
+    table = pd.DataFrame({"gene": texts}, dtype=object)
+    found = unpack_tables(*pack_tables({"genes": table}))["genes"]
+    assert list(found["gene"]) == texts
+
+
 def test_derived_seeds_differ():
     keys = [(), ("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1,), ("1",), (1, 1), (11,), ("a", 1, 1)]
     seeds = {derive(seed, *key) for seed, key in itertools.product(range(20), keys)}
