@@ -279,7 +279,14 @@ def _run(
             training.keep()
             checkpoint.write(now)
         if stopped:
-            raise Interrupted(f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.")
+            raise _interrupted(now, loop)
+    none = torch.zeros((), device=training.device.device)
+    if checkpoint and _agreed(training.device, none, stop)[1]:  # asked during the last look, or the last write
+        raise _interrupted(now, loop)
+
+
+def _interrupted(now: Progress, loop: Loop) -> Interrupted:
+    return Interrupted(f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.")
 
 
 def gains_nothing(now: Progress, loop: Loop) -> bool:

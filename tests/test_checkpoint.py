@@ -78,6 +78,23 @@ def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, choose
 
 
 @pytest.mark.parametrize("how", [LOOP, PATIENT])
+def test_training_that_is_asked_to_end_during_its_last_look_stops(checkpoint, how):
+    expected = train(network(), loss, how, validation=validation)
+    looks = []
+
+    def stopping(network: nn.Module) -> Tensor:
+        looks.append(1)
+        if len(looks) == len(expected):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validation(network)
+
+    with pytest.raises(Interrupted, match=f"after step {expected['step'].iloc[-1]} of"):
+        train(network(), loss, how, validation=stopping, checkpoint=checkpoint)
+    found = train(network(), loss, how, validation=validation, checkpoint=checkpoint)
+    assert found.equals(expected)
+
+
+@pytest.mark.parametrize("how", [LOOP, PATIENT])
 def test_finished_training_is_not_done_again(checkpoint, how):
     whole, again = network(), network()
     history = train(whole, loss, how, validation=validation, checkpoint=checkpoint)
