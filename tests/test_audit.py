@@ -16,6 +16,7 @@ import pytest
 import scipy.sparse as sp
 import typer
 import yaml
+from test_hierarchy_page import balanced
 
 from bdm import pl
 from bdm.api import BranchedDiffusion
@@ -36,8 +37,9 @@ from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import model_card
 from bdm.model.model import load_model
 from bdm.plotting.audit import audit_figure
-from bdm.report.audit import ShownAudit, command, summary
+from bdm.report.audit import ShownAudit, summary
 from bdm.report.page import environment
+from bdm.report.settings import audit_command
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
@@ -538,7 +540,7 @@ def test_report_has_the_command_of_the_audit(prepared):
     audit = audit_folds(
         divide(prepared, settings, seed=3), settings, copies(prepared), seed=3, generator="bdm", fit=fit
     )
-    words = shlex.split(command(audit))
+    words = shlex.split(audit_command(audit, balanced(list(TYPES))))
     assert {"--cells-only", "--denoiser-n-steps", "--autoencoder-n-steps", "--n-latent"} <= set(words)
     typer.main.get_command(app).commands["audit"].make_context("audit", words[2:])
     assert words[-2:] == ["--seed", "3"]

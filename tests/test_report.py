@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 
+from bdm.audit.results import Audit
+from bdm.audit.settings import AuditSettings
 from bdm.cli import app
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
@@ -22,10 +24,12 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report import experiments
+from bdm.report.audit import ShownAudit
 from bdm.report.page import report_page
 from bdm.report.populations import populations
 from bdm.report.results import Results, read_branches, read_results
-from bdm.report.settings import checksums, commands
+from bdm.report.settings import audit_command, checksums, commands
+from bdm.settings import HierarchySettings
 
 FLAGS = [
     "--headless",
@@ -378,7 +382,17 @@ def test_commands_of_the_report_can_be_parsed(results, tmp_path):
     others = replace(results, evaluation=elsewhere)
     assert any(" --test-cells test_cells.h5ad" in line for line in commands(others))
     assert f"{elsewhere.n_cells['test'].sum():,} test cells of another file" in words_of(report_page(others))
-    for line in [*commands(results), *commands(given)]:
+    ontology = replace(results.model.hierarchy, given=True, provenance={"tree": "cell-ontology"})
+    fit = {"hierarchy": asdict(HierarchySettings(ontology_key="cell ontology term"))}
+    record = {"audit": asdict(AuditSettings(donor_key="the donor")), "fit": fit, "tree_given": True, "seed": 3}
+    audit = Audit(pd.DataFrame(), record | {"generator": "bdm"})
+    audited = replace(given, model=replace(given.model, hierarchy=ontology), audit=ShownAudit(audit, b""))
+    options = "--donor-key 'the donor' --ontology-key 'cell ontology term' --tree cell-ontology --seed 3"
+    assert commands(audited)[-1] == f"bdm audit prepared.h5ad audit {options}"
+    of_files = Audit(pd.DataFrame(), {"audit": asdict(AuditSettings(n_folds=2)), "generator": "files", "seed": 0})
+    files = audit_command(of_files, ontology)
+    assert files.endswith("audit --n-folds 2 --cells fold-1.h5ad --cells fold-2.h5ad --seed 0")
+    for line in [*commands(results), *commands(given), commands(audited)[-1], files]:
         _, name, *arguments = shlex.split(line)
         typer.main.get_command(app).commands[name].make_context(name, arguments)
 

@@ -3,7 +3,7 @@
 import logging
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,9 @@ from bdm.audit.verdict import ATTACKS
 from bdm.errors import InputError
 from bdm.model.card import check_audit
 from bdm.model.model import BranchedModel
-from bdm.settings import FitSettings, GenerationSettings
 from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
-
-AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options begin with the stage
 
 
 @dataclass(frozen=True)
@@ -76,18 +73,3 @@ def type_rows(audit: Audit) -> Iterator[dict[str, Any]]:
     for row in best.itertuples():
         auc = float(getattr(row, column))
         yield {"name": row.cell_type, "attack": ATTACKS[row.attack], "auc": auc, "limit": row.limit}
-
-
-def command(audit: Audit) -> str:
-    """Give the command that makes the audit again."""
-    options = dict(audit.record["audit"])
-    words = [f"--n-folds {options['n_folds']}", *(["--cells-only"] if options["cells_only"] else [])]
-    defaults = {**asdict(FitSettings()), "sampling": asdict(GenerationSettings())}
-    record = {**audit.record.get("fit", {}), "sampling": audit.record.get("sampling", {})}
-    for stage, settings in record.items():
-        for name, value in settings.items():
-            if value != defaults[stage][name] and value is not None:
-                option = f"{stage}-{name}" if name in AMBIGUOUS else name
-                flag = f"--{option.replace('_', '-')}"
-                words.append(flag if value is True else f"{flag} {value}")
-    return f"bdm audit prepared.h5ad audit {' '.join(words)} --seed {audit.record['seed']}"

@@ -2,24 +2,27 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import ceil
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from bdm.audit.results import Audit
+from bdm.audit.settings import AuditSettings
 from bdm.errors import OPTIONS_FOR_NONE
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.verdict import LIMITS
+from bdm.hierarchy.tree import Hierarchy
 from bdm.model.extension import Extension
-from bdm.report import audit
 from bdm.report.results import Results
 from bdm.schema import options_of
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,
     EvaluationSettings,
+    FitSettings,
     GenerationSettings,
     HierarchySettings,
     InputKeys,
@@ -108,6 +111,7 @@ STAGES = (
     GenerationSettings,
     EvaluationSettings,
 )
+AMBIGUOUS = ("n_steps", "learning_rate")  # settings of several stages, whose options of bdm audit begin with the stage
 OPTIONS = {setting.name for stage in STAGES for setting in options_of(stage)}  # others are for Python only
 
 
@@ -173,9 +177,8 @@ def commands(results: Results) -> list[str]:
             options[setting.command] += f" {setting.option}"
     if "labels" in results.record:
         options["prepare"] += f" --labels {quote(results.record['labels'])}"
-    tree = results.model.hierarchy
-    if tree.given:
-        options["hierarchy"] += f" --tree {quote(tree.provenance.get('tree', 'tree.nwk'))}"
+    if results.model.hierarchy.given:
+        options["hierarchy"] += _tree(results.model.hierarchy)
     for command, seed in _seeds(results).items():
         options[command] += f" --seed {seed}"
     lines = [
@@ -198,8 +201,29 @@ def commands(results: Results) -> list[str]:
         *_interpretation(results, model, cells),
         *_moves(results, model, cells),
         *_experiments(results, model),
-        *([] if results.audit is None else [audit.command(results.audit.audit)]),
+        *([] if results.audit is None else [audit_command(results.audit.audit, results.model.hierarchy)]),
     ]
+
+
+def audit_command(audit: Audit, hierarchy: Hierarchy) -> str:
+    """Give the command that makes the audit of a model with this hierarchy, or of cells of any generator, again."""
+    record = audit.record
+    options = _options(record["audit"], asdict(AuditSettings()))
+    defaults = {**asdict(FitSettings()), "sampling": asdict(GenerationSettings())}
+    for stage, used in {**record.get("fit", {}), "sampling": record.get("sampling", {})}.items():
+        for setting in _changed(stage, used, defaults[stage]):
+            named = replace(setting, name=f"{stage}_{setting.name}") if setting.name in AMBIGUOUS else setting
+            options += f" {named.option}" if setting.name in OPTIONS else ""
+    if record.get("tree_given"):
+        options += _tree(hierarchy)
+    if record.get("generator") != "bdm":
+        options += "".join(f" --cells fold-{number}.h5ad" for number in range(1, record["audit"]["n_folds"] + 1))
+    return f"bdm audit prepared.h5ad audit{options} --seed {record['seed']}"
+
+
+def _tree(hierarchy: Hierarchy) -> str:
+    """Give the option for the tree that a hierarchy was made from."""
+    return f" --tree {quote(hierarchy.provenance.get('tree', 'tree.nwk'))}"
 
 
 def _seeds(results: Results) -> dict[str, int]:
