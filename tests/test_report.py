@@ -27,7 +27,7 @@ from bdm.report import experiments
 from bdm.report.audit import ShownAudit
 from bdm.report.page import report_page
 from bdm.report.populations import populations
-from bdm.report.results import Results, read_branches, read_results
+from bdm.report.results import Results, read_branches, read_cost, read_results
 from bdm.report.settings import audit_command, checksums, commands
 from bdm.settings import HierarchySettings
 
@@ -625,6 +625,32 @@ def test_damaged_table_of_branches_is_rejected(tmp_path, damaged):
     pd.testing.assert_frame_equal(read_branches(path), LOSSES)
     path.unlink()
     assert read_branches(path) is None
+
+
+def test_cost_of_a_step_is_of_its_last_number_of_jobs(tmp_path):
+    def measure(name: str, seconds: float, when: int) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"s\tmax_rss\n{seconds}\t{10 * seconds}\n")
+        os.utime(path, (when, when))
+
+    def cost() -> dict[str, tuple[float, float]]:
+        return {step: tuple(row) for step, row in read_cost(tmp_path).iterrows()}
+
+    for when, name in enumerate(["prepare", "generate", "audit/1", "audit/2"], start=1):
+        measure(f"{name}.tsv", when, when)
+    alone = {"prepare": (1, 10), "generate": (2, 20), "audit": (7, 40)}
+    assert cost() == alone
+    for part in range(4):
+        measure(f"generate/{part}-of-4.tsv", part + 1, 10 + part)
+    assert cost() == alone | {"generate": (10, 40)}
+    for part in range(20):
+        measure(f"generate/{part}-of-20.tsv", 1, 20 + part)
+    assert cost() == alone | {"generate": (20, 10)}
+    measure("generate.tsv", 2, 50)
+    assert cost() == alone
+    assert [*cost()] == ["prepare", "audit", "generate"]
+    assert read_cost(tmp_path / "nothing").empty
 
 
 def test_page_cites_as_the_repository_does(page):

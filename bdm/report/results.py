@@ -190,12 +190,17 @@ def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
 def read_cost(folder: Path) -> pd.DataFrame:
     """Read what Snakemake measured for each step, in the order in which steps ended: ``seconds`` and ``megabytes``.
 
-    For a step of several jobs, seconds are summed, and the memory is the maximum.
+    For a step of several jobs, seconds are summed, and the memory is the maximum. Where the number of jobs changed, the
+    files of earlier jobs are still there; the jobs that ended last are read.
     """
     rows = []
     for path in sorted(folder.rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
-        step = path.stem if path.parent == folder else path.parent.name
+        alone = path.parent == folder
+        step, n_jobs = (path.stem, 1) if alone else (path.parent.name, path.stem.partition("-of-")[2])
         measured = pd.read_csv(path, sep="\t", na_values=["-"])
-        rows.append({"step": step, "seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()})
-    table = pd.DataFrame(rows, columns=["step", "seconds", "megabytes"])
+        cost = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
+        rows.append({"step": step, "n_jobs": n_jobs, **cost})
+    table = pd.DataFrame(rows, columns=["step", "n_jobs", "seconds", "megabytes"])
+    latest = table.groupby("step")["n_jobs"].transform("last")
+    table = table[table["n_jobs"] == latest]
     return table.groupby("step", sort=False).agg({"seconds": "sum", "megabytes": "max"})
