@@ -11,8 +11,8 @@ from bdm.errors import InputError
 from bdm.interpretation.agreement import Z_95, ContrastGenes
 from bdm.interpretation.contrasts import Contrast
 from bdm.interpretation.results import Interpretation
+from bdm.plotting.labels import Canvas, label_branches
 from bdm.plotting.style import (
-    HALO,
     MODEL,
     NO_NODES,
     NODE,
@@ -29,11 +29,11 @@ from bdm.plotting.style import (
     shade_rows,
     text_in_axes,
 )
-from bdm.plotting.tree import MAX_ROWS, View, plot_hierarchy, view_of
+from bdm.plotting.tree import LETTER, MAX_ROWS, View, plot_hierarchy, view_of
 
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
-ROW = 0.6  # inches of a cell type in the tree
+WIDTH, ROW = 16, 0.6  # inches of the figure, and of a cell type in the tree
 N_LABELS = 3  # genes that label a branch
 MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
 
@@ -70,7 +70,7 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
     n_rows = len(hierarchy.cell_types if len(hierarchy.cell_types) > 1 else hierarchy.populations)
     view = view_of(hierarchy, max_rows=n_rows if n_rows <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
-    figure = new(figsize=(16, sum(heights)), layout="constrained")
+    figure = new(figsize=(WIDTH, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     draw_tree(above.add_subplot(), interpretation, view)
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
@@ -136,18 +136,14 @@ def fold_change_table(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> p
 
 def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
     """Draw the hierarchy with the names of its nodes, by which panels are found, and the best genes of each branch."""
-    hierarchy = interpretation.hierarchy
-    plot_hierarchy(hierarchy, ax=axis, names=True, max_rows=len(view.ends))
-    for of in interpretation.contrasts:
-        if of.contrast.child not in view.rows:
-            continue
-        child = hierarchy.by_name[of.contrast.child]
-        genes = ", ".join(map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]]))
-        # Before the point where an inner branch ends; after the one where a cell type's begins, as that is long.
-        inner = bool(hierarchy.children[child.name]) and child.cell_type is None
-        position = child.level if inner else of.contrast.level, view.rows[child.name]
-        style: Style = {"textcoords": "offset points", "path_effects": [HALO], "color": "#1d5c8f", "style": "italic"}
-        axis.annotate(genes, position, (-5 if inner else 6, -9), ha="right" if inner else "left", fontsize=7, **style)
+    plot_hierarchy(interpretation.hierarchy, ax=axis, names=True, max_rows=len(view.ends))
+    genes = {
+        of.contrast.child: [*map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]])]
+        for of in interpretation.contrasts
+        if of.contrast.child in view.rows
+    }
+    longest = max(len(label.get_text()) for label in axis.get_yticklabels())
+    label_branches(axis, Canvas(view, WIDTH - 0.2 - LETTER * longest, ROW), genes)
     axis.set_title(
         "Hierarchy of cell types (nodes: name · level · support) with the best marker genes of each branch",
         fontsize=10,
