@@ -63,7 +63,7 @@ from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, model_checksum, type_specific_genes
 from bdm.plotting.ancestral_states import ancestral_states_figure, grouped_by_position
-from bdm.plotting.branches import branch_genes_figure, plot_commitment
+from bdm.plotting.branches import Panel, branch_genes_figure, draw_panel, limits_of, plot_commitment
 from bdm.plotting.labels import Canvas, label_branches
 from bdm.plotting.markers import markers_figure
 from bdm.plotting.style import clade_label
@@ -859,6 +859,24 @@ def test_labels_of_short_branches_cover_nothing():
     for number, box in enumerate(drawn):
         assert not any(box.overlaps(other) for other in drawn[:number])
         assert not any(box.contains(*dot) for dot in dots)
+
+
+def test_long_intervals_are_cut_where_the_points_end():
+    genes = pd.DataFrame({"gene": ["a", "b", "c"], "model": [1.0, 2.0, -3.0], "model_error": [0.1, 0.2, 0.3]})
+    genes = genes.assign(real=[1.5, 3.0, np.nan], real_error=[0.2, 40.0, np.nan])
+    short = genes.assign(real_error=[0.2, 0.3, np.nan])
+    low, high = limits_of(genes)
+    assert -8 < low < -3 < 3 < high < 8
+    assert limits_of(genes.assign(real=np.nan, real_error=np.nan))[1] < high
+    axis = Figure().add_subplot()
+    for table, expected in ((genes, {("<", 1.14), (">", 1.14)}), (short, set())):
+        axis.clear()
+        draw_panel(axis, Panel("node 1", 2.0, "A", "B", table))
+        assert axis.get_xlim() == limits_of(table)
+        arrows = [line for line in axis.lines if line.get_marker() in {"<", ">"}]
+        found = {(line.get_marker(), row) for line in arrows for row in np.round(line.get_ydata(), 2)}
+        assert found == expected
+        assert len(axis.get_legend_handles_labels()[1]) == 2
 
 
 def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretation):

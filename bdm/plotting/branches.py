@@ -34,6 +34,7 @@ from bdm.plotting.tree import LETTER, MAX_ROWS, View, plot_hierarchy, view_of
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
 WIDTH, ROW = 16, 0.6  # inches of the figure, and of a cell type in the tree
+MARGIN = 0.5  # of a panel beside its points, in the distance between the outermost points
 N_LABELS = 3  # genes that label a branch
 MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
 
@@ -152,21 +153,45 @@ def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
 
 
 def draw_panel(axis: Axes, panel: Panel) -> None:
-    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals."""
+    """Draw one row a gene: fold changes in the model and in test cells, with their 95% intervals.
+
+    Intervals that are far longer than the differences between genes end in an arrowhead at the edge.
+    """
     rows = np.arange(len(panel.genes))
     shade_rows(axis, len(rows))
     axis.axvline(0, color="0.5", linewidth=0.8)
+    low, high = limits_of(panel.genes)
     for name, style, label, shift in (("real", REAL, "real test cells", 0.14), ("model", MODEL, "model", -0.14)):
         interval = Z_95 * panel.genes[f"{name}_error"]
         axis.errorbar(panel.genes[name], rows + shift, xerr=interval, elinewidth=1, label=label, **style)
+        draw_cuts(axis, panel.genes[name] - interval < low, low, shift, marker="<", colour=style["color"])
+        draw_cuts(axis, panel.genes[name] + interval > high, high, shift, marker=">", colour=style["color"])
     axis.set_yticks(rows, [*map(gene_label, panel.genes["gene"])], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlim(low, high)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
-    axis.margins(x=0.08)
     axis.set_title(panel.title, fontsize=9, weight="bold")
     axis.set_xlabel(f"← {panel.left}   |   {panel.right} →", fontsize=8)
     axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_cuts(axis: Axes, cut: pd.Series, edge: float, shift: float, *, marker: str, colour: str) -> None:
+    """Draw arrowheads at an edge of a panel, in the rows whose intervals are cut there."""
+    rows = np.flatnonzero(cut) + shift
+    for line in axis.plot(np.full(len(rows), edge), rows, marker, color=colour, markersize=4, clip_on=False):
+        line.set_in_layout(False)
+
+
+def limits_of(genes: pd.DataFrame) -> tuple[float, float]:
+    """Limits of the fold changes in a panel: of 0 and the intervals, but only a little beyond the points."""
+    points = np.append(genes[["model", "real"]].to_numpy(dtype=float).ravel(), 0.0)
+    errors = np.append(genes[["model_error", "real_error"]].to_numpy(dtype=float).ravel(), 0.0)
+    beyond = MARGIN * (np.nanmax(points) - np.nanmin(points) or 1.0)
+    low = np.nanmax([np.nanmin(points - Z_95 * errors), np.nanmin(points) - beyond])
+    high = np.nanmin([np.nanmax(points + Z_95 * errors), np.nanmax(points) + beyond])
+    pad = 0.05 * (high - low)
+    return float(low - pad), float(high + pad)
 
 
 @dataclass(frozen=True)
