@@ -330,6 +330,24 @@ def test_figure_has_the_power_of_each_method_and_the_cost(analysis):
     assert len(pl.power(analysis, show=False)) == 2
 
 
+@pytest.mark.parametrize("donors", [(2, 3, 40), (2, 2, 2)])
+def test_methods_of_equal_values_are_beside_each_other(analysis, donors):
+    repeats = pd.concat(
+        analysis.repeats[analysis.repeats["method"] == method].assign(method=method, number=number, donors=n, found=0.0)
+        for number, n in enumerate(donors)
+        for method in analysis.repeats["method"].unique()
+    )
+    for axis in power_figure(PowerAnalysis(repeats)).axes:
+        handles, labels = axis.get_legend_handles_labels()
+        lines = [
+            getattr(handle, "lines", [handle])[0] for handle, of in zip(handles, labels, strict=True) if of != "aim"
+        ]
+        at = np.array([np.asarray(line.get_xdata(), dtype=float) for line in lines])
+        assert len(at) > 1
+        assert (np.diff(at, axis=0) > 0).all()
+        assert np.abs(at - np.unique(donors)).max() < 0.25
+
+
 def upper_colour(axis, method: str) -> str:
     """Colour of the line of a method."""
     handles, labels = axis.get_legend_handles_labels()

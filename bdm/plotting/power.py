@@ -21,6 +21,7 @@ AXIS_LABELS = {
 }
 METHOD_LABELS = {**METHODS, COMPOSITION: "composition"}
 OUTCOMES = {"power": "power", "false_discovery_rate": "false discovery rate"}
+BESIDE = 0.05  # of the x axis, between the first method and the last
 COSTS = ("donors", "cells")  # values on which the number of cells depends
 
 
@@ -82,12 +83,16 @@ def outcomes_of(table: pd.DataFrame) -> list[str]:
 
 
 def draw(ax: Axes, table: pd.DataFrame, outcome: str, x: str, styles: dict[str, SetStyle]) -> None:
-    """Draw one outcome of each method."""
-    for method, style in styles.items():
+    """Draw one outcome of each method, a little beside those of others, which may have the same values."""
+    values = np.unique(table[x].replace(np.inf, 0))
+    apart = np.diff(values).min() if len(values) > 1 else 1.0
+    width = min(BESIDE * max(np.ptp(values), apart), 0.4 * apart)
+    offsets = np.linspace(-width / 2, width / 2, len(styles)) if len(styles) > 1 else [0.0]
+    for offset, (method, style) in zip(offsets, styles.items(), strict=True):
         of = table[table["method"] == method].sort_values(x)
         if of[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
             continue
-        at = np.where(np.isinf(of[x]), 0, of[x])
+        at = of[x].replace(np.inf, 0) + offset
         how: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "label": METHOD_LABELS[method]}
         if outcome == "power":
             errors = np.stack([of["power"] - of["low"], of["high"] - of["power"]]).clip(min=0)
