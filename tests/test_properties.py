@@ -13,7 +13,7 @@ from bdm.evaluation.cells import Cells, Matched, RealCells
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.genes import variable_genes
 from bdm.evaluation.properties import biology, cell, structure, use, values
-from bdm.evaluation.properties.catalogue import COLUMNS, KINDS, PROPERTIES, no_properties
+from bdm.evaluation.properties.catalogue import COLUMNS, KINDS, LABEL, PROPERTIES, no_properties
 from bdm.evaluation.properties.compare import compare_properties
 from bdm.evaluation.properties.gene import correlations_within_types
 from bdm.evaluation.properties.group import Group, energy_coefficient, ks
@@ -195,6 +195,13 @@ def test_figure_shows_the_excess_of_each_set(evaluation, excess):
     line = next(line for line in genes.lines if line.get_label() == "deeper")
     shown = excess.loc[[key for key, one in PROPERTIES.items() if one.kind == "gene"], "deeper"]
     np.testing.assert_allclose(line.get_xdata(), shown)
+
+
+def test_figure_explains_lines_of_cell_types_where_there_are_any(evaluation):
+    table = evaluation.properties
+    assert "thin lines" in properties_figure(evaluation).get_supxlabel()
+    of_all = replace(evaluation, properties=table[table["by"] != LABEL])
+    assert properties_figure(of_all).get_supxlabel() == "distance to test cells beyond the floor's (line at 0)"
 
 
 def test_figure_without_properties_says_so(evaluation):

@@ -14,7 +14,8 @@ NO_PROPERTIES = "Too few cells could be compared to show their properties."  # i
 COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))
 ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 FLOOR_LINE: Style = {"color": GREY, "linewidth": 1.2}
-EXPLANATION = "distance to test cells beyond the floor's (line at 0); thin lines: the middle half of cell types"
+EXPLANATION = "distance to test cells beyond the floor's (line at 0)"
+OF_TYPES = "; thin lines: the middle half of cell types"  # where there are any
 
 
 def properties_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
@@ -42,7 +43,8 @@ def properties_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Fig
             axes.append(axis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=8, frameon=False)
-    figure.supxlabel(EXPLANATION, fontsize=9)
+    by_type = (table["by"] == LABEL) & table["set"].isin(styles)
+    figure.supxlabel(EXPLANATION + (OF_TYPES if by_type.any() else ""), fontsize=9)
     return figure
 
 
