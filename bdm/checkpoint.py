@@ -67,9 +67,10 @@ class Checkpoint:
     identity: str
     seconds: float = SECONDS
 
-    def of_part(self, name: str) -> "Checkpoint":
-        """Checkpoint of a training that follows, in a file beside this one."""
-        return replace(self, path=self.path.with_name(f"{self.path.name}.{name}"), identity=f"{self.identity} {name}")
+    def of_part(self, name: str, **facts: Any) -> "Checkpoint":
+        """Checkpoint of a training that follows, in a file beside this one; ``facts`` identify it in addition."""
+        path = self.path.with_name(f"{self.path.name}.{name}")
+        return replace(self, path=path, identity=identity(of=self.identity, part=name, **facts))
 
     def write(self, progress: Progress) -> None:
         """Write the progress, atomically."""

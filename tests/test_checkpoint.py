@@ -8,18 +8,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bdm.autoencoder import fit
+from bdm.autoencoder.search import find_parts
 from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
 from bdm.cli import app
 from bdm.commands.fit import deciding
 from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
 from bdm.files import sha256
-from bdm.settings import PrepareSettings, Settings
+from bdm.settings import AutoencoderSettings, PrepareSettings, Settings
 from bdm.training import Loop, train
 
 LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
@@ -113,6 +116,24 @@ def test_other_training_starts_anew(checkpoint, caplog):
     assert replace(checkpoint, identity=identity(seed=4)).read() is None
     assert "starts again" in caplog.text
     assert checkpoint.read().step == 9
+
+
+def test_second_round_with_other_populations_starts_anew(example_cells, checkpoint, monkeypatch):
+    """Populations are found in the latents of the first round, which another device may compute otherwise."""
+    prepared = prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50, min_cells_per_type=80))
+    settings = AutoencoderSettings(n_steps=5, n_latent=4, sub_populations=2, min_cells_per_sub_population=10)
+
+    def of_others(part: np.ndarray) -> np.ndarray:
+        return np.roll(part, 1)
+
+    def fit_with(parts, checkpoint=None) -> Tensor:
+        monkeypatch.setattr(fit, "find_parts", lambda *latents, **how: parts(find_parts(*latents, **how)))
+        return fit.fit_autoencoder(prepared, settings, seed=0, device="cpu", checkpoint=checkpoint).network.prior_mean
+
+    whole, expected = fit_with(np.array, checkpoint), fit_with(of_others)
+    assert not torch.equal(whole, expected)
+    assert torch.equal(fit_with(np.array, checkpoint), whole)
+    assert torch.equal(fit_with(of_others, checkpoint), expected)
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: b"", lambda content: b"x" * 99])

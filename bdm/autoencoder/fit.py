@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from hashlib import sha256
 from typing import Any
 
 import anndata as ad
@@ -79,6 +80,10 @@ class Division:
 
     names: tuple[str, ...]
     code: Tensor
+
+    def checksum(self) -> str:
+        """Hash of the populations and their cells."""
+        return sha256("\0".join(self.names).encode() + self.code.numpy().tobytes()).hexdigest()
 
     def into(self, part: np.ndarray) -> "Division":
         """Divide populations further, by the number of the part that each cell belongs to."""
@@ -210,7 +215,7 @@ def fit_autoencoder(
     finer = divide(network, objective)
     if len(finer.names) > len(cell_types):
         objective = replace(objective, division=finer)
-        part = checkpoint.of_part("populations") if checkpoint else None
+        part = checkpoint.of_part("populations", division=finer.checksum()) if checkpoint else None
         network, again = train_network(objective, "the autoencoder of populations", device=device, checkpoint=part)
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
