@@ -100,7 +100,20 @@ def test_more_than_the_cells_allow():
 
 def test_types_with_too_few_cells_for_the_number(caplog):
     found_in({"T": [100, 100], "B": [40]}, settings=AutoencoderSettings(sub_populations=2))
-    assert "Fewer than 2 sub-populations, as there are fewer than 60 cells: 'B'." in caplog.text
+    assert "Fewer than 2 sub-populations, as each needs 30 cells to fit: 'B' (1)." in caplog.text
+
+
+def test_types_whose_cells_form_fewer_than_the_number(caplog):
+    """Of enough cells for six of equal size."""
+    found = found_in({"T": [100, 100]}, settings=AutoencoderSettings(sub_populations=6))
+    assert 2 <= len(found) < 6
+    assert f"Fewer than 6 sub-populations, as each needs 30 cells to fit: 'T' ({len(found)})." in caplog.text
+
+
+def test_one_population_of_each_type_however_small(caplog):
+    small = {"T": [15, 15], "B": [20]}
+    assert len(found_in(small, settings=AutoencoderSettings(sub_populations=1))) == 0
+    assert not caplog.text
 
 
 def test_same_seed_same_sub_populations():

@@ -115,6 +115,8 @@ def find_parts(
         If the settings ask for more parts than the cells of any group allow.
     """
     part = np.zeros(len(mean), dtype=np.int64)
+    if settings.sub_populations == 1:
+        return part
     check_enough_cells(torch.bincount(group, minlength=len(names)), names, settings)
 
     def cells_of_groups() -> Iterator[tuple[Tensor, GroupLatents]]:
@@ -130,26 +132,34 @@ def find_parts(
     with warnings.catch_warnings(), threads() as run:
         for rows, parts in run(divided, cells_of_groups()):
             part[rows.numpy()] = parts
+    warn_of_fewer(part, group, names, settings)
     return part
 
 
 def check_enough_cells(n_cells: Tensor, names: Sequence[str], settings: AutoencoderSettings) -> None:
-    """Reject a number of sub-populations for which no type has cells, and warn of types that have too few."""
+    """Reject a number of sub-populations for which no type has cells."""
     if not isinstance(settings.sub_populations, int):
         return
     needed = settings.sub_populations * settings.min_cells_per_sub_population
-    small = [name for name, n in zip(names, n_cells.tolist(), strict=True) if n < needed]
-    if len(small) == len(names):
+    if int(n_cells.max()) < needed:
         raise InputError(
             f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
             f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
         )
-    if small:
+
+
+def warn_of_fewer(part: np.ndarray, group: Tensor, names: Sequence[str], settings: AutoencoderSettings) -> None:
+    """Warn of groups with fewer parts than the settings ask for."""
+    if not isinstance(settings.sub_populations, int):
+        return
+    n_parts = [len(np.unique(part[(group == code).numpy()])) for code in range(len(names))]
+    fewer = [f"{name!r} ({n})" for name, n in zip(names, n_parts, strict=True) if n < settings.sub_populations]
+    if fewer:
         logger.warning(
-            "Fewer than %d sub-populations, as there are fewer than %d cells: %s.",
+            "Fewer than %d sub-populations, as each needs %d cells to fit: %s.",
             settings.sub_populations,
-            needed,
-            abbreviated(list(map(repr, small)), n_shown=5),
+            settings.min_cells_per_sub_population,
+            abbreviated(fewer, n_shown=5),
         )
 
 
