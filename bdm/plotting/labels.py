@@ -114,14 +114,12 @@ def label_branches(axis: Axes, canvas: Canvas, genes: dict[str, list[str]]) -> N
 def places_of(view: View, name: str) -> list[Place]:
     """List where the genes of a branch may be, the best place first."""
     branch, row = view.hierarchy.by_name[name], view.rows[name]
-    if view.hierarchy.children[name] and branch.cell_type is None:
-        before = Place(branch.level, row, before=True, above=False)
-        after = [Place(branch.level, row, before=False, above=above) for above in (False, True)]
-        return [before, *(after if name in view.opened else [])]
-    # The branch of a cell type is long, so that its label begins where it begins.
+    end = Place(branch.level, row, before=True, above=False)
+    if name in view.opened:
+        return [end, *(Place(branch.level, row, before=False, above=above) for above in (False, True))]
+    # Other branches are long, or end in the point of a wedge, so that labels begin where they begin.
     high = view.hierarchy.segment(name).high
-    after = [Place(high, row, before=False, above=above) for above in (False, True)]
-    return [*after, Place(0.0, row, before=True, above=False)]
+    return [*(Place(high, row, before=False, above=above) for above in (False, True)), end]
 
 
 def place_label(
