@@ -18,7 +18,7 @@ from bdm.cli import main
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS
 from bdm.data.matrix import appended_rows
-from bdm.data.prepare import prepare, prepared_cells
+from bdm.data.prepare import prepare, prepared_cells, read_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
@@ -807,3 +807,83 @@ def test_command_does_not_overwrite_its_data(cells, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         main()
     assert data.read_bytes() == before
+
+
+# ---- prepared cells that were changed
+
+
+OF_BATCHES = PrepareSettings(label_key="bulk_labels", batch_key="batch", genes="all", min_cells_per_type=5)
+
+
+def with_batches(cells: AnnData) -> AnnData:
+    cells = cells.copy()
+    cells.obs["batch"] = np.where(np.arange(cells.n_obs) % 2 == 0, "one", "two")
+    return cells
+
+
+def with_columns(**columns):
+    def change(prepared: AnnData) -> None:
+        prepared.obs = prepared.obs.assign(**{name: of(prepared.obs) for name, of in columns.items()})
+
+    return change
+
+
+def with_first_cell(value: float):
+    def change(prepared: AnnData) -> None:
+        counts = prepared.X.tolil()
+        counts[0] = value
+        prepared.X = counts.tocsr()
+
+    return change
+
+
+def with_logarithms(prepared: AnnData) -> None:
+    prepared.X = prepared.X.log1p()
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    {
+        "cells without counts": (with_first_cell(0), "no counts for 1 of 700 cells"),
+        "negative counts": (with_first_cell(-1), "is negative"),
+        "logarithms": (with_logarithms, "not whole, as in log-normalised data"),
+        "no type": (with_columns(cell_type=lambda obs: obs["cell_type"].where(obs.index != obs.index[3])), "for 1 of"),
+        "numbers": (with_columns(cell_type=lambda obs: obs["cell_type"].cat.codes), "not categories of text"),
+        "no training cells": (with_columns(split=lambda obs: "training"), "no training cells"),
+        "no batch": (with_columns(batch=lambda obs: obs["batch"].where(obs.index != obs.index[3])), "obs\\['batch'\\]"),
+        "no batches": (lambda prepared: prepared.obs.pop("batch"), "no column 'batch'"),
+    }.values(),
+)
+def test_prepared_cells_that_were_changed_are_rejected(example_cells, tmp_path, change, fault, on_disk):
+    prepared = prepare(with_batches(example_cells), OF_BATCHES)
+    change(prepared)
+    prepared.write_h5ad(tmp_path / "prepared.h5ad")
+    with pytest.raises(InputError, match=f"was changed after bdm prepare wrote it: it has .*{fault}.*; run bdm"):
+        read_prepared(tmp_path / "prepared.h5ad", on_disk=on_disk)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
+def test_counts_of_another_type_are_converted(example_cells, tmp_path, dtype, on_disk):
+    prepared = prepare(with_batches(example_cells), OF_BATCHES)
+    changed = AnnData(prepared.X.astype(dtype), obs=prepared.obs, var=prepared.var, uns=prepared.uns)
+    changed.write_h5ad(tmp_path / "prepared.h5ad")
+    found = read_prepared(tmp_path / "prepared.h5ad", on_disk=on_disk).X
+    assert found.dtype == np.float32
+    assert (found != prepared.X).nnz == 0
+
+
+def test_command_rejects_changed_cells_in_one_line(example_cells, tmp_path, monkeypatch, capsys):
+    data, out = tmp_path / "prepared.h5ad", tmp_path / "autoencoder"
+    prepared = prepare(with_batches(example_cells), OF_BATCHES)
+    with_logarithms(prepared)
+    prepared.write_h5ad(data)
+    monkeypatch.setattr(sys, "argv", ["bdm", "autoencoder", str(data), str(out)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"bdm: {data} was changed")
+    assert printed.count("\n") == 1
+    assert not out.exists()

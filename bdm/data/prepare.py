@@ -19,11 +19,13 @@ from bdm.data.columns import (
     check_crossed,
     hint_at_batches,
     hint_at_types,
+    is_missing,
+    is_text,
     without_unused_categories,
     writable,
     writable_name,
 )
-from bdm.data.counts import CellCounts, find_counts
+from bdm.data.counts import CellCounts, count_matrix, find_counts, inspect_counts
 from bdm.data.filters import (
     check_min_donors,
     check_names,
@@ -36,7 +38,7 @@ from bdm.data.filters import (
     without_uncounted_cells,
 )
 from bdm.data.genes import choose_genes, listed_genes, marker_genes
-from bdm.data.matrix import appended_rows, new_h5ad, to_row_storage
+from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, to_row_storage
 from bdm.data.outliers import count_limits
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
@@ -213,13 +215,45 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
     Raises
     ------
     InputError
-        If the file cannot be read, or was not made by ``bdm prepare``.
+        If the file cannot be read, was not made by ``bdm prepare``, or was changed since, see :func:`prepared_fault`.
     """
     adata = read_cells(path, on_disk=on_disk)
     if not is_prepared(adata):
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
     adata.X = to_row_storage(adata.X)
+    if fault := prepared_fault(adata):
+        raise InputError(f"{path} was changed after bdm prepare wrote it: it has {fault}; run bdm prepare again.")
+    if adata.X.dtype != np.float32:  # as other programs may write counts
+        adata.X = sparse.vstack([count_matrix(block) for _, block in blocks_of_rows(adata.X)], format="csr")
     return adata
+
+
+def prepared_fault(prepared: AnnData) -> str | None:
+    """Describe why no model can be fitted to prepared cells, in the form they have now; None if one can.
+
+    Of the counts, one block is checked, and whether each cell has any.
+    """
+    obs, matrix = prepared.obs, prepared.X
+    if recorded_settings(prepared).get("batch_key") is not None and "batch" not in obs:
+        return "no column 'batch' in obs"
+    for column in filter(obs.__contains__, ("cell_type", "split", "batch")):
+        if not (isinstance(obs[column].dtype, pd.CategoricalDtype) and is_text(obs[column])):
+            return f"values in obs[{column!r}] that are not categories of text"
+        if (missing := is_missing(obs[column])).any():
+            return f"no value in obs[{column!r}] for {missing.sum()} of {len(obs)} cells"
+    if not (obs["split"] == "train").any():
+        return "no training cells, 'train' in obs['split']"
+    if matrix is None:
+        return "no counts in X"
+    rows, block = next(blocks_of_rows(matrix))
+    fault, n_genes = inspect_counts(AnnData(block, obs=obs.iloc[rows], var=prepared.var))
+    if fault:
+        return fault
+    n_entries = np.diff(row_offsets(matrix))
+    n_entries[rows] = n_genes
+    if not n_entries.all():
+        return f"no counts for {(n_entries == 0).sum()} of {len(obs)} cells, such as {obs.index[n_entries.argmin()]}"
+    return None
 
 
 def gene_names(prepared: AnnData) -> GeneNames:
