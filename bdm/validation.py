@@ -126,7 +126,7 @@ def ontology_rejection(tree: object, ontology_key: str | None) -> str | None:
     if ontology_key is not None:
         return f"ontology_key is {ontology_key!r}, but is for the tree {CELL_ONTOLOGY}; give both or neither."
     return (
-        f"tree is '{CELL_ONTOLOGY}', which needs ontology_key, the column of obs with the terms of the cell types, "
+        f"tree is '{CELL_ONTOLOGY}', which needs `ontology_key=`, the column of obs with the terms of the cell types, "
         "such as cell_type_ontology_term_id."
     )
 
@@ -137,7 +137,7 @@ def privacy_rejection(privacy: str, donor_key: str | None) -> str | None:
         return None
     return (
         f"privacy is '{CAREFUL}', which needs to know the donors, whose differences are the size of its noise; name "
-        "their column (donor_key) as you prepare the cells."
+        "their column by `donor_key=` as you prepare the cells."
     )
 
 

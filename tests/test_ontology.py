@@ -212,4 +212,4 @@ def test_term_that_was_replaced_is_rejected():
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cellxgene_ontology_guide.ontology_parser", None)
     with pytest.raises(InputError, match="install it: pip install cellxgene-ontology-guide"):
-        given_tree("cell-ontology", obs_with(TERMS), "term")
+        given_tree("cell-ontology", obs_with(TERMS), HierarchySettings(ontology_key="term"))

@@ -160,9 +160,10 @@ def check_beyond_schema(name, dataset):
 
 
 def reject(place, problem):
-    """Reject a configuration if there is a problem at a place."""
+    """Reject a configuration if there is a problem at a place; what is an argument in Python is a key here."""
     if problem:
-        raise WorkflowError(f"Configuration, {place}: {problem} All keys are described in config/README.md.")
+        said = re.sub(r"`(\w+)=`", r"\1", problem)
+        raise WorkflowError(f"Configuration, {place}: {said} All keys are described in config/README.md.")
 
 
 def sentence(problem):
