@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from bdm.arrays import to_tensor
 from bdm.autoencoder import fit, fit_adapters
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.cells import N_SAMPLED_PER_TYPE, sample_rows, type_codes
+from bdm.autoencoder.cells import sample_rows, type_codes
 from bdm.autoencoder.fit import FittedAutoencoder, Objective, divide, fit_autoencoder, with_sub_populations
 from bdm.autoencoder.network import (
     MEMORY,
@@ -682,18 +682,20 @@ def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
 
 
 def test_sampled_rows_are_of_all_cells_and_of_each_type():
-    cell_type = pd.Series(pd.Categorical(["common"] * 5000 + ["rare"] * 30 + ["rarest"] * 3))
-    training = np.arange(0, 5033)[np.arange(5033) % 10 != 9]
-    chosen = sample_rows(cell_type, training, "some", n_cells=100, seed=0)
+    cell_type = pd.Series(pd.Categorical(["common"] * 50_000 + ["rare"] * 900 + ["rarest"] * 30))
+    training = np.arange(0, 50_930)[np.arange(50_930) % 10 != 9]
+    chosen = sample_rows(cell_type, training, "train", n_cells=1000, seed=0)
     assert set(chosen) <= set(training)
     assert len(set(chosen)) == len(chosen)
     numbers = cell_type.iloc[chosen].value_counts()
-    assert 90 <= numbers["common"] <= 100
-    assert N_SAMPLED_PER_TYPE <= numbers["rare"] <= 27
-    assert numbers["rarest"] == 3
-    assert np.array_equal(chosen, sample_rows(cell_type, training, "some", n_cells=100, seed=0))
-    assert not np.array_equal(chosen, sample_rows(cell_type, training, "some", n_cells=100, seed=1))
-    assert not np.array_equal(chosen, sample_rows(cell_type, training, "others", n_cells=100, seed=0))
+    assert 960 <= numbers["common"] <= 1000
+    assert numbers["rare"] == 500
+    assert numbers["rarest"] == 27
+    assert np.array_equal(chosen, sample_rows(cell_type, training, "train", n_cells=1000, seed=0))
+    assert not np.array_equal(chosen, sample_rows(cell_type, training, "train", n_cells=1000, seed=1))
+    held_out = sample_rows(cell_type, np.arange(9, 50_930, 10), "validation", n_cells=20, seed=0)
+    assert cell_type.iloc[held_out].value_counts().to_dict() == {"common": 150, "rare": 90, "rarest": 3}
+    assert not np.array_equal(chosen, sample_rows(cell_type, training, "validation", n_cells=1000, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -783,6 +785,8 @@ def test_cells_on_disk_give_the_same_autoencoder(planted, on_disk):
 def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fit, "N_TRAINING", 100)
     monkeypatch.setattr(fit, "N_HELD_OUT", 20)
+    few = {"train": 20, "validation": 20, "start": 20}
+    monkeypatch.setattr("bdm.autoencoder.cells.N_SAMPLED_PER_TYPE", few)
     monkeypatch.setattr(fit_adapters, "MOST", {"train": 30, "validation": 5})
     read = []
 
@@ -793,7 +797,7 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(matrix, "take_rows", counted)
     found = fitted(on_disk)
     n_of_types = on_disk.obs["split"].groupby(on_disk.obs["cell_type"], observed=True).value_counts().unstack(0)
-    assert len(read[0]) < 100 + N_SAMPLED_PER_TYPE * n_of_types.shape[1] < n_of_types.loc["train"].sum()
+    assert len(read[0]) < 100 + few["train"] * n_of_types.shape[1] < n_of_types.loc["train"].sum()
     assert len(read[1]) < n_of_types.loc["validation"].sum()
     from_disk = np.concatenate(read[:2])
     assert not (on_disk.obs["split"].to_numpy()[from_disk] == "test").any()

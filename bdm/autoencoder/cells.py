@@ -54,7 +54,9 @@ def cell_blocks_of_type(cells: ad.AnnData, batches: tuple[str, ...], *, code: in
     return cell_blocks(cells, torch.full((cells.n_obs,), code), batch_codes(cells, batches))
 
 
-N_SAMPLED_PER_TYPE = 20  # cells of each type that are in every sample, if it has so many
+# Cells of each type that are in a sample, if it has so many: to train on, to validate with, and to start from. Of large
+# data, rare types need them for sub-populations and for a decoder of their own.
+N_SAMPLED_PER_TYPE = {"train": 500, "validation": 150, "start": 20}
 
 
 def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> ad.AnnData:
@@ -64,17 +66,14 @@ def sample_cells(adata: ad.AnnData, split: str, *, n_cells: int, seed: int) -> a
     return take_cells(adata, chosen)
 
 
-def sample_rows(cell_type: pd.Series, rows: np.ndarray, name: str, *, n_cells: int, seed: int) -> np.ndarray:
-    """Sample ``n_cells`` of the given rows, or all if there are fewer, and at least a few of each type.
+def sample_rows(cell_type: pd.Series, rows: np.ndarray, purpose: str, *, n_cells: int, seed: int) -> np.ndarray:
+    """Sample ``n_cells`` of the rows, or all if there are fewer, and ``N_SAMPLED_PER_TYPE`` of each type.
 
-    Parameters
-    ----------
-    name
-        Name of the sample, which is part of its seed.
+    The seed of the sample depends on its purpose.
     """
-    shuffled = numpy_generator(seed, name).permutation(rows)
+    shuffled = numpy_generator(seed, purpose).permutation(rows)
     rank = cell_type.iloc[shuffled].groupby(cell_type.iloc[shuffled], observed=True).cumcount().to_numpy()
-    chosen = (np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE)
+    chosen = (np.arange(len(shuffled)) < n_cells) | (rank < N_SAMPLED_PER_TYPE[purpose])
     return np.asarray(shuffled[chosen])
 
 
