@@ -851,6 +851,10 @@ def with_logarithms(prepared: AnnData) -> None:
         "no type": (with_columns(cell_type=lambda obs: obs["cell_type"].where(obs.index != obs.index[3])), "for 1 of"),
         "numbers": (with_columns(cell_type=lambda obs: obs["cell_type"].cat.codes), "not categories of text"),
         "no training cells": (with_columns(split=lambda obs: "training"), "no training cells"),
+        "no training cells of a type": (
+            with_columns(split=lambda obs: obs["split"].where(obs["cell_type"] != "CD34+", "test")),
+            "no training cells of the type 'CD34",
+        ),
         "no batch": (with_columns(batch=lambda obs: obs["batch"].where(obs.index != obs.index[3])), "obs\\['batch'\\]"),
         "no batches": (lambda prepared: prepared.obs.pop("batch"), "no column 'batch'"),
     }.values(),

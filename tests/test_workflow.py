@@ -367,6 +367,10 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"train": {"privacy": "careful"}}, "datasets.pbmc68k.train: privacy is 'careful', which needs to know the do"),
         ({"hierarchy": {"tree": "cell-ontology"}}, "datasets.pbmc68k.hierarchy: tree is 'cell-ontology', which needs"),
         ({"hierarchy": {"ontology_key": "x"}}, "datasets.pbmc68k.hierarchy: ontology_key is 'x', but is for the tree"),
+        (
+            {"hierarchy": {"tree": "a{b}.nwk"}},
+            "datasets.pbmc68k.hierarchy.tree: Snakemake cannot .* 'a{b}.nwk'; re",
+        ),
         ({"hierarchy": {"tree": ""}}, "hierarchy.tree: tree is '', but must be non-empty."),
         ({"prepare": {"leave_out": ["a", 1]}}, "prepare.leave_out.1: leave_out is 1, but must be text."),
         ({"datasets": {"a": {"path": ""}}}, "datasets.a.path: path is '', but must be non-empty."),

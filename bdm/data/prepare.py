@@ -243,6 +243,8 @@ def prepared_fault(prepared: AnnData) -> str | None:
             return f"no value in obs[{column!r}] for {missing.sum()} of {len(obs)} cells"
     if not (obs["split"] == "train").any():
         return "no training cells, 'train' in obs['split']"
+    if untrained := sorted(set(obs["cell_type"]) - set(obs["cell_type"][obs["split"] == "train"])):
+        return f"no training cells of the type {untrained[0]!r}"
     if matrix is None:
         return "no counts in X"
     rows, block = next(blocks_of_rows(matrix))

@@ -155,6 +155,13 @@ def check_beyond_schema(name, dataset):
         ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
         ("train", privacy_rejection(dataset["train"]["privacy"], donor_key)),
     ]
+    files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
+    files += [(f"simulate.designs.{design}", of["path"]) for design, of in dataset["simulate"]["designs"].items()]
+    problems += [
+        (path.replace("/", "."), f"Snakemake cannot read a file with braces in its path, {str(value)!r}; rename it.")
+        for path, value in files
+        if set("{}") & set(str(value or ""))
+    ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
 
