@@ -158,7 +158,10 @@ def check_beyond_schema(name, dataset):
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     files += [(f"simulate.designs.{design}", of["path"]) for design, of in dataset["simulate"]["designs"].items()]
     problems += [
-        (path.replace("/", "."), f"Snakemake cannot read a file with braces in its path, {str(value)!r}; rename it.")
+        (
+            ".".join(Path(path).parts),
+            f"Snakemake cannot read a file with braces in its path, {str(value)!r}; rename it.",
+        )
         for path, value in files
         if set("{}") & set(str(value or ""))
     ]
