@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
-from bdm.validation import WITHOUT_DP, split_rejection
+from bdm.validation import CAREFUL, WITHOUT_DP, split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -308,7 +308,7 @@ class DenoiserSettings(StageSettings):
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
     patience: Annotated[int, Ge(1)] = 5
     privacy: Annotated[
-        str, Words(("none", "careful"), ()), "`careful` adds noise to the model, as donors differ; or `none`."
+        str, Words(("none", CAREFUL), ()), "`careful` adds noise to the model, as donors differ; or `none`."
     ] = "none"
 
     def __post_init__(self) -> None:

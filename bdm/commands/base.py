@@ -77,11 +77,11 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
     def run(**given: Any) -> None:
         start = time.monotonic()
         arguments = arguments_of(signature, options, given)
+        check_outputs(signature, arguments)
         quiet, verbose, threads = (arguments.pop(name, None) for name in ("quiet", "verbose", "threads"))
         with show_messages(quiet=quiet, verbose=verbose), computing(threads) if computes else nullcontext():
             if verbose:
                 logger.debug("%s", versions())
-            check_outputs(signature, arguments)
             for name, value in given.items():
                 logger.debug("%s: %s", name, value)
             summary = command(**arguments)

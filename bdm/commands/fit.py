@@ -35,7 +35,7 @@ def fit(
 
     from bdm.checkpoint import checkpoint_beside
     from bdm.commands.estimate import estimate_fit, print_estimate
-    from bdm.commands.train import where_kept
+    from bdm.commands.train import where_kept, write_tables
     from bdm.donors.effects import summary_of
     from bdm.files import atomic_write
     from bdm.model.card import save_with_card
@@ -62,8 +62,7 @@ def fit(
         prepared = model.prepared
         prepared.uns["bdm"]["data_sha256"] = facts["files"][str(data)]
         save_with_card(folder, model.fit(checkpoints=checkpoints).model)
-        for table, name in (("denoiser", "training"), ("branches", "branches")):
-            model.history[table].to_csv(folder / f"{name}.csv", index=False)
+        write_tables(folder, model.history)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
     found = {"cells": cells, "network": where_kept(model.history["branches"])}
     if (donors := model.model.donor_effects) is not None:

@@ -1,5 +1,6 @@
 """``bdm train``: train the denoiser on latents along the hierarchy, and write the model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,12 @@ def train(
     return Summary((out,), {"training": steps, "network": where_kept(branches)}, then=generating(out))
 
 
+def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]") -> None:
+    """Write the tables of the denoiser's training into the folder of a model."""
+    tables["denoiser"].to_csv(folder / "training.csv", index=False)
+    tables["branches"].to_csv(folder / "branches.csv", index=False)
+
+
 def where_kept(branches: "pd.DataFrame") -> str:
     """Describe on which branches the network of a denoiser is kept, or the largest gain and the least to keep it."""
     n_kept, n_tested = int(branches["kept"].sum()), int((branches["n_cells"] > 0).sum())
@@ -120,5 +127,4 @@ def fit_and_save(
     )
     if workers.is_global_zero:
         save_with_card(folder, model)
-        tables["denoiser"].to_csv(folder / "training.csv", index=False)
-        tables["branches"].to_csv(folder / "branches.csv", index=False)
+        write_tables(folder, tables)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bdm.plotting.style import HALO, Style
-from bdm.plotting.tree import View, node_labels, without_overlaps
+from bdm.plotting.tree import View, inches, node_labels, without_overlaps
 
 LETTER, HEIGHT = 0.06, 0.12  # inches of a letter, and of a line of text, at most
 BESIDE, ABOVE, BELOW = 5, 4, -9  # points from a label's point to its side, and to its baseline
@@ -50,8 +50,7 @@ class Canvas:
 
     def x(self, level: float) -> float:
         """Inches from the left end."""
-        top = np.arcsinh(self.view.hierarchy.segment(self.view.root).high * 1.1) or 1.0
-        return float(self.width * (1 - np.arcsinh(level) / top))
+        return inches(self.view, level, self.width)
 
     def box(self, text: str, place: Place) -> Box:
         """Box of a label."""

@@ -309,14 +309,19 @@ def label_nodes(ax: Axes, view: View, *, names: bool) -> None:
         ax.annotate(label.text, (label.node.level, label.y), (-5, 4), textcoords="offset points", **style)
 
 
+def inches(view: View, level: float, width: float) -> float:
+    """Distance of a noise level from the left end of a tree that is drawn in ``width`` inches, about."""
+    top = np.arcsinh(view.hierarchy.segment(view.root).high * 1.1) or 1.0
+    return float(width * (1 - np.arcsinh(level) / top))
+
+
 def node_labels(view: View, *, names: bool) -> list[Label]:
     """Labels of all nodes that are drawn, the highest first."""
-    top = np.arcsinh(view.hierarchy.segment(view.root).high * 1.1) or 1.0
     labels = []
     for name in view.opened:
         node = view.hierarchy.by_name[name]
         text = f"{node.level:.1f}" + ("" if node.support is None else f" · {node.support:.0%}")
-        x = WIDTH * (1 - np.arcsinh(node.level) / top)
+        x = inches(view, node.level, WIDTH)
         named = f"{shortened(name, width=30)} · {text}" if names or name == node.cell_type else text
         labels.append(Label(node, named, x, view.rows[name]))
     return sorted(labels, key=lambda label: -label.node.level)

@@ -72,10 +72,8 @@ rule audit_generate:
         cells="results/audit/{data}/{seed}/cells/{method}/fold-{fold}.h5ad",
     log:
         "results/audit/{data}/{seed}/logs/generate-{method}-{fold}.log",
-    wildcard_constraints:
-        method="|".join([*AUDITED_OWN, *KNOWN]),
     params:
-        program=lambda wildcards: "bdm" if wildcards.method in AUDITED_OWN else program(wildcards.method),
+        program=lambda wildcards: program(wildcards.method),
     shell:
         "{params.program} generate {input.model} {output.cells}"
         " --cells-like {input.cells}"
@@ -110,8 +108,6 @@ rule audit_scores:
         scores="results/audit/{data}/{seed}/scores/{method}.csv",
     log:
         "results/audit/{data}/{seed}/logs/scores-{method}.log",
-    wildcard_constraints:
-        method="|".join([*AUDITED_OWN, *KNOWN]),
     params:
         n_folds=len(FOLDS),
     shell:

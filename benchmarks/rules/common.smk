@@ -70,8 +70,9 @@ def methods_with(data, seed):
 
 def program(method):
     """Give what runs a method: bdm, or the method's own script with the same commands, in its environment."""
-    script = KNOWN[method].get("script")
-    python = quote(config["peer_python"]) if "package" in KNOWN[method] else "python"
+    of = KNOWN.get(method, {})  # nothing of bdm with other settings in an audit
+    script = of.get("script")
+    python = quote(config["peer_python"]) if "package" in of else "python"
     return f"{python} {workflow.basedir}/methods/{script}.py" if script else "bdm"
 
 

@@ -31,7 +31,7 @@ FILES = {
     "labels": [],
     "prepare/genes": ["seurat_v3", "all"],
     "prepare/keep_genes": ["markers"],
-    "hierarchy/tree": ["cell-ontology"],
+    "hierarchy/tree": [CELL_ONTOLOGY],
     "interpret/markers": [],
     "interpret/gene_sets": [],
 }
