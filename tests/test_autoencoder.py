@@ -16,6 +16,7 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows, type_codes
 from bdm.autoencoder.fit import FittedAutoencoder, Objective, divide, fit_autoencoder, with_sub_populations
 from bdm.autoencoder.network import (
+    BATCH_OFFSET_SCALE,
     MEMORY,
     TYPE_DISPERSION_SCALE,
     AutoencoderShape,
@@ -414,14 +415,16 @@ def test_turned_latents_have_independent_errors_and_the_best_known_first():
     assert (loadings.amax(dim=0) == loadings.abs().amax(dim=0)).all()
 
 
+@pytest.mark.parametrize("n_batches", [0, 1, 4])
 @pytest.mark.parametrize("loading_scale", [0.1, 2.0])
-def test_penalty_is_the_prior_of_the_parameters(loading_scale):
-    network = network_of()
+def test_penalty_is_the_prior_of_the_parameters(loading_scale, n_batches):
+    network = network_of(n_batches=n_batches)
     zero, expected = torch.zeros(()), 0.0
     with torch.no_grad():
         for scale, values in (
             (loading_scale, network.loadings.weight),
             (TYPE_DISPERSION_SCALE, network.type_dispersion),
+            *([(BATCH_OFFSET_SCALE, network.batch_offset)] if n_batches else []),
         ):
             prior = torch.distributions.Normal(0, scale)
             expected += (prior.log_prob(zero) - prior.log_prob(values)).sum()
@@ -614,6 +617,16 @@ def test_model_that_cells_are_sampled_from_is_recovered():
     by_type = [d - d.mean(dim=0) for d in dispersions]
     for one, other in (dispersions, by_type):
         assert torch.corrcoef(torch.stack([one.ravel(), other.ravel()]))[0, 1] > 0.9
+
+
+def test_small_batch_is_not_learned_by_heart():
+    """Batches that differ in nothing: what is learned of the small one is not the noise of its cells."""
+    _, adata = simulated(1600)
+    adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 400, "large", "small"))
+    offset = fitted(adata, n_latent=2, n_steps=400, sub_populations="none").network.batch_offset.detach()
+    counts = adata.X[((adata.obs["batch"] == "small") & (adata.obs["split"] == "train")).to_numpy()].sum(axis=0) + 0.5
+    noise = np.log(counts / (adata.X.sum(axis=0) + 0.5))
+    assert (offset[1] - offset[0]).std() < noise.std() / 2
 
 
 def test_test_cells_are_not_trained_on(prepared):

@@ -11,6 +11,7 @@ from bdm.threads import Map
 
 DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
+BATCH_OFFSET_SCALE = 0.5  # prior standard deviation of a batch's offset of log expression
 OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
 PORTION = 128  # cells whose posteriors are computed together, where several portions are computed in parallel
 MEMORY = 0.95  # weight of past cells in the running means of the prior, per training step
@@ -222,7 +223,9 @@ class CountAutoencoder(nn.Module):
         return posterior.divergence(self.prior_mean[cell_type]) - likelihood, posterior.mean
 
     def penalty(self, *, loading_scale: float) -> Tensor:
-        """Negative log prior of the parameters: normal loadings, and normal deviations of the log dispersions of types.
+        """Negative log prior of the parameters: loadings, log dispersions of types, and offsets of batches.
+
+        Without batches, the single offset is a part of the mean expression, which has no prior.
 
         Parameters
         ----------
@@ -231,4 +234,5 @@ class CountAutoencoder(nn.Module):
         """
         loadings = (self.loadings.weight**2).sum() / loading_scale**2
         dispersions = (self.type_dispersion**2).sum() / TYPE_DISPERSION_SCALE**2
-        return (loadings + dispersions) / 2
+        offsets = (self.batch_offset**2).sum() / BATCH_OFFSET_SCALE**2 if self.shape.n_batches else 0.0
+        return (loadings + dispersions + offsets) / 2
