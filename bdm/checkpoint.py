@@ -165,7 +165,7 @@ def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any
         Facts that identify the training, see :func:`identity`.
     """
     out = Path(out)
-    name = ".".join(["", out.name, *([part] if part else []), "checkpoint"])
+    name = ".".join(["", out.name, "checkpoint", *([part] if part else [])])
     checkpoint = Checkpoint(out.parent / name, identity(part=part, **facts), seconds)
     yield checkpoint
     for path in out.parent.glob(f"{glob.escape(name)}*"):

@@ -457,7 +457,7 @@ def test_training_learns():
     history = train(network, loss, loop(n_steps=200, validate_every=50))
     assert list(history["step"]) == [50, 100, 150, 200]
     assert history["loss"].iloc[-1] < 0.1 * history["loss"].iloc[0]
-    assert float(network.weight) == pytest.approx(3, abs=0.1)
+    assert network.weight.item() == pytest.approx(3, abs=0.1)
     assert "validation" not in history
 
 

@@ -169,6 +169,13 @@ def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint"]
 
 
+def test_checkpoints_of_one_output_are_not_those_of_another(tmp_path):
+    """bdm fit trains an autoencoder for ``model``, and bdm autoencoder may write ``model.autoencoder`` beside it."""
+    outputs = ((tmp_path / "model", "autoencoder"), (tmp_path / "model.autoencoder", ""))
+    of_fit, other = (checkpoint_beside(out, part=part, seconds=1).__enter__() for out, part in outputs)
+    assert of_fit.path != other.path
+
+
 @pytest.mark.parametrize("name", ["cells.csv", "labels.csv", "tree.nwk", "genes.txt", "kept.txt"])
 def test_other_content_of_a_file_is_another_training(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

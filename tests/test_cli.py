@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 
 import anndata
@@ -18,7 +19,7 @@ from bdm.cli import app, main
 from bdm.commands.train import where_kept
 from bdm.errors import as_options
 from bdm.files import sha256
-from bdm.hierarchy.files import read_tree, save_hierarchy
+from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.model.model import model_checksum
 
@@ -526,6 +527,7 @@ BAD = {
     "plot-tree: ending": ("plot-tree tree.json OUT.xyz", "OUT.xyz"),
     "train: other JSON": ("train autoencoder other.json OUT", "hierarchy"),
     "train: tree of other types": ("train autoencoder small.json OUT", "have different populations"),
+    "train: tree of another autoencoder": ("train autoencoder elsewhere.json OUT", "is of another autoencoder"),
     "train: over a folder": ("train autoencoder tree.json autoencoder", "would be read and overwritten"),
     "train: no steps": ("train autoencoder tree.json OUT --n-steps 0", "n_steps is 0, but must be at least 1."),
     "train: learning rate": ("train autoencoder tree.json OUT --learning-rate nan", "but must be a finite number."),
@@ -637,6 +639,8 @@ def inputs(made):
     (folder / "broken.nwk").write_text("((B,T);")
     branches = (Branch("r", None, 1.0, 2), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1))
     save_hierarchy(folder / "small.json", Hierarchy(branches, sigma_max=9.0, threshold=0.9))
+    of_other = {"provenance": {"autoencoder": "of other cells"}}
+    save_hierarchy(folder / "elsewhere.json", replace(load_hierarchy(folder / "tree.json"), **of_other))
     (folder / "other.csv").write_text("a,b\n1,2\n")
     (folder / "unknown.csv").write_text("cell_type,n_cells\nT-800,2\n")
     (folder / "batch.csv").write_text("cell_type,n_cells,batch\nCD19+ B,2,one\n")

@@ -62,10 +62,11 @@ def hierarchy(
         latent = read_latent(autoencoder)
         cells, given = latent_cells(latent), given_tree(tree, latent.obs, settings)
         built = build_hierarchy(cells, settings, seed=seed, tree=given)
-        clustered = None
+        made_of, clustered = {"autoencoder": latent.uns.get("autoencoder")}, None
         if tree is not None:
-            built = replace(built, provenance={"tree": tree.name} | built.provenance)
+            made_of["tree"] = tree.name
             clustered = build_hierarchy(cells, settings, seed=seed)
+        built = replace(built, provenance=made_of | built.provenance)
         if comparison is not None and clustered is not None:
             rows = comparison_table(built, clustered)
             rows.to_csv(files.enter_context(atomic_write(comparison)), index=False, float_format="%.6g")

@@ -148,7 +148,7 @@ def fit_model(
         If training fails, or a population has collapsed.
     """
     cells = latent_cells(latent)
-    check_same_populations(hierarchy, cells)
+    check_hierarchy(hierarchy, cells, of=latent.uns.get("autoencoder"))
     check_donors(latent.obs, settings, known=donors is not None)
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
@@ -218,9 +218,12 @@ def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tupl
     return float(variance / expected), float(off)
 
 
-def check_same_populations(hierarchy: Hierarchy, cells: LatentCells) -> None:
-    """Reject a hierarchy with other populations than the cells."""
+def check_hierarchy(hierarchy: Hierarchy, cells: LatentCells, *, of: str | None) -> None:
+    """Reject a hierarchy of other populations than the cells', or of an autoencoder whose checksum is not ``of``."""
     if other := sorted(set(hierarchy.populations) ^ set(cells.populations)):
         raise InputError(
             f"The hierarchy and the cells have different populations ({', '.join(other)}); make the hierarchy again."
         )
+    made_of = hierarchy.provenance.get("autoencoder")
+    if made_of is not None and of is not None and made_of != of:
+        raise InputError("The hierarchy is of another autoencoder than the cells; make it again with bdm hierarchy.")
