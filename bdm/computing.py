@@ -25,12 +25,14 @@ def computing(
     method: Callable[Concatenate[Model, Arguments], Result],
 ) -> Callable[Concatenate[Model, Arguments], Result]:
     """Let a method compute with the model's number of threads, and reject arguments that it does not have."""
-    known = [name for name in inspect.signature(method).parameters if name != "self"]
+    parameters = inspect.signature(method).parameters
+    known = [name for name in parameters if name != "self"]
+    may_be_none = "seed" in parameters and parameters["seed"].default is None
 
     def run(self: Model, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         reject_unknown(options, known)
-        if (seed := options.get("seed")) is not None:
-            PrepareSettings.check(seed=seed)
+        if "seed" in options and not (options["seed"] is None and may_be_none):
+            PrepareSettings.check(seed=options["seed"])
         with using_threads(self.n_threads):
             return method(self, *arguments, **options)
 

@@ -181,6 +181,19 @@ class StageSettings:
                 setting.check(value)
                 object.__setattr__(self, setting.name, plain(value))
 
+    def files(self) -> list[Path]:
+        """List the files that the settings name."""
+        return [path for setting in settings_of(type(self)) for path in files_in(setting, getattr(self, setting.name))]
+
+
+def files_in(setting: Setting, value: Any) -> list[Path]:
+    """List the files that the value of a setting names; a text is one where there is such a file."""
+    if setting.nested is not None:
+        items = value if isinstance(value, tuple) else (value,)
+        return [path for item in items if isinstance(item, StageSettings) for path in item.files()]
+    is_path = Path in setting.types and isinstance(value, str | Path)
+    return [Path(value)] if is_path and Path(value).is_file() else []
+
 
 def plain(value: Any) -> Any:
     """Give a value with the numbers of Python in place of those of NumPy, which JSON does not have."""

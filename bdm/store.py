@@ -18,6 +18,7 @@ from bdm.errors import InputError
 from bdm.files import sha256
 
 FORMAT = 13
+TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def unpack_tables(columns: dict[str, Any], tensors: dict[str, Tensor]) -> dict[s
         table = {column: tensors[f"{name}/{column}"].numpy() for column in texts_by_column}
         for column, texts in texts_by_column.items():
             if texts is not None:
-                table[column] = np.array([*texts, None], dtype=object)[table[column]]  # the code of missing text is -1
+                values = np.array([*texts, None], dtype=object)[table[column]]  # the code of missing text is -1
+                table[column] = pd.Series(values, dtype=TEXT)
         tables[name] = pd.DataFrame(table)
     return tables

@@ -4,6 +4,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
+# Arrays of a table cannot be written to, as always since pandas 3.
+os.environ.setdefault("PANDAS_COPY_ON_WRITE", "1")
+
 import numpy as np
 import pytest
 from anndata import AnnData

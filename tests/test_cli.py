@@ -560,6 +560,24 @@ BAD = {
         "would be read and overwritten",
     ),
     "extend: over its cells": ("extend model new.h5ad OUT --joined new.h5ad", "would be read and overwritten"),
+    "extend: joined cells in the model": (
+        "extend model new.h5ad OUT --joined OUT/joined.h5ad",
+        "OUT/joined.h5ad is in OUT, which is replaced as a whole",
+    ),
+    "fit: over its genes": (
+        "fit cells.h5ad kept --label-key bulk_labels --genes kept/genes.txt",
+        "kept/genes.txt is in kept, which is replaced as a whole",
+    ),
+    "prepare: over its genes": (
+        "prepare cells.h5ad kept/genes.txt --label-key bulk_labels --genes all --keep-genes kept/genes.txt",
+        "would be read and overwritten",
+    ),
+    "power: over its gene sets": ("power model sets.yaml kept", "kept/sets.gmt is in kept, which is replaced"),
+    "simulate: over its gene sets": ("simulate model sets.yaml kept/sets.gmt", "would be read and overwritten"),
+    "hierarchy: over its autoencoder": (
+        "hierarchy autoencoder autoencoder/autoencoder.json",
+        "would be read and overwritten",
+    ),
     "train: over its tree": ("train autoencoder model/tree.json model", "tree.json is in model, which is replaced"),
     "evaluate: over other cells": (
         "evaluate prepared.h5ad model generated.h5ad --compare x=model",
@@ -626,6 +644,14 @@ def inputs(made):
     new.obs["new"] = np.where(new.obs["cell_type"] == "Dendritic", "new", "CD19+ B")
     new.write_h5ad(folder / "new.h5ad")
     new[:, :50].write_h5ad(folder / "few_genes.h5ad")
+    (folder / "kept").mkdir()
+    (folder / "kept/genes.txt").write_text("\n".join(new.var_names))
+    (folder / "kept/sets.gmt").write_text("\t".join(["a set", "", *new.var_names[:9]]))
+    genes = "genes: {gene_sets: kept/sets.gmt, name: a set}, log2_fold_change: 1"
+    (folder / "sets.yaml").write_text(
+        "samples: {donors: 3, conditions: [control, stimulated]}\n"
+        f"changes: [{{name: up, condition: stimulated, {genes}}}]\n"
+    )
     (folder / "unknown.yaml").write_text("null_genes: [T-800]\n")
     transmuted = anndata.read_h5ad(folder / "transmuted.h5ad")
     transmuted.obs["cell_type"] = "Dendritic"

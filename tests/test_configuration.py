@@ -233,6 +233,31 @@ def test_a_changed_file_in_a_folder_of_cells_runs_what_depends_on_it(tmp_path, m
     assert "prepare" in planned_rules(config)[MINE]
 
 
+def test_other_names_of_folders_and_files_that_are_not_read(tmp_path):
+    write_config(tmp_path, {"datasets": {MINE: {"path": "tenx/"}}})
+    for name in ("matrix.mtx", "notes {x}.txt"):
+        (tmp_path / "tenx" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "tenx" / name).touch()
+    done = snakemake("--dry-run", "--snakefile", ROOT / "Snakefile", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "contains double" not in done.stdout + done.stderr
+
+
+def test_a_folder_of_cells_that_a_rule_makes_is_input_as_a_whole(tmp_path):
+    """Its files are there from the second run on, and would be other input than that of the first."""
+    (tmp_path / "Snakefile").write_text(
+        f"module bdm:\n    snakefile: {str(ROOT / 'workflow/Snakefile')!r}\n"
+        f"    config: {{'datasets': {{'{MINE}': {{'path': 'tenx'}}}}}}\n\n\n"
+        "use rule * from bdm as bdm_*\n\n\n"
+        "rule count:\n    output: directory('tenx')\n    shell: 'mkdir {output}'\n"
+    )
+    (tmp_path / "tenx").mkdir()
+    (tmp_path / "tenx/matrix.mtx").touch()
+    done = snakemake("--dry-run", f"results/{MINE}/prepared.h5ad", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "    input: tenx\n" in done.stdout + done.stderr
+
+
 def test_no_labels_run_what_depends_on_labels(in_finished):
     assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE, EXTEND)
 

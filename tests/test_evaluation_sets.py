@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+from same_tables import assert_same_table
 from scipy import sparse
 
 from bdm.data.prepare import prepare
@@ -255,7 +256,7 @@ def assert_same(found: object, expected: object) -> None:
     for name in {field.name for field in fields(expected)} - {"compute_embedding"} | {"embedding"}:
         one, other = getattr(found, name), getattr(expected, name)
         if isinstance(other, pd.DataFrame):
-            pd.testing.assert_frame_equal(one, other, check_exact=True, check_names=True, obj=name)
+            assert_same_table(one, other, check_exact=True, check_names=True, obj=name)
         else:
             assert one == other, name
 

@@ -1,6 +1,7 @@
 """No cell type and no sub-population of too few donors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,14 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     assert named == {1: True, FEWEST: False}
     assert found[1].cell_type == ("b", "b")
     assert len(found[FEWEST]) == 0
+
+
+def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):
+    prepared = prepare(cells_with_a_clone(), settings(min_donors=FEWEST))
+    assert len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0).sub_populations) < 4
+    needed = f"Fewer than 2 sub-populations, as each needs 30 cells to fit of {FEWEST} donors in effect: "
+    [said] = [message for message in caplog.messages if needed in message]
+    assert "'b' (1)" in said
 
 
 def test_a_column_that_is_not_named_as_the_donors_is_ignored(caplog):

@@ -238,7 +238,7 @@ def test_tables_come_back():
 def test_missing_text_stays_missing(texts):
     table = pd.DataFrame({"gene": texts}, dtype=object)
     found = unpack_tables(*pack_tables({"genes": table}))["genes"]
-    assert list(found["gene"]) == texts
+    assert [None if pd.isna(text) else text for text in found["gene"]] == texts
 
 
 def test_derived_seeds_differ():

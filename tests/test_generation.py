@@ -477,7 +477,7 @@ def test_bad_requests(batch_model, cells, message):
         batch_model.generate(cells)
 
 
-@pytest.mark.parametrize("seed", [1.5, -1, "a", True])
+@pytest.mark.parametrize("seed", [1.5, -1, "a", True, None])
 def test_seeds_are_whole_numbers(small_model, seed):
     with pytest.raises(InputError, match=r"^seed is .*, but must be "):
         small_model.generate(1, seed=seed)

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from same_tables import assert_same_table
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
@@ -905,7 +906,7 @@ def assert_same(one, other, name="interpretation"):
         for field in fields(one):
             assert_same(getattr(one, field.name), getattr(other, field.name), f"{name}.{field.name}")
     elif isinstance(one, pd.DataFrame):
-        pd.testing.assert_frame_equal(one, other, check_exact=True, check_names=False, obj=name)
+        assert_same_table(one, other, check_exact=True, check_names=False, obj=name)
     elif isinstance(one, np.ndarray):
         assert one.dtype == other.dtype, name
         np.testing.assert_array_equal(one, other, err_msg=name)

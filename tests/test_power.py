@@ -257,7 +257,7 @@ def test_counts_are_summed_by_sample(planted_cells):
 
 
 def test_samples_with_few_cells_are_not_used(planted_cells):
-    few = ((planted_cells.obs["sample"] == "0_control") & (planted_cells.obs["cell_type"] == "A")).to_numpy()
+    few = ((planted_cells.obs["sample"] == "0_control") & (planted_cells.obs["cell_type"] == "A")).to_numpy(copy=True)
     few[np.flatnonzero(few)[:9]] = False
     cells = planted_cells[~few].copy()
     experiment = Experiment.of(cells, ExperimentSettings())

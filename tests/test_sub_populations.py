@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bdm.autoencoder.search import find_parts
-from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of, prior_means
+from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of, prior_means, warn_of_fewer
 from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
 from bdm.threads import using_threads
@@ -99,7 +99,8 @@ def test_more_than_the_cells_allow():
 
 
 def test_types_with_too_few_cells_for_the_number(caplog):
-    found_in({"T": [100, 100], "B": [40]}, settings=AutoencoderSettings(sub_populations=2))
+    found = found_in({"T": [100, 100], "B": [40]}, settings=AutoencoderSettings(sub_populations=2))
+    warn_of_fewer(found, ["T", "B"], 2, each_needs="30 cells to fit")
     assert "Fewer than 2 sub-populations, as each needs 30 cells to fit: 'B' (1)." in caplog.text
 
 
@@ -107,6 +108,7 @@ def test_types_whose_cells_form_fewer_than_the_number(caplog):
     """Of enough cells for six of equal size."""
     found = found_in({"T": [100, 100]}, settings=AutoencoderSettings(sub_populations=6))
     assert 2 <= len(found) < 6
+    warn_of_fewer(found, ["T"], 6, each_needs="30 cells to fit")
     assert f"Fewer than 6 sub-populations, as each needs 30 cells to fit: 'T' ({len(found)})." in caplog.text
 
 

@@ -383,6 +383,11 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
             {"transmute": {"transmutations": {"a": {"from": ["x"]}}}},
             "transmute.transmutations.a: There is no to, which is required.",
         ),
+        ({"datasets": {"a": {"path": "a{x}.h5ad"}}}, r"datasets.a.path: Snakemake cannot read a file with braces"),
+        (
+            {"extend": {"additions": {"more": {"path": "more{x}.h5ad"}}}},
+            r"datasets.pbmc68k.extend.additions.more: Snakemake cannot read a file with braces in its path, 'more",
+        ),
     ],
 )
 def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections, expected):
@@ -390,6 +395,13 @@ def test_mistake_in_configuration_is_reported_in_one_sentence(tmp_path, sections
     [message] = re.findall("^Configuration.*$", output, flags=re.MULTILINE)
     assert re.match(f"Configuration, {expected}", message)
     assert message.endswith("config/README.md.")
+
+
+def test_gene_sets_of_a_design_with_braces_in_their_path(tmp_path):
+    genes = {"gene_sets": "se{t}s.gmt", "name": "a"}
+    (tmp_path / "design.yaml").write_text(yaml.safe_dump({"changes": [{"name": "up", "genes": genes}]}))
+    output = dry_run(tmp_path, demo_config(simulate={"designs": {"here": {"path": "design.yaml"}}}))
+    assert "simulate.designs.here: Snakemake cannot read a file with braces in its path, 'se{t}s.gmt'; rename" in output
 
 
 def test_example_configuration_is_allowed(tmp_path):

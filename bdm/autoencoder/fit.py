@@ -28,7 +28,7 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
-from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of
+from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of, warn_of_fewer
 from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.seeds import derive
@@ -139,6 +139,12 @@ class Objective:
         """Training cells and held-out cells."""
         return ad.concat([self.training, self.held_out]) if self.held_out.n_obs else self.training
 
+    @property
+    def need(self) -> str:
+        """What a sub-population needs, in words."""
+        donors = f" of {self.min_donors} donors in effect" if self.min_donors > 1 else ""
+        return f"{self.settings.min_cells_per_sub_population} cells to fit{donors}"
+
     @cached_property
     def codes(self) -> Tensor:
         """Index of each training cell's batch."""
@@ -197,8 +203,8 @@ def fit_autoencoder(
     coarse type, latents blur what is in it. In its latents, sub-populations are sought again, among the populations.
     At last, each population gets a type-specific decoder if its validation cells gain.
 
-    No more than 100,000 training and 10,000 validation cells are read, drawn from larger data: by as many draws as
-    training makes, a fit of this few parameters learns no less from them.
+    Of larger data, 100,000 training and 10,000 validation cells are read, and more of types with fewer than 500 and 150
+    among them: by as many draws as training makes, a fit of this few parameters learns no less from them.
 
     Parameters
     ----------
@@ -220,6 +226,8 @@ def fit_autoencoder(
         history = pd.concat([history, again.assign(round=2)], ignore_index=True)
         finer = divide(network, objective) if settings.sub_populations == "auto" else finer
     network, found, cells = with_sub_populations(network, objective, finer, cell_types)
+    if isinstance(settings.sub_populations, int):
+        warn_of_fewer(found, cell_types, settings.sub_populations, each_needs=objective.need)
     if has_donors(adata):
         hint_at_donors(cells.obs, found)
     none = Adapters.of_shared(network, (), ())
@@ -303,7 +311,7 @@ def with_sub_populations(
     of_types = count_members(types, objective.division, len(cell_types))
     labels = network.mean_of_types(of_types)
     found = SubPopulations.none(network.shape.n_latent)
-    population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object), []
+    population, means = cells.obs["cell_type"].astype(str).to_numpy(dtype=object, copy=True), []
     divided = [code for code in range(len(cell_types)) if len(finer.code[types == code].unique()) > 1]
     for code in divided:
         of_type, name = (types == code).numpy(), cell_types[code]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,7 @@ from torch import Tensor
 from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import AutoencoderSettings
-from bdm.text import abbreviated
 from bdm.threads import threads
-
-logger = logging.getLogger(__name__)
 
 N_AXES = 8  # principal axes of a group's latents in which its parts are sought
 MOST_COMPONENTS = 20  # of a group
@@ -132,7 +128,6 @@ def find_parts(
     with warnings.catch_warnings(), threads() as run:
         for rows, parts in run(divided, cells_of_groups()):
             part[rows.numpy()] = parts
-    warn_of_fewer(part, group, names, settings)
     return part
 
 
@@ -145,21 +140,6 @@ def check_enough_cells(n_cells: Tensor, names: Sequence[str], settings: Autoenco
         raise InputError(
             f"No cell type has {needed} cells to fit, for {settings.sub_populations} sub-populations of "
             f"{settings.min_cells_per_sub_population} cells; lower `sub_populations` or `min_cells_per_sub_population`."
-        )
-
-
-def warn_of_fewer(part: np.ndarray, group: Tensor, names: Sequence[str], settings: AutoencoderSettings) -> None:
-    """Warn of groups with fewer parts than the settings ask for."""
-    if not isinstance(settings.sub_populations, int):
-        return
-    n_parts = [len(np.unique(part[(group == code).numpy()])) for code in range(len(names))]
-    fewer = [f"{name!r} ({n})" for name, n in zip(names, n_parts, strict=True) if n < settings.sub_populations]
-    if fewer:
-        logger.warning(
-            "Fewer than %d sub-populations, as each needs %d cells to fit: %s.",
-            settings.sub_populations,
-            settings.min_cells_per_sub_population,
-            abbreviated(fewer, n_shown=5),
         )
 
 

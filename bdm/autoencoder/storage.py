@@ -209,4 +209,5 @@ def table_to_json(table: pd.DataFrame) -> dict[str, Any]:
 
 def table_from_json(content: dict[str, Any]) -> pd.DataFrame:
     """Table from :func:`table_to_json`."""
-    return pd.DataFrame(content["columns"], index=pd.Index(content["index"], dtype=str))
+    index, names = (pd.Index(list(names), dtype=str) for names in (content["index"], content["columns"]))
+    return pd.DataFrame(content["columns"], index=index, columns=names)

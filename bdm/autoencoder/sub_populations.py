@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
@@ -183,6 +184,22 @@ def classify(
             return found
         del parts[int(n_donors.argmin())]
     return SubPopulations.none(mean.shape[1])
+
+
+def warn_of_fewer(found: SubPopulations, cell_types: Sequence[str], number: int, *, each_needs: str) -> None:
+    """Name the cell types with fewer sub-populations than were asked for.
+
+    Parameters
+    ----------
+    each_needs
+        What a sub-population needs, in words.
+    """
+    n_found = Counter(found.cell_type)
+    fewer = [f"{name!r} ({max(n_found[name], 1)})" for name in cell_types if max(n_found[name], 1) < number]
+    if fewer:
+        logger.warning(
+            "Fewer than %d sub-populations, as each needs %s: %s.", number, each_needs, abbreviated(fewer, n_shown=5)
+        )
 
 
 def hint_at_donors(obs: pd.DataFrame, found: SubPopulations) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -206,25 +206,43 @@ class Output:
 
 
 def check_outputs(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
+    """Reject outputs of a command that would replace what it reads, or each other.
+
+    Raises
+    ------
+    InputError
+        See :func:`check_replaced`.
+    """
+    written = [name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)]
+    inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
+    check_replaced([arguments[name] for name in written], inputs)
+
+
+def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
     """Reject outputs that would replace an input, or each other.
 
     Raises
     ------
     InputError
-        If an output is an input, a folder with an input in it, or another output.
+        If an output is an input, a part of one, a folder with an input or another output in it, or another output.
     """
-    written = [name for name, parameter in signature.parameters.items() if is_output(parameter.annotation)]
-    outputs = [arguments[name] for name in written if arguments[name] is not None]
-    inputs = [path for name, value in arguments.items() if name not in written for path in paths_in(value)]
-    resolved = Counter(out.resolve() for out in outputs)
-    for out in outputs:
-        if resolved[out.resolve()] > 1:
+    written = [out for out in outputs if out is not None]
+    number, read = Counter(out.resolve() for out in written), list(inputs)
+    for out in written:
+        place = out.resolve()
+        if number[place] > 1:
             raise InputError(f"Two outputs would be written to {out}; name a file for each.")
-        for path in inputs:
-            if path.resolve() == out.resolve():
-                raise InputError(f"{out} would be read and overwritten; name another output.")
-            if path.resolve().is_relative_to(out.resolve()):
+        for path in (*read, *written):
+            if path is not out and path.resolve() != place and path.resolve().is_relative_to(place):
                 raise InputError(f"{path} is in {out}, which is replaced as a whole; name another output.")
+        for path in read:
+            if path.resolve() == place or is_part(place, of=path.resolve()):
+                raise InputError(f"{out} would be read and overwritten; name another output.")
+
+
+def is_part(file: Path, *, of: Path) -> bool:
+    """Return whether a file is one of those that a folder of bdm consists of: its JSON file, or tensors beside that."""
+    return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
 
 
 def is_output(annotation: Any) -> bool:
@@ -233,7 +251,9 @@ def is_output(annotation: Any) -> bool:
 
 
 def paths_in(value: Any) -> list[Path]:
-    """List the paths in the value of an argument: itself, those of a list, or the one in ``NAME=FILE``."""
+    """List the paths in the value of an argument: itself, those of a list or of settings, or that in ``NAME=FILE``."""
+    if isinstance(value, StageSettings):
+        return value.files()
     if isinstance(value, list | tuple):
         return [path for item in value for path in paths_in(item)]
     if isinstance(value, str) and "=" in value:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, ModelFolder, Output
+from bdm.commands.options import Device, ModelFolder, Output, check_replaced
 from bdm.commands.simulate import DesignFile, DesignSeed
 from bdm.errors import at
 
@@ -44,6 +44,7 @@ def power(
 
     of_grid = WHOLE if part is None else Part.parse(part)
     checked = with_seed(read_design(design), seed)
+    check_replaced((out,), checked.files())
     points = list(points_of(checked.power))
     with at(design):
         check_testable(checked)

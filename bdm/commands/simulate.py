@@ -7,7 +7,7 @@ import typer
 from annotated_types import Ge
 
 from bdm.commands.base import Summary
-from bdm.commands.options import Device, DryRun, ModelFolder, OutFile, Output
+from bdm.commands.options import Device, DryRun, ModelFolder, OutFile, Output, check_replaced
 from bdm.errors import at
 from bdm.schema import Unset
 
@@ -46,6 +46,7 @@ def simulate(
 
     of_cells = WHOLE if part is None else Part.parse(part)
     checked = with_seed(read_design(design), seed)
+    check_replaced((out, truth), checked.files())
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         table = None if dry_run or truth is None else files.enter_context(atomic_write(truth))

@@ -232,7 +232,7 @@ def writable_names(names: Iterable[object]) -> list[str]:
 
 def writable(frame: pd.DataFrame) -> pd.DataFrame:
     """Convert to text what an AnnData file cannot hold, such as dates and mixed objects."""
-    frame = frame.set_axis(writable_names(frame.columns), axis=1).rename_axis(index=None)
+    frame = frame.set_axis(pd.Index(writable_names(frame.columns), dtype=str), axis=1).rename_axis(index=None)
     for name, column in frame.items():
         values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
         is_plain_text = values.dtype in (object, "str") and infer_dtype(values) == "string"  # "str": text in pandas 3

@@ -191,7 +191,7 @@ def rows_by_name(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
 
 def frame_of_rows(rows: dict[str, dict[str, float | None]], *, dtype: type = float) -> pd.DataFrame:
     """Turn the nested dictionaries of :func:`rows_by_name` into a table."""
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), dtype=object), dtype=dtype)
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), dtype=str), dtype=dtype)
 
 
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def new_cells(
         cells.obs["donor"] = donors
     cells = cells[cells.X.getnnz(axis=1) > 0]
     by_type = {name: prepare_type(cells[cells.obs["cell_type"] == name], name, model, seed) for name in chosen}
-    is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy()
+    is_known = cells.obs["cell_type"].isin(model.cell_types).to_numpy(copy=True)
     for name, of_type in by_type.items():
         is_known[np.flatnonzero(cells.obs["cell_type"] == name)[of_type.obs["split"] == "test"]] = False
     return NewCells(by_type, cells[is_known].copy(), batches)

@@ -134,7 +134,7 @@ class Experiment:
         enough = (self.n_cells[cell_type] >= self.settings.min_cells).to_numpy()
         if "pair" in self.samples:
             pairs = self.samples[enough].groupby("pair")["condition"].nunique()
-            enough &= self.samples["pair"].isin(pairs.index[pairs == 2]).to_numpy()
+            enough = enough & self.samples["pair"].isin(pairs.index[pairs == 2]).to_numpy()
         rows = np.flatnonzero(enough)
         design = design_matrix(self.samples.iloc[rows])
         n_by_condition = np.bincount(self.samples["condition"].iloc[rows], minlength=2)

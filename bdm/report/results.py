@@ -129,6 +129,7 @@ def read_results(folder: Path) -> Results:
     checksum = model_checksum(folder / "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
+    audit = read_audit(folder, model)
     extension = ExtensionReport.load(extended) if (extended / FILE).is_file() else None
     results = Results(
         name=folder.resolve().name,
@@ -148,9 +149,9 @@ def read_results(folder: Path) -> Results:
             path.name: TransmutationEvaluation.load(path) for path, of in moved.items() if is_of_model(of, checksum)
         },
         experiments=read_experiments(folder, checksum),
-        audit=read_audit(folder, model),
+        audit=audit,
         extensions=extension.extensions if extension else None,
-        cost=read_cost(folder / "benchmarks"),
+        cost=read_cost(folder / "benchmarks", n_folds=audit.audit.n_folds if audit else 0),
     )
     require_set(results.evaluation, GENERATED, folder / "evaluation")
     n_genes = results.evaluation.gene_statistics["set"].value_counts().reindex(results.evaluation.sets)
@@ -187,16 +188,18 @@ def tables_of(interpretation: Interpretation) -> dict[str, pd.DataFrame]:
     }
 
 
-def read_cost(folder: Path) -> pd.DataFrame:
+def read_cost(folder: Path, *, n_folds: int) -> pd.DataFrame:
     """Read what Snakemake measured for each step, in the order in which steps ended: ``seconds`` and ``megabytes``.
 
     For a step of several jobs, seconds are summed, and the memory is the maximum. Where the number of jobs changed, the
-    files of earlier jobs are still there; the jobs that ended last are read.
+    files of earlier jobs are still there; the jobs that ended last are read, and the first ``n_folds`` of an audit.
     """
     rows = []
     for path in sorted(folder.rglob("*.tsv"), key=lambda path: path.stat().st_mtime):
         alone = path.parent == folder
         step, n_jobs = (path.stem, 1) if alone else (path.parent.name, path.stem.partition("-of-")[2])
+        if not alone and step == "audit" and int(path.stem) > n_folds:
+            continue
         measured = pd.read_csv(path, sep="\t", na_values=["-"])
         cost = {"seconds": measured["s"].mean(), "megabytes": measured["max_rss"].mean()}
         rows.append({"step": step, "n_jobs": n_jobs, **cost})

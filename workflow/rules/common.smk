@@ -156,17 +156,25 @@ def check_beyond_schema(name, dataset):
         ("train", privacy_rejection(dataset["train"]["privacy"], donor_key)),
     ]
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
-    files += [(f"simulate.designs.{design}", of["path"]) for design, of in dataset["simulate"]["designs"].items()]
+    for section, of in (("simulate", "designs"), ("extend", "additions")):
+        files += [(f"{section}/{of}/{key}", content["path"]) for key, content in dataset[section][of].items()]
+    for design, of in dataset["simulate"]["designs"].items():
+        files += [(f"simulate/designs/{design}", file) for file in gene_sets_of(of["path"])]
     problems += [
         (
             ".".join(Path(path).parts),
             f"Snakemake cannot read a file with braces in its path, {str(value)!r}; rename it.",
         )
         for path, value in files
-        if set("{}") & set(str(value or ""))
+        if has_braces(value)
     ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
+
+
+def has_braces(file):
+    """Return whether a path, if there is one, has braces, which Snakemake takes for a wildcard."""
+    return bool(set("{}") & set(str(file or "")))
 
 
 def reject(place, problem):
@@ -249,13 +257,16 @@ def optional_file(path):
 def files_in_folder(path):
     """Give an input function: the files in the folder that the data set's setting names, if it names one.
 
-    Snakemake looks at the time of a folder alone, which stays the same when a file in it changes.
+    Snakemake looks at the time of a folder alone, which stays the same when a file in it changes. It knows the time of a
+    folder that a rule makes, whose files may not be there yet.
     """
 
     def files(wildcards):
-        folder = setting(path)(wildcards)
+        folder = setting(path)(wildcards).rstrip("/")
         found = Path(in_place(folder))
-        return sorted(f"{folder}/{file.name}" for file in found.iterdir() if file.is_file()) if found.is_dir() else []
+        if is_made(in_place(folder)) or not found.is_dir():
+            return []
+        return sorted(f"{folder}/{file.name}" for file in found.iterdir() if file.is_file() and not has_braces(file))
 
     return files
 
@@ -328,16 +339,21 @@ def design_file(wildcards):
 
 
 def gene_set_files(wildcards):
-    """List the files with gene sets that a design names, as bdm finds them: without the prefix of a module.
+    """List the files with gene sets that a design names, as bdm finds them: without the prefix of a module."""
+    return [local(file) for file in gene_sets_of(design_file(wildcards))]
+
+
+def gene_sets_of(design):
+    """List the files with gene sets that the file of a design names.
 
     bdm rejects what is no design, in one sentence; there are no files then.
     """
     try:
-        design = yaml.safe_load(Path(in_place(design_file(wildcards))).read_text(encoding="utf-8"))
-        files = [change["genes"].get("gene_sets") for change in design["changes"] if isinstance(change["genes"], dict)]
+        content = yaml.safe_load(Path(in_place(design)).read_text(encoding="utf-8"))
+        files = [change["genes"].get("gene_sets") for change in content["changes"] if isinstance(change["genes"], dict)]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
-    return [local(file) for file in dict.fromkeys(files) if isinstance(file, str)]
+    return [file for file in dict.fromkeys(files) if isinstance(file, str)]
 
 
 def audited_folds(wildcards):
