@@ -113,7 +113,7 @@ def pack_tables(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, Any], dict[s
                 codes, categories = pd.factorize(table[column])
                 values, texts = codes.astype(np.int32), [str(text) for text in categories]
             columns[name][column] = texts
-            tensors[f"{name}/{column}"] = torch.from_numpy(np.ascontiguousarray(values))
+            tensors[f"{name}/{column}"] = torch.tensor(np.ascontiguousarray(values))
     return columns, tensors
 
 

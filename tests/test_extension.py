@@ -494,7 +494,7 @@ def test_others_stay_the_same_through_many_extensions(base, example_cells, share
     Type 1.0 has two populations.
     """
     cells = example_cells.copy()
-    labels = cells.obs["bulk_labels"].astype(str).to_numpy()
+    labels = cells.obs["bulk_labels"].astype(str).to_numpy(copy=True)
     numbers = np.arange(cells.n_obs)
     for i, parted in enumerate(["CD56+ NK", "CD14+ Monocyte", "CD34+", "Dendritic"]):
         for part in range(2):

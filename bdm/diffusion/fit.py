@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bdm.arrays import to_tensor
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.held_out import HeldOut, held_out_mask
@@ -95,7 +96,7 @@ def fit_denoiser(
     history = train(network, loss, loop, by_group=loss.by_population, validation=held_out.loss, checkpoint=checkpoint)
     # These cells have chosen the step, which favours the network; the noise that did would favour it more
     comparison = with_other_noise.compare(network, n_looks=len(history))
-    kept = torch.from_numpy(comparison.by_branch["kept"].to_numpy()) | everywhere
+    kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
     if kept.any():
         network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
         steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
