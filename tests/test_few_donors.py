@@ -66,7 +66,7 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
 def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):
     prepared = prepare(cells_with_a_clone(), settings(min_donors=FEWEST))
     assert len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0).sub_populations) < 4
-    needed = f"Fewer than 2 sub-populations, as each needs 30 cells to fit of {FEWEST} donors in effect: "
+    needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {FEWEST} donors in effect to fit: "
     [said] = [message for message in caplog.messages if needed in message]
     assert "'b' (1)" in said
 

@@ -143,7 +143,7 @@ class Objective:
     def need(self) -> str:
         """What a sub-population needs, in words."""
         donors = f" of {self.min_donors} donors in effect" if self.min_donors > 1 else ""
-        return f"{self.settings.min_cells_per_sub_population} cells to fit{donors}"
+        return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
 
     @cached_property
     def codes(self) -> Tensor:

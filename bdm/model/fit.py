@@ -143,7 +143,7 @@ def fit_model(
     Raises
     ------
     InputError
-        If the hierarchy has other populations than the cells, or donors that are to be protected are not known or few.
+        If the hierarchy is not of these cells, or donors that are to be protected are not known or few.
     TrainingError
         If training fails, or a population has collapsed.
     """
