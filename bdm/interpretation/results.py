@@ -188,7 +188,7 @@ def pack_arrays(interpretation: Interpretation) -> dict[str, Tensor]:
     for name in DOTS:
         dots: Dots = getattr(markers, name)
         arrays |= {f"markers/{name}_mean": dots.mean.to_numpy(), f"markers/{name}_fraction": dots.fraction.to_numpy()}
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+    return {name: torch.tensor(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
 def differences_as_arrays(differences: Sequence[Differences]) -> dict[str, np.ndarray]:
