@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import sha256
@@ -113,7 +113,7 @@ def pack_tables(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, Any], dict[s
                 codes, categories = pd.factorize(table[column])
                 values, texts = codes.astype(np.int32), [str(text) for text in categories]
             columns[name][column] = texts
-            tensors[f"{name}/{column}"] = torch.tensor(np.ascontiguousarray(values))
+            tensors[f"{name}/{column}"] = to_tensor(np.ascontiguousarray(values))
     return columns, tensors
 
 

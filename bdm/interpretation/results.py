@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 from bdm.autoencoder.storage import table_from_json, table_to_json
 from bdm.data.columns import writable
 from bdm.data.matrix import write_h5ad
@@ -188,7 +188,7 @@ def pack_arrays(interpretation: Interpretation) -> dict[str, Tensor]:
     for name in DOTS:
         dots: Dots = getattr(markers, name)
         arrays |= {f"markers/{name}_mean": dots.mean.to_numpy(), f"markers/{name}_fraction": dots.fraction.to_numpy()}
-    return {name: torch.tensor(np.ascontiguousarray(values)) for name, values in arrays.items()}
+    return {name: to_tensor(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
 def differences_as_arrays(differences: Sequence[Differences]) -> dict[str, np.ndarray]:
