@@ -174,18 +174,20 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["artefacts_cost"] == 2
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
     of = CONFIG["privacy"]
-    assert jobs["privacy_attacks"] == 3 + len(of["n_members"]) * of["n_divisions"]
-    assert jobs["privacy_fit"] == 6 + (len(of["n_members"]) + 1) * of["n_divisions"]
+    assert jobs["privacy_attacks"] == (3 + len(of["n_members"]) * of["n_divisions"]) * len(SEEDS)
+    assert jobs["privacy_fit"] == (6 + (len(of["n_members"]) + 1) * of["n_divisions"]) * len(SEEDS)
     of = CONFIG["audit"]
-    n_peers = len(set(of["methods"]) & set(PEERS))
-    n_own = 1 + len(of["settings"])
+    n_audits = len(of["datasets"]) * len(SEEDS)
+    n_peers = len(set(of["methods"]) & set(PEERS)) * n_audits
+    n_own = (1 + len(of["settings"])) * n_audits
     assert (jobs["audit_own"], jobs["audit_peer"]) == (n_own, n_peers)
     assert jobs["audit_train"] == n_peers * of["n_folds"]
     assert jobs["audit_generate"] == (n_peers + n_own) * of["n_folds"]
     assert jobs["audit_scores"] == n_peers + n_own
-    assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"])
+    assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"]) * len(SEEDS)
     of = CONFIG["few_donors"]
-    assert jobs["few_donors_scores"] == jobs["few_donors_audit"] == len(of["datasets"]) * len(of["min_donors"])
+    n_few = len(of["datasets"]) * len(of["min_donors"]) * len(SEEDS)
+    assert jobs["few_donors_scores"] == jobs["few_donors_audit"] == n_few
     assert jobs["donors_scores"] == len(WITH_DONORS) * len(SEEDS)
     assert jobs["donors_fit"] == 2 * jobs["donors_scores"]
     assert jobs["tree_run"] == len(ANNOTATED) * len(SEEDS)
@@ -1366,9 +1368,12 @@ def test_populations_of_one_donor_are_counted(cells_of_donors, tmp_path):
         app([*map(str, command)], standalone_mode=False)
         scores.parent.mkdir(exist_ok=True)
         run("scripts/few_donors_scores.py", command[1], models, f"{scores}.csv", "--n-folds", 2)
+    shutil.copytree(tmp_path / "blood/0", tmp_path / "blood/1")
+    audits += [tmp_path / f"blood/1/audits/{fewest}" for fewest in (1, 3)]
     run("scripts/few_donors_table.py", tmp_path / "all.csv", tmp_path / "all.md", *audits)
     table = pd.read_csv(tmp_path / "all.csv")
-    of_models = table[table["set"] == "generated"].set_index(["min_donors", "fold"])
+    assert not table.duplicated(["seed", "min_donors", "set", "fold"]).any()
+    of_models = table[(table["set"] == "generated") & (table["seed"] == 0)].set_index(["min_donors", "fold"])
     assert (of_models.loc[1, "n_of_one_donor"] > 0).all()
     assert (of_models.loc[3, "n_of_one_donor"] == 0).all()
     assert (of_models.loc[3, "fewest_donors"] >= 3).all()

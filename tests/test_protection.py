@@ -255,14 +255,15 @@ def test_the_benchmark_attacks_models_with_noise(plain, tmp_path, monkeypatch):
     assert [[len(units) for units in of] for of in rows] == [[2, 7, 7], [4, 7, 7], [6, 6, 6]]
     assert rows[0][1:] == rows[1][1:]
     assert rows[0][0] < rows[1][0]
-    fold, tmp = parts[2], tmp_path / "data/0"
-    tmp.mkdir(parents=True)
-    table = pd.DataFrame(attacks.rows(prepared, fold, plain, plain, attacks.Plan((0.0, 1.0), (0.5,), 2)))
+    table = pd.DataFrame(attacks.rows(prepared, parts[2], plain, plain, attacks.Plan((0.0, 1.0), (0.5,), 2)))
     assert table["set"].tolist() == ["floor", "noise", "cells", "cells", "noise", "noise"]
     table.insert(0, "n_donors", 6)
-    for name in ("thirds-1", "6-1"):
-        table.to_csv(tmp / f"{name}.csv", index=False)
-    tables.main(tmp_path, [tmp / "thirds-1.csv", tmp / "6-1.csv"])
+    paths = [tmp_path / f"data/{seed}/{name}.csv" for seed in (0, 1) for name in ("thirds-1", "6-1")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    tables.main(tmp_path, paths)
+    assert pd.read_csv(tmp_path / "privacy.csv")["seed"].value_counts().to_dict() == {0: 12, 1: 12}
     assert "all parameters of a model | 1 | 36 | 1,445" in (tmp_path / "privacy.md").read_text()
     assert (tmp_path / "privacy.png").stat().st_size > 20_000
 

@@ -119,7 +119,7 @@ rule audit_scores:
 
 def audits_of(methods):
     """Give the audits of methods, and the scores of their cells."""
-    of = {"data": config["audit"]["datasets"], "seed": SEEDS[:1], "method": methods}
+    of = {"data": config["audit"]["datasets"], "seed": SEEDS, "method": methods}
     return {
         "audits": expand("results/audit/{data}/{seed}/audits/{method}", **of),
         "scores": expand("results/audit/{data}/{seed}/scores/{method}.csv", **of),

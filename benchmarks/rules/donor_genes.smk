@@ -46,7 +46,7 @@ rule donor_genes:
         audits=expand(
             rules.donor_genes_audit.output.audit,
             data=config["donor_genes"]["datasets"],
-            seed=SEEDS[:1],
+            seed=SEEDS,
             share=config["donor_genes"]["shares"],
         ),
     output:

@@ -77,13 +77,13 @@ rule few_donors:
         audits=expand(
             rules.few_donors_audit.output.audit,
             data=FEW_DONORS,
-            seed=SEEDS[:1],
+            seed=SEEDS,
             min_donors=config["few_donors"]["min_donors"],
         ),
         scores=expand(
             rules.few_donors_scores.output.scores,
             data=FEW_DONORS,
-            seed=SEEDS[:1],
+            seed=SEEDS,
             min_donors=config["few_donors"]["min_donors"],
         ),
     output:

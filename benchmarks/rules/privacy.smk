@@ -62,7 +62,7 @@ rule privacy:
         tables=expand(
             rules.privacy_attacks.output.table,
             data=config["privacy"]["datasets"],
-            seed=SEEDS[:1],
+            seed=SEEDS,
             division=DIVISIONS,
         ),
     output:

@@ -21,7 +21,7 @@ SCORES = {"forest_auc": "forest AUC", "fold_change_correlation": "r of log fold 
 TEXT = """# Sub-populations of few donors
 
 `min_donors` is the least number of donors in effect, of a cell type and of a sub-population. Numbers are means over
-the folds of an audit, with the smallest and the largest value.
+the folds of the audits of all seeds, with the smallest and the largest value.
 
 ## Populations
 
@@ -50,20 +50,21 @@ Cells are compared with cells of donors that no model was fitted to; the floor i
 
 def of_folds(audits: list[Path]) -> pd.DataFrame:
     """Join the scores of all folds, ``DATA/SEED/scores/MIN_DONORS.csv``."""
-    keys = [{"data": path.parts[-4], "min_donors": int(path.name)} for path in audits]
+    keys = [{"data": path.parts[-4], "seed": int(path.parts[-3]), "min_donors": int(path.name)} for path in audits]
     paths = [path.parents[1] / "scores" / f"{path.name}.csv" for path in audits]
     return pd.concat([pd.read_csv(path).assign(**key) for path, key in zip(paths, keys, strict=True)])
 
 
 def best_by_type(audits: list[Path]) -> pd.DataFrame:
-    """Areas of the best attacks on donors and on cells of each type: a row for each audit."""
-    rows = []
+    """Areas of the best attacks on donors and on cells of each type, as means over seeds: a row for each model."""
+    tables = []
     for path in audits:
         table = pd.read_csv(path / TABLES["by_label"])
         table = table[(table["set"] == GENERATED) & ~table["attack"].isin(ON_MODEL)]
-        best = table.groupby("cell_type")[["auc_of_donors", "auc"]].max().map("{:.2f}".format)
-        rows.append({"data": path.parts[-4], "min_donors": int(path.name), **best.agg("; ".join, axis=1)})
-    return pd.DataFrame(rows).set_index(KEYS)
+        best = table.groupby("cell_type", as_index=False)[["auc_of_donors", "auc"]].max()
+        tables.append(best.assign(data=path.parts[-4], min_donors=int(path.name)))
+    mean = pd.concat(tables).groupby([*KEYS, "cell_type"])[["auc_of_donors", "auc"]].mean()
+    return mean.map("{:.2f}".format).agg("; ".join, axis=1).unstack(fill_value="")
 
 
 def main(out: Path, text: Path, audits: list[Path]) -> None:
@@ -71,8 +72,9 @@ def main(out: Path, text: Path, audits: list[Path]) -> None:
     scores, found = of_folds(audits), donors_found(audits).astype({"method": int})
     generated = scores[scores["set"] == GENERATED]
     by_fold = found.rename(columns={"method": "min_donors"})
-    wide = by_fold.pivot_table(index=[*KEYS, "fold"], columns="attack", values="auc").reset_index()
-    scores.merge(wide, on=[*KEYS, "fold"], how="left").to_csv(out, index=False, float_format="%.5f")
+    of_fold = [*KEYS, "seed", "fold"]
+    wide = by_fold.pivot_table(index=of_fold, columns="attack", values="auc").reset_index()
+    scores.merge(wide, on=of_fold, how="left").to_csv(out, index=False, float_format="%.5f")
     by_set = scores.groupby([*KEYS, "set"], sort=False)[list(SCORES)].agg(over_seeds).rename(columns=SCORES)
     tables = {
         "populations": generated.groupby(KEYS)[list(POPULATIONS)].agg(over_seeds).rename(columns=POPULATIONS),

@@ -27,7 +27,7 @@ N_DONORS = 40
 NUMBERS = {"means of 990 genes in 4 cell types": 990 * 4, "all parameters of a model": 315_000}
 TEXT = f"""# Protection
 
-Numbers are means over divisions of the donors and draws of the noise, with the smallest and the largest value. The
+Numbers are means over seeds, divisions of the donors and draws of the noise, with the smallest and the largest value. The
 noise is in units of the differences between donors. Cells are compared with cells of donors that no model was fitted
 to; the floor is real cells of the members.
 
@@ -61,7 +61,9 @@ number of donors at which it would be 1.
 
 def read(paths: list[Path]) -> pd.DataFrame:
     """Join the tables of all divisions, ``DATA/SEED/DIVISION.csv``."""
-    tables = [pd.read_csv(path).assign(data=path.parts[-3], division=path.stem) for path in paths]
+    tables = [
+        pd.read_csv(path).assign(data=path.parts[-3], seed=int(path.parts[-2]), division=path.stem) for path in paths
+    ]
     table = pd.concat(tables, ignore_index=True)
     return table.assign(thirds=table["division"].str.startswith("thirds"))
 
