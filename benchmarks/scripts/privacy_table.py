@@ -27,9 +27,9 @@ N_DONORS = 40
 NUMBERS = {"means of 990 genes in 4 cell types": 990 * 4, "all parameters of a model": 315_000}
 TEXT = f"""# Protection
 
-Numbers are means over seeds, divisions of the donors and draws of the noise, with the smallest and the largest value. The
-noise is in units of the differences between donors. Cells are compared with cells of donors that no model was fitted
-to; the floor is real cells of the members.
+Numbers are means over seeds, divisions of the donors and draws of the noise, with the smallest and the largest value.
+The noise is in units of the differences between donors. Cells are compared with cells of donors that no model was
+fitted to; the floor is real cells of the members.
 
 ## A third of the donors are members
 
