@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm.arrays import to_tensor
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.donors.draw import DonorModel
@@ -67,7 +68,7 @@ def protected(model: BranchedModel, *, noise: float = NOISE, seed: int) -> Branc
         autoencoder=replace(
             autoencoder,
             network=with_offset(autoencoder.network, mean),
-            adapters=replace(adapters, offset=adapters.offset + torch.from_numpy(of_types).to(adapters.offset)),
+            adapters=replace(adapters, offset=adapters.offset + to_tensor(of_types).to(adapters.offset)),
         ),
         library_sizes=(torch.stack([bounds[0].floor(), bounds[1].ceil()]) * STEP).to(model.library_sizes),
         donor_effects=None,
