@@ -412,6 +412,8 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
         ({"fit": {**audit.record["fit"], "hierarchy": {"flat": True}}}, "flat is True, and False in this model"),
         ({"tree_given": True}, r"tree is given, and not given in this model"),
+        ({"n_folds": 3}, "The audit has 1 of 3 folds; run the others, and join them by bdm merge-audit"),
+        ({"audit": {"donor_key": "visit"}}, "takes the donors from the column 'visit', and the model from 'donor'"),
     ):
         with pytest.raises(InputError, match=message):
             model.card(audit=Audit(audit.scores, {**audit.record, **record}))

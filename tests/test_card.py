@@ -171,6 +171,9 @@ def test_card_describes_the_generated_cells(saved, generated):
     assert "| columns of `obs` | `cell_type`, `bulk_labels`, `sub_population`, `synthetic`, `donor` |" in card
     for name in model.cell_types:
         assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| \d+ \| 3 \|$", card, flags=re.MULTILINE)
+    columns = anndata.read_h5ad(generated, backed="r").var.columns
+    assert f"| columns of `var` | {', '.join(f'`{name}`' for name in columns)} |" in card
+    assert "| sampling | n_levels " in card
     assert "were drawn from original cells" not in card
     assert "## Generated cells" not in (saved / CARD).read_text()
 

@@ -16,8 +16,9 @@ from test_generation_parts import content
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.generation.generate import generated_cells
-from bdm.generation.like import REQUIRED, OriginalCells, drawn_rows, with_schema
+from bdm.generation.like import REQUIRED, OriginalCells, drawn_rows, renamed_donors, with_schema
 from bdm.generation.request import request_cells
+from bdm.model.protection import with_offset
 from bdm.settings import InputKeys, PrepareSettings, SamplerSettings
 
 KEYS = InputKeys()
@@ -90,6 +91,22 @@ def test_donors_are_renamed_and_draws_depend_on_the_seed(original, small_model):
     assert set(one["donor_id"]) <= {f"synthetic-{number}" for number in range(1, 5)}
     assert one.equals(same)
     assert not one["donor_id"].astype(str).equals(other["donor_id"].astype(str))
+
+
+def test_the_seed_and_the_names_of_donors_do_not_give_their_order(original, small_model):
+    """Whoever has these, but neither the original cells nor the model, cannot find out which donor is which."""
+    fitted, cells = small_model.model, OriginalCells.of(original, small_model.model, KEYS)
+    rng = np.random.default_rng(0)
+    autoencoder = fitted.autoencoder
+
+    def order(cells, model):
+        return tuple(renamed_donors(cells, model, seed=0))
+
+    changed = replace(autoencoder, network=with_offset(autoencoder.network, rng.normal(size=len(autoencoder.genes))))
+    of_models = {order(cells, fitted), order(cells, replace(fitted, autoencoder=changed))}
+    of_cells = {order(replace(cells, obs=cells.obs.sample(frac=0.5, random_state=i)), fitted) for i in range(5)}
+    assert order(cells, fitted) == order(cells, fitted)
+    assert len(of_models | of_cells) > 3
 
 
 def test_draws_do_not_depend_on_the_number_of_cells(original, small_model):

@@ -238,6 +238,7 @@ def test_bdm_fit_has_the_option(tmp_path, monkeypatch, capsys):
 
     assert run() == 2
     assert "privacy is 'careful', which needs to know the donors" in " ".join(capsys.readouterr().err.split())
+    assert run("--donor-key=donor", "--dry-run") == 0
     assert not (tmp_path / "model").exists()
     assert run("--donor-key=donor") == 0
     assert is_protected(load_model(tmp_path / "model"))

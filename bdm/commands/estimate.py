@@ -18,6 +18,7 @@ from bdm.autoencoder.fit_adapters import fit_portion, list_portions, read_portio
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.commands.base import peak_memory
 from bdm.data.matrix import take_cells
+from bdm.donors.effects import fit_donors
 from bdm.hierarchy.build import build_hierarchy
 from bdm.latent.cells import BLOCK, encode, latent_cells
 from bdm.model.fit import fit_model
@@ -143,9 +144,10 @@ def estimate_fit(model: BranchedDiffusion, settings: Settings) -> dict[str, Seco
     latent = encode(adata, trained)
     shape = replace(settings.hierarchy, n_bootstrap=0)
     tree = build_hierarchy(latent_cells(latent), shape, seed=seed, tree=model.tree)
+    donors = fit_donors(adata, latent, trained)
 
     def denoiser(n_steps: int) -> None:
         short = replace(settings.denoiser, n_steps=n_steps)
-        fit_model(latent, trained, tree, short, seed=seed, device=device, provenance={})
+        fit_model(latent, trained, tree, short, seed=seed, device=device, donors=donors, provenance={})
 
     return {**seconds, "the denoiser": seconds_of(denoiser, settings.denoiser.n_steps)}

@@ -1,7 +1,7 @@
 """Columns that CELLxGENE's schema requires, for generated cells: drawn from original cells of the same type."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bdm.generation.generate import GeneratedCells, observations_of, reserved_na
 from bdm.generation.request import Request
 from bdm.model.match import SAME, batch_column, labels_of
 from bdm.model.model import BranchedModel
+from bdm.model.protection import fingerprint
 from bdm.seeds import numpy_generator
 from bdm.settings import InputKeys
 from bdm.text import abbreviated
@@ -143,7 +144,7 @@ def with_schema(
     rows = drawn_rows(requested, batch, original, seed=seed)
     drawn = original.obs.iloc[rows].set_axis(requested.index)
     if original.batch_key != DONOR:
-        drawn[DONOR] = renamed_donors(original.obs[DONOR], seed=seed)[drawn[DONOR].astype(str)].to_numpy()
+        drawn[DONOR] = renamed_donors(original, model, seed=seed)[drawn[DONOR].astype(str)].to_numpy()
     # The categories are the same in all parts, so that merged cells keep them.
     columns = {name: as_text(column).cat.remove_unused_categories() for name, column in drawn.items()}
     obs = generated.obs.assign(**columns, **{PRIMARY: False})
@@ -186,8 +187,14 @@ def indices_by(*keys: np.ndarray) -> dict[Any, np.ndarray]:
     return dict(pd.DataFrame(index=range(len(keys[0]))).groupby(values).indices)
 
 
-def renamed_donors(donors: Sequence[str] | pd.Series, *, seed: int) -> pd.Series:
-    """Name donors ``synthetic-1``, ``synthetic-2`` and so on, in random order: new names by old ones."""
-    names = sorted(set(map(str, donors)))
-    order = numpy_generator(seed, "donors").permutation(len(names))
+def renamed_donors(original: OriginalCells, model: BranchedModel, *, seed: int) -> pd.Series:
+    """Name donors ``synthetic-1``, ``synthetic-2`` and so on, in random order: new names by old ones.
+
+    The order depends on the original cells and on the parameters of the model as well, so that nobody who has the seed
+    and the names of the donors, but not these, can draw it again.
+    """
+    names = sorted(set(original.obs[DONOR].astype(str)))
+    cells = pd.util.hash_pandas_object(original.obs.astype(str)).to_numpy().tobytes()
+    secret = (sha256(cells).hexdigest(), fingerprint(model.autoencoder.tensors()))
+    order = numpy_generator(seed, "donors", *secret).permutation(len(names))
     return pd.Series([f"synthetic-{number + 1}" for number in order], index=names)

@@ -89,7 +89,7 @@ def model_card(
         with other settings.
     """
     if audit is not None:
-        check_audit(audit, model)
+        check_audit(audit, model, cells)
     given = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(packaged("card.md"), {"table": table, "counted": counted, "quoted": quoted})
@@ -174,7 +174,9 @@ def file_rows(cells: GeneratedFile) -> Iterator[tuple[str, str]]:
     yield "cells", f'{int(cells.n_by_type.sum()):,}, each marked as synthetic: `obs["synthetic"]` is `True`'
     yield "genes", f"{cells.n_genes:,}"
     yield "seed", str(cells.seed)
+    yield "sampling", ", ".join(f"{name} {in_words(name, value)}" for name, value in cells.sampling.items())
     yield "columns of `obs`", ", ".join(map(code, cells.columns))
+    yield "columns of `var`", ", ".join(map(code, cells.columns_of_genes)) or "none"
 
 
 def record_rows(model: BranchedModel, checksum: str | None) -> list[tuple[str, str]]:
@@ -275,10 +277,21 @@ def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
         yield markdown(name), f"{n_units[name]:,}", attack, f"{best[area]:.2f}", f"{best['limit']:.2f}"
 
 
-def check_audit(audit: Audit, model: BranchedModel) -> None:
-    """Raise an InputError if an audit is not of models like this one, fitted to the same data."""
+def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:
+    """Raise an InputError if an audit is not whole, or not of models and cells like these, fitted to the same data."""
     if audit.record.get("generator") != "bdm":
         raise InputError("The audit is of cells of another generator (--cells); audit models of bdm.")
+    if audit.n_folds < audit.record["n_folds"]:
+        raise InputError(
+            f"The audit has {audit.n_folds} of {counted(audit.record['n_folds'], 'fold')}; run the others, and join "
+            "them by bdm merge-audit."
+        )
+    column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
+    if None not in (column, donor_key) and column != donor_key:
+        raise InputError(
+            f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
+            "column of the model."
+        )
     audited, fitted = audit.record.get("data_sha256"), model.autoencoder.provenance.get("data_sha256")
     if audited and fitted and audited != fitted:
         raise InputError(
@@ -298,14 +311,21 @@ def check_audit(audit: Audit, model: BranchedModel) -> None:
         (audit.record["fit"]["denoiser"], model.provenance["settings"]),
     )
     for settings, here in compared:
-        for name, value in settings.items():
-            if here.get(name) != value:
-                raise InputError(
-                    f"The audit is of models with other settings ({name} is {value}, and {here.get(name)} in this "
-                    "model); audit models with the settings of this one."
-                )
+        check_settings(settings, here, "models", "in this model")
+    if cells is not None:
+        check_settings(audit.record["sampling"], cells.sampling, "cells", f"in {cells.name}")
     if other := sorted({*audit.scores["cell_type"], *audit.record.get("left_out", ())} ^ set(model.cell_types)):
         raise InputError(f"The audit and the model have different cell types ({other[0]}); audit the model's data.")
+
+
+def check_settings(audited: Mapping[str, Any], here: Mapping[str, Any], what: str, where: str) -> None:
+    """Raise an InputError if settings differ from those of an audit."""
+    for name, value in audited.items():
+        if here.get(name) != value:
+            raise InputError(
+                f"The audit is of {what} with other settings ({name} is {value}, and {here.get(name)} {where}); audit "
+                f"{what} with these settings."
+            )
 
 
 def settings_of_tree(hierarchy: Hierarchy) -> dict[str, Any]:

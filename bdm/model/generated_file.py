@@ -1,5 +1,6 @@
 """Files of generated cells: the record that they carry, and what the card of their model says of them."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,10 @@ class GeneratedFile:
         Columns of ``obs``.
     like_original
         Whether columns of ``obs`` were drawn from original cells (``--like``).
+    columns_of_genes
+        Columns of ``var``.
+    sampling
+        How the cells were sampled: the settings of ``bdm generate``, by name.
     """
 
     name: str
@@ -79,6 +84,8 @@ class GeneratedFile:
     seed: int
     columns: tuple[str, ...]
     like_original: bool
+    columns_of_genes: tuple[str, ...]
+    sampling: dict[str, Any]
 
     @classmethod
     def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
@@ -116,4 +123,6 @@ class GeneratedFile:
             int(record["seed"]),
             tuple(map(str, adata.obs.columns)),
             "like_sha256" in record,
+            tuple(map(str, adata.var.columns)),
+            json.loads(record["settings"]),
         )
