@@ -1,7 +1,7 @@
 """Model cards: in the folder of each model, with valid metadata, and without effect on the model."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import anndata
 import pytest
@@ -13,10 +13,10 @@ from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.files import sha256
-from bdm.model.card import CARD, metadata, model_card, table
+from bdm.model.card import CARD, check_settings, metadata, model_card, table
 from bdm.model.generated_file import GeneratedFile, record_of_cells
 from bdm.model.model import load_model, model_checksum
-from bdm.settings import PrepareSettings
+from bdm.settings import GenerationSettings, PrepareSettings
 
 
 def front_matter(card: str) -> dict:
@@ -171,11 +171,30 @@ def test_card_describes_the_generated_cells(saved, generated):
     assert "| columns of `obs` | `cell_type`, `bulk_labels`, `sub_population`, `synthetic`, `donor` |" in card
     for name in model.cell_types:
         assert re.search(rf"^\| {re.escape(name)} \| [\d,]+ \| \d+ \| 3 \|$", card, flags=re.MULTILINE)
-    columns = anndata.read_h5ad(generated, backed="r").var.columns
-    assert f"| columns of `var` | {', '.join(f'`{name}`' for name in columns)} |" in card
+    assert "| columns of `var` | none |" in card
     assert "| sampling | n_levels " in card
     assert "were drawn from original cells" not in card
     assert "## Generated cells" not in (saved / CARD).read_text()
+
+
+def test_card_names_what_is_known_of_genes(saved, generated, tmp_path):
+    """Such as means of a donor, which come with the cells."""
+    cells = anndata.read_h5ad(generated)
+    cells.var["mean of donor 3"] = 1.0
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model, checksum = load_model(saved), model_checksum(saved)
+    card = model_card(
+        model, checksum=checksum, cells=GeneratedFile.read(tmp_path / "cells.h5ad", model, checksum=checksum)
+    )
+    assert "| columns of `var` | `mean of donor 3` |" in card
+
+
+def test_audit_of_cells_that_were_sampled_otherwise_is_rejected(saved, generated):
+    model, checksum = load_model(saved), model_checksum(saved)
+    file = GeneratedFile.read(generated, model, checksum=checksum)
+    with pytest.raises(InputError, match=r"other settings \(stochastic is True, and False in my cells.h5ad\)"):
+        check_settings({"stochastic": True}, file.sampling, "cells", f"in {file.name}")
+    check_settings(asdict(GenerationSettings()), file.sampling, "cells", f"in {file.name}")
 
 
 def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
