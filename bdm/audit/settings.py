@@ -31,7 +31,7 @@ class AuditSettings(StageSettings):
     donor_key: Annotated[
         str | None,
         "Column of `obs` with the donor.",
-        Unset("the donors of bdm prepare, if any; else cells are audited"),
+        Unset("the donors of bdm prepare, or else a column `donor`; without any, cells are audited"),
         Key(absent=True),
     ] = None
     by_cell: Annotated[bool, "Audit cells, although there are donors.", Key(absent=True)] = False
