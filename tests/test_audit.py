@@ -110,6 +110,13 @@ def run(*words: object) -> None:
     app([*map(str, words)], standalone_mode=False)
 
 
+@pytest.fixture(scope="module")
+def of_six_donors() -> Audit:
+    """An audit of copies of so few donors that chance finds all of them."""
+    cells, settings = simulated(n_donors=6), AuditSettings(n_folds=1)
+    return audit_folds(divide(cells, settings, seed=0), settings, copies(cells), seed=0, generator="files")
+
+
 # ---- folds
 
 
@@ -309,6 +316,11 @@ def test_verdict_counts_the_best_of_all_attacks():
     assert verdict.limit == pytest.approx(0.695, abs=0.02)
     assert "1 of 2 attacks found donors" in verdict.label
     assert f"chance alone reaches an AUC of {verdict.limit:.2f} with any of the attacks in 5% of audits" in verdict.text
+
+
+def test_limits_of_cell_types_are_areas(of_six_donors, of_copies):
+    assert of_six_donors.by_label["limit"].eq(1).all()
+    assert of_copies.by_label["limit"].between(0.5, 1).all()
 
 
 def test_scores_are_standardised_by_type_without_membership():

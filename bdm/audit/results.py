@@ -113,7 +113,8 @@ class Audit:
         """Table of cell types, sets and attacks, as means over folds.
 
         ``auc`` is the area of cells, ``auc_of_donors`` of donors with their cells of the type, and ``limit`` the area
-        (of donors, or of cells without donors) that chance reaches in any attack and cell type in one of 20 audits.
+        (of donors, or of cells without donors) that chance reaches in any attack and cell type in one of 20 audits,
+        by a normal approximation. An area is beyond chance if it is above the limit: with a limit of 1, none is.
         """
         level = "auc_of_donors" if self.unit == "donor" else "auc"
         columns = score_columns(self.scores)
@@ -128,11 +129,12 @@ class Audit:
             members = [int((of["member"] > 0).sum()) for of in of_type]
             spreads = [spread_of_auc(n, len(of) - n) for n, of in zip(members, of_type, strict=True)]
             spread = np.sqrt(np.square(spreads).sum()) / len(spreads)
+            limit = np.minimum(0.5 + z * spread, 1.0)  # with few units, the approximation exceeds all areas
             n_cells = int((self.scores["cell_type"] == name).sum() / self.n_folds)
             for column in columns:
                 areas = {key: areas_of.get((name, column), np.nan) for key, areas_of in found.items()}
                 key = dict(zip(("set", "attack"), column.split("/"), strict=True))
-                rows.append({"cell_type": name, **key, "n_cells": n_cells, **areas, "limit": 0.5 + z * spread})
+                rows.append({"cell_type": name, **key, "n_cells": n_cells, **areas, "limit": limit})
         return pd.DataFrame(rows)
 
     @cached_property
