@@ -26,7 +26,7 @@ from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import Generated, audit_folds, from_files
 from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
 from bdm.audit.settings import AuditSettings
-from bdm.audit.verdict import ATTACKS, verdict_of
+from bdm.audit.verdict import ATTACKS, HIGH_LIMIT, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -321,6 +321,18 @@ def test_verdict_counts_the_best_of_all_attacks():
 def test_limits_of_cell_types_are_areas(of_six_donors, of_copies):
     assert of_six_donors.by_label["limit"].eq(1).all()
     assert of_copies.by_label["limit"].between(0.5, 1).all()
+
+
+def test_verdict_of_few_donors_shows_no_safety(of_six_donors, of_copies):
+    few = "So few donors hide all but the largest leaks: this audit cannot show that cells are safe to share."
+    verdict = of_six_donors.verdict
+    assert verdict.limit == 1
+    assert verdict.text.startswith("None of 4 attacks found donors")
+    assert f"in 5% of audits. {few} Other attacks may find more." in verdict.text
+    assert few in replace(verdict, limit=HIGH_LIMIT).text
+    for limit in (HIGH_LIMIT - 0.01, np.nan):
+        assert few not in replace(verdict, limit=limit).text
+    assert "So few cells hide" in replace(verdict, unit="cell").text
 
 
 def test_scores_are_standardised_by_type_without_membership():

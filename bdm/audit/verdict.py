@@ -8,6 +8,7 @@ from bdm.text import counted
 
 LEVEL = 0.05  # share of audits in which chance makes one attack or more find something
 N_PERMUTATIONS = 1000
+HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little
 
 ATTACKS = {
     "nearest": "nearest generated cell",
@@ -96,6 +97,11 @@ class Verdict:
             f"{counted(self.n_folds, 'fold')}, chance alone reaches an AUC of {self.limit:.2f} with any of the attacks "
             f"in {LEVEL:.0%} of audits"
         )
+        if self.limit >= HIGH_LIMIT:
+            sentences.append(
+                f"So few {self.unit}s hide all but the largest leaks: this audit cannot show that cells are safe "
+                "to share"
+            )
         sentences.append("Other attacks may find more")
         return " ".join(f"{one}." for one in sentences)
 
