@@ -510,6 +510,39 @@ def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_p
         reading(cells)
 
 
+def normalised(cells: ad.AnnData) -> None:
+    cells.layers["counts"] = cells.X
+    cells.X = cells.X.log1p()
+
+
+def counts_in_a_layer(cells: ad.AnnData) -> None:
+    cells.layers["counts"] = cells.X
+    cells.X = None
+
+
+def types_in_another_column(cells: ad.AnnData) -> None:
+    cells.obs = cells.obs.rename(columns={"cell_type": "type"})
+
+
+WITHOUT_OPTIONS = {  # of bdm audit, for what bdm evaluate has options for
+    "raw counts are needed in X.": normalised,
+    "has no counts in 'X'; put raw counts there.": counts_in_a_layer,
+    "has no column 'cell_type' in obs; give the cell types in a column of this name (there are: ": (
+        types_in_another_column
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WITHOUT_OPTIONS)
+def test_messages_on_files_name_no_options_that_audits_lack(by_fold, tmp_path, message):
+    cells = ad.read_h5ad(by_fold[1])
+    WITHOUT_OPTIONS[message](cells)
+    cells.write_h5ad(by_fold[1])
+    given = [word for path in by_fold for word in ("--cells", path)]
+    with pytest.raises(InputError, match=re.escape(message)):
+        run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given)
+
+
 def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
     arguments = ["audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2"]
     given = [word for path in by_fold for word in ("--cells", path)]

@@ -142,7 +142,7 @@ def from_files(paths: Sequence[Path], prepared: AnnData, settings: AuditSettings
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
     """Read the generated cells of a fold, and check that they have its genes and cell types."""
-    adata, place = open_cells(path, keys, strict=False)
+    adata, place = open_cells(path, keys, strict=False, by_option=False)
     check_genes(adata.var_names, prepared.var_names, path)
     cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place).in_memory()
     members = prepared.obs["cell_type"].iloc[fold.rows(MEMBERS)].astype(str).value_counts()

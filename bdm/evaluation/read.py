@@ -125,13 +125,15 @@ def stored(path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place:
     return StoredCells(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs), place)
 
 
-def open_cells(path: Path, keys: InputKeys, *, strict: bool = True) -> tuple[AnnData, str]:
+def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
     """Leave counts on disk, unchecked, where rows can be read from it.
 
     Parameters
     ----------
     strict
         Require what ``keys`` name, rather than use ``cell_type``, ``batch`` and ``X`` in its place.
+    by_option
+        Whether the command has options for columns and counts, to which messages refer.
 
     Returns
     -------
@@ -156,13 +158,16 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True) -> tuple[Ann
     elif name in slots:
         cells = slots[name]
     else:
-        raise InputError(f"{path} has no counts in {name!r}; name where they are by `counts=` ({', '.join(slots)}).")
+        remedy = f"name where they are by `counts=` ({', '.join(slots)})" if by_option else "put raw counts there"
+        raise InputError(f"{path} has no counts in {name!r}; {remedy}.")
     obs = adata.obs.copy(deep=False)
-    obs["cell_type"] = column_of(obs, path, keys.label_key, "cell_type", strict=strict, remedy="`label_key=`")
+    remedy = "name another by `label_key=`" if by_option else "give the cell types in a column of this name"
+    obs["cell_type"] = column_of(obs, path, keys.label_key, "cell_type", strict=strict, remedy=remedy)
     if "batch" in obs or keys.batch_key in obs or (keys.batch_key and strict):
-        obs["batch"] = column_of(obs, path, keys.batch_key, "batch", strict=strict, remedy="`batch_key=`")
+        remedy = "name another by `batch_key=`"
+        obs["batch"] = column_of(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
     opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
-    return opened, "X, or in a layer that `counts=` names" if name == "X" else name
+    return opened, "X, or in a layer that `counts=` names" if name == "X" and by_option else name
 
 
 def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, strict: bool, remedy: str) -> pd.Series:
@@ -170,7 +175,7 @@ def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, str
     name = key if key is not None and (strict or key in obs) else usual
     if name not in obs:
         there = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"{path} has no column {name!r} in obs; name another by {remedy} (there are: {there}).")
+        raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {there}).")
     column = as_text(obs[name])
     missing = is_missing(column)
     if missing.any():
