@@ -190,6 +190,17 @@ def test_training_cells_are_members_with_a_new_split(prepared):
     assert "settings" in cells.uns["bdm"]
 
 
+def test_tested_donors_are_counted_once(of_copies, prepared, tmp_path):
+    folds = folds_of(prepared.obs, TWO_FOLDS, seed=0)
+    tested = {donor for fold in folds for donor in prepared.obs["donor"].iloc[fold.rows(MEMBERS)]}
+    assert 5 < len(tested) < 10  # some are members in both folds
+    assert of_copies.n_tested == len(tested)
+    of_copies.save(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["verdict"]["n_tested"] == len(tested)
+    former = {key: value for key, value in of_copies.record.items() if not key.startswith("n_tested")}
+    assert Audit(of_copies.scores, former).n_tested is None
+
+
 def one_donor_twice(obs: pd.DataFrame) -> None:
     obs["donor"] = obs["donor"].cat.rename_categories({"donor 1": "Donor 0 "})
 
@@ -359,6 +370,7 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     assert not [record for record in caplog.records if "training" in record.getMessage()]
     pd.testing.assert_frame_equal(first.scores, again.scores)
     assert {finding.attack for finding in first.verdict.findings} == set(ATTACKS)
+    assert first.record["n_generated"] == {"1": 120}
     cells_only = audit_models(division, AuditSettings(n_folds=1, cells_only=True), models)
     assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - {"bound"}
     other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
@@ -476,6 +488,11 @@ def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
     for name in names - {"audit.png"}:
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "merged" / name).read_text()
     assert Audit.load(tmp_path / "whole").verdict == of_copies.verdict
+    parts = [Audit.load(tmp_path / f"part-{number}") for number in (1, 2)]
+    assert [part.record["n_generated"] for part in parts] == [{"1": 120}, {"2": 120}]
+    assert [part.n_tested for part in parts] == [5, 5]
+    assert Audit.load(tmp_path / "merged").record["n_generated"] == {"1": 120, "2": 120}
+    assert Audit.load(tmp_path / "merged").n_tested == of_copies.n_tested
     text = (tmp_path / "whole/scores.csv").read_text()
     assert "donor " not in text  # scores have numbers in place of names
     with pytest.raises(InputError, match="folds 2 of 2 are missing"):

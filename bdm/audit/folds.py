@@ -129,6 +129,12 @@ class Division:
     folds: tuple[Fold, ...]
     left_out: tuple[str, ...] = ()
 
+    @property
+    def n_tested(self) -> int:
+        """Number of units that are members in at least one of the folds."""
+        in_any = np.any([fold.part == MEMBERS for fold in self.folds], axis=0)
+        return len(np.unique(self.units.code[in_any]))
+
 
 def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> Division:
     """Divide prepared cells into folds, without the cell types that are too rare for it.

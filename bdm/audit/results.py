@@ -33,6 +33,7 @@ TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_la
 GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")
 NUMBERS_OF_CELLS = (50, 100)  # of each donor, beside all
 ROW = ["set", "attack", "level", "n_cells"]
+BY_FOLD = ("fingerprints", "n_generated")  # entries of records by the number of the fold, as text
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,6 +47,7 @@ class Audit:
         ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
     record
         How it was made: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
+        ``n_generated`` (number of generated cells of each fold), ``n_tested_in_all_folds`` (see :attr:`n_tested`),
         ``generator``, settings and versions.
     """
 
@@ -64,6 +66,18 @@ class Audit:
     def n_folds(self) -> int:
         """Number of folds that the audit has."""
         return int(self.scores["fold"].nunique())
+
+    @property
+    def n_tested(self) -> int | None:
+        """Number of units that were members in at least one of the folds; attacks show nothing about the others.
+
+        None if it is not known, as audits of several folds by former versions of bdm did not record it: the numbers of
+        units in :attr:`scores` are different in each fold.
+        """
+        if self.n_folds == 1:
+            return int(self.scores.loc[self.scores["member"] > 0, "unit"].nunique())
+        recorded = self.record.get("n_tested_in_all_folds")
+        return None if recorded is None or self.n_folds < self.record["n_folds"] else int(recorded)
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
@@ -194,7 +208,7 @@ class Audit:
             for one in found.findings
         }
         limit = None if np.isnan(found.limit) else round(found.limit, 4)
-        return {"text": found.text, "attacks": attacks, "limit": limit}
+        return {"text": found.text, "attacks": attacks, "limit": limit, "n_tested": self.n_tested}
 
     @classmethod
     def load(cls, folder: Path | str) -> "Audit":
@@ -231,7 +245,7 @@ def merged(audits: Iterable[Audit]) -> Audit:
         If they are of different audits, or a fold is missing or given twice.
     """
     found = list(audits)
-    records = [{key: value for key, value in audit.record.items() if key != "fingerprints"} for audit in found]
+    records = [{key: value for key, value in audit.record.items() if key not in BY_FOLD} for audit in found]
     if any(json.dumps(record, sort_keys=True) != json.dumps(records[0], sort_keys=True) for record in records):
         raise InputError("the folds are of audits of different cells, settings or seeds; give the folds of one.")
     numbers = [number for audit in found for number in audit.record["fingerprints"]]
@@ -243,10 +257,15 @@ def merged(audits: Iterable[Audit]) -> Audit:
             f"folds {abbreviated(missing, n_shown=10)} of {records[0]['n_folds']} are missing; give all folds that "
             "bdm audit --fold wrote."
         )
-    fingerprints = {key: value for audit in found for key, value in audit.record["fingerprints"].items()}
     scores = pd.concat([audit.scores for audit in found], ignore_index=True)
     scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)
-    return Audit(scores, {**found[0].record, "fingerprints": dict(sorted(fingerprints.items()))})
+    joined = {key: joined_by_fold(audit.record.get(key, {}) for audit in found) for key in BY_FOLD}
+    return Audit(scores, {**found[0].record, **joined})
+
+
+def joined_by_fold(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Join entries by the number of the fold, in the order of these numbers."""
+    return dict(sorted((item for entry in entries for item in entry.items()), key=lambda item: int(item[0])))
 
 
 def interval(areas: np.ndarray) -> tuple[float, float]:

@@ -71,10 +71,13 @@ def audit_folds(
     if not chosen:
         raise InputError(f"`fold={fold}` is none of {counted(len(folds), 'fold')}; folds are numbered from 1.")
     cells = Cells.from_anndata(prepared)
-    tables = []
+    tables, n_generated = [], {}
     for of in chosen:
         logger.info("fold %d of %d", of.number, len(folds))
-        tables.append(scores_of(of, cells, generate(of), seed=derive(seed, "attacks", of.number) % MAX_SEED))
+        generated = generate(of)
+        n_generated[str(of.number)] = len(generated.cells)
+        tables.append(scores_of(of, cells, generated, seed=derive(seed, "attacks", of.number) % MAX_SEED))
+        del generated  # before the next fold's cells are in memory
     record = provenance(
         seed=seed,
         unit=units.noun,
@@ -84,6 +87,8 @@ def audit_folds(
         audit=asdict(settings),
         left_out=list(division.left_out),
         fingerprints={str(of.number): fingerprint(prepared.obs, of) for of in chosen},
+        n_generated=n_generated,
+        n_tested_in_all_folds=division.n_tested,
         **preparation(prepared),
         **facts,
     )
