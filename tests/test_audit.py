@@ -507,16 +507,16 @@ def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
 
 
 def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_path):
+    division = divide(prepared, TWO_FOLDS, seed=0)
     with pytest.raises(InputError, match="gives 1 file, and there are 2 folds"):
-        from_files(by_fold[:1], prepared, TWO_FOLDS)
+        from_files(by_fold[:1], division, TWO_FOLDS)
     with pytest.raises(InputError, match=r"fold-1\.h5ad is given for two folds"):
-        from_files(by_fold[:1] * 2, prepared, TWO_FOLDS)
-    fold = folds_of(prepared.obs, TWO_FOLDS, seed=0)[0]
+        from_files(by_fold[:1] * 2, division, TWO_FOLDS)
     cells = ad.read_h5ad(by_fold[0])
 
     def reading(changed: ad.AnnData):
         changed.write_h5ad(tmp_path / "changed.h5ad")
-        return from_files([tmp_path / "changed.h5ad", by_fold[1]], prepared, TWO_FOLDS)(fold)
+        return from_files([tmp_path / "changed.h5ad", by_fold[1]], division, TWO_FOLDS)
 
     with pytest.raises(InputError, match="has 0 cells of type 'T cell', of which fold 1 has 60"):
         reading(cells[cells.obs["cell_type"] == "B cell"].copy())
@@ -525,6 +525,33 @@ def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_p
     cells.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories({"T cell": "T"})
     with pytest.raises(InputError, match="has cells of type 'T', which fold 1 lacks"):
         reading(cells)
+
+
+def halved(cells: ad.AnnData) -> ad.AnnData:
+    return ad.AnnData(cells.X / 2, obs=cells.obs, var=cells.var)
+
+
+BEFORE_ATTACKS = {
+    "No such file or folder": lambda cells, path: path.unlink(),
+    "lacks the genes gene 0": lambda cells, path: cells[:, 1:].write_h5ad(path),
+    "has 1 cell of type 'B cell', of which fold 2 has 60": lambda cells, path: cells[59:].write_h5ad(path),
+    "which is not whole, as in normalised data": lambda cells, path: halved(cells).write_h5ad(path),
+}
+
+
+@pytest.mark.parametrize("message", BEFORE_ATTACKS)
+def test_files_are_checked_before_the_first_attack(by_fold, prepared, tmp_path, caplog, message):
+    cells = ad.read_h5ad(by_fold[1])
+    cells = cells[cells.obs["cell_type"].argsort(kind="stable")].copy()
+    BEFORE_ATTACKS[message](cells, by_fold[1])
+    caplog.set_level(logging.INFO, logger="bdm")
+    given = [word for path in by_fold for word in ("--cells", path)]
+    arguments = ["audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given]
+    with pytest.raises(InputError, match=message) as error:
+        run(*arguments)
+    assert str(by_fold[1]) in str(error.value)
+    assert "fold 1 of 2" not in caplog.text
+    run(*arguments, "--fold=1")  # without the file of fold 2
 
 
 def normalised(cells: ad.AnnData) -> None:

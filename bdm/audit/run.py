@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.audit.attacks import FEWEST_OF_TYPE, attack
-from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint
+from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, members_by_type
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
 from bdm.errors import InputError
@@ -121,13 +121,24 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
     return pd.concat(found, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
 
-def from_files(paths: Sequence[Path], prepared: AnnData, settings: AuditSettings) -> Generate:
+def from_files(
+    paths: Sequence[Path], division: Division, settings: AuditSettings, *, fold: int | None = None
+) -> Generate:
     """Take the generated cells of each fold from a file, of any generator.
+
+    The files are checked here, before the first attack, and read again for the attacks: the cells of one are in memory
+    at a time.
+
+    Parameters
+    ----------
+    fold
+        Number of the only fold to run, whose file is the only one that is needed; all if not given.
 
     Raises
     ------
     InputError
-        If there are not as many files as folds; and, as a file is read, if it lacks genes or cell types.
+        If there are not as many files as folds, or a needed file is missing, has no raw counts, or lacks genes or cell
+        types.
     """
     if len(paths) != settings.n_folds:
         raise InputError(
@@ -137,10 +148,14 @@ def from_files(paths: Sequence[Path], prepared: AnnData, settings: AuditSettings
     repeated = [path for i, path in enumerate(paths) if path in paths[:i]]
     if repeated:
         raise InputError(f"{repeated[0]} is given for two folds; give the cells of each fold in a file.")
+    prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
+    for of in division.folds:
+        if fold in (None, of.number):
+            read_fold(paths[of.number - 1], prepared, of, keys)
 
-    def generate(fold: Fold) -> Generated:
-        return Generated(read_fold(paths[fold.number - 1], prepared, fold, keys))
+    def generate(of: Fold) -> Generated:
+        return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
 
     return generate
 
@@ -149,18 +164,18 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
     """Read the generated cells of a fold, and check that they have its genes and cell types."""
     adata, place = open_cells(path, keys, strict=False, by_option=False)
     check_genes(adata.var_names, prepared.var_names, path)
-    cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place).in_memory()
-    members = prepared.obs["cell_type"].iloc[fold.rows(MEMBERS)].astype(str).value_counts()
-    unknown = sorted(set(map(str, cells.cell_type)) - set(members.index))
+    cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place)
+    members = members_by_type(prepared.obs, fold)
+    unknown = sorted(set(cells.n_by_type.index) - set(members))
     if unknown:
         raise InputError(
             f"{path} has cells of type {unknown[0]!r}, which fold {fold.number} lacks; use the same names."
         )
-    for name in members.index:
+    for name, of_members in members.items():
         number = int(cells.n_by_type.get(name, 0))
         if number < FEWEST_OF_TYPE:
             raise InputError(
                 f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
-                f"{members[name]}; give as many cells of each type as the fold's training cells have."
+                f"{of_members}; give as many cells of each type as the fold's training cells have."
             )
-    return cells
+    return cells.in_memory()

@@ -67,7 +67,7 @@ def audit(
             division = divide(read, audit, seed=seed)
         if cells:
             check_unused(settings, sampling, models, tree)
-            given = from_files(cells, division.cells, audit)
+            given = from_files(cells, division, audit, fold=fold)
             found = audit_folds(division, audit, given, seed=seed, fold=fold, generator="files")
         else:
             shape = given_tree(tree, read.obs, settings.hierarchy)
