@@ -527,6 +527,37 @@ def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_p
         reading(cells)
 
 
+def by_another_path(path: Path, other: Path) -> Path:
+    return path.parent / ".." / path.parent.name / path.name
+
+
+def by_a_link(path: Path, other: Path) -> Path:
+    other.symlink_to(path)
+    return other
+
+
+def by_a_copy(path: Path, other: Path) -> Path:
+    other.write_bytes(path.read_bytes())
+    return other
+
+
+def as_copied_folders(path: Path, other: Path) -> Path:
+    content = path.read_bytes()
+    path.unlink()
+    for folder in (path, other):
+        folder.mkdir()
+        (folder / "content").write_bytes(content)
+    return other
+
+
+@pytest.mark.parametrize("again", [by_another_path, by_a_link, by_a_copy, as_copied_folders])
+def test_cells_of_one_fold_are_not_given_for_two(by_fold, prepared, tmp_path, again):
+    paths = [by_fold[0], again(by_fold[0], tmp_path / "other.h5ad")]
+    message = f"{paths[1]} is given for two folds, as {paths[0]} has the same content; give"
+    with pytest.raises(InputError, match=re.escape(message)):
+        from_files(paths, divide(prepared, TWO_FOLDS, seed=0), TWO_FOLDS)
+
+
 def halved(cells: ad.AnnData) -> ad.AnnData:
     return ad.AnnData(cells.X / 2, obs=cells.obs, var=cells.var)
 

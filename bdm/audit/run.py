@@ -14,9 +14,11 @@ from bdm.audit.attacks import FEWEST_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, members_by_type
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
+from bdm.data.matrix import reject_if_unreadable
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, check_genes
 from bdm.evaluation.read import open_cells, stored
+from bdm.files import sha256
 from bdm.provenance import preparation, provenance
 from bdm.seeds import derive
 from bdm.settings import InputKeys
@@ -137,17 +139,15 @@ def from_files(
     Raises
     ------
     InputError
-        If there are not as many files as folds, or a needed file is missing, has no raw counts, or lacks genes or cell
-        types.
+        If there are not as many files as folds, two have the same content, or a needed file is missing, has no raw
+        counts, or lacks genes or cell types.
     """
     if len(paths) != settings.n_folds:
         raise InputError(
             f"`cells=` gives {counted(len(paths), 'file')}, and there are {counted(settings.n_folds, 'fold')}; give "
             "the cells of each fold in a file, in the order of the folds."
         )
-    repeated = [path for i, path in enumerate(paths) if path in paths[:i]]
-    if repeated:
-        raise InputError(f"{repeated[0]} is given for two folds; give the cells of each fold in a file.")
+    check_different(paths)
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
     for of in division.folds:
@@ -158,6 +158,20 @@ def from_files(
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
 
     return generate
+
+
+def check_different(paths: Sequence[Path]) -> None:
+    """Reject a file, or folder, that is given for two folds: under any name, and as a copy."""
+    known: dict[str, Path] = {}
+    for path in paths:
+        with reject_if_unreadable(path):
+            content = sha256(path) if path.exists() else str(path.resolve())
+        if content in known:
+            other = "" if known[content] == path else f", as {known[content]} has the same content"
+            raise InputError(
+                f"{path} is given for two folds{other}; give the cells of each fold in a file of their own."
+            )
+        known[content] = path
 
 
 def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cells:
