@@ -585,6 +585,20 @@ def test_files_are_checked_before_the_first_attack(by_fold, prepared, tmp_path, 
     run(*arguments, "--fold=1")  # without the file of fold 2
 
 
+def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, tmp_path, caplog):
+    cells = ad.read_h5ad(by_fold[1])
+    number = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
+    cells[number < np.where(cells.obs["cell_type"] == "B cell", 29, 30)].write_h5ad(by_fold[1])
+    given = [word for path in by_fold for word in ("--cells", path)]
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == (
+        f"{by_fold[1]} has fewer than half as many cells as the members of fold 2: B cell (29 of 60); "
+        "attacks find less in fewer cells, so give as many of each type."
+    )
+    assert Audit.load(tmp_path / "audit").record["n_generated"] == {"1": 120, "2": 59}
+
+
 def normalised(cells: ad.AnnData) -> None:
     cells.layers["counts"] = cells.X
     cells.X = cells.X.log1p()

@@ -22,9 +22,10 @@ from bdm.files import sha256
 from bdm.provenance import preparation, provenance
 from bdm.seeds import derive
 from bdm.settings import InputKeys
-from bdm.text import counted
+from bdm.text import abbreviated, counted
 
 logger = logging.getLogger(__name__)
+FEWEST_OF_MEMBERS = 0.5  # generated cells of a type, as a share of the members' cells
 MAX_SEED = 2**32  # of scikit-learn
 
 
@@ -152,7 +153,8 @@ def from_files(
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
     for of in division.folds:
         if fold in (None, of.number):
-            read_fold(paths[of.number - 1], prepared, of, keys)
+            path = paths[of.number - 1]
+            warn_of_few_cells(path, read_fold(path, prepared, of, keys).n_by_type, prepared, of)
 
     def generate(of: Fold) -> Generated:
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
@@ -193,3 +195,17 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
                 f"{of_members}; give as many cells of each type as the fold's training cells have."
             )
     return cells.in_memory()
+
+
+def warn_of_few_cells(path: Path, n_by_type: pd.Series, prepared: AnnData, fold: Fold) -> None:
+    """Warn if a file has far fewer cells of some types than the members of its fold."""
+    numbers = {name: (n_by_type[name], number) for name, number in members_by_type(prepared.obs, fold).items()}
+    few = [f"{name} ({n} of {number})" for name, (n, number) in numbers.items() if n < FEWEST_OF_MEMBERS * number]
+    if few:
+        logger.warning(
+            "%s has fewer than half as many cells as the members of fold %d: %s; attacks find less in fewer cells, so "
+            "give as many of each type.",
+            path,
+            fold.number,
+            abbreviated(few, n_shown=3),
+        )
