@@ -434,7 +434,8 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     share = audit.attacks_on_units["true_positives"]["generated", first.attack]
     assert f" | {share:.0%} | {'yes' if first.found else 'no'} |" in card
     assert "15 donors were divided into" in card
-    assert f"{audit.n_tested} donors were members in at least one division, and the others in none. The attacks had " in card
+    tested = f"{audit.n_tested} donors were members in at least one division, and the others in none. The attacks had "
+    assert tested in card
     of_type = audit.by_label[(audit.by_label["set"] == "generated") & (audit.by_label["cell_type"] == "T cell")]
     best = of_type.loc[of_type["auc_of_donors"].idxmax()]
     row = f"{ATTACKS[best['attack']]} | {best['auc_of_donors']:.2f} | {best['limit']:.2f} |"
