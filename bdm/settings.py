@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
-from bdm.validation import CAREFUL, WITHOUT_DP, split_rejection
+from bdm.validation import CAREFUL, split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -310,11 +310,6 @@ class DenoiserSettings(StageSettings):
     privacy: Annotated[
         str, Words(("none", CAREFUL), ()), "`careful` adds noise to the model, as donors differ; or `none`."
     ] = "none"
-
-    def __post_init__(self) -> None:
-        if self.privacy == "dp":
-            raise InputError(WITHOUT_DP)
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,11 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 CAREFUL = "careful"  # how a model protects donors
-WITHOUT_DP = (
-    "privacy is 'dp', which is not offered: with a differential privacy guarantee (epsilon 1), the noise in a model of "
-    "40 donors would be dozens of times the differences between donors; choose 'careful' or 'none'."
-)
+# Values that a user may look for, and why they are not offered, by the name of the setting
+NOT_OFFERED = {
+    ("privacy", "dp"): "with a differential privacy guarantee (epsilon 1), the noise in a model of 40 donors would be "
+    f"dozens of times the differences between donors; choose '{CAREFUL}' or 'none'"
+}
 
 
 def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
@@ -59,6 +60,8 @@ def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     if "anyOf" in schema:
         if any(allows(one, value) for one in schema["anyOf"]):
             return None
+        if reason := NOT_OFFERED.get((name, str(value))):
+            return f"{name} is {shown}, which is not offered: {reason}."
         return f"{name} is {shown}, but must be {' or '.join(map(in_words, schema['anyOf']))}."
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     if not any(is_of_kind(value, kind) for kind in kinds):
