@@ -30,6 +30,8 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
 }
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
+PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
+NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
 CAREFUL = "careful"  # how a model protects donors
 # Values that a user may look for, and why they are not offered, by the name of the setting
 NOT_OFFERED = {
@@ -113,6 +115,21 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"There is no setting {name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
+
+
+def column_rejection(key: str, columns: Iterable[object], *, argument: str, alternative: str = "") -> str | None:
+    """Phrase that obs has no column ``key``; None if it has.
+
+    Parameters
+    ----------
+    argument, alternative
+        Argument by which the user names the column, and what to do if there is none.
+    """
+    columns = list(columns)
+    if key in columns:
+        return None
+    available = ", ".join(map(str, columns)) or "none"
+    return f"obs has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
 
 
 def split_rejection(validation: float, test: float) -> str | None:

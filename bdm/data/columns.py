@@ -9,6 +9,7 @@ from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
 from bdm.errors import InputError
 from bdm.settings import WITHOUT_LABELS
+from bdm.validation import NO_LABELS, PREPARED_COLUMNS, column_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def canonical_columns(
             obs,
             label_key,
             argument="label_key",
-            alternative=", or use no labels, by `label_key=None`",
+            alternative=NO_LABELS,
             remedy="leave them out by `drop_unlabelled=True`",
             drop_missing=drop_unlabelled,
         )
@@ -74,7 +75,7 @@ def canonical_columns(
         columns["batch"] = group_column(obs, batch_key, argument="batch_key")
     if donor_key is not None:
         columns["donor"] = donor_column(obs, donor_key, label_key=label_key, batch_key=batch_key)
-    for name in ("cell_type", "batch", "split", *(["donor"] if donor_key is not None else [])):
+    for name in PREPARED_COLUMNS if donor_key is not None else PREPARED_COLUMNS[:-1]:
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
             while kept in obs:
@@ -153,9 +154,8 @@ def group_column(
     InputError
         If there is no such column, or it has missing values, measurements, or a single value.
     """
-    if key not in obs:
-        available = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"obs has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available}).")
+    if sentence := column_rejection(key, obs, argument=argument, alternative=alternative):
+        raise InputError(sentence)
     another = f"name another by `{argument}=`{alternative}"
     if is_float_dtype(obs[key]) and not (obs[key].isna().any() and is_whole(obs[key])):
         raise InputError(f"obs[{key!r}] holds decimal numbers, not groups of cells; {another}.")

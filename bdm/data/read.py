@@ -16,6 +16,7 @@ from anndata import AnnData, io
 from scipy import sparse
 
 from bdm.checksums import check_hdf5
+from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.errors import InputError
 
@@ -225,7 +226,7 @@ def add_labels(adata: AnnData, path: Path) -> AnnData:
 def read_labels(path: Path) -> pd.DataFrame:
     """Read a table of text columns, indexed by its first column; see :func:`add_labels`."""
     path = Path(path)
-    separator = "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","
+    separator = separator_of(path)
     try:
         table = pd.read_csv(path, sep=separator, dtype=str)
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade
 from bdm.settings import HierarchySettings
 from bdm.text import abbreviated
-from bdm.validation import CELL_ONTOLOGY, ontology_rejection
+from bdm.validation import CELL_ONTOLOGY, column_rejection, ontology_rejection
 
 PREFIX = "CL"
 ABSENT = {"", "nan", "None", "na", "unknown"}
@@ -59,11 +59,8 @@ def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:
         one that the ontology does not have.
     """
     parser = ontology_parser()
-    if key not in obs:
-        raise InputError(
-            f"obs has no column {key!r} with terms of the Cell Ontology; its columns are "
-            f"{abbreviated(list(obs.columns), n_shown=20)}."
-        )
+    if sentence := column_rejection(key, obs, argument="ontology_key"):
+        raise InputError(sentence)
     ancestors = {
         cell_type: set(parser.get_term_ancestors(term_id(parser, term, cell_type, key), include_self=True))
         for cell_type, term in terms_of_types(obs, key).items()

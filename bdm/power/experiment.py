@@ -14,6 +14,7 @@ from bdm.data.counts import raw_counts
 from bdm.errors import InputError
 from bdm.schema import StageSettings, Unset
 from bdm.text import abbreviated
+from bdm.validation import column_rejection
 
 FEWEST_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
 
@@ -187,9 +188,8 @@ def labels_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
     InputError
         If there is no such column, or a value is missing.
     """
-    if key not in obs:
-        available = ", ".join(map(str, obs)) or "none"
-        raise InputError(f"obs has no column {key!r}; name one by `{argument}=` (there are: {available}).")
+    if sentence := column_rejection(key, obs, argument=argument):
+        raise InputError(sentence)
     labels = as_text(obs[key])
     missing = is_missing(labels)
     if missing.any():

@@ -180,7 +180,7 @@ def has_braces(file):
 def reject(place, problem):
     """Reject a configuration if there is a problem at a place; what is an argument in Python is a key here."""
     if problem:
-        said = re.sub(r"`(\w+)=`", r"\1", problem)
+        said = re.sub(r"`(\w+)=`", r"\1", problem).replace("=None`", ": null`")
         raise WorkflowError(f"Configuration, {place}: {said} All keys are described in config/README.md.")
 
 

@@ -1,0 +1,58 @@
+"""Columns of ``obs``, found before cells are read.
+
+The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
+they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
+"""
+
+import csv
+from pathlib import Path
+
+UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
+
+
+def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
+    """Name the columns of ``obs`` of an ``.h5ad`` file, with the columns that a table of labels adds.
+
+    Returns
+    -------
+    None for files of other formats, and for files that cannot be read.
+    """
+    try:
+        columns = h5ad_columns(Path(cells))
+        added = [] if labels is None else table_columns(Path(labels))
+    except UNREADABLE:
+        return None
+    return None if columns is None or added is None else list(dict.fromkeys([*columns, *added]))
+
+
+def h5ad_columns(path: Path) -> list[str] | None:
+    """Name the columns of ``obs`` as AnnData reads them: in a group, or, before AnnData 0.7, in one table."""
+    if path.suffix.lower() != ".h5ad" or not path.is_file():
+        return None
+    import h5py
+
+    with h5py.File(path, locking=False) as file:
+        obs = file["obs"]
+        if isinstance(obs, h5py.Dataset):
+            return None if obs.dtype.names is None else list(obs.dtype.names[1:])  # the first is the index
+        names = obs.attrs["column-order"]
+        if obs.attrs["encoding-type"] != "dataframe" or names.ndim != 1:
+            return None
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def table_columns(path: Path) -> list[str] | None:
+    """Name the columns of a table of labels, without the names of cells, which have no name in tables of R."""
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):  # compressed
+        return None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file, delimiter=separator_of(path)) if any(map(str.strip, row)))
+        header, first = next(rows, []), next(rows, [])
+    columns = header if len(first) == len(header) + 1 else header[1:]
+    is_clear = len(header) > 0 and len(first) - len(header) in (0, 1) and all(columns)
+    return columns if is_clear and len(set(header)) == len(header) else None
+
+
+def separator_of(path: Path) -> str:
+    """Give the character that separates the columns of a table, by the ending of its name."""
+    return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","

@@ -1,0 +1,172 @@
+"""Columns of cells that the configuration names, and donors for an audit, are looked for before any job starts."""
+
+import re
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from snakemake.exceptions import WorkflowError
+from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
+from test_workflow import ROOT, SCHEMA, snakemake, write_config
+
+from bdm.data.header import obs_columns
+from bdm.data.read import read_cells
+
+MODULE = """
+module bdm:
+    snakefile: "{root}/workflow/Snakefile"
+    config: {config}
+
+use rule * from bdm as bdm_*
+"""
+RULE = """
+include: "{root}/workflow/Snakefile"
+
+rule count:
+    output: "cells.h5ad"
+    input: "script.py"
+    shell: "touch {{output}}"
+"""
+
+
+def cells(n_cells: int = 12) -> ad.AnnData:
+    number = np.arange(n_cells)
+    obs = {"cell_type": np.where(number % 2, "B", "T"), "term": np.where(number % 2, "CL:0000236", "CL:0000084")}
+    obs |= {"batch": [f"b{i % 2}" for i in number], "person": [f"p{i % 6}" for i in number], "lane": number % 3}
+    table = pd.DataFrame(obs, index=[f"c{i}" for i in number]).astype({"person": "category"})
+    return ad.AnnData(sparse.csr_matrix(np.ones((n_cells, 4), dtype=np.float32)), obs=table)
+
+
+def named_columns() -> list[str]:
+    """List the keys of the configuration that name a column of obs, by their descriptions."""
+    of = {key: SCHEMA["$defs"][key.split("/")[0]]["properties"][key.split("/")[1]] for key in keys() if "/" in key}
+    return [key for key, schema in of.items() if schema.get("description", "").startswith("Column of `obs`")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Folder with the files of the configuration, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cells.h5ad", "more.h5ad"):
+        cells().write_h5ad(tmp_path / name)
+    (tmp_path / "design.yaml").touch()
+    return tmp_path
+
+
+def message(config: dict) -> str:
+    """Give the sentence in which a configuration is rejected."""
+    with pytest.raises(WorkflowError) as error:
+        planned_rules(config)
+    [found] = re.findall("^Configuration.*$", str(error.value), flags=re.MULTILINE)
+    return found
+
+
+def test_keys_that_name_columns_are_found():
+    own = {"dataset/label_key", "dataset/batch_key", "dataset/donor_key"}
+    assert set(named_columns()) == own | {"hierarchy/ontology_key", "addition/label_key"}
+
+
+@pytest.mark.parametrize("key", named_columns())
+def test_no_such_column_is_reported_before_any_job(folder, key):
+    section, _, name = key.partition("/")
+    assert planned_rules(with_value(key, "cell_type" if key.endswith("label_key") else "term"))
+    found = message(with_value(key, "tpyo"))
+    place = {"dataset": "", "addition": "extend.additions.more."}.get(section, f"{section}.")
+    file = "more.h5ad" if section == "addition" else "cells.h5ad"
+    start = f"Configuration, datasets.{MINE}.{place}{name}: {file}: obs has no column 'tpyo'; name one by {name}"
+    assert found.startswith(start)
+    assert "(there are: cell_type, term, batch, person, lane). " in found
+    assert ("use no labels, by `label_key: null`" in found) == (key == "dataset/label_key")
+
+
+def test_default_label_key_is_reported_as_well(folder):
+    other = cells()
+    other.obs = other.obs.rename(columns={"cell_type": "kind"})
+    other.write_h5ad(folder / "cells.h5ad")
+    assert "label_key: cells.h5ad: obs has no column 'cell_type'" in message(CONFIG)
+    assert planned_rules(with_value("dataset/label_key", None))
+
+
+def test_results_are_kept_where_a_column_is_mistyped(folder):
+    write_config(folder, with_value("dataset/donor_key", "presno"))
+    made = folder / f"results/{MINE}/prepared.h5ad"
+    made.parent.mkdir(parents=True)
+    made.write_text("results")
+    done = snakemake("--snakefile", ROOT / "Snakefile", "--cores", "1", "--forceall", cwd=folder)
+    assert done.returncode == 1
+    assert re.search(
+        f"^Configuration, datasets.{MINE}.donor_key: .* no column 'presno'",
+        done.stdout + done.stderr,
+        flags=re.MULTILINE,
+    )
+    assert made.read_text() == "results"
+
+
+@pytest.mark.parametrize("key", ["split", "cell_type_input", "donor_input"])
+def test_columns_that_are_there_once_cells_are_prepared(folder, key):
+    assert planned_rules(with_value("hierarchy/ontology_key", key))
+
+
+LABELS = {
+    "labels.csv": "cell,kind\nc0,T\n",
+    "labels.tsv": "kind\tother\nc0\tT\t1\n",  # as R writes it
+    "labels.txt": '\ufeff\n"cell"\tkind\nc0\tT\n',
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_columns_of_a_table_of_labels(folder, labels):
+    (folder / labels).write_text(LABELS[labels])
+    config = with_value("dataset/labels", labels)
+    assert planned_rules(with_value("dataset/label_key", "kind", config=config))
+    found = message(with_value("dataset/label_key", "kimd", config=config))
+    assert "obs has no column 'kimd'" in found
+    assert "lane, kind" in found
+    assert "cell," not in found
+
+
+@pytest.mark.parametrize("text", ["", "cell,kind\n", "cell,kind,kind\nc0,T,T\n", "cell\nc0,T,1,2\n", "\xff"])
+def test_unclear_tables_are_left_to_bdm_prepare(folder, text):
+    (folder / "labels.csv").write_text(text, encoding="latin-1")
+    assert obs_columns(folder / "cells.h5ad", folder / "labels.csv") is None
+
+
+def test_cells_that_cannot_be_read_are_left_to_bdm_prepare(folder):
+    for name, content in {"cells.h5ad": b"", "text.h5ad": b"no cells", "cells.loom": b""}.items():
+        (folder / name).write_bytes(content)
+        assert obs_columns(folder / name) is None
+    assert obs_columns(folder / "absent.h5ad") is None
+    with h5py.File(folder / "no_obs.h5ad", "w") as file:
+        file["X"] = 1
+    assert obs_columns(folder / "no_obs.h5ad") is None
+    assert planned_rules(with_value("dataset/label_key", "tpyo"))
+
+
+@pytest.mark.parametrize("text", [MODULE, RULE], ids=["module", "rule"])
+def test_cells_that_a_rule_may_make_anew(folder, text):
+    config = with_value("dataset/donor_key", "new")
+    write_config(folder, config)
+    (folder / "Snakefile").write_text(text.format(root=ROOT, config=config))
+    (folder / "script.py").touch()
+    done = snakemake("--dry-run", f"results/{MINE}/prepared.h5ad", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_old_files_keep_obs_in_one_table(tmp_path):
+    obs = np.array([(b"c0", b"T", 2), (b"c1", b"B", 3)], dtype=[("index", "S2"), ("kind", "S1"), ("donor", "i4")])
+    with h5py.File(tmp_path / "old.h5ad", "w") as file:
+        file["X"], file["obs"] = np.ones((2, 1), dtype=np.float32), obs
+        file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
+    assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
+
+
+def test_columns_are_those_that_are_read(folder):
+    assert obs_columns(folder / "cells.h5ad") == list(read_cells(folder / "cells.h5ad").obs)
+    no_columns = ad.AnnData(np.ones((2, 2)))
+    no_columns.write_h5ad(folder / "none.h5ad")
+    assert obs_columns(folder / "none.h5ad") == []

@@ -1,0 +1,56 @@
+# What the configuration names in the cells is looked for as it is read: a job that failed at it would have lost its results.
+
+
+include: "../../bdm/data/header.py"
+
+
+def check_columns(name, dataset):
+    """Reject keys that name a column of obs that the cells do not have, and an audit of too few donors."""
+    place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
+    columns = known_columns(path, labels)
+    for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
+        check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
+    key = dataset["hierarchy"]["ontology_key"]
+    if not may_be_prepared(key, columns):
+        check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
+    for addition, of in dataset["extend"]["additions"].items():
+        in_addition = f"{place}.extend.additions.{addition}.label_key"
+        check_column(in_addition, of["path"], known_columns(of["path"]), of["label_key"])
+
+
+def check_column(place, path, columns, key, *, alternative=""):
+    """Reject a key that names none of the columns, where these are known."""
+    if columns is not None and key is not None:
+        problem = column_rejection(key, columns, argument=place.rpartition(".")[2], alternative=alternative)
+        reject(place, problem and f"{path}: {problem}")
+
+
+def may_be_prepared(key, columns):
+    """Return whether a column may be one that bdm prepare writes, or renames: to NAME_input, or without slashes."""
+    written = re.sub(r"(_input)+$", "", key or "") in PREPARED_COLUMNS
+    return written or any("/" in column for column in columns or [])
+
+
+def known_columns(path, labels=None):
+    """List the columns of obs, with those of a table of labels; None where they cannot be known yet."""
+    files = [file for file in (path, labels) if file is not None]
+    return None if any(map(is_made_anew, files)) else obs_columns(*files)
+
+
+def is_made_anew(file):
+    """Return whether a rule makes a file, perhaps with other columns than now; the example is always the same."""
+    return any(rule.is_producer(file) for rule in workflow.rules if rule.name != "example")
+
+
+def is_whole_workflow():
+    """Return whether no other workflow uses this one, whose rules for the cells would not be known yet."""
+    checkout = Path(str(workflow.current_basedir)).resolve().parents[1]
+    main = Path(workflow.main_snakefile).resolve().parent
+    return workflow.modifier.is_main_snakefile() and main in (checkout, checkout / "workflow")
+
+
+# The jobs of a workflow have the configuration that it was checked with.
+if workflow.is_main_process and is_whole_workflow():
+
+    for each in FITTED:
+        check_columns(each, settings["datasets"][each])
