@@ -32,6 +32,7 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
 NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
+FEWEST_DONORS = 6  # two in each part of an audit; with fewer, attacks are right by chance in a third of folds or more
 CAREFUL = "careful"  # how a model protects donors
 # Values that a user may look for, and why they are not offered, by the name of the setting
 NOT_OFFERED = {
@@ -166,3 +167,13 @@ def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:
     if min_donors == 1 or donor_key is not None:
         return None
     return f"min_donors is {min_donors}, but donors are not known; name their column (donor_key)."
+
+
+def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
+    """Phrase that the donors in a column of obs are too few for an audit, and what to do; None if they suffice."""
+    if n_donors >= FEWEST_DONORS:
+        return None
+    return (
+        f"obs[{key!r}] has {n_donors} donor{'' if n_donors == 1 else 's'}; an audit needs {FEWEST_DONORS} or more, as "
+        f"chance alone distinguishes fewer; {remedy}."
+    )

@@ -13,8 +13,11 @@ from snakemake.exceptions import WorkflowError
 from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
-from bdm.data.header import obs_columns
+from bdm.audit.folds import check_donors
+from bdm.data.header import count_values, obs_columns
 from bdm.data.read import read_cells
+from bdm.errors import InputError
+from bdm.validation import audit_rejection
 
 MODULE = """
 module bdm:
@@ -139,6 +142,7 @@ def test_cells_that_cannot_be_read_are_left_to_bdm_prepare(folder):
     for name, content in {"cells.h5ad": b"", "text.h5ad": b"no cells", "cells.loom": b""}.items():
         (folder / name).write_bytes(content)
         assert obs_columns(folder / name) is None
+        assert count_values(folder / name, "person") is None
     assert obs_columns(folder / "absent.h5ad") is None
     with h5py.File(folder / "no_obs.h5ad", "w") as file:
         file["X"] = 1
@@ -163,6 +167,7 @@ def test_old_files_keep_obs_in_one_table(tmp_path):
         file["X"], file["obs"] = np.ones((2, 1), dtype=np.float32), obs
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
     assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
+    assert count_values(tmp_path / "old.h5ad", "donor") == 2
 
 
 def test_columns_are_those_that_are_read(folder):
@@ -170,3 +175,60 @@ def test_columns_are_those_that_are_read(folder):
     no_columns = ad.AnnData(np.ones((2, 2)))
     no_columns.write_h5ad(folder / "none.h5ad")
     assert obs_columns(folder / "none.h5ad") == []
+
+
+# ---- donors for an audit
+
+
+def with_donors(column: pd.Series) -> ad.AnnData:
+    found = cells()
+    found.obs["person"] = column.set_axis(found.obs_names)
+    return found
+
+
+FIVE = pd.Series([f"p{i % 5}" for i in range(12)])
+DONORS = {
+    "categories": FIVE.astype("category"),
+    "unused categories": pd.Series(pd.Categorical(FIVE, categories=[f"p{i}" for i in range(9)])),
+    "missing values": FIVE.where(FIVE.index > 0).astype("category"),
+    "numbers": FIVE.str[1:].astype(int),
+}
+
+
+@pytest.mark.parametrize("donors", DONORS.values(), ids=DONORS)
+def test_too_few_donors_are_reported_before_any_job(folder, donors):
+    with_donors(donors).write_h5ad(folder / "cells.h5ad")
+    found = message(CONFIG)
+    assert found.startswith(
+        f"Configuration, datasets.{MINE}.audit.run: cells.h5ad: obs['person'] has 5 donors; an audit"
+    )
+    assert "leave out `run: true`, or audit cells by `bdm audit --by-cell`" in found
+    assert planned_rules(with_value("audit/run", False))
+
+
+def test_text_without_categories_is_counted(folder):
+    with h5py.File(folder / "cells.h5ad", "a") as file:
+        del file["obs/person"]
+        file["obs/person"] = list(FIVE)
+        file["obs/person"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    assert read_cells(folder / "cells.h5ad").obs["person"].nunique() == 5
+    assert "obs['person'] has 5 donors" in message(CONFIG)
+
+
+def test_enough_donors_and_donors_of_a_table_are_left_to_bdm_audit(folder):
+    assert planned_rules(CONFIG)
+    with_donors(FIVE).write_h5ad(folder / "cells.h5ad")
+    (folder / "labels.csv").write_text("cell,person\nc0,p0\n")
+    assert planned_rules(with_value("dataset/labels", "labels.csv"))
+
+
+def test_donors_are_too_few_as_for_bdm_audit():
+    """The bound and the words are those of ``bdm audit``."""
+    remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
+    names = pd.Index([f"p{i}" for i in range(6)])
+    for n_donors in (1, 5):
+        with pytest.raises(InputError) as error:
+            check_donors(names[:n_donors], "person")
+        assert str(error.value) == audit_rejection(n_donors, "person", remedy=remedy)
+    check_donors(names, "person")
+    assert audit_rejection(len(names), "person", remedy=remedy) is None

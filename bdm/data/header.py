@@ -1,4 +1,4 @@
-"""Columns of ``obs``, found before cells are read.
+"""Columns of ``obs``, and numbers of their values, found before cells are read.
 
 The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
 they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
@@ -56,3 +56,26 @@ def table_columns(path: Path) -> list[str] | None:
 def separator_of(path: Path) -> str:
     """Give the character that separates the columns of a table, by the ending of its name."""
     return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","
+
+
+def count_values(cells: str | Path, column: str) -> int | None:
+    """Count the values that cells have in a column of ``obs`` of an ``.h5ad`` file: their groups, if it has any.
+
+    Returns
+    -------
+    The number, or one more where values are missing; None for columns of other kinds, and where they cannot be read.
+    """
+    try:
+        import h5py
+        import numpy as np
+
+        with h5py.File(cells, locking=False) as file:
+            stored = file["obs"][column]
+            if not isinstance(stored, h5py.Group):
+                return len(np.unique(stored[()]))
+            if stored.attrs["encoding-type"] != "categorical":
+                return None
+            codes = np.unique(stored["codes"][()])
+            return int((codes >= 0).sum())
+    except UNREADABLE:
+        return None

@@ -16,6 +16,16 @@ def check_columns(name, dataset):
     for addition, of in dataset["extend"]["additions"].items():
         in_addition = f"{place}.extend.additions.{addition}.label_key"
         check_column(in_addition, of["path"], known_columns(of["path"]), of["label_key"])
+    if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
+        check_donors(f"{place}.audit.run", path, dataset["donor_key"])
+
+
+def check_donors(place, path, key):
+    """Reject an audit of too few donors, where the file has their number."""
+    n_donors = count_values(path, key)
+    remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
+    problem = None if n_donors is None else audit_rejection(n_donors, key, remedy=remedy)
+    reject(place, problem and f"{path}: {problem}")
 
 
 def check_column(place, path, columns, key, *, alternative=""):
