@@ -313,8 +313,9 @@ The card, `results/NAME/card.md`, is for those who receive the cells: [docs/shar
 }
 DESCRIPTION = """\
 The workflow reads `config/config.yaml`. Only `datasets` is required; everything else has the default given below. A key
-that is not in these tables is rejected before anything runs. Threads are not here but in
-`profiles/default/config.yaml`, and memory on a cluster in `profiles/slurm/config.yaml`.
+that is not in these tables is rejected before anything runs, as is the name of a column that `obs` of an `.h5ad` file
+does not have. Threads are not here but in `profiles/default/config.yaml`, and memory on a cluster in
+`profiles/slurm/config.yaml`.
 
 For your own cells, edit `config/config.yaml`, or write a file like `config/example-own-data.yaml` and run it alone with
 
