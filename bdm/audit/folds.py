@@ -17,10 +17,10 @@ from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import PrepareSettings
 from bdm.text import abbreviated, counted
+from bdm.validation import audit_rejection
 
 logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
-FEWEST_DONORS = 6  # two in each part; with fewer, every attack is right by chance in a third of folds or more
 FEWEST_CELLS = 3  # of a cell type in each part
 
 
@@ -238,11 +238,9 @@ def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: 
 
 def check_donors(names: pd.Index, key: str) -> None:
     """Reject few donors, and donors who may be the same person under two names."""
-    if len(names) < FEWEST_DONORS:
-        raise InputError(
-            f"obs[{key!r}] has {counted(len(names), 'donor')}; an audit needs {FEWEST_DONORS} or more, as chance alone "
-            "distinguishes fewer; audit cells in place of donors by `by_cell=True`, which shows nothing about donors."
-        )
+    remedy = "audit cells in place of donors by `by_cell=True`, which shows nothing about donors"
+    if sentence := audit_rejection(len(names), key, remedy=remedy):
+        raise InputError(sentence)
     plain = pd.Series(names, dtype=str).str.strip().str.casefold()
     if plain.duplicated().any():
         same = names[(plain == plain[plain.duplicated()].iloc[0]).to_numpy()]
