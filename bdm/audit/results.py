@@ -47,8 +47,8 @@ class Audit:
         ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
     record
         How it was made: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
-        ``n_generated`` (number of generated cells of each fold), ``n_tested_in_all_folds`` (number of units that are members in any),
-        ``generator``, settings and versions.
+        ``n_generated`` (number of generated cells of each fold), ``n_tested_in_all_folds`` (number of units that are
+        members in any), ``generator``, settings and versions.
     """
 
     scores: pd.DataFrame
