@@ -456,6 +456,10 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         with pytest.raises(InputError, match=message):
             model.card(audit=Audit(audit.scores, {**audit.record, **record}))
     fitted = model.model.autoencoder
+    of_column = {**audit.record["prepare"], "donor_key": "person"}
+    renamed = replace(model.model, autoencoder=replace(fitted, provenance=fitted.provenance | {"prepare": of_column}))
+    by_column = {**audit.record, "prepare": of_column, "audit": {**audit.record["audit"], "donor_key": "donor"}}
+    assert "15 donors were divided into" in model_card(renamed, audit=Audit(audit.scores, by_column))
     of_file = replace(fitted, provenance=fitted.provenance | {"data_sha256": "a" * 64})
     with pytest.raises(InputError, match=r"of other data .* begins with bbbbbbbb, .* aaaaaaaa"):
         model_card(

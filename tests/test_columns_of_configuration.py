@@ -160,7 +160,6 @@ def test_cells_that_a_rule_may_make_anew(folder, text):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_old_files_keep_obs_in_one_table(tmp_path):
     obs = np.array([(b"c0", b"T", 2), (b"c1", b"B", 3)], dtype=[("index", "S2"), ("kind", "S1"), ("donor", "i4")])
     with h5py.File(tmp_path / "old.h5ad", "w") as file:

@@ -303,7 +303,7 @@ def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None 
             "them by bdm merge-audit."
         )
     column, donor_key = audit.record["audit"].get("donor_key"), model.preparation.get("donor_key")
-    if None not in (column, donor_key) and column != donor_key:
+    if donor_key is not None and column not in (None, donor_key, "donor"):  # as bdm prepare names the column of donors
         raise InputError(
             f"The audit takes the donors from the column {column!r}, and the model from {donor_key!r}; audit with the "
             "column of the model."
