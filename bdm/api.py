@@ -176,6 +176,7 @@ class BranchedDiffusion(FittedModel):
         donor_key: str | None = None,
         by_cell: bool = False,
         cells_only: bool = False,
+        cells_per_training_cell: float = AuditSettings.cells_per_training_cell,
         models: Path | str | None = None,
     ) -> "Audit":
         """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
@@ -192,6 +193,8 @@ class BranchedDiffusion(FittedModel):
             Audit cells, although there are donors.
         cells_only
             Attack generated cells only, not the models, which takes the fit of a second model in each fold.
+        cells_per_training_cell
+            Number of generated cells for each training cell of a fold: as many as you will share.
         models
             Folder of the models of the folds, which are read from it, or fitted and written there.
 
@@ -205,7 +208,13 @@ class BranchedDiffusion(FittedModel):
 
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
-        checked = AuditSettings(n_folds=n_folds, donor_key=donor_key, by_cell=by_cell, cells_only=cells_only)
+        checked = AuditSettings(
+            n_folds=n_folds,
+            donor_key=donor_key,
+            by_cell=by_cell,
+            cells_only=cells_only,
+            cells_per_training_cell=cells_per_training_cell,
+        )
         fit = FitSettings(**{of.name: getattr(self.settings, of.name) for of in fields(FitSettings)})
         folder = None if models is None else Path(models)
         how = AuditedModels(fit=fit, tree=self.tree, folder=folder, device=self.device, seed=self.seed)

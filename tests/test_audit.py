@@ -373,6 +373,9 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     assert first.record["n_generated"] == {"1": 120}
     cells_only = audit_models(division, AuditSettings(n_folds=1, cells_only=True), models)
     assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - {"bound"}
+    for share, number in ((0.5, 60), (2, 240), (1e-3, 4)):  # at least two of each type, as one has no covariance
+        some = AuditSettings(n_folds=1, cells_only=True, cells_per_training_cell=share)
+        assert audit_models(division, some, models).record["n_generated"] == {"1": number}
     other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
     with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
         audit_models(division, settings, other)
@@ -418,9 +421,10 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     cells = ad.AnnData(prepared.X, obs=prepared.obs[["cell_type", "donor"]], var=prepared.var)
     settings = Settings(**vars(SMALL), prepare=PrepareSettings(genes="all", min_cells_per_gene=0))
     model = BranchedDiffusion(cells, donor_key="donor", settings=settings, n_threads=1)
-    audit = model.audit(n_folds=1, cells_only=True, models=tmp_path / "models")
+    audit = model.audit(n_folds=1, cells_only=True, cells_per_training_cell=0.5, models=tmp_path / "models")
     model.prepared.write_h5ad(tmp_path / "prepared.h5ad")
-    options = ["--models", tmp_path / "models", "--n-folds=1", "--cells-only", *FLAGS]
+    few = "--cells-per-training-cell=0.5"
+    options = ["--models", tmp_path / "models", "--n-folds=1", "--cells-only", few, *FLAGS]
     run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", *options)
     pd.testing.assert_frame_equal(Audit.load(tmp_path / "audit").scores, audit.scores, check_dtype=False)
     assert repr(audit).startswith("Audit of donors in 1 fold")
@@ -435,7 +439,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     assert f" | {share:.0%} | {'yes' if first.found else 'no'} |" in card
     assert "15 donors were divided into" in card
     tested = f"{audit.n_tested} donors were members in at least one division, and the others in none. The attacks had "
-    assert tested in card
+    assert tested + "60 generated cells in a division, 0.5 for each training cell. More cells disclose more." in card
     of_type = audit.by_label[(audit.by_label["set"] == "generated") & (audit.by_label["cell_type"] == "T cell")]
     best = of_type.loc[of_type["auc_of_donors"].idxmax()]
     row = f"{ATTACKS[best['attack']]} | {best['auc_of_donors']:.2f} | {best['limit']:.2f} |"
@@ -599,10 +603,14 @@ def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, tmp_path, c
     run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
-        f"{by_fold[1]} has fewer than half as many cells as the members of fold 2: B cell (29 of 60); "
-        "attacks find less in fewer cells, so give as many of each type."
+        f"{by_fold[1]} has fewer than half of the cells that are expected of fold 2: B cell (29 of 60); "
+        "attacks find less in fewer cells, so give as many of each type, or, if you will share few, say so by "
+        "`cells_per_training_cell=`."
     )
     assert Audit.load(tmp_path / "audit").record["n_generated"] == {"1": 120, "2": 59}
+    caplog.clear()
+    run("audit", tmp_path / "prepared.h5ad", tmp_path / "few", "--n-folds=2", "--cells-per-training-cell=0.9", *given)
+    assert "expected of" not in caplog.text
 
 
 def normalised(cells: ad.AnnData) -> None:

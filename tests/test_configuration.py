@@ -131,6 +131,7 @@ CHANGES = {
     "audit/run": (False, {MINE: CARD | REPORT}),
     "audit/n_folds": (2, {MINE: AUDIT}),
     "audit/cells_only": (True, {MINE: AUDIT}),
+    "audit/cells_per_training_cell": (0.1, {MINE: AUDIT}),
     "card/source": ("cell_type", both(CARD)),
     "card/contact": ("it's A. Miller", both(CARD)),
 }

@@ -284,6 +284,6 @@ def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:
 
 
 def members_by_type(obs: pd.DataFrame, fold: Fold) -> dict[str, int]:
-    """Count the members' cells of each type, which are as many as are generated."""
+    """Count the members' cells of each type."""
     number = obs["cell_type"][fold.part == MEMBERS].value_counts()
     return {str(name): int(n) for name, n in number.items() if n}

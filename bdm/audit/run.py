@@ -25,7 +25,7 @@ from bdm.settings import InputKeys
 from bdm.text import abbreviated, counted
 
 logger = logging.getLogger(__name__)
-FEWEST_OF_MEMBERS = 0.5  # generated cells of a type, as a share of the members' cells
+FEWEST_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say
 MAX_SEED = 2**32  # of scikit-learn
 
 
@@ -36,7 +36,7 @@ class Generated:
     Attributes
     ----------
     cells
-        About as many of each type as the members have.
+        Of all types of the members, as many as the settings of the audit say.
     white_box
         Scores of the attacks on the model itself, attacked cells x attacks; None where only cells are attacked.
     """
@@ -154,7 +154,8 @@ def from_files(
     for of in division.folds:
         if fold in (None, of.number):
             path = paths[of.number - 1]
-            warn_of_few_cells(path, read_fold(path, prepared, of, keys).n_by_type, prepared, of)
+            expected = pd.Series(members_by_type(prepared.obs, of)) * settings.cells_per_training_cell
+            warn_of_few_cells(path, read_fold(path, prepared, of, keys).n_by_type, expected, of)
 
     def generate(of: Fold) -> Generated:
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
@@ -197,14 +198,17 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
     return cells.in_memory()
 
 
-def warn_of_few_cells(path: Path, n_by_type: pd.Series, prepared: AnnData, fold: Fold) -> None:
-    """Warn if a file has far fewer cells of some types than the members of its fold."""
-    numbers = {name: (n_by_type[name], number) for name, number in members_by_type(prepared.obs, fold).items()}
-    few = [f"{name} ({n} of {number})" for name, (n, number) in numbers.items() if n < FEWEST_OF_MEMBERS * number]
+def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: pd.Series, fold: Fold) -> None:
+    """Warn if a file has far fewer cells of some types than the settings of the audit say."""
+    few = [
+        f"{name} ({n_by_type[name]} of {round(number)})"
+        for name, number in expected.items()
+        if n_by_type[name] < FEWEST_OF_EXPECTED * number
+    ]
     if few:
         logger.warning(
-            "%s has fewer than half as many cells as the members of fold %d: %s; attacks find less in fewer cells, so "
-            "give as many of each type.",
+            "%s has fewer than half of the cells that are expected of fold %d: %s; attacks find less in fewer cells, "
+            "so give as many of each type, or, if you will share few, say so by `cells_per_training_cell=`.",
             path,
             fold.number,
             abbreviated(few, n_shown=3),

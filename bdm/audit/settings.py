@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from bdm.schema import Key, StageSettings, Unset
 
@@ -20,6 +20,8 @@ class AuditSettings(StageSettings):
         Audit cells, although there are donors.
     cells_only
         Attack the generated cells only, and not the model that generated them.
+    cells_per_training_cell
+        Generated cells of each type for each of its training cells. Attacks find more in more cells.
     """
 
     section: ClassVar[str] = "audit"
@@ -28,6 +30,9 @@ class AuditSettings(StageSettings):
     cells_only: Annotated[
         bool, "Attack the generated cells only, and not the model, too, which takes the fit of a second model."
     ] = False
+    cells_per_training_cell: Annotated[
+        float, Gt(0), "Number of generated cells for each training cell of a fold: as many as you will share."
+    ] = 1.0
     donor_key: Annotated[
         str | None,
         "Column of `obs` with the donor.",

@@ -108,7 +108,7 @@ def model_card(
         evaluation=evaluation,
         evaluated_here=evaluation is not None and is_of(evaluation, checksum),
         scores=[] if evaluation is None else list(score_rows(evaluation)),
-        **of_audit(audit, cells),
+        **of_audit(audit, model, cells),
         record=record_rows(model, checksum),
         settings=[(f"`{name}`", markdown(value)) for name, value in setting_rows(model)],
     )
@@ -244,17 +244,21 @@ def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
     return recorded is not None and checksum is not None
 
 
-def of_audit(audit: Audit | None, cells: GeneratedFile | None) -> dict[str, Any]:
+def of_audit(audit: Audit | None, model: BranchedModel, cells: GeneratedFile | None) -> dict[str, Any]:
     """Give the card what it shows of an audit, if there is one."""
     if audit is None:
         return {"audit": None}
     left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
     rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
-    return {"audit": audit, "left_out": left_out, "divided": divided_in_words(audit, cells), **rows}
+    n_fitted = int(model.composition.to_numpy().sum())
+    return {"audit": audit, "left_out": left_out, "divided": divided_in_words(audit, cells, n_fitted), **rows}
 
 
-def divided_in_words(audit: Audit, cells: GeneratedFile | None) -> str:
-    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known."""
+def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
+    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known.
+
+    ``n_fitted`` is the number of cells that the model was fitted to.
+    """
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
     if audit.n_tested == audit.record["n_units"]:
         text += f" Each {audit.unit} was a member in at least one division."
@@ -263,9 +267,11 @@ def divided_in_words(audit: Audit, cells: GeneratedFile | None) -> str:
     if n_generated:
         least, most = min(n_generated), max(n_generated)
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-        text += f" The attacks had {number} generated cells in a division"
+        share = sum(n_generated) / int(audit.scores["member"].sum())
+        text += f" The attacks had {number} generated cells in a division, {share:.2g} for each training cell"
         released = 0 if cells is None else int(cells.n_by_type.sum())
-        text += f"; the file described above has {released:,}, and more cells disclose more." if released else "."
+        text += f"; the file described above has {released:,}, {released / n_fitted:.2g} for each." if released else "."
+        text += " More cells disclose more."
     return text
 
 

@@ -17,6 +17,7 @@ rule audit:
     params:
         n_folds=setting("audit/n_folds"),
         cells_only=switch("--cells-only", "audit/cells_only"),
+        cells_per_training_cell=setting("audit/cells_per_training_cell"),
         n_latent=setting("autoencoder/n_latent"),
         loading_scale=setting("autoencoder/loading_scale"),
         n_steps=setting("autoencoder/n_steps"),
@@ -40,6 +41,7 @@ rule audit:
         settings=tracked(
             "audit/n_folds",
             "audit/cells_only",
+            "audit/cells_per_training_cell",
             "autoencoder",
             "hierarchy",
             "train",
@@ -52,6 +54,7 @@ rule audit:
         " --fold {wildcards.fold}"
         " --n-folds {params.n_folds}"
         " {params.cells_only}"
+        " --cells-per-training-cell {params.cells_per_training_cell}"
         " --n-latent {params.n_latent}"
         " --loading-scale {params.loading_scale}"
         " --autoencoder-n-steps {params.n_steps}"
