@@ -12,7 +12,7 @@ from anndata import AnnData
 from bdm.audit.settings import AuditSettings
 from bdm.computing import computing
 from bdm.data.prepare import prepare
-from bdm.data.read import read_cells
+from bdm.data.read import cells_in
 from bdm.errors import InputError
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
@@ -376,21 +376,6 @@ class BranchedDiffusion(FittedModel):
             keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
             model.prepared = fitted_cells(cells_in(adata, on_disk=False), model.fitted, keys)
         return model
-
-
-def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
-    """Return an AnnData as it is, or read the cells from their file.
-
-    Raises
-    ------
-    InputError
-        If they are neither.
-    """
-    if isinstance(adata, str | Path):
-        return read_cells(Path(adata), on_disk=on_disk)
-    if not isinstance(adata, AnnData):
-        raise InputError(f"Cells must be an AnnData or a file of one, not {type(adata).__name__}.")
-    return adata
 
 
 def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:

@@ -69,6 +69,21 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     return adata if labels is None else add_labels(adata, labels)
 
 
+def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
+    """Return an AnnData as it is, or read the cells from their file.
+
+    Raises
+    ------
+    InputError
+        If they are neither.
+    """
+    if isinstance(adata, str | Path):
+        return read_cells(Path(adata), on_disk=on_disk)
+    if not isinstance(adata, AnnData):
+        raise InputError(f"Cells must be an AnnData or a file of one, not {type(adata).__name__}.")
+    return adata
+
+
 def unify_index_types(matrix: SparseMatrix) -> None:
     """Convert both index arrays of a sparse matrix, in place, to one type, as scipy requires."""
     if matrix.indptr.dtype != matrix.indices.dtype:
