@@ -118,8 +118,10 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
     return f"There is no setting {name}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}.")
 
 
-def column_rejection(key: str, columns: Iterable[object], *, argument: str, alternative: str = "") -> str | None:
-    """Phrase that obs has no column ``key``; None if it has.
+def column_rejection(
+    key: str, columns: Iterable[object], *, argument: str, alternative: str = "", table: str = "obs"
+) -> str | None:
+    """Phrase that a table, obs or var, has no column ``key``; None if it has.
 
     Parameters
     ----------
@@ -130,7 +132,15 @@ def column_rejection(key: str, columns: Iterable[object], *, argument: str, alte
     if key in columns:
         return None
     available = ", ".join(map(str, columns)) or "none"
-    return f"obs has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
+    return f"{table} has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
+
+
+def slot_rejection(source: str, slots: Iterable[str]) -> str | None:
+    """Phrase that cells have no layer ``source`` to take counts from, nor ``raw`` or ``X``; None if they have."""
+    slots = list(slots)
+    if source == "auto" or source in slots:
+        return None
+    return f"there is no layer {source!r}; counts can be taken from {', '.join(slots) or 'nowhere'}."
 
 
 def split_rejection(validation: float, test: float) -> str | None:

@@ -11,6 +11,7 @@ from scipy import sparse
 from bdm.data.matrix import Matrix, blocks_of_rows, to_row_storage
 from bdm.data.outliers import CountLimits
 from bdm.errors import InputError
+from bdm.validation import slot_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
         If there is no such slot, or a value in it is negative, not finite, not whole or above 2^24.
     """
     slots = count_slots(adata)
-    if source != "auto" and source not in slots:
-        raise InputError(f"there is no layer {source!r}; counts can be taken from {', '.join(slots)}.")
+    if sentence := slot_rejection(source, slots):
+        raise InputError(sentence)
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
 

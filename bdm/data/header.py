@@ -1,4 +1,4 @@
-"""Columns of ``obs``, and numbers of their values, found before cells are read.
+"""Columns of ``obs`` and ``var``, numbers of their values, and matrices of counts, found before cells are read.
 
 The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
 they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
@@ -6,6 +6,7 @@ they are used. What cannot be known here is None, and is left to ``bdm prepare``
 
 import csv
 from pathlib import Path
+from typing import Any
 
 UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
 
@@ -25,18 +26,59 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
     return None if columns is None or added is None else list(dict.fromkeys([*columns, *added]))
 
 
-def h5ad_columns(path: Path) -> list[str] | None:
-    """Name the columns of ``obs`` as AnnData reads them: in a group, or, before AnnData 0.7, in one table."""
+def var_columns(cells: str | Path) -> list[str] | None:
+    """Name the columns of ``var`` of an ``.h5ad`` file, and those of its ``raw``.
+
+    Returns
+    -------
+    None for files of other formats, and for files that cannot be read.
+    """
+    try:
+        tables = ["var", "raw/var"] if "raw" in (count_slots(cells) or ()) else ["var"]
+        columns = [h5ad_columns(Path(cells), table) for table in tables]
+    except UNREADABLE:
+        return None
+    return None if None in columns else list(dict.fromkeys(name for of in columns for name in of or []))
+
+
+def count_slots(cells: str | Path) -> list[str] | None:
+    """Name where the counts of an ``.h5ad`` file may be: its layers, ``raw`` and ``X``.
+
+    Returns
+    -------
+    None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
+    """
+    try:
+        if h5ad_columns(Path(cells)) is None:
+            return None
+        import h5py
+
+        with h5py.File(cells, locking=False) as file:
+            if isinstance(file["obs"], h5py.Dataset):
+                return None
+            slots = list(file.get("layers", ()))
+            return slots + [name for name in ("raw", "X") if name in file and not is_null(file[name])]
+    except UNREADABLE:
+        return None
+
+
+def is_null(stored: Any) -> bool:
+    """Return whether AnnData wrote that there is nothing."""
+    return bool(stored.attrs.get("encoding-type") == "null")
+
+
+def h5ad_columns(path: Path, table: str = "obs") -> list[str] | None:
+    """Name the columns of a table as AnnData reads them: in a group, or, before AnnData 0.7, in one dataset."""
     if path.suffix.lower() != ".h5ad" or not path.is_file():
         return None
     import h5py
 
     with h5py.File(path, locking=False) as file:
-        obs = file["obs"]
-        if isinstance(obs, h5py.Dataset):
-            return None if obs.dtype.names is None else list(obs.dtype.names[1:])  # the first is the index
-        names = obs.attrs["column-order"]
-        if obs.attrs["encoding-type"] != "dataframe" or names.ndim != 1:
+        stored = file[table]
+        if isinstance(stored, h5py.Dataset):
+            return None if stored.dtype.names is None else list(stored.dtype.names[1:])  # the first is the index
+        names = stored.attrs["column-order"]
+        if stored.attrs["encoding-type"] != "dataframe" or names.ndim != 1:
             return None
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 

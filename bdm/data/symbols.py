@@ -10,6 +10,7 @@ import pandas as pd
 
 from bdm.data.columns import is_text
 from bdm.errors import InputError
+from bdm.validation import column_rejection
 
 COLUMNS = ("feature_name", "gene_symbols", "gene_name", "symbol")  # of var, in which symbols are expected
 # Ensembl, FlyBase, WormBase, TAIR and the like end in many digits, perhaps with a version; Entrez has digits alone
@@ -112,9 +113,8 @@ def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
         if share_of_identifiers(var.index) <= 0.5:
             return None
         return next((name for name in texts if share_of_identifiers(var[name].dropna()) <= 0.5), None)
-    if column not in var:
-        available = ", ".join(map(str, var)) or "none"
-        raise InputError(f"var has no column {column!r}; choose another by `gene_symbols=` (there are: {available}).")
+    if sentence := column_rejection(column, var, argument="gene_symbols", table="var"):
+        raise InputError(sentence)
     if not is_text(var[column]):
         raise InputError(f"var[{column!r}] is not text, as gene symbols are; choose another by `gene_symbols=`.")
     return column

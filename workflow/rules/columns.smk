@@ -5,17 +5,23 @@ include: "../../bdm/data/header.py"
 
 
 def check_columns(name, dataset):
-    """Reject keys that name a column of obs that the cells do not have, and an audit of too few donors."""
+    """Reject keys that name a column or counts that the cells do not have, and an audit of too few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
+    if not is_made_anew(path):
+        check_column(
+            f"{place}.prepare.gene_symbols", path, var_columns(path), dataset["prepare"]["gene_symbols"], table="var"
+        )
+    check_counts(f"{place}.counts", path, dataset["counts"])
     key = dataset["hierarchy"]["ontology_key"]
     if not may_be_prepared(key, columns):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
         in_addition = f"{place}.extend.additions.{addition}.label_key"
         check_column(in_addition, of["path"], known_columns(of["path"]), of["label_key"])
+        check_counts(f"{place}.extend.additions.{addition}.counts", of["path"], of["counts"])
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"])
 
@@ -28,10 +34,19 @@ def check_donors(place, path, key):
     reject(place, problem and f"{path}: {problem}")
 
 
-def check_column(place, path, columns, key, *, alternative=""):
+def check_column(place, path, columns, key, *, alternative="", table="obs"):
     """Reject a key that names none of the columns, where these are known."""
     if columns is not None and key is not None:
-        problem = column_rejection(key, columns, argument=place.rpartition(".")[2], alternative=alternative)
+        of = {"argument": place.rpartition(".")[2], "alternative": alternative, "table": table}
+        problem = column_rejection(key, columns, **of)
+        reject(place, problem and f"{path}: {problem}")
+
+
+def check_counts(place, path, source):
+    """Reject a layer that the cells do not have, where their layers are known."""
+    slots = None if source is None or is_made_anew(path) else count_slots(path)
+    if slots is not None:
+        problem = slot_rejection(source, slots)
         reject(place, problem and f"{path}: {problem}")
 
 
