@@ -674,7 +674,8 @@ def write_run(folder: Path, *, energy: float, seconds: float) -> Path:
     overall = folder / "evaluation/overall.csv"
     for name in ["evaluation", "times"]:
         (folder / name).mkdir(parents=True)
-    overall.write_text(f"metric,floor,branched,scvi\nenergy,0.01,{energy},0.5\nf1_ratio,1,0.9,0.8\n")
+    scores = [f"energy,0.01,{energy},0.5", "f1_ratio,1,0.9,0.8", "forest_auc,0.5,0.52,0.9", "gene_auc,0.5,0.6,0.5"]
+    overall.write_text("\n".join(["metric,floor,branched,scvi", *scores, ""]))
     frequent = [f"B,20,100,{name},0.1,0.8,0.9\nNK,8,60,{name},0.1,0.6,0.9\n" for name in ["floor", "branched", "scvi"]]
     rare = [*(f"DC,3,12,{name},{energy},-9,0.4\n" for name in ["floor", "branched"]), "DC,3,12,scvi,,,0.2\n"]
     columns = "cell_type,n_test,n_train,set,energy,slope,f1\n"
@@ -753,6 +754,8 @@ def test_methods_are_compared_by_score_and_property(table, tmp_path):
     assert "## energy distance\n\n| data | floor | scvi | branched |" in text
     assert "| blood | 0.01 (0.01 to 0.01) | 0.50 (0.50 to 0.50) | 0.30 (0.20 to 0.40) |" in text
     assert "## training, processor s\n\n| data | scvi | branched |" in text
+    assert "## runs by grade\n\n| data | scvi | branched |\n| --- | --- | --- |\n| blood | 0/0/2 | 0/2/0 |" in text
+    assert "## distance of properties\n\n| data | scvi | branched |\n| --- | --- | --- |\n| blood | 0.333 (1) |" in text
     properties = pd.read_csv(tmp_path / "properties.csv")
     assert len(properties) == 2 * 2 * 2 + 2
     beyond = script.excesses(properties).set_index(["method", "property"])["excess"]
@@ -768,6 +771,37 @@ def test_methods_are_compared_by_score_and_property(table, tmp_path):
     assert len(pd.read_csv(again / "properties.csv")) == len(properties)
 
 
+def test_runs_are_graded_by_the_worse_score():
+    floor = {"forest_auc": 0.45, "gene_auc": 0.55}
+    of_methods = {
+        ("floor", 0): floor,
+        ("floor", 1): floor,
+        ("near", 0): {"forest_auc": 0.55, "gene_auc": 0.65},
+        ("near", 1): {"forest_auc": 0.63, "gene_auc": 0.5},
+        ("mixed", 0): {"forest_auc": 0.55, "gene_auc": 0.6},  # a floor below 0.5 counts as 0.5
+        ("mixed", 1): {"forest_auc": 0.55, "gene_auc": 0.7},
+        ("once", 1): {"forest_auc": 0.65, "gene_auc": 0.5},
+    }
+    rows = [
+        {"data": "blood", "method": method, "seed": seed, "score": score, "value": value}
+        for (method, seed), scores in of_methods.items()
+        for score, value in scores.items()
+    ]
+    found = load("scripts/peers_table.py").grades(pd.DataFrame(rows))
+    assert found.loc["blood"].to_dict() == {"near": "0/2/0", "mixed": "1/0/1", "once": "0/0/1"}
+
+
+def test_the_closest_method_of_each_property_is_counted():
+    values = {"copies": [0.1, 0.1], "one": [0.2, 0.6], "other": [0.3, 0.3]}
+    rows = [
+        {"data": "blood", "method": method, "seed": 0, "property": name, "value": value, "floor": 0.1}
+        for method, of in values.items()
+        for name, value in zip(("mean", "library_size"), of, strict=True)
+    ]
+    found = load("scripts/peers_table.py").closeness(pd.DataFrame(rows), ["copies"])
+    assert found.loc["blood"].to_dict() == {"copies": "0.000", "one": "0.300 (1)", "other": "0.200 (1)"}
+
+
 def rows_of_data(page: Path, names: set[str]) -> list[str]:
     """Rows of the tables of a page that begin with the name of a data set."""
     return [
@@ -777,7 +811,8 @@ def rows_of_data(page: Path, names: set[str]) -> list[str]:
 
 def test_pages_show_the_scores_of_the_table_that_they_link():
     scores = pd.read_csv(PROJECT / "docs/_static/benchmark.csv")
-    made = load("scripts/peers_table.py").report(scores, CONFIG["peers"]["methods"]).splitlines()
+    properties = pd.read_csv(PROJECT / "docs/_static/benchmark_properties.csv")
+    made = load("scripts/peers_table.py").report(scores, properties, **CONFIG["peers"]).splitlines()
     shown = rows_of_data(PROJECT / "docs/benchmark_peers.md", {*scores["data"]})
     assert len(shown) > 50
     assert not {*shown} - {*made}

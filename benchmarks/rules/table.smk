@@ -58,7 +58,9 @@ rule peers:
     params:
         folder=subpath(output.text, parent=True),
         methods=[f"--method {method}" for method in config["peers"]["methods"]],
+        beside=[f"--beside {method}" for method in config["peers"]["beside"]],
     shell:
         "python {SCRIPTS}/peers_table.py {params.folder} {input.table} {input.properties}"
         " {params.methods}"
+        " {params.beside}"
         " > {log} 2>&1"

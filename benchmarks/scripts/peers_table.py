@@ -15,11 +15,13 @@ from table import KEYS, SCORES, by_data, with_earlier, with_run
 
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties.catalogue import ALL, PROPERTIES
+from bdm.evaluation.verdict import LIMITS, Grade, Limit
 from bdm.plotting.style import save_figure
 
 EXCESS = "excess"
 FARTHEST = 0.2  # beyond the floor, from where the colour is the same
 FAR, MISSING = "YlOrRd", "0.9"
+GRADED = {score: LIMITS.by_score[score] for score in ("forest_auc", "gene_auc")}
 
 
 def properties_of_run(path: Path) -> pd.DataFrame:
@@ -41,14 +43,51 @@ def excesses(properties: pd.DataFrame) -> pd.DataFrame:
     return beyond.groupby(["data", "method", "property"], sort=False)[EXCESS].mean().reset_index()
 
 
-def report(scores: pd.DataFrame, methods: list[str]) -> str:
-    """Write a table of each score as Markdown, with the methods in their order."""
+def grades(scores: pd.DataFrame) -> pd.DataFrame:
+    """Count runs by the worse grade of forest and gene AUC, data sets x methods.
+
+    As ``SAME/NEAR/DIFFERS``: cells that cannot be distinguished from real ones, are nearly like them, and differ.
+    """
+    runs = scores.pivot_table(index=[*KEYS], columns="score", values="value").reset_index()
+    floors = runs[runs["method"] == FLOOR].set_index(["data", "seed"])
+    counts: dict[tuple[str, str], list[int]] = {}
+    for run in runs[runs["method"] != FLOOR].to_dict("records"):
+        floor = floors.loc[(run["data"], run["seed"])]
+        count = counts.setdefault((run["data"], run["method"]), [0, 0, 0])
+        count[max(grade_of(limit, run[score], floor[score]) for score, limit in GRADED.items())] += 1
+    return pd.Series({key: "/".join(map(str, of)) for key, of in counts.items()}).unstack(fill_value="")
+
+
+def grade_of(limit: Limit, score: float, floor: float) -> Grade:
+    """Grade a score by its limits, without allowance for chance."""
+    excess = limit.excess(score, floor)
+    return Grade.SAME if excess <= limit.same else Grade.NEAR if excess <= limit.near else Grade.DIFFERS
+
+
+def closeness(properties: pd.DataFrame, beside: list[str]) -> pd.DataFrame:
+    """Tabulate the mean distance of properties beyond the floor, data sets x methods.
+
+    In brackets is the number of properties in which a method is the closest; those ``beside`` are not ranked.
+    """
+    found = excesses(properties)
+    ranked = found[~found["method"].isin(beside)]
+    best = ranked.loc[ranked.groupby(["data", "property"])[EXCESS].idxmin()].groupby(["data", "method"]).size()
+    means = found.groupby(["data", "method"], sort=False)[EXCESS].mean()
+    shown = {key: f"{mean:.3f}" + ("" if key[1] in beside else f" ({best.get(key, 0)})") for key, mean in means.items()}
+    return pd.Series(shown).unstack(fill_value="").reindex(found["data"].unique())
+
+
+def report(scores: pd.DataFrame, properties: pd.DataFrame, methods: list[str], beside: list[str]) -> str:
+    """Write a table of each score as Markdown, and of grades and properties, with the methods in their order."""
     of_methods = scores[scores["method"].isin([FLOOR, *methods])]
+    tables = {name: by_data(of_methods, score) for score, name in SCORES.items()}
+    tables["runs by grade"] = grades(of_methods).reindex(of_methods["data"].unique())
+    tables["distance of properties"] = closeness(properties[properties["method"].isin(methods)], beside)
     parts = ["# Methods", f"The floor is real training cells. Numbers are the {OVER_SEEDS}"]
-    for score, name in SCORES.items():
-        table = by_data(of_methods, score)
+    for name, table in tables.items():
         if len(table):
-            parts += [f"## {name}", markdown(table[[name for name in (FLOOR, *methods) if name in table]])]
+            columns = [method for method in (FLOOR, *methods) if method in table]
+            parts += [f"## {name}", markdown(table[columns].rename_axis("data"))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,11 +127,12 @@ def main(
     properties: list[Path],
     *,
     method: Annotated[list[str], typer.Option(help="A method to show; one option each, in their order.")],
+    beside: Annotated[list[str], typer.Option(help="A shown method that is not ranked, such as copies.")] = [],  # noqa: B006
     earlier: Annotated[Path | None, typer.Option(help="properties.csv of other runs, to be shown as well.")] = None,
 ) -> None:
     """Write ``peers.md``, ``properties.csv`` and ``properties.png``, of the scores in a ``table.csv``."""
     runs = with_earlier(pd.concat([properties_of_run(path) for path in properties]), earlier)
-    (out / "peers.md").write_text(report(pd.read_csv(table), method), encoding="utf-8")
+    (out / "peers.md").write_text(report(pd.read_csv(table), runs, method, beside), encoding="utf-8")
     runs.to_csv(out / "properties.csv", index=False, float_format="%.6g")
     save_figure(figure(runs, method), out / "properties.png")
 
