@@ -14,8 +14,8 @@ from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
 from bdm.audit.folds import check_donors
-from bdm.data.counts import count_slots as slots_of_cells
-from bdm.data.header import count_slots, count_values, obs_columns, var_columns
+from bdm.data.counts import count_slots
+from bdm.data.header import count_values, obs_columns, slot_names, var_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.validation import audit_rejection
@@ -142,7 +142,7 @@ def test_unclear_tables_are_left_to_bdm_prepare(folder, text):
 def test_cells_that_cannot_be_read_are_left_to_bdm_prepare(folder):
     for name, content in {"cells.h5ad": b"", "text.h5ad": b"no cells", "cells.loom": b""}.items():
         (folder / name).write_bytes(content)
-        assert obs_columns(folder / name) is var_columns(folder / name) is count_slots(folder / name) is None
+        assert obs_columns(folder / name) is var_columns(folder / name) is slot_names(folder / name) is None
         assert count_values(folder / name, "person") is None
     assert obs_columns(folder / "absent.h5ad") is None
     with h5py.File(folder / "no_obs.h5ad", "w") as file:
@@ -167,8 +167,7 @@ def test_old_files_keep_obs_in_one_table(tmp_path):
         file["X"], file["obs"] = np.ones((2, 1), dtype=np.float32), obs
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
     assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
-    assert var_columns(tmp_path / "old.h5ad") == []
-    assert count_slots(tmp_path / "old.h5ad") is None  # its raw is named otherwise
+    assert var_columns(tmp_path / "old.h5ad") is slot_names(tmp_path / "old.h5ad") is None  # raw is named otherwise
     assert count_values(tmp_path / "old.h5ad", "donor") == 2
 
 
@@ -191,7 +190,7 @@ def with_raw() -> ad.AnnData:
 def test_symbols_and_counts_are_looked_for_where_they_may_be(folder):
     with_raw().write_h5ad(folder / "cells.h5ad")
     assert var_columns(folder / "cells.h5ad") == ["short", "name"]
-    assert count_slots(folder / "cells.h5ad") == list(slots_of_cells(with_raw())) == ["umi", "raw", "X"]
+    assert slot_names(folder / "cells.h5ad") == list(count_slots(with_raw())) == ["umi", "raw", "X"]
     known = {"dataset/counts": ("umi", "raw", "X", "auto"), "prepare/gene_symbols": ("short", "name")}
     assert all(planned_rules(with_value(key, value)) for key, values in known.items() for value in values)
     found = message(with_value("prepare/gene_symbols", "lnog"))
@@ -209,7 +208,7 @@ def test_cells_without_a_matrix_have_counts_in_layers_only(folder):
     found = with_raw()
     del found.raw, found.X
     found.write_h5ad(folder / "cells.h5ad")
-    assert count_slots(folder / "cells.h5ad") == list(slots_of_cells(found)) == ["umi"]
+    assert slot_names(folder / "cells.h5ad") == list(count_slots(found)) == ["umi"]
 
 
 # ---- donors for an audit

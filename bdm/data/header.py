@@ -31,17 +31,20 @@ def var_columns(cells: str | Path) -> list[str] | None:
 
     Returns
     -------
-    None for files of other formats, and for files that cannot be read.
+    None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
     """
+    slots = slot_names(cells)
+    if slots is None:
+        return None
     try:
-        tables = ["var", "raw/var"] if "raw" in (count_slots(cells) or ()) else ["var"]
+        tables = ["var", "raw/var"] if "raw" in slots else ["var"]
         columns = [h5ad_columns(Path(cells), table) for table in tables]
     except UNREADABLE:
         return None
     return None if None in columns else list(dict.fromkeys(name for of in columns for name in of or []))
 
 
-def count_slots(cells: str | Path) -> list[str] | None:
+def slot_names(cells: str | Path) -> list[str] | None:
     """Name where the counts of an ``.h5ad`` file may be: its layers, ``raw`` and ``X``.
 
     Returns

@@ -44,7 +44,7 @@ def check_column(place, path, columns, key, *, alternative="", table="obs"):
 
 def check_counts(place, path, source):
     """Reject a layer that the cells do not have, where their layers are known."""
-    slots = None if source is None or is_made_anew(path) else count_slots(path)
+    slots = None if source is None or is_made_anew(path) else slot_names(path)
     if slots is not None:
         problem = slot_rejection(source, slots)
         reject(place, problem and f"{path}: {problem}")
