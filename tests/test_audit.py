@@ -34,7 +34,8 @@ from bdm.generation.audited import AuditedModels, audit_models, identity, tree_o
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
-from bdm.model.card import model_card
+from bdm.model.card import divided_in_words, model_card
+from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import load_model
 from bdm.plotting.audit import audit_figure
 from bdm.report.audit import ShownAudit, summary
@@ -514,6 +515,13 @@ def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
         merged([Audit.load(tmp_path / "part-1"), other])
     with pytest.raises(InputError, match=r"no file summary\.json"):
         Audit.load(tmp_path)
+
+
+@pytest.mark.parametrize(("n_cells", "ratio"), [(90, "0.45"), (24000, "120")])
+def test_numbers_of_cells_are_compared_with_those_of_a_file(of_copies, n_cells, ratio):
+    file = GeneratedFile("new.h5ad", "0", pd.Series({"T cell": n_cells}), 3, 0, (), False, (), {})
+    words = divided_in_words(of_copies, file, 200)
+    assert f"; the file described above has {n_cells:,}, {ratio} for each. More cells disclose more." in words
 
 
 def test_files_that_do_not_match_the_folds_are_rejected(by_fold, prepared, tmp_path):

@@ -1,7 +1,7 @@
 """Run of an audit: attacks on the generated cells of each fold, beside copies and chance."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,8 @@ def from_files(
     for of in division.folds:
         if fold in (None, of.number):
             path = paths[of.number - 1]
-            expected = pd.Series(members_by_type(prepared.obs, of)) * settings.cells_per_training_cell
-            warn_of_few_cells(path, read_fold(path, prepared, of, keys).n_by_type, expected, of)
+            n_by_type = read_fold(path, prepared, of, keys).n_by_type
+            warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)
 
     def generate(of: Fold) -> Generated:
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))
@@ -198,10 +198,16 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
     return cells.in_memory()
 
 
-def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: pd.Series, fold: Fold) -> None:
+def number_of_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:
+    """Count the generated cells of each type: per training cell as the settings say, and enough for the attacks."""
+    share = settings.cells_per_training_cell
+    return {name: max(round(share * n), FEWEST_OF_TYPE) for name, n in members_by_type(prepared.obs, fold).items()}
+
+
+def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, int], fold: Fold) -> None:
     """Warn if a file has far fewer cells of some types than the settings of the audit say."""
     few = [
-        f"{name} ({n_by_type[name]} of {round(number)})"
+        f"{name} ({n_by_type[name]} of {number})"
         for name, number in expected.items()
         if n_by_type[name] < FEWEST_OF_EXPECTED * number
     ]

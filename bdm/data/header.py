@@ -51,18 +51,23 @@ def slot_names(cells: str | Path) -> list[str] | None:
     -------
     None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
     """
+    if not is_h5ad(cells):
+        return None
     try:
-        if h5ad_columns(Path(cells)) is None:
-            return None
         import h5py
 
         with h5py.File(cells, locking=False) as file:
-            if isinstance(file["obs"], h5py.Dataset):
+            if file["obs"].attrs["encoding-type"] != "dataframe":  # before AnnData 0.7, it has none
                 return None
             slots = list(file.get("layers", ()))
             return slots + [name for name in ("raw", "X") if name in file and not is_null(file[name])]
     except UNREADABLE:
         return None
+
+
+def is_h5ad(path: str | Path) -> bool:
+    """Return whether there is a file with this ending."""
+    return Path(path).suffix.lower() == ".h5ad" and Path(path).is_file()
 
 
 def is_null(stored: Any) -> bool:
@@ -72,7 +77,7 @@ def is_null(stored: Any) -> bool:
 
 def h5ad_columns(path: Path, table: str = "obs") -> list[str] | None:
     """Name the columns of a table as AnnData reads them: in a group, or, before AnnData 0.7, in one dataset."""
-    if path.suffix.lower() != ".h5ad" or not path.is_file():
+    if not is_h5ad(path):
         return None
     import h5py
 

@@ -102,6 +102,11 @@ class Grade(IntEnum):
     DIFFERS = 2
     UNKNOWN = 3
 
+    @classmethod
+    def of(cls, excess: float, *, same: float, near: float) -> "Grade":
+        """Return the grade of an excess, by its two limits."""
+        return cls.DIFFERS if excess > near else cls.NEAR if excess > same else cls.SAME
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -233,10 +238,7 @@ def finding(
     """Grade one score."""
     excess, by_chance = limit.excess(score, floor), chance.largest(limits.level)
     same, near = max(limit.same, by_chance), max(limit.near, by_chance)
-    if n_cells < limits.min_cells:
-        grade = Grade.UNKNOWN
-    else:
-        grade = Grade.DIFFERS if excess > near else Grade.NEAR if excess > same else Grade.SAME
+    grade = Grade.UNKNOWN if n_cells < limits.min_cells else Grade.of(excess, same=same, near=near)
     return Finding(name, score, floor, excess, by_chance, same, near, grade)
 
 

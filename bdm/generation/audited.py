@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.audit.attacks import FEWEST_OF_TYPE
-from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, members_by_type, training_cells
+from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, training_cells
 from bdm.audit.results import Audit
-from bdm.audit.run import Generated, audit_folds
+from bdm.audit.run import Generated, audit_folds, number_of_cells
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import take_cells
 from bdm.data.prepare import has_donors
@@ -90,12 +89,6 @@ def audit_models(
     facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
     facts["tree_given"] = given
     return audit_folds(division, settings, generate, seed=models.seed, fold=fold, **facts)
-
-
-def number_of_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:
-    """Count the cells to generate of each type: per training cell as the settings say, and enough for the attacks."""
-    share = settings.cells_per_training_cell
-    return {name: max(round(share * n), FEWEST_OF_TYPE) for name, n in members_by_type(prepared.obs, fold).items()}
 
 
 def tree_of(division: Division, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:

@@ -267,12 +267,18 @@ def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -
     if n_generated:
         least, most = min(n_generated), max(n_generated)
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
-        share = sum(n_generated) / int(audit.scores["member"].sum())
-        text += f" The attacks had {number} generated cells in a division, {share:.2g} for each training cell"
-        released = 0 if cells is None else int(cells.n_by_type.sum())
-        text += f"; the file described above has {released:,}, {released / n_fitted:.2g} for each." if released else "."
-        text += " More cells disclose more."
+        share = rounded(sum(n_generated) / int(audit.scores["member"].sum()))
+        text += f" The attacks had {number} generated cells in a division, {share} for each training cell"
+        if cells is not None:
+            released = int(cells.n_by_type.sum())
+            text += f"; the file described above has {released:,}, {rounded(released / n_fitted)} for each"
+        text += ". More cells disclose more."
     return text
+
+
+def rounded(ratio: float) -> str:
+    """Write a ratio with two digits, and without an exponent."""
+    return np.format_float_positional(ratio, precision=2, fractional=False, trim="-")
 
 
 def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:

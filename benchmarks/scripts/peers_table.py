@@ -15,7 +15,7 @@ from table import KEYS, SCORES, by_data, with_earlier, with_run
 
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties.catalogue import ALL, PROPERTIES
-from bdm.evaluation.verdict import LIMITS, Grade, Limit
+from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.plotting.style import save_figure
 
 EXCESS = "excess"
@@ -46,22 +46,21 @@ def excesses(properties: pd.DataFrame) -> pd.DataFrame:
 def grades(scores: pd.DataFrame) -> pd.DataFrame:
     """Count runs by the worse grade of forest and gene AUC, data sets x methods.
 
-    As ``SAME/NEAR/DIFFERS``: cells that cannot be distinguished from real ones, are nearly like them, and differ.
+    As ``SAME/NEAR/DIFFERS``: cells that cannot be distinguished from real ones, are nearly like them, and differ, by
+    the limits without allowance for chance.
     """
-    runs = scores.pivot_table(index=[*KEYS], columns="score", values="value").reset_index()
+    runs = scores.pivot_table(index=KEYS, columns="score", values="value").reset_index()
     floors = runs[runs["method"] == FLOOR].set_index(["data", "seed"])
     counts: dict[tuple[str, str], list[int]] = {}
     for run in runs[runs["method"] != FLOOR].to_dict("records"):
         floor = floors.loc[(run["data"], run["seed"])]
         count = counts.setdefault((run["data"], run["method"]), [0, 0, 0])
-        count[max(grade_of(limit, run[score], floor[score]) for score, limit in GRADED.items())] += 1
+        worst = max(
+            Grade.of(limit.excess(run[score], floor[score]), same=limit.same, near=limit.near)
+            for score, limit in GRADED.items()
+        )
+        count[worst] += 1
     return pd.Series({key: "/".join(map(str, of)) for key, of in counts.items()}).unstack(fill_value="")
-
-
-def grade_of(limit: Limit, score: float, floor: float) -> Grade:
-    """Grade a score by its limits, without allowance for chance."""
-    excess = limit.excess(score, floor)
-    return Grade.SAME if excess <= limit.same else Grade.NEAR if excess <= limit.near else Grade.DIFFERS
 
 
 def closeness(properties: pd.DataFrame, beside: list[str]) -> pd.DataFrame:

@@ -10,10 +10,7 @@ def check_columns(name, dataset):
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
-    if not is_made_anew(path):
-        check_column(
-            f"{place}.prepare.gene_symbols", path, var_columns(path), dataset["prepare"]["gene_symbols"], table="var"
-        )
+    check_symbols(f"{place}.prepare.gene_symbols", path, dataset["prepare"]["gene_symbols"])
     check_counts(f"{place}.counts", path, dataset["counts"])
     key = dataset["hierarchy"]["ontology_key"]
     if not may_be_prepared(key, columns):
@@ -37,14 +34,20 @@ def check_donors(place, path, key):
 def check_column(place, path, columns, key, *, alternative="", table="obs"):
     """Reject a key that names none of the columns, where these are known."""
     if columns is not None and key is not None:
-        of = {"argument": place.rpartition(".")[2], "alternative": alternative, "table": table}
-        problem = column_rejection(key, columns, **of)
+        argument = place.rpartition(".")[2]
+        problem = column_rejection(key, columns, argument=argument, alternative=alternative, table=table)
         reject(place, problem and f"{path}: {problem}")
 
 
+def check_symbols(place, path, key):
+    """Reject a key that names no column of var, where these are known; by default, the file is not opened for it."""
+    columns = None if key is None or is_made_anew(path) else var_columns(path)
+    check_column(place, path, columns, key, table="var")
+
+
 def check_counts(place, path, source):
-    """Reject a layer that the cells do not have, where their layers are known."""
-    slots = None if source is None or is_made_anew(path) else slot_names(path)
+    """Reject a layer that the cells do not have, where these are known; by default, the file is not opened for it."""
+    slots = None if source in (None, "auto") or is_made_anew(path) else slot_names(path)
     if slots is not None:
         problem = slot_rejection(source, slots)
         reject(place, problem and f"{path}: {problem}")
