@@ -26,7 +26,7 @@ from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import Generated, audit_folds, from_files
 from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
 from bdm.audit.settings import AuditSettings
-from bdm.audit.verdict import ATTACKS, HIGH_LIMIT, verdict_of
+from bdm.audit.verdict import ATTACKS, HIGH_LIMIT, ON_MODEL, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
@@ -241,7 +241,7 @@ def test_invalid_cells_are_rejected_in_one_sentence(prepared, change, settings, 
 
 
 def test_copies_are_found_by_all_attacks(of_copies):
-    assert {finding.attack for finding in of_copies.verdict.found} == set(ATTACKS) - {"bound"}
+    assert {finding.attack for finding in of_copies.verdict.found} == set(ATTACKS) - set(ON_MODEL)
     auc = of_copies.attacks.set_index(["set", "attack", "level"])["auc"]
     assert auc["generated", "nearest", "cell"] == 1
     assert auc["generated", "nearest", "donor"] == 1
@@ -371,15 +371,26 @@ def test_models_are_fitted_once_and_give_one_result(prepared, tmp_path, caplog):
     assert not [record for record in caplog.records if "training" in record.getMessage()]
     pd.testing.assert_frame_equal(first.scores, again.scores)
     assert {finding.attack for finding in first.verdict.findings} == set(ATTACKS)
+    of_cells = first.attacks.query("set == 'generated' and level == 'cell'").set_index("attack")["auc"]
+    assert (of_cells[list(ON_MODEL)] > 0.65).all()
     assert first.record["n_generated"] == {"1": 120}
     cells_only = audit_models(division, AuditSettings(n_folds=1, cells_only=True), models)
-    assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - {"bound"}
+    assert {finding.attack for finding in cells_only.verdict.findings} == set(ATTACKS) - set(ON_MODEL)
     for share, number in ((0.5, 60), (2, 240), (1e-3, 4)):  # at least two of each type, as one has no covariance
         some = AuditSettings(n_folds=1, cells_only=True, cells_per_training_cell=share)
         assert audit_models(division, some, models).record["n_generated"] == {"1": number}
     other = AuditedModels(fit=SMALL, folder=tmp_path / "models", seed=4)
     with pytest.raises(InputError, match="was fitted to other cells, or with other settings"):
         audit_models(division, settings, other)
+
+
+def test_models_are_not_attacked_by_cells_of_batches_that_they_lack(prepared, caplog):
+    cells = prepared.copy()
+    cells.obs["batch"] = cells.obs["donor"]
+    settings = AuditSettings(n_folds=1)
+    audit = audit_models(divide(cells, settings, seed=0), settings, AuditedModels(fit=SMALL))
+    assert {finding.attack for finding in audit.verdict.findings} == set(ATTACKS) - set(ON_MODEL)
+    assert "The model is not attacked, only its cells" in caplog.text
 
 
 def test_models_of_other_counts_are_not_reused(prepared, tmp_path):
@@ -683,7 +694,7 @@ def test_figure_has_each_attack_between_chance_and_copies(of_copies, prepared):
     figure = audit_figure(of_copies)
     assert [axis.get_title() for axis in figure.axes] == ["donors", "cells"]
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == [name for key, name in ATTACKS.items() if key != "bound"]
+    assert names == [name for key, name in ATTACKS.items() if key not in ON_MODEL]
     assert len(pl.audit(of_copies, show=False)) == 2
     settings = AuditSettings(n_folds=1, by_cell=True)
     of_cells = audit_folds(divide(prepared, settings, seed=0), settings, copies(prepared), seed=0, generator="files")

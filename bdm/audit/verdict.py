@@ -15,9 +15,10 @@ ATTACKS = {
     "density_ratio": "density ratio",
     "likelihood_ratio": "likelihood ratio",
     "mean_shift": "shift of means",
+    "denoiser_loss": "loss of the denoiser",
     "bound": "bound under the model",
 }
-ON_MODEL = ("bound",)  # attacks that need the model; the others need its cells
+ON_MODEL = ("denoiser_loss", "bound")  # attacks that need the model; the others need its cells
 
 
 @dataclass(frozen=True)

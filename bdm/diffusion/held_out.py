@@ -12,7 +12,7 @@ from scipy.stats import t
 from torch import Tensor, nn
 
 from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
+from bdm.diffusion.noise import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
@@ -26,7 +26,6 @@ SHARE = 0.1  # of cells that are held out where there are no validation cells
 LEVEL = 0.025  # probability with which the network is kept on any branch where it gains nothing
 FEWEST_CELLS = 30  # of a branch; among fewer, the rare cells that a network harms may be missing
 TENSORS = ("x", "noised", "sigma", "branch", "closed")
-BLOCK = 4096  # draws that are denoised together
 
 
 def held_out_mask(cells: LatentCells, validation: Tensor | None, *, seed: int) -> Tensor:
@@ -110,9 +109,8 @@ class HeldOut:
         x = whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         on = branches_at(branch_table(hierarchy, cells.populations), cells.population[index], sigma)
-        closed = [denoiser.closed_form(noised[at], sigma[at], on[at]) for at in _blocks(len(x))]
-        weight = weight[cells.population[index]]
-        return cls(x, noised, sigma, on, torch.cat([x[:0], *closed]), cell.numpy(), weight.numpy())
+        closed = denoised_in_blocks(denoiser.closed_form, noised, sigma, on)
+        return cls(x, noised, sigma, on, closed, cell.numpy(), weight[cells.population[index]].numpy())
 
     def to(self, device: torch.device) -> HeldOut:
         """Move to a device."""
@@ -126,9 +124,8 @@ class HeldOut:
     @torch.no_grad()
     def losses(self, denoiser: BranchedDenoiser) -> np.ndarray:
         """Loss of each draw with the network on all branches."""
-        blocks = _blocks(len(self.x))
-        remainder = [denoiser.remainder(self.noised[at], self.sigma[at], self.branch[at]) for at in blocks]
-        return _losses(self.closed + torch.cat([self.x[:0], *remainder]), self.x, self.sigma)
+        remainder = denoised_in_blocks(denoiser.remainder, self.noised, self.sigma, self.branch)
+        return _losses(self.closed + remainder, self.x, self.sigma)
 
     def loss(self, denoiser: nn.Module) -> float:
         """Mean loss with the network of a denoiser on the branches where it would be kept."""
@@ -174,10 +171,6 @@ class Comparison:
 
     by_branch: pd.DataFrame
     loss: float
-
-
-def _blocks(n: int) -> list[slice]:
-    return [slice(start, start + BLOCK) for start in range(0, n, BLOCK)]
 
 
 def _losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> np.ndarray:

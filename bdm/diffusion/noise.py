@@ -1,10 +1,14 @@
 """Noise of training: its levels, the branches that these are on, and the loss of denoised cells."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bdm.hierarchy.tree import Hierarchy
 from bdm.settings import DenoiserSettings
+
+BLOCK = 4096  # cells that are denoised together
 
 
 def sample_noised(
@@ -14,6 +18,17 @@ def sample_noised(
     log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
     sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
     return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+
+def denoised_in_blocks(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor, branch: Tensor
+) -> Tensor:
+    """Denoise many cells, some at a time; the arguments as of :meth:`bdm.diffusion.denoiser.BranchedDenoiser.forward`.
+
+    Each cell has its own noise level and branch.
+    """
+    blocks = zip(x.split(BLOCK), sigma.split(BLOCK), branch.split(BLOCK), strict=True)
+    return torch.cat([denoise(*block) for block in blocks])
 
 
 def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

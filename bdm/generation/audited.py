@@ -26,7 +26,7 @@ from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit
-from bdm.model.likelihood import bounds_of_cells, has_batches_of
+from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
 from bdm.model.protection import check_donors, type_of_few_donors
 from bdm.settings import FitSettings, GenerationSettings
@@ -116,23 +116,25 @@ def check_members(division: Division, settings: FitSettings, *, fold: int | None
 
 
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
-    """Compare how well the model, and one that is fitted to the reference, explain each attacked cell.
+    """Compare how well the model, and the reference, explain each attacked cell.
 
     Returns
     -------
-    Table of attacked cells with the differences of their evidence lower bounds (``bound``), in nats; None where one of
-    the models lacks their batches.
+    Table of attacked cells: the gain of the model's denoiser over one of the reference cells (``denoiser_loss``), and
+    the difference of evidence lower bounds to a model that is fitted to the reference (``bound``), in nats; None where
+    cells are of batches that one of the models lacks.
     """
     attacked = take_cells(prepared, np.flatnonzero(fold.part != REFERENCE))
-    if not has_batches_of(model, attacked):
-        logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
+    if not has_batches_of(model, prepared):
+        logger.warning("The model is not attacked, only its cells: others than the members have batches that it lacks.")
         return None
     reference = model_of(prepared, fold, REFERENCE, unprotected(models))
     if not has_batches_of(reference, attacked):
         logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
         return None
+    gains = denoising_gains(model, attacked, take_cells(prepared, fold.rows(REFERENCE)), seed=models.seed)
     bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
-    return pd.DataFrame({"bound": bounds[0] - bounds[1]})
+    return pd.DataFrame({"denoiser_loss": gains, "bound": bounds[0] - bounds[1]})
 
 
 def unprotected(models: AuditedModels) -> AuditedModels:

@@ -165,9 +165,16 @@ def cells_by_network(population: np.ndarray, autoencoder: GeneAutoencoder) -> li
     return [cells for cells in (shared, *specific.values()) if len(cells)]
 
 
-def latent_cells(adata: ad.AnnData, *, held_out: bool = False) -> LatentCells:
-    """Take the cells to fit a model to (or the test cells) from an AnnData that :func:`encode` returned."""
-    chosen = (adata.obs["split"] == "test").to_numpy() == held_out
+def latent_cells(adata: ad.AnnData, *, held_out: bool | None = False) -> LatentCells:
+    """Take cells from an AnnData that :func:`encode` returned: those to fit a model to, or others.
+
+    Parameters
+    ----------
+    held_out
+        Take the test cells; all cells, if None.
+    """
+    test = (adata.obs["split"] == "test").to_numpy()
+    chosen = np.full(adata.n_obs, True) if held_out is None else test == held_out
     population = adata.obs["sub_population"].cat
     label_of = dict(zip(adata.obs["sub_population"], adata.obs["cell_type"].astype(str), strict=True))
     return LatentCells(

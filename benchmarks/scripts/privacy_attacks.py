@@ -22,7 +22,7 @@ from bdm.evaluation.resampling import SIZE_LIMITS
 from bdm.evaluation.scores import Reference, score_cells
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.model.likelihood import bounds_of_cells
+from bdm.model.likelihood import bounds_of_cells, denoising_gains
 from bdm.model.model import BranchedModel, load_model
 from bdm.model.protection import protected
 from bdm.settings import GenerationSettings
@@ -49,8 +49,9 @@ def attacks_on(
     cells = Cells.from_anndata(prepared)
     scores = attack(cells[attacked], generated, cells[reference], fold.unit[reference], seed=fold.number)
     if model is not None and reference_bounds is not None:
-        bounds = bounds_of_cells(model, take_cells(prepared, attacked), seed=0)
-        scores["bound"] = bounds - reference_bounds
+        taken = take_cells(prepared, attacked)
+        scores["denoiser_loss"] = denoising_gains(model, taken, take_cells(prepared, reference), seed=0)
+        scores["bound"] = bounds_of_cells(model, taken, seed=0) - reference_bounds
     keys = {"fold": fold.number, "unit": fold.unit[attacked], "cell_type": cells.cell_type[attacked]}
     keys["member"] = (fold.part[attacked] == MEMBERS).astype(int)
     donors = of_units(standardised(pd.concat([pd.DataFrame(keys), scores], axis=1)))

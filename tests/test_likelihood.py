@@ -1,0 +1,60 @@
+"""How well a model explains cells: gains of its denoiser over a denoiser of other cells."""
+
+import numpy as np
+import pytest
+import torch
+
+from bdm.diffusion.denoiser import BranchedDenoiser
+from bdm.diffusion.noise import BLOCK, denoised_in_blocks
+from bdm.model.likelihood import denoiser_of, denoising_gains
+
+
+@pytest.fixture(scope="module")
+def training_cells(small_model):
+    """The cells that the small model was fitted to."""
+    return small_model.prepared
+
+
+@pytest.fixture(scope="module")
+def closed_form(small_model):
+    """The small model without its network."""
+    model = small_model.model
+    learned = model.denoiser.learned.clone()
+    model.denoiser.learned.fill_(False)
+    yield model
+    model.denoiser.learned.copy_(learned)
+
+
+def test_a_denoiser_of_the_training_cells_is_that_of_the_model(closed_form, training_cells):
+    fitted = training_cells[(training_cells.obs["split"] != "test").to_numpy()].copy()
+    gains = denoising_gains(closed_form, training_cells, fitted, seed=0)
+    assert gains.shape == (training_cells.n_obs,)
+    np.testing.assert_allclose(gains, 0, atol=2e-3)
+    half = fitted[::2].copy()
+    assert np.abs(denoising_gains(closed_form, training_cells, half, seed=0)).mean() > 0.02
+
+
+def test_cells_of_the_reference_are_denoised_better_by_it(closed_form, training_cells):
+    some = training_cells[::3].copy()
+    others = np.setdiff1d(np.arange(training_cells.n_obs), np.arange(0, training_cells.n_obs, 3))
+    gains = denoising_gains(closed_form, training_cells, some, seed=1)
+    assert gains[::3].mean() < gains[others].mean()
+    np.testing.assert_array_equal(gains, denoising_gains(closed_form, training_cells, some, seed=1))
+
+
+def test_populations_that_the_reference_lacks_keep_their_moments(closed_form, training_cells):
+    names = [branch.name for branch in closed_form.hierarchy.branches]
+    lacking, present = (names.index(name) for name in closed_form.cell_types[:2])
+    without = training_cells[(training_cells.obs["cell_type"] != names[lacking]).to_numpy()][::2].copy()
+    other, own = denoiser_of(without, closed_form), closed_form.denoiser
+    torch.testing.assert_close(other.mean[lacking], own.mean[lacking])
+    assert not torch.allclose(other.mean[present], own.mean[present], atol=0.01)
+    assert not other.learned.any()
+
+
+def test_many_cells_are_denoised_in_blocks(closed_form):
+    denoiser: BranchedDenoiser = closed_form.denoiser
+    x = torch.randn(BLOCK + 3, denoiser.shape.n_input)
+    sigma, branch = torch.rand(len(x)) + 0.1, torch.arange(len(x)) % denoiser.shape.n_branches
+    torch.testing.assert_close(denoised_in_blocks(denoiser, x, sigma, branch), denoiser(x, sigma, branch))
+    assert denoised_in_blocks(denoiser, x[:0], sigma[:0], branch[:0]).shape == (0, denoiser.shape.n_input)
