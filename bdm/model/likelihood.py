@@ -16,6 +16,7 @@ from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
 from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings
+from bdm.threads import using_threads
 
 N_DRAWS = 16  # of noise, for each cell
 
@@ -45,6 +46,7 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
     return bounds
 
 
+@using_threads()
 @torch.no_grad()
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
     """Compute how much better the model denoises each cell than a denoiser of other cells does.
