@@ -174,8 +174,9 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["artefacts_cost"] == 2
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
     of = CONFIG["privacy"]
-    assert jobs["privacy_attacks"] == (3 + len(of["n_members"]) * of["n_divisions"]) * len(SEEDS)
-    assert jobs["privacy_fit"] == (6 + (len(of["n_members"]) + 1) * of["n_divisions"]) * len(SEEDS)
+    n_members = [len(dataset["n_members"]) for dataset in of["datasets"].values()]
+    assert jobs["privacy_attacks"] == sum(3 + n * of["n_divisions"] for n in n_members) * len(SEEDS)
+    assert jobs["privacy_fit"] == sum(6 + (n + 1) * of["n_divisions"] for n in n_members) * len(SEEDS)
     of = CONFIG["audit"]
     n_audits = len(of["datasets"]) * len(SEEDS)
     n_peers = len(set(of["methods"]) & set(PEERS)) * n_audits

@@ -22,13 +22,8 @@ HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
-# Divisions of donors: as in an audit, or with numbers of members
 AUDITED = [f"thirds-{number}" for number in (1, 2, 3)]
-DIVISIONS = AUDITED + [
-    f"{n_members}-{number}"
-    for n_members in config["privacy"]["n_members"]
-    for number in range(1, config["privacy"]["n_divisions"] + 1)
-]
+DIVIDED = config["privacy"]["datasets"]
 # Folds of the audit of all methods
 FOLDS = range(1, config["audit"]["n_folds"] + 1)
 # Options of the audits of bdm: with its defaults, the model is attacked, too
@@ -94,10 +89,16 @@ def training_steps(method):
     return [*steps, f"train-{model}"]
 
 
-def same_reference(division):
+def divisions_of(data):
+    """Name the divisions of donors of a data set: as in an audit, and with numbers of members."""
+    numbers = range(1, config["privacy"]["n_divisions"] + 1)
+    return AUDITED + [f"{n_members}-{number}" for n_members in DIVIDED[data]["n_members"] for number in numbers]
+
+
+def same_reference(data, division):
     """Give the division whose reference is that of a division: it does not depend on the number of members."""
     members, number = division.split("-")
-    return division if members == "thirds" else f"{config['privacy']['n_members'][0]}-{number}"
+    return division if members == "thirds" else f"{DIVIDED[data]['n_members'][0]}-{number}"
 
 
 def attacked_at(division):

@@ -103,6 +103,7 @@ def main(
     out: Path,
     *,
     division: Annotated[str, typer.Option()],
+    n_others: Annotated[int, typer.Option()],
     members: Annotated[Path, typer.Option()],
     reference: Path | None = None,
     noise: Annotated[list[float], typer.Option()],
@@ -112,7 +113,7 @@ def main(
 ) -> None:
     """Write a row for each set of cells."""
     read = read_prepared(prepared)
-    fold = divide(read, division, seed=seed)
+    fold = divide(read, division, n_others=n_others, seed=seed)
     of_reference = None if reference is None else load_model(reference)
     plan = Plan(tuple(noise), tuple(share), draws)
     table = pd.DataFrame(rows(read, fold, load_model(members), of_reference, plan))

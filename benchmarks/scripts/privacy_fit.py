@@ -15,11 +15,17 @@ from bdm.settings import FitSettings
 
 
 def main(
-    prepared: Path, out: Path, *, division: Annotated[str, typer.Option()], part: str = MEMBERS, seed: int = 0
+    prepared: Path,
+    out: Path,
+    *,
+    division: Annotated[str, typer.Option()],
+    n_others: Annotated[int, typer.Option()],
+    part: str = MEMBERS,
+    seed: int = 0,
 ) -> None:
     """Write the model, without protection."""
     read = read_prepared(prepared)
-    cells = training_cells(read, divide(read, division, seed=seed), part, seed=seed)
+    cells = training_cells(read, divide(read, division, n_others=n_others, seed=seed), part, seed=seed)
     with atomic_write(out, folder_of="model.json") as folder:
         save_with_card(folder, fit(cells, FitSettings(), seed=seed).model)
 

@@ -1,11 +1,13 @@
 """Collect what attacks find in models with noise, and what the noise costs; with the noise of differential privacy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import typer
 from as_text import markdown, over_seeds
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -22,6 +24,7 @@ SCORES = {
     "fold_change_correlation": "r of log fold changes",
     "f1": "F1",
 }
+IN_FIGURE = ("forest_auc", "fold_change_correlation", "f1")
 EPSILONS, DELTA = (1, 10, 100), 1e-3
 N_DONORS = 40
 NUMBERS = {"means of 990 genes in 4 cell types": 990 * 4, "all parameters of a model": 315_000}
@@ -32,6 +35,8 @@ The noise is in units of the differences between donors. Cells are compared with
 fitted to; the floor is real cells of the members.
 
 ## A third of the donors are members
+
+AUC of donors:
 
 {{thirds}}
 
@@ -45,7 +50,7 @@ Fidelity:
 
 ## Number of members
 
-Seven donors are others, and seven are the reference.
+`n_donors` are members; the others, and the donors of the reference, are the same for any number of members.
 
 {{members}}
 
@@ -79,7 +84,8 @@ def fidelity(table: pd.DataFrame) -> pd.DataFrame:
     """Show the scores of cells, beside the floor."""
     known = table[table["forest_auc"].notna()]
     name = known["noise"].map("{:g}".format).where(known["set"] == "noise", "floor")
-    return known.assign(noise=name).groupby("noise", sort=False)[list(SCORES)].agg(over_seeds).rename(columns=SCORES)
+    by_noise = known.assign(noise=name).groupby(["data", "noise"], sort=False)
+    return by_noise[list(SCORES)].agg(over_seeds).rename(columns=SCORES)
 
 
 def gaussian_scale(epsilon: float, delta: float) -> float:
@@ -112,29 +118,37 @@ def private_noise() -> pd.DataFrame:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Draw the area of each attack, by noise, against the fidelity of the cells."""
+    """Draw the area of each attack, by noise, against the fidelity of the cells: a row of panels for each data set."""
+    by_data = dict(iter(table.groupby("data", sort=False)))
+    figure = Figure(figsize=(10, 0.6 + 3.2 * len(by_data)), layout="constrained")
+    axes = figure.subplots(len(by_data), len(IN_FIGURE), sharex="col", sharey=True, squeeze=False)
+    for row, (name, of_data) in zip(axes, by_data.items(), strict=True):
+        draw(row, of_data)
+        row[0].set_title(name, fontsize=10, loc="left")
+    for ax, score in zip(axes[-1], IN_FIGURE, strict=True):
+        ax.set_xlabel(f"{SCORES[score]} (dotted: floor)")
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def draw(axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    """Draw the panels of one data set."""
     mean = table[table["set"] == "noise"].groupby("noise").mean(numeric_only=True)
     floor = table.loc[table["set"] == "floor", list(SCORES)].mean()
-    shown = ("forest_auc", "fold_change_correlation", "f1")
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
     styles = set_styles(ATTACKS)
-    for ax, score in zip(figure.subplots(1, len(shown), sharey=True), shown, strict=True):
+    for ax, score in zip(axes, IN_FIGURE, strict=True):
         for name, text in ATTACKS.items():
             style = styles[name]
             ax.plot(mean[score], mean[f"attack/{name}"], color=style.colour, marker=style.marker, label=text)
         ax.axvline(floor[score], color="black", linewidth=0.8, linestyle=":")
         ax.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
-        ax.set_xlabel(f"{SCORES[score]} (dotted: floor)")
         ax.set_ylim(0.35, 1.07)
         ax.spines[["top", "right"]].set_visible(False)
     for noise, row in mean.iterrows():
         at = row["forest_auc"], row["attack/mean_shift"]
-        figure.axes[0].annotate(f"{noise:g}", at, (5, 5), textcoords="offset points", fontsize=8)
-    figure.axes[-1].set_xlim(min(0.9, float(mean["f1"].min()) - 0.01), 1)
-    figure.axes[0].set_ylabel("AUC of donors (numbers: noise)")
-    handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    return figure
+        axes[0].annotate(f"{noise:g}", at, (5, 5), textcoords="offset points", fontsize=8)
+    axes[0].set_ylabel("AUC of donors (numbers: noise)")
 
 
 def main(folder: Path, tables: list[Path]) -> None:
@@ -143,10 +157,10 @@ def main(folder: Path, tables: list[Path]) -> None:
     table.drop(columns="thirds").to_csv(folder / "privacy.csv", index=False, float_format="%.5f")
     thirds, others = table[table["thirds"]], table[~table["thirds"]]
     parts = {
-        "thirds": areas(thirds[thirds["set"] == "noise"], ["noise"]),
-        "cells": areas(thirds[thirds["set"] == "cells"], ["share"]),
+        "thirds": areas(thirds[thirds["set"] == "noise"], ["data", "noise"]),
+        "cells": areas(thirds[thirds["set"] == "cells"], ["data", "share"]),
         "fidelity": fidelity(thirds),
-        "members": areas(others[others["set"] == "noise"], ["n_donors", "noise"]),
+        "members": areas(others[others["set"] == "noise"], ["data", "n_donors", "noise"]),
         "private": private_noise(),
     }
     text = TEXT.format(**{name: markdown(part) for name, part in parts.items()})
