@@ -127,6 +127,7 @@ def frontier(table: pd.DataFrame) -> Figure:
         row[0].set_title(name, fontsize=10, loc="left")
     for ax, score in zip(axes[-1], IN_FIGURE, strict=True):
         ax.set_xlabel(f"{SCORES[score]} (dotted: floor)")
+    axes[-1][-1].set_xlim(min(0.9, float(table["f1"].min())), 1)
     handles = axes[0][0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
