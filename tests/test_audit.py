@@ -390,7 +390,18 @@ def test_models_are_not_attacked_by_cells_of_batches_that_they_lack(prepared, ca
     settings = AuditSettings(n_folds=1)
     audit = audit_models(divide(cells, settings, seed=0), settings, AuditedModels(fit=SMALL))
     assert {finding.attack for finding in audit.verdict.findings} == set(ATTACKS) - set(ON_MODEL)
-    assert "The model is not attacked, only its cells" in caplog.text
+    assert "The model is not attacked, only its cells: non-members are of batches that it lacks." in caplog.text
+
+
+def test_denoisers_are_not_attacked_where_the_reference_has_other_batches(prepared, caplog):
+    cells, settings = prepared.copy(), AuditSettings(n_folds=1)
+    reference = divide(cells, settings, seed=0).folds[0].rows(REFERENCE)
+    batch = np.array(["one", "two"] * (cells.n_obs // 2), dtype=object)
+    batch[reference[::3]] = "three"
+    cells.obs["batch"] = pd.Categorical(batch)
+    audit = audit_models(divide(cells, settings, seed=0), settings, AuditedModels(fit=SMALL))
+    assert {finding.attack for finding in audit.verdict.findings} == set(ATTACKS) - {"denoiser_loss"}
+    assert "The denoiser is not attacked: the reference has batches that the model lacks." in caplog.text
 
 
 def test_models_of_other_counts_are_not_reused(prepared, tmp_path):

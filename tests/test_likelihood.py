@@ -1,5 +1,8 @@
 """How well a model explains cells: gains of its denoiser over a denoiser of other cells."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,12 +21,10 @@ def training_cells(small_model):
 
 @pytest.fixture(scope="module")
 def closed_form(small_model):
-    """The small model without its network."""
-    model = small_model.model
-    learned = model.denoiser.learned.clone()
-    model.denoiser.learned.fill_(False)
-    yield model
-    model.denoiser.learned.copy_(learned)
+    """A copy of the small model without its network."""
+    denoiser = deepcopy(small_model.model.denoiser)
+    denoiser.learned.fill_(False)
+    return replace(small_model.model, denoiser=denoiser)
 
 
 def test_a_denoiser_of_the_training_cells_is_that_of_the_model(closed_form, training_cells):

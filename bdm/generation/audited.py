@@ -120,21 +120,26 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
 
     Returns
     -------
-    Table of attacked cells: the gain of the model's denoiser over one of the reference cells (``denoiser_loss``), and
-    the difference of evidence lower bounds to a model that is fitted to the reference (``bound``), in nats; None where
-    cells are of batches that one of the models lacks.
+    Table of attacked cells: the gain of the model's denoiser over one of the reference cells (``denoiser_loss``), where
+    the model has their batches, and the difference of evidence lower bounds to a model that is fitted to the reference
+    (``bound``), in nats; None where one of the models lacks batches of attacked cells.
     """
     attacked = take_cells(prepared, np.flatnonzero(fold.part != REFERENCE))
-    if not has_batches_of(model, prepared):
-        logger.warning("The model is not attacked, only its cells: others than the members have batches that it lacks.")
+    others = take_cells(prepared, fold.rows(REFERENCE))
+    if not has_batches_of(model, attacked):
+        logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
         return None
     reference = model_of(prepared, fold, REFERENCE, unprotected(models))
     if not has_batches_of(reference, attacked):
         logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
         return None
-    gains = denoising_gains(model, attacked, take_cells(prepared, fold.rows(REFERENCE)), seed=models.seed)
+    scores = {}
+    if has_batches_of(model, others):
+        scores["denoiser_loss"] = denoising_gains(model, attacked, others, seed=models.seed)
+    else:
+        logger.warning("The denoiser is not attacked: the reference has batches that the model lacks.")
     bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
-    return pd.DataFrame({"denoiser_loss": gains, "bound": bounds[0] - bounds[1]})
+    return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
 
 
 def unprotected(models: AuditedModels) -> AuditedModels:

@@ -22,6 +22,7 @@ HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
+# Divisions of donors as in an audit; and data sets that are also divided with numbers of members
 AUDITED = [f"thirds-{number}" for number in (1, 2, 3)]
 DIVIDED = config["privacy"]["datasets"]
 # Folds of the audit of all methods
