@@ -251,7 +251,7 @@ def test_the_benchmark_attacks_models_with_noise(plain, tmp_path, monkeypatch):
         importlib.import_module(f"privacy_{name}") for name in ("attacks", "table", "divisions")
     )
     prepared = BranchedDiffusion(cells_of_donors(n_donors=18), settings=settings_with("none")).prepared
-    parts = [divisions.divide(prepared, name, seed=0) for name in ("2-1", "4-1", "thirds-1")]
+    parts = [divisions.divide(prepared, name, n_others=7, seed=0) for name in ("2-1", "4-1", "thirds-1")]
     rows = [[set(of.unit[of.rows(name)]) for name in ("members", "reference", "non-members")] for of in parts]
     assert [[len(units) for units in of] for of in rows] == [[2, 7, 7], [4, 7, 7], [6, 6, 6]]
     assert rows[0][1:] == rows[1][1:]
