@@ -129,6 +129,7 @@ def planned(tmp_path_factory) -> str:
         "augment",
         "coarse",
         "designs",
+        "differential_privacy",
         "donors",
         "donor_genes",
         "extend",
@@ -177,6 +178,8 @@ def test_dry_run_plans_all_runs(planned):
     n_members = [len(dataset["n_members"]) for dataset in of["datasets"].values()]
     assert jobs["privacy_attacks"] == sum(3 + n * of["n_divisions"] for n in n_members) * len(SEEDS)
     assert jobs["privacy_fit"] == sum(6 + (n + 1) * of["n_divisions"] for n in n_members) * len(SEEDS)
+    of = CONFIG["differential_privacy"]
+    assert jobs["differential_privacy_fold"] == 3 * len(of["datasets"]) * len(SEEDS)
     of = CONFIG["audit"]
     n_audits = len(of["datasets"]) * len(SEEDS)
     n_peers = len(set(of["methods"]) & set(PEERS)) * n_audits
@@ -185,7 +188,8 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["audit_train"] == n_peers * of["n_folds"]
     assert jobs["audit_generate"] == (n_peers + n_own) * of["n_folds"]
     assert jobs["audit_scores"] == n_peers + n_own
-    assert jobs["donor_genes_audit"] == len(CONFIG["donor_genes"]["shares"]) * len(SEEDS)
+    of = CONFIG["donor_genes"]
+    assert jobs["donor_genes_audit"] == len(of["datasets"]) * len(of["shares"]) * len(SEEDS)
     of = CONFIG["few_donors"]
     n_few = len(of["datasets"]) * len(of["min_donors"]) * len(SEEDS)
     assert jobs["few_donors_scores"] == jobs["few_donors_audit"] == n_few
@@ -248,6 +252,7 @@ def test_commands_take_what_rules_give(planned):
         *("atlas", "atlas_table", "network_table", "ontology_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
         *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
+        *("differential_privacy", "differential_privacy_table"),
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("donor_genes", "donor_genes_table"),
         *("clones", "few_donors_scores", "few_donors_table"),

@@ -1,0 +1,66 @@
+"""Show what models with differential privacy by donor keep of the donors, and what attacks find in their cells."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import typer
+from as_text import markdown, over_seeds
+from privacy_table import DELTA
+
+from bdm.audit.verdict import ATTACKS
+from bdm.evaluation.cells import FLOOR
+from bdm.files import atomic_write
+
+SETS = {
+    FLOOR: "cells of the members",
+    "public": "public cells alone",
+    "members": "members, no guarantee",
+    "means": "public, means of the members",
+    "training": "public, trained further on the members",
+}
+SCORES = {
+    "forest_auc": "forest AUC",
+    "gene_auc": "gene AUC",
+    "fold_change_correlation": "r of log fold changes",
+    "f1": "F1",
+    "kept_deviation": "kept deviation",
+}
+TEXT = f"""# Differential privacy by donor
+
+Models of cells that are public, and of members with a guarantee of (epsilon, {DELTA:g}) for adding or removing all
+cells of a donor. Attacks: AUC of donors. Scores compare the cells with cells of donors that no model was fitted to.
+Numbers are means over folds and seeds, with the smallest and the largest value.
+
+{{table}}
+"""
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """Show each score by model, epsilon and learning rate."""
+    columns = {f"attack/{name}": text for name, text in ATTACKS.items() if f"attack/{name}" in table} | SCORES
+    keys = ["data", "model", "epsilon", "learning_rate"]
+    shown = table.assign(
+        model=table["set"].map(SETS),
+        epsilon=table["epsilon"].map(lambda value: "" if np.isnan(value) else f"{value:g}"),
+        learning_rate=table["learning_rate"].map(lambda value: "" if np.isnan(value) else f"{value:g}"),
+    )
+    return shown.groupby(keys, sort=False)[list(columns)].agg(of_known).rename(columns=columns)
+
+
+def of_known(values: pd.Series) -> str:
+    """Format what is known of a score."""
+    return "" if values.isna().all() else over_seeds(values.dropna())
+
+
+def main(out: Path, text: Path, tables: list[Path]) -> None:
+    """Write all values of the tables ``DATA/SEED/NUMBER.csv``, and their overview as Markdown."""
+    read = [pd.read_csv(path).assign(data=path.parts[-3], seed=int(path.parts[-2]), fold=path.stem) for path in tables]
+    table = pd.concat(read, ignore_index=True)
+    with atomic_write(out) as path:
+        table.to_csv(path, index=False, float_format="%.5f")
+    text.write_text(TEXT.format(table=markdown(overview(table))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
