@@ -135,6 +135,28 @@ def column_rejection(
     return f"{table} has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
 
 
+def label_candidates(fitted: str | None) -> tuple[str, ...]:
+    """Name the columns that may have the cell types of further cells, if none is given.
+
+    Parameters
+    ----------
+    fitted
+        Column of the data that the model was fitted on; None without labels.
+    """
+    return tuple(dict.fromkeys([fitted or "cell_type", "cell_type"]))
+
+
+def labels_rejection(candidates: tuple[str, ...], columns: Iterable[object]) -> str | None:
+    """Phrase that ``obs`` has none of the columns that may have the cell types; None if it has."""
+    columns = list(columns)
+    if not set(candidates).isdisjoint(columns):
+        return None
+    return (
+        f"obs has no column {' or '.join(map(repr, candidates))} with the cell types; name it by `label_key=` "
+        f"(there are: {', '.join(map(str, columns)) or 'none'})."
+    )
+
+
 def slot_rejection(source: str, slots: Iterable[str]) -> str | None:
     """Phrase that cells have no layer ``source`` to take counts from, nor ``raw`` or ``X``; None if they have."""
     slots = list(slots)

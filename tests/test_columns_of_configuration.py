@@ -95,6 +95,22 @@ def test_default_label_key_is_reported_as_well(folder):
     assert planned_rules(with_value("dataset/label_key", None))
 
 
+@pytest.mark.parametrize("label_key", ["cell_type", "kind", None])
+def test_additions_have_the_labels_of_the_data_or_the_usual_ones(folder, label_key):
+    labelled = cells()
+    labelled.obs["kind"] = labelled.obs["cell_type"]
+    labelled.write_h5ad(folder / "cells.h5ad")
+    config = with_value("addition/label_key", None, config=with_value("dataset/label_key", label_key))
+    assert planned_rules(config)
+    labelled.obs = labelled.obs.rename(columns={"cell_type": "type", "kind": "sort"})
+    labelled.write_h5ad(folder / "more.h5ad")
+    found = message(config)
+    columns = "'kind' or 'cell_type'" if label_key == "kind" else "'cell_type'"
+    start = f"Configuration, datasets.{MINE}.extend.additions.more.label_key: more.h5ad: obs has no column {columns} "
+    assert found.startswith(start)
+    assert "(there are: type, term, batch, person, lane, sort)." in found
+
+
 def test_results_are_kept_where_a_column_is_mistyped(folder):
     write_config(folder, with_value("dataset/donor_key", "presno"))
     made = folder / f"results/{MINE}/prepared.h5ad"

@@ -14,6 +14,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
+from bdm.validation import label_candidates, labels_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -172,16 +173,10 @@ def label_column(
     """
     if not (required or keys.label_key or model.label_key or model.extensions):
         return None
-    candidates = (
-        (keys.label_key,) if keys.label_key else tuple(dict.fromkeys([model.label_key or "cell_type", "cell_type"]))
-    )
-    for key in candidates:
-        if key in obs:
-            return key
-    raise InputError(
-        f"obs has no column {' or '.join(map(repr, candidates))} with the cell types; name it by `label_key=` "
-        f"(there are: {', '.join(map(str, obs)) or 'none'})."
-    )
+    candidates = (keys.label_key,) if keys.label_key else label_candidates(model.label_key)
+    if sentence := labels_rejection(candidates, obs):
+        raise InputError(sentence)
+    return next(key for key in candidates if key in obs)
 
 
 def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False) -> pd.Series:

@@ -16,8 +16,7 @@ def check_columns(name, dataset):
     if not may_be_prepared(key, columns):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
-        in_addition = f"{place}.extend.additions.{addition}.label_key"
-        check_column(in_addition, of["path"], known_columns(of["path"]), of["label_key"])
+        check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
         check_counts(f"{place}.extend.additions.{addition}.counts", of["path"], of["counts"])
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"])
@@ -36,6 +35,16 @@ def check_column(place, path, columns, key, *, alternative="", table="obs"):
     if columns is not None and key is not None:
         argument = place.rpartition(".")[2]
         problem = column_rejection(key, columns, argument=argument, alternative=alternative, table=table)
+        reject(place, problem and f"{path}: {problem}")
+
+
+def check_labels(place, addition, *, fitted):
+    """Reject an addition whose cells do not have the column of labels that is named, or, if none is, a usual one."""
+    path, key = addition["path"], addition["label_key"]
+    columns = known_columns(path)
+    check_column(place, path, columns, key)
+    if key is None and columns is not None:
+        problem = labels_rejection(label_candidates(fitted), columns)
         reject(place, problem and f"{path}: {problem}")
 
 
