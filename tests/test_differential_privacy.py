@@ -130,3 +130,16 @@ def test_the_benchmark_shows_each_model_beside_public_cells_and_members(scripts,
     text = (tmp_path / "all.md").read_text()
     for part in ("| data | public cells alone |  |  |", "| data | public, means of the members | inf |  |"):
         assert part in text
+
+
+def test_what_is_learned_is_between_public_cells_and_copies_of_the_members(scripts):
+    kept = {"floor": np.nan, "public": -0.5, "members": 1.0, "means": 0.25}
+    rows = [
+        {"data": "data", "seed": 0, "fold": fold, "set": name, "kept_deviation": value + fold * (name == "means")}
+        for fold in (0, 1)
+        for name, value in kept.items()
+    ]
+    learned = scripts[1].with_learned(pd.DataFrame(rows)).pivot(index="set", columns="fold", values="learned")
+    assert learned.loc["public"].tolist() == [0, 0]
+    assert learned.loc["members"].tolist() == [1, 1]
+    assert learned.loc["means"].tolist() == pytest.approx([0.5, 0.5 + 1 / 1.5])

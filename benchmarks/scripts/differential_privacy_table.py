@@ -24,16 +24,30 @@ SCORES = {
     "gene_auc": "gene AUC",
     "fold_change_correlation": "r of log fold changes",
     "f1": "F1",
-    "kept_deviation": "kept deviation",
+    "learned": "learned of the members",
 }
 TEXT = f"""# Differential privacy by donor
 
 Models of cells that are public, and of members with a guarantee of (epsilon, {DELTA:g}) for adding or removing all
 cells of a donor. Attacks: AUC of donors. Scores compare the cells with cells of donors that no model was fitted to.
+What is learned of the members is the share of the way from the means of cells of the public model to the means of the
+members, along the difference between members and public cells: 0 for public cells alone, 1 for copies of the members.
 Numbers are means over folds and seeds, with the smallest and the largest value.
 
 {{table}}
 """
+
+
+def with_learned(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the share of what distinguishes the members from public cells that the cells of each model have.
+
+    Where kept deviation is ``(g - o) d / (m - o) d``, see :func:`audit_scores.kept_deviation`, and p is the mean of the
+    cells of the public model, this is ``(g - p) d / (m - p) d``.
+    """
+    keys = ["data", "seed", "fold"]
+    public = table[table["set"] == "public"].set_index(keys)["kept_deviation"].rename("public")
+    of_public = table.join(public, on=keys)["public"]
+    return table.assign(learned=(table["kept_deviation"] - of_public) / (1 - of_public))
 
 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,7 +70,7 @@ def of_known(values: pd.Series) -> str:
 def main(out: Path, text: Path, tables: list[Path]) -> None:
     """Write all values of the tables ``DATA/SEED/NUMBER.csv``, and their overview as Markdown."""
     read = [pd.read_csv(path).assign(data=path.parts[-3], seed=int(path.parts[-2]), fold=path.stem) for path in tables]
-    table = pd.concat(read, ignore_index=True)
+    table = with_learned(pd.concat(read, ignore_index=True))
     with atomic_write(out) as path:
         table.to_csv(path, index=False, float_format="%.5f")
     text.write_text(TEXT.format(table=markdown(overview(table))), encoding="utf-8")
