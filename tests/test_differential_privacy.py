@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from opacus.accountants import RDPAccountant
 from test_protection import cells_of_donors, settings_with
 
 from bdm.api import BranchedDiffusion
@@ -51,16 +52,22 @@ def without_donor(cells, donor):
 def moved_means(private, public, members, epsilon, seed):
     """Differences between means with the mechanism and public means, in whitened units."""
     whitening = fit_whitening(latent_cells(public.latent))
-    moved = private.with_private_means(public, members, epsilon=epsilon, seed=seed)
+    latent = encode(members, public.autoencoder)
+    moved = private.with_private_means(public, latent, epsilon=epsilon, seed=seed)
     before, after = (private.means_by(of, whitening, ["cell_type"]) for of in (public.latent, moved))
     return (after - before).to_numpy().ravel()
 
 
-def test_no_donor_moves_the_means_by_more_than_the_bound(scripts, divided):
-    private, (public, members) = scripts[0], divided
+def distances(private, public, latent):
+    """Distances of donors from the public means, in whitened units."""
     whitening = fit_whitening(latent_cells(public.latent))
     means = private.means_by(public.latent, whitening, ["cell_type"])
-    bound = np.median(np.linalg.norm(private.deviations(public.latent, whitening, means), axis=1))
+    return np.linalg.norm(private.deviations(latent, whitening, means), axis=1)
+
+
+def test_no_donor_moves_the_means_by_more_than_the_bound(scripts, divided):
+    private, (public, members) = scripts[0], divided
+    bound = np.median(distances(private, public, public.latent))
     donors = members.obs["donor"].unique()
     everyone = moved_means(private, public, members, np.inf, 0) * len(donors)
     apart = [
@@ -70,15 +77,13 @@ def test_no_donor_moves_the_means_by_more_than_the_bound(scripts, divided):
         for donor in donors
     ]
     assert max(apart) <= bound * 1.001
-    far = np.linalg.norm(private.deviations(encode(members, public.autoencoder), whitening, means), axis=1)
+    far = distances(private, public, encode(members, public.autoencoder))
     assert max(apart) == pytest.approx(min(far.max(), bound), rel=1e-3)
 
 
 def test_noise_of_the_means_has_the_size_of_the_mechanism(scripts, divided):
     private, (public, members) = scripts[0], divided
-    whitening = fit_whitening(latent_cells(public.latent))
-    means = private.means_by(public.latent, whitening, ["cell_type"])
-    bound = np.median(np.linalg.norm(private.deviations(public.latent, whitening, means), axis=1))
+    bound = np.median(distances(private, public, public.latent))
     exact = moved_means(private, public, members, np.inf, 0)
     noise = np.concatenate([moved_means(private, public, members, 1.0, seed) - exact for seed in range(40)])
     n_members = members.obs["donor"].nunique()
@@ -89,8 +94,7 @@ def test_noise_of_the_means_has_the_size_of_the_mechanism(scripts, divided):
 
 @pytest.mark.parametrize("epsilon", [1.0, 10.0, 100.0])
 def test_noise_of_the_steps_agrees_with_the_accountant_of_opacus(scripts, epsilon):
-    accountants = pytest.importorskip("opacus.accountants")
-    accountant = accountants.RDPAccountant()
+    accountant = RDPAccountant()
     accountant.history = [(scripts[0].noise_multiplier(epsilon, steps=30), 1.0, 30)]
     assert epsilon * 0.95 <= accountant.get_epsilon(delta=1e-3) <= epsilon * 1.25  # which overestimates it
 

@@ -23,7 +23,8 @@ HALVED = config["artefacts"]["datasets"]
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
 # Divisions of donors as in an audit; and data sets that are also divided with numbers of members
-AUDITED = [f"thirds-{number}" for number in (1, 2, 3)]
+THIRDS = (1, 2, 3)
+AUDITED = [f"thirds-{number}" for number in THIRDS]
 DIVIDED = config["privacy"]["datasets"]
 # Folds of the audit of all methods
 FOLDS = range(1, config["audit"]["n_folds"] + 1)

@@ -25,7 +25,7 @@ rule differential_privacy:
             rules.differential_privacy_fold.output.table,
             data=config["differential_privacy"]["datasets"],
             seed=SEEDS,
-            fold=(1, 2, 3),
+            fold=THIRDS,
         ),
     output:
         table="results/differential_privacy.csv",

@@ -7,7 +7,9 @@ OVER_SEEDS = "mean over seeds, with the smallest and the largest value."
 
 
 def over_seeds(values: pd.Series) -> str:
-    """Format the mean, and the range if there are several values."""
+    """Format the mean, and the range if there are several values; nothing if all are missing."""
+    if values.isna().all():
+        return ""
     number = "{:.0f}" if values.abs().max() >= 10 else "{:.2f}"
     mean, low, high = (number.format(value) for value in (values.mean(), values.min(), values.max()))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"

@@ -97,7 +97,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Show the mean and the range of each attack's areas, by method."""
     by_attack = table.pivot_table(index=[*KEYS, "seed", "fold"], columns="attack", values="auc", sort=False)
     by_attack = by_attack.reindex(columns=[name for name in ATTACKS if name in by_attack])
-    summary = by_attack.groupby(KEYS, sort=False).agg(lambda of: over_seeds(of) if of.notna().any() else "")
+    summary = by_attack.groupby(KEYS, sort=False).agg(over_seeds)
     return summary.rename(columns=ATTACKS)
 
 

@@ -120,17 +120,22 @@ def means_by(latent: AnnData, whitening: Whitening, keys: list[str]) -> pd.DataF
     return pd.DataFrame(x).groupby([latent.obs[key].astype(str).to_numpy() for key in keys]).mean().rename_axis(keys)
 
 
-def with_private_means(public: Fit, members: AnnData, *, epsilon: float, seed: int) -> AnnData:
+def with_private_means(public: Fit, latent_of_members: AnnData, *, epsilon: float, seed: int) -> AnnData:
     """Move public latents such that the means of cell types are those of the members, by the Gaussian mechanism.
 
     The deviation of each donor from the public means is clipped to the median norm of the public donors. The average
     over the members, whose number is public, with the noise of the mechanism is added to public latents, so all that is
     computed from these latents has the guarantee for adding or removing a donor.
+
+    Parameters
+    ----------
+    latent_of_members
+        Posteriors of the members' cells under the public autoencoder.
     """
     whitening = fit_whitening(latent_cells(public.latent))
     means = means_by(public.latent, whitening, ["cell_type"])
     bound = np.median(np.linalg.norm(deviations(public.latent, whitening, means), axis=1))
-    of_members = deviations(encode(members, public.autoencoder), whitening, means)
+    of_members = deviations(latent_of_members, whitening, means)
     clipped = of_members * np.minimum(1, bound / np.linalg.norm(of_members, axis=1))[:, None]
     noise = numpy_generator(seed, "means", str(epsilon)).standard_normal(clipped.shape[1])
     mean = clipped.mean(axis=0) + noise * noise_multiplier(epsilon, steps=1) * bound / len(clipped)
@@ -205,8 +210,9 @@ def models(
     public = Fit.to(reference, seed=seed)
     yield {"set": "public"}, public.model()
     yield {"set": "members"}, Fit.to(members, seed=seed).model()
+    latent = encode(members, public.autoencoder)
     for epsilon in plan.epsilons:
-        moved = with_private_means(public, members, epsilon=epsilon, seed=seed)
+        moved = with_private_means(public, latent, epsilon=epsilon, seed=seed)
         yield {"set": "means", "epsilon": epsilon}, public.model(moved)
     for learning_rate in plan.learning_rates:
         for epsilon in plan.epsilons:

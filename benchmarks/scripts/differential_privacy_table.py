@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import typer
 from as_text import markdown, over_seeds
@@ -54,17 +53,9 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     """Show each score by model, epsilon and learning rate."""
     columns = {f"attack/{name}": text for name, text in ATTACKS.items() if f"attack/{name}" in table} | SCORES
     keys = ["data", "model", "epsilon", "learning_rate"]
-    shown = table.assign(
-        model=table["set"].map(SETS),
-        epsilon=table["epsilon"].map(lambda value: "" if np.isnan(value) else f"{value:g}"),
-        learning_rate=table["learning_rate"].map(lambda value: "" if np.isnan(value) else f"{value:g}"),
-    )
-    return shown.groupby(keys, sort=False)[list(columns)].agg(of_known).rename(columns=columns)
-
-
-def of_known(values: pd.Series) -> str:
-    """Format what is known of a score."""
-    return "" if values.isna().all() else over_seeds(values.dropna())
+    numbers = {name: table[name].map("{:g}".format).where(table[name].notna(), "") for name in keys[2:]}
+    shown = table.assign(model=table["set"].map(SETS), **numbers)
+    return shown.groupby(keys, sort=False)[list(columns)].agg(over_seeds).rename(columns=columns)
 
 
 def main(out: Path, text: Path, tables: list[Path]) -> None:
