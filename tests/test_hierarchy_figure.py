@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
+from synthetic_cells import height, random_tree
 
 import bdm
 from bdm.cli import app
@@ -15,7 +16,6 @@ from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.style import ADDED, save_figure
 from bdm.plotting.tree import node_labels, plot_hierarchy, view_of, without_overlaps
 from bdm.seeds import numpy_generator
-from bdm.simulation.programmes import height, random_tree
 
 
 def caterpillar(n_types: int) -> Hierarchy:

@@ -19,7 +19,7 @@ LAYERS = [  # from the lowest; a module may import modules of its own layer and 
     {"hierarchy"},
     {"diffusion"},
     {"model"},
-    {"generation", "simulation"},
+    {"generation"},
     {"interpretation", "extension", "transmutation", "design"},
     {"power"},  # above design, whose experiments it tests
     {"plotting"},

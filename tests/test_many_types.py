@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData, read_h5ad
 from PIL import Image
+from synthetic_cells import SyntheticSettings, synthesise
 
 from bdm.cli import app
 from bdm.interpretation.agreement import ContrastGenes
@@ -12,8 +13,6 @@ from bdm.interpretation.contrasts import Contrast, Differences
 from bdm.interpretation.gene_sets import MOST_SETS, enrichment
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.tables import contrasts_within_limit, marker_rows
-from bdm.simulation.programmes import ProgrammeSettings
-from bdm.simulation.simulate import SimulationSettings, simulate
 
 N_TYPES = 61  # more than figures have rows
 TALLEST = 6000  # pixels
@@ -26,16 +25,17 @@ def bdm(*arguments: str | Path | int) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Results of all commands on simulated cells of many types, with few training steps."""
-    settings = SimulationSettings(
+    settings = SyntheticSettings(
         n_types=N_TYPES,
         n_genes=400,
         balanced=True,
-        fewest_cells=20,
-        most_cells=20,
-        programmes=ProgrammeSettings(n_genes=1, least_log2_fold_change=3.0),
+        min_cells=20,
+        max_cells=20,
+        module_size=1,
+        min_log2_fold_change=3.0,
     )
     at = tmp_path_factory.mktemp("many")
-    simulate(settings, seed=0).adata.write_h5ad(at / "cells.h5ad")
+    synthesise(settings, seed=0).adata.write_h5ad(at / "cells.h5ad")
     drawn = ("--figure", at / "tree/hierarchy.png", "--page", at / "tree.html", "--table", at / "tree.csv")
     bdm("prepare", at / "cells.h5ad", at / "prepared.h5ad", "--genes", "all", "--test", 0.3)
     bdm("autoencoder", at / "prepared.h5ad", at / "autoencoder", "--n-steps", 50)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from synthetic_cells import height, random_tree
 
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy, clade_support
 from bdm.hierarchy.comparison import TreeComparison
@@ -12,7 +13,6 @@ from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance
 from bdm.settings import HierarchySettings
-from bdm.simulation.programmes import height, random_tree
 
 N_DIMS = 31
 IDENTITY = Whitening(torch.zeros(N_DIMS), torch.eye(N_DIMS))

@@ -1,4 +1,4 @@
-"""Simulated cells, whose tree and genes are known, through every stage."""
+"""Made-up cells, whose tree and genes are known, through every stage."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
+from synthetic_cells import SyntheticCells, SyntheticSettings, height, synthesise
 
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.comparison import TreeComparison
@@ -16,8 +17,6 @@ from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
-from bdm.simulation.programmes import height
-from bdm.simulation.simulate import Simulation, SimulationSettings, simulate
 
 # The median cell has 3,000 counts of 2,000 genes; types have 50 to 500 cells.
 N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that take minutes
@@ -25,9 +24,9 @@ N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that 
 
 @dataclass(frozen=True)
 class Truth:
-    """A simulation, and the model that was fitted to its cells."""
+    """Made-up cells, and the model that was fitted to them."""
 
-    simulation: Simulation
+    synthetic: SyntheticCells
     model: BranchedModel
     heights: dict[frozenset[str], int]
 
@@ -49,19 +48,19 @@ def heights_of(clade: Clade) -> dict[frozenset[str], int]:
 
 @pytest.fixture(scope="module", params=[8, pytest.param(16, marks=pytest.mark.slow)])
 def truth(request) -> Truth:
-    simulation = simulate(SimulationSettings(n_types=request.param), seed=0)
+    synthetic = synthesise(SyntheticSettings(n_types=request.param), seed=0)
     settings = Settings(
         prepare=PrepareSettings(genes="all", test=0.0),
         autoencoder=AutoencoderSettings(n_latent=N_LATENT[request.param], n_steps=200),
         hierarchy=HierarchySettings(n_bootstrap=20),
         denoiser=DenoiserSettings(width=32, n_layers=2, n_steps=100),
     )
-    model = BranchedDiffusion(simulation.adata, settings=settings).fit().model
-    return Truth(simulation, model, heights_of(simulation.tree))
+    model = BranchedDiffusion(synthetic.adata, settings=settings).fit().model
+    return Truth(synthetic, model, heights_of(synthetic.tree))
 
 
 def test_inferred_tree_is_the_planted_one(truth):
-    assert TreeComparison.of(truth.model.hierarchy, truth.simulation.tree).robinson_foulds == 0
+    assert TreeComparison.of(truth.model.hierarchy, truth.synthetic.tree).robinson_foulds == 0
     assert min(branch.support for branch in truth.nodes.values()) > 0.5
 
 
@@ -82,14 +81,14 @@ def contrasts(truth) -> tuple[Contrast, ...]:
     return contrasts_of(truth.model.hierarchy)
 
 
-def planted_genes(simulation: Simulation, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
+def planted_genes(synthetic: SyntheticCells, contrast: Contrast) -> tuple[np.ndarray, np.ndarray]:
     """Genes that the two branches of a contrast raise inside, and genes that other branches below the node change.
 
     The latter differ between the sides too, as far as cells have them; both are masks of genes.
     """
     inside, outside = set(contrast.inside), set(contrast.outside)
-    raised, deeper = (np.zeros(simulation.adata.n_vars, dtype=bool) for _ in range(2))
-    for programme in simulation.programmes:
+    raised, deeper = (np.zeros(synthetic.adata.n_vars, dtype=bool) for _ in range(2))
+    for programme in synthetic.programmes:
         below = set(programme.cell_types)
         if below == inside:
             raised[programme.genes] = programme.log2_fold_change > 0
@@ -100,9 +99,9 @@ def planted_genes(simulation: Simulation, contrast: Contrast) -> tuple[np.ndarra
     return raised, deeper
 
 
-def fewest_cells(simulation: Simulation, contrast: Contrast) -> int:
+def min_cells(synthetic: SyntheticCells, contrast: Contrast) -> int:
     """Cells on the smaller side of a contrast."""
-    n_cells = simulation.adata.obs["cell_type"].value_counts()
+    n_cells = synthetic.adata.obs["cell_type"].value_counts()
     return min(n_cells[list(side)].sum() for side in (contrast.inside, contrast.outside))
 
 
@@ -111,9 +110,9 @@ def test_planted_genes_of_branches_are_the_models_markers(truth, contrasts):
     expression = model_expression(truth.model, n_cells=200)
     found = []
     for contrast in contrasts:
-        raised, deeper = planted_genes(truth.simulation, contrast)
+        raised, deeper = planted_genes(truth.synthetic, contrast)
         score = model_differences(expression, contrast).score
-        if fewest_cells(truth.simulation, contrast) >= 100:
+        if min_cells(truth.synthetic, contrast) >= 100:
             found.append(average_precision_score(raised[~deeper], score[~deeper]))
     assert len(found) >= len(contrasts) / 2
     assert np.mean(found) > 0.95
@@ -124,12 +123,12 @@ def test_planted_genes_of_branches_commit(truth, contrasts):
     states = ancestral_states(truth.model, n_cells=200)
     found = []
     for contrast in contrasts:
-        raised, deeper = planted_genes(truth.simulation, contrast)
+        raised, deeper = planted_genes(truth.synthetic, contrast)
         own = (
             raised
-            | planted_genes(truth.simulation, replace(contrast, inside=contrast.outside, outside=contrast.inside))[0]
+            | planted_genes(truth.synthetic, replace(contrast, inside=contrast.outside, outside=contrast.inside))[0]
         )
         level = commitment_of(truth.model, states, contrast).level(truth.model.hierarchy.threshold)
-        if fewest_cells(truth.simulation, contrast) >= 100:
+        if min_cells(truth.synthetic, contrast) >= 100:
             found.append(average_precision_score(own[~deeper], np.nan_to_num(level)[~deeper]))
     assert np.mean(found) > 0.7

@@ -7,12 +7,11 @@ import anndata as ad
 import h5py
 import pandas as pd
 import typer
+from synthetic_cells import SyntheticSettings, count_blocks, sample_truth
 
 from bdm.data.matrix import appended_rows
 from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
-from bdm.simulation.programmes import ProgrammeSettings, plant, random_tree
-from bdm.simulation.simulate import SimulationSettings, count_blocks, sample_population
 
 
 def main(
@@ -25,14 +24,11 @@ def main(
     seed: int = 0,
 ) -> None:
     """Write an AnnData file with counts in X and types in obs; cells of all types are mixed."""
-    settings = SimulationSettings(
-        n_types=n_types, n_genes=n_genes, balanced=True, library_size=library_size,
-        programmes=ProgrammeSettings(n_genes=8),
-    )  # fmt: skip
+    settings = SyntheticSettings(
+        n_types=n_types, n_genes=n_genes, balanced=True, library_size=library_size, module_size=8
+    )
     cell_types = tuple(f"type {i + 1:03}" for i in range(n_types))
-    tree = random_tree(cell_types, balanced=True, generator=numpy_generator(seed, "tree"))
-    programmes = plant(tree, settings.programmes, n_genes=n_genes, generator=numpy_generator(seed, "programmes"))
-    population = sample_population(cell_types, programmes, settings, seed=seed)
+    _, _, population = sample_truth(cell_types, settings, seed=seed)
     cell_type = numpy_generator(seed, "types").integers(n_types, size=n_cells)
     obs = pd.DataFrame(
         {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)}, index=[f"cell {i}" for i in range(n_cells)]

@@ -8,10 +8,10 @@ import pandas as pd
 import typer
 from anndata import AnnData
 from scipy import sparse
+from synthetic_cells import shares
 
 from bdm.files import atomic_write
 from bdm.seeds import numpy_generator
-from bdm.simulation.simulate import shares
 
 N_GENES = 500
 N_AXES = 4  # in which cells are on a curve

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import typer
+from synthetic_cells import SyntheticSettings, synthesise
 
 from bdm.files import write_json
 from bdm.hierarchy.tree import Clade
-from bdm.simulation.programmes import ProgrammeSettings
-from bdm.simulation.simulate import SimulationSettings, simulate
 
 N_GENES = 2100  # 500 types change 2,020 of them
-PROGRAMMES = ProgrammeSettings(n_genes=2, least_log2_fold_change=2.0)  # few genes, which change much
 
 
 def nested(clade: Clade) -> str | list:
@@ -20,16 +18,17 @@ def nested(clade: Clade) -> str | list:
 
 def main(cells: Path, tree: Path, *, n_types: int = 500, n_cells: int = 40, seed: int = 0) -> None:
     """Write cells, ``n_cells`` of every type, and the tree that they were made from."""
-    settings = SimulationSettings(
+    settings = SyntheticSettings(
         n_types=n_types,
         n_genes=N_GENES,
         balanced=True,
-        fewest_cells=n_cells,
-        most_cells=n_cells,
+        min_cells=n_cells,
+        max_cells=n_cells,
         library_size=6000,
-        programmes=PROGRAMMES,
+        module_size=2,
+        min_log2_fold_change=2.0,
     )
-    simulated = simulate(settings, seed=seed)
+    simulated = synthesise(settings, seed=seed)
     simulated.adata.write_h5ad(cells, compression="gzip")
     write_json(tree, nested(simulated.tree))
 

@@ -9,6 +9,7 @@ import typer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
+from synthetic_cells import random_tree
 
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
@@ -17,7 +18,6 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.style import COLOURS, MARKERS, SetStyle, save_figure
 from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.seeds import numpy_generator
-from bdm.simulation.programmes import random_tree
 
 N_RANDOM = 1000
 COLUMN_WIDTH = 11  # points
