@@ -4,16 +4,17 @@ INSTALLED := .venv/installed
 CHECK_VERSION := import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 	"bdm needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d; name another, as in make PYTHON=python3.12" % v)
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Tests of a file share fixtures, and a cluster; files begin in the order of tests/conftest.py
-IN_PARALLEL := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+# Tests begin in the order of tests/conftest.py, and each process takes over tests that another has not begun
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: help demo example-design test test-all test-oldest audit lint install docs config benchmark
+.PHONY: help demo example-design test test-slow test-nightly test-oldest audit lint install docs config benchmark
 
 help:
 	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
 	@echo "make example-design  compare tests of expression on a designed experiment, on the model of the demo"
-	@echo "make test     run the tests, except those marked slow"
-	@echo "make test-all  run all tests"
+	@echo "make test     run the tests, except those marked slow or nightly"
+	@echo "make test-slow  run the slow tests, too: all that a change must pass"
+	@echo "make test-nightly  run all tests, with all examples"
 	@echo "make test-oldest  run the tests with the oldest packages that pyproject.toml allows, in .venv-oldest (6 GB)"
 	@echo "make audit    list known vulnerabilities of the packages in .venv, from PyPI"
 	@echo "make lint     check the style of the code and of the workflow, and the types"
@@ -38,18 +39,21 @@ example-design: $(INSTALLED)
 	$(BIN)/bdm power results/pbmc68k/model config/example-power.yaml results/pbmc68k/power/example-design
 	@echo "The results are in $(CURDIR)/results/pbmc68k/power/example-design: power.png, power.csv"
 
-test: $(INSTALLED)
-	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) -m "not slow"
+test: .venv/test
+	$(IN_VENV) $(PYTEST) -m "not slow and not nightly"
 
-test-all: $(INSTALLED)
-	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL) --durations 60
+test-slow: .venv/test
+	$(IN_VENV) $(PYTEST) -m "not nightly" --durations=20
+
+test-nightly: .venv/test
+	$(IN_VENV) BDM_CASES=10 $(PYTEST) --dist=loadfile --no-loadscope-reorder --durations=60
 
 # uv, as pip knows no oldest versions.
 test-oldest: $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv venv --quiet --allow-existing --seed --python 3.11 .venv-oldest
 	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[test]'
-	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest $(IN_PARALLEL)
+	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(PYTEST) -m "not nightly"
 
 audit: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet pip-audit
@@ -60,25 +64,23 @@ lint: .venv/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(BIN)/snakemake --lint
-
-.venv/lint: $(INSTALLED)
-	$(BIN)/python -m pip install --editable '.[lint]'
-	@touch $@
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "The documentation is in $(CURDIR)/docs/_build/html/index.html"
 
-.venv/docs: $(INSTALLED)
-	$(BIN)/python -m pip install --editable '.[docs]'
-	@touch $@
-
 config: $(INSTALLED)
 	$(BIN)/python docs/config_reference.py
 
 install: $(INSTALLED)
+
+# Each adds an extra of pyproject.toml to bdm
+.venv/test .venv/lint .venv/docs .venv/benchmark: .venv/%: $(INSTALLED)
+	$(BIN)/python -m pip install --editable '.[$*]'
+	@touch $@
 
 # TARGET is one of those that benchmarks/README.md lists. PEERS is a Python with bdm and the packages of its peers. A run that was
 # stopped goes on with the steps that it has not completed.
@@ -88,17 +90,13 @@ benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
 	cd benchmarks && $(IN_VENV) snakemake --cores all --keep-going --rerun-incomplete \
 		--config data="$(abspath $(DATA))" peer_python="$(or $(PEERS),$(CURDIR)/.venv-peers/bin/python)" -- $(TARGET)
 
-.venv/benchmark: $(INSTALLED)
-	$(BIN)/python -m pip install --editable '.[benchmark]'
-	@touch $@
-
 .venv-peers/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --editable '.[peers]'
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable '.[test]'
+	$(BIN)/python -m pip install --editable .
 	@touch $@
 
 $(BIN)/python:

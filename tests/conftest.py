@@ -17,7 +17,10 @@ from bdm.data.example import pbmc68k_counts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with files that have slow tests, so that no process ends long after the others."""
+    """Leave tests in a browser to the night; begin with files that have slow tests, so that processes end together."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("nightly")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

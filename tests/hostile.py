@@ -17,7 +17,7 @@ from scipy import sparse
 
 from bdm.cli import main
 
-MORE = float(os.environ.get("BDM_HOSTILE", "1"))  # how many times as many cases, which then are new ones each time
+MORE = float(os.environ.get("BDM_CASES", "1"))  # how many times as many cases, which then are new ones each time
 
 
 def cases(number: int) -> settings:

@@ -38,6 +38,8 @@ from bdm.power.analysis import PowerAnalysis
 from bdm.settings import PrepareSettings
 from bdm.transmutation.request import mean as mean_of
 
+pytestmark = pytest.mark.nightly
+
 PROJECT = Path(__file__).parents[1]
 ROOT = PROJECT / "benchmarks"
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())

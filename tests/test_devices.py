@@ -60,7 +60,7 @@ def once_training(folder: Path, out: str, n_steps: int) -> tuple[subprocess.Pope
     return process, children(process)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_with_unequal_shares_train_what_one_does(folder):
     one, three = (load_file(folder / name / "denoiser.safetensors") for name in ("one", "three"))
     assert one.keys() == three.keys()
@@ -71,7 +71,7 @@ def test_processes_with_unequal_shares_train_what_one_does(folder):
     assert len(histories[0]) == len(histories[1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_end_together_go_on_and_give_the_same_bits(folder):
     process, workers = once_training(folder, "stopped", 300)
     process.send_signal(signal.SIGTERM)
@@ -88,7 +88,7 @@ def test_processes_end_together_go_on_and_give_the_same_bits(folder):
     assert tensors(folder / "stopped") == tensors(folder / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_death_of_one_process_ends_all_and_leaves_the_checkpoint(folder):
     process, workers = once_training(folder, "killed", 100_000)
     subprocess.run(["kill", "-9", str(workers[-1])], check=True)
@@ -100,7 +100,7 @@ def test_death_of_one_process_ends_all_and_leaves_the_checkpoint(folder):
     assert not list(folder.glob(".killed.*.*"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bad_input_is_reported_once(folder):
     (folder / "other.json").write_text('["B", "T"]')
     process = run(folder, command("bad", 5, 2).replace("hierarchy.json", "other.json"))

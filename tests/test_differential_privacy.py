@@ -17,6 +17,8 @@ from bdm.data.matrix import take_cells
 from bdm.latent.cells import encode, latent_cells
 from bdm.latent.moments import fit_whitening
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def scripts():

@@ -156,6 +156,8 @@ def test_table_lists_sub_populations(tmp_path: Path):
 
 def dom(folder: Path, hierarchy: Hierarchy, script: str = "") -> str:
     """Page as it is after a script has used it; what went wrong is in ``data-error``."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
     errors = "window.onerror = (message) => { document.body.dataset.error = message; };"
     page = tree_page(hierarchy).replace("<script", f"<script>{errors}</script><script", 1)
     (folder / "tree.html").write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
@@ -183,15 +185,14 @@ KEYS = """
 const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 element(branches[0]).focus();
 """
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_draws_all_types_of_a_small_tree(tmp_path):
     assert len(items(dom(tmp_path, SMALL))) == len(SMALL.branches)
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
     assert len(items(dom(tmp_path, DIVIDED))) == 7
     click = (
@@ -207,7 +208,7 @@ def test_browser_closes_cell_types_at_first_and_opens_one_on_a_click(tmp_path):
     assert len(items(dom(tmp_path, DIVIDED, click + click))) == 7
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(tmp_path):
     text = dom(tmp_path, DIVIDED)
     names = re.findall(r'<text class="name"[^>]*>([^<]*)<', text)
@@ -220,7 +221,7 @@ def test_browser_shows_the_number_of_sub_populations_beside_a_closed_cell_type(t
     assert '<p id="stray"></p>' in dom(tmp_path, DIVIDED, other)
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_counts_the_sub_populations_that_are_nearer_to_another_type(tmp_path):
     branches = (replace(b, nearer_to="type 000" if "/" in b.name else None) for b in MANY.branches)
     text = dom(tmp_path, replace(MANY, branches=tuple(branches)))
@@ -229,7 +230,7 @@ def test_browser_counts_the_sub_populations_that_are_nearer_to_another_type(tmp_
     assert sentences.endswith("And 1,495 more are nearer to another type than to their own.")
 
 
-@in_browser
+@pytest.mark.nightly
 def test_search_finds_cell_types_and_sub_populations(tmp_path):
     search = """
     query.value = "TEXT";
@@ -243,7 +244,7 @@ def test_search_finds_cell_types_and_sub_populations(tmp_path):
     assert chosen(below) == "D/2, 5 cells, 50% of D"
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_keeps_500_divided_types_closed_until_all_are_opened(tmp_path):
     text = dom(tmp_path, MANY)
     assert len(items(text)) == 79
@@ -255,13 +256,13 @@ def test_browser_keeps_500_divided_types_closed_until_all_are_opened(tmp_path):
     assert len(items(dom(tmp_path, MANY, 'document.getElementById("open-all").click();'))) == len(MANY.branches)
 
 
-@in_browser
+@pytest.mark.nightly
 def test_browser_draws_a_large_tree_collapsed_and_opens_it(tmp_path):
     assert len(items(dom(tmp_path, LARGE))) == 79
     assert len(items(dom(tmp_path, LARGE, 'document.getElementById("open-all").click();'))) == len(LARGE.branches)
 
 
-@in_browser
+@pytest.mark.nightly
 def test_keys_walk_and_collapse(tmp_path):
     walked = dom(tmp_path, LARGE, KEYS + 'for (const key of ["ArrowRight", "ArrowRight", "ArrowUp"]) press(key);')
     assert chosen(walked).startswith("node 2, level 6.4, support 50%, 250 types, 2,500 cells")
@@ -270,7 +271,7 @@ def test_keys_walk_and_collapse(tmp_path):
     assert 'aria-expanded="false"' in closed
 
 
-@in_browser
+@pytest.mark.nightly
 def test_search_opens_the_way_to_a_type(tmp_path):
     search = """
     query.value = "TYPE 33";
@@ -282,7 +283,7 @@ def test_search_opens_the_way_to_a_type(tmp_path):
     assert re.search(r'<output id="found"[^>]*>10 found<', found)
 
 
-@in_browser
+@pytest.mark.nightly
 def test_clade_alone_and_back(tmp_path):
     alone = 'show(branches[1]); document.getElementById("alone").click();'
     text = dom(tmp_path, LARGE, alone)

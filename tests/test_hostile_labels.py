@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from hostile import MORE, NAMES, cases, command
+from hostile import NAMES, cases, command
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
@@ -166,9 +166,9 @@ def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     all_the_way(WORST[:-1], named(WORST[::-1]), WORST[-1], tmp_path)
 
 
-@pytest.mark.skipif(MORE == 1, reason="takes a minute a case")
+@pytest.mark.nightly
 @given(st.lists(FIT, min_size=13, max_size=13, unique=True), st.lists(FIT, max_size=10, unique=True))
-@cases(1)
+@cases(0.2)
 @pytest.mark.filterwarnings("ignore")
 def test_labels_and_genes_go_all_the_way(names, genes):
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 CELLS = [
     """\
 import bdm

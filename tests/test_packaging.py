@@ -17,6 +17,8 @@ import yaml
 from test_environment import stub_conda
 from test_workflow import COMMANDS, RULES, planned, shell_commands, write_config
 
+pytestmark = pytest.mark.nightly
+
 ROOT = Path(__file__).parents[1]
 NAME = "github.com/lab/bdm"
 SETTINGS = {
@@ -148,7 +150,6 @@ PROFILES = {"profile": "slurm", "workflow-profile": "default"}
 BY_LOCAL_REPOSITORY = '"git+file://{checkout}/workflow/Snakefile@v1"'
 
 
-@pytest.mark.slow
 def test_module_generates_cells_with_the_installed_package(importer, installed):
     importer.write(BY_REPOSITORY, ALL)
     wanted = [f"results/blood/{name}" for name in ("generated.h5ad", "hierarchy.html")]

@@ -179,7 +179,7 @@ def states(jobs: list[Job]) -> list[str]:
     return [job.state for job in jobs]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_rule_ran_as_a_job(finished):
     once = {rule: states(jobs) for rule, jobs in finished.jobs.items() if rule not in ("train", "generate")}
     assert once.pop("generate_flat") == ["COMPLETED", "COMPLETED"]
@@ -187,7 +187,7 @@ def test_every_rule_ran_as_a_job(finished):
     assert (finished.folder / "results/pbmc68k/interpretation/interpretation.json").stat().st_size
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_job_that_runs_out_of_memory_has_more_the_second_time(finished):
     jobs = finished.jobs["generate"]
     first, second = ([job for job in jobs if job.memory == memory] for memory in ("400M", "1600M"))
@@ -196,14 +196,14 @@ def test_job_that_runs_out_of_memory_has_more_the_second_time(finished):
     assert len(first) == len(second) == len(jobs) / 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_that_train_have_a_gpu(finished):
     on_gpu = {rule for rule, jobs in finished.jobs.items() if all(job.partition == "gpu" for job in jobs)}
     assert on_gpu == {"autoencoder", "train", "train_flat"}
     assert {job.gpus for rule in on_gpu for job in finished.jobs[rule]} == {"gres/gpu:1"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cancelled_training_goes_on_and_ends_the_same(finished):
     assert states(finished.jobs["train"]) == ["CANCELLED", "COMPLETED"]
     results = finished.folder / "results/pbmc68k"
@@ -215,7 +215,7 @@ def test_cancelled_training_goes_on_and_ends_the_same(finished):
     assert tensors(results / "whole") == tensors(results / "model")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_daemon_is_left(finished):
     assert len(finished.daemons) == 3
     assert not any(map(is_running, finished.daemons))
