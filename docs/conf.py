@@ -1,6 +1,7 @@
 """Configuration of Sphinx for these pages; ``make docs`` builds them."""
 
 import re
+import sys
 from dataclasses import MISSING
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -12,6 +13,9 @@ from typer.cli import get_docs_for_click
 from bdm.cli import app as commands
 from bdm.design import settings as design
 from bdm.schema import StageSettings, options_of, settings_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from score_tables import text_of_properties, text_of_scores
 
 project = "bdm"
 author = "The bdm developers"
@@ -86,6 +90,9 @@ def setup(app):
     generated.mkdir(exist_ok=True)
     (generated / "commands.md").write_text(text_of_commands())
     (generated / "design.md").write_text(text_of_designs())
+    for name in ("benchmark", "benchmark_coarse"):
+        (generated / f"{name}.md").write_text(text_of_scores(name))
+    (generated / "benchmark_properties.md").write_text(text_of_properties())
     app.connect("source-read", link_to_pages)
     app.connect("autodoc-process-docstring", describe_settings, priority=400)  # before napoleon reads the docstring
 
