@@ -163,28 +163,30 @@ def test_counts_are_recovered_as_documented(example_cells):
     assert (found["counts"].rint() != example_cells.X).nnz == 0
 
 
-def run_blocks(title: str, found: dict, *, replacing: tuple[str, str] = ("", "")) -> None:
-    """Run the Python of a recipe, block by block, except what needs packages that the tests lack."""
-    text = (ROOT / "docs/recipes.md").read_text()
-    section = text.split(f"## {title}")[1].split("\n## ")[0]
+def run_blocks(page: str, title: str, found: dict, *, replacing: tuple[str, str] = ("", "")) -> None:
+    """Run the Python of a section, block by block, except what needs packages that the tests lack."""
+    text = (ROOT / "docs" / page).read_text()
+    section = re.split(r"\n##+ ", text.split(f"# {title}\n")[1])[0]
     for language, content in [(m[2], m[3]) for m in FENCE.findall(section) if m[2] == "python"]:
         lines = [line for line in content.splitlines() if "leiden" not in line]
         exec(compile("\n".join(lines).replace(*replacing), language, "exec"), found)
 
 
-def test_recipe_of_joining_runs(small_model, example_cells):
+def test_generated_and_real_cells_are_joined(small_model, example_cells):
     found = {"model": small_model, "adata": example_cells.copy()}
-    run_blocks("Join generated and real cells", found, replacing=("generate(100)", "generate(2)"))
+    run_blocks(
+        "questions.md", "How do I join generated and real cells?", found, replacing=("generate(100)", "generate(2)")
+    )
     cells = found["cells"]
     assert cells.X.dtype == np.float32
     assert cells.obs["bulk_labels"].notna().all()
     assert cells.obs["source"].value_counts().to_dict() == {"real": 700, "generated": found["generated"].n_obs}
 
 
-def test_recipe_of_clusters_runs(example_cells, tmp_path, monkeypatch):
+def test_clusters_are_labels(example_cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = {"adata": example_cells.copy()}
-    run_blocks("Cells without labels", found, replacing=("n_top_genes=2000", "n_top_genes=200"))
+    run_blocks("own_data.md", "Without labels", found, replacing=("n_top_genes=2000", "n_top_genes=200"))
     prepared = prepare(found["adata"], PrepareSettings(label_key="cluster", counts="counts"))
     assert prepared.obs["cell_type"].nunique() > 2
 
@@ -230,7 +232,8 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     assert top["planted"].mean() > 0.2  # and 0.1 by chance
 
 
-def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+    """With identifiers as gene names, counts in a layer, and cells without a label."""
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()
     number = np.arange(cells.n_obs)
@@ -241,28 +244,20 @@ def test_recipe_of_awkward_data_runs(example_cells, tmp_path, monkeypatch, bdm):
     cells.obs = pd.DataFrame({"cell_type": types, "donor": np.where(number % 3, "one", "two")}, cells.obs_names)
     cells.obs["condition"] = np.where(number % 2, "control", "stimulated")
     cells.write_h5ad("cells.h5ad")
-    text = (ROOT / "docs/recipes.md").read_text().split("## Gene identifiers")[1]
-    blocks = [(m[2], m[3]) for m in FENCE.findall(text)]
-    first, *others = [content for language, content in blocks if language == "python"]
+    page = ROOT / "docs/conditions.md"
+    first, *others = [content for language, content in fenced(page) if language == "python"]
     exec(compile(first, "first", "exec"), {})
-    [mine] = [yaml.safe_load(content)["datasets"]["blood"] for language, content in blocks if language == "yaml"]
+    [mine] = [yaml.safe_load(content)["datasets"]["blood"] for language, content in fenced(page) if language == "yaml"]
+    fit, generate, _ = [line for line in code_lines(page) if line.startswith("bdm ")]
+    keys = {f"--{key.replace('_', '-')}" for key in [*mine, *mine["prepare"]]}
+    assert keys - set(fit.split()) == {"--path", "--prepare"}
     few = ("--n-genes=60", "--n-latent=4", "--autoencoder-n-steps=5", "--denoiser-n-steps=5")
-    [command] = re.findall(r"^    (bdm fit .*)$", text, flags=re.MULTILINE)
-    [model] = ["results/blood/model"]
-    assert {f"--{key.replace('_', '-')}" for key in [*mine, *mine["prepare"]]} - set(command.split()) == {
-        "--path",
-        "--prepare",
-        "--keep-genes",
-    }
-    assert bdm(*shlex.split(command.replace("model/", model))[1:], "--keep-genes=markers", *few)[0] == 0
-    assert bdm("generate", model, "results/blood/generated.h5ad", "--cells=3", "--n-levels=3")[0] == 0
+    assert bdm(*shlex.split(fit)[1:], *few)[0] == 0
+    assert bdm(*shlex.split(generate.replace("100", "3"))[1:], "--n-levels=3")[0] == 0
     found: dict = {}
     for content in others:
-        exec(compile(content, "recipe", "exec"), found)
+        exec(compile(content, page.name, "exec"), found)
     assert {"label", "donor", "original_type", "condition"} <= set(found["transmuted"].obs)
-    assert set(found["both"].obs["donor"]) == {"one", "two"}
-    assert found["both"].X.dtype == np.float32
-    assert found["both"].obs["label"].isna().sum() == 14
     assert "feature_name" in found["generated"].var
 
 
