@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
-from bdm.validation import CAREFUL, split_rejection
+from bdm.validation import split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,8 +292,6 @@ class DenoiserSettings(StageSettings):
         Decay of the moving average of weights.
     patience
         Training ends after so many times 100 steps in which validation cells gain nothing.
-    privacy
-        ``careful`` adds noise of the size of donors' differences, see :func:`bdm.model.protection.protected`.
     """
 
     section: ClassVar[str] = "train"
@@ -307,9 +305,6 @@ class DenoiserSettings(StageSettings):
     log_sigma_scale: Annotated[float, Gt(0)] = 1.2
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.998
     patience: Annotated[int, Ge(1)] = 5
-    privacy: Annotated[
-        str, Words(("none", CAREFUL), ()), "`careful` adds noise to the model, as donors differ; or `none`."
-    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,6 @@ def planned(tmp_path_factory) -> str:
         "augment",
         "coarse",
         "designs",
-        "differential_privacy",
         "donors",
         "donor_genes",
         "extend",
@@ -142,7 +141,6 @@ def planned(tmp_path_factory) -> str:
         "peers",
         "populations",
         "power",
-        "privacy",
         "sharing",
         "threshold",
         "transmute",
@@ -176,12 +174,6 @@ def test_dry_run_plans_all_runs(planned):
     assert jobs["power_grid"] == len(CONFIG["power"]["grids"])
     assert jobs["artefacts_cost"] == 2
     assert jobs["artefacts_markers"] == len(HALVED) * len(SEEDS)
-    of = CONFIG["privacy"]
-    n_members = [len(dataset["n_members"]) for dataset in of["datasets"].values()]
-    assert jobs["privacy_attacks"] == sum(3 + n * of["n_divisions"] for n in n_members) * len(SEEDS)
-    assert jobs["privacy_fit"] == sum(6 + (n + 1) * of["n_divisions"] for n in n_members) * len(SEEDS)
-    of = CONFIG["differential_privacy"]
-    assert jobs["differential_privacy_fold"] == 3 * len(of["datasets"]) * len(SEEDS)
     of = CONFIG["audit"]
     n_audits = len(of["datasets"]) * len(SEEDS)
     n_peers = len(set(of["methods"]) & set(PEERS)) * n_audits
@@ -253,8 +245,8 @@ def test_commands_take_what_rules_give(planned):
         ),
         *("atlas", "atlas_table", "network_table", "ontology_table", "null_tests", "null_table", "power_table"),
         *("artefacts_doublets", "artefacts_ambient", "artefacts_markers", "artefacts_table"),
-        *("privacy_fit", "privacy_attacks", "privacy_table", "audit_scores", "audit_table"),
-        *("differential_privacy", "differential_privacy_table"),
+        "audit_scores",
+        "audit_table",
         *("donors_split", "donors_generate", "donors_scdesigner", "donors_scores", "donors_table"),
         *("donor_genes", "donor_genes_table"),
         *("clones", "few_donors_scores", "few_donors_table"),

@@ -97,7 +97,6 @@ CHANGES = {
     "train/width": (3000, both(TRAIN, EXTEND)),
     "train/n_layers": (128, both(TRAIN, EXTEND)),
     "train/learning_rate": (3, both(TRAIN, EXTEND)),
-    "train/privacy": ("careful", both(TRAIN, EXTEND)),
     "extend/additions": ({"more": {"path": "more.h5ad"}, "new": {"path": "other.h5ad"}}, {"mine+new": EXTEND}),
     "addition/path": ("other.h5ad", {GROWN: EXTEND}),
     "addition/cell_types": (["C"], {GROWN: EXTEND}),

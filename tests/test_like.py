@@ -1,5 +1,6 @@
 """Generated cells with the columns of CELLxGENE's schema, which are drawn jointly from original cells."""
 
+import copy
 import os
 import subprocess
 from dataclasses import replace
@@ -9,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from cellxgene import as_schema_requires
 from test_cli import bdm  # noqa: F401
 from test_generation_parts import content
@@ -18,7 +20,6 @@ from bdm.errors import InputError
 from bdm.generation.generate import generated_cells
 from bdm.generation.like import REQUIRED, OriginalCells, drawn_rows, renamed_donors, with_schema
 from bdm.generation.request import request_cells
-from bdm.model.protection import with_offset
 from bdm.settings import InputKeys, PrepareSettings, SamplerSettings
 
 KEYS = InputKeys()
@@ -102,7 +103,9 @@ def test_the_seed_and_the_names_of_donors_do_not_give_their_order(original, smal
     def order(cells, model):
         return tuple(renamed_donors(cells, model, seed=0))
 
-    changed = replace(autoencoder, network=with_offset(autoencoder.network, rng.normal(size=len(autoencoder.genes))))
+    network = copy.deepcopy(autoencoder.network)
+    network.loadings.bias.data += torch.as_tensor(rng.normal(size=len(autoencoder.genes)), dtype=torch.float32)
+    changed = replace(autoencoder, network=network)
     of_models = {order(cells, fitted), order(cells, replace(fitted, autoencoder=changed))}
     of_cells = {order(replace(cells, obs=cells.obs.sample(frac=0.5, random_state=i)), fitted) for i in range(5)}
     assert order(cells, fitted) == order(cells, fitted)

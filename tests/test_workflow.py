@@ -364,8 +364,6 @@ def test_own_settings_of_a_data_set_come_before_those_of_all(tmp_path):
         ({"train": {"n_steps": 3000.0}}, "datasets.pbmc68k.train.n_steps: .* is 3000.0, but must be a whole number."),
         ({"audit": {"n_folds": 3.0}}, "datasets.pbmc68k.audit.n_folds: n_folds is 3.0, but must be a whole number."),
         ({"seed": 1.0}, "seed: seed is 1.0, but must be a whole number."),
-        ({"train": {"privacy": "careful"}}, "datasets.pbmc68k.train: privacy is 'careful', which needs to know the do"),
-        ({"train": {"privacy": "dp"}}, "train.privacy: privacy is 'dp', which is not offered: .* 'careful' or 'none'."),
         ({"hierarchy": {"tree": "cell-ontology"}}, "datasets.pbmc68k.hierarchy: tree is 'cell-ontology', which needs"),
         ({"hierarchy": {"ontology_key": "x"}}, "datasets.pbmc68k.hierarchy: ontology_key is 'x', but is for the tree"),
         (

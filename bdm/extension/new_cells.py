@@ -15,7 +15,6 @@ from bdm.errors import InputError
 from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
-from bdm.model.protection import is_protected
 from bdm.settings import InputKeys, PrepareSettings
 
 logger = logging.getLogger(__name__)
@@ -66,10 +65,9 @@ def new_cells(
     Raises
     ------
     InputError
-        If the model protects its donors, there is no type to fit, a type is known that should be new or the other way
+        If there is no type to fit, a type is known that should be new or the other way
         round, has too few cells or the name of a branch, or genes are missing.
     """
-    check_extensible(model)
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types, update)
     chosen = (*(cell_types or (() if update else all_new_types(labels, model))), *update)
@@ -97,15 +95,6 @@ def new_cells(
     for name, of_type in by_type.items():
         is_known[np.flatnonzero(cells.obs["cell_type"] == name)[of_type.obs["split"] == "test"]] = False
     return NewCells(by_type, cells[is_known].copy(), batches)
-
-
-def check_extensible(model: BranchedModel) -> None:
-    """Reject a model that protects its donors, as the donors of an added type would not be."""
-    if is_protected(model):
-        raise InputError(
-            "The model protects its donors by noise (`privacy='careful'`), which an added cell type would not have; "
-            "fit a model to all cells together."
-        )
 
 
 def check_names_of_types(

@@ -16,7 +16,6 @@ from bdm.audit.results import Audit
 from bdm.audit.run import Generated, audit_folds, number_of_cells
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import take_cells
-from bdm.data.prepare import has_donors
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.files import atomic_write
@@ -28,10 +27,8 @@ from bdm.model.card import save_with_card
 from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
-from bdm.model.protection import check_donors, type_of_few_donors
 from bdm.settings import FitSettings, GenerationSettings
 from bdm.training import fabric
-from bdm.validation import CAREFUL
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +69,10 @@ def audit_models(
     ------
     InputError
         If there is no such fold, a model in the folder is of other cells or settings, the tree has other cell types
-        than the cells, or the members of a fold are too few donors to protect.
+        than the cells.
     """
     prepared, given = division.cells, models.tree is not None
     models = replace(models, tree=tree_of(division, models.tree))
-    check_members(division, models.fit, fold=fold)
 
     def generate(of: Fold) -> Generated:
         model = model_of(prepared, of, MEMBERS, models)
@@ -100,21 +96,6 @@ def tree_of(division: Division, tree: Clade | Taxonomy | None) -> Clade | Taxono
     return left if len(audited) > 1 else None
 
 
-def check_members(division: Division, settings: FitSettings, *, fold: int | None) -> None:
-    """Reject protection before the first fit, where the members of a fold are too few donors of a cell type."""
-    obs = division.cells.obs
-    check_donors(obs, settings.denoiser, known=has_donors(division.cells))
-    if settings.denoiser.privacy != CAREFUL:
-        return
-    for of in division.folds:
-        few = type_of_few_donors(obs.iloc[of.rows(MEMBERS)]) if fold in (None, of.number) else None
-        if few:
-            raise InputError(
-                f"Among the members of fold {of.number}, {few}; an audit fits each model to a third of the donors, so "
-                "give cells of more donors, or leave the type out as you prepare the cells."
-            )
-
-
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
     """Compare how well the model, and the reference, explain each attacked cell.
 
@@ -129,7 +110,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
     if not has_batches_of(model, attacked):
         logger.warning("The model is not attacked, only its cells: non-members are of batches that it lacks.")
         return None
-    reference = model_of(prepared, fold, REFERENCE, unprotected(models))
+    reference = model_of(prepared, fold, REFERENCE, models)
     if not has_batches_of(reference, attacked):
         logger.warning("The model is not attacked, only its cells: the reference lacks batches of attacked cells.")
         return None
@@ -140,11 +121,6 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
         logger.warning("The denoiser is not attacked: the reference has batches that the model lacks.")
     bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
     return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
-
-
-def unprotected(models: AuditedModels) -> AuditedModels:
-    """Give the settings of models that attackers fit to their own cells, which they need not protect."""
-    return replace(models, fit=replace(models.fit, denoiser=replace(models.fit.denoiser, privacy="none")))
 
 
 def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:

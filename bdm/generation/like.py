@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from torch import Tensor
 
 from bdm.data.columns import as_text
 from bdm.errors import InputError
@@ -14,7 +15,6 @@ from bdm.generation.generate import GeneratedCells, observations_of, reserved_na
 from bdm.generation.request import Request
 from bdm.model.match import SAME, batch_column, labels_of
 from bdm.model.model import BranchedModel
-from bdm.model.protection import fingerprint
 from bdm.seeds import numpy_generator
 from bdm.settings import InputKeys
 from bdm.text import abbreviated
@@ -198,3 +198,12 @@ def renamed_donors(original: OriginalCells, model: BranchedModel, *, seed: int) 
     secret = (sha256(cells).hexdigest(), fingerprint(model.autoencoder.tensors()))
     order = numpy_generator(seed, "donors", *secret).permutation(len(names))
     return pd.Series([f"synthetic-{number + 1}" for number in order], index=names)
+
+
+def fingerprint(tensors: dict[str, dict[str, Tensor]]) -> str:
+    """Checksum of the values of tensors, by group and name."""
+    found = sha256()
+    for group, by_name in sorted(tensors.items()):
+        for name, value in sorted(by_name.items()):
+            found.update(f"{group}/{name}".encode() + value.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -23,7 +23,6 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel, model_checksum, save_model
-from bdm.model.protection import is_protected, number_of_donors
 from bdm.settings import PrepareSettings
 from bdm.text import abbreviated, counted, listed, printable
 
@@ -101,7 +100,6 @@ def model_card(
         extended=bool(model.extensions),
         n_batches=len(model.autoencoder.batches),
         donors="" if model.donor_effects is None else summary_of(model.donor_effects),
-        protected=is_protected(model),
         types=list(type_rows(model, cells)),
         cells=cells,
         file=[] if cells is None else list(file_rows(cells)),
@@ -141,10 +139,10 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     added = [extension.name for extension in model.extensions]
     given_tree = model.hierarchy.provenance.get("ontology", "given by the user")
     tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
-    n_donors, least, donors = number_of_donors(model), keys.get("min_donors", PrepareSettings.min_donors), ""
-    if n_donors:
+    least, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
+    if model.donor_effects is not None:
         of_each = f"; in effect {least:,} or more in each population of the fit" if least > 1 else ""
-        donors = f"{n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
+        donors = f"{model.donor_effects.n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",
         "genes": f"{len(model.autoencoder.genes):,}",
@@ -289,7 +287,8 @@ def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
         ends = [known.get((name, finding.attack)) for name in (COPIES, CHANCE)]
         copies, chance = ("" if of is None or np.isnan(of) else f"{of:.2f}" for of in ends)
         share = f"{at_one_percent[AUDITED, finding.attack]:.0%}"
-        on, found = ("model" if finding.attack in ON_MODEL else "cells"), "yes" if finding.found else "no"
+        on = "model" if finding.attack in ON_MODEL else "cells"
+        found = "inconclusive" if audit.verdict.inconclusive else "yes" if finding.found else "no"
         yield ATTACKS[finding.attack], on, f"{finding.auc:.2f}", copies, chance, share, found
 
 

@@ -12,7 +12,6 @@ import torch
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
-from bdm.data.prepare import has_donors
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import TreeWalk
@@ -24,12 +23,10 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
-from bdm.model.protection import check_donors, protected
 from bdm.provenance import preparation, provenance
 from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
 from bdm.threads import using_threads
-from bdm.validation import CAREFUL
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -80,13 +77,7 @@ def fit(
         Shape to use in place of the clustering, or groups of cell types that are resolved into one.
     facts
         Further entries of the model's provenance.
-
-    Raises
-    ------
-    InputError
-        If donors are to be protected, and are not known, or a cell type has too few.
     """
-    check_donors(prepared.obs, settings.denoiser, known=has_donors(prepared))
     fitted = fit_autoencoder(
         prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder
     )
@@ -143,13 +134,12 @@ def fit_model(
     Raises
     ------
     InputError
-        If the hierarchy is not of these cells, or donors that are to be protected are not known or few.
+        If the hierarchy is not of these cells.
     TrainingError
         If training fails, or a population has collapsed.
     """
     cells = latent_cells(latent)
     check_hierarchy(hierarchy, cells, of=latent.uns.get("autoencoder"))
-    check_donors(latent.obs, settings, known=donors is not None)
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
@@ -168,7 +158,6 @@ def fit_model(
         provenance=provenance,
         donor_effects=donors,
     )
-    model = protected(model, seed=seed) if settings.privacy == CAREFUL else model
     return model, {"denoiser": fitted.history, "branches": fitted.branches}
 
 

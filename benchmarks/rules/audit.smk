@@ -3,9 +3,25 @@ wildcard_constraints:
     own="|".join(AUDITED_OWN),
 
 
+rule audit_prepare:
+    input:
+        cells=f"{config['data']}/{{data}}.h5ad",
+    output:
+        cells="results/audit/{data}/{seed}/prepared.h5ad",
+    log:
+        "results/audit/{data}/{seed}/logs/prepare.log",
+    shell:
+        "bdm prepare {input.cells:q} {output.cells}"
+        " --label-key cell_type"
+        " --donor-key donor"
+        " --genes all"
+        " --seed {wildcards.seed}"
+        " > {log} 2>&1"
+
+
 rule audit_folds:
     input:
-        cells=rules.privacy_prepare.output.cells,
+        cells=rules.audit_prepare.output.cells,
     output:
         cells=expand("results/audit/{{data}}/{{seed}}/folds/fold-{fold}.h5ad", fold=FOLDS),
     log:
@@ -22,7 +38,7 @@ rule audit_folds:
 
 rule audit_own:
     input:
-        cells=rules.privacy_prepare.output.cells,
+        cells=rules.audit_prepare.output.cells,
     output:
         audit=directory("results/audit/{data}/{seed}/audits/{own}"),
         models=directory(expand("results/audit/{{data}}/{{seed}}/models/{{own}}/fold-{fold}/members", fold=FOLDS)),
@@ -83,7 +99,7 @@ rule audit_generate:
 
 rule audit_peer:
     input:
-        prepared=rules.privacy_prepare.output.cells,
+        prepared=rules.audit_prepare.output.cells,
         cells=expand("results/audit/{{data}}/{{seed}}/cells/{{peer}}/fold-{fold}.h5ad", fold=FOLDS),
     output:
         audit=directory("results/audit/{data}/{seed}/audits/{peer}"),
@@ -102,7 +118,7 @@ rule audit_peer:
 
 rule audit_scores:
     input:
-        prepared=rules.privacy_prepare.output.cells,
+        prepared=rules.audit_prepare.output.cells,
         cells=expand("results/audit/{{data}}/{{seed}}/cells/{{method}}/fold-{fold}.h5ad", fold=FOLDS),
     output:
         scores="results/audit/{data}/{seed}/scores/{method}.csv",

@@ -22,10 +22,6 @@ HALVED = config["artefacts"]["datasets"]
 # Keys with which models are fitted to donors, and the model from which each set of new donors is drawn
 FITTED_BY = {"donors": "--donor-key donor", "batches": "--batch-key donor"}
 DRAWN_BY = {"learned": "donors", "batches": "batches", "alike": "donors"}
-# Divisions of donors as in an audit; and data sets that are also divided with numbers of members
-THIRDS = (1, 2, 3)
-AUDITED = [f"thirds-{number}" for number in THIRDS]
-DIVIDED = config["privacy"]["datasets"]
 # Folds of the audit of all methods
 FOLDS = range(1, config["audit"]["n_folds"] + 1)
 # Options of the audits of bdm: with its defaults, the model is attacked, too
@@ -89,25 +85,6 @@ def training_steps(method):
     bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{model}"]
     steps = [] if model in own_models(peer=True) else bdm_steps
     return [*steps, f"train-{model}"]
-
-
-def divisions_of(data):
-    """Name the divisions of donors of a data set: as in an audit, and with numbers of members."""
-    numbers = range(1, config["privacy"]["n_divisions"] + 1)
-    return AUDITED + [f"{n_members}-{number}" for n_members in DIVIDED[data]["n_members"] for number in numbers]
-
-
-def same_reference(data, division):
-    """Give the division whose reference is that of a division: it does not depend on the number of members."""
-    members, number = division.split("-")
-    return division if members == "thirds" else f"{DIVIDED[data]['n_members'][0]}-{number}"
-
-
-def attacked_at(division):
-    """Give the sizes of the noise, and the shares of the cells, that are attacked."""
-    of = config["privacy"]
-    noise, shares = (of["noise"], of["shares"]) if division in AUDITED else (of["noise_by_members"], [])
-    return " ".join([f"--noise {value}" for value in noise] + [f"--share {value}" for value in shares])
 
 
 def compare(wildcards, input):

@@ -1,6 +1,7 @@
 """Compare cells of each method, fitted to the members of each fold of an audit, with cells of other donors."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +9,19 @@ import numpy as np
 import pandas as pd
 import typer
 from anndata import AnnData, read_h5ad
-from privacy_attacks import fidelity
 
 from bdm.audit.attacks import LEAST_VARIANCE, of_donors
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, REFERENCE, Fold, divide
 from bdm.audit.settings import AuditSettings
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import FLOOR, Cells
+from bdm.evaluation.cells import FLOOR, Cells, sample_by_type
+from bdm.evaluation.genes import marker_genes, variable_genes
+from bdm.evaluation.resampling import SIZE_LIMITS
+from bdm.evaluation.scores import Reference, score_cells
 from bdm.files import atomic_write
+
+FIDELITY = ("energy", "forest_auc", "gene_auc", "f1", "slope", "fold_change_correlation")
+MAX_CELLS = 400  # of a type that are compared
 
 
 def kept_deviation(generated: Cells, members: Cells, others: Cells, reference: Cells, donor: np.ndarray) -> float:
@@ -35,6 +41,18 @@ def kept_deviation(generated: Cells, members: Cells, others: Cells, reference: C
         kept += float((g - o) @ weighted)
         whole += float((m - o) @ weighted)
     return kept / whole
+
+
+def fidelity(cells: Cells, others: Cells, *, seed: int) -> dict[str, float]:
+    """Compare cells with as many cells of donors that no model was fitted to."""
+    n_cells = np.minimum(cells.n_by_type.reindex(others.n_by_type.index, fill_value=0), others.n_by_type).clip(
+        upper=MAX_CELLS
+    )
+    test = others[sample_by_type(others, n_cells, seed=seed)]
+    reference = Reference(test, marker_genes(others), variable_genes(others), SIZE_LIMITS)
+    query = cells[sample_by_type(cells, n_cells, seed=seed + 1)]
+    scores = asdict(score_cells(query, reference, seed=seed).overall)
+    return {name: scores[name] for name in FIDELITY}
 
 
 def rows(prepared: AnnData, fold: Fold, generated: dict[str, Cells]) -> Iterator[dict[str, object]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import typer
-from privacy_attacks import fidelity
+from audit_scores import fidelity
 
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, Division, divide, members_by_type
 from bdm.audit.results import GENERATED

@@ -33,7 +33,6 @@ rule audit:
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
         denoiser_learning_rate=setting("train/learning_rate"),
-        privacy=setting("train/privacy"),
         shared_ancestors=switch("--shared-ancestors", "generate/shared_ancestors"),
         stochastic=switch("--stochastic", "generate/stochastic"),
         n_levels=setting("generate/n_levels"),
@@ -70,7 +69,6 @@ rule audit:
         " --width {params.width}"
         " --n-layers {params.n_layers}"
         " --denoiser-learning-rate {params.denoiser_learning_rate}"
-        " --privacy {params.privacy}"
         " {params.shared_ancestors}"
         " {params.stochastic}"
         " --n-levels {params.n_levels}"

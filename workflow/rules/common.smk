@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.sourcecache import HostingProviderFile, LocalGitFile
 from snakemake.utils import validate
 
@@ -153,7 +154,6 @@ def check_beyond_schema(name, dataset):
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
         ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
-        ("train", privacy_rejection(dataset["train"]["privacy"], donor_key)),
     ]
     files = [(path, lookup(path, within=dataset, default=None)) for path in FILES]
     for section, of in (("simulate", "designs"), ("extend", "additions")):

@@ -17,7 +17,6 @@ rule train:
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
         learning_rate=setting("train/learning_rate"),
-        privacy=setting("train/privacy"),
         devices=devices,
         seed=lookup(within=settings, dpath="seed"),
         settings=tracked("train"),
@@ -27,7 +26,6 @@ rule train:
         " --width {params.width}"
         " --n-layers {params.n_layers}"
         " --learning-rate {params.learning_rate}"
-        " --privacy {params.privacy}"
         " {params.devices}"
         " --seed {params.seed}"
         " --threads {threads}"
