@@ -32,13 +32,6 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
 NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
-FEWEST_DONORS = 6  # two in each part of an audit; with fewer, attacks are right by chance in a third of folds or more
-CAREFUL = "careful"  # how a model protects donors
-# Values that a user may look for, and why they are not offered, by the name of the setting
-NOT_OFFERED = {
-    ("privacy", "dp"): "with a differential privacy guarantee (epsilon 1), the noise in a model of 40 donors would be "
-    f"dozens of times the differences between donors; choose '{CAREFUL}' or 'none'"
-}
 
 
 def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
@@ -63,8 +56,6 @@ def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
     if "anyOf" in schema:
         if any(allows(one, value) for one in schema["anyOf"]):
             return None
-        if reason := NOT_OFFERED.get((name, str(value))):
-            return f"{name} is {shown}, which is not offered: {reason}."
         return f"{name} is {shown}, but must be {' or '.join(map(in_words, schema['anyOf']))}."
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     if not any(is_of_kind(value, kind) for kind in kinds):
@@ -184,28 +175,8 @@ def ontology_rejection(tree: object, ontology_key: str | None) -> str | None:
     )
 
 
-def privacy_rejection(privacy: str, donor_key: str | None) -> str | None:
-    """Phrase that donors are to be protected that are not known; None if they are known, or not to be protected."""
-    if privacy != CAREFUL or donor_key is not None:
-        return None
-    return (
-        f"privacy is '{CAREFUL}', which needs to know the donors, whose differences are the size of its noise; name "
-        "their column by `donor_key=` as you prepare the cells."
-    )
-
-
 def donors_rejection(min_donors: int, donor_key: str | None) -> str | None:
     """Phrase that donors are to be counted that are not known; None if they are known, or not to be counted."""
     if min_donors == 1 or donor_key is not None:
         return None
     return f"min_donors is {min_donors}, but donors are not known; name their column (donor_key)."
-
-
-def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
-    """Phrase that the donors in a column of obs are too few for an audit, and what to do; None if they suffice."""
-    if n_donors >= FEWEST_DONORS:
-        return None
-    return (
-        f"obs[{key!r}] has {n_donors} donor{'' if n_donors == 1 else 's'}; an audit needs {FEWEST_DONORS} or more, as "
-        f"chance alone distinguishes fewer; {remedy}."
-    )

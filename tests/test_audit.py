@@ -22,6 +22,7 @@ from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.audit.attacks import attack
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, divide, folds_of, training_cells
+from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
 from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import Generated, audit_folds, from_files
 from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
@@ -38,7 +39,7 @@ from bdm.model.card import divided_in_words, model_card
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import load_model
 from bdm.plotting.audit import audit_figure
-from bdm.report.audit import ShownAudit, summary
+from bdm.report.audit import ShownAudit, attack_rows, summary
 from bdm.report.page import environment
 from bdm.report.settings import audit_command
 from bdm.settings import (
@@ -321,7 +322,7 @@ def test_an_attack_on_some_folds_only_leaves_the_others_as_they_are(prepared):
 
 def test_verdict_counts_the_best_of_all_attacks():
     null = np.random.default_rng(0).normal(0.5, 0.1, size=(1000, 2))
-    verdict = verdict_of({"nearest": 0.69, "bound": 0.9}, null, n_units=(9, 10), n_folds=3, unit="donor")
+    verdict = verdict_of({"nearest": 0.69, "bound": 0.9}, null, sides=[(9, 10)] * 3, unit="donor")
     assert [finding.attack for finding in verdict.findings] == ["bound", "nearest"]
     assert [finding.found for finding in verdict.findings] == [True, False]
     assert verdict.findings[0].p_value == pytest.approx(1 / 1001)
@@ -337,14 +338,40 @@ def test_limits_of_cell_types_are_areas(of_six_donors, of_copies):
 
 def test_verdict_of_few_donors_shows_no_safety(of_six_donors, of_copies):
     few = "So few donors hide all but the largest leaks: this audit cannot show that cells are safe to share."
-    verdict = of_six_donors.verdict
-    assert verdict.limit == 1
-    assert verdict.text.startswith("None of 4 attacks found donors")
-    assert f"in 5% of audits. {few} Other attacks may find more." in verdict.text
+    verdict = of_copies.verdict
     assert few in replace(verdict, limit=HIGH_LIMIT).text
     for limit in (HIGH_LIMIT - 0.01, np.nan):
         assert few not in replace(verdict, limit=limit).text
-    assert "So few cells hide" in replace(verdict, unit="cell").text
+    assert "So few cells hide" in replace(verdict, limit=HIGH_LIMIT, unit="cell").text
+
+
+def test_an_audit_that_cannot_differ_from_chance_is_inconclusive(of_six_donors, caplog):
+    """Chance finds both of two members in one of six audits with one attack, and more often with four."""
+    verdict = of_six_donors.verdict
+    assert verdict.limit == 1
+    assert verdict.findings[0].auc == 1
+    assert verdict.label == "inconclusive: too few donors"
+    assert verdict.text.startswith("Inconclusive: 2 donors in the training data and 2 others in 1 fold are too few")
+    assert f"The highest AUC is 1.00 ({ATTACKS[verdict.findings[0].attack]})." in verdict.text
+    assert not of_six_donors.summary()["conclusive"]
+    assert {row["finding"].found for row in attack_rows(of_six_donors)} == {False}
+    divide(simulated(n_donors=9), AuditSettings(n_folds=1), seed=0)
+    assert "inconclusive: 3 donors in the training data and 3 others in 1 fold are too few, as chance" in caplog.text
+    assert "in 5% of audits, so that no attack can show anything; give 11 donors, or 2 folds." in caplog.text
+
+
+@pytest.mark.parametrize("sides", [[(4, 3)], [(2, 2), (2, 2)], [(3, 3)] * 3])
+def test_more_donors_or_folds_can_differ_from_chance(sides):
+    assert smallest_p(sides) < LEVEL
+    assert inconclusive(sides, "donor") is None
+    assert inconclusive(sides, "donor", p_value=0.06) is not None  # chance with several attacks
+
+
+@pytest.mark.parametrize("n_folds", [1, 2, 3])
+def test_the_number_of_donors_that_is_named_suffices(n_folds):
+    enough = next(n for n in range(6, 20) if smallest_p(sides_of(n, n_folds)) < LEVEL)
+    cells, settings = simulated(n_donors=enough, n_cells=4, n_genes=5), AuditSettings(n_folds=n_folds)
+    assert smallest_p(divide(cells, settings, seed=0).sides) < LEVEL
 
 
 def test_scores_are_standardised_by_type_without_membership():

@@ -14,11 +14,11 @@ from test_configuration import CONFIG, MINE, keys, planned_rules, with_value
 from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
 from bdm.audit.folds import check_donors
+from bdm.audit.limits import audit_rejection
 from bdm.data.counts import count_slots
 from bdm.data.header import count_values, obs_columns, slot_names, var_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.validation import audit_rejection
 
 MODULE = """
 module bdm:
@@ -282,3 +282,12 @@ def test_donors_are_too_few_as_for_bdm_audit():
         assert str(error.value) == audit_rejection(n_donors, "person", remedy=remedy)
     check_donors(names, "person")
     assert audit_rejection(len(names), "person", remedy=remedy) is None
+
+
+def test_an_audit_that_will_be_inconclusive_is_warned_of(folder, caplog):
+    with_donors(pd.Series([f"p{i % 9}" for i in range(12)])).write_h5ad(folder / "cells.h5ad")
+    assert planned_rules(CONFIG)
+    assert "inconclusive" not in caplog.text
+    assert planned_rules(with_value("audit/n_folds", 1))
+    words = "audit.run: cells.h5ad: this audit will be inconclusive: 3 donors in the training data and 3 others in 1"
+    assert words in caplog.text

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm.audit.limits import audit_rejection, inconclusive
 from bdm.audit.settings import AuditSettings
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
@@ -17,7 +18,6 @@ from bdm.errors import InputError
 from bdm.seeds import derive, numpy_generator
 from bdm.settings import PrepareSettings
 from bdm.text import abbreviated, counted
-from bdm.validation import audit_rejection
 
 logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
@@ -130,6 +130,12 @@ class Division:
     left_out: tuple[str, ...] = ()
 
     @property
+    def sides(self) -> list[tuple[int, int]]:
+        """Numbers of members and of non-members in each fold."""
+        units = [[np.unique(fold.unit[fold.rows(part)]) for part in (MEMBERS, NON_MEMBERS)] for fold in self.folds]
+        return [(len(members), len(others)) for members, others in units]
+
+    @property
     def n_tested(self) -> int:
         """Number of units that are members in at least one of the folds."""
         in_any = np.any([fold.part == MEMBERS for fold in self.folds], axis=0)
@@ -161,7 +167,10 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> Division
         logger.warning(
             "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
         )
-    return Division(cells, units, folds, tuple(left_out))
+    division = Division(cells, units, folds, tuple(left_out))
+    if problem := inconclusive(division.sides, units.noun):
+        logger.warning("This audit will be inconclusive: %s.", problem)
+    return division
 
 
 def folds_of(obs: pd.DataFrame, settings: AuditSettings, *, seed: int) -> list[Fold]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
+from bdm.audit.limits import LEVEL
 from bdm.audit.scores import (
     KEYS,
     N_DRAWS,
@@ -22,7 +23,7 @@ from bdm.audit.scores import (
     spread_of_auc,
     standardised,
 )
-from bdm.audit.verdict import LEVEL, N_PERMUTATIONS, Verdict, verdict_of
+from bdm.audit.verdict import N_PERMUTATIONS, Verdict, verdict_of
 from bdm.errors import InputError
 from bdm.files import read_json, write_json
 from bdm.seeds import derive, numpy_generator
@@ -160,9 +161,10 @@ class Audit:
         ]
         null = null_of_units(units, columns, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
         means = self.attacks_on_units["auc"].loc[GENERATED]
-        n_members = round(float((units["member"] > 0).sum()) / self.n_folds)
-        n_units = n_members, round(len(units) / self.n_folds) - n_members
-        return verdict_of(dict(means.dropna()), null, n_units=n_units, n_folds=self.n_folds, unit=self.unit)
+        member = units.groupby("fold")["member"]
+        n_members = member.agg(lambda of: int((of > 0).sum()))
+        sides = list(zip(n_members, member.size() - n_members, strict=True))
+        return verdict_of(dict(means.dropna()), null, sides=sides, unit=self.unit)
 
     def _areas(self, table: pd.DataFrame, level: str, n_cells: float = np.nan) -> pd.DataFrame:
         """Compute the areas of all scores of cells or units, by fold."""
@@ -208,7 +210,9 @@ class Audit:
             for one in found.findings
         }
         limit = None if np.isnan(found.limit) else round(found.limit, 4)
-        return {"text": found.text, "attacks": attacks, "limit": limit, "n_tested": self.n_tested}
+        conclusive = found.inconclusive is None
+        written = {"text": found.text, "conclusive": conclusive, "attacks": attacks, "limit": limit}
+        return written | {"n_tested": self.n_tested}
 
     @classmethod
     def load(cls, folder: Path | str) -> "Audit":

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bdm.audit.limits import LEVEL, Sides, inconclusive
 from bdm.text import counted
 
-LEVEL = 0.05  # share of audits in which chance makes one attack or more find something
 N_PERMUTATIONS = 1000
 HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little
 
@@ -51,17 +51,18 @@ class Verdict:
         One for each attack, the highest area first.
     limit
         Area that chance reaches with any of the attacks in one of 20 audits.
-    n_members, n_others
-        Units in the training data, and others, that were attacked in each fold, on average.
+    smallest_p
+        Share of permutations in which any of the attacks finds all members.
+    sides
+        Numbers of units in the training data, and of others, that were attacked in each fold.
     unit
         ``donor`` or ``cell``.
     """
 
     findings: tuple[Finding, ...]
     limit: float
-    n_members: int
-    n_others: int
-    n_folds: int
+    smallest_p: float
+    sides: Sides
     unit: str
 
     @property
@@ -70,10 +71,17 @@ class Verdict:
         return tuple(finding for finding in self.findings if finding.found)
 
     @property
+    def inconclusive(self) -> str | None:
+        """Why no attack could have found members, in a sentence; None if one could."""
+        return inconclusive(self.sides, self.unit, p_value=self.smallest_p)
+
+    @property
     def label(self) -> str:
         """The verdict in a few words."""
         if not self.findings:
             return "nothing was attacked"
+        if self.inconclusive:
+            return f"inconclusive: too few {self.unit}s"
         attacks = counted(len(self.findings), "attack")
         return f"{len(self.found) or 'none'} of {attacks} found {self.unit}s that were in the training data"
 
@@ -83,6 +91,13 @@ class Verdict:
         if not self.findings:
             return f"{sentence(self.label)}."
         best, others = self.findings[0], self.findings[len(self.found) :]
+        if self.inconclusive:
+            return (
+                f"Inconclusive: {self.inconclusive}. The highest AUC is {best.auc:.2f} ({ATTACKS[best.attack]}). "
+                "Other attacks may find more."
+            )
+        n_folds = len(self.sides)
+        n_members, n_others = (round(sum(side) / n_folds) for side in zip(*self.sides, strict=True))
         sentences = [sentence(self.label)]
         if self.found:
             sentences.append(f"Found by {in_words(self.found)}")
@@ -94,8 +109,8 @@ class Verdict:
                 f"{best.p_value:.0%} of audits"
             )
         sentences.append(
-            f"With {self.n_members} {self.unit}s in the training data and {self.n_others} others in "
-            f"{counted(self.n_folds, 'fold')}, chance alone reaches an AUC of {self.limit:.2f} with any of the attacks "
+            f"With {n_members} {self.unit}s in the training data and {n_others} others in "
+            f"{counted(n_folds, 'fold')}, chance alone reaches an AUC of {self.limit:.2f} with any of the attacks "
             f"in {LEVEL:.0%} of audits"
         )
         if self.limit >= HIGH_LIMIT:
@@ -107,9 +122,7 @@ class Verdict:
         return " ".join(f"{one}." for one in sentences)
 
 
-def verdict_of(
-    areas: dict[str, float], null: np.ndarray, *, n_units: tuple[int, int], n_folds: int, unit: str
-) -> Verdict:
+def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> Verdict:
     """Compare the areas of attacks with the largest of all attacks in each permutation of membership.
 
     Parameters
@@ -118,6 +131,8 @@ def verdict_of(
         Mean over folds, by attack.
     null
         Permutations x attacks.
+    sides
+        Numbers of members and of non-members in each fold.
 
     References
     ----------
@@ -126,10 +141,15 @@ def verdict_of(
     best = null.max(axis=1) if null.size else np.zeros(0)
     findings = []
     for attack, auc in sorted(areas.items(), key=lambda item: -item[1]):
-        p_value = float((1 + (best >= auc - 1e-9).sum()) / (1 + len(best)))
+        p_value = p_value_of(auc, best)
         findings.append(Finding(attack, float(auc), p_value, p_value < LEVEL))
     limit = float(np.quantile(best, 1 - LEVEL)) if len(best) else float("nan")
-    return Verdict(tuple(findings), limit, *n_units, n_folds, unit)
+    return Verdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
+
+
+def p_value_of(auc: float, best: np.ndarray) -> float:
+    """Compute the share of permutations, of which the true membership is one, that reach an area."""
+    return float((1 + (best >= auc - 1e-9).sum()) / (1 + len(best)))
 
 
 def in_words(findings: tuple[Finding, ...]) -> str:

@@ -2,6 +2,7 @@
 
 
 include: "../../bdm/data/header.py"
+include: "../../bdm/audit/limits.py"
 
 
 def check_columns(name, dataset):
@@ -19,15 +20,18 @@ def check_columns(name, dataset):
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
         check_counts(f"{place}.extend.additions.{addition}.counts", of["path"], of["counts"])
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
-        check_donors(f"{place}.audit.run", path, dataset["donor_key"])
+        check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
 
 
-def check_donors(place, path, key):
-    """Reject an audit of too few donors, where the file has their number."""
+def check_donors(place, path, key, n_folds):
+    """Reject an audit of too few donors, and warn of one that will be inconclusive, where the file has their number."""
     n_donors = count_values(path, key)
     remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
     problem = None if n_donors is None else audit_rejection(n_donors, key, remedy=remedy)
     reject(place, problem and f"{path}: {problem}")
+    doubt = None if n_donors is None else inconclusive(sides_of(n_donors, n_folds, fewest=False), "donor")
+    if doubt is not None:
+        logger.warning(f"{place}: {path}: this audit will be inconclusive: {doubt}.")
 
 
 def check_column(place, path, columns, key, *, alternative="", table="obs"):
