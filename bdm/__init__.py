@@ -1,20 +1,9 @@
 """Hierarchically branched diffusion models of single-cell RNA-seq counts."""
 
-import os
-import sys
 from importlib import import_module
 from importlib.metadata import version
 
 from bdm.progress import show_messages
-
-# Threads of OpenMP spin while they wait, and slow down whatever runs beside them. Torch reads this as it is loaded.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-
-# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores. Once numba
-# is imported it is too late: numba rejects another number.
-if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 MODULES = {
     "AutoencoderSettings": "bdm.settings",

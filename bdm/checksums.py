@@ -1,20 +1,16 @@
 """Files with checksums, JSON and HDF5, so that files that were changed or damaged later are rejected."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 
 from bdm.errors import InputError
 from bdm.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
 
 BLOCK = 512  # bytes of the user block before the HDF5 data, the smallest size that HDF5 allows
 MARK = b"bdm sha256 "
@@ -62,82 +58,15 @@ def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, A
 
 @contextmanager
 def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file; its hash is written into its user block when the file is complete.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written, as on a full disk.
-    """
-    with Disk(path) as disk:
-        try:
-            with ChecksummedFile(disk, "w", userblock_size=BLOCK) as file:
-                yield file
-        finally:
-            disk.check()
+    """Open a new HDF5 file; its hash is written into its user block when the file is complete."""
+    with h5py.File(path, "w", userblock_size=BLOCK) as file:
+        yield file
     with Path(path).open("r+b") as file:
         file.write(MARK + _digest_of_data(path).encode())
 
 
-class Disk(io.FileIO):
-    """File for HDF5 to write to, which stores errors in place of raising them, as these would end the process.
-
-    Attributes
-    ----------
-    error
-        The first error.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self.error: OSError | None = None
-
-    def check(self) -> None:
-        """Raise the first error, if there was one."""
-        if self.error is not None:
-            raise self.error
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Fill ``buffer``, with zeros beyond the end of the file."""
-        view = memoryview(buffer)  # h5py 3.11 passes an array without slices
-        n_read = super().readinto(view) or 0
-        view[n_read:] = bytes(len(view) - n_read)
-        return len(view)
-
-    def write(self, content: "ReadableBuffer") -> int:
-        """Write all of ``content``, unless there was an error."""
-        view = memoryview(content)
-        remaining = view
-        try:
-            while remaining and self.error is None:
-                remaining = remaining[super().write(remaining) :]
-        except OSError as error:
-            self.error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Change the length of the file."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-
-class ChecksummedFile(h5py.File):  # type: ignore[misc]
-    """HDF5 file on a :class:`Disk`."""
-
-    def __init__(self, disk: Disk, *arguments: Any, **options: Any) -> None:
-        self.disk = disk
-        super().__init__(disk, *arguments, **options)
-
-
-def check_hdf5(path: Path) -> bool:
+def check_hdf5(path: Path) -> None:
     """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later.
-
-    Returns
-    -------
-    True if the file is unchanged, False if it has no checksum.
 
     Raises
     ------
@@ -146,11 +75,8 @@ def check_hdf5(path: Path) -> bool:
     """
     with Path(path).open("rb") as file:
         block = file.read(BLOCK)
-    if not block.startswith(MARK):
-        return False
-    if block != (MARK + _digest_of_data(path).encode()).ljust(BLOCK, b"\0"):
+    if block.startswith(MARK) and block != (MARK + _digest_of_data(path).encode()).ljust(BLOCK, b"\0"):
         raise InputError(f"{path} is damaged, or was changed (its checksum does not match its content); make it again.")
-    return True
 
 
 def _digest_of_data(path: Path) -> str:

@@ -1,5 +1,6 @@
 """The command line ``bdm``: its commands, and how they end."""
 
+import os
 import signal
 import sys
 import traceback
@@ -34,6 +35,14 @@ from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError, as_options
+
+# Threads of OpenMP spin while they wait, and slow down whatever runs beside them. Torch reads this as it is loaded.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+# The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores
+if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 # In the order of the help; False where a command does not compute for long
 COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {

@@ -18,6 +18,7 @@ from bdm.errors import InputError
 
 SNAKEMAKE = ".snakemake_timestamp"  # Snakemake writes it into folders
 UNFINISHED = ".unfinished"  # end of the names of scratch folders
+SPARE = 2**18  # bytes, for what HDF5 writes when a file is closed
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
 
 
@@ -151,6 +152,12 @@ def _unwritable(error: BaseException | None) -> str | None:
             return os.strerror(number)
         error = error.__cause__ or error.__context__
     return None
+
+
+def require_space(path: Path, n_bytes: int) -> None:
+    """Raise the error of a full disk before HDF5 writes ``n_bytes``, as its library can end the process otherwise."""
+    if shutil.disk_usage(path.parent).free < n_bytes + SPARE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def sha256(path: Path) -> str:

@@ -217,9 +217,6 @@ def run(kind: str, folder: Path, numbers: range) -> list[Case]:
 
 def main(folder: Path, kind: str, start: int, stop: int) -> None:
     """Try cases and report each."""
-    from bdm.data import read
-
-    read.PROBE_SECONDS = 5
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -412,16 +412,15 @@ DRY = {
     "prepare": (("prepare", "cells.h5ad", "OUT", *PREPARE), "would write OUT:\n692 cells x 100 genes"),
     "autoencoder": (
         ("autoencoder", "prepared.h5ad", "OUT", "--n-latent", 2),
-        r"would write OUT, fitted on 484 cells of 9 types x 100 genes\n"
-        r"about \S+ \w+.* for training and encoding\nabout \d\.\d GB of memory",
+        r"would write OUT, fitted on 484 cells of 9 types x 100 genes\nat most 400 training steps of the autoencoder",
     ),
     "train": (
         ("train", "autoencoder", "tree.json", "OUT"),
-        r"484 cells of 9 types x 100 genes\nabout \d.* for training",
+        r"484 cells of 9 types x 100 genes\nat most 3,000 training steps of the denoiser",
     ),
     "fit": (
         ("fit", "cells.h5ad", "OUT", "--label-key", "bulk_labels", "--n-genes", 50, "--n-latent", 2),
-        r"624 cells of 9 types x 50 genes\nabout .* for the autoencoder\nabout .* for the denoiser",
+        r"624 cells of 9 types x 50 genes\n.* steps of the autoencoder\n.* steps of the denoiser",
     ),
     "generate": (
         ("generate", "model", "OUT", "--cells-from", "numbers.csv"),

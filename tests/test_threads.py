@@ -211,7 +211,7 @@ def test_threads_pass_errors_on():
 
 
 def test_waiting_threads_sleep_unless_the_user_sets_another_policy():
-    code = "import bdm, os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('KMP_BLOCKTIME'))"
+    code = "import bdm.cli, os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('KMP_BLOCKTIME'))"
     assert python(code) == "PASSIVE 0"
     assert python(code, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE None"
     assert python(code, KMP_BLOCKTIME="200") == "None 200"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bdm.commands.base import Summary
+from bdm.commands.base import Summary, print_plan
 from bdm.commands.options import CheckpointEvery, Device, DryRun, OutFolder, Prepared
 from bdm.settings import AutoencoderSettings, Seed
 
@@ -30,7 +30,6 @@ def autoencoder(
     from bdm.autoencoder.fit import fit_autoencoder
     from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.estimate import estimate_autoencoder, print_estimate
     from bdm.data.prepare import read_prepared
     from bdm.donors.effects import fit_donors, save_donors, summary_of
     from bdm.files import atomic_write, sha256
@@ -41,8 +40,7 @@ def autoencoder(
     adata = read_prepared(prepared, on_disk=True)
     facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
     if dry_run:
-        seconds = estimate_autoencoder(adata, settings, seed=seed, device=device)
-        print_estimate(out, adata.obs, adata.n_vars, {"training and encoding": seconds})
+        print_plan(out, adata.obs, adata.n_vars, {"the autoencoder": settings.n_steps})
         return None
     with ExitStack() as files:
         facts["prepared_sha256"] = sha256(prepared)

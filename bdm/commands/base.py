@@ -14,11 +14,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdm import __version__
 from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
 from bdm.errors import as_options
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger("bdm")
 
@@ -55,6 +58,16 @@ class Summary:
 def generating(model: Path) -> tuple[Path | str, ...]:
     """Words of the command that follows when there is a model."""
     return "bdm", "generate", model, "generated.h5ad", "--cells", "100"
+
+
+def print_plan(out: Path, obs: "pd.DataFrame", n_genes: int, n_steps: dict[str, int]) -> None:
+    """Print what a model would be fitted on, and the steps of each training."""
+    from bdm.text import counted
+
+    n_cells, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
+    print(f"would write {out}, fitted on {n_cells:,} cells of {counted(n_types, 'type')} x {n_genes:,} genes")
+    for name, number in n_steps.items():
+        print(f"at most {counted(number, 'training step')} of {name}")
 
 
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bdm.commands.base import Summary, generating
+from bdm.commands.base import Summary, generating, print_plan
 from bdm.commands.options import CheckpointEvery, Device, DryRun, OutFolder
 from bdm.settings import Labels, Seed, Settings, Tree
 
@@ -34,7 +34,6 @@ def fit(
     from anndata import AnnData
 
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.estimate import estimate_fit, print_estimate
     from bdm.commands.train import where_kept, write_tables
     from bdm.donors.effects import summary_of
     from bdm.files import atomic_write
@@ -47,7 +46,8 @@ def fit(
     if dry_run:
         model = model_of_cells(data, labels, **how)
         prepared = model.prepared
-        print_estimate(out, prepared.obs, prepared.n_vars, estimate_fit(model, settings))
+        n_steps = {"the autoencoder": settings.autoencoder.n_steps, "the denoiser": settings.denoiser.n_steps}
+        print_plan(out, prepared.obs, prepared.n_vars, n_steps)
         return None
     with ExitStack() as files:
         facts = deciding(data, labels, tree, settings, seed=seed)

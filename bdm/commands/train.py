@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from annotated_types import Ge
 
-from bdm.commands.base import Summary, generating
+from bdm.commands.base import Summary, generating, print_plan
 from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, DryRun, OutFolder
 from bdm.settings import DenoiserSettings, Seed
 
@@ -37,29 +37,21 @@ def train(
     Example: bdm train autoencoder/ hierarchy.json model/
     """
     from contextlib import ExitStack
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     import pandas as pd
 
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.checkpoint import checkpoint_beside
-    from bdm.commands.estimate import print_estimate, seconds_of
-    from bdm.donors.effects import load_donors
     from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
-    from bdm.model.fit import fit_model
     from bdm.processes import run_on
 
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
-        tree, donors = load_hierarchy(hierarchy), load_donors(autoencoder)
-
-        def run(steps: int) -> None:
-            short = replace(settings, n_steps=steps)
-            fit_model(latent, trained, tree, short, seed=seed, device=device, donors=donors, provenance={})
-
-        print_estimate(out, latent.obs, len(trained.genes), {"training": seconds_of(run, settings.n_steps)})
+        load_hierarchy(hierarchy)  # its faults are reported now
+        print_plan(out, latent.obs, len(trained.genes), {"the denoiser": settings.n_steps})
         return None
     with ExitStack() as files:
         facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +14,9 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from bdm.checksums import ChecksummedFile, checksummed_hdf5
+from bdm.checksums import checksummed_hdf5
 from bdm.errors import InputError
+from bdm.files import require_space
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Matrix: TypeAlias = np.ndarray | sparse.csr_matrix | CSRDataset | h5py.Dataset |
 SparseMatrix: TypeAlias = sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array
 
 BLOCK = 2**22  # entries in memory at a time
-GAP = 2**14  # entries; rows with fewer entries between them are read together
+GAP = 2**18  # entries; rows with fewer entries between them are read together, in less time than one by one
 
 
 def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
@@ -59,11 +59,9 @@ def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[t
     Slice of ``rows``, and the values of these rows.
     """
     rows = np.arange(matrix.shape[0]) if rows is None else rows
-    before = row_offsets(matrix)
-    read = row_reader(matrix, before)
     start = 0
-    for run in adjacent_runs(rows, before):
-        block = read(slice(run[0], run[-1] + 1))
+    for run in adjacent_runs(rows, row_offsets(matrix)):
+        block = read_rows(matrix, slice(run[0], run[-1] + 1))
         yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
         start += len(run)
 
@@ -113,57 +111,19 @@ def row_offsets(matrix: Matrix) -> np.ndarray:
     return np.arange(matrix.shape[0] + 1) * matrix.shape[1]
 
 
-def row_reader(matrix: Matrix, before: np.ndarray) -> Callable[[slice], sparse.csr_matrix]:
-    """Return a function that reads a slice of rows; ``before`` are the :func:`row_offsets`."""
-
-    def safe() -> AbstractContextManager[None]:
-        return reject_if_unreadable(path_of(matrix)) if isinstance(matrix, ON_DISK) else nullcontext()
-
-    with safe():
-        source = StoredRows.of(matrix, before) if isinstance(matrix, CSRDataset) else matrix
-
-    def read(rows: slice) -> sparse.csr_matrix:
-        with safe():
-            return sparse.csr_matrix(without_float16(source[rows]))
-
-    return read
+def read_rows(matrix: Matrix, rows: slice) -> sparse.csr_matrix:
+    """Read a slice of rows of a matrix, in memory or on disk."""
+    if not isinstance(matrix, ON_DISK):
+        return sparse.csr_matrix(without_float16(matrix[rows]))
+    with reject_if_unreadable(path_of(matrix)):
+        values = sparse.csr_matrix(without_float16(matrix[rows]))
+        values.check_format()  # a damaged matrix could end the process later
+        return values
 
 
 def without_float16(values: Any) -> Any:
     """Convert numbers of 16 bits, an array or a sparse matrix, to 32 bits: scipy has no sparse matrices of 16 bits."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """Rows of a sparse matrix on disk, in time independent of the number of rows in the file, unlike anndata's reader.
-
-    Attributes
-    ----------
-    data, indices
-        Datasets of the file, kept open, as opening them takes time.
-    before
-        Entries before each row.
-    """
-
-    data: h5py.Dataset | zarr.Array[Any]
-    indices: h5py.Dataset | zarr.Array[Any]
-    before: np.ndarray
-    n_columns: int
-
-    @classmethod
-    def of(cls, matrix: CSRDataset, before: np.ndarray) -> "StoredRows":
-        """Open the datasets of ``matrix``."""
-        return cls(matrix.group["data"], matrix.group["indices"], before, matrix.shape[1])
-
-    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
-        entries = slice(self.before[rows.start], self.before[rows.stop])
-        indptr = self.before[rows.start : rows.stop + 1] - self.before[rows.start]
-        shape = (rows.stop - rows.start, self.n_columns)
-        indices: Any = self.indices[entries]
-        values = sparse.csr_matrix((without_float16(self.data[entries]), indices, indptr), shape=shape)
-        values.check_format()  # a damaged matrix could end the process later
-        return values
 
 
 def path_of(matrix: Matrix) -> Path:
@@ -201,6 +161,7 @@ def new_h5ad(path: Path, adata: AnnData, **storage: Any) -> Iterator[h5py.File]:
         Arguments of h5py for arrays, such as ``compression``.
     """
     adata.strings_to_categoricals()
+    require_space(path, adata.__sizeof__())
     with checksummed_hdf5(path) as file:
         write_elem(file, "/", adata, dataset_kwargs=storage)
         for name in ("X", "raw"):  # write_elem writes an empty element where they are absent; AnnData leaves it out
@@ -217,7 +178,7 @@ def write_h5ad(path: Path, adata: AnnData) -> None:
 
 @contextmanager
 def appended_rows(
-    file: h5py.Group,
+    file: h5py.File,
     name: str,
     *,
     n_columns: int,
@@ -242,9 +203,8 @@ def appended_rows(
     stored = sparse_dataset(file[name])
 
     def append(rows: sparse.csr_matrix) -> None:
+        require_space(Path(file.filename), rows.data.nbytes + rows.indices.nbytes)
         stored.append(rows)
-        if isinstance(file, ChecksummedFile):
-            file.disk.check()
 
     yield append
     del opened

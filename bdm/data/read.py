@@ -1,9 +1,6 @@
 """Reading of cells from files of all supported formats, with checks for damage."""
 
 import logging
-import os
-import resource
-import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +18,6 @@ from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-PROBE_SECONDS = 60  # of processor time, plus the time to read the file
-PROBE_BYTES_PER_SECOND = 10**6
 
 FROM_R = (
     "write it as .h5ad in R first, for example by anndataR::write_h5ad(object, 'cells.h5ad') (Your own cells, From R, "
@@ -59,7 +53,7 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
     read = select_reader(path)
     with reject_if_unreadable(path), warnings.catch_warnings(action="ignore"):
         if path.is_file():
-            examine_hdf5(path)
+            check_hdf5(path)
         adata = open_h5ad(path) if on_disk else None
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
@@ -259,68 +253,3 @@ def read_labels(path: Path) -> pd.DataFrame:
         repeated = table.index[table.index.duplicated()][0]
         raise InputError(f"{path} has more than one row for cell {repeated}; keep one.")
     return table
-
-
-def examine_hdf5(path: Path) -> None:
-    """Reject an HDF5 file of bdm that was changed since it was written; :func:`probe_hdf5` files of other programs.
-
-    Raises
-    ------
-    InputError
-        If the file was changed, or cannot be read.
-    """
-    if not check_hdf5(path) and h5py.is_hdf5(path):
-        probe_hdf5(path)
-
-
-def probe_hdf5(path: Path) -> None:
-    """Read an HDF5 file in another process first, as the library can crash or hang on damaged files.
-
-    Everything except numbers is read: names, types, shapes, text, and positions of chunks.
-
-    Raises
-    ------
-    InputError
-        If that process fails.
-    """
-    read, write = os.pipe()
-    with warnings.catch_warnings(action="ignore"):  # the child process uses no lock that another thread may hold
-        child = os.fork()
-    if not child:
-        os.close(read)
-        os._exit(_probe(path, write))
-    os.close(write)
-    with os.fdopen(read, errors="replace") as message:
-        reason = message.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status:
-        endless = status == -signal.SIGXCPU
-        reason = reason or ("reading it does not end" if endless else "the HDF5 library crashes on it")
-        raise InputError(f"{path} cannot be read ({reason}); is it damaged, or misnamed?")
-
-
-def _probe(path: Path, write: int) -> int:
-    """Read the file in the child process, write the error message if it fails, and return the exit status."""
-    try:
-        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-        spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-        limit = int(spent + PROBE_SECONDS + path.stat().st_size / PROBE_BYTES_PER_SECOND)
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with h5py.File(path) as file:
-            _read_item(file.name, file)
-            file.visititems(_read_item)
-    except BaseException as error:
-        reason = str(error).strip("'\"").partition("\n")[0].rstrip(".")
-        os.write(write, (reason or type(error).__name__).encode())
-        return 1
-    return 0
-
-
-def _read_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
-    dict(item.attrs)
-    if isinstance(item, h5py.Dataset):
-        if item.dtype.hasobject:
-            item[()]
-        elif item.chunks:
-            item.id.chunk_iter(lambda chunk: None)

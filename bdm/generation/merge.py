@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 
+from bdm.checksums import check_hdf5
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
-from bdm.data.read import examine_hdf5
 from bdm.errors import InputError
+from bdm.files import require_space
 from bdm.generation.chunks import LARGEST, Part
 from bdm.generation.generate import EXPECTED, Block, GeneratedCells
 
@@ -55,6 +56,7 @@ class DenseRows:
 
     def append(self, rows: np.ndarray) -> None:
         """Append rows, the first of which make the array."""
+        require_space(Path(self.file.filename), rows.nbytes)
         if self.stored is None:
             n_columns = rows.shape[1]
             pieces = {"chunks": (min(ROWS, ENTRIES // n_columns + 1), n_columns), "maxshape": (None, n_columns)}
@@ -100,7 +102,7 @@ class PartFile:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"No such file: {path}.")
-        examine_hdf5(path)
+        check_hdf5(path)
         try:
             with h5py.File(path) as file:
                 obs, var, varm, uns = (read_elem(file[name]) for name in ("obs", "var", "varm", "uns"))
