@@ -82,6 +82,15 @@ def test_every_figure_is_shown():
     assert {path.name for path in (ROOT / "docs/figures").iterdir()} == shown
 
 
+def test_every_table_is_shown():
+    """By a link, a table of its own, or a table that conf.py makes of it."""
+    text = " ".join(page.read_text() for page in PAGES)
+    shown = set(re.findall(r"_static/(\w+\.csv)", text)) | {
+        f"{name}.csv" for name in re.findall(r"_generated/(benchmark\w*)\.md", text)
+    }
+    assert {path.name for path in (ROOT / "docs/_static").glob("*.csv")} == shown
+
+
 # ---- commands
 
 
@@ -120,6 +129,13 @@ def test_make_targets_are_there(page):
     shown = [*code_lines(page), *inline_code(page)]
     named = {match[1] for line in shown if (match := re.match(r"make (?:PYTHON=\S+ ?)?([a-z-]+)", line))}
     assert named <= targets
+
+
+@pages
+def test_targets_of_the_benchmark_are_there(page):
+    workflow = ROOT / "benchmarks"
+    rules = "\n".join(path.read_text() for path in (workflow / "Snakefile", *workflow.glob("rules/*.smk")))
+    assert {*re.findall(r"TARGET=(\w+)", page.read_text())} <= {*re.findall(r"^rule (\w+):", rules, flags=re.MULTILINE)}
 
 
 # ---- Python
