@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from importlib.metadata import version
 
 # The models of the tests are too small to share among threads.
@@ -12,6 +13,7 @@ if not version("pandas").startswith("2.2."):
 import numpy as np
 import pytest
 from anndata import AnnData
+from zoo import kept_model
 
 from bdm.data.example import pbmc68k_counts
 
@@ -31,8 +33,7 @@ def example_cells() -> AnnData:
     return pbmc68k_counts()
 
 
-@pytest.fixture(scope="session")
-def small_settings():
+def quick_settings():
     """Settings of a model that trains in seconds, and learns little."""
     from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
 
@@ -44,21 +45,46 @@ def small_settings():
     )
 
 
-@pytest.fixture(scope="session")
-def small_model(example_cells, small_settings):
-    """Model of the example cells, without batches; do not fit it again."""
+def fit_small():
     from bdm.api import BranchedDiffusion
 
-    return BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings).fit()
+    return BranchedDiffusion(pbmc68k_counts(), label_key="bulk_labels", settings=quick_settings()).fit()
 
 
-@pytest.fixture(scope="session")
-def batch_model(example_cells, small_settings):
-    """Model of the example cells in two batches: a third of the cells is in ``two``, but no B cell is."""
+def fit_with_batches():
     from bdm.api import BranchedDiffusion
 
-    cells = example_cells.copy()
+    cells = pbmc68k_counts()
     in_two = (np.arange(cells.n_obs) % 3 == 0) & (cells.obs["bulk_labels"] != "CD19+ B")
     cells.obs["donor"] = np.where(in_two, "two", "one")
     keys = {"label_key": "bulk_labels", "batch_key": "donor"}
-    return BranchedDiffusion(cells, **keys, settings=small_settings).fit()
+    return BranchedDiffusion(cells, **keys, settings=quick_settings()).fit()
+
+
+@pytest.fixture(scope="session")
+def small_settings():
+    """Settings of ``small_model``."""
+    return quick_settings()
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(small_settings):
+    """Settings of a model for tests that need one of their own, which trains in a second or two, and learns nothing."""
+    return replace(
+        small_settings,
+        autoencoder=replace(small_settings.autoencoder, n_steps=5, sub_populations="none"),
+        hierarchy=replace(small_settings.hierarchy, n_bootstrap=3),
+        denoiser=replace(small_settings.denoiser, n_steps=5),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """Model of the example cells, without batches; do not fit it again."""
+    return kept_model(fit_small)
+
+
+@pytest.fixture(scope="session")
+def batch_model():
+    """Model of the example cells in two batches: a third of the cells is in ``two``, but no B cell is."""
+    return kept_model(fit_with_batches)

@@ -94,13 +94,9 @@ def test_populations_are_the_leaves_of_the_hierarchy(small_model):
         assert {model.cell_type_of[name] for name in populations} == {cell_type}
 
 
-def test_label_that_has_the_name_of_a_sub_population(example_cells, small_settings, tmp_path):
+def test_label_that_has_the_name_of_a_sub_population(example_cells, small_settings, tiny_settings, tmp_path):
     """A user's `Dendritic/1` beside `Dendritic` keeps its name, and sub-populations have others."""
-    quick = replace(
-        small_settings,
-        autoencoder=replace(small_settings.autoencoder, n_steps=20),
-        denoiser=replace(small_settings.denoiser, n_steps=2),
-    )
+    quick = replace(tiny_settings, autoencoder=replace(small_settings.autoencoder, n_steps=20))
     cells = example_cells.copy()
     cells.obs["bulk_labels"] = cells.obs["bulk_labels"].cat.rename_categories({"CD56+ NK": "Dendritic/1"})
     model = BranchedDiffusion(cells, label_key="bulk_labels", settings=quick).fit()
@@ -117,15 +113,9 @@ def test_label_that_has_the_name_of_a_sub_population(example_cells, small_settin
     pd.testing.assert_frame_equal(loaded.obs, generated)
 
 
-def test_same_seed_same_model(example_cells, small_settings):
-    quick = replace(
-        small_settings,
-        autoencoder=replace(small_settings.autoencoder, n_steps=5),
-        denoiser=replace(small_settings.denoiser, n_steps=5),
-    )
-
+def test_same_seed_same_model(example_cells, tiny_settings):
     def cells(seed: int) -> np.ndarray:
-        model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=quick, seed=seed).fit()
+        model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=tiny_settings, seed=seed).fit()
         return model.generate(2).X.toarray()
 
     first = cells(1)
@@ -133,16 +123,10 @@ def test_same_seed_same_model(example_cells, small_settings):
     assert first.shape != (other := cells(2)).shape or (first != other).any()
 
 
-def test_users_tree(example_cells, small_settings, small_model):
-    quick = replace(
-        small_settings,
-        autoencoder=replace(small_settings.autoencoder, n_steps=2),
-        denoiser=replace(small_settings.denoiser, n_steps=2),
-    )
+def test_users_tree(example_cells, tiny_settings, small_model):
     first, *others = small_model.model.cell_types
-    model = BranchedDiffusion(
-        example_cells, label_key="bulk_labels", tree=from_nested([first, others]), settings=quick
-    ).fit()
+    tree = from_nested([first, others])
+    model = BranchedDiffusion(example_cells, label_key="bulk_labels", tree=tree, settings=tiny_settings).fit()
     top, rest = model.hierarchy.children[model.hierarchy.root.name]
     assert {top, rest} - {first} <= set(model.hierarchy.by_name)
     assert len(model.generate(1)) == len(others) + 1
@@ -197,15 +181,14 @@ def test_loaded_model_with_batches(batch_model, tmp_path):
     assert (found.X.toarray() == expected.X.toarray()).all()
 
 
-def test_columns_of_genes_are_kept_with_what_is_missing(example_cells, small_settings, tmp_path):
+def test_columns_of_genes_are_kept_with_what_is_missing(example_cells, tiny_settings, tmp_path):
     cells = example_cells[:, :60].copy()
     cells.var["name"] = pd.Categorical([None, *(f"gene {i % 7}" for i in range(59))])
     cells.var["score"] = [np.nan, np.inf, *range(58)]
     cells.var["flag"] = pd.array([None, True] * 30, dtype="boolean")
     cells.var["nothing"] = np.nan
     cells.var["text"] = [None, *"a" * 59]
-    quick = replace(small_settings, denoiser=replace(small_settings.denoiser, n_steps=2))
-    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=quick).fit()
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=tiny_settings).fit()
     model.save(tmp_path / "model")
     generated = BranchedDiffusion.load(tmp_path / "model").generate(1)
     for adata in (generated, model.generate(1)):
