@@ -111,6 +111,31 @@ def test_small_siblings_share_a_row_where_there_are_too_many():
     assert sum(end.n_cells for end in view.ends) == view.hierarchy.root.n_cells
 
 
+def with_ties() -> Hierarchy:
+    """Chain of three nodes at one level, and of a cell type at that level that has two sub-populations."""
+    ab, type_c = {"level": 5.0, "n_cells": 4}, {"cell_type": "c", "n_cells": 2}
+    nodes = [Branch("root", None, **ab), Branch("node 2", "root", **ab, support=0.4), Branch("node 3", "node 2", **ab)]
+    leaves = [
+        Branch(name, parent, 0.0, 2, cell_type=name)
+        for name, parent in zip("abd", ("node 3", "node 3", "root"), strict=True)
+    ]
+    parts = [Branch("c", "node 2", 5.0, **type_c), *(Branch(f"c/{i}", "c", 0.0, **type_c) for i in (1, 2))]
+    return Hierarchy((*nodes, *leaves[:2], *parts, leaves[2]), 10.0, 0.9)
+
+
+def test_nodes_at_one_level_are_drawn_as_one():
+    hierarchy = with_ties()
+    view = view_of(hierarchy)
+    assert view.opened == ("root",)
+    assert view.hierarchy.children["root"] == ("a", "b", "c", "d")
+    assert [end.name for end in view.ends] == ["a", "b", "c", "d"]
+    assert [label.text for label in node_labels(view, names=False)] == ["5.0"]
+    assert view_of(hierarchy, root="node 2").opened == ("node 2",)  # the user may ask for any node
+    assert view_of(hierarchy, sub_populations=True).opened == ("root", "c")
+    assert len(hierarchy.branches) == 9
+    plot_hierarchy(hierarchy, names=True)
+
+
 def test_one_clade_can_be_plotted():
     hierarchy = caterpillar(500)
     view = view_of(hierarchy, root="node 490")

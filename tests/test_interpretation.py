@@ -25,7 +25,7 @@ from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, halves_of
 from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
-from bdm.hierarchy.means import MeasuredMeans
+from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.ancestral_states import (

@@ -5,13 +5,18 @@ import pytest
 import torch
 from synthetic_cells import height, random_tree
 
-from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy, clade_support
+from bdm.commands.hierarchy import facts_of
+from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
+from bdm.hierarchy.clustering import MeasuredMeans, cluster_means
 from bdm.hierarchy.comparison import TreeComparison
+from bdm.hierarchy.files import branch_table
 from bdm.hierarchy.grow import attachment_point
-from bdm.hierarchy.means import MeasuredMeans, clades_of, cluster_means
-from bdm.hierarchy.tree import Clade
+from bdm.hierarchy.support import FEW_CELLS, clade_support, clades_of, nearer_types, resample_means
+from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance
+from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior
+from bdm.plotting.page.tree import tree_page
+from bdm.plotting.tree import plot_hierarchy
 from bdm.settings import HierarchySettings
 
 N_DIMS = 31
@@ -101,6 +106,13 @@ def test_variance_is_in_whitened_units():
     )
 
 
+def resamples_of(cells: LatentCells, *, n_bootstrap: int, seed: int) -> list[MeasuredMeans]:
+    """Means of resamples of cells in whitened space."""
+    measured = MeasuredMeans.from_moments(population_moments(cells, IDENTITY))
+    suggested, rng = without_prior(cells, IDENTITY).double().numpy(), np.random.default_rng(seed)
+    return resample_means(suggested, cells.population.numpy(), measured, n_bootstrap=n_bootstrap, generator=rng)
+
+
 # ---- levels
 
 
@@ -153,7 +165,7 @@ def test_rare_types_are_found_in_their_clades_more_often():
         n_cells = np.where(rng.random(16) < 0.5, rng.choice([2, 3, 5], 16), 300).tolist()
         cells = sampled(np.stack([means[name] for name in names]), n_cells, rng)
         moments = population_moments(cells, IDENTITY)
-        measured = MeasuredMeans.of(moments)
+        measured = MeasuredMeans.from_moments(moments)
         as_measured = MeasuredMeans(measured.mean, np.zeros(16))
         found = [TreeComparison.of(cluster_means(of, names), tree) for of in (measured, as_measured)]
         shares.append([1 - comparison.share_missing for comparison in found])
@@ -164,16 +176,97 @@ def test_rare_types_are_found_in_their_clades_more_often():
     assert corrected > uncorrected + 0.03
 
 
-def test_support_of_a_rare_type_is_how_often_samples_have_its_clade():
-    """A rare type is somewhat nearer to one of two common types than these are to each other."""
+def encoded(cells: LatentCells, error_variance: float, rng: np.random.Generator) -> LatentCells:
+    """Posteriors of cells that are observed with normal errors, where the prior means equal the observed means."""
+    observed = cells.mean.numpy() + np.sqrt(error_variance) * rng.normal(size=cells.mean.shape)
+    code, weight = cells.population.numpy(), error_variance / (1 + error_variance)
+    prior_mean = np.stack([observed[code == number].mean(axis=0) for number in range(len(cells.populations))])
+    mean = torch.tensor(weight * prior_mean[code] + (1 - weight) * observed).float()
+    return LatentCells(mean, torch.full(mean.shape, weight**0.5), cells.population, cells.populations)
+
+
+@pytest.mark.parametrize(("error_variance", "n_rare"), [(0.0, 5), (3.0, 8)])
+def test_support_of_a_rare_type_is_how_often_samples_have_its_clade(error_variance, n_rare):
+    """A rare type is somewhat nearer to one of two common types than these are to each other.
+
+    Posterior means of shallow cells vary less than what their counts suggest, which a resample has to restore.
+    """
     rng, means, clade = np.random.default_rng(0), along_a_line(-2.0, 2.0, 5.2), frozenset({1, 2})
     occurs, support = [], []
-    for seed in range(80):
-        cells = sampled(means, [300, 300, 5], rng)
-        measured = MeasuredMeans.of(population_moments(cells, IDENTITY))
-        occurs.append(clade in clades_of(measured))
-        of_types = cells.mean.double().numpy(), cells.population.numpy()
-        found = clade_support(*of_types, measured.variance, cells.labels, n_bootstrap=20, seed=seed)
+    for seed in range(60):
+        cells = encoded(sampled(means, [300, 300, n_rare], rng), error_variance, rng)
+        occurs.append(clade in clades_of(MeasuredMeans.from_moments(population_moments(cells, IDENTITY))))
+        found = clade_support(resamples_of(cells, n_bootstrap=20, seed=seed), cells.labels)
         assert found is not None
         support.append(found.get(clade, 0.0))
     assert np.mean(support) == pytest.approx(np.mean(occurs), abs=0.12)
+    assert np.std(support) < 0.27  # not nearly 0 or 1 in each sample
+
+
+# ---- places of types of few cells
+
+
+def tree_with_rare_type(place: float, n_cells: int) -> Hierarchy:
+    """Tree of four common types on a line, in pairs, and of a type ``t4`` of few cells."""
+    means = along_a_line(-12.0, -6.0, 6.0, 12.0, place)
+    cells = sampled(means, [300] * 4 + [n_cells], np.random.default_rng(1))
+    return build_hierarchy(cells, HierarchySettings(), seed=0)
+
+
+def test_place_that_few_cells_cannot_support_is_marked():
+    """In the middle between two pairs, a type is next to either; next to one type, or with enough cells, it is not."""
+    middle = tree_with_rare_type(0.2, 5)
+    assert middle.by_name["t4"].place < MIN_PLACE
+    assert [branch.name for branch in middle.branches if branch.place_uncertain] == ["t4"]
+    beside = tree_with_rare_type(13.0, 5)
+    assert beside.by_name["t4"].place == 1
+    assert not any(branch.place_uncertain for branch in beside.branches)
+    assert tree_with_rare_type(0.2, FEW_CELLS).by_name["t4"].place is None
+
+
+def test_mark_is_in_figure_page_and_table():
+    hierarchy = tree_with_rare_type(0.2, 5)
+    labels = [label.get_text() for label in plot_hierarchy(hierarchy).get_yticklabels()]
+    assert [label for label in labels if "uncertain" in label] == ["t4  (5, few cells: place uncertain)"]
+    assert '"note":"few cells: place uncertain"' in tree_page(hierarchy)
+    notes = branch_table(hierarchy).set_index("branch")["note"].dropna()
+    assert notes.to_dict() == {"t4": "few cells: place uncertain"}
+    assert facts_of(hierarchy, None)["few cells: place uncertain"] == "1 (t4)"
+
+
+def test_tree_of_the_user_has_no_uncertain_places():
+    cells = sampled(along_a_line(-6.0, 6.0, 0.2), [300, 300, 5], np.random.default_rng(1))
+    hierarchy = build_hierarchy(cells, HierarchySettings(), seed=0, tree=from_nested([["t0", "t2"], "t1"]))
+    assert {branch.place for branch in hierarchy.branches} == {None}
+
+
+# ---- sub-populations that are nearer to another type
+
+
+def found_nearer(places: list[float], n_cells: list[int], seed: int, **options: object) -> tuple[str | None, ...]:
+    """Find types that are nearer to the sub-populations of ``a``, the first two populations; the others are types."""
+    rng, labels = np.random.default_rng(seed), ("a", "a", *"bcdefgh"[: len(places) - 2])
+    cells = sampled(along_a_line(*places), n_cells, rng)
+    measured = MeasuredMeans.from_moments(population_moments(cells, IDENTITY))
+    return nearer_types(measured, resamples_of(cells, n_bootstrap=50, seed=seed), labels, **options)
+
+
+def test_type_that_is_nearer_by_chance_is_not_reported():
+    """One sub-population is as far from the other as from another type; by chance, either is nearer."""
+    found = [found_nearer([0.0, -3.0, 3.0, 30.0], [20, 100, 100, 100], seed) for seed in range(100)]
+    assert sum(any(of) for of in found) <= 0.05 * 100 + 4  # two standard errors
+
+
+def test_type_that_is_nearer_is_reported_unless_its_own_place_is_uncertain():
+    places = [0.0, -6.0, 2.0, 3.5], [50, 100, 100, 100]
+    assert found_nearer(*places, 0) == ("b", None, None, None)
+    assert found_nearer(*places, 0, uncertain={"b"}) == ("c", None, None, None)
+    assert found_nearer(*places, 0, uncertain={"b", "c"}) == (None,) * 4
+
+
+def test_nothing_is_nearer_without_resamples():
+    cells = sampled(along_a_line(0.0, -6.0, 2.0), [50] * 3, np.random.default_rng(0))
+    assert (
+        nearer_types(MeasuredMeans.from_moments(population_moments(cells, IDENTITY)), [], ("a", "a", "b"))
+        == (None,) * 3
+    )

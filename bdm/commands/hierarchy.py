@@ -86,16 +86,14 @@ def hierarchy(
 def facts_of(built: "Hierarchy", clustered: "Hierarchy | None") -> dict[str, str]:
     """Describe a hierarchy for the summary, and its agreement with clustering if it was given."""
     from bdm.hierarchy.comparison import agreement
+    from bdm.hierarchy.tree import PLACE_UNCERTAIN
 
     n_nodes = sum(1 for branch in built.branches if built.children[branch.name])
     n_populations = len(built.populations) - len(built.cell_types)
     divided = f" with {len(built.populations)} populations" if n_populations else ""
     types, nodes = counted(len(built.cell_types), "cell type"), counted(n_nodes, "node")
     agreed = {} if clustered is None else {"clustering": agreement(built, clustered)}
-    return {"tree": f"{types}{divided}, {nodes}", **agreed, **stray_populations(built)}
-
-
-def stray_populations(hierarchy: "Hierarchy") -> dict[str, str]:
-    """Describe the sub-populations that are nearer to another cell type, if there are any, for the summary."""
-    stray = [f"{branch.name} to {branch.nearer_to}" for branch in hierarchy.branches if branch.nearer_to]
-    return {"nearer to another cell type": listed(stray)} if stray else {}
+    uncertain = [branch.name for branch in built.branches if branch.place_uncertain]
+    stray = [f"{branch.name} to {branch.nearer_to}" for branch in built.branches if branch.nearer_to]
+    found = {PLACE_UNCERTAIN: uncertain, "nearer to another cell type": stray}
+    return {"tree": f"{types}{divided}, {nodes}", **agreed, **{what: listed(of) for what, of in found.items() if of}}

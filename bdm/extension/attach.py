@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from bdm.hierarchy.build import MIN_LEVEL, branches_of, clade_support, inner_names, measure_clade, resampled_means
+from bdm.hierarchy.build import MIN_LEVEL, branches_of, inner_names, measure_clade
+from bdm.hierarchy.clustering import MeasuredMeans, clades_of_types
 from bdm.hierarchy.grow import AttachmentPoint, attachment_point, next_node_name
-from bdm.hierarchy.means import MeasuredMeans
-from bdm.hierarchy.sub_populations import clades_of_types, nearer_types
+from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, resample_means
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import PopulationMoments
+from bdm.latent.moments import PopulationMoments, without_prior
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 
@@ -51,7 +51,7 @@ def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
     means
         Of the populations of the type, whose squared distances are averaged.
     """
-    known = MeasuredMeans.of(model.moments)
+    known = MeasuredMeans.from_moments(model.moments)
     measured = ((known.mean[:, None] - means.mean) ** 2).sum(axis=2)
     without_noise = measured - known.variance[:, None] - means.variance
     return pd.Series(without_noise.mean(axis=1), index=model.populations)
@@ -76,32 +76,21 @@ def attached(
     cells, moments
         Of the populations of the type.
     """
-    means = MeasuredMeans.of(moments)
+    means = MeasuredMeans.from_moments(moments)
     (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}
     root = measure_clade(shape, means, index, threshold=model.hierarchy.threshold)
     attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
-    x, code = model.whitening(cells.mean).double().numpy(), cells.population.numpy()
-    clades = clade_support(x, code, means.variance, cells.labels, n_bootstrap=n_bootstrap, seed=seed)
+    suggested, generator = without_prior(cells, model.whitening).double().numpy(), numpy_generator(seed, "place")
+    resamples = resample_means(suggested, cells.population.numpy(), means, n_bootstrap=n_bootstrap, generator=generator)
     names = {*cells.populations, *cells.labels}
     taken = {*model.hierarchy.by_name, *names, next_node_name(model.hierarchy, taken=names)}
-    branches = branches_of(root, None, cells, clades, inner_names(taken))
-    tree = fitted_below(attachment, branches, nearer_to(model, means, cells), model)
-    if not n_bootstrap:
-        return Attached(attachment, None, tree)
-    by_population = [x[code == number] for number in range(len(cells.populations))]
-    resamples = resampled(by_population, means.variance, n_bootstrap, numpy_generator(seed, "place"))
+    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), inner_names(taken))
     same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
-    return Attached(attachment, float(np.mean(same)), tree)
-
-
-def resampled(
-    cells: list[np.ndarray], variance: np.ndarray, n_bootstrap: int, generator: np.random.Generator
-) -> Iterator[MeasuredMeans]:
-    """Means of resamples of the cells of each population (cells x dimensions), with the noise of both samplings."""
-    means = np.stack([resampled_means(of_population, n_bootstrap, generator) for of_population in cells], axis=1)
-    noise = variance + np.array([of_population.var(axis=0).sum() / len(of_population) for of_population in cells])
-    return (MeasuredMeans(of_resample, noise) for of_resample in means)
+    support = float(np.mean(same)) if same else None
+    branches[0] = replace(branches[0], place=support if branches[0].n_cells < FEW_CELLS else None)
+    nearer = nearer_to(model, means, resamples, cells, generator)
+    return Attached(attachment, support, fitted_below(attachment, branches, nearer, model))
 
 
 def attachment_of(model: BranchedModel, means: MeasuredMeans, lowest: float) -> AttachmentPoint:
@@ -109,15 +98,27 @@ def attachment_of(model: BranchedModel, means: MeasuredMeans, lowest: float) -> 
     return attachment_point(model.hierarchy, squared_distances(model, means).to_dict(), lowest=lowest)
 
 
-def nearer_to(model: BranchedModel, means: MeasuredMeans, cells: LatentCells) -> dict[str, str | None]:
-    """Known type that is nearer to each new population than the others of its own type, see :func:`nearer_types`."""
-    if len(means.mean) == 1:
-        return {}
-    known = MeasuredMeans.of(model.moments)
-    both = MeasuredMeans(np.concatenate([known.mean, means.mean]), np.concatenate([known.variance, means.variance]))
-    cell_type_of = model.cell_type_of
+def nearer_to(
+    model: BranchedModel,
+    means: MeasuredMeans,
+    resamples: Sequence[MeasuredMeans],
+    cells: LatentCells,
+    generator: np.random.Generator,
+) -> dict[str, str | None]:
+    """Known type that is nearer to each new population than the others of its own type, see :func:`nearer_types`.
+
+    The cells of known types are not there to be resampled, so their means are sampled by their sampling variance.
+    """
+    known, cell_type_of = MeasuredMeans.from_moments(model.moments), model.cell_type_of
+    scale = np.sqrt(known.variance / known.mean.shape[1])[:, None]
+    both = [
+        MeasuredMeans(known.mean + scale * generator.normal(size=known.mean.shape), 2 * known.variance).concat(resample)
+        for resample in resamples
+    ]
     labels = (*(cell_type_of[name] for name in model.populations), *cells.labels)
-    return dict(zip(cells.populations, nearer_types(both, labels)[len(known.mean) :], strict=True))
+    uncertain = {branch.name for branch in model.hierarchy.branches if branch.place_uncertain}
+    found = nearer_types(known.concat(means), both, labels, uncertain=uncertain)
+    return dict(zip(cells.populations, found[len(known.mean) :], strict=True))
 
 
 def fitted_below(

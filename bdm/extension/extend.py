@@ -22,7 +22,7 @@ from bdm.extension.attach import Attached, attached, attached_already, distances
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.extension.populations import NewType, cells_by_population, find_populations
-from bdm.hierarchy.means import MeasuredMeans
+from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
@@ -265,7 +265,7 @@ def joined(
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         after[rows] = likelihood(extension.adapters.network(name, network), held_out[rows], **how)
-    means, shift = MeasuredMeans.of(moments), None
+    means, shift = MeasuredMeans.from_moments(moments), None
     if where.attachment is None:
         shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
     n_counts = float(held_out.X.sum() / held_out.n_obs)

@@ -1,7 +1,6 @@
 """Construction of the hierarchy from cells: clustering of populations, noise levels of nodes, and their support."""
 
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -10,19 +9,19 @@ import numpy as np
 from scipy.stats import norm
 
 from bdm.errors import InputError
-from bdm.hierarchy.means import MeasuredMeans
-from bdm.hierarchy.sub_populations import (
-    clades_of_populations,
+from bdm.hierarchy.clustering import (
+    MeasuredMeans,
     clades_of_types,
     cluster_populations,
-    nearer_types,
+    rows_of_types,
     squared_distances_of_types,
     with_sub_populations,
 )
+from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, place_support, resample_means
 from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import fit_whitening, population_moments
+from bdm.latent.moments import fit_whitening, population_moments, without_prior
 from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
 from bdm.threads import using_threads
@@ -53,7 +52,7 @@ class MeasuredClade:
     name: str | None = None
 
 
-WIDEST = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
+MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
 
 
 @using_threads()
@@ -82,25 +81,41 @@ def build_hierarchy(
         if isinstance(tree, Clade):
             tree = match_leaves(tree, tuple(dict.fromkeys(cells.labels)))
     whitening = fit_whitening(cells)
-    means = MeasuredMeans.of(population_moments(cells, whitening))
+    means = MeasuredMeans.from_moments(population_moments(cells, whitening))
     x = whitening(cells.mean).double().numpy()
     index = {population: i for i, population in enumerate(cells.populations)}
     root = measure_clade(shape_of(cells, means, tree), means, index, threshold=settings.threshold)
 
     spread = np.sqrt(x.var(axis=0).mean() + float(whitening.variance(cells.scale).diagonal().mean()))
-    sigma_max = float(max(WIDEST * spread, 2 * root.level))
+    sigma_max = float(max(MAX_SPREADS * spread, 2 * root.level))
     made: dict[str, Any] = {"seed": seed, "n_bootstrap": settings.n_bootstrap}
     if isinstance(tree, Taxonomy):
         made |= tree.source
     if settings.flat:
         return Hierarchy(_flat_branches(cells, sigma_max), sigma_max, settings.threshold, provenance=made)
-    resampled = {"n_bootstrap": settings.n_bootstrap, "seed": seed}
-    support = clade_support(x, cells.population.numpy(), means.variance, cells.labels, **resampled)
+    generator, suggested = numpy_generator(seed, "support"), without_prior(cells, whitening).double().numpy()
+    resamples = resample_means(
+        suggested, cells.population.numpy(), means, n_bootstrap=settings.n_bootstrap, generator=generator
+    )
     names = inner_names({*cells.populations, *cells.labels})
-    branches = branches_of(root, None, cells, support, names)
-    nearer = dict(zip(cells.populations, nearer_types(means, cells.labels), strict=True))
-    branches = [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
+    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), names)
+    branches = with_evidence(branches, means, resamples, cells, tree is not None)
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
+
+
+def with_evidence(
+    branches: list[Branch], means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, given: bool
+) -> list[Branch]:
+    """Add to branches what resamples show of them: support of the places of types of few cells, and nearer types."""
+    n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_of_types(cells.labels).items()}
+    few = {label for label, n in n_cells.items() if n < FEW_CELLS}
+    place = {} if given else place_support(means, resamples, cells.labels, few)
+    branches = [replace(branch, place=place.get(branch.name)) for branch in branches]
+    uncertain = {branch.name for branch in branches if branch.place_uncertain}
+    nearer = dict(
+        zip(cells.populations, nearer_types(means, resamples, cells.labels, uncertain=uncertain), strict=True)
+    )
+    return [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
 
 
 def check_not_flat(settings: HierarchySettings) -> None:
@@ -221,48 +236,3 @@ def merge_height(children: tuple[MeasuredClade, ...]) -> float:
     pairs = list(combinations(children, 2))
     squares = [a.mean_square + b.mean_square - 2 * float(a.mean @ b.mean) for a, b in pairs]
     return max(float(np.average(squares, weights=[len(a.members) * len(b.members) for a, b in pairs])), 0.0)
-
-
-def clade_support(
-    x: np.ndarray,
-    population: np.ndarray,
-    variance: np.ndarray,
-    labels: tuple[str, ...],
-    *,
-    n_bootstrap: int,
-    seed: int,
-) -> dict[frozenset[int], float] | None:
-    """Share of resamples of cells, within populations, in which each set of populations is a clade.
-
-    Clades are those of :func:`bdm.hierarchy.sub_populations.clades_of_populations`; the bootstrap is of Felsenstein
-    1985 (Evolution 39:783), with cells in the place of sites. Means of resamples have the noise of the measured means,
-    and the noise of resampling. Both are subtracted, so that the distances of resamples scatter around the distances
-    that the tree is made of; else resamples would put rare populations apart.
-
-    Parameters
-    ----------
-    x
-        Cells in whitened space, cells x dimensions.
-    population
-        Index of each cell's population.
-    variance, labels
-        Sampling variance of the mean of each population, and its cell type.
-
-    Returns
-    -------
-    Support by set of populations, as indices, of all clades that occur; None without resamples.
-    """
-    if n_bootstrap == 0:
-        return None
-    generator = numpy_generator(seed, "support")
-    by_population = [x[population == code] for code in range(len(variance))]
-    resampled = np.stack([resampled_means(cells, n_bootstrap, generator) for cells in by_population], axis=1)
-    noise = variance + np.array([cells.var(axis=0).sum() / len(cells) for cells in by_population])
-    seen = Counter(clade for means in resampled for clade in clades_of_populations(MeasuredMeans(means, noise), labels))
-    return {clade: n / n_bootstrap for clade, n in seen.items()}
-
-
-def resampled_means(cells: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of resamples of cells with replacement, resamples x dimensions; one resample in memory at a time."""
-    even = np.full(len(cells), 1 / len(cells))
-    return np.stack([generator.multinomial(len(cells), even) @ cells / len(cells) for _ in range(n_bootstrap)])

@@ -10,7 +10,7 @@ import pandas as pd
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import read_json
-from bdm.hierarchy.tree import FORMAT, Clade, Hierarchy, from_nested, rejecting_deep_trees
+from bdm.hierarchy.tree import FORMAT, PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
 
 
 def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
@@ -171,8 +171,9 @@ def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
     -------
     Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``cell_type`` (none where
     there are several below it), ``n_types``, ``n_populations`` and ``n_cells`` below it, ``support`` (of nodes),
-    ``nearer_to`` (cell type that a sub-population is nearer to than to the others of its own), ``added`` (number of the
-    extension that added it, 0 if none), and ``cell_types`` below it, in the tree's order.
+    ``nearer_to`` (cell type that a sub-population is nearer to than to the others of its own), ``place`` (support of
+    the place of a cell type of few cells), ``note`` (where that is uncertain), ``added`` (number of the extension that
+    added it, 0 if none), and ``cell_types`` below it, in the tree's order.
     """
     rows = []
     for branch in hierarchy.branches:
@@ -188,6 +189,8 @@ def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
                 "n_cells": branch.n_cells,
                 "support": branch.support,
                 "nearer_to": branch.nearer_to,
+                "place": branch.place,
+                "note": PLACE_UNCERTAIN if branch.place_uncertain else None,
                 "added": branch.added,
                 "cell_types": "; ".join(below),
             }

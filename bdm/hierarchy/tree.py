@@ -106,7 +106,9 @@ def _of_cell_types(tree: Clade, known: dict[str, str]) -> Clade:
     return Clade(children=tuple(_of_cell_types(child, known) for child in tree.children))
 
 
-FORMAT = 6
+FORMAT = 7
+MIN_PLACE = 0.7  # support below which a place is uncertain (Hillis & Bull 1993, Systematic Biology 42:182)
+PLACE_UNCERTAIN = "few cells: place uncertain"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ class Branch:
         Cell type of all populations below; None where there are several.
     nearer_to
         Cell type whose populations are nearer than the others of its own; None for all but such a sub-population.
+    place
+        Share of resamples in which a cell type of few cells is next to the same types, see
+        :func:`bdm.hierarchy.support.place_support`; None for all others.
     denoiser_branch
         Index of the denoiser's branch that generates its cells; None where it is the position of the branch in
         ``Hierarchy.branches``.
@@ -146,9 +151,15 @@ class Branch:
     support: float | None = None
     cell_type: str | None = None
     nearer_to: str | None = None
+    place: float | None = None
     denoiser_branch: int | None = None
     added: int = 0
     updated: int = 0
+
+    @property
+    def place_uncertain(self) -> bool:
+        """Whether it is a cell type of too few cells to have a certain place in the tree."""
+        return self.place is not None and self.place < MIN_PLACE
 
 
 @dataclass(frozen=True)

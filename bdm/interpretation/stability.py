@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 
 from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
-from bdm.hierarchy.means import MeasuredMeans
-from bdm.hierarchy.sub_populations import clades_of_populations
+from bdm.hierarchy.clustering import MeasuredMeans
+from bdm.hierarchy.support import clades_of_populations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance
@@ -42,7 +42,7 @@ def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd
     were made; ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``,
     the share of thresholds from 0.55 to 0.95 at which the branch of the node has a length.
     """
-    hierarchy, means = model.hierarchy, MeasuredMeans.of(model.moments)
+    hierarchy, means = model.hierarchy, MeasuredMeans.from_moments(model.moments)
     index = {population: i for i, population in enumerate(model.populations)}
     names = [branch.name for branch in hierarchy.branches if hierarchy.children[branch.name]]
     trees = [

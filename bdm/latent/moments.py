@@ -150,6 +150,21 @@ def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMo
 LEAST_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, prior means hardly move
 
 
+def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
+    """Deviation of what the counts of each cell alone suggest from the mean of its population, in whitened space.
+
+    See :func:`sampling_variance`.
+
+    Returns
+    -------
+    Cells x dimensions.
+    """
+    sums = torch.zeros(len(cells.populations), cells.mean.shape[1]).index_add(0, cells.population, cells.mean)
+    means = sums / cells.n_cells.clamp(min=1)[:, None]
+    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
+    return whitening.linear(deviation)
+
+
 def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
     """Estimate the sampling variance of the mean of each population in whitened space, summed over dimensions.
 
@@ -166,12 +181,8 @@ def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
     -------
     One value per population, in the order of ``cells.populations``.
     """
-    n_populations, n_dims = len(cells.populations), cells.mean.shape[1]
-    n_cells = cells.n_cells.double()
-    sums = torch.zeros(n_populations, n_dims).index_add(0, cells.population, cells.mean)
-    means = sums / cells.n_cells.clamp(min=1)[:, None]
-    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
-    squares = (whitening.linear(deviation) ** 2).sum(dim=1).double()
+    n_populations, n_cells = len(cells.populations), cells.n_cells.double()
+    squares = (without_prior(cells, whitening) ** 2).sum(dim=1).double()
     of_population = torch.zeros(n_populations, dtype=torch.float64).index_add(0, cells.population, squares)
     pooled = of_population.sum() / (n_cells.sum() - n_populations).clamp(min=1)
     return ((of_population + pooled) / n_cells.clamp(min=1) ** 2).float()

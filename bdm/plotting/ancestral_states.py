@@ -61,7 +61,7 @@ def ancestral_states_figure(interpretation: Interpretation, *, new: NewFigure = 
     width = max(0.21 * len(genes), 3.2)  # of a panel in inches, with room for its title
     figure = new(figsize=(6.5 + 2 * width, 2.8 + 0.24 * len(names)), layout="constrained")
     tree, *axes = figure.subplots(1, 3, sharey=True, width_ratios=[4.5, width, width])
-    draw_outline(tree, hierarchy, names, opened=set(view.opened))
+    draw_outline(tree, view.hierarchy, names, opened=set(view.opened))
     panels = {
         "ancestral states of the model": markers.ancestral_states,
         "real training cells below the branch": markers.clades,

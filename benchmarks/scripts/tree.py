@@ -115,7 +115,7 @@ def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
         for cell_type in row.cell_types:
             beside = ax.get_yaxis_transform() + offset_by(ax.figure, offset)
             ax.plot(1, rows[cell_type], transform=beside, clip_on=False, ls="", ms=7, **style(set_style))
-        if (node := nodes.get(row.cell_types)) is not None:
+        if (node := nodes.get(row.cell_types)) is not None and node.name in rows:
             ax.plot(node.level, rows[node.name], ls="", ms=8, zorder=4, **style(set_style))
     handles = [
         Line2D(

@@ -131,11 +131,12 @@ function ofItsType(branch) {
 
 /** Text beside the row of a population or of a wedge. */
 function rowText(branch) {
+  const note = branch.note === null ? "" : `, ${branch.note}`;
   const cells = number(branch.cells), part = ofItsType(branch), names = branch.type === null ? branch.types : namesBelow(branch);
-  if (!branch.children.length) return `${plus(branch)}${branch.name} (${part === null ? cells : `${cells}, ${part}`})`;
+  if (!branch.children.length) return `${plus(branch)}${branch.name} (${part === null ? cells : `${cells}, ${part}`}${note})`;
   const matches = state.matches.filter((match) => match !== branch && lineage(match).includes(branch)).length;
   const found = matches ? ` · ${matches} found` : "";
-  if (isWholeType(branch)) return `${plus(branch)}${branch.name} (${nBelow(branch)}, ${cells})${found}`;
+  if (isWholeType(branch)) return `${plus(branch)}${branch.name} (${nBelow(branch)}, ${cells}${note})${found}`;
   if (view.clientWidth < 500) return `${nBelow(branch)}: ${named(names, 18)}${found}`;
   return `${branch.name}: ${nBelow(branch)} (${cells}) ${named(names)}${found}`;
 }
@@ -144,7 +145,7 @@ const namesBelow = (branch) => branch.populations.map((population) => population
 
 function spoken(branch) {
   const cells = `${number(branch.cells)} cells`, part = ofItsType(branch);
-  const end = `${part === null ? "" : `, ${part} of ${branch.type}`}${branch.added ? ", added" : ""}`;
+  const end = `${part === null ? "" : `, ${part} of ${branch.type}`}${branch.added ? ", added" : ""}${branch.note === null ? "" : `, ${branch.note}`}`;
   if (!branch.children.length) return `${branch.name}, ${cells}${end}`;
   const support = branch.support === null ? "" : `, support ${share(branch.support)}`;
   return `${branch.name}, level ${level(branch.level)}${support}, ${nBelow(branch)}, ${cells}${end}`;
@@ -280,6 +281,7 @@ function explain(branch) {
     support: branch.support === null ? null : share(branch.support),
     [inner && branch.up ? "genes higher in these" : "genes higher here"]: branch.genes.length ? branch.genes.join(", ") : null,
     parent: branch.up ? branch.up.name : null,
+    place: branch.note,
     added: branch.added ? "by extension" : null,
   };
   const rows = Object.entries(facts).filter(([, value]) => value !== null);

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from bdm.hierarchy.tree import Branch, Hierarchy
+from bdm.hierarchy.tree import PLACE_UNCERTAIN, Branch, Hierarchy
 from bdm.plotting.style import ADDED, BRANCH, NODE
 from bdm.plotting.tree import View, view_of
 
@@ -89,6 +89,7 @@ def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> 
             "cells": branch.n_cells,
             "support": branch.support,
             "added": branch.added,
+            "note": PLACE_UNCERTAIN if branch.place_uncertain else None,
             "genes": list(genes.get(branch.name, ())),
             **sub_population_data(branch),
         }
