@@ -66,7 +66,8 @@ def table(values: pd.DataFrame, decimals: int) -> str:
 
 def shown(of_seeds: pd.Series, decimals: int) -> str:
     """Return a mean, with the smallest and the largest value in brackets if there are several."""
-    mean, low, high = (f"{of_seeds[key]:.{decimals}f}" for key in ("mean", "min", "max"))
+    rounded = of_seeds.round(decimals) + 0.0  # not -0.00
+    mean, low, high = (f"{rounded[key]:.{decimals}f}" for key in ("mean", "min", "max"))
     if of_seeds["count"] == 1:
         return mean
     return f"{mean} ({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")  # on one line of a wide table
