@@ -7,7 +7,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Tests begin in the order of tests/conftest.py, and each process takes over tests that another has not begun
 PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: help demo example-design test test-slow test-nightly test-oldest audit lint install docs config benchmark
+.PHONY: help demo example-design test test-slow test-nightly test-oldest audit lint install docs config build benchmark
 
 help:
 	@echo "make demo     fit a model to the example cells, generate cells, and evaluate them: results/"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs     build the documentation: docs/_build/html/index.html"
 	@echo "make config   write the schema of the configuration and config/README.md from bdm/settings.py"
 	@echo "make install  install bdm into .venv only"
+	@echo "make build    make the packages that are released: dist/"
 	@echo "make benchmark DATA=folder  compare bdm with other methods, in .venv-peers: benchmarks/README.md"
 
 demo: $(INSTALLED)
@@ -67,6 +68,8 @@ lint: .venv/lint
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakefmt --check Snakefile workflow benchmarks
 	$(BIN)/snakemake --lint
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.readthedocs .readthedocs.yaml
 
 docs: .venv/docs
 	$(IN_VENV) OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -74,6 +77,10 @@ docs: .venv/docs
 
 config: $(INSTALLED)
 	$(BIN)/python docs/config_reference.py
+
+build: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist
 
 install: $(INSTALLED)
 

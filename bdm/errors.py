@@ -23,6 +23,13 @@ class InputError(ValueError):
         return printable(super().__str__())
 
 
+def missing_package(what: str, package: str, *, extra: str) -> InputError:
+    """Error of a step that needs a package of one of bdm's extras, which is not installed."""
+    return InputError(
+        f"{what} needs the package {package}, of the extra `{extra}` of bdm; install it: pip install {package}"
+    )
+
+
 @contextmanager
 def at(place: object) -> Iterator[None]:
     """Name the place of invalid input in its message."""

@@ -58,8 +58,9 @@ def conda_ranges(path: Path) -> dict[str, str]:
 
 
 def project_ranges() -> dict[str, str]:
-    """Give the version range of each dependency of the project, by its name in conda-forge or bioconda."""
-    requirements = map(Requirement, PROJECT["project"]["dependencies"])
+    """Give the version range of each dependency of the project, those of reading loom files too, by its conda name."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    requirements = map(Requirement, [*PROJECT["project"]["dependencies"], *extras["loom"]])
     ranges = {CONDA_NAMES.get(needed.name, needed.name): str(needed.specifier) for needed in requirements}
     return ranges | {"python": PROJECT["project"]["requires-python"]}
 
@@ -159,3 +160,19 @@ def test_rules_run_the_command_of_their_environment(tmp_path):
 def test_makefile_takes_the_python_versions_of_the_project():
     low, high = re.search(r"\(3, (\d+)\) <= v < \(3, (\d+)\)", (ROOT / "Makefile").read_text()).groups()
     assert PROJECT["project"]["requires-python"] == f">=3.{low},<3.{high}"
+
+
+def test_checks_elsewhere_call_targets_of_the_makefile():
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
+    workflows = list((ROOT / ".github/workflows").iterdir())
+    files = [
+        *workflows,
+        ROOT / ".ci/run",
+        ROOT / ".ci/nightly",
+        ROOT / ".readthedocs.yaml",
+        ROOT / ".pre-commit-config.yaml",
+    ]
+    called = {name for file in files for name in re.findall(r"\bmake (?:--\S+ )*([a-z-]+)", file.read_text())}
+    [push] = [read(file) for file in workflows if file.stem == "push"]
+    called |= set(push["jobs"]["check"]["strategy"]["matrix"]["target"])
+    assert {"lint", "docs", "test-slow", "test-nightly", "test-oldest", "build"} <= called <= set(targets)

@@ -211,5 +211,5 @@ def test_term_that_was_replaced_is_rejected():
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cellxgene_ontology_guide.ontology_parser", None)
-    with pytest.raises(InputError, match="install it: pip install cellxgene-ontology-guide"):
+    with pytest.raises(InputError, match="extra `ontology` of bdm; install it: pip install cellxgene-ontology-guide"):
         given_tree("cell-ontology", obs_with(TERMS), HierarchySettings(ontology_key="term"))

@@ -1,5 +1,6 @@
 import gzip
 import logging
+import sys
 from pathlib import Path
 
 import h5py
@@ -104,6 +105,13 @@ def test_reads_loom_of_velocyto_with_its_main_matrix(tmp_path):
     np.testing.assert_array_equal(read.to_df(), COUNTS)
     assert list(read.obs_names) == BARCODES
     assert "spliced" in read.layers
+
+
+def test_missing_package_is_named(cells, tmp_path, monkeypatch):
+    write_loom(cells, tmp_path / "cells.loom")
+    monkeypatch.setitem(sys.modules, "loompy", None)
+    with pytest.raises(InputError, match=r"cells\.loom needs the package loompy, of the extra `loom` of bdm"):
+        read_cells(tmp_path / "cells.loom")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from scipy import sparse
 from bdm.checksums import check_hdf5
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
-from bdm.errors import InputError
+from bdm.errors import InputError, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +158,10 @@ def explain_ending(path: Path, known: str) -> str:
 
 def read_loom(path: Path) -> AnnData:
     """Read a ``.loom`` file of velocyto, SCope or AnnData, with its main matrix in ``X``."""
-    import loompy  # takes seconds, and overrides OMP_NUM_THREADS for the whole process
-
+    try:
+        import loompy  # takes seconds, and overrides OMP_NUM_THREADS for the whole process
+    except ImportError as error:
+        raise missing_package(f"{path}", "loompy", extra="loom") from error
     with loompy.connect(str(path), "r") as loom:
         cell_names = first_available(("CellID", "obs_names", "index"), loom.ca.keys(), axis="column")
         gene_names = first_available(("Gene", "var_names", "index"), loom.ra.keys(), axis="row")

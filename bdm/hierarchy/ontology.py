@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdm.errors import InputError
+from bdm.errors import InputError, missing_package
 from bdm.hierarchy.build import check_not_flat
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.taxonomy import Taxonomy
@@ -87,10 +87,7 @@ def ontology_parser() -> Any:
     try:
         from cellxgene_ontology_guide.ontology_parser import OntologyParser
     except ImportError as error:
-        raise InputError(
-            f"`tree={CELL_ONTOLOGY!r}` needs the package cellxgene-ontology-guide, which has the ontology; "
-            "install it: pip install cellxgene-ontology-guide"
-        ) from error
+        raise missing_package(f"`tree={CELL_ONTOLOGY!r}`", "cellxgene-ontology-guide", extra="ontology") from error
     return OntologyParser()
 
 
