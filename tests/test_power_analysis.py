@@ -15,7 +15,7 @@ import yaml
 
 from bdm import pl
 from bdm.cli import app
-from bdm.design.grid import EXPRESSION_METHODS, Point, design_at, points_of
+from bdm.design.grid import EXPRESSION_METHODS, Point, design_at, methods_of, points_of
 from bdm.design.read import read_design
 from bdm.errors import InputError
 from bdm.generation.chunks import Part
@@ -106,6 +106,23 @@ def test_no_change_is_a_point_as_well():
     change = {**CHANGE, "log2_fold_change": {"distribution": "gamma", "mean": 1}}
     at = design_at(read_design({**CONTENT, "changes": [change]}), Point(0, log2_fold_change=0.0), repeat=0)
     assert at.changes[0].log2_fold_change.values == (0.0,)
+
+
+@pytest.mark.parametrize(
+    ("samples", "power", "methods"),
+    [
+        (12, {}, ("deseq2",)),
+        (11, {}, ("deseq2_t",)),
+        ({"control": 12, "treated": 6}, {}, ("deseq2_t",)),
+        (3, {"donors": [12, 24]}, ("deseq2",)),
+        (24, {"donors": [6, 24]}, ("deseq2_t",)),
+        (3, {"methods": ["deseq2"]}, ("deseq2",)),
+        (3, {"methods": []}, ()),
+    ],
+)
+def test_the_default_test_is_the_valid_one(samples, power, methods):
+    content = {"samples": {"donors": samples, "conditions": ["control", "treated"], "cells": 20}, "power": power}
+    assert methods_of(read_design(content)) == methods
 
 
 INVALID = {

@@ -19,6 +19,7 @@ AS_DESIGNED = Unset("as in the design")
 WHOLE_NUMBERS = ("donors", "cells")
 LARGEST = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
 EXPRESSION_METHODS = ("deseq2", "deseq2_t", "t_test", "wilcoxon")
+MIN_DONORS_OF_DESEQ2 = 12  # of each condition; with fewer, its normal distribution makes too many false discoveries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,10 @@ class PowerSettings(StageSettings):
     ] = ()
     n_repeats: Annotated[int, Ge(1), "Simulated experiments of each combination."] = 10
     methods: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         "Tests of expression: `deseq2`, `deseq2_t`, `t_test` or `wilcoxon`; none for the composition alone.",
-    ] = ("deseq2",)
+        Unset(f"`deseq2`, or `deseq2_t` where any condition has fewer than {MIN_DONORS_OF_DESEQ2} donors"),
+    ] = None
     fdr: Annotated[float, Gt(0), Lt(1), "False discovery rate below which a gene or a cell type is found."] = 0.05
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class PowerSettings(StageSettings):
                     raise InputError(f"{name} is {value:g}, but must be a whole number.")
         if 1 in self.donors:
             raise InputError("donors is 1, but tests need 2 or more donors in each condition.")
-        unknown = next((name for name in self.methods if name not in EXPRESSION_METHODS), None)
+        unknown = next((name for name in self.methods or () if name not in EXPRESSION_METHODS), None)
         if unknown:
             known = ", ".join(EXPRESSION_METHODS)
             raise InputError(f"methods has {unknown!r}, but must have one or more of {known}.")
@@ -90,6 +92,15 @@ def points_of(power: PowerSettings) -> Iterator[Point]:
     for number, (donors, cells, *others) in enumerate(product(*values)):
         whole = (None if value is None else int(value) for value in (donors, cells))
         yield Point(number, *whole, *others)
+
+
+def methods_of(design: "Design") -> tuple[str, ...]:
+    """Name the tests of expression of a power analysis, which are the same for all its experiments."""
+    if design.power.methods is not None:
+        return design.power.methods
+    samples = design.samples
+    donors = min(design.power.donors or [samples.donors_in(condition) for condition in samples.conditions])
+    return ("deseq2" if donors >= MIN_DONORS_OF_DESEQ2 else "deseq2_t",)
 
 
 def design_at(design: "Design", point: Point, *, repeat: int) -> "Design":

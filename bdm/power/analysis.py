@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from bdm.design.grid import AXES, points_of
+from bdm.design.grid import AXES, methods_of, points_of
 from bdm.design.read import read_design
 from bdm.design.settings import Design
 from bdm.design.simulate import design_record
@@ -131,7 +131,7 @@ def check_testable(design: Design) -> None:
         )
     if not design.changes and not design.composition.shifts:
         raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
-    if design.changes and not design.power.methods:
+    if design.changes and not methods_of(design):
         raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
     if design.power.log2_fold_change and not design.changes:
         raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from bdm.design.experiment import Experiment as Designed
 from bdm.design.experiment import compile_design
-from bdm.design.grid import Point, design_at
+from bdm.design.grid import Point, design_at, methods_of
 from bdm.design.samples import populations_named
 from bdm.design.settings import Design
 from bdm.design.simulate import simulated_cells
@@ -39,7 +39,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     designed = compile_design(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
     # Shares of cell types need no counts
-    cells = simulated.in_memory() if design.power.methods else without_counts(simulated.obs)
+    cells = simulated.in_memory() if methods_of(design) else without_counts(simulated.obs)
     reference, *others = designed.design.samples.conditions
     changes = {of.condition: of.log2_fold_change for of in truth_of(designed).comparisons}
     tables = []
@@ -72,12 +72,13 @@ def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, des
     log2_fold_change
         Planted, genes x cell types; 0 for null genes.
     """
-    if not design.power.methods:
+    methods = methods_of(design)
+    if not methods:
         return pd.DataFrame()
-    tests = expression_tests(experiment, design.power.methods)
+    tests = expression_tests(experiment, methods)
     by = dict(list(tests.groupby(["method", "cell_type"])))
     rows = []
-    for method in design.power.methods:
+    for method in methods:
         for cell_type, change in log2_fold_change.items():
             of = by.get((method, cell_type), tests.iloc[:0])
             planted = change.reindex(of["gene"]).to_numpy(dtype=float)
