@@ -22,6 +22,7 @@ from bdm.model.model import BranchedModel
 from bdm.model.populations import populations_by
 from bdm.settings import EvaluationSettings, GenerationSettings, InputKeys, InterpretationSettings, SamplerSettings
 from bdm.text import type_names
+from bdm.transmutation.left_out import report_errors
 from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
 
@@ -206,7 +207,8 @@ class FittedModel:
             Cell type or types to transmute; all but ``to`` if none are given.
         like
             Pairs of known types, old to new, whose differences the cells are transmuted by, mostly by the pairs nearest
-            to their own type. The model may then lack ``to``.
+            to their own type. The model may then lack ``to``. The error of each pair by the others is printed, with a
+            warning where the cells are no nearer than unchanged ones.
         label_key, batch_key, counts
             Columns of ``obs`` with the cell type and the batch, and where the raw counts are; as in the model's data,
             if not given.
@@ -228,6 +230,7 @@ class FittedModel:
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
         cell_types = type_names(from_)
         sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
+        report_errors(self.model, goal.like, seed=seed)
         transmuted = transmute_cells(self.model, sources, goal, settings, seed=seed)
         request = {"to": goal.to, "from": list(cell_types), "like": dict(goal.like)}
         transmuted.uns["bdm"] = record_of_cells(self.model, None, seed=seed, settings={**asdict(settings), **request})

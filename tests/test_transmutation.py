@@ -26,6 +26,7 @@ from bdm.transmutation.evaluate import (
     relabelled,
     select_endpoints,
 )
+from bdm.transmutation.left_out import errors_of_pairs, report_errors
 from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
 from bdm.transmutation.scores import fold_changes
 from bdm.transmutation.transmute import new_populations, transmuted_cells
@@ -319,6 +320,40 @@ def test_cells_are_transmuted_as_others_were(example_cells, small_model):
     old, new = (model.whitening.inverse(mean(model, name)[None])[0, :-1].numpy() for name in PAIRS[0])
     b = model.whitening.inverse(mean(model, "CD19+ B")[None])[0, :-1].numpy()
     np.testing.assert_allclose(cells_transmuted.obsm["latent"].mean(axis=0), b + new - old, atol=0.25)
+
+
+def moved_alike(model, size):
+    """A model in which the new types of both pairs are far from the old ones, in the same direction."""
+    mean_of = model.moments.mean.clone()
+    for old, new in PAIRS:
+        far = mean(model, old) - mean(model, new) + size
+        for name in model.autoencoder.populations_of(new):
+            mean_of[model.populations.index(name)] += far
+    return replace(model, moments=replace(model.moments, mean=mean_of))
+
+
+def test_errors_of_pairs_are_those_of_the_other_pairs(small_model):
+    alike = errors_of_pairs(moved_alike(small_model.model, 2.0), PAIRS, seed=0)
+    assert list(alike.index) == list(PAIRS)
+    assert (alike["shifted"] < 0.2 * alike["unchanged"]).all()
+    others = errors_of_pairs(small_model.model, PAIRS, seed=0)
+    assert others["shifted"].iloc[0] > others["unchanged"].iloc[0]  # monocytes do not change as T cells do
+
+
+def test_a_transmutation_like_pairs_reports_their_error(example_cells, small_model, caplog):
+    caplog.set_level(logging.INFO, logger="bdm")
+    cells = example_cells[example_cells.obs["bulk_labels"] == "CD19+ B"][:5].copy()
+    small_model.transmute(cells, "new", from_=["CD19+ B"], like=dict(PAIRS[:1]))
+    assert "The error of a transmutation like a single pair is not known" in caplog.text
+    small_model.transmute(cells, "new", from_=["CD19+ B"], like=dict(PAIRS))
+    assert "With each of the 2 pairs left out in turn, transmuted cells are at an energy distance of" in caplog.text
+    assert "no nearer than unchanged cells for 2 of them (CD14+ Monocyte=Dendritic" in caplog.text
+    caplog.clear()
+    report_errors(moved_alike(small_model.model, 2.0), PAIRS, seed=0)
+    [record] = caplog.records
+    assert record.levelname == "INFO"
+    report_errors(small_model.model, (), seed=0)
+    assert len(caplog.records) == 1
 
 
 def test_pair_is_read_whatever_its_names():

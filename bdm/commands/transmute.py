@@ -45,6 +45,7 @@ def transmute(
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
     from bdm.training import fabric
+    from bdm.transmutation.left_out import report_errors
     from bdm.transmutation.request import Goal, read_pair, sources_of
     from bdm.transmutation.transmute import transmuted_cells
 
@@ -53,6 +54,7 @@ def transmute(
         names = tuple(dict.fromkeys((*loaded.cell_types, *loaded.populations)))
         goal = Goal(to, tuple(read_pair(text, names) for text in like or ()))
         sources = sources_of(read_cells(cells), loaded, goal, keys, cell_types=from_)
+        report_errors(loaded, goal.like, seed=seed)
         transmuted = transmuted_cells(loaded, sources, goal, settings, seed=seed)
         record = record_of_cells(
             loaded,
