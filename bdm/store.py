@@ -1,24 +1,217 @@
-"""Folders of a JSON file and safetensors files, whose checksums the JSON file records, and tables as tensors."""
+"""One codec for models and results: frozen dataclasses as JSON and safetensors, with checksums and without code."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
 
 from bdm.arrays import to_tensor
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import sha256
 
-FORMAT = 13
+FORMAT = 14
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
+
+Value = TypeVar("Value")
+Modules = Mapping[type, Callable[[Any], nn.Module]]
+
+
+def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
+    """Write a dataclass into a folder: ``kind.json``, and its tensors, arrays and columns in ``kind.safetensors``.
+
+    A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
+    dataclass ``shape``, another such dataclass, or a tuple or a dictionary (with text as keys) of these.
+
+    Parameters
+    ----------
+    facts
+        Further JSON content, which :func:`load` compares.
+
+    Returns
+    -------
+    Checksum of the JSON content, and thereby of both files.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder()
+    content = {"format": FORMAT, **facts, kind: encoder.encode(value, kind)}
+    file = folder / f"{kind}.safetensors"
+    # not by save_file, whose files only their owner may read
+    file.write_bytes(to_bytes(encoder.tensors))
+    return write_checksummed_json(folder / f"{kind}.json", {**content, "tensors": sha256(file)})
+
+
+def load(folder: Path, kind: str, cls: type[Value], *, modules: Modules | None = None, **facts: Any) -> Value:
+    """Read a dataclass that :func:`save` wrote.
+
+    Parameters
+    ----------
+    modules
+        What makes a network from its shape, by the class of the field, if it is not that class.
+
+    Raises
+    ------
+    InputError
+        If the folder is of another kind or format version, a file is missing or damaged, or a fact is another.
+    """
+    folder = Path(folder)
+    content, tensors = read_files(folder, kind)
+    for name, fact in facts.items():
+        if content.get(name) != fact:
+            raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
+    with reject_if_damaged(folder / f"{kind}.json"):
+        value: Value = Decoder(tensors, modules or {}).decode(content[kind], cls)
+        return value
+
+
+def checksum_of(folder: Path, kind: str) -> str:
+    """Checksum that :func:`save` returned for a folder.
+
+    Raises
+    ------
+    InputError
+        If the folder is of another kind or format version, or its record is damaged.
+    """
+    return str(read_checksummed_json(Path(folder) / f"{kind}.json", kind, version=FORMAT)["checksum"])
+
+
+def read_files(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the files of a folder, and compare their checksums."""
+    file, tensors = folder / f"{kind}.json", folder / f"{kind}.safetensors"
+    if not file.is_file():
+        raise InputError(f"{folder} is not the folder of a bdm {kind}: it has no {file.name}.")
+    content = read_checksummed_json(file, kind, version=FORMAT)
+    if not tensors.is_file() or sha256(tensors) != content.get("tensors"):
+        raise InputError(f"{tensors} is missing or damaged (its checksum does not match {file.name}).")
+    try:
+        # copies, as tensors are not aligned in the memory of the file
+        return content, {name: value.clone() for name, value in load_file(tensors).items()}
+    except SafetensorError as error:
+        raise InputError(f"{tensors} is not a safetensors file ({error}); make it again.") from error
+
+
+@contextmanager
+def reject_if_damaged(path: Path) -> Iterator[None]:
+    """Turn errors that unexpected content of ``path`` causes into an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it again.") from error
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns values into JSON content, in which tensors are named; they are gathered in ``tensors``."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def encode(self, value: Any, name: str) -> Any:
+        """JSON content of a value, whose tensors have names that begin with ``name``."""
+        if isinstance(value, Tensor):
+            # a copy, as tensors in a file must not share memory
+            self.tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return name
+        if isinstance(value, np.ndarray):
+            return self.encode(to_tensor(np.ascontiguousarray(value)), name)
+        if isinstance(value, pd.DataFrame):
+            return self.encode_table(value, name)
+        if isinstance(value, nn.Module):
+            state = {key: self.encode(of, f"{name}.{key}") for key, of in value.state_dict().items()}
+            return {"shape": self.encode(value.shape, name), "state": state}
+        if is_dataclass(value):
+            return {
+                of.name: self.encode(getattr(value, of.name), f"{name}.{of.name}") for of in fields(value) if of.init
+            }
+        if isinstance(value, Mapping):
+            return {key: self.encode(of, f"{name}.{i}") for i, (key, of) in enumerate(value.items())}
+        if isinstance(value, tuple | list):
+            return [self.encode(of, f"{name}.{i}") for i, of in enumerate(value)]
+        return value.item() if isinstance(value, np.generic) else value
+
+    def encode_table(self, table: pd.DataFrame, name: str) -> dict[str, Any]:
+        """Numbers of a table become tensors, and text becomes JSON; an index of other numbers than 0, 1 ... is text."""
+        index = None if isinstance(table.index, pd.RangeIndex) else table.index.astype(str).tolist()
+        columns: dict[str, Any] = {}
+        for i, (column, values) in enumerate(table.infer_objects().items()):
+            if pd.api.types.is_numeric_dtype(values):
+                columns[str(column)] = self.encode(numbers(values), f"{name}.{i}")
+            else:
+                columns[str(column)] = [None if pd.isna(text) else str(text) for text in values]
+        return {"index": index, "n_rows": len(table), "columns": columns}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns JSON content back into values, by the annotations of their classes; see :func:`load`."""
+
+    tensors: dict[str, Tensor]
+    modules: Modules
+
+    def decode(self, content: Any, kind: Any) -> Any:
+        """Make a value of the type ``kind``."""
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Union, UnionType):
+            kinds = [of for of in arguments if of is not NoneType]
+            return content if content is None or len(kinds) > 1 else self.decode(content, kinds[0])
+        if origin is tuple:
+            return tuple(self.decode(of, arguments[0]) for of in content)
+        if origin is dict:
+            return {key: self.decode(of, arguments[1]) for key, of in content.items()}
+        if kind is Tensor:
+            return self.tensors[content]
+        if kind is np.ndarray:
+            return self.tensors[content].numpy()
+        if kind is pd.DataFrame:
+            return self.decode_table(content)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            return self.decode_module(content, kind)
+        if is_dataclass(kind):
+            make: Any = kind
+            hints = get_type_hints(kind)
+            return make(**{name: self.decode(of, hints[name]) for name, of in content.items()})
+        return content
+
+    def decode_table(self, content: dict[str, Any]) -> pd.DataFrame:
+        """Make a table, whose text has one type whatever columns it came from."""
+        index = pd.RangeIndex(content["n_rows"]) if content["index"] is None else pd.Index(content["index"], dtype=str)
+        columns = {
+            name: pd.Series(values, index, dtype=TEXT)
+            if isinstance(values, list)
+            else pd.Series(self.tensors[values].numpy(), index)
+            for name, values in content["columns"].items()
+        }
+        return pd.DataFrame(columns, index=index, columns=pd.Index(list(columns), dtype=str))
+
+    def decode_module(self, content: dict[str, Any], kind: type[nn.Module]) -> nn.Module:
+        """Make a network; torch's global random generator is left alone."""
+        shape = self.decode(content["shape"], get_type_hints(kind.__init__)["shape"])
+        with torch.random.fork_rng(devices=[]):
+            network = self.modules.get(kind, kind)(shape)
+        network.load_state_dict({name: self.tensors[tensor] for name, tensor in content["state"].items()})
+        return network.eval()
+
+
+def numbers(column: pd.Series) -> np.ndarray:
+    """Numbers of a column, of a type that tensors have; missing ones become NaN."""
+    if isinstance(column.dtype, pd.api.extensions.ExtensionDtype):
+        return np.asarray(column.to_numpy(float, na_value=np.nan))
+    values = column.to_numpy()
+    wider = {np.dtype(old): new for old, new in (("u2", "i4"), ("u4", "i8"), ("u8", "i8"), ("f2", "f4"))}
+    return np.asarray(values.astype(wider.get(values.dtype, values.dtype)))
 
 
 @dataclass(frozen=True)
@@ -37,18 +230,6 @@ class Bundle:
     tensors: dict[str, dict[str, Tensor]]
 
 
-@contextmanager
-def reject_if_damaged(path: Path) -> Iterator[None]:
-    """Turn errors that unexpected content of ``path`` causes into an InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); make it again.") from error
-
-
 def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
     """Write ``kind.json`` and a safetensors file for each group of tensors, whose checksums the JSON records.
 
@@ -62,7 +243,7 @@ def write_bundle(folder: Path, kind: str, bundle: Bundle) -> str:
     for name, tensors in bundle.tensors.items():
         file = folder / f"{name}.safetensors"
         # not by save_file, whose files only their owner may read
-        file.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+        file.write_bytes(to_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
         checksums[file.name] = sha256(file)
     return write_checksummed_json(folder / f"{kind}.json", {"format": FORMAT, "checksums": checksums, **bundle.content})
 

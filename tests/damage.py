@@ -112,9 +112,12 @@ def read_prepared_of(path: Path) -> Any:
 def read_autoencoder(path: Path) -> Any:
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.latent.cells import read_latent
+    from bdm.store import Encoder
 
     autoencoder, latent = load_autoencoder(path), read_latent(path)
-    return autoencoder.content(), tensors_of(autoencoder.tensors()), latent.X.tobytes(), content_of(latent)
+    encoder = Encoder()
+    content = encoder.encode(autoencoder, "")
+    return content, tensors_of({"": encoder.tensors}), latent.X.tobytes(), content_of(latent)
 
 
 def read_model(path: Path) -> Any:

@@ -15,8 +15,9 @@ from bdm.evaluation.scores import SCORE_NAMES
 from bdm.files import sha256
 from bdm.model.card import CARD, check_settings, metadata, model_card, table
 from bdm.model.generated_file import GeneratedFile, record_of_cells
-from bdm.model.model import load_model, model_checksum
+from bdm.model.model import load_model
 from bdm.settings import GenerationSettings, PrepareSettings
+from bdm.store import checksum_of
 
 
 def front_matter(card: str) -> dict:
@@ -43,8 +44,8 @@ def evaluation(batch_model, example_cells):
 
 def test_saved_model_has_its_card(saved, batch_model):
     card = (saved / CARD).read_text()
-    assert card == model_card(load_model(saved), checksum=model_checksum(saved))
-    assert model_checksum(saved) in card
+    assert card == model_card(load_model(saved), checksum=checksum_of(saved, "model"))
+    assert checksum_of(saved, "model") in card
     for cell_type, n_cells in batch_model.model.composition_of_types.sum(axis=1).items():
         assert table(("a",), [(cell_type, f"{n_cells:,}")]).splitlines()[-1][:-2] in card
     assert "| column of cell types | `bulk_labels` |" in card
@@ -57,9 +58,9 @@ def test_saved_model_has_its_card(saved, batch_model):
 
 def test_loading_ignores_the_card(batch_model, tmp_path):
     batch_model.save(tmp_path / "model")
-    before = model_checksum(tmp_path / "model")
+    before = checksum_of(tmp_path / "model", "model")
     (tmp_path / "model" / CARD).write_text("My own words.")
-    assert model_checksum(tmp_path / "model") == before
+    assert checksum_of(tmp_path / "model", "model") == before
     assert load_model(tmp_path / "model").cell_types == batch_model.model.cell_types
     (tmp_path / "model" / CARD).unlink()
     assert load_model(tmp_path / "model").cell_types == batch_model.model.cell_types
@@ -74,7 +75,7 @@ def test_extended_model_names_its_additions(small_model, example_cells, tmp_path
     card = (tmp_path / "extended" / CARD).read_text()
     assert "| added by extensions | 1 (new type) |" in card
     assert f"| new type | {model.model.extensions[0].n_cells:,} |" in card
-    assert model_checksum(tmp_path / "extended") in card
+    assert checksum_of(tmp_path / "extended", "model") in card
 
 
 # ---- metadata
@@ -161,7 +162,7 @@ def generated(saved, tmp_path_factory):
 
 
 def test_card_describes_the_generated_cells(saved, generated):
-    model, checksum = load_model(saved), model_checksum(saved)
+    model, checksum = load_model(saved), checksum_of(saved, "model")
     card = model_card(model, checksum=checksum, cells=GeneratedFile.read(generated, model, checksum=checksum))
     n_types = len(model.cell_types)
     assert f"| SHA-256 | `{sha256(generated)}` |" in card
@@ -182,7 +183,7 @@ def test_card_names_what_is_known_of_genes(saved, generated, tmp_path):
     cells = anndata.read_h5ad(generated)
     cells.var["mean of donor 3"] = 1.0
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    model, checksum = load_model(saved), model_checksum(saved)
+    model, checksum = load_model(saved), checksum_of(saved, "model")
     card = model_card(
         model, checksum=checksum, cells=GeneratedFile.read(tmp_path / "cells.h5ad", model, checksum=checksum)
     )
@@ -190,7 +191,7 @@ def test_card_names_what_is_known_of_genes(saved, generated, tmp_path):
 
 
 def test_audit_of_cells_that_were_sampled_otherwise_is_rejected(saved, generated):
-    model, checksum = load_model(saved), model_checksum(saved)
+    model, checksum = load_model(saved), checksum_of(saved, "model")
     file = GeneratedFile.read(generated, model, checksum=checksum)
     with pytest.raises(InputError, match=r"other settings \(stochastic is True, and False in my cells.h5ad\)"):
         check_settings({"stochastic": True}, file.sampling, "cells", f"in {file.name}")
@@ -198,7 +199,7 @@ def test_audit_of_cells_that_were_sampled_otherwise_is_rejected(saved, generated
 
 
 def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
-    model, checksum = load_model(saved), model_checksum(saved)
+    model, checksum = load_model(saved), checksum_of(saved, "model")
     with pytest.raises(InputError, match="has cells of another model"):
         GeneratedFile.read(generated, model, checksum="0" * 64)
     cells = anndata.read_h5ad(generated)
@@ -235,11 +236,11 @@ def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):  # noqa
 
 def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tmp_path):  # noqa: F811
     out = tmp_path / "card.md"
-    record = evaluation.provenance | {"sha256": {"model": model_checksum(saved)}}
+    record = evaluation.provenance | {"sha256": {"model": checksum_of(saved, "model")}}
     replace(evaluation, provenance=record).save(tmp_path / "evaluation")
     assert bdm("card", saved, "--evaluation", tmp_path / "evaluation", "--license", "mit", "--out", out)[0] == 0
     model, scores = load_model(saved), replace(evaluation, provenance=record)
-    assert out.read_text() == model_card(model, checksum=model_checksum(saved), evaluation=scores, license="mit")
+    assert out.read_text() == model_card(model, checksum=checksum_of(saved, "model"), evaluation=scores, license="mit")
     monkeypatch.setattr("sys.argv", ["bdm", "card", str(saved)])
     with pytest.raises(SystemExit):
         main()

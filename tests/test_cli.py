@@ -21,7 +21,7 @@ from bdm.errors import as_options
 from bdm.files import sha256
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.model.model import model_checksum
+from bdm.store import checksum_of
 
 COMMANDS = get_command(app).commands
 
@@ -149,9 +149,7 @@ def test_same_seed_same_cells(made):
     assert one.obs.equals(two.obs)
     for name in ("tree.json", "model/README.md"):
         assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
-    parts = ("autoencoder", "denoiser", "adapters", "sub_populations", "space")
-    for name in (f"{part}.safetensors" for part in parts):
-        assert (made[0] / "model" / name).read_bytes() == (made[1] / "model" / name).read_bytes()
+    assert (made[0] / "model/model.safetensors").read_bytes() == (made[1] / "model/model.safetensors").read_bytes()
 
 
 def test_outputs_are_complete(made):
@@ -160,8 +158,7 @@ def test_outputs_are_complete(made):
         "cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", *DRAWN[1::2], "model", "generated.h5ad",
         "transmuted.h5ad", "transmutation",
     }  # fmt: skip
-    tensors = {f"{part}.safetensors" for part in ("autoencoder", "adapters", "sub_populations")}
-    names = {"autoencoder.json", *tensors, "latent.h5ad", "training.csv"}
+    names = {"autoencoder.json", "autoencoder.safetensors", "latent.h5ad", "training.csv"}
     assert {path.name for path in (folder / "autoencoder").iterdir()} == names
     assert list(pd.read_csv(folder / "autoencoder" / "training.csv")) == ["round", "step", "loss", "validation"]
     assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
@@ -176,7 +173,7 @@ def test_transmuted_cells_are_the_same_and_keep_their_names(made):
     assert (one.X != two.X).nnz == 0
     prepared = anndata.read_h5ad(made[0] / "prepared.h5ad")
     assert list(one.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
-    assert one.uns["bdm"]["model_sha256"] == model_checksum(made[0] / "model")
+    assert one.uns["bdm"]["model_sha256"] == checksum_of(made[0] / "model", "model")
     scores = pd.read_csv(made[0] / "transmutation" / "scores.csv")
     assert list(scores["set"]) == ["floor", "branched", "unchanged"]
     assert (made[0] / "transmutation/scores.csv").read_bytes() == (made[1] / "transmutation/scores.csv").read_bytes()
@@ -185,7 +182,7 @@ def test_transmuted_cells_are_the_same_and_keep_their_names(made):
 def test_record_leads_back_to_the_data(made):
     record = anndata.read_h5ad(made[0] / "generated.h5ad").uns["bdm"]
     assert record["data_sha256"] == sha256(made[0] / "cells.h5ad")
-    assert record["model_sha256"] == model_checksum(made[0] / "model")
+    assert record["model_sha256"] == checksum_of(made[0] / "model", "model")
     assert record["seed"] == 3
     content = json.loads((made[0] / "autoencoder" / "autoencoder.json").read_text())
     assert content["provenance"]["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
@@ -693,8 +690,8 @@ def test_damaged_model(inputs, bdm, tmp_path):
     model.mkdir()
     for path in (inputs / "model").iterdir():
         (model / path.name).write_bytes(path.read_bytes())
-    (model / "denoiser.safetensors").write_bytes(b"")
+    (model / "model.safetensors").write_bytes(b"")
     code, err = bdm("generate", model, tmp_path / "out.h5ad", "--cells", 1)
     assert code == 2
-    assert re.fullmatch(r"bdm: .*denoiser\.safetensors is missing or damaged.*\n", err)
+    assert re.fullmatch(r"bdm: .*model\.safetensors is missing or damaged.*\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

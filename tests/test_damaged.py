@@ -10,7 +10,7 @@ import pytest
 from damage import READERS, run, summary
 
 from bdm.autoencoder.fit import fit_autoencoder
-from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
+from bdm.autoencoder.storage import save_autoencoder
 from bdm.checkpoint import Checkpoint, Progress
 from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells
@@ -55,9 +55,9 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
     known = cells[cells.obs["cell_type"] != "CD34+"].copy()
     prepared_cells(known, PrepareSettings(genes="all", test=0.0, seed=seed)).write(folder / "prepared.h5ad")
     prepared = read_prepared(folder / "prepared.h5ad")
-    fitted = fit_autoencoder(prepared, AutoencoderSettings(n_latent=4, n_steps=10), seed=seed)
     record = provenance(seed=seed, settings={}, **preparation(prepared))
-    autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
+    settings = AutoencoderSettings(n_latent=4, n_steps=10)
+    autoencoder, _ = fit_autoencoder(prepared, settings, seed=seed, provenance=record)
     latent = encode(prepared, autoencoder)
     save_latent(folder / "autoencoder", latent, of=save_autoencoder(folder / "autoencoder", autoencoder))
     hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)

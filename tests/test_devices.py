@@ -62,7 +62,7 @@ def once_training(folder: Path, out: str, n_steps: int) -> tuple[subprocess.Pope
 
 @pytest.mark.nightly
 def test_processes_with_unequal_shares_train_what_one_does(folder):
-    one, three = (load_file(folder / name / "denoiser.safetensors") for name in ("one", "three"))
+    one, three = (load_file(folder / name / "model.safetensors") for name in ("one", "three"))
     assert one.keys() == three.keys()
     for name in one:
         torch.testing.assert_close(one[name], three[name], rtol=1e-4, atol=1e-5)

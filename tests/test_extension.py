@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from anndata import AnnData, read_h5ad
+from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
 from bdm.autoencoder.fit_adapters import AdapterSettings
@@ -20,7 +21,6 @@ from bdm.extension.extend import ExtendSettings, FittedExtension, extend, extend
 from bdm.extension.fit import batch_offsets
 from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
-from bdm.files import sha256
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.build import branch_level
@@ -28,8 +28,9 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.match import counts_of
-from bdm.model.model import BranchedModel, load_model, model_checksum, save_model
+from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.settings import DenoiserSettings, SamplerSettings
+from bdm.store import checksum_of
 
 QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=DenoiserSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
@@ -77,10 +78,11 @@ def test_cells_of_known_types_are_the_same_to_the_bit(stages, stochastic, shared
 def test_given_model_is_left_as_it_is(base, stages, tmp_path):
     for number, model in enumerate([base, stages[-1]]):
         save_model(tmp_path / str(number), model)
-    files = {path.name: sha256(path) for path in (tmp_path / "0").iterdir()}
-    assert files == {path.name: sha256(path) for path in (tmp_path / "1").iterdir() if path.is_file()}
-    parts = [f"{number:04}" for number in range(1, len(NEW) + 1)]
-    assert sorted(path.name for path in (tmp_path / "1/extensions").iterdir()) == [*parts, "extensions.json"]
+    one, other = (json.loads((tmp_path / f"{number}/model.json").read_text())["model"] for number in (0, 1))
+    assert one["base"] == other["base"]
+    assert (len(one["extensions"]), len(other["extensions"])) == (0, len(NEW))
+    tensors, extended = (load_file(tmp_path / f"{number}/model.safetensors") for number in (0, 1))
+    assert all(torch.equal(value, extended[name]) for name, value in tensors.items())
 
 
 def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
@@ -91,7 +93,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
     one, other = generated(stages[-1]), generated(loaded)
     assert (one.X != other.X).nnz == 0
     assert one.obs.equals(other.obs)
-    (tmp_path / "model/extensions/0002/branches.safetensors").write_bytes(b"")
+    (tmp_path / "model/model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="damaged"):
         load_model(tmp_path / "model")
 
@@ -593,10 +595,10 @@ def test_command_extends_reports_and_joins(folder, bdm):
     report = ExtensionReport.load(folder / "report")
     np.testing.assert_allclose(report.extensions["gain"], tables["extensions"]["gain"], rtol=1e-5)
     assert report.hierarchy == load_model(folder / "extended").hierarchy
-    assert model_checksum(folder / "extended") in (folder / "extended/README.md").read_text()
+    assert checksum_of(folder / "extended", "model") in (folder / "extended/README.md").read_text()
     assert report.n_before == 0
     record = report.provenance
-    assert (record["ancestor_sha256"], record["cells_name"]) == (model_checksum(folder / "model"), "cells.h5ad")
+    assert (record["ancestor_sha256"], record["cells_name"]) == (checksum_of(folder / "model", "model"), "cells.h5ad")
     report.save(folder / "again")
     for name in ("extension_report.json", *(f"{name}.csv" for name in tables)):
         assert (folder / "again" / name).read_bytes() == (folder / "report" / name).read_bytes()
@@ -604,8 +606,8 @@ def test_command_extends_reports_and_joins(folder, bdm):
     assert joined.uns["bdm"]["input"] == prepared.uns["bdm"]["input"]
     assert joined.obs["cell_type"].value_counts()["Dendritic"] == 2 * (prepared.obs["cell_type"] == "Dendritic").sum()
     assert set(joined.obs["cell_type"]) - set(prepared.obs["cell_type"]) == {"CD56+ NK", "CD34+"}
-    extension = json.loads((folder / "extended/extensions/0002/extension.json").read_text())
-    assert extension["provenance"]["ancestor_sha256"] == model_checksum(folder / "model")
+    extension = json.loads((folder / "extended/model.json").read_text())["model"]["extensions"][1]
+    assert extension["provenance"]["ancestor_sha256"] == checksum_of(folder / "model", "model")
     bdm(f"generate {folder}/extended {folder}/new.h5ad --cells-like {folder}/joined.h5ad")
     assert read_h5ad(folder / "new.h5ad").n_obs == joined.n_obs
 
@@ -618,7 +620,7 @@ def test_all_is_fitted_again_on_request(folder, bdm):
     assert set(other.cell_types) == {*one.cell_types, "CD56+ NK"}
     assert other.autoencoder.network.shape.n_latent == one.autoencoder.network.shape.n_latent
     assert other.denoiser.shape.width == one.denoiser.shape.width
-    assert other.provenance["ancestor_sha256"] == model_checksum(folder / "model")
+    assert other.provenance["ancestor_sha256"] == checksum_of(folder / "model", "model")
     assert (generated(one).X != generated(other)[: generated(one).n_obs].X).nnz > 0
 
 
@@ -768,7 +770,7 @@ def test_missing_genes_are_zero_on_request_alone(example_cells, base, caplog):
     [
         ('"n_before": 0', '"n_before": 1', "damaged"),
         ('"format": ', '"format": 1', "another format"),
-        ('"format": ', '"formal": ', "holds no report of an extension"),
+        ('"format": ', '"formal": ', "holds no extension_report"),
     ],
 )
 def test_damaged_and_older_reports_are_rejected(base, example_cells, tmp_path, old, new, message):
@@ -784,7 +786,7 @@ def test_damaged_and_older_reports_are_rejected(base, example_cells, tmp_path, o
     with pytest.raises(InputError, match=message):
         ExtensionReport.load(tmp_path / "report")
     file.unlink()
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="not the folder of a bdm extension_report"):
         ExtensionReport.load(tmp_path / "report")
 
 

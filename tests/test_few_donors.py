@@ -56,7 +56,7 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     for fewest in (1, FEWEST):
         prepared = prepare(cells_with_a_clone(), settings(min_donors=fewest))
         caplog.clear()
-        found[fewest] = fit_autoencoder(prepared, QUICK, seed=0).sub_populations
+        found[fewest] = fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0].sub_populations
         named[fewest] = "more than half of their cells of one donor: b/2 (100%); to form none" in caplog.text
     assert named == {1: True, FEWEST: False}
     assert found[1].cell_type == ("b", "b")
@@ -65,7 +65,9 @@ def test_a_sub_population_of_one_donor_is_not_formed(caplog):
 
 def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):
     prepared = prepare(cells_with_a_clone(), settings(min_donors=FEWEST))
-    assert len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0).sub_populations) < 4
+    assert (
+        len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0, provenance={})[0].sub_populations) < 4
+    )
     needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {FEWEST} donors in effect to fit: "
     [said] = [message for message in caplog.messages if needed in message]
     assert "'b' (1)" in said
@@ -73,7 +75,7 @@ def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few
 
 def test_a_column_that_is_not_named_as_the_donors_is_ignored(caplog):
     prepared = prepare(cells_with_a_clone(), settings(donor_key=None))
-    assert len(fit_autoencoder(prepared, QUICK, seed=0).sub_populations) == 2
+    assert len(fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0].sub_populations) == 2
     assert "of one donor" not in caplog.text
 
 

@@ -62,7 +62,7 @@ from bdm.interpretation.tables import branch_genes, branches_adata, commitment_r
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells
-from bdm.model.model import log_expression, model_checksum, type_specific_genes
+from bdm.model.model import log_expression, type_specific_genes
 from bdm.plotting.ancestral_states import ancestral_states_figure, grouped_by_position
 from bdm.plotting.branches import Panel, branch_genes_figure, draw_panel, limits_of, plot_commitment
 from bdm.plotting.labels import Canvas, label_branches
@@ -71,6 +71,7 @@ from bdm.plotting.style import clade_label
 from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.plotting.write import FIGURES
 from bdm.settings import InterpretationSettings, SamplerSettings
+from bdm.store import checksum_of
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
 TREE = Hierarchy(
@@ -1015,7 +1016,7 @@ def test_command_writes_everything(files, tmp_path, monkeypatch):
     record = content["provenance"]
     assert record["settings"]["n_genes"] == 5
     expected = {name: sha256(path) for name, path in files.items() if name != "model"}
-    assert record["sha256"] == expected | {"model": model_checksum(files["model"])}
+    assert record["sha256"] == expected | {"model": checksum_of(files["model"], "model")}
     table = pd.read_csv(out / "branch_genes.csv")
     assert (table[["model_rank", "test_rank"]].min(axis=1) <= 5).all()
 

@@ -59,24 +59,6 @@ class Adapters:
         shared = cls.of_shared(network, (name,), (0,))
         return replace(shared, log_inverse_dispersion=dispersion, prior_mean=prior_mean)
 
-    @classmethod
-    def of_tensors(cls, names: Sequence[str], tensors: dict[str, Tensor], network: CountAutoencoder) -> Adapters:
-        """Make them again from their tensors.
-
-        Raises
-        ------
-        ValueError
-            If the tensors have other shapes than ``network`` and the number of names ask for, or a name is twice.
-        """
-        adapters = cls(tuple(names), **tensors)
-        empty = cls.of_shared(network, (), ()).tensors()
-        for name, value in adapters.tensors().items():
-            if value.shape != (len(names), *empty[name].shape[1:]):
-                raise ValueError(f"{name} of type-specific decoders have the shape {tuple(value.shape)}")
-        if len(set(names)) < len(names):
-            raise ValueError("two type-specific decoders of one name")
-        return adapters
-
     def __len__(self) -> int:
         return len(self.names)
 

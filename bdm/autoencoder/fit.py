@@ -1,4 +1,4 @@
-"""The fit of the autoencoder: its objective on minibatches of cells, and the fitted autoencoder."""
+"""The fit of the autoencoder: its objective on minibatches of cells, and its training in rounds."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ from bdm.autoencoder.cells import (
 from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
 from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
+from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of, warn_of_fewer
 from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import fewest_donors, has_donors
@@ -38,32 +39,6 @@ from bdm.training import Loop, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from
-
-
-@dataclass(frozen=True)
-class FittedAutoencoder:
-    """A trained autoencoder with the cell types and batches it knows and how training went.
-
-    Attributes
-    ----------
-    history
-        Losses by ``round`` and ``step``; there is a second round where cell types have sub-populations.
-    likelihood
-        Of validation cells by type, see :func:`bdm.autoencoder.cells.mean_bound_by_type`; of training cells where there
-        are none.
-    sub_populations
-        Sub-populations of the types that have several; in the network, they follow the types.
-    adapters
-        Type-specific decoders of the populations that have one.
-    """
-
-    network: CountAutoencoder
-    cell_types: tuple[str, ...]
-    batches: tuple[str, ...]
-    history: pd.DataFrame
-    likelihood: pd.DataFrame
-    sub_populations: SubPopulations
-    adapters: Adapters
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,8 @@ def fit_autoencoder(
     seed: int,
     device: str = "auto",
     checkpoint: Checkpoint | None = None,
-) -> FittedAutoencoder:
+    provenance: dict[str, Any],
+) -> tuple[GeneAutoencoder, pd.DataFrame]:
     """Train the autoencoder on the training cells, stopped where validation cells are most likely.
 
     Every step encodes cells by their posterior under the present parameters, and improves the parameters for them:
@@ -213,6 +189,13 @@ def fit_autoencoder(
         ``obs['batch']`` if batches enter.
     checkpoint
         Where interrupted training resumes.
+    provenance
+        How the autoencoder was made, to be stored in it.
+
+    Returns
+    -------
+    The autoencoder; and the losses by ``round`` and ``step``, with a second round where cell types have
+    sub-populations.
     """
     objective = Objective.of_types(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
@@ -236,7 +219,8 @@ def fit_autoencoder(
     is_scored = (cells.obs["split"] == "validation").to_numpy()
     scored = cells[is_scored] if is_scored.any() else cells[start_of(objective)]
     table = _bounds_by_type(network, rows, adapters, scored, objective, cell_types)
-    return FittedAutoencoder(network, cell_types, batches, history, table, found, adapters)
+    autoencoder = GeneAutoencoder(network, adata.var, cell_types, batches, provenance, table, rows, found, adapters)
+    return autoencoder, history
 
 
 def start_of(objective: Objective) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,9 @@ from torch import Tensor
 
 from bdm.arrays import to_tensor
 from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.fit import FittedAutoencoder
-from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
+from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.data.columns import writable
-from bdm.store import Bundle, read_bundle, reject_if_damaged, write_bundle
+from bdm.store import load, save
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,6 @@ class GeneAutoencoder:
     rows: tuple[str, ...]
     sub_populations: SubPopulations
     adapters: Adapters
-
-    @classmethod
-    def of(cls, fitted: FittedAutoencoder, genes: pd.DataFrame, provenance: dict[str, Any]) -> GeneAutoencoder:
-        """Name the genes of a trained autoencoder."""
-        return cls(
-            fitted.network,
-            genes,
-            fitted.cell_types,
-            fitted.batches,
-            provenance,
-            fitted.likelihood,
-            (*fitted.cell_types, *fitted.sub_populations.names),
-            fitted.sub_populations,
-            fitted.adapters,
-        )
 
     @property
     def populations(self) -> tuple[str, ...]:
@@ -136,53 +119,10 @@ class GeneAutoencoder:
         rows = torch.stack(list(offsets.values()))
         return replace(self, network=self.network.with_batches(rows), batches=(*self.batches, *offsets))
 
-    def content(self) -> dict[str, Any]:
-        """Describe it in JSON, all but its tensors."""
-        return {
-            "shape": asdict(self.network.shape),
-            "genes": table_to_json(self.genes),
-            "cell_types": list(self.cell_types),
-            "batches": list(self.batches),
-            "provenance": self.provenance,
-            "likelihood": table_to_json(self.likelihood),
-            "rows": list(self.rows),
-            "sub_populations": {
-                "names": list(self.sub_populations.names),
-                "cell_type": list(self.sub_populations.cell_type),
-            },
-            "adapters": list(self.adapters),
-        }
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by file: of the shared network, sub-populations, and type-specific decoders, stacked."""
-        return {
-            "autoencoder": self.network.state_dict(),
-            "sub_populations": self.sub_populations.tensors(),
-            "adapters": self.adapters.tensors(),
-        }
-
-    @classmethod
-    def restore(cls, content: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> GeneAutoencoder:
-        """Make it again from its JSON content and its tensors."""
-        shape = AutoencoderShape(**content["shape"])
-        genes = writable(table_from_json(content["genes"]))
-        cell_types, batches, rows = (tuple(content[name]) for name in ("cell_types", "batches", "rows"))
-        if (len(genes), len(rows), len(batches)) != (shape.n_genes, shape.n_types, shape.n_batches):
-            raise ValueError("other numbers of genes, cell types or batches than the network has")
-        network = CountAutoencoder.of_state(shape, tensors["autoencoder"])
-        adapters = Adapters.of_tensors(content["adapters"], tensors["adapters"], network)
-        names, types = (tuple(content["sub_populations"][name]) for name in ("names", "cell_type"))
-        found = SubPopulations.of_tensors(names, types, tensors["sub_populations"], n_latent=shape.n_latent)
-        known = set(rows) == {*cell_types, *found.names} and set(found.cell_type) <= set(cell_types)
-        if not known or not set(adapters) <= set(rows):
-            raise ValueError("sub-populations or type-specific decoders of unknown cell types")
-        likelihood, provenance = table_from_json(content["likelihood"]), content["provenance"]
-        return cls(network, genes, cell_types, batches, provenance, likelihood, rows, found, adapters)
-
 
 def save_autoencoder(folder: Path, autoencoder: GeneAutoencoder) -> str:
     """Write an autoencoder into its folder, and give its checksum."""
-    return write_bundle(folder, "autoencoder", Bundle(autoencoder.content(), autoencoder.tensors()))
+    return save(folder, "autoencoder", autoencoder)
 
 
 def load_autoencoder(folder: Path) -> GeneAutoencoder:
@@ -193,9 +133,7 @@ def load_autoencoder(folder: Path) -> GeneAutoencoder:
     InputError
         If it is not the folder of an autoencoder, or is damaged.
     """
-    bundle = read_bundle(folder, "autoencoder")
-    with reject_if_damaged(folder):
-        return GeneAutoencoder.restore(bundle.content, bundle.tensors)
+    return load(folder, "autoencoder", GeneAutoencoder)
 
 
 def table_to_json(table: pd.DataFrame) -> dict[str, Any]:

@@ -54,26 +54,6 @@ class SubPopulations:
         """No type has several."""
         return cls((), (), torch.empty(0, n_latent, n_latent), torch.empty(0, n_latent), torch.empty(0))
 
-    @classmethod
-    def of_tensors(
-        cls, names: tuple[str, ...], cell_type: tuple[str, ...], tensors: dict[str, Tensor], *, n_latent: int
-    ) -> SubPopulations:
-        """Make them again from their tensors.
-
-        Raises
-        ------
-        ValueError
-            If the tensors have other shapes than names and latent dimensions ask for, or a name is twice.
-        """
-        found = cls(names, cell_type, **tensors)
-        for name, value in cls.none(n_latent).tensors().items():
-            shape = tuple(found.tensors()[name].shape)
-            if shape != (len(names), *value.shape[1:]):
-                raise ValueError(f"{name} of sub-populations have the shape {shape}")
-        if len(set(names)) < len(names) or len(cell_type) != len(names):
-            raise ValueError("sub-populations without names or cell types of their own")
-        return found
-
     def __len__(self) -> int:
         return len(self.names)
 

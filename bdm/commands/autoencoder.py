@@ -28,7 +28,7 @@ def autoencoder(
     from dataclasses import asdict
 
     from bdm.autoencoder.fit import fit_autoencoder
-    from bdm.autoencoder.storage import GeneAutoencoder, save_autoencoder
+    from bdm.autoencoder.storage import save_autoencoder
     from bdm.checkpoint import checkpoint_beside
     from bdm.data.prepare import read_prepared
     from bdm.donors.effects import fit_donors, save_donors, summary_of
@@ -46,19 +46,20 @@ def autoencoder(
         facts["prepared_sha256"] = sha256(prepared)
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts))
         folder = files.enter_context(atomic_write(out, folder_of="autoencoder.json"))
-        fitted = fit_autoencoder(adata, settings, seed=seed, device=device, checkpoint=checkpoint)
         record = provenance(**facts, **preparation(adata))
-        trained = GeneAutoencoder.of(fitted, adata.var, record)
+        trained, history = fit_autoencoder(
+            adata, settings, seed=seed, device=device, checkpoint=checkpoint, provenance=record
+        )
         latent, checksum = encode(adata, trained), save_autoencoder(folder, trained)
         save_latent(folder, latent, of=checksum)
         donors = fit_donors(adata, latent, trained)
         if donors is not None:
             save_donors(folder, donors, of=checksum)
-        fitted.history.to_csv(folder / "training.csv", index=False)
+        history.to_csv(folder / "training.csv", index=False)
     n_populations = len(trained.populations)
-    divided = f"{len(fitted.cell_types)} with {counted(n_populations, 'population')}"
-    specific = f"{len(fitted.adapters)} of {counted(n_populations, 'population')} with type-specific decoders"
-    found = {"types": divided, "decoders": specific, "training": best_step(fitted.history)}
+    divided = f"{len(trained.cell_types)} with {counted(n_populations, 'population')}"
+    specific = f"{len(trained.adapters)} of {counted(n_populations, 'population')} with type-specific decoders"
+    found = {"types": divided, "decoders": specific, "training": best_step(history)}
     if donors is not None:
         found["donors"] = summary_of(donors)
     return Summary((out,), found, then=("bdm", "hierarchy", out, "hierarchy.json"))

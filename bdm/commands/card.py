@@ -54,11 +54,12 @@ def card(
     from bdm.files import atomic_write
     from bdm.model.card import model_card
     from bdm.model.generated_file import GeneratedFile
-    from bdm.model.model import load_model, model_checksum
+    from bdm.model.model import load_model
+    from bdm.store import checksum_of
 
     audited = None if audit is None else Audit.load(audit)
     scores = None if evaluation is None else Evaluation.load(evaluation)
-    loaded, checksum = load_model(model), model_checksum(model)
+    loaded, checksum = load_model(model), checksum_of(model, "model")
     file = None if cells is None else GeneratedFile.read(cells, loaded, checksum=checksum)
     try:
         text = model_card(

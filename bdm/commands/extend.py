@@ -105,10 +105,10 @@ def facts_of(model: Path, cells: Path, *, keys: InputKeys, missing_as_zero: bool
     from dataclasses import asdict
 
     from bdm.files import sha256
-    from bdm.model.model import model_checksum
+    from bdm.store import checksum_of
 
     return {
-        "ancestor_sha256": model_checksum(model),
+        "ancestor_sha256": checksum_of(model, "model"),
         "cells_name": cells.name,
         "cells_sha256": sha256(cells),
         "options": {**asdict(keys), "missing_as_zero": missing_as_zero},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,15 +73,6 @@ class DonorComposition:
         parameters = np.array([self.populations[cell_type][name] for name in values])
         share, of_populations = parameters / parameters.sum(), np.stack(list(values.values()))
         return np.asarray(share @ (of_populations - share @ of_populations) ** 2 / (parameters.sum() + 1))
-
-    def content(self) -> dict[str, Any]:
-        """Describe it in JSON."""
-        return {"cell_types": self.cell_types, "populations": self.populations, "n_cells": list(self.n_cells)}
-
-    @classmethod
-    def restore(cls, content: dict[str, Any]) -> DonorComposition:
-        """Make it again from its JSON content."""
-        return cls(content["cell_types"], content["populations"], tuple(content["n_cells"]))
 
 
 def fit_composition(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -15,13 +14,12 @@ from torch import Tensor
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.checksums import read_checksummed_json
 from bdm.data.prepare import has_donors
 from bdm.donors.composition import DonorComposition, fit_composition
 from bdm.donors.pseudobulk import Groups, group_cells, pseudobulks
 from bdm.donors.variance import FEW, DonorVariance, certainty, donor_variance
 from bdm.errors import InputError
-from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
+from bdm.store import checksum_of, load, save
 
 N_FACTORS = 30  # most factors that donors' effects share
 
@@ -64,49 +62,6 @@ class DonorEffects:
     loadings: Tensor
     between: Tensor
     beyond: Tensor
-
-    def content(self) -> dict[str, Any]:
-        """Describe it in JSON, all but its tensors."""
-        return {
-            "n_donors": self.n_donors,
-            "cell_types": list(self.cell_types),
-            "populations": list(self.populations),
-            "composition": self.composition.content(),
-            "shared": self.shared,
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Tensors by name."""
-        return {"sd": self.sd, "loadings": self.loadings, "between": self.between, "beyond": self.beyond}
-
-    @classmethod
-    def restore(cls, content: dict[str, Any], tensors: dict[str, Tensor]) -> DonorEffects:
-        """Make it again from its JSON content and its tensors.
-
-        Raises
-        ------
-        ValueError
-            If the tensors have other shapes than cell types and populations ask for.
-        """
-        cell_types, populations = tuple(content["cell_types"]), tuple(content["populations"])
-        found = cls(
-            content["n_donors"],
-            cell_types,
-            populations,
-            DonorComposition.restore(content["composition"]),
-            content["shared"],
-            **tensors,
-        )
-        n_types, n_columns = found.sd.shape
-        expected = {
-            "sd": (len(cell_types), n_columns),
-            "loadings": (len(found.loadings), n_types, n_columns),
-            "between": (len(populations), *found.between.shape[1:]),
-            "beyond": (n_types, n_columns - 1),
-        }
-        if any(tuple(found.tensors()[name].shape) != shape for name, shape in expected.items()):
-            raise ValueError("effects of donors of other shapes than their cell types ask for")
-        return found
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
@@ -331,7 +286,7 @@ def summary_of(effects: DonorEffects) -> str:
 
 def save_donors(folder: Path, effects: DonorEffects, *, of: str) -> None:
     """Write effects of donors into the folder of their autoencoder, which has the checksum ``of``."""
-    write_bundle(folder, "donors", Bundle({"autoencoder": of, **effects.content()}, {"donors": effects.tensors()}))
+    save(folder, "donors", effects, autoencoder=of)
 
 
 def load_donors(folder: Path) -> DonorEffects | None:
@@ -342,13 +297,6 @@ def load_donors(folder: Path) -> DonorEffects | None:
     InputError
         If they are damaged, or belong to another autoencoder.
     """
-    folder = Path(folder)
-    if not (folder / "donors.json").exists():
+    if not (Path(folder) / "donors.json").exists():
         return None
-    bundle = read_bundle(folder, "donors")
-    if bundle.content["autoencoder"] != read_checksummed_json(
-        folder / "autoencoder.json", "autoencoder", version=FORMAT
-    ).get("checksum"):
-        raise InputError(f"{folder / 'donors.json'} is of another autoencoder; run bdm autoencoder anew.")
-    with reject_if_damaged(folder / "donors.json"):
-        return DonorEffects.restore(bundle.content, bundle.tensors["donors"])
+    return load(folder, "donors", DonorEffects, autoencoder=checksum_of(folder, "autoencoder"))

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm.autoencoder.storage import table_from_json, table_to_json
-from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.data.symbols import display_names
 from bdm.extension.extend import FEWEST_HELD_OUT, FittedExtension
 from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
-from bdm.store import FORMAT, reject_if_damaged
+from bdm.store import load, save
 
-FILE = "extension_report.json"
+REPORT = "extension_report"
 HELD_OUT = {  # cells that a gain is measured with, and one of them
     "test": ("test cells", "test cell"),
     "validation": ("validation cells, which also chose the decoder", "validation cell (which also chose the decoder)"),
@@ -74,8 +72,8 @@ class ExtensionReport:
     def save(self, folder: Path | str) -> None:
         """Write the report as a folder, for :meth:`load`.
 
-        The folder has ``extension_report.json`` with everything, and the tables ``extensions.csv``, ``likelihood.csv``
-        and ``type_specific_genes.csv``.
+        The folder has ``extension_report.json`` and ``extension_report.safetensors`` with everything, and the tables
+        ``extensions.csv``, ``likelihood.csv`` and ``type_specific_genes.csv``.
 
         Raises
         ------
@@ -83,16 +81,8 @@ class ExtensionReport:
             If the folder cannot be written, or holds anything but the report of an extension.
         """
         tables = {"extensions": self.extensions, "likelihood": self.likelihood, "type_specific_genes": self.genes}
-        with atomic_write(Path(folder), folder_of=FILE) as out:
-            out.mkdir()
-            content = {
-                "format": FORMAT,
-                "provenance": self.provenance,
-                "n_before": self.n_before,
-                "hierarchy": self.hierarchy.to_json(),
-                "tables": {name: table_to_json(table) for name, table in tables.items()},
-            }
-            write_checksummed_json(out / FILE, content)
+        with atomic_write(Path(folder), folder_of=f"{REPORT}.json") as out:
+            save(out, REPORT, self)
             for name, table in tables.items():
                 table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
 
@@ -105,18 +95,7 @@ class ExtensionReport:
         InputError
             If the folder holds no report of an extension, one of another version of bdm, or a damaged one.
         """
-        file = Path(folder) / FILE
-        content = read_checksummed_json(file, "report of an extension", version=FORMAT)
-        with reject_if_damaged(file):
-            tables = {name: table_from_json(table).reset_index(drop=True) for name, table in content["tables"].items()}
-            return cls(
-                extensions=tables["extensions"],
-                likelihood=tables["likelihood"],
-                genes=tables["type_specific_genes"],
-                hierarchy=Hierarchy.from_json(content["hierarchy"]),
-                n_before=content["n_before"],
-                provenance=content["provenance"],
-            )
+        return load(Path(folder), REPORT, cls)
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:

@@ -195,7 +195,13 @@ def renamed_donors(original: OriginalCells, model: BranchedModel, *, seed: int) 
     """
     names = sorted(set(original.obs[DONOR].astype(str)))
     cells = pd.util.hash_pandas_object(original.obs.astype(str)).to_numpy().tobytes()
-    secret = (sha256(cells).hexdigest(), fingerprint(model.autoencoder.tensors()))
+    of = model.autoencoder
+    parameters = {
+        "autoencoder": of.network.state_dict(),
+        "sub_populations": of.sub_populations.tensors(),
+        "adapters": of.adapters.tensors(),
+    }
+    secret = (sha256(cells).hexdigest(), fingerprint(parameters))
     order = numpy_generator(seed, "donors", *secret).permutation(len(names))
     return pd.Series([f"synthetic-{number + 1}" for number in order], index=names)
 

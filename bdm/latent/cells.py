@@ -14,12 +14,11 @@ from torch import Tensor
 from bdm.arrays import to_tensor
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.checksums import read_checksummed_json
 from bdm.data.matrix import blocks_of_rows, write_h5ad
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.latent.layout import LatentLayout
-from bdm.store import FORMAT
+from bdm.store import checksum_of
 from bdm.threads import threads
 
 BLOCK = 512  # cells that are encoded together
@@ -205,7 +204,6 @@ def read_latent(folder: Path) -> ad.AnnData:
     if "scale" not in adata.layers or not {"cell_type", "sub_population", "split"} <= set(adata.obs):
         raise InputError(f"{path} was not made by bdm autoencoder; run it first.")
     of = adata.uns.get("autoencoder")
-    autoencoder = path.with_name("autoencoder.json")
-    if of is not None and of != read_checksummed_json(autoencoder, "autoencoder", version=FORMAT)["checksum"]:
+    if of is not None and of != checksum_of(folder, "autoencoder"):
         raise InputError(f"{path} is of another autoencoder than the folder's; run bdm autoencoder anew.")
     return adata

@@ -22,8 +22,9 @@ from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.generated_file import GeneratedFile
-from bdm.model.model import BranchedModel, model_checksum, save_model
+from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
+from bdm.store import checksum_of
 from bdm.text import abbreviated, counted, listed, printable
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
@@ -49,7 +50,7 @@ Rows = Iterable[Sequence[Any]]
 def save_with_card(folder: Path, model: BranchedModel) -> None:
     """Write a model into its folder, with its card."""
     save_model(folder, model)
-    card = model_card(model, checksum=model_checksum(folder))
+    card = model_card(model, checksum=checksum_of(folder, "model"))
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
 
 
@@ -69,7 +70,7 @@ def model_card(
     Parameters
     ----------
     checksum
-        Checksum of the saved model, as :func:`bdm.model.model.model_checksum` returns it; None for a model in memory.
+        Checksum of the saved model, as :func:`bdm.store.checksum_of` returns it; None for a model in memory.
     evaluation
         Evaluation of its generated cells, whose scores are shown with the floor's.
     audit

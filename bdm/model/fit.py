@@ -78,11 +78,14 @@ def fit(
     facts
         Further entries of the model's provenance.
     """
-    fitted = fit_autoencoder(
-        prepared, settings.autoencoder, seed=seed, device=device, checkpoint=checkpoints.autoencoder
+    autoencoder, losses = fit_autoencoder(
+        prepared,
+        settings.autoencoder,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoints.autoencoder,
+        provenance=provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared)),
     )
-    record = provenance(seed=seed, settings=asdict(settings.autoencoder), **preparation(prepared))
-    autoencoder = GeneAutoencoder.of(fitted, prepared.var, record)
     latent = encode(prepared, autoencoder)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
     record = provenance(seed=seed, settings=asdict(settings.denoiser), **facts)
@@ -97,7 +100,7 @@ def fit(
         donors=fit_donors(prepared, latent, autoencoder),
         provenance=record,
     )
-    return Fitted(model, {"autoencoder": fitted.history, **history})
+    return Fitted(model, {"autoencoder": losses, **history})
 
 
 @using_threads()

@@ -12,8 +12,9 @@ from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.files import sha256
 from bdm.model.match import labels_of
-from bdm.model.model import BranchedModel, model_checksum
+from bdm.model.model import BranchedModel
 from bdm.provenance import provenance, storable
+from bdm.store import checksum_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **f
         seed=seed,
         about=ABOUT,
         license=model.preparation.get("license"),
-        model_sha256=None if folder is None else model_checksum(folder),
+        model_sha256=None if folder is None else checksum_of(folder, "model"),
         data_sha256=model.autoencoder.provenance.get("data_sha256"),
     )
     return storable(record | facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.autoencoder.storage import GeneAutoencoder, table_from_json, table_to_json
-from bdm.checksums import read_checksummed_json
+from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.populations import BranchPopulations
@@ -27,12 +26,10 @@ from bdm.hierarchy.grow import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
-from bdm.model.extension import LIST, Extension, load_extensions, save_extensions
+from bdm.model.extension import Extension
 from bdm.settings import SamplerSettings
-from bdm.store import FORMAT, Bundle, read_bundle, reject_if_damaged, write_bundle
+from bdm.store import checksum_of, load, reject_if_damaged, save
 from bdm.threads import using_threads
-
-EXTENSIONS = "extensions"  # folder in the folder of a model
 
 
 @dataclass(frozen=True)
@@ -221,62 +218,23 @@ def with_branches(
     return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 
-def model_checksum(folder: Path) -> str:
-    """SHA-256 of a saved model with its extensions, as recorded in its files; other files in its folder are ignored.
-
-    Raises
-    ------
-    InputError
-        If the folder holds no model, or the record is damaged.
-    """
-    extensions = Path(folder) / EXTENSIONS / LIST
-    if extensions.exists():
-        return str(read_checksummed_json(extensions, "list of extensions", version=FORMAT)["checksum"])
-    return str(read_checksummed_json(Path(folder) / "model.json", "model", version=FORMAT)["checksum"])
-
-
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
     """Checksums, by name, of the input files of a result and of its ``model``; without those that are None."""
     found = {name: sha256(file) for name, file in files.items() if file is not None}
-    return found if model is None else {**found, "model": model_checksum(model)}
+    return found if model is None else {**found, "model": checksum_of(model, "model")}
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """Content of the folder of a model: the model before any extension, and its extensions."""
+
+    base: BranchedModel
+    extensions: tuple[Extension, ...]
 
 
 def save_model(folder: Path, model: BranchedModel) -> str:
-    """Write a model into its folder: ``model.json`` and safetensors, and its extensions in a folder below.
-
-    Returns
-    -------
-    Checksum of the model before any extension.
-    """
-    if model.base is not None:
-        checksum = save_model(folder, model.base)
-        save_extensions(Path(folder) / EXTENSIONS, model.extensions, of=checksum)
-        return checksum
-    content = {
-        "autoencoder": model.autoencoder.content(),
-        "denoiser": asdict(model.denoiser.shape),
-        "hierarchy": model.hierarchy.to_json(),
-        "populations": list(model.populations),
-        "composition": table_to_json(model.composition),
-        "provenance": model.provenance,
-        "donors": None if model.donor_effects is None else model.donor_effects.content(),
-    }
-    tensors = {
-        **model.autoencoder.tensors(),
-        "denoiser": model.denoiser.state_dict(),
-        "space": {
-            "centre": model.whitening.centre,
-            "covariance": model.whitening.covariance,
-            "type_mean": model.moments.mean,
-            "type_covariance": model.moments.covariance,
-            "type_weight": model.moments.weight,
-            "type_mean_variance": model.moments.mean_variance,
-            "library_sizes": model.library_sizes,
-        },
-    }
-    if model.donor_effects is not None:
-        tensors["donors"] = model.donor_effects.tensors()
-    return write_bundle(folder, "model", Bundle(content, tensors))
+    """Write a model into its folder, ``model.json`` and ``model.safetensors``, and return its checksum."""
+    return save(folder, "model", StoredModel(model.base or model, model.extensions))
 
 
 @using_threads()
@@ -298,37 +256,12 @@ def load_model(
     InputError
         If the folder is not the folder of a model, or is damaged.
     """
-    bundle = read_bundle(folder, "model")
+    stored = load(folder, "model", StoredModel, modules={BranchedDenoiser: denoiser})
     with reject_if_damaged(folder):
-        model = _restore(bundle, device, denoiser)
-        for extension in load_extensions(Path(folder) / EXTENSIONS, of=bundle.content["checksum"]):
+        model = replace(stored.base, denoiser=stored.base.denoiser.to(device))
+        for extension in stored.extensions:
             model = extended(model, extension)
     return model
-
-
-def _restore(
-    bundle: Bundle, device: str | torch.device, make_denoiser: Callable[[DenoiserShape], BranchedDenoiser]
-) -> BranchedModel:
-    content, space = bundle.content, bundle.tensors["space"]
-    denoiser = make_denoiser(DenoiserShape(**content["denoiser"]))
-    denoiser.load_state_dict(bundle.tensors["denoiser"])
-    return BranchedModel(
-        autoencoder=GeneAutoencoder.restore(content["autoencoder"], bundle.tensors),
-        whitening=Whitening(space["centre"], space["covariance"]),
-        moments=PopulationMoments(
-            tuple(content["populations"]),
-            space["type_mean"],
-            space["type_covariance"],
-            space["type_weight"],
-            space["type_mean_variance"],
-        ),
-        hierarchy=Hierarchy.from_json(content["hierarchy"]),
-        denoiser=denoiser.eval().to(device),
-        composition=table_from_json(content["composition"]),
-        library_sizes=space["library_sizes"],
-        provenance=content["provenance"],
-        donor_effects=content["donors"] and DonorEffects.restore(content["donors"], bundle.tensors["donors"]),
-    )
 
 
 def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:

@@ -15,13 +15,14 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
-from bdm.extension.results import FILE, ExtensionReport
+from bdm.extension.results import REPORT, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation
 from bdm.interpretation.tables import branch_genes
 from bdm.model.generated_file import is_of_model
-from bdm.model.model import BranchedModel, load_model, model_checksum
+from bdm.model.model import BranchedModel, load_model
 from bdm.report.audit import ShownAudit, read_audit
 from bdm.report.experiments import Experiment, read_experiments
+from bdm.store import checksum_of
 from bdm.transmutation.results import TransmutationEvaluation
 
 BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")
@@ -126,11 +127,11 @@ def read_results(folder: Path) -> Results:
     cells, model = read_prepared(folder / "prepared.h5ad", on_disk=True), load_model(folder / "model")
     interpreted, extended = folder / "interpretation", folder / "extension"
     interpretation = Interpretation.load(interpreted) if (interpreted / f"{KIND}.json").is_file() else None
-    checksum = model_checksum(folder / "model")
+    checksum = checksum_of(folder / "model", "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
     audit = read_audit(folder, model)
-    extension = ExtensionReport.load(extended) if (extended / FILE).is_file() else None
+    extension = ExtensionReport.load(extended) if (extended / f"{REPORT}.json").is_file() else None
     results = Results(
         name=folder.resolve().name,
         cells=cells.obs,

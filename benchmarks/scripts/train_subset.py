@@ -32,9 +32,8 @@ def cells_of_types(prepared: AnnData, cell_types: Iterable[str]) -> AnnData:
 
 def encoded(cells: AnnData, settings: AutoencoderSettings, *, seed: int) -> Encoded:
     """Train an autoencoder, and encode the cells."""
-    fitted = fit_autoencoder(cells, settings, seed=seed)
     record = {"settings": asdict(settings), **preparation(cells)}
-    autoencoder = GeneAutoencoder.of(fitted, cells.var, record)
+    autoencoder, _ = fit_autoencoder(cells, settings, seed=seed, provenance=record)
     return Encoded(autoencoder, encode(cells, autoencoder))
 
 
