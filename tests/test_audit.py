@@ -33,7 +33,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.generation.audited import AuditedModels, audit_models, identity, tree_of
 from bdm.hierarchy.files import from_newick
-from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
 from bdm.model.card import divided_in_words, model_card
 from bdm.model.generated_file import GeneratedFile

@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from bdm.diffusion.noise import branch_table
 from bdm.errors import InputError
+from bdm.hierarchy.attachment import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.files import from_newick, read_tree
-from bdm.hierarchy.grow import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.plotting.style import save_figure

@@ -13,8 +13,7 @@ from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.files import load_hierarchy
-from bdm.hierarchy.ontology import cell_ontology, given_tree, ontology_parser
-from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.ontology import Taxonomy, cell_ontology, given_tree, ontology_parser
 from bdm.latent.cells import encode, latent_cells
 from bdm.settings import HierarchySettings
 

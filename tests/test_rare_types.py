@@ -6,11 +6,11 @@ import torch
 from synthetic_cells import height, random_tree
 
 from bdm.commands.hierarchy import facts_of
+from bdm.hierarchy.attachment import attachment_point
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.clustering import MeasuredMeans, cluster_means
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import branch_table
-from bdm.hierarchy.grow import attachment_point
 from bdm.hierarchy.support import FEW_CELLS, clade_support, clades_of, nearer_types, resample_means
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
@@ -167,7 +167,7 @@ def test_rare_types_are_found_in_their_clades_more_often():
         moments = population_moments(cells, IDENTITY)
         measured = MeasuredMeans.from_moments(moments)
         as_measured = MeasuredMeans(measured.mean, np.zeros(16))
-        found = [TreeComparison.of(cluster_means(of, names), tree) for of in (measured, as_measured)]
+        found = [TreeComparison.from_trees(cluster_means(of, names), tree) for of in (measured, as_measured)]
         shares.append([1 - comparison.share_missing for comparison in found])
     corrected, uncorrected = np.mean(shares, axis=0)
     gain = np.subtract(*np.transpose(shares))

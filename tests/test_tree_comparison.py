@@ -33,7 +33,7 @@ def test_hierarchies_and_their_shapes_have_the_same_clades():
     )
     shape = from_nested(["c", ["b", "a"]])
     assert clades_of_tree(hierarchy) == clades_of_tree(shape) == sets("ab")
-    assert TreeComparison.of(hierarchy, shape).robinson_foulds == 0
+    assert TreeComparison.from_trees(hierarchy, shape).robinson_foulds == 0
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_hierarchies_and_their_shapes_have_the_same_clades():
 )
 def test_robinson_foulds_distance(nested, distance, contradicting):
     other = from_nested(nested)
-    comparison = TreeComparison.of(other, TREE)
-    assert comparison.robinson_foulds == TreeComparison.of(TREE, other).robinson_foulds == distance
+    comparison = TreeComparison.from_trees(other, TREE)
+    assert comparison.robinson_foulds == TreeComparison.from_trees(TREE, other).robinson_foulds == distance
     assert comparison.contradicting == contradicting
 
 
@@ -63,4 +63,4 @@ def test_annotation_of_some_clades_is_found_in_part():
 
 def test_trees_of_other_types():
     with pytest.raises(InputError, match="only one has e, f"):
-        TreeComparison.of(TREE, from_nested([["a", "b"], "c", "d", "f"]))
+        TreeComparison.from_trees(TREE, from_nested([["a", "b"], "c", "d", "f"]))

@@ -60,7 +60,7 @@ def truth(request) -> Truth:
 
 
 def test_inferred_tree_is_the_planted_one(truth):
-    assert TreeComparison.of(truth.model.hierarchy, truth.synthetic.tree).robinson_foulds == 0
+    assert TreeComparison.from_trees(truth.model.hierarchy, truth.synthetic.tree).robinson_foulds == 0
     assert min(branch.support for branch in truth.nodes.values()) > 0.5
 
 

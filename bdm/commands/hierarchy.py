@@ -19,7 +19,7 @@ Figure = Annotated[Path | None, Output, typer.Option(help="Figure to write as we
 Comparison = Annotated[
     Path | None,
     Output,
-    typer.Option(help="Table to write as well (.csv): your tree beside clustering.", dir_okay=False),
+    typer.Option(help="Table to write as well (.csv): the nodes of your tree and of the clustering.", dir_okay=False),
 ]
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from bdm.hierarchy.attachment import AttachmentPoint, attachment_point
 from bdm.hierarchy.build import MIN_LEVEL, branches_of, inner_names, measure_clade
 from bdm.hierarchy.clustering import MeasuredMeans, clades_of_types
-from bdm.hierarchy.grow import AttachmentPoint, attachment_point, next_node_name
 from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, resample_means
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
@@ -83,9 +83,8 @@ def attached(
     attachment = attachment_of(model, means, lowest := max(root.level, MIN_LEVEL))
     suggested, generator = without_prior(cells, model.whitening).double().numpy(), numpy_generator(seed, "place")
     resamples = resample_means(suggested, cells.population.numpy(), means, n_bootstrap=n_bootstrap, generator=generator)
-    names = {*cells.populations, *cells.labels}
-    taken = {*model.hierarchy.by_name, *names, next_node_name(model.hierarchy, taken=names)}
-    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), inner_names(taken))
+    names = inner_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
+    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), names)
     same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
     support = float(np.mean(same)) if same else None
     branches[0] = replace(branches[0], place=support if branches[0].n_cells < FEW_CELLS else None)

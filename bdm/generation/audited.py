@@ -21,7 +21,7 @@ from bdm.evaluation.cells import Cells
 from bdm.files import atomic_write
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import Clade, match_leaves, without_leaves
 from bdm.model.card import save_with_card
 from bdm.model.fit import fit

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
-from bdm.errors import InputError
 from bdm.hierarchy.clustering import (
     MeasuredMeans,
     clades_of_types,
@@ -17,8 +16,8 @@ from bdm.hierarchy.clustering import (
     squared_distances_of_types,
     with_sub_populations,
 )
+from bdm.hierarchy.ontology import Taxonomy, check_not_flat
 from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, place_support, resample_means
-from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments, without_prior
@@ -116,12 +115,6 @@ def with_evidence(
         zip(cells.populations, nearer_types(means, resamples, cells.labels, uncertain=uncertain), strict=True)
     )
     return [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
-
-
-def check_not_flat(settings: HierarchySettings) -> None:
-    """Reject a hierarchy without a tree where a tree is given."""
-    if settings.flat:
-        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
 
 
 def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | None) -> Clade:

@@ -25,7 +25,7 @@ class TreeComparison:
     reference: Set[frozenset[str]]
 
     @classmethod
-    def of(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
+    def from_trees(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
         """Compare two trees.
 
         Raises
@@ -71,7 +71,7 @@ class TreeComparison:
 
 def agreement(tree: Hierarchy, clustered: Hierarchy) -> str:
     """Describe in words how many nodes of a given tree are clades of the clustering of the same cells."""
-    compared = TreeComparison.of(clustered, tree)
+    compared = TreeComparison.from_trees(clustered, tree)
     if not compared.reference:
         return "nothing to compare: your tree has one node"
     contradicting = sum(any(overlap_in_part(clade, other) for other in compared.tree) for clade in compared.reference)
@@ -91,7 +91,7 @@ def comparison_table(tree: Hierarchy, clustered: Hierarchy) -> pd.DataFrame:
     ``contradicted`` (whether a clade of the other one overlaps it in part), ``n_types``, ``n_cells`` and
     ``cell_types``; nodes of the tree first.
     """
-    compared = TreeComparison.of(clustered, tree)
+    compared = TreeComparison.from_trees(clustered, tree)
     rows = []
     for hierarchy, others in ((tree, compared.tree), (clustered, compared.reference)):
         for branch in hierarchy.branches[1:]:

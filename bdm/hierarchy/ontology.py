@@ -1,13 +1,14 @@
-"""The Cell Ontology as the tree of cell types: the terms of the types, and the terms above them."""
+"""The tree of cell types from groups of them that may overlap, such as the terms of the Cell Ontology."""
 
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bdm.errors import InputError, missing_package
-from bdm.hierarchy.build import check_not_flat
 from bdm.hierarchy.files import Tree, as_clade
-from bdm.hierarchy.taxonomy import Taxonomy
 from bdm.hierarchy.tree import Clade
 from bdm.settings import HierarchySettings
 from bdm.text import abbreviated
@@ -15,6 +16,66 @@ from bdm.validation import CELL_ONTOLOGY, column_rejection, ontology_rejection
 
 PREFIX = "CL"
 ABSENT = {"", "nan", "None", "na", "unknown"}
+
+
+Types = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Named groups of cell types, of which two may overlap without one containing the other.
+
+    Attributes
+    ----------
+    groups
+        Cell types by name of the group; of groups with the same types, the first gives the name.
+    source
+        Where they are from, for the record of a hierarchy.
+    """
+
+    groups: Mapping[str, Types]
+    source: dict[str, str] = field(default_factory=dict)
+
+    def resolved(self, cell_types: Sequence[str], squares: np.ndarray, *, taken: Collection[str] = ()) -> Clade:
+        """Resolve the groups into a tree of cell types, in which each type and group has one parent.
+
+        Candidates for the parent of a group are the smallest groups that contain it. Of several, the nearest in the
+        data is chosen: the one whose other types have the least squared distance on average. Groups that are left with
+        one child are left out.
+
+        Parameters
+        ----------
+        cell_types
+            Leaves of the tree.
+        squares
+            Squared distance between every two cell types, types x types, in this order.
+        taken
+            Names that inner nodes must not have; the others are named after their groups.
+        """
+        index = {name: row for row, name in enumerate(cell_types)}
+        root, names = frozenset(cell_types), dict[Types, str]()
+        for name, group in self.groups.items():
+            names.setdefault(group & root, name if name not in taken else f"{name} (term)")
+        leaves = [frozenset([name]) for name in cell_types if len(root) > 1]
+        nodes = [root, *sorted((group for group in names if 1 < len(group) < len(root)), key=sorted)]
+
+        def square(node: Types, parent: Types) -> float:
+            rows, others = ([index[name] for name in sorted(of)] for of in (node, parent - node))
+            return float(squares[np.ix_(rows, others)].mean())
+
+        children: dict[Types, list[Types]] = {node: [] for node in nodes}
+        for node in [*nodes[1:], *leaves]:
+            above = [other for other in nodes if node < other]
+            candidates = [other for other in above if not any(smaller < other for smaller in above)]
+            children[min(candidates, key=lambda parent: square(node, parent))].append(node)
+
+        def clade(node: Types) -> Clade | None:
+            if len(node) == 1:
+                return Clade(min(node))
+            below = [found for child in children[node] if (found := clade(child)) is not None]
+            return below[0] if len(below) == 1 else Clade(names.get(node), tuple(below)) if below else None
+
+        return clade(root) or Clade(min(root))
 
 
 def given_tree(tree: Tree | None, obs: pd.DataFrame, settings: HierarchySettings) -> Clade | Taxonomy | None:
@@ -40,11 +101,17 @@ def given_tree(tree: Tree | None, obs: pd.DataFrame, settings: HierarchySettings
     return None if tree is None else as_clade(tree)
 
 
+def check_not_flat(settings: HierarchySettings) -> None:
+    """Reject a hierarchy without a tree where a tree is given."""
+    if settings.flat:
+        raise InputError("A flat hierarchy has no tree; give either `tree=` or `flat=True`.")
+
+
 def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:
     """Group the cell types of prepared cells by the terms of the Cell Ontology that are above their own (is a).
 
-    A term groups the types whose term it is, or is an ancestor of. So a type with the term of a group is a leaf beside
-    the other types of the group.
+    A term groups the types whose term it is, or is an ancestor of. So a type with the term of a group is a leaf
+    next to the other types of the group.
 
     Parameters
     ----------

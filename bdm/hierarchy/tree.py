@@ -286,7 +286,7 @@ class Hierarchy:
     def path(self, name: str) -> tuple[Segment, ...]:
         """Path from the root to the lower end of a branch.
 
-        Adjacent segments with the same branch of the denoiser are joined, and segments of length 0 are left out. So the
+        Adjacent segments with the same branch of the denoiser are one, and segments of length 0 are left out. So the
         path of a population does not change when others are added.
         """
         segments: list[Segment] = []

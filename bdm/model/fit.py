@@ -18,7 +18,7 @@ from bdm.diffusion.sampler import TreeWalk
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
-from bdm.hierarchy.taxonomy import Taxonomy
+from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments

@@ -22,7 +22,7 @@ from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_tra
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.files import sha256
-from bdm.hierarchy.grow import with_new_type, with_updated_population
+from bdm.hierarchy.attachment import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening

@@ -30,7 +30,7 @@ def megabytes(path: Path) -> float:
 def facts(run: Path) -> dict[str, float]:
     """Distance of the tree from the truth, scores of the cells, and sizes of the files."""
     hierarchy = load_hierarchy(run / "hierarchy.json")
-    trees = TreeComparison.of(hierarchy, read_tree(run / "truth.json"))
+    trees = TreeComparison.from_trees(hierarchy, read_tree(run / "truth.json"))
     overall = pd.read_csv(run / "evaluation/overall.csv", index_col="metric")
     figures = [run / "hierarchy.png", *run.glob("evaluation/*.png"), *run.glob("interpretation/*.png")]
     return {

@@ -129,7 +129,7 @@ function ofItsType(branch) {
   return share(branch.cells / populationsOf.get(branch.type).reduce((sum, { cells }) => sum + cells, 0));
 }
 
-/** Text beside the row of a population or of a wedge. */
+/** Text at the end of the row of a population or of a wedge. */
 function rowText(branch) {
   const note = branch.note === null ? "" : `, ${branch.note}`;
   const cells = number(branch.cells), part = ofItsType(branch), names = branch.type === null ? branch.types : namesBelow(branch);
@@ -299,12 +299,12 @@ function explain(branch) {
   document.getElementById("types").replaceChildren(...buttons);
 }
 
-const MOST_STRAYS = 5; // that have a sentence each
+const MAX_STRAYS = 5; // that have a sentence each
 
 /** Sentences on the sub-populations below a branch that are nearer to another cell type. */
 function strays(branch) {
   const found = branch.populations.filter((population) => population.nearer);
-  const sentences = found.slice(0, MOST_STRAYS).map(({ name, type, nearer }) =>
+  const sentences = found.slice(0, MAX_STRAYS).map(({ name, type, nearer }) =>
     `${name} is nearer to ${nearer} than to the other sub-populations of ${type}.`);
   const more = found.length - sentences.length;
   if (more) sentences.push(`And ${number(more)} more are nearer to another type than to their own.`);

@@ -1,12 +1,11 @@
-"""Extension of a hierarchy: the attachment point of a new cell type, a tree with it, or with an updated population."""
+"""Where a new cell type is attached to a hierarchy; and hierarchies with a new type, or with an updated population."""
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bdm.errors import InputError
-from bdm.hierarchy.build import MIN_LEVEL, branch_level
+from bdm.hierarchy.build import MIN_LEVEL, branch_level, inner_names
 from bdm.hierarchy.tree import Branch, Hierarchy
 
 
@@ -100,7 +99,7 @@ def with_new_type(
         raise InputError(f"Branch {attachment.branch!r} does not pass the noise level {attachment.level:.3g}.")
     extension, n_cells = next_extension(hierarchy), tree.root.n_cells
     node = Branch(
-        next_node_name(hierarchy, taken=tree.by_name),
+        next(inner_names({*hierarchy.by_name, *tree.by_name})),
         below_node.parent,
         attachment.level,
         below_node.n_cells + n_cells,
@@ -111,7 +110,7 @@ def with_new_type(
     numbered = with_denoiser_branches(tree, first=denoiser_branch).branches
     added = [replace(branch, parent=branch.parent or node.name, added=extension) for branch in numbered]
     above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
-    below = set(descendants(hierarchy, below_node.name))
+    below = {branch.name for branch in hierarchy.branches if below_node in hierarchy.lineage(branch.name)}
     known = with_denoiser_branches(hierarchy).branches
     first = next(i for i, branch in enumerate(known) if branch.name == below_node.name)
     last = max(i for i, branch in enumerate(known) if branch.name in below)
@@ -158,20 +157,3 @@ def with_denoiser_branches(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy
 def next_extension(hierarchy: Hierarchy) -> int:
     """Count the extensions, the next one included."""
     return 1 + max(max(branch.added, branch.updated) for branch in hierarchy.branches)
-
-
-def descendants(hierarchy: Hierarchy, name: str) -> Iterator[str]:
-    """Yield a branch and all branches below it."""
-    waiting = [name]
-    while waiting:
-        name = waiting.pop()
-        yield name
-        waiting.extend(hierarchy.children[name])
-
-
-def next_node_name(hierarchy: Hierarchy, *, taken: Collection[str]) -> str:
-    """Name for a new node, which no branch has, and which is not ``taken`` by the added ones."""
-    number = sum(bool(children) for children in hierarchy.children.values()) + 1
-    while f"node {number}" in hierarchy.by_name or f"node {number}" in taken:
-        number += 1
-    return f"node {number}"
