@@ -245,16 +245,16 @@ def test_path_of_an_added_type_follows_existing_branches(hierarchy):
 
 @every_hierarchy
 def test_added_type_of_several_populations_is_a_clade(hierarchy):
-    *_, grown = grown_often(hierarchy)
+    *_, extended = grown_often(hierarchy)
     for number in range(2, 10, 3):
-        clade = grown.by_name[f"new {number}"]
+        clade = extended.by_name[f"new {number}"]
         assert (
-            tuple(grown.leaves(clade.name))
-            == grown.populations_of(clade.name)
+            tuple(extended.leaves(clade.name))
+            == extended.populations_of(clade.name)
             == (f"{clade.name}/1", f"{clade.name}/2")
         )
-        assert clade.level <= grown.by_name[clade.parent].level
-        assert (clade.cell_type, clade.support, grown.by_name[clade.parent].cell_type) == (clade.name, 0.8, None)
+        assert clade.level <= extended.by_name[clade.parent].level
+        assert (clade.cell_type, clade.support, extended.by_name[clade.parent].cell_type) == (clade.name, 0.8, None)
 
 
 def test_types_are_attached_above_clades_of_types():
@@ -269,9 +269,9 @@ def test_types_are_attached_above_clades_of_types():
         assert place.branch == "ab"
         assert segment.low <= place.level < segment.high
         for level in (0.0, 1.0):
-            grown = with_new_type(hierarchy, added_type("f", n_cells=5, level=level), place, denoiser_branch=99)
-            assert grown.populations_of("ab") == tuple(grown.leaves("ab")) == ("a", "b")
-            assert grown.by_name["f"].parent == grown.by_name["ab"].parent
+            extended = with_new_type(hierarchy, added_type("f", n_cells=5, level=level), place, denoiser_branch=99)
+            assert extended.populations_of("ab") == tuple(extended.leaves("ab")) == ("a", "b")
+            assert extended.by_name["f"].parent == extended.by_name["ab"].parent
     far = {name: float(np.sum((np.array((0, 3)) - of) ** 2)) for name, of in PLANTED.items()}
     assert attachment_point(hierarchy, far, lowest=segment.high + 1).branch != "ab"
 
@@ -282,9 +282,9 @@ def test_types_are_not_attached_to_a_part_of_a_type_in_a_flat_tree():
         square = {name: float(np.sum((np.array(mean) - of) ** 2)) for name, of in PLANTED.items()}
         place = attachment_point(hierarchy, square)
         assert place.branch == branch
-        grown = with_new_type(hierarchy, added_type("f", n_cells=5), place, denoiser_branch=99)
-        assert grown.fault() is None
-        assert len({grown.path(name)[0].branch for name in ("a", "b", "f")}) == 3
+        extended = with_new_type(hierarchy, added_type("f", n_cells=5), place, denoiser_branch=99)
+        assert extended.fault() is None
+        assert len({extended.path(name)[0].branch for name in ("a", "b", "f")}) == 3
 
 
 def test_type_leaves_at_least_at_the_level_of_its_own_populations():
@@ -335,9 +335,9 @@ def test_added_type_may_have_the_name_of_a_node(n):
     hierarchy = build()
     name = f"node {len(hierarchy.branches) - len(hierarchy.populations) + 1}"
     tree = added_type(name, n_cells=5, level=0.4 if n > 1 else 0.0)
-    grown = with_new_type(hierarchy, tree, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
-    assert len(grown.by_name) == len(grown.branches)
-    assert grown.types_below(grown.by_name[name].parent) == ("a", name)
+    extended = with_new_type(hierarchy, tree, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
+    assert len(extended.by_name) == len(extended.branches)
+    assert extended.types_below(extended.by_name[name].parent) == ("a", name)
 
 
 # ---- clustering

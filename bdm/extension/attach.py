@@ -11,7 +11,7 @@ import pandas as pd
 from bdm.hierarchy.attachment import AttachmentPoint, attachment_point
 from bdm.hierarchy.build import MIN_LEVEL, branches_of, inner_names, measure_clade
 from bdm.hierarchy.clustering import MeasuredMeans, clades_of_types
-from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, resample_means
+from bdm.hierarchy.support import FEW_CELLS, Evidence, clade_support, nearer_types, resample_means
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, without_prior
@@ -84,12 +84,15 @@ def attached(
     suggested, generator = without_prior(cells, model.whitening).double().numpy(), numpy_generator(seed, "place")
     resamples = resample_means(suggested, cells.population.numpy(), means, n_bootstrap=n_bootstrap, generator=generator)
     names = inner_names({*model.hierarchy.by_name, *cells.populations, *cells.labels})
-    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), names)
     same = [attachment_of(model, resample, lowest).branch == attachment.branch for resample in resamples]
     support = float(np.mean(same)) if same else None
-    branches[0] = replace(branches[0], place=support if branches[0].n_cells < FEW_CELLS else None)
+    place = {} if support is None or len(cells.mean) >= FEW_CELLS else {cells.labels[0]: support}
     nearer = nearer_to(model, means, resamples, cells, generator)
-    return Attached(attachment, support, fitted_below(attachment, branches, nearer, model))
+    evidence = Evidence(clade_support(resamples, cells.labels), place, nearer)
+    level = attachment.level
+    branches = branches_of(root, None, cells, evidence, names)
+    below = tuple(replace(branch, level=min(branch.level, level)) for branch in branches)
+    return Attached(attachment, support, Hierarchy(below, level, model.hierarchy.threshold))
 
 
 def attachment_of(model: BranchedModel, means: MeasuredMeans, lowest: float) -> AttachmentPoint:
@@ -118,15 +121,6 @@ def nearer_to(
     uncertain = {branch.name for branch in model.hierarchy.branches if branch.place_uncertain}
     found = nearer_types(known.concat(means), both, labels, uncertain=uncertain)
     return dict(zip(cells.populations, found[len(known.mean) :], strict=True))
-
-
-def fitted_below(
-    attachment: AttachmentPoint, branches: list[Branch], nearer: dict[str, str | None], model: BranchedModel
-) -> Hierarchy:
-    """Hierarchy of the branches of a type, from the attachment point down."""
-    level = attachment.level
-    fitted = [replace(branch, level=min(branch.level, level), nearer_to=nearer.get(branch.name)) for branch in branches]
-    return Hierarchy(tuple(fitted), sigma_max=level, threshold=model.hierarchy.threshold)
 
 
 def attached_already(model: BranchedModel, population: str, *, n_cells: int) -> Attached:

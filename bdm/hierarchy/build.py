@@ -1,7 +1,7 @@
 """Construction of the hierarchy from cells: clustering of populations, noise levels of nodes, and their support."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -17,8 +17,8 @@ from bdm.hierarchy.clustering import (
     with_sub_populations,
 )
 from bdm.hierarchy.ontology import Taxonomy, check_not_flat
-from bdm.hierarchy.support import FEW_CELLS, clade_support, nearer_types, place_support, resample_means
-from bdm.hierarchy.tree import Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
+from bdm.hierarchy.support import FEW_CELLS, Evidence, clade_support, nearer_types, place_support, resample_means
+from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments, without_prior
 from bdm.seeds import numpy_generator
@@ -97,24 +97,20 @@ def build_hierarchy(
         suggested, cells.population.numpy(), means, n_bootstrap=settings.n_bootstrap, generator=generator
     )
     names = inner_names({*cells.populations, *cells.labels})
-    branches = branches_of(root, None, cells, clade_support(resamples, cells.labels), names)
-    branches = with_evidence(branches, means, resamples, cells, tree is not None)
+    branches = branches_of(root, None, cells, evidence_of(means, resamples, cells, given=tree is not None), names)
     return Hierarchy(tuple(branches), sigma_max, settings.threshold, given=tree is not None, provenance=made)
 
 
-def with_evidence(
-    branches: list[Branch], means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, given: bool
-) -> list[Branch]:
-    """Add to branches what resamples show of them: support of the places of types of few cells, and nearer types."""
+def evidence_of(
+    means: MeasuredMeans, resamples: Sequence[MeasuredMeans], cells: LatentCells, *, given: bool
+) -> Evidence:
+    """Collect what resamples show; a tree that is ``given`` has its places from the user."""
     n_cells = {label: int(cells.n_cells[rows].sum()) for label, rows in rows_of_types(cells.labels).items()}
-    few = {label for label, n in n_cells.items() if n < FEW_CELLS}
-    place = {} if given else place_support(means, resamples, cells.labels, few)
-    branches = [replace(branch, place=place.get(branch.name)) for branch in branches]
-    uncertain = {branch.name for branch in branches if branch.place_uncertain}
-    nearer = dict(
-        zip(cells.populations, nearer_types(means, resamples, cells.labels, uncertain=uncertain), strict=True)
-    )
-    return [replace(branch, nearer_to=nearer.get(branch.name)) for branch in branches]
+    few = [] if given else [label for label, n in n_cells.items() if n < FEW_CELLS]
+    place = place_support(means, resamples, cells.labels, few)
+    uncertain = {name for name, support in place.items() if support < MIN_PLACE}
+    nearer = nearer_types(means, resamples, cells.labels, uncertain=uncertain)
+    return Evidence(clade_support(resamples, cells.labels), place, dict(zip(cells.populations, nearer, strict=True)))
 
 
 def shape_of(cells: LatentCells, means: MeasuredMeans, tree: Clade | Taxonomy | None) -> Clade:
@@ -137,32 +133,29 @@ def inner_names(taken: Collection[str]) -> Iterator[str]:
 
 
 def branches_of(
-    clade: MeasuredClade,
-    parent: str | None,
-    cells: LatentCells,
-    support: dict[frozenset[int], float] | None,
-    names: Iterator[str],
+    clade: MeasuredClade, parent: str | None, cells: LatentCells, evidence: Evidence, names: Iterator[str]
 ) -> list[Branch]:
     """Branches of a clade, itself first, larger children before smaller ones.
 
     Parameters
     ----------
-    support
-        See :func:`clade_support`.
     names
         Names for inner nodes; the clade of a cell type has its name.
     """
-    n_cells = int(cells.n_cells[list(clade.members)].sum())
     labels = {cells.labels[member] for member in clade.members}
-    cell_type = labels.pop() if len(labels) == 1 else None
-    if not clade.children:
-        return [Branch(cells.populations[clade.members[0]], parent, 0.0, n_cells, cell_type=cell_type)]
-    support_of_clade = None if support is None else support.get(frozenset(clade.members), 0.0)
-    name = clade.name or next(names)
-    branches = [Branch(name, parent, clade.level, n_cells, support_of_clade, cell_type=cell_type)]
-    for child in sorted(clade.children, key=lambda child: (-len(child.members), min(child.members))):
-        branches += branches_of(child, branches[0].name, cells, support, names)
-    return branches
+    name = clade.name or (next(names) if clade.children else cells.populations[clade.members[0]])
+    branch = Branch(
+        name,
+        parent,
+        clade.level,
+        int(cells.n_cells[list(clade.members)].sum()),
+        evidence.support_of(clade.members) if clade.children else None,
+        cell_type=labels.pop() if len(labels) == 1 else None,
+        nearer_to=evidence.nearer_to.get(name),
+        place=evidence.place.get(name),
+    )
+    children = sorted(clade.children, key=lambda child: (-len(child.members), min(child.members)))
+    return [branch, *(below for child in children for below in branches_of(child, name, cells, evidence, names))]
 
 
 def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:

@@ -1,7 +1,8 @@
 """Support of the tree by resamples of cells: of clades, of the places of types of few cells, and of odd neighbours."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import squareform
@@ -17,6 +18,29 @@ from bdm.hierarchy.clustering import (
 
 FEW_CELLS = 50  # of a type, below which its own place in the tree is examined
 ERROR_RATE = 0.05  # probability that any sub-population is reported as nearer to another type by chance
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What resamples of cells show of a tree.
+
+    Attributes
+    ----------
+    support
+        See :func:`clade_support`.
+    place
+        Support of the places of cell types of few cells, see :func:`place_support`.
+    nearer_to
+        Nearer cell type of each population, see :func:`nearer_types`.
+    """
+
+    support: Mapping[frozenset[int], float] | None
+    place: Mapping[str, float]
+    nearer_to: Mapping[str, str | None]
+
+    def support_of(self, members: Collection[int]) -> float | None:
+        """Support of a set of populations; None without resamples."""
+        return None if self.support is None else self.support.get(frozenset(members), 0.0)
 
 
 def resample_means(
