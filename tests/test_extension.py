@@ -134,7 +134,10 @@ def test_it_is_attached_next_to_its_nearest_type(with_nk):
     assert with_nk.distance.index[0] == "CD8+ Cytotoxic T"
     assert with_nk.distance.is_monotonic_increasing
     assert with_nk.extension.support > 0.5
-    node = with_nk.model.hierarchy.by_name[with_nk.model.hierarchy.by_name["CD56+ NK"].parent]
+    leaf = with_nk.model.hierarchy.by_name["CD56+ NK"]
+    assert leaf.n_cells < 50
+    assert leaf.place == with_nk.extension.support  # as of all types of few cells
+    node = with_nk.model.hierarchy.by_name[leaf.parent]
     assert node.level == with_nk.extension.attachment.level
     assert "CD8+ Cytotoxic T" in with_nk.model.hierarchy.leaves(node.name)
 

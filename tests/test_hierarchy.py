@@ -171,7 +171,7 @@ def test_branch_table_agrees_with_the_paths(hierarchy):
             assert found == on[-1].branch  # at a branch point, where both are right, the lower one
 
 
-# ---- growing
+# ---- extension
 
 
 def added_type(name: str, *, n_cells: int, level: float = 0.0) -> Hierarchy:
@@ -182,7 +182,7 @@ def added_type(name: str, *, n_cells: int, level: float = 0.0) -> Hierarchy:
     return Hierarchy((Branch(name, None, level, n_cells, 0.8, cell_type=name), *below), 100.0, 0.9)
 
 
-def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
+def extended_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
     """Hierarchies in which type after type was added where distances drawn at random say; every third is divided."""
     rng, stages = np.random.default_rng(0), [hierarchy]
     n_branches = len(hierarchy.branches)
@@ -198,8 +198,8 @@ def grown_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
 
 
 @every_hierarchy
-def test_grown_hierarchy_is_a_hierarchy(hierarchy):
-    for number, stage in enumerate(grown_often(hierarchy)):
+def test_extended_hierarchy_is_a_hierarchy(hierarchy):
+    for number, stage in enumerate(extended_often(hierarchy)):
         assert stage.fault() is None
         assert Hierarchy.from_json(json.loads(json.dumps(stage.to_json()))) == stage
         assert set(stage.cell_types) == {*hierarchy.cell_types, *(f"new {i}" for i in range(number))}
@@ -210,7 +210,7 @@ def test_grown_hierarchy_is_a_hierarchy(hierarchy):
 
 @every_hierarchy
 def test_paths_stay_the_same_when_types_are_added(hierarchy):
-    stages = grown_often(hierarchy)
+    stages = extended_often(hierarchy)
     for i, before in enumerate(stages):
         for after in stages[i:]:
             assert before.denoiser_branches.items() <= after.denoiser_branches.items()
@@ -222,7 +222,7 @@ def test_paths_stay_the_same_when_types_are_added(hierarchy):
 
 @every_hierarchy
 def test_path_of_an_added_type_follows_existing_branches(hierarchy):
-    stages = grown_often(hierarchy)
+    stages = extended_often(hierarchy)
     for number, (before, after) in enumerate(pairwise(stages)):
         for population in after.populations_of(f"new {number}"):
             way = after.path(population)
@@ -245,7 +245,7 @@ def test_path_of_an_added_type_follows_existing_branches(hierarchy):
 
 @every_hierarchy
 def test_added_type_of_several_populations_is_a_clade(hierarchy):
-    *_, extended = grown_often(hierarchy)
+    *_, extended = extended_often(hierarchy)
     for number in range(2, 10, 3):
         clade = extended.by_name[f"new {number}"]
         assert (

@@ -254,12 +254,12 @@ def joined(
         batches=batches,
         provenance=provenance,
     )
-    grown = extended(model, extension)
-    check_collapse(grown.sampler(), fitted.latent, model.whitening, seed=seed)
-    network, names = grown.autoencoder.network, fitted.obs["sub_population"].astype(str).to_numpy()
+    extended_model = extended(model, extension)
+    check_collapse(extended_model.sampler(), fitted.latent, model.whitening, seed=seed)
+    network, names = extended_model.autoencoder.network, fitted.obs["sub_population"].astype(str).to_numpy()
     split, chosen = held_out_rows(fitted.obs)
     held_out, names = fitted.cells[chosen], names[chosen]
-    how: dict[str, Any] = {"batches": grown.autoencoder.batches, "seed": seed}
+    how: dict[str, Any] = {"batches": extended_model.autoencoder.batches, "seed": seed}
     before = likelihood(fitted.first.network(extension.name, network), held_out, **how)
     after = np.empty(len(before))
     for name in np.unique(names):
@@ -269,7 +269,7 @@ def joined(
     if where.attachment is None:
         shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
     n_counts = float(held_out.X.sum() / held_out.n_obs)
-    return FittedExtension(grown, extension, distances(model, means), shift, split, before, after, n_counts)
+    return FittedExtension(extended_model, extension, distances(model, means), shift, split, before, after, n_counts)
 
 
 def fit_branches(model: BranchedModel, fitted: Joining, settings: DenoiserSettings, *, seed: int) -> torch.Tensor:
