@@ -10,7 +10,6 @@ import typer
 
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.sampler import TreeWalk
 from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
@@ -23,18 +22,17 @@ from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance
 from bdm.settings import DenoiserSettings, SamplerSettings
 
-Denoiser = Callable[[DenoiserShape], BranchedDenoiser]
 Sampler = Callable[..., TreeWalk]  # makes it from denoiser, hierarchy and settings
 Fit = Callable[..., tuple[BranchedModel, dict[str, pd.DataFrame]]]  # as bdm.model.fit.fit_model
 
 
-def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk, fit: Fit = fit_model) -> None:
+def run(*, sampler: Sampler = TreeWalk, fit: Fit = fit_model) -> None:
     """Run the command line of an ablation.
 
     Parameters
     ----------
-    denoiser, sampler
-        Makers of the denoiser, and of the sampler from denoiser, hierarchy and settings.
+    sampler
+        Makes the sampler from denoiser, hierarchy and settings.
     fit
         Fits the model, with the arguments of :func:`bdm.model.fit.fit_model`.
     """
@@ -59,7 +57,6 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk, f
                 load_hierarchy(hierarchy),
                 settings,
                 seed=seed,
-                denoiser=denoiser,
                 provenance=provenance(seed=seed, settings=asdict(settings)),
             )
             save_model(folder, fitted)
@@ -68,7 +65,7 @@ def run(*, denoiser: Denoiser = BranchedDenoiser, sampler: Sampler = TreeWalk, f
     @app.command()
     def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
         """Generate as many cells of each type as another file has."""
-        loaded, settings = load_model(model, denoiser=denoiser), SamplerSettings()
+        loaded, settings = load_model(model), SamplerSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
         walk = sampler(loaded.denoiser, loaded.hierarchy, settings)
         with atomic_write(out) as path:

@@ -1,112 +1,75 @@
-WHOLE = {dataset["of"]: {"prepare": dataset.get("prepare", "")} for dataset in HELD_OUT.values()}
-PREPARED = WHOLE | {name: dataset for name, dataset in DESCRIBED.items() if name not in HELD_OUT}
+SIMULATED = [name for name, dataset in DATASETS.items() if "simulate" in dataset]
+PREPARED_AGAIN = [name for name, dataset in DATASETS.items() if "change_prepared" in dataset]
 
 
 def raw_cells(wildcards):
     """Give the file of a data set, or of the one that it is made from."""
-    return f"{config['data']}/{PREPARED[wildcards.data].get('of', wildcards.data)}.h5ad"
+    return f"{config['data']}/{DATASETS[wildcards.data].get('of', wildcards.data)}.h5ad"
 
 
 def cells_to_prepare(wildcards):
-    """Give the cells of a data set: simulated, thinned, with labels joined or without some types, as configured."""
-    changes = {
-        "simulate": rules.continuous_cells.output.cells,
-        "thin": rules.thin.output.cells,
-        "join": rules.join_labels.output.cells,
-        "leave_out": rules.leave_out.output.cells,
-    }
-    changed = [cells.format(**wildcards) for key, cells in changes.items() if key in PREPARED[wildcards.data]]
+    """Give the cells of a data set: simulated, changed, or as they are."""
+    made = {"simulate": rules.simulate.output.cells, "change": rules.change.output.cells}
+    changed = [cells.format(**wildcards) for key, cells in made.items() if key in DATASETS[wildcards.data]]
     return changed or raw_cells(wildcards)
 
 
-rule continuous_cells:
+rule simulate:
     output:
-        cells=temp("results/{data}/{seed}/simulated.h5ad"),
+        cells=temp(f"{RUN}/simulated.h5ad"),
     log:
-        "results/{data}/{seed}/logs/continuous_cells.log",
+        f"{RUN}/logs/simulate.log",
     params:
-        options=lambda wildcards: PREPARED[wildcards.data]["simulate"],
+        options=lambda wildcards: DATASETS[wildcards.data]["simulate"],
     shell:
-        "python {SCRIPTS}/continuous_cells.py {params.options} {output.cells} --seed {wildcards.seed} > {log} 2>&1"
+        "python {SCRIPTS}/simulated.py {params.options} {output.cells} --seed {wildcards.seed} > {log} 2>&1"
 
 
-rule join_labels:
+rule change:
     input:
         cells=raw_cells,
     output:
-        cells=temp("results/{data}/{seed}/joined.h5ad"),
+        cells=temp(f"{RUN}/changed.h5ad"),
     log:
-        "results/{data}/{seed}/logs/join_labels.log",
+        f"{RUN}/logs/change.log",
     params:
-        column=lambda wildcards: PREPARED[wildcards.data]["join"],
+        options=lambda wildcards: DATASETS[wildcards.data]["change"],
     shell:
-        "python {SCRIPTS}/join_labels.py {input.cells:q} {output.cells} --column {params.column:q} > {log} 2>&1"
-
-
-rule leave_out:
-    input:
-        cells=raw_cells,
-    output:
-        cells=temp("results/{data}/{seed}/without.h5ad"),
-    log:
-        "results/{data}/{seed}/logs/leave_out.log",
-    params:
-        cell_type=lambda wildcards: PREPARED[wildcards.data]["leave_out"],
-    shell:
-        "python {SCRIPTS}/leave_out.py {input.cells:q} {output.cells} --cell-type {params.cell_type:q} > {log} 2>&1"
-
-
-rule thin:
-    input:
-        cells=raw_cells,
-    output:
-        cells=temp("results/{data}/{seed}/thinned.h5ad"),
-    log:
-        "results/{data}/{seed}/logs/thin.log",
-    params:
-        fraction=lambda wildcards: PREPARED[wildcards.data]["thin"],
-    shell:
-        "python {SCRIPTS}/thin.py {input.cells:q} {output.cells}"
-        " --fraction {params.fraction}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "python {SCRIPTS}/cells.py {params.options} {input.cells:q} {output.cells} --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule prepare:
     input:
         cells=cells_to_prepare,
     output:
-        cells="results/{data}/{seed}/prepared.h5ad",
+        cells=f"{RUN}/prepared.h5ad",
     log:
-        "results/{data}/{seed}/logs/prepare.log",
+        f"{RUN}/logs/prepare.log",
     benchmark:
-        "results/{data}/{seed}/times/prepare.tsv"
+        f"{RUN}/times/prepare.tsv"
     wildcard_constraints:
-        data="|".join(PREPARED),
+        data="|".join(set(DATASETS) - set(PREPARED_AGAIN)),
     params:
-        options=lambda wildcards: options("prepare", PREPARED[wildcards.data]),
+        options=lambda wildcards: options("prepare", DATASETS[wildcards.data]),
     shell:
-        "bdm prepare {input.cells:q} {output.cells}" " {params.options}" " --seed {wildcards.seed}" " > {log} 2>&1"
+        "bdm prepare {input.cells:q} {output.cells} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 def whole_cells(wildcards):
     """Give the prepared cells of the data set that another is made from."""
-    return rules.prepare.output.cells.format(data=(MADE_RARE | HELD_OUT)[wildcards.data]["of"], seed=wildcards.seed)
+    return rules.prepare.output.cells.format(data=DATASETS[wildcards.data]["of"], seed=wildcards.seed)
 
 
-rule hold_out:
+rule change_prepared:
     input:
         cells=whole_cells,
     output:
-        cells="results/{data}/{seed}/prepared.h5ad",
+        cells=f"{RUN}/prepared.h5ad",
     log:
-        "results/{data}/{seed}/logs/hold_out.log",
+        f"{RUN}/logs/prepare.log",
     wildcard_constraints:
-        data="|".join(HELD_OUT),
+        data="|".join(PREPARED_AGAIN),
     params:
-        options=lambda wildcards: HELD_OUT[wildcards.data]["hold_out"],
+        options=lambda wildcards: DATASETS[wildcards.data]["change_prepared"],
     shell:
-        "python {SCRIPTS}/hold_out.py {input.cells} {output.cells}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "python {SCRIPTS}/cells.py {params.options} {input.cells} {output.cells} --seed {wildcards.seed} > {log} 2>&1"

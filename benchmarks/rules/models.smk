@@ -1,30 +1,17 @@
 rule autoencoder:
     input:
-        cells=rules.prepare.output.cells,
+        cells=f"{RUN}/prepared.h5ad",
     output:
-        autoencoder=directory("results/{data}/{seed}/autoencoders/{autoencoder}"),
+        autoencoder=directory(f"{RUN}/autoencoders/{{autoencoder}}"),
     log:
-        "results/{data}/{seed}/logs/autoencoder-{autoencoder}.log",
+        f"{RUN}/logs/autoencoder-{{autoencoder}}.log",
     benchmark:
-        "results/{data}/{seed}/times/autoencoder-{autoencoder}.tsv"
+        f"{RUN}/times/autoencoder-{{autoencoder}}.tsv"
+    threads: n_threads
     params:
-        options=lambda wildcards: options("autoencoder", KNOWN[wildcards.autoencoder]),
+        options=lambda wildcards: options("autoencoder", METHODS[wildcards.autoencoder], DATASETS[wildcards.data]),
     shell:
-        "bdm autoencoder {input.cells} {output.autoencoder}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
-
-
-rule random_tree:
-    input:
-        cells=rules.prepare.output.cells,
-    output:
-        tree="results/{data}/{seed}/random_tree.json",
-    log:
-        "results/{data}/{seed}/logs/random_tree.log",
-    shell:
-        "python {SCRIPTS}/random_tree.py {input.cells} {output.tree}" " --seed {wildcards.seed}" " > {log} 2>&1"
+        "bdm autoencoder {input.cells} {output.autoencoder} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 def autoencoder(wildcards):
@@ -32,34 +19,21 @@ def autoencoder(wildcards):
     return rules.autoencoder.output.autoencoder.format(**wildcards, autoencoder=autoencoder_of(wildcards.model))
 
 
-def tree(wildcards):
-    """Give the random tree to the method whose options name it."""
-    is_random = "random_tree" in hierarchy_options(wildcards)
-    return rules.random_tree.output.tree.format(**wildcards) if is_random else []
-
-
-def hierarchy_options(wildcards):
-    """Give the options of a method's hierarchy."""
-    return options("hierarchy", KNOWN[wildcards.model]).format(**wildcards)
-
-
 rule hierarchy:
     input:
         autoencoder=autoencoder,
-        tree=tree,
     output:
-        hierarchy="results/{data}/{seed}/hierarchies/{model}.json",
+        hierarchy=f"{RUN}/hierarchies/{{model}}.json",
     log:
-        "results/{data}/{seed}/logs/hierarchy-{model}.log",
+        f"{RUN}/logs/hierarchy-{{model}}.log",
     benchmark:
-        "results/{data}/{seed}/times/hierarchy-{model}.tsv"
+        f"{RUN}/times/hierarchy-{{model}}.tsv"
     params:
-        options=hierarchy_options,
+        options=lambda wildcards: options("hierarchy", METHODS[wildcards.model], DATASETS[wildcards.data]).format(
+            **wildcards
+        ),
     shell:
-        "bdm hierarchy {input.autoencoder} {output.hierarchy}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "bdm hierarchy {input.autoencoder} {output.hierarchy} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule train:
@@ -67,61 +41,98 @@ rule train:
         autoencoder=autoencoder,
         hierarchy=rules.hierarchy.output.hierarchy,
     output:
-        model=directory("results/{data}/{seed}/models/{model}"),
+        model=directory(f"{RUN}/models/{{model}}"),
     log:
-        "results/{data}/{seed}/logs/train-{model}.log",
+        f"{RUN}/logs/train-{{model}}.log",
     benchmark:
-        "results/{data}/{seed}/times/train-{model}.tsv"
+        f"{RUN}/times/train-{{model}}.tsv"
+    threads: n_threads
     params:
         program=lambda wildcards: program(wildcards.model),
-        options=lambda wildcards: options("train", KNOWN[wildcards.model]),
+        options=lambda wildcards: options("train", METHODS[wildcards.model], DATASETS[wildcards.data]),
     shell:
-        "{params.program} train {input.autoencoder} {input.hierarchy} {output.model}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "{params.program} train {input.autoencoder} {input.hierarchy} {output.model} {params.options}"
+        " --seed {wildcards.seed} > {log} 2>&1"
 
 
 rule train_peer:
     input:
-        cells=rules.prepare.output.cells,
+        cells=f"{RUN}/prepared.h5ad",
     output:
-        model=directory("results/{data}/{seed}/models/{peer}"),
+        model=directory(f"{RUN}/models/{{peer}}"),
     log:
-        "results/{data}/{seed}/logs/train-{peer}.log",
+        f"{RUN}/logs/train-{{peer}}.log",
     benchmark:
-        "results/{data}/{seed}/times/train-{peer}.tsv"
+        f"{RUN}/times/train-{{peer}}.tsv"
     params:
         program=lambda wildcards: program(wildcards.peer),
-        options=lambda wildcards: KNOWN[wildcards.peer].get("train", ""),
+        options=lambda wildcards: METHODS[wildcards.peer].get("train", ""),
     shell:
-        "{params.program} train {input.cells} {output.model}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "{params.program} train {input.cells} {output.model} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
 def model_of(wildcards):
     """Give the model that a method draws cells from: its own, or that of another method."""
-    return "results/{data}/{seed}/models/{model}".format(**wildcards, model=KNOWN[wildcards.method]["model"])
+    return f"{RUN}/models/{{model}}".format(**wildcards, model=METHODS[wildcards.method]["model"])
 
 
 rule generate:
     input:
         model=model_of,
-        cells=rules.prepare.output.cells,
+        cells=f"{RUN}/prepared.h5ad",
     output:
-        cells="results/{data}/{seed}/cells/{method}.h5ad",
+        cells=f"{RUN}/cells/{{method}}.h5ad",
     log:
-        "results/{data}/{seed}/logs/generate-{method}.log",
+        f"{RUN}/logs/generate-{{method}}.log",
     benchmark:
-        "results/{data}/{seed}/times/generate-{method}.tsv"
+        f"{RUN}/times/generate-{{method}}.tsv"
+    threads: n_threads
     params:
         program=lambda wildcards: program(wildcards.method),
-        options=lambda wildcards: KNOWN[wildcards.method].get("generate", ""),
     shell:
-        "{params.program} generate {input.model} {output.cells}"
-        " --cells-like {input.cells}"
-        " {params.options}"
-        " --seed {wildcards.seed}"
-        " > {log} 2>&1"
+        "{params.program} generate {input.model} {output.cells} --cells-like {input.cells}"
+        " --seed {wildcards.seed} > {log} 2>&1"
+
+
+rule interpret:
+    input:
+        model=f"{RUN}/models/branched",
+        cells=f"{RUN}/prepared.h5ad",
+        generated=f"{RUN}/cells/branched.h5ad",
+    output:
+        folder=directory(f"{RUN}/interpretation"),
+    log:
+        f"{RUN}/logs/interpret.log",
+    benchmark:
+        f"{RUN}/times/interpret.tsv"
+    shell:
+        "bdm interpret {input.model} {input.cells} {input.generated} {output.folder}"
+        " --seed {wildcards.seed} > {log} 2>&1"
+
+
+def compared(wildcards):
+    """Give the cells of all methods of a comparison, but `branched`."""
+    methods = [method for method in COMPARISONS[wildcards.comparison]["methods"] if method != "branched"]
+    return expand(rules.generate.output.cells, data=wildcards.data, seed=wildcards.seed, method=methods)
+
+
+rule evaluate:
+    input:
+        cells=f"{RUN}/prepared.h5ad",
+        branched=f"{RUN}/cells/branched.h5ad",
+        compared=compared,
+    output:
+        overall=f"{RUN}/{{comparison}}/overall.csv",
+        by_type=f"{RUN}/{{comparison}}/by_type.csv",
+        properties=f"{RUN}/{{comparison}}/properties.csv",
+    log:
+        f"{RUN}/logs/evaluate-{{comparison}}.log",
+    benchmark:
+        f"{RUN}/times/evaluate-{{comparison}}.tsv"
+    params:
+        folder=subpath(output.overall, parent=True),
+        compare=lambda wildcards, input: [f"--compare {Path(cells).stem}={cells}" for cells in input.compared],
+        options=lambda wildcards: options("evaluate", DATASETS[wildcards.data]),
+    shell:
+        "bdm evaluate {input.cells} {params.folder} {input.branched} {params.compare} {params.options}"
+        " --seed {wildcards.seed} > {log} 2>&1"

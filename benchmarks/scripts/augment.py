@@ -1,4 +1,4 @@
-"""Score whether generated cells of rare types help a classifier to recognise them, beside other strategies.
+"""Score whether generated cells of rare types help a classifier to recognise them, compared with other strategies.
 
 Every strategy trains on the same real cells. Cells are added to each rare type up to the median of all types.
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import typer
-from as_text import RARE
 from scipy import sparse
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from tidy import RARE, write_rows
 
+from bdm.api import BranchedDiffusion
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.read import read_generated, read_real_cells
-from bdm.files import atomic_write
+from bdm.evaluation.read import read_real_cells
 from bdm.seeds import derive, numpy_generator
 
 CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
@@ -36,24 +36,23 @@ class Strategy:
     balanced: bool = False
 
 
-def strategies(training: Cells, generated: dict[str, Cells], rare: list[str], *, seed: int) -> dict[str, Strategy]:
-    """Give all strategies by name."""
-    wanted = (int(training.n_by_type.median()) - training.n_by_type[rare]).clip(lower=0)
+def strategies(training: Cells, generated: dict[str, Cells], wanted: pd.Series, *, seed: int) -> dict[str, Strategy]:
+    """Give all strategies by name; ``wanted`` is the number of cells that are added to each rare type."""
     return {
         "plain": Strategy(training),
         "balanced": Strategy(training, balanced=True),
-        "oversampled": Strategy(joined(training, some(training, wanted, seed=seed, replace=True))),
-        **{name: Strategy(joined(training, some(cells, wanted, seed=seed))) for name, cells in generated.items()},
+        "oversampled": Strategy(joined(training, sampled(training, wanted, seed=seed, replace=True))),
+        **{name: Strategy(joined(training, sampled(cells, wanted, seed=seed))) for name, cells in generated.items()},
     }
 
 
-def some(cells: Cells, wanted: pd.Series, *, seed: int, replace: bool = False) -> Cells:
-    """Draw as many cells of each type as ``wanted``, with replacement if they are real."""
-    drawn = [
+def sampled(cells: Cells, wanted: pd.Series, *, seed: int, replace: bool = False) -> Cells:
+    """Sample as many cells of each type as ``wanted``, with replacement if they are real."""
+    rows = [
         numpy_generator(seed, "augment", cell_type).choice(np.flatnonzero(cells.cell_type == cell_type), n, replace)
         for cell_type, n in wanted.items()
     ]
-    return cells[np.concatenate(drawn)]
+    return cells[np.concatenate(rows)]
 
 
 def joined(cells: Cells, others: Cells) -> Cells:
@@ -70,34 +69,31 @@ def f1_of_types(strategy: Strategy, classifier: str, test: Cells, rare: list[str
     return f1_score(test.cell_type, predicted, labels=rare, average=None, zero_division=0)
 
 
-def main(prepared: Path, out: Path, generated: list[Path], *, whole: Path | None = None, seed: int = 0) -> None:
-    """Write the F1 of each rare type, classifier and strategy; generated cells are named like their files.
-
-    ``whole`` are the cells before a type was made rare: what there is to be won.
-    """
+def main(prepared: Path, models: list[Path], out: Path, *, seed: int = 0) -> None:
+    """Write the F1 of each rare type, by classifier and strategy; models are named after their folders."""
     real = read_real_cells(prepared)
     n_train = real.training.n_by_type
     rare = n_train.index[n_train < RARE].tolist()
-    sets = {path.stem: read_generated(path, real) for path in generated}
-    compared = strategies(real.training, sets, rare, seed=seed)
-    if whole is not None:
-        compared["whole"] = Strategy(read_real_cells(whole).training)
+    wanted = (int(n_train.median()) - n_train[rare]).clip(lower=0)
+    generated = {
+        path.name: Cells.from_anndata(BranchedDiffusion.load(path).generate(wanted[wanted > 0].to_dict(), seed=seed))
+        for path in models
+    }
     rows = [
         pd.DataFrame(
             {
+                "method": name,
                 "cell_type": rare,
                 "n_train": n_train[rare].to_numpy(),
                 "n_test": real.test.n_by_type.reindex(rare, fill_value=0).to_numpy(),
-                "classifier": classifier,
-                "strategy": name,
-                "f1": f1_of_types(strategy, classifier, real.test, rare, seed=seed),
+                "score": classifier,
+                "value": f1_of_types(strategy, classifier, real.test, rare, seed=seed),
             }
         )
-        for name, strategy in compared.items()
+        for name, strategy in strategies(real.training, generated, wanted, seed=seed).items()
         for classifier in CLASSIFIERS
     ]
-    with atomic_write(out) as path:
-        pd.concat(rows).to_csv(path, index=False, float_format="%.6g")
+    write_rows(pd.concat(rows), out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Divide cells without labels into populations by bdm, and into clusters by Leiden, beside labels that people gave."""
+"""Divide cells without labels into populations by bdm, and into clusters by Leiden, with labels that people gave."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,7 @@ import scanpy as sc
 import typer
 from scipy import sparse
 from sklearn.neighbors import KNeighborsTransformer
+from tidy import LABEL
 
 from bdm.data.prepare import read_prepared
 from bdm.files import atomic_write
@@ -17,7 +18,6 @@ from bdm.latent.cells import read_latent
 
 BDM = "bdm"
 APPROXIMATE = 8192  # cells from which on scanpy's default is approximate, and fails with recent scikit-learn
-LABEL = "label: "  # before the name of a column of labels
 
 
 class Neighbours(KNeighborsTransformer):

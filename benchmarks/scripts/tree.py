@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 from synthetic_cells import random_tree
+from tidy import tidy, write_rows
 
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
@@ -20,6 +21,7 @@ from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.seeds import numpy_generator
 
 N_RANDOM = 1000
+ALL = "all groups"
 COLUMN_WIDTH = 11  # points
 
 Clades = set[frozenset[str]]
@@ -63,13 +65,14 @@ def compare_groups(tree: Clades, groups: pd.DataFrame, random: list[Clades]) -> 
     sets = groups["cell_types"]
     return pd.DataFrame(
         {
-            "label": groups["label"],
-            "group": groups["group"],
+            "group": groups["label"] + ": " + groups["group"],
             "n_types": sets.map(len),
-            "found": [group in tree for group in sets],
-            "nearness": [nearness(group, tree) for group in sets],
-            "found_random": [sum(group in other for other in random) / len(random) for group in sets],
-            "nearness_random": [sum(nearness(group, other) for other in random) / len(random) for group in sets],
+            "found": [float(group in tree) for group in sets],
+            "nearest clade": [nearness(group, tree) for group in sets],
+            "found by chance": [sum(group in other for other in random) / len(random) for group in sets],
+            "nearest clade by chance": [
+                sum(nearness(group, other) for other in random) / len(random) for group in sets
+            ],
         }
     )
 
@@ -85,14 +88,14 @@ def compare_trees(tree: Clades, groups: Clades, random: list[Clades]) -> dict[st
         columns=["found", "missing", "contradicting"],
     )
     return {
-        "n_groups": len(groups),
+        "groups": len(groups),
         "found": len(own.found),
+        "found by chance": others["found"].mean(),
+        "most by chance": others["found"].max(),
         "missing": own.share_missing,
-        "contradicting": contradicting(own),
-        "found_random": others["found"].mean(),
-        "found_random_most": others["found"].max(),
-        "missing_random": others["missing"].mean(),
-        "contradicting_random": others["contradicting"].mean(),
+        "missing by chance": others["missing"].mean(),
+        "splitting": contradicting(own),
+        "splitting by chance": others["contradicting"].mean(),
     }
 
 
@@ -151,15 +154,16 @@ def main(
     label: Annotated[list[str], typer.Option(help="Column of obs whose values group the cell types.")],
     seed: int = 0,
 ) -> None:
-    """Write ``overall.csv``, ``groups.csv`` and ``tree.png``."""
+    """Write scores of the tree and of each group, and the tree as a figure of the same name."""
     tree = load_hierarchy(hierarchy)
     groups = named_groups(read_prepared(prepared).obs, label)
     clades, random = clades_of_tree(tree), list(random_clades(tree.cell_types, seed))
     overall = compare_trees(clades, set(groups["cell_types"]), random)
-    pd.DataFrame([{"n_types": len(tree.cell_types), **overall}]).to_csv(out / "overall.csv", index=False)
-    compare_groups(clades, groups, random).to_csv(out / "groups.csv", index=False)
-    title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found_random']:.2f} in random trees"
-    save_figure(draw(tree, groups, title), out / "tree.png")
+    of_all = pd.DataFrame([{"group": ALL, "n_types": len(tree.cell_types), **overall}])
+    of_groups = compare_groups(clades, groups, random)
+    write_rows(pd.concat([tidy(of, ["group", "n_types"]) for of in (of_all, of_groups)]), out)
+    title = f"{overall['found']} of {len(groups)} groups are clades; {overall['found by chance']:.2f} in random trees"
+    save_figure(draw(tree, groups, title), out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

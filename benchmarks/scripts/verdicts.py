@@ -7,19 +7,20 @@ import numpy as np
 import pandas as pd
 import typer
 from scipy import sparse
+from tidy import tidy, write_rows
 
 from bdm.data.prepare import gene_names, read_prepared
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.results import Evaluation
-from bdm.evaluation.verdict import Verdict
-from bdm.files import atomic_write
+from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.seeds import numpy_generator
 from bdm.settings import EvaluationSettings
 
 ALL = "all cells"
 REAL = "real cells"
+BOUNDS = (LIMITS.min_cells, 35, 100, 300)  # fewest cells of a type in each group of verdicts
 SHARES = {"train": 0.38, "generated": 0.44, "test": 0.18}  # of the cells of each type
 SLOPES = np.linspace(-2, 8, 101)  # of log weights along the main axis
 NO_PROPERTIES = SizeLimits(properties=100)  # few cells, as verdicts do not depend on properties
@@ -128,15 +129,29 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def findings(evaluation: Evaluation, name: str) -> pd.DataFrame:
-    """List what each score finds, and the verdicts, on all cells of a set and on each type."""
-    verdicts: dict[str, Verdict] = {ALL: evaluation.verdict(name), **evaluation.verdicts_by_type(name)}
+def group_of(cell_type: str, n_cells: int) -> str:
+    """Name the group of a verdict: all cells, or the number of test cells of the type."""
+    if cell_type == ALL:
+        return ALL
+    fewest = max(bound for bound in BOUNDS if bound <= n_cells)
+    return f"{fewest} or more" if fewest == BOUNDS[-1] else f"{fewest} to {BOUNDS[BOUNDS.index(fewest) + 1] - 1}"
+
+
+def verdicts_of(evaluation: Evaluation, name: str) -> pd.DataFrame:
+    """List the verdicts on all cells of a set and on each type: percent that find a difference, and a large one."""
+    verdicts = {ALL: evaluation.verdict(name), **evaluation.verdicts_by_type(name)}
     rows = [
-        {"cell_type": cell_type, "n_cells": verdict.n_cells, "verdict": verdict.grade.name, **vars(finding)}
+        {
+            "method": name,
+            "cell_type": cell_type,
+            "group": group_of(cell_type, verdict.n_cells),
+            "found": 100 * (verdict.grade != Grade.SAME),
+            "large": 100 * (verdict.grade == Grade.DIFFERS),
+        }
         for cell_type, verdict in verdicts.items()
-        for finding in verdict.findings
+        if verdict.n_cells >= LIMITS.min_cells
     ]
-    return pd.DataFrame(rows).assign(set=name, grade=[row["grade"].name for row in rows])
+    return pd.DataFrame(rows)
 
 
 def main(
@@ -145,14 +160,12 @@ def main(
     *,
     n_splits: int = 20,
     n_faulty: int = 5,
-    n_repeats: int = EvaluationSettings().n_repeats,
-    max_cells_per_type: int = EvaluationSettings().max_cells_per_type,
     seed: int = 0,
 ) -> None:
-    """Write the findings on real cells in ``n_splits`` random splits, and on faulty cells in ``n_faulty`` of them."""
+    """Write the verdicts on real cells in ``n_splits`` random splits, and on faulty cells in ``n_faulty`` of them."""
     adata = read_prepared(prepared)
     cells = Cells.from_anndata(adata)
-    settings = EvaluationSettings(n_repeats=n_repeats, max_cells_per_type=max_cells_per_type)
+    settings = EvaluationSettings(n_repeats=1)
     tables = []
     for split in range(n_splits):
         generator = numpy_generator(seed, "verdicts", split)
@@ -163,9 +176,8 @@ def main(
         }
         real = RealCells(parts["train"], parts["test"], gene_names(adata))
         evaluation = evaluate(real, sets, settings, size_limits=NO_PROPERTIES, seed=int(generator.integers(2**31)))
-        tables += [findings(evaluation, name).assign(split=split) for name in sets]
-    with atomic_write(out) as path:
-        pd.concat(tables).to_csv(path, index=False, float_format="%.6g")
+        tables += [verdicts_of(evaluation, name).assign(split=split) for name in sets]
+    write_rows(tidy(pd.concat(tables), ["method", "cell_type", "group", "split"]), out)
 
 
 if __name__ == "__main__":

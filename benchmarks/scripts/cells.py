@@ -1,0 +1,121 @@
+"""Change the cells of a data set: fewer counts, other labels, other test cells, or fewer cells of a type."""
+
+from pathlib import Path
+from typing import Annotated
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import typer
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.data.read import read_cells
+from bdm.files import atomic_write
+from bdm.seeds import numpy_generator
+
+app = typer.Typer()
+
+
+def thinned(adata: AnnData, fraction: float, *, seed: int) -> AnnData:
+    """Keep each count with probability ``fraction``, and the cells and genes that have any left."""
+    x = sparse.csr_matrix(adata.X, copy=True)
+    x.data = numpy_generator(seed, "thin").binomial(x.data.astype(np.int64), fraction).astype(np.float32)
+    x.eliminate_zeros()
+    kept = AnnData(x, obs=adata.obs, var=adata.var)
+    return kept[x.getnnz(axis=1) > 0, x.getnnz(axis=0) > 0].copy()
+
+
+def made_rare(prepared: AnnData, cell_type: str, n_cells: int, *, seed: int) -> AnnData:
+    """Keep ``n_cells`` of the cells of a type that are not test cells, and all of its test cells."""
+    learned = ((prepared.obs["cell_type"] == cell_type) & (prepared.obs["split"] != "test")).to_numpy()
+    left_out = numpy_generator(seed, "make rare", cell_type).permutation(np.flatnonzero(learned))[n_cells:]
+    return prepared[np.setdiff1d(np.arange(prepared.n_obs), left_out)].copy()
+
+
+def held_out(prepared: AnnData, column: str, within: str | None = None, *, fraction: float = 0.2, seed: int) -> AnnData:
+    """Split prepared cells by donor, without the cell types that a part has no cells of.
+
+    Validation cells of the other donors stay validation cells, and their test cells become training cells.
+
+    Parameters
+    ----------
+    column, within
+        Columns of ``obs`` with the donor, and with the group of the donor.
+    fraction
+        Of the donors of each group, and at least one, whose cells become the test cells.
+    """
+    obs = prepared.obs
+    donors = obs.drop_duplicates(column).astype(str).sort_values(column)
+    groups = donors.groupby(within)[column] if within else [("all", donors[column])]
+    tested: list[str] = []
+    for name, of_group in groups:
+        size = max(1, round(fraction * len(of_group)))
+        tested += list(numpy_generator(seed, "hold out", str(name)).choice(of_group, size=size, replace=False))
+    split = obs["split"].astype(str).where(obs["split"] != "test", "train")
+    split = split.mask(obs[column].astype(str).isin(tested), "test")
+    split = pd.Categorical(split, categories=["train", "validation", "test"])
+    n_cells = pd.crosstab(obs["cell_type"].astype(str), split)
+    complete = np.isin(obs["cell_type"], n_cells.index[(n_cells > 0).all(axis=1)])
+    whole = prepared[complete].copy()
+    whole.obs["split"] = split[complete]
+    whole.obs["cell_type"] = whole.obs["cell_type"].cat.remove_unused_categories()
+    return whole
+
+
+def write(cells: AnnData, out: Path) -> None:
+    """Write cells."""
+    with atomic_write(out) as path:
+        cells.write_h5ad(path, compression="gzip")
+
+
+@app.command()
+def thin(cells: Path, out: Path, *, fraction: float = 0.1, seed: int = 0) -> None:
+    """Thin counts, as if the cells had been sequenced less deeply."""
+    write(thinned(read_cells(cells), fraction, seed=seed), out)
+
+
+@app.command()
+def leave_out(cells: Path, out: Path, *, cell_type: Annotated[str, typer.Option()], seed: int = 0) -> None:
+    """Leave out the cells of a type."""
+    adata = ad.read_h5ad(cells)
+    write(adata[adata.obs["cell_type"] != cell_type], out)
+
+
+@app.command()
+def join_labels(cells: Path, out: Path, *, column: Annotated[str, typer.Option()], seed: int = 0) -> None:
+    """Join the cell type with another column to one label, TYPE|VALUE."""
+    adata = ad.read_h5ad(cells)
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str) + "|" + adata.obs[column].astype(str)
+    write(adata, out)
+
+
+@app.command()
+def hold_out(
+    prepared: Path,
+    out: Path,
+    *,
+    column: Annotated[str, typer.Option()],
+    within: str | None = None,
+    fraction: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Make test cells of all cells of some donors, and of no others."""
+    write(held_out(ad.read_h5ad(prepared), column, within, fraction=fraction, seed=seed), out)
+
+
+@app.command()
+def make_rare(
+    prepared: Path,
+    out: Path,
+    *,
+    cell_type: Annotated[str, typer.Option()],
+    n_cells: Annotated[int, typer.Option()],
+    seed: int = 0,
+) -> None:
+    """Leave only a few training cells of a frequent type; all its test cells stay."""
+    write(made_rare(ad.read_h5ad(prepared), cell_type, n_cells, seed=seed), out)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,89 @@
+"""Leave out each cell type in turn, add it to a model of the others, and compare it with a model of all types."""
+
+from pathlib import Path
+from time import process_time
+
+import pandas as pd
+import typer
+from anndata import AnnData
+from tidy import tidy, write_rows
+
+from bdm.data.prepare import read_prepared
+from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.read import read_generated, read_real_cells
+from bdm.evaluation.resampling import SizeLimits
+from bdm.extension.extend import ExtendSettings, extend
+from bdm.generation.generate import generate_cells
+from bdm.generation.request import request_cells
+from bdm.model.fit import fit
+from bdm.model.model import BranchedModel
+from bdm.settings import (
+    AutoencoderSettings,
+    DenoiserSettings,
+    EvaluationSettings,
+    FitSettings,
+    SamplerSettings,
+)
+
+SCORES = ["energy", "forest_auc"]
+FEW_PROPERTIES = SizeLimits(properties=100)  # few cells, as they are not shown
+
+
+def subset(prepared: AnnData, types: list[str]) -> AnnData:
+    """Take the cells of some types."""
+    cells = prepared[prepared.obs["cell_type"].isin(types)].copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].cat.remove_unused_categories()
+    return cells
+
+
+def generated(model: BranchedModel, n_by_type: pd.Series, *, seed: int) -> AnnData:
+    """Generate as many cells of each type as there are test cells."""
+    numbers = {name: int(n_by_type[name]) for name in model.cell_types}
+    return generate_cells(model, request_cells(model, numbers), SamplerSettings(), seed=seed)
+
+
+def check_unchanged(before: AnnData, after: AnnData) -> None:
+    """Stop if cells of known types are not the same to the last bit after a type was added."""
+    known = after[: before.n_obs]
+    same_names = (known.obs["cell_type"].astype(str) == before.obs["cell_type"].astype(str)).all()
+    if not same_names or (known.X != before.X).nnz or (known.obsm["latent"] != before.obsm["latent"]).any():
+        raise SystemExit("Cells of known types changed with the extension.")
+
+
+def main(
+    prepared: Path,
+    joint: Path,
+    out: Path,
+    *,
+    every: int = 1,
+    n_steps: int = AutoencoderSettings().n_steps,
+    seed: int = 0,
+) -> None:
+    """Write the scores of each type, or one of ``every`` so many by size: added, trained from the start, and the floor.
+
+    Types of fewer than five test cells are not scored. Times are processor seconds.
+    """
+    real, cells = read_real_cells(prepared), read_prepared(prepared)
+    sizes = real.training.n_by_type.sort_values(ascending=False, kind="stable").index
+    scored = [name for name in sizes if name in real.test.types(fewest=FEWEST_FOR_MEANS)]
+    settings = FitSettings(autoencoder=AutoencoderSettings(n_steps=n_steps), denoiser=DenoiserSettings(n_steps=n_steps))
+    of_joint, tables = read_generated(joint, real), []
+    for new in scored[every - 1 :: every]:
+        start = process_time()
+        model = fit(subset(cells, [name for name in sizes if name != new]), settings, seed=seed).model
+        trained = process_time()
+        extended = extend(model, subset(cells, [new]), new, ExtendSettings(), seed=seed, provenance={}).model
+        seconds = {"training_seconds": trained - start, "extension_seconds": process_time() - trained}
+        sets = [generated(of, real.test.n_by_type, seed=seed) for of in (model, extended)]
+        check_unchanged(*sets)
+        compared = {"extension": Cells.from_anndata(sets[1]), "joint": of_joint}
+        evaluation = evaluate(real, compared, EvaluationSettings(n_repeats=1), size_limits=FEW_PROPERTIES, seed=seed)
+        of_new = evaluation.by_type.xs(new, level="cell_type")[SCORES].rename_axis("method").reset_index()
+        of_new.loc[of_new["method"] == "extension", list(seconds)] = list(seconds.values())
+        tables.append(of_new.assign(cell_type=new, n_test=real.test.n_by_type[new]))
+    write_rows(tidy(pd.concat(tables), ["method", "cell_type", "n_test"]), out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,218 @@
+"""Read the rows of a run, ``DATA/SEED``: what they are about, a score, and its value."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from simulated import many_types
+from sklearn.metrics import adjusted_rand_score
+from synthetic_cells import sample_truth
+from tidy import LABEL, RARE, tidy
+from verdicts import REAL
+
+from bdm.audit.results import GENERATED as ATTACKED
+from bdm.audit.results import TABLES
+from bdm.evaluation.cells import FLOOR
+from bdm.evaluation.properties.catalogue import ALL
+from bdm.evaluation.verdict import LIMITS, Grade
+from bdm.hierarchy.comparison import TreeComparison
+from bdm.hierarchy.files import load_hierarchy
+
+FEWEST_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
+METHODS = {"generated": "branched"}  # methods whose name is not that of their set
+
+
+def study(run: Path, *, name: str) -> pd.DataFrame:
+    """Read the rows that a study wrote."""
+    return pd.read_csv(run / f"{name}.csv")
+
+
+# ---- comparisons by `bdm evaluate`
+
+
+def by_type_table(run: Path, comparison: str) -> pd.DataFrame:
+    """Read the scores by type of all methods."""
+    table = pd.read_csv(run / comparison / "by_type.csv").rename(columns={"set": "method"})
+    return table.assign(method=table["method"].replace(METHODS))
+
+
+def scores_by_type(run: Path, *, comparison: str) -> pd.DataFrame:
+    """Give each score of each method and type its row."""
+    return tidy(by_type_table(run, comparison), ["method", "cell_type", "n_train", "n_test"])
+
+
+def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.DataFrame:
+    """Read the scores of all methods, with means over types, and the costs of methods whose steps are known."""
+    table = pd.read_csv(run / comparison / "overall.csv", index_col="metric").rename(columns=METHODS)
+    by_type = by_type_table(run, comparison)
+    enough, frequent = (by_type[by_type["n_test"] >= fewest] for fewest in (FEWEST_TEST, FREQUENT))
+    table.loc["slope_by_type"] = enough.groupby("method")["slope"].mean()
+    weighted = frequent["energy"] * frequent["n_test"]
+    weights = frequent.groupby("method")["n_test"].sum()
+    table.loc["energy_frequent"] = weighted.groupby(frequent["method"]).sum() / weights
+    methods = [method for method in table.columns.drop(FLOOR) if method in steps]
+    costs = pd.DataFrame({method: cost(run / "times", method, steps[method]) for method in methods})
+    rows = pd.concat([table, costs]).rename_axis("score").reset_index()
+    return rows.melt(id_vars="score", var_name="method").dropna(subset="value")[["method", "score", "value"]]
+
+
+def measured(times: Path, step: str) -> pd.Series:
+    """Read the seconds, processor seconds and peak memory (MB) of a step, as Snakemake measured them."""
+    return pd.read_csv(times / f"{step}.tsv", sep="\t")[["s", "cpu_time", "max_rss"]].astype(float).mean()
+
+
+def cost(times: Path, method: str, steps: list[str]) -> dict[str, float]:
+    """Seconds, processor seconds and largest memory of the steps of a method."""
+    training, generation = [measured(times, step) for step in steps], measured(times, f"generate-{method}")
+    return {
+        "training_seconds": sum(step["s"] for step in training),
+        "training_cpu_seconds": sum(step["cpu_time"] for step in training),
+        "generation_seconds": generation["s"],
+        "generation_cpu_seconds": generation["cpu_time"],
+        "memory_mb": max(step["max_rss"] for step in [*training, generation]),
+    }
+
+
+def properties(run: Path, *, comparison: str) -> pd.DataFrame:
+    """Read the properties of all cells of each method: its distance to test cells (``value``), and the floor's."""
+    table = pd.read_csv(run / comparison / "properties.csv").rename(columns={"set": "method"})
+    table = table[(table["by"] == ALL) & (table["method"] != FLOOR)]
+    return table.assign(method=table["method"].replace(METHODS))[["method", "property", "value", "floor"]]
+
+
+def branches(run: Path) -> pd.DataFrame:
+    """Count labels, populations, and the branches of each model and those with a network, with the losses on these."""
+    hierarchy = load_hierarchy(run / "hierarchies/branched.json")
+    rows = [("branched", "labels", len(hierarchy.cell_types)), ("branched", "populations", len(hierarchy.populations))]
+    for file in sorted(run.glob("models/*/branches.csv")):
+        model, table = file.parent.name, pd.read_csv(file)
+        rows.append((model, f"branches of {model}", (table["n_cells"] > 0).sum()))
+        rows.append((model, f"with network, {model}", table["kept"].sum()))
+        compared = table.dropna(subset="gain")
+        for form in ("closed_form", "network"):
+            if len(compared) and form in compared:
+                loss = np.average(compared[form], weights=compared["n_cells"])
+                rows.append((model, f"loss of {form}, {model}", loss))
+    return pd.DataFrame(rows, columns=["method", "score", "value"])
+
+
+def times(run: Path, *, comparison: str) -> pd.DataFrame:
+    """Read the time and memory of each step of bdm."""
+    steps = {
+        "prepare": "prepare",
+        "autoencoder": "autoencoder-branched",
+        "hierarchy": "hierarchy-branched",
+        "train": "train-branched",
+        "generate": "generate-branched",
+        "evaluate": f"evaluate-{comparison}",
+        "interpret": "interpret",
+    }
+    found = {step: name for step, name in steps.items() if (run / "times" / f"{name}.tsv").exists()}
+    table = pd.DataFrame({step: measured(run / "times", name) for step, name in found.items()}).T
+    return tidy(table.rename_axis("step").reset_index(), ["step"])
+
+
+def facts_of_many(run: Path) -> pd.DataFrame:
+    """Compare the tree of many types with the truth, and read the scores of their cells, and sizes of files."""
+    hierarchy, seed = load_hierarchy(run / "hierarchies/branched.json"), int(run.name)
+    cell_types = tuple(sorted(hierarchy.cell_types))
+    truth, _, _ = sample_truth(cell_types, many_types(len(cell_types), 1), seed=seed)
+    trees = TreeComparison.from_trees(hierarchy, truth)
+    overall = pd.read_csv(run / "many/overall.csv", index_col="metric").rename(columns=METHODS)
+    shown = ("energy", "forest_auc", "gene_auc", "f1", "fold_change_correlation")
+    facts = {
+        "types": len(cell_types),
+        "clades": len(trees.reference),
+        "clades found": len(trees.found),
+        "Robinson-Foulds distance": trees.robinson_foulds,
+        **{f"{score}, {name}": overall.loc[score, name] for score in shown for name in ("branched", FLOOR)},
+        "model, MB": megabytes(run / "models/branched"),
+        "tables, MB": sum(megabytes(path) for path in run.rglob("*.csv")),
+    }
+    return pd.DataFrame({"score": facts.keys(), "value": map(float, facts.values())})
+
+
+def megabytes(path: Path) -> float:
+    """Size of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+# ---- studies that are compared before they are shown
+
+
+def agreement_of_populations(run: Path) -> pd.DataFrame:
+    """Count the groups of each method, and compare them with labels, and with those of later seeds, by Rand's index."""
+
+    def read(folder: Path) -> pd.DataFrame:
+        return pd.read_csv(folder / "populations.csv", index_col="cell", dtype=str, keep_default_na=False)
+
+    divided = read(run)
+    labels = [column for column in divided if column.startswith(LABEL)]
+    later = [path.parent for path in run.parent.glob("*/populations.csv") if int(path.parent.name) > int(run.name)]
+    others, rows = [read(folder) for folder in later], []
+    for method in divided.columns.drop(labels):
+        rows.append((method, "groups", divided[method].nunique()))
+        for label in labels:
+            rows.append((method, label.removeprefix(LABEL), adjusted_rand_score(divided[label], divided[method])))
+        for other in others:
+            cells = divided.index.intersection(other.index)
+            index = adjusted_rand_score(divided.loc[cells, method], other.loc[cells, method])
+            rows.append((method, "agreement of seeds", index))
+    return pd.DataFrame(rows, columns=["method", "score", "value"])
+
+
+def attacks(run: Path) -> pd.DataFrame:
+    """Read the areas of all audits of a run; copies and chance are the same for all methods, and taken from one."""
+    tables = []
+    for audit in sorted((run / "audits").iterdir()):
+        table = pd.read_csv(audit / TABLES["by_fold"])
+        table = table[table["n_cells"].isna()]
+        method = table["set"].where(table["set"] != ATTACKED, audit.name)
+        tables.append(table.assign(method=method, score=table["attack"], value=table["auc"]))
+    rows = pd.concat(tables)[["method", "level", "fold", "score", "value"]]
+    return rows.drop_duplicates(["method", "level", "fold", "score"])
+
+
+# ---- rows that are chosen, or computed from others
+
+
+def grades(rows: pd.DataFrame) -> pd.DataFrame:
+    """Grade each run by the worse of forest and gene AUC, by the limits without allowance for chance."""
+    runs = rows.pivot_table(index=["data", "seed", "method"], columns="score", values="value", sort=False)
+    floors = runs.xs(FLOOR, level="method")
+    graded = []
+    for (data, seed, method), run in runs.drop(FLOOR, level="method").iterrows():
+        limits = {score: LIMITS.by_score[score] for score in ("forest_auc", "gene_auc")}
+        worst = max(
+            Grade.of(limit.excess(run[score], floors.at[(data, seed), score]), same=limit.same, near=limit.near)
+            for score, limit in limits.items()
+        )
+        graded.append({"data": data, "seed": seed, "method": method, "value": int(worst)})
+    return pd.DataFrame(graded)
+
+
+def rare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Choose the types of few training cells."""
+    return rows[rows["n_train"] < RARE]
+
+
+def beyond_floor(rows: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the distance of the floor."""
+    return rows.assign(value=rows["value"] - rows["floor"])
+
+
+def without_curves(rows: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the rows that are drawn, by level."""
+    return rows[rows["level"].isna()]
+
+
+def real_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """Choose real cells."""
+    return rows[rows["method"] == REAL]
+
+
+def faulty_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """Choose cells with known faults."""
+    return rows[rows["method"] != REAL]

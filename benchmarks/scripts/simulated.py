@@ -1,0 +1,123 @@
+"""Simulate cells: of many types in a tree, of an atlas that is larger than memory, or without clusters."""
+
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import typer
+from scipy import sparse
+from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, shares, synthesise
+
+from bdm.data.matrix import appended_rows
+from bdm.files import atomic_write
+from bdm.seeds import numpy_generator
+
+N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them
+N_GENES_OF_ATLAS = 2000
+LIBRARY_SIZE_OF_ATLAS = 150  # counts are of some 6% of the genes
+
+# Cells without clusters
+N_GENES = 500
+N_AXES = 4  # in which cells are on a curve
+N_FACTORS = 2  # that vary around it
+LIBRARY_SIZE = 1500  # median of cells
+BRANCH_POINT = 0.4  # of a pseudotime from 0 to 1
+SHARE_OF_FIRST = 0.6
+
+app = typer.Typer()
+
+
+def many_types(n_types: int, n_cells: int) -> SyntheticSettings:
+    """Give the settings of types as large as each other that differ in few genes, which change much."""
+    return SyntheticSettings(
+        n_types=n_types,
+        n_genes=N_GENES_OF_MANY,
+        balanced=True,
+        min_cells=n_cells,
+        max_cells=n_cells,
+        library_size=6000,
+        module_size=2,
+        min_log2_fold_change=2.0,
+    )
+
+
+@app.command()
+def types(out: Path, *, n_types: int = 500, n_cells: int = 40, seed: int = 0) -> None:
+    """Write ``n_cells`` cells of each of many types."""
+    with atomic_write(out) as path:
+        synthesise(many_types(n_types, n_cells), seed=seed).adata.write_h5ad(path, compression="gzip")
+
+
+@app.command()
+def atlas(out: Path, *, n_types: int = 100, n_cells: int = 1_000_000, seed: int = 0) -> None:
+    """Write cells of all types, mixed, of which few are ever in memory."""
+    settings = SyntheticSettings(
+        n_types=n_types, n_genes=N_GENES_OF_ATLAS, balanced=True, library_size=LIBRARY_SIZE_OF_ATLAS, module_size=8
+    )
+    cell_types = tuple(f"type {i + 1:03}" for i in range(n_types))
+    _, _, population = sample_truth(cell_types, settings, seed=seed)
+    cell_type = numpy_generator(seed, "types").integers(n_types, size=n_cells)
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical.from_codes(cell_type, cell_types)}, index=[f"cell {i}" for i in range(n_cells)]
+    )
+    var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(settings.n_genes)])
+    n_entries = n_cells * settings.n_genes
+    with atomic_write(out) as path:
+        ad.AnnData(obs=obs, var=var).write_h5ad(path)
+        with (
+            h5py.File(path, "r+") as file,
+            appended_rows(file, "X", n_columns=settings.n_genes, max_entries=n_entries) as append,
+        ):
+            for block in count_blocks(population, cell_type, settings, seed=seed):
+                append(block)
+
+
+def positions(shape: str, n_cells: int, generator: np.random.Generator) -> np.ndarray:
+    """Positions of cells whose pseudotime is uniform, cells x ``N_AXES``."""
+    time = generator.random(n_cells)
+    if shape == "curve":  # three quarters of a circle, and one and a half of another
+        angle = 1.5 * np.pi * time
+        return np.stack([2 * np.cos(angle), 2 * np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)], axis=1)
+    after = np.maximum(time - BRANCH_POINT, 0)  # two branches, both of which bend
+    first = generator.random(n_cells) < SHARE_OF_FIRST
+    x = np.zeros((n_cells, N_AXES))
+    x[:, 0] = 4 * np.minimum(time, BRANCH_POINT)
+    x[:, 1] = np.where(first, 5, -3) * after
+    x[:, 2] = np.where(first, 6, 0) * after**2
+    x[:, 3] = np.where(first, 0, 8) * after**2
+    return x
+
+
+def continuous(shape: str, n_cells: int, *, seed: int) -> ad.AnnData:
+    """Sample negative binomial counts of cells along a shape; the genes of a seed are the same for any number."""
+    genes, cells = numpy_generator(seed, "genes"), numpy_generator(seed, "cells")
+    base, loadings = genes.standard_normal(N_GENES), 0.5 * genes.standard_normal((N_AXES, N_GENES))
+    factors = 0.2 * genes.standard_normal((N_FACTORS, N_GENES))
+    inverse_dispersion = 5 * np.exp(0.5 * genes.standard_normal(N_GENES))
+    x = positions(shape, n_cells, cells)
+    library_size = LIBRARY_SIZE * np.exp(0.4 * cells.standard_normal((n_cells, 1)))
+    mean = library_size * shares(base + x @ loadings + cells.standard_normal((n_cells, N_FACTORS)) @ factors)
+    counts = cells.poisson(mean * cells.gamma(inverse_dispersion, size=mean.shape) / inverse_dispersion)
+    obs = pd.DataFrame(index=[f"cell {i + 1}" for i in range(n_cells)])
+    var = pd.DataFrame(index=[f"gene {i + 1}" for i in range(N_GENES)])
+    return ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=var)
+
+
+@app.command()
+def curve(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
+    """Write cells along a curve in log expression."""
+    with atomic_write(out) as path:
+        continuous("curve", n_cells, seed=seed).write_h5ad(path, compression="gzip")
+
+
+@app.command()
+def branching(out: Path, *, n_cells: int = 5000, seed: int = 0) -> None:
+    """Write cells along a curve that divides."""
+    with atomic_write(out) as path:
+        continuous("branching", n_cells, seed=seed).write_h5ad(path, compression="gzip")
+
+
+if __name__ == "__main__":
+    app()
