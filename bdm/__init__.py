@@ -2,10 +2,26 @@
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from bdm.progress import show_messages
 
-MODULES = {
+if TYPE_CHECKING:  # what type checkers see of the names in MODULES
+    from bdm import pl as pl
+    from bdm.api import BranchedDiffusion as BranchedDiffusion
+    from bdm.errors import InputError as InputError
+    from bdm.evaluation.results import Evaluation as Evaluation
+    from bdm.extension.results import ExtensionReport as ExtensionReport
+    from bdm.hierarchy.files import read_tree as read_tree
+    from bdm.interpretation.results import Interpretation as Interpretation
+    from bdm.settings import AutoencoderSettings as AutoencoderSettings
+    from bdm.settings import DenoiserSettings as DenoiserSettings
+    from bdm.settings import HierarchySettings as HierarchySettings
+    from bdm.settings import PrepareSettings as PrepareSettings
+    from bdm.settings import Settings as Settings
+    from bdm.transmutation.results import TransmutationEvaluation as TransmutationEvaluation
+
+MODULES = {  # with the public classes and functions, by name
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
     "DenoiserSettings": "bdm.settings",
@@ -25,10 +41,16 @@ __version__ = version("bdm")
 show_messages()
 
 
-def __getattr__(name: str) -> object:
-    """Import the model's classes and figures when they are first used, so that the command line starts at once."""
-    if name == "pl":
-        return import_module("bdm.pl")
-    if name in MODULES:
-        return getattr(import_module(MODULES[name]), name)
-    raise AttributeError(f"module 'bdm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__
+
+
+if not TYPE_CHECKING:  # which would take any name for one of bdm
+
+    def __getattr__(name: str) -> object:
+        """Import the model's classes and figures when they are first used, so that the command line starts at once."""
+        if name == "pl":
+            return import_module("bdm.pl")
+        if name in MODULES:
+            return getattr(import_module(MODULES[name]), name)
+        raise AttributeError(f"module 'bdm' has no attribute {name!r}")

@@ -95,8 +95,8 @@ class BranchedDiffusion(FittedModel):
     def __init__(
         self,
         adata: AnnData | Path | str,
-        *,
         label_key: str | None = PrepareSettings.label_key,
+        *,
         batch_key: str | None = None,
         donor_key: str | None = None,
         tree: Tree | None = None,

@@ -124,18 +124,31 @@ def identity(**facts: Any) -> str:
     return sha256(content.encode()).hexdigest()
 
 
+class StopRequest(threading.Event):
+    """Event that is set when the process is asked to end, with the number of the signal."""
+
+    number: int = signal.SIGTERM
+
+    def receive(self, number: int, frame: object) -> None:
+        """Keep the signal; one more Ctrl-C ends the process at once."""
+        self.number = self.number if self.is_set() else number
+        self.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Yield an event that is set when the process receives SIGTERM, in place of ending at once."""
-    requested = threading.Event()
+def stop_requested() -> Iterator[StopRequest]:
+    """Yield an event that is set when the process receives SIGTERM or Ctrl-C, in place of ending at once."""
+    requested = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield requested
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: requested.set())
+    before = {number: signal.signal(number, requested.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield requested
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Timer:

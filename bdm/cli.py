@@ -1,7 +1,6 @@
 """The command line ``bdm``: its commands, and how they end."""
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -90,7 +89,7 @@ def main() -> None:
     except TrainingError as error:
         end(str(error), code=1)
     except Interrupted as stop:
-        end(str(stop), code=128 + signal.SIGTERM)
+        end(str(stop), code=128 + stop.number)
     except Exception as error:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             end("There is not enough memory; give the job more, or fewer cells.", code=1)

@@ -93,7 +93,8 @@ def property_of(setting: Setting) -> Schema:
     if setting.unset:
         text += f" ({'empty' if types == 'array' else 'null'}: {setting.unset})"
     if setting.default is not REQUIRED:
-        found["default"] = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        default = setting.default if setting.key.default is None else setting.key.default
+        found["default"] = list(default) if isinstance(default, tuple) else default
     return found | {"description": f"{text}."}
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from bdm.text import printable
 
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
+OPTION_NAMES = {"adata_test": "test-cells"}  # of arguments whose option has another name
 
 
 class InputError(ValueError):
@@ -44,7 +46,11 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):  # noqa: N818, no error
-    """Training that received SIGTERM and has written its progress; the command line exits with code 143."""
+    """A step that was asked to end by a signal, as by Ctrl-C; the command line exits with 128 plus its number."""
+
+    def __init__(self, message: str, number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.number = number
 
 
 def as_options(message: str) -> str:
@@ -65,7 +71,7 @@ def as_options(message: str) -> str:
     def option(match: re.Match[str]) -> str:
         if match[2] == "None" and match[1] in OPTIONS_FOR_NONE:
             return f"`--{OPTIONS_FOR_NONE[match[1]]}`"
-        name, value = match[1].strip("_").replace("_", "-"), match[2]
+        name, value = OPTION_NAMES.get(match[1], match[1].strip("_").replace("_", "-")), match[2]
         if not value or value == "True":
             return f"`--{name}`"
         try:

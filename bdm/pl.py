@@ -79,6 +79,11 @@ __all__ = [
     "umap",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Interpreted = Interpretation | BranchedDiffusion  # an interpretation, or a model that was interpreted
 
 

@@ -63,14 +63,15 @@ def _attempt(
 
 @contextmanager
 def _end_together() -> Iterator[None]:
-    """Pass SIGTERM on to the other processes."""
+    """Pass on to the other processes that they are to end, and wait for them."""
 
     def pass_on(number: int, frame: object) -> None:
         for process in multiprocessing.active_children():
             process.terminate()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

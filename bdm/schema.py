@@ -30,14 +30,15 @@ class Key:
     ----------
     section
         None for the section of the setting's stage.
-    bounds
-        Where the workflow allows less than the command.
+    bounds, default
+        Where the workflow allows less than the command, and has another default, as it always evaluates.
     absent
         The configuration has no such key.
     """
 
     section: str | None = None
     bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
+    default: float | None = None
     absent: bool = False
 
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
-from bdm.validation import split_rejection
+from bdm.validation import keys_rejection, split_rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,8 @@ class PrepareSettings(StageSettings):
         Types of fewer donors are left out, and the autoencoder forms no sub-populations of fewer; in effect, see
         :func:`bdm.data.filters.effective_donors`.
     validation, test
-        Fractions of cells, by type.
+        Fractions of cells, by type. No test cells are held out unless you ask for them; the workflow, which evaluates
+        its cells, holds out a fifth.
     """
 
     section: ClassVar[str] = "prepare"
@@ -175,8 +176,8 @@ class PrepareSettings(StageSettings):
         Ge(0),
         Lt(1),
         "Fraction of cells that are held out, for the evaluation of generated cells.",
-        Key(bounds=(Gt(0), Lt(1))),
-    ] = 0.2
+        Key(bounds=(Gt(0), Lt(1)), default=0.2),
+    ] = 0.0
     license: Annotated[License, Key("dataset")] = None
     seed: Annotated[Seed, Key(absent=True)] = 0
 
@@ -190,7 +191,8 @@ class PrepareSettings(StageSettings):
         super().__post_init__()
         n_splits = 1 + (self.validation > 0) + (self.test > 0)
         Setting("min_cells_per_type", int, None, (Ge(n_splits),)).check(self.min_cells_per_type)
-        if sentence := split_rejection(self.validation, self.test):
+        keys = keys_rejection(label_key=self.label_key, batch_key=self.batch_key, donor_key=self.donor_key)
+        if sentence := keys or split_rejection(self.validation, self.test):
             raise InputError(sentence)
         self.gene_list()
         self.kept_list()
@@ -320,7 +322,7 @@ class FitSettings(StageSettings):
 class Settings(FitSettings):
     """Settings of every stage from raw counts to the model."""
 
-    prepare: PrepareSettings = field(default_factory=lambda: PrepareSettings(test=0.0))
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from bdm.checkpoint import Checkpoint, Progress, Timer, stop_requested
+from bdm.checkpoint import Checkpoint, Progress, StopRequest, Timer, stop_requested
 from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.progress import progress
 from bdm.seeds import torch_generator
@@ -167,7 +166,7 @@ def train(
     """
     keep_freed_memory()
     training = _Training.start(network, loss, loop, (checkpoint and checkpoint.read()) or Progress())
-    with stop_requested() if checkpoint else nullcontext(threading.Event()) as stop:
+    with stop_requested() if checkpoint else nullcontext(StopRequest()) as stop:
         try:
             _run(training, validation, checkpoint, stop)
         except (DivergenceError, torch.linalg.LinAlgError) as error:
@@ -222,7 +221,7 @@ class _Training:
         schedule = LambdaLR(adam, warmup_and_cosine(loop), last_epoch=now.step - 1)
         return cls(network, loss, loop, device, module, averaged, optimizer, schedule, now, Progress(), now.step)
 
-    def step(self, stop: threading.Event) -> bool:
+    def step(self, stop: StopRequest) -> bool:
         """Take one step, and return whether any process was asked to stop.
 
         Raises
@@ -257,9 +256,7 @@ class _Training:
         }
 
 
-def _run(
-    training: _Training, validation: Validation | None, checkpoint: Checkpoint | None, stop: threading.Event
-) -> None:
+def _run(training: _Training, validation: Validation | None, checkpoint: Checkpoint | None, stop: StopRequest) -> None:
     """Take all steps, look at them now and then, and write checkpoints."""
     loop, now, writes = training.loop, training.now, training.device.is_global_zero
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
@@ -279,14 +276,16 @@ def _run(
             training.keep()
             checkpoint.write(now)
         if stopped:
-            raise _interrupted(now, loop)
+            raise _interrupted(now, loop, stop)
     none = torch.zeros((), device=training.device.device)
     if checkpoint and _agreed(training.device, none, stop)[1]:  # asked during the last look, or the last write
-        raise _interrupted(now, loop)
+        raise _interrupted(now, loop, stop)
 
 
-def _interrupted(now: Progress, loop: Loop) -> Interrupted:
-    return Interrupted(f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.")
+def _interrupted(now: Progress, loop: Loop, stop: StopRequest) -> Interrupted:
+    return Interrupted(
+        f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.", stop.number
+    )
 
 
 def gains_nothing(now: Progress, loop: Loop) -> bool:
@@ -367,7 +366,7 @@ def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor]
     return update
 
 
-def _agreed(device: Fabric, value: Tensor, stop: threading.Event) -> tuple[float, bool]:
+def _agreed(device: Fabric, value: Tensor, stop: StopRequest) -> tuple[float, bool]:
     """Mean loss of all processes, and whether any of them was asked to end, so that all take as many steps."""
     own = torch.stack([value.detach(), value.new_tensor(float(stop.is_set()))])
     mean_of_all: Any = device.all_reduce(own)

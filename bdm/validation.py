@@ -6,6 +6,7 @@ hence it imports the standard library only.
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from os import PathLike
@@ -124,6 +125,43 @@ def column_rejection(
         return None
     available = ", ".join(map(str, columns)) or "none"
     return f"{table} has no column {key!r}; name one by `{argument}=`{alternative} (there are: {available})."
+
+
+def keys_rejection(**keys: str | None) -> str | None:
+    """Phrase that two of the keys of a data set name the same column of obs; None if each names its own."""
+    first: dict[str, str] = {}
+    for argument, column in keys.items():
+        if column is not None and (other := first.setdefault(column, argument)) != argument:
+            return f"obs[{column!r}] is named by `{other}=` and by `{argument}=`; name another column by `{argument}=`."
+    return None
+
+
+def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
+    """Phrase that there is no cell type of a name, and name the nearest, or all where none is near.
+
+    Parameters
+    ----------
+    of
+        Where the cell types are: ``"The model has"``, ``"cells.h5ad has"``.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"its types are {', '.join(known)}."
+    return f"{of} no type {name!r}; {remedy}"
+
+
+def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
+    """Whether a model of these types may have one of a name, a sub-population (``T/2``) or a clade (``node 3``)."""
+    return bool({name, re.sub(r"/+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
+
+
+def alike_names(names: Iterable[str]) -> tuple[str, ...] | None:
+    """Give the first names that differ by spaces or by upper and lower case alone; None if there are none."""
+    alike: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        key = "".join(name.split()).casefold()
+        alike[key] = (*alike.get(key, ()), name)
+    return next((found for found in alike.values() if len(found) > 1), None)
 
 
 def label_candidates(fitted: str | None) -> tuple[str, ...]:

@@ -548,7 +548,7 @@ def test_device_that_is_not_there(device, monkeypatch):
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=100))
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=100, test=0.2))
 
 
 def fitted_with_history(adata, **changes) -> tuple[GeneAutoencoder, pd.DataFrame]:

@@ -193,7 +193,7 @@ def test_readme_explains_every_method_and_target():
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, min_cells_per_type=20)
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=100, min_cells_per_type=20, test=0.2)
     return prepare(example_cells, settings)
 
 
@@ -509,7 +509,7 @@ def of_donors(tmp_path_factory) -> Path:
     counts = sparse.csr_matrix(rng.poisson(2 * rates).astype(np.float32))
     AnnData(counts, obs=obs.set_index(obs.index.astype(str))).write_h5ad(folder / "cells.h5ad")
     keys = ["--label-key", "cell_type", "--donor-key", "donor", "--genes", "all"]
-    bdm("prepare", folder / "cells.h5ad", folder / "prepared.h5ad", *keys)
+    bdm("prepare", folder / "cells.h5ad", folder / "prepared.h5ad", *keys, "--test", 0.2)
     half = ["--column", "donor", "--fraction", "0.5"]
     run("scripts/cells.py", "hold-out", *half, folder / "prepared.h5ad", folder / "half.h5ad")
     bdm("autoencoder", folder / "half.h5ad", folder / "autoencoder", "--n-steps", 60, "--sub-populations", "none")

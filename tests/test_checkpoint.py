@@ -41,14 +41,14 @@ def validation(network: nn.Module) -> Tensor:
     return loss(network, torch.Generator().manual_seed(9)) + 0.01 * torch.randn((), generator=torch.Generator())
 
 
-def stopping_at(n_steps: int):
+def stopping_at(n_steps: int, number: int = signal.SIGTERM):
     """Loss of training that is asked to end after so many steps."""
     taken = []
 
     def of(network: nn.Module, generator: torch.Generator) -> Tensor:
         taken.append(1)
         if len(taken) == n_steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return loss(network, generator)
 
     return of
@@ -96,6 +96,15 @@ def test_training_that_is_asked_to_end_during_its_last_look_stops(checkpoint, ho
     assert found.equals(expected)
 
 
+def test_ctrl_c_stops_training_as_sigterm_does(checkpoint):
+    with pytest.raises(Interrupted, match=r"after step 7 of .*; the same command goes on from there") as stopped:
+        train(network(), stopping_at(7, signal.SIGINT), LOOP, checkpoint=checkpoint)
+    assert stopped.value.number == signal.SIGINT
+    assert checkpoint.read().step == 7
+    with pytest.raises(KeyboardInterrupt):  # where there is no checkpoint to go on from
+        train(network(), stopping_at(7, signal.SIGINT), LOOP)
+
+
 @pytest.mark.parametrize("how", [LOOP, PATIENT])
 def test_finished_training_is_not_done_again(checkpoint, how):
     whole, again = network(), network()
@@ -119,7 +128,9 @@ def test_other_training_starts_anew(checkpoint, caplog):
 
 def test_second_round_with_other_populations_starts_anew(example_cells, checkpoint, monkeypatch):
     """Populations are found in the latents of the first round, which another device may compute otherwise."""
-    prepared = prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50, min_cells_per_type=80))
+    prepared = prepare(
+        example_cells, PrepareSettings(label_key="bulk_labels", n_genes=50, min_cells_per_type=80, test=0.2)
+    )
     settings = AutoencoderSettings(n_steps=5, n_latent=4, sub_populations=2, min_cells_per_sub_population=10)
 
     def of_others(part: np.ndarray) -> np.ndarray:
@@ -165,7 +176,7 @@ def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
     stopped = checkpoint_beside(tmp_path / "model", seconds=1, seed=0)
     stopped.__enter__().write(Progress())
-    assert not stopped.__exit__(Interrupted, Interrupted(), None)
+    assert not stopped.__exit__(Interrupted, Interrupted("stopped"), None)
     assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint"]
 
 
@@ -181,7 +192,7 @@ def test_other_content_of_a_file_is_another_training(tmp_path, monkeypatch, name
     monkeypatch.chdir(tmp_path)
     for file in ("cells.csv", "labels.csv", "tree.nwk", "genes.txt", "kept.txt"):
         Path(file).write_text("NKG7\n")
-    settings = Settings(prepare=PrepareSettings(genes="genes.txt", keep_genes="kept.txt"))
+    settings = Settings(prepare=PrepareSettings(genes="genes.txt", keep_genes="kept.txt", test=0.2))
     files = Path("cells.csv"), Path("labels.csv"), Path("tree.nwk"), settings
     before = identity(**deciding(*files, seed=0))
     assert identity(**deciding(*files, seed=0)) == before
@@ -195,7 +206,7 @@ def test_other_content_of_a_file_is_another_training(tmp_path, monkeypatch, name
 @pytest.fixture(scope="module")
 def folder(example_cells, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
-    settings = PrepareSettings(label_key="bulk_labels", n_genes=200)
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=200, test=0.2)
     prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
     run_here(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8")
     run_here(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0")
@@ -235,7 +246,7 @@ def tensors(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_killed_command_resumes_and_ends_the_same(folder, number):
     name = number.name.lower()
     checkpoint = folder / f".{name}.checkpoint"
@@ -243,7 +254,7 @@ def test_killed_command_resumes_and_ends_the_same(folder, number):
     for _ in range(2):
         process = killed(folder, command, number, checkpoint)
         output = process.stderr.read()
-        assert process.returncode == (143 if number is signal.SIGTERM else -signal.SIGKILL), output
+        assert process.returncode == (-number if number is signal.SIGKILL else 128 + number), output
         assert not (folder / name).exists()
         assert checkpoint.is_file()
         assert number is signal.SIGKILL or "the same command goes on from there" in output

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,8 +17,9 @@ import pytest
 from typer.main import get_command
 
 from bdm.cli import app, main
+from bdm.commands.base import sentence_at_interrupt
 from bdm.commands.train import where_kept
-from bdm.errors import as_options
+from bdm.errors import Interrupted, as_options
 from bdm.files import sha256
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -110,7 +112,7 @@ def test_no_command_shows_help(bdm):
 
 # ---- the whole way, twice
 
-PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--seed", 3)
+PREPARE = ("--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.2, "--seed", 3)
 DRAWN = ("--newick", "tree.nwk", "--figure", "tree.png", "--table", "tree.csv", "--page", "tree.html")
 STEPS = (
     ("example", "cells.h5ad"),
@@ -271,7 +273,10 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     assert output["wrote"] == str(out)
     assert output["cells"] == "27 of 9 types x 100 genes"
     assert re.fullmatch(r"\d+ s, \d+\.\d GB of memory at most", output["took"])
-    assert output["next"] == f"bdm evaluate prepared.h5ad evaluation/ '{out}'"
+    assert "next" not in output  # as there are no test cells that it knows of
+    caplog.clear()
+    assert bdm("generate", made[0] / "model", out, "--cells-like", made[0] / "prepared.h5ad")[0] == 0
+    assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made[0]}/prepared.h5ad evaluation/ '{out}'"
 
 
 NOWHERE = "validation cells do not gain by it on any branch, so cells are sampled in closed form"
@@ -333,6 +338,16 @@ def test_quiet_prints_nothing_but_warnings(made, bdm, tmp_path, caplog):
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines()
     assert all(line.startswith("Left out type ") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(("has_checkpoints", "where"), [(True, "goes on from the last checkpoint"), (False, "starts")])
+def test_ctrl_c_outside_of_training_is_one_sentence(has_checkpoints, where):
+    with (
+        pytest.raises(Interrupted, match=f"wrote nothing; the same command {where}") as stopped,
+        sentence_at_interrupt(has_checkpoints=has_checkpoints),
+    ):
+        raise KeyboardInterrupt
+    assert stopped.value.number == signal.SIGINT
 
 
 def test_verbose_prints_versions_options_and_times(made, tmp_path):
@@ -582,7 +597,7 @@ BAD = {
     "transmute: no type": ("transmute model prepared.h5ad OUT.h5ad --to T-800", "T-800"),
     "transmute: no target": ("transmute model prepared.h5ad OUT.h5ad", None),
     "transmute: from no type": ("transmute model prepared.h5ad OUT.h5ad --to Dendritic --from T-800", "T-800"),
-    "transmute: like what": ("transmute model prepared.h5ad OUT.h5ad --to x --from Dendritic --like a=b", "OLD=NEW"),
+    "transmute: like what": ("transmute model prepared.h5ad OUT.h5ad --to x --from Dendritic --like a", "OLD=NEW"),
     "transmute: no cells": ("transmute model none.h5ad OUT.h5ad --to Dendritic", "none.h5ad"),
     "transmute: no labels": ("transmute model generated_without.h5ad OUT.h5ad --to Dendritic", "no column"),
     "transmute: other genes": ("transmute model few_genes.h5ad OUT.h5ad --to Dendritic", "lack"),

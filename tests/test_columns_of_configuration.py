@@ -16,7 +16,7 @@ from test_workflow import ROOT, SCHEMA, snakemake, write_config
 from bdm.audit.folds import check_donors
 from bdm.audit.limits import audit_rejection
 from bdm.data.counts import count_slots
-from bdm.data.header import count_values, obs_columns, slot_names, var_columns
+from bdm.data.header import n_cells_by_value, obs_columns, slot_names, var_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 
@@ -37,12 +37,15 @@ rule count:
 """
 
 
-def cells(n_cells: int = 12) -> ad.AnnData:
-    number = np.arange(n_cells)
-    obs = {"cell_type": np.where(number % 2, "B", "T"), "term": np.where(number % 2, "CL:0000236", "CL:0000084")}
+N_CELLS = 36
+
+
+def cells() -> ad.AnnData:
+    number = np.arange(N_CELLS)
+    obs = {"cell_type": np.array(["A", "B", "C"])[number % 3], "term": np.where(number % 2, "CL:0000236", "CL:0000084")}
     obs |= {"batch": [f"b{i % 2}" for i in number], "person": [f"p{i % 6}" for i in number], "lane": number % 6}
     table = pd.DataFrame(obs, index=[f"c{i}" for i in number]).astype({"person": "category"})
-    return ad.AnnData(sparse.csr_matrix(np.ones((n_cells, 4), dtype=np.float32)), obs=table)
+    return ad.AnnData(sparse.csr_matrix(np.ones((N_CELLS, 4), dtype=np.float32)), obs=table)
 
 
 def named_columns() -> list[str]:
@@ -77,7 +80,9 @@ def test_keys_that_name_columns_are_found():
 @pytest.mark.parametrize("key", named_columns())
 def test_no_such_column_is_reported_before_any_job(folder, key):
     section, _, name = key.partition("/")
-    assert planned_rules(with_value(key, "lane"))
+    config = with_value(key, "lane")
+    del config["datasets"][MINE]["transmute"]  # whose types are not in the other column
+    assert planned_rules(config)
     found = message(with_value(key, "tpyo"))
     place = {"dataset": "", "addition": "extend.additions.more."}.get(section, f"{section}.")
     file = "more.h5ad" if section == "addition" else "cells.h5ad"
@@ -159,7 +164,7 @@ def test_cells_that_cannot_be_read_are_left_to_bdm_prepare(folder):
     for name, content in {"cells.h5ad": b"", "text.h5ad": b"no cells", "cells.loom": b""}.items():
         (folder / name).write_bytes(content)
         assert obs_columns(folder / name) is var_columns(folder / name) is slot_names(folder / name) is None
-        assert count_values(folder / name, "person") is None
+        assert n_cells_by_value(folder / name, "person") is None
     assert obs_columns(folder / "absent.h5ad") is None
     with h5py.File(folder / "no_obs.h5ad", "w") as file:
         file["X"] = 1
@@ -184,7 +189,7 @@ def test_old_files_keep_obs_in_one_table(tmp_path):
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
     assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
     assert var_columns(tmp_path / "old.h5ad") is slot_names(tmp_path / "old.h5ad") is None  # raw is named otherwise
-    assert count_values(tmp_path / "old.h5ad", "donor") == 2
+    assert n_cells_by_value(tmp_path / "old.h5ad", "donor") == {"2": 1, "3": 1}
 
 
 def test_columns_are_those_that_are_read(folder):
@@ -227,6 +232,58 @@ def test_cells_without_a_matrix_have_counts_in_layers_only(folder):
     assert slot_names(folder / "cells.h5ad") == list(count_slots(found)) == ["umi"]
 
 
+# ---- cell types
+
+
+WRONG = {
+    "transmutation/to": ("B cell", "transmute.transmutations.there.to: cells.h5ad has no type 'B cell'; its types"),
+    "transmutation/from": (["A", "b"], "transmute.transmutations.there.from: cells.h5ad has no type 'b'; "),
+    "addition/cell_types": (["D"], "extend.additions.more.cell_types: more.h5ad has no type 'D'; its types are A, B"),
+    "addition/update": (["AA"], "extend.additions.more.update: more.h5ad has no type 'AA'; did you mean 'A'?"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_type_that_the_cells_lack_is_reported_before_any_job(folder, key):
+    value, sentence = WRONG[key]
+    assert message(with_value(key, value)).startswith(f"Configuration, datasets.{MINE}.{sentence}")
+    for known in ("C", "C/2", "node 1"):  # a type, a sub-population and a clade, which are not known yet
+        assert planned_rules(with_value("transmutation/to", known))
+
+
+def test_a_type_that_is_left_out_is_no_type_to_transmute_to(folder):
+    found = message(with_value("prepare/leave_out", ["B"]))
+    assert found.startswith(
+        f"Configuration, datasets.{MINE}.transmute.transmutations.there.to: The cell type 'B' is left"
+    )
+    assert "'B' is left out, by leave_out or min_cells_per_type" in message(
+        with_value("prepare/min_cells_per_type", 13)
+    )
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        "changes: [{name: up, in: [A, Bc], genes: [g], log2_fold_change: 1}]",
+        "changes: [{name: up, in: Bc, genes: [g], log2_fold_change: 1}]",
+        "composition: {shifts: [{condition: c, in: [Bc], log_odds: 1}]}",
+        "composition: {proportions: {A: 0.5, Bc: 0.5}}",
+        "samples: {cells: {A: 5, Bc: 5}}",
+    ],
+)
+def test_a_type_in_a_design_is_reported_before_any_job(folder, design):
+    (folder / "design.yaml").write_text(design)
+    start = f"Configuration, datasets.{MINE}.simulate.designs.here: cells.h5ad has no type 'Bc'; did you mean 'B'?"
+    assert message(CONFIG).startswith(start)
+    (folder / "design.yaml").write_text(design.replace("Bc", "B/2"))
+    assert planned_rules(CONFIG)
+
+
+def test_columns_with_two_meanings_are_reported_before_any_job(folder):
+    found = message(with_value("dataset/batch_key", "cell_type"))
+    assert "batch_key: obs['cell_type'] is named by label_key and by batch_key; name another column by" in found
+
+
 # ---- donors for an audit
 
 
@@ -236,7 +293,7 @@ def with_donors(column: pd.Series) -> ad.AnnData:
     return found
 
 
-FIVE = pd.Series([f"p{i % 5}" for i in range(12)])
+FIVE = pd.Series([f"p{i % 5}" for i in range(N_CELLS)])
 DONORS = {
     "categories": FIVE.astype("category"),
     "unused categories": pd.Series(pd.Categorical(FIVE, categories=[f"p{i}" for i in range(9)])),
@@ -285,7 +342,7 @@ def test_donors_are_too_few_as_for_bdm_audit():
 
 
 def test_an_audit_that_will_be_inconclusive_is_warned_of(folder, caplog):
-    with_donors(pd.Series([f"p{i % 9}" for i in range(12)])).write_h5ad(folder / "cells.h5ad")
+    with_donors(pd.Series([f"p{i % 9}" for i in range(N_CELLS)])).write_h5ad(folder / "cells.h5ad")
     assert planned_rules(CONFIG)
     assert "inconclusive" not in caplog.text
     assert planned_rules(with_value("audit/n_folds", 1))

@@ -27,7 +27,7 @@ def command(out: str, n_steps: int, n_devices: int) -> str:
 def folder(example_cells, tmp_path_factory) -> Path:
     """Autoencoder, hierarchy, and models that one process and three trained."""
     folder = tmp_path_factory.mktemp("devices")
-    settings = PrepareSettings(label_key="bulk_labels", n_genes=200)
+    settings = PrepareSettings(label_key="bulk_labels", n_genes=200, test=0.2)
     prepare(example_cells, settings).write_h5ad(folder / "prepared.h5ad")
     run_here(folder, "autoencoder prepared.h5ad autoencoder --n-steps 30 --n-latent 8")
     run_here(folder, "hierarchy autoencoder hierarchy.json --n-bootstrap 0")

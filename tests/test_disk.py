@@ -59,7 +59,7 @@ def folder(example_cells, small_model, tmp_path_factory) -> Path:
 
 COMMANDS = {
     "example": ("example", "{out}.h5ad"),
-    "prepare": ("prepare", "{folder}/cells.h5ad", "{out}.h5ad", "--label-key", "bulk_labels"),
+    "prepare": ("prepare", "{folder}/cells.h5ad", "{out}.h5ad", "--label-key", "bulk_labels", "--test", "0.2"),
     "fit": ("fit", "{folder}/cells.h5ad", "{out}", "--label-key", "bulk_labels", "--autoencoder-n-steps", "2",
             "--denoiser-n-steps", "2"),
     "generate": ("generate", "{folder}/model", "{out}.h5ad", "--cells", "40"),

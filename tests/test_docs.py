@@ -204,7 +204,7 @@ def test_clusters_are_labels(example_cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = {"adata": example_cells.copy()}
     run_blocks("own_data.md", "Without labels", found, replacing=("n_top_genes=2000", "n_top_genes=200"))
-    prepared = prepare(found["adata"], PrepareSettings(label_key="cluster", counts="counts"))
+    prepared = prepare(found["adata"], PrepareSettings(label_key="cluster", counts="counts", test=0.2))
     assert prepared.obs["cell_type"].nunique() > 2
 
 

@@ -239,8 +239,8 @@ def apart(obs):
     [
         (None, {"donor_key": "person"}, "obs has no column 'person'"),
         ({"donor": "d"}, {"donor_key": "donor"}, "has one value for all cells"),
-        (None, {"donor_key": "cell_type"}, "for the donors and for the cell types"),
-        (None, {"donor_key": "donor", "batch_key": "donor"}, "for the donors and for the batches"),
+        (None, {"donor_key": "cell_type"}, "is named by `label_key=` and by `donor_key=`"),
+        (None, {"donor_key": "donor", "batch_key": "donor"}, "is named by `batch_key=` and by `donor_key=`"),
         ({"donor": nested}, {"donor_key": "donor"}, "has cells of one cell type only"),
         ({"donor": apart}, {"donor_key": "donor"}, "No cell type has cells of several donors"),
         ({"lane": lambda obs: "lane " + obs["donor"]}, {"donor_key": "donor", "batch_key": "lane"}, "is a batch"),
@@ -268,7 +268,7 @@ def test_commands_learn_donors_and_name_few(tmp_path, caplog):
     at = {name: str(tmp_path / name) for name in ("cells.h5ad", "prepared.h5ad", "autoencoder", "tree.json", "model")}
     small = ["--n-latent", "4", "--n-steps", "30"]
     for arguments in (
-        ["prepare", at["cells.h5ad"], at["prepared.h5ad"], "--donor-key", "donor"],
+        ["prepare", at["cells.h5ad"], at["prepared.h5ad"], "--donor-key", "donor", "--test", "0.2"],
         ["autoencoder", at["prepared.h5ad"], at["autoencoder"], *small],
         ["hierarchy", at["autoencoder"], at["tree.json"], "--n-bootstrap", "0"],
         ["train", at["autoencoder"], at["tree.json"], at["model"], "--n-steps", "100", "--width", "16"],

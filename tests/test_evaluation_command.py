@@ -24,7 +24,7 @@ def bdm(*arguments) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(example_cells) -> AnnData:
-    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=300))
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", n_genes=300, test=0.2))
 
 
 @pytest.fixture

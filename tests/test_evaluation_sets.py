@@ -23,7 +23,7 @@ from bdm.settings import EvaluationSettings, PrepareSettings
 
 @pytest.fixture(scope="module")
 def prepared(example_cells):
-    return prepare(example_cells, PrepareSettings(label_key="bulk_labels"))
+    return prepare(example_cells, PrepareSettings(label_key="bulk_labels", test=0.2))
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def faults_of(case: Case) -> tuple[list[str], str | None]:
         faults.append("there is no cell type .* to leave out")
     n_genes = (values > 0).sum(axis=1)
     if chosen.min_genes_per_cell == 0 and (n_genes[left] == 0).any():
-        faults.append("have no counts at all, for example .*; leave them out by `min_genes_per_cell=1`")
+        faults.append("without any counts, for example .*; leave such cells out by `min_genes_per_cell=1`")
     left &= n_genes >= max(chosen.min_genes_per_cell, 1)
     if not left.any():
         faults.append("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`")

@@ -266,7 +266,7 @@ def test_requested_threads_are_kept():
         "import bdm, torch\n"
         "from bdm.data.example import pbmc68k_counts\n"
         "from bdm.data.prepare import PrepareSettings, prepare\n"
-        "prepare(pbmc68k_counts(), PrepareSettings(label_key='bulk_labels', n_genes=50))\n"
+        "prepare(pbmc68k_counts(), PrepareSettings(label_key='bulk_labels', n_genes=50, test=0.2))\n"
         "print(torch.get_num_threads())"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)

@@ -47,7 +47,7 @@ def settings(small_settings) -> Settings:
     """Settings of a model of one population."""
     return replace(
         small_settings,
-        prepare=PrepareSettings(n_genes=100, label_key=None),
+        prepare=PrepareSettings(n_genes=100, label_key=None, test=0.2),
         autoencoder=replace(small_settings.autoencoder, n_steps=30, sub_populations="none"),
         denoiser=replace(small_settings.denoiser, n_steps=30),
     )
@@ -82,21 +82,23 @@ def test_none_means_no_labels_and_the_default_is_a_column(cells, settings):
     with pytest.raises(InputError, match=r"^label_key is None, and 'annotation' in settings\.prepare; give it in one"):
         package.BranchedDiffusion(cells, label_key=None, settings=named)
     with pytest.raises(InputError, match=r"^label_key is '', but must be non-empty\.$"):
-        PrepareSettings(label_key="")
+        PrepareSettings(label_key="", test=0.2)
 
 
 def test_cells_are_split_as_one_type_and_keep_their_columns(cells):
-    prepared = prepare(cells, PrepareSettings(n_genes=50, label_key=None))
+    prepared = prepare(cells, PrepareSettings(n_genes=50, label_key=None, test=0.2))
     assert prepared.obs["cell_type"].tolist() == [WITHOUT_LABELS] * 700
     assert prepared.obs["split"].value_counts().to_dict() == {"train": 490, "validation": 70, "test": 140}
     assert prepared.obs["cell_type_input"].astype(str).tolist() == cells.obs["cell_type"].tolist()
-    again = prepare(cells, PrepareSettings(n_genes=50, label_key=None, seed=1))
+    again = prepare(cells, PrepareSettings(n_genes=50, label_key=None, seed=1, test=0.2))
     assert (again.obs["split"] != prepared.obs["split"]).any()
 
 
 def test_too_few_cells_are_rejected_in_one_sentence(cells):
-    with pytest.raises(InputError, match=r"^there are 9 cells, fewer than 10; give more, or lower `min_cells_per_type"):
-        prepare(cells[:9].copy(), PrepareSettings(n_genes=5, label_key=None))
+    with pytest.raises(
+        InputError, match=r"^there are fewer than 10 cells \(9\); give more, or lower `min_cells_per_type"
+    ):
+        prepare(cells[:9].copy(), PrepareSettings(n_genes=5, label_key=None, test=0.2))
 
 
 def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):  # noqa: F811
@@ -342,7 +344,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     assert ad.read_h5ad("generated.h5ad").n_obs == 700
     assert "are not computed for cells of one type" in caplog.text
     results = read_results(tmp_path)
-    assert commands(results)[0] == "bdm prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --seed 0"
+    assert commands(results)[0] == "bdm prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --test 0.2 --seed 0"
     page = " ".join(re.sub("<[^>]+>", " ", report_page(results)).split())
     assert "The data are 700 cells without labels, of which 140 test cells were held out." in page
     assert "F1 of cell typing and log fold changes compare cell types with each other, so they are not computed" in page

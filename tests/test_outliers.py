@@ -13,7 +13,7 @@ from bdm.data.read import read_cells
 from bdm.settings import PrepareSettings
 
 N_CELLS, N_GENES = 400, 60
-SETTINGS = {"genes": "all", "min_cells_per_gene": 0}
+SETTINGS = {"genes": "all", "min_cells_per_gene": 0, "test": 0.2}
 
 
 def cells_with(planted: dict[tuple[int, int], int], *, n_types: int = 2) -> AnnData:
@@ -76,10 +76,10 @@ def test_counts_are_kept_without_the_setting():
 
 def test_genes_are_ranked_by_clipped_counts(example_cells):
     def chosen(adata: AnnData, *, clip: bool) -> set[str]:
-        return set(prepare(adata, PrepareSettings(n_genes=400, clip_outliers=clip)).var_names)
+        return set(prepare(adata, PrepareSettings(n_genes=400, clip_outliers=clip, test=0.2)).var_names)
 
     raw, clipped_first = (
-        prepare(example_cells, PrepareSettings(label_key="bulk_labels", genes="all", clip_outliers=clip))
+        prepare(example_cells, PrepareSettings(label_key="bulk_labels", genes="all", clip_outliers=clip, test=0.2))
         for clip in (False, True)
     )
     assert chosen(raw, clip=True) == chosen(clipped_first, clip=False) != chosen(raw, clip=False)

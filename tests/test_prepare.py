@@ -29,7 +29,7 @@ SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells
 
 
 def settings(**changes) -> PrepareSettings:
-    return PrepareSettings(**{"label_key": "bulk_labels", "n_genes": 200, **changes})
+    return PrepareSettings(**{"label_key": "bulk_labels", "n_genes": 200, "test": 0.2, **changes})
 
 
 @pytest.fixture
@@ -372,8 +372,8 @@ def test_input_columns_of_canonical_names_are_kept(cells, caplog):
 
 def test_prepared_cells_can_be_prepared_again(cells):
     once = prepare(cells, settings(genes="all"))
-    twice = prepare(once, PrepareSettings(genes="all", seed=1))
-    thrice = prepare(twice, PrepareSettings(genes="all", seed=1))
+    twice = prepare(once, PrepareSettings(genes="all", seed=1, test=0.2))
+    thrice = prepare(twice, PrepareSettings(genes="all", seed=1, test=0.2))
     assert "cell_type_input" not in twice.obs
     assert list(thrice.obs["split_input_input"]) == list(twice.obs["split"])
 
@@ -553,7 +553,7 @@ def test_memory_does_not_grow_with_the_counts(tmp_path):
         "from bdm.data.read import read_cells\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "cells = read_cells(sys.argv[1], on_disk=True)\n"
-        "prepared_cells(cells, PrepareSettings(n_genes=1000)).write(sys.argv[2])\n"
+        "prepared_cells(cells, PrepareSettings(n_genes=1000, test=0.2)).write(sys.argv[2])\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
     paths = [str(tmp_path / name) for name in ("cells.h5ad", "prepared.h5ad")]
@@ -710,7 +710,7 @@ def log_normalised(cells):
         (batch_without_training_cells, "batch b has no training cells"),
         (repeated_cell, "cell name .* more than once"),
         (repeated_gene, "gene name .* more than once"),
-        (empty_cells, "5 cells have no counts at all, for example .*`min_genes_per_cell=1`"),
+        (empty_cells, "5 cells without any counts, for example .*`min_genes_per_cell=1`"),
         (few_genes, "genes cannot be ranked by variability .*genes='all'"),
         (genes_that_do_not_vary, "genes cannot be ranked by variability .* fewer genes vary; give `genes='all'`"),
         (log_normalised, "no raw counts: X has .* not whole, as in log-normalised data"),
@@ -812,7 +812,7 @@ def test_command_does_not_overwrite_its_data(cells, tmp_path, monkeypatch):
 # ---- prepared cells that were changed
 
 
-OF_BATCHES = PrepareSettings(label_key="bulk_labels", batch_key="batch", genes="all", min_cells_per_type=5)
+OF_BATCHES = PrepareSettings(label_key="bulk_labels", batch_key="batch", genes="all", min_cells_per_type=5, test=0.2)
 
 
 def with_batches(cells: AnnData) -> AnnData:

@@ -27,7 +27,7 @@ from bdm.settings import EvaluationSettings, PrepareSettings
 def prepared(example_cells):
     cells = example_cells.copy()
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2, "odd", "even")
-    return prepare(cells, PrepareSettings(label_key="bulk_labels", batch_key="donor"))
+    return prepare(cells, PrepareSettings(label_key="bulk_labels", batch_key="donor", test=0.2))
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def bdm(*arguments: str | Path) -> None:
 
 def learn(folder: Path, cells: Path, *options: str, n_steps: int = 30) -> None:
     """Make the results that every report needs, with few steps, and with options for ``prepare``."""
-    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100, *options)
+    bdm("prepare", cells, folder / "prepared.h5ad", "--label-key", "label", "--n-genes", 100, "--test", 0.2, *options)
     bdm("autoencoder", folder / "prepared.h5ad", folder / "autoencoder", "--n-latent", 4, "--n-steps", n_steps)
     bdm("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
     small = ("--width", 16, "--n-layers", 1, "--n-steps", n_steps)
@@ -212,7 +212,7 @@ def test_page_shows_the_input_data_and_how_to_reproduce_it(page, results):
     assert f"{len(results.cells)} labelled cells" in text
     for setting in ("label_key", "n_genes", "n_latent", "n_steps", "width", "n_layers", "n_repeats"):
         assert f"{setting} " in text, setting
-    options = f"--label-key label --leave-out '{LEFT_OUT}' --n-genes 100 --seed 0"
+    options = f"--label-key label --leave-out '{LEFT_OUT}' --n-genes 100 --test 0.2 --seed 0"
     assert f"bdm prepare 'my <i>cells.h5ad' prepared.h5ad {options}" in text
     assert "bdm train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 30 --seed 0" in text
     assert "bdm generate model generated.h5ad --cells-like prepared.h5ad --seed 0" in text
@@ -413,7 +413,9 @@ def added(example_cells, tmp_path_factory) -> Path:
     (folder / "own tree.json").write_text('["--b", ["d c", "m"]]')
     first, second, third = (folder / name for name in ("first", "second", "third"))
     labels = ("--labels", folder / "my labels.csv", "--label-key", "label")
-    bdm("prepare", folder / "cells.h5ad", first / "prepared.h5ad", *labels, "--n-genes", 100, "--seed", 2)
+    bdm(
+        "prepare", folder / "cells.h5ad", first / "prepared.h5ad", *labels, "--n-genes", 100, "--test", 0.2, "--seed", 2
+    )
     few = ("--n-latent", 4, "--n-steps", 30)
     bdm("autoencoder", first / "prepared.h5ad", first / "autoencoder", *few, "--seed", 3)
     tree = ("--tree", folder / "own tree.json", "--n-bootstrap", 7, "--seed", 4)

@@ -57,7 +57,7 @@ ARGUMENTS = {
 # Stage, setting, value, and the sentence that rejects it
 REJECTED = [
     ("prepare", "n_genes", 0, "n_genes is 0, but must be at least 1."),
-    ("prepare", "min_cells_per_type", 2, "min_cells_per_type is 2, but must be at least 3."),
+    ("prepare", "min_cells_per_gene", -1, "min_cells_per_gene is -1, but must be at least 0."),
     ("autoencoder", "loading_scale", 0.0, "loading_scale is 0.0, but must be above 0."),
     (
         "autoencoder",
@@ -173,6 +173,25 @@ def test_defaults_are_within_their_bounds_and_can_be_replaced(kind):
     assert replace(settings) == settings
     for setting in settings_of(kind):
         assert setting.default == getattr(settings, setting.name)
+
+
+def test_test_cells_are_held_out_on_request_alone():
+    assert PrepareSettings().test == PrepareSettings(n_genes=50).test == Settings().prepare.test == 0
+    assert schema()["$defs"]["prepare"]["properties"]["test"]["default"] == 0.2  # as the workflow evaluates
+
+
+def test_each_part_of_the_split_needs_a_cell_of_each_type():
+    assert PrepareSettings(min_cells_per_type=2).min_cells_per_type == 2
+    with pytest.raises(InputError, match=r"^min_cells_per_type is 2, but must be at least 3\.$"):
+        PrepareSettings(min_cells_per_type=2, test=0.2)
+
+
+@pytest.mark.parametrize(("key", "other"), [("batch_key", "label_key"), ("donor_key", "label_key")])
+def test_a_column_has_one_meaning(key, other):
+    with pytest.raises(InputError, match=rf"^obs\['kind'\] is named by `{other}=` and by `{key}=`; name another"):
+        PrepareSettings(**{key: "kind", other: "kind"})
+    with pytest.raises(InputError, match=r"^obs\['who'\] is named by `batch_key=` and by `donor_key=`"):
+        PrepareSettings(batch_key="who", donor_key="who")
 
 
 def test_a_given_seed_of_0_contradicts_another():

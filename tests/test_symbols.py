@@ -144,7 +144,18 @@ def folder(cells, tmp_path_factory) -> Path:
     (folder / "genes.txt").write_text("\n".join(cells.var["feature_name"].dropna().unique()[:150]) + "\nCD79A\nLYZ\n")
     prepared, model, generated = (folder / name for name in ("prepared.h5ad", "model", "generated.h5ad"))
     keys = ("--label-key", "bulk_labels", "--leave-out", B)
-    run("prepare", folder / "cells.h5ad", prepared, *keys, "--genes", folder / "genes.txt", "--keep-genes", "markers")
+    run(
+        "prepare",
+        folder / "cells.h5ad",
+        prepared,
+        *keys,
+        "--test",
+        0.2,
+        "--genes",
+        folder / "genes.txt",
+        "--keep-genes",
+        "markers",
+    )
     run("autoencoder", prepared, folder / "autoencoder", "--n-latent", 4, "--n-steps", 30)
     run("hierarchy", folder / "autoencoder", folder / "hierarchy.json", "--n-bootstrap", 5)
     small = ("--width", 16, "--n-layers", 1, "--n-steps", 30)
@@ -231,5 +242,7 @@ def test_files_of_cells_keep_the_names_of_the_data(folder, cells):
 
 
 def test_nothing_changes_where_names_are_symbols(example_cells):
-    prepared = bdm.data.prepare.prepare(example_cells, bdm.data.prepare.PrepareSettings(label_key="bulk_labels"))
+    prepared = bdm.data.prepare.prepare(
+        example_cells, bdm.data.prepare.PrepareSettings(label_key="bulk_labels", test=0.2)
+    )
     assert '"gene_symbols": null' in prepared.uns["bdm"]["settings"]

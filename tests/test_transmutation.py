@@ -183,7 +183,7 @@ def test_cells_that_cannot_be_transmuted_are_left_out(example_cells, small_model
     assert len(sources.cell_type) == cells.n_obs - 1 - n_lacking - n_there
     assert [record.getMessage() for record in caplog.records if record.name.startswith("bdm.transmutation")] == [
         f"Left out {n_lacking} cells of types that the model lacks: '{LACKING}'.",
-        "Left out 1 cells with no counts of the model's genes.",
+        "Left out 1 cell with no counts of the model's genes.",
     ]
 
 
@@ -359,8 +359,10 @@ def test_a_transmutation_like_pairs_reports_their_error(example_cells, small_mod
 def test_pair_is_read_whatever_its_names():
     assert read_pair("a=b", ("a", "b")) == Pair("a", "b")
     assert read_pair("a=b=c", ("c", "a=b")) == Pair("a=b", "c")
-    with pytest.raises(InputError, match="OLD=NEW"):
-        read_pair("a=c", ("a", "b"))
+    with pytest.raises(InputError, match=r"^--like a is not of the form OLD=NEW"):
+        read_pair("a", ("a", "b"))
+    with pytest.raises(InputError, match=r"^--like blood=bone: the model has no type 'bone'; did you mean 'bones'"):
+        read_pair("blood=bone", ("blood", "bones"))
 
 
 def test_transmutations_like_others_that_are_rejected(example_cells, small_model):

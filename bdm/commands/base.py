@@ -6,6 +6,7 @@ import logging
 import platform
 import resource
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdm import __version__
 from bdm.commands.options import Quiet, Threads, Verbose, arguments_of, check_outputs, options_of
-from bdm.errors import as_options
+from bdm.errors import Interrupted, as_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +71,14 @@ def print_plan(out: Path, obs: "pd.DataFrame", n_genes: int, n_steps: dict[str, 
         print(f"at most {counted(number, 'training step')} of {name}")
 
 
+def evaluating(cells: Path | None, *words: Path | str) -> tuple[Path | str, ...]:
+    """Words of the command that compares new cells with test cells, if there are any in the file of other cells."""
+    from bdm.data.header import n_cells_by_value
+
+    splits = None if cells is None else n_cells_by_value(cells, "split")
+    return words if splits and "test" in splits else ()
+
+
 def command_with_summary(command: Callable[..., Summary | None], *, computes: bool = False) -> Callable[..., None]:
     """Give a command its options, ``--quiet`` and ``--verbose`` among them, and let it print its summary at the end.
 
@@ -97,7 +106,8 @@ def command_with_summary(command: Callable[..., Summary | None], *, computes: bo
                 logger.debug("%s", versions())
             for name, value in given.items():
                 logger.debug("%s: %s", name, value)
-            summary = command(**arguments)
+            with sentence_at_interrupt(has_checkpoints="checkpoint_every" in arguments):
+                summary = command(**arguments)
             if summary is not None:
                 logger.info("%s", aligned(summary.rows(seconds=time.monotonic() - start)))
 
@@ -112,6 +122,16 @@ class OptionFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Rewrite the Python arguments of a message as options."""
         return as_options(super().format(record))
+
+
+@contextmanager
+def sentence_at_interrupt(*, has_checkpoints: bool) -> Iterator[None]:
+    """Let a command that Ctrl-C ends outside of training state where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        where = "goes on from the last checkpoint, if there is one" if has_checkpoints else "starts again"
+        raise Interrupted(f"Stopped, and wrote nothing; the same command {where}.", signal.SIGINT) from stop
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from bdm.commands.base import Summary
+from bdm.commands.base import Summary, evaluating
 from bdm.commands.options import Device, DryRun, ModelFolder, OutFile
 from bdm.settings import AS_FITTED, GenerationSettings, InputKeys, Seed
 
@@ -82,7 +82,10 @@ def generate(
             generated = with_schema(generated, original, loaded, request, seed=seed)
         write_cells(path, generated, {"bdm": record})
     facts = {**({} if part is None else {"part": part}), "cells": f"{sum(n_cells.values()):,} of {of}"}
-    return Summary((out,), facts, then=() if part else ("bdm", "evaluate", "prepared.h5ad", "evaluation/", out))
+    then = (
+        () if part or cells_like is None else evaluating(cells_like, "bdm", "evaluate", cells_like, "evaluation/", out)
+    )
+    return Summary((out,), facts, then=then)
 
 
 def print_plan(out: Path | str, n_cells: dict[str, int], of: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bdm.commands.base import Summary
+from bdm.commands.base import Summary, evaluating
 from bdm.commands.options import Device, ModelFolder, OutFile
 from bdm.settings import InputKeys, Seed, SourceTypes, TargetType, TransmutationSettings
 
@@ -67,4 +67,4 @@ def transmute(
     n_by_type = zip(*np.unique(sources.cell_type, return_counts=True), strict=True)
     original_types = ", ".join(f"{number:,} {name}" for name, number in n_by_type)
     facts = {"cells": f"{len(sources.cell_type):,} transmuted to {to}: {original_types}"}
-    return Summary((out,), facts, then=("bdm", "evaluate-transmuted", "prepared.h5ad", "transmutation/", out))
+    return Summary((out,), facts, then=evaluating(cells, "bdm", "evaluate-transmuted", cells, "transmutation/", out))

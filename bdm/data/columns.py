@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import pandas as pd
 from pandas.api.types import infer_dtype, is_float_dtype, is_numeric_dtype
 
+from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError
 from bdm.settings import WITHOUT_LABELS
-from bdm.validation import NO_LABELS, PREPARED_COLUMNS, column_rejection
+from bdm.validation import NO_LABELS, PREPARED_COLUMNS, alike_names, column_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,6 @@ RESERVED_COLUMNS = (
     "common_ancestor_level",
     INDEX,
 )
-MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
 NO_TYPES = re.compile(
     r"\b(unknowns?|unassigned|unlabell?ed|unclassified|unannotated|undetermined|undefined|unidentified"
     r"|doublets?|multiplets?|low qual(ity)?|ambiguous|debris)\b|^(na|n a|none|null)$"
@@ -74,7 +74,7 @@ def canonical_columns(
     if batch_key is not None:
         columns["batch"] = group_column(obs, batch_key, argument="batch_key")
     if donor_key is not None:
-        columns["donor"] = donor_column(obs, donor_key, label_key=label_key, batch_key=batch_key)
+        columns["donor"] = group_column(obs, donor_key, argument="donor_key")
     for name in PREPARED_COLUMNS if donor_key is not None else PREPARED_COLUMNS[:-1]:
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
@@ -84,20 +84,6 @@ def canonical_columns(
             logger.log(level, "The input's column %s of obs is kept as %s.", name, kept)
             obs = obs.rename(columns={name: kept})
     return obs.assign(**columns)
-
-
-def donor_column(obs: pd.DataFrame, key: str, *, label_key: str | None, batch_key: str | None) -> pd.Series:
-    """Return the column with the donors, as categories of text.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, it holds the cell types or the batches, has missing values, or one donor only.
-    """
-    for other, what in ((label_key, "cell types"), (batch_key, "batches")):
-        if key == other:
-            raise InputError(f"obs[{key!r}] is named for the donors and for the {what}; name another by `donor_key=`.")
-    return group_column(obs, key, argument="donor_key")
 
 
 def check_crossed(obs: pd.DataFrame, key: str) -> None:
@@ -176,6 +162,12 @@ def group_column(
         raise InputError(f"obs[{key!r}] has the value {unwritable!r}, which files cannot hold; rename it.")
     if groups.nunique() < 2:
         raise InputError(f"obs[{key!r}] has one value for all cells; {another}.")
+    if alike := alike_names(groups.cat.categories):
+        logger.warning(
+            "obs[%r] has %s, which differ by spaces or case alone; give them one name, if they are the same.",
+            key,
+            " and ".join(map(repr, alike)),
+        )
     return groups
 
 

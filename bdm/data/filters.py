@@ -7,6 +7,7 @@ import pandas as pd
 
 from bdm.data.columns import is_unwritable
 from bdm.errors import InputError
+from bdm.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int
         return obs
     if min_genes == 0:
         raise InputError(
-            f"{few.sum()} cells have no counts at all, for example {obs.index[few][0]}; leave them out "
+            f"{counted(few.sum(), 'cell')} without any counts, for example {obs.index[few][0]}; leave such cells out "
             "by `min_genes_per_cell=1`."
         )
-    logger.warning("Left out %d cells with counts of fewer genes than %d.", few.sum(), min_genes)
+    logger.warning("Left out %s with counts of fewer genes than %d.", counted(few.sum(), "cell"), min_genes)
     return obs[~few]
 
 
@@ -83,7 +84,7 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = T
     if not labelled:
         if len(small):
             raise InputError(
-                f"there are {len(obs)} cells, fewer than {min_cells}; give more, or lower `min_cells_per_type=`."
+                f"there are fewer than {min_cells} cells ({len(obs)}); give more, or lower `min_cells_per_type=`."
             )
         return obs
     if len(n_cells) - len(small) < 2:
@@ -93,7 +94,7 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = T
             "`label_key=None`."
         )
     for name, number in small.items():
-        logger.warning("Left out type %s: it has %d cells, fewer than %d.", name, number, min_cells)
+        logger.warning("Left out type %s: it has %s, fewer than %d.", name, counted(number, "cell"), min_cells)
     return obs[~obs["cell_type"].isin(small.index)]
 
 
@@ -175,22 +176,22 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
     return obs[~obs["cell_type"].isin(few.index)]
 
 
-def without_uncounted_cells(obs: pd.DataFrame, counted: np.ndarray, *, n_genes: int) -> pd.DataFrame:
-    """Leave out cells without counts of the ``n_genes`` chosen genes; ``counted`` are the indices of cells with counts.
+def without_uncounted_cells(obs: pd.DataFrame, rows: np.ndarray, *, n_genes: int) -> pd.DataFrame:
+    """Leave out cells without counts of the ``n_genes`` chosen genes; ``rows`` are the indices of cells with counts.
 
     Raises
     ------
     InputError
         If a split loses all its cells of a type.
     """
-    if len(counted) == len(obs):
+    if len(rows) == len(obs):
         return obs
-    logger.warning("Left out %d cells with no counts of the %d chosen genes.", len(obs) - len(counted), n_genes)
-    n_cells = obs.iloc[counted].groupby(["cell_type", "split"], observed=False).size()
+    logger.warning("Left out %s with no counts of the %d chosen genes.", counted(len(obs) - len(rows), "cell"), n_genes)
+    n_cells = obs.iloc[rows].groupby(["cell_type", "split"], observed=False).size()
     if n_cells.min() == 0:
         name, split = n_cells.idxmin()
         raise InputError(f"no {split} cell of type {name} has counts of the chosen genes; choose more genes.")
-    return obs.iloc[counted]
+    return obs.iloc[rows]
 
 
 def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:

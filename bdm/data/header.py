@@ -1,4 +1,4 @@
-"""Columns of ``obs`` and ``var``, numbers of their values, and matrices of counts, found before cells are read.
+"""Columns of ``obs`` and ``var``, their values, and matrices of counts, found before cells are read.
 
 The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
 they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
+MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
 
 
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
@@ -108,12 +109,13 @@ def separator_of(path: Path) -> str:
     return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","
 
 
-def count_values(cells: str | Path, column: str) -> int | None:
-    """Count the values that cells have in a column of ``obs`` of an ``.h5ad`` file: their groups, if it has any.
+def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
+    """Count the cells of each value in a column of ``obs`` of an ``.h5ad`` file: of each cell type, or each donor.
 
     Returns
     -------
-    The number, or one more where values are missing; None for columns of other kinds, and where they cannot be read.
+    Numbers by value, without missing values; None for columns of decimal numbers or of other
+    kinds, and where they cannot be read.
     """
     try:
         import h5py
@@ -121,11 +123,18 @@ def count_values(cells: str | Path, column: str) -> int | None:
 
         with h5py.File(cells, locking=False) as file:
             stored = file["obs"][column]
-            if not isinstance(stored, h5py.Group):
-                return len(np.unique(stored[()]))
-            if stored.attrs["encoding-type"] != "categorical":
+            if isinstance(stored, h5py.Group):
+                if stored.attrs["encoding-type"] != "categorical":
+                    return None
+                codes, n_cells = np.unique(stored["codes"][()], return_counts=True)
+                values = stored["categories"][()][codes[codes >= 0]]
+                n_cells = n_cells[codes >= 0]
+            else:
+                values, n_cells = np.unique(stored[()], return_counts=True)
+            if values.dtype.kind == "f":
                 return None
-            codes = np.unique(stored["codes"][()])
-            return int((codes >= 0).sum())
+            names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+            found = dict(zip(names, n_cells.tolist(), strict=True))
+            return {name: number for name, number in found.items() if name not in MISSING_LABELS}
     except UNREADABLE:
         return None

@@ -32,6 +32,7 @@ from bdm.model.model import BranchedModel, composition_of, extended, learned_on,
 from bdm.schema import StageSettings
 from bdm.seeds import population_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings, PrepareSettings
+from bdm.text import counted
 from bdm.threads import using_threads
 
 FEWEST_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
@@ -54,7 +55,7 @@ class ExtendSettings(StageSettings):
     n_replayed: Annotated[int, Ge(1)] = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FittedExtension:
     """An extended model, and how a type or a population joined it.
 
@@ -80,6 +81,10 @@ class FittedExtension:
     before: np.ndarray
     after: np.ndarray
     n_counts: float
+
+    def __repr__(self) -> str:
+        cells = counted(self.extension.n_cells, "cell")
+        return f"FittedExtension({self.extension.name}: {cells}, nearest to {self.distance.index[0]})"
 
 
 def extend_all(

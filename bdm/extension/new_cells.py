@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from dataclasses import dataclass
 
 import anndata as ad
@@ -16,6 +17,7 @@ from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
+from bdm.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ def check_names_of_types(
 def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
     """List the types that the model lacks and that have enough cells, the largest first."""
     if labels.isna().any():
-        logger.warning("Not added, because obs has no type for them: %d cells.", labels.isna().sum())
+        logger.warning("Not added, because obs has no type for them: %s.", counted(labels.isna().sum(), "cell"))
     n_cells = labels[~labels.isin(model.cell_types)].value_counts()
     enough = n_cells >= FEWEST
     if not enough.all():
@@ -159,7 +161,8 @@ def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | No
         check_has_genes(known, model)
         check_has_types(known.obs, model)
         parts = [known[:, model.autoencoder.genes.index], *parts]
-    names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
+    with warnings.catch_warnings(action="ignore"):  # of names that end in numbers, as barcodes do
+        names = make_index_unique(pd.Index([name for part in parts for name in part.obs_names]))
     ends = np.cumsum([part.n_obs for part in parts])
     for i, end in enumerate(ends):
         parts[i] = parts[i].copy()

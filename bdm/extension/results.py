@@ -16,12 +16,13 @@ from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
 from bdm.store import load, save
+from bdm.text import counted
 
 REPORT = "extension_report"
-HELD_OUT = {  # cells that a gain is measured with, and one of them
-    "test": ("test cells", "test cell"),
-    "validation": ("validation cells, which also chose the decoder", "validation cell (which also chose the decoder)"),
-    "train": ("training cells, as none were held out", "training cell (as none were held out)"),
+HELD_OUT = {  # cells that a gain is measured with, and what is to be said of them
+    "test": ("test cell", ""),
+    "validation": ("validation cell", "which also chose the decoder"),
+    "train": ("training cell", "as none were held out"),
 }
 N_GENES, MIN_CHANGE = 50, 0.1  # genes of a type that are listed, and their least log2 fold change
 
@@ -185,9 +186,10 @@ def describe(row: Mapping[str, Any]) -> str:
     else:
         divided = f", {row['n_populations']} sub-populations" if row["n_populations"] > 1 else ""
         support = "" if pd.isna(row["support"]) else f" (support {row['support']:.0%})"
+        cells = counted(row["n_cells"], "cell")
         where = (
-            f"{row['cell_type']} ({row['n_cells']} cells{divided}) leaves branch {row['attachment_branch']} at noise "
-            f"level {row['level']:.2f}{support}."
+            f"{row['cell_type']} ({cells}{divided}) leaves branch {row['attachment_branch']} at noise level "
+            f"{row['level']:.2f}{support}."
         )
     if pd.isna(row["distance"]):  # there is no other type
         return f"{where} {verdict(row)}"
@@ -198,11 +200,13 @@ def describe(row: Mapping[str, Any]) -> str:
 def verdict(row: Mapping[str, Any]) -> str:
     """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
-    cells, cell = HELD_OUT[row["held_out"]]
+    cell, remark = HELD_OUT[row["held_out"]]
     if n_cells < FEWEST_HELD_OUT:
-        return f"With {n_cells} {cells}, the gain of the type-specific decoder cannot be compared with chance."
+        cells = counted(n_cells, cell) + (f", {remark}" if remark else "")
+        return f"With {cells}, the gain of the type-specific decoder cannot be compared with chance."
     if gain <= 2 * error:
         return "The model expressed it before as well as with a type-specific decoder."
+    cell += f" ({remark})" if remark else ""
     return (
         f"The model could not express it before: the type-specific decoder raises the log likelihood of a {cell} "
         f"by {gain:.1f} ± {error:.1f} nats, to {row['log_likelihood_after']:.1f}, above all through "

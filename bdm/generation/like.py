@@ -81,7 +81,8 @@ class OriginalCells:
         if missing := [name for name in REQUIRED if name not in obs]:
             raise InputError(
                 f"obs lacks {abbreviated(missing, n_shown=5)}, which the schema of CELLxGENE requires; add the columns "
-                "(the schema has `unknown` for what is not known), or leave out `like=`."
+                "(the schema has `unknown` for what is not known), or ask for numbers of cells alone, by `cells=` in "
+                "place of `like=`."
             )
         if empty := [name for name in REQUIRED if obs[name].isna().any()]:
             raise InputError(

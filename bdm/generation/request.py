@@ -14,6 +14,8 @@ from bdm.errors import InputError
 from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
+from bdm.text import counted
+from bdm.validation import unknown_type
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
         key = label_column(obs, model, keys)
         raise InputError(f"obs[{key!r}] has no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
-        logger.warning("Not counted: %d cells of types that the model lacks: %s.", (~known).sum(), others)
+        logger.warning("Not counted: %s of types that the model lacks: %s.", counted((~known).sum(), "cell"), others)
     return dict(labels[known].value_counts().to_dict())
 
 
@@ -156,9 +158,7 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
     table["cell_type"] = table["cell_type"].astype(str)
     unknown = sorted(set(table["cell_type"]) - {*model.cell_types, *model.populations})
     if unknown:
-        raise InputError(
-            f"The model has no type {', '.join(map(repr, unknown))}; its types are {', '.join(model.cell_types)}."
-        )
+        raise InputError(unknown_type(unknown[0], model.cell_types, of="The model has"))
     numbers = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(dtype=float)
     wrong = ~((numbers >= 0) & (numbers <= MOST_CELLS)) | (numbers != np.round(numbers))
     if wrong.any():

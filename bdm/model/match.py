@@ -8,12 +8,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import MISSING_LABELS, as_text, is_missing, is_text, one_label
+from bdm.data.columns import as_text, is_missing, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
+from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
+from bdm.text import counted
 from bdm.validation import label_candidates, labels_rejection
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
     if not known.any():
         raise InputError(f"There are no cells of the model's types, but of {others or 'none'}.")
     if not known.all():
-        logger.warning("Left out %d cells of types that the model lacks: %s.", (~known).sum(), others)
+        logger.warning("Left out %s of types that the model lacks: %s.", counted((~known).sum(), "cell"), others)
     cells = adata[known]
     counts = sparse.csr_matrix(model_counts(cells, model, keys).X, dtype=np.float32)
     columns = (keys.batch_key, model.preparation["batch_key"], "batch")

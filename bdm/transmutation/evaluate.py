@@ -28,6 +28,7 @@ from bdm.evaluation.cells import (
 )
 from bdm.evaluation.resampling import Populations
 from bdm.provenance import provenance
+from bdm.text import counted
 from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 from bdm.transmutation.scores import Endpoints, changed_genes, fold_changes, score_transmutation
@@ -69,7 +70,9 @@ def evaluate_transmutation(
             if name != UNCHANGED and len(after):
                 changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
             if len(after) < FEWEST_FOR_MEANS:
-                logger.warning("Not evaluated: %s of %s, which has %d cells.", name, original_type, len(after))
+                logger.warning(
+                    "Not evaluated: %s of %s, which has %s.", name, original_type, counted(len(after), "cell")
+                )
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
             rows[original_type, name] = {"n_cells": len(after), **asdict(scores)}

@@ -14,6 +14,8 @@ from bdm.errors import InputError
 from bdm.model.match import SAME, batch_column, batches_of, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
+from bdm.text import counted
+from bdm.validation import unknown_type
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +57,18 @@ def read_pair(text: str, cell_types: tuple[str, ...]) -> Pair:
     Raises
     ------
     InputError
-        If no equals sign divides the text into two of the cell types.
+        If there is no equals sign, or none that divides the text into two of the cell types.
     """
     parts = text.split("=")
     pairs = [Pair("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
     for pair in pairs:
         if set(pair) <= set(cell_types):
             return pair
-    raise InputError(f"--like {text} is not of the form OLD=NEW with two types of the model: {', '.join(cell_types)}.")
+    if not pairs:
+        raise InputError(f"--like {text} is not of the form OLD=NEW.")
+    nearest = max(pairs, key=lambda pair: len(set(pair) & set(cell_types)))
+    unknown = next(name for name in nearest if name not in cell_types)
+    raise InputError(f"--like {text}: {unknown_type(unknown, cell_types, of='the model has')}")
 
 
 def weights(model: BranchedModel, cell_type: str, like: tuple[Pair, ...]) -> pd.Series:
@@ -142,7 +148,9 @@ def sources_of(
     known = labels.isin(model.cell_types)
     if not known.all():
         logger.warning(
-            "Left out %d cells of types that the model lacks: %s.", (~known).sum(), first_names(labels[~known])
+            "Left out %s of types that the model lacks: %s.",
+            counted((~known).sum(), "cell"),
+            first_names(labels[~known]),
         )
     is_selected = (labels.isin(cell_types) if cell_types else known & (labels != goal.to)).to_numpy()
     if not is_selected.any():
@@ -152,7 +160,7 @@ def sources_of(
     cells, labels = model_counts(adata, model, keys)[is_selected], labels[is_selected]
     has_counts = np.asarray(cells.X.sum(axis=1)).ravel() > 0
     if not has_counts.all():
-        logger.warning("Left out %d cells with no counts of the model's genes.", (~has_counts).sum())
+        logger.warning("Left out %s with no counts of the model's genes.", counted((~has_counts).sum(), "cell"))
     if not has_counts.any():
         raise InputError("No cell has counts of the model's genes.")
     cells = cells[has_counts].copy()
@@ -164,7 +172,7 @@ def check_goal(model: BranchedModel, goal: Goal) -> None:
     """Reject a new type, or types of pairs, that are neither cell types nor sub-populations of the model."""
     for name in goal.cell_types:
         if name not in {*model.cell_types, *model.populations}:
-            raise InputError(f"The model has no type {name!r}; its types are {', '.join(model.cell_types)}.")
+            raise InputError(unknown_type(name, model.cell_types, of="The model has"))
 
 
 def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> None:
@@ -177,7 +185,7 @@ def check_source_types(model: BranchedModel, cell_types: tuple[str, ...]) -> Non
                 f"{name!r} is a sub-population, but the cells to transmute are selected by their cell types; give "
                 f"{model.cell_type_of[name]!r}."
             )
-        raise InputError(f"The model has no type {name!r}; its types are {', '.join(model.cell_types)}.")
+        raise InputError(unknown_type(name, model.cell_types, of="The model has"))
 
 
 def first_names(labels: pd.Series) -> str:

@@ -6,7 +6,7 @@ include: "../../bdm/audit/limits.py"
 
 
 def check_columns(name, dataset):
-    """Reject keys that name a column or counts that the cells do not have, and an audit of too few donors."""
+    """Reject names of columns, counts and cell types that the cells do not have, and an audit of too few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
@@ -19,19 +19,69 @@ def check_columns(name, dataset):
     for addition, of in dataset["extend"]["additions"].items():
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
         check_counts(f"{place}.extend.additions.{addition}.counts", of["path"], of["counts"])
+    check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
 
 
 def check_donors(place, path, key, n_folds):
     """Reject an audit of too few donors, and warn of one that will be inconclusive, where the file has their number."""
-    n_donors = count_values(path, key)
+    donors = n_cells_by_value(path, key)
     remedy = "leave out `run: true`, or audit cells by `bdm audit --by-cell`, which shows nothing about donors"
-    problem = None if n_donors is None else audit_rejection(n_donors, key, remedy=remedy)
+    problem = None if donors is None else audit_rejection(len(donors), key, remedy=remedy)
     reject(place, problem and f"{path}: {problem}")
-    doubt = None if n_donors is None else inconclusive(sides_of(n_donors, n_folds, fewest=False), "donor")
+    doubt = None if donors is None else inconclusive(sides_of(len(donors), n_folds, fewest=False), "donor")
     if doubt is not None:
         logger.warning(f"{place}: {path}: this audit will be inconclusive: {doubt}.")
+
+
+def check_types(place, dataset):
+    """Reject transmutations, designs and additions of cell types that the model will not have, where these are known."""
+    types = known_types(dataset["path"], dataset["label_key"], labels=dataset["labels"])
+    if types is not None:
+        prepare = dataset["prepare"]
+        small = [name for name, number in types.items() if number < prepare["min_cells_per_type"]]
+        left_out = {*prepare["leave_out"], *small}
+        types = {name: number for name, number in types.items() if name not in left_out}
+        for name, of in dataset["transmute"]["transmutations"].items():
+            at = f"{place}.transmute.transmutations.{name}"
+            check_names(f"{at}.to", [of["to"]], types, of=f"{dataset['path']} has", left_out=left_out)
+            check_names(f"{at}.from", of["from"], types, of=f"{dataset['path']} has", left_out=left_out)
+        for name, of in dataset["simulate"]["designs"].items():
+            at = f"{place}.simulate.designs.{name}"
+            check_names(at, types_in_design(of["path"]), types, of=f"{dataset['path']} has", left_out=left_out)
+    for name, of in dataset["extend"]["additions"].items():
+        new = known_types(of["path"], of["label_key"] or dataset["label_key"])
+        if new is not None:
+            for key in ("cell_types", "update"):
+                check_names(f"{place}.extend.additions.{name}.{key}", of[key], new, of=f"{of['path']} has")
+
+
+def check_names(place, names, types, *, of, left_out=()):
+    """Reject names that are of none of the cell types."""
+    for name in names:
+        if name in left_out:
+            reject(
+                place, f"The cell type {name!r} is left out, by leave_out or min_cells_per_type of the section prepare."
+            )
+        reject(place, None if may_be_fitted(name, types) else unknown_type(name, types, of=of))
+
+
+def known_types(path, label_key, *, labels=None):
+    """Count the cells of each type; None where they cannot be known yet, or are in a table of labels."""
+    return None if label_key is None or labels is not None or is_made_anew(path) else n_cells_by_value(path, label_key)
+
+
+def types_in_design(path):
+    """List the cell types that the file of a design names; bdm rejects what is no design."""
+    try:
+        design = yaml.safe_load(Path(in_place(path)).read_text(encoding="utf-8"))
+        composition, samples = design.get("composition") or {}, design.get("samples") or {}
+        changed = [part.get("in") or [] for part in [*design.get("changes", []), *composition.get("shifts", [])]]
+        numbers = [of for of in (composition.get("proportions"), samples.get("cells")) if isinstance(of, dict)]
+        return [str(name) for of in [*changed, *numbers] for name in ([of] if isinstance(of, str) else of)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError):
+        return []
 
 
 def check_column(place, path, columns, key, *, alternative="", table="obs"):

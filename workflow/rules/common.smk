@@ -151,6 +151,7 @@ def check_beyond_schema(name, dataset):
         if isinstance(value, float)
     ]
     problems += [
+        ("batch_key", keys_rejection(**{key: dataset[key] for key in ("label_key", "batch_key", "donor_key")})),
         ("prepare", split_rejection(prepare["validation"], prepare["test"])),
         ("prepare", donors_rejection(prepare["min_donors"], donor_key)),
         ("hierarchy", ontology_rejection(hierarchy["tree"], hierarchy["ontology_key"])),
