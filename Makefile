@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	@echo "  results/pbmc68k/interpretation/    marker genes of each branch"
 	@echo "  results/pbmc68k/transmutation/     B cells transmuted to NK cells, and their comparison with real NK cells"
 
-example-design: $(INSTALLED)
+example-design: .venv/power
 	$(BIN)/snakemake --cores all results/pbmc68k/model
 	$(BIN)/bdm power results/pbmc68k/model config/example-power.yaml results/pbmc68k/power/example-design
 	@echo "The results are in $(CURDIR)/results/pbmc68k/power/example-design: power.png, power.csv"
@@ -85,7 +85,7 @@ build: $(INSTALLED)
 install: $(INSTALLED)
 
 # Each adds an extra of pyproject.toml to bdm
-.venv/test .venv/lint .venv/docs .venv/benchmark: .venv/%: $(INSTALLED)
+.venv/test .venv/lint .venv/docs .venv/benchmark .venv/power: .venv/%: $(INSTALLED)
 	$(BIN)/python -m pip install --editable '.[$*]'
 	@touch $@
 

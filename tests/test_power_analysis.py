@@ -15,13 +15,14 @@ import yaml
 
 from bdm import pl
 from bdm.cli import app
-from bdm.design.grid import EXPRESSION_METHODS, Point, design_at, methods_of, points_of
 from bdm.design.read import read_design
+from bdm.design.settings import EXPRESSION_METHODS
 from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.plotting.power import METHOD_LABELS, power_figure
 from bdm.power.analysis import PowerAnalysis, interval, merged_parts, power_analysis
 from bdm.power.expression import TESTS
+from bdm.power.grid import Point, design_at, methods_of, points_of
 from bdm.power.score import COMPOSITION, score_experiment
 
 ROOT = Path(__file__).parents[1]

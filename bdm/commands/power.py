@@ -31,7 +31,6 @@ def power(
     Example: bdm power model/ design.yaml power/
     """
     from bdm.design.experiment import compile_design
-    from bdm.design.grid import design_at, points_of
     from bdm.design.read import read_design, with_seed
     from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
@@ -39,6 +38,7 @@ def power(
     from bdm.plotting.power import power_figure
     from bdm.plotting.style import save_figure
     from bdm.power.analysis import check_testable, power_analysis
+    from bdm.power.grid import design_at, points_of
     from bdm.text import counted
     from bdm.training import fabric
 

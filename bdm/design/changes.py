@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bdm.data.genes import read_gmt
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
 from bdm.errors import InputError, at
-from bdm.interpretation.gene_sets import read_gmt
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 from bdm.text import abbreviated

@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bdm.design.grid import LARGEST, PowerSettings
 from bdm.errors import InputError
 from bdm.schema import StageSettings, Unset, Words
 from bdm.settings import Seed
@@ -16,6 +15,12 @@ LEARNED, NONE = "learned", "none"
 WHERE_LEARNED = Unset("learned where the model has learned donors, otherwise none")
 EVERYWHERE = Unset("all")
 TOLERANCE = 1e-6  # of the sum of proportions
+AS_DESIGNED = Unset("as in the design")
+WHOLE_NUMBERS = ("donors", "cells")
+LARGEST = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
+AXES = ("donors", "cells", "depth", "log2_fold_change", "log_odds")  # of a grid of experiments
+EXPRESSION_METHODS = ("deseq2", "deseq2_t", "t_test", "wilcoxon")
+MIN_DONORS_OF_DESEQ2 = 12  # of each condition; with fewer, its normal distribution makes too many false discoveries
 LARGEST_VARIATION = 5  # standard deviation of natural log expression
 
 In = Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", EVERYWHERE]
@@ -307,6 +312,49 @@ class Ambient(StageSettings):
         super().__post_init__()
         if isinstance(self.profile, dict) and not sum(self.profile.values()):
             raise InputError("profile has no gene with a weight above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(StageSettings):
+    """The values of a grid, in all combinations, and how often each experiment is simulated and tested."""
+
+    section: ClassVar[str] = "power"
+
+    donors: Annotated[tuple[float, ...], "Donors in each condition.", AS_DESIGNED] = ()
+    cells: Annotated[tuple[float, ...], "Cells of each sample.", AS_DESIGNED] = ()
+    depth: Annotated[tuple[float, ...], "Factors of the library sizes of the design.", AS_DESIGNED] = ()
+    log2_fold_change: Annotated[
+        tuple[float, ...], "Sizes of the planted log2 fold changes, which keep their signs.", AS_DESIGNED
+    ] = ()
+    log_odds: Annotated[
+        tuple[float, ...], "Sizes of the shifts of the composition, which keep their signs.", AS_DESIGNED
+    ] = ()
+    n_repeats: Annotated[int, Ge(1), "Simulated experiments of each combination."] = 10
+    methods: Annotated[
+        tuple[str, ...] | None,
+        "Tests of expression: `deseq2`, `deseq2_t`, `t_test` or `wilcoxon`; none for the composition alone.",
+        Unset(f"`deseq2`, or `deseq2_t` where any condition has fewer than {MIN_DONORS_OF_DESEQ2} donors"),
+    ] = None
+    fdr: Annotated[float, Gt(0), Lt(1), "False discovery rate below which a gene or a cell type is found."] = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in AXES:
+            for value in getattr(self, name):
+                smallest = 1 if name in WHOLE_NUMBERS else 0
+                if value < smallest or (name == "depth" and value == 0):
+                    limit = "at least 1" if name in WHOLE_NUMBERS else "above 0" if name == "depth" else "at least 0"
+                    raise InputError(f"{name} is {value:g}, but must be {limit}.")
+                if name in ("log2_fold_change", "log_odds") and value > LARGEST:
+                    raise InputError(f"{name} is {value:g}, but must be at most {LARGEST}.")
+                if name in WHOLE_NUMBERS and value != int(value):
+                    raise InputError(f"{name} is {value:g}, but must be a whole number.")
+        if 1 in self.donors:
+            raise InputError("donors is 1, but tests need 2 or more donors in each condition.")
+        unknown = next((name for name in self.methods or () if name not in EXPRESSION_METHODS), None)
+        if unknown:
+            known = ", ".join(EXPRESSION_METHODS)
+            raise InputError(f"methods has {unknown!r}, but must have one or more of {known}.")
 
 
 @dataclass(frozen=True, kw_only=True)

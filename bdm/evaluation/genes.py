@@ -132,3 +132,17 @@ def marker_fold_changes(
 def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
     """Compare the fold changes of the markers of all types, but rare ones, as one set of points."""
     return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=FEWEST_FOR_MEANS).values())
+
+
+def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Score and p-value of each gene, by group of cells, against all other cells."""
+    adata = AnnData(cells.expression.copy())
+    adata.obs["group"] = pd.Categorical(cells.cell_type)
+    with warnings.catch_warnings(action="ignore"):
+        sc.tl.rank_genes_groups(adata, "group", groups=groups, method="wilcoxon", tie_correct=True)
+    result = adata.uns["rank_genes_groups"]
+    tested = {}
+    for group in groups:
+        in_order = np.argsort(result["names"][group].astype(int))
+        tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals"))
+    return tested

@@ -8,12 +8,11 @@ import gseapy
 import numpy as np
 import pandas as pd
 
+from bdm.data.genes import GeneSets, merge_pairs, read_gmt
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.interpretation.contrasts import Contrast, Differences
 from bdm.seeds import derive
-
-GeneSets = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,6 @@ def read_markers(path: Path) -> GeneSets:
     if not {"type", "gene"} <= set(table):
         raise InputError(f"{path} is no list of markers: it needs the columns type and gene, one gene a row.")
     return merge_pairs(table[["type", "gene"]].itertuples(index=False))
-
-
-def read_gmt(path: Path) -> GeneSets:
-    """Read gene sets, one a line: name, description and genes between tabs."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}).") from error
-    rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
-    for number, row in rows:
-        if len(row) < 3:
-            raise InputError(f"{path}, line {number}: a gene set needs a name, a description and genes between tabs.")
-    return merge_pairs((row[0], gene) for _, row in rows for gene in row[2:])
-
-
-def merge_pairs(pairs: Iterable[tuple[str, str]]) -> GeneSets:
-    """Genes by set, each once, in their order."""
-    found: dict[str, dict[str, None]] = {}
-    for name, gene in pairs:
-        if gene.strip():
-            found.setdefault(name.strip(), {})[gene.strip()] = None
-    return {name: tuple(genes) for name, genes in found.items()}
 
 
 def restrict_to_genes(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:

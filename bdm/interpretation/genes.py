@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
-import scanpy as sc
-from anndata import AnnData
 
 from bdm.evaluation.cells import Cells
+from bdm.evaluation.genes import wilcoxon
 from bdm.generation.chunks import Chunk, shared_chunks
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.generation.request import Request, request_cells
@@ -130,17 +127,3 @@ def real_differences(
         for contrast in contrasts
         if contrast.child in children
     }
-
-
-def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Score and p-value of each gene, by group of cells, against all other cells."""
-    adata = AnnData(cells.expression.copy())
-    adata.obs["group"] = pd.Categorical(cells.cell_type)
-    with warnings.catch_warnings(action="ignore"):
-        sc.tl.rank_genes_groups(adata, "group", groups=groups, method="wilcoxon", tie_correct=True)
-    result = adata.uns["rank_genes_groups"]
-    tested = {}
-    for group in groups:
-        in_order = np.argsort(result["names"][group].astype(int))
-        tested[group] = tuple(result[key][group][in_order].astype(float) for key in ("scores", "pvals"))
-    return tested

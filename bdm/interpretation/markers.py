@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from bdm.data.genes import GeneSets
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import marker_genes
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates
-from bdm.interpretation.gene_sets import GeneSets
 
 N_CANDIDATES = 50  # markers of a type among which those not taken by another type are sought
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.design.grid import AXES
+from bdm.design.settings import AXES
 from bdm.plotting.style import GREY, NewFigure, SetStyle, Style, set_styles, shown
 from bdm.power.analysis import PowerAnalysis
 from bdm.power.expression import METHODS

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from bdm.design.grid import AXES, methods_of, points_of
 from bdm.design.read import read_design
-from bdm.design.settings import Design
+from bdm.design.settings import AXES, Design
 from bdm.design.simulate import design_record
 from bdm.errors import InputError
 from bdm.generation.chunks import WHOLE, Part
 from bdm.model.model import BranchedModel
+from bdm.power.expression import deseq2_test
+from bdm.power.grid import methods_of, points_of
 from bdm.power.score import score_experiment
 from bdm.text import abbreviated
 
@@ -94,7 +95,7 @@ def power_analysis(
     ------
     InputError
         If the design is invalid, has a single condition or a single donor in one, plants nothing or what is not tested,
-        or names what the model lacks.
+        names what the model lacks, or a test whose package is not installed.
     """
     checked = read_design(design)
     check_testable(checked)
@@ -133,6 +134,8 @@ def check_testable(design: Design) -> None:
         raise InputError("there is nothing to find; give changes of expression, or composition.shifts.")
     if design.changes and not methods_of(design):
         raise InputError("power.methods is empty, but there are changes of expression; name a test, such as deseq2.")
+    if any(name.startswith("deseq2") for name in methods_of(design)):
+        deseq2_test()
     if design.power.log2_fold_change and not design.changes:
         raise InputError("power.log2_fold_change needs changes of expression, of which there are none.")
     if design.power.log_odds and not design.composition.shifts:

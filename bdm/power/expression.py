@@ -8,9 +8,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import stats
 
+from bdm.errors import missing_package
 from bdm.evaluation.cells import Cells
-from bdm.interpretation.genes import wilcoxon
-from bdm.power.deseq import deseq2
+from bdm.evaluation.genes import wilcoxon
 from bdm.power.experiment import Experiment, ExperimentSettings
 
 COLUMNS = ["cell_type", "gene", "log2_fold_change", "p_value", "fdr"]
@@ -94,8 +94,23 @@ def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = 
     bulk = experiment.pseudobulk(cell_type)
     if bulk is None or not bulk.tested.any():
         return None
-    tests = deseq2(bulk.counts[:, bulk.tested], bulk.design, t_distribution=t_distribution)
+    tests = deseq2_test()(bulk.counts[:, bulk.tested], bulk.design, t_distribution=t_distribution)
     return tests.assign(gene=experiment.genes[bulk.tested])
+
+
+def deseq2_test() -> Callable[..., pd.DataFrame]:
+    """Import the test of DESeq2, which needs an extra of bdm.
+
+    Raises
+    ------
+    InputError
+        If the extra is not installed.
+    """
+    try:
+        from bdm.power.deseq import deseq2
+    except ImportError as error:
+        raise missing_package("DESeq2", "pydeseq2", extra="power") from error
+    return deseq2
 
 
 def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:

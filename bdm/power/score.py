@@ -10,7 +10,6 @@ from scipy import sparse
 
 from bdm.design.experiment import Experiment as Designed
 from bdm.design.experiment import compile_design
-from bdm.design.grid import Point, design_at, methods_of
 from bdm.design.samples import populations_named
 from bdm.design.settings import Design
 from bdm.design.simulate import simulated_cells
@@ -19,6 +18,7 @@ from bdm.model.model import BranchedModel
 from bdm.power.composition import composition_table
 from bdm.power.experiment import Experiment, ExperimentSettings, read_samples
 from bdm.power.expression import expression_tests
+from bdm.power.grid import Point, design_at, methods_of
 
 COMPOSITION = "composition"
 SMALL = 0.05  # p-values below it are 5% of those of a valid test
