@@ -1,6 +1,6 @@
 """One codec for models and results: frozen dataclasses as JSON and safetensors, with checksums and without code."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ FORMAT = 14
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")
-Modules = Mapping[type, Callable[[Any], nn.Module]]
 
 
 def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
@@ -52,13 +51,8 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     return write_checksummed_json(folder / f"{kind}.json", {**content, "tensors": sha256(file)})
 
 
-def load(folder: Path, kind: str, cls: type[Value], *, modules: Modules | None = None, **facts: Any) -> Value:
+def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
     """Read a dataclass that :func:`save` wrote.
-
-    Parameters
-    ----------
-    modules
-        What makes a network from its shape, by the class of the field, if it is not that class.
 
     Raises
     ------
@@ -71,7 +65,7 @@ def load(folder: Path, kind: str, cls: type[Value], *, modules: Modules | None =
         if content.get(name) != fact:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
     with reject_if_damaged(folder / f"{kind}.json"):
-        value: Value = Decoder(tensors, modules or {}).decode(content[kind], cls)
+        value: Value = Decoder(tensors).decode(content[kind], cls)
         return value
 
 
@@ -159,7 +153,6 @@ class Decoder:
     """Turns JSON content back into values, by the annotations of their classes; see :func:`load`."""
 
     tensors: dict[str, Tensor]
-    modules: Modules
 
     def decode(self, content: Any, kind: Any) -> Any:
         """Make a value of the type ``kind``."""
@@ -200,7 +193,7 @@ class Decoder:
         """Make a network; torch's global random generator is left alone."""
         shape = self.decode(content["shape"], get_type_hints(kind.__init__)["shape"])
         with torch.random.fork_rng(devices=[]):
-            network = self.modules.get(kind, kind)(shape)
+            network = kind(shape)
         network.load_state_dict({name: self.tensors[tensor] for name, tensor in content["state"].items()})
         return network.eval()
 

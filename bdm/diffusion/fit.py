@@ -1,6 +1,5 @@
 """Training of the denoiser on cells at random noise levels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,6 @@ def fit_denoiser(
     validation: Tensor | None = None,
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
-    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     everywhere: bool = False,
 ) -> FittedDenoiser:
     """Train the denoiser of all branches on cells that are drawn from their posteriors, and keep what validates.
@@ -77,8 +75,6 @@ def fit_denoiser(
         Name of a device, or a Fabric of several processes, which all call this and take shares of every minibatch.
     checkpoint
         File from which an interrupted training continues.
-    denoiser
-        Class of the network, with the methods of :class:`bdm.diffusion.denoiser.BranchedDenoiser`.
     everywhere
         Keep the network on all branches, trained for all steps, whether held-out cells gain by it or not.
     """
@@ -86,7 +82,7 @@ def fit_denoiser(
     chosen = held_out_mask(cells, validation, seed=seed)
     seen = (~chosen).nonzero().squeeze(1)
     of_seen = population_moments(cells.subset(seen), whitening)
-    network = initial_denoiser(of_seen, hierarchy, settings, seed=seed, denoiser=denoiser)
+    network = initial_denoiser(of_seen, hierarchy, settings, seed=seed)
     held_out, with_other_noise = (
         HeldOut.of(cells, chosen, whitening, hierarchy, network, settings, seed=derive(seed, part)).to(workers.device)
         for part in ("training", "decision")
@@ -98,7 +94,7 @@ def fit_denoiser(
     comparison = with_other_noise.compare(network, n_looks=len(history))
     kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
     if kept.any():
-        network = initial_denoiser(moments, hierarchy, settings, seed=seed, denoiser=denoiser)
+        network = initial_denoiser(moments, hierarchy, settings, seed=seed)
         steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
         train_again(network, loss.of_all_cells(), steps, seed=seed, checkpoint=checkpoint)
     network.set_populations(BranchPopulations.of(moments, hierarchy))
@@ -192,17 +188,12 @@ class MinibatchLoss:
 
 
 def initial_denoiser(
-    moments: PopulationMoments,
-    hierarchy: Hierarchy,
-    settings: DenoiserSettings,
-    *,
-    seed: int,
-    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
+    moments: PopulationMoments, hierarchy: Hierarchy, settings: DenoiserSettings, *, seed: int
 ) -> BranchedDenoiser:
     """Make a denoiser before training: random weights, and the populations of the branches."""
     shape = DenoiserShape(moments.mean.shape[1], len(hierarchy.branches), settings.width, settings.n_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "denoiser"))
-        network = denoiser(shape)
+        network = BranchedDenoiser(shape)
     network.set_populations(BranchPopulations.of(moments, hierarchy))
     return network

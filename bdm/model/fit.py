@@ -1,7 +1,6 @@
 """Fit of a model: all stages on prepared cells, or the last stage on latents; and a check for collapsed populations."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import torch
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import TreeWalk
 from bdm.donors.effects import DonorEffects, fit_donors
@@ -113,7 +111,6 @@ def fit_model(
     seed: int,
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
-    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
     everywhere: bool = False,
     donors: DonorEffects | None = None,
     provenance: dict[str, Any],
@@ -129,8 +126,8 @@ def fit_model(
         Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
     checkpoint
         File from which an interrupted training continues.
-    denoiser, everywhere
-        Class of the network, and whether it is kept on all branches, see :func:`bdm.diffusion.fit.fit_denoiser`.
+    everywhere
+        Whether the network is kept on all branches, see :func:`bdm.diffusion.fit.fit_denoiser`.
     donors
         How donors differ, see :func:`bdm.donors.effects.fit_donors`.
 
@@ -146,9 +143,18 @@ def fit_model(
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
-    how: dict[str, Any] = {"denoiser": denoiser, "everywhere": everywhere, "checkpoint": checkpoint}
-    how |= {"seed": seed, "device": device, "validation": torch.tensor((split == "validation").to_numpy())}
-    fitted = fit_denoiser(cells, whitening, moments, hierarchy, settings, **how)
+    fitted = fit_denoiser(
+        cells,
+        whitening,
+        moments,
+        hierarchy,
+        settings,
+        seed=seed,
+        validation=torch.tensor((split == "validation").to_numpy()),
+        device=device,
+        checkpoint=checkpoint,
+        everywhere=everywhere,
+    )
     check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,

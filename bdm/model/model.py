@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
+from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.populations import BranchPopulations
 from bdm.diffusion.sampler import TreeWalk
 from bdm.diffusion.solver import Solver, dpm_solver
@@ -238,25 +238,15 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
 
 @using_threads()
-def load_model(
-    folder: Path,
-    *,
-    device: str | torch.device = "cpu",
-    denoiser: Callable[[DenoiserShape], BranchedDenoiser] = BranchedDenoiser,
-) -> BranchedModel:
+def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
     """Read a model from its folder; the denoiser goes to ``device``.
-
-    Parameters
-    ----------
-    denoiser
-        Class of the network that the model was fitted with, see :func:`bdm.diffusion.fit.fit_denoiser`.
 
     Raises
     ------
     InputError
         If the folder is not the folder of a model, or is damaged.
     """
-    stored = load(folder, "model", StoredModel, modules={BranchedDenoiser: denoiser})
+    stored = load(folder, "model", StoredModel)
     with reject_if_damaged(folder):
         model = replace(stored.base, denoiser=stored.base.denoiser.to(device))
         for extension in stored.extensions:
