@@ -1,23 +1,19 @@
 """Settings of all stages: type, default, bounds and help of each, for Python, the command line and the configuration.
 
 A setting with a help text is an option of its stage's command (:mod:`bdm.commands.base`) and a key of the configuration
-(:mod:`bdm.configuration`); one without is an argument in Python only.
+(`docs/config_schema.py`); one without is an argument in Python only.
 """
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
 from bdm.schema import Key, Setting, StageSettings, Unset, Words
 from bdm.validation import keys_rejection, split_rejection
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 AS_FITTED = Unset("as in the model's data")
 WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell Ontology's term for any cell, CL:0000000
@@ -194,24 +190,6 @@ class PrepareSettings(StageSettings):
         keys = keys_rejection(label_key=self.label_key, batch_key=self.batch_key, donor_key=self.donor_key)
         if sentence := keys or split_rejection(self.validation, self.test):
             raise InputError(sentence)
-        self.gene_list()
-        self.kept_list()
-
-    def gene_list(self) -> "pd.Index | None":
-        """Names of the genes to choose, if they are listed."""
-        if self.genes in ("seurat_v3", "all"):
-            return None
-        from bdm.data.genes import read_gene_list
-
-        return read_gene_list(self.genes, option="genes=", words="'seurat_v3', 'all'")
-
-    def kept_list(self) -> "pd.Index | None":
-        """Names of the genes to keep, if they are listed."""
-        if self.keep_genes in (None, "markers"):
-            return None
-        from bdm.data.genes import read_gene_list
-
-        return read_gene_list(self.keep_genes, option="keep_genes=", words="'markers'")
 
 
 @dataclass(frozen=True, kw_only=True)

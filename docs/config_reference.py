@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from bdm.configuration import schema
+from config_schema import schema
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"

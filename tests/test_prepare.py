@@ -610,11 +610,7 @@ def test_no_test_cells_if_none_are_requested(cells):
         ({"min_cells_per_gene": -1}, "min_cells_per_gene is -1"),
         ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be at least 3"),
         ({"seed": -1}, "seed is -1"),
-        ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
-        ({"genes": []}, "`genes=` lists no genes"),
         ({"genes": None}, "genes is None, but must be text or a list of texts"),
-        ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'markers' .*no_such_file.txt is none"),
-        ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
     ],
 )
 def test_rejects_settings(changes, message):
@@ -622,10 +618,21 @@ def test_rejects_settings(changes, message):
         settings(**changes)
 
 
-def test_rejects_an_empty_gene_list(tmp_path):
-    (tmp_path / "genes.txt").write_text("\n\n")
-    with pytest.raises(InputError, match=r"genes\.txt names no genes"):
-        settings(genes=str(tmp_path / "genes.txt"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genes": "no_such_file.txt"}, "no_such_file.txt is none"),
+        ({"genes": "empty.txt"}, r"empty\.txt names no genes"),
+        ({"genes": []}, "`genes=` lists no genes"),
+        ({"keep_genes": "no_such_file.txt"}, "`keep_genes=` takes 'markers' .*no_such_file.txt is none"),
+        ({"keep_genes": ()}, "`keep_genes=` lists no genes"),
+    ],
+)
+def test_rejects_lists_of_genes(example_cells, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n\n")
+    with pytest.raises(InputError, match=message):
+        prepare(example_cells, settings(**changes))
 
 
 def labels_of_three_missing(cells):

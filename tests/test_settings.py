@@ -9,13 +9,13 @@ from dataclasses import MISSING, fields, replace
 import numpy as np
 import pytest
 import yaml
+from config_schema import schema
 from test_workflow import ROOT, demo_config, dry_run
 from typer.main import get_command
 
 import bdm
 from bdm.api import settings_with
 from bdm.cli import app, main
-from bdm.configuration import schema
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS
 from bdm.provenance import provenance

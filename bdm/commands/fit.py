@@ -74,16 +74,16 @@ def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Setti
     """Facts that decide how training goes on: settings, and the content of files, also of lists of genes."""
     from dataclasses import asdict
 
+    from bdm.data.genes import gene_lists
     from bdm.files import sha256
     from bdm.validation import CELL_ONTOLOGY
 
     files = [path for path in (data, labels, tree) if path is not None and str(path) != CELL_ONTOLOGY]
-    lists = settings.prepare.gene_list(), settings.prepare.kept_list()
     return {
         "settings": asdict(settings),
         "files": {str(path): sha256(path) for path in files},
         "tree": tree and str(tree),
-        "genes": [None if names is None else list(names) for names in lists],
+        "genes": [None if names is None else list(names) for names in gene_lists(settings.prepare)],
         "seed": seed,
     }
 

@@ -27,12 +27,14 @@ def prepare(
     """
     from contextlib import ExitStack
 
+    from bdm.data.genes import gene_lists
     from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import prepared_cells, summary
     from bdm.data.read import read_cells
     from bdm.errors import InputError
     from bdm.files import atomic_write, sha256
 
+    gene_lists(settings)  # rejected before any cells are read
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         cells = read_cells(data, labels=labels, on_disk=True)

@@ -13,6 +13,7 @@ from skmisc.loess import loess
 from bdm.data.counts import CellCounts
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,15 @@ def choose_genes(
     if added.any():
         logger.info("Kept %d genes in addition to the %d that were chosen.", added.sum(), chosen.sum())
     return np.asarray(chosen | added)
+
+
+def gene_lists(settings: PrepareSettings) -> tuple[pd.Index | None, pd.Index | None]:
+    """Names of the genes to choose, and of those to keep besides, where they are listed."""
+    chosen, kept = settings.genes, settings.keep_genes
+    return (
+        None if chosen in ("seurat_v3", "all") else read_gene_list(chosen, option="genes=", words="'seurat_v3', 'all'"),
+        None if kept is None or kept == "markers" else read_gene_list(kept, option="keep_genes=", words="'markers'"),
+    )
 
 
 def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:

@@ -37,7 +37,7 @@ from bdm.data.filters import (
     without_types_of_few_donors,
     without_uncounted_cells,
 )
-from bdm.data.genes import choose_genes, listed_genes, marker_genes
+from bdm.data.genes import choose_genes, gene_lists, listed_genes, marker_genes
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, to_row_storage
 from bdm.data.outliers import count_limits
 from bdm.data.read import read_cells
@@ -132,7 +132,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
     adata
         Cells in memory, or with matrices on disk.
     """
-    listed, kept = settings.gene_list(), settings.kept_list()
+    listed, kept = gene_lists(settings)
     if sentence := donors_rejection(settings.min_donors, settings.donor_key):
         raise InputError(sentence)
     check_names(adata.obs_names, kind="cell")
