@@ -75,8 +75,10 @@ def draw_null(rows: pd.DataFrame) -> Figure:
         ax.plot([1e-4, 1], [1e-4, 1], label="valid test", **IDEAL_LINE)
         ax.set(xscale="log", yscale="log", xlim=(1e-4, 1), ylim=(1e-4, 1), title=f"{name}, {number} + {number}")
         ax.spines[["top", "right"]].set_visible(False)
-    drawn.supxlabel("level")
-    drawn.supylabel("share of p-values below it")
+    for ax in axes[-1]:
+        ax.set_xlabel("level")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("share of p-values below it")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return drawn
