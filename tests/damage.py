@@ -133,7 +133,7 @@ def read_model(path: Path) -> Any:
 def read_hierarchy(path: Path) -> Any:
     from bdm.hierarchy.files import load_hierarchy
 
-    return load_hierarchy(path).to_json()
+    return load_hierarchy(path)
 
 
 def read_checkpoint(path: Path) -> Any:

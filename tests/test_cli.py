@@ -166,7 +166,7 @@ def test_outputs_are_complete(made):
     assert list(pd.read_csv(folder / "model" / "training.csv")) == ["step", "loss", "validation", "closed_form"]
     branches = pd.read_csv(folder / "model" / "branches.csv")
     assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
-    hierarchy = Hierarchy.from_json(json.loads((folder / "tree.json").read_text()))
+    hierarchy = load_hierarchy(folder / "tree.json")
     assert sorted(read_tree(folder / "tree.nwk").leaves()) == sorted(hierarchy.populations)
 
 
@@ -193,7 +193,7 @@ def test_record_leads_back_to_the_data(made):
 def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):
     out = tmp_path / "again.json"
     assert bdm("hierarchy", made[0] / "autoencoder", out, "--tree", made[0] / "tree.nwk", "--n-bootstrap", 5)[0] == 0
-    read = [Hierarchy.from_json(json.loads(path.read_text())) for path in (out, made[0] / "tree.json")]
+    read = [load_hierarchy(path) for path in (out, made[0] / "tree.json")]
     clades = [{frozenset(h.leaves(b.name)): round(b.level, 6) for b in h.branches} for h in read]
     assert clades[0] == clades[1]
 

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,11 +6,13 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from bdm.checksums import write_checksummed_json
 from bdm.diffusion.noise import branch_table
 from bdm.errors import InputError
+from bdm.files import read_json, write_json
 from bdm.hierarchy.attachment import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
-from bdm.hierarchy.files import from_newick, read_tree
+from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
 from bdm.plotting.style import save_figure
@@ -138,8 +139,9 @@ def test_branches_are_in_order_with_numbers_that_add_up(hierarchy):
 
 
 @every_hierarchy
-def test_comes_back_from_json(hierarchy):
-    assert Hierarchy.from_json(json.loads(json.dumps(hierarchy.to_json()))) == hierarchy
+def test_comes_back_from_its_file(hierarchy, tmp_path):
+    save_hierarchy(tmp_path / "tree.json", hierarchy)
+    assert load_hierarchy(tmp_path / "tree.json") == hierarchy
 
 
 @every_hierarchy
@@ -198,10 +200,11 @@ def extended_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
 
 
 @every_hierarchy
-def test_extended_hierarchy_is_a_hierarchy(hierarchy):
+def test_extended_hierarchy_is_a_hierarchy(hierarchy, tmp_path):
     for number, stage in enumerate(extended_often(hierarchy)):
         assert stage.fault() is None
-        assert Hierarchy.from_json(json.loads(json.dumps(stage.to_json()))) == stage
+        save_hierarchy(tmp_path / "tree.json", stage)
+        assert load_hierarchy(tmp_path / "tree.json") == stage
         assert set(stage.cell_types) == {*hierarchy.cell_types, *(f"new {i}" for i in range(number))}
         for branch in stage.branches:
             if children := stage.children[branch.name]:
@@ -520,12 +523,6 @@ def test_no_tree_file(tmp_path, name):
 # ---- damaged files
 
 
-def content() -> dict:
-    return Hierarchy(
-        (Branch("r", None, 2.0, 2, 1.0), Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1)), 9.0, 0.9
-    ).to_json()
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -547,18 +544,23 @@ def content() -> dict:
         lambda c: c["branches"][0].pop("level"),
     ],
 )
-def test_damaged_content(damage):
-    damaged = content()
-    assert Hierarchy.from_json(damaged).cell_types == ("a", "b")
+def test_damaged_content(damage, tmp_path):
+    path, leaves = tmp_path / "tree.json", (Branch("a", "r", 0.0, 1), Branch("b", "r", 0.0, 1))
+    save_hierarchy(path, Hierarchy((Branch("r", None, 2.0, 2, 1.0), *leaves), 9.0, 0.9))
+    assert load_hierarchy(path).cell_types == ("a", "b")
+    damaged = read_json(path)
+    del damaged["checksum"]
     damage(damaged)
+    write_checksummed_json(path, damaged)
     with pytest.raises(InputError):
-        Hierarchy.from_json(damaged)
+        load_hierarchy(path)
 
 
 @pytest.mark.parametrize("damaged", [None, [], "text", 3])
-def test_content_of_other_kinds(damaged):
+def test_content_of_other_kinds(damaged, tmp_path):
+    write_json(tmp_path / "tree.json", damaged)
     with pytest.raises(InputError):
-        Hierarchy.from_json(damaged)
+        load_hierarchy(tmp_path / "tree.json")
 
 
 def test_leaves_take_back_their_underscores():

@@ -10,12 +10,13 @@ import pandas as pd
 from bdm.checksums import read_checksummed_json, write_checksummed_json
 from bdm.errors import InputError
 from bdm.files import read_json
-from bdm.hierarchy.tree import FORMAT, PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
+from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
+from bdm.store import FORMAT, Decoder, Encoder, reject_if_damaged
 
 
 def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
     """Write a hierarchy into a JSON file."""
-    write_checksummed_json(path, hierarchy.to_json())
+    write_checksummed_json(path, {"format": FORMAT, **Encoder().encode(hierarchy, "hierarchy")})
 
 
 def load_hierarchy(path: Path) -> Hierarchy:
@@ -27,10 +28,13 @@ def load_hierarchy(path: Path) -> Hierarchy:
         If there is no such file, or it is not a hierarchy that :func:`save_hierarchy` wrote.
     """
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
-    try:
-        return Hierarchy.from_json(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    with reject_if_damaged(path):
+        of_fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
+        hierarchy: Hierarchy = Decoder({}, {}).decode(of_fields, Hierarchy)
+        fault = hierarchy.fault()
+    if fault:
+        raise InputError(f"{path} is damaged ({fault}); make it again.")
+    return hierarchy
 
 
 TOKEN = re.compile(r"\s*(?:'((?:[^']|'')*)'|\"((?:[^\"]|\"\")*)\"|(\[[^]]*\])|([(),;:])|([^\s()\[\]',;:]+))")

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -106,7 +106,6 @@ def _of_cell_types(tree: Clade, known: dict[str, str]) -> Clade:
     return Clade(children=tuple(_of_cell_types(child, known) for child in tree.children))
 
 
-FORMAT = 7
 MIN_PLACE = 0.7  # support below which a place is uncertain (Hillis & Bull 1993, Systematic Biology 42:182)
 PLACE_UNCERTAIN = "few cells: place uncertain"
 
@@ -314,41 +313,6 @@ class Hierarchy:
         """Part of the path of a population that is below the level of an ancestor."""
         clipped = (replace(segment, high=min(segment.high, ancestor.level)) for segment in self.path(population))
         return tuple(segment for segment in clipped if segment.high > segment.low)
-
-    def to_json(self) -> dict[str, Any]:
-        """Content of a hierarchy file."""
-        return {
-            "format": FORMAT,
-            "threshold": self.threshold,
-            "sigma_max": self.sigma_max,
-            "given": self.given,
-            "provenance": self.provenance,
-            "branches": [asdict(branch) for branch in self.branches],
-        }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Hierarchy":
-        """Hierarchy from the content of a hierarchy file.
-
-        Raises
-        ------
-        InputError
-            If the content is not the content of a hierarchy file.
-        """
-        try:
-            if content["format"] != FORMAT:
-                raise InputError(
-                    f"The hierarchy has format {content['format']}, but this version reads {FORMAT}; make it again."
-                )
-            branches = tuple(Branch(**branch) for branch in content["branches"])
-            how = {"given": content["given"], "provenance": content.get("provenance", {})}
-            hierarchy = cls(branches, content["sigma_max"], content["threshold"], **how)
-            fault = hierarchy.fault()
-        except (KeyError, TypeError) as error:
-            raise InputError(f"The hierarchy file is damaged ({error}); make it again.") from error
-        if fault:
-            raise InputError(f"The hierarchy file is damaged ({fault}); make it again.")
-        return hierarchy
 
     def fault(self) -> str | None:
         """Describe why the branches are no tree with paths from ``sigma_max`` down to 0; None if they are."""

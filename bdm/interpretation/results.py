@@ -28,7 +28,7 @@ from bdm.interpretation.contrasts import Differences, FoldChange, contrasts_of
 from bdm.interpretation.markers import Dots, Markers, members_of_types
 from bdm.provenance import storable
 from bdm.settings import InterpretationSettings
-from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+from bdm.store import Bundle, Decoder, Encoder, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
 from bdm.text import counted
 
 KIND = "interpretation"
@@ -120,7 +120,7 @@ class Interpretation:
                 "mean_agreement": means.astype(object).where(means.notna(), None).to_dict(),
                 "settings": asdict(self.settings),
                 "genes": {**table_to_json(self.names.var), "symbols": self.names.column},
-                "hierarchy": self.hierarchy.to_json(),
+                "hierarchy": Encoder().encode(self.hierarchy, "hierarchy"),
                 "markers": self.markers.genes,
                 "tested": children_with_differences(self.contrasts),
                 "tables": columns,
@@ -146,7 +146,7 @@ class Interpretation:
         with reject_if_damaged(Path(folder) / f"{KIND}.json"):
             content, tensors = bundle.content, bundle.tensors[KIND]
             names = GeneNames(writable(table_from_json(content["genes"])), content["genes"]["symbols"])
-            hierarchy = Hierarchy.from_json(content["hierarchy"])
+            hierarchy = Decoder({}, {}).decode(content["hierarchy"], Hierarchy)
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             frames = unpack_tables(content["tables"], tensors)
             states = ancestral_states_of(arrays, hierarchy, names.index)
