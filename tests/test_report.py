@@ -562,6 +562,17 @@ def test_page_names_sub_populations_that_are_nearer_to_another_type(results):
     assert f"{numbers} sub-populations of {stray.cell_type}." in re.sub(r" (?=\()", " ", text)
 
 
+def test_page_names_types_of_few_cells_whose_place_is_uncertain(page, results):
+    assert "place uncertain" not in text_of(page)
+    hierarchy = results.model.hierarchy
+    name = hierarchy.cell_types[0]
+    branches = tuple(replace(b, place=0.42) if b.name == name else b for b in hierarchy.branches)
+    model = replace(results.model, hierarchy=replace(hierarchy, branches=branches))
+    text = words_of(report_page(replace(results, model=model)))
+    assert "Few cells: place uncertain." in text
+    assert re.search(rf"{re.escape(name)} \(\d+ cells\): in 42%\.", text)
+
+
 @pytest.mark.parametrize(
     ("used", "min_donors", "words"),
     [

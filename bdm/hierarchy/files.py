@@ -30,7 +30,7 @@ def load_hierarchy(path: Path) -> Hierarchy:
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
     with reject_if_damaged(path):
         of_fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
-        hierarchy: Hierarchy = Decoder({}, {}).decode(of_fields, Hierarchy)
+        hierarchy: Hierarchy = Decoder({}).decode(of_fields, Hierarchy)
         fault = hierarchy.fault()
     if fault:
         raise InputError(f"{path} is damaged ({fault}); make it again.")

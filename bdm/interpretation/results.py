@@ -146,7 +146,7 @@ class Interpretation:
         with reject_if_damaged(Path(folder) / f"{KIND}.json"):
             content, tensors = bundle.content, bundle.tensors[KIND]
             names = GeneNames(writable(table_from_json(content["genes"])), content["genes"]["symbols"])
-            hierarchy = Decoder({}, {}).decode(content["hierarchy"], Hierarchy)
+            hierarchy = Decoder({}).decode(content["hierarchy"], Hierarchy)
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             frames = unpack_tables(content["tables"], tensors)
             states = ancestral_states_of(arrays, hierarchy, names.index)
