@@ -8,6 +8,7 @@ from bdm.progress import show_messages
 
 if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm import pl as pl
+    from bdm import tl as tl
     from bdm.api import BranchedDiffusion as BranchedDiffusion
     from bdm.errors import InputError as InputError
     from bdm.evaluation.results import Evaluation as Evaluation
@@ -35,7 +36,7 @@ MODULES = {  # with the public classes and functions, by name
     "TransmutationEvaluation": "bdm.transmutation.results",
     "read_tree": "bdm.hierarchy.files",
 }
-__all__ = [*MODULES, "pl"]
+__all__ = [*MODULES, "pl", "tl"]
 __version__ = version("bdm")
 
 show_messages()
@@ -49,8 +50,8 @@ if not TYPE_CHECKING:  # which would take any name for one of bdm
 
     def __getattr__(name: str) -> object:
         """Import the model's classes and figures when they are first used, so that the command line starts at once."""
-        if name == "pl":
-            return import_module("bdm.pl")
+        if name in ("pl", "tl"):
+            return import_module(f"bdm.{name}")
         if name in MODULES:
             return getattr(import_module(MODULES[name]), name)
         raise AttributeError(f"module 'bdm' has no attribute {name!r}")

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from bdm.evaluation.results import Evaluation
     from bdm.extension.extend import FittedExtension
     from bdm.interpretation.results import Interpretation
+    from bdm.power.analysis import PowerAnalysis
     from bdm.transmutation.results import TransmutationEvaluation
 
 
@@ -618,6 +619,29 @@ class BranchedDiffusion:
         adata = simulate_cells(self.model, checked)
         adata.uns["bdm"] = storable(provenance(seed=checked.seed, design=design_record(checked)))
         return adata
+
+    @computing
+    def power(self, design: "Design | dict[str, Any] | Path | str") -> "PowerAnalysis":
+        """Simulate and test a grid of designed experiments, to see how many donors and cells they need.
+
+        Parameters
+        ----------
+        design
+            As in :meth:`simulate`, with the grid in its section ``power``; see the page on power.
+
+        Returns
+        -------
+        Tables of power and false discovery rates; :func:`bdm.pl.power` draws, and ``save`` writes them.
+
+        Raises
+        ------
+        InputError
+            If the design is invalid, has a single condition or a single donor in one, plants nothing or what is not
+            tested, names what the model lacks, or a test whose package is not installed; or the model is not fitted.
+        """
+        from bdm.power.analysis import power_analysis
+
+        return power_analysis(self.model, design)
 
     @computing
     def extend(

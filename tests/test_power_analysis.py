@@ -49,9 +49,9 @@ def model(small_model):
 
 
 @pytest.fixture(scope="module")
-def analysis(model) -> PowerAnalysis:
+def analysis(small_model) -> PowerAnalysis:
     """Two numbers of donors, once each."""
-    return power_analysis(model, CONTENT)
+    return small_model.power(CONTENT)
 
 
 # ---- grids

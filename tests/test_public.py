@@ -8,7 +8,7 @@ import pytest
 import bdm
 
 
-@pytest.mark.parametrize("module", [bdm, bdm.pl], ids=["bdm", "bdm.pl"])
+@pytest.mark.parametrize("module", [bdm, bdm.pl, bdm.tl], ids=["bdm", "bdm.pl", "bdm.tl"])
 def test_the_public_names_are_listed_and_no_others(module):
     assert dir(module) == sorted(module.__all__)
     assert all(getattr(module, name).__doc__ for name in module.__all__)

@@ -7,6 +7,8 @@ model = bdm.BranchedDiffusion("cells.h5ad", "cell_type", tree=bdm.read_tree("tre
 model.transmute(model.generate(10), "NK", ["B"])
 evaluation: bdm.Evaluation = model.evaluate()
 bdm.pl.scores(evaluation, show=False)
+bdm.pl.power(model.power("design.yaml"), show=False)
+bdm.tl.pseudobulk_tests(model.generate(10), bdm.tl.ExperimentSettings(sample_key="donor"))
 bdm.pl.likelihood(bdm.ExtensionReport.load("report"))
 try:
     bdm.BranchedDiffusion.load("model").generate({"B": 10})

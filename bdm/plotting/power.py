@@ -33,7 +33,7 @@ def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | 
     Parameters
     ----------
     analysis
-        An analysis of :func:`bdm.power.analysis.power_analysis`, or ``PowerAnalysis.load(folder)``.
+        What :meth:`bdm.BranchedDiffusion.power` returned, or ``bdm.tl.PowerAnalysis.load(folder)``.
 
     Examples
     --------
