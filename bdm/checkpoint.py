@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bdm import __version__
 from bdm.files import atomic_write
+from bdm.store import Decoder, Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ SECONDS = 30.0  # between two checkpoints
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """State of training: everything that the next step depends on.
 
     Attributes
@@ -35,25 +36,25 @@ class Progress:
         Steps taken.
     tensors
         By part, then by name: ``network``, ``averaged``, ``optimizer`` and, once validated, ``best``.
-    best
+    best_loss
         Lowest validation loss.
-    seen
+    loss_sum
         Sum of losses since the last row of the history.
-    first
+    first_loss
         Loss of the first step.
     """
 
     step: int = 0
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    best: float = float("inf")
-    seen: float = 0.0
-    first: float = float("nan")
+    best_loss: float = float("inf")
+    loss_sum: float = 0.0
+    first_loss: float = float("nan")
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """File that training writes its progress to, and continues from.
+    """File that training writes its state to, and resumes from.
 
     Attributes
     ----------
@@ -72,21 +73,16 @@ class Checkpoint:
         path = self.path.with_name(f"{self.path.name}.{name}")
         return replace(self, path=path, identity=identity(of=self.identity, part=name, **facts))
 
-    def write(self, progress: Progress) -> None:
-        """Write the progress, atomically."""
-        tensors = {
-            f"{part}/{name}": value.detach().cpu().contiguous()
-            for part, values in progress.tensors.items()
-            for name, value in values.items()
-        }
-        values = {name: getattr(progress, name) for name in ("step", "best", "seen", "first", "history")}
-        metadata = {"identity": self.identity, "progress": json.dumps(values)}
-        metadata["checksum"] = checksum(metadata, tensors)
+    def write(self, state: TrainingState) -> None:
+        """Write the state, atomically."""
+        encoder = Encoder()
+        metadata = {"identity": self.identity, "state": json.dumps(encoder.encode(state, "state"))}
+        metadata["checksum"] = hash_of(metadata, encoder.tensors)
         with atomic_write(self.path) as path:
-            path.write_bytes(save(tensors, metadata=metadata))
+            path.write_bytes(save(encoder.tensors, metadata=metadata))
 
-    def read(self) -> Progress | None:
-        """Read the progress; None if there is no file, or it belongs to another training, or is damaged."""
+    def read(self) -> TrainingState | None:
+        """Read the state; None if there is no file, or it belongs to another training, or is damaged."""
         if not self.path.is_file():
             return None
         try:
@@ -96,20 +92,17 @@ class Checkpoint:
                     logger.warning("%s is of other data, settings or version; training starts again.", self.path)
                     return None
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no mapping
-            if metadata.pop("checksum") != checksum(metadata, tensors):
+            if metadata.pop("checksum") != hash_of(metadata, tensors):
                 raise ValueError("its checksum does not match its content")
-            progress = Progress(**json.loads(metadata["progress"]))
-            for key, value in tensors.items():
-                part, _, name = key.partition("/")
-                progress.tensors.setdefault(part, {})[name] = value
+            state: TrainingState = Decoder(tensors).decode(json.loads(metadata["state"]), TrainingState)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s); training starts again.", self.path, error)
             return None
-        logger.info("Training continues from step %d, read from %s.", progress.step, self.path)
-        return progress
+        logger.info("Training continues from step %d, read from %s.", state.step, self.path)
+        return state
 
 
-def checksum(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+def hash_of(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """Hash of the content of a checkpoint."""
     digest = sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from bdm.checkpoint import Checkpoint, Progress, StopRequest, Timer, stop_requested
+from bdm.checkpoint import Checkpoint, StopRequest, Timer, TrainingState, stop_requested
 from bdm.errors import InputError, Interrupted, TrainingError
 from bdm.progress import progress
 from bdm.seeds import torch_generator
@@ -32,16 +32,16 @@ Loss = Callable[[nn.Module, torch.Generator], Tensor]
 LossByGroup = Callable[[nn.Module, torch.Generator], dict[str, float]]
 Validation = Callable[[nn.Module], Tensor | float]
 
-MOST = 5  # times the loss before training that it may be; it stays below 1.1 times where all is well
+MAX_LOSS_RATIO = 5  # of the loss to the loss before training; it stays below 1.1 where training converges
 
 
 class DivergenceError(Exception):
-    """Why training cannot go on; users get it as a TrainingError."""
+    """Why training cannot continue; users get it as a TrainingError."""
 
 
 @dataclass(frozen=True)
-class Loop:
-    """How a network is trained: Adam with warm-up and cosine decay on any device that Fabric knows.
+class TrainingPlan:
+    """Plan of a training: Adam with warm-up and cosine decay on any device that Fabric knows.
 
     Attributes
     ----------
@@ -52,11 +52,11 @@ class Loop:
     averaging
         Decay of the exponential moving average of weights, which is what training gives.
     validate_every
-        Steps between two looks at the validation loss of the average; the one with the lowest is kept.
+        Steps between two validations of the averaged weights; those with the lowest loss are kept.
     patience
-        Looks at the validation loss in a row without a lower one after which training ends; None for all steps.
+        Number of validations in a row without a lower loss after which training ends; None for all steps.
     untrained
-        Validation loss without training, which a lower one has to be below.
+        Validation loss without training, below which a loss counts as lower.
     n_taken
         Steps after which training ends, by the learning rates of ``n_steps``; None for all.
     shown
@@ -128,7 +128,7 @@ def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
 def train(
     network: nn.Module,
     loss: Loss,
-    loop: Loop,
+    plan: TrainingPlan,
     *,
     by_group: LossByGroup | None = None,
     validation: Validation | None = None,
@@ -137,7 +137,7 @@ def train(
     """Train ``network`` in place and return its history, a table of step, loss and validation loss.
 
     Step k draws its minibatch and its noise from a generator of (seed, k) alone, so that training which was interrupted
-    and goes on from its checkpoint ends as if it had not been.
+    and resumed from its checkpoint ends as if it had not been.
 
     Where several processes train together, each calls this, and ends with the same network. Gradients are averaged over
     them; ``loss`` gives each its share.
@@ -154,31 +154,31 @@ def train(
     validation
         Gives the loss on held-out cells; without it all steps are run for and none is chosen.
     checkpoint
-        Where progress is written to, now and then and when the process is asked to end, and gone on from.
+        Where the state is written to, now and then and when the process is asked to end, and resumed from.
 
     Raises
     ------
     TrainingError
-        If the loss is not finite, or far above what it was before training; the checkpoint then keeps the last state
-        that was good.
+        If the loss is not finite, or far above what it was before training; the checkpoint then keeps the last good
+        state.
     Interrupted
         If the process is asked to end; not without a checkpoint.
     """
     keep_freed_memory()
-    training = _Training.start(network, loss, loop, (checkpoint and checkpoint.read()) or Progress())
+    training = _Training.start(network, loss, plan, (checkpoint and checkpoint.read()) or TrainingState())
     with stop_requested() if checkpoint else nullcontext(StopRequest()) as stop:
         try:
             _run(training, validation, checkpoint, stop)
         except (DivergenceError, torch.linalg.LinAlgError) as error:
-            message = _what_went_wrong(error, training, by_group)
+            message = _describe_divergence(error, training, by_group)
             if checkpoint and training.good.step:
                 step = training.good.step
                 message += f"; the state after step {step}, the last good one, is kept in {checkpoint.path}"
                 if training.device.is_global_zero:
                     checkpoint.write(training.good)
             raise TrainingError(f"{message}.") from error
-    network.load_state_dict(training.now.tensors.get("best") or training.averaged.module.state_dict())
-    return pd.DataFrame(training.now.history)
+    network.load_state_dict(training.state.tensors.get("best") or training.averaged.module.state_dict())
+    return pd.DataFrame(training.state.history)
 
 
 @dataclass
@@ -189,37 +189,39 @@ class _Training:
     ----------
     module
         The network as it is run, on one device or several.
-    now, good
-        Progress, and the last that was looked at, for where the next steps diverge.
+    state, good
+        State of training, and the last state that was validated, in case the next steps diverge.
     at
         Index of the step that is taken.
     """
 
     network: nn.Module
     loss: Loss
-    loop: Loop
+    plan: TrainingPlan
     device: Fabric
     module: nn.Module
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
-    now: Progress
-    good: Progress
+    state: TrainingState
+    good: TrainingState
     at: int
 
     @classmethod
-    def start(cls, network: nn.Module, loss: Loss, loop: Loop, now: Progress) -> _Training:
-        """Set training up at its first step, or bring it to the state that its progress holds."""
-        device = fabric(loop.device)
+    def start(cls, network: nn.Module, loss: Loss, plan: TrainingPlan, state: TrainingState) -> _Training:
+        """Set training up at its first step, or at the step of a state."""
+        device = fabric(plan.device)
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        adam = torch.optim.Adam([{"params": parameters, "initial_lr": loop.learning_rate}], lr=loop.learning_rate)
+        adam = torch.optim.Adam([{"params": parameters, "initial_lr": plan.learning_rate}], lr=plan.learning_rate)
         module, optimizer = device.setup(network, adam)
-        averaged = AveragedModel(network, multi_avg_fn=moving_average(loop.averaging))
-        averaged.n_averaged.fill_(now.step + 1)  # the network as it is at first counts, too
-        if now.step:
-            restore(now, network, averaged.module, optimizer)
-        schedule = LambdaLR(adam, warmup_and_cosine(loop), last_epoch=now.step - 1)
-        return cls(network, loss, loop, device, module, averaged, optimizer, schedule, now, Progress(), now.step)
+        averaged = AveragedModel(network, multi_avg_fn=moving_average(plan.averaging))
+        averaged.n_averaged.fill_(state.step + 1)  # the network as it is at first counts, too
+        if state.step:
+            restore(state, network, averaged.module, optimizer)
+        schedule = LambdaLR(adam, warmup_and_cosine(plan), last_epoch=state.step - 1)
+        return cls(
+            network, loss, plan, device, module, averaged, optimizer, schedule, state, TrainingState(), state.step
+        )
 
     def step(self, stop: StopRequest) -> bool:
         """Take one step, and return whether any process was asked to stop.
@@ -229,23 +231,23 @@ class _Training:
         DivergenceError
             If the loss is not finite.
         """
-        now, self.at = self.now, self.now.step
-        value = self.loss(self.module, torch_generator(self.loop.seed, "step", self.at))
+        state, self.at = self.state, self.state.step
+        value = self.loss(self.module, torch_generator(self.plan.seed, "step", self.at))
         mean, stopped = _agreed(self.device, value, stop)
         if not math.isfinite(mean):
             raise DivergenceError(f"the loss became {mean}")
-        now.first = mean if self.at == 0 else now.first
+        state.first_loss = mean if self.at == 0 else state.first_loss
         self.optimizer.zero_grad()
         self.device.backward(value)
         self.optimizer.step()
         self.schedule.step()
         self.averaged.update_parameters(self.network)
-        now.step, now.seen = now.step + 1, now.seen + mean
+        state.step, state.loss_sum = state.step + 1, state.loss_sum + mean
         return stopped
 
-    def keep(self) -> None:
-        """Take the state into the progress."""
-        self.now.tensors |= {
+    def capture(self) -> None:
+        """Copy networks and optimizer into the state."""
+        self.state.tensors |= {
             "network": self.network.state_dict(),
             "averaged": self.averaged.module.state_dict(),
             "optimizer": {
@@ -257,102 +259,100 @@ class _Training:
 
 
 def _run(training: _Training, validation: Validation | None, checkpoint: Checkpoint | None, stop: StopRequest) -> None:
-    """Take all steps, look at them now and then, and write checkpoints."""
-    loop, now, writes = training.loop, training.now, training.device.is_global_zero
+    """Take all steps, with validations and checkpoints in between."""
+    plan, state, writes = training.plan, training.state, training.device.is_global_zero
     timer = Timer(checkpoint.seconds if checkpoint else math.inf)
-    shown: dict[str, Any] = {"doing": f"training {loop.what}", "unit": "step", "shown": loop.shown and writes}
-    for _ in progress(range(now.step, loop.last), start=now.step, total=loop.last, **shown):
-        if gains_nothing(now, loop):
+    shown: dict[str, Any] = {"doing": f"training {plan.what}", "unit": "step", "shown": plan.shown and writes}
+    for _ in progress(range(state.step, plan.last), start=state.step, total=plan.last, **shown):
+        if should_stop_early(state, plan):
             break
         stopped = training.step(stop)
-        if now.step % loop.validate_every == 0 or now.step == loop.last:
-            look(now, training.averaged.module, loop, validation)
-            logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in now.history[-1].items()))
+        if state.step % plan.validate_every == 0 or state.step == plan.last:
+            validate(state, training.averaged.module, plan, validation)
+            logger.debug("%s", ", ".join(f"{name} {value:.6g}" for name, value in state.history[-1].items()))
             if checkpoint:
-                training.keep()
-                training.good = copy.deepcopy(now)
-        ended = now.step == loop.last or gains_nothing(now, loop)
+                training.capture()
+                training.good = copy.deepcopy(state)
+        ended = state.step == plan.last or should_stop_early(state, plan)
         if checkpoint and writes and (stopped or timer.due() or ended):
-            training.keep()
-            checkpoint.write(now)
+            training.capture()
+            checkpoint.write(state)
         if stopped:
-            raise _interrupted(now, loop, stop)
+            raise _interrupted(state, plan, stop)
     none = torch.zeros((), device=training.device.device)
-    if checkpoint and _agreed(training.device, none, stop)[1]:  # asked during the last look, or the last write
-        raise _interrupted(now, loop, stop)
+    if checkpoint and _agreed(training.device, none, stop)[1]:  # asked during the last validation, or the last write
+        raise _interrupted(state, plan, stop)
 
 
-def _interrupted(now: Progress, loop: Loop, stop: StopRequest) -> Interrupted:
-    return Interrupted(
-        f"Stopped after step {now.step} of {loop.last}; the same command goes on from there.", stop.number
-    )
+def _interrupted(state: TrainingState, plan: TrainingPlan, stop: StopRequest) -> Interrupted:
+    return Interrupted(f"Stopped after step {state.step} of {plan.last}; run the same command to resume.", stop.number)
 
 
-def gains_nothing(now: Progress, loop: Loop) -> bool:
-    """Whether the last looks were in vain, as many as the patience of the loop."""
-    if loop.patience is None:
+def should_stop_early(state: TrainingState, plan: TrainingPlan) -> bool:
+    """Whether the last validations, as many as the patience of the plan, found no lower loss."""
+    if plan.patience is None:
         return False
-    best, n_in_vain = loop.untrained, 0
-    for row in now.history:
-        n_in_vain = 0 if row["validation"] < best else n_in_vain + 1
+    best, n_without_gain = plan.untrained, 0
+    for row in state.history:
+        n_without_gain = 0 if row["validation"] < best else n_without_gain + 1
         best = min(best, row["validation"])
-    return n_in_vain >= loop.patience
+    return n_without_gain >= plan.patience
 
 
-def look(now: Progress, averaged: nn.Module, loop: Loop, validation: Validation | None) -> None:
-    """Add a row to the history, and keep the averaged weights where they are the best so far.
+def validate(state: TrainingState, averaged: nn.Module, plan: TrainingPlan, validation: Validation | None) -> None:
+    """Add a row to the history, and keep the averaged weights if they are the best so far.
 
     Raises
     ------
     DivergenceError
-        If training does harm.
+        If training diverges.
     """
-    n_seen = (now.step - 1) % loop.validate_every + 1
-    row = {"step": now.step, "loss": now.seen / n_seen}
-    now.seen = 0.0
-    if row["loss"] > MOST * now.first > 0:
+    n_seen = (state.step - 1) % plan.validate_every + 1
+    row = {"step": state.step, "loss": state.loss_sum / n_seen}
+    state.loss_sum = 0.0
+    if row["loss"] > MAX_LOSS_RATIO * state.first_loss > 0:
         raise DivergenceError(
-            f"the loss, {now.first:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps"
+            f"the loss, {state.first_loss:.4g} before training, was {row['loss']:.4g} over the last {n_seen} steps"
         )
     if validation is not None:
         with torch.no_grad():
             row["validation"] = float(validation(averaged))
         if not math.isfinite(row["validation"]):
             raise DivergenceError(f"the loss of validation cells became {row['validation']}")
-        if row["validation"] < min(now.best, loop.untrained):
-            now.best, now.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
-    now.history.append(row)
+        if row["validation"] < min(state.best_loss, plan.untrained):
+            state.best_loss, state.tensors["best"] = row["validation"], copy.deepcopy(averaged.state_dict())
+    state.history.append(row)
 
 
 @torch.no_grad()
-def _what_went_wrong(error: Exception, training: _Training, by_group: LossByGroup | None) -> str:
-    """Describe what goes wrong, in which step, and in cells of which type or population most."""
-    loop = training.loop
-    losses = by_group(training.network, torch_generator(loop.seed, "step", training.at)) if by_group else {}
+def _describe_divergence(error: Exception, training: _Training, by_group: LossByGroup | None) -> str:
+    """Describe why training diverges, at which step, and in the cells of which type or population most."""
+    plan = training.plan
+    losses = by_group(training.network, torch_generator(plan.seed, "step", training.at)) if by_group else {}
     worst = max(losses, key=lambda name: losses[name] if math.isfinite(losses[name]) else math.inf, default=None)
-    reason = error if isinstance(error, DivergenceError) else "a precision is positive-definite no more"
+    reason = error if isinstance(error, DivergenceError) else "a precision matrix is no longer positive definite"
     of_group = "" if worst is None else f", most of all for cells of {worst!r}"
     look_at = "" if worst is None else "look at these cells, or "
     return (
-        f"Training of {loop.what} went wrong at step {training.at + 1}: {reason}{of_group}; "
-        f"{look_at}try another seed, or a learning rate below {loop.learning_rate:g}"
+        f"Training of {plan.what} diverged at step {training.at + 1}: {reason}{of_group}; "
+        f"{look_at}try another seed, or a learning rate below {plan.learning_rate:g}"
     )
 
 
-def restore(now: Progress, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Bring training to the state that its progress holds."""
-    network.load_state_dict(now.tensors["network"])
-    averaged.load_state_dict(now.tensors["averaged"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in now.tensors["optimizer"].items():
+def restore(state: TrainingState, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restore the state of training."""
+    network.load_state_dict(state.tensors["network"])
+    averaged.load_state_dict(state.tensors["averaged"])
+    of_optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.tensors["optimizer"].items():
         number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        of_optimizer.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": of_optimizer, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def warmup_and_cosine(loop: Loop) -> Callable[[int], float]:
+def warmup_and_cosine(plan: TrainingPlan) -> Callable[[int], float]:
     """Share of the learning rate by step: linear warm-up, then half a cosine down to nothing."""
-    return lambda step: min(1.0, (step + 1) / loop.n_warmup) * (1 + math.cos(math.pi * step / loop.n_steps)) / 2
+    return lambda step: min(1.0, (step + 1) / plan.n_warmup) * (1 + math.cos(math.pi * step / plan.n_steps)) / 2
 
 
 def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:

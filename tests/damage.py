@@ -143,7 +143,7 @@ def read_checkpoint(path: Path) -> Any:
     progress = Checkpoint(path, "identity").read()
     if progress is None:  # reported, and training starts again
         raise InputError(f"{path} is not used.")
-    return progress.step, progress.best, progress.history, tensors_of(progress.tensors)
+    return progress.step, progress.best_loss, progress.history, tensors_of(progress.tensors)
 
 
 def read_parts(path: Path) -> Any:

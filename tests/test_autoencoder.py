@@ -42,7 +42,7 @@ from bdm.files import read_json
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings, PrepareSettings
 from bdm.threads import using_threads
-from bdm.training import Loop, fabric, train
+from bdm.training import TrainingPlan, fabric, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -445,15 +445,15 @@ def line(*, target: float = 3.0) -> tuple[nn.Module, callable]:
     return network, loss
 
 
-def loop(**changes) -> Loop:
-    return Loop(
+def plan(**changes) -> TrainingPlan:
+    return TrainingPlan(
         **{"n_steps": 60, "learning_rate": 0.2, "seed": 0, "device": "cpu", "averaging": 0.0, "n_warmup": 5, **changes}
     )
 
 
 def test_training_learns():
     network, loss = line()
-    history = train(network, loss, loop(n_steps=200, validate_every=50))
+    history = train(network, loss, plan(n_steps=200, validate_every=50))
     assert list(history["step"]) == [50, 100, 150, 200]
     assert history["loss"].iloc[-1] < 0.1 * history["loss"].iloc[0]
     assert network.weight.item() == pytest.approx(3, abs=0.1)
@@ -464,14 +464,14 @@ def test_same_seed_same_weights():
     weights = []
     for seed in (1, 1, 2):
         network, loss = line()
-        train(network, loss, loop(seed=seed, n_steps=15))
+        train(network, loss, plan(seed=seed, n_steps=15))
         weights.append(float(network.weight))
     assert weights[0] == weights[1] != weights[2]
 
 
 def test_last_validation_is_at_last_step():
     network, loss = line()
-    assert list(train(network, loss, loop(n_steps=25, validate_every=10))["step"]) == [10, 20, 25]
+    assert list(train(network, loss, plan(n_steps=25, validate_every=10))["step"]) == [10, 20, 25]
 
 
 def test_best_validation_is_kept():
@@ -482,7 +482,7 @@ def test_best_validation_is_kept():
         seen.append(float(network.weight))
         return (network.weight - 1).abs().sum()
 
-    history = train(network, loss, loop(validate_every=1), validation=validation)
+    history = train(network, loss, plan(validate_every=1), validation=validation)
     assert float(network.weight) == seen[history["validation"].argmin()] != seen[-1]
 
 
@@ -499,7 +499,7 @@ def test_best_validation_is_kept():
 def test_training_ends_where_validation_gains_nothing(losses, untrained, n_looks):
     network, loss = line()
     given = iter([*losses, *[9] * 6])
-    how = loop(n_steps=len(losses), validate_every=1, patience=3, untrained=untrained)
+    how = plan(n_steps=len(losses), validate_every=1, patience=3, untrained=untrained)
     history = train(network, loss, how, validation=lambda network: next(given))
     assert list(history["validation"]) == losses[:n_looks]
 
@@ -517,23 +517,23 @@ def test_buffers_come_with_their_weights():
         n_seen.append(int(network.n_seen))
         return (network.weight - 1).abs().sum()
 
-    history = train(network, counted, loop(validate_every=1), validation=validation)
+    history = train(network, counted, plan(validate_every=1), validation=validation)
     assert n_seen == list(range(1, 61))
     assert int(network.n_seen) == history["validation"].argmin() + 1 < 60
 
 
 def test_averaged_weights_lie_behind_the_last():
     last, loss = line()
-    train(last, loss, loop(n_steps=10))
+    train(last, loss, plan(n_steps=10))
     averaged, loss = line()
-    train(averaged, loss, loop(n_steps=10, averaging=0.99))
+    train(averaged, loss, plan(n_steps=10, averaging=0.99))
     assert 0 < float(averaged.weight) < float(last.weight)
 
 
 def test_loss_that_is_not_finite_ends_training():
     network, _ = line()
     with pytest.raises(TrainingError, match="step"):
-        train(network, lambda network, generator: network.weight.sum() * torch.nan, loop())
+        train(network, lambda network, generator: network.weight.sum() * torch.nan, plan())
 
 
 @pytest.mark.parametrize("device", ["quantum", "", "cuda", "gpu"])

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from bdm.autoencoder import fit
 from bdm.autoencoder.search import find_parts
-from bdm.checkpoint import Checkpoint, Progress, checkpoint_beside, identity
+from bdm.checkpoint import Checkpoint, TrainingState, checkpoint_beside, identity
 from bdm.cli import app
 from bdm.commands.fit import deciding
 from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
 from bdm.files import sha256
 from bdm.settings import AutoencoderSettings, PrepareSettings, Settings
-from bdm.training import Loop, train
+from bdm.training import TrainingPlan, train
 
-LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
+PLAN = TrainingPlan(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
 
 
 def network() -> nn.Module:
@@ -59,18 +59,18 @@ def checkpoint(tmp_path) -> Checkpoint:
     return Checkpoint(tmp_path / "point", identity(seed=3), seconds=1e9)
 
 
-PATIENT = replace(LOOP, patience=2, untrained=1.0)
+PATIENT = replace(PLAN, patience=2, untrained=1.0)
 
 
 @pytest.mark.parametrize("stops", [[1], [7], [14], [30], [34], [59], [3, 11, 20]])
-@pytest.mark.parametrize(("chooses", "how"), [(None, LOOP), (validation, LOOP), (validation, PATIENT)])
+@pytest.mark.parametrize(("chooses", "how"), [(None, PLAN), (validation, PLAN), (validation, PATIENT)])
 def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, chooses, how):
     whole, parts = network(), network()
     expected = train(whole, loss, how, validation=chooses)
     stops = [n_steps for n_steps in stops if n_steps <= expected["step"].iloc[-1]]
     for n_steps in stops:
         parts = network()
-        with pytest.raises(Interrupted, match="the same command goes on"):
+        with pytest.raises(Interrupted, match="run the same command to resume"):
             train(parts, stopping_at(n_steps), how, validation=chooses, checkpoint=checkpoint)
     parts = network()
     found = train(parts, loss, how, validation=chooses, checkpoint=checkpoint)
@@ -79,7 +79,7 @@ def test_interrupted_training_ends_the_same_to_the_bit(checkpoint, stops, choose
         assert torch.equal(value, parts.state_dict()[name])
 
 
-@pytest.mark.parametrize("how", [LOOP, PATIENT])
+@pytest.mark.parametrize("how", [PLAN, PATIENT])
 def test_training_that_is_asked_to_end_during_its_last_look_stops(checkpoint, how):
     expected = train(network(), loss, how, validation=validation)
     looks = []
@@ -97,19 +97,19 @@ def test_training_that_is_asked_to_end_during_its_last_look_stops(checkpoint, ho
 
 
 def test_ctrl_c_stops_training_as_sigterm_does(checkpoint):
-    with pytest.raises(Interrupted, match=r"after step 7 of .*; the same command goes on from there") as stopped:
-        train(network(), stopping_at(7, signal.SIGINT), LOOP, checkpoint=checkpoint)
+    with pytest.raises(Interrupted, match=r"after step 7 of .*; run the same command to resume") as stopped:
+        train(network(), stopping_at(7, signal.SIGINT), PLAN, checkpoint=checkpoint)
     assert stopped.value.number == signal.SIGINT
     assert checkpoint.read().step == 7
     with pytest.raises(KeyboardInterrupt):  # where there is no checkpoint to go on from
-        train(network(), stopping_at(7, signal.SIGINT), LOOP)
+        train(network(), stopping_at(7, signal.SIGINT), PLAN)
 
 
-@pytest.mark.parametrize("how", [LOOP, PATIENT])
+@pytest.mark.parametrize("how", [PLAN, PATIENT])
 def test_finished_training_is_not_done_again(checkpoint, how):
     whole, again = network(), network()
     history = train(whole, loss, how, validation=validation, checkpoint=checkpoint)
-    assert (history["step"].iloc[-1] < LOOP.n_steps) == (how.patience is not None)
+    assert (history["step"].iloc[-1] < PLAN.n_steps) == (how.patience is not None)
 
     def never(network: nn.Module, generator: torch.Generator) -> Tensor:
         raise AssertionError
@@ -120,7 +120,7 @@ def test_finished_training_is_not_done_again(checkpoint, how):
 
 def test_other_training_starts_anew(checkpoint, caplog):
     with pytest.raises(Interrupted):
-        train(network(), stopping_at(9), LOOP, checkpoint=checkpoint)
+        train(network(), stopping_at(9), PLAN, checkpoint=checkpoint)
     assert replace(checkpoint, identity=identity(seed=4)).read() is None
     assert "starts again" in caplog.text
     assert checkpoint.read().step == 9
@@ -149,7 +149,7 @@ def test_second_round_with_other_populations_starts_anew(example_cells, checkpoi
 
 @pytest.mark.parametrize("damage", [lambda content: content[:40], lambda content: b"", lambda content: b"x" * 99])
 def test_damaged_checkpoint_is_reported_and_not_used(checkpoint, damage, caplog):
-    checkpoint.write(Progress(step=5, tensors={"network": {"a": torch.ones(3)}}))
+    checkpoint.write(TrainingState(step=5, tensors={"network": {"a": torch.ones(3)}}))
     checkpoint.path.write_bytes(damage(checkpoint.path.read_bytes()))
     assert checkpoint.read() is None
     assert "damaged" in caplog.text
@@ -157,8 +157,8 @@ def test_damaged_checkpoint_is_reported_and_not_used(checkpoint, damage, caplog)
 
 def test_checkpoint_comes_back(checkpoint):
     tensors = {"network": {"a/b": torch.rand(2, 2)}, "best": {"c": torch.rand(1)}}
-    values = {"step": 3, "best": 0.1, "seen": 1 / 3, "first": 2.5, "history": [{"x": 0.1}]}
-    progress = Progress(tensors=tensors, **values)
+    values = {"step": 3, "best_loss": 0.1, "loss_sum": 1 / 3, "first_loss": 2.5, "history": [{"x": 0.1}]}
+    progress = TrainingState(tensors=tensors, **values)
     checkpoint.write(progress)
     found = checkpoint.read()
     assert {name: getattr(found, name) for name in values} == values
@@ -168,14 +168,14 @@ def test_checkpoint_comes_back(checkpoint):
 
 def test_checkpoint_next_to_an_output_is_removed_when_that_is_written(tmp_path):
     with checkpoint_beside(tmp_path / "model", seconds=1, seed=0) as checkpoint:
-        checkpoint.write(Progress())
-        checkpoint.of_part("populations").write(Progress(step=3))
+        checkpoint.write(TrainingState())
+        checkpoint.of_part("populations").write(TrainingState(step=3))
         assert checkpoint.of_part("populations").read().step == 3
         assert checkpoint.path.parent == tmp_path
         assert len(list(tmp_path.iterdir())) == 2
     assert not list(tmp_path.iterdir())
     stopped = checkpoint_beside(tmp_path / "model", seconds=1, seed=0)
-    stopped.__enter__().write(Progress())
+    stopped.__enter__().write(TrainingState())
     assert not stopped.__exit__(Interrupted, Interrupted("stopped"), None)
     assert [path.name for path in tmp_path.iterdir()] == [".model.checkpoint"]
 
@@ -257,7 +257,7 @@ def test_killed_command_resumes_and_ends_the_same(folder, number):
         assert process.returncode == (-number if number is signal.SIGKILL else 128 + number), output
         assert not (folder / name).exists()
         assert checkpoint.is_file()
-        assert number is signal.SIGKILL or "the same command goes on from there" in output
+        assert number is signal.SIGKILL or "run the same command to resume" in output
     last = run(folder, command)
     assert "continues from step" in last.communicate()[1]
     assert last.returncode == 0

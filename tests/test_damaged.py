@@ -11,7 +11,7 @@ from damage import READERS, run, summary
 
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import save_autoencoder
-from bdm.checkpoint import Checkpoint, Progress
+from bdm.checkpoint import Checkpoint, TrainingState
 from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -77,7 +77,7 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
     save_model(folder / "model", grown.model)
     tensors = {"network": model.denoiser.state_dict(), "averaged": {"mean": model.denoiser.mean + 1}}
     history = [{"step": 7, "loss": 1.5}]
-    progress = Progress(7, tensors, best=1.5, seen=2.5, first=3.5, history=history)
+    progress = TrainingState(7, tensors, best_loss=1.5, loss_sum=2.5, first_loss=3.5, history=history)
     Checkpoint(folder / "checkpoint", "identity").write(progress)
 
 

@@ -77,7 +77,7 @@ def test_processes_end_together_go_on_and_give_the_same_bits(folder):
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[1]
     assert process.returncode == 143, output
-    assert "the same command goes on from there" in output.splitlines()[-1]
+    assert "run the same command to resume" in output.splitlines()[-1]
     assert all_end(workers)
     assert not (folder / "stopped").exists()
     again = run(folder, command("stopped", 300, 2))

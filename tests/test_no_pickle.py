@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bdm
-from bdm.checkpoint import Checkpoint, Progress
+from bdm.checkpoint import Checkpoint, TrainingState
 from bdm.model.model import save_model
 
 RUNS_CODE = re.compile(
@@ -42,7 +42,7 @@ assert progress.step == 3
 def folder(small_model, tmp_path) -> Path:
     save_model(tmp_path, small_model.model)
     Checkpoint(tmp_path / "checkpoint", "identity").write(
-        Progress(3, {"network": small_model.model.denoiser.state_dict()})
+        TrainingState(3, {"network": small_model.model.denoiser.state_dict()})
     )
     return tmp_path
 

@@ -19,11 +19,11 @@ from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
 from bdm.settings import AutoencoderSettings, DenoiserSettings, PrepareSettings
-from bdm.training import Loop, train
+from bdm.training import TrainingPlan, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LOOP = Loop(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=10)
+PLAN = TrainingPlan(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=10)
 
 
 # ---- the loop
@@ -54,19 +54,19 @@ def going_wrong_at(n_steps: int, harm: float):
 def test_last_good_state_is_kept_and_gone_on_from(tmp_path, harm, reason):
     checkpoint = Checkpoint(tmp_path / "point", "identity", seconds=0)
     with pytest.raises(TrainingError, match=reason) as expected:
-        train(network(), going_wrong_at(37, harm), LOOP, checkpoint=checkpoint)
+        train(network(), going_wrong_at(37, harm), PLAN, checkpoint=checkpoint)
     assert "the state after step 30, the last good one, is kept in" in str(expected.value)
     assert str(checkpoint.path) in str(expected.value)
     assert checkpoint.read().step == 30
     whole, rest = network(), network()
-    history = train(whole, loss, LOOP)
-    assert train(rest, loss, LOOP, checkpoint=checkpoint).equals(history)
+    history = train(whole, loss, PLAN)
+    assert train(rest, loss, PLAN, checkpoint=checkpoint).equals(history)
     assert torch.equal(whole.weight, rest.weight)
 
 
 def test_validation_that_is_no_number_stops_too():
     with pytest.raises(TrainingError, match="validation cells became nan"):
-        train(network(), loss, LOOP, validation=lambda network: torch.tensor(torch.nan))
+        train(network(), loss, PLAN, validation=lambda network: torch.tensor(torch.nan))
 
 
 def test_type_is_reported():
@@ -74,7 +74,7 @@ def test_type_is_reported():
         return {"one": 3.0, "other": torch.nan, "third": 9.0}
 
     with pytest.raises(TrainingError, match=r"at step 38: .* most of all for cells of 'other'"):
-        train(network(), going_wrong_at(37, np.nan), LOOP, by_group=by_group)
+        train(network(), going_wrong_at(37, np.nan), PLAN, by_group=by_group)
 
 
 # ---- settings that are too much
@@ -91,7 +91,7 @@ def test_too_high_learning_rate(example_cells, small_settings, tmp_path, changes
     settings = replace(small_settings, **changes)
     model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
     checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "denoiser")))
-    with pytest.raises(TrainingError, match=rf"Training of {what} went wrong at step \d+: .* cells of '.*'"):
+    with pytest.raises(TrainingError, match=rf"Training of {what} diverged at step \d+: .* cells of '.*'"):
         model.fit(checkpoints=checkpoints)
 
 

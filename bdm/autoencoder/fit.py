@@ -35,7 +35,7 @@ from bdm.data.prepare import fewest_donors, has_donors
 from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
 from bdm.threads import Map, threads, using_threads
-from bdm.training import Loop, train
+from bdm.training import TrainingPlan, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from
@@ -247,7 +247,7 @@ def train_network(
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
         network.initialise(to_tensor(training.X[start].toarray()), codes[start])
-    loop = Loop(
+    plan = TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "autoencoder steps"),
@@ -258,7 +258,7 @@ def train_network(
     validation = objective.validation if objective.held_out.n_obs else None
     with threads() as run:
         loss, by_group = partial(objective.loss, run=run), objective.by_population
-        history = train(network, loss, loop, by_group=by_group, validation=validation, checkpoint=checkpoint)
+        history = train(network, loss, plan, by_group=by_group, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
     network.rotate_to_principal_axes(_mean_precision(network, training[start], codes[start], objective.codes[start]))
     return network, history

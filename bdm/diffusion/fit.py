@@ -20,7 +20,7 @@ from bdm.latent.moments import PopulationMoments, Whitening, population_moments
 from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
 from bdm.threads import using_threads
-from bdm.training import Loop, fabric, train
+from bdm.training import TrainingPlan, fabric, train
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -88,8 +88,8 @@ def fit_denoiser(
         for part in ("training", "decision")
     )
     loss = MinibatchLoss(cells, seen, whitening, hierarchy, settings, workers)
-    loop = training_loop(settings, workers, seed=seed, patience=settings.patience, untrained=held_out.closed_form)
-    history = train(network, loss, loop, by_group=loss.by_population, validation=held_out.loss, checkpoint=checkpoint)
+    plan = training_plan(settings, workers, seed=seed, patience=settings.patience, untrained=held_out.closed_form)
+    history = train(network, loss, plan, by_group=loss.by_population, validation=held_out.loss, checkpoint=checkpoint)
     # These cells have chosen the step, which favours the network; the noise that did would favour it more
     comparison = with_other_noise.compare(network, n_looks=len(history))
     kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
@@ -104,9 +104,9 @@ def fit_denoiser(
     return FittedDenoiser(network.eval(), history.assign(closed_form=held_out.closed_form), branches)
 
 
-def training_loop(settings: DenoiserSettings, workers: "Fabric", *, seed: int, **more: Any) -> Loop:
-    """Make the loop in which the denoiser is trained; ``more`` are fields of :class:`bdm.training.Loop`."""
-    return Loop(
+def training_plan(settings: DenoiserSettings, workers: "Fabric", *, seed: int, **more: Any) -> TrainingPlan:
+    """Plan of the denoiser's training; ``more`` are fields of :class:`bdm.training.TrainingPlan`."""
+    return TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
         seed=derive(seed, "denoiser steps"),
@@ -121,9 +121,9 @@ def train_again(
     network: BranchedDenoiser, loss: "MinibatchLoss", n_steps: int, *, seed: int, checkpoint: Checkpoint | None = None
 ) -> None:
     """Train a denoiser in place for so many steps, with the learning rates of the training that has chosen them."""
-    loop = training_loop(loss.settings, loss.workers, seed=seed, n_taken=n_steps)
+    plan = training_plan(loss.settings, loss.workers, seed=seed, n_taken=n_steps)
     part = checkpoint.of_part("all-cells") if checkpoint else None
-    train(network, loss, loop, by_group=loss.by_population, checkpoint=part)
+    train(network, loss, plan, by_group=loss.by_population, checkpoint=part)
 
 
 def best_step(history: pd.DataFrame, untrained: float) -> int:

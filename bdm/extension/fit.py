@@ -24,7 +24,7 @@ from bdm.latent.moments import Whitening
 from bdm.model.model import BranchedModel
 from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings, SamplerSettings
-from bdm.training import Loop, train
+from bdm.training import TrainingPlan, train
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,10 @@ def fit_embeddings(
         return denoising_losses(network(noised, sigma, first + on), x, sigma).mean()
 
     what = f"the branches of {tree.root.name!r}"
-    loop = Loop(settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what)
-    history = train(network, loss, loop)
+    plan = TrainingPlan(
+        settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what
+    )
+    history = train(network, loss, plan)
     return network.branch.weight[first:].detach().clone(), history
 
 
