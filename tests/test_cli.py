@@ -625,7 +625,6 @@ BAD = {
         "extend model new.h5ad OUT --label-key new --update T-800",
         "has no type 'T-800' to update",
     ),
-    "extend: refit without known cells": ("extend model new.h5ad OUT --label-key new --refit", "give the known cells"),
     "extend: known cells of other genes": (
         "extend model new.h5ad OUT --label-key new --known few_genes.h5ad",
         "of the model's genes",

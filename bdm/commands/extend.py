@@ -7,7 +7,6 @@ import typer
 
 from bdm.commands.base import Summary, generating
 from bdm.commands.options import DryRun, ModelFolder, Output
-from bdm.errors import InputError
 from bdm.settings import InputKeys, MissingAsZero, NewTypes, Seed, UpdatedTypes
 
 if TYPE_CHECKING:
@@ -50,9 +49,6 @@ def extend(
     known: KnownCells = None,
     joined: JoinedCells = None,
     report: ReportFolder = None,
-    refit: Annotated[
-        bool, "Fit all cell types from scratch, on known and new cells, in place of an extension."
-    ] = False,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> Summary | None:
@@ -65,15 +61,12 @@ def extend(
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.data.read import read_cells
-    from bdm.extension.extend import refit as refitted
     from bdm.extension.new_cells import join_known_cells, new_cells
     from bdm.extension.results import summary
     from bdm.files import atomic_write
     from bdm.model.card import save_with_card
     from bdm.model.model import load_model
 
-    if refit and (known is None or report is not None):
-        raise InputError("To fit all cell types from scratch, give the known cells by --known, and no --report.")
     with ExitStack() as files:
         if not dry_run:
             folder = files.enter_context(atomic_write(out, folder_of="model.json"))
@@ -82,22 +75,15 @@ def extend(
         new = new_cells(read_cells(cells), loaded, cell_types=cell_type, update=update, seed=seed, **how)
         prepared = join_known_cells(new, loaded, known and read_prepared(known))
         if dry_run:
-            print_plan(out, new, loaded, refit=refit)
+            print_plan(out, new, loaded)
             return None
-        facts = facts_of(model, cells, **how)
-        steps = []
-        if refit:
-            extended = refitted(loaded, new, prepared, seed=seed, device="auto", **facts)
-        else:
-            steps = extended_step_by_step(loaded, new, seed=seed, **facts)
-            extended = steps[-1].model
-        save_with_card(folder, extended)
+        steps = extended_step_by_step(loaded, new, seed=seed, **facts_of(model, cells, **how))
+        save_with_card(folder, steps[-1].model)
         if joined is not None:
             write_h5ad(files.enter_context(atomic_write(joined)), prepared)
         if report is not None:
             write_report(files.enter_context(atomic_write(report, folder_of="extension_report.json")), steps)
-    types = "\n".join(map(summary, steps)) or f"{len(extended.cell_types)}, fitted from scratch"
-    return Summary((out, joined, report), {"types": types}, then=generating(out))
+    return Summary((out, joined, report), {"types": "\n".join(map(summary, steps))}, then=generating(out))
 
 
 def facts_of(model: Path, cells: Path, *, keys: InputKeys, missing_as_zero: bool) -> dict[str, Any]:
@@ -115,9 +101,9 @@ def facts_of(model: Path, cells: Path, *, keys: InputKeys, missing_as_zero: bool
     }
 
 
-def print_plan(out: Path, new: "NewCells", model: "BranchedModel", *, refit: bool) -> None:
+def print_plan(out: Path, new: "NewCells", model: "BranchedModel") -> None:
     """Print which types would be fitted, with their numbers of cells."""
-    print(f"would write {out}, fitted on {'all types from scratch, with' if refit else 'one type after the other'}:")
+    print(f"would write {out}, fitted on one type after the other:")
     for name, adata in new.by_type.items():
         print(f"{adata.n_obs:>9,}  {name}{' (update)' if name in model.cell_types else ''}")
 

@@ -1,4 +1,4 @@
-"""Extension of a model by new cell types, or from scratch with all cells."""
+"""Extension of a model by new cell types, and updates of known populations."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -15,23 +15,20 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.data.filters import check_min_donors
-from bdm.data.prepare import fewest_donors, has_donors
 from bdm.diffusion.populations import BranchPopulations
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.extension.populations import NewType, cells_by_population, find_populations
 from bdm.hierarchy.clustering import MeasuredMeans
-from bdm.hierarchy.tree import Clade
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.model.extension import Extension
-from bdm.model.fit import check_collapse, fit
+from bdm.model.fit import check_collapse
 from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
 from bdm.schema import StageSettings
 from bdm.seeds import population_weight
-from bdm.settings import AutoencoderSettings, DenoiserSettings, FitSettings, HierarchySettings, PrepareSettings
+from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings
 from bdm.text import counted
 from bdm.threads import using_threads
 
@@ -301,49 +298,6 @@ def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
     rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
     enough = [split for split in rows if len(rows[split]) >= (FEWEST_HELD_OUT if split == "test" else 1)]
     return enough[0], rows[enough[0]]
-
-
-def refit(
-    model: BranchedModel, new: NewCells, cells: ad.AnnData, *, seed: int, device: str, **facts: Any
-) -> BranchedModel:
-    """Fit a new model to the cells of all types, with the settings of the model.
-
-    The cells that it generates of known types change too, and it has no extensions. A flat model stays flat. A tree
-    that was given is kept, and new types join it where they join it by extensions.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of all types, known and new.
-
-    Raises
-    ------
-    InputError
-        If a type is of fewer donors than the settings of the model allow.
-    """
-    fitted = (model.base or model).hierarchy
-    settings = FitSettings(
-        autoencoder=known_settings(AutoencoderSettings, model.autoencoder.provenance),
-        hierarchy=HierarchySettings(
-            threshold=fitted.threshold,
-            flat=fitted.flat,
-            n_bootstrap=fitted.provenance.get("n_bootstrap", HierarchySettings.n_bootstrap),
-        ),
-        denoiser=known_settings(DenoiserSettings, model.provenance),
-    )
-    if has_donors(cells):
-        check_min_donors(cells.obs, fewest_donors(cells))
-    tree = grafted(model, new, seed=seed) if fitted.given else None
-    return fit(cells, settings, tree=tree, seed=seed, device=device, **facts).model
-
-
-def grafted(model: BranchedModel, new: NewCells, *, seed: int) -> Clade:
-    """Shape of the tree of a model with new types where they join it by extensions."""
-    added = {name: cells for name, cells in new.by_type.items() if name not in model.cell_types}
-    settings = ExtendSettings(n_bootstrap=0)
-    steps = extend_all(model, replace(new, by_type=added), settings, seed=seed, provenance={})
-    *_, hierarchy = (model.hierarchy, *(step.model.hierarchy for step in steps))
-    return hierarchy.shape(hierarchy.root.name)
 
 
 def known_settings(kind: type, record: dict[str, Any]) -> Any:
