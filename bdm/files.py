@@ -186,12 +186,18 @@ def read_json(path: Path) -> Any:
     InputError
         If there is no such file or it is not JSON.
     """
-    path = Path(path)
+    with reading(path, "JSON"):
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Turn the errors of reading a file that is missing, or not of a ``kind`` such as *a table*, into InputErrors."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        yield
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"No such file: {path}.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); make it again.") from error
+    except (OSError, EOFError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as {kind} ({str(error).strip()}); is it the right file?") from error

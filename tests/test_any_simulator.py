@@ -123,7 +123,7 @@ def with_repeated_genes(adata: AnnData) -> AnnData:
 SPOILT = {
     "cells.h5ad has no column 'split' in obs, which is 'test' for test cells; add it, or give": without_split,
     "cells.h5ad has no test cells to evaluate by": without_test_cells,
-    "cells.h5ad has no value in obs['annotation'] for 1 of 700 cells, for example": without_labels,
+    "cells.h5ad: obs['annotation'] has no value for 1 of 700 cells, for example": without_labels,
     "cells.h5ad repeats the genes gene; make their names unique.": with_repeated_genes,
 }
 

@@ -699,7 +699,7 @@ def test_cells_without_a_batch_are_rejected(example_cells, batch_model):
     cells = example_cells.copy()
     cells.obs["donor"] = ["one", None] * (cells.n_obs // 2)
     cells.obs["bulk_labels"] = "new"
-    with pytest.raises(InputError, match=r"obs\['donor'\] has no batch for 350 of 700 cells, .*; complete it"):
+    with pytest.raises(InputError, match=r"obs\['donor'\] has no value for 350 of 700 cells, .*; complete it"):
         new_cells(cells, batch_model.model, seed=0)
 
 

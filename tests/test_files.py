@@ -158,7 +158,7 @@ def test_json_comes_back(tmp_path):
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_no_json(tmp_path, text):
     (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="cannot be read as JSON"):
         read_json(tmp_path / "a.json")
 
 

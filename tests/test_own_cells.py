@@ -365,7 +365,7 @@ def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
     cells.obs["person"] = np.where(cells.obs["person"] == "one", 1.0, 2.0)
     assert set(known_cells(cells, fitted.model).batch) == {"1", "2"}
     cells.obs.loc[cells.obs_names[3], "person"] = np.nan
-    with pytest.raises(InputError, match=r"obs\['person'\] has no batch for 1 of"):
+    with pytest.raises(InputError, match=r"obs\['person'\] has no value for 1 of"):
         known_cells(cells, fitted.model)
 
 

@@ -149,11 +149,8 @@ def group_column(
     missing = is_missing(groups)
     if missing.all():
         raise InputError(f"obs[{key!r}] has no value for any cell; {another}.")
-    if missing.any() and not drop_missing:
-        raise InputError(
-            f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
-            f"{obs.index[missing.argmax()]}; complete it, or {remedy}."
-        )
+    if not drop_missing:
+        check_complete(groups, key, remedy=remedy)
     if missing.any():
         logger.warning("Left out %d of %d cells, which have no value in obs[%r].", missing.sum(), len(obs), key)
         groups = groups[~missing].cat.remove_unused_categories()
@@ -169,6 +166,23 @@ def group_column(
             " and ".join(map(repr, alike)),
         )
     return groups
+
+
+def complete_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Return a column of ``obs`` as categories of text, and reject missing values."""
+    column = as_text(obs[key])
+    check_complete(column, key)
+    return column
+
+
+def check_complete(column: pd.Series, key: str, *, remedy: str = "leave these cells out") -> None:
+    """Reject a column of text, named ``key`` in ``obs``, in which values are missing."""
+    missing = is_missing(column)
+    if missing.any():
+        raise InputError(
+            f"obs[{key!r}] has no value for {missing.sum()} of {len(column)} cells, for example "
+            f"{column.index[missing.argmax()]}; complete it, or {remedy}."
+        )
 
 
 def is_missing(labels: pd.Series) -> pd.Series:

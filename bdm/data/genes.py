@@ -13,6 +13,7 @@ from skmisc.loess import loess
 from bdm.data.counts import CellCounts
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.files import reading
 from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)
@@ -319,12 +320,8 @@ def first_by_median_rank(variability: np.ndarray, n_genes: int) -> np.ndarray:
 
 def read_gmt(path: Path) -> GeneSets:
     """Read gene sets, one a line: name, description and genes between tabs."""
-    try:
+    with reading(path, "text"):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}).") from error
     rows = [(number, line.split("\t")) for number, line in enumerate(lines, start=1) if line.strip()]
     for number, row in rows:
         if len(row) < 3:

@@ -113,7 +113,8 @@ def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     -------
     Cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
     ``obs['split']`` (``train``, ``validation``, ``test``) and, with their keys, ``obs['batch']`` and ``obs['donor']``;
-    all other columns of ``obs`` and ``var``; version, seed, settings and :func:`input_facts` in ``uns['bdm']``.
+    all other columns of ``obs`` and ``var``; version, seed, settings, and the numbers of cells and genes
+    of the input, see :func:`choose_cells`, in ``uns['bdm']``.
 
     Raises
     ------
@@ -152,8 +153,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         donor_key=settings.donor_key,
         drop_unlabelled=settings.drop_unlabelled,
     )
-    choice = Choice.of(labelled, pd.Series(n_genes, cells.obs_names), settings)
-    obs = choice.kept
+    obs, left_out = choose_cells(labelled, pd.Series(n_genes, cells.obs_names), settings)
     if settings.donor_key is not None:
         check_crossed(obs, settings.donor_key)
     hint_at_types(obs["cell_type"])
@@ -178,7 +178,7 @@ def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
         "version": __version__,
         "seed": settings.seed,
         "settings": json.dumps(asdict(replace(settings, gene_symbols=names.column)), default=str),
-        "input": json.dumps(input_facts(cells, choice), ensure_ascii=False),
+        "input": json.dumps({"n_cells": cells.n_obs, "n_genes": cells.n_vars, **left_out}, ensure_ascii=False),
     }
     var = without_unused_categories(names.var[chosen])
     return PreparedCells(obs, var, {"bdm": provenance}, counts, chosen, max_entries=int(n_genes[rows].sum()))
@@ -279,80 +279,52 @@ def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """Rows of ``obs`` that are left after each step of the choice of cells.
-
-    Attributes
-    ----------
-    labelled
-        Cells with a label.
-    selected
-        Of these, cells of types that the user did not leave out.
-    counted
-        Of these, cells with counts of enough genes.
-    large
-        Of these, cells of types with enough cells; with their ``split``.
-    kept
-        Of these, cells of types with enough donors.
-    """
-
-    labelled: pd.DataFrame
-    selected: pd.DataFrame
-    counted: pd.DataFrame
-    large: pd.DataFrame
-    kept: pd.DataFrame
-
-    @classmethod
-    def of(cls, labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings) -> "Choice":
-        """Choose cells; ``n_genes`` is the number of genes with counts of each."""
-        has_labels = settings.label_key is not None
-        selected = without_types(labelled, settings.leave_out)
-        counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
-        large = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=has_labels)
-        fractions = {"validation": settings.validation, "test": settings.test}
-        large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
-        kept = without_types_of_few_donors(large, min_donors=settings.min_donors, labelled=has_labels)
-        return cls(labelled, selected, counted, large, kept)
-
-
-def input_facts(cells: AnnData, choice: Choice) -> dict[str, Any]:
-    """Numbers of cells and genes in the input, and of cells that were left out, for the report.
+def choose_cells(
+    labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Choose cells of enough genes, of types with enough cells and donors, and split them by type.
 
     Parameters
     ----------
-    cells
-        Cells and genes of the input.
+    labelled
+        ``obs`` of the cells with a label, see :func:`bdm.data.columns.canonical_columns`.
+    n_genes
+        Number of genes with counts of each cell of the input.
 
     Returns
     -------
-    ``n_cells`` and ``n_genes`` of the input; ``cells_left_out``, numbers of cells by the setting that left them out;
-    ``types_left_out``, for each ``cell_type`` its ``n_cells`` at that step and the ``setting``.
+    ``obs`` of the chosen cells, with ``split``; and which cells were left out, for the report: ``cells_left_out``,
+    numbers of cells by the setting that left them out, and ``types_left_out``, for each ``cell_type`` its ``n_cells``
+    at that step and the ``setting``.
     """
-    steps = {
-        "leave_out": (choice.labelled, choice.selected),
-        "min_cells_per_type": (choice.counted, choice.large),
-        "min_donors": (choice.large, choice.kept),
-    }
-    return {
-        "n_cells": cells.n_obs,
-        "n_genes": cells.n_vars,
+    has_labels = settings.label_key is not None
+    selected = without_types(labelled, settings.leave_out)
+    counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)
+    large = without_small_types(counted, min_cells=settings.min_cells_per_type, labelled=has_labels)
+    fractions = {"validation": settings.validation, "test": settings.test}
+    large = large.assign(split=split_by_type(large["cell_type"], **fractions, seed=settings.seed))
+    chosen = without_types_of_few_donors(large, min_donors=settings.min_donors, labelled=has_labels)
+    return chosen, {
         "cells_left_out": {
-            "drop_unlabelled": cells.n_obs - len(choice.labelled),
-            "min_genes_per_cell": len(choice.selected) - len(choice.counted),
+            "drop_unlabelled": len(n_genes) - len(labelled),
+            "min_genes_per_cell": len(selected) - len(counted),
         },
         "types_left_out": [
-            {"cell_type": str(name), "n_cells": int(n_cells), "setting": setting}
-            for setting, (before, after) in steps.items()
-            for name, n_cells in cells_lost(before["cell_type"], after["cell_type"]).items()
+            *types_lost(labelled, selected, "leave_out"),
+            *types_lost(counted, large, "min_cells_per_type"),
+            *types_lost(large, chosen, "min_donors"),
         ],
     }
 
 
-def cells_lost(before: pd.Series, after: pd.Series) -> pd.Series:
-    """Numbers of cells of each type in ``before`` that is not in ``after``, the largest first."""
-    n_cells = before[~before.isin(after.unique())].value_counts()
-    return n_cells[n_cells > 0]
+def types_lost(before: pd.DataFrame, after: pd.DataFrame, setting: str) -> list[dict[str, Any]]:
+    """List the cell types that a step left out, the largest first, with their numbers of cells."""
+    n_cells = before["cell_type"][~before["cell_type"].isin(after["cell_type"].unique())].value_counts()
+    return [
+        {"cell_type": str(name), "n_cells": int(number), "setting": setting}
+        for name, number in n_cells.items()
+        if number
+    ]
 
 
 def summary(prepared: AnnData | PreparedCells) -> str:

@@ -16,6 +16,7 @@ from bdm.checksums import check_hdf5
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.errors import InputError, missing_package
+from bdm.files import reading
 
 logger = logging.getLogger(__name__)
 
@@ -238,12 +239,8 @@ def read_labels(path: Path) -> pd.DataFrame:
     """Read a table of text columns, indexed by its first column; see :func:`add_labels`."""
     path = Path(path)
     separator = separator_of(path)
-    try:
+    with reading(path, "a table"):
         table = pd.read_csv(path, sep=separator, dtype=str)
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except (OSError, EOFError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path} cannot be read as a table ({str(error).strip()}).") from error
     # R writes no header for row names, which then are the index already.
     if isinstance(table.index, pd.RangeIndex):
         table = table.set_index(table.columns[0])

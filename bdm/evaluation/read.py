@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.data.columns import as_text, is_missing
+from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
 from bdm.data.matrix import UnreadableError, to_row_storage
 from bdm.data.prepare import gene_names, is_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.evaluation.cells import (
     FEWEST_OF_TYPE,
     RealCells,
@@ -176,14 +176,8 @@ def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, str
     if name not in obs:
         there = ", ".join(map(str, obs)) or "none"
         raise InputError(f"{path} has no column {name!r} in obs; {remedy} (there are: {there}).")
-    column = as_text(obs[name])
-    missing = is_missing(column)
-    if missing.any():
-        raise InputError(
-            f"{path} has no value in obs[{name!r}] for {missing.sum()} of {len(obs)} cells, for example "
-            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
-        )
-    return column
+    with at(path):
+        return complete_column(obs, name)
 
 
 def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:

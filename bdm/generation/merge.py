@@ -16,7 +16,7 @@ from anndata.io import read_elem, sparse_dataset, write_elem
 from bdm.checksums import check_hdf5
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.errors import InputError
-from bdm.files import require_space
+from bdm.files import reading, require_space
 from bdm.generation.chunks import LARGEST, Part
 from bdm.generation.generate import EXPECTED, Block, GeneratedCells
 
@@ -100,9 +100,8 @@ class PartFile:
             If there is no such file, or it is not a part of generated cells.
         """
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"No such file: {path}.")
-        check_hdf5(path)
+        with reading(path, "a part of generated cells"):
+            check_hdf5(path)
         try:
             with h5py.File(path) as file:
                 obs, var, varm, uns = (read_elem(file[name]) for name in ("obs", "var", "varm", "uns"))

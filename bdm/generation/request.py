@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.errors import InputError
+from bdm.files import reading
 from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
@@ -114,12 +115,8 @@ def read_request(path: Path) -> pd.DataFrame:
     InputError
         If there is no such file, or it is not a table.
     """
-    try:
+    with reading(path, "a CSV table"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
     return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index, which pandas writes
 
 

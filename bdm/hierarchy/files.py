@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from bdm.checksums import read_checksummed_json, write_checksummed_json
-from bdm.errors import InputError
-from bdm.files import read_json
+from bdm.errors import InputError, at
+from bdm.files import read_json, reading
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
 from bdm.store import FORMAT, Decoder, Encoder, reject_if_damaged
 
@@ -153,19 +153,13 @@ def read_tree(path: Path | str) -> Clade:
         If there is no such file, or it is not a tree.
     """
     path = Path(path)
-    try:
-        with rejecting_deep_trees():
-            if path.suffix == ".json":
-                return from_nested(read_json(path))
-            return from_newick(path.read_bytes().decode("utf-8-sig"))  # as text, it would lose the line breaks in names
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a tree ({error}); give nested lists in .json, or Newick.") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    if path.suffix == ".json":
+        content = read_json(path)
+    else:
+        with reading(path, "a tree in Newick"):
+            content = path.read_bytes().decode("utf-8-sig")  # as text, it would lose the line breaks in names
+    with at(path), rejecting_deep_trees():
+        return from_nested(content) if path.suffix == ".json" else from_newick(content)
 
 
 def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:

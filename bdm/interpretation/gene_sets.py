@@ -11,6 +11,7 @@ import pandas as pd
 from bdm.data.genes import GeneSets, merge_pairs, read_gmt
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
+from bdm.files import reading
 from bdm.interpretation.contrasts import Contrast, Differences
 from bdm.seeds import derive
 
@@ -45,12 +46,8 @@ def read_user_genes(markers: Path | None, gene_sets: Path | None, names: GeneNam
 
 def read_markers(path: Path) -> GeneSets:
     """Read a CSV table with the columns ``type`` and ``gene``."""
-    try:
+    with reading(path, "a CSV table"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise InputError(f"No such file: {path}.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a CSV table ({error}).") from error
     if not {"type", "gene"} <= set(table):
         raise InputError(f"{path} is no list of markers: it needs the columns type and gene, one gene a row.")
     return merge_pairs(table[["type", "gene"]].itertuples(index=False))

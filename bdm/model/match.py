@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.columns import as_text, is_missing, is_text, one_label
+from bdm.data.columns import as_text, complete_column, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
 from bdm.errors import InputError
@@ -222,17 +222,17 @@ def batches_of(
     InputError
         If there is no column of batches, it lacks values, or one is unknown and no new ones are allowed.
     """
-    known = model.autoencoder.batches
-    if not known:
+    known, column = model.autoencoder.batches, batch_column(adata.obs, model, keys)
+    if column is None:
         return None
-    batch = named_batches(adata.obs, batch_column(adata.obs, model, keys))
+    batch = named_batches(adata.obs, column)
     unknown = sorted(set(batch) - set(known))
     if unknown and not new_allowed:
         raise InputError(f"The model has no batch {unknown[0]!r}; its batches are {', '.join(known)}.")
     return batch
 
 
-def named_batches(obs: pd.DataFrame, column: str | None) -> np.ndarray:
+def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:
     """Name the batch of each cell, by a column of ``obs``, as preparation does.
 
     Raises
@@ -240,11 +240,4 @@ def named_batches(obs: pd.DataFrame, column: str | None) -> np.ndarray:
     InputError
         If a cell has none.
     """
-    named = as_text(obs[column])
-    missing = is_missing(named)
-    if missing.any():
-        raise InputError(
-            f"obs[{column!r}] has no batch for {missing.sum()} of {len(named)} cells, for example "
-            f"{named.index[missing.argmax()]}; complete it, or leave these cells out."
-        )
-    return np.asarray(named.to_numpy(dtype=object))
+    return np.asarray(complete_column(obs, column).to_numpy(dtype=object))

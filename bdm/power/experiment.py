@@ -9,7 +9,7 @@ from anndata import AnnData
 from annotated_types import Ge
 from scipy import sparse
 
-from bdm.data.columns import as_text, is_missing
+from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError
 from bdm.schema import StageSettings, Unset
@@ -190,13 +190,7 @@ def labels_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
     """
     if sentence := column_rejection(key, obs, argument=argument):
         raise InputError(sentence)
-    labels = as_text(obs[key])
-    missing = is_missing(labels)
-    if missing.any():
-        raise InputError(
-            f"obs[{key!r}] has no value for {missing.sum()} of {len(obs)} cells, for example "
-            f"{obs.index[missing.argmax()]}; complete it, or leave these cells out."
-        )
+    labels = complete_column(obs, key)
     # Categories in the order of the data, as the first condition is the reference
     known = [str(name) for name in obs[key].cat.categories] if hasattr(obs[key], "cat") else sorted(set(labels))
     present = set(labels)
