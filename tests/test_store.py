@@ -1,0 +1,130 @@
+"""Dataclasses come back from their files, as they were, or are rejected."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdm.checksums import write_checksummed_json
+from bdm.errors import InputError
+from bdm.store import FORMAT, TEXT, checksum_of, load, save
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_input: int
+
+
+class Network(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear = nn.Linear(shape.n_input, 2)
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    level: float | None
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Whole:
+    parts: tuple[Part, ...]
+    by_name: dict[str, Tensor]
+    table: pd.DataFrame
+    array: np.ndarray
+    network: Network
+    record: dict[str, Any]
+    first: Part | None = None
+
+
+@pytest.fixture
+def whole() -> Whole:
+    columns = {
+        "real": [0.5, np.nan, np.inf],
+        "single": np.float32([0.1, 2, 3]),
+        "whole": np.uint16([1, 2, 3]),
+        "flag": [True, False, True],
+        "gap": pd.array([1, None, 3], dtype="Int64"),
+        "text": ["a", None, "δ/."],
+        "group": pd.Categorical(["x", None, "y"]),
+    }
+    shared = torch.arange(6.0).reshape(2, 3).T
+    return Whole(
+        parts=(Part("a/b", 0.1, shared), Part("a.b", None, shared)),
+        by_name={"x.y": torch.tensor([1]), "λ": torch.empty(0)},
+        table=pd.DataFrame(columns, index=["g1", "g2", "g3"]),
+        array=np.arange(4).reshape(2, 2)[:, ::-1],
+        network=Network(Shape(3)),
+        record={"list": [1, None, {"a": "b"}]},
+    )
+
+
+def test_dataclass_comes_back(whole, tmp_path):
+    state = torch.get_rng_state()
+    assert save(tmp_path, "thing", whole) == checksum_of(tmp_path, "thing")
+    found = load(tmp_path, "thing", Whole)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [(part.name, part.level) for part in found.parts] == [("a/b", 0.1), ("a.b", None)]
+    assert all(torch.equal(part.values, whole.parts[0].values) for part in found.parts)
+    assert {name: value.tolist() for name, value in found.by_name.items()} == {"x.y": [1], "λ": []}
+    assert np.array_equal(found.array, whole.array)
+    assert (found.record, found.first) == (whole.record, None)
+    assert found.network.shape == whole.network.shape
+    assert torch.equal(found.network.linear.weight, whole.network.linear.weight)
+
+
+def test_tables_come_back_with_missing_values(whole, tmp_path):
+    save(tmp_path, "thing", whole)
+    found = load(tmp_path, "thing", Whole).table
+    expected = whole.table.assign(
+        whole=np.int32([1, 2, 3]),
+        gap=[1, np.nan, 3],
+        text=pd.Series(["a", None, "δ/."], whole.table.index, dtype=TEXT),
+        group=pd.Series(["x", None, "y"], whole.table.index, dtype=TEXT),
+    )
+    pd.testing.assert_frame_equal(found, expected, check_index_type=False, check_column_type=False)
+    save(tmp_path, "thing", replace(whole, table=whole.table[:0].reset_index(drop=True)))
+    assert load(tmp_path, "thing", Whole).table.shape == (0, len(whole.table.columns))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "thing.safetensors").unlink(),
+        lambda folder: (folder / "thing.safetensors").write_bytes((folder / "thing.safetensors").read_bytes()[:-1]),
+        lambda folder: (folder / "thing.json").unlink(),
+        lambda folder: (folder / "thing.json").write_text("[]"),
+        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT}}}'),
+        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT + 1}}}'),
+    ],
+)
+def test_damaged_files_are_rejected(whole, tmp_path, damage):
+    save(tmp_path, "thing", whole)
+    damage(tmp_path)
+    with pytest.raises(InputError):
+        load(tmp_path, "thing", Whole)
+
+
+@pytest.mark.parametrize("change", [{"parts": None}, {"other": 1}, {"array": "absent"}, {"network": {"shape": {}}}])
+def test_content_of_another_class_is_rejected(whole, tmp_path, change):
+    save(tmp_path, "thing", whole)
+    content = json.loads((tmp_path / "thing.json").read_text())
+    del content["checksum"]
+    write_checksummed_json(tmp_path / "thing.json", {**content, "thing": {**content["thing"], **change}})
+    with pytest.raises(InputError, match=r"thing\.json is damaged"):
+        load(tmp_path, "thing", Whole)
+
+
+def test_facts_of_another_folder_are_rejected(whole, tmp_path):
+    save(tmp_path, "thing", whole, model="one")
+    assert load(tmp_path, "thing", Whole, model="one").record == whole.record
+    with pytest.raises(InputError, match=r"thing\.json is of another model than the folder's"):
+        load(tmp_path, "thing", Whole, model="other")
