@@ -407,13 +407,14 @@ class BranchedDiffusion:
             Cells that the model was not fitted on, with raw counts; the test cells that ``settings.prepare.test`` held
             out, if not given.
         adata_new
-            Cells to evaluate, named ``branched``; new ones, as many of each type as there are test cells, if not given.
+            Cells to evaluate, the set ``generated``; new ones, as many of each type as there are test cells, if not
+            given.
         compare
             Other cells to evaluate in the same way, by name.
         label_key, counts
             Column of ``obs`` with the cell type, and where the raw counts are; as in the model's data, if not given.
         n_repeats
-            Resamples of the cells over which scores are averaged.
+            Most resamples of the cells over which scores are averaged; of 2,000 test cells or more, there is one.
 
         Returns
         -------
@@ -489,7 +490,7 @@ class BranchedDiffusion:
             evaluation = model.evaluate_transmuted(adata_transmuted, adata, adata_test)
             bdm.pl.transmutation(evaluation)
         """
-        from bdm.evaluation.cells import GENERATED, Cells
+        from bdm.evaluation.cells import TRANSMUTED, Cells
         from bdm.transmutation import evaluate as transmutation
 
         keys = InputKeys(label_key=label_key, counts=counts)
@@ -499,7 +500,7 @@ class BranchedDiffusion:
         cells = transmutation.TransmutedCells(Cells.from_anndata(adata_transmuted[:, real.genes]), before)
         new_type = transmutation.new_type(adata_transmuted, "adata_transmuted")
         real, to = transmutation.relabelled(real, new_type, populations_by(self.model))
-        return transmutation.evaluate_transmutation(real, {GENERATED: cells}, to, seed=seed)
+        return transmutation.evaluate_transmutation(real, {TRANSMUTED: cells}, to, seed=seed)
 
     @computing
     def interpret(self, *, n_genes: int = InterpretationSettings.n_genes, seed: int = 0) -> AnnData:

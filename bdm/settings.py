@@ -338,13 +338,17 @@ class EvaluationSettings(StageSettings):
 
     Attributes
     ----------
+    n_repeats
+        Most resamples; fewer are drawn where these have 2,000 test cells together, whose scores hardly vary.
     max_cells_per_type
         Most cells of a type compared at a time; with fewer than 5, scores would be mostly noise.
     """
 
     section: ClassVar[str] = "evaluate"
 
-    n_repeats: Annotated[int, Ge(1), "Resamples of the cells over which scores are averaged."] = 3
+    n_repeats: Annotated[
+        int, Ge(1), "Maximum number of resamples over which scores are averaged; of 2,000 test cells, one."
+    ] = 3
     max_cells_per_type: Annotated[int, Ge(5), "Maximum number of cells of a type that are compared at a time."] = 500
 
 

@@ -268,7 +268,7 @@ belong to the cell types of a data set, so give them there.
     "evaluate": Section(
         "The comparison of generated cells with test cells.",
         "generated cells and test cells",
-        of_stage(EvaluationSettings, Setting.of("flat", FIT_FLAT, True)),
+        of_stage(EvaluationSettings, Setting.of("flat", FIT_FLAT, False)),
     ),
     "interpret": Section(
         "The marker genes of each branch.",

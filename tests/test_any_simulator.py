@@ -60,7 +60,7 @@ def test_a_split_column_and_two_files_give_the_same_scores(files):
     pd.testing.assert_frame_equal(one.properties, other.properties)
     assert set(one.properties["by"]) == {"all", "label", "batch"}
     assert set(one.properties.query("by == 'batch'")["group"]) <= {"Ada", "Ben"}
-    assert set(other.provenance["sha256"]) == {"prepared", "test_cells", "branched"}
+    assert set(other.provenance["sha256"]) == {"prepared", "test_cells", "generated"}
 
 
 def test_counts_and_columns_of_generated_cells_may_have_their_usual_places(files, cells):
@@ -70,7 +70,7 @@ def test_counts_and_columns_of_generated_cells_may_have_their_usual_places(files
     bdm("evaluate", files / "cells.h5ad", files / "one", files / "plain.h5ad", *KEYS, *FEW)
     bdm("evaluate", files / "cells.h5ad", files / "two", files / "simulated.h5ad", *KEYS, *FEW)
     one, other = (Evaluation.load(files / name) for name in ("one", "two"))
-    assert one.n_cells["branched"].equals(other.n_cells["branched"])
+    assert one.n_cells["generated"].equals(other.n_cells["generated"])
     assert "batch" not in set(one.properties["by"])
 
 

@@ -132,7 +132,7 @@ def test_names_are_no_markup(batch_model):
 
 def test_scores_have_the_floor_beside_them(batch_model, evaluation):
     card = batch_model.card(evaluation)
-    scores, floor = evaluation.overall["branched"], evaluation.overall["floor"]
+    scores, floor = evaluation.overall["generated"], evaluation.overall["floor"]
     for name, ideal in {"forest_auc": "0.5", "f1": "1"}.items():
         assert f"| {SCORE_NAMES[name]} | {scores[name]:.3f} | {floor[name]:.3f} | {ideal} |" in card
     assert evaluation.verdict().text in card
@@ -148,7 +148,7 @@ def test_evaluation_of_another_model_is_rejected(batch_model, evaluation):
 
 def test_evaluation_without_generated_cells_is_rejected(batch_model, evaluation):
     with pytest.raises(InputError, match="no generated cells"):
-        batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="branched")))
+        batch_model.card(replace(evaluation, overall=evaluation.overall.drop(columns="generated")))
 
 
 # ---- generated cells, source and contact

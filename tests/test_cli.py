@@ -177,7 +177,7 @@ def test_transmuted_cells_are_the_same_and_keep_their_names(made):
     assert list(one.obs_names) == list(prepared.obs_names[prepared.obs["cell_type"] == "CD19+ B"])
     assert one.uns["bdm"]["model_sha256"] == checksum_of(made[0] / "model", "model")
     scores = pd.read_csv(made[0] / "transmutation" / "scores.csv")
-    assert list(scores["set"]) == ["floor", "branched", "unchanged"]
+    assert list(scores["set"]) == ["floor", "transmuted", "unchanged"]
     assert (made[0] / "transmutation/scores.csv").read_bytes() == (made[1] / "transmutation/scores.csv").read_bytes()
 
 

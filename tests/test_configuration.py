@@ -27,6 +27,7 @@ CONFIG = {
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
             "audit": {"run": True},
+            "evaluate": {"flat": True},
         }
     }
 }

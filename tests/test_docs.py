@@ -224,7 +224,7 @@ def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm): 
     evaluation = found["evaluation"]
     assert evaluation.overall.loc["memorisation", "copies"] > 0.9
     table = evaluation.properties.query("by == 'all'").set_index(["set", "property"])
-    excess = (table["value"] - table["floor"])["branched"]
+    excess = (table["value"] - table["floor"])["generated"]
     assert excess[["mean", "variance", "zero_fraction"]].max() < 0.05
     assert excess[["library_size", "cell_zero_fraction", "clustering"]].min() > 0.05
 

@@ -49,9 +49,9 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
-    assert overall.columns.tolist() == ["floor", "branched", "flat"]
+    assert overall.columns.tolist() == ["floor", "generated", "flat"]
     assert overall.notna().all(axis=None)
-    pd.testing.assert_series_equal(overall["branched"], overall["flat"], check_names=False)
+    pd.testing.assert_series_equal(overall["generated"], overall["flat"], check_names=False)
 
     by_type = pd.read_csv(out / "by_type.csv")
     assert by_type.columns[:4].tolist() == ["cell_type", "n_test", "n_train", "set"]
@@ -61,7 +61,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     content = json.loads((out / "evaluation.json").read_text())
     assert content["overall"]["flat"]["energy"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
     assert content["provenance"]["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
-    assert set(content["provenance"]["sha256"]) == {"prepared", "branched", "flat"}
+    assert set(content["provenance"]["sha256"]) == {"prepared", "generated", "flat"}
     for name in ("overall", "by_type", "properties", "genes", "umap"):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "Comparing generated, flat with" in caplog.text
@@ -91,8 +91,8 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     content = json.loads((out / "evaluation.json").read_text())
     n_cells, n_compared = (pd.DataFrame(content[name]).T for name in ("n_cells", "n_compared"))
     assert n_compared["test"].equals(n_cells["test"].clip(upper=5))
-    assert n_compared["branched"].equals(n_compared["test"])
-    assert sum(n_read["generated"]) == n_compared["branched"].sum() < generated.n_obs / 5
+    assert n_compared["generated"].equals(n_compared["test"])
+    assert sum(n_read["generated"]) == n_compared["generated"].sum() < generated.n_obs / 5
     n_test, n_floor, n_marking, *n_blocks = n_read["prepared"]
     assert (n_test, n_floor) == (n_compared["test"].sum(), n_compared["floor"].sum())
     assert n_marking == n_cells["test"].sum()  # all test cells choose genes
@@ -152,7 +152,7 @@ def test_prepared_cells_without_test_cells_are_rejected(files, prepared):
 
 @pytest.mark.parametrize(
     "compare",
-    ["flat", "=flat.h5ad", "floor=flat.h5ad", "branched=flat.h5ad", "generated=flat.h5ad", "flat=", "model=flat.h5ad"],
+    ["flat", "=flat.h5ad", "floor=flat.h5ad", "generated=flat.h5ad", "flat=", "model=flat.h5ad"],
 )
 def test_compared_sets_need_a_name_each(files, compare):
     with pytest.raises(InputError, match="--compare"):

@@ -14,8 +14,8 @@ from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells, match, sample_by_type
 from bdm.evaluation.evaluate import evaluate, resampling_seeds
-from bdm.evaluation.genes import gene_statistics, marker_genes, pooled_fold_changes, variable_genes
-from bdm.evaluation.resampling import SizeLimits, draw_resample
+from bdm.evaluation.genes import gene_statistics, kolmogorov_smirnov, marker_genes, pooled_fold_changes, variable_genes
+from bdm.evaluation.resampling import SizeLimits, draw_resample, resampled_cells
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Reference, TypeScores, mean_scores, score_cells
 from bdm.settings import EvaluationSettings, PrepareSettings
@@ -190,6 +190,18 @@ SMALL = SizeLimits(compared=80, gene_auc=40, by_tree=20, pairs=1, marking=60, ma
 @pytest.fixture(scope="module")
 def bounded_evaluation(training, real) -> Evaluation:
     return evaluate(real, {"copies": training}, EvaluationSettings(n_repeats=1), size_limits=SMALL)
+
+
+@pytest.mark.parametrize(("resampled", "n_resamples"), [(2_000, 2), (40, 1)])
+def test_few_resamples_are_drawn_of_many_cells(training, real, caplog, resampled, n_resamples):
+    caplog.set_level("INFO", "bdm")
+    sets, limits = {"copies": training}, replace(SMALL, compared=60, resampled=resampled)
+    evaluation = evaluate(real, sets, EvaluationSettings(n_repeats=2), size_limits=limits)
+    drawn = resampled_cells(
+        training, real.test, sets, resampling_seeds(n_resamples, seed=0), max_cells_per_type=500, max_cells=60
+    )
+    library_size_ks = [kolmogorov_smirnov(one.query["copies"].library_size, one.test.library_size) for one in drawn]
+    assert evaluation.overall.loc["library_size_ks", "copies"] == pytest.approx(np.mean(library_size_ks))
 
 
 def test_bounds_are_kept_by_all_sets_alike(bounded_evaluation, test_cells):

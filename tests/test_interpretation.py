@@ -22,6 +22,7 @@ from bdm.data.symbols import GeneNames
 from bdm.diffusion.sampler import TreeWalk
 from bdm.errors import InputError
 from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, halves_of
+from bdm.evaluation.genes import wilcoxon
 from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
@@ -1107,3 +1108,17 @@ def test_python_gives_the_branches(small_model, tmp_path):
     small_model.save(tmp_path / "model")
     with pytest.raises(InputError, match="holds no cells"):
         type(small_model).load(tmp_path / "model").interpret()
+
+
+@pytest.mark.parametrize(("n_cells", "mean"), [(40, 0.5), (300, 5), (900, 0.1)])
+def test_wilcoxon_test_is_that_of_scanpy(n_cells, mean):
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(mean * rng.gamma(1, 1, 30), (n_cells, 30)).astype(np.float32)
+    counts[:, :2] = [0, 1]  # genes that do not vary
+    cells = Cells(sparse.csr_matrix(counts), rng.choice(["a", "b", "c"], n_cells))
+    adata = anndata.AnnData(cells.expression.copy(), {"group": pd.Categorical(cells.cell_type)})
+    sc.tl.rank_genes_groups(adata, "group", method="wilcoxon", tie_correct=True)
+    for group, (score, p) in wilcoxon(cells, ["a", "b"]).items():
+        expected = sc.get.rank_genes_groups_df(adata, group).set_index("names").loc[adata.var_names]
+        np.testing.assert_array_equal(score, expected["scores"])
+        np.testing.assert_array_equal(p, expected["pvals"])

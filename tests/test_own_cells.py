@@ -88,7 +88,7 @@ def test_arguments_complete_settings(awkward, small_settings):
 def test_cells_are_taken_from_where_the_data_had_them(fitted, awkward):
     assert fitted.transmute(awkward[:200], to=NK).n_obs > 0
     evaluation = fitted.evaluate(n_repeats=1)
-    assert list(evaluation.overall) == ["floor", "branched"]
+    assert list(evaluation.overall) == ["floor", "generated"]
 
 
 def test_cells_may_keep_things_elsewhere(fitted, awkward):
@@ -357,7 +357,7 @@ def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
     command("evaluate", "prepared.h5ad", "evaluation", "generated.h5ad", "--compare", "same=other.h5ad", *options)
     found, expected = (pd.read_csv(f"{name}/overall.csv", index_col="metric") for name in ("evaluation", "expected"))
     scores = ["energy", "forest_auc", "gene_auc"]
-    np.testing.assert_allclose(found.loc[scores, "same"], expected.loc[scores, "branched"], rtol=1e-5)
+    np.testing.assert_allclose(found.loc[scores, "same"], expected.loc[scores, "generated"], rtol=1e-5)
 
 
 def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):

@@ -169,7 +169,7 @@ def test_module_generates_cells_with_the_installed_package(importer, installed):
 def test_rules_of_the_module_may_be_changed(importer):
     changed = [
         f"use rule {rule} from bdm as bdm_{rule} with:\n    threads: {threads}\n    resources: mem_mb={1000 * threads}"
-        for rule, threads in {"train": 3, "generate_flat": 2}.items()
+        for rule, threads in {"train": 3, "generate": 2}.items()
     ]
     importer.write(BY_LOCAL_REPOSITORY, ALL, *changed)
     output = importer.snakemake("--cores", "4", "--dry-run", "--printshellcmds")
@@ -178,7 +178,7 @@ def test_rules_of_the_module_may_be_changed(importer):
     assert {rule: jobs.get(f"bdm_{rule}") for rule in RULES} == used
     blocks = dict(re.findall(r"^rule bdm_(\w+):\n((?: .*\n)+)", output, flags=re.MULTILINE))
     assert {rule for rule, text in blocks.items() if "threads: 3\n" in text and "mem_mb=3000" in text} == {"train"}
-    assert {rule for rule, text in blocks.items() if "threads: 2\n" in text} == {"generate_flat"}
+    assert {rule for rule, text in blocks.items() if "threads: 2\n" in text} == {"generate"}
     assert len(shell_commands(output)) == len(RULES) - 2
 
 

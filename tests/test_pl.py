@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from test_evaluation_sets import assert_same
 
 import bdm
 from bdm import pl
 from bdm.errors import InputError
 from bdm.interpretation.results import Interpretation
-from bdm.plotting.evaluation import LABELS, overall_figure
+from bdm.plotting.evaluation import LABELS, draw_scores_by_type, overall_figure
 from bdm.plotting.extension import MAX_PANELS
 from bdm.plotting.write import FIGURES
 
@@ -109,7 +110,7 @@ def test_one_score_is_plotted_as_among_all(evaluation):
     of_all = pl.scores_by_type(evaluation)[0]
     alone = pl.scores_by_type(evaluation, "energy")
     drawn = [{line.get_label(): line for line in axis.lines} for axis in (of_all, alone)]
-    for name, label in {"floor": "floor", "branched": "generated"}.items():
+    for name, label in {"floor": "floor", "generated": "generated"}.items():
         np.testing.assert_allclose(drawn[0][label].get_xdata(), drawn[1][label].get_xdata())
         energy = evaluation.by_type.loc[name, "energy"].reindex(evaluation.n_cells.index)
         np.testing.assert_allclose(drawn[1][label].get_xdata(), energy)
@@ -148,7 +149,7 @@ def test_sets_have_one_name_in_all_figures(evaluation, transmutation):
     ]  # fmt: skip
     assert labels(pl.transmutation(transmutation)[0]) == ["floor", "transmuted", "ideal"]
     assert labels(pl.transmutation_genes(transmutation)[0]) == ["floor", "transmuted", "as in test cells"]
-    assert labels(pl.transmutation_umap(transmutation)[0])[1:] == ["before", "transmuted"]
+    assert labels(pl.transmutation_umap(transmutation)[0])[1:] == ["unchanged", "transmuted"]
 
 
 def test_genes_of_a_branch_are_those_that_mark_it(model):
@@ -227,7 +228,9 @@ def test_transmutation_shows_each_type_that_was_transmuted(transmutation):
         axis.get_title().partition(" → ")[0] for axis in pl.transmutation_genes(transmutation)
     ] == transmutation.original_types
     assert [axis.get_title() for axis in pl.transmutation_umap(transmutation)] == transmutation.original_types
-    unchanged, transmuted = (transmutation.table["energy"].xs(name, level="set") for name in ("unchanged", "branched"))
+    unchanged, transmuted = (
+        transmutation.table["energy"].xs(name, level="set") for name in ("unchanged", "transmuted")
+    )
     assert (transmuted < unchanged).all()
 
 
@@ -369,16 +372,16 @@ def test_another_kind_of_evaluation_is_not_loaded(evaluation, transmutation, tmp
 
 
 def test_evaluation_takes_kept_cells_and_compared_sets(small_model, evaluation, held_out):
-    assert list(evaluation.overall) == ["floor", "branched"]
-    assert evaluation.overall.loc["energy", "floor"] < evaluation.overall.loc["energy", "branched"]
+    assert list(evaluation.overall) == ["floor", "generated"]
+    assert evaluation.overall.loc["energy", "floor"] < evaluation.overall.loc["energy", "generated"]
     known = held_out.obs["bulk_labels"].astype(str).isin(small_model.hierarchy.cell_types)
     assert evaluation.n_cells["test"].sum() == known.sum()
     model = copy.copy(small_model)
     model.prepared = model.prepared.copy()
     model.prepared.obs["split"] = np.where(np.arange(model.prepared.n_obs) % 2, "train", "test")
     kept = model.evaluate(compare={"real": held_out}, n_repeats=1)
-    assert list(kept.overall) == ["floor", "branched", "real"]
-    assert kept.overall.loc["energy", "real"] < kept.overall.loc["energy", "branched"]
+    assert list(kept.overall) == ["floor", "generated", "real"]
+    assert kept.overall.loc["energy", "real"] < kept.overall.loc["energy", "generated"]
 
 
 def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_path):
@@ -388,7 +391,7 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
         small_model.evaluate(held_out, compare={"floor": held_out})
     with pytest.raises(InputError, match="no column"):
         small_model.evaluate(held_out, label_key="none")
-    with pytest.raises(InputError, match="branched cannot be evaluated"):
+    with pytest.raises(InputError, match="generated cannot be evaluated"):
         small_model.evaluate(held_out, held_out[:2].copy())
     others = held_out.copy()
     others.obs["bulk_labels"] = "T-800"
@@ -400,3 +403,11 @@ def test_evaluation_refuses_what_it_cannot_evaluate(small_model, held_out, tmp_p
     transmuted = small_model.transmute(held_out, to=NK, from_=[B])
     with pytest.raises(InputError, match="cannot be found before their transmutation"):
         small_model.evaluate_transmuted(transmuted, held_out[:5].copy(), held_out)
+
+
+def test_marks_of_generated_cells_are_in_front():
+    scores = pd.DataFrame({"floor": [0.0, 0.1], "generated": [0.2, 0.3], "flat": [0.2, 0.3]}, index=["a", "b"])
+    axis = Figure().add_subplot()
+    draw_scores_by_type(axis, scores, ideal=0)
+    order = {line.get_label(): line.get_zorder() for line in axis.lines}
+    assert order["generated"] > max(order["flat"], order["floor"])

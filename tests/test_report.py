@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from bdm.cli import app
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.verdict import LIMITS
+from bdm.evaluation.verdict import LIMITS, Grade, Verdict
 from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report import experiments
@@ -142,10 +143,10 @@ def many(results) -> Results:
             score: limit.ideal + (share * worse[score][i] if limit.higher else -share * worse[score][i])
             for score, limit in LIMITS.by_score.items()
         }
-        for set_name, share in {"floor": 0, "branched": 1, "flat": 1}.items()
+        for set_name, share in {"floor": 0, "generated": 1, "flat": 1}.items()
         for i, name in enumerate(names)
     }
-    numbers = pd.DataFrame({"test": 100, "train": 400, "branched": 500, "floor": 100, "flat": 500}, index=names)
+    numbers = pd.DataFrame({"test": 100, "train": 400, "generated": 500, "floor": 100, "flat": 500}, index=names)
     table = pd.DataFrame.from_dict(by_type, orient="index").rename_axis(["set", "cell_type"])
     evaluation = replace(results.evaluation, by_type=table, n_cells=numbers, n_compared=numbers)
     obs = pd.DataFrame({"cell_type": np.repeat(names, 10), "split": np.tile(["train"] * 8 + ["test"] * 2, MANY)})
@@ -325,6 +326,38 @@ def test_page_has_the_dates_of_the_model_and_of_itself(full, results):
     assert f"on {date.today()}" in words_of(report_page(results))
 
 
+def test_page_lists_all_settings_that_differ(results):
+    n_cells = results.evaluation.n_cells.assign(generated=7)
+    changed = replace(
+        results,
+        evaluation=replace(results.evaluation, n_cells=n_cells),
+        interpreted={**results.interpreted, "settings": {**results.interpreted["settings"], "n_genes": 3}},
+    )
+    text = words_of(report_page(changed))
+    assert "n_cells generate 7 as in the data" in text
+    assert "n_genes interpret 3 20" in text
+    assert "n_cells generate" not in words_of(report_page(results))
+
+
+def test_page_says_first_what_generates_the_cells(results):
+    n_branches = len(results.model.denoiser.learned)
+    words = "from Gaussian mixtures in closed form, and by a network on the branches where it gains: here on"
+    assert f"{words} none of {n_branches} branches" in words_of(report_page(results))
+    model = copy.deepcopy(results.model)
+    model.denoiser.learned[:2] = True
+    assert f"{words} 2 of {n_branches} branches" in words_of(report_page(replace(results, model=model)))
+
+
+def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
+    verdict = Verdict(Grade.SAME, (), n_cells=20, few_cells=True)
+    found = copy.copy(results)
+    vars(found).update(verdict=verdict, verdicts=dict.fromkeys(results.verdicts, verdict))
+    page = report_page(found)
+    badges = re.findall(r'<span class="badge (\w+)"><span[^>]*>.</span>([^<]+)</span>', page.partition("rule")[0])
+    assert {kind for kind, text in badges if text.endswith("no difference seen in few cells")} == {"few"}
+    assert '<div class="answer few">' in page
+
+
 def test_each_set_has_one_name(page, results):
     text = re.sub("hierarchically branched", "", page.read_text(encoding="utf-8"), flags=re.IGNORECASE)
     shown = [*re.findall(r'(?:aria-label|alt|title)="([^"]*)"|<title>([^<]*)</title>', text), words_of(text)]
@@ -365,7 +398,7 @@ def test_page_explains_how_many_cells_a_verdict_needs(page):
 
 
 def test_energy_distance_has_its_standard_error(page, results):
-    error = results.evaluation.overall.loc["relative_energy_error", "branched"]
+    error = results.evaluation.overall.loc["relative_energy_error", "generated"]
     assert f"± {error:.3f}" in text_of(page)
 
 

@@ -90,7 +90,7 @@ def test_short_section_names_account_and_partitions(tmp_path):
     asked = resources(tmp_path, edited_profile(tmp_path / "profile", edits))
     assert {of["slurm_account"] for of in asked.values()} == {"lab"}
     on_gpu = {rule for rule, of in asked.items() if of.get("gpu") == "1"}
-    assert on_gpu == {"autoencoder", "train", "train_flat"}
+    assert on_gpu == {"autoencoder", "train"}
     assert all(of["slurm_partition"] == ("fast" if rule in on_gpu else "short") for rule, of in asked.items())
 
 
@@ -101,13 +101,11 @@ def test_training_takes_all_its_gpus(tmp_path):
     assert {rule: of["gpu"] for rule, of in asked.items() if "gpu" in of} == {
         "autoencoder": "1",
         "train": "2",
-        "train_flat": "2",
     }
     commands = re.findall(
         r"^Shell command: bdm train .*$", (tmp_path / "snakemake.log").read_text(), flags=re.MULTILINE
     )
-    assert len(commands) == 2
-    assert all(" --devices 2 " in command for command in commands)
+    assert [" --devices 2 " in command for command in commands] == [True]
 
 
 # ---- on a cluster
@@ -144,7 +142,7 @@ def finished(tmp_path_factory) -> Finished:
             process.kill()
         jobs, daemons = cluster.jobs(), cluster.daemons()
     assert process.returncode == 0, (folder / "snakemake.log").read_text()
-    rules = [*RULES, "merge", "merge_flat"]
+    rules = [*RULES, "merge"]
     return Finished(folder, {rule: [job for job in jobs if job.rule == rule] for rule in rules}, daemons)
 
 
@@ -182,7 +180,6 @@ def states(jobs: list[Job]) -> list[str]:
 @pytest.mark.nightly
 def test_every_rule_ran_as_a_job(finished):
     once = {rule: states(jobs) for rule, jobs in finished.jobs.items() if rule not in ("train", "generate")}
-    assert once.pop("generate_flat") == ["COMPLETED", "COMPLETED"]
     assert once == {rule: ["COMPLETED"] for rule in once}
     assert (finished.folder / "results/pbmc68k/interpretation/interpretation.json").stat().st_size
 
@@ -199,7 +196,7 @@ def test_job_that_runs_out_of_memory_has_more_the_second_time(finished):
 @pytest.mark.nightly
 def test_jobs_that_train_have_a_gpu(finished):
     on_gpu = {rule for rule, jobs in finished.jobs.items() if all(job.partition == "gpu" for job in jobs)}
-    assert on_gpu == {"autoencoder", "train", "train_flat"}
+    assert on_gpu == {"autoencoder", "train"}
     assert {job.gpus for rule in on_gpu for job in finished.jobs[rule]} == {"gres/gpu:1"}
 
 

@@ -27,11 +27,8 @@ RULES = [
     "prepare",
     "autoencoder",
     "hierarchy",
-    "hierarchy_flat",
     "train",
-    "train_flat",
     "generate",
-    "generate_flat",
     "transmute",
     "evaluate",
     "evaluate_transmuted",
@@ -39,6 +36,7 @@ RULES = [
     "card",
     "report",
 ]
+FLAT = ["hierarchy_flat", "train_flat", "generate_flat"]  # where a model without a hierarchy is to be fitted
 GENERATION = ["generate", "generate_flat", "merge", "merge_flat"]
 SECTIONS = [
     "prepare",
@@ -161,12 +159,12 @@ def test_dry_run_plans_every_rule(snakefile):
 
 @pytest.mark.parametrize("prefix", ["", "bdm_"], ids=["itself", "as module"])
 def test_jobs_that_generate_together(tmp_path, prefix):
-    write_config(tmp_path, demo_config())
+    write_config(tmp_path, demo_config(evaluate={"flat": True}))
     if prefix:
         write_module(tmp_path)
     snakefile = [] if prefix else ["--snakefile", ROOT / "Snakefile"]
     done = snakemake("--dry-run", "--printshellcmds", "--set-scatter", "generate=3", *snakefile, cwd=tmp_path)
-    numbers = dict.fromkeys(RULES, 1) | {"generate": 3, "generate_flat": 3, "merge": 1, "merge_flat": 1}
+    numbers = dict.fromkeys([*RULES, *FLAT], 1) | {"generate": 3, "generate_flat": 3, "merge": 1, "merge_flat": 1}
     jobs = planned(done.stdout)
     assert {rule: jobs.get(prefix + rule) for rule in numbers} == numbers, done.stderr
     commands = shell_commands(done.stdout)
@@ -177,14 +175,15 @@ def test_jobs_that_generate_together(tmp_path, prefix):
     assert not [arguments for arguments in commands if arguments[1] == "generate" and "--part" not in arguments]
 
 
-def test_no_flat_model_is_planned_where_none_is_to_be_fitted(tmp_path):
-    write_config(tmp_path, demo_config() | {"evaluate": {"flat": False}})
+@pytest.mark.parametrize("fits", [False, True])
+def test_flat_model_is_planned_only_where_it_is_to_be_fitted(tmp_path, fits):
+    write_config(tmp_path, demo_config(**({"evaluate": {"flat": True}} if fits else {})))
     done = snakemake("--dry-run", "--printshellcmds", "--snakefile", ROOT / "Snakefile", cwd=tmp_path)
     jobs = planned(done.stdout)
     assert (jobs["train"], jobs["evaluate"]) == (1, 1), done.stderr
-    assert not [rule for rule in jobs if rule.endswith("_flat")]
+    assert [rule for rule in FLAT if rule in jobs] == (FLAT if fits else [])
     [evaluated] = [arguments for arguments in shell_commands(done.stdout) if arguments[1] == "evaluate"]
-    assert "--compare" not in evaluated
+    assert ("--compare" in evaluated) == fits
 
 
 def write_module(folder: Path) -> None:
@@ -458,7 +457,10 @@ def finished(tmp_path_factory) -> Path:
     """Folder in which the workflow has run on the example, with few steps."""
     folder = tmp_path_factory.mktemp("demo")
     config = demo_config(
-        autoencoder={"n_steps": 50}, hierarchy={"n_bootstrap": 5}, train={"n_steps": 50}, evaluate={"n_repeats": 1}
+        autoencoder={"n_steps": 50},
+        hierarchy={"n_bootstrap": 5},
+        train={"n_steps": 50},
+        evaluate={"n_repeats": 1, "flat": True},
     )
     config["datasets"]["pbmc68k"]["simulate"] = {"designs": {"response": {"path": "design.yaml"}}}
     shutil.copy(ROOT / "config/example-experiment.yaml", folder / "design.yaml")

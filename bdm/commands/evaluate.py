@@ -44,7 +44,7 @@ def evaluate(
     ],
     out: OutFolder,
     generated: Annotated[
-        Path, typer.Argument(help="Generated cells of any method, named branched in tables.", show_default=False)
+        Path, typer.Argument(help="Generated cells of any method, the set generated of tables.", show_default=False)
     ],
     *,
     compare: Compare = None,
@@ -66,7 +66,7 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from bdm.evaluation.cells import set_name
+    from bdm.evaluation.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.read import read_generated, read_real_cells
     from bdm.evaluation.results import score_table, verdict_lines
@@ -76,7 +76,7 @@ def evaluate(
     from bdm.model.populations import populations_by
     from bdm.plotting.write import write_figures
 
-    files = named_files(generated, compare or [])
+    files = named_files(GENERATED, generated, compare or [])
     with atomic_write(out, folder_of="evaluation.json") as folder:
         if model is None:
             real, populations = read_real_cells(cells, test_cells, keys, on_disk=True), None
@@ -91,7 +91,7 @@ def evaluate(
         evaluation.save(folder)
         write_figures(folder, evaluation)
     logger.info(score_table(evaluation.overall))
-    facts = {set_name(name): "\n".join(verdict_lines(evaluation, name)) for name in sets}
+    facts = {name: "\n".join(verdict_lines(evaluation, name)) for name in sets}
     return Summary((out,), facts)
 
 
@@ -103,16 +103,16 @@ def check_used(model: Path | None, test_cells: Path | None, keys: InputKeys) -> 
         raise InputError(f"`{unused}=` is used with a model only; give `model=` too.")
 
 
-def named_files(generated: Path, compare: list[str]) -> dict[str, Path]:
-    """Return the files of the sets to evaluate by name: ``branched``, and the names in ``compare`` (NAME=FILE)."""
-    from bdm.evaluation.cells import GENERATED, RESERVED_SET_NAMES
+def named_files(name: str, file: Path, compare: list[str]) -> dict[str, Path]:
+    """Return the files of the sets to evaluate by name: of the first set, and of those in ``compare`` (NAME=FILE)."""
+    from bdm.evaluation.cells import RESERVED_SET_NAMES
 
-    files = {GENERATED: generated}
+    files = {name: file}
     for item in compare:
-        name, separator, file = item.partition("=")
-        if not (name and separator and file):
+        other, separator, path = item.partition("=")
+        if not (other and separator and path):
             raise InputError(f"--compare {item} is not of the form NAME=FILE.")
-        if name in RESERVED_SET_NAMES or name in files:
-            raise InputError(f"--compare {item}: the name {name} is taken; choose another.")
-        files[name] = Path(file)
+        if other in RESERVED_SET_NAMES or other in files:
+            raise InputError(f"--compare {item}: the name {other} is taken; choose another.")
+        files[other] = Path(path)
     return files

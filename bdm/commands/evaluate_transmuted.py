@@ -29,7 +29,7 @@ def evaluate_transmuted(
     ],
     out: OutFolder,
     transmuted: Annotated[
-        Path, typer.Argument(help="Cells made by bdm transmute, named branched in tables.", show_default=False)
+        Path, typer.Argument(help="Cells made by bdm transmute, the set transmuted of tables.", show_default=False)
     ],
     *,
     compare: Compare = None,
@@ -44,7 +44,7 @@ def evaluate_transmuted(
     """
     from dataclasses import replace
 
-    from bdm.evaluation.cells import read_counts
+    from bdm.evaluation.cells import TRANSMUTED, read_counts
     from bdm.evaluation.read import read_real_cells
     from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
@@ -55,7 +55,7 @@ def evaluate_transmuted(
     from bdm.transmutation.results import summary
 
     check_used(model, test_cells, keys)
-    files = named_files(transmuted, compare or [])
+    files = named_files(TRANSMUTED, transmuted, compare or [])
     with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
             real, before, populations = read_real_cells(cells), read_counts(cells, columns=("cell_type",)), None

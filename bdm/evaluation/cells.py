@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,20 +25,13 @@ logger = logging.getLogger(__name__)
 
 # Keys of sets of cells in tables
 FLOOR = "floor"
-GENERATED = "branched"  # generated or transmuted by the branched model
-UNCHANGED = "unchanged"  # transmuted cells before the transmutation
-SET_NAMES = {GENERATED: "generated"}
-TRANSMUTED_SET_NAMES = {GENERATED: "transmuted", UNCHANGED: "before"}
+GENERATED = "generated"  # by bdm, or by any other simulator
+TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
 FILES = ("prepared", "test_cells", "model")  # whose checksums are recorded beside those of sets
-RESERVED_SET_NAMES = (GENERATED, FLOOR, "test", "train", *FILES, UNCHANGED, *SET_NAMES.values())
+RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
 FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
 FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory
-
-
-def set_name(key: str, names: Mapping[str, str] = SET_NAMES) -> str:
-    """Return the name of a set in figures and messages; the key itself where it has no other."""
-    return names.get(key, key)
 
 
 class TypedCells(ABC):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
+from math import ceil
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,6 @@ from bdm.evaluation.cells import (
     TypedCells,
     match,
     sample_at_most,
-    set_name,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
@@ -29,6 +29,7 @@ from bdm.evaluation.resampling import (
     Populations,
     ResampledCells,
     SizeLimits,
+    numbers_to_compare,
     resampled_cells,
 )
 from bdm.evaluation.results import Evaluation
@@ -66,18 +67,13 @@ def evaluate(
         Finds the populations of cells, of all sets in the same way, for scores by sub-population.
     """
     training, test = real.training, real.test
-    names = ", ".join(map(set_name, generated))
+    names = ", ".join(generated)
     logger.info("Comparing %s with %d test cells of %s.", names, len(test), counted(len(test.n_by_type), "type"))
     if len(test.n_by_type) < 2:
         logger.info("F1 and log fold changes compare cell types, so they are not computed for cells of one type.")
-    resamples = resampled_cells(
-        training,
-        test,
-        generated,
-        resampling_seeds(settings.n_repeats, seed=seed),
-        max_cells_per_type=settings.max_cells_per_type,
-        max_cells=size_limits.compared,
-    )
+    most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
+    n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / numbers_to_compare(test, **most).sum()))
+    resamples = resampled_cells(training, test, generated, resampling_seeds(n_repeats, seed=seed), **most)
     if populations is not None:
         resamples = [resample.with_populations(populations) for resample in resamples]
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)

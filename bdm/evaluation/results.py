@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.errors import InputError
-from bdm.evaluation.cells import FLOOR, GENERATED, SET_NAMES
+from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
 from bdm.files import atomic_write
@@ -27,7 +27,7 @@ COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
 class Evaluation:
     """Scores of sets of cells, averaged over resamples, and values by gene and cell of the last resample.
 
-    The floor is the first set; generated cells are the set ``branched``.
+    The floor is the first set; generated cells are the set ``generated``.
 
     Attributes
     ----------
@@ -205,7 +205,7 @@ def score_rows(evaluation: Evaluation) -> pd.DataFrame:
 
 def score_table(overall: pd.DataFrame) -> str:
     """Format the overall scores as a table to print."""
-    return str(overall.rename(columns=SET_NAMES).to_string(float_format="{:.3f}".format))
+    return str(overall.to_string(float_format="{:.3f}".format))
 
 
 def verdict_lines(evaluation: Evaluation, name: str, *, max_names: int = 5) -> list[str]:

@@ -13,7 +13,7 @@ from bdm.evaluation.metrics import fitted_pca
 from bdm.evaluation.results import COORDINATES
 from bdm.threads import using_threads
 
-MANY = 4096  # cells from which on UMAP finds approximate neighbours, and before which exact ones
+MANY = 1000  # cells from which on neighbours are found here
 
 
 @using_threads()
@@ -40,8 +40,8 @@ def joint_umap(sets: list[Cells], *, seed: int) -> list[pd.DataFrame]:
 def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
     """Embed cells in two dimensions.
 
-    For many cells, UMAP searches neighbours by a method that is compiled in each process, which takes longer than an
-    exact search.
+    UMAP calls a function for each pair of cells, and from 4,096 cells on searches neighbours by a method that is
+    compiled in each process; either takes longer than the exact search.
     """
     exact: dict[str, Any] = {"precomputed_knn": nearest_neighbours(components)} if len(components) >= MANY else {}
     return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_)

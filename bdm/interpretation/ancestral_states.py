@@ -119,7 +119,7 @@ def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) 
     return pd.concat([table, expression], axis=1)
 
 
-MOST_EMBEDDED_CELLS = 3000
+MOST_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Embedding:
 
 
 def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
-    """Embed up to 3,000 real cells, and each ancestral state among its nearest cells.
+    """Embed up to 1,000 real cells, and each ancestral state among its nearest cells.
 
     References
     ----------

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from bdm.errors import InputError
-from bdm.evaluation.cells import FLOOR, SET_NAMES, set_name
+from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.metrics import Agreement
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
@@ -101,7 +101,7 @@ def check_known(values: pd.Series | pd.DataFrame, score: str) -> None:
 
 def label_sets(axis: Axes, sets: pd.Index) -> None:
     """Label the rows with the names of the sets."""
-    axis.set_yticks(range(len(sets)), map(set_name, sets))
+    axis.set_yticks(range(len(sets)), list(sets))
     axis.set_ylim(len(sets) - 0.5, -0.8)
 
 
@@ -206,13 +206,17 @@ def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw_scores_by_type(axis: Axes, scores: pd.DataFrame, *, ideal: float, names: dict[str, str] = SET_NAMES) -> None:
-    """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal."""
+def draw_scores_by_type(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
+    """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal.
+
+    The marks of generated cells are in front of the marks of all other sets.
+    """
     shade_rows(axis, len(scores))
     offsets = np.linspace(-0.25, 0.25, scores.shape[1])
     for offset, (name, style) in zip(offsets, set_styles(scores).items(), strict=True):
         rows = np.arange(len(scores)) + offset
-        axis.plot(scores[name], rows, style.marker, color=style.colour, markersize=5, label=set_name(name, names))
+        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 2 if name == FLOOR else 3 - offset}
+        axis.plot(scores[name], rows, style.marker, label=name, **mark)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -227,9 +231,9 @@ def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
     for row, name in zip(axes, by_set, strict=True):
         for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
             draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
-            draw_genes(axis, agreement, styles[name], label=set_name(name))
+            draw_genes(axis, agreement, styles[name], label=name)
             axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
-            axis.set(title=title, xlabel="test cells", ylabel=set_name(name))
+            axis.set(title=title, xlabel="test cells", ylabel=name)
             axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
             axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -280,7 +284,7 @@ def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*coordinates["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
         draw_cells_by_type(axis, coordinates[name], [types == cell_type for cell_type in cell_types], colours)
-        axis.set_title(f"{set_name(name)}, {len(types):,} cells")
+        axis.set_title(f"{name}, {len(types):,} cells")
     n_keys = n_numbered(cell_types)
     title = None if n_keys == len(cell_types) else f"{n_keys} of {len(cell_types):,} types"
     handles = keys(cell_types[:n_keys], colours[:n_keys])

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.cells import FLOOR, set_name
+from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties.catalogue import ALL, KINDS, LABEL, PROPERTIES
 from bdm.evaluation.results import Evaluation
 from bdm.plotting.style import GREY, NewFigure, SetStyle, Style, figure_of_text, set_styles, shade_rows
@@ -68,7 +68,8 @@ def draw_kind(axis: Axes, table: pd.DataFrame, properties: list[str], styles: di
         low, high = (by_type.quantile(share).reindex(properties) for share in (0.25, 0.75))
         axis.hlines(place + offset, low, high, color=style.colour, linewidth=1)
         rows = place[table["property"].to_numpy()[of_all]].to_numpy() + offset
-        axis.plot(excess[of_all], rows, style.marker, color=style.colour, markersize=5, label=set_name(name))
+        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
+        axis.plot(excess[of_all], rows, style.marker, label=name, **mark)
     axis.set_yticks(range(len(properties)), [PROPERTIES[key].name for key in properties], fontsize=8)
     axis.set_ylim(len(properties) - 0.5, -0.5)
     axis.tick_params(axis="x", labelsize=8)

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANGED, set_name
+from bdm.evaluation.cells import FLOOR, TRANSMUTED, UNCHANGED
 from bdm.evaluation.results import COORDINATES
 from bdm.plotting.evaluation import draw_scores_by_type
 from bdm.plotting.style import (
@@ -47,9 +47,7 @@ def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure 
     figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
-        draw_scores_by_type(
-            axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal, names=TRANSMUTED_SET_NAMES
-        )
+        draw_scores_by_type(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
         axis.set_title(title, fontsize=9)
     before = table["energy"].xs(UNCHANGED, level="set")
     labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
@@ -93,9 +91,9 @@ def draw_genes(
             markersize=3.5,
             alpha=0.7,
             markeredgewidth=0,
-            label=set_name(name, TRANSMUTED_SET_NAMES),
+            label=name,
         )
-        if name == GENERATED:
+        if name == TRANSMUTED:
             labels, order = changes["label"].to_numpy(), np.argsort(x, kind="stable")
             label_outermost_genes(axis, x, y, labels, order=order, n_labels=N_LABELS)
     axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
@@ -118,9 +116,8 @@ def transmutation_umap_figure(evaluation: TransmutationEvaluation, *, new: NewFi
         axis.plot(*everything.T, "o", color="0.9", markersize=2, markeredgewidth=0)
         label = f"real {shortened(evaluation.to, width=24)}"
         axis.plot(*sets[evaluation.to, FLOOR].T, "d", color=GREY, label=label, **small)
-        for name, marker, colour in ((UNCHANGED, "s", "#D55E00"), (GENERATED, "o", "#0072B2")):
-            label = set_name(name, TRANSMUTED_SET_NAMES)
-            axis.plot(*sets[original_type, name].T, marker, color=colour, label=label, alpha=0.7, **small)
+        for name, marker, colour in ((UNCHANGED, "s", "#D55E00"), (TRANSMUTED, "o", "#0072B2")):
+            axis.plot(*sets[original_type, name].T, marker, color=colour, label=name, alpha=0.7, **small)
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     handles = axes[0].get_legend_handles_labels()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from bdm import __version__
 from bdm.donors.effects import summary_of
-from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED_SET_NAMES, UNCHANGED
+from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
@@ -73,8 +73,8 @@ SETS = {
 }
 TRANSMUTATION_SETS = {
     FLOOR: "floor: real training cells of the new type",
-    GENERATED: "transmuted cells",
-    UNCHANGED: "before",
+    TRANSMUTED: "transmuted cells",
+    UNCHANGED: "unchanged: the same cells before",
 }
 BRANCH_SETS = {"model": "model", "test": "test cells"}
 
@@ -155,6 +155,7 @@ def content(results: Results) -> dict[str, Any]:
         "branch_sets": BRANCH_SETS,
         "floor": FLOOR,
         "generated": GENERATED,
+        "transmuted": TRANSMUTED,
         "unchanged": UNCHANGED,
         "limits": LIMITS,
         "signs": SIGNS,
@@ -176,6 +177,7 @@ def content(results: Results) -> dict[str, Any]:
         "shown": SHOWN,
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
+        "learned": results.model.denoiser.learned.tolist(),
         "scores": scores(results),
         "scatters": plots.scatters(results.evaluation.gene_statistics, GENERATED),
         "properties": b64encode(results.properties).decode(),
@@ -196,12 +198,12 @@ def content(results: Results) -> dict[str, Any]:
     }
 
 
-def tally(verdicts: Iterable[Verdict]) -> list[tuple[Grade, str, int]]:
-    """Count cell types by their verdict, the best first."""
+def tally(verdicts: Iterable[Verdict]) -> list[tuple[Grade, bool, str, int]]:
+    """Count cell types by their verdict, the best first: grade, whether it is of few cells, label and number."""
     counts = Counter(
         (verdict.grade, verdict.few_cells and verdict.grade == Grade.SAME, verdict.label) for verdict in verdicts
     )
-    return [(grade, label, n) for (grade, _, label), n in sorted(counts.items())]
+    return [(*one, n) for one, n in sorted(counts.items())]
 
 
 def findings_by_type(results: Results) -> dict[str, dict[str, Finding]]:
@@ -266,8 +268,7 @@ def transmutation(evaluation: TransmutationEvaluation) -> dict[str, Any]:
     for original_type in evaluation.original_types:
         table = evaluation.table.loc[original_type].T
         strips = {
-            score: plots.strip(table.loc[score], plots.Scale.of(table.loc[score]), names=TRANSMUTED_SET_NAMES)
-            for score in TRANSMUTATION_SCORES
+            score: plots.strip(table.loc[score], plots.Scale.of(table.loc[score])) for score in TRANSMUTATION_SCORES
         }
         sources.append({"name": original_type, "table": table, "strips": strips})
     return {"to": evaluation.to, "sources": sources}

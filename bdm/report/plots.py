@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import display_names
-from bdm.evaluation.cells import FLOOR, GENERATED, SET_NAMES, UNCHANGED, set_name
+from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.verdict import LIMITS, Finding
 from bdm.plotting.style import REAL, set_styles
 
@@ -91,19 +91,12 @@ def signed(number: float) -> str:
     return f"{number:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def strip(
-    scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None, names: Mapping[str, str] = SET_NAMES
-) -> Strip:
-    """Draw a score of several sets, with the limits of its verdict and the ideal where there is a verdict.
-
-    Parameters
-    ----------
-    names
-        Names of sets on the page, where these differ from the keys of ``scores``.
-    """
+def strip(scores: Mapping[str, float], scale: Scale, *, finding: Finding | None = None) -> Strip:
+    """Draw a score of several sets, with the limits of its verdict and the ideal where there is a verdict."""
     known = {name: float(value) for name, value in scores.items() if value is not None and np.isfinite(value)}
-    marks = tuple(Mark(name, value, scale(value)) for name, value in known.items())
-    alt = ", ".join(f"{set_name(name, names)} {value:.2f}" for name, value in known.items()) or "not known"
+    in_front = sorted(known, key=lambda name: (name != FLOOR, -list(known).index(name)))  # generated cells the last
+    marks = tuple(Mark(name, known[name], scale(known[name])) for name in in_front)
+    alt = ", ".join(f"{name} {value:.2f}" for name, value in known.items()) or "not known"
     if finding is None:
         return Strip(marks, alt)
     limit = LIMITS.by_score[finding.score]
@@ -220,6 +213,6 @@ def symbols(sets: Iterable[str]) -> dict[str, dict[str, str]]:
     shapes = {"o": "circle", "s": "square", "^": "triangle", "d": "diamond", "D": "diamond"}
     styles = set_styles(dict.fromkeys([FLOOR, GENERATED, "flat", UNCHANGED, *sets]))
     found = {name: (look.colour, look.marker) for name, look in styles.items()}
-    found["model"] = found[GENERATED]
+    found |= dict.fromkeys(["model", TRANSMUTED], found[GENERATED])
     found |= {FLOOR: (DARK, found[FLOOR][1]), "test": (REAL["color"], REAL["marker"])}
     return {name: {"colour": colour, "shape": shapes.get(marker, "circle")} for name, (colour, marker) in found.items()}

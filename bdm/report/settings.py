@@ -12,7 +12,7 @@ from typing import Any
 from bdm.audit.results import Audit
 from bdm.audit.settings import AuditSettings
 from bdm.errors import OPTIONS_FOR_NONE
-from bdm.evaluation.cells import GENERATED
+from bdm.evaluation.cells import GENERATED, TRANSMUTED
 from bdm.evaluation.verdict import LIMITS
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.extension import Extension
@@ -165,15 +165,21 @@ def _settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[str,
     tree = results.model.hierarchy
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, asdict(HierarchySettings())
     yield "train", results.model.provenance.get("settings", {}), asdict(DenoiserSettings())
-    yield "generate", json.loads(results.request.get("settings", "{}")), asdict(GenerationSettings())
+    sampling = json.loads(results.request.get("settings", "{}"))
+    yield (
+        "generate",
+        sampling | {"n_cells": n_generated(results)},
+        asdict(GenerationSettings()) | {"n_cells": AS_IN_DATA},
+    )
     yield "evaluate", results.evaluation.provenance.get("settings", {}), asdict(EvaluationSettings())
+    yield "interpret", results.interpreted.get("settings", {}), asdict(InterpretationSettings())
 
 
 def commands(results: Results) -> list[str]:
     """Give the commands that make the results again, from the data on."""
     options = dict.fromkeys(_seeds(results), "")
     for setting in changed(results):
-        if setting.name in OPTIONS:
+        if setting.name in OPTIONS and setting.command in options:
             options[setting.command] += f" {setting.option}"
     if "labels" in results.record:
         options["prepare"] += f" --labels {quote(results.record['labels'])}"
@@ -266,7 +272,7 @@ def _moves(results: Results, model: str, cells: str) -> Iterator[str]:
     defaults = {**asdict(SamplerSettings()), "to": None, "from": [], "like": []}
     for name, transmutation in results.transmutations.items():
         record, out, folder = transmutation.provenance, quote(f"transmuted/{name}.h5ad"), quote(f"transmutation/{name}")
-        how = record.get("transmuted", {}).get(GENERATED)
+        how = record.get("transmuted", {}).get(TRANSMUTED)
         if how:
             yield f"bdm transmute {model} {cells} {out}{_options(how, defaults)} --seed {how['seed']}"
         yield f"bdm evaluate-transmuted {cells} {folder} {out} --seed {record['seed']}"
@@ -280,13 +286,22 @@ def _experiments(results: Results, model: str) -> Iterator[str]:
         yield f"bdm simulate {model} {design} {out} --truth {truth} --seed {experiment.seed}"
 
 
-def wanted(results: Results, cells: str) -> str:
-    """Give the option for the number of generated cells."""
+AS_IN_DATA, BY_TYPE = "as in the data", "by type"
+
+
+def n_generated(results: Results) -> str:
+    """Return the number of generated cells of each type, if it is the same of all, or how the numbers were given."""
     numbers = results.evaluation.n_cells[GENERATED][results.evaluation.n_cells[GENERATED] > 0]
     given = results.cells["cell_type"].value_counts().reindex(numbers.index, fill_value=0)
     if numbers.eq(given).all():
-        return f"--cells-like {cells}"
-    return f"--cells {numbers.iloc[0]}" if numbers.nunique() == 1 else "--cells-from numbers.csv"
+        return AS_IN_DATA
+    return str(numbers.iloc[0]) if numbers.nunique() == 1 else BY_TYPE
+
+
+def wanted(results: Results, cells: str) -> str:
+    """Give the option for the number of generated cells."""
+    options = {AS_IN_DATA: f"--cells-like {cells}", BY_TYPE: "--cells-from numbers.csv"}
+    return options.get(number := n_generated(results), f"--cells {number}")
 
 
 def checksums(results: Results) -> dict[str, str]:

@@ -17,7 +17,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import (
     FEWEST_FOR_MEANS,
     FLOOR,
-    GENERATED,
+    TRANSMUTED,
     UNCHANGED,
     Cells,
     RealCells,
@@ -135,7 +135,7 @@ def embedding_of(
     sets = {(to, FLOOR): evenly_sampled(real.training[real.training.cell_type == to])}
     for original_type in original_types:
         after, before = transmuted.cells_of_type(original_type)
-        sets[original_type, GENERATED] = evenly_sampled(after)
+        sets[original_type, TRANSMUTED] = evenly_sampled(after)
         sets[original_type, UNCHANGED] = evenly_sampled(before)
     return partial(embedding_table, sets)
 

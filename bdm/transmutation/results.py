@@ -28,7 +28,7 @@ class TransmutationEvaluation:
         The type that cells were transmuted to.
     table
         (original_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.TransmutationScores`; sets
-        are the floor (training cells of the new type), the transmuted sets (``branched`` the first), and the cells
+        are the floor (training cells of the new type), the transmuted sets (``transmuted`` the first), and the cells
         ``unchanged``.
     fold_changes
         A row for each ``original_type``, ``set`` (the floor and the transmuted sets) and ``gene`` (shown as ``label``)
