@@ -541,7 +541,7 @@ class BranchedDiffusion:
         cells_per_training_cell: float = AuditSettings.cells_per_training_cell,
         models: Path | str | None = None,
     ) -> "Audit":
-        """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
+        """Run membership inference attacks on models and generated cells, compared with copies and chance.
 
         Models with the settings of this one are fitted to parts of its cells; this one need not be fitted.
 
@@ -566,7 +566,7 @@ class BranchedDiffusion:
             If there are fewer than six donors, all cell types have too few, or the model was loaded from a folder.
         """
         from bdm.audit.folds import divide
-        from bdm.generation.audited import AuditedModels, audit_models
+        from bdm.audit.models import AuditedModels, audit_models
 
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")
@@ -720,7 +720,10 @@ class BranchedDiffusion:
         InputError
             If the evaluation has no generated cells, the audit is of other settings, or the model is not fitted.
         """
-        return model_card(self.model, evaluation=evaluation, audit=audit, license=license)
+        from bdm.audit.card import audit_section
+
+        section = None if audit is None else audit_section(audit, self.model)
+        return model_card(self.model, evaluation=evaluation, audit=section, license=license)
 
     @classmethod
     def load(

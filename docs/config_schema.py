@@ -127,7 +127,7 @@ def of_keys(*names: str) -> Iterator[Setting]:
 
 
 FIT_FLAT = Annotated[bool, "Fit a model without a hierarchy as well, and compare its cells."]
-RUN_AUDIT = Annotated[bool, "Find what attacks can tell about who was in the training data, which fits models again."]
+RUN_AUDIT = Annotated[bool, "Run membership inference attacks, which fits models again."]
 IN_DATASET = tuple(setting for setting in options_of(PrepareSettings) if setting.key.section == "dataset")
 CELLS = Annotated[Path, MinLen(1), "The cells: `.h5ad`, `.zarr`, `.loom`, 10x `.h5`, or a 10x folder."]
 NEW_CELLS = Annotated[Path, MinLen(1), "Cells of the new types, in any format that a data set may have."]
@@ -284,7 +284,7 @@ A list of markers names one gene a row; its types may differ from the types of t
 """,
     ),
     "audit": Section(
-        "The audit of what generated cells disclose.",
+        "Membership inference attacks on generated cells.",
         "what generated cells disclose",
         of_stage(AuditSettings, optional("run", RUN_AUDIT)),
         description="""\

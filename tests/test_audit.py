@@ -21,8 +21,10 @@ from test_hierarchy_page import balanced
 from bdm import pl
 from bdm.api import BranchedDiffusion
 from bdm.audit.attacks import attack
+from bdm.audit.card import audit_section, divided_in_words
 from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, divide, folds_of, training_cells
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
+from bdm.audit.models import AuditedModels, audit_models, identity, tree_of
 from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import Generated, audit_folds, from_files
 from bdm.audit.scores import null_of_units, of_units, spread_of_auc, standardised
@@ -31,11 +33,10 @@ from bdm.audit.verdict import ATTACKS, HIGH_LIMIT, ON_MODEL, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.generation.audited import AuditedModels, audit_models, identity, tree_of
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
-from bdm.model.card import divided_in_words, model_card
+from bdm.model.card import model_card
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import load_model
 from bdm.plotting.audit import audit_figure
@@ -513,12 +514,13 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     of_column = {**audit.record["prepare"], "donor_key": "person"}
     renamed = replace(model.model, autoencoder=replace(fitted, provenance=fitted.provenance | {"prepare": of_column}))
     by_column = {**audit.record, "prepare": of_column, "audit": {**audit.record["audit"], "donor_key": "donor"}}
-    assert "15 donors were divided into" in model_card(renamed, audit=Audit(audit.scores, by_column))
+    assert "15 donors were divided into" in model_card(
+        renamed, audit=audit_section(Audit(audit.scores, by_column), renamed)
+    )
     of_file = replace(fitted, provenance=fitted.provenance | {"data_sha256": "a" * 64})
     with pytest.raises(InputError, match=r"of other data .* begins with bbbbbbbb, .* aaaaaaaa"):
-        model_card(
-            replace(model.model, autoencoder=of_file),
-            audit=Audit(audit.scores, {**audit.record, "data_sha256": "b" * 64}),
+        audit_section(
+            Audit(audit.scores, {**audit.record, "data_sha256": "b" * 64}), replace(model.model, autoencoder=of_file)
         )
     with pytest.raises(InputError, match="different cell types"):
         model.card(audit=Audit(audit.scores.assign(cell_type="other"), audit.record))

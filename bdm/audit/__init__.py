@@ -1,1 +1,1 @@
-"""Audits of generated cells: what attacks can tell about who was in the training data."""
+"""Membership inference attacks on generated cells, and on the models that generated them."""

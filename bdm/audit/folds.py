@@ -113,7 +113,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Division:
+class AuditFolds:
     """Cells that are audited, with their folds.
 
     Attributes
@@ -142,7 +142,7 @@ class Division:
         return len(np.unique(self.units.code[in_any]))
 
 
-def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> Division:
+def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFolds:
     """Divide prepared cells into folds, without the cell types that are too rare for it.
 
     Raises
@@ -167,7 +167,7 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> Division
         logger.warning(
             "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
         )
-    division = Division(cells, units, folds, tuple(left_out))
+    division = AuditFolds(cells, units, folds, tuple(left_out))
     if problem := inconclusive(division.sides, units.noun):
         logger.warning("This audit will be inconclusive: %s.", problem)
     return division

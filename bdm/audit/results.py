@@ -23,7 +23,7 @@ from bdm.audit.scores import (
     spread_of_auc,
     standardised,
 )
-from bdm.audit.verdict import N_PERMUTATIONS, Verdict, verdict_of
+from bdm.audit.verdict import N_PERMUTATIONS, AuditVerdict, verdict_of
 from bdm.errors import InputError
 from bdm.files import read_json, write_json
 from bdm.seeds import derive, numpy_generator
@@ -153,7 +153,7 @@ class Audit:
         return pd.DataFrame(rows)
 
     @cached_property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> AuditVerdict:
         """Which attacks on the generated cells found members among units, with all of their cells."""
         units = self._units
         columns = [

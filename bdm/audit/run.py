@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.audit.attacks import FEWEST_OF_TYPE, attack
-from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, members_by_type
+from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import reject_if_unreadable
@@ -49,7 +49,13 @@ Generate = Callable[[Fold], Generated]
 
 
 def audit_folds(
-    division: Division, settings: AuditSettings, generate: Generate, *, seed: int, fold: int | None = None, **facts: Any
+    division: AuditFolds,
+    settings: AuditSettings,
+    generate: Generate,
+    *,
+    seed: int,
+    fold: int | None = None,
+    **facts: Any,
 ) -> Audit:
     """Attack the generated cells of each fold.
 
@@ -125,7 +131,7 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
 
 
 def from_files(
-    paths: Sequence[Path], division: Division, settings: AuditSettings, *, fold: int | None = None
+    paths: Sequence[Path], division: AuditFolds, settings: AuditSettings, *, fold: int | None = None
 ) -> Generate:
     """Take the generated cells of each fold from a file, of any generator.
 

@@ -22,7 +22,7 @@ ON_MODEL = ("denoiser_loss", "bound")  # attacks that need the model; the others
 
 
 @dataclass(frozen=True)
-class Finding:
+class AttackFinding:
     """What an attack on donors, or on cells, found.
 
     Attributes
@@ -42,7 +42,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditVerdict:
     """Summary of all attacks on the generated cells of all folds.
 
     Attributes
@@ -59,14 +59,14 @@ class Verdict:
         ``donor`` or ``cell``.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AttackFinding, ...]
     limit: float
     smallest_p: float
     sides: Sides
     unit: str
 
     @property
-    def found(self) -> tuple[Finding, ...]:
+    def found(self) -> tuple[AttackFinding, ...]:
         """Findings of the attacks that found members."""
         return tuple(finding for finding in self.findings if finding.found)
 
@@ -122,7 +122,7 @@ class Verdict:
         return " ".join(f"{one}." for one in sentences)
 
 
-def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> Verdict:
+def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
     """Compare the areas of attacks with the largest of all attacks in each permutation of membership.
 
     Parameters
@@ -142,9 +142,9 @@ def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit:
     findings = []
     for attack, auc in sorted(areas.items(), key=lambda item: -item[1]):
         p_value = p_value_of(auc, best)
-        findings.append(Finding(attack, float(auc), p_value, p_value < LEVEL))
+        findings.append(AttackFinding(attack, float(auc), p_value, p_value < LEVEL))
     limit = float(np.quantile(best, 1 - LEVEL)) if len(best) else float("nan")
-    return Verdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
+    return AuditVerdict(tuple(findings), limit, p_value_of(1.0, best), sides, unit)
 
 
 def p_value_of(auc: float, best: np.ndarray) -> float:
@@ -152,7 +152,7 @@ def p_value_of(auc: float, best: np.ndarray) -> float:
     return float((1 + (best >= auc - 1e-9).sum()) / (1 + len(best)))
 
 
-def in_words(findings: tuple[Finding, ...]) -> str:
+def in_words(findings: tuple[AttackFinding, ...]) -> str:
     """Name attacks with their areas."""
     return ", ".join(f"{ATTACKS[one.attack]} (AUC {one.auc:.2f})" for one in findings)
 

@@ -1,4 +1,4 @@
-"""``bdm audit``: what attacks can tell about who was in the training data."""
+"""``bdm audit``: membership inference attacks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +43,7 @@ def audit(
     device: Device = "auto",
     seed: Seed = 0,
 ) -> Summary:
-    """Find what attacks can tell about who was in the training data, beside copies of training cells and chance.
+    """Run membership inference attacks on models and generated cells, compared with copies and chance.
 
     In each fold, donors (or cells, where there are no donors) are divided into members, reference and non-members. A
     model is fitted to the members, and attacks on its cells are to distinguish members from non-members.
@@ -53,11 +53,11 @@ def audit(
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
     from bdm.audit.folds import divide
+    from bdm.audit.models import AuditedModels, audit_models
     from bdm.audit.results import SUMMARY
     from bdm.audit.run import audit_folds, from_files
     from bdm.data.prepare import read_prepared
     from bdm.files import atomic_write
-    from bdm.generation.audited import AuditedModels, audit_models
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.audit import save_audit
 

@@ -48,6 +48,7 @@ def card(
 
     Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
     """
+    from bdm.audit.card import audit_section
     from bdm.audit.results import Audit
     from bdm.errors import InputError
     from bdm.evaluation.results import Evaluation
@@ -66,7 +67,7 @@ def card(
             loaded,
             checksum=checksum,
             evaluation=scores,
-            audit=audited,
+            audit=None if audited is None else audit_section(audited, loaded, file),
             cells=file,
             license=license,
             source=source,

@@ -1,4 +1,4 @@
-"""Audit of a data set, as the report shows it: what attacks found out about who was in the training data."""
+"""Membership inference on the models of a data set, as the report shows it."""
 
 import logging
 from base64 import b64encode
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bdm.audit.card import check_audit
 from bdm.audit.results import FIGURE, GENERATED, SETS, SUMMARY, Audit
 from bdm.audit.verdict import ATTACKS
 from bdm.errors import InputError
-from bdm.model.card import check_audit
 from bdm.model.model import BranchedModel
 from bdm.text import abbreviated
 

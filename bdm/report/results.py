@@ -68,7 +68,7 @@ class Results:
     experiments
         Simulated experiments by name.
     audit
-        What attacks found out about who was in the training data; None where there was no audit.
+        Membership inference attacks; None where there was no audit.
     extensions
         Types that were added to the model; None where none were.
     cost

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.audit.folds import MEMBERS, REFERENCE, Division, Fold, fingerprint, training_cells
+from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, training_cells
 from bdm.audit.results import Audit
 from bdm.audit.run import Generated, audit_folds, number_of_cells
 from bdm.audit.settings import AuditSettings
@@ -54,7 +54,7 @@ class AuditedModels:
 
 
 def audit_models(
-    division: Division, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
+    division: AuditFolds, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
 ) -> Audit:
     """Audit models that are fitted to the members of each fold, with one setting and seed for all.
 
@@ -87,7 +87,7 @@ def audit_models(
     return audit_folds(division, settings, generate, seed=models.seed, fold=fold, **facts)
 
 
-def tree_of(division: Division, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:
+def tree_of(division: AuditFolds, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:
     """Give the tree of the audited cell types, without those that are too rare; None if one type is left."""
     if not isinstance(tree, Clade):
         return tree
