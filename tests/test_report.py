@@ -353,7 +353,9 @@ def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
     found = copy.copy(results)
     vars(found).update(verdict=verdict, verdicts=dict.fromkeys(results.verdicts, verdict))
     page = report_page(found)
-    badges = re.findall(r'<span class="badge (\w+)"><span[^>]*>.</span>([^<]+)</span>', page.partition("rule")[0])
+    badges = re.findall(
+        r'<span class="badge (\w+)"><span[^>]*>.</span>([^<]+)</span>', page.partition('class="rule"')[0]
+    )
     assert {kind for kind, text in badges if text.endswith("no difference seen in few cells")} == {"few"}
     assert '<div class="answer few">' in page
 
