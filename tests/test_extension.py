@@ -24,7 +24,7 @@ from bdm.extension.new_cells import join_known_cells, new_cells
 from bdm.extension.results import ExtensionReport, extension_row, summary, verdict
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.build import branch_level
+from bdm.hierarchy.build import branch_level, inner_names
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.match import counts_of
@@ -617,12 +617,12 @@ def test_command_extends_reports_and_joins(folder, bdm):
 
 def test_model_and_its_cells_stay_where_an_extension_fails(small_model, example_cells):
     model, before = copy.copy(small_model), small_model.prepared.obs.copy()
-    n_nodes = sum(map(bool, model.hierarchy.children.values()))
+    name = next(inner_names(model.hierarchy.by_name))  # of the node that the first new type makes
     labels = example_cells.obs["bulk_labels"].astype(str)
     cells = example_cells[labels == "CD34+"].copy()
-    cells.obs["bulk_labels"] = np.where(np.arange(cells.n_obs) % 2, "new", f"node {n_nodes + 1}")
-    with pytest.raises(InputError, match=f"has a branch 'node {n_nodes + 1}' already; give the new type another name"):
-        model.extend(cells, cell_types=("new", f"node {n_nodes + 1}"))
+    cells.obs["bulk_labels"] = np.where(np.arange(cells.n_obs) % 2, "new", name)
+    with pytest.raises(InputError, match=f"has a branch '{name}' already; give the new type another name"):
+        model.extend(cells, cell_types=("new", name))
     assert vars(model) == vars(small_model)
     pd.testing.assert_frame_equal(model.prepared.obs, before)
 
