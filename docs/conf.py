@@ -64,7 +64,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(anndata|collections|lightning|matplotlib|numpy|pandas|pathlib|scipy|torch|typing)\..*"),
     (r"py:.*", r"bdm\.(?!api|pl).*"),
     # Annotations of names that are imported when they are needed
-    (r"py:class", "AnnData|Audit|Design|Evaluation|FittedExtension|Interpretation|Path|TransmutationEvaluation"),
+    (r"py:class", "AnnData|Audit|Design|DonorModel|Evaluation|FittedExtension|Interpretation|Path|PowerAnalysis"),
+    (r"py:class", "TransmutationEvaluation"),
 ]
 
 # ---- look

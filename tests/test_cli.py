@@ -491,6 +491,7 @@ def test_dry_run_rejects_bad_input(inputs, bdm, monkeypatch, command):
         ("leave them out by `min_genes_per_cell=1`", "leave them out by `--min-genes-per-cell 1`"),
         ("use no labels, by `label_key=None`", "use no labels, by `--no-labels`"),
         ("the layer `a=b` and `c='", "the layer `a=b` and `c='"),
+        ("give `adata_test=`", "give `--test-cells`"),
     ],
 )
 def test_messages_name_options_on_the_command_line(message, expected):

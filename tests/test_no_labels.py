@@ -323,6 +323,7 @@ def test_the_one_type_can_be_updated(model, cells, tmp_path):
     write_figures(tmp_path / "report", report)
     assert summary(updated.last_extension[0]).startswith("cell was updated with")
     assert "nearest" not in summary(updated.last_extension[0])
+    assert re.fullmatch(r"\(FittedExtension\(cell: \d+ cells, updated\),\)", repr(updated.last_extension))
 
 
 # ---- commands

@@ -635,6 +635,19 @@ def test_rejects_lists_of_genes(example_cells, tmp_path, monkeypatch, changes, m
         prepare(example_cells, settings(**changes))
 
 
+def test_labels_that_differ_by_spaces_or_case_alone_are_warned_of(example_cells, caplog):
+    cells = example_cells.copy()
+    labels = cells.obs["bulk_labels"].astype(str)
+    labels[labels == "Dendritic"] = np.where(np.arange((labels == "Dendritic").sum()) % 2, " dendritic ", "Dendritic")
+    cells.obs["bulk_labels"] = labels
+    prepare(cells, settings())
+    words = "obs['bulk_labels'] has ' dendritic ' and 'Dendritic', which differ by spaces or case alone; give them one"
+    assert words in caplog.text
+    caplog.clear()
+    prepare(example_cells, settings())
+    assert "differ by spaces" not in caplog.text
+
+
 def labels_of_three_missing(cells):
     cells.obs["label"] = cells.obs["bulk_labels"].astype(object)
     cells.obs.loc[cells.obs_names[4:7], "label"] = [None, "", np.nan]

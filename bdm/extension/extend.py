@@ -81,7 +81,8 @@ class FittedExtension:
 
     def __repr__(self) -> str:
         cells = counted(self.extension.n_cells, "cell")
-        return f"FittedExtension({self.extension.name}: {cells}, nearest to {self.distance.index[0]})"
+        where = f"nearest to {self.distance.index[0]}" if self.shift is None else "updated"
+        return f"FittedExtension({self.extension.name}: {cells}, {where})"
 
 
 def extend_all(
