@@ -513,7 +513,7 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData of branches x genes, as :func:`bdm.interpretation.tables.branches_adata` makes it, for scanpy to plot.
+        AnnData of branches x genes, as :func:`bdm.interpretation.results.branches_adata` makes it, for scanpy to plot.
 
         Raises
         ------
@@ -522,7 +522,7 @@ class BranchedDiffusion:
         """
         from bdm.interpretation.inputs import inputs_of
         from bdm.interpretation.interpret import interpret
-        from bdm.interpretation.tables import branches_adata
+        from bdm.interpretation.results import branches_adata
 
         prepared = self._cells()
         generated = self.generate(numbers_like(prepared.obs, self.model), seed=seed)

@@ -19,7 +19,7 @@ from bdm.interpretation.count_splitting import ComparedCells, even_depth, split_
 from bdm.interpretation.genes import real_differences, real_expression
 from bdm.interpretation.inputs import Inputs, inputs_of
 from bdm.interpretation.interpret import interpret
-from bdm.interpretation.tables import branch_genes, branches_adata
+from bdm.interpretation.results import branch_genes, branches_adata
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,

@@ -57,9 +57,15 @@ from bdm.interpretation.genes import (
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
 from bdm.interpretation.interpret import encoded_cells, interpret
 from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
-from bdm.interpretation.results import Interpretation
+from bdm.interpretation.results import (
+    Interpretation,
+    branch_genes,
+    branches_adata,
+    commitment_rows,
+    marker_rows,
+    node_rows,
+)
 from bdm.interpretation.stability import THRESHOLDS, latent_support
-from bdm.interpretation.tables import branch_genes, branches_adata, commitment_rows, marker_rows, node_rows
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells

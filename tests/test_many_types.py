@@ -12,7 +12,7 @@ from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.contrasts import Contrast, Differences
 from bdm.interpretation.gene_sets import MOST_SETS, enrichment
 from bdm.interpretation.markers import Dots, Markers
-from bdm.interpretation.tables import contrasts_within_limit, marker_rows
+from bdm.interpretation.results import contrasts_within_limit, marker_rows
 
 N_TYPES = 61  # more than figures have rows
 TALLEST = 6000  # pixels

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime
@@ -26,7 +27,7 @@ from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report import experiments
 from bdm.report.audit import ShownAudit
-from bdm.report.page import report_page
+from bdm.report.page import number, report_page
 from bdm.report.populations import populations
 from bdm.report.results import Results, read_branches, read_cost, read_results
 from bdm.report.settings import audit_command, checksums, commands
@@ -371,26 +372,18 @@ def test_each_set_has_one_name(page, results):
         assert {name.lower() for name in verdict.worst_scores} <= {header.lower() for header in headers}
 
 
-def test_lines_and_axes_are_explained(page, results):
-    text = page.read_text(encoding="utf-8")
-    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', text, flags=re.DOTALL))
-    for name, section in sections.items():
-        if 'class="ideal"' in section:
-            assert re.search(r'class="swatch ideal"></span>(ideal|no change)', section), name
-    assert 'class="diagonal" d="M1 19 19 1"/></svg>as in test cells' in sections["real"]
-    n_tables = len(re.findall(r'<table class="genes">', sections["markers"]))
-    axes = re.findall(
-        r"log2 fold change</td><td>\s*<svg class=\"axis\"(.*?)</svg>", sections["markers"], flags=re.DOTALL
-    )
-    assert len(axes) == n_tables > 0
-    for axis in axes:
-        numbers = [float(of.replace("\N{MINUS SIGN}", "-")) for of in re.findall(r">([^<>]+)</text>", axis)]
-        assert len(numbers) >= 2
-        assert 0 in numbers
-    ticks = re.search(r'<tr class="ticks".*?</tr>', sections["verdict"], flags=re.DOTALL)[0]
-    assert all(axis.count("</text>") >= 2 for axis in ticks.split('class="axis"')[1:])
-    assert "share of bootstrap resamples" in sections["hierarchy"]
-    assert "not the probability" in re.sub(r"\s+", " ", sections["hierarchy"])
+def test_page_shows_the_figures_that_commands_drew(page, full, results):
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    names = [f"evaluation/{name}.png" for name in ("by_type", "overall", "properties", "genes", "umap")]
+    names += ["interpretation/branch_genes.png", "transmutation/a/scores.png"]
+    assert [b64decode(one) for one in shown] == [(full / name).read_bytes() for name in names]
+    assert "branch_genes.png" not in report_page(replace(results, figures={}))
+
+
+def test_support_is_explained(page):
+    text = text_of(page)
+    assert "share of bootstrap resamples" in text
+    assert "not the probability" in text
 
 
 def test_page_explains_how_many_cells_a_verdict_needs(page):
@@ -572,12 +565,9 @@ def test_page_shows_scores_by_sub_population(page, results):
     assert [row[:5] for row in found] == expected
     assert len(expected) > 2
     for name, *_, energy, auc in (row for row in found if len(row) > 1):
-        scores = table.loc[[(FLOOR, name), (GENERATED, name)], ["relative_energy", "forest_auc"]]
-        for text, of_sets in zip((energy, auc), scores.to_numpy().T, strict=True):
-            known = [
-                f"{of} {value:.2f}" for of, value in zip(("floor", "generated"), of_sets, strict=True) if value == value
-            ]
-            assert text == (", ".join(known) or "not known")
+        scores = table.loc[[(GENERATED, name), (FLOOR, name)], ["relative_energy", "forest_auc"]]
+        for text, (of_generated, of_floor) in zip((energy, auc), scores.to_numpy().T, strict=True):
+            assert text == f"{number(of_generated)} floor {number(of_floor)}"
 
 
 def test_page_without_scores_by_sub_population_shows_how_to_make_them(results):
@@ -733,11 +723,11 @@ def test_names_that_are_numbers(opened, two):
     check_fits(found.page)
     assert set(found.texts("#by-type tbody th")) == {"0", "1"}
     hierarchy = read_results(two).model.hierarchy
-    sides = found.texts(".node .sides")
-    assert sides[0] == " | ".join(hierarchy.children[hierarchy.root.name])
-    assert set(sides[0].split(" | ")) == {"0", "1"}
+    sides = [row.locator("strong").all_inner_texts() for row in found.page.locator("#by-node tbody tr").all()]
+    assert sides[0] == list(hierarchy.children[hierarchy.root.name])
+    assert set(sides[0]) == {"0", "1"}
     assert len(sides) == len(hierarchy.populations) - 1
-    of_divided = {name for text in sides[1:] for name in re.split(r" \| |, | \+\d+", text)} - {""}
+    of_divided = {name for labels in sides[1:] for label in labels for name in re.split(r", | \+\d+", label)} - {""}
     assert of_divided == {name for name in hierarchy.populations if "/" in name}
     assert not found.page.locator("#transmutation, #find-type, #find-node").count()
 
@@ -952,7 +942,7 @@ def test_many_types_are_searched_and_shown(opened, many, tmp_path, width):
         assert found.page.locator(f"#{listed} [data-words]:visible").count() == n_all
         assert not button.is_visible()
     found.page.locator("#find-node").fill("gene 17-3")
-    assert found.page.locator("#by-node .node:visible").count() == 1
+    assert found.page.locator("#by-node tbody tr:visible").count() == 1
     found.page.locator("#query").fill("type 149")
     found.page.locator("#query").press("Enter")
     assert found.texts("#name") == ["type 149"]

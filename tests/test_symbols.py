@@ -221,7 +221,7 @@ def test_model_of_a_list_of_genes_takes_its_cells_again_without_the_list(folder,
 
 def test_report_shows_symbols(folder, labels):
     results = read_results(folder)
-    genes = [gene.gene for node in nodes(results) for side in node.sides for gene in side.genes]
+    genes = [gene for node in nodes(results) for _, of_side in node.sides for gene in of_side]
     assert genes
     assert not unexplained(" ".join(genes), labels)
     assert not unexplained(" ".join(gene for of in genes_by_branch(results).values() for gene in of), labels)

@@ -42,7 +42,7 @@ def interpret(
     from bdm.files import atomic_write
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import interpret as interpret_model
-    from bdm.interpretation.tables import agreement_summary
+    from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
     from bdm.plotting.write import write_figures
     from bdm.text import counted

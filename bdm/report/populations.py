@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.report import plots
 from bdm.report.results import BRANCH_COLUMNS, Results
 from bdm.report.settings import setting
 from bdm.settings import AutoencoderSettings
@@ -130,79 +129,30 @@ def types_of(results: Results) -> Iterator[TypePopulations]:
 
 
 SCORES = ("relative_energy", "forest_auc")
+SHARES = ("test", FLOOR, GENERATED)
 
 
-@dataclass(frozen=True)
-class ScoredPopulation:
-    """Scores of a sub-population: a row of the table.
+def population_scores(results: Results, shown: Populations) -> dict[str, pd.DataFrame]:
+    """Collect the scores of each sub-population by cell type, in the order of the table of populations.
 
-    Attributes
-    ----------
-    share
-        Share of the cells of its type in the sub-population, by set, of which one is ``test``.
-    strips
-        Plot of each score, of generated cells and of the floor.
+    Returns
+    -------
+    Tables of sub-populations x ``n_test``, the shares of the cells of the type (``share``, set) and the scores (score,
+    set); none if the cells were evaluated without the model.
     """
-
-    name: str
-    n_test: float
-    share: dict[str, float]
-    strips: dict[str, plots.Strip]
-
-
-@dataclass(frozen=True)
-class PopulationScores:
-    """Scores by sub-population.
-
-    Attributes
-    ----------
-    types
-        Rows by cell type, in the order of the table of populations.
-    axes
-        Numbers of the axis of each score, with their positions.
-    """
-
-    types: dict[str, tuple[ScoredPopulation, ...]]
-    axes: dict[str, tuple[tuple[str, float], ...]]
-
-    @property
-    def n_populations(self) -> int:
-        """Number of sub-populations."""
-        return sum(map(len, self.types.values()))
-
-
-def population_scores(results: Results, shown: Populations) -> PopulationScores:
-    """Collect the scores of each sub-population; none if the cells were evaluated without the model."""
     table = results.evaluation.by_population.set_index("sub_population")
     sets = {name: table[table["set"] == name] for name in (FLOOR, GENERATED)}
-    if sets[GENERATED].empty:
-        return PopulationScores({}, {})
-    scales = {score: plots.Scale.of(pd.concat(sets)[score]) for score in SCORES}
-
-    def rows(names: list[str]) -> tuple[ScoredPopulation, ...]:
-        of_type = {one: of_set.reindex(names) for one, of_set in sets.items()}
-        numbers = pd.DataFrame({one: found["n_cells"] for one, found in of_type.items()})
-        numbers["test"] = of_type[GENERATED]["n_test"]
-        share = numbers.fillna(0) / numbers.sum().clip(lower=1)
-        return tuple(
-            ScoredPopulation(
-                name,
-                float(numbers.loc[name, "test"]),
-                share.loc[name].to_dict(),
-                {
-                    score: plots.strip({one: of_type[one].loc[name, score] for one in sets}, scales[score])
-                    for score in SCORES
-                },
-            )
-            for name in numbers.index
-        )
-
-    types = {
-        of_type.cell_type: rows([one.name for one in of_type.populations])
-        for of_type in shown.types
-        if of_type.divided and (sets[GENERATED]["cell_type"] == of_type.cell_type).any()
-    }
-    return PopulationScores(types, {score: plots.ticks(scale, most=3) for score, scale in scales.items()})
+    tables = {}
+    for of_type in shown.types:
+        if of_type.divided and (sets[GENERATED]["cell_type"] == of_type.cell_type).any():
+            found = {name: of_set.reindex([one.name for one in of_type.populations]) for name, of_set in sets.items()}
+            numbers = pd.DataFrame({name: of_set["n_cells"] for name, of_set in found.items()})
+            numbers["test"] = found[GENERATED]["n_test"]
+            share = numbers.fillna(0) / numbers.sum().clip(lower=1)
+            columns = {("share", name): share[name] for name in SHARES}
+            columns |= {(score, name): found[name][score] for score in SCORES for name in found}
+            tables[of_type.cell_type] = pd.DataFrame({("n_test", ""): numbers["test"], **columns})
+    return tables
 
 
 @dataclass(frozen=True)

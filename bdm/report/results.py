@@ -16,8 +16,7 @@ from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation, require_set
 from bdm.evaluation.verdict import Verdict
 from bdm.extension.results import REPORT, ExtensionReport
-from bdm.interpretation.results import KIND, Interpretation
-from bdm.interpretation.tables import branch_genes
+from bdm.interpretation.results import KIND, Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.audit import ShownAudit, read_audit
@@ -33,8 +32,7 @@ NEEDED = {
     "generated.h5ad": "bdm generate",
     "evaluation/evaluation.json": "bdm evaluate",
     "evaluation/evaluation.safetensors": "bdm evaluate",
-    "evaluation/properties.png": "bdm evaluate",
-    "evaluation/umap.png": "bdm evaluate",
+    **{f"evaluation/{name}.png": "bdm evaluate" for name in ("overall", "by_type", "properties", "genes", "umap")},
 }
 
 
@@ -56,10 +54,8 @@ class Results:
         Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
     evaluation
         Evaluation of the generated cells.
-    properties
-        Figure of the properties (PNG).
-    umap
-        Figure of the UMAP (PNG).
+    figures
+        Figures (PNG) by their path in the folder.
     interpretation, interpreted
         Tables ``branch_genes`` and ``agreement`` of the interpretation, and its provenance; empty if the model was not
         interpreted.
@@ -84,8 +80,7 @@ class Results:
     branches: pd.DataFrame | None
     trained: date
     evaluation: Evaluation
-    properties: bytes
-    umap: bytes
+    figures: dict[str, bytes]
     interpretation: dict[str, pd.DataFrame]
     interpreted: dict[str, Any]
     transmutations: dict[str, TransmutationEvaluation]
@@ -142,8 +137,7 @@ def read_results(folder: Path) -> Results:
         branches=read_branches(folder / "model" / BRANCHES),
         trained=date.fromtimestamp((folder / "model/model.json").stat().st_mtime),
         evaluation=Evaluation.load(folder / "evaluation"),
-        properties=(folder / "evaluation/properties.png").read_bytes(),
-        umap=(folder / "evaluation/umap.png").read_bytes(),
+        figures={str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/**/*.png"))},
         interpretation=tables_of(interpretation) if interpretation else {},
         interpreted=interpretation.provenance if interpretation else {},
         transmutations={
