@@ -86,7 +86,7 @@ install: $(INSTALLED)
 
 # Each adds an extra of pyproject.toml to bdm
 .venv/test .venv/lint .venv/docs .venv/benchmark .venv/power: .venv/%: $(INSTALLED)
-	$(BIN)/python -m pip install --editable '.[$*]'
+	$(BIN)/python -m pip install --no-compile --editable '.[$*]'
 	@touch $@
 
 # TARGET is one of those that benchmarks/README.md lists. PEERS is a Python with bdm and the packages of its peers. A run that was
@@ -99,11 +99,11 @@ benchmark: .venv/benchmark $(if $(PEERS),,.venv-peers/installed)
 
 .venv-peers/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --editable '.[peers]'
+	.venv-peers/bin/python -m pip install --no-compile --editable '.[peers]'
 	@touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --no-compile --editable .
 	@touch $@
 
 $(BIN)/python:
