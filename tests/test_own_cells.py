@@ -15,7 +15,7 @@ from anndata import AnnData
 import bdm
 from bdm.cli import app
 from bdm.errors import InputError
-from bdm.model.fitted_cells import fitted_cells
+from bdm.model.fitted_cells import fitted_cells, real_cells_for
 from bdm.model.match import keys_found_in, known_cells
 from bdm.settings import InputKeys
 
@@ -60,6 +60,16 @@ def folder(awkward, fitted, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def evaluation(fitted):
+    return fitted.evaluate(n_repeats=1)
+
+
+@pytest.fixture(scope="module")
+def branches(fitted):
+    return fitted.interpret()
+
+
 # ---- settings
 
 
@@ -85,9 +95,8 @@ def test_arguments_complete_settings(awkward, small_settings):
 # ---- the model remembers where the data keep what it needs
 
 
-def test_cells_are_taken_from_where_the_data_had_them(fitted, awkward):
+def test_cells_are_taken_from_where_the_data_had_them(fitted, awkward, evaluation):
     assert fitted.transmute(awkward[:200], to=NK).n_obs > 0
-    evaluation = fitted.evaluate(n_repeats=1)
     assert list(evaluation.overall) == ["floor", "generated"]
 
 
@@ -130,16 +139,15 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
 
 
 @pytest.mark.parametrize("given", ["object", "file", "prepared"])
-def test_loaded_model_evaluates_and_interprets_as_before(fitted, awkward, folder, given):
+def test_loaded_model_evaluates_and_interprets_as_before(fitted, awkward, folder, evaluation, branches, given):
     adata = {"object": awkward, "file": folder / "cells.h5ad", "prepared": fitted.prepared}[given]
     loaded = bdm.BranchedDiffusion.load(folder / "model", adata=adata)
     columns = ["cell_type", "batch", "split"]
     pd.testing.assert_frame_equal(loaded.prepared.obs[columns], fitted.prepared.obs[columns])
     assert (loaded.prepared.X != fitted.prepared.X).nnz == 0
     if given == "object":
-        one, other = (model.evaluate(n_repeats=1).overall for model in (fitted, loaded))
-        pd.testing.assert_frame_equal(one, other)
-        assert (loaded.interpret().X == fitted.interpret().X).all()
+        pd.testing.assert_frame_equal(loaded.evaluate(n_repeats=1).overall, evaluation.overall)
+        assert (loaded.interpret().X == branches.X).all()
 
 
 def test_loaded_model_reports_what_is_missing(fitted, awkward, folder, caplog):
@@ -189,18 +197,18 @@ def test_training_cells_are_no_test_cells(fitted, awkward, caplog):
     split = fitted.prepared.obs["split"]
     held_out = split.index[split == "test"]
     few = split.index[split == "train"][:5]
-    fitted.evaluate(awkward[held_out.append(few)].copy(), n_repeats=1)
+    real_cells_for(fitted.model, fitted.prepared, awkward[held_out.append(few)].copy(), InputKeys())
     assert f"5 of {len(held_out) + 5} test cells have the counts of training cells" in caplog.text
     thinned = awkward.copy()
     counts = np.random.default_rng(0).binomial(thinned.layers["raw_counts"].data.astype(int), 0.8)
     thinned.layers["raw_counts"].data = counts.astype(np.float32)
-    fitted.evaluate(thinned, n_repeats=1)
+    real_cells_for(fitted.model, fitted.prepared, thinned, InputKeys())
     assert "have the names of training cells, though other counts" in caplog.text
 
 
 def test_held_out_cells_pass_without_a_word(fitted, awkward, caplog):
     split = fitted.prepared.obs["split"]
-    fitted.evaluate(awkward[split.index[split == "test"]].copy(), n_repeats=1)
+    real_cells_for(fitted.model, fitted.prepared, awkward[split.index[split == "test"]].copy(), InputKeys())
     assert "training cells" not in caplog.text
 
 
@@ -258,12 +266,11 @@ def test_model_shows_what_it_is(awkward, quick, fitted, folder):
     assert set(fitted.cell_types) == set(fitted.prepared.obs["cell_type"])
 
 
-def test_results_show_their_tables_not_their_cells(fitted):
-    shown = repr(fitted.evaluate(n_repeats=1))
+def test_results_show_their_tables_not_their_cells(fitted, evaluation, branches):
+    shown = repr(evaluation)
     assert shown.startswith("Evaluation by ")
     assert "forest_auc" in shown
     assert len(shown.splitlines()) < 40
-    fitted.interpret()
     assert repr(fitted.interpretation).startswith("Interpretation of ")
     assert len(repr(fitted.interpretation)) < 200
 
@@ -278,15 +285,9 @@ def test_figures_name_what_they_are_of(fitted):
 PROGRAM = """
 import logging
 import bdm
-from bdm.data.example import pbmc68k_counts
-settings = bdm.Settings(
-    prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
-    autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2),
-    denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
-)
 if LEVEL:
     logging.getLogger("bdm").setLevel(LEVEL)
-bdm.BranchedDiffusion(pbmc68k_counts(), label_key="bulk_labels", settings=settings)
+logging.getLogger("bdm.data.counts").info("Counts are taken from X.")
 """
 
 
@@ -320,6 +321,7 @@ def command(folder, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp_path):
     command("evaluate", "cells.h5ad", "evaluation", "generated.h5ad", "--model", "model", "--n-repeats", 1)
     overall = pd.read_csv(tmp_path / "evaluation/overall.csv", index_col="metric")
@@ -332,6 +334,7 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
 
 
+@pytest.mark.slow
 def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
     cells = anndata.read_h5ad("cells.h5ad")
     cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
@@ -346,6 +349,7 @@ def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
     assert (tmp_path / "evaluation/overall.csv").is_file()
 
 
+@pytest.mark.slow
 def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
     fitted.prepared.write_h5ad("prepared.h5ad")
     command("evaluate", "prepared.h5ad", "expected", "generated.h5ad", "--model", "model", "--n-repeats", 1)
@@ -369,6 +373,7 @@ def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
         known_cells(cells, fitted.model)
 
 
+@pytest.mark.slow
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
     steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--denoiser-n-steps", 20)
