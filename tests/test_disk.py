@@ -71,7 +71,9 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
     return [part.format(folder=folder, out=out) for part in COMMANDS[name]]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", ["fit", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name != "fit")]
+)
 def test_full_disk(folder, small_disk, name):
     *_, out = [part.format(out=small_disk / "out") for part in COMMANDS[name] if "{out}" in part]
     if name == "fit":
@@ -122,7 +124,7 @@ except InputError as error:
 
 def test_many_runs_at_once_leave_all_of_one(tmp_path):
     program = [sys.executable, "-c", WRITER, tmp_path / "out"]
-    for _ in range(3):
+    for _ in range(2):
         runs = [subprocess.Popen([*program, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
         messages = [process.communicate()[1] for process in runs]
         assert all(

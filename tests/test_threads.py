@@ -87,12 +87,13 @@ def test_no_file_of_any_command_depends_on_the_number_of_threads(made, n_threads
     assert [name for name in more if one[name] != more[name]] == []
 
 
-def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cells, small_settings, small_model):
-    more = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings, n_threads=3).fit()
-    assert torch.equal(
-        more.model.autoencoder.network.loadings.weight, small_model.model.autoencoder.network.loadings.weight
+def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cells, tiny_settings):
+    one, more = (
+        BranchedDiffusion(example_cells, label_key="bulk_labels", settings=tiny_settings, n_threads=number).fit()
+        for number in (1, 3)
     )
-    cells, same = (model.generate({B: 30, NK: 20}) for model in (more, small_model))
+    assert torch.equal(more.model.autoencoder.network.loadings.weight, one.model.autoencoder.network.loadings.weight)
+    cells, same = (model.generate({B: 30, NK: 20}) for model in (more, one))
     assert (cells.X != same.X).nnz == 0
     assert np.array_equal(cells.obsm["latent"], same.obsm["latent"])
 
@@ -101,13 +102,21 @@ def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cell
 
 
 def test_threads_that_the_process_may_use():
-    code = "from bdm.threads import available_threads; print(available_threads())"
-    most = int(python(code))
-    assert most <= len(os.sched_getaffinity(0))
-    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        assert python(code, **{name: "1"}) == "1"
-    assert int(python(code, OMP_NUM_THREADS="64,2", SLURM_CPUS_PER_TASK="")) == most
-    assert python(f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})\n{code}") == "1"
+    code = """
+import os
+from bdm.threads import LIMITS, available_threads
+def limited(**given):
+    for name in LIMITS:
+        os.environ.pop(name, None)
+    os.environ.update(given)
+    return available_threads()
+print(limited(), limited(OMP_NUM_THREADS="64,2", SLURM_CPUS_PER_TASK=""), *(limited(**{name: "1"}) for name in LIMITS))
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(limited())
+"""
+    most, with_empty, *others = map(int, python(code).split())
+    assert with_empty == most <= len(os.sched_getaffinity(0))
+    assert others == [1, 1, 1, 1]
 
 
 def test_number_of_threads_below_one(small_model):
