@@ -72,7 +72,7 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name != "fit")]
+    "name", ["generate", *(pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name != "generate")]
 )
 def test_full_disk(folder, small_disk, name):
     *_, out = [part.format(out=small_disk / "out") for part in COMMANDS[name] if "{out}" in part]

@@ -492,7 +492,7 @@ def test_type_that_an_adapter_does_not_improve_stays(base, example_cells):
     assert verdict(extension_row(found)).startswith("The model expressed it before")
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_others_stay_the_same_through_many_extensions(base, example_cells, shared):
     """New types, some beside others that are new, and known ones anew, those among them that others have left.
 
@@ -540,11 +540,11 @@ def test_python_extends_and_saves(base, example_cells, tmp_path):
     assert (cells.X != model.generate({"CD34+": 3}).X).nnz == 0
 
 
-def test_interpretation_goes_across_old_and_new_types(example_cells, small_settings):
+def test_interpretation_goes_across_old_and_new_types(example_cells, tiny_settings):
     from bdm.api import BranchedDiffusion
 
     cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
-    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit()
+    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=tiny_settings).fit()
     branches = model.extend(example_cells, cell_types=["CD56+ NK"]).interpret()
     node = model.hierarchy.by_name["CD56+ NK"].parent
     assert {"CD56+ NK", node} <= set(branches.obs_names)
@@ -644,14 +644,14 @@ def test_known_cells_of_all_types_are_needed(base, example_cells, small_settings
         join_known_cells(new, base, lacking)
 
 
-def test_donors_are_joined_where_all_cells_have_them(example_cells, small_settings, caplog):
+def test_donors_are_joined_where_all_cells_have_them(example_cells, tiny_settings, caplog):
     from bdm.api import BranchedDiffusion
 
     cells = example_cells[example_cells.obs["bulk_labels"].isin([*TYPES, "CD56+ NK"])].copy()
     cells.obs["person"] = [f"p{number % 6}" for number in range(cells.n_obs)]
     known = cells[cells.obs["bulk_labels"] != "CD56+ NK"].copy()
-    prepare = replace(small_settings.prepare, label_key="bulk_labels", donor_key="person", min_donors=2)
-    fitted = BranchedDiffusion(known, label_key="bulk_labels", settings=replace(small_settings, prepare=prepare)).fit()
+    prepare = replace(tiny_settings.prepare, label_key="bulk_labels", donor_key="person", min_donors=2)
+    fitted = BranchedDiffusion(known, label_key="bulk_labels", settings=replace(tiny_settings, prepare=prepare)).fit()
     new = new_cells(cells, fitted.model, cell_types=("CD56+ NK",), seed=0)
     joined = join_known_cells(new, fitted.model, fitted.prepared)
     assert joined.obs.loc[joined.obs["cell_type"] == "CD56+ NK", "donor"].nunique() == 6
