@@ -23,8 +23,6 @@ from bdm.commands.generate import generate
 from bdm.commands.hierarchy import hierarchy
 from bdm.commands.interpret import interpret
 from bdm.commands.merge import merge
-from bdm.commands.merge_audit import merge_audit
-from bdm.commands.merge_power import merge_power
 from bdm.commands.options import Command
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
@@ -49,8 +47,8 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True, simulate: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
-    "Plan": {power: True, merge_power: False},
-    "Share": {audit: True, merge_audit: False, audit_folds: False, card: False},
+    "Plan": {power: True},
+    "Share": {audit: True, audit_folds: False, card: False},
 }
 
 app = typer.Typer(

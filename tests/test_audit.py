@@ -505,7 +505,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
         ({"fit": {**audit.record["fit"], "hierarchy": {"flat": True}}}, "flat is True, and False in this model"),
         ({"tree_given": True}, r"tree is given, and not given in this model"),
-        ({"n_folds": 3}, "The audit has 1 of 3 folds; run the others, and join them by bdm merge-audit"),
+        ({"n_folds": 3}, "The audit has 1 of 3 folds; run the others, and join them by bdm merge"),
         ({"audit": {"donor_key": "visit"}}, "takes the donors from the column 'visit', and the model from 'donor'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -542,8 +542,8 @@ def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
     options = [*given, "--n-folds=2"]
     run(*arguments, tmp_path / "whole", *options)
     for number in (2, 1):
-        run(*arguments, tmp_path / f"part-{number}", *options, "--fold", number)
-    run("merge-audit", tmp_path / "merged", tmp_path / "part-2", tmp_path / "part-1")
+        run(*arguments, tmp_path / f"part-{number}", *options, "--part", f"{number}-of-2")
+    run("merge", tmp_path / "merged", tmp_path / "part-2", tmp_path / "part-1")
     names = {"scores.csv", "summary.json", "audit.png", *TABLES.values()}
     for folder in ("whole", "merged"):
         assert {path.name for path in (tmp_path / folder).iterdir()} == names
@@ -651,7 +651,7 @@ def test_files_are_checked_before_the_first_attack(by_fold, prepared, tmp_path, 
         run(*arguments)
     assert str(by_fold[1]) in str(error.value)
     assert "fold 1 of 2" not in caplog.text
-    run(*arguments, "--fold=1")  # without the file of fold 2
+    run(*arguments, "--part=1-of-2")  # without the file of fold 2
 
 
 def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, tmp_path, caplog):
@@ -711,7 +711,7 @@ def test_command_rejects_what_does_not_fit_together(by_fold, tmp_path):
     for options, message in (
         ([*given, "--models", tmp_path / "models"], "are for models of bdm"),
         ([*given, "--width=16"], "are for models of bdm"),
-        ([*given, "--fold=3"], "is none of 2 folds"),
+        ([*given, "--part=3-of-3"], "the audit has 2 folds, of which 3-of-3 has none"),
         (["--donor-key=patient"], r"prepared\.h5ad: obs has no column 'patient'"),
         (["--models", tmp_path / "audit/models"], "audit/models is in .*audit, which is replaced as a whole"),
     ):
@@ -800,10 +800,10 @@ def test_workflow_joins_the_folds(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     shell = [shlex.split(line) for line in re.findall(r"^Shell command: (bdm .*?) > ", done.stdout, flags=re.MULTILINE)]
     folds = [words for words in shell if words[1] == "audit"]
-    assert sorted(words[words.index("--fold") + 1] for words in folds) == ["1", "2"], done.stderr
-    [join] = [words for words in shell if words[1] == "merge-audit"]
+    assert sorted(words[words.index("--part") + 1] for words in folds) == ["1-of-2", "2-of-2"], done.stderr
+    [join] = [words for words in shell if words[1:3] == ["merge", "results/blood/audit"]]
     assert join[2:] == ["results/blood/audit", "results/blood/audit_folds/1", "results/blood/audit_folds/2"]
     commands = typer.main.get_command(app).commands
     for _, name, *arguments in [*folds, join]:
         given = commands[name].make_context(name, arguments).params
-        assert name == "merge-audit" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, 30)
+        assert name == "merge" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, 30)

@@ -172,7 +172,7 @@ def parts(folder) -> dict[str, Path]:
         (["1-of-3", "2-of-3", "3-of-3", "of four"], "differ in the number of parts"),
         (["whole"], "is not a part of generated cells"),
         (["1-of-3", "no file"], "No such file"),
-        (["other file"], "is not a part of generated cells"),
+        (["other file"], "is no part of a power analysis"),
         (["damaged"], "is damaged, or was changed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

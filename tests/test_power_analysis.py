@@ -315,7 +315,7 @@ def test_commands_write_one_result(small_model, tmp_path):
     run(*arguments, tmp_path / "whole")
     for part in ("1-of-2", "2-of-2"):
         run(*arguments, tmp_path / f"{part}.csv", "--part", part)
-    run("merge-power", tmp_path / "merged", tmp_path / "2-of-2.csv", tmp_path / "1-of-2.csv")
+    run("merge", tmp_path / "merged", tmp_path / "2-of-2.csv", tmp_path / "1-of-2.csv")
     names = {"power.csv", "power_by_type.csv", "repeats.csv", "power.png"}
     for folder in ("whole", "merged"):
         assert {path.name for path in (tmp_path / folder).iterdir()} == names
@@ -408,7 +408,7 @@ def test_workflow_joins_as_many_parts_as_are_set(tmp_path):
     shell = [shlex.split(line) for line in re.findall(r"^Shell command: (bdm .*?) > ", done.stdout, flags=re.MULTILINE)]
     parts = sorted((words for words in shell if words[1] == "power"), key=part_of)  # Snakemake lists jobs in any order
     assert [part_of(words) for words in parts] == ["1-of-3", "2-of-3", "3-of-3"], done.stderr
-    [merged] = [words for words in shell if words[1] == "merge-power"]
+    [merged] = [words for words in shell if words[1] == "merge"]
     assert merged[2:] == ["results/blood/power/up", *(words[4] for words in parts)]
     commands = typer.main.get_command(app).commands
     for _, name, *arguments in [*parts, merged]:

@@ -19,6 +19,7 @@ from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.files import atomic_write
+from bdm.generation.chunks import WHOLE, Part
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
 from bdm.hierarchy.ontology import Taxonomy
@@ -53,22 +54,20 @@ class AuditedModels:
     seed: int = 0
 
 
-def audit_models(
-    division: AuditFolds, settings: AuditSettings, models: AuditedModels, *, fold: int | None = None
-) -> Audit:
+def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels, *, part: Part = WHOLE) -> Audit:
     """Audit models that are fitted to the members of each fold, with one setting and seed for all.
 
     Parameters
     ----------
     division
         Cells made by ``bdm prepare``, with their folds by the seed of the models, see :func:`bdm.audit.folds.divide`.
-    fold
-        Number of the only fold to run, from 1; all if not given.
+    part
+        Which folds to run; each is the same in any part.
 
     Raises
     ------
     InputError
-        If there is no such fold, a model in the folder is of other cells or settings, the tree has other cell types
+        If the part has no fold, a model in the folder is of other cells or settings, the tree has other cell types
         than the cells.
     """
     prepared, given = division.cells, models.tree is not None
@@ -84,7 +83,7 @@ def audit_models(
 
     facts: dict[str, Any] = {"generator": "bdm", "fit": asdict(models.fit), "sampling": asdict(models.sampling)}
     facts["tree_given"] = given
-    return audit_folds(division, settings, generate, seed=models.seed, fold=fold, **facts)
+    return audit_folds(division, settings, generate, seed=models.seed, part=part, **facts)
 
 
 def tree_of(division: AuditFolds, tree: Clade | Taxonomy | None) -> Clade | Taxonomy | None:

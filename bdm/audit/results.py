@@ -259,7 +259,7 @@ def merged(audits: Iterable[Audit]) -> Audit:
     if missing:
         raise InputError(
             f"folds {abbreviated(missing, n_shown=10)} of {records[0]['n_folds']} are missing; give all folds that "
-            "bdm audit --fold wrote."
+            "bdm audit --part wrote."
         )
     scores = pd.concat([audit.scores for audit in found], ignore_index=True)
     scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)

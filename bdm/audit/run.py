@@ -19,6 +19,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, check_genes
 from bdm.evaluation.read import open_cells, stored
 from bdm.files import sha256
+from bdm.generation.chunks import WHOLE, Part
 from bdm.provenance import preparation, provenance
 from bdm.seeds import derive
 from bdm.settings import InputKeys
@@ -54,7 +55,7 @@ def audit_folds(
     generate: Generate,
     *,
     seed: int,
-    fold: int | None = None,
+    part: Part = WHOLE,
     **facts: Any,
 ) -> Audit:
     """Attack the generated cells of each fold.
@@ -65,20 +66,20 @@ def audit_folds(
         Cells made by ``bdm prepare``, with their folds by the same seed, see :func:`bdm.audit.folds.divide`.
     generate
         Gives the cells that were generated from the members of a fold.
-    fold
-        Number of the only fold to run, from 1; all if not given.
+    part
+        Which folds to run; each is the same in any part.
     facts
         Further entries of the record.
 
     Raises
     ------
     InputError
-        If there is no such fold.
+        If the part has no fold.
     """
     folds, units, prepared = division.folds, division.units, division.cells
-    chosen = [of for of in folds if fold in (None, of.number)]
+    chosen = folds[part.number - 1 :: part.n_parts]
     if not chosen:
-        raise InputError(f"`fold={fold}` is none of {counted(len(folds), 'fold')}; folds are numbered from 1.")
+        raise InputError(f"the audit has {counted(len(folds), 'fold')}, of which {part} has none; name fewer parts.")
     cells = Cells.from_anndata(prepared)
     tables, n_generated = [], {}
     for of in chosen:
@@ -130,9 +131,7 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
     return pd.concat(found, axis=1).sort_values(["cell_type", "unit"], kind="stable")
 
 
-def from_files(
-    paths: Sequence[Path], division: AuditFolds, settings: AuditSettings, *, fold: int | None = None
-) -> Generate:
+def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings, *, part: Part = WHOLE) -> Generate:
     """Take the generated cells of each fold from a file, of any generator.
 
     The files are checked here, before the first attack, and read again for the attacks: the cells of one are in memory
@@ -140,8 +139,8 @@ def from_files(
 
     Parameters
     ----------
-    fold
-        Number of the only fold to run, whose file is the only one that is needed; all if not given.
+    part
+        Which folds to run, whose files alone are needed.
 
     Raises
     ------
@@ -157,11 +156,10 @@ def from_files(
     check_different(paths)
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
-    for of in division.folds:
-        if fold in (None, of.number):
-            path = paths[of.number - 1]
-            n_by_type = read_fold(path, prepared, of, keys).n_by_type
-            warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)
+    for of in division.folds[part.number - 1 :: part.n_parts]:
+        path = paths[of.number - 1]
+        n_by_type = read_fold(path, prepared, of, keys).n_by_type
+        warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)
 
     def generate(of: Fold) -> Generated:
         return Generated(read_fold(paths[of.number - 1], prepared, of, keys))

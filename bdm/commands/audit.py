@@ -11,7 +11,7 @@ from bdm.commands.options import Device, OutFolder, Prepared
 from bdm.errors import InputError, at
 from bdm.settings import FitSettings, GenerationSettings, Seed, Tree
 
-OneFold = Annotated[int | None, "Run one fold only, from 1, for bdm merge-audit."]
+PartOfFolds = Annotated[str | None, "Run some of the folds only, such as 2-of-3 for the second, for bdm merge."]
 CellsByFold = Annotated[
     list[Path] | None,
     typer.Option(
@@ -33,7 +33,7 @@ def audit(
     prepared: Prepared,
     out: OutFolder,
     *,
-    fold: OneFold = None,
+    part: PartOfFolds = None,
     cells: CellsByFold = None,
     models: Models = None,
     audit: AuditSettings,
@@ -58,21 +58,23 @@ def audit(
     from bdm.audit.run import audit_folds, from_files
     from bdm.data.prepare import read_prepared
     from bdm.files import atomic_write
+    from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.audit import save_audit
 
+    of_folds = WHOLE if part is None else Part.parse(part)
     with atomic_write(out, folder_of=SUMMARY) as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
             division = divide(read, audit, seed=seed)
         if cells:
             check_unused(settings, sampling, models, tree)
-            given = from_files(cells, division, audit, fold=fold)
-            found = audit_folds(division, audit, given, seed=seed, fold=fold, generator="files")
+            given = from_files(cells, division, audit, part=of_folds)
+            found = audit_folds(division, audit, given, seed=seed, part=of_folds, generator="files")
         else:
             shape = given_tree(tree, read.obs, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
-            found = audit_models(division, audit, made, fold=fold)
+            found = audit_models(division, audit, made, part=of_folds)
         save_audit(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 

@@ -1,4 +1,4 @@
-"""``bdm merge``: merge the parts of generated cells."""
+"""``bdm merge``: merge the parts that several jobs wrote."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,21 +6,64 @@ from typing import Annotated
 import typer
 
 from bdm.commands.base import Summary
-from bdm.commands.options import OutFile
+from bdm.commands.options import Output
+
+Merged = Annotated[
+    Path, Output, typer.Argument(help="File to write; a folder, for a power analysis or an audit.", show_default=False)
+]
+Parts = Annotated[
+    list[Path], typer.Argument(help="What commands with --part wrote: all parts of one result.", show_default=False)
+]
 
 
-def merge(
-    out: OutFile,
-    parts: Annotated[list[Path], typer.Argument(help="Files made by bdm generate --part.", show_default=False)],
-) -> Summary:
-    """Merge the parts of generated cells, in any order, to the file that one job would have written.
+def merge(out: Merged, parts: Parts) -> Summary:
+    """Merge the parts of one result, in any order, to what one job would have written.
+
+    Parts are files of cells (bdm generate, bdm simulate), tables (bdm power) or folders (bdm audit).
 
     Example: bdm merge generated.h5ad 1-of-2.h5ad 2-of-2.h5ad
+
+    Example: bdm merge power/ 1-of-2.csv 2-of-2.csv
+
+    Example: bdm merge audit/ 1-of-3/ 2-of-3/ 3-of-3/
     """
+    kind = merge_audit if parts[0].is_dir() else merge_power if parts[0].suffix == ".csv" else merge_cells
+    return Summary((out,), kind(out, parts))
+
+
+def merge_cells(out: Path, parts: list[Path]) -> dict[str, str]:
+    """Merge files of cells, and describe the result."""
     from bdm.files import atomic_write
     from bdm.generation.merge import merged_cells, write_cells
 
     with atomic_write(out) as path:
         cells, record = merged_cells(parts)
         write_cells(path, cells, {"bdm": record})
-    return Summary((out,), {"cells": f"{len(cells.obs):,} of {len(parts)} parts"})
+    return {"cells": f"{len(cells.obs):,} of {len(parts)} parts"}
+
+
+def merge_power(out: Path, parts: list[Path]) -> dict[str, str]:
+    """Merge tables of a power analysis, and describe the result."""
+    from bdm.files import atomic_write
+    from bdm.plotting.power import power_figure
+    from bdm.plotting.style import save_figure
+    from bdm.power.analysis import merged_parts
+    from bdm.text import counted
+
+    with atomic_write(out, folder_of="power.csv") as folder:
+        analysis = merged_parts(parts)
+        analysis.save(folder)
+        save_figure(power_figure(analysis), folder / "power.png")
+    return {"experiments": f"{analysis.power['number'].nunique()} of {counted(len(parts), 'part')}"}
+
+
+def merge_audit(out: Path, parts: list[Path]) -> dict[str, str]:
+    """Merge folds of an audit, and give its verdict."""
+    from bdm.audit.results import SUMMARY, Audit, merged
+    from bdm.files import atomic_write
+    from bdm.plotting.audit import save_audit
+
+    with atomic_write(out, folder_of=SUMMARY) as folder:
+        audit = merged(Audit.load(part) for part in parts)
+        save_audit(folder, audit)
+    return {"verdict": audit.verdict.text}

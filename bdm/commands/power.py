@@ -20,7 +20,7 @@ def power(
     design: DesignFile,
     out: PowerOut,
     *,
-    part: Annotated[str | None, "Test one part of the grid only, such as 2-of-8, for bdm merge-power."] = None,
+    part: Annotated[str | None, "Test one part of the grid only, such as 2-of-8, for bdm merge."] = None,
     device: Device = "auto",
     seed: DesignSeed = None,
 ) -> Summary:

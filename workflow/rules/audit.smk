@@ -50,7 +50,7 @@ rule audit:
         ),
     shell:
         "bdm audit {input.cells} {output.fold}"
-        " --fold {wildcards.fold}"
+        " --part {wildcards.fold}-of-{params.n_folds}"
         " --n-folds {params.n_folds}"
         " {params.cells_only}"
         " --cells-per-training-cell {params.cells_per_training_cell}"
@@ -116,4 +116,4 @@ rule merge_audit:
     params:
         folder=subpath(output.audit, parent=True),
     shell:
-        "bdm merge-audit {params.folder} {input.folds} > {log} 2>&1"
+        "bdm merge {params.folder} {input.folds} > {log} 2>&1"

@@ -37,4 +37,4 @@ rule merge_power:
     conda:
         "../envs/bdm.yaml"
     shell:
-        "bdm merge-power {output.power} {input.parts} > {log} 2>&1"
+        "bdm merge {output.power} {input.parts} > {log} 2>&1"
