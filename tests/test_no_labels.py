@@ -329,6 +329,7 @@ def test_the_one_type_can_be_updated(model, cells, tmp_path):
 # ---- commands
 
 
+@pytest.mark.slow
 def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     ad.AnnData(cells.X, obs=cells.obs[[]], var=cells.var).write_h5ad("cells.h5ad")

@@ -488,6 +488,7 @@ def test_results_of_another_model_are_not_shown(full, tmp_path, caplog):
     assert caplog.text.count("has cells of another model than the one beside it; make them again") == 2
 
 
+@pytest.mark.slow
 def test_commands_make_the_same_files(full, results, tmp_path):
     (tmp_path / "shown.yaml").symlink_to(full.parent / "shown.yaml")
     (tmp_path / "my <i>cells.h5ad").symlink_to(full.parent / "my <i>cells.h5ad")

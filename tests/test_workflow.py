@@ -470,6 +470,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_makes_all_results(finished):
     results = finished / "results/pbmc68k"
     empty_or_absent = {
@@ -565,6 +566,7 @@ def test_archive_shows_additions(grown):
     assert all(f"results/blood+nk/extension/{name}" in page for name in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sections", "first"), [({"generate": {"n_cells": 10}}, "generate"), ({"prepare": {"genes": "all"}}, "prepare")]
 )
@@ -575,11 +577,13 @@ def test_run_after_a_change_does_what_depends_on_it(finished, tmp_path, sections
     assert planned(done.stdout).keys() >= {first, "evaluate", "interpret", "report"}, done.stderr
 
 
+@pytest.mark.slow
 def test_second_run_has_nothing_to_do(finished):
     done = snakemake("--snakefile", ROOT / "Snakefile", "--dry-run", cwd=finished)
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_archive_is_one_page_that_needs_no_network(finished):
     done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=finished)
     assert done.returncode == 0, done.stdout + done.stderr
