@@ -27,9 +27,9 @@ CONFIG = {
             "transmute": {"transmutations": {"there": {"to": "B", "from": ["A"]}, "back": {"to": "A"}}},
             "simulate": {"designs": {"here": {"path": "design.yaml"}}},
             "audit": {"run": True},
-            "evaluate": {"flat": True},
         }
-    }
+    },
+    "evaluate": {"flat": True},
 }
 
 # Rules with all that depends on them

@@ -334,7 +334,7 @@ def test_all_commands_from_cells_to_report(cells, tmp_path, monkeypatch, caplog)
     monkeypatch.chdir(tmp_path)
     ad.AnnData(cells.X, obs=cells.obs[[]], var=cells.var).write_h5ad("cells.h5ad")
     for line in [
-        "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100",
+        "prepare cells.h5ad prepared.h5ad --no-labels --n-genes 100 --test 0.2",
         "autoencoder prepared.h5ad autoencoder --n-latent 4 --n-steps 20 --sub-populations none",
         "hierarchy autoencoder hierarchy.json --newick tree.nwk --figure tree.png --table tree.csv --page tree.html",
         "train autoencoder hierarchy.json model --width 16 --n-layers 1 --n-steps 20",
