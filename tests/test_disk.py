@@ -190,6 +190,7 @@ time.time_ns = lambda: int(jumping() * 1e9)
 """
 
 
+@pytest.mark.slow
 def test_clock_makes_no_difference(folder, tmp_path):
     app(command("generate", folder, tmp_path / "one"), standalone_mode=False)
     done = run(*command("generate", folder, tmp_path / "other"), before=JUMPS)
