@@ -152,7 +152,7 @@ def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
 
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
     """Whether a model of these types may have one of a name, a sub-population (``T/2``) or a clade (``node 3``)."""
-    return bool({name, re.sub(r"/+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
+    return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))
 
 
 def alike_names(names: Iterable[str]) -> tuple[str, ...] | None:
