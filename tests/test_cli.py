@@ -1,5 +1,4 @@
 import contextlib
-import json
 import os
 import pty
 import re
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from typer.main import get_command
 
+from bdm.autoencoder.storage import load_autoencoder
 from bdm.cli import app, main
 from bdm.commands.base import sentence_at_interrupt
 from bdm.commands.train import where_kept
@@ -186,8 +186,8 @@ def test_record_leads_back_to_the_data(made):
     assert record["data_sha256"] == sha256(made[0] / "cells.h5ad")
     assert record["model_sha256"] == checksum_of(made[0] / "model", "model")
     assert record["seed"] == 3
-    content = json.loads((made[0] / "autoencoder" / "autoencoder.json").read_text())
-    assert content["provenance"]["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
+    trained = load_autoencoder(made[0] / "autoencoder")
+    assert trained.provenance["prepared_sha256"] == sha256(made[0] / "prepared.h5ad")
 
 
 def test_written_newick_is_a_tree_to_use(made, bdm, tmp_path):
