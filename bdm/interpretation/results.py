@@ -97,7 +97,7 @@ class Interpretation:
         """Write the interpretation as a folder, for :meth:`load`.
 
         The folder has ``interpretation.json`` and ``interpretation.safetensors`` with everything, tables to read
-        (.csv), and ``branches.h5ad`` for scanpy, see :func:`branches_adata`.
+        (.csv), and ``branches.h5ad`` for scanpy, see :func:`bdm.interpretation.results.branches_adata`.
 
         Raises
         ------
