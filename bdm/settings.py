@@ -109,7 +109,7 @@ class PrepareSettings(StageSettings):
     min_cells_per_type
         Types of fewer cells are left out; at least one cell for each part of the split.
     min_donors
-        Types of fewer donors are left out, and the autoencoder forms no sub-populations of fewer; in effect, see
+        Types of fewer effective donors are left out, and the autoencoder forms no sub-populations of fewer, see
         :func:`bdm.data.filters.effective_donors`.
     validation, test
         Fractions of cells, by type. No test cells are held out unless you ask for them; the workflow, which evaluates
@@ -162,7 +162,7 @@ class PrepareSettings(StageSettings):
         10  # one cell for each part of the split, which are three in the workflow
     )
     min_donors: Annotated[
-        int, Ge(1), "Leave out cell types, and form no sub-populations, of cells of fewer donors in effect."
+        int, Ge(1), "Leave out cell types, and form no sub-populations, of cells of fewer effective donors."
     ] = 1
     validation: Annotated[
         float, Ge(0), Lt(1), "Fraction of cells that choose the best training step.", Key(bounds=(Gt(0), Lt(1)))

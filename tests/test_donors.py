@@ -257,7 +257,7 @@ def test_card_has_the_least_number_of_donors(donor_model):
     autoencoder = donor_model.model.autoencoder
     record = autoencoder.provenance | {"prepare": autoencoder.provenance["prepare"] | {"min_donors": 5}}
     model = replace(donor_model.model, autoencoder=replace(autoencoder, provenance=record))
-    row = f"| donors | {N_DONORS}, in the column `donor`; in effect 5 or more in each population of the fit |"
+    row = f"| donors | {N_DONORS}, in the column `donor`; 5 effective donors or more in each population of the fit |"
     assert row in model_card(model)
 
 

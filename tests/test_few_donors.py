@@ -68,7 +68,7 @@ def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few
     assert (
         len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0, provenance={})[0].sub_populations) < 4
     )
-    needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {FEWEST} donors in effect to fit: "
+    needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {FEWEST} effective donors to fit: "
     [said] = [message for message in caplog.messages if needed in message]
     assert "'b' (1)" in said
 
@@ -106,7 +106,7 @@ def test_types_of_few_donors_are_left_out(caplog):
     cells.obs["cell_type"] = np.where(cells.obs["clone"], "clone", cells.obs["cell_type"])
     prepared = prepare(cells, settings(min_donors=FEWEST))
     assert list(prepared.obs["cell_type"].cat.categories) == ["a", "b"]
-    message = "Left out type clone: its cells are of 1.0 donors in effect (one has 100% of them), fewer than 4."
+    message = "Left out type clone: its cells are of 1.0 effective donors (one has 100% of them), fewer than 4."
     assert message in caplog.text
     left_out = json.loads(prepared.uns["bdm"]["input"])["types_left_out"]
     assert left_out == [{"cell_type": "clone", "n_cells": 80, "setting": "min_donors"}]
@@ -129,7 +129,7 @@ def test_donors_are_counted_again_without_cells_that_have_no_counts():
     without[cells.obs_names.get_indexer(gone), :60] = 0
     cells.X = sparse.csr_matrix(without)
     listed = tuple(cells.var_names[:60])
-    with pytest.raises(InputError, match=r"^the cells of type 'a' to fit to are of 7.00 donors in effect"):
+    with pytest.raises(InputError, match=r"^the cells of type 'a' to fit to are of 7.00 effective donors"):
         prepare(cells, settings(min_donors=N_DONORS, genes=listed))
 
 
@@ -140,11 +140,11 @@ def test_donors_are_counted_again_without_cells_that_have_no_counts():
         ({"min_donors": 0}, "min_donors is 0, but must be at least 1"),
         (
             {"min_donors": 9},
-            r"^fewer than two of 2 cell types have cells of 9 donors or more in effect \(the most are 8.0\); give",
+            r"^fewer than two of 2 cell types have cells of 9 effective donors or more \(the most are 8.0\); give",
         ),
         (
             {"min_donors": 9, "label_key": None},
-            r"^the cells are of 7.0 donors in effect, fewer than 9; give cells of more donors, or lower `min_donors=`",
+            r"^the cells are of 7.0 effective donors, fewer than 9; give cells of more donors, or lower `min_donors=`",
         ),
     ],
 )

@@ -607,7 +607,7 @@ def test_page_names_types_of_few_cells_whose_place_is_uncertain(page, results):
         (
             "auto",
             5,
-            "in none of them do held-out cells support sub-populations of 30 cells and 5 donors in effect or more",
+            "in none of them do held-out cells support sub-populations of 30 cells and 5 effective donors or more",
         ),
     ],
 )

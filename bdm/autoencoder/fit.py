@@ -87,7 +87,7 @@ class Objective:
     division
         Cell types of the sampled cells, or finer populations.
     min_donors
-        Fewest donors of a sub-population, in effect.
+        Fewest effective donors of a sub-population.
     """
 
     training: ad.AnnData
@@ -117,7 +117,7 @@ class Objective:
     @property
     def need(self) -> str:
         """What a sub-population needs, in words."""
-        donors = f" of {self.min_donors} donors in effect" if self.min_donors > 1 else ""
+        donors = f" of {self.min_donors} effective donors" if self.min_donors > 1 else ""
         return f"{self.settings.min_cells_per_sub_population} cells{donors} to fit"
 
     @cached_property

@@ -141,7 +141,7 @@ def classify(
     smallest
         Fewest cells of a sub-population.
     donor, min_donors
-        Donor of each cell, if known, and fewest donors of a sub-population in effect, see
+        Donor of each cell, if known, and fewest effective donors of a sub-population, see
         :func:`bdm.data.filters.effective_donors`.
     """
     parts, latent = np.unique(part).tolist(), mean.double()

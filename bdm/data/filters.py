@@ -99,7 +99,7 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = T
 
 
 def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
-    """Count the donors of each group of cells in effect: as many as would have the same number of cells each.
+    """Compute the effective number of donors of each group: as many as would have the same number of cells each.
 
     It is the inverse Simpson index of the shares of donors (Hill 1973, https://doi.org/10.2307/1934352), so a donor
     with few cells hardly counts: a group with nine tenths of its cells of one donor has 1.2, whoever has the rest.
@@ -119,7 +119,7 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
 
 
 def donors_of_types(obs: pd.DataFrame) -> pd.Series:
-    """Count the donors in effect of each cell type, not counting test cells."""
+    """Compute the effective number of donors of each cell type, not counting test cells."""
     fitted = obs[obs["split"] != "test"]
     return effective_donors(fitted["cell_type"], fitted["donor"])
 
@@ -137,7 +137,7 @@ def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
 
 
 def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with cells of fewer than ``min_donors`` donors in effect, not counting test cells.
+    """Leave out cell types with cells of fewer than ``min_donors`` effective donors, not counting test cells.
 
     Parameters
     ----------
@@ -157,17 +157,17 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
     few = number[number < min_donors]
     remedy = "give cells of more donors, or lower `min_donors=`"
     if not labelled and len(few):
-        raise InputError(f"the cells are of {few.iloc[0]:.1f} donors in effect, fewer than {min_donors}; {remedy}.")
+        raise InputError(f"the cells are of {few.iloc[0]:.1f} effective donors, fewer than {min_donors}; {remedy}.")
     if labelled and len(number) - len(few) < 2:
         raise InputError(
-            f"fewer than two of {len(number)} cell types have cells of {min_donors} donors or more in effect (the most "
+            f"fewer than two of {len(number)} cell types have cells of {min_donors} effective donors or more (the most "
             f"are {number.max():.1f}); {remedy}."
         )
     fitted = obs[obs["split"] != "test"]
     share = largest_shares(fitted["cell_type"], fitted["donor"])
     for name, n_donors in few.items():
         logger.warning(
-            "Left out type %s: its cells are of %.1f donors in effect (one has %.0f%% of them), fewer than %d.",
+            "Left out type %s: its cells are of %.1f effective donors (one has %.0f%% of them), fewer than %d.",
             name,
             n_donors,
             100 * share[name],
@@ -195,13 +195,13 @@ def without_uncounted_cells(obs: pd.DataFrame, rows: np.ndarray, *, n_genes: int
 
 
 def check_min_donors(obs: pd.DataFrame, min_donors: int) -> None:
-    """Reject a cell type whose fitted cells are of fewer donors in effect, where it can no longer be left out."""
+    """Reject a cell type whose fitted cells are of fewer effective donors, where it can no longer be left out."""
     if min_donors == 1:
         return
     number = donors_of_types(obs)
     if number.min() < min_donors:
         raise InputError(
-            f"the cells of type {number.idxmin()!r} to fit to are of {number.min():.2f} donors in effect, fewer than "
+            f"the cells of type {number.idxmin()!r} to fit to are of {number.min():.2f} effective donors, fewer than "
             f"{min_donors}; leave the type out, or lower `min_donors=`."
         )
 

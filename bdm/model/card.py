@@ -128,7 +128,7 @@ def data_rows(model: BranchedModel, given: Mapping[str, str | None]) -> list[tup
     tree = given_tree if model.hierarchy.given else "flat" if model.hierarchy.flat else "clustered"
     least, donors = keys.get("min_donors", PrepareSettings.min_donors), ""
     if model.donor_effects is not None:
-        of_each = f"; in effect {least:,} or more in each population of the fit" if least > 1 else ""
+        of_each = f"; {least:,} effective donors or more in each population of the fit" if least > 1 else ""
         donors = f"{model.donor_effects.n_donors:,}, in the column {code(keys['donor_key'])}{of_each}"
     rows = {
         "cells": f"{int(model.composition.to_numpy().sum()):,}",

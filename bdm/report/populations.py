@@ -68,7 +68,7 @@ class Populations:
     @property
     def least(self) -> str:
         """Least size of a sub-population, in words."""
-        donors = f" and {self.min_donors:,} donors in effect" if self.min_donors > 1 else ""
+        donors = f" and {self.min_donors:,} effective donors" if self.min_donors > 1 else ""
         return f"{self.fewest:,} cells{donors} or more"
 
     @property

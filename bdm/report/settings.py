@@ -75,7 +75,7 @@ def types_left_out(results: Results) -> list[dict[str, Any]]:
     reasons = {
         "leave_out": "left out on request (leave_out)",
         "min_cells_per_type": f"fewer than {least:,} cells (min_cells_per_type)",
-        "min_donors": f"cells of fewer than {donors:,} donors in effect (min_donors)",
+        "min_donors": f"cells of fewer than {donors:,} effective donors (min_donors)",
     }
     left_out = (results.input or {}).get("types_left_out", [])
     return [{**row, "why": reasons.get(row["setting"], row["setting"])} for row in left_out]
