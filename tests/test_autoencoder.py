@@ -808,7 +808,7 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fit, "N_HELD_OUT", 20)
     few = {"train": 20, "validation": 20, "start": 20}
     monkeypatch.setattr("bdm.autoencoder.cells.N_SAMPLED_PER_TYPE", few)
-    monkeypatch.setattr(fit_adapters, "MOST", {"train": 30, "validation": 5})
+    monkeypatch.setattr(fit_adapters, "MAX_CELLS", {"train": 30, "validation": 5})
     read = []
 
     def counted(matrix, rows):

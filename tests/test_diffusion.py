@@ -11,7 +11,7 @@ from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import MinibatchLoss, fit_denoiser, initial_denoiser, train_again
 from bdm.diffusion.held_out import TENSORS, HeldOut, held_out_mask
 from bdm.diffusion.populations import MERGED, BranchPopulations, principal_axes
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.diffusion.solver import dpm_solver, noise_levels
 from bdm.diffusion.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
 from bdm.errors import InputError, TrainingError
@@ -422,12 +422,12 @@ def exact_denoiser(
 
 def walk(
     hierarchy: Hierarchy = TREE, moments: PopulationMoments = MOMENTS, *, learned: bool = False, **settings
-) -> TreeWalk:
+) -> HierarchicalSampler:
     sampler = SamplerSettings(**{"n_levels": 80, **settings})
-    return TreeWalk(exact_denoiser(hierarchy, moments, learned=learned), hierarchy, sampler)
+    return HierarchicalSampler(exact_denoiser(hierarchy, moments, learned=learned), hierarchy, sampler)
 
 
-def count_evaluations(tree: TreeWalk) -> list[int]:
+def count_evaluations(tree: HierarchicalSampler) -> list[int]:
     """List that grows by the number of cells at each evaluation of the denoiser."""
     calls: list[int] = []
     tree.denoiser.register_forward_hook(lambda module, given, result: calls.append(len(result)))
@@ -602,7 +602,7 @@ def test_network_is_not_kept_for_normal_populations(seed):
     assert not fit.branches["kept"].any()
     assert not fit.network.learned.any()
     moments = population_moments(cells, fit_whitening(cells))
-    walk = TreeWalk(fit.network, hierarchy)
+    walk = HierarchicalSampler(fit.network, hierarchy)
     for code, population in enumerate(cells.populations):
         x = walk.independent(population, 1000, generator())
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
@@ -718,7 +718,7 @@ def test_denoiser_learns_what_is_not_normal(seed):
     assert kept["b"]
     assert fit.network.learned.tolist() == list(kept)
     assert fit.history["validation"].min() < fit.history["closed_form"].iloc[0] - 0.1
-    x = TreeWalk(fit.network, hierarchy).independent("a", 1000, generator())
+    x = HierarchicalSampler(fit.network, hierarchy).independent("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
@@ -775,7 +775,7 @@ def test_start_and_solver_and_transport_are_called_along_the_path():
         return lambda x, generator: x + 1
 
     network = exact_denoiser(TREE, learned=True)
-    sampler = TreeWalk(network, TREE, start=start, solver=solver, transport=transport)
+    sampler = HierarchicalSampler(network, TREE, start=start, solver=solver, transport=transport)
     x = sampler.independent("a", 3, generator())
     assert calls == [
         *[("start", 400.0), ("solver", 400.0, 14.0)],

@@ -13,7 +13,7 @@ from scipy import sparse
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
-from bdm.donors.composition import LARGEST, dirichlet_parameters, fit_composition
+from bdm.donors.composition import MAX_SUM, dirichlet_parameters, fit_composition
 from bdm.donors.pseudobulk import group_cells, pseudobulks
 from bdm.donors.variance import certainty, donor_variance
 from bdm.errors import InputError
@@ -112,7 +112,7 @@ def test_equal_composition_has_a_large_concentration():
     rng = np.random.default_rng(0)
     numbers = pd.DataFrame(rng.multinomial(100, [0.5, 0.3, 0.2], 100), columns=["a", "b", "c"])
     assert sum(dirichlet_parameters(numbers).values()) > 300
-    assert dirichlet_parameters(numbers[["a"]]) == {"a": LARGEST}
+    assert dirichlet_parameters(numbers[["a"]]) == {"a": MAX_SUM}
 
 
 def test_composition_gives_shares_of_all_populations():

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.data.filters import capped
 from bdm.evaluation import memorisation, metrics
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, Matched, match, sample_by_type, take_samples, thin
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, Matched, match, sample_by_type, take_samples, thin
 from bdm.evaluation.distances import PairDistances, energy_distance, maximum_mean_discrepancy
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
@@ -79,7 +79,7 @@ def test_match_takes_the_smaller_number_of_each_type(three_types):
     ("most", "numbers"), [(20, [10, 7, 3]), (19, [9, 7, 3]), (15, [6, 6, 3]), (14, [5, 5, 3]), (3, [5, 5, 3])]
 )
 def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_scored(three_types, most, numbers):
-    assert capped(three_types.n_by_type, most=most, fewest=FEWEST_FOR_MEANS).tolist() == numbers
+    assert capped(three_types.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS).tolist() == numbers
 
 
 def test_thinned_sets_remain_matched(three_types):

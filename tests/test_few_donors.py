@@ -19,7 +19,7 @@ from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings, PrepareSettings
 
 N_GENES, N_DONORS = 120, 8
-FEWEST = 4
+MIN_DONORS = 4
 QUICK = AutoencoderSettings(n_latent=8, n_steps=120, sub_populations="auto")
 
 
@@ -53,22 +53,22 @@ def test_donors_are_counted_in_effect():
 def test_a_sub_population_of_one_donor_is_not_formed(caplog):
     """The clone is one where donors do not count, and is named; its cells stay in the type otherwise."""
     found, named = {}, {}
-    for fewest in (1, FEWEST):
+    for fewest in (1, MIN_DONORS):
         prepared = prepare(cells_with_a_clone(), settings(min_donors=fewest))
         caplog.clear()
         found[fewest] = fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0].sub_populations
         named[fewest] = "more than half of their cells of one donor: b/2 (100%); to form none" in caplog.text
-    assert named == {1: True, FEWEST: False}
+    assert named == {1: True, MIN_DONORS: False}
     assert found[1].cell_type == ("b", "b")
-    assert len(found[FEWEST]) == 0
+    assert len(found[MIN_DONORS]) == 0
 
 
 def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few(caplog):
-    prepared = prepare(cells_with_a_clone(), settings(min_donors=FEWEST))
+    prepared = prepare(cells_with_a_clone(), settings(min_donors=MIN_DONORS))
     assert (
         len(fit_autoencoder(prepared, replace(QUICK, sub_populations=2), seed=0, provenance={})[0].sub_populations) < 4
     )
-    needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {FEWEST} effective donors to fit: "
+    needed = f"Fewer than 2 sub-populations, as each needs 30 cells of {MIN_DONORS} effective donors to fit: "
     [said] = [message for message in caplog.messages if needed in message]
     assert "'b' (1)" in said
 
@@ -104,7 +104,7 @@ def test_cells_of_a_part_of_few_donors_join_others():
 def test_types_of_few_donors_are_left_out(caplog):
     cells = cells_with_a_clone()
     cells.obs["cell_type"] = np.where(cells.obs["clone"], "clone", cells.obs["cell_type"])
-    prepared = prepare(cells, settings(min_donors=FEWEST))
+    prepared = prepare(cells, settings(min_donors=MIN_DONORS))
     assert list(prepared.obs["cell_type"].cat.categories) == ["a", "b"]
     message = "Left out type clone: its cells are of 1.0 effective donors (one has 100% of them), fewer than 4."
     assert message in caplog.text

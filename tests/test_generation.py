@@ -11,7 +11,7 @@ from scipy.stats import chisquare, nbinom
 
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
-from bdm.generation.chunks import LARGEST, SMALLEST, chunk_specs
+from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK, chunk_specs
 from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
@@ -255,21 +255,21 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
     pd.testing.assert_frame_equal(one.obs, other.obs)
 
 
-@pytest.mark.parametrize("n", [1, SMALLEST, SMALLEST + 1, 5 * LARGEST, 5 * LARGEST + 1])
+@pytest.mark.parametrize("n", [1, MIN_CHUNK, MIN_CHUNK + 1, 5 * MAX_CHUNK, 5 * MAX_CHUNK + 1])
 def test_places_of_cells_do_not_depend_on_their_number(n):
-    wanted, more = list(chunk_specs(B, n)), list(chunk_specs(B, 10 * LARGEST))
+    wanted, more = list(chunk_specs(B, n)), list(chunk_specs(B, 10 * MAX_CHUNK))
     assert sum(place.n_cells for place in wanted) == n
     assert [(place.start, place.size) for place in wanted] == [(p.start, p.size) for p in more[: len(wanted)]]
-    assert sum(place.size for place in wanted) <= max(SMALLEST, 2 * n)
-    assert all(place.size <= LARGEST and not place.size % SMALLEST for place in more)
+    assert sum(place.size for place in wanted) <= max(MIN_CHUNK, 2 * n)
+    assert all(place.size <= MAX_CHUNK and not place.size % MIN_CHUNK for place in more)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_cells_do_not_depend_on_their_number(small_model, shared, stochastic):
     settings = {"n_levels": 3, "shared_ancestors": shared, "stochastic": stochastic}
-    every = small_model.generate({B2: LARGEST + 100, NK: 9}, **settings)
-    for n in (1, SMALLEST, SMALLEST + 1, 200, LARGEST + 3):
+    every = small_model.generate({B2: MAX_CHUNK + 100, NK: 9}, **settings)
+    for n in (1, MIN_CHUNK, MIN_CHUNK + 1, 200, MAX_CHUNK + 3):
         fewer = small_model.generate({B2: n}, **settings)
         assert (fewer.obsm["latent"] == every.obsm["latent"][:n]).all()
         assert (counts(fewer) == counts(every)[:n]).all()
@@ -291,8 +291,8 @@ def test_cells_of_a_type_are_the_first_of_its_populations(small_model, shared):
 
 
 def test_no_two_cells_are_the_same(small_model):
-    adata = small_model.generate({B: LARGEST + 3}, n_levels=2)
-    assert len(np.unique(adata.obsm["latent"], axis=0)) == LARGEST + 3
+    adata = small_model.generate({B: MAX_CHUNK + 3}, n_levels=2)
+    assert len(np.unique(adata.obsm["latent"], axis=0)) == MAX_CHUNK + 3
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -306,10 +306,10 @@ def test_cells_do_not_depend_on_threads(small_model, shared):
 
 
 def test_shared_chunks_hold_the_requested_numbers(small_model):
-    adata = small_model.generate({B1: LARGEST + 3, NK: 4, B: 30}, n_levels=2, shared_ancestors=True)
-    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [LARGEST + 33, 4]
+    adata = small_model.generate({B1: MAX_CHUNK + 3, NK: 4, B: 30}, n_levels=2, shared_ancestors=True)
+    assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [MAX_CHUNK + 33, 4]
     n_by_population = adata.obs["sub_population"].value_counts()[[B1, B2, NK]].tolist()
-    assert n_by_population == [LARGEST + 3 + 21, 9, 4]
+    assert n_by_population == [MAX_CHUNK + 3 + 21, 9, 4]
     assert adata.obs["ancestor"].tolist() == [number for n in n_by_population for number in range(n)]
 
 
@@ -322,7 +322,7 @@ def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
         return numpy_generator(*key)
 
     monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
-    small_model.generate({B1: SMALLEST + 3, B2: 3, NK: SMALLEST + 2}, n_levels=2, shared_ancestors=shared)
+    small_model.generate({B1: MIN_CHUNK + 3, B2: 3, NK: MIN_CHUNK + 2}, n_levels=2, shared_ancestors=shared)
     assert len(seeds) == len(set(seeds)) == 5
 
 

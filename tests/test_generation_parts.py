@@ -15,7 +15,7 @@ from scipy import sparse
 
 from bdm.cli import main
 from bdm.errors import InputError
-from bdm.generation.chunks import LARGEST, SMALLEST, WHOLE, Part, chunk_specs_of, rows_of
+from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK, WHOLE, Part, chunk_specs_of, rows_of
 from bdm.generation.request import Request
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
@@ -57,8 +57,8 @@ def test_every_chunk_is_in_one_part(request_, n_parts, shared):
 def test_parts_have_about_as_much_work(n_parts):
     request = REQUESTS[-1]
     sizes = [sum(place.size for place in chunk_specs_of(request, Part(i + 1, n_parts))) for i in range(n_parts)]
-    assert max(sizes) - min(sizes) <= 2 * LARGEST
-    assert min(sizes) >= SMALLEST
+    assert max(sizes) - min(sizes) <= 2 * MAX_CHUNK
+    assert min(sizes) >= MIN_CHUNK
 
 
 @pytest.mark.parametrize("text", ["2-of-8", "1-of-1", "12-of-12"])

@@ -19,9 +19,9 @@ from scipy.stats import mannwhitneyu, norm
 from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, halves_of
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, halves_of
 from bdm.evaluation.genes import wilcoxon
 from bdm.files import sha256
 from bdm.generation.generate import observation_model
@@ -394,9 +394,9 @@ def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
 
 
 @pytest.fixture(scope="module")
-def walk(small_model) -> TreeWalk:
+def walk(small_model) -> HierarchicalSampler:
     model = small_model.model
-    return TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    return HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
 
 
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
@@ -420,7 +420,7 @@ def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_norm
     population = walk.population(walk.hierarchy.denoiser_branches[name], level)
     x = 5 * torch.randn(5, population.mean.shape[1], generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=level)
-    found = denoise(TreeWalk(walk.denoiser, short), name, x, level)
+    found = denoise(HierarchicalSampler(walk.denoiser, short), name, x, level)
     np.testing.assert_allclose(found, population.denoised(x, level), atol=1e-3)
 
 
@@ -428,7 +428,7 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
         states = ancestral_states(model, n_cells=20, seed=0)
         np.testing.assert_allclose(states.expression.sum(axis=1), 1e4, rtol=1e-6)
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
     name = model.autoencoder.populations_of("CD19+ B")[0]
     x = walk.shared([name], 20, 0)[name]
     expected = decode_to_counts(model, x, [name])
@@ -439,7 +439,7 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
 def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
     model, name = small_model.model, "Dendritic/1"
     found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
-    walk = TreeWalk(model.denoiser, model.hierarchy, SamplerSettings())
+    walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decode_to_counts(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
@@ -1075,10 +1075,10 @@ def test_no_more_cells_are_read_than_the_statistics_of_genes_need(files, monkeyp
     for read, whole in ((some.training, all_cells.training), (some.test, all_cells.test)):
         assert len(read) <= 100 < len(whole)
         assert read.n_by_type.index.equals(whole.n_by_type.index)
-        few = whole.n_by_type <= FEWEST_FOR_MEANS
+        few = whole.n_by_type <= MIN_CELLS_FOR_MEANS
         assert read.n_by_type[few].equals(whole.n_by_type[few])
     assert some.prepared.n_obs == len(some.training)
-    assert len(some.generated) <= max(100, FEWEST_FOR_MEANS * len(some.model.cell_types))
+    assert len(some.generated) <= max(100, MIN_CELLS_FOR_MEANS * len(some.model.cell_types))
     assert (read_inputs(**files).test.counts != some.test.counts).nnz == 0
 
 

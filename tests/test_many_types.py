@@ -10,7 +10,7 @@ from synthetic_cells import SyntheticSettings, synthesise
 from bdm.cli import app
 from bdm.interpretation.agreement import ContrastGenes
 from bdm.interpretation.contrasts import Contrast, Differences
-from bdm.interpretation.gene_sets import MOST_SETS, enrichment
+from bdm.interpretation.gene_sets import MAX_SETS, enrichment
 from bdm.interpretation.markers import Dots, Markers
 from bdm.interpretation.results import contrasts_within_limit, marker_rows
 
@@ -67,7 +67,7 @@ def test_tables_have_all_types(folder):
 
 def test_sets_of_types_elsewhere_are_left_out_where_there_are_many():
     genes = pd.Index([f"g{k}" for k in range(40)])
-    names = [f"t{k}" for k in range(MOST_SETS + 1)]
+    names = [f"t{k}" for k in range(MAX_SETS + 1)]
     sets = {name: tuple(np.random.default_rng(k).choice(genes, 5, replace=False)) for k, name in enumerate(names)}
     score = np.linspace(3, -3, 40)
     differences = Differences(None, score, np.full(40, 0.5))

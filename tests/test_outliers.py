@@ -7,7 +7,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data import outliers
-from bdm.data.outliers import LEAST, MOST_GENES
+from bdm.data.outliers import MAX_GENES, MIN_COUNT
 from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
 from bdm.settings import PrepareSettings
@@ -47,16 +47,16 @@ def test_test_cells_have_the_limits_of_the_training_cells():
     split = prepare(cells_with({}), PrepareSettings(**SETTINGS)).obs["split"]
     cell = int(np.flatnonzero(split == "test")[0])
     adata = cells_with({(cell, 30): 60})
-    assert clipped(adata)[cell, 30] < LEAST
+    assert clipped(adata)[cell, 30] < MIN_COUNT
 
 
 @pytest.mark.parametrize(
     "planted",
     [
         pytest.param({}, id="nothing"),
-        pytest.param({(0, 30): LEAST - 1}, id="a small count"),
+        pytest.param({(0, 30): MIN_COUNT - 1}, id="a small count"),
         pytest.param({(cell, 30): 30 + cell // 8 for cell in range(0, 80, 4)}, id="a rare population"),
-        pytest.param({(0, 30 + gene): 60 for gene in range(MOST_GENES + 1)}, id="an unusual cell"),
+        pytest.param({(0, 30 + gene): 60 for gene in range(MAX_GENES + 1)}, id="an unusual cell"),
     ],
 )
 def test_regular_counts_stay(planted):
@@ -111,7 +111,7 @@ def test_data_with_many_outlying_counts_are_hinted_at(caplog, every, hinted):
 
 
 def test_limits_of_many_types_are_from_a_sample_of_each(monkeypatch):
-    monkeypatch.setattr(outliers, "MOST_CELLS_OF_ALL", 100)
+    monkeypatch.setattr(outliers, "MAX_CELLS_IN_ALL", 100)
     adata = cells_with({}, n_types=4)
     is_train = np.arange(N_CELLS) % 5 > 0
     limits, outlying = outliers.count_limits(adata.X, np.arange(N_CELLS), adata.obs["cell_type"], is_train, seed=0)

@@ -17,7 +17,7 @@ import bdm
 from bdm.api import settings_with
 from bdm.cli import app, main
 from bdm.errors import InputError
-from bdm.evaluation.cells import FEWEST_FOR_MEANS
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
 from bdm.provenance import provenance
 from bdm.schema import StageSettings, options_of, settings_of
 from bdm.settings import (
@@ -158,7 +158,7 @@ def test_methods_have_the_defaults_of_the_settings():
 
 def test_means_over_types_need_as_many_cells_as_settings_ask_for():
     [setting] = [setting for setting in settings_of(EvaluationSettings) if setting.name == "max_cells_per_type"]
-    assert setting.schema["minimum"] == FEWEST_FOR_MEANS
+    assert setting.schema["minimum"] == MIN_CELLS_FOR_MEANS
 
 
 def all_settings(kind: type = StageSettings) -> list[type]:

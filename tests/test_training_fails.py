@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bdm.api import BranchedDiffusion
 from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import prepare
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
@@ -133,7 +133,7 @@ def learned(small_model, example_cells):
 
 def test_healthy_types_are_far_from_the_limits(small_model, learned):
     model = small_model.model
-    generated = TreeWalk(model.denoiser, model.hierarchy).shared(learned.populations, 100, 0)
+    generated = HierarchicalSampler(model.denoiser, model.hierarchy).shared(learned.populations, 100, 0)
     for code, cell_type in enumerate(learned.populations):
         x = model.whitening(learned.sample(torch.nonzero(learned.population == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)
@@ -155,6 +155,6 @@ def test_collapsed_population_is_named(small_model, learned, part, value, expect
     if part == "variance":
         nn.init.zeros_(broken.leave.weight)
         nn.init.zeros_(broken.leave.bias)
-    check_collapse(TreeWalk(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
+    check_collapse(HierarchicalSampler(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
     with pytest.raises(TrainingError, match=rf"cells of {re.escape(repr(population))} .* {expected}"):
-        check_collapse(TreeWalk(broken, model.hierarchy), learned, model.whitening, seed=0)
+        check_collapse(HierarchicalSampler(broken, model.hierarchy), learned, model.whitening, seed=0)

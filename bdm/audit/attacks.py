@@ -18,10 +18,10 @@ from bdm.evaluation.cells import Cells
 from bdm.evaluation.metrics import fitted_pca
 
 N_NEIGHBOURS = 5
-FEWEST_OF_TYPE = 2  # generated cells, and reference cells; one has no covariance
-LEAST_VARIANCE = 0.05  # that is added to each gene's, as a share of the mean over genes
-LEAST_SPREAD = 1e-3  # that is added to covariances, likewise, as all cells may be the same
-FEWEST_DONORS = 3  # whose means have a variance
+MIN_CELLS_OF_TYPE = 2  # generated cells, and reference cells; one has no covariance
+MIN_VARIANCE = 0.05  # that is added to each gene's, as a share of the mean over genes
+MIN_SPREAD = 1e-3  # that is added to covariances, likewise, as all cells may be the same
+MIN_DONORS = 3  # whose means have a variance
 TINY = np.finfo(np.float32).tiny
 
 
@@ -86,7 +86,7 @@ def mean_shift(space: Space) -> np.ndarray:
     """
     generated, reference = space.generated.mean(axis=0), space.reference.mean(axis=0)
     variance = of_donors(space.reference, space.donor).var(axis=0)
-    weight = 1 / (variance + max(LEAST_VARIANCE * variance.mean(), TINY))
+    weight = 1 / (variance + max(MIN_VARIANCE * variance.mean(), TINY))
     return np.asarray(2 * ((space.attacked - (generated + reference) / 2) * weight) @ (generated - reference))
 
 
@@ -121,7 +121,7 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
     scores = pd.DataFrame(np.nan, index=range(len(attacked)), columns=[*IN_COMPONENTS, *BY_GENE], dtype=np.float32)
     for name in attacked.n_by_type.index:
         rows = [np.flatnonzero(cells.cell_type == name) for cells in (attacked, generated, reference)]
-        if min(len(rows[1]), len(rows[2])) < FEWEST_OF_TYPE:
+        if min(len(rows[1]), len(rows[2])) < MIN_CELLS_OF_TYPE:
             continue
         of_type = [cells.expression[of] for cells, of in zip((attacked, generated, reference), rows, strict=True)]
         spaces = [[pca.transform(one) for one in of_type], [one.toarray() for one in of_type]]
@@ -135,7 +135,7 @@ def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarra
 def of_donors(cells: np.ndarray, donor: np.ndarray) -> np.ndarray:
     """Average the cells of each donor; the cells themselves where fewer than three donors have any."""
     codes, number = np.unique(donor, return_inverse=True)
-    if len(codes) in (*range(FEWEST_DONORS), len(cells)):
+    if len(codes) in (*range(MIN_DONORS), len(cells)):
         return cells
     mean = sparse.csr_matrix((np.ones(len(cells)), (number, np.arange(len(cells)))))
     return np.asarray(mean @ cells / np.bincount(number)[:, None])
@@ -151,7 +151,7 @@ def distance_to(among: np.ndarray, cells: np.ndarray, *, n_neighbours: int) -> n
 def log_density(of: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Compute the log density, without its constant, of the normal distribution of some cells at others."""
     fitted = LedoitWolf().fit(of)
-    floor = max(LEAST_SPREAD * at.var(axis=0).mean(), TINY)
+    floor = max(MIN_SPREAD * at.var(axis=0).mean(), TINY)
     factor = np.linalg.cholesky(fitted.covariance_ + floor * np.eye(at.shape[1]))
     deviation = solve_triangular(factor, (at - fitted.location_).T, lower=True)
     return np.asarray(-(deviation**2).sum(axis=0) / 2 - np.log(np.diag(factor)).sum())

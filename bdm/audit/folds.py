@@ -21,7 +21,7 @@ from bdm.text import abbreviated, counted
 
 logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
-FEWEST_CELLS = 3  # of a cell type in each part
+MIN_CELLS = 3  # of a cell type in each part
 
 
 @dataclass(frozen=True)
@@ -267,20 +267,20 @@ def cells_by_part(units: Units, fold: Fold) -> pd.DataFrame:
 def rare_types(units: Units, fold: Fold) -> list[str]:
     """Name the cell types that have too few cells in a part of a fold."""
     n_cells = cells_by_part(units, fold)
-    return [str(name) for name in n_cells.index[(n_cells < FEWEST_CELLS).any(axis=1)]]
+    return [str(name) for name in n_cells.index[(n_cells < MIN_CELLS).any(axis=1)]]
 
 
 def check_types(units: Units, fold: Fold) -> None:
     """Reject a cell type that is not in all parts of a fold."""
     n_cells = cells_by_part(units, fold)
-    if (n_cells.to_numpy() >= FEWEST_CELLS).all():
+    if (n_cells.to_numpy() >= MIN_CELLS).all():
         return
     name, part = n_cells.stack().idxmin()
     of_type = np.unique(units.code[units.cell_type == name])
     owners = f" of {counted(len(of_type), 'donor')}" if units.are_donors else ""
     raise InputError(
         f"cell type {name!r} has {counted(int(n_cells.loc[name].sum()), 'cell')}{owners}, of which "
-        f"{n_cells.loc[name, part]} are in the {part} of fold {fold.number}, where {FEWEST_CELLS} are needed; leave it "
+        f"{n_cells.loc[name, part]} are in the {part} of fold {fold.number}, where {MIN_CELLS} are needed; leave it "
         "out by bdm prepare --leave-out, or join it with another."
     )
 

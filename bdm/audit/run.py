@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.audit.attacks import FEWEST_OF_TYPE, attack
+from bdm.audit.attacks import MIN_CELLS_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
@@ -26,7 +26,7 @@ from bdm.settings import InputKeys
 from bdm.text import abbreviated, counted
 
 logger = logging.getLogger(__name__)
-FEWEST_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say
+MIN_SHARE_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say
 MAX_SEED = 2**32  # of scikit-learn
 
 
@@ -194,7 +194,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
         )
     for name, of_members in members.items():
         number = int(cells.n_by_type.get(name, 0))
-        if number < FEWEST_OF_TYPE:
+        if number < MIN_CELLS_OF_TYPE:
             raise InputError(
                 f"{path} has {counted(number, 'cell')} of type {name!r}, of which fold {fold.number} has "
                 f"{of_members}; give as many cells of each type as the fold's training cells have."
@@ -205,7 +205,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
 def number_of_cells(prepared: AnnData, fold: Fold, settings: AuditSettings) -> dict[str, int]:
     """Count the generated cells of each type: per training cell as the settings say, and enough for the attacks."""
     share = settings.cells_per_training_cell
-    return {name: max(round(share * n), FEWEST_OF_TYPE) for name, n in members_by_type(prepared.obs, fold).items()}
+    return {name: max(round(share * n), MIN_CELLS_OF_TYPE) for name, n in members_by_type(prepared.obs, fold).items()}
 
 
 def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, int], fold: Fold) -> None:
@@ -213,7 +213,7 @@ def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, i
     few = [
         f"{name} ({n_by_type[name]} of {number})"
         for name, number in expected.items()
-        if n_by_type[name] < FEWEST_OF_EXPECTED * number
+        if n_by_type[name] < MIN_SHARE_OF_EXPECTED * number
     ]
     if few:
         logger.warning(

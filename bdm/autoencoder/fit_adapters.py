@@ -32,13 +32,13 @@ from bdm.threads import threads
 
 logger = logging.getLogger(__name__)
 
-MOST = {"train": 1000, "validation": 300}  # cells of a population that are read; more make no better decoder
+MAX_CELLS = {"train": 1000, "validation": 300}  # cells of a population that are read; more make no better decoder
 READ_TOGETHER = 100_000  # cells that are read in one go through the file
 FITTED_TOGETHER = 256  # training cells, of one population or several
 N_ITERATIONS = 3  # of Newton's method, for posteriors in training; more do not improve the model
 CURVATURE = 1.5  # times the curvature of a mean cell: cells differ, and steps that are too long diverge
-LONGEST_STEP = 3  # of a gene's loadings, in standard deviations of their prior
-LONGEST_LOG_STEP = 0.5  # of log expression and log dispersion
+MAX_STEP = 3  # of a gene's loadings, in standard deviations of their prior
+MAX_LOG_STEP = 0.5  # of log expression and log dispersion
 
 
 @dataclass(frozen=True)
@@ -283,11 +283,11 @@ def improve_decoder(
     precision = settings.loading_scale**-2
     gradient = residual.mT @ centred - precision * change
     step = (gradient @ axes / (precision + weight[:, :, None] * size[:, None])) @ axes.mT
-    step = step * (LONGEST_STEP * settings.loading_scale / step.norm(dim=2, keepdim=True)).clamp(max=1)
+    step = step * (MAX_STEP * settings.loading_scale / step.norm(dim=2, keepdim=True)).clamp(max=1)
     # Log expression at the mean latent
     precision = settings.expression_scale**-2
     gradient = residual.sum(dim=1) - precision * (adapters.offset - start.offset + (change @ centre).squeeze(2))
-    raised = (gradient / (precision + weight)).clamp(-LONGEST_LOG_STEP, LONGEST_LOG_STEP)
+    raised = (gradient / (precision + weight)).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
     offset = adapters.offset + raised - (step @ centre).squeeze(2)
     return replace(adapters, loadings=adapters.loadings + step, offset=offset)
 
@@ -308,7 +308,7 @@ def improve_dispersion(
     precision = settings.dispersion_scale**-2
     change = adapters.log_inverse_dispersion - start.log_inverse_dispersion
     step = (of_cells.sum(dim=1) - precision * change) / (precision + (of_cells**2).sum(dim=1))
-    step = step.clamp(-LONGEST_LOG_STEP, LONGEST_LOG_STEP)
+    step = step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
     return replace(adapters, log_inverse_dispersion=adapters.log_inverse_dispersion + step)
 
 
@@ -340,7 +340,8 @@ def rows_by_population(
     """Find the cells that are read, by population and split, of all populations that have validation cells."""
     rows = {
         population: {
-            split: sample_rows_of_population(obs, population, split, most, seed=seed) for split, most in MOST.items()
+            split: sample_rows_of_population(obs, population, split, most, seed=seed)
+            for split, most in MAX_CELLS.items()
         }
         for population in populations
     }

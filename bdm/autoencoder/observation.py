@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdm.arrays import to_tensor
 
-LEAST_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
+MIN_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
 
 
 class ObservationModel(Protocol):
@@ -95,7 +95,7 @@ class NegativeBinomial:
         count where this is below 0.
         """
         beyond = (1 + 1 / self.inverse_dispersion.double()) * (-log_variance.double()).exp() - 1
-        return NegativeBinomial(-beyond.clamp(min=LEAST_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
+        return NegativeBinomial(-beyond.clamp(min=MIN_DISPERSION).log().to(self.log_inverse_dispersion.dtype))
 
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Log likelihood of the counts of each cell, in nats.

@@ -9,7 +9,7 @@ from torch import Tensor
 from bdm.autoencoder.observation import ObservationModel
 
 # In standard deviations of the prior
-LONGEST_STEP = 3  # prevents Newton's method from overshooting far from the mode
+MAX_STEP = 3  # prevents Newton's method from overshooting far from the mode
 SHORTEST_STEP = 1e-3  # below it, a cell has reached its mode
 
 
@@ -145,7 +145,7 @@ def laplace_posterior(
         factor = torch.linalg.cholesky(information.add_(identity))
         step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
         length = step.norm(dim=1)
-        latent[moving] = z + step * (LONGEST_STEP / length).clamp(max=1)[:, None]
+        latent[moving] = z + step * (MAX_STEP / length).clamp(max=1)[:, None]
         factors[moving] = factor
         goes_on = length > SHORTEST_STEP
         if not goes_on.any():

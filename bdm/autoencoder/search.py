@@ -17,14 +17,14 @@ from bdm.settings import AutoencoderSettings
 from bdm.threads import threads
 
 N_AXES = 8  # principal axes of a group's latents in which its parts are sought
-MOST_COMPONENTS = 20  # of a group
-MOST_CELLS = 3000  # of a group that choose the number of components; all others only join one
+MAX_COMPONENTS = 20  # of a group
+MAX_CELLS = 3000  # of a group that choose the number of components; all others only join one
 N_FOLDS = 4  # of the cells, each held out once
 N_DRAWS = 2  # samples of each cell's posterior
-LEAST_GAIN = 1  # of held-out cells' log likelihood, in standard errors, by one component more
+MIN_GAIN = 1  # of held-out cells' log likelihood, in standard errors, by one component more
 N_STARTS = 3  # of each mixture; of one, it may be so poor that one component more seems to gain
 PATIENCE = 3  # numbers of components without a gain after which none is tried
-SMALLEST_VARIANCE = 0.02  # added to the variances of components, as a share of the group's variance along an axis
+MIN_VARIANCE = 0.02  # added to the variances of components, as a share of the group's variance along an axis
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class GroupLatents:
         return cls(name, mean.double().numpy(), scale.double().numpy())
 
     def sampled(self, *, seed: int) -> GroupLatents:
-        """Sample ``MOST_CELLS`` of the cells at random; all if there are no more."""
-        if len(self.mean) <= MOST_CELLS:
+        """Sample ``MAX_CELLS`` of the cells at random; all if there are no more."""
+        if len(self.mean) <= MAX_CELLS:
             return self
         generator = numpy_generator(seed, "sub-populations", self.name)
-        rows = np.sort(generator.choice(len(self.mean), MOST_CELLS, replace=False))
+        rows = np.sort(generator.choice(len(self.mean), MAX_CELLS, replace=False))
         return GroupLatents(self.name, self.mean[rows], self.scale[rows])
 
 
@@ -147,7 +147,7 @@ def parts_of_group(cells: GroupLatents, settings: AutoencoderSettings, *, seed: 
     """Find the number of the part that each cell of a group belongs to; 0 for all of one population."""
     sampled = cells.sampled(seed=seed)
     n_cells, smallest = len(sampled.mean), settings.min_cells_per_sub_population
-    most = min(MOST_COMPONENTS, n_cells // smallest)
+    most = min(MAX_COMPONENTS, n_cells // smallest)
     if isinstance(settings.sub_populations, int):
         most = min(settings.sub_populations, n_cells // smallest)
     one_population = np.zeros(len(cells.mean), dtype=np.int64)
@@ -184,7 +184,7 @@ def supported_number(draws: Sequence[np.ndarray], fold: np.ndarray, *, most: int
     for n_components in range(2, most + 1):
         likelihood = held_out_likelihood(draws, fold, n_components, random_state=random_state)
         gain = likelihood - reference
-        if gain.mean() * np.sqrt(len(gain)) > LEAST_GAIN * gain.std():
+        if gain.mean() * np.sqrt(len(gain)) > MIN_GAIN * gain.std():
             best, reference = n_components, likelihood
         elif n_components - best >= PATIENCE:
             break
@@ -206,6 +206,6 @@ def held_out_likelihood(
 def fit_mixture(draws: Sequence[np.ndarray], n_components: int, *, random_state: int) -> GaussianMixture:
     """Fit a Gaussian mixture with full covariances to samples of cells."""
     mixture = GaussianMixture(
-        n_components, reg_covar=SMALLEST_VARIANCE, n_init=N_STARTS, max_iter=300, tol=1e-2, random_state=random_state
+        n_components, reg_covar=MIN_VARIANCE, n_init=N_STARTS, max_iter=300, tol=1e-2, random_state=random_state
     )
     return mixture.fit(np.concatenate(draws))

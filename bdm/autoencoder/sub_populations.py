@@ -17,7 +17,7 @@ from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
 
-FARTHEST = 3.0  # standard deviation of the mean of a sub-population around the mean of its type, in prior deviations
+MAX_PRIOR_DEVIATION = 3.0  # of the mean of a sub-population from the mean of its type, in prior standard deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class SubPopulations:
 
 
 N_SHRINK = 50  # cells at which the covariance of a sub-population weighs as much as the pooled one
-LEAST_SHARE = 1e-3  # of the pooled variances, added to the variances of each sub-population
+MIN_SHARE = 1e-3  # of the pooled variances, added to the variances of each sub-population
 
 
 def classify(
@@ -208,7 +208,7 @@ def normal_densities(groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     own = torch.stack([of_group.T @ of_group / len(of_group) for of_group in away])
     share = n_cells / n_cells.sum()
     pooled = torch.einsum("k,kij->ij", share, own)
-    pooled = pooled + torch.diag(LEAST_SHARE * pooled.diagonal() + torch.finfo(torch.float32).tiny)
+    pooled = pooled + torch.diag(MIN_SHARE * pooled.diagonal() + torch.finfo(torch.float32).tiny)
     weight = (n_cells / (n_cells + N_SHRINK))[:, None, None]
     axes = torch.linalg.inv(torch.linalg.cholesky(weight * own + (1 - weight) * pooled))
     log_density = share.log() + axes.diagonal(dim1=1, dim2=2).log().sum(dim=1)
@@ -248,4 +248,4 @@ def prior_means(mean: Tensor, scale: Tensor, prior_mean: Tensor) -> Tensor:
     """
     n_cells = len(mean)
     known = n_cells * (1 - (scale**2).mean(dim=0)).clamp(min=0)
-    return prior_mean + n_cells * (mean.mean(dim=0) - prior_mean) / (known + FARTHEST**-2)
+    return prior_mean + n_cells * (mean.mean(dim=0) - prior_mean) / (known + MAX_PRIOR_DEVIATION**-2)

@@ -15,7 +15,7 @@ from bdm.validation import slot_rejection
 
 logger = logging.getLogger(__name__)
 
-LARGEST_COUNT = 2**24  # float32 represents all integers up to here
+MAX_COUNT = 2**24  # float32 represents all integers up to here
 
 
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
@@ -102,7 +102,7 @@ def inspect_counts(cells: AnnData) -> tuple[str | None, np.ndarray]:
         return f"values of type {cells.X.dtype}, which are not counts", n_genes
     for rows, values in blocks_of_rows(cells.X):
         data, indptr = values.data, values.indptr
-        is_count = (data >= 0) & (data <= LARGEST_COUNT) & (data == np.rint(data))
+        is_count = (data >= 0) & (data <= MAX_COUNT) & (data == np.rint(data))
         if not is_count.all():
             row = np.searchsorted(indptr, is_count.argmin(), side="right") - 1
             place, reason = first_invalid(data[indptr[row] : indptr[row + 1]])
@@ -120,7 +120,7 @@ def first_invalid(values: np.ndarray) -> tuple[int, str]:
         "which is not finite": ~np.isfinite(values),
         "which is negative, as in scaled data": values < 0,
         f"which is not whole, as in {scale} data": values != np.rint(values),
-        f"which is above {LARGEST_COUNT:,}, the largest count that is represented exactly": values > LARGEST_COUNT,
+        f"which is above {MAX_COUNT:,}, the largest count that is represented exactly": values > MAX_COUNT,
     }
     return next((int(where.argmax()), reason) for reason, where in invalid.items() if where.any())
 

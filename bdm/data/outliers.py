@@ -12,12 +12,12 @@ from bdm.data.matrix import Matrix, take_rows
 from bdm.seeds import numpy_generator
 
 FACTOR = 3  # an outlying count is this many times as large as all regular ones of the type, for its library size
-LEAST = 10  # smaller counts are never outlying
+MIN_COUNT = 10  # smaller counts are never outlying
 SHARE = 0.01  # of the cells of a type that have an outlying count of a gene, at most
-MOST_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
-FEWEST_CELLS = 20  # of a type whose counts are limited
-MOST_CELLS = 2000  # of a type from which its limits are computed
-MOST_CELLS_OF_ALL = 20_000  # of all types
+MAX_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
+MIN_CELLS = 20  # of a type whose counts are limited
+MAX_CELLS = 2000  # of a type from which its limits are computed
+MAX_CELLS_IN_ALL = 20_000  # of all types
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class CountLimits:
         code = self.code[rows][cell]
         share = counts.data / library_sizes(counts)[cell]
         limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
-        found = (counts.data >= LEAST) & (share >= limit)
-        return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MOST_GENES)[cell])
+        found = (counts.data >= MIN_COUNT) & (share >= limit)
+        return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MAX_GENES)[cell])
 
     def outlying_counts(self, counts: sparse.csr_matrix) -> OutlyingCounts:
         """Summarise the outlying counts of all cells."""
@@ -141,8 +141,8 @@ def count_limits(
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
     of_type = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]
-    n_cells = pd.Series([len(cells) if len(cells) >= FEWEST_CELLS else 0 for cells in of_type])
-    n_sampled = capped(n_cells.clip(upper=MOST_CELLS), most=MOST_CELLS_OF_ALL, fewest=FEWEST_CELLS)
+    n_cells = pd.Series([len(cells) if len(cells) >= MIN_CELLS else 0 for cells in of_type])
+    n_sampled = capped(n_cells.clip(upper=MAX_CELLS), most=MAX_CELLS_IN_ALL, fewest=MIN_CELLS)
     chosen = [
         numpy_generator(seed, "limits", number).choice(cells, n, replace=False)
         for number, (cells, n) in enumerate(zip(of_type, n_sampled, strict=True))
@@ -163,7 +163,7 @@ def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
     unit = float(1 / np.median(size))
     shares = sparse.diags(1 / size).dot(counts).tocsc()
     regular = np.asarray(shares.max(axis=0).todense()).ravel()
-    genes = np.flatnonzero(np.asarray(counts.max(axis=0).todense()).ravel() >= LEAST)
+    genes = np.flatnonzero(np.asarray(counts.max(axis=0).todense()).ravel() >= MIN_COUNT)
     k = min(ceil(SHARE * len(size)), len(size) - 1)
     if len(genes):
         top = -np.sort(-np.partition(shares[:, genes].toarray(), -(k + 1), axis=0)[-(k + 1) :], axis=0)

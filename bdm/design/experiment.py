@@ -13,9 +13,9 @@ from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_b
 from bdm.design.donors import Donors, donors_of
 from bdm.design.samples import proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError, at
-from bdm.generation.chunks import LARGEST
+from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
@@ -44,12 +44,12 @@ class Reference:
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(cls, model: BranchedModel, sampler: TreeWalk, *, batch_effects: float, seed: int) -> "Reference":
+    def of(cls, model: BranchedModel, sampler: HierarchicalSampler, *, batch_effects: float, seed: int) -> "Reference":
         """Make them for a model; each is computed when it is first needed."""
 
         @cache
         def whitened(population: str) -> Tensor:
-            return sampler.independent(population, LARGEST, torch_generator(seed, "reference", population))
+            return sampler.independent(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
         def of_cells(population: str, batch: str, n_cells: int) -> np.ndarray:
@@ -67,7 +67,7 @@ class Reference:
 
     def expression(self, population: str, batch: str) -> np.ndarray:
         """Average the expected counts of all cells of a population."""
-        return self.of_cells(population, batch, LARGEST)
+        return self.of_cells(population, batch, MAX_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Experiment:
         return counts.div(counts.sum(axis=1), axis=0)
 
 
-def compile_design(model: BranchedModel, design: Design, sampler: TreeWalk | None = None) -> Experiment:
+def compile_design(model: BranchedModel, design: Design, sampler: HierarchicalSampler | None = None) -> Experiment:
     """Bring a design to a model, and draw its samples and changes.
 
     Raises
@@ -309,5 +309,5 @@ def draw_partners(experiment: Experiment, sample: np.ndarray, rows: dict[str, sl
                 weights = chosen if chosen.any() else weights
             position = np.searchsorted(weights.cumsum(), uniform[row, 2] * weights.sum(), side="right")
             partner_population[of.start + row] = position
-            partner[of.start + row] = int(uniform[row, 3] * LARGEST)
+            partner[of.start + row] = int(uniform[row, 3] * MAX_CHUNK)
     return partner_population, partner

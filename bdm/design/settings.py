@@ -17,11 +17,11 @@ EVERYWHERE = Unset("all")
 TOLERANCE = 1e-6  # of the sum of proportions
 AS_DESIGNED = Unset("as in the design")
 WHOLE_NUMBERS = ("donors", "cells")
-LARGEST = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
+MAX_CHANGE = 20  # log2 fold change, and shift of log odds; counts could overflow beyond
 AXES = ("donors", "cells", "depth", "log2_fold_change", "log_odds")  # of a grid of experiments
 EXPRESSION_METHODS = ("deseq2", "deseq2_t", "t_test", "wilcoxon")
 MIN_DONORS_OF_DESEQ2 = 12  # of each condition; with fewer, its normal distribution makes too many false discoveries
-LARGEST_VARIATION = 5  # standard deviation of natural log expression
+MAX_VARIATION = 5  # standard deviation of natural log expression
 
 In = Annotated[tuple[str, ...], "Cell types, sub-populations, or clades of the tree, by name.", EVERYWHERE]
 
@@ -51,7 +51,7 @@ class Samples(StageSettings):
         str | float | None,
         Words((LEARNED, NONE), (float,)),
         Ge(0),
-        Le(LARGEST_VARIATION),
+        Le(MAX_VARIATION),
         "Difference between donors: `learned`, `none`, or the standard deviation of natural log expression between "
         "donors, independent for each gene, half of its variance shared by all cell types.",
         WHERE_LEARNED,
@@ -85,8 +85,8 @@ class Shift(StageSettings):
     in_: Annotated[tuple[str, ...], MinLen(1), "Cell types, sub-populations or clades whose share differs."]
     log_odds: Annotated[
         float,
-        Ge(-LARGEST),
-        Le(LARGEST),
+        Ge(-MAX_CHANGE),
+        Le(MAX_CHANGE),
         "Natural logarithm of the factor by which their odds differ from the reference.",
     ]
 
@@ -163,8 +163,8 @@ class FoldChange(StageSettings):
     distribution: Annotated[
         str | None, Words(("normal", "gamma"), ()), "`normal`, or `gamma` for the size of the change.", Unset("given")
     ] = None
-    mean: Annotated[float, Ge(-LARGEST), Le(LARGEST), "Mean of the distribution."] = 1.0
-    sd: Annotated[float, Ge(0), Le(LARGEST), "Standard deviation of the distribution."] = 0.3
+    mean: Annotated[float, Ge(-MAX_CHANGE), Le(MAX_CHANGE), "Mean of the distribution."] = 1.0
+    sd: Annotated[float, Ge(0), Le(MAX_CHANGE), "Standard deviation of the distribution."] = 0.3
     up: Annotated[float, Ge(0), Le(1), "Share of genes that keep the sign; the sign of the others is reversed."] = 1.0
 
     @classmethod
@@ -178,8 +178,8 @@ class FoldChange(StageSettings):
         for value in self.values:
             if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
                 raise InputError(f"log2_fold_change is {value}, but must be a finite number.")
-            if abs(value) > LARGEST:
-                raise InputError(f"log2_fold_change is {value:g}, but must be from -{LARGEST} to {LARGEST}.")
+            if abs(value) > MAX_CHANGE:
+                raise InputError(f"log2_fold_change is {value:g}, but must be from -{MAX_CHANGE} to {MAX_CHANGE}.")
         super().__post_init__()
         if self.values and self.distribution is not None:
             raise InputError("give log2 fold changes, or the `distribution` to draw them from, not both.")
@@ -345,8 +345,8 @@ class PowerSettings(StageSettings):
                 if value < smallest or (name == "depth" and value == 0):
                     limit = "at least 1" if name in WHOLE_NUMBERS else "above 0" if name == "depth" else "at least 0"
                     raise InputError(f"{name} is {value:g}, but must be {limit}.")
-                if name in ("log2_fold_change", "log_odds") and value > LARGEST:
-                    raise InputError(f"{name} is {value:g}, but must be at most {LARGEST}.")
+                if name in ("log2_fold_change", "log_odds") and value > MAX_CHANGE:
+                    raise InputError(f"{name} is {value:g}, but must be at most {MAX_CHANGE}.")
                 if name in WHOLE_NUMBERS and value != int(value):
                     raise InputError(f"{name} is {value:g}, but must be a whole number.")
         if 1 in self.donors:

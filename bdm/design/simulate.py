@@ -18,8 +18,8 @@ from bdm.design.changes import PlantedGenes
 from bdm.design.experiment import Cells, Experiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
-from bdm.diffusion.sampler import TreeWalk
-from bdm.generation.chunks import SMALLEST, WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
+from bdm.diffusion.sampler import HierarchicalSampler
+from bdm.generation.chunks import MIN_CHUNK, WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -53,7 +53,9 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
     return simulated_cells(compile_design(model, design)).in_memory()
 
 
-def simulated_cells(experiment: Experiment, *, part: Part = WHOLE, sampler: TreeWalk | None = None) -> GeneratedCells:
+def simulated_cells(
+    experiment: Experiment, *, part: Part = WHOLE, sampler: HierarchicalSampler | None = None
+) -> GeneratedCells:
     """Simulate an experiment block by block, as :func:`simulate_cells` does.
 
     Parameters
@@ -170,7 +172,7 @@ class Simulation:
         portions = [self.portion(chunk.population, portion) for portion in portions_of(chunk)]
         if not portions:
             portions = [
-                self.portion(chunk.population, Portion(chunk.start, 0, chunk.x.new_zeros(SMALLEST, chunk.x.shape[1])))
+                self.portion(chunk.population, Portion(chunk.start, 0, chunk.x.new_zeros(MIN_CHUNK, chunk.x.shape[1])))
             ]
         counts = sp.vstack([sp.csr_matrix(droplets.counts) for droplets, _ in portions], format="csr")
         expected = (

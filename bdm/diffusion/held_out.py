@@ -21,10 +21,10 @@ from bdm.seeds import population_weight, torch_generator
 from bdm.settings import DenoiserSettings
 
 N_HELD_OUT = 10_000  # most cells that are compared
-N_DRAWS, MOST_DRAWS, FEWEST_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
+N_DRAWS, MAX_DRAWS, MIN_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
 SHARE = 0.1  # of cells that are held out where there are no validation cells
 LEVEL = 0.025  # probability with which the network is kept on any branch where it gains nothing
-FEWEST_CELLS = 30  # of a branch; among fewer, the rare cells that a network harms may be missing
+MIN_CELLS = 30  # of a branch; among fewer, the rare cells that a network harms may be missing
 TENSORS = ("x", "noised", "sigma", "branch", "closed")
 
 
@@ -101,7 +101,7 @@ class HeldOut:
         """Draw noise for the chosen cells (a mask), and denoise them by the closed form."""
         generator = torch_generator(seed, "noise of held-out cells")
         index = chosen.nonzero().squeeze(1)
-        n_draws = min(N_DRAWS, max(FEWEST_DRAWS, MOST_DRAWS // max(len(index), 1)))
+        n_draws = min(N_DRAWS, max(MIN_DRAWS, MAX_DRAWS // max(len(index), 1)))
         population = cells.population[index]
         n_chosen = torch.bincount(population, minlength=len(cells.populations))
         weight = population_weight(cells.n_cells) / n_chosen.clamp(min=1)
@@ -145,7 +145,7 @@ class HeldOut:
         rows = [_paired(closed[on], network[on], self.cell[on], self.weight[on]) for on in of_branch]
         table = pd.DataFrame(rows)
         n_cells = table["n_cells"].to_numpy()
-        enough = n_cells >= FEWEST_CELLS
+        enough = n_cells >= MIN_CELLS
         level = LEVEL / max(enough.sum() * n_looks, 1)
         table["least_gain"] = np.where(enough, t.isf(level, np.maximum(n_cells - 1, 1)), np.nan)
         table["kept"] = table["gain"] > table["least_gain"]
@@ -164,7 +164,7 @@ class Comparison:
         by the ``closed_form`` and with the ``network``; the ``gain`` of the network in standard errors of the
         difference, paired by cell; and whether the network is ``kept``: where the gain is above ``least_gain``, 2
         standard errors, and with more branches and looks so much more that chance keeps it somewhere in one of 40
-        fits (t test with Bonferroni's correction); NaN, and never kept, with fewer than ``FEWEST_CELLS``.
+        fits (t test with Bonferroni's correction); NaN, and never kept, with fewer than ``MIN_CELLS``.
     loss
         Mean loss of all with the network on the branches where it is kept.
     """

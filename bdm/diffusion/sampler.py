@@ -1,4 +1,4 @@
-"""Sampling along the hierarchy: the walk down and up its branches, with a start, a solver and transport at nodes."""
+"""Sampling along the hierarchy: down and up its branches, with a start, a solver and transport at nodes."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,11 +30,11 @@ CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has e
 
 
 @dataclass(frozen=True, eq=False)
-class TreeWalk:
+class HierarchicalSampler:
     """Sampler of the hierarchy: decode a branch from its upper to its lower end, transport cells to its children.
 
-    Where the network has learned nothing on a path, the closed form of its populations replaces the walk. Everything is
-    a function of the arguments and the generator, so cells do not depend on what else is sampled.
+    Where the network has learned nothing on a path, the closed form of its populations replaces the solver. Everything
+    is a function of the arguments and the generator, so cells do not depend on what else is sampled.
 
     Attributes
     ----------

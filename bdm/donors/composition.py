@@ -12,9 +12,9 @@ from scipy.special import digamma, gammaln
 
 from bdm.donors.variance import certainty
 
-LARGEST = 1e4  # sum of parameters; from about there on, donors differ by the sampling of their cells alone
+MAX_SUM = 1e4  # sum of parameters; from about there on, donors differ by the sampling of their cells alone
 N_QUANTILES = 21
-SMALLEST = 1e-12  # variance of logarithms of numbers that are not the same
+MIN_VARIANCE = 1e-12  # variance of logarithms of numbers that are not the same
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DonorComposition:
     ) -> DonorComposition:
         """Add a cell type with its share of all cells, and populations with their numbers of cells."""
         parameter = self.concentration * share / (1 - share)
-        within = np.asarray(n_cells) / np.sum(n_cells) * LARGEST
+        within = np.asarray(n_cells) / np.sum(n_cells) * MAX_SUM
         added = dict(zip(populations, within.tolist(), strict=True))
         return DonorComposition(self.cell_types | {name: parameter}, self.populations | {name: added}, self.n_cells)
 
@@ -111,7 +111,7 @@ def quantiles(n_cells: np.ndarray) -> tuple[float, ...]:
     low, high = found[:-1], found[1:]
     mean = float((low + high).mean() / 2)
     variance = float((low**2 + low * high + high**2).mean() / 3 - mean**2)
-    if variance > SMALLEST:
+    if variance > MIN_VARIANCE:
         found = mean + (found - mean) * np.sqrt(certainty(len(n_cells)) * log_n.var(ddof=1) / variance)
     return tuple(np.round(np.exp(found), 1).tolist())
 
@@ -129,7 +129,7 @@ def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
     counts = counts[counts.sum(axis=1) > 0]
     n_donors, n_groups = counts.shape
     if n_groups == 1:
-        return {str(numbers.columns[0]): LARGEST}
+        return {str(numbers.columns[0]): MAX_SUM}
     totals = counts.sum(axis=1)
     start = np.log(np.maximum(counts.mean(axis=0), 1e-3) / counts.mean(axis=0).sum() * 10)
 
@@ -140,10 +140,10 @@ def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
         slope = (digamma(total) - digamma(totals + total)).sum() + (digamma(counts + a) - digamma(a)).sum(axis=0)
         return -float(value), -slope * a
 
-    bounds = [(np.log(1e-4), np.log(LARGEST))] * n_groups
+    bounds = [(np.log(1e-4), np.log(MAX_SUM))] * n_groups
     found = np.exp(minimize(negative, start, jac=True, bounds=bounds, method="L-BFGS-B").x)
-    total = min(found.sum(), LARGEST)
+    total = min(found.sum(), MAX_SUM)
     kept = certainty(n_donors)
-    concentration = min((total + 1) / kept - 1, LARGEST) if kept > 0 else LARGEST
+    concentration = min((total + 1) / kept - 1, MAX_SUM) if kept > 0 else MAX_SUM
     parameters = found / found.sum() * concentration
     return dict(zip(map(str, numbers.columns), parameters.tolist(), strict=True))

@@ -15,7 +15,7 @@ from bdm.donors.composition import DonorComposition
 from bdm.donors.effects import DonorEffects
 from bdm.latent.moments import PopulationMoments, Whitening
 
-MOST = 0.9  # of the variance of cells in any direction, that can be between donors
+MAX_DONOR_SHARE = 0.9  # of the variance of cells in any direction, that can be between donors
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class DonorModel:
             root = value.clamp(min=1e-8).sqrt()
             half, inverse = (axes * root) @ axes.T, (axes / root) @ axes.T
             share, directions = torch.linalg.eigh(inverse @ within @ inverse)
-            kept = (1 - share.clamp(0, MOST)).sqrt()
+            kept = (1 - share.clamp(0, MAX_DONOR_SHARE)).sqrt()
             found[name] = (half @ (directions * kept) @ directions.T @ inverse).float()
         return found
 

@@ -12,7 +12,7 @@ from bdm.donors.pseudobulk import Pseudobulk
 GRID = np.concatenate([[0.0], np.geomspace(1e-3, 2, 22)])
 N_ITERATIONS = 100  # of expectation maximisation for the shares of the variances; far more than change them
 N_EQUAL = 20  # cells at which a donor has half the weight of one with very many
-FARTHEST = 3.0  # standard deviations that a donor's effect can have
+MAX_EFFECT = 3.0  # standard deviations that a donor's effect can have
 FEW = 5  # donors, below which effects are drawn towards none
 
 
@@ -68,7 +68,7 @@ def donor_variance(bulk: Pseudobulk) -> DonorVariance | None:
     degrees = certainty(n_donors) * n_donors / (n_donors - 1)  # the mean is estimated, too
     return DonorVariance(
         variance=degrees * np.append(log_variance, size_variance),
-        score=of_all(np.clip(score, -FARTHEST, FARTHEST), seen),
+        score=of_all(np.clip(score, -MAX_EFFECT, MAX_EFFECT), seen),
         weight=of_all(weight, seen),
     )
 

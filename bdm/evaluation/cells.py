@@ -29,8 +29,8 @@ GENERATED = "generated"  # by bdm, or by any other simulator
 TRANSMUTED, UNCHANGED = "transmuted", "unchanged"  # after and before a transmutation
 FILES = ("prepared", "test_cells", "model")  # whose checksums are recorded beside those of sets
 RESERVED_SET_NAMES = (GENERATED, TRANSMUTED, UNCHANGED, FLOOR, "test", "train", *FILES)
-FEWEST_OF_TYPE = 2  # a single cell has no distance to others of its type
-FEWEST_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
+MIN_CELLS_OF_TYPE = 2  # a single cell has no distance to others of its type
+MIN_CELLS_FOR_MEANS = 5  # with two or three, scores are mostly noise that a mean over types would pass on
 BLOCK = 20_000  # cells of a file that are checked at a time, which takes several times their memory
 
 
@@ -162,7 +162,7 @@ def halves_of(cells: Cells, *, seed: int) -> tuple[Cells, Cells]:
 
 def sample_at_most(cells: TypedCells, *, most: int, seed: int) -> Cells:
     """Draw ``most`` cells or fewer, by :func:`capped`."""
-    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=FEWEST_FOR_MEANS), seed=seed)]
+    return cells[sample_by_type(cells, capped(cells.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS), seed=seed)]
 
 
 def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
@@ -275,11 +275,11 @@ def check_number(n_cells: pd.Series, n_test: pd.Series, name: str) -> None:
     """Reject sets of too few cells to compare; warn about types with fewer cells than there are test cells."""
     n_matched = smaller_numbers(n_cells, n_test)
     one_type = len(n_cells.index.union(n_test.index)) == 1
-    if (n_matched >= FEWEST_FOR_MEANS).sum() < (1 if one_type else 2):
+    if (n_matched >= MIN_CELLS_FOR_MEANS).sum() < (1 if one_type else 2):
         problem = "there are not" if one_type else "fewer than two types have"
         raise InputError(
-            f"{name} cannot be evaluated: {problem} {FEWEST_FOR_MEANS} cells or more, in it and among the test cells; "
-            "give more cells."
+            f"{name} cannot be evaluated: {problem} {MIN_CELLS_FOR_MEANS} cells or more, in it and among the test "
+            "cells; give more cells."
         )
     short = n_matched.index[n_matched < n_test]
     if len(short):

@@ -12,8 +12,8 @@ import pandas as pd
 
 from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import (
-    FEWEST_FOR_MEANS,
     FLOOR,
+    MIN_CELLS_FOR_MEANS,
     Cells,
     Matched,
     RealCells,
@@ -42,7 +42,7 @@ from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 
-FEWEST_QUERY_CELLS = 500  # whose memorisation is measured, however many training cells there are
+MIN_QUERY_CELLS = 500  # whose memorisation is measured, however many training cells there are
 
 
 @using_threads()
@@ -110,7 +110,7 @@ def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
 
 def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
     """Average the memorisation of each set over resamples, with the standard deviation that chance gives to it."""
-    most = max(pairs // len(training), FEWEST_QUERY_CELLS)
+    most = max(pairs // len(training), MIN_QUERY_CELLS)
     names, queries = [], []
     for resample in resamples:
         for name, cells in resample.query.items():
@@ -199,7 +199,9 @@ def fold_change_table(matched: dict[str, Matched], markers: dict[str, np.ndarray
             }
         )
         for name, cells in matched.items()
-        for cell_type, changes in marker_fold_changes(cells.query, cells.test, markers, fewest=FEWEST_FOR_MEANS).items()
+        for cell_type, changes in marker_fold_changes(
+            cells.query, cells.test, markers, fewest=MIN_CELLS_FOR_MEANS
+        ).items()
     ]
     if not tables:
         texts, numbers = ("set", "cell_type", "gene"), ("log2_fold_change", "log2_fold_change_test")

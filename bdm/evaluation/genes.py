@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy.stats import ks_2samp, norm
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
 from bdm.evaluation.metrics import Agreement
 
 
@@ -87,7 +87,7 @@ def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
         return {}
     adata = AnnData(cells.expression)
     adata.obs["cell_type"] = pd.Categorical(cells.cell_type)
-    cell_types = cells.types(fewest=FEWEST_OF_TYPE)
+    cell_types = cells.types(fewest=MIN_CELLS_OF_TYPE)
     with warnings.catch_warnings(action="ignore", category=pd.errors.PerformanceWarning):
         sc.tl.rank_genes_groups(
             adata, "cell_type", groups=cell_types, method="t-test_overestim_var", n_genes=min(n_genes, adata.n_vars)
@@ -116,7 +116,7 @@ def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float 
 
 
 def marker_fold_changes(
-    query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = FEWEST_OF_TYPE
+    query: Cells, test: Cells, markers: dict[str, np.ndarray], *, fewest: int = MIN_CELLS_OF_TYPE
 ) -> dict[str, Agreement]:
     """Compare the fold changes of each type's markers, for types of at least ``fewest`` query cells."""
     cell_types = [cell_type for cell_type in query.types(fewest=fewest) if cell_type in markers]
@@ -131,7 +131,7 @@ def marker_fold_changes(
 
 def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray]) -> Agreement:
     """Compare the fold changes of the markers of all types, but rare ones, as one set of points."""
-    return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=FEWEST_FOR_MEANS).values())
+    return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).values())
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

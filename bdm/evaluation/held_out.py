@@ -10,7 +10,7 @@ from bdm.evaluation.cells import BLOCK, TypedCells
 
 logger = logging.getLogger(__name__)
 
-FEWEST_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
+MIN_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
 
 
 def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index, training_names: pd.Index) -> None:
@@ -26,7 +26,7 @@ def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index,
     InputError
         If more than half of the test cells have the counts of training cells.
     """
-    of_test = fingerprints(test, fewest_genes=FEWEST_GENES)
+    of_test = fingerprints(test, fewest_genes=MIN_GENES)
     same = np.isin(of_test, fingerprints(training)) & (of_test > 0)
     n_same, n_test = int(same.sum()), len(test)
     if n_same > n_test / 2:

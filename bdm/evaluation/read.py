@@ -17,7 +17,7 @@ from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, at
 from bdm.evaluation.cells import (
-    FEWEST_OF_TYPE,
+    MIN_CELLS_OF_TYPE,
     RealCells,
     StoredCells,
     TypedCells,
@@ -81,7 +81,7 @@ def read_real_cells(
             raise
         except InputError as error:
             raise InputError(f"{test_path}: {error}") from error
-    lone = test.n_by_type.index.difference(test.types(fewest=FEWEST_OF_TYPE))
+    lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
     if len(lone):
         logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
     check_number(training.n_by_type // 2, test.n_by_type, f"Half of the training cells of {path}")

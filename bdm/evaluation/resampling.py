@@ -11,9 +11,9 @@ import pandas as pd
 
 from bdm.data.filters import capped
 from bdm.evaluation.cells import (
-    FEWEST_FOR_MEANS,
-    FEWEST_OF_TYPE,
     FLOOR,
+    MIN_CELLS_FOR_MEANS,
+    MIN_CELLS_OF_TYPE,
     Cells,
     TypedCells,
     sample_by_type,
@@ -121,8 +121,8 @@ def draw_resample(
 
 def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
     """Count the test cells of each type that are compared at a time."""
-    n_test = test.n_by_type[test.n_by_type >= FEWEST_OF_TYPE].clip(upper=max_cells_per_type)
-    return capped(n_test, most=max_cells, fewest=FEWEST_FOR_MEANS)
+    n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
+    return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, FEWEST_OF_TYPE, Cells, Matched, match, thin
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, Matched, match, thin
 from bdm.evaluation.distances import TINY, PairDistances
 from bdm.evaluation.genes import (
     gene_pairs,
@@ -243,7 +243,7 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
     of_query = comparison.query.cell_type == cell_type
     of_test = comparison.test.cell_type == cell_type
     f1 = comparison.f1[cell_type]
-    if of_query.sum() < FEWEST_OF_TYPE:
+    if of_query.sum() < MIN_CELLS_OF_TYPE:
         return TypeScores(f1=f1)
     changes = comparison.fold_changes.get(cell_type)
     return TypeScores(
@@ -291,7 +291,7 @@ def score_populations(comparison: Comparison) -> dict[str, PopulationScores]:
     for name, cell_type in sorted((name, of) for name, of in cell_type_of.items() if name != of):
         of_query, of_test = query.population == name, test.population == name
         n_cells, n_test = int(of_query.sum()), int(of_test.sum())
-        enough = min(n_cells, n_test) >= FEWEST_FOR_MEANS
+        enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
         scores = distances(comparison, of_query, of_test) if enough else {}
         found[str(name)] = PopulationScores(cell_type=str(cell_type), n_cells=n_cells, n_test=n_test, **scores)
     return found
@@ -303,7 +303,7 @@ def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
     So each test cell counts equally. In a plain mean, types of few cells would decide, whose scores chance decides.
     Standard errors, and standard deviations and skewness by chance, are those of the means of independent types.
     """
-    cell_types = test.types(fewest=FEWEST_FOR_MEANS)
+    cell_types = test.types(fewest=MIN_CELLS_FOR_MEANS)
     table = pd.DataFrame([asdict(by_type[cell_type]) for cell_type in cell_types], index=cell_types)
     weights = table.notna().mul(test.n_by_type[cell_types], axis=0)
     weights /= weights.sum()

@@ -32,7 +32,7 @@ from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySetting
 from bdm.text import counted
 from bdm.threads import using_threads
 
-FEWEST_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
+MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
 
 
@@ -297,7 +297,7 @@ def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
     are none; as validation cells also chose whether the decoder is kept, its gain is too large for them.
     """
     rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
-    enough = [split for split in rows if len(rows[split]) >= (FEWEST_HELD_OUT if split == "test" else 1)]
+    enough = [split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1)]
     return enough[0], rows[enough[0]]
 
 

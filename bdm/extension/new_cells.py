@@ -21,7 +21,7 @@ from bdm.text import counted
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 5  # cells of a type; some of them select the training step, or are test cells
+MIN_CELLS = 5  # cells of a type; some of them select the training step, or are test cells
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def new_cells(
     ----------
     cell_types
         New types, in the order in which they are added; if there are none, nor types to update, all types that the
-        model lacks and that have ``FEWEST`` cells, the largest first.
+        model lacks and that have ``MIN_CELLS`` cells, the largest first.
     update
         Known types to update.
 
@@ -110,8 +110,8 @@ def check_names_of_types(
         if name not in model.cell_types:
             raise InputError(f"The model has no type {name!r} to update; its types are {', '.join(model.cell_types)}.")
     for name in (*cell_types, *update):
-        if (n_cells := int((labels == name).sum())) < FEWEST:
-            raise InputError(f"There are {n_cells} cells of type {name!r}; {FEWEST} are needed.")
+        if (n_cells := int((labels == name).sum())) < MIN_CELLS:
+            raise InputError(f"There are {n_cells} cells of type {name!r}; {MIN_CELLS} are needed.")
 
 
 def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
@@ -119,21 +119,23 @@ def all_new_types(labels: pd.Series, model: BranchedModel) -> tuple[str, ...]:
     if labels.isna().any():
         logger.warning("Not added, because obs has no type for them: %s.", counted(labels.isna().sum(), "cell"))
     n_cells = labels[~labels.isin(model.cell_types)].value_counts()
-    enough = n_cells >= FEWEST
+    enough = n_cells >= MIN_CELLS
     if not enough.all():
         few = n_cells.index[~enough]
-        logger.warning("Not added, because they have fewer than %d cells: %s.", FEWEST, ", ".join(map(repr, few)))
+        logger.warning("Not added, because they have fewer than %d cells: %s.", MIN_CELLS, ", ".join(map(repr, few)))
     if not enough.any():
         raise InputError(
-            f"There are no new cell types of {FEWEST} cells; the model has {', '.join(map(repr, model.cell_types))}."
+            f"There are no new cell types of {MIN_CELLS} cells; the model has {', '.join(map(repr, model.cell_types))}."
         )
     return tuple(n_cells.index[enough])
 
 
 def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) -> ad.AnnData:
     """Split the cells of one type like the cells that the model was fitted to."""
-    if cells.n_obs < FEWEST:
-        raise InputError(f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {FEWEST} are needed.")
+    if cells.n_obs < MIN_CELLS:
+        raise InputError(
+            f"{cells.n_obs} cells of type {name!r} have counts of the model's genes; {MIN_CELLS} are needed."
+        )
     cells = cells.copy()
     cells.obs["cell_type"] = pd.Categorical([name] * cells.n_obs)
     split = model.preparation

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows_of_population
-from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MOST, PopulationCells, fit_gaining
+from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MAX_CELLS, PopulationCells, fit_gaining
 from bdm.autoencoder.search import GroupLatents, parts_of_group
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
@@ -91,7 +91,7 @@ def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoenc
     """Fit the decoder of each population; nothing of those that do not gain, or have no validation cells."""
 
     def fitted(name: str) -> Adapters:
-        rows = [sample_rows_of_population(cells.obs, name, split, most, seed=seed) for split, most in MOST.items()]
+        rows = [sample_rows_of_population(cells.obs, name, split, most, seed=seed) for split, most in MAX_CELLS.items()]
         start = first.subset((name,))
         if not all(map(len, rows)):
             return start.subset(())

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.symbols import display_names
-from bdm.extension.extend import FEWEST_HELD_OUT, FittedExtension
+from bdm.extension.extend import MIN_HELD_OUT, FittedExtension
 from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
@@ -201,7 +201,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     """Describe in words what the type-specific decoder of a type adds, by its :func:`extension_row`."""
     gain, error, n_cells = row["gain"], row["gain_error"], row["n_held_out"]
     cell, remark = HELD_OUT[row["held_out"]]
-    if n_cells < FEWEST_HELD_OUT:
+    if n_cells < MIN_HELD_OUT:
         cells = counted(n_cells, cell) + (f", {remark}" if remark else "")
         return f"With {cells}, the gain of the type-specific decoder cannot be compared with chance."
     if gain <= 2 * error:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
 from bdm.generation.request import Request
 from bdm.progress import Item, progress
 from bdm.seeds import derive, torch_generator
 from bdm.threads import Map
 
-SMALLEST, LARGEST = 64, 512  # cells that are sampled together; part of what a seed means
+MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what a seed means
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
     """
     start = 0
     while start < n_cells:
-        size = min(max(start, SMALLEST), LARGEST)
+        size = min(max(start, MIN_CHUNK), MAX_CHUNK)
         yield ChunkSpec(population, start, size, min(size, n_cells - start))
         start += size
 
@@ -121,7 +121,7 @@ class Chunk:
 
 
 def independent_chunks(
-    sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+    sampler: HierarchicalSampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
     """Sample each cell of a part from its own start at the root; a cell depends on seed, population and number alone.
 
@@ -141,7 +141,7 @@ def independent_chunks(
 
 
 def shared_chunks(
-    sampler: TreeWalk, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+    sampler: HierarchicalSampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
     """Sample all populations of a part from shared ancestors; a cell depends on seed, population and number alone.
 

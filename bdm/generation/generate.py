@@ -14,9 +14,9 @@ from torch.nn.functional import pad
 
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.generation.chunks import (
-    SMALLEST,
+    MIN_CHUNK,
     WHOLE,
     Chunk,
     Part,
@@ -136,7 +136,7 @@ def generated_cells(
     seed: int,
     shared_ancestors: bool = False,
     part: Part = WHOLE,
-    sampler: TreeWalk | None = None,
+    sampler: HierarchicalSampler | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does.
 
@@ -174,7 +174,7 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
     observation = observation_model(model, chunk.population)
     counts, latent = [], []
     for portion in portions_of(chunk):
-        batch = request.batches(chunk.population, portion.start, SMALLEST)
+        batch = request.batches(chunk.population, portion.start, MIN_CHUNK)
         mean = portion.of_cells(expected_counts(model, portion.padded, batch, chunk.population))
         counts.append(observation.sample(mean, numpy_generator(seed, "counts", chunk.population, portion.start)))
         latent.append(portion.of_cells(latents(model, portion.padded)))
@@ -204,8 +204,8 @@ class Portion:
 
 def portions_of(chunk: Chunk) -> Iterator[Portion]:
     """Divide the cells of a chunk into portions of one size."""
-    for i, x in enumerate(chunk.x.split(SMALLEST)):
-        yield Portion(chunk.start + i * SMALLEST, len(x), pad(x, (0, 0, 0, SMALLEST - len(x))))
+    for i, x in enumerate(chunk.x.split(MIN_CHUNK)):
+        yield Portion(chunk.start + i * MIN_CHUNK, len(x), pad(x, (0, 0, 0, MIN_CHUNK - len(x))))
 
 
 def latents(model: BranchedModel, x: Tensor) -> np.ndarray:

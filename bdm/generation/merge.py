@@ -17,7 +17,7 @@ from bdm.checksums import check_hdf5
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.errors import InputError
 from bdm.files import reading, require_space
-from bdm.generation.chunks import LARGEST, Part
+from bdm.generation.chunks import MAX_CHUNK, Part
 from bdm.generation.generate import EXPECTED, Block, GeneratedCells
 
 ROWS = 2**10  # in a piece of the file
@@ -160,7 +160,7 @@ def blocks_at(paths: Sequence[Path], file: np.ndarray, row: np.ndarray, embeddin
         counts = [sparse_dataset(part["X"]) for part in parts]
         expected = [part["layers"].get(EXPECTED) for part in parts]
         for start, stop in pairwise([0, *ends, len(row)]):
-            for i in range(start, stop, LARGEST):
-                rows = slice(row[i], row[min(i + LARGEST, stop) - 1] + 1)
+            for i in range(start, stop, MAX_CHUNK):
+                rows = slice(row[i], row[min(i + MAX_CHUNK, stop) - 1] + 1)
                 layer = None if expected[file[i]] is None else expected[file[i]][rows]
                 yield Block(counts[file[i]][rows], parts[file[i]]["obsm"][embedding][rows], expected=layer)

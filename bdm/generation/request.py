@@ -21,7 +21,7 @@ from bdm.validation import unknown_type
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("cell_type", "n_cells", "batch")  # of a table of cells
-MOST_CELLS = 10**12  # of a row: no more fit on a disk
+MAX_CELLS = 10**12  # of a row: no more fit on a disk
 
 
 @dataclass(frozen=True)
@@ -157,12 +157,12 @@ def _check(model: BranchedModel, table: pd.DataFrame) -> None:
     if unknown:
         raise InputError(unknown_type(unknown[0], model.cell_types, of="The model has"))
     numbers = pd.to_numeric(table["n_cells"], errors="coerce").to_numpy(dtype=float)
-    wrong = ~((numbers >= 0) & (numbers <= MOST_CELLS)) | (numbers != np.round(numbers))
+    wrong = ~((numbers >= 0) & (numbers <= MAX_CELLS)) | (numbers != np.round(numbers))
     if wrong.any():
         row = table[wrong].iloc[0]
         raise InputError(
             f"{row['n_cells']} cells of type {row['cell_type']!r} were requested; give a whole number of 0 or more, up "
-            f"to {MOST_CELLS:,}."
+            f"to {MAX_CELLS:,}."
         )
     if "batch" in table:
         table["batch"] = table["batch"].astype(str)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdm.autoencoder.observation import ObservationModel
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.embedding import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
@@ -61,7 +61,7 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 
 
 @torch.no_grad()
-def denoise(sampler: TreeWalk, branch: str, x: Tensor, sigma: float) -> Tensor:
+def denoise(sampler: HierarchicalSampler, branch: str, x: Tensor, sigma: float) -> Tensor:
     """Denoised x of a branch's cells, cells x dimensions.
 
     A branch of no length has no training, so there it is the closed form.
@@ -119,7 +119,7 @@ def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) 
     return pd.concat([table, expression], axis=1)
 
 
-MOST_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
+MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
     McInnes et al. 2018, https://arxiv.org/abs/1802.03426
     """
     n_cells = len(cells.mean)
-    chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MOST_EMBEDDED_CELLS])
+    chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MAX_EMBEDDED_CELLS])
     x = model.whitening(cells.mean[chosen]).numpy()
     umap = fitted_umap(x, n_neighbors=min(15, len(x) - 1), min_dist=0.4, seed=seed)
     umap1, umap2 = umap.embedding_.T

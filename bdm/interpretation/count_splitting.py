@@ -16,7 +16,7 @@ from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
 from bdm.seeds import numpy_generator
 
-LEAST_DEPTH = 0.25  # quantile of the library sizes of a side
+MIN_DEPTH = 0.25  # quantile of the library sizes of a side
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:
     How surely a cell joins a population depends on its library size, and so do the ranks of its log1p(CP10k), as counts
     are whole numbers. The library size is the lower quartile of the side in which this is least.
     """
-    depth = min(np.quantile(cells.library_size[cells.cell_type == side], LEAST_DEPTH) for side in cells.n_by_type.index)
+    depth = min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
     cells = cells[np.flatnonzero(cells.library_size >= max(depth, 1))]
     share = np.repeat(depth / cells.library_size, np.diff(cells.counts.indptr))
     counts = cells.counts.copy()

@@ -69,8 +69,8 @@ def restrict_to_genes(sets: GeneSets, names: GeneNames, path: Path) -> GeneSets:
     return kept
 
 
-FEWEST_GENES = 3  # of a set that the model has; marker lists are short
-MOST_SETS = 50  # beyond these, those of cell types elsewhere in the tree are left out
+MIN_GENES = 3  # of a set that the model has; marker lists are short
+MAX_SETS = 50  # beyond these, those of cell types elsewhere in the tree are left out
 N_PERMUTATIONS = 1000
 COLUMNS = {
     "Term": "gene_set",
@@ -107,13 +107,13 @@ def enrichment(
     Subramanian et al. 2005, https://doi.org/10.1073/pnas.0506580102; GSEApy, Fang et al. 2023,
     https://doi.org/10.1093/bioinformatics/btac757
     """
-    tested = {name: list(members) for name, members in sets.items() if FEWEST_GENES <= len(members) < len(genes)}
+    tested = {name: list(members) for name, members in sets.items() if MIN_GENES <= len(members) < len(genes)}
     tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]
     branches = list(branches) if tested else []
     cell_types = {name for contrast, _ in branches for name in (*contrast.names_inside, *contrast.names_outside)}
     for contrast, differences in branches:
         elsewhere = (
-            cell_types.difference(contrast.names_inside, contrast.names_outside) if len(tested) > MOST_SETS else ()
+            cell_types.difference(contrast.names_inside, contrast.names_outside) if len(tested) > MAX_SETS else ()
         )
         near = {name: members for name, members in tested.items() if name not in elsewhere}
         if not near:
@@ -134,7 +134,7 @@ def enrichment_of_ranking(score: pd.Series, sets: dict[str, list[str]], *, seed:
     result = gseapy.prerank(
         rnk=score.sort_values(ascending=False, kind="stable"),
         gene_sets=sets,
-        min_size=FEWEST_GENES,
+        min_size=MIN_GENES,
         max_size=len(score),
         permutation_num=N_PERMUTATIONS,
         threads=1,

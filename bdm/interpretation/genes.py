@@ -70,7 +70,7 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
     return PopulationExpression(expressions, n_cells).mixture(names)
 
 
-FEWEST_CELLS = 3  # on either side of a contrast
+MIN_CELLS = 3  # on either side of a contrast
 OTHERS = ""  # below a node, but below none of the children that are tested
 
 
@@ -117,7 +117,7 @@ def real_differences(
     cells = Cells(cells.counts, np.array([below[name] for name in cells.cell_type], dtype=str))
     cells = tested_as(cells) if len(cells) else cells
     n_cells = cells.n_by_type.drop(OTHERS, errors="ignore")
-    children = [child for child, n in n_cells.items() if FEWEST_CELLS <= n <= len(cells) - FEWEST_CELLS]
+    children = [child for child, n in n_cells.items() if MIN_CELLS <= n <= len(cells) - MIN_CELLS]
     if not children:
         return {}
     tested = wilcoxon(cells, children)

@@ -12,7 +12,7 @@ from bdm.data.filters import capped
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import (
-    FEWEST_FOR_MEANS,
+    MIN_CELLS_FOR_MEANS,
     Cells,
     StoredCells,
     check_genes,
@@ -119,7 +119,7 @@ def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
     if len(cells) <= MAX_CELLS:
         return cells.rows
-    n_by_type = capped(cells.n_by_type, most=MAX_CELLS, fewest=FEWEST_FOR_MEANS)
+    n_by_type = capped(cells.n_by_type, most=MAX_CELLS, fewest=MIN_CELLS_FOR_MEANS)
     return np.asarray(cells.rows[sample_by_type(cells, n_by_type, seed=seed)])
 
 

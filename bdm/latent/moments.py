@@ -54,7 +54,7 @@ class Whitening:
         return self._whiten @ torch.diag((scale**2).mean(dim=0)) @ self._whiten
 
 
-LEAST_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if they are the same in all cells
+MIN_VARIANCE = 1e-4  # of log library sizes: counting noise of 10,000 counts, if they are the same in all cells
 
 
 def fit_whitening(cells: LatentCells) -> Whitening:
@@ -66,7 +66,7 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
     size = LatentLayout.of(cells.mean).library_size
-    covariance[size, size].clamp_(min=LEAST_VARIANCE)
+    covariance[size, size].clamp_(min=MIN_VARIANCE)
     return Whitening(cells.mean.mean(dim=0), covariance)
 
 
@@ -147,7 +147,7 @@ def population_moments(cells: LatentCells, whitening: Whitening) -> PopulationMo
     )
 
 
-LEAST_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, prior means hardly move
+MIN_INFORMATION = 0.1  # of counts on a direction, as a share of counts and prior; below it, prior means hardly move
 
 
 def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
@@ -161,7 +161,7 @@ def without_prior(cells: LatentCells, whitening: Whitening) -> Tensor:
     """
     sums = torch.zeros(len(cells.populations), cells.mean.shape[1]).index_add(0, cells.population, cells.mean)
     means = sums / cells.n_cells.clamp(min=1)[:, None]
-    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=LEAST_INFORMATION)
+    deviation = (cells.mean - means[cells.population]) / (1 - cells.scale**2).clamp(min=MIN_INFORMATION)
     return whitening.linear(deviation)
 
 

@@ -12,7 +12,7 @@ from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.checkpoint import Checkpoint
 from bdm.diffusion.fit import fit_denoiser
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 N_CHECKED_CELLS = 100  # that are generated of each population for the check
-LEAST_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
-FARTHEST = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
+MIN_SPREAD = 0.1  # variance of generated cells, as a share of that of training cells; about 1 in a good model
+MAX_DISTANCE = 3  # distance of the means of generated and training cells, in radii; about 0.1 in a good model
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def fit_model(
         checkpoint=checkpoint,
         everywhere=everywhere,
     )
-    check_collapse(TreeWalk(fitted.network, hierarchy), cells, whitening, seed=seed)
+    check_collapse(HierarchicalSampler(fitted.network, hierarchy), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
         whitening=whitening,
@@ -170,7 +170,7 @@ def fit_model(
     return model, {"denoiser": fitted.history, "branches": fitted.branches}
 
 
-def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+def check_collapse(sampler: HierarchicalSampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
     """Generate a few cells of each population, and reject a model with one whose cells are all similar, or misplaced.
 
     Parameters
@@ -190,10 +190,10 @@ def check_collapse(sampler: TreeWalk, cells: LatentCells, whitening: Whitening, 
         )
         generated = sampler.independent(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
         spread, off = spread_and_distance(generated, x)
-        if not (spread >= LEAST_SPREAD and off <= FARTHEST):
+        if not (spread >= MIN_SPREAD and off <= MAX_DISTANCE):
             problem = (
                 f"have {spread:.2g} times the spread of the training cells"
-                if spread < LEAST_SPREAD
+                if spread < MIN_SPREAD
                 else f"are {off:.2g} times their radius away from the training cells"
             )
             raise TrainingError(

@@ -16,7 +16,7 @@ from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.populations import BranchPopulations
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.diffusion.solver import Solver, dpm_solver
 from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
 from bdm.donors.draw import DonorModel
@@ -94,9 +94,11 @@ class BranchedModel:
         start: Start = mixture_start,
         solver: Solver = dpm_solver,
         transport: Transport = mixture_transport,
-    ) -> TreeWalk:
+    ) -> HierarchicalSampler:
         """Make the sampler of whitened cells, with other pieces than the default where they are given."""
-        return TreeWalk(self.denoiser, self.hierarchy, settings, transport=transport, solver=solver, start=start)
+        return HierarchicalSampler(
+            self.denoiser, self.hierarchy, settings, transport=transport, solver=solver, start=start
+        )
 
     @property
     def layout(self) -> LatentLayout:

@@ -15,7 +15,7 @@ from bdm.plotting.tree import view_of
 
 MAX_TYPES, MAX_GENES = 45, 45
 COLOURS = "Reds"  # one hue, ever darker
-LARGEST = 150  # area of a dot where all cells have counts, in square points
+MAX_AREA = 150  # area of a dot where all cells have counts, in square points
 
 
 def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
@@ -94,7 +94,7 @@ def draw_dots(axis: Axes, dots: Dots, labels: pd.Series) -> PathCollection:
     points = axis.scatter(
         columns.ravel(),
         rows.ravel(),
-        s=LARGEST * dots.fraction.to_numpy().ravel(),
+        s=MAX_AREA * dots.fraction.to_numpy().ravel(),
         c=dots.mean.to_numpy().ravel(),
         cmap=COLOURS,
         vmin=0,
@@ -120,7 +120,7 @@ def explain_sizes(figure: Figure) -> None:
     """Explain the sizes of dots below the panels."""
     style: Style = {"marker": "o", "linestyle": "", "color": "0.6", "markeredgecolor": "0.35", "markeredgewidth": 0.4}
     keys = [
-        Line2D([], [], markersize=(LARGEST * share) ** 0.5, label=f"{share:.0%}", **style) for share in (0.1, 0.5, 1.0)
+        Line2D([], [], markersize=(MAX_AREA * share) ** 0.5, label=f"{share:.0%}", **style) for share in (0.1, 0.5, 1.0)
     ]
     title = "cells with counts (area), and mean log1p(CP10k) (colour)"
     figure.legend(handles=keys, title=title, loc="outside lower center", ncols=3, frameon=False)

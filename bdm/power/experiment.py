@@ -16,7 +16,7 @@ from bdm.schema import StageSettings, Unset
 from bdm.text import abbreviated
 from bdm.validation import column_rejection
 
-FEWEST_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
+MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class Experiment:
         rows = np.flatnonzero(enough)
         design = design_matrix(self.samples.iloc[rows])
         n_by_condition = np.bincount(self.samples["condition"].iloc[rows], minlength=2)
-        too_few = n_by_condition.min() < FEWEST_SAMPLES or len(rows) <= design.shape[1]
+        too_few = n_by_condition.min() < MIN_SAMPLES or len(rows) <= design.shape[1]
         return rows[:0] if too_few else rows
 
     def pseudobulk(self, cell_type: str) -> Pseudobulk | None:
@@ -231,9 +231,9 @@ def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFram
             raise InputError(
                 f"{pair!r} of obs[{settings.pair_key!r}] has several samples in one condition; pairs have one in each."
             )
-        if (complete["nunique"] == 2).sum() < FEWEST_SAMPLES:
+        if (complete["nunique"] == 2).sum() < MIN_SAMPLES:
             raise InputError(
-                f"fewer than {FEWEST_SAMPLES} values of obs[{settings.pair_key!r}] have a sample in both conditions; "
+                f"fewer than {MIN_SAMPLES} values of obs[{settings.pair_key!r}] have a sample in both conditions; "
                 "leave out `pair_key=` to compare samples that are not paired."
             )
     return samples
@@ -243,9 +243,9 @@ def check_replicates(condition: pd.Series, names: dict[int, str]) -> None:
     """Raise an InputError if a condition has a single sample."""
     for code, name in names.items():
         n_samples = int((condition == code).sum())
-        if n_samples < FEWEST_SAMPLES:
+        if n_samples < MIN_SAMPLES:
             raise InputError(
-                f"condition {name!r} has {n_samples} sample; tests need {FEWEST_SAMPLES} or more in each condition, "
+                f"condition {name!r} has {n_samples} sample; tests need {MIN_SAMPLES} or more in each condition, "
                 "as differences between samples are not known from one."
             )
 

@@ -22,7 +22,7 @@ METHODS = {
 }  # in words
 OTHER = "other"  # of the cells that are compared with the reference
 DEFAULTS = ExperimentSettings()
-SMALLEST_RANGE = 1e-12  # of values that are not constant but for rounding
+MIN_RANGE = 1e-12  # of values that are not constant but for rounding
 
 
 def pseudobulk_tests(
@@ -146,7 +146,7 @@ def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarr
     error = np.sqrt(variance * np.linalg.inv(design.T @ design)[-1, -1])
     with np.errstate(divide="ignore", invalid="ignore"):
         p_value = 2 * stats.t.sf(np.abs(coefficients[-1] / error), freedom)
-    return coefficients[-1], np.where(np.ptp(values, axis=0) > SMALLEST_RANGE, p_value, np.nan)
+    return coefficients[-1], np.where(np.ptp(values, axis=0) > MIN_RANGE, p_value, np.nan)
 
 
 def wilcoxon_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:

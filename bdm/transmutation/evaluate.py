@@ -15,8 +15,8 @@ from anndata import AnnData
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import (
-    FEWEST_FOR_MEANS,
     FLOOR,
+    MIN_CELLS_FOR_MEANS,
     TRANSMUTED,
     UNCHANGED,
     Cells,
@@ -69,7 +69,7 @@ def evaluate_transmutation(
         for name, (after, before) in sets_of_type(transmuted, ends, original_type).items():
             if name != UNCHANGED and len(after):
                 changes.append(fold_change_rows(real, ends, after).assign(original_type=original_type, set=name))
-            if len(after) < FEWEST_FOR_MEANS:
+            if len(after) < MIN_CELLS_FOR_MEANS:
                 logger.warning(
                     "Not evaluated: %s of %s, which has %s.", name, original_type, counted(len(after), "cell")
                 )
@@ -101,9 +101,11 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
         (new, f"training cells of {to!r}"),
         (test, f"test cells of {to!r}"),
     ):
-        if len(cells) < FEWEST_FOR_MEANS:
-            raise InputError(f"There are {len(cells)} {name} to evaluate by; {FEWEST_FOR_MEANS} are needed.")
-    return Endpoints(old, new, test, changed_genes(test_of_old if len(test_of_old) >= FEWEST_FOR_MEANS else old, test))
+        if len(cells) < MIN_CELLS_FOR_MEANS:
+            raise InputError(f"There are {len(cells)} {name} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed.")
+    return Endpoints(
+        old, new, test, changed_genes(test_of_old if len(test_of_old) >= MIN_CELLS_FOR_MEANS else old, test)
+    )
 
 
 def sets_of_type(

@@ -10,7 +10,7 @@ import typer
 
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells
@@ -22,11 +22,11 @@ from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.provenance import provenance
 from bdm.settings import DenoiserSettings, SamplerSettings
 
-Sampler = Callable[..., TreeWalk]  # makes it from denoiser, hierarchy and settings
+Sampler = Callable[..., HierarchicalSampler]  # makes it from denoiser, hierarchy and settings
 Fit = Callable[..., tuple[BranchedModel, dict[str, pd.DataFrame]]]  # as bdm.model.fit.fit_model
 
 
-def run(*, sampler: Sampler = TreeWalk, fit: Fit = fit_model) -> None:
+def run(*, sampler: Sampler = HierarchicalSampler, fit: Fit = fit_model) -> None:
     """Run the command line of an ablation.
 
     Parameters

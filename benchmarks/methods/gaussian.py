@@ -4,10 +4,10 @@ import ablation
 import torch
 from torch import Tensor
 
-from bdm.diffusion.sampler import TreeWalk
+from bdm.diffusion.sampler import HierarchicalSampler
 
 
-class NormalTypes(TreeWalk):
+class NormalTypes(HierarchicalSampler):
     """Samples cells at noise level 0 from the start of their type alone: the normal with its moments."""
 
     def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:

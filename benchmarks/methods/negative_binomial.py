@@ -16,7 +16,7 @@ from scipy import sparse
 from bdm.files import atomic_write
 
 MODEL = "model.npz"
-LEAST_DISPERSION = 1e-6  # below it, the Poisson distribution is the same
+MIN_DISPERSION = 1e-6  # below it, the Poisson distribution is the same
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NegativeBinomials:
         squares += share**2 * np.square(library).sum()
         excess = squares - share * library.sum()
         of_mean = np.maximum(share**2 * np.square(library).sum(), np.finfo(float).tiny)
-        return cls(share, np.maximum(excess / of_mean, LEAST_DISPERSION), library)
+        return cls(share, np.maximum(excess / of_mean, MIN_DISPERSION), library)
 
     def draw(self, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         """Draw counts, cells x genes."""

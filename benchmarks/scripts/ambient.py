@@ -20,7 +20,7 @@ from bdm.design.simulate import Droplets, simulate_cells, with_ambient
 from bdm.model.model import BranchedModel, load_model
 from bdm.seeds import derive, numpy_generator
 
-LARGEST = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express
+MAX_AMBIENT = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express
 EMPTY_COUNTS = 10_000  # counts in empty droplets
 N_BOOTSTRAP = 200
 
@@ -59,7 +59,7 @@ def unexpressed(by_type: np.ndarray) -> np.ndarray:
     """Find the genes that each type does not express (types x genes), from counts summed by type."""
     expected = by_type.sum(axis=1, keepdims=True) * profile_of(by_type)
     with np.errstate(divide="ignore"):
-        return np.asarray((by_type + 1) / expected < LARGEST)
+        return np.asarray((by_type + 1) / expected < MAX_AMBIENT)
 
 
 def profile_of(counts: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from tidy import tidy, write_rows
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import read_prepared
 
-FEWEST = 5  # cells of a donor and type whose sum is compared
+MIN_CELLS = 5  # cells of a donor and type whose sum is compared
 EXPRESSED = 1.0  # counts per 10,000 of the genes that are compared
 
 
@@ -20,7 +20,7 @@ def by_donor(adata: ad.AnnData, cell_type: str, genes: pd.Index) -> tuple[sparse
     """Select the counts of the cells of a type, and the number of the donor of each, of donors with enough cells."""
     cells = adata[(adata.obs["cell_type"] == cell_type).to_numpy(), genes]
     counts, donor = sparse.csr_matrix(cells.X, dtype=float), cells.obs["donor"].astype(str)
-    enough = (donor.map(donor.value_counts()) >= FEWEST).to_numpy() & (counts.getnnz(axis=1) > 0)
+    enough = (donor.map(donor.value_counts()) >= MIN_CELLS).to_numpy() & (counts.getnnz(axis=1) > 0)
     return counts[enough], pd.factorize(donor[enough])[0]
 
 
@@ -95,7 +95,7 @@ def types_with_donors(real: ad.AnnData, training: ad.AnnData) -> list[str]:
 
     def enough(adata: ad.AnnData) -> set[str]:
         numbers = pd.crosstab(adata.obs["donor"].astype(str), adata.obs["cell_type"].astype(str))
-        return set(numbers.columns[(numbers >= 2 * FEWEST).sum() >= 4])
+        return set(numbers.columns[(numbers >= 2 * MIN_CELLS).sum() >= 4])
 
     return sorted(enough(real) & enough(training))
 

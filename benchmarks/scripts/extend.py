@@ -9,7 +9,7 @@ from anndata import AnnData
 from tidy import tidy, write_rows
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.read import read_generated, read_real_cells
 from bdm.evaluation.resampling import SizeLimits
@@ -66,7 +66,7 @@ def main(
     """
     real, cells = read_real_cells(prepared), read_prepared(prepared)
     sizes = real.training.n_by_type.sort_values(ascending=False, kind="stable").index
-    scored = [name for name in sizes if name in real.test.types(fewest=FEWEST_FOR_MEANS)]
+    scored = [name for name in sizes if name in real.test.types(fewest=MIN_CELLS_FOR_MEANS)]
     settings = FitSettings(autoencoder=AutoencoderSettings(n_steps=n_steps), denoiser=DenoiserSettings(n_steps=n_steps))
     of_joint, tables = read_generated(joint, real), []
     for new in scored[every - 1 :: every]:

@@ -15,7 +15,7 @@ from bdm.plotting.style import IDEAL_LINE, set_styles, shade_rows
 from bdm.plotting.transmutation import PANELS, transmutation_scores_figure
 from bdm.power.expression import METHODS as TESTS
 
-FARTHEST = 0.2  # beyond the floor, from where the colour is the same
+MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
 FAR, MISSING = "YlOrRd", "0.9"
 
 
@@ -31,13 +31,13 @@ def draw_properties(rows: pd.DataFrame) -> Figure:
         table = beyond[beyond["data"] == name].pivot_table(index="property", columns="method", values="value")
         table = table.reindex(index=keys, columns=methods)
         axis.set_facecolor(MISSING)
-        axis.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=FAR, vmin=0, vmax=FARTHEST, aspect="auto")
+        axis.imshow(np.ma.masked_invalid(table.to_numpy()), cmap=FAR, vmin=0, vmax=MAX_DISTANCE, aspect="auto")
         axis.set_xticks(range(len(methods)), methods, rotation=90, fontsize=7)
         axis.tick_params(length=0)
         axis.set_title(name, fontsize=8)
         axis.hlines(np.flatnonzero(kinds != kinds.shift())[1:] - 0.5, *axis.get_xlim(), color="black", linewidth=0.8)
     axes[0].set_yticks(range(len(keys)), [PROPERTIES[key].name for key in keys], fontsize=7)
-    bar = drawn.colorbar(ScalarMappable(Normalize(0, FARTHEST), FAR), ax=axes, extend="max", aspect=40, pad=0.01)
+    bar = drawn.colorbar(ScalarMappable(Normalize(0, MAX_DISTANCE), FAR), ax=axes, extend="max", aspect=40, pad=0.01)
     bar.set_label("distance to test cells beyond the floor's", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return drawn

@@ -19,7 +19,7 @@ from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import load_hierarchy
 
-FEWEST_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
+MIN_TEST, FREQUENT = 5, 50  # test cells of a type with which its slope, and energy distance, is little noise
 METHODS = {"generated": "branched"}  # methods whose name is not that of their set
 
 
@@ -46,7 +46,7 @@ def scores(run: Path, *, comparison: str, steps: Mapping[str, list[str]]) -> pd.
     """Read the scores of all methods, with means over types, and the costs of methods whose steps are known."""
     table = pd.read_csv(run / comparison / "overall.csv", index_col="metric").rename(columns=METHODS)
     by_type = by_type_table(run, comparison)
-    enough, frequent = (by_type[by_type["n_test"] >= fewest] for fewest in (FEWEST_TEST, FREQUENT))
+    enough, frequent = (by_type[by_type["n_test"] >= fewest] for fewest in (MIN_TEST, FREQUENT))
     table.loc["slope_by_type"] = enough.groupby("method")["slope"].mean()
     weighted = frequent["energy"] * frequent["n_test"]
     weights = frequent.groupby("method")["n_test"].sum()

@@ -10,7 +10,7 @@ from scipy import sparse
 from tidy import tidy, write_rows
 
 from bdm.data.prepare import gene_names, read_prepared
-from bdm.evaluation.cells import FEWEST_FOR_MEANS, Cells, RealCells, sample_by_type
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, RealCells, sample_by_type
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.results import Evaluation
@@ -47,7 +47,7 @@ def by_type(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.n
 
     def changed(cells: Cells, training: Cells, generator: np.random.Generator) -> Cells:
         parts = []
-        for cell_type in cells.types(fewest=FEWEST_FOR_MEANS):
+        for cell_type in cells.types(fewest=MIN_CELLS_FOR_MEANS):
             of_type = (of.counts[of.cell_type == cell_type].toarray() for of in (cells, training))
             counts = change(*of_type, generator)
             parts.append(Cells(sparse.csr_matrix(counts, dtype=np.float32), np.repeat(cell_type, len(counts))))

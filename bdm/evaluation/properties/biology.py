@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.evaluation.cells import Cells
-from bdm.evaluation.properties.group import FEWEST_OF_GROUP, Group, Side
+from bdm.evaluation.properties.group import MIN_CELLS_OF_GROUP, Group, Side
 
 FALSE_DISCOVERIES = 0.1  # rate below which a gene differs, as in SimBench
 BIMODAL = 0.3  # difference of means in standard deviations from which a gene is bimodal, as in SimBench
@@ -30,7 +30,7 @@ def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
 
 def has_others(side: Side, label: str) -> bool:
     """Whether there are enough cells of other types."""
-    return bool((side.cells.cell_type != label).sum() >= FEWEST_OF_GROUP)
+    return bool((side.cells.cell_type != label).sum() >= MIN_CELLS_OF_GROUP)
 
 
 def compare(query: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> dict[str, float]:

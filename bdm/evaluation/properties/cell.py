@@ -8,15 +8,15 @@ from bdm.evaluation.cells import Cells
 from bdm.evaluation.properties.group import Group, Side, ks
 from bdm.evaluation.properties.values import cell_zero_fraction
 
-MOST_CORRELATED = 200  # cells of either side whose correlations, of all genes, are taken by pairs
-MOST_PAIRED = 500  # cells of either side whose distances are taken by pairs
-MOST_NEIGHBOURS, FEWEST_NEIGHBOURS = 50, 5
+MAX_CORRELATED = 200  # cells of either side whose correlations, of all genes, are taken by pairs
+MAX_PAIRED = 500  # cells of either side whose distances are taken by pairs
+MAX_NEIGHBOURS, MIN_NEIGHBOURS = 50, 5
 
 
 def distances(group: Group) -> dict[str, float]:
     """Compare the distributions of each value over cells, or over pairs of cells."""
     query, test = group.sides
-    correlated, paired = group.few(MOST_CORRELATED), group.few(MOST_PAIRED)
+    correlated, paired = group.few(MAX_CORRELATED), group.few(MAX_PAIRED)
     return {
         "library_size": ks(query.cells.library_size, test.cells.library_size),
         "effective_library_size": ks(query.effective_library_size, test.effective_library_size),
@@ -36,7 +36,7 @@ def correlations(cells: Cells) -> np.ndarray:
 
 def n_neighbours(n_cells: int) -> int:
     """Return a twentieth of the cells, within limits, and fewer than all."""
-    return min(max(n_cells // 20, FEWEST_NEIGHBOURS), MOST_NEIGHBOURS, n_cells - 1)
+    return min(max(n_cells // 20, MIN_NEIGHBOURS), MAX_NEIGHBOURS, n_cells - 1)
 
 
 def occurrence(side: Side) -> np.ndarray:

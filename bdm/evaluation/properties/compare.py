@@ -8,11 +8,11 @@ import pandas as pd
 from bdm.evaluation.cells import FLOOR, Cells, match, thin
 from bdm.evaluation.properties import biology, cell, gene, joint, structure, use
 from bdm.evaluation.properties.catalogue import ALL, BATCH, COLUMNS, LABEL, PROPERTIES, no_properties
-from bdm.evaluation.properties.group import FEWEST_OF_GROUP, Group
+from bdm.evaluation.properties.group import MIN_CELLS_OF_GROUP, Group
 from bdm.evaluation.resampling import ResampledCells
 from bdm.progress import progress
 
-MOST_GROUPS = 50  # cell types, or batches, with rows of their own
+MAX_GROUPS = 50  # cell types, or batches, with rows of their own
 
 Found = tuple[str, str, int, dict[str, float]]  # by what, the name of the group, its cells, and distances
 
@@ -70,7 +70,7 @@ def found_distances(query: Cells, resample: ResampledCells, genes: np.ndarray, *
     if len(whole.batches) > 1 and matched.test.batch is not None:
         for batch in most_common(whole, whole.batches, matched.test.batch):
             group = whole.of_batch(batch)
-            if group.n_cells >= FEWEST_OF_GROUP:
+            if group.n_cells >= MIN_CELLS_OF_GROUP:
                 yield (
                     BATCH,
                     batch,
@@ -86,7 +86,7 @@ def found_distances(query: Cells, resample: ResampledCells, genes: np.ndarray, *
 def most_common(group: Group, names: np.ndarray, column: np.ndarray) -> list[str]:
     """Select the names with the most test cells."""
     n_cells = pd.Series(column).value_counts()[names]
-    return sorted(map(str, n_cells.nlargest(MOST_GROUPS).index))
+    return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
 
 
 def of_group(group: Group) -> dict[str, float]:

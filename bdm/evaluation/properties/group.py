@@ -13,9 +13,9 @@ from bdm.evaluation.genes import kolmogorov_smirnov
 from bdm.evaluation.metrics import joint_components
 from bdm.evaluation.properties.values import GeneValues, effective_library_size
 
-FEWEST_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
-MOST_POINTS = 500  # of either side whose distances are taken in two dimensions
-FEWEST_VALUES = 5
+MIN_CELLS_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
+MAX_POINTS = 500  # of either side whose distances are taken in two dimensions
+MIN_VALUES = 5
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,16 @@ class Side:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Cell types of at least `FEWEST_OF_GROUP` cells."""
-        return np.array(self.cells.types(fewest=FEWEST_OF_GROUP))
+        """Cell types of at least `MIN_CELLS_OF_GROUP` cells."""
+        return np.array(self.cells.types(fewest=MIN_CELLS_OF_GROUP))
 
     @cached_property
     def batches(self) -> np.ndarray:
-        """Batches of at least `FEWEST_OF_GROUP` cells; none where the batches of cells are not known."""
+        """Batches of at least `MIN_CELLS_OF_GROUP` cells; none where the batches of cells are not known."""
         if self.cells.batch is None:
             return np.array([])
         names, n_cells = np.unique(self.cells.batch, return_counts=True)
-        return np.asarray(names[n_cells >= FEWEST_OF_GROUP])
+        return np.asarray(names[n_cells >= MIN_CELLS_OF_GROUP])
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Group:
 def ks(query: np.ndarray, test: np.ndarray) -> float:
     """Kolmogorov-Smirnov distance of the finite values, in [0, 1]; NaN with fewer than five of either."""
     query, test = query[~np.isnan(query)], test[~np.isnan(test)]
-    return kolmogorov_smirnov(query, test) if min(len(query), len(test)) >= FEWEST_VALUES else float("nan")
+    return kolmogorov_smirnov(query, test) if min(len(query), len(test)) >= MIN_VALUES else float("nan")
 
 
 def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> float:
@@ -141,7 +141,7 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
     Parameters
     ----------
     query, test
-        Points x dimensions; of either, `MOST_POINTS` at most are drawn, the same rows of both where they are equally
+        Points x dimensions; of either, `MAX_POINTS` at most are drawn, the same rows of both where they are equally
         many.
 
     References
@@ -149,10 +149,10 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
     Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018
     """
     query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
-    if min(len(query), len(test)) < FEWEST_VALUES:
+    if min(len(query), len(test)) < MIN_VALUES:
         return float("nan")
     scale = np.maximum(test.std(axis=0), np.finfo(float).tiny)
-    x, y = (np.random.default_rng(seed).permutation(points)[:MOST_POINTS] / scale for points in (query, test))
+    x, y = (np.random.default_rng(seed).permutation(points)[:MAX_POINTS] / scale for points in (query, test))
     between = 2 * cdist(x, y).mean()
     if not between:
         return 0.0

@@ -9,8 +9,8 @@ from bdm.evaluation.cells import Cells
 from bdm.evaluation.properties.group import Group, Side, ks
 
 N_NEIGHBOURS = 70  # in which batches mix
-MOST_MIXED = 500  # cells of either side whose neighbours are examined
-MOST_SILHOUETTES = 2000  # cells of either side
+MAX_MIXED = 500  # cells of either side whose neighbours are examined
+MAX_SILHOUETTES = 2000  # cells of either side
 
 
 def distances(group: Group) -> dict[str, float]:
@@ -18,11 +18,11 @@ def distances(group: Group) -> dict[str, float]:
     if min(len(side.batches) for side in group.sides) < 2:
         return {}
     sides = [of_names(side, batch_of(side), side.batches) for side in group.sides]
-    few = [of_names(side, batch_of(side), side.batches) for side in group.few(MOST_SILHOUETTES).sides]
+    few = [of_names(side, batch_of(side), side.batches) for side in group.few(MAX_SILHOUETTES).sides]
     compared = {"variance_by_batch": ks(*(variance_between(side.cells, batch_of(side)) for side in sides))}
     if all(len(np.unique(batch_of(side))) > 1 for side in few):
         compared["silhouette_batch"] = ks(*(silhouette_samples(side.components, batch_of(side)) for side in few))
-        compared["mixing"] = ks(*(mixing(side, most=MOST_MIXED) for side in few))
+        compared["mixing"] = ks(*(mixing(side, most=MAX_MIXED) for side in few))
     return compared
 
 
@@ -32,7 +32,7 @@ def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
         return {}
     sides = [of_names(side, side.cells.cell_type, group.labels) for side in group.sides]
     overall = {"variance_by_label": ks(*(variance_between(side.cells, side.cells.cell_type) for side in sides))}
-    few = [of_names(side, side.cells.cell_type, group.labels) for side in group.few(MOST_SILHOUETTES).sides]
+    few = [of_names(side, side.cells.cell_type, group.labels) for side in group.few(MAX_SILHOUETTES).sides]
     if any(len(np.unique(side.cells.cell_type)) < 2 for side in few):
         return {"": overall}
     widths = [silhouette_samples(side.components, side.cells.cell_type) for side in few]

@@ -15,12 +15,12 @@ from bdm.evaluation.properties.group import Group, Side
 from bdm.evaluation.properties.structure import batch_of, of_names
 
 N_NEIGHBOURS = 5  # that type a cell, few enough for rare types
-MOST_CLUSTERED = 2000  # cells of either side
+MAX_CLUSTERED = 2000  # cells of either side
 
 
 def distances(group: Group) -> dict[str, float]:
     """Compare the results of analyses of query cells with those of test cells."""
-    return {**clustering(group.few(MOST_CLUSTERED)), **integration(group.few(MOST_CLUSTERED))}
+    return {**clustering(group.few(MAX_CLUSTERED)), **integration(group.few(MAX_CLUSTERED))}
 
 
 def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
