@@ -154,9 +154,9 @@ def _unwritable(error: BaseException | None) -> str | None:
     return None
 
 
-def require_space(path: Path, n_bytes: int) -> None:
+def require_space(path: Path | str, n_bytes: int) -> None:
     """Raise the error of a full disk before HDF5 writes ``n_bytes``, as its library can end the process otherwise."""
-    if shutil.disk_usage(path.parent).free < n_bytes + SPARE:
+    if shutil.disk_usage(Path(path).parent).free < n_bytes + SPARE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 

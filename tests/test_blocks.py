@@ -130,3 +130,11 @@ def test_parts_that_do_not_fit(tmp_path, part, spoil, reason):
         file["X"][part] = spoil(values)
     with pytest.raises(InputError, match=rf"cells\.h5ad cannot be read \(.*{reason}"):
         list(blocks_of_rows(read_cells(path, on_disk=True).X))
+
+
+def test_no_rows_of_numbers_of_16_bits(tmp_path):
+    with h5py.File(tmp_path / "matrix.h5", "w") as file:
+        file["X"] = np.ones((3, 2), dtype=np.float16)
+        none = take_rows(file["X"], np.zeros(3, dtype=bool))
+    assert none.shape == (0, 2)
+    assert none.dtype == np.float32

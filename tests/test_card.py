@@ -70,8 +70,8 @@ def test_loading_ignores_the_card(batch_model, tmp_path):
 def test_extended_model_names_its_additions(small_model, example_cells, tmp_path):
     few = example_cells[example_cells.obs["bulk_labels"] == "CD34+"].copy()
     few.obs["bulk_labels"] = "new type"
-    model = BranchedDiffusion.__new__(BranchedDiffusion)
-    model.fitted, model.device = small_model.fitted, "cpu"
+    small_model.save(tmp_path / "model")
+    model = BranchedDiffusion.load(tmp_path / "model", device="cpu")
     model.extend(few).save(tmp_path / "extended")
     card = (tmp_path / "extended" / CARD).read_text()
     assert "| added by extensions | 1 (new type) |" in card

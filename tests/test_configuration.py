@@ -280,7 +280,7 @@ def test_defaults_that_are_written_out_in_any_order_run_nothing(in_finished):
     for section in SECTIONS:
         defaults = {key: value["default"] for key, value in SCHEMA["$defs"][section]["properties"].items()}
         of_data_set = config["datasets"][MINE].pop(section, {})
-        config["datasets"][MINE][section] = dict(reversed((defaults | of_data_set).items()))
+        config["datasets"][MINE][section] = dict(reversed((defaults | config.get(section, {}) | of_data_set).items()))
     assert planned_rules(config) == {}
 
 

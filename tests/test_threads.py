@@ -21,7 +21,7 @@ COMMANDS = f"""
 example cells.h5ad
 fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --denoiser-n-steps 20
 generate fitted fitted.h5ad --cells 3
-prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200
+prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200 --test 0.2
 autoencoder prepared.h5ad autoencoder --n-steps 20
 hierarchy autoencoder tree.json --n-bootstrap 5
 train autoencoder tree.json model --n-steps 20

@@ -80,7 +80,7 @@ def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
         return sparse.csr_matrix(without_float16(matrix[rows]))
     unique, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
     if not len(unique):
-        return sparse.csr_matrix((0, matrix.shape[1]), dtype=matrix.dtype)
+        return sparse.csr_matrix(without_float16(np.empty((0, matrix.shape[1]), dtype=matrix.dtype)))
     values = sparse.vstack([block for _, block in blocks_of_rows(matrix, unique)], format="csr")
     return values if np.array_equal(place, np.arange(len(unique))) else sparse.csr_matrix(values[place])
 
