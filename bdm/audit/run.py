@@ -77,7 +77,7 @@ def audit_folds(
         If the part has no fold.
     """
     folds, units, prepared = division.folds, division.units, division.cells
-    chosen = folds[part.number - 1 :: part.n_parts]
+    chosen = part.select(folds)
     if not chosen:
         raise InputError(f"the audit has {counted(len(folds), 'fold')}, of which {part} has none; name fewer parts.")
     cells = Cells.from_anndata(prepared)
@@ -156,7 +156,7 @@ def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSetti
     check_different(paths)
     prepared = division.cells
     keys = InputKeys(label_key=preparation(prepared)["prepare"].get("label_key"))
-    for of in division.folds[part.number - 1 :: part.n_parts]:
+    for of in part.select(division.folds):
         path = paths[of.number - 1]
         n_by_type = read_fold(path, prepared, of, keys).n_by_type
         warn_of_few_cells(path, n_by_type, number_of_cells(prepared, of, settings), of)

@@ -1,7 +1,7 @@
 """Chunks: cells of one population that are sampled together, and parts of a request for several jobs."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,10 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.number}-of-{self.n_parts}"
+
+    def select(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return the items, such as folds or experiments, of this part: every ``n_parts``-th one."""
+        return items[self.number - 1 :: self.n_parts]
 
 
 WHOLE = Part()

@@ -107,7 +107,7 @@ def experiments(model: BranchedModel, design: Design, part: Part) -> Iterator[pd
     """Score the experiments of a part of a grid, one after the other."""
     points = list(points_of(design.power))
     power = design.power
-    chosen = list(product(points, range(power.n_repeats)))[part.number - 1 :: part.n_parts]
+    chosen = part.select(list(product(points, range(power.n_repeats))))
     size = {"design": fingerprint(design), "n_points": len(points), "n_repeats": power.n_repeats, "fdr": power.fdr}
     for point, of_point in groupby(chosen, key=itemgetter(0)):
         values = [f"{axis} {getattr(point, axis):g}" for axis in AXES if getattr(point, axis) is not None]
