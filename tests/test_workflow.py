@@ -54,6 +54,7 @@ SECTIONS = [
 ]
 EXTENSION = {
     "extension_report.json",
+    "extension_report.safetensors",
     "extensions.csv",
     "hierarchy.png",
     "likelihood.csv",
@@ -563,7 +564,7 @@ def test_archive_shows_additions(grown):
     done = snakemake("--snakefile", ROOT / "Snakefile", "--report", "archive.html", cwd=grown)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (grown / "archive.html").read_text()
-    shown = EXTENSION - {"extension_report.json"}
+    shown = EXTENSION - {"extension_report.json", "extension_report.safetensors"}
     assert all(f"results/blood+nk/extension/{name}" in page for name in shown)
 
 
