@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from bdm.progress import show_messages
+from bdm._core.progress import show_messages
 
 if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm import pl as pl

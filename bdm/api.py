@@ -1,6 +1,6 @@
 """The Python API: a model that is made from raw counts, fitted, applied, extended, saved and loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -10,14 +10,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.files import atomic_write, provenance, storable
+from bdm._core.parallel import using_threads
+from bdm._core.training import fabric
 from bdm.audit.settings import AuditSettings
 from bdm.computing import computing
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
-from bdm.errors import InputError
+from bdm.errors import InputError, counted, listed
 from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import join_known_cells, new_cells
-from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
 from bdm.generation.like import OriginalCells, with_schema
 from bdm.generation.request import numbers_like, request_cells
@@ -32,7 +34,6 @@ from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.model.populations import populations_by
-from bdm.provenance import provenance, storable
 from bdm.settings import (
     EvaluationSettings,
     FitSettings,
@@ -43,9 +44,6 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.text import counted, listed, type_names
-from bdm.threads import using_threads
-from bdm.training import fabric
 from bdm.transmutation.left_out import report_errors
 from bdm.transmutation.request import Goal, Pair, sources_of
 from bdm.transmutation.transmute import transmute_cells
@@ -379,7 +377,7 @@ class BranchedDiffusion:
         settings = SamplerSettings(n_levels=n_levels, stochastic=stochastic)
         goal = Goal(str(to), tuple(Pair(str(old), str(new)) for old, new in (like or {}).items()))
         keys = InputKeys(label_key=label_key, batch_key=batch_key, counts=counts)
-        cell_types = type_names(from_)
+        cell_types = _type_names(from_)
         sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
         report_errors(self.model, goal.like, seed=seed)
         transmuted = transmute_cells(self.model, sources, goal, settings, seed=seed)
@@ -684,8 +682,8 @@ class BranchedDiffusion:
         new = new_cells(
             adata,
             self.model,
-            cell_types=type_names(cell_types),
-            update=type_names(update),
+            cell_types=_type_names(cell_types),
+            update=_type_names(update),
             keys=InputKeys(label_key=label_key, batch_key=batch_key, counts=counts),
             missing_as_zero=missing_as_zero,
             seed=seed,
@@ -780,3 +778,8 @@ def settings_with(settings: PrepareSettings, **given: Any) -> PrepareSettings:
         if (found := getattr(settings, name)) not in (getattr(default, name), value):
             raise InputError(f"{name} is {value!r}, and {found!r} in settings.prepare; give it in one place.")
     return replace(settings, **given)
+
+
+def _type_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Bring one name of a cell type or several, which may be numbers in the data, to text."""
+    return (str(names),) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(map(str, names))

@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from bdm._core.parallel import using_threads
 from bdm.schema import reject_unknown
 from bdm.settings import PrepareSettings
-from bdm.threads import using_threads
 
 
 class WithThreads(Protocol):

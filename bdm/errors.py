@@ -1,13 +1,11 @@
-"""Errors that users see as one sentence, and the exit codes that follow from them."""
+"""Errors that users see as one sentence, and the words that messages are made of."""
 
 import ast
 import re
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-from bdm.text import printable
 
 ARGUMENT = re.compile(r"`([a-z_]+)=([^`]*)`")
 OPTIONS_FOR_NONE = {"label_key": "no-labels"}  # that set an argument to None, where None is not the default
@@ -80,3 +78,24 @@ def as_options(message: str) -> str:
             return match[0]
 
     return ARGUMENT.sub(option, message)
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, such as ``1 cell type`` and ``2 cell types``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def abbreviated(names: Sequence[str], *, n_shown: int) -> str:
+    """Write the first ``n_shown`` names, and the number of the others."""
+    others = f" and {len(names) - n_shown} more" if len(names) > n_shown else ""
+    return ", ".join(map(str, names[:n_shown])) + others
+
+
+def listed(names: Sequence[str], *, n_shown: int = 10) -> str:
+    """Write the number of names, and the first ``n_shown`` names, in one line."""
+    return f"{len(names)} ({abbreviated(names, n_shown=n_shown)})" if len(names) else ""
+
+
+def printable(text: str) -> str:
+    r"""Write characters that do not print, such as line breaks, as escapes like ``\n``; names in data may have any."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

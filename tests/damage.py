@@ -110,9 +110,9 @@ def read_prepared_of(path: Path) -> Any:
 
 
 def read_autoencoder(path: Path) -> Any:
+    from bdm._core.store import Encoder
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.latent.cells import read_latent
-    from bdm.store import Encoder
 
     autoencoder, latent = load_autoencoder(path), read_latent(path)
     encoder = Encoder()
@@ -121,7 +121,7 @@ def read_autoencoder(path: Path) -> Any:
 
 
 def read_model(path: Path) -> Any:
-    from bdm.files import sha256
+    from bdm._core.files import sha256
     from bdm.model.model import load_model, save_model
 
     model = load_model(path)
@@ -137,7 +137,7 @@ def read_hierarchy(path: Path) -> Any:
 
 
 def read_checkpoint(path: Path) -> Any:
-    from bdm.checkpoint import Checkpoint
+    from bdm._core.checkpoint import Checkpoint
     from bdm.errors import InputError
 
     progress = Checkpoint(path, "identity").read()

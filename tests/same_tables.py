@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdm.store import TEXT
+from bdm._core.store import TEXT
 
 
 def assert_same_table(found: pd.DataFrame, expected: pd.DataFrame, **how: Any) -> None:

@@ -10,7 +10,11 @@ from scipy.stats import nbinom
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from bdm.arrays import to_tensor
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.files import read_json, write_checksummed_json
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import to_tensor
+from bdm._core.training import TrainingPlan, fabric, train
 from bdm.autoencoder import fit, fit_adapters
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows, type_codes
@@ -32,17 +36,12 @@ from bdm.autoencoder.storage import (
     table_from_json,
     table_to_json,
 )
-from bdm.checkpoint import Checkpoint
-from bdm.checksums import write_checksummed_json
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
 from bdm.data.prepare import prepare, read_prepared
 from bdm.errors import InputError, TrainingError
-from bdm.files import read_json
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings, PrepareSettings
-from bdm.threads import using_threads
-from bdm.training import TrainingPlan, fabric, train
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,17 +8,17 @@ import pytest
 import yaml
 from test_cli import bdm  # noqa: F401
 
+from bdm._core.files import sha256
+from bdm._core.store import checksum_of
 from bdm.api import BranchedDiffusion
 from bdm.audit.card import check_settings
 from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.files import sha256
 from bdm.model.card import CARD, metadata, model_card, table
 from bdm.model.generated_file import GeneratedFile, record_of_cells
 from bdm.model.model import load_model
 from bdm.settings import GenerationSettings, PrepareSettings
-from bdm.store import checksum_of
 
 
 def front_matter(card: str) -> dict:

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bdm._core.checkpoint import Checkpoint, TrainingState, checkpoint_beside, identity
+from bdm._core.files import sha256
+from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder import fit
 from bdm.autoencoder.search import find_parts
-from bdm.checkpoint import Checkpoint, TrainingState, checkpoint_beside, identity
 from bdm.cli import app
 from bdm.commands.fit import deciding
 from bdm.data.prepare import prepare
 from bdm.errors import Interrupted
-from bdm.files import sha256
 from bdm.settings import AutoencoderSettings, PrepareSettings, Settings
-from bdm.training import TrainingPlan, train
 
 PLAN = TrainingPlan(n_steps=60, learning_rate=0.05, seed=3, device="cpu", n_warmup=5, validate_every=7)
 

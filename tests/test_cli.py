@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 from typer.main import get_command
 
+from bdm._core.files import sha256
+from bdm._core.store import checksum_of
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.cli import app, main
 from bdm.commands.base import sentence_at_interrupt
 from bdm.commands.train import where_kept
 from bdm.errors import Interrupted, as_options
-from bdm.files import sha256
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.store import checksum_of
 
 COMMANDS = get_command(app).commands
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from damage import READERS, run, summary
 
+from bdm._core.checkpoint import Checkpoint, TrainingState
+from bdm._core.files import preparation, provenance, storable
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import save_autoencoder
-from bdm.checkpoint import Checkpoint, TrainingState
 from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -26,7 +27,6 @@ from bdm.hierarchy.files import save_hierarchy
 from bdm.latent.cells import encode, latent_cells, read_latent, save_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import save_model
-from bdm.provenance import preparation, provenance, storable
 from bdm.settings import (
     AutoencoderSettings,
     DenoiserSettings,

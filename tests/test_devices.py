@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from test_checkpoint import run, run_here, tensors
 
+from bdm._core.training import fabric
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
-from bdm.training import fabric
 
 TRAIN = "train autoencoder hierarchy.json OUT --n-steps STEPS --width 32 --device cpu --devices N"
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdm.arrays import matrix_power
+from bdm._core.seeds import derive
+from bdm._core.training import fabric
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.fit import MinibatchLoss, fit_denoiser, initial_denoiser, train_again
 from bdm.diffusion.held_out import TENSORS, HeldOut, held_out_mask
@@ -19,10 +20,8 @@ from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.mixtures import Mixture, choose
-from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, population_moments
-from bdm.seeds import derive
+from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, matrix_power, population_moments
 from bdm.settings import DenoiserSettings, HierarchySettings, SamplerSettings
-from bdm.training import fabric
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bdm._core.files import atomic_write, sha256
 from bdm.cli import app
 from bdm.data.matrix import write_h5ad
 from bdm.errors import InputError
-from bdm.files import atomic_write, sha256
 from bdm.model.model import save_model
 
 MAIN = "from bdm.cli import main; main()"
@@ -109,7 +109,7 @@ def test_second_run_of_the_same_output_is_rejected_and_another_is_not(tmp_path):
 WRITER = """
 import sys, time
 from bdm.errors import InputError
-from bdm.files import atomic_write
+from bdm._core.files import atomic_write
 try:
     with atomic_write(sys.argv[1], folder_of="kind") as folder:
         folder.mkdir()

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.seeds import numpy_generator
 from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
@@ -18,7 +19,6 @@ from bdm.donors.pseudobulk import group_cells, pseudobulks
 from bdm.donors.variance import certainty, donor_variance
 from bdm.errors import InputError
 from bdm.model.card import model_card
-from bdm.seeds import numpy_generator
 
 N_GENES, N_DONORS, SD = 120, 24, 0.4
 

@@ -14,6 +14,7 @@ from anndata import AnnData, read_h5ad
 from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
+from bdm._core.store import checksum_of
 from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.cli import main
 from bdm.data.prepare import fewest_donors, has_donors
@@ -30,7 +31,6 @@ from bdm.model.fitted_cells import fitted_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, save_model
 from bdm.settings import DenoiserSettings, SamplerSettings
-from bdm.store import checksum_of
 
 QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=DenoiserSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]

@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from bdm.checksums import write_checksummed_json
+from bdm._core.files import atomic_write, read_json, sha256, write_checksummed_json, write_json
+from bdm._core.seeds import derive, numpy_generator, torch_generator
+from bdm._core.store import FORMAT, TEXT, Bundle, pack_tables, read_bundle, unpack_tables, write_bundle
 from bdm.errors import InputError
-from bdm.files import atomic_write, read_json, sha256, write_json
-from bdm.seeds import derive, numpy_generator, torch_generator
-from bdm.store import FORMAT, TEXT, Bundle, pack_tables, read_bundle, unpack_tables, write_bundle
 
 
 def listing(folder) -> dict[str, str]:

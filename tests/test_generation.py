@@ -9,15 +9,15 @@ import torch
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import derive, numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
 from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK, chunk_specs
 from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
-from bdm.seeds import derive, numpy_generator
 from bdm.settings import SamplerSettings
-from bdm.threads import using_threads
 
 B, NK, MONO = "CD19+ B", "CD56+ NK", "CD14+ Monocyte"
 B1, B2 = "CD19+ B/1", "CD19+ B/2"  # sub-populations of B; NK and MONO are one population

@@ -6,10 +6,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from bdm.checksums import write_checksummed_json
+from bdm._core.files import read_json, write_checksummed_json, write_json
 from bdm.diffusion.noise import branch_table
 from bdm.errors import InputError
-from bdm.files import read_json, write_json
 from bdm.hierarchy.attachment import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy

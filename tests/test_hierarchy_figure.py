@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from synthetic_cells import height, random_tree
 
 import bdm
+from bdm._core.seeds import numpy_generator
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
 from bdm.plotting.style import ADDED, save_figure
 from bdm.plotting.tree import node_labels, plot_hierarchy, view_of, without_overlaps
-from bdm.seeds import numpy_generator
 
 
 def caterpillar(n_types: int) -> Hierarchy:

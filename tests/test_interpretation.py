@@ -16,6 +16,8 @@ from same_tables import assert_same_table
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
+from bdm._core.files import sha256
+from bdm._core.store import checksum_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
@@ -23,7 +25,6 @@ from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, halves_of
 from bdm.evaluation.genes import wilcoxon
-from bdm.files import sha256
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.clustering import MeasuredMeans
@@ -78,7 +79,6 @@ from bdm.plotting.style import clade_label
 from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.plotting.write import FIGURES
 from bdm.settings import InterpretationSettings, SamplerSettings
-from bdm.store import checksum_of
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
 TREE = Hierarchy(

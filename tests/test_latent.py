@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from bdm.arrays import matrix_power
+from bdm._core.seeds import Minibatches, population_weight
 from bdm.data import matrix
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.latent import cells
 from bdm.latent.cells import LatentCells, encode, latent_cells, populations_of_cells, read_latent
-from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, population_moments
-from bdm.seeds import Minibatches, population_weight
+from bdm.latent.moments import N_SHRINK, Whitening, fit_whitening, matrix_power, population_moments
 from bdm.settings import PrepareSettings
 
 

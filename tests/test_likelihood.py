@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from bdm._core.parallel import using_threads
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.noise import BLOCK, denoised_in_blocks
 from bdm.model.likelihood import denoiser_of, denoising_gains
-from bdm.threads import using_threads
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import bdm
-from bdm.checkpoint import Checkpoint, TrainingState
+from bdm._core.checkpoint import Checkpoint, TrainingState
 from bdm.model.model import save_model
 
 RUNS_CODE = re.compile(
@@ -27,7 +27,7 @@ pickle.load = pickle.loads = pickle.Unpickler = torch.load = None
 """
 IMPORTS = """
 from pathlib import Path
-from bdm.checkpoint import Checkpoint
+from bdm._core.checkpoint import Checkpoint
 from bdm.model.model import load_model
 """
 READ = """
@@ -65,7 +65,8 @@ def test_files_are_json_and_safetensors(folder):
 
 def test_model_is_read_where_no_pickle_can_be(folder):
     imports = (
-        "from pathlib import Path\nfrom bdm.checkpoint import Checkpoint\nfrom bdm.model.model import load_model\n"
+        "from pathlib import Path\n"
+        "from bdm._core.checkpoint import Checkpoint\nfrom bdm.model.model import load_model\n"
         "import torch.utils._device\n"  # torch imports it when a device is first entered
     )
     program = [sys.executable, "-c", imports + GUARD + READ, folder]

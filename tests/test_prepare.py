@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy import sparse
 from skmisc.loess import loess
 
+from bdm._core.files import sha256
 from bdm.cli import main
 from bdm.data.filters import split_by_type, split_sizes
 from bdm.data.genes import MARKERS
@@ -22,7 +23,6 @@ from bdm.data.prepare import prepare, prepared_cells, read_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError
-from bdm.files import sha256
 from bdm.settings import PrepareSettings
 
 SMALL_TYPE = "CD4+/CD45RA+/CD25- Naive T"  # 8 cells

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from bdm.progress import duration, progress
+from bdm._core.progress import duration, progress
 
 N = 100
 

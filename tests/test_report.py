@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from test_hierarchy_page import CHROMIUM, Scripts, balanced
 
+from bdm._core.files import sha256
 from bdm.audit.results import Audit
 from bdm.audit.settings import AuditSettings
 from bdm.cli import app
@@ -23,7 +24,6 @@ from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.verdict import LIMITS, Grade, Verdict
-from bdm.files import sha256
 from bdm.model.model import load_model
 from bdm.report import experiments
 from bdm.report.audit import ShownAudit

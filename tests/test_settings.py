@@ -14,11 +14,11 @@ from test_workflow import ROOT, demo_config, dry_run
 from typer.main import get_command
 
 import bdm
+from bdm._core.files import provenance
 from bdm.api import settings_with
 from bdm.cli import app, main
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
-from bdm.provenance import provenance
 from bdm.schema import StageSettings, options_of, settings_of
 from bdm.settings import (
     AutoencoderSettings,

@@ -7,6 +7,8 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.design.donors import IndependentDonors
 from bdm.design.experiment import cells_of, compile_design
@@ -16,8 +18,6 @@ from bdm.design.simulate import simulated_cells
 from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.generation.merge import write_cells
-from bdm.seeds import numpy_generator
-from bdm.threads import using_threads
 
 MONO, B, NK, DENDRITIC = "CD14+ Monocyte", "CD19+ B", "CD56+ NK", "Dendritic"
 TWO = {"donors": 2, "conditions": ["control", "treated"], "cells": {MONO: 40, B: 30}}

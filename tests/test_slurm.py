@@ -13,7 +13,7 @@ import yaml
 from slurm.cluster import Cluster, Job, is_running, missing, running, wait_until
 from test_workflow import RULES
 
-from bdm.files import sha256
+from bdm._core.files import sha256
 
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "profiles/slurm"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdm.checksums import write_checksummed_json
+from bdm._core.files import write_checksummed_json
+from bdm._core.store import FORMAT, TEXT, checksum_of, load, save
 from bdm.errors import InputError
-from bdm.store import FORMAT, TEXT, checksum_of, load, save
 
 
 @dataclass(frozen=True)

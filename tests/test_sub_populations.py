@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from bdm._core.parallel import using_threads
 from bdm.autoencoder.search import find_parts
 from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of, prior_means, warn_of_fewer
 from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
-from bdm.threads import using_threads
 
 N_LATENT = 10
 DEFAULT = AutoencoderSettings()

@@ -16,8 +16,8 @@ from synthetic_cells import (
     type_sizes,
 )
 
+from bdm._core.seeds import numpy_generator
 from bdm.hierarchy.tree import Clade
-from bdm.seeds import numpy_generator
 
 SMALL = SyntheticSettings(n_types=6, n_genes=600, min_cells=20, max_cells=90)
 

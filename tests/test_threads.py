@@ -11,10 +11,10 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
+from bdm._core.files import sha256
+from bdm._core.parallel import available_threads, chosen_threads, threads, using_threads
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
-from bdm.files import sha256
-from bdm.threads import available_threads, chosen_threads, threads, using_threads
 
 B, NK = "CD19+ B", "CD56+ NK"
 COMMANDS = f"""
@@ -104,7 +104,7 @@ def test_model_from_python_does_not_depend_on_the_number_of_threads(example_cell
 def test_threads_that_the_process_may_use():
     code = """
 import os
-from bdm.threads import LIMITS, available_threads
+from bdm._core.parallel import LIMITS, available_threads
 def limited(**given):
     for name in LIMITS:
         os.environ.pop(name, None)
@@ -148,7 +148,7 @@ def test_operations_have_one_thread_and_get_theirs_back():
 LIBRARIES = """
 import re
 import torch
-from bdm.threads import threads, using_threads
+from bdm._core.parallel import threads, using_threads
 
 def found(_=0):
     q = torch.linalg.qr(torch.arange(12000.0).reshape(400, 30).sin())[0]

@@ -11,15 +11,15 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
-from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import prepare
 from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
 from bdm.settings import AutoencoderSettings, DenoiserSettings, PrepareSettings
-from bdm.training import TrainingPlan, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

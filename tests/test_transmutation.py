@@ -10,8 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
-from bdm.arrays import optimal_coupling
 from bdm.data.symbols import GeneNames
+from bdm.diffusion.transport import optimal_coupling
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.generation.merge import write_cells

@@ -13,8 +13,8 @@ import typer
 import yaml
 from test_generation_parts import content
 
+from bdm._core.files import sha256
 from bdm.cli import app
-from bdm.files import sha256
 from bdm.report.results import read_results
 from bdm.report.settings import commands
 

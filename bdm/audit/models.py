@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.files import atomic_write
+from bdm._core.training import fabric
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, training_cells
 from bdm.audit.results import Audit
 from bdm.audit.run import Generated, audit_folds, number_of_cells
@@ -18,7 +20,6 @@ from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import take_cells
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
-from bdm.files import atomic_write
 from bdm.generation.chunks import WHOLE, Part
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -29,7 +30,6 @@ from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
 from bdm.settings import FitSettings, GenerationSettings
-from bdm.training import fabric
 
 logger = logging.getLogger(__name__)
 

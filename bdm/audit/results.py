@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
+from bdm._core.files import read_json, write_json
+from bdm._core.seeds import derive, numpy_generator
 from bdm.audit.limits import LEVEL
 from bdm.audit.scores import (
     KEYS,
@@ -24,10 +26,7 @@ from bdm.audit.scores import (
     standardised,
 )
 from bdm.audit.verdict import N_PERMUTATIONS, AuditVerdict, verdict_of
-from bdm.errors import InputError
-from bdm.files import read_json, write_json
-from bdm.seeds import derive, numpy_generator
-from bdm.text import abbreviated, counted
+from bdm.errors import InputError, abbreviated, counted
 
 SCORES, SUMMARY, FIGURE = "scores.csv", "summary.json", "audit.png"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}

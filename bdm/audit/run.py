@@ -10,20 +10,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.files import preparation, provenance, sha256
+from bdm._core.seeds import derive
 from bdm.audit.attacks import MIN_CELLS_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type
 from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import reject_if_unreadable
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, check_genes
 from bdm.evaluation.read import open_cells, stored
-from bdm.files import sha256
 from bdm.generation.chunks import WHOLE, Part
-from bdm.provenance import preparation, provenance
-from bdm.seeds import derive
 from bdm.settings import InputKeys
-from bdm.text import abbreviated, counted
 
 logger = logging.getLogger(__name__)
 MIN_SHARE_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say

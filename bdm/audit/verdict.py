@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bdm.audit.limits import LEVEL, Sides, inconclusive
-from bdm.text import counted
+from bdm.errors import counted
 
 N_PERMUTATIONS = 1000
 HIGH_LIMIT = 0.8  # of chance, from which an audit that finds nothing shows little

@@ -8,11 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.parallel import threads
+from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.data.matrix import take_cells
-from bdm.seeds import numpy_generator, torch_generator
-from bdm.threads import threads
 
 
 def type_names(adata: ad.AnnData) -> tuple[str, ...]:

@@ -12,7 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.parallel import Map, threads, using_threads
+from bdm._core.seeds import derive, to_tensor
+from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import (
     batch_codes,
@@ -30,12 +33,8 @@ from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
 from bdm.autoencoder.search import find_parts
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of, warn_of_fewer
-from bdm.checkpoint import Checkpoint
 from bdm.data.prepare import fewest_donors, has_donors
-from bdm.seeds import derive
 from bdm.settings import AutoencoderSettings
-from bdm.threads import Map, threads, using_threads
-from bdm.training import TrainingPlan, train
 
 N_TRAINING, N_HELD_OUT = 100_000, 10_000  # cells that are read, where there are more
 N_START = 10_000  # cells that the network starts from

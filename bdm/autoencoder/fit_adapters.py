@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bdm.arrays import to_tensor
+from bdm._core.parallel import threads
+from bdm._core.progress import progress
+from bdm._core.seeds import to_tensor, torch_generator
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import (
     batch_codes,
@@ -26,9 +28,6 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.autoencoder.posterior import Posterior, laplace_posterior
 from bdm.data.matrix import take_cells
 from bdm.errors import TrainingError
-from bdm.progress import progress
-from bdm.seeds import torch_generator
-from bdm.threads import threads
 
 logger = logging.getLogger(__name__)
 

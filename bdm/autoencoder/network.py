@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from bdm._core.parallel import Map
 from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
 from bdm.autoencoder.posterior import Posterior, laplace_posterior, products_of
-from bdm.threads import Map
 
 DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
 TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.seeds import to_tensor
 
 MIN_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
 

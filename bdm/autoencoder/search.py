@@ -11,10 +11,10 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from bdm._core.parallel import threads
+from bdm._core.seeds import derive, numpy_generator
 from bdm.errors import InputError
-from bdm.seeds import derive, numpy_generator
 from bdm.settings import AutoencoderSettings
-from bdm.threads import threads
 
 N_AXES = 8  # principal axes of a group's latents in which its parts are sought
 MAX_COMPONENTS = 20  # of a group

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.seeds import to_tensor
+from bdm._core.store import load, save
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.store import load, save
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdm.data.filters import effective_donors, largest_shares
-from bdm.text import abbreviated
+from bdm.errors import abbreviated
 
 logger = logging.getLogger(__name__)
 

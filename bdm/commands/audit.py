@@ -52,12 +52,12 @@ def audit(
 
     Example: bdm audit prepared.h5ad audit/ --cells fold-1.h5ad --cells fold-2.h5ad --cells fold-3.h5ad
     """
+    from bdm._core.files import atomic_write
     from bdm.audit.folds import divide
     from bdm.audit.models import AuditedModels, audit_models
     from bdm.audit.results import SUMMARY
     from bdm.audit.run import audit_folds, from_files
     from bdm.data.prepare import read_prepared
-    from bdm.files import atomic_write
     from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.audit import save_audit

@@ -27,15 +27,14 @@ def autoencoder(
     from contextlib import ExitStack
     from dataclasses import asdict
 
+    from bdm._core.checkpoint import checkpoint_beside
+    from bdm._core.files import atomic_write, preparation, provenance, sha256
     from bdm.autoencoder.fit import fit_autoencoder
     from bdm.autoencoder.storage import save_autoencoder
-    from bdm.checkpoint import checkpoint_beside
     from bdm.data.prepare import read_prepared
     from bdm.donors.effects import fit_donors, save_donors, summary_of
-    from bdm.files import atomic_write, sha256
+    from bdm.errors import counted
     from bdm.latent.cells import encode, save_latent
-    from bdm.provenance import preparation, provenance
-    from bdm.text import counted
 
     adata = read_prepared(prepared, on_disk=True)
     facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}

@@ -47,7 +47,7 @@ class Summary:
 
     def rows(self, *, seconds: float) -> dict[str, str]:
         """Rows of the table, by their first word."""
-        from bdm.progress import duration
+        from bdm._core.progress import duration
 
         rows = {"wrote": ", ".join(str(path) for path in self.wrote if path is not None), **self.facts}
         rows["took"] = f"{duration(seconds)}, {peak_memory() / 1e9:.1f} GB of memory at most"
@@ -63,7 +63,7 @@ def generating(model: Path) -> tuple[Path | str, ...]:
 
 def print_plan(out: Path, obs: "pd.DataFrame", n_genes: int, n_steps: dict[str, int]) -> None:
     """Print what a model would be fitted on, and the steps of each training."""
-    from bdm.text import counted
+    from bdm.errors import counted
 
     n_cells, n_types = int((obs["split"] == "train").sum()), obs["cell_type"].nunique()
     print(f"would write {out}, fitted on {n_cells:,} cells of {counted(n_types, 'type')} x {n_genes:,} genes")
@@ -137,7 +137,7 @@ def sentence_at_interrupt(*, has_checkpoints: bool) -> Iterator[None]:
 @contextmanager
 def computing(threads: int | None) -> Iterator[None]:
     """Compute with a number of threads, or all that there may be."""
-    from bdm.threads import using_threads
+    from bdm._core.parallel import using_threads
 
     with using_threads(threads):
         yield
@@ -163,7 +163,7 @@ def show_messages(*, quiet: bool, verbose: bool) -> Iterator[None]:
 
 def versions() -> str:
     """Describe what runs, and on what."""
-    from bdm.threads import chosen_threads
+    from bdm._core.parallel import chosen_threads
 
     packages = " ".join(f"{name} {version(name)}" for name in ("anndata", "numpy", "scanpy", "torch"))
     machine = f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}"

@@ -48,15 +48,15 @@ def card(
 
     Example: bdm card model/ --evaluation evaluation/ --audit audit/ --cells generated.h5ad --contact a@b.org
     """
+    from bdm._core.files import atomic_write
+    from bdm._core.store import checksum_of
     from bdm.audit.card import audit_section
     from bdm.audit.results import Audit
     from bdm.errors import InputError
     from bdm.evaluation.results import Evaluation
-    from bdm.files import atomic_write
     from bdm.model.card import model_card
     from bdm.model.generated_file import GeneratedFile
     from bdm.model.model import load_model
-    from bdm.store import checksum_of
 
     audited = None if audit is None else Audit.load(audit)
     scores = None if evaluation is None else Evaluation.load(evaluation)

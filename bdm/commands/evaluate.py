@@ -66,11 +66,11 @@ def evaluate(
     """
     from dataclasses import replace
 
+    from bdm._core.files import atomic_write
     from bdm.evaluation.cells import GENERATED
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.read import read_generated, read_real_cells
     from bdm.evaluation.results import score_table, verdict_lines
-    from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by

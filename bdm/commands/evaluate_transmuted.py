@@ -44,9 +44,9 @@ def evaluate_transmuted(
     """
     from dataclasses import replace
 
+    from bdm._core.files import atomic_write
     from bdm.evaluation.cells import TRANSMUTED, read_counts
     from bdm.evaluation.read import read_real_cells
-    from bdm.files import atomic_write
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by

@@ -58,12 +58,12 @@ def extend(
     """
     from contextlib import ExitStack
 
+    from bdm._core.files import atomic_write
     from bdm.data.matrix import write_h5ad
     from bdm.data.prepare import read_prepared
     from bdm.data.read import read_cells
     from bdm.extension.new_cells import join_known_cells, new_cells
     from bdm.extension.results import summary
-    from bdm.files import atomic_write
     from bdm.model.card import save_with_card
     from bdm.model.model import load_model
 
@@ -90,8 +90,8 @@ def facts_of(model: Path, cells: Path, *, keys: InputKeys, missing_as_zero: bool
     """Facts on an extension that its record keeps: which model and which cells, and how they were read."""
     from dataclasses import asdict
 
-    from bdm.files import sha256
-    from bdm.store import checksum_of
+    from bdm._core.files import sha256
+    from bdm._core.store import checksum_of
 
     return {
         "ancestor_sha256": checksum_of(model, "model"),
@@ -114,8 +114,8 @@ def extended_step_by_step(
     """Extend a model by one type after the other."""
     from dataclasses import asdict
 
+    from bdm._core.files import provenance
     from bdm.extension.extend import ExtendSettings, extend_all
-    from bdm.provenance import provenance
 
     settings = ExtendSettings()
     record = provenance(seed=seed, settings=asdict(settings), **facts)

@@ -33,13 +33,13 @@ def fit(
 
     from anndata import AnnData
 
-    from bdm.checkpoint import checkpoint_beside
+    from bdm._core.checkpoint import checkpoint_beside
+    from bdm._core.files import atomic_write
     from bdm.commands.train import where_kept, write_tables
     from bdm.donors.effects import summary_of
-    from bdm.files import atomic_write
+    from bdm.errors import counted
     from bdm.model.card import save_with_card
     from bdm.model.fit import Checkpoints
-    from bdm.text import counted
 
     how: dict[str, Any] = {"settings": settings, "seed": seed, "device": device, "tree": tree}
     prepared: AnnData
@@ -74,8 +74,8 @@ def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Setti
     """Facts that decide how training goes on: settings, and the content of files, also of lists of genes."""
     from dataclasses import asdict
 
+    from bdm._core.files import sha256
     from bdm.data.genes import gene_lists
-    from bdm.files import sha256
     from bdm.validation import CELL_ONTOLOGY
 
     files = [path for path in (data, labels, tree) if path is not None and str(path) != CELL_ONTOLOGY]

@@ -45,15 +45,15 @@ def generate(
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from bdm.files import atomic_write, sha256
+    from bdm._core.files import atomic_write, sha256
+    from bdm._core.training import fabric
+    from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.generate import generated_cells
     from bdm.generation.like import with_schema
     from bdm.generation.merge import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
-    from bdm.text import counted
-    from bdm.training import fabric
 
     cells_like = check_options(cells, cells_like, cells_from, like=like, label_key=label_key)
     of_cells = WHOLE if part is None else Part.parse(part)

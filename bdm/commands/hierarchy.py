@@ -7,8 +7,8 @@ import typer
 
 from bdm.commands.base import Summary
 from bdm.commands.options import AutoencoderFolder, OutFile, Output
+from bdm.errors import counted, listed
 from bdm.settings import HierarchySettings, Seed, Tree
-from bdm.text import counted, listed
 
 if TYPE_CHECKING:
     from bdm.hierarchy.tree import Hierarchy
@@ -45,8 +45,8 @@ def hierarchy(
     from contextlib import ExitStack
     from dataclasses import replace
 
+    from bdm._core.files import atomic_write
     from bdm.errors import InputError
-    from bdm.files import atomic_write
     from bdm.hierarchy.build import build_hierarchy
     from bdm.hierarchy.comparison import comparison_table
     from bdm.hierarchy.files import branch_table, save_hierarchy, to_newick

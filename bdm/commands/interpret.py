@@ -39,13 +39,13 @@ def interpret(
     """
     from dataclasses import replace
 
-    from bdm.files import atomic_write
+    from bdm._core.files import atomic_write
+    from bdm.errors import counted
     from bdm.interpretation.inputs import read_inputs
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
     from bdm.plotting.write import write_figures
-    from bdm.text import counted
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)

@@ -29,7 +29,7 @@ def plot_tree(
 
     Example: bdm plot-tree model/ clade.png --root "node 12"
     """
-    from bdm.files import atomic_write
+    from bdm._core.files import atomic_write
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
     from bdm.plotting.page.tree import tree_page

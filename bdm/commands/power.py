@@ -30,17 +30,17 @@ def power(
 
     Example: bdm power model/ design.yaml power/
     """
+    from bdm._core.files import atomic_write
+    from bdm._core.training import fabric
     from bdm.design.experiment import compile_design
     from bdm.design.read import read_design, with_seed
-    from bdm.files import atomic_write
+    from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.model.model import load_model
     from bdm.plotting.power import power_figure
     from bdm.plotting.style import save_figure
     from bdm.power.analysis import check_testable, power_analysis
     from bdm.power.grid import design_at, points_of
-    from bdm.text import counted
-    from bdm.training import fabric
 
     of_grid = WHOLE if part is None else Part.parse(part)
     checked = with_seed(read_design(design), seed)

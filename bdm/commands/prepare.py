@@ -27,12 +27,12 @@ def prepare(
     """
     from contextlib import ExitStack
 
+    from bdm._core.files import atomic_write, sha256
     from bdm.data.genes import gene_lists
     from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import prepared_cells, summary
     from bdm.data.read import read_cells
     from bdm.errors import InputError
-    from bdm.files import atomic_write, sha256
 
     gene_lists(settings)  # rejected before any cells are read
     with ExitStack() as files:

@@ -19,10 +19,10 @@ def report(
 
     Example: bdm report results/blood report.html
     """
-    from bdm.files import atomic_write
+    from bdm._core.files import atomic_write
+    from bdm._core.store import reject_if_damaged
     from bdm.report.page import report_page
     from bdm.report.results import read_results
-    from bdm.store import reject_if_damaged
 
     with atomic_write(out) as path, reject_if_damaged(results):
         found = read_results(results)

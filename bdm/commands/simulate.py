@@ -33,16 +33,16 @@ def simulate(
     """
     from contextlib import ExitStack
 
+    from bdm._core.files import atomic_write
+    from bdm._core.training import fabric
     from bdm.design.experiment import compile_design
     from bdm.design.read import read_design, with_seed
     from bdm.design.simulate import design_record, simulated_cells
-    from bdm.files import atomic_write
+    from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.generation.merge import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
-    from bdm.text import counted
-    from bdm.training import fabric
 
     of_cells = WHOLE if part is None else Part.parse(part)
     checked = with_seed(read_design(design), seed)

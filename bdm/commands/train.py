@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from lightning.fabric import Fabric
 
-    from bdm.checkpoint import Checkpoint
+    from bdm._core.checkpoint import Checkpoint
 
 
 def train(
@@ -41,12 +41,13 @@ def train(
 
     import pandas as pd
 
+    from bdm._core.checkpoint import checkpoint_beside
+    from bdm._core.files import atomic_write, sha256
+    from bdm._core.parallel import run_on
+    from bdm._core.training import fabric
     from bdm.autoencoder.storage import load_autoencoder
-    from bdm.checkpoint import checkpoint_beside
-    from bdm.files import atomic_write, sha256
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
-    from bdm.processes import run_on
 
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
@@ -58,7 +59,7 @@ def train(
         made_of = {"autoencoder": sha256(autoencoder), "hierarchy": sha256(hierarchy)}
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
-        run_on(device, devices, fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
+        run_on(fabric(device, devices), fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
         training, branches = (pd.read_csv(folder / f"{name}.csv") for name in ("training", "branches"))
     steps = f"{training['step'].iloc[-1]} of at most {settings.n_steps} steps"
     return Summary((out,), {"training": steps, "network": where_kept(branches)}, then=generating(out))
@@ -97,13 +98,13 @@ def fit_and_save(
     """Train the model in one of several processes, the first of which writes it."""
     from dataclasses import asdict
 
+    from bdm._core.files import provenance
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.donors.effects import load_donors
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
     from bdm.model.card import save_with_card
     from bdm.model.fit import fit_model
-    from bdm.provenance import provenance
 
     trained = load_autoencoder(autoencoder)
     model, tables = fit_model(

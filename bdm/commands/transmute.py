@@ -39,12 +39,12 @@ def transmute(
 
     import numpy as np
 
+    from bdm._core.files import atomic_write, sha256
+    from bdm._core.training import fabric
     from bdm.data.read import read_cells
-    from bdm.files import atomic_write, sha256
     from bdm.generation.merge import write_cells
     from bdm.model.generated_file import record_of_cells
     from bdm.model.model import load_model
-    from bdm.training import fabric
     from bdm.transmutation.left_out import report_errors
     from bdm.transmutation.request import Goal, read_pair, sources_of
     from bdm.transmutation.transmute import transmuted_cells

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bdm.data.columns import is_unwritable
-from bdm.errors import InputError
-from bdm.text import counted
+from bdm.errors import InputError, counted
 
 logger = logging.getLogger(__name__)
 

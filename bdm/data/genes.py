@@ -10,10 +10,10 @@ import pandas as pd
 from scipy import sparse
 from skmisc.loess import loess
 
+from bdm._core.files import reading
 from bdm.data.counts import CellCounts
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
-from bdm.files import reading
 from bdm.settings import PrepareSettings
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,8 @@ from anndata.abc import CSCDataset, CSRDataset
 from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
-from bdm.checksums import checksummed_hdf5
+from bdm._core.files import checksummed_hdf5, require_space
 from bdm.errors import InputError
-from bdm.files import require_space
 
 logger = logging.getLogger(__name__)
 

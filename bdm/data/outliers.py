@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.filters import capped
 from bdm.data.matrix import Matrix, take_rows
-from bdm.seeds import numpy_generator
 
 FACTOR = 3  # an outlying count is this many times as large as all regular ones of the type, for its library size
 MIN_COUNT = 10  # smaller counts are never outlying

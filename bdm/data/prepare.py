@@ -42,9 +42,8 @@ from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets
 from bdm.data.outliers import count_limits
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
-from bdm.errors import InputError
+from bdm.errors import InputError, counted
 from bdm.settings import PrepareSettings
-from bdm.text import counted
 from bdm.validation import donors_rejection
 
 logger = logging.getLogger(__name__)

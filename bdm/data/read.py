@@ -12,11 +12,10 @@ import zarr
 from anndata import AnnData, io
 from scipy import sparse
 
-from bdm.checksums import check_hdf5
+from bdm._core.files import check_hdf5, reading
 from bdm.data.header import separator_of
 from bdm.data.matrix import Matrix, SparseMatrix, reject_if_unreadable
 from bdm.errors import InputError, missing_package
-from bdm.files import reading
 
 logger = logging.getLogger(__name__)
 

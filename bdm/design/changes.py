@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.genes import read_gmt
 from bdm.design.samples import N_SHOWN, populations_named
 from bdm.design.settings import Change, Design, FoldChange, GeneChoice
-from bdm.errors import InputError, at
+from bdm.errors import InputError, abbreviated, at
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
-from bdm.text import abbreviated
 
 HALF = 0.5  # of the change of kind `both`, by which all cells of the reference differ
 

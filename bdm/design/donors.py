@@ -8,12 +8,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.settings import LEARNED, NONE, Design
 from bdm.donors.draw import NewDonors
 from bdm.errors import InputError
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 SHARED = 0.5  # share of the variance between donors that all cell types have in common
 

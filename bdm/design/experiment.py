@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
 from bdm.design.donors import Donors, donors_of
 from bdm.design.samples import proportions_of, request_of, table_of_samples
@@ -19,7 +19,6 @@ from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator, torch_generator
 
 NO_PARTNER = -1
 FEW_CELLS = 128  # of a population, whose means are compared between donors

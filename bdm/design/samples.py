@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from bdm._core.seeds import numpy_generator
 from bdm.design.donors import learned_donors, resolved
 from bdm.design.settings import LEARNED, NONE, Composition, Design, Samples
-from bdm.errors import InputError, at
+from bdm.errors import InputError, abbreviated, at
 from bdm.generation.request import Request, spread_over_populations
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
-from bdm.text import abbreviated
 
 N_SHOWN = 12  # names in a message
 

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.parallel import keep_freed_memory, threads
+from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.changes import PlantedGenes
 from bdm.design.experiment import Cells, Experiment, cells_of, compile_design
@@ -32,8 +33,6 @@ from bdm.generation.generate import (
     type_columns,
 )
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
-from bdm.threads import keep_freed_memory, threads
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
 

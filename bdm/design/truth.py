@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
 from bdm.design.experiment import Experiment
 from bdm.design.samples import proportions_of
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 ROUNDING = 1e-12  # log2 fold changes below it are of sums that are equal
 EVERY_CONDITION = ""  # of changes that distinguish cell types, in all conditions

@@ -8,8 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bdm.arrays import to_tensor
-from bdm.checkpoint import Checkpoint
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import Minibatches, derive, to_tensor
+from bdm._core.training import TrainingPlan, fabric, train
 from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
 from bdm.diffusion.held_out import HeldOut, held_out_mask
 from bdm.diffusion.noise import branch_table, branches_at, denoising_losses, sample_noised
@@ -17,10 +19,7 @@ from bdm.diffusion.populations import BranchPopulations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, Whitening, population_moments
-from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings
-from bdm.threads import using_threads
-from bdm.training import TrainingPlan, fabric, train
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -105,7 +104,7 @@ def fit_denoiser(
 
 
 def training_plan(settings: DenoiserSettings, workers: "Fabric", *, seed: int, **more: Any) -> TrainingPlan:
-    """Plan of the denoiser's training; ``more`` are fields of :class:`bdm.training.TrainingPlan`."""
+    """Plan of the denoiser's training; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
     return TrainingPlan(
         settings.n_steps,
         settings.learning_rate,

@@ -11,13 +11,13 @@ import torch
 from scipy.stats import t
 from torch import Tensor, nn
 
+from bdm._core.seeds import population_weight, torch_generator
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.noise import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
 from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening
-from bdm.seeds import population_weight, torch_generator
 from bdm.settings import DenoiserSettings
 
 N_HELD_OUT = 10_000  # most cells that are compared

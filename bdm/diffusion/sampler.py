@@ -7,6 +7,7 @@ from functools import cache, cached_property, partial
 import torch
 from torch import Tensor
 
+from bdm._core.seeds import torch_generator
 from bdm.diffusion.denoiser import BranchedDenoiser
 from bdm.diffusion.solver import SIGMA_MIN, Denoise, Solver, dpm_solver, noise_levels
 from bdm.diffusion.transport import (
@@ -23,7 +24,6 @@ from bdm.diffusion.transport import (
 from bdm.hierarchy.tree import Hierarchy, Segment
 from bdm.latent.mixtures import Mixture
 from bdm.latent.moments import Normal
-from bdm.seeds import torch_generator
 from bdm.settings import SamplerSettings
 
 CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from scipy import sparse
+from scipy.optimize import linprog
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from bdm.arrays import matrix_power, optimal_coupling
 from bdm.latent.mixtures import Mixture, choose
-from bdm.latent.moments import Normal
+from bdm.latent.moments import Normal, matrix_power
 
 Map = Callable[[Tensor, torch.Generator], Tensor]  # of cells, cells x dimensions
 
@@ -184,3 +186,34 @@ def gaussian_trend(population: Normal, sigma: float) -> AffineMap:
     matrix = -(sigma**2) * covariance @ noised @ noised
     mean = population.mean.double()
     return AffineMap(mean, matrix, torch.zeros_like(mean))
+
+
+def optimal_coupling(source: np.ndarray, target: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Discrete optimal transport between two distributions, as the share of each target given each source.
+
+    Parameters
+    ----------
+    source, target
+        Positive weights, up to a constant factor each.
+    cost
+        Of a unit that is moved, sources x targets.
+
+    Returns
+    -------
+    Sources x targets; the rows sum to 1.
+    """
+    source, target = source / source.sum(), target / target.sum()
+    n_sources, n_targets = cost.shape
+    if n_sources == 1 or n_targets == 1:
+        return np.tile(target, (n_sources, 1))
+    given: Any = sparse.vstack(
+        [
+            sparse.kron(sparse.eye(n_sources), np.ones((1, n_targets))),
+            sparse.kron(np.ones((1, n_sources)), sparse.eye(n_targets)),
+        ]
+    )
+    found: Any = linprog(cost.ravel(), A_eq=given.tocsc(), b_eq=np.concatenate([source, target]), method="highs")
+    moved = np.clip(found.x.reshape(cost.shape), 0, None)
+    total = moved.sum(axis=1, keepdims=True)
+    # A share below the tolerance of the solver may be 0
+    return np.where(total > 0, moved / np.where(total > 0, total, 1), target)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.store import checksum_of, load, save
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
@@ -19,7 +20,6 @@ from bdm.donors.composition import DonorComposition, fit_composition
 from bdm.donors.pseudobulk import Groups, group_cells, pseudobulks
 from bdm.donors.variance import FEW, DonorVariance, certainty, donor_variance
 from bdm.errors import InputError
-from bdm.store import checksum_of, load, save
 
 N_FACTORS = 30  # most factors that donors' effects share
 

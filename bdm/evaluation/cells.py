@@ -18,8 +18,7 @@ from bdm.data.filters import capped
 from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames
-from bdm.errors import InputError
-from bdm.text import abbreviated
+from bdm.errors import InputError, abbreviated
 
 logger = logging.getLogger(__name__)
 

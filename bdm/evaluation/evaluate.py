@@ -10,7 +10,11 @@ from math import ceil
 import numpy as np
 import pandas as pd
 
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
+from bdm._core.progress import progress
 from bdm.data.symbols import GeneNames
+from bdm.errors import counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
@@ -34,11 +38,7 @@ from bdm.evaluation.resampling import (
 )
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import GroupScores, Reference, Scores, score_cells
-from bdm.progress import progress
-from bdm.provenance import provenance
 from bdm.settings import EvaluationSettings
-from bdm.text import counted
-from bdm.threads import using_threads
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm.errors import InputError
+from bdm._core.files import atomic_write
+from bdm._core.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.resampling import SizeLimits
 from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
-from bdm.files import atomic_write
-from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
-from bdm.text import abbreviated, counted
 
 KIND = "evaluation"
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings

@@ -1,17 +1,25 @@
-"""UMAP of several sets of cells together."""
+"""UMAP: of several sets of cells together, with its compiled functions kept on disk from one process to the next."""
 
+import warnings
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import umap
+import umap.distances
+import umap.layouts
+import umap.umap_
+import umap.utils
+from numba.core.dispatcher import Dispatcher
 from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
-from bdm.embedding import fitted_umap
+from bdm._core.parallel import using_threads
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.metrics import fitted_pca
 from bdm.evaluation.results import COORDINATES
-from bdm.threads import using_threads
 
 MANY = 1000  # cells from which on neighbours are found here
 
@@ -33,11 +41,11 @@ def joint_umap(sets: list[Cells], *, seed: int) -> list[pd.DataFrame]:
     ends = np.cumsum([len(cells) for cells in sets])[:-1]
     return [
         pd.DataFrame(coordinates, columns=COORDINATES).assign(cell_type=cells.cell_type)
-        for cells, coordinates in zip(sets, np.split(umap(components, seed=seed), ends), strict=True)
+        for cells, coordinates in zip(sets, np.split(umap_coordinates(components, seed=seed), ends), strict=True)
     ]
 
 
-def umap(components: np.ndarray, *, seed: int) -> np.ndarray:
+def umap_coordinates(components: np.ndarray, *, seed: int) -> np.ndarray:
     """Embed cells in two dimensions.
 
     UMAP calls a function for each pair of cells, and from 4,096 cells on searches neighbours by a method that is
@@ -51,3 +59,30 @@ def nearest_neighbours(components: np.ndarray, *, n_neighbors: int = 15) -> tupl
     """Find the nearest cells of each cell, itself the first: their indices and distances."""
     distances, cells = NearestNeighbors(n_neighbors=n_neighbors).fit(components).kneighbors(components)
     return cells, distances
+
+
+def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: int, **settings: Any) -> umap.UMAP:
+    """Fit UMAP to x (cells x dimensions) on one thread, and the same way for the same seed.
+
+    References
+    ----------
+    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
+    """
+    keep_compiled()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # types far apart, as they should be
+        return umap.UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1, **settings).fit(x)
+
+
+@cache
+def keep_compiled() -> None:
+    """Let numba keep on disk what it compiles for UMAP, which takes 10 to 15 s in each process otherwise.
+
+    Numba chooses the folder: that of ``NUMBA_CACHE_DIR``, or the package's, or one in the user's cache.
+    """
+    for module in (umap.distances, umap.layouts, umap.umap_, umap.utils):
+        for function in vars(module).values():
+            if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
+                with suppress(RuntimeError):  # none of these folders can be written
+                    function.enable_caching()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from bdm._core.seeds import numpy_generator
 from bdm.hierarchy.attachment import AttachmentPoint, attachment_point
 from bdm.hierarchy.build import MIN_LEVEL, branches_of, inner_names, measure_clade
 from bdm.hierarchy.clustering import MeasuredMeans, clades_of_types
@@ -16,7 +17,6 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, without_prior
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 
 @dataclass(frozen=True)

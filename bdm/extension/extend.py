@@ -11,11 +11,14 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import population_weight
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.diffusion.populations import BranchPopulations
+from bdm.errors import counted
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
 from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
@@ -27,10 +30,7 @@ from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse
 from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
 from bdm.schema import StageSettings
-from bdm.seeds import population_weight
 from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings
-from bdm.text import counted
-from bdm.threads import using_threads
 
 MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone

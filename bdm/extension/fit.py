@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from bdm._core.seeds import Minibatches, derive
+from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, observed_and_expected
 from bdm.autoencoder.storage import GeneAutoencoder
@@ -22,9 +24,7 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells, populations_of_cells
 from bdm.latent.moments import Whitening
 from bdm.model.model import BranchedModel
-from bdm.seeds import Minibatches, derive
 from bdm.settings import DenoiserSettings, SamplerSettings
-from bdm.training import TrainingPlan, train
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from anndata.utils import make_index_unique
 
 from bdm.data.columns import as_text, is_missing, is_unwritable
 from bdm.data.filters import split_by_type
-from bdm.errors import InputError
+from bdm.errors import InputError, counted
 from bdm.model.fitted_cells import check_has_genes, check_has_types
 from bdm.model.match import SAME, batches_of, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys, PrepareSettings
-from bdm.text import counted
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.parallel import threads
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows_of_population
 from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MAX_CELLS, PopulationCells, fit_gaining
@@ -19,7 +20,6 @@ from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_o
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings
-from bdm.threads import threads
 
 logger = logging.getLogger(__name__)
 

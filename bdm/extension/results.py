@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bdm._core.files import atomic_write
+from bdm._core.store import load, save
 from bdm.data.symbols import display_names
+from bdm.errors import counted
 from bdm.extension.extend import MIN_HELD_OUT, FittedExtension
-from bdm.files import atomic_write
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.model import BranchedModel, type_specific_genes
-from bdm.store import load, save
-from bdm.text import counted
 
 REPORT = "extension_report"
 HELD_OUT = {  # cells that a gain is measured with, and what is to be said of them

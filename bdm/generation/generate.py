@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bdm._core.parallel import keep_freed_memory, threads
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
 from bdm.diffusion.sampler import HierarchicalSampler
@@ -27,9 +29,7 @@ from bdm.generation.chunks import (
 )
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 from bdm.settings import SamplerSettings
-from bdm.threads import keep_freed_memory, threads
 
 EXPECTED = "expected"  # layer of expected counts
 

@@ -9,15 +9,14 @@ import pandas as pd
 from anndata import AnnData
 from torch import Tensor
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.columns import as_text
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.generation.generate import GeneratedCells, observations_of, reserved_names
 from bdm.generation.request import Request
 from bdm.model.match import SAME, batch_column, labels_of
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 from bdm.settings import InputKeys
-from bdm.text import abbreviated
 
 # Of schema 7.1.0, https://github.com/chanzuckerberg/single-cell-curation/tree/main/schema
 TERMS = (

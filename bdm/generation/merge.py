@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset, write_elem
 
-from bdm.checksums import check_hdf5
+from bdm._core.files import check_hdf5, reading, require_space
 from bdm.data.matrix import COMPRESSION, ENTRIES, appended_rows, new_h5ad
 from bdm.errors import InputError
-from bdm.files import reading, require_space
 from bdm.generation.chunks import MAX_CHUNK, Part
 from bdm.generation.generate import EXPECTED, Block, GeneratedCells
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm.errors import InputError
-from bdm.files import reading
+from bdm._core.files import reading
+from bdm.errors import InputError, counted
 from bdm.model.match import SAME, label_column, labels_of
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
-from bdm.text import counted
 from bdm.validation import unknown_type
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import numpy_generator
 from bdm.hierarchy.clustering import (
     MeasuredMeans,
     clades_of_types,
@@ -21,9 +23,7 @@ from bdm.hierarchy.support import FEW_CELLS, Evidence, clade_support, nearer_typ
 from bdm.hierarchy.tree import MIN_PLACE, Branch, Clade, Hierarchy, match_leaves, rejecting_deep_trees
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import fit_whitening, population_moments, without_prior
-from bdm.seeds import numpy_generator
 from bdm.settings import HierarchySettings
-from bdm.threads import using_threads
 
 MIN_LEVEL = 0.3  # of a node: populations that overlap below the threshold still need branches
 

@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from bdm.checksums import read_checksummed_json, write_checksummed_json
+from bdm._core.files import read_checksummed_json, read_json, reading, write_checksummed_json
+from bdm._core.store import FORMAT, Decoder, Encoder, reject_if_damaged
 from bdm.errors import InputError, at
-from bdm.files import read_json, reading
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
-from bdm.store import FORMAT, Decoder, Encoder, reject_if_damaged
 
 
 def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdm.errors import InputError, missing_package
+from bdm.errors import InputError, abbreviated, missing_package
 from bdm.hierarchy.files import Tree, as_clade
 from bdm.hierarchy.tree import Clade
 from bdm.settings import HierarchySettings
-from bdm.text import abbreviated
 from bdm.validation import CELL_ONTOLOGY, column_rejection, ontology_rejection
 
 PREFIX = "CL"

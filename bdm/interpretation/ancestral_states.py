@@ -8,14 +8,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.embedding import fitted_umap
+from bdm.evaluation.umap import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 
 @dataclass(frozen=True)

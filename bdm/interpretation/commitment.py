@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from bdm.arrays import matrix_power
 from bdm.interpretation.ancestral_states import AncestralStates
 from bdm.interpretation.contrasts import Contrast
-from bdm.latent.moments import Normal
+from bdm.latent.moments import Normal, matrix_power
 from bdm.model.model import BranchedModel, log_expression
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.seeds import numpy_generator
 from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.generation.generate import observation_model
 from bdm.interpretation.contrasts import Contrast, Differences, PopulationExpression
 from bdm.interpretation.genes import real_differences, real_expression
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 MIN_DEPTH = 0.25  # quantile of the library sizes of a side
 

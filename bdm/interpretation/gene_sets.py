@@ -8,12 +8,12 @@ import gseapy
 import numpy as np
 import pandas as pd
 
+from bdm._core.files import reading
+from bdm._core.seeds import derive
 from bdm.data.genes import GeneSets, merge_pairs, read_gmt
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
-from bdm.files import reading
 from bdm.interpretation.contrasts import Contrast, Differences
-from bdm.seeds import derive
 
 
 @dataclass(frozen=True)

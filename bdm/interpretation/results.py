@@ -14,22 +14,30 @@ import pandas as pd
 from anndata import AnnData
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.files import atomic_write, storable
+from bdm._core.seeds import to_tensor
+from bdm._core.store import (
+    Bundle,
+    Decoder,
+    Encoder,
+    pack_tables,
+    read_bundle,
+    reject_if_damaged,
+    unpack_tables,
+    write_bundle,
+)
 from bdm.autoencoder.storage import table_from_json, table_to_json
 from bdm.data.columns import writable
 from bdm.data.matrix import write_h5ad
 from bdm.data.symbols import GeneNames
-from bdm.files import atomic_write
+from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.agreement import QUERIES, BranchAgreement, ContrastGenes, column_of, without_mirrored
 from bdm.interpretation.ancestral_states import AncestralStates, Embedding, path_table
 from bdm.interpretation.commitment import Commitment
 from bdm.interpretation.contrasts import Contrast, Differences, FoldChange, contrasts_of
 from bdm.interpretation.markers import Dots, Markers, members_of_types
-from bdm.provenance import storable
 from bdm.settings import InterpretationSettings
-from bdm.store import Bundle, Decoder, Encoder, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
-from bdm.text import counted
 
 KIND = "interpretation"
 TESTED = ("training", "equal", "test")  # differences of ContrastGenes in real cells, None where there are too few

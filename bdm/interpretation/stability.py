@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from bdm._core.seeds import torch_generator
 from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.support import clades_of_populations
@@ -13,7 +14,6 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance
 from bdm.model.model import BranchedModel
-from bdm.seeds import torch_generator
 
 THRESHOLDS = tuple(np.arange(0.55, 0.96, 0.05).round(2))
 N_DRAWS = 100

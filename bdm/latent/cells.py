@@ -11,15 +11,15 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from bdm.arrays import to_tensor
+from bdm._core.parallel import threads
+from bdm._core.seeds import to_tensor
+from bdm._core.store import checksum_of
 from bdm.autoencoder.cells import batch_codes
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.matrix import blocks_of_rows, write_h5ad
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 from bdm.latent.layout import LatentLayout
-from bdm.store import checksum_of
-from bdm.threads import threads
 
 BLOCK = 512  # cells that are encoded together
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from bdm.arrays import matrix_power
+from bdm._core.seeds import population_weight
 from bdm.latent.cells import LatentCells
 from bdm.latent.layout import LatentLayout
-from bdm.seeds import population_weight
 
 
 @dataclass(frozen=True)
@@ -186,3 +185,11 @@ def sampling_variance(cells: LatentCells, whitening: Whitening) -> Tensor:
     of_population = torch.zeros(n_populations, dtype=torch.float64).index_add(0, cells.population, squares)
     pooled = of_population.sum() / (n_cells.sum() - n_populations).clamp(min=1)
     return ((of_population + pooled) / n_cells.clamp(min=1) ** 2).float()
+
+
+def matrix_power(matrix: Tensor, power: float) -> Tensor:
+    """Real power of a symmetric positive definite matrix, computed in double precision."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    values = values.clamp(min=1e-10 * float(values[-1]))
+    powered: Tensor = (vectors * values**power) @ vectors.T
+    return powered.to(matrix.dtype)

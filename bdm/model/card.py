@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from bdm import __version__
+from bdm._core.store import checksum_of
 from bdm.donors.effects import summary_of
-from bdm.errors import InputError
+from bdm.errors import InputError, counted, listed, printable
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
@@ -19,8 +20,6 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel, save_model
 from bdm.settings import PrepareSettings
-from bdm.store import checksum_of
-from bdm.text import counted, listed, printable
 
 CARD = "README.md"  # the name that Hugging Face gives to model cards
 TAGS = (
@@ -59,7 +58,7 @@ def model_card(
     Parameters
     ----------
     checksum
-        Checksum of the saved model, as :func:`bdm.store.checksum_of` returns it; None for a model in memory.
+        Checksum of the saved model, as :func:`bdm._core.store.checksum_of` returns it; None for a model in memory.
     evaluation
         Evaluation of its generated cells, whose scores are shown with the floor's.
     audit

@@ -8,9 +8,12 @@ import anndata as ad
 import pandas as pd
 import torch
 
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.files import preparation, provenance
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.checkpoint import Checkpoint
 from bdm.diffusion.fit import fit_denoiser
 from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.donors.effects import DonorEffects, fit_donors
@@ -21,10 +24,7 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
-from bdm.provenance import preparation, provenance
-from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings, FitSettings
-from bdm.threads import using_threads
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

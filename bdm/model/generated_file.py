@@ -8,13 +8,12 @@ from typing import Any, Self
 
 import pandas as pd
 
+from bdm._core.files import provenance, sha256, storable
+from bdm._core.store import checksum_of
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.files import sha256
 from bdm.model.match import labels_of
 from bdm.model.model import BranchedModel
-from bdm.provenance import provenance, storable
-from bdm.store import checksum_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds
 from bdm.data.matrix import take_cells
 from bdm.diffusion.denoiser import BranchedDenoiser
@@ -14,9 +16,7 @@ from bdm.diffusion.populations import BranchPopulations
 from bdm.latent.cells import cells_by_network, encode, latent_cells, populations_of_cells
 from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
-from bdm.seeds import torch_generator
 from bdm.settings import DenoiserSettings
-from bdm.threads import using_threads
 
 N_DRAWS = 16  # of noise, for each cell
 

@@ -11,11 +11,10 @@ from scipy import sparse
 from bdm.data.columns import as_text, complete_column, is_text, one_label
 from bdm.data.counts import count_slots, raw_counts
 from bdm.data.header import MISSING_LABELS
-from bdm.errors import InputError
+from bdm.errors import InputError, counted
 from bdm.evaluation.cells import Cells
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
-from bdm.text import counted
 from bdm.validation import label_candidates, labels_rejection
 
 logger = logging.getLogger(__name__)

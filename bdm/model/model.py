@@ -12,6 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from bdm._core.files import sha256
+from bdm._core.parallel import using_threads
+from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.denoiser import BranchedDenoiser
@@ -21,15 +24,12 @@ from bdm.diffusion.solver import Solver, dpm_solver
 from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
-from bdm.files import sha256
 from bdm.hierarchy.attachment import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.model.extension import Extension
 from bdm.settings import SamplerSettings
-from bdm.store import checksum_of, load, reject_if_damaged, save
-from bdm.threads import using_threads
 
 
 @dataclass(frozen=True)

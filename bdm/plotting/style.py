@@ -17,9 +17,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
-from bdm.errors import InputError
+from bdm.errors import InputError, printable
 from bdm.evaluation.cells import FLOOR
-from bdm.text import printable, without_formulas
 
 # Okabe and Ito, distinct with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -54,6 +53,11 @@ class SetStyle:
 
     colour: str
     marker: str
+
+
+def without_formulas(text: str) -> str:
+    """Escape dollar signs, or matplotlib reads the text between two of them as a formula."""
+    return text.replace("$", r"\$")
 
 
 def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:

@@ -16,13 +16,12 @@ from scipy.stats import norm
 from bdm.design.read import read_design
 from bdm.design.settings import AXES, Design
 from bdm.design.simulate import design_record
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.generation.chunks import WHOLE, Part
 from bdm.model.model import BranchedModel
 from bdm.power.expression import deseq2_test
 from bdm.power.grid import methods_of, points_of
 from bdm.power.score import score_experiment
-from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from scipy import sparse
 
 from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.schema import StageSettings, Unset
-from bdm.text import abbreviated
 from bdm.validation import column_rejection
 
 MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one

@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
+from bdm._core.seeds import derive
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings
-from bdm.seeds import derive
 
 
 @dataclass(frozen=True)

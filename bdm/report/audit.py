@@ -10,9 +10,8 @@ from typing import Any
 from bdm.audit.card import check_audit
 from bdm.audit.results import FIGURE, GENERATED, SETS, SUMMARY, Audit
 from bdm.audit.verdict import ATTACKS
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.model.model import BranchedModel
-from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
 

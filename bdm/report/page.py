@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
+from bdm._core.progress import duration
 from bdm.donors.effects import summary_of
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
@@ -20,7 +21,6 @@ from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
 from bdm.plotting.page.tree import MAX_ROWS, tree_browser
 from bdm.plotting.tree import view_of
-from bdm.progress import duration
 from bdm.report import audit
 from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.experiments import summary

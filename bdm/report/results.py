@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from bdm._core.store import checksum_of
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -21,7 +22,6 @@ from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.audit import ShownAudit, read_audit
 from bdm.report.experiments import Experiment, read_experiments
-from bdm.store import checksum_of
 from bdm.transmutation.results import TransmutationEvaluation
 
 BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")

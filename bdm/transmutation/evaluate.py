@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
 from bdm.data.read import read_cells
-from bdm.errors import InputError
+from bdm.errors import InputError, counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
@@ -27,9 +29,6 @@ from bdm.evaluation.cells import (
     with_columns,
 )
 from bdm.evaluation.resampling import Populations
-from bdm.provenance import provenance
-from bdm.text import counted
-from bdm.threads import using_threads
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 from bdm.transmutation.scores import Endpoints, changed_genes, fold_changes, score_transmutation
 

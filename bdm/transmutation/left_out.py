@@ -5,10 +5,10 @@ import logging
 import pandas as pd
 import torch
 
+from bdm._core.seeds import torch_generator
 from bdm.evaluation.distances import energy_distance
 from bdm.latent.mixtures import Mixture
 from bdm.model.model import BranchedModel
-from bdm.seeds import torch_generator
 from bdm.transmutation.request import Pair, shift
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,10 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from bdm.errors import InputError
+from bdm.errors import InputError, counted
 from bdm.model.match import SAME, batch_column, batches_of, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
 from bdm.settings import InputKeys
-from bdm.text import counted
 from bdm.validation import unknown_type
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from bdm._core.files import atomic_write
+from bdm._core.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
 from bdm.evaluation.results import frame_of_rows, rows_by_name
-from bdm.files import atomic_write
-from bdm.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
 
 KIND = "transmutation"
 MAX_TYPES = 8  # original types whose genes and cells are drawn

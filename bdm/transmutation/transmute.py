@@ -12,7 +12,10 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from bdm.arrays import optimal_coupling
+from bdm._core.parallel import keep_freed_memory, threads
+from bdm._core.seeds import numpy_generator, torch_generator
+from bdm.diffusion.transport import optimal_coupling
+from bdm.errors import abbreviated
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -23,10 +26,7 @@ from bdm.generation.generate import (
 )
 from bdm.latent.cells import encode
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator, torch_generator
 from bdm.settings import SamplerSettings
-from bdm.text import abbreviated
-from bdm.threads import keep_freed_memory, threads
 from bdm.transmutation.request import Goal, Sources, mean, shift
 
 logger = logging.getLogger(__name__)

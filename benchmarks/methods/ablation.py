@@ -8,10 +8,10 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from bdm._core.files import atomic_write, provenance
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
 from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.files import atomic_write
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, request_cells
@@ -19,7 +19,6 @@ from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.provenance import provenance
 from bdm.settings import DenoiserSettings, SamplerSettings
 
 Sampler = Callable[..., HierarchicalSampler]  # makes it from denoiser, hierarchy and settings

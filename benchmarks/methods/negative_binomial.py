@@ -13,7 +13,7 @@ import pandas as pd
 import peer
 from scipy import sparse
 
-from bdm.files import atomic_write
+from bdm._core.files import atomic_write
 
 MODEL = "model.npz"
 MIN_DISPERSION = 1e-6  # below it, the Poisson distribution is the same

@@ -8,7 +8,7 @@ import peer
 from anndata import AnnData, read_h5ad
 from scipy import sparse
 
-from bdm.files import atomic_write
+from bdm._core.files import atomic_write
 
 CELLS = "cells.h5ad"
 

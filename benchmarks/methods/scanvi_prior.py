@@ -17,7 +17,7 @@ import torch
 from scipy import sparse
 from scvi_prior import decoded, train_into
 
-from bdm.seeds import derive
+from bdm._core.seeds import derive
 
 UNLABELLED = "no label"  # scANVI needs a name for it, though all cells have labels
 

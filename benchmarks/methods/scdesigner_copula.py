@@ -19,8 +19,8 @@ from anndata import AnnData
 from scdesigner.simulators import NegBinCopula
 from scipy import sparse
 
-from bdm.files import atomic_write
-from bdm.seeds import derive
+from bdm._core.files import atomic_write
+from bdm._core.seeds import derive
 
 MODEL = "model.joblib"
 EPOCHS = 500

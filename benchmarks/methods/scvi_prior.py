@@ -15,8 +15,8 @@ import scvi
 import torch
 from scipy import sparse
 
-from bdm.files import atomic_write
-from bdm.seeds import derive
+from bdm._core.files import atomic_write
+from bdm._core.seeds import derive
 
 
 def train(prepared: Path, model: Path, *, epochs: int | None = None, seed: int = 0) -> None:

@@ -14,11 +14,11 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
+from bdm._core.seeds import derive, numpy_generator
 from bdm.data.read import read_cells
 from bdm.design.read import read_design
 from bdm.design.simulate import Droplets, simulate_cells, with_ambient
 from bdm.model.model import BranchedModel, load_model
-from bdm.seeds import derive, numpy_generator
 
 MAX_AMBIENT = 0.1  # share of ambient RNA in a type by the counts of a gene that the type does not express
 EMPTY_COUNTS = 10_000  # counts in empty droplets

@@ -17,10 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from tidy import RARE, write_rows
 
+from bdm._core.seeds import derive, numpy_generator
 from bdm.api import BranchedDiffusion
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.read import read_real_cells
-from bdm.seeds import derive, numpy_generator
 
 CLASSIFIERS: dict[str, Callable[..., ClassifierMixin]] = {
     "logistic regression": lambda **settings: LogisticRegression(max_iter=1000, **settings),

@@ -10,9 +10,9 @@ import typer
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.files import atomic_write
+from bdm._core.seeds import numpy_generator
 from bdm.data.read import read_cells
-from bdm.files import atomic_write
-from bdm.seeds import numpy_generator
 
 app = typer.Typer()
 

@@ -11,11 +11,11 @@ from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 from tidy import tidy, write_rows
 
+from bdm._core.seeds import derive, numpy_generator
 from bdm.data.read import read_cells
 from bdm.design.read import read_design
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import BranchedModel, load_model
-from bdm.seeds import derive, numpy_generator
 
 WITHIN = 0.5  # share of the doublets whose cells are of one type
 PARTNERS = 0.25  # share of the real cells that are the second cells of doublets

@@ -12,8 +12,8 @@ from scipy import sparse
 from sklearn.neighbors import KNeighborsTransformer
 from tidy import LABEL
 
+from bdm._core.files import atomic_write
 from bdm.data.prepare import read_prepared
-from bdm.files import atomic_write
 from bdm.latent.cells import read_latent
 
 BDM = "bdm"

@@ -10,9 +10,9 @@ import typer
 from scipy import sparse
 from synthetic_cells import SyntheticSettings, count_blocks, sample_truth, shares, synthesise
 
+from bdm._core.files import atomic_write
+from bdm._core.seeds import numpy_generator
 from bdm.data.matrix import appended_rows
-from bdm.files import atomic_write
-from bdm.seeds import numpy_generator
 
 N_GENES_OF_MANY = 2100  # 500 types change 2,020 of them
 N_GENES_OF_ATLAS = 2000

@@ -8,8 +8,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.seeds import numpy_generator
 from bdm.hierarchy.tree import Clade
-from bdm.seeds import numpy_generator
 
 BLOCK_SIZE = 1024
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bdm.files import atomic_write
+from bdm._core.files import atomic_write
 
 RARE = 50  # a type of fewer training cells is rare
 LABEL = "label: "  # before the name of a column of labels

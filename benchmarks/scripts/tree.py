@@ -12,13 +12,13 @@ from matplotlib.transforms import ScaledTranslation
 from synthetic_cells import random_tree
 from tidy import tidy, write_rows
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
 from bdm.plotting.style import COLOURS, MARKERS, SetStyle, save_figure
 from bdm.plotting.tree import plot_hierarchy, view_of
-from bdm.seeds import numpy_generator
 
 N_RANDOM = 1000
 ALL = "all groups"

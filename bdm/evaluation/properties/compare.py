@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from bdm._core.progress import progress
 from bdm.evaluation.cells import FLOOR, Cells, match, thin
 from bdm.evaluation.properties import biology, cell, gene, joint, structure, use
 from bdm.evaluation.properties.catalogue import ALL, BATCH, COLUMNS, LABEL, PROPERTIES, no_properties
 from bdm.evaluation.properties.group import MIN_CELLS_OF_GROUP, Group
 from bdm.evaluation.resampling import ResampledCells
-from bdm.progress import progress
 
 MAX_GROUPS = 50  # cell types, or batches, with rows of their own
 

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bdm import __version__
-from bdm.files import atomic_write
-from bdm.store import Decoder, Encoder
+from bdm._core.files import atomic_write
+from bdm._core.store import Decoder, Encoder
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
-from bdm.checkpoint import Checkpoint, StopRequest, Timer, TrainingState, stop_requested
+from bdm._core.checkpoint import Checkpoint, StopRequest, Timer, TrainingState, stop_requested
+from bdm._core.parallel import keep_freed_memory
+from bdm._core.progress import progress
+from bdm._core.seeds import torch_generator
 from bdm.errors import InputError, Interrupted, TrainingError
-from bdm.progress import progress
-from bdm.seeds import torch_generator
-from bdm.threads import keep_freed_memory
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

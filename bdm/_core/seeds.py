@@ -1,4 +1,4 @@
-"""Seeds and random draws: generators for named parts of a computation, and minibatches of cells."""
+"""Reproducible numbers: generators for named parts of a computation, minibatches of cells, tensors of arrays."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -55,3 +55,8 @@ class Minibatches:
         within = torch.rand(size, generator=generator, dtype=torch.float64) * self.n_cells[population]
         start = self.n_cells.cumsum(0) - self.n_cells
         return self.order[start[population] + within.long()]
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Copy an array to a tensor in aligned memory; elsewhere the last digits of products depend on the address."""
+    return torch.tensor(array)

@@ -15,10 +15,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from bdm.arrays import to_tensor
-from bdm.checksums import read_checksummed_json, write_checksummed_json
+from bdm._core.files import read_checksummed_json, sha256, write_checksummed_json
+from bdm._core.seeds import to_tensor
 from bdm.errors import InputError
-from bdm.files import sha256
 
 FORMAT = 14
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before

@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, hashes and JSON."""
+"""Files and folders: atomic writes, JSON, checksums that show later changes, and records of how a result was made."""
 
 import errno
 import fcntl
@@ -11,14 +11,24 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import h5py
+
+from bdm import __version__
 from bdm.errors import InputError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 SNAKEMAKE = ".snakemake_timestamp"  # Snakemake writes it into folders
 UNFINISHED = ".unfinished"  # end of the names of scratch folders
 SPARE = 2**18  # bytes, for what HDF5 writes when a file is closed
+PACKAGES = ("anndata", "numpy", "scanpy", "torch")  # whose versions are recorded
+USER_BLOCK = 512  # bytes before the HDF5 data, the smallest size that HDF5 allows
+MARK = b"bdm sha256 "
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of writing only
 
 
@@ -201,3 +211,93 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise InputError(f"No such file: {path}.") from error
     except (OSError, EOFError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as {kind} ({str(error).strip()}); is it the right file?") from error
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """Hash of JSON content, independent of the order of keys and of white space."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_checksummed_json(path: Path, content: dict[str, Any]) -> str:
+    """Write a JSON object, whose keys must be text, with its checksum; return the checksum."""
+    digest = checksum(content)
+    write_json(path, {**content, "checksum": digest})
+    return digest
+
+
+def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
+    """Read a file that :func:`write_checksummed_json` wrote, checksum included.
+
+    Parameters
+    ----------
+    kind
+        Name of the content, for messages.
+    version
+        Required value of ``format``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, of another kind or format version, or was changed since it was written.
+    """
+    content: dict[str, Any] = read_json(path)
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{path} holds no {kind} that bdm wrote; is it the right file?")
+    if content["format"] != version:
+        raise InputError(f"{path} has another format than this version of bdm reads ({version}); make it again.")
+    if content.get("checksum") != checksum({name: value for name, value in content.items() if name != "checksum"}):
+        raise InputError(
+            f"{path} is damaged, or was edited (its checksum does not match its content); make it again, as content "
+            "that is changed by hand may not fit the other files."
+        )
+    return content
+
+
+@contextmanager
+def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a new HDF5 file; its hash is written into its user block when the file is complete."""
+    with h5py.File(path, "w", userblock_size=USER_BLOCK) as file:
+        yield file
+    with Path(path).open("r+b") as file:
+        file.write(MARK + _digest_of_data(path).encode())
+
+
+def check_hdf5(path: Path) -> None:
+    """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later.
+
+    Raises
+    ------
+    InputError
+        If the file was changed.
+    """
+    with Path(path).open("rb") as file:
+        block = file.read(USER_BLOCK)
+    if block.startswith(MARK) and block != (MARK + _digest_of_data(path).encode()).ljust(USER_BLOCK, b"\0"):
+        raise InputError(f"{path} is damaged, or was changed (its checksum does not match its content); make it again.")
+
+
+def _digest_of_data(path: Path) -> str:
+    with Path(path).open("rb") as file:
+        file.seek(USER_BLOCK)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(*, seed: int, **facts: Any) -> dict[str, Any]:
+    """Record of how a result was made: versions, seed, and the given facts."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {"version": __version__, "packages": packages, "seed": int(seed), **facts}
+
+
+def storable(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record for ``uns``: nested content becomes JSON text, as its keys may not be valid names in HDF5."""
+    return {
+        key: value if isinstance(value, str | int | float | bool) else json.dumps(value, ensure_ascii=False)
+        for key, value in record.items()
+        if value is not None
+    }
+
+
+def preparation(prepared: "AnnData") -> dict[str, Any]:
+    """Record of how cells were prepared: the settings, and the hash of the input file, if there was one."""
+    record = prepared.uns["bdm"]
+    return {"prepare": json.loads(record["settings"]), "data_sha256": record.get("data_sha256")}

@@ -1,0 +1,1 @@
+"""What all layers share: files, checksums, seeds, threads, messages, and the loop that trains networks."""
