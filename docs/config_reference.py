@@ -1,5 +1,6 @@
 """Write the schema of the configuration from the settings of bdm, and config/README.md, which describes each key."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,10 @@ import yaml
 from config_schema import schema
 
 ROOT = Path(__file__).parents[1]
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
 README = ROOT / "config" / "README.md"
 
 Schema = dict[str, Any]
-NOTE = "# Written from the settings of bdm: change bdm/settings.py, and run `make config`.\n"
 HEADINGS = {"dataset": "## `datasets`", "addition": "### `additions`", "transmutation": "### `transmutations`"}
 HEADINGS |= {"design": "### `designs`"}
 KINDS = {
@@ -68,32 +68,9 @@ def kind(value: Schema) -> str:
     return ", or ".join([of_first, *(KINDS[name] for name in names[1:])])
 
 
-class Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Repeat what occurs twice."""
-        return True
-
-
-def block_text(dumper: Dumper, text: str) -> yaml.ScalarNode:
-    """Write a text of several lines as a block."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-def short_list(dumper: Dumper, values: list[Any]) -> yaml.SequenceNode:
-    """Write a list of texts within the line."""
-    short = all(isinstance(value, str) for value in values)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=short)
-
-
-Dumper.add_representer(str, block_text)
-Dumper.add_representer(list, short_list)
-
-
 def schema_file(content: Schema) -> str:
     """Write the schema as it stands in its file."""
-    return NOTE + yaml.dump(content, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def in_yaml(value: Any) -> str:

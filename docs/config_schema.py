@@ -1,6 +1,6 @@
 """The configuration of the workflow: its sections with their settings, and its JSON schema.
 
-``make config`` writes ``workflow/schemas/config.schema.yaml`` and ``config/README.md`` from it.
+``make config`` writes ``workflow/schemas/config.schema.json`` and ``config/README.md`` from it.
 """
 
 from collections.abc import Iterator

@@ -8,9 +8,8 @@ from dataclasses import MISSING, fields, replace
 
 import numpy as np
 import pytest
-import yaml
 from config_schema import schema
-from test_workflow import ROOT, demo_config, dry_run
+from test_workflow import demo_config, dry_run
 from typer.main import get_command
 
 import bdm
@@ -121,10 +120,6 @@ def test_methods_reject_a_misspelt_argument(small_model):
     assert str(caught.value) == "There is no setting n_levls; did you mean n_levels?"
     with pytest.raises(InputError, match=r"^n_levels is 0, but must be at least 2\.$"):
         small_model.generate(1, n_levels=0)
-
-
-def test_schema_file_is_that_of_the_settings():
-    assert yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text()) == schema(), "run make config"
 
 
 @pytest.mark.parametrize("stage", STAGES)

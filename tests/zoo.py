@@ -24,12 +24,13 @@ Made = TypeVar("Made")
 
 @cache
 def source(*, of_models: bool) -> str:
-    """Hash of the code of bdm and the versions of its packages; of models: without the rooms that no fit uses."""
+    """Hash of bdm, its workflow and the versions of its packages; of models: of the rooms alone that a fit uses."""
     found = hashlib.sha256(" ".join([platform.python_version(), *map(version, PACKAGES)]).encode())
-    for path in sorted((ROOT / "bdm").rglob("*.py")):
-        place = path.relative_to(ROOT / "bdm")
-        if not (of_models and place.parts[0] in ABOVE_MODELS):
-            found.update(str(place).encode() + path.read_bytes())
+    for folder in ("bdm",) if of_models else ("bdm", "config", "profiles", "workflow"):
+        for path in sorted((ROOT / folder).rglob("*.*")):
+            place = path.relative_to(ROOT)
+            if path.suffix != ".pyc" and not (of_models and place.parts[1] in ABOVE_MODELS):
+                found.update(str(place).encode() + path.read_bytes())
     return found.hexdigest()
 
 

@@ -23,7 +23,7 @@ include: "../../bdm/validation.py"
 GENERATED = "results/{dataset}/generated.h5ad"
 GENERATED_FLAT = "results/{dataset}/flat/generated.h5ad"
 
-SCHEMA = yaml.safe_load(Path(workflow.source_path("../schemas/config.schema.yaml")).read_text(encoding="utf-8"))
+SCHEMA = json.loads(Path(workflow.source_path("../schemas/config.schema.json")).read_text(encoding="utf-8"))
 
 # Settings that name files, and the values with which they name none
 FILES = {
@@ -133,7 +133,7 @@ def names_in(path):
 def check(config, *, set_default):
     """Reject a configuration that the schema does not allow, in one sentence."""
     try:
-        validate(config, "../schemas/config.schema.yaml", set_default=set_default)
+        validate(config, "../schemas/config.schema.json", set_default=set_default)
     except WorkflowError as error:
         problem = error.__context__
         place = ".".join(map(str, problem.absolute_path)) or "top level"
