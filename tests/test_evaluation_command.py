@@ -1,6 +1,4 @@
-import json
 from collections import defaultdict
-from dataclasses import asdict
 
 import anndata
 import numpy as np
@@ -15,6 +13,7 @@ from bdm.data.matrix import path_of, take_rows
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.evaluation.resampling import SizeLimits
+from bdm.evaluation.results import Evaluation
 from bdm.settings import PrepareSettings
 
 
@@ -58,10 +57,16 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
     assert len(by_type) == 3 * generated.obs["cell_type"].nunique()
     assert by_type["n_test"].is_monotonic_decreasing
 
-    content = json.loads((out / "evaluation.json").read_text())
-    assert content["overall"]["flat"]["energy"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
-    assert content["provenance"]["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
-    assert set(content["provenance"]["sha256"]) == {"prepared", "generated", "flat"}
+    evaluation = Evaluation.load(out)
+    assert evaluation.overall.loc["energy", "flat"] == pytest.approx(overall.loc["energy", "flat"], rel=1e-4)
+    assert evaluation.provenance["settings"] == {"n_repeats": 1, "max_cells_per_type": 500}
+    assert set(evaluation.provenance["sha256"]) == {"prepared", "generated", "flat"}
+    numbers = pd.read_csv(out / "n_cells.csv", index_col="cell_type")
+    assert numbers.columns.tolist() == [
+        *("test", "train", "generated", "flat"),
+        *("compared_test", "compared_floor", "compared_generated", "compared_flat"),
+    ]
+    assert numbers["compared_flat"].equals(evaluation.n_compared["flat"])
     for name in ("overall", "by_type", "properties", "genes", "umap"):
         assert imread(out / f"{name}.png").std() > 0.05
     assert "Comparing generated, flat with" in caplog.text
@@ -88,8 +93,8 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     options = ("--n-repeats", 1, "--max-cells-per-type", 5)
     bdm("evaluate", files / "prepared.h5ad", out, files / "generated.h5ad", *options)
 
-    content = json.loads((out / "evaluation.json").read_text())
-    n_cells, n_compared = (pd.DataFrame(content[name]).T for name in ("n_cells", "n_compared"))
+    evaluation = Evaluation.load(out)
+    n_cells, n_compared = evaluation.n_cells, evaluation.n_compared
     assert n_compared["test"].equals(n_cells["test"].clip(upper=5))
     assert n_compared["generated"].equals(n_compared["test"])
     assert sum(n_read["generated"]) == n_compared["generated"].sum() < generated.n_obs / 5
@@ -98,7 +103,7 @@ def test_evaluate_reads_the_cells_that_it_compares_and_no_others(files, generate
     assert n_marking == n_cells["test"].sum()  # all test cells choose genes
     assert sum(n_blocks) == n_cells["train"].sum()
     assert max(n_blocks) == 50
-    assert content["size_limits"] == asdict(SizeLimits())
+    assert evaluation.size_limits == SizeLimits()
 
 
 def test_help_shows_how_many_cells_are_compared():

@@ -327,7 +327,7 @@ def edited(text: str, **changes: object) -> str:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("evaluation.json", lambda old: edited(old.decode(), overall={}).encode(), "damaged, or was edited"),
+        ("evaluation.json", lambda old: edited(old.decode(), evaluation={}).encode(), "damaged, or was edited"),
         ("evaluation.json", lambda old: edited(old.decode(), format=4).encode(), "another format"),
         ("evaluation.json", lambda old: b"{}", "is not a evaluation|no evaluation"),
         ("evaluation.json", lambda old: None, "it has no evaluation.json"),

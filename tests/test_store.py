@@ -1,6 +1,7 @@
 """Dataclasses come back from their files, as they were, or are rejected."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from same_tables import assert_same_table
 from torch import Tensor, nn
 
 from bdm._core.files import write_checksummed_json
@@ -42,6 +44,7 @@ class Whole:
     array: np.ndarray
     network: Network
     record: dict[str, Any]
+    compute: Callable[[], np.ndarray]
     first: Part | None = None
 
 
@@ -64,6 +67,7 @@ def whole() -> Whole:
         array=np.arange(4).reshape(2, 2)[:, ::-1],
         network=Network(Shape(3)),
         record={"list": [1, None, {"a": "b"}]},
+        compute=lambda: np.arange(3),
     )
 
 
@@ -77,6 +81,7 @@ def test_dataclass_comes_back(whole, tmp_path):
     assert {name: value.tolist() for name, value in found.by_name.items()} == {"x.y": [1], "λ": []}
     assert np.array_equal(found.array, whole.array)
     assert (found.record, found.first) == (whole.record, None)
+    assert found.compute().tolist() == [0, 1, 2]
     assert found.network.shape == whole.network.shape
     assert torch.equal(found.network.linear.weight, whole.network.linear.weight)
 
@@ -93,6 +98,13 @@ def test_tables_come_back_with_missing_values(whole, tmp_path):
     pd.testing.assert_frame_equal(found, expected, check_index_type=False, check_column_type=False)
     save(tmp_path, "thing", replace(whole, table=whole.table[:0].reset_index(drop=True)))
     assert load(tmp_path, "thing", Whole).table.shape == (0, len(whole.table.columns))
+
+
+@pytest.mark.parametrize("by", [["set"], ["set", "cell type"]])
+def test_tables_come_back_with_their_index(whole, tmp_path, by):
+    table = pd.DataFrame({"set": ["a", "a"], "cell type": ["x", "y"], "score": [1.5, np.nan]}).set_index(by)
+    save(tmp_path, "thing", replace(whole, table=table))
+    assert_same_table(load(tmp_path, "thing", Whole).table, table)
 
 
 @pytest.mark.parametrize(

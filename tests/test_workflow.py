@@ -92,6 +92,7 @@ RESULTS = {
     "transmutation/b_to_nk/umap.png",
     "evaluation/evaluation.json",
     "evaluation/evaluation.safetensors",
+    "evaluation/n_cells.csv",
     "evaluation/overall.csv",
     "evaluation/overall.png",
     "evaluation/by_type.csv",

@@ -1,6 +1,6 @@
 """One codec for models and results: frozen dataclasses as JSON and safetensors, with checksums and without code."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from bdm._core.files import read_checksummed_json, sha256, write_checksummed_jso
 from bdm._core.seeds import to_tensor
 from bdm.errors import InputError
 
-FORMAT = 14
+FORMAT = 15
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
 
 Value = TypeVar("Value")
@@ -29,7 +29,8 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     """Write a dataclass into a folder: ``kind.json``, and its tensors, arrays and columns in ``kind.safetensors``.
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
-    dataclass ``shape``, another such dataclass, or a tuple or a dictionary (with text as keys) of these.
+    dataclass ``shape``, another such dataclass, a function without arguments that returns one of these, or a tuple or a
+    dictionary (with text as keys) of these.
 
     Parameters
     ----------
@@ -133,11 +134,16 @@ class Encoder:
             return {key: self.encode(of, f"{name}.{i}") for i, (key, of) in enumerate(value.items())}
         if isinstance(value, tuple | list):
             return [self.encode(of, f"{name}.{i}") for i, of in enumerate(value)]
+        if callable(value):
+            return self.encode(value(), name)
         return value.item() if isinstance(value, np.generic) else value
 
     def encode_table(self, table: pd.DataFrame, name: str) -> dict[str, Any]:
         """Numbers of a table become tensors, and text becomes JSON; an index of other numbers than 0, 1 ... is text."""
-        index = None if isinstance(table.index, pd.RangeIndex) else table.index.astype(str).tolist()
+        index = None
+        if not isinstance(table.index, pd.RangeIndex):
+            levels = [table.index.get_level_values(i).astype(str).tolist() for i in range(table.index.nlevels)]
+            index = {"names": list(table.index.names), "levels": levels}
         columns: dict[str, Any] = {}
         for i, (column, values) in enumerate(table.infer_objects().items()):
             if pd.api.types.is_numeric_dtype(values):
@@ -163,6 +169,9 @@ class Decoder:
             return tuple(self.decode(of, arguments[0]) for of in content)
         if origin is dict:
             return {key: self.decode(of, arguments[1]) for key, of in content.items()}
+        if origin is Callable:
+            value = self.decode(content, arguments[-1])
+            return lambda: value
         if kind is Tensor:
             return self.tensors[content]
         if kind is np.ndarray:
@@ -179,7 +188,10 @@ class Decoder:
 
     def decode_table(self, content: dict[str, Any]) -> pd.DataFrame:
         """Make a table, whose text has one type whatever columns it came from."""
-        index = pd.RangeIndex(content["n_rows"]) if content["index"] is None else pd.Index(content["index"], dtype=str)
+        index: Any = pd.RangeIndex(content["n_rows"])
+        if content["index"] is not None:
+            levels, names = [pd.Index(of, dtype=str) for of in content["index"]["levels"]], content["index"]["names"]
+            index = levels[0].rename(names[0]) if len(levels) == 1 else pd.MultiIndex.from_arrays(levels, names=names)
         columns = {
             name: pd.Series(values, index, dtype=TEXT)
             if isinstance(values, list)

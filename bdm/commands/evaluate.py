@@ -56,7 +56,7 @@ def evaluate(
 ) -> Summary:
     """Compare generated cells, of bdm or any other method, with held-out test cells, and with the floor.
 
-    Cells are sampled, and at most 20,000 of a set are compared at a time; evaluation.json has the numbers of each type.
+    Cells are sampled, and at most 20,000 of a set are compared at a time; n_cells.csv has the numbers of each type.
 
     Example: bdm evaluate prepared.h5ad evaluation generated.h5ad --model model/ --compare flat=flat.h5ad
 

@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from functools import partial
+from functools import cache, partial
 from math import ceil
 
 import numpy as np
@@ -213,7 +213,7 @@ def embedding_of(resample: ResampledCells, *, most: int) -> Callable[[], pd.Data
     """Return a function that computes the joint UMAP of ``most`` cells of all sets, by :func:`embedding_table`."""
     sets = {"test": resample.test, **resample.query}
     sampled = {name: sample_at_most(cells, most=most // len(sets), seed=resample.seed) for name, cells in sets.items()}
-    return partial(embedding_table, sampled, seed=resample.seed)
+    return cache(partial(embedding_table, sampled, seed=resample.seed))
 
 
 def embedding_table(sets: dict[str, Cells], *, seed: int) -> pd.DataFrame:

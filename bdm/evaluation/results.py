@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.files import atomic_write
-from bdm._core.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
+from bdm._core.store import load, save
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import FLOOR, GENERATED
 from bdm.evaluation.resampling import SizeLimits
@@ -60,7 +59,7 @@ class Evaluation:
     provenance
         Version, packages, seed, settings, and checksums of the evaluated files.
     compute_embedding
-        Returns the table :attr:`embedding`.
+        Returns the table :attr:`embedding`, which it computes once.
     """
 
     overall: pd.DataFrame
@@ -80,7 +79,7 @@ class Evaluation:
         n_test, n_types = int(self.n_cells["test"].sum()), len(self.n_cells)
         return f"Evaluation by {n_test:,} test cells of {counted(n_types, 'type')}\n{score_table(self.overall)}"
 
-    @cached_property
+    @property
     def embedding(self) -> pd.DataFrame:
         """Table of test cells and all sets in a joint UMAP, with ``umap_1``, ``umap_2``, ``cell_type`` and ``set``.
 
@@ -119,8 +118,8 @@ class Evaluation:
         """Write the evaluation as a folder, for :meth:`load`.
 
         The folder has ``evaluation.json`` and ``evaluation.safetensors`` with everything, and tables to read:
-        ``overall.csv``, ``by_type.csv``, ``properties.csv``, ``genes.csv``, and ``by_population.csv``, which has no
-        rows if there are no scores by sub-population.
+        ``overall.csv``, ``by_type.csv``, ``n_cells.csv``, ``properties.csv``, ``genes.csv``, and ``by_population.csv``,
+        which has no rows if there are no scores by sub-population.
 
         Raises
         ------
@@ -128,27 +127,10 @@ class Evaluation:
             If the folder cannot be written, or holds anything but an evaluation.
         """
         with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            content = {
-                "provenance": self.provenance,
-                "n_cells": rows_by_name(self.n_cells),
-                "n_compared": rows_by_name(self.n_compared),
-                "size_limits": asdict(self.size_limits),
-                "overall": rows_by_name(self.overall.T),
-                "by_type": {name: rows_by_name(self.by_type.loc[name]) for name in self.sets},
-                "markers": self.markers,
-            }
-            tables, tensors = pack_tables(
-                {
-                    "by_population": self.by_population,
-                    "properties": self.properties,
-                    "gene_statistics": self.gene_statistics,
-                    "fold_changes": self.fold_changes,
-                    "embedding": self.embedding,
-                }
-            )
-            write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
+            save(out, KIND, self)
             self.overall.to_csv(out / "overall.csv", index_label="metric", float_format="%.6g")
             score_rows(self).to_csv(out / "by_type.csv", index=False, float_format="%.6g")
+            self.n_cells.join(self.n_compared.add_prefix("compared_")).to_csv(out / "n_cells.csv")
             self.by_population.to_csv(out / "by_population.csv", index=False, float_format="%.6g")
             self.properties.to_csv(out / "properties.csv", index=False, float_format="%.4g")
             self.gene_statistics.to_csv(out / "genes.csv", index=False, float_format="%.4g")
@@ -162,35 +144,7 @@ class Evaluation:
         InputError
             If the folder holds no evaluation, one of another version of bdm, or a damaged one.
         """
-        file = Path(folder) / f"{KIND}.json"
-        bundle = read_bundle(Path(folder), KIND)
-        with reject_if_damaged(file):
-            content, tables = bundle.content, unpack_tables(bundle.content["tables"], bundle.tensors[KIND])
-            sets = {name: frame_of_rows(rows) for name, rows in content["by_type"].items()}
-            return cls(
-                overall=frame_of_rows(content["overall"]).T,
-                by_type=pd.concat(sets, names=["set", "cell_type"]),
-                by_population=tables["by_population"],
-                properties=tables["properties"],
-                n_cells=frame_of_rows(content["n_cells"], dtype=int).rename_axis("cell_type"),
-                n_compared=frame_of_rows(content["n_compared"], dtype=int).rename_axis("cell_type"),
-                markers=content["markers"],
-                gene_statistics=tables["gene_statistics"],
-                fold_changes=tables["fold_changes"],
-                size_limits=SizeLimits(**content["size_limits"]),
-                provenance=content["provenance"],
-                compute_embedding=tables["embedding"].copy,
-            )
-
-
-def rows_by_name(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """Turn a table into nested dictionaries for JSON, row by row, with None for NaN."""
-    return dict(table.astype(object).where(table.notna(), None).to_dict(orient="index"))
-
-
-def frame_of_rows(rows: dict[str, dict[str, float | None]], *, dtype: type = float) -> pd.DataFrame:
-    """Turn the nested dictionaries of :func:`rows_by_name` into a table."""
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), dtype=str), dtype=dtype)
+        return load(Path(folder), KIND, cls)
 
 
 def score_rows(evaluation: Evaluation) -> pd.DataFrame:

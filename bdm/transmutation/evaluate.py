@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def embedding_of(
         after, before = transmuted.cells_of_type(original_type)
         sets[original_type, TRANSMUTED] = evenly_sampled(after)
         sets[original_type, UNCHANGED] = evenly_sampled(before)
-    return partial(embedding_table, sets)
+    return cache(partial(embedding_table, sets))
 
 
 def embedding_table(sets: dict[tuple[str, str], Cells]) -> pd.DataFrame:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from bdm._core.files import atomic_write
-from bdm._core.store import Bundle, pack_tables, read_bundle, reject_if_damaged, unpack_tables, write_bundle
-from bdm.evaluation.results import frame_of_rows, rows_by_name
+from bdm._core.store import load, save
 
 KIND = "transmutation"
 MAX_TYPES = 8  # original types whose genes and cells are drawn
@@ -37,7 +35,7 @@ class TransmutationEvaluation:
     provenance
         Version, packages, seed, and checksums and settings of the transmuted files.
     compute_embedding
-        Returns the table :attr:`embedding`.
+        Returns the table :attr:`embedding`, which it computes once.
     """
 
     to: str
@@ -49,7 +47,7 @@ class TransmutationEvaluation:
     def __repr__(self) -> str:
         return summary(self)
 
-    @cached_property
+    @property
     def embedding(self) -> pd.DataFrame:
         """Joint UMAP of transmuted cells of the first set, the same cells before, and training cells of the new type.
 
@@ -75,13 +73,7 @@ class TransmutationEvaluation:
             If the folder cannot be written, or holds anything but an evaluation of transmuted cells.
         """
         with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
-            content = {
-                "provenance": self.provenance,
-                "to": self.to,
-                "scores": {name: rows_by_name(self.table.loc[name]) for name in self.original_types},
-            }
-            tables, tensors = pack_tables({"fold_changes": self.fold_changes, "embedding": self.embedding})
-            write_bundle(out, KIND, Bundle({**content, "tables": tables}, {KIND: tensors}))
+            save(out, KIND, self)
             self.table.to_csv(out / "scores.csv", float_format="%.6g")
 
     @classmethod
@@ -93,18 +85,7 @@ class TransmutationEvaluation:
         InputError
             If the folder holds no such evaluation, one of another version of bdm, or a damaged one.
         """
-        file = Path(folder) / f"{KIND}.json"
-        bundle = read_bundle(Path(folder), KIND)
-        with reject_if_damaged(file):
-            content, tables = bundle.content, unpack_tables(bundle.content["tables"], bundle.tensors[KIND])
-            scores = {name: frame_of_rows(rows) for name, rows in content["scores"].items()}
-            return cls(
-                to=content["to"],
-                table=pd.concat(scores, names=["original_type", "set"]).astype({"n_cells": int}),
-                fold_changes=tables["fold_changes"],
-                provenance=content["provenance"],
-                compute_embedding=tables["embedding"].copy,
-            )
+        return load(Path(folder), KIND, cls)
 
 
 def summary(evaluation: TransmutationEvaluation) -> str:

@@ -7,6 +7,7 @@ rule evaluate:
     output:
         evaluation="results/{dataset}/evaluation/evaluation.json",
         arrays="results/{dataset}/evaluation/evaluation.safetensors",
+        n_cells="results/{dataset}/evaluation/n_cells.csv",
         overall=report(
             "results/{dataset}/evaluation/overall.csv",
             caption="../report/overall.rst",
