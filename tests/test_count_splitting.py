@@ -15,8 +15,7 @@ from bdm.autoencoder.observation import NegativeBinomial
 from bdm.evaluation.cells import Cells
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.interpretation.contrasts import Contrast, Differences, contrasts_of
-from bdm.interpretation.count_splitting import ComparedCells, even_depth, split_counts
-from bdm.interpretation.genes import real_differences, real_expression
+from bdm.interpretation.genes import ComparedCells, even_depth, real_differences, real_expression, split_counts
 from bdm.interpretation.inputs import Inputs, inputs_of
 from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import branch_genes, branches_adata

@@ -29,16 +29,19 @@ from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.hierarchy.tree import Branch, Hierarchy
-from bdm.interpretation.agreement import BranchAgreement
 from bdm.interpretation.ancestral_states import (
     ancestral_states,
     branch_observation_model,
+    commitment,
+    commitment_of,
     decode_to_counts,
     denoise,
+    gene_directions,
     path_table,
 )
-from bdm.interpretation.commitment import Commitment, commitment, commitment_of, gene_directions
 from bdm.interpretation.contrasts import (
+    BranchAgreement,
+    Commitment,
     Contrast,
     Differences,
     Expression,
@@ -47,9 +50,8 @@ from bdm.interpretation.contrasts import (
     contrasts_of,
     fewest_names,
 )
-from bdm.interpretation.count_splitting import match_numbers
-from bdm.interpretation.gene_sets import UserGenes, enrichment, read_user_genes
 from bdm.interpretation.genes import (
+    match_numbers,
     model_differences,
     model_expression,
     real_differences,
@@ -57,7 +59,14 @@ from bdm.interpretation.genes import (
 )
 from bdm.interpretation.inputs import Inputs, inputs_of, read_inputs
 from bdm.interpretation.interpret import encoded_cells, interpret
-from bdm.interpretation.markers import candidate_markers, distinct_markers, markers_of
+from bdm.interpretation.markers import (
+    UserGenes,
+    candidate_markers,
+    distinct_markers,
+    enrichment,
+    markers_of,
+    read_user_genes,
+)
 from bdm.interpretation.results import (
     Interpretation,
     branch_genes,
@@ -359,8 +368,8 @@ def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
         best = np.argmax(of.model.score)
         first = rows.iloc[0]
         assert first["gene"] == interpretation.genes[best]
-        assert first["node_cp10k"] == interpretation.ancestral_states.expression.loc[of.contrast.node].iloc[best]
-        assert first["child_cp10k"] == interpretation.ancestral_states.expression.loc[of.contrast.child].iloc[best]
+        assert first["node_cp10k"] == interpretation.ancestral_states.expression[of.contrast.node].iloc[best]
+        assert first["child_cp10k"] == interpretation.ancestral_states.expression[of.contrast.child].iloc[best]
         assert first["model_standard_error"] == of.model.fold_change.standard_error[best]
         if of.test:
             assert set(range(1, 11)) <= set(rows["test_rank"])
@@ -427,18 +436,18 @@ def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_norm
 def test_ancestral_states_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
         states = ancestral_states(model, n_cells=20, seed=0)
-        np.testing.assert_allclose(states.expression.sum(axis=1), 1e4, rtol=1e-6)
+        np.testing.assert_allclose(states.expression.sum(), 1e4, rtol=1e-6)
     walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
     name = model.autoencoder.populations_of("CD19+ B")[0]
     x = walk.shared([name], 20, 0)[name]
     expected = decode_to_counts(model, x, [name])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
-    np.testing.assert_allclose(states.expression.loc[name], expected, rtol=1e-6)
+    np.testing.assert_allclose(states.expression[name], expected, rtol=1e-6)
 
 
 def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
     model, name = small_model.model, "Dendritic/1"
-    found = ancestral_states(model, n_cells=300, seed=0).detected.loc[name]
+    found = ancestral_states(model, n_cells=300, seed=0).detected[name]
     walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
     mean = decode_to_counts(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
@@ -485,7 +494,7 @@ def test_paths_are_staircases_from_the_root_to_each_cell_type(inputs, interpreta
         assert list(path["high"][1:]) == list(path["low"][:-1])
         assert path["branch"].iloc[-1] == population
     assert table[table["branch"] == hierarchy.root.name][gene].nunique() == 1
-    assert list(table[gene]) == list(interpretation.ancestral_states.expression.loc[table["branch"], gene])
+    assert list(table[gene]) == list(interpretation.ancestral_states.expression.loc[gene, table["branch"]])
 
 
 # ---- commitment
@@ -725,13 +734,13 @@ def test_markers_mark_their_type():
 @pytest.fixture
 def states_of_tree():
     genes = pd.Index([f"gene{k}" for k in range(12)])
-    frame = pd.DataFrame(np.arange(72.0).reshape(6, 12), [branch.name for branch in TREE.branches], genes)
+    frame = pd.DataFrame(np.arange(72.0).reshape(6, 12).T, genes, [branch.name for branch in TREE.branches])
     return type("AncestralStates", (), {"expression": frame, "detected": frame / 72})
 
 
 def test_given_markers_are_seen_down_the_tree(states_of_tree):
     cells = cells_of({"a": 20, "b": 20, "c": 20, "d": 20})
-    genes = states_of_tree.expression.columns
+    genes = states_of_tree.expression.index
     given = {"mine": ("gene2", "gene0"), "yours": ("gene0", "gene1")}
     markers = markers_of(given, cells, cells, genes, TREE, states_of_tree)
     assert markers.genes == {"mine": ("gene2", "gene0"), "yours": ("gene1",)}
@@ -788,7 +797,7 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path, c
     hierarchy = inputs.model.hierarchy
     assert list(adata.obs_names) == [branch.name for branch in hierarchy.branches]
     assert list(adata.obs["low"]) == [branch.level for branch in hierarchy.branches]
-    np.testing.assert_allclose(adata.X, np.log1p(interpretation.ancestral_states.expression), rtol=1e-5)
+    np.testing.assert_allclose(adata.X, np.log1p(interpretation.ancestral_states.expression.T), rtol=1e-5)
     for of in interpretation.contrasts:
         child = of.contrast.child
         for key, found in (("rank_genes_groups", of.model), ("rank_genes_groups_test", of.test)):
@@ -1018,7 +1027,7 @@ def test_command_writes_everything(files, tmp_path, monkeypatch):
         *(f"{table}.csv" for table in TABLES),
         *(f"{figure}.png" for figure in FIGURES[Interpretation]),
     }
-    content = json.loads((out / "interpretation.json").read_text())
+    content = json.loads((out / "interpretation.json").read_text())["interpretation"]
     assert content["held_out"] is True
     record = content["provenance"]
     assert record["settings"]["n_genes"] == 5

@@ -8,10 +8,8 @@ from PIL import Image
 from synthetic_cells import SyntheticSettings, synthesise
 
 from bdm.cli import app
-from bdm.interpretation.agreement import ContrastGenes
-from bdm.interpretation.contrasts import Contrast, Differences
-from bdm.interpretation.gene_sets import MAX_SETS, enrichment
-from bdm.interpretation.markers import Dots, Markers
+from bdm.interpretation.contrasts import Contrast, ContrastGenes, Differences
+from bdm.interpretation.markers import MAX_SETS, Dots, Markers, enrichment
 from bdm.interpretation.results import contrasts_within_limit, marker_rows
 
 N_TYPES = 61  # more than figures have rows

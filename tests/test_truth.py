@@ -11,8 +11,7 @@ from synthetic_cells import SyntheticCells, SyntheticSettings, height, synthesis
 from bdm.api import BranchedDiffusion
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.tree import Branch, Clade
-from bdm.interpretation.ancestral_states import ancestral_states
-from bdm.interpretation.commitment import commitment_of
+from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel

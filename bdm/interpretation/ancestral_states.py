@@ -1,28 +1,33 @@
-"""Ancestral states: denoised cells at the nodes of the hierarchy, along its branches and in two dimensions."""
+"""Ancestral states: denoised cells at the nodes of the hierarchy, and the noise levels at which genes commit."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.seeds import numpy_generator
+from bdm.arrays import matrix_power
 from bdm.autoencoder.observation import ObservationModel
 from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.evaluation.umap import fitted_umap
+from bdm.embedding import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.contrasts import Commitment, Contrast
 from bdm.latent.cells import LatentCells
-from bdm.model.model import BranchedModel
+from bdm.latent.moments import Normal
+from bdm.model.model import BranchedModel, log_expression
+from bdm.seeds import numpy_generator
+
+MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 
 @dataclass(frozen=True)
 class AncestralStates:
     """What the model expects at the lower end of each branch; of a node, the state in which its children are one.
 
-    The rows are the hierarchy's branches, in its order. An ancestral state lies between its cell types, and is not
+    The branches are in the hierarchy's order. An ancestral state lies between its cell types, and is not
     their average: a gene that few of them express is nearly as low in it as in the others.
 
     Attributes
@@ -30,9 +35,9 @@ class AncestralStates:
     x
         Mean of the denoised cells in whitened space, branches x dimensions.
     expression
-        Mean of their decoded expression in CP10k, branches x genes.
+        Mean of their decoded expression in CP10k, genes x branches.
     detected
-        Share of such cells that would have counts of a gene, branches x genes.
+        Share of such cells that would have counts of a gene, genes x branches.
     """
 
     x: np.ndarray
@@ -56,8 +61,10 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
         detected.append(branch_observation_model(model, populations).detection(counts).mean(axis=0))
-    frame = {"index": [branch.name for branch in model.hierarchy.branches], "columns": model.autoencoder.genes.index}
-    return AncestralStates(np.stack(means), pd.DataFrame(expression, **frame), pd.DataFrame(detected, **frame))
+    frame = {"index": model.autoencoder.genes.index, "columns": names}
+    return AncestralStates(
+        np.stack(means), pd.DataFrame(np.stack(expression).T, **frame), pd.DataFrame(np.stack(detected).T, **frame)
+    )
 
 
 @torch.no_grad()
@@ -115,11 +122,8 @@ def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) 
         for segment in hierarchy.path(population)
     ]
     table = pd.DataFrame(steps)
-    expression = states.expression.loc[table["branch"], genes].reset_index(drop=True)
+    expression = states.expression.loc[genes, table["branch"]].T.reset_index(drop=True)
     return pd.concat([table, expression], axis=1)
-
-
-MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 
 @dataclass(frozen=True)
@@ -157,3 +161,52 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
         umap.transform(states.x.astype(np.float32)),
         pd.DataFrame({**names, "umap1": umap1, "umap2": umap2}),
     )
+
+
+def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
+    """Measure the commitment of each gene to the sides of a contrast, at the ancestral state of the node.
+
+    Type-specific decoders shift the sides by what they add to the shared decoder.
+    """
+    share = states.expression[contrast.node].to_numpy() / 1e4
+    sides = contrast.inside, contrast.outside
+    shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
+    inside, outside = (type_specific_shift(model, side) for side in sides)
+    return replace(shared, shift=shared.shift + inside - outside)
+
+
+def type_specific_shift(model: BranchedModel, populations: tuple[str, ...]) -> np.ndarray:
+    """Mean change in log expression by type-specific decoders, by gene, over populations weighted as in training."""
+    members = [model.populations.index(name) for name in populations]
+    share = (model.moments.weight[members] / model.moments.weight[members].sum()).tolist()
+    total = np.zeros(len(model.autoencoder.genes))
+    for name, of_population in zip(populations, share, strict=True):
+        if name in model.autoencoder.adapters:
+            own, shared = (log_expression(model, name, type_specific=own) for own in (True, False))
+            total += of_population * (own - shared)
+    return total
+
+
+def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commitment:
+    """Measure commitment along directions in whitened space, genes x dimensions."""
+    shift = directions @ (inside.mean - outside.mean).double().numpy()
+    covariance = (inside.covariance + outside.covariance).double().numpy()
+    variance = np.einsum("gi,ij,gj->g", directions, covariance, directions, optimize=True)
+    return Commitment(shift, variance, np.linalg.norm(directions, axis=1))
+
+
+def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
+    """Gradient of each gene's log expression in whitened space, genes x dimensions.
+
+    The loadings, brought to whitened space, less their mean over genes: the softmax subtracts log sum exp, whose
+    gradient is the loadings' mean by expression. It changes with expression, by one amount for all genes.
+
+    Parameters
+    ----------
+    share
+        Share of each gene in expression where the gradient is taken; sums to 1.
+    """
+    loadings = model.autoencoder.network.loadings.weight.detach().double()
+    to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[: loadings.shape[1]]
+    directions = (loadings @ to_latent).numpy()
+    return np.asarray(directions - share @ directions)

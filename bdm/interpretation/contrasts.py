@@ -1,12 +1,18 @@
-"""Contrasts of a node's children, and differences in expression between them."""
+"""Contrasts of a node's children, differences in expression between them, and how well two of these agree."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
-from scipy.stats import false_discovery_control, norm
+import pandas as pd
+from scipy.stats import false_discovery_control, norm, spearmanr
+from sklearn.metrics import average_precision_score
 
+from bdm.evaluation.metrics import Agreement
 from bdm.hierarchy.tree import Hierarchy
 
 
@@ -42,7 +48,7 @@ class Contrast:
         object.__setattr__(self, "names_inside", self.names_inside or self.inside)
         object.__setattr__(self, "names_outside", self.names_outside or self.outside)
 
-    def among(self, populations: Collection[str]) -> "Contrast":
+    def among(self, populations: Collection[str]) -> Contrast:
         """Return the same contrast without the populations that are not among ``populations``."""
         inside, outside = (tuple(name for name in side if name in populations) for side in (self.inside, self.outside))
         return replace(self, inside=inside, outside=outside)
@@ -126,7 +132,7 @@ class FoldChange:
     standard_error: np.ndarray
 
     @classmethod
-    def of(cls, expression: PopulationExpression, contrast: Contrast) -> "FoldChange":
+    def of(cls, expression: PopulationExpression, contrast: Contrast) -> FoldChange:
         """Compare the two sides of a contrast; the error follows by the delta method."""
         sides = contrast.inside, contrast.outside
         inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)
@@ -170,7 +176,7 @@ class Differences:
         """Whether there are p-values."""
         return not np.isnan(self.p).any()
 
-    def without_p(self) -> "Differences":
+    def without_p(self) -> Differences:
         """Return the same differences without p-values."""
         return replace(self, p=np.full_like(self.p, np.nan))
 
@@ -190,3 +196,133 @@ class Differences:
 def two_sided_p(z: np.ndarray) -> np.ndarray:
     """Two-sided p-values of standard normal z."""
     return np.asarray(2 * norm.sf(np.abs(z)))
+
+
+QUERIES = ("model", "training", "equal")
+Z_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """How well each gene alone distinguishes the two sides of a contrast, under noise; all arrays are by gene.
+
+    With the linear decoder, a gene's log expression is a direction in whitened space. Along it the sides' means are
+    ``shift`` apart, and noise of level sigma adds to their variances; so, taken as normal, they have
+
+        AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ).
+
+    This is the formula of the hierarchy's branch levels, for one gene in place of all: at the hierarchy's threshold, a
+    gene that distinguishes the sides as well as all genes together would commit at the branch's level. The noise of
+    counts is left out: it would hide rare genes at any level.
+
+    Attributes
+    ----------
+    shift
+        Difference of mean log expression, inside minus outside, in natural units: the branch's shift read as genes.
+    variance
+        Of log expression, the sum over both sides.
+    size
+        Change in log expression with one whitened unit along the gene's direction.
+    """
+
+    shift: np.ndarray
+    variance: np.ndarray
+    size: np.ndarray
+
+    def auc(self, sigma: float) -> np.ndarray:
+        """AUC at a noise level."""
+        return np.asarray(norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2)))
+
+    def level(self, threshold: float) -> np.ndarray:
+        """Find the commitment level: the highest noise level at which the AUC is ``threshold`` or more.
+
+        NaN where there is none, as the sides overlap more than that in the gene without any noise.
+        """
+        room = (self.shift / norm.ppf(threshold)) ** 2 - self.variance
+        return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
+
+
+@dataclass(frozen=True)
+class ContrastGenes:
+    """The genes of one contrast, in the model and in real cells; None where there are too few cells.
+
+    Attributes
+    ----------
+    training
+        In the training cells.
+    equal
+        In as many training cells of each type as there are test cells.
+    test
+        In the test cells, with which the others are compared.
+    """
+
+    contrast: Contrast
+    model: Differences
+    commitment: Commitment
+    training: Differences | None
+    equal: Differences | None
+    test: Differences | None
+
+    def agreement(self, query: str, *, n_genes: int) -> BranchAgreement | None:
+        """Agreement with the test cells of one of ``QUERIES``."""
+        differences = getattr(self, query)
+        return BranchAgreement.of(differences, self.test, n_genes=n_genes) if differences and self.test else None
+
+
+def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes]:
+    """Leave out the second contrast of nodes with two children, which mirrors the first."""
+    nodes = [list(group) for _, group in groupby(contrasts, key=lambda of: of.contrast.node)]
+    return [of for node in nodes for of in (node[:1] if len(node) == 2 else node)]
+
+
+@dataclass(frozen=True)
+class BranchAgreement:
+    """How well the differences of a query agree with the differences in test cells; 1 is perfect.
+
+    Attributes
+    ----------
+    pearson, spearman, slope
+        Of log fold changes, over genes; the slope is of query on test.
+    top_shared
+        Share of the top genes by score that are the same.
+    auprc
+        Area under the precision-recall curve (average precision) of the query's score, for finding genes that are
+        significantly higher in test cells; NaN where there are none. By chance it is the share of these genes.
+    coverage
+        Share of genes whose fold changes differ by no more than their joint 95% interval; 0.95 where the two
+        differ by the sampling of cells alone.
+    """
+
+    pearson: float
+    spearman: float
+    slope: float
+    top_shared: float
+    auprc: float
+    coverage: float
+
+    @classmethod
+    def of(cls, query: Differences, test: Differences, *, n_genes: int) -> BranchAgreement:
+        """Compare the differences of one contrast."""
+        n_genes = min(n_genes, len(test.score))
+        ours, theirs = query.fold_change, test.fold_change
+        changes = Agreement(ours.log2, theirs.log2)
+        error = np.hypot(ours.standard_error, theirs.standard_error)
+        positive = test.significant
+        return cls(
+            pearson=changes.correlation,
+            spearman=float(spearmanr(ours.log2, theirs.log2).statistic),
+            slope=changes.slope,
+            top_shared=float(np.mean(query.rank[test.rank <= n_genes] <= n_genes)),
+            auprc=float(average_precision_score(positive, query.score)) if positive.any() else np.nan,
+            coverage=float(np.mean(np.abs(ours.log2 - theirs.log2) <= Z_95 * error)),
+        )
+
+
+def mean_agreement(agreements: Iterable[BranchAgreement]) -> pd.Series:
+    """Mean of each measure where it is known; NaN where it never is."""
+    return pd.DataFrame([asdict(a) for a in agreements], columns=list(BranchAgreement.__dataclass_fields__)).mean()
+
+
+def column_of(measure: str, query: str) -> str:
+    """Name the column of a measure."""
+    return measure if query == "model" else f"{measure}_{query}"

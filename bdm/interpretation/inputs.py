@@ -23,8 +23,8 @@ from bdm.evaluation.cells import (
     subset_of_names,
 )
 from bdm.interpretation.contrasts import contrasts_of
-from bdm.interpretation.count_splitting import split_counts, types_to_split
-from bdm.interpretation.gene_sets import UserGenes, read_user_genes
+from bdm.interpretation.genes import split_counts, types_to_split
+from bdm.interpretation.markers import UserGenes, read_user_genes
 from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import read_fitted_cells
 from bdm.model.match import SAME

@@ -6,29 +6,34 @@ from itertools import groupby
 
 import pandas as pd
 
-from bdm._core.files import provenance
-from bdm._core.parallel import using_threads
-from bdm._core.progress import progress
-from bdm.interpretation.agreement import (
+from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of, embedding_of
+from bdm.interpretation.contrasts import (
     QUERIES,
     BranchAgreement,
     ContrastGenes,
+    Differences,
     column_of,
+    contrasts_of,
     mean_agreement,
     without_mirrored,
 )
-from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, embedding_of
-from bdm.interpretation.commitment import commitment_of
-from bdm.interpretation.contrasts import Differences, contrasts_of
-from bdm.interpretation.count_splitting import ComparedCells
-from bdm.interpretation.gene_sets import enrichment
-from bdm.interpretation.genes import model_differences, model_expression
+from bdm.interpretation.genes import ComparedCells, model_differences, model_expression
 from bdm.interpretation.inputs import Inputs
-from bdm.interpretation.markers import by_members, candidate_markers, distinct_markers, markers_of, members_of_types
+from bdm.interpretation.markers import (
+    by_members,
+    candidate_markers,
+    distinct_markers,
+    enrichment,
+    markers_of,
+    members_of_types,
+)
 from bdm.interpretation.results import Interpretation
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
+from bdm.progress import progress
+from bdm.provenance import provenance
 from bdm.settings import InterpretationSettings
+from bdm.threads import using_threads
 
 AGREEMENT_COLUMNS = [  # of a tree without nodes, too
     *("node", "level", "children", "n_types", "n_training", "n_test", "n_significant"),

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from bdm.interpretation.agreement import ContrastGenes, column_of
+from bdm.interpretation.contrasts import ContrastGenes, column_of
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import (
     IDEAL_LINE,

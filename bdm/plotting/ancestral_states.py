@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from bdm.hierarchy.tree import Hierarchy
-from bdm.interpretation.agreement import ContrastGenes
+from bdm.interpretation.contrasts import ContrastGenes
 from bdm.interpretation.markers import Dots
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.markers import colorbar_aspect, draw_dots, explain_sizes, genes_to_draw, separate_groups
@@ -106,7 +106,7 @@ def draw_paths(axis: Axes, of: ContrastGenes, interpretation: Interpretation) ->
     """Draw the staircase of each population, for the best gene of one branch."""
     hierarchy, contrast = interpretation.hierarchy, of.contrast
     gene = np.argmin(of.model.rank)
-    expression = interpretation.ancestral_states.expression.iloc[:, gene]
+    expression = interpretation.ancestral_states.expression.iloc[gene]
     sides = {"other populations": hierarchy.populations, "its siblings": contrast.outside, "child": contrast.inside}
     for side, populations in sides.items():
         for population in populations:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bdm.errors import InputError
-from bdm.interpretation.agreement import Z_95, ContrastGenes
-from bdm.interpretation.contrasts import Contrast
+from bdm.interpretation.contrasts import Z_95, Contrast, ContrastGenes
 from bdm.interpretation.results import Interpretation
 from bdm.plotting.labels import Canvas, label_branches
 from bdm.plotting.style import (
