@@ -564,7 +564,7 @@ class BranchedDiffusion:
             If there are fewer than six donors, all cell types have too few, or the model was loaded from a folder.
         """
         from bdm.audit.folds import divide
-        from bdm.audit.models import AuditedModels, audit_models
+        from bdm.audit.run import AuditedModels, audit_models
 
         if self.settings is None:
             raise InputError("A loaded model cannot be audited, as it holds no cells; make a new one from an AnnData.")

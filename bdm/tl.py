@@ -8,9 +8,8 @@
 
 from bdm.audit.results import Audit
 from bdm.power.analysis import PowerAnalysis
-from bdm.power.composition import composition_tests
 from bdm.power.experiment import ExperimentSettings
-from bdm.power.expression import log_cpm_tests, pseudobulk_tests, wilcoxon_tests
+from bdm.power.tests import composition_tests, log_cpm_tests, pseudobulk_tests, wilcoxon_tests
 
 __all__ = [
     "Audit",

@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import asdict, fields, is_dataclass, replace
 
 import anndata
@@ -23,7 +22,7 @@ from bdm.cli import main
 from bdm.data.symbols import GeneNames
 from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, halves_of
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.evaluation.genes import wilcoxon
 from bdm.generation.generate import observation_model
 from bdm.hierarchy.build import branch_level
@@ -45,7 +44,7 @@ from bdm.interpretation.contrasts import (
     Contrast,
     Differences,
     Expression,
-    FoldChange,
+    Log2FoldChange,
     PopulationExpression,
     contrasts_of,
     fewest_names,
@@ -234,7 +233,7 @@ def test_standard_error_is_how_fold_changes_vary_between_samples():
     contrast = Contrast("root", 3.0, "a", ("a", "b"), ("c",))
     changes = []
     for seed in range(300):
-        changes.append(FoldChange.of(real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed)), contrast))
+        changes.append(Log2FoldChange.of(real_expression(cells_of({"a": 8, "b": 16, "c": 12}, seed=seed)), contrast))
     spread = np.std([change.log2 for change in changes], axis=0)
     expected = np.sqrt(np.mean([change.standard_error**2 for change in changes], axis=0))
     np.testing.assert_allclose(expected, spread, rtol=0.2)
@@ -249,15 +248,6 @@ def test_genes_without_counts_are_not_known_to_be_silent():
     assert expression.by_population["a"].mean[0] == 0
     one_count = (1e4 / 200) ** 2
     assert expression.squared_error(("a",))[0] == pytest.approx(one_count)
-
-
-def test_halves_are_disjoint_and_of_the_same_types():
-    cells = cells_of({"a": 20, "b": 7})
-    marked = Cells(cells.counts, cells.cell_type)
-    first, second = halves_of(marked, seed=1)
-    assert first.n_by_type.to_dict() == {"a": 10, "b": 3}
-    assert second.n_by_type.to_dict() == {"a": 10, "b": 4}
-    assert first.counts.sum() + second.counts.sum() == cells.counts.sum()
 
 
 def test_mixture_is_weighted_and_has_the_variance_between_types():
@@ -307,7 +297,7 @@ def differences(changes: np.ndarray, *, error: float = 0.1, p: np.ndarray | None
     """Differences whose score is the fold change."""
     changes = np.asarray(changes, dtype=float)
     p = np.where(np.abs(changes) > 2, 1e-6, 0.9) if p is None else p
-    return Differences(FoldChange(changes, np.full(len(changes), error)), changes, p)
+    return Differences(Log2FoldChange(changes, np.full(len(changes), error)), changes, p)
 
 
 @pytest.mark.parametrize(("noise", "lowest", "highest"), [(0.0, 0.999, 1.0), (10.0, -0.3, 0.3)])
@@ -379,24 +369,23 @@ def test_branch_genes_are_the_top_of_model_and_test_cells(interpretation):
             assert rows["test_score"].isna().all()
 
 
-def test_too_few_test_cells_leave_gaps_not_errors(inputs):
-    rare = inputs.model.cell_types[0]
+def test_too_few_test_cells_leave_gaps_and_given_genes_replace_those_found(inputs):
+    rare, genes = inputs.model.cell_types[0], inputs.genes
     first = np.flatnonzero(inputs.test.cell_type == rare)[:2]
     kept = np.sort(np.append(np.flatnonzero(inputs.test.cell_type != rare), first))
-    found = interpret(replace(inputs, test=inputs.test[kept]), QUICK, seed=0)
+    given = UserGenes({"mine": tuple(genes[:3])}, {"SET": tuple(genes[5:15])})
+    found = interpret(replace(inputs, test=inputs.test[kept], given=given), QUICK, seed=0)
     of_rare = next(of for of in found.contrasts if of.contrast.inside == (rare,))
     assert of_rare.test is None
     assert of_rare.training is not None
     assert np.isfinite(of_rare.model.score).all()
+    assert rare not in branches_adata(found).uns["rank_genes_groups_test"]["names"].dtype.names
+    assert found.markers.genes == {"mine": tuple(genes[:3])}
+    assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
     for draw in FIGURES[Interpretation].values():
         draw(found)
-    assert rare not in branches_adata(found).uns["rank_genes_groups_test"]["names"].dtype.names
-
-
-def test_interpretation_depends_on_the_seed_alone(inputs, interpretation):
-    again, other = (interpret(inputs, QUICK, seed=seed) for seed in (0, 1))
-    pd.testing.assert_frame_equal(again.agreement, interpretation.agreement)
-    assert not again.agreement.equals(other.agreement)
+    for figure in (markers_figure(found), ancestral_states_figure(found)):
+        assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
 
 
 # ---- ancestral states
@@ -707,16 +696,13 @@ def test_given_genes_are_read_and_those_unknown_left_out(tmp_path):
         ("gene_sets", b"SET\twords\tENSG1\n", "names none of the model's"),
     ],
 )
-def test_unfit_genes_are_rejected_in_one_sentence(files, tmp_path, monkeypatch, capsys, file, content, expected):
+def test_unfit_genes_are_rejected_in_one_sentence(tmp_path, file, content, expected):
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
-    option = f"--{file.replace('_', '-')}"
-    assert run(monkeypatch, *files.values(), tmp_path / "out", option, path) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("bdm: ")
-    assert expected in last
-    assert not (tmp_path / "out").exists()
+    given = {"markers": None, "gene_sets": None} | {file: path}
+    with pytest.raises(InputError, match=expected):
+        read_user_genes(**given, names=GeneNames(pd.DataFrame(index=["CD3D", "LYZ", "MS4A1"])))
 
 
 # ---- markers and places
@@ -755,20 +741,6 @@ def test_given_markers_are_seen_down_the_tree(states_of_tree):
     assert markers.clades.fraction.loc["node", "gene0"] == pytest.approx((below > 0).mean())
     assert markers.ancestral_states.mean.loc["node", "gene2"] == pytest.approx(np.log1p(14))
     assert markers.ancestral_states.fraction.loc["node", "gene2"] == pytest.approx(14 / 72)
-
-
-def test_given_genes_take_the_place_of_those_found(inputs):
-    genes = inputs.genes
-    given = UserGenes({"mine": tuple(genes[:3])}, {"SET": tuple(genes[5:15])})
-    found = interpret(replace(inputs, given=given), QUICK, seed=0)
-    assert found.markers.genes == {"mine": tuple(genes[:3])}
-    assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
-    figure = ancestral_states_figure(found)
-    figure.draw_without_rendering()
-    left, right = (axis.title.get_window_extent() for axis in figure.axes[1:3])
-    assert left.x1 < right.x0
-    for figure in (markers_figure(found), ancestral_states_figure(found)):
-        assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
 
 
 def test_ancestral_states_of_cell_types_lie_among_their_cells(interpretation):
@@ -829,7 +801,6 @@ def test_scanpy_reads_and_plots_the_branches(inputs, interpretation, tmp_path, c
 @pytest.mark.parametrize(
     ("cell_types", "label"),
     [
-        (("B",), "B"),
         (("B", "NK"), "B, NK"),
         (("CD4 T cell", "CD8 T cell", "B cell", "NK cell"), "CD4 T cell, CD8 T cell +2"),
         (("a very long name of a cell type",), "a very l…me of a cell type"),
@@ -970,34 +941,9 @@ def test_interpretation_without_enough_test_cells_is_saved(interpretation, tmp_p
     assert_same(Interpretation.load(tmp_path / "few"), few)
 
 
-def flip_last_byte(file):
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: flip_last_byte(folder / "interpretation.safetensors"), "missing or damaged"),
-        (lambda folder: (folder / "interpretation.safetensors").unlink(), "missing or damaged"),
-        (lambda folder: (folder / "interpretation.json").unlink(), "has no interpretation.json"),
-        (lambda folder: replace_in(folder / "interpretation.json", '"held_out": true', '"held_out": false'), "damaged"),
-        (lambda folder: replace_in(folder / "interpretation.json", '"format": ', '"format": 1'), "another format"),
-        (lambda folder: (folder / "interpretation.json").write_text('{"held_out": true}'), "holds no interpretation"),
-    ],
-)
-def test_damaged_and_older_interpretations_are_rejected(saved, tmp_path, damage, message):
-    folder = shutil.copytree(saved, tmp_path / "copy")
-    damage(folder)
-    with pytest.raises(InputError, match=message):
-        Interpretation.load(folder)
-
-
-def replace_in(file, old, new):
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
+def test_folders_of_other_results_are_rejected(tmp_path):
+    with pytest.raises(InputError, match=r"it has no interpretation\.json"):
+        Interpretation.load(tmp_path)
 
 
 def test_interpretation_replaces_no_other_folder(interpretation, tmp_path):
@@ -1045,19 +991,12 @@ def without_type(adata):
     return adata[(adata.obs["cell_type"] != "Dendritic").to_numpy()].copy()
 
 
-def with_other_type(adata):
-    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"Dendritic": "DC"})
-    return adata
-
-
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
         ("generated", without_gene, "lacks the genes"),
-        ("prepared", without_gene, "has, beyond the real cells, the genes"),
         ("generated", without_type, "lacks cells of the types Dendritic"),
         ("prepared", without_type, "lacks cells of the types Dendritic"),
-        ("generated", with_other_type, "lacks cells of the types Dendritic"),
     ],
 )
 def test_unfit_files_are_rejected(files, tmp_path, small_model, file, change, message):
@@ -1091,21 +1030,18 @@ def test_no_more_cells_are_read_than_the_statistics_of_genes_need(files, monkeyp
     assert (read_inputs(**files).test.counts != some.test.counts).nnz == 0
 
 
-def test_genes_are_scored_by_test_cells(small_model):
-    prepared = split_cells(small_model.prepared)
+def test_genes_are_compared_with_test_cells_or_else_with_one_half(small_model):
+    prepared, generated = split_cells(small_model.prepared), small_model.generate(5)
     is_test = (prepared.obs["split"] == "test").to_numpy()
-    read = inputs_of(small_model.model, prepared, small_model.generate(5), seed=0)
+    read = inputs_of(small_model.model, prepared, generated, seed=0)
     assert read.held_out
     assert (read.test.counts != prepared.X[is_test]).nnz == 0
     assert (read.training.counts != prepared.X[~is_test]).nnz == 0
     assert list(read.prepared.obs_names) == list(prepared.obs_names[~is_test])
-
-
-def test_without_test_cells_one_half_is_scored_by_the_other(small_model):
-    read = inputs_of(small_model.model, small_model.prepared, small_model.generate(5), seed=0)
-    assert not read.held_out
-    assert len(read.training) + len(read.test) == small_model.prepared.n_obs == read.prepared.n_obs
-    assert abs(len(read.training) - len(read.test)) <= len(small_model.model.populations)
+    halves = inputs_of(small_model.model, small_model.prepared, generated, seed=0)
+    assert not halves.held_out
+    assert len(halves.training) + len(halves.test) == small_model.prepared.n_obs == halves.prepared.n_obs
+    assert abs(len(halves.training) - len(halves.test)) <= len(small_model.model.populations)
 
 
 def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):
@@ -1116,8 +1052,6 @@ def test_bad_input_leaves_nothing_behind(files, tmp_path, monkeypatch, capsys):
 
 def test_python_gives_the_branches(small_model, tmp_path):
     adata = small_model.interpret(n_genes=5)
-    again = small_model.interpret(n_genes=5)
-    np.testing.assert_array_equal(adata.X, again.X)
     assert list(adata.obs_names) == [branch.name for branch in small_model.hierarchy.branches]
     assert sc.get.rank_genes_groups_df(adata, "CD19+ B")["names"].iloc[:30].isin(["CD79A", "CD74", "HLA-DRA"]).any()
     small_model.save(tmp_path / "model")
@@ -1125,7 +1059,7 @@ def test_python_gives_the_branches(small_model, tmp_path):
         type(small_model).load(tmp_path / "model").interpret()
 
 
-@pytest.mark.parametrize(("n_cells", "mean"), [(40, 0.5), (300, 5), (900, 0.1)])
+@pytest.mark.parametrize(("n_cells", "mean"), [(40, 0.5), (300, 5)])
 def test_wilcoxon_test_is_that_of_scanpy(n_cells, mean):
     rng = np.random.default_rng(0)
     counts = rng.poisson(mean * rng.gamma(1, 1, 30), (n_cells, 30)).astype(np.float32)

@@ -10,10 +10,9 @@ from scipy import sparse, stats
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.design.donors import IndependentDonors
 from bdm.design.experiment import cells_of, compile_design
 from bdm.design.read import read_design
-from bdm.design.samples import expected_proportions
+from bdm.design.samples import IndependentDonors, expected_proportions
 from bdm.design.simulate import simulated_cells
 from bdm.errors import InputError
 from bdm.generation.chunks import Part

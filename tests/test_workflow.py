@@ -18,10 +18,7 @@ from snakemake.cli import main
 from test_generation_parts import content
 from zoo import kept
 
-from bdm._core.files import sha256
 from bdm.cli import app
-from bdm.report.results import read_results
-from bdm.report.settings import commands
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "config/config.yaml"
@@ -526,29 +523,6 @@ def test_cells_do_not_depend_on_the_number_of_jobs(finished, tmp_path):
     assert left == {"prepared.h5ad", "generated.h5ad"}
     done = snakemake(*arguments, "--dry-run", "--allowed-rules", *GENERATION, "--", *names, cwd=tmp_path)
     assert "Nothing to be done" in done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_commands_of_the_report_make_the_same_files(finished, tmp_path, monkeypatch):
-    results = finished / "results/pbmc68k"
-    (tmp_path / "pbmc68k_reduced.h5ad").symlink_to(finished / "resources/pbmc68k_reduced.h5ad")
-    (tmp_path / "response.yaml").symlink_to(ROOT / "config/example-experiment.yaml")
-    monkeypatch.chdir(tmp_path)
-    for line in commands(read_results(results)):
-        _, name, *arguments = shlex.split(line)
-        if not name.startswith(("audit", "evaluate")):
-            app([name, *arguments], standalone_mode=False)
-    simulated = ["simulated/response.h5ad", "simulated/response_truth.csv"]
-    for name in [
-        "prepared.h5ad",
-        "hierarchy.json",
-        "model/model.json",
-        "generated.h5ad",
-        "transmuted/b_to_nk.h5ad",
-        *simulated,
-    ]:
-        assert sha256(tmp_path / name) == sha256(results / name), name
-    assert sha256(tmp_path / "generated.h5ad") in (results / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -17,6 +17,16 @@ from sklearn.neighbors import NearestNeighbors
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.metrics import fitted_pca
 
+GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")  # what attacks take for generated cells
+ATTACKS = {
+    "nearest": "nearest generated cell",
+    "density_ratio": "density ratio",
+    "likelihood_ratio": "likelihood ratio",
+    "mean_shift": "shift of means",
+    "denoiser_loss": "loss of the denoiser",
+    "bound": "bound under the model",
+}
+ON_MODEL = ("denoiser_loss", "bound")  # attacks that need the model; the others need its cells
 N_NEIGHBOURS = 5
 MIN_CELLS_OF_TYPE = 2  # generated cells, and reference cells; one has no covariance
 MIN_VARIANCE = 0.05  # that is added to each gene's, as a share of the mean over genes

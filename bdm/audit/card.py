@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from bdm.audit.results import CHANCE, COPIES, GENERATED, Audit
-from bdm.audit.verdict import ATTACKS, ON_MODEL
-from bdm.errors import InputError, abbreviated, counted
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
+from bdm.audit.results import Audit
+from bdm.errors import InputError
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.card import markdown
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel
+from bdm.text import abbreviated, counted
 
 # Of the preparation; an audit divides all cells, so their split may differ
 AUDITED_SETTINGS = (
@@ -42,10 +43,10 @@ def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -
     ``n_fitted`` is the number of cells that the model was fitted to.
     """
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
-    if audit.n_tested == audit.record["n_units"]:
+    if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
         text += f" Each {audit.unit} was a member in at least one division."
-    elif audit.n_tested is not None:
-        text += f" {counted(audit.n_tested, audit.unit)} were members in at least one division, and the others in none."
+    else:
+        text += f" {counted(n_tested, audit.unit)} were members in at least one division, and the others in none."
     if n_generated:
         least, most = min(n_generated), max(n_generated)
         number = f"{most:,}" if least == most else f"{least:,} to {most:,}"
@@ -78,14 +79,9 @@ def attack_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
 
 def audited_type_rows(audit: Audit) -> Iterator[tuple[str, ...]]:
     """Yield each audited cell type: attacked units in a fold, best attack on cells, its area, and limit of chance."""
-    area = "auc_of_donors" if audit.unit == "donor" else "auc"
-    on_cells = (audit.by_label["set"] == GENERATED) & ~audit.by_label["attack"].isin(ON_MODEL)
-    found = audit.by_label[on_cells].dropna(subset=area)
     n_units = audit.scores.groupby(["cell_type", "fold"])["unit"].nunique().groupby("cell_type").min()
-    for name, of_type in found.groupby("cell_type", sort=True):
-        best = of_type.loc[of_type[area].idxmax()]
-        attack = ATTACKS[best["attack"]]
-        yield markdown(name), f"{n_units[name]:,}", attack, f"{best[area]:.2f}", f"{best['limit']:.2f}"
+    for name, attack, auc, limit in sorted(audit.best_by_type(on_model=False)):
+        yield markdown(name), f"{n_units[name]:,}", ATTACKS[attack], f"{auc:.2f}", f"{limit:.2f}"
 
 
 def check_audit(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> None:

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm._core.seeds import derive, numpy_generator
 from bdm.audit.limits import audit_rejection, inconclusive
 from bdm.audit.settings import AuditSettings
 from bdm.data.columns import group_column, without_unused_categories
 from bdm.data.filters import split_by_type
 from bdm.data.matrix import take_cells
 from bdm.data.prepare import recorded_settings
-from bdm.errors import InputError, abbreviated, counted
+from bdm.errors import InputError
+from bdm.seeds import derive, numpy_generator
 from bdm.settings import PrepareSettings
+from bdm.text import abbreviated
 
 logger = logging.getLogger(__name__)
 PARTS = MEMBERS, REFERENCE, NON_MEMBERS = ("members", "reference", "non-members")
@@ -142,12 +143,15 @@ class AuditFolds:
 
 
 def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFolds:
-    """Divide prepared cells into folds, without the cell types that are too rare for it.
+    """Divide prepared cells into members, reference and non-members, once for each fold.
+
+    The parts have as equal numbers of units as possible, and of units with cells of each type, the rarest first. Cell
+    types with fewer than three cells in a part are left out.
 
     Raises
     ------
     InputError
-        As :func:`folds_of`, if all cell types are too rare, or the units are not usable.
+        If all cell types are too rare, or the units are not usable, see :meth:`Units.of`.
     """
     cells, left_out = prepared, []
     while True:
@@ -156,12 +160,15 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
         rare = sorted({name for fold in folds for name in rare_types(units, fold)})
         if not rare:
             break
+        left_out += rare
         kept = np.flatnonzero(~np.isin(units.cell_type, rare))
         if not len(kept):
-            check_types(units, next(fold for fold in folds if rare_types(units, fold)))
+            raise InputError(
+                f"no cell type has {MIN_CELLS} cells or more in each of the three parts of a fold "
+                f"({abbreviated(left_out, n_shown=3)}); join types before bdm prepare, or give more cells."
+            )
         cells, uns = take_cells(cells, kept), cells.uns
         cells.obs, cells.uns["bdm"] = without_unused_categories(cells.obs), uns["bdm"]
-        left_out += rare
     if left_out:
         logger.warning(
             "Not audited, as they have too few cells or donors for three parts: %s.", abbreviated(left_out, n_shown=10)
@@ -170,23 +177,6 @@ def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFol
     if problem := inconclusive(division.sides, units.noun):
         logger.warning("This audit will be inconclusive: %s.", problem)
     return division
-
-
-def folds_of(obs: pd.DataFrame, settings: AuditSettings, *, seed: int) -> list[Fold]:
-    """Divide prepared cells into members, reference and non-members, once for each fold.
-
-    The parts have as equal numbers of units as possible, and of units with cells of each type, the rarest first.
-
-    Raises
-    ------
-    InputError
-        If the units are not usable, see :meth:`Units.of`, or a cell type has too few of them for the three parts.
-    """
-    units = Units.of(obs, settings)
-    folds = [fold_of(units, number, seed=seed) for number in range(1, settings.n_folds + 1)]
-    for fold in folds:
-        check_types(units, fold)
-    return folds
 
 
 def fold_of(units: Units, number: int, *, seed: int) -> Fold:
@@ -258,30 +248,10 @@ def check_donors(names: pd.Index, key: str) -> None:
         )
 
 
-def cells_by_part(units: Units, fold: Fold) -> pd.DataFrame:
-    """Count the cells of each type (rows) in each part of a fold."""
-    return pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
-
-
 def rare_types(units: Units, fold: Fold) -> list[str]:
     """Name the cell types that have too few cells in a part of a fold."""
-    n_cells = cells_by_part(units, fold)
+    n_cells = pd.crosstab(units.cell_type, fold.part).reindex(columns=PARTS, fill_value=0)
     return [str(name) for name in n_cells.index[(n_cells < MIN_CELLS).any(axis=1)]]
-
-
-def check_types(units: Units, fold: Fold) -> None:
-    """Reject a cell type that is not in all parts of a fold."""
-    n_cells = cells_by_part(units, fold)
-    if (n_cells.to_numpy() >= MIN_CELLS).all():
-        return
-    name, part = n_cells.stack().idxmin()
-    of_type = np.unique(units.code[units.cell_type == name])
-    owners = f" of {counted(len(of_type), 'donor')}" if units.are_donors else ""
-    raise InputError(
-        f"cell type {name!r} has {counted(int(n_cells.loc[name].sum()), 'cell')}{owners}, of which "
-        f"{n_cells.loc[name, part]} are in the {part} of fold {fold.number}, where {MIN_CELLS} are needed; leave it "
-        "out by bdm prepare --leave-out, or join it with another."
-    )
 
 
 def fingerprint(obs: pd.DataFrame, fold: Fold) -> str:

@@ -1,7 +1,6 @@
 """Results of an audit: scores of attacked cells, tables of areas under ROC curves, the verdict, and their files."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from bdm._core.files import read_json, write_json
-from bdm._core.seeds import derive, numpy_generator
+from bdm import store
+from bdm.audit.attacks import GENERATED, ON_MODEL
 from bdm.audit.limits import LEVEL
-from bdm.audit.scores import (
-    KEYS,
+from bdm.audit.verdict import (
     N_DRAWS,
+    N_PERMUTATIONS,
+    AuditVerdict,
     curves,
     null_of_units,
     of_units,
@@ -24,14 +24,17 @@ from bdm.audit.scores import (
     some_cells,
     spread_of_auc,
     standardised,
+    verdict_of,
 )
-from bdm.audit.verdict import N_PERMUTATIONS, AuditVerdict, verdict_of
-from bdm.errors import InputError, abbreviated, counted
+from bdm.errors import InputError
+from bdm.files import write_json
+from bdm.generation.chunks import check_complete
+from bdm.seeds import derive, numpy_generator
+from bdm.text import counted
 
-SCORES, SUMMARY, FIGURE = "scores.csv", "summary.json", "audit.png"
+KIND, SUMMARY, FIGURE = "audit", "summary.json", "audit.png"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
-GENERATED, COPIES, CHANCE = SETS = ("generated", "copies", "chance")
-NUMBERS_OF_CELLS = (50, 100)  # of each donor, beside all
+NUMBERS_OF_CELLS = (50, 100)  # of each donor, besides all
 ROW = ["set", "attack", "level", "n_cells"]
 BY_FOLD = ("fingerprints", "n_generated")  # entries of records by the number of the fold, as text
 
@@ -47,8 +50,8 @@ class Audit:
         ``member`` (1 if the cell was in the training data), and a column ``SET/ATTACK`` for each score.
     record
         How it was made: ``unit`` (``donor`` or ``cell``), ``n_folds``, ``seed``, ``fingerprints`` of the folds,
-        ``n_generated`` (number of generated cells of each fold), ``n_tested_in_all_folds`` (number of units that are
-        members in any), ``generator``, settings and versions.
+        ``n_generated`` (number of generated cells of each fold), ``n_tested`` (number of units that are members in at
+        least one of all folds; attacks show nothing about the others), ``generator``, settings and versions.
     """
 
     scores: pd.DataFrame
@@ -66,18 +69,6 @@ class Audit:
     def n_folds(self) -> int:
         """Number of folds that the audit has."""
         return int(self.scores["fold"].nunique())
-
-    @property
-    def n_tested(self) -> int | None:
-        """Number of units that were members in at least one of the folds; attacks show nothing about the others.
-
-        None if it is not known, as audits of several folds by former versions of bdm did not record it: the numbers of
-        units in :attr:`scores` are different in each fold.
-        """
-        if self.n_folds == 1:
-            return int(self.scores.loc[self.scores["member"] > 0, "unit"].nunique())
-        recorded = self.record.get("n_tested_in_all_folds")
-        return None if recorded is None or self.n_folds < self.record["n_folds"] else int(recorded)
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
@@ -192,26 +183,27 @@ class Audit:
                 found.setdefault((str(name), column), []).append(auc)
         return {key: float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan for key, areas in found.items()}
 
+    def best_by_type(self, *, on_model: bool) -> Iterator[tuple[str, str, float, float]]:
+        """Yield each cell type with the best attack on generated cells, its area and the limit of chance.
+
+        Parameters
+        ----------
+        on_model
+            Whether attacks that need the model count as well.
+        """
+        area = "auc_of_donors" if self.unit == "donor" else "auc"
+        counted_in = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
+        table = self.by_label[counted_in].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
+        for row in table.drop_duplicates("cell_type").to_dict("records"):
+            yield row["cell_type"], row["attack"], row[area], row["limit"]
+
     def save(self, folder: Path | str) -> None:
-        """Write the tables, the scores and the verdict into a folder, for :meth:`load`."""
+        """Write the audit into a folder for :meth:`load`, its tables (.csv), and the verdict (``summary.json``)."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        store.save(folder, KIND, self)
         for name, file in TABLES.items():
             getattr(self, name).to_csv(folder / file, index=False, float_format="%.4f")
-        self.scores.to_csv(folder / SCORES, index=False, float_format="%.9g")
-        write_json(folder / SUMMARY, {"verdict": self.summary(), "record": self.record})
-
-    def summary(self) -> dict[str, Any]:
-        """Give the verdict as it is written."""
-        found = self.verdict
-        attacks = {
-            one.attack: {"auc": round(one.auc, 4), "p_value": round(one.p_value, 4), "found": one.found}
-            for one in found.findings
-        }
-        limit = None if np.isnan(found.limit) else round(found.limit, 4)
-        conclusive = found.inconclusive is None
-        written = {"text": found.text, "conclusive": conclusive, "attacks": attacks, "limit": limit}
-        return written | {"n_tested": self.n_tested}
+        write_json(folder / SUMMARY, self.verdict.summary() | {"n_tested": self.record["n_tested"]})
 
     @classmethod
     def load(cls, folder: Path | str) -> "Audit":
@@ -220,23 +212,9 @@ class Audit:
         Raises
         ------
         InputError
-            If the folder is none of an audit.
+            If the folder is none of an audit, or damaged.
         """
-        folder = Path(folder)
-        for name in (SUMMARY, SCORES):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} has no file {name}; name a folder that bdm audit wrote.")
-        content = read_json(folder / SUMMARY)
-        try:
-            scores = pd.read_csv(folder / SCORES, dtype={"cell_type": str}, keep_default_na=False, na_values={})
-            scores = scores.assign(**{name: pd.to_numeric(scores[name]) for name in scores if name != "cell_type"})
-            record = content["record"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is no folder of an audit; name a folder that bdm audit wrote.") from error
-        if not {*KEYS} <= set(scores) or not {"unit", "n_folds", "seed", "fingerprints"} <= set(record):
-            raise InputError(f"{folder} is no folder of an audit; name a folder that bdm audit wrote.")
-        columns = score_columns(scores)
-        return cls(scores.astype({**dict.fromkeys(columns, np.float32)}), record)
+        return store.load(Path(folder), KIND, cls)
 
 
 def merged(audits: Iterable[Audit]) -> Audit:
@@ -249,17 +227,10 @@ def merged(audits: Iterable[Audit]) -> Audit:
     """
     found = list(audits)
     records = [{key: value for key, value in audit.record.items() if key not in BY_FOLD} for audit in found]
-    if any(json.dumps(record, sort_keys=True) != json.dumps(records[0], sort_keys=True) for record in records):
+    if any(record != records[0] for record in records):
         raise InputError("the folds are of audits of different cells, settings or seeds; give the folds of one.")
-    numbers = [number for audit in found for number in audit.record["fingerprints"]]
-    if len(numbers) > len(set(numbers)):
-        raise InputError("a fold is given twice; give each fold once.")
-    missing = [str(number) for number in range(1, records[0]["n_folds"] + 1) if str(number) not in numbers]
-    if missing:
-        raise InputError(
-            f"folds {abbreviated(missing, n_shown=10)} of {records[0]['n_folds']} are missing; give all folds that "
-            "bdm audit --part wrote."
-        )
+    numbers = [int(number) for audit in found for number in audit.record["fingerprints"]]
+    check_complete(numbers, records[0]["n_folds"], what="fold")
     scores = pd.concat([audit.scores for audit in found], ignore_index=True)
     scores = scores.sort_values("fold", kind="stable").reset_index(drop=True)
     joined = {key: joined_by_fold(audit.record.get(key, {}) for audit in found) for key in BY_FOLD}

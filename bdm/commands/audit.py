@@ -54,16 +54,15 @@ def audit(
     """
     from bdm._core.files import atomic_write
     from bdm.audit.folds import divide
-    from bdm.audit.models import AuditedModels, audit_models
-    from bdm.audit.results import SUMMARY
-    from bdm.audit.run import audit_folds, from_files
+    from bdm.audit.results import KIND
+    from bdm.audit.run import AuditedModels, audit_folds, audit_models, from_files
     from bdm.data.prepare import read_prepared
     from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
     from bdm.plotting.audit import save_audit
 
     of_folds = WHOLE if part is None else Part.parse(part)
-    with atomic_write(out, folder_of=SUMMARY) as folder:
+    with atomic_write(out, folder_of=f"{KIND}.json") as folder:
         read = read_prepared(prepared)
         with at(prepared):  # before the first fit
             division = divide(read, audit, seed=seed)

@@ -1,6 +1,6 @@
 """Planted changes: their genes, log2 fold changes and populations, and which cells respond."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +82,10 @@ def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], 
     """
     with at("null_genes"):
         null_genes = genes_named(model, design.null_genes)
-    named = [genes_named_by(model, change) for change in design.changes]
-    taken = set(null_genes)
+    named, taken = [], set(null_genes)
+    for change in design.changes:
+        with at(f"changes.{change.name}.genes"):
+            named.append(genes_named(model, change.genes.names))
     for change, genes in zip(design.changes, named, strict=True):
         if both := set(genes) & set(null_genes):
             name = model.gene_names.index[both.pop()]
@@ -122,12 +124,6 @@ def genes_named(model: BranchedModel, names: Sequence[str]) -> list[int]:
         )
     genes = dict.fromkeys(gene for name in names for gene in found[name])
     return [int(i) for i in model.gene_names.index.get_indexer(list(genes))]
-
-
-def genes_named_by(model: BranchedModel, change: Change) -> list[int]:
-    """Find the genes that a change names; none if they are sampled."""
-    with at(f"changes.{change.name}.genes"):
-        return genes_named(model, change.genes.names)
 
 
 def sampled_genes(
@@ -232,7 +228,7 @@ class PlantedGenes:
 
 def mean_factors(
     plants: Sequence[Plant], populations: Sequence[str], condition: str, n_genes: int
-) -> Mapping[str, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Factors of the expected counts of all genes over the cells of each population in a condition."""
     factors = {population: np.ones(n_genes) for population in populations}
     for plant in plants:

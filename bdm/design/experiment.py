@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
-from bdm.design.donors import Donors, donors_of
-from bdm.design.samples import proportions_of, request_of, table_of_samples
+from bdm.design.samples import IndependentDonors, donors_of, proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.diffusion.sampler import HierarchicalSampler
+from bdm.donors.draw import NewDonors
 from bdm.errors import InputError, at
 from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
@@ -25,7 +25,7 @@ FEW_CELLS = 128  # of a population, whose means are compared between donors
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceCells:
     """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations.
 
     Attributes
@@ -43,7 +43,9 @@ class Reference:
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(cls, model: BranchedModel, sampler: HierarchicalSampler, *, batch_effects: float, seed: int) -> "Reference":
+    def of(
+        cls, model: BranchedModel, sampler: HierarchicalSampler, *, batch_effects: float, seed: int
+    ) -> "ReferenceCells":
         """Make them for a model; each is computed when it is first needed."""
 
         @cache
@@ -70,7 +72,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class DesignedExperiment:
     """A design for a model.
 
     Attributes
@@ -91,8 +93,8 @@ class Experiment:
     samples: pd.DataFrame
     request: Request
     plants: tuple[Plant, ...]
-    donors: Donors | None
-    reference: Reference
+    donors: NewDonors | IndependentDonors | None
+    reference: ReferenceCells
 
     @property
     def n_genes(self) -> int:
@@ -170,7 +172,9 @@ class Experiment:
         return counts.div(counts.sum(axis=1), axis=0)
 
 
-def compile_design(model: BranchedModel, design: Design, sampler: HierarchicalSampler | None = None) -> Experiment:
+def compile_design(
+    model: BranchedModel, design: Design, sampler: HierarchicalSampler | None = None
+) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes.
 
     Raises
@@ -178,7 +182,9 @@ def compile_design(model: BranchedModel, design: Design, sampler: HierarchicalSa
     InputError
         If the model lacks what the design names.
     """
-    reference = Reference.of(model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed)
+    reference = ReferenceCells.of(
+        model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed
+    )
     samples = table_of_samples(model, design)
     donors = tuple(samples["donor"].unique())
     request = request_of(model, design, samples, donors)
@@ -192,10 +198,10 @@ def compile_design(model: BranchedModel, design: Design, sampler: HierarchicalSa
     shares = proportions_of(model, design).mean()
     samples["depth_factor"] = depth_factors(design, samples["condition"], shares, reference)
     check_ambient(model, design)
-    return Experiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
+    return DesignedExperiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
 
 
-def depth_factors(design: Design, condition: pd.Series, shares: pd.Series, reference: Reference) -> np.ndarray:
+def depth_factors(design: Design, condition: pd.Series, shares: pd.Series, reference: ReferenceCells) -> np.ndarray:
     """Factor of the library sizes of each sample, from its condition; ``shares`` are those of all populations."""
     if design.depth.median is None:
         return of_conditions(design.depth.factor, condition, 1.0)
@@ -242,7 +248,7 @@ def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class Cells:
+class DesignedCells:
     """What each cell of an experiment is, by population, then sample.
 
     Attributes
@@ -272,7 +278,7 @@ class Cells:
         return np.asarray(self.partner != NO_PARTNER)
 
 
-def cells_of(experiment: Experiment) -> Cells:
+def cells_of(experiment: DesignedExperiment) -> DesignedCells:
     """Draw what each cell of an experiment is; a cell's random numbers depend on its population and number alone."""
     table = experiment.request.table
     table = table.loc[table.index.repeat(table["n_cells"])]
@@ -283,10 +289,12 @@ def cells_of(experiment: Experiment) -> Cells:
     strength = responses(experiment.plants, pd.DataFrame({"sub_population": population, "condition": condition}), seed)
     rows = rows_by_population(population)
     partners = draw_partners(experiment, sample, rows)
-    return Cells(sample, population, {name: of.start for name, of in rows.items()}, strength, *partners)
+    return DesignedCells(sample, population, {name: of.start for name, of in rows.items()}, strength, *partners)
 
 
-def draw_partners(experiment: Experiment, sample: np.ndarray, rows: dict[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+def draw_partners(
+    experiment: DesignedExperiment, sample: np.ndarray, rows: dict[str, slice]
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the second cell of each doublet: its population and row among the reference cells; -1 for singlets."""
     doublets, populations = experiment.design.doublets, list(experiment.model.populations)
     partner_population = np.full(len(sample), NO_PARTNER, dtype=np.int32)

@@ -16,7 +16,7 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.changes import PlantedGenes
-from bdm.design.experiment import Cells, Experiment, cells_of, compile_design
+from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
 from bdm.diffusion.sampler import HierarchicalSampler
@@ -53,7 +53,7 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
 
 
 def simulated_cells(
-    experiment: Experiment, *, part: Part = WHOLE, sampler: HierarchicalSampler | None = None
+    experiment: DesignedExperiment, *, part: Part = WHOLE, sampler: HierarchicalSampler | None = None
 ) -> GeneratedCells:
     """Simulate an experiment block by block, as :func:`simulate_cells` does.
 
@@ -85,7 +85,7 @@ def simulated_cells(
     )
 
 
-def observations_of(experiment: Experiment, cells: Cells) -> pd.DataFrame:
+def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:
     """Make ``obs`` of all cells of an experiment: by population, then sample."""
     model, samples = experiment.model, experiment.samples
     names = [str(name) for name in cells.population]
@@ -109,7 +109,7 @@ def observations_of(experiment: Experiment, cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(columns, index=[f"synthetic-{number}" for number in range(1, len(names) + 1)])
 
 
-def response_columns(experiment: Experiment, cells: Cells) -> dict[str, np.ndarray]:
+def response_columns(experiment: DesignedExperiment, cells: DesignedCells) -> dict[str, np.ndarray]:
     """Whether each cell responds, for the changes to which not all cells of a condition respond."""
     shares = [plant.change.shares for plant in experiment.plants]
     partial = [i for i, of in enumerate(shares) if of.condition < 1 or 0 < of.reference < 1]
@@ -156,7 +156,7 @@ class Simulation:
         What each cell is.
     """
 
-    def __init__(self, experiment: Experiment, cells: Cells) -> None:
+    def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
         self.model, self.seed = experiment.model, experiment.design.seed
         self.depth = experiment.samples["depth_factor"].to_numpy()

@@ -1,6 +1,6 @@
 """What was planted in a designed experiment: tables of changed genes, composition and samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from bdm._core.seeds import numpy_generator
 from bdm.data.columns import writable_name
 from bdm.design.changes import Plant, mean_factors
-from bdm.design.experiment import Experiment
+from bdm.design.experiment import DesignedExperiment
 from bdm.design.samples import proportions_of
 from bdm.model.model import BranchedModel
 
@@ -19,7 +19,7 @@ EVERY_CONDITION = ""  # of changes that distinguish cell types, in all condition
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlantedComparison:
     """Log2 fold changes of expected counts between a condition and the reference.
 
     Attributes
@@ -60,7 +60,7 @@ class Truth:
         Counts of each gene in the empty droplets of each sample, genes x samples; None without empty droplets.
     """
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[PlantedComparison, ...]
     genes: pd.DataFrame
     composition: pd.DataFrame
     samples: pd.DataFrame
@@ -87,7 +87,7 @@ class Truth:
         }
 
 
-def truth_of(experiment: Experiment) -> Truth:
+def truth_of(experiment: DesignedExperiment) -> Truth:
     """Collect what was planted, with the log2 fold changes of expected counts by cell type."""
     comparisons = tuple(comparisons_of(experiment))
     n_cells = experiment.request.table.groupby("sample")["n_cells"].sum()
@@ -96,7 +96,7 @@ def truth_of(experiment: Experiment) -> Truth:
     return Truth(comparisons, changed, composition, samples, *ambient_rna(experiment))
 
 
-def ambient_rna(experiment: Experiment) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+def ambient_rna(experiment: DesignedExperiment) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
     """Give the shares of genes in the ambient RNA of each sample, and sample the counts of its empty droplets."""
     ambient, seed = experiment.design.ambient, experiment.design.seed
     if not (ambient.share or ambient.empty_counts):
@@ -109,7 +109,7 @@ def ambient_rna(experiment: Experiment) -> tuple[pd.DataFrame | None, pd.DataFra
     return profiles, pd.DataFrame(counts, index=profiles.index) if ambient.empty_counts else None
 
 
-def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
+def comparisons_of(experiment: DesignedExperiment) -> Iterator[PlantedComparison]:
     """Compare each condition with the reference, and changes of all conditions with none."""
     reference, *others = experiment.design.samples.conditions
     shares = proportions_of(experiment.model, experiment.design)
@@ -117,12 +117,12 @@ def comparisons_of(experiment: Experiment) -> Iterator[Comparison]:
     means = {name: mean_expression(experiment, name, needed=needed) for name in experiment.model.populations}
     everywhere = [plant for plant in experiment.plants if plant.change.condition is None]
     if everywhere:
-        changed = Side(shares.loc[reference], factors(experiment, everywhere, reference))
-        unchanged = Side(shares.loc[reference], dict.fromkeys(means, np.ones(experiment.n_genes)))
+        changed = ComparedSide(shares.loc[reference], factors(experiment, everywhere, reference))
+        unchanged = ComparedSide(shares.loc[reference], dict.fromkeys(means, np.ones(experiment.n_genes)))
         yield compared(experiment, EVERY_CONDITION, means, changed, unchanged)
-    base = Side(shares.loc[reference], factors(experiment, experiment.plants, reference))
+    base = ComparedSide(shares.loc[reference], factors(experiment, experiment.plants, reference))
     for condition in others:
-        of_condition = Side(shares.loc[condition], factors(experiment, experiment.plants, condition))
+        of_condition = ComparedSide(shares.loc[condition], factors(experiment, experiment.plants, condition))
         yield compared(experiment, condition, means, of_condition, base)
 
 
@@ -132,7 +132,7 @@ def alike_within_types(shares: pd.DataFrame, model: BranchedModel) -> bool:
     return bool(np.allclose(within, within.iloc[0]))
 
 
-def mean_expression(experiment: Experiment, population: str, *, needed: bool) -> np.ndarray:
+def mean_expression(experiment: DesignedExperiment, population: str, *, needed: bool) -> np.ndarray:
     """Average the expected counts of the genes in a population over samples, before changes; 1 if they are not needed.
 
     Without changes, and with the same shares of populations, fold changes do not depend on the means, which take most
@@ -145,13 +145,13 @@ def mean_expression(experiment: Experiment, population: str, *, needed: bool) ->
     return np.asarray(np.sum(means, axis=0))
 
 
-def factors(experiment: Experiment, plants: "list[Plant] | tuple[Plant, ...]", condition: str) -> dict[str, np.ndarray]:
+def factors(experiment: DesignedExperiment, plants: Sequence[Plant], condition: str) -> dict[str, np.ndarray]:
     """Factors of expected counts of all genes by population in a condition."""
-    return dict(mean_factors(plants, experiment.model.populations, condition, experiment.n_genes))
+    return mean_factors(plants, experiment.model.populations, condition, experiment.n_genes)
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedSide:
     """One side of a comparison.
 
     Attributes
@@ -167,8 +167,12 @@ class Side:
 
 
 def compared(
-    experiment: Experiment, condition: str, means: dict[str, np.ndarray], changed: Side, base: Side
-) -> Comparison:
+    experiment: DesignedExperiment,
+    condition: str,
+    means: dict[str, np.ndarray],
+    changed: ComparedSide,
+    base: ComparedSide,
+) -> PlantedComparison:
     """Compare expected counts of each cell type, over its populations in the shares of the design.
 
     A type without cells has the shares of the training cells.
@@ -184,10 +188,10 @@ def compared(
         fold_changes[cell_type] = np.where(np.abs(fold_change) < ROUNDING, 0.0, fold_change)
         libraries[cell_type] = np.log2(expected[0].sum() / expected[1].sum())
     table = pd.DataFrame(fold_changes, index=model.autoencoder.genes.index)
-    return Comparison(condition, table, pd.Series(libraries))
+    return PlantedComparison(condition, table, pd.Series(libraries))
 
 
-def changed_genes(experiment: Experiment, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
+def changed_genes(experiment: DesignedExperiment, comparisons: tuple[PlantedComparison, ...]) -> pd.DataFrame:
     """List the changed genes of all comparisons by cell type."""
     names = experiment.model.gene_names
     rows = [table for comparison in comparisons for table in changed_in(experiment, comparison)]
@@ -206,7 +210,7 @@ NUMBERS = (
 )
 
 
-def changed_in(experiment: Experiment, comparison: Comparison) -> Iterator[pd.DataFrame]:
+def changed_in(experiment: DesignedExperiment, comparison: PlantedComparison) -> Iterator[pd.DataFrame]:
     """List the changed genes of a comparison: a table for each change and cell type."""
     autoencoder = experiment.model.autoencoder
     for plant in experiment.plants:
@@ -233,7 +237,7 @@ def changed_in(experiment: Experiment, comparison: Comparison) -> Iterator[pd.Da
                 yield pd.DataFrame(dict(zip((*KEYS, *NUMBERS), columns, strict=True)))
 
 
-def composition_of(experiment: Experiment) -> pd.DataFrame:
+def composition_of(experiment: DesignedExperiment) -> pd.DataFrame:
     """Tabulate the proportions of cell types in each condition, see :func:`bdm.design.samples.proportions_of`."""
     model = experiment.model
     populations = proportions_of(model, experiment.design)

@@ -1,18 +1,20 @@
 """Chunks: cells of one population that are sampled together, and parts of a request for several jobs."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from bdm._core.parallel import Map
-from bdm._core.progress import Item, progress
-from bdm._core.seeds import derive, torch_generator
 from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
 from bdm.generation.request import Request
+from bdm.progress import Item, progress
+from bdm.seeds import derive, torch_generator
+from bdm.text import abbreviated
+from bdm.threads import Map
 
 MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what a seed means
 
@@ -67,6 +69,27 @@ class Part:
 
 
 WHOLE = Part()
+
+
+def check_complete(numbers: Sequence[int], n_items: int, *, what: str) -> None:
+    """Reject parts that together lack an item, such as a fold, or have it twice.
+
+    Parameters
+    ----------
+    numbers
+        Of the items of all parts, from 1.
+
+    Raises
+    ------
+    InputError
+        If the numbers are not 1, 2 ... ``n_items``.
+    """
+    twice = [number for number, n in Counter(numbers).items() if n > 1]
+    if twice:
+        raise InputError(f"{what} {twice[0]} is in two of the parts; give each part once.")
+    missing = [str(number) for number in range(1, n_items + 1) if number not in numbers]
+    if missing:
+        raise InputError(f"the parts lack {what}s {abbreviated(missing, n_shown=10)} of {n_items}; give all parts.")
 
 
 def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:

@@ -118,7 +118,7 @@ PSEUDOCOUNT = 1.0  # CP10k
 
 
 @dataclass(frozen=True)
-class FoldChange:
+class Log2FoldChange:
     """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene.
 
     Attributes
@@ -132,7 +132,7 @@ class FoldChange:
     standard_error: np.ndarray
 
     @classmethod
-    def of(cls, expression: PopulationExpression, contrast: Contrast) -> FoldChange:
+    def of(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
         """Compare the two sides of a contrast; the error follows by the delta method."""
         sides = contrast.inside, contrast.outside
         inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)
@@ -162,7 +162,7 @@ class Differences:
         in.
     """
 
-    fold_change: FoldChange
+    fold_change: Log2FoldChange
     score: np.ndarray
     p: np.ndarray
 

@@ -23,7 +23,7 @@ from bdm.interpretation.contrasts import (
     Contrast,
     Differences,
     Expression,
-    FoldChange,
+    Log2FoldChange,
     PopulationExpression,
     two_sided_p,
 )
@@ -62,7 +62,7 @@ def model_differences(expression: PopulationExpression, contrast: Contrast) -> D
     inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
     spread = np.sqrt(np.average([inside.variance, outside.variance], axis=0, weights=sides))
-    fold_change = FoldChange.of(expression, contrast)
+    fold_change = Log2FoldChange.of(expression, contrast)
     found = Differences(fold_change, (inside.mean - outside.mean) / spread, two_sided_p(fold_change.z))
     return found.without_p() if contrast.divides_type else found
 
@@ -133,7 +133,7 @@ def real_differences(
     tested = wilcoxon(cells, children)
     known = expression.by_population.keys()
     return {
-        contrast.child: Differences(FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
+        contrast.child: Differences(Log2FoldChange.of(expression, contrast.among(known)), *tested[contrast.child])
         for contrast in contrasts
         if contrast.child in children
     }

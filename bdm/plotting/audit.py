@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdm.audit.results import CHANCE, COPIES, FIGURE, GENERATED, Audit
-from bdm.audit.verdict import ATTACKS
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
+from bdm.audit.results import FIGURE, Audit
 from bdm.plotting.style import GREY, MODEL, REAL, NewFigure, Style, save_figure, shade_rows, shown
 
 STYLES: dict[str, Style] = {

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from bdm.design.settings import AXES
 from bdm.plotting.style import GREY, NewFigure, SetStyle, Style, set_styles, shown
 from bdm.power.analysis import PowerAnalysis
-from bdm.power.expression import METHODS
-from bdm.power.score import COMPOSITION
+from bdm.power.grid import COMPOSITION
+from bdm.power.tests import METHODS
 
 AXIS_LABELS = {
     "donors": "donors in each condition",

@@ -16,12 +16,12 @@ from scipy.stats import norm
 from bdm.design.read import read_design
 from bdm.design.settings import AXES, Design
 from bdm.design.simulate import design_record
-from bdm.errors import InputError, abbreviated
-from bdm.generation.chunks import WHOLE, Part
+from bdm.errors import InputError
+from bdm.files import reading
+from bdm.generation.chunks import WHOLE, Part, check_complete
 from bdm.model.model import BranchedModel
-from bdm.power.expression import deseq2_test
-from bdm.power.grid import methods_of, points_of
-from bdm.power.score import score_experiment
+from bdm.power.grid import methods_of, points_of, score_experiment
+from bdm.power.tests import deseq2_test
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class PowerAnalysis:
     Attributes
     ----------
     repeats
-        A row for each experiment, method and cell type, see :func:`bdm.power.score.score_experiment`; ``design`` names
+        A row for each experiment, method and cell type, see :func:`bdm.power.grid.score_experiment`; ``design`` names
         the design, ``n_points`` and ``n_repeats`` are the size of the grid, and ``fdr`` is the limit of discoveries.
     """
 
@@ -154,31 +154,23 @@ def merged_parts(paths: Iterable[Path]) -> PowerAnalysis:
     InputError
         If a file is no part, or the parts are of several designs, or some are missing or given twice.
     """
-    table = pd.concat([read_part(path) for path in paths], ignore_index=True)
-    if not len(table):
+    parts = [part for path in paths if len(part := read_part(path))]
+    if not parts:
         raise InputError("the parts have no experiments; give all parts that bdm power --part wrote.")
+    table = pd.concat(parts, ignore_index=True)
     if table["design"].nunique() > 1:
         raise InputError("the parts are of different designs; give the parts of one.")
-    experiments = table.drop_duplicates(["number", "repeat", "method", "cell_type", "condition"])
-    if len(experiments) < len(table):
-        raise InputError("a part is given twice; give each part once.")
-    found = table.groupby("number")["repeat"].nunique()
     n_points, n_repeats = int(table["n_points"].iloc[0]), int(table["n_repeats"].iloc[0])
-    missing = [str(number + 1) for number in range(n_points) if found.get(number, 0) != n_repeats]
-    if missing:
-        raise InputError(
-            f"experiments {abbreviated(missing, n_shown=10)} of {n_points} are missing; give all parts that "
-            "bdm power --part wrote."
-        )
+    of_parts = (part[["number", "repeat"]].drop_duplicates().itertuples(index=False) for part in parts)
+    numbers = [int(number * n_repeats + repeat + 1) for part in of_parts for number, repeat in part]
+    check_complete(numbers, n_points * n_repeats, what="experiment")
     return PowerAnalysis(table.sort_values(["number", "repeat"], kind="stable").reset_index(drop=True))
 
 
 def read_part(path: Path) -> pd.DataFrame:
-    """Read a part of an analysis."""
-    try:
+    """Read a part of an analysis, which may have no experiments."""
+    with reading(path, "a part of a power analysis"):
         table = pd.read_csv(path, dtype={"design": str})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table; give the files that bdm power --part wrote.") from error
     needed = {"design", "n_points", "n_repeats", "repeat", "method", "cell_type", "condition", "fdr", *POINT, *SUMS}
     if len(table) and not needed <= set(table.columns):
         raise InputError(f"{path} is no part of a power analysis; give the files that bdm power --part wrote.")
@@ -192,21 +184,21 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     cost = repeats.groupby(own, dropna=False, sort=False)[["n_samples", "n_cells"]].mean().round()
     rows = []
     for key, of in of_repeat.groupby(level=by, dropna=False, sort=False):
+        total, mean = of.sum(), of.mean()
         low, high = interval(of["n_found"].to_numpy(), of["n_planted"].to_numpy())
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rows.append(
-                {
-                    **dict(zip(by, key, strict=True)),
-                    "power": of["n_found"].sum() / of["n_planted"].sum() if of["n_planted"].sum() else np.nan,
-                    "low": low,
-                    "high": high,
-                    "false_discovery_rate": (of["n_false"] / of["n_discoveries"].clip(lower=1)).mean(),
-                    "small_p_values": of["n_null_small"].sum() / of["n_null"].sum() if of["n_null"].sum() else np.nan,
-                    "n_planted": of["n_planted"].mean(),
-                    "n_discoveries": of["n_discoveries"].mean(),
-                    "n_repeats": len(of),
-                }
-            )
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "power": total["n_found"] / total["n_planted"] if total["n_planted"] else np.nan,
+                "low": low,
+                "high": high,
+                "false_discovery_rate": (of["n_false"] / of["n_discoveries"].clip(lower=1)).mean(),
+                "small_p_values": total["n_null_small"] / total["n_null"] if total["n_null"] else np.nan,
+                "n_planted": mean["n_planted"],
+                "n_discoveries": mean["n_discoveries"],
+                "n_repeats": len(of),
+            }
+        )
     return pd.DataFrame(rows).merge(cost.reset_index(), on=own, how="left")
 
 

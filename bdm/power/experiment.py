@@ -50,7 +50,7 @@ class ExperimentSettings(StageSettings):
 
 
 @dataclass(frozen=True)
-class Pseudobulk:
+class SampleCounts:
     """Counts of the cells of one cell type, summed by sample.
 
     Attributes
@@ -99,22 +99,18 @@ class Experiment:
             If a column is missing, a sample is in several conditions or pairs, there are not two conditions to compare,
             a condition has a single sample, or no pair has a sample in each condition.
         """
-        table, samples, kept = read_samples(adata.obs, settings)
-        counts = raw_counts(adata[kept] if not kept.all() else adata, source=settings.counts)
-        return cls.of_counts(sparse.csr_matrix(counts.X), counts.var_names, table, samples, settings)
-
-    @classmethod
-    def of_counts(
-        cls,
-        counts: sparse.csr_matrix,
-        genes: pd.Index,
-        table: pd.DataFrame,
-        samples: pd.DataFrame,
-        settings: ExperimentSettings,
-    ) -> "Experiment":
-        """Put together counts, and what :func:`read_samples` found in the columns of their cells."""
+        columns = label_columns(adata.obs, settings)
+        reference, other = compared_conditions(columns["condition"], settings)
+        kept = columns["condition"].isin([reference, other]).to_numpy()
+        table = columns[kept].astype(str)
+        samples = samples_of(table.drop(columns="cell_type"), settings)
+        samples["condition"] = (samples["condition"] == other).astype(int)
+        check_replicates(samples["condition"], {0: reference, 1: other})
+        cells = adata if kept.all() else adata[kept]
+        counts = raw_counts(cells, source=settings.counts) if cells.n_vars else cells  # shares need no counts
         sample = samples.index.get_indexer(table["sample"])
-        return cls(counts, genes, table["cell_type"].to_numpy(dtype=str), sample, samples, settings)
+        cell_type = table["cell_type"].to_numpy(dtype=str)
+        return cls(sparse.csr_matrix(counts.X), counts.var_names, cell_type, sample, samples, settings)
 
     @property
     def cell_types(self) -> list[str]:
@@ -141,7 +137,7 @@ class Experiment:
         too_few = n_by_condition.min() < MIN_SAMPLES or len(rows) <= design.shape[1]
         return rows[:0] if too_few else rows
 
-    def pseudobulk(self, cell_type: str) -> Pseudobulk | None:
+    def pseudobulk(self, cell_type: str) -> SampleCounts | None:
         """Sum the counts of a cell type by sample; None if too few samples have enough of its cells."""
         rows = self.used_samples(cell_type)
         if not len(rows):
@@ -152,25 +148,7 @@ class Experiment:
         counts = np.rint((of_sample @ self.counts[cells]).toarray()[rows]).astype(int)
         smaller = np.bincount(self.samples["condition"].iloc[rows]).min()
         tested = (counts >= self.settings.min_counts).sum(axis=0) >= smaller
-        return Pseudobulk(counts, tested, design_matrix(self.samples.iloc[rows]))
-
-
-def read_samples(obs: pd.DataFrame, settings: ExperimentSettings) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """Read the columns of an experiment.
-
-    Returns
-    -------
-    The columns of the compared cells by what they hold, the table of samples, and which cells are compared.
-    """
-    arguments = dict(zip(keys_of(settings), ("sample_key", "condition_key", "label_key", "pair_key"), strict=False))
-    columns = {name: labels_column(obs, key, argument=arguments[name]) for name, key in keys_of(settings).items()}
-    reference, other = compared_conditions(columns["condition"], settings)
-    kept = columns["condition"].isin([reference, other]).to_numpy()
-    table = pd.DataFrame({name: column[kept].astype(str) for name, column in columns.items()})
-    samples = samples_of(table.drop(columns="cell_type"), settings)
-    samples["condition"] = (samples["condition"] == other).astype(int)
-    check_replicates(samples["condition"], {0: reference, 1: other})
-    return table, samples, kept
+        return SampleCounts(counts, tested, design_matrix(self.samples.iloc[rows]))
 
 
 def keys_of(settings: ExperimentSettings) -> dict[str, str]:
@@ -179,21 +157,25 @@ def keys_of(settings: ExperimentSettings) -> dict[str, str]:
     return keys if settings.pair_key is None else keys | {"pair": settings.pair_key}
 
 
-def labels_column(obs: pd.DataFrame, key: str, *, argument: str) -> pd.Series:
-    """Give a column of labels as categories of text.
+def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
+    """Read the columns of an experiment as categories of text, in the order of the data, by what they hold.
 
     Raises
     ------
     InputError
         If there is no such column, or a value is missing.
     """
-    if sentence := column_rejection(key, obs, argument=argument):
-        raise InputError(sentence)
-    labels = complete_column(obs, key)
-    # Categories in the order of the data, as the first condition is the reference
-    known = [str(name) for name in obs[key].cat.categories] if hasattr(obs[key], "cat") else sorted(set(labels))
-    present = set(labels)
-    return pd.Series(pd.Categorical(labels, categories=[name for name in known if name in present]), index=obs.index)
+    columns = {}
+    arguments = ("sample_key", "condition_key", "label_key", "pair_key")
+    for (name, key), argument in zip(keys_of(settings).items(), arguments, strict=False):
+        if sentence := column_rejection(key, obs, argument=argument):
+            raise InputError(sentence)
+        labels = complete_column(obs, key)
+        # The first condition in the order of the data is the reference
+        known = map(str, obs[key].cat.categories) if hasattr(obs[key], "cat") else sorted(set(labels))
+        present = set(labels)
+        columns[name] = pd.Categorical(labels, categories=[label for label in known if label in present])
+    return pd.DataFrame(columns, index=obs.index)
 
 
 def compared_conditions(condition: pd.Series, settings: ExperimentSettings) -> tuple[str, str]:

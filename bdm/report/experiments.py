@@ -16,7 +16,7 @@ from bdm.model.generated_file import is_of_model
 
 
 @dataclass(frozen=True)
-class Experiment:
+class SimulatedExperiment:
     """A simulated experiment.
 
     Attributes
@@ -39,20 +39,20 @@ class Experiment:
     found: pd.Series
 
 
-def read_experiments(folder: Path, checksum: str) -> dict[str, Experiment]:
+def read_experiments(folder: Path, checksum: str) -> dict[str, SimulatedExperiment]:
     """Read the experiments in the folder of a data set, by name, that the model with a checksum simulated."""
     paths = sorted(Path(folder).glob("simulated/*.h5ad"))
     return {path.stem: read_experiment(path) for path in paths if is_of_model(path, checksum)}
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path) -> SimulatedExperiment:
     """Read the truth of an experiment, and sum its counts."""
     cells = read_cells(path, on_disk=True)
     with h5py.File(path) as file:
         record, truth = read_elem(file["uns/bdm"]), read_elem(file["uns/truth"])
     found = fold_changes(cells.X, cells.obs, cells.var_names, truth["genes"], truth["samples"])
     design = json.loads(record["design"])
-    return Experiment(
+    return SimulatedExperiment(
         path.stem, design, int(record["seed"]), truth["genes"], truth["composition"], truth["samples"], found
     )
 
@@ -83,7 +83,7 @@ def fold_changes(
     return pd.Series(values, index=genes.index, dtype=float)
 
 
-def summary(experiment: Experiment) -> dict[str, Any]:
+def summary(experiment: SimulatedExperiment) -> dict[str, Any]:
     """Collect what the report shows of an experiment."""
     samples, design = experiment.samples, experiment.design
     return {
@@ -102,7 +102,7 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def change(experiment: Experiment, name: str) -> dict[str, Any]:
+def change(experiment: SimulatedExperiment, name: str) -> dict[str, Any]:
     """Describe a change, and how well its fold changes are found in the counts."""
     rows = experiment.genes[experiment.genes["change"] == name]
     planted, found = rows["log2_fold_change"], experiment.found[rows.index]

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
-from bdm._core.progress import duration
+from bdm.audit.results import Audit
 from bdm.donors.effects import summary_of
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
@@ -21,21 +21,29 @@ from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
 from bdm.plotting.page.tree import MAX_ROWS, tree_browser
 from bdm.plotting.tree import view_of
-from bdm.report import audit
-from bdm.report.branches import genes_by_branch, nodes
+from bdm.progress import duration
 from bdm.report.experiments import summary
-from bdm.report.populations import SCORES, branch_losses, population_scores, populations
 from bdm.report.results import Results
 from bdm.report.settings import (
     cells_for_verdict,
     cells_left_out,
     changed,
     checksums,
-    commands,
     genes_chosen,
     types_left_out,
     versions,
 )
+from bdm.report.tables import (
+    SCORES,
+    attack_rows,
+    audited_types,
+    branch_losses,
+    genes_by_branch,
+    nodes,
+    population_scores,
+    populations,
+)
+from bdm.text import abbreviated
 from bdm.transmutation.results import TransmutationEvaluation
 
 SHOWN = 20  # types at first, where there are more
@@ -169,10 +177,9 @@ def content(results: Results) -> dict[str, Any]:
         "branch_losses": branch_losses(results),
         "transmutations": [transmutation(name, evaluation) for name, evaluation in results.transmutations.items()],
         "experiments": [summary(experiment) for experiment in results.experiments.values()],
-        "audit": audit.summary(results.audit),
+        **({} if results.audit is None else audited(results.audit)),
         "extensions": extensions(results),
         "cost": cost(results),
-        "commands": commands(results),
         "checksums": checksums(results),
         "versions": versions(results),
         "seed": results.model.provenance["seed"],
@@ -227,6 +234,12 @@ def transmutation(name: str, evaluation: TransmutationEvaluation) -> dict[str, A
     """Tables of the transmutation to one type, by original type: scores x sets."""
     sources = [{"name": of, "table": evaluation.table.loc[of].T} for of in evaluation.original_types]
     return {"to": evaluation.to, "sources": sources, "figure": f"transmutation/{name}/scores.png"}
+
+
+def audited(audit: Audit) -> dict[str, Any]:
+    """Collect what the page shows of an audit."""
+    left_out = abbreviated(list(audit.record["left_out"]), n_shown=10)
+    return {"attacks": list(attack_rows(audit)), "audited_types": list(audited_types(audit)), "not_audited": left_out}
 
 
 def extensions(results: Results) -> list[str]:

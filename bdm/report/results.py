@@ -1,6 +1,7 @@
 """Results of the workflow for a data set, as a report reads them from their folder."""
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -9,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from bdm._core.store import checksum_of
+from bdm.audit.card import check_audit
+from bdm.audit.results import KIND as AUDIT
+from bdm.audit.results import Audit
 from bdm.data.prepare import read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
@@ -20,10 +23,11 @@ from bdm.extension.results import REPORT, ExtensionReport
 from bdm.interpretation.results import KIND, Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
-from bdm.report.audit import ShownAudit, read_audit
-from bdm.report.experiments import Experiment, read_experiments
+from bdm.report.experiments import SimulatedExperiment, read_experiments
+from bdm.store import checksum_of
 from bdm.transmutation.results import TransmutationEvaluation
 
+logger = logging.getLogger(__name__)
 BRANCHES, BRANCH_COLUMNS = "branches.csv", ("branch", "closed_form", "network", "gain", "kept")
 
 NEEDED = {
@@ -84,8 +88,8 @@ class Results:
     interpretation: dict[str, pd.DataFrame]
     interpreted: dict[str, Any]
     transmutations: dict[str, TransmutationEvaluation]
-    experiments: dict[str, Experiment]
-    audit: ShownAudit | None
+    experiments: dict[str, SimulatedExperiment]
+    audit: Audit | None
     extensions: pd.DataFrame | None
     cost: pd.DataFrame
 
@@ -125,7 +129,7 @@ def read_results(folder: Path) -> Results:
     checksum = checksum_of(folder / "model", "model")
     transmutations = sorted(folder.glob("transmutation/*/transmutation.json"))
     moved = {path.parent: folder / "transmuted" / f"{path.parent.name}.h5ad" for path in transmutations}
-    audit = read_audit(folder, model)
+    audit = read_audit(folder / "audit", model)
     extension = ExtensionReport.load(extended) if (extended / f"{REPORT}.json").is_file() else None
     results = Results(
         name=folder.resolve().name,
@@ -146,13 +150,27 @@ def read_results(folder: Path) -> Results:
         experiments=read_experiments(folder, checksum),
         audit=audit,
         extensions=extension.extensions if extension else None,
-        cost=read_cost(folder / "benchmarks", n_folds=audit.audit.n_folds if audit else 0),
+        cost=read_cost(folder / "benchmarks", n_folds=audit.n_folds if audit else 0),
     )
     require_set(results.evaluation, GENERATED, folder / "evaluation")
     n_genes = results.evaluation.gene_statistics["set"].value_counts().reindex(results.evaluation.sets)
     if not n_genes.eq(len(results.genes)).all():
         raise InputError(f"{folder}/evaluation does not have each gene of prepared.h5ad; evaluate again.")
     return results
+
+
+def read_audit(folder: Path, model: BranchedModel) -> Audit | None:
+    """Read the audit of the data set; None where there is none, or one of other models of bdm."""
+    if not (folder / f"{AUDIT}.json").is_file():
+        return None
+    audit = Audit.load(folder)
+    if audit.record["generator"] == "bdm":
+        try:
+            check_audit(audit, model)
+        except InputError as error:
+            logger.warning("Not shown: %s. %s", folder, error)
+            return None
+    return audit
 
 
 def read_branches(path: Path) -> pd.DataFrame | None:

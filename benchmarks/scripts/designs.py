@@ -9,14 +9,13 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
-from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.design.read import read_design, with_seed
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import load_model
-from bdm.power.composition import share_tests
 from bdm.power.experiment import Experiment, ExperimentSettings
-from bdm.power.expression import TESTS, expression_tests
+from bdm.power.tests import TESTS, expression_test, share_tests
+from bdm.seeds import numpy_generator
 
 COMPOSITION = "composition"
 CONDITIONS = ("first", "second")
@@ -51,7 +50,9 @@ def tests_of_expression(cells: AnnData, sample: pd.Series, samples: pd.DataFrame
     obs["condition"] = np.array(CONDITIONS)[obs["condition"]]
     chosen.obs = obs.assign(sample=sample, cell_type=chosen.obs["cell_type"])
     settings = ExperimentSettings(conditions=CONDITIONS, pair_key="pair" if "pair" in samples else None)
-    return expression_tests(Experiment.of(chosen, settings), TESTS)
+    experiment = Experiment.of(chosen, settings)
+    tables = [expression_test(experiment, method).assign(method=method) for method in TESTS]
+    return pd.concat(tables, ignore_index=True)
 
 
 def shares(tests: pd.DataFrame) -> pd.DataFrame:

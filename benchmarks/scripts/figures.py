@@ -7,13 +7,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from bdm.audit.results import CHANCE, COPIES
-from bdm.audit.verdict import ATTACKS
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
 from bdm.evaluation.properties.catalogue import PROPERTIES
 from bdm.plotting.audit import LABELS, STYLES
 from bdm.plotting.style import IDEAL_LINE, set_styles, shade_rows
 from bdm.plotting.transmutation import PANELS, transmutation_scores_figure
-from bdm.power.expression import METHODS as TESTS
+from bdm.power.tests import METHODS as TESTS
 
 MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
 FAR, MISSING = "YlOrRd", "0.9"

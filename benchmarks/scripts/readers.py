@@ -11,7 +11,7 @@ from synthetic_cells import sample_truth
 from tidy import LABEL, RARE, tidy
 from verdicts import REAL
 
-from bdm.audit.results import GENERATED as ATTACKED
+from bdm.audit.attacks import GENERATED as ATTACKED
 from bdm.audit.results import TABLES
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.properties.catalogue import ALL

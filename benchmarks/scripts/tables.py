@@ -11,7 +11,7 @@ from figures import draw_attacks, draw_costs, draw_null, draw_properties, draw_t
 from matplotlib.figure import Figure
 from tidy import RARE
 
-from bdm.audit.verdict import ATTACKS
+from bdm.audit.attacks import ATTACKS
 from bdm.evaluation.cells import FLOOR
 
 Rows = pd.DataFrame

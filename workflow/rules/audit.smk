@@ -82,7 +82,8 @@ rule merge_audit:
         folds=audited_folds,
     output:
         audit="results/{dataset}/audit/summary.json",
-        scores="results/{dataset}/audit/scores.csv",
+        record="results/{dataset}/audit/audit.json",
+        scores="results/{dataset}/audit/audit.safetensors",
         by_fold="results/{dataset}/audit/by_fold.csv",
         attacks=report(
             "results/{dataset}/audit/attacks.csv",

@@ -1,14 +1,24 @@
-"""The populations of each cell type, their scores, and the branches with a network, as the report page shows them."""
+"""Tables of the report page: populations, branches with a network, marker genes of each node, and attacks."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
+from bdm.audit.attacks import ATTACKS, SETS
+from bdm.audit.results import Audit
+from bdm.data.symbols import display_names
 from bdm.evaluation.cells import FLOOR, GENERATED
+from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.contrasts import fewest_names
 from bdm.report.results import BRANCH_COLUMNS, Results
 from bdm.report.settings import setting
 from bdm.settings import AutoencoderSettings
+
+SCORES = ("relative_energy", "forest_auc")
+SHARES = ("test", FLOOR, GENERATED)
+N_GENES = 5  # of each branch
 
 
 @dataclass(frozen=True)
@@ -128,10 +138,6 @@ def types_of(results: Results) -> Iterator[TypePopulations]:
         )
 
 
-SCORES = ("relative_energy", "forest_auc")
-SHARES = ("test", FLOOR, GENERATED)
-
-
 def population_scores(results: Results, shown: Populations) -> dict[str, pd.DataFrame]:
     """Collect the scores of each sub-population by cell type, in the order of the table of populations.
 
@@ -155,28 +161,104 @@ def population_scores(results: Results, shown: Populations) -> dict[str, pd.Data
     return tables
 
 
-@dataclass(frozen=True)
-class BranchLoss:
-    """Loss of validation cells on a branch, by the exact mixture and with the network.
+def branch_losses(results: Results) -> list[dict[str, Any]]:
+    """List the losses of validation cells by branch, with the largest gain of the network first.
 
-    Attributes
-    ----------
-    gain
-        Of the network, in standard errors; NaN where it is unknown.
+    Returns
+    -------
+    Rows of the table that ``bdm train`` writes; none if there is no table.
     """
-
-    branch: str
-    closed_form: float
-    network: float
-    gain: float
-    kept: bool
-
-
-def branch_losses(results: Results) -> list[BranchLoss]:
-    """List the branches, those with the largest gain of the network first; none if they are not recorded."""
     table = results.branches
     if table is None:
         return []
     table = table.assign(kept=table["kept"].astype(bool), branch=table["branch"].astype(str))
     table = table.sort_values(["kept", "gain"], ascending=False, na_position="last", kind="stable")
-    return [BranchLoss(*row) for row in table[list(BRANCH_COLUMNS)].itertuples(index=False)]
+    return list(table[list(BRANCH_COLUMNS)].to_dict("records"))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node, and the marker genes of the branches below it.
+
+    Attributes
+    ----------
+    sides
+        Names of each branch's populations, with its genes, the best first.
+    agreement, floor
+        Correlation of all fold changes with the fold changes in test cells, in the model and in as many training cells.
+    words
+        All names of the node, to search for.
+    """
+
+    name: str
+    level: float
+    sides: tuple[tuple[str, list[str]], ...]
+    agreement: float
+    floor: float
+    words: str
+
+
+def nodes(results: Results) -> list[Node]:
+    """Collect the marker genes of each node, from the root on."""
+    table = results.interpretation.get("branch_genes")
+    if table is None:
+        return []
+    agreement = results.interpretation.get("agreement", pd.DataFrame(columns=["node"])).set_index("node")
+    hierarchy, genes = results.model.hierarchy, genes_by_branch(results)
+    return [node(name, rows, agreement, hierarchy, genes) for name, rows in table.groupby("node", sort=False)]
+
+
+def node(
+    name: str, rows: pd.DataFrame, agreement: pd.DataFrame, hierarchy: Hierarchy, genes: dict[str, list[str]]
+) -> Node:
+    """Collect the marker genes of one node."""
+    children = rows["child"].unique()
+    names = (first_names(fewest_names(tuple(hierarchy.leaves(child)), hierarchy)) for child in children)
+    scores = agreement.loc[name] if name in agreement.index else pd.Series(dtype=float)
+    markers = [gene for _, of_child in rows.groupby("child", sort=False) for gene in top_markers(of_child)["gene"]]
+    shown = [gene for child in children for gene in genes[child]]
+    words = dict.fromkeys([name, *hierarchy.types_below(name), *hierarchy.leaves(name), *shown, *markers])
+    return Node(
+        name=name,
+        level=float(rows["level"].iloc[0]),
+        sides=tuple((label, genes[child]) for label, child in zip(names, children, strict=True)),
+        agreement=float(scores.get("pearson", float("nan"))),
+        floor=float(scores.get("pearson_equal", float("nan"))),
+        words=" ".join(words).lower(),
+    )
+
+
+def first_names(names: tuple[str, ...], *, most: int = 3) -> str:
+    """List the first cell types or sub-populations, and the number of the others."""
+    others = f" +{len(names) - most}" if len(names) > most else ""
+    return ", ".join(names[:most]) + others
+
+
+def top_markers(rows: pd.DataFrame) -> pd.DataFrame:
+    """Select the genes that are highest in a branch in the model, the best first."""
+    up = rows[rows["model_log2_fold_change"].astype(float) > 0]
+    return up.sort_values("model_rank").head(N_GENES)
+
+
+def genes_by_branch(results: Results) -> dict[str, list[str]]:
+    """List the top marker genes of each branch."""
+    table = results.interpretation.get("branch_genes")
+    if table is None:
+        return {}
+    return {child: display_names(top_markers(rows)).tolist() for child, rows in table.groupby("child", sort=False)}
+
+
+def attack_rows(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the areas of each attack on units, the highest first."""
+    table = audit.attacks_on_units
+    for finding in audit.verdict.findings:
+        areas = {name: table["auc"].get((name, finding.attack)) for name in SETS}
+        generated = table.loc[(GENERATED, finding.attack)]
+        interval = {name: generated[name] for name in ("low", "high", "true_positives")}
+        yield {"name": ATTACKS[finding.attack], "finding": finding, **areas, **interval}
+
+
+def audited_types(audit: Audit) -> Iterator[dict[str, Any]]:
+    """Yield the highest area of any attack on generated cells for each cell type."""
+    for name, attack, auc, limit in audit.best_by_type(on_model=True):
+        yield {"name": name, "attack": ATTACKS[attack], "auc": auc, "limit": limit}

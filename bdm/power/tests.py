@@ -1,17 +1,18 @@
-"""Tests of differential expression between two conditions, by cell type."""
+"""Tests between two conditions: differential expression by cell type, and differential composition."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import stats
+from scipy.special import logit
 
 from bdm.errors import missing_package
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import wilcoxon
-from bdm.power.experiment import Experiment, ExperimentSettings
+from bdm.power.experiment import Experiment, ExperimentSettings, design_matrix
 
 COLUMNS = ["cell_type", "gene", "log2_fold_change", "p_value", "fdr"]
 METHODS = {
@@ -51,7 +52,7 @@ def pseudobulk_tests(
     InputError
         As :meth:`bdm.power.experiment.Experiment.of`.
     """
-    return TESTS["deseq2_t" if t_distribution else "deseq2"](Experiment.of(adata, settings))
+    return expression_test(Experiment.of(adata, settings), "deseq2_t" if t_distribution else "deseq2")
 
 
 def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
@@ -59,7 +60,7 @@ def log_cpm_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd
 
     It takes a hundredth of the time of DESeq2. Counts and results are as in :func:`pseudobulk_tests`.
     """
-    return TESTS["t_test"](Experiment.of(adata, settings))
+    return expression_test(Experiment.of(adata, settings), "t_test")
 
 
 def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
@@ -69,18 +70,42 @@ def wilcoxon_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> p
     compared with ([Squair et al. 2021](https://doi.org/10.1038/s41467-021-25960-2)), not to be used. Cells and genes
     are those of :func:`pseudobulk_tests`, and so is the result.
     """
-    return TESTS["wilcoxon"](Experiment.of(adata, settings))
+    return expression_test(Experiment.of(adata, settings), "wilcoxon")
 
 
-def expression_tests(experiment: Experiment, methods: Iterable[str]) -> pd.DataFrame:
-    """Test an experiment by several methods, with the column ``method`` first."""
-    tables = [TESTS[method](experiment).assign(method=method) for method in methods]
-    return pd.concat(tables, ignore_index=True)[["method", *COLUMNS]]
+def composition_tests(adata: AnnData, settings: ExperimentSettings = DEFAULTS) -> pd.DataFrame:
+    """Test the share of each cell type in the samples by a t-test of its arcsine square root.
+
+    The arcsine square root has about the same variance for any share, both from the sampling of cells and from
+    differences between samples by a beta distribution, so the test is valid with few samples, with pairs, and where
+    samples do not differ. It is the test of propeller ([Phipson et al.
+    2022](https://doi.org/10.1093/bioinformatics/btac582)), without a prior of the variance over cell types.
+
+    Parameters
+    ----------
+    adata
+        Real or simulated cells.
+    settings
+        Columns of samples, conditions and cell types.
+
+    Returns
+    -------
+    A row for each ``cell_type``: ``log_odds``, the natural logarithm of the odds of the type in the condition over the
+    odds in the reference, ``p_value``, and ``fdr``, adjusted for the number of cell types (Benjamini and Hochberg).
+    P-values are missing if the share is the same in all samples.
+
+    Raises
+    ------
+    InputError
+        As :meth:`bdm.power.experiment.Experiment.of`.
+    """
+    experiment = Experiment.of(adata, settings)
+    return share_tests(experiment.n_cells, experiment.samples)
 
 
-def by_cell_type(experiment: Experiment, *, test: Callable[[Experiment, str], pd.DataFrame | None]) -> pd.DataFrame:
-    """Join the tests of all cell types, with adjusted p-values."""
-    found = {cell_type: test(experiment, cell_type) for cell_type in experiment.cell_types}
+def expression_test(experiment: Experiment, method: str) -> pd.DataFrame:
+    """Test the genes of all cell types of an experiment by one of ``METHODS``, with adjusted p-values."""
+    found = {cell_type: TESTS[method](experiment, cell_type) for cell_type in experiment.cell_types}
     tables = [
         table.assign(cell_type=cell_type, fdr=adjusted(table["p_value"].to_numpy()))
         for cell_type, table in found.items()
@@ -173,9 +198,30 @@ def adjusted(p_value: np.ndarray) -> np.ndarray:
     return found
 
 
-TESTS = {
-    "deseq2": partial(by_cell_type, test=deseq2_of),
-    "deseq2_t": partial(by_cell_type, test=partial(deseq2_of, t_distribution=True)),
-    "t_test": partial(by_cell_type, test=t_test_of),
-    "wilcoxon": partial(by_cell_type, test=wilcoxon_of),
+def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """Test the shares of cell types by their numbers of cells, as :func:`composition_tests`.
+
+    Parameters
+    ----------
+    n_cells
+        Samples x cell types.
+    samples
+        ``condition`` (0 in the reference, 1 in the other), and ``pair`` if samples are paired, of each sample.
+    """
+    if "pair" in samples:
+        samples = samples[samples.groupby("pair")["condition"].transform("nunique") == 2]
+    numbers = n_cells.loc[samples.index].to_numpy(dtype=float)
+    total, design = numbers.sum(axis=1, keepdims=True), design_matrix(samples)
+    _, p_value = t_test(np.arcsin(np.sqrt(numbers / total)), design)
+    # Half a cell more, as a type may be absent from a sample
+    log_odds = np.linalg.lstsq(design, logit((numbers + 0.5) / (total + 1)), rcond=None)[0][-1]
+    table = pd.DataFrame({"cell_type": list(n_cells), "log_odds": log_odds, "p_value": p_value})
+    return table.assign(fdr=adjusted(p_value))
+
+
+TESTS: dict[str, Callable[[Experiment, str], pd.DataFrame | None]] = {
+    "deseq2": deseq2_of,
+    "deseq2_t": partial(deseq2_of, t_distribution=True),
+    "t_test": t_test_of,
+    "wilcoxon": wilcoxon_of,
 }
