@@ -12,11 +12,12 @@ from damage import READERS, run, summary
 from bdm._core.checkpoint import Checkpoint, TrainingState
 from bdm._core.files import preparation, provenance, storable
 from bdm.autoencoder.fit import fit_autoencoder
+from bdm.autoencoder.fit_adapters import AdapterSettings
 from bdm.autoencoder.storage import save_autoencoder
 from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells
 from bdm.errors import InputError
-from bdm.extension.extend import AdapterSettings, ExtendSettings, extend_all
+from bdm.extension.extend import ExtendSettings, extend_all
 from bdm.extension.new_cells import new_cells
 from bdm.generation.chunks import Part
 from bdm.generation.generate import generated_cells

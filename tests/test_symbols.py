@@ -19,9 +19,9 @@ from bdm.cli import app
 from bdm.interpretation.results import Interpretation
 from bdm.model.model import type_specific_genes
 from bdm.plotting.write import FIGURES
-from bdm.report.branches import genes_by_branch, nodes
 from bdm.report.page import report_page
 from bdm.report.results import read_results
+from bdm.report.tables import genes_by_branch, nodes
 
 B, NK, MONOCYTE, DENDRITIC = "CD19+ B", "CD56+ NK", "CD14+ Monocyte", "Dendritic"
 ID = "ENSG"

@@ -7,12 +7,11 @@ import numpy as np
 
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED, ON_MODEL
 from bdm.audit.results import Audit
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated, counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.model.card import markdown
 from bdm.model.generated_file import GeneratedFile
 from bdm.model.model import BranchedModel
-from bdm.text import abbreviated, counted
 
 # Of the preparation; an audit divides all cells, so their split may differ
 AUDITED_SETTINGS = (

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from bdm import store
+from bdm._core import store
+from bdm._core.files import write_json
+from bdm._core.seeds import derive, numpy_generator
 from bdm.audit.attacks import GENERATED, ON_MODEL
 from bdm.audit.limits import LEVEL
 from bdm.audit.verdict import (
@@ -26,11 +28,8 @@ from bdm.audit.verdict import (
     standardised,
     verdict_of,
 )
-from bdm.errors import InputError
-from bdm.files import write_json
+from bdm.errors import InputError, counted
 from bdm.generation.chunks import check_complete
-from bdm.seeds import derive, numpy_generator
-from bdm.text import counted
 
 KIND, SUMMARY, FIGURE = "audit", "summary.json", "audit.png"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}

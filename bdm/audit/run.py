@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from bdm._core.files import atomic_write, preparation, provenance
+from bdm._core.files import sha256 as checksum_of_file
+from bdm._core.seeds import derive
+from bdm._core.training import fabric
 from bdm.audit.attacks import CHANCE, COPIES, GENERATED, MIN_CELLS_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import reject_if_unreadable, take_cells
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, check_genes
 from bdm.evaluation.read import open_cells, stored
-from bdm.files import atomic_write
-from bdm.files import sha256 as checksum_of_file
 from bdm.generation.chunks import WHOLE, Part
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -31,11 +33,7 @@ from bdm.model.card import save_with_card
 from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
-from bdm.provenance import preparation, provenance
-from bdm.seeds import derive
 from bdm.settings import FitSettings, GenerationSettings, InputKeys
-from bdm.text import abbreviated, counted
-from bdm.training import fabric
 
 logger = logging.getLogger(__name__)
 MIN_SHARE_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say

@@ -33,7 +33,7 @@ def merge(out: Merged, parts: Parts) -> Summary:
 
 def merge_cells(out: Path, parts: list[Path]) -> dict[str, str]:
     """Merge files of cells, and describe the result."""
-    from bdm.files import atomic_write
+    from bdm._core.files import atomic_write
     from bdm.generation.merge import merged_cells, write_cells
 
     with atomic_write(out) as path:
@@ -44,11 +44,11 @@ def merge_cells(out: Path, parts: list[Path]) -> dict[str, str]:
 
 def merge_power(out: Path, parts: list[Path]) -> dict[str, str]:
     """Merge tables of a power analysis, and describe the result."""
-    from bdm.files import atomic_write
+    from bdm._core.files import atomic_write
+    from bdm.errors import counted
     from bdm.plotting.power import power_figure
     from bdm.plotting.style import save_figure
     from bdm.power.analysis import merged_parts
-    from bdm.text import counted
 
     with atomic_write(out, folder_of="power.csv") as folder:
         analysis = merged_parts(parts)
@@ -59,8 +59,8 @@ def merge_power(out: Path, parts: list[Path]) -> dict[str, str]:
 
 def merge_audit(out: Path, parts: list[Path]) -> dict[str, str]:
     """Merge folds of an audit, and give its verdict."""
+    from bdm._core.files import atomic_write
     from bdm.audit.results import KIND, Audit, merged
-    from bdm.files import atomic_write
     from bdm.plotting.audit import save_audit
 
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:

@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.design.settings import LEARNED, NONE, Composition, Design, Samples
 from bdm.donors.draw import NewDonors
-from bdm.errors import InputError, at
+from bdm.errors import InputError, abbreviated, at
 from bdm.generation.request import Request, spread_over_populations
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
-from bdm.text import abbreviated
 
 N_SHOWN = 12  # names in a message
 SHARED = 0.5  # share of the variance between donors that all cell types have in common

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from bdm._core.parallel import Map
+from bdm._core.progress import Item, progress
+from bdm._core.seeds import derive, torch_generator
 from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.errors import InputError
+from bdm.errors import InputError, abbreviated
 from bdm.generation.request import Request
-from bdm.progress import Item, progress
-from bdm.seeds import derive, torch_generator
-from bdm.text import abbreviated
-from bdm.threads import Map
 
 MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what a seed means
 

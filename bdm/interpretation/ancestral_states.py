@@ -8,17 +8,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm.arrays import matrix_power
+from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.embedding import fitted_umap
+from bdm.evaluation.umap import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Normal
+from bdm.latent.moments import Normal, matrix_power
 from bdm.model.model import BranchedModel, log_expression
-from bdm.seeds import numpy_generator
 
 MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 

@@ -14,6 +14,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.seeds import numpy_generator
 from bdm.evaluation.cells import Cells, sample_by_type, smaller_numbers
 from bdm.evaluation.genes import wilcoxon
 from bdm.generation.chunks import Chunk, shared_chunks
@@ -29,7 +30,6 @@ from bdm.interpretation.contrasts import (
 )
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
-from bdm.seeds import numpy_generator
 
 MIN_CELLS = 3  # on either side of a contrast
 OTHERS = ""  # below a node, but below none of the children that are tested

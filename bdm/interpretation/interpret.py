@@ -6,6 +6,9 @@ from itertools import groupby
 
 import pandas as pd
 
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
+from bdm._core.progress import progress
 from bdm.interpretation.ancestral_states import AncestralStates, ancestral_states, commitment_of, embedding_of
 from bdm.interpretation.contrasts import (
     QUERIES,
@@ -30,10 +33,7 @@ from bdm.interpretation.markers import (
 from bdm.interpretation.results import Interpretation
 from bdm.interpretation.stability import node_stability
 from bdm.latent.cells import LatentCells, encode, latent_cells
-from bdm.progress import progress
-from bdm.provenance import provenance
 from bdm.settings import InterpretationSettings
-from bdm.threads import using_threads
 
 AGREEMENT_COLUMNS = [  # of a tree without nodes, too
     *("node", "level", "children", "n_types", "n_training", "n_test", "n_significant"),

@@ -8,16 +8,16 @@ import gseapy
 import numpy as np
 import pandas as pd
 
+from bdm._core.files import reading
+from bdm._core.seeds import derive
 from bdm.data.genes import GeneSets, merge_pairs, read_gmt
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.genes import marker_genes
-from bdm.files import reading
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates
 from bdm.interpretation.contrasts import Contrast, Differences
-from bdm.seeds import derive
 
 N_CANDIDATES = 50  # markers of a type among which those not taken by another type are sought
 MIN_GENES = 3  # of a set that the model has; marker lists are short

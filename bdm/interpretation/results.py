@@ -13,17 +13,16 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm import store
+from bdm._core import store
+from bdm._core.files import atomic_write, storable
 from bdm.data.matrix import write_h5ad
 from bdm.data.symbols import GeneNames
-from bdm.files import atomic_write
+from bdm.errors import counted
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.ancestral_states import AncestralStates, Embedding, path_table
 from bdm.interpretation.contrasts import BranchAgreement, Contrast, ContrastGenes, Differences, column_of
 from bdm.interpretation.markers import Markers
-from bdm.provenance import storable
 from bdm.settings import InterpretationSettings
-from bdm.text import counted
 
 KIND = "interpretation"
 QUERY_NAMES = {"model": "model", "training": "training cells", "equal": "as many as test cells"}
@@ -92,8 +91,8 @@ class Interpretation:
     def save(self, folder: Path | str) -> None:
         """Write the interpretation as a folder, for :meth:`load`.
 
-        The folder has everything in the form of :func:`bdm.store.save`, tables to read (.csv), and ``branches.h5ad``
-        for scanpy, see :func:`bdm.interpretation.results.branches_adata`.
+        The folder has ``interpretation.json`` and ``interpretation.safetensors`` with everything, tables to read
+        (.csv), and ``branches.h5ad`` for scanpy, see :func:`bdm.interpretation.results.branches_adata`.
 
         Raises
         ------

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
+from bdm._core.files import reading
 from bdm.design.read import read_design
 from bdm.design.settings import AXES, Design
 from bdm.design.simulate import design_record
 from bdm.errors import InputError
-from bdm.files import reading
 from bdm.generation.chunks import WHOLE, Part, check_complete
 from bdm.model.model import BranchedModel
 from bdm.power.grid import methods_of, points_of, score_experiment

@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from bdm._core.seeds import derive
 from bdm.design.experiment import DesignedExperiment, compile_design
 from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings
@@ -18,7 +19,6 @@ from bdm.design.truth import composition_of, truth_of
 from bdm.model.model import BranchedModel
 from bdm.power.experiment import Experiment, ExperimentSettings
 from bdm.power.tests import expression_test, share_tests
-from bdm.seeds import derive
 
 COMPOSITION = "composition"
 SMALL = 0.05  # p-values below it are 5% of those of a valid test

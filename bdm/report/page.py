@@ -13,15 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bdm import __version__
+from bdm._core.progress import duration
 from bdm.audit.results import Audit
 from bdm.donors.effects import summary_of
+from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
 from bdm.plotting.page.tree import MAX_ROWS, tree_browser
 from bdm.plotting.tree import view_of
-from bdm.progress import duration
 from bdm.report.experiments import summary
 from bdm.report.results import Results
 from bdm.report.settings import (
@@ -43,7 +44,6 @@ from bdm.report.tables import (
     population_scores,
     populations,
 )
-from bdm.text import abbreviated
 from bdm.transmutation.results import TransmutationEvaluation
 
 SHOWN = 20  # types at first, where there are more

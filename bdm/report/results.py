@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from bdm._core.store import checksum_of
 from bdm.audit.card import check_audit
 from bdm.audit.results import KIND as AUDIT
 from bdm.audit.results import Audit
@@ -24,7 +25,6 @@ from bdm.interpretation.results import KIND, Interpretation, branch_genes
 from bdm.model.generated_file import is_of_model
 from bdm.model.model import BranchedModel, load_model
 from bdm.report.experiments import SimulatedExperiment, read_experiments
-from bdm.store import checksum_of
 from bdm.transmutation.results import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)

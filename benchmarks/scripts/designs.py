@@ -9,13 +9,13 @@ import typer
 from anndata import AnnData
 from tidy import tidy, write_rows
 
+from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
 from bdm.design.read import read_design, with_seed
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import load_model
 from bdm.power.experiment import Experiment, ExperimentSettings
 from bdm.power.tests import TESTS, expression_test, share_tests
-from bdm.seeds import numpy_generator
 
 COMPOSITION = "composition"
 CONDITIONS = ("first", "second")
