@@ -222,7 +222,7 @@ LACKING = {
     "type of cells": ({"samples": {"cells": {"T-800": 10}}}, "samples.cells: the model has no cell type 'T-800'"),
     "type and its part": (
         {"samples": {"cells": {"Dendritic": 10, "Dendritic/1": 5}}},
-        "named beside its own sub-populations",
+        "named with its own sub-populations",
     ),
     "batch": ({"samples": {"batches": ["one"]}}, "samples.batches: the model has no batch 'one'; its batches: none"),
     "learned donors": ({"samples": {"variation": "learned"}}, "the model has learned no donors"),

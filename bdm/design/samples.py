@@ -102,7 +102,7 @@ def base_proportions(model: BranchedModel, composition: Composition) -> pd.Serie
     Raises
     ------
     InputError
-        If the model lacks a cell type, or one is named beside its own sub-population.
+        If the model lacks a cell type, or one is named with its own sub-population.
     """
     if composition.proportions == LEARNED:
         if resolved(model, composition.concentration, "composition.concentration") == LEARNED:
@@ -133,7 +133,7 @@ def spread(model: BranchedModel, numbers: dict[str, float], place: str) -> pd.Se
         with at(place):
             populations = populations_of_type(model, name)
         if (found[list(populations)] > 0).any():
-            raise InputError(f"{place}: {name!r} is named beside its own sub-populations; name either.")
+            raise InputError(f"{place}: {name!r} is named with its own sub-populations; name either.")
         n_cells = model.composition.loc[list(populations)].sum(axis=1)
         found[list(populations)] = number * n_cells / n_cells.sum()
     return found

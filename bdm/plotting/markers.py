@@ -19,7 +19,7 @@ MAX_AREA = 150  # area of a dot where all cells have counts, in square points
 
 
 def markers_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
-    """Draw a dot plot of marker genes in real cells beside one in generated cells.
+    """Draw dot plots of marker genes, in real and in generated cells.
 
     Size: share of cells with counts. Colour: mean of log1p(CP10k), relative to the gene's largest mean in real cells.
     Where there are more cell types than rows, one type of each clade is drawn.
