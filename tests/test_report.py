@@ -23,7 +23,7 @@ from bdm.model.model import load_model
 from bdm.report import experiments
 from bdm.report.page import number, report_page
 from bdm.report.results import Results, read_branches, read_cost, read_results
-from bdm.report.settings import changed
+from bdm.report.settings import cells_left_out, changed, genes_chosen
 from bdm.report.tables import populations
 
 FLAGS = [
@@ -245,35 +245,42 @@ def test_page_shows_what_was_chosen_and_left_out(page, results):
     assert "The model has learned how donors differ (6 donors, standard deviation of log expression 0." in text
 
 
-def test_page_shows_cells_without_counts_and_other_choices_of_genes(results):
-    facts = results.input | {
-        "n_cells": results.input["n_cells"] + 9,
-        "cells_left_out": {"drop_unlabelled": 2, "min_genes_per_cell": 4},
-    }
-    used = results.model.autoencoder.provenance["prepare"] | {"min_genes_per_cell": 200}
-    for options, words in (
-        ({"genes": "all"}, "are all genes with counts in 3 training cells or more."),
-        ({"genes": "/some/where/genes.txt"}, "are the genes in genes.txt with counts in 3 training cells or more."),
-        ({"genes": ["LYZ", "CD3D"]}, "are the genes named by genes (2) with counts in 3 training cells or more."),
-        ({"n_genes": 2000}, "which are fewer than the 2,000 most variable ones requested (seurat_v3)."),
+def with_preparation(results: Results, **settings: object) -> Results:
+    """Results of cells that were prepared with some other settings."""
+    prepare = results.model.autoencoder.provenance["prepare"] | settings
+    autoencoder = replace(results.model.autoencoder, provenance={"prepare": prepare})
+    return replace(results, model=replace(results.model, autoencoder=autoencoder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"genes": "all"}, "all genes with counts in 3 training cells or more"),
+        ({"genes": "/some/where/genes.txt"}, "the genes in genes.txt with counts in 3 training cells or more"),
+        ({"genes": ["LYZ", "CD3D"]}, "the genes named by genes (2) with counts in 3 training cells or more"),
+        ({"n_genes": 2000}, "which are fewer than the 2,000 most variable ones requested (seurat_v3)"),
         ({"keep_genes": "markers"}, "(seurat_v3), and the built-in markers, among those with counts in 3"),
         (
             {"keep_genes": ["LYZ"], "batch_key": "x"},
             "(seurat_v3, ranked within batches), and the genes named by keep_genes (1)",
         ),
-    ):
-        prepare = used | options
-        autoencoder = replace(results.model.autoencoder, provenance={"prepare": prepare})
-        changed = replace(
-            results,
-            record=results.record | {"input": json.dumps(facts)},
-            model=replace(results.model, autoencoder=autoencoder),
-        )
-        text = words_of(report_page(changed))
-        assert words in text
-        assert "2 cells without a cell type (drop_unlabelled)." in text
-        assert "4 cells with counts of fewer than 200 genes (min_genes_per_cell)." in text
-        assert "3 cells without counts of the chosen genes." in text
+    ],
+)
+def test_choice_of_genes_is_described(results, settings, words):
+    assert words in genes_chosen(with_preparation(results, **settings))
+
+
+def test_cells_that_were_left_out_are_counted(results):
+    facts = results.input | {
+        "n_cells": results.input["n_cells"] + 9,
+        "cells_left_out": {"drop_unlabelled": 2, "min_genes_per_cell": 4},
+    }
+    fewer = replace(results, record=results.record | {"input": json.dumps(facts)})
+    assert cells_left_out(with_preparation(fewer, min_genes_per_cell=200)) == [
+        (2, "without a cell type (drop_unlabelled)"),
+        (4, "with counts of fewer than 200 genes (min_genes_per_cell)"),
+        (3, "without counts of the chosen genes"),
+    ]
 
 
 def test_page_of_cells_whose_input_was_not_recorded(results):
@@ -627,9 +634,7 @@ def test_additions_are_reported(results):
     assert "&lt;b&gt;new (25 cells) leaves branch node 2 at noise level 2.14 (support 100%)." in text
 
 
-@pytest.mark.parametrize(
-    "name", ["prepared.h5ad", "model", "evaluation/evaluation.json", "evaluation/properties.png", "evaluation/umap.png"]
-)
+@pytest.mark.parametrize("name", ["model", "evaluation/umap.png"])
 def test_what_lacks_is_named(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")
     lost = tmp_path / "some" / name
@@ -639,22 +644,13 @@ def test_what_lacks_is_named(full, tmp_path, name):
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "evaluation/evaluation.json",
-        "evaluation/evaluation.safetensors",
-        "interpretation/interpretation.json",
-        "interpretation/interpretation.safetensors",
-    ],
-)
+@pytest.mark.parametrize("name", ["evaluation/evaluation.json", "interpretation/interpretation.safetensors"])
 def test_damaged_content_is_rejected(full, tmp_path, name):
     shutil.copytree(full, tmp_path / "some")
     content = (full / name).read_bytes()
-    for damaged in [b"", content[: len(content) // 2].replace(b"model_rank", b"x"), b"{}"]:
-        (tmp_path / "some" / name).write_bytes(damaged)
-        with pytest.raises(InputError):
-            bdm("report", tmp_path / "some", tmp_path / "report.html")
+    (tmp_path / "some" / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError):
+        bdm("report", tmp_path / "some", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
