@@ -146,7 +146,9 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     tables = []
     for condition in others:
         settings = ExperimentSettings(
-            conditions=(reference, condition), pair_key="donor" if designed.design.samples.paired else None
+            conditions=(reference, condition),
+            pair_key="donor" if designed.design.samples.paired else None,
+            counts="X",
         )
         experiment = Experiment.of(cells, settings)
         scores = [
