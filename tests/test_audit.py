@@ -3,10 +3,7 @@
 import json
 import logging
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import typer
-import yaml
+from test_workflow import COMMANDS, dry_run, shell_commands
 
 from bdm import pl
 from bdm.api import BranchedDiffusion
@@ -745,43 +741,15 @@ def test_report_has_a_section_on_the_audit(of_copies):
     assert "b'" not in page
 
 
-@pytest.mark.slow
-def test_workflow_audits_the_example(tmp_path):
-    data = {"path": "resources/pbmc68k_reduced.h5ad", "label_key": "bulk_labels", "audit": {"run": True, "n_folds": 1}}
-    config = {
-        "datasets": {"blood": data},
-        "prepare": {"n_genes": 100, "min_cells_per_type": 12},
-        "autoencoder": {"n_latent": 4, "n_steps": 30, "sub_populations": "none"},
-        "hierarchy": {"n_bootstrap": 0},
-        "train": {"width": 16, "n_layers": 1, "n_steps": 30},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "config.yaml"]
-    words += ["--replace-workflow-config", "--cores", "1", "--", "results/blood/audit/summary.json"]
-    for steps in (30, 20):  # the second run replaces the results of the first
-        config["train"]["n_steps"] = steps
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        audit = Audit.load(tmp_path / "results/blood/audit")
-        assert (audit.unit, audit.record["fit"]["denoiser"]["n_steps"]) == ("cell", steps)
-    assert not (tmp_path / "results/blood/audit_folds/1").exists()
-
-
 def test_workflow_joins_the_folds(tmp_path):
     audited = {"path": "cells.h5ad", "donor_key": "donor", "audit": {"run": True, "n_folds": 2, "cells_only": True}}
     config = {"datasets": {"blood": audited, "other": {"path": "cells.h5ad"}}, "autoencoder": {"n_steps": 30}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "cells.h5ad").touch()
-    words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "config.yaml"]
-    words += ["--replace-workflow-config", "--dry-run", "--printshellcmds"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    shell = [shlex.split(line) for line in re.findall(r"^Shell command: (bdm .*?) > ", done.stdout, flags=re.MULTILINE)]
+    shell = shell_commands(dry_run(tmp_path, config))
     folds = [words for words in shell if words[1] == "audit"]
-    assert sorted(words[words.index("--part") + 1] for words in folds) == ["1-of-2", "2-of-2"], done.stderr
+    assert sorted(words[words.index("--part") + 1] for words in folds) == ["1-of-2", "2-of-2"]
     [join] = [words for words in shell if words[1:3] == ["merge", "results/blood/audit"]]
     assert join[2:] == ["results/blood/audit", "results/blood/audit_folds/1", "results/blood/audit_folds/2"]
-    commands = typer.main.get_command(app).commands
     for _, name, *arguments in [*folds, join]:
-        given = commands[name].make_context(name, arguments).params
+        given = COMMANDS[name].make_context(name, arguments).params
         assert name == "merge" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, 30)

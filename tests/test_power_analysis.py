@@ -2,16 +2,14 @@
 
 import logging
 import re
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 import yaml
+from test_workflow import COMMANDS, dry_run, shell_commands
 
 from bdm import pl
 from bdm.cli import app
@@ -398,17 +396,13 @@ def part_of(command: list[str]) -> str:
 
 def test_workflow_joins_as_many_parts_as_are_set(tmp_path):
     config = {"datasets": {"blood": {"path": "cells.h5ad", "simulate": {"designs": {"up": {"path": "up.yaml"}}}}}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     for name in ("cells.h5ad", "up.yaml"):
         (tmp_path / name).touch()
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "config.yaml"]
-    command += ["--replace-workflow-config", "--dry-run", "--printshellcmds", "--set-scatter", "power=3"]
-    done = subprocess.run([*command, "--", "results/blood/power/up"], cwd=tmp_path, capture_output=True, text=True)
-    shell = [shlex.split(line) for line in re.findall(r"^Shell command: (bdm .*?) > ", done.stdout, flags=re.MULTILINE)]
+    targets = ("--set-scatter", "power=3", "--", "results/blood/power/up")
+    shell = shell_commands(dry_run(tmp_path, config, *targets))
     parts = sorted((words for words in shell if words[1] == "power"), key=part_of)  # Snakemake lists jobs in any order
-    assert [part_of(words) for words in parts] == ["1-of-3", "2-of-3", "3-of-3"], done.stderr
+    assert [part_of(words) for words in parts] == ["1-of-3", "2-of-3", "3-of-3"]
     [merged] = [words for words in shell if words[1] == "merge"]
     assert merged[2:] == ["results/blood/power/up", *(words[4] for words in parts)]
-    commands = typer.main.get_command(app).commands
     for _, name, *arguments in [*parts, merged]:
-        commands[name].make_context(name, arguments)
+        COMMANDS[name].make_context(name, arguments)
