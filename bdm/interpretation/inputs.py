@@ -109,13 +109,13 @@ def read_inputs(
     of_splits = [
         StoredCells.from_anndata(prepared, real, np.flatnonzero(rows), real.var_names) for rows in (~is_test, is_test)
     ]
-    real = take_cells(real, np.sort(np.concatenate([sample_generated(cells, seed=seed) for cells in of_splits])))
+    real = take_cells(real, np.sort(np.concatenate([rows_to_read(cells, seed=seed) for cells in of_splits])))
     new_cells = StoredCells.from_anndata(generated, new, np.arange(new.n_obs), new.var_names)
-    new = checked(take_cells(new, sample_generated(new_cells, seed=seed)), generated)
+    new = checked(take_cells(new, rows_to_read(new_cells, seed=seed)), generated)
     return inputs_of(loaded, real, new[:, genes], given, seed=seed)
 
 
-def sample_generated(cells: StoredCells, *, seed: int) -> np.ndarray:
+def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
     """Sample up to ``MAX_CELLS`` cells, fewer of the commonest types, and return their rows."""
     if len(cells) <= MAX_CELLS:
         return cells.rows

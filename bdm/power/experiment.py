@@ -12,7 +12,7 @@ from scipy import sparse
 from bdm.data.columns import complete_column
 from bdm.data.counts import raw_counts
 from bdm.errors import InputError, abbreviated
-from bdm.schema import StageSettings, Unset
+from bdm.schema import StageSettings
 from bdm.validation import column_rejection
 
 MIN_SAMPLES = 2  # of a condition, as the variance between samples is unknown with one
@@ -24,11 +24,15 @@ class ExperimentSettings(StageSettings):
 
     Attributes
     ----------
+    sample_key, condition_key, label_key
+        Columns of ``obs`` with the sample, the condition and the cell type.
     pair_key
         Column of ``obs`` whose values have one sample in each condition, such as the donor before and after a
         treatment; tests then compare samples within pairs.
+    counts
+        Where the raw counts are: ``X``, ``raw``, the name of a layer, or ``auto``.
     conditions
-        The reference, and the condition that is compared with it.
+        The reference, and the condition that is compared with it; by default the two that there are, in their order.
     min_cells
         Samples with fewer cells of a cell type are not used for this type.
     min_counts
@@ -37,16 +41,14 @@ class ExperimentSettings(StageSettings):
 
     section: ClassVar[str] = "experiment"
 
-    sample_key: Annotated[str, "Column of `obs` with the sample."] = "sample"
-    condition_key: Annotated[str, "Column of `obs` with the condition."] = "condition"
-    label_key: Annotated[str, "Column of `obs` with the cell type."] = "cell_type"
-    pair_key: Annotated[str | None, "Column of `obs` that pairs samples, such as the donor.", Unset("no pairs")] = None
-    counts: Annotated[str, "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`."] = "auto"
-    conditions: Annotated[
-        tuple[str, ...], "The reference, and the condition to compare.", Unset("the two that there are, in order")
-    ] = ()
-    min_cells: Annotated[int, Ge(1), "Fewest cells of a cell type in a sample that is used for it."] = 10
-    min_counts: Annotated[int, Ge(1), "Fewest counts of a tested gene, in as many samples as a condition has."] = 10
+    sample_key: str = "sample"
+    condition_key: str = "condition"
+    label_key: str = "cell_type"
+    pair_key: str | None = None
+    counts: str = "auto"
+    conditions: tuple[str, ...] = ()
+    min_cells: Annotated[int, Ge(1)] = 10
+    min_counts: Annotated[int, Ge(1)] = 10
 
 
 @dataclass(frozen=True)
