@@ -70,7 +70,8 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
         cells = AnnData(to_row_storage(slots[name].X), obs=slots[name].obs, var=slots[name].var)
         faults[name], n_genes = inspect_counts(cells)
         if not faults[name]:
-            logger.info("Counts are taken from %s.", name)
+            if source == "auto":
+                logger.info("Counts are taken from %s.", name)
             return cells, n_genes
 
     others = [name for name in slots if name not in faults and not first_fault(slots[name])]
