@@ -16,16 +16,16 @@ if TYPE_CHECKING:  # what type checkers see of the names in MODULES
     from bdm.hierarchy.files import read_tree as read_tree
     from bdm.interpretation.results import Interpretation as Interpretation
     from bdm.settings import AutoencoderSettings as AutoencoderSettings
-    from bdm.settings import DenoiserSettings as DenoiserSettings
     from bdm.settings import HierarchySettings as HierarchySettings
     from bdm.settings import PrepareSettings as PrepareSettings
+    from bdm.settings import PriorSettings as PriorSettings
     from bdm.settings import Settings as Settings
     from bdm.transmutation.results import TransmutationEvaluation as TransmutationEvaluation
 
 MODULES = {  # with the public classes and functions, by name
     "AutoencoderSettings": "bdm.settings",
     "BranchedDiffusion": "bdm.api",
-    "DenoiserSettings": "bdm.settings",
+    "PriorSettings": "bdm.settings",
     "Evaluation": "bdm.evaluation.results",
     "ExtensionReport": "bdm.extension.results",
     "HierarchySettings": "bdm.settings",

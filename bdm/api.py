@@ -26,6 +26,7 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
+from bdm.kinds import PRIORS
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
@@ -85,6 +86,9 @@ class BranchedDiffusion:
         Your own hierarchy of cell types, in place of clustering: nested lists such as
         ``[["B", "NK"], "Monocyte"]``, a file (Newick, or nested lists in ``.json``), what :func:`bdm.read_tree`
         returns, or ``cell-ontology``, with the column of terms in ``settings.hierarchy.ontology_key``.
+    prior
+        Distribution of latents, by name: ``mixture``, ``diffusion``, ``flow`` or one of your own; as in
+        ``settings.prior``, if not given.
     settings
         Settings of the stages; the defaults if not given.
     seed
@@ -109,8 +113,8 @@ class BranchedDiffusion:
     last_extension
         The types of the last :meth:`extend`, for :mod:`bdm.pl` to plot.
     history
-        Losses of the last :meth:`fit` by step, as tables of the ``autoencoder`` and the ``denoiser``; and a table of
-        ``branches``, on which the network of the denoiser is compared with the closed form.
+        Losses of the last :meth:`fit` by step, as table of the ``autoencoder``; of a prior with a network, ``training``
+        and, of the diffusion prior, ``branches``, on which the network is compared with the closed form.
     """
 
     prepared: AnnData | None = None
@@ -128,6 +132,7 @@ class BranchedDiffusion:
         batch_key: str | None = None,
         donor_key: str | None = None,
         tree: Tree | None = None,
+        prior: str | None = None,
         settings: Settings | None = None,
         seed: int | None = None,
         device: str = "auto",
@@ -138,6 +143,9 @@ class BranchedDiffusion:
             raise InputError(
                 f"`settings=` takes a bdm.Settings, not {type(settings).__name__}; pass your settings in one."
             )
+        if prior is not None:
+            settings = replace(settings, prior=replace(settings.prior, prior=prior))
+        PRIORS.find(settings.prior.prior)
         given = {"batch_key": batch_key, "donor_key": donor_key, "seed": seed}
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)
@@ -173,7 +181,7 @@ class BranchedDiffusion:
 
     @computing
     def fit(self, *, checkpoints: Checkpoints | None = None) -> "BranchedDiffusion":
-        """Train the autoencoder, derive the hierarchy, and train the denoiser; returns the model itself.
+        """Train the autoencoder, derive the hierarchy, and fit the prior; returns the model itself.
 
         Shows its progress on a terminal and in a notebook; ``logging.getLogger("bdm").setLevel("WARNING")`` hides it.
 

@@ -261,11 +261,13 @@ class HierarchySettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserSettings(StageSettings):
-    """Settings of the denoiser.
+class PriorSettings(StageSettings):
+    """Settings of the prior: which distribution of latents generates the cells, and how its network is trained, if any.
 
     Attributes
     ----------
+    prior
+        Name of a :class:`bdm.prior.base.LatentPrior`.
     log_sigma_mean, log_sigma_scale
         Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
     averaging
@@ -276,9 +278,15 @@ class DenoiserSettings(StageSettings):
 
     section: ClassVar[str] = "train"
 
-    width: Annotated[int, Ge(1), "Width of the denoiser network."] = 128
-    n_layers: Annotated[int, Ge(1), "Residual blocks of the denoiser network."] = 3
-    n_steps: Annotated[int, Ge(1), "Training steps of the denoiser."] = 3000
+    prior: Annotated[
+        str,
+        MinLen(1),
+        "Distribution of latents: `mixture` (a tree of Gaussian mixtures in closed form), `diffusion` (with a network "
+        "on the branches where it gains), `flow` (flow matching), or one of your own.",
+    ] = "mixture"
+    width: Annotated[int, Ge(1), "Width of the network of the prior."] = 128
+    n_layers: Annotated[int, Ge(1), "Residual blocks of the network of the prior."] = 3
+    n_steps: Annotated[int, Ge(1), "Most training steps of the network of the prior."] = 3000
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 2e-3
     log_sigma_mean: float = -0.5
@@ -293,7 +301,7 @@ class FitSettings(StageSettings):
 
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     hierarchy: HierarchySettings = field(default_factory=HierarchySettings)
-    denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ from bdm.schema import Setting, StageSettings, Unset, bounds, options_of
 from bdm.settings import (
     AutoencoderSettings,
     Contact,
-    DenoiserSettings,
     DesignFile,
     EvaluationSettings,
     GenerationSettings,
@@ -28,6 +27,7 @@ from bdm.settings import (
     MissingAsZero,
     NewTypes,
     PrepareSettings,
+    PriorSettings,
     Seed,
     Source,
     SourceTypes,
@@ -186,7 +186,7 @@ SECTIONS = {
     "train": Section(
         "The branched denoiser, and the flat one that it is compared with.",
         "the branched model, and the flat one that it is compared with",
-        of_stage(DenoiserSettings),
+        of_stage(PriorSettings),
     ),
     "extend": Section(
         "Cell types to add to a model later.",

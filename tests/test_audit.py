@@ -38,10 +38,10 @@ from bdm.report.page import audited, environment
 from bdm.report.tables import attack_rows
 from bdm.settings import (
     AutoencoderSettings,
-    DenoiserSettings,
     FitSettings,
     HierarchySettings,
     PrepareSettings,
+    PriorSettings,
     Settings,
 )
 
@@ -51,10 +51,10 @@ TWO_FOLDS = AuditSettings(n_folds=2)
 SMALL = FitSettings(
     autoencoder=AutoencoderSettings(n_latent=4, n_steps=40, sub_populations="none"),
     hierarchy=HierarchySettings(n_bootstrap=0),
-    denoiser=DenoiserSettings(width=16, n_layers=1, n_steps=20),
+    prior=PriorSettings(width=16, n_layers=1, n_steps=20),
 )
 FLAGS = ["--n-latent=4", "--autoencoder-n-steps=40", "--sub-populations=none", "--n-bootstrap=0"]
-FLAGS += ["--width=16", "--n-layers=1", "--denoiser-n-steps=20"]
+FLAGS += ["--width=16", "--n-layers=1", "--prior-n-steps=20"]
 
 
 def simulated(*, n_donors: int = 15, n_cells: int = 12, n_genes: int = 50, seed: int = 0) -> ad.AnnData:
@@ -414,7 +414,7 @@ def test_models_are_not_attacked_by_cells_of_batches_that_they_lack(prepared, ca
     assert "The model is not attacked, only its cells: non-members are of batches that it lacks." in caplog.text
 
 
-def test_denoisers_are_not_attacked_where_the_reference_has_other_batches(prepared, caplog):
+def test_priors_are_not_attacked_where_the_reference_has_other_batches(prepared, caplog):
     cells, settings = prepared.copy(), AuditSettings(n_folds=1)
     reference = divide(cells, settings, seed=0).folds[0].rows(REFERENCE)
     batch = np.array(["one", "two"] * (cells.n_obs // 2), dtype=object)
@@ -422,7 +422,7 @@ def test_denoisers_are_not_attacked_where_the_reference_has_other_batches(prepar
     cells.obs["batch"] = pd.Categorical(batch)
     audit = audit_models(divide(cells, settings, seed=0), settings, AuditedModels(fit=SMALL))
     assert {finding.attack for finding in audit.verdict.findings} == set(ATTACKS) - {"denoiser_loss"}
-    assert "The denoiser is not attacked: the reference has batches that the model lacks." in caplog.text
+    assert "The prior is not attacked: the reference has batches that the model lacks." in caplog.text
 
 
 def test_models_of_other_counts_are_not_reused(prepared, tmp_path):
@@ -493,7 +493,7 @@ def test_python_audits_as_the_command_does(prepared, tmp_path):
     assert "nothing about whether donors are found" not in card
     for record, message in (
         ({"generator": "files"}, "of another generator"),
-        ({"fit": {**audit.record["fit"], "denoiser": {"width": 5}}}, "width is 5, and 16 in this model"),
+        ({"fit": {**audit.record["fit"], "prior": {"width": 5}}}, "width is 5, and 16 in this model"),
         ({"prepare": {**audit.record["prepare"], "n_genes": 3}}, "n_genes is 3, and 2000 in this model"),
         ({"prepare": {**audit.record["prepare"], "min_donors": 3}}, "min_donors is 3, and 1 in this model"),
         ({"prepare": {**audit.record["prepare"], "batch_key": "lane"}}, "batch_key is lane, and None in this model"),
@@ -710,7 +710,7 @@ def test_command_audits_models(prepared, tmp_path):
     simulated(n_donors=9, n_cells=8).write_h5ad(tmp_path / "prepared.h5ad")
     run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=1", "--cells-only", "--n-levels=3", *FLAGS)
     audit = Audit.load(tmp_path / "audit")
-    assert audit.record["fit"]["denoiser"]["n_steps"] == 20
+    assert audit.record["fit"]["prior"]["n_steps"] == 20
     assert audit.record["sampling"]["n_levels"] == 3
     assert len(audit.verdict.findings) == 4
     assert audit.attacks["low"].isna().all()  # no interval from one fold

@@ -279,9 +279,10 @@ def trained(prepared_file, tmp_path_factory) -> Path:
         path.parent.mkdir()
     bdm("autoencoder", prepared_file, autoencoder, "--n-steps", 60)
     bdm("hierarchy", autoencoder, hierarchy, "--n-bootstrap", 2)
-    bdm("train", autoencoder, hierarchy, folder / "models/branched", "--n-steps", 60, "--width", 16)
-    model = load_model(folder / "models/branched")
-    model.denoiser.learned.fill_(True)
+    model = folder / "models/branched"
+    bdm("train", autoencoder, hierarchy, model, "--prior=diffusion", "--n-steps", 60, "--width", 16)
+    model = load_model(model)
+    model.prior.kept.fill_(True)
     save_model(folder / "models/branched", model)
     return folder
 
@@ -310,7 +311,7 @@ def test_network_is_on_all_branches_of_a_model_that_is_trained_to_the_end(traine
     script, model = "methods/everywhere.py", tmp_path / "model"
     fitted = [trained / "autoencoders/branched", trained / "hierarchies/branched.json"]
     run(script, "train", *fitted, model, "--n-steps", 20, "--width", 8)
-    assert load_model(model).denoiser.learned.all()
+    assert load_model(model).prior.kept.all()
     assert {"closed_form", "network", "gain", "kept"} <= set(pd.read_csv(model / "branches.csv"))
     run(script, "generate", model, tmp_path / "cells.h5ad", "--cells-like", prepared_file)
     check_generated(tmp_path / "cells.h5ad", prepared)

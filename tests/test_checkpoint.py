@@ -214,7 +214,7 @@ def folder(example_cells, tmp_path_factory) -> Path:
     return folder
 
 
-TRAIN = "train autoencoder hierarchy.json --n-steps 700 --width 32 --checkpoint-every 0.2"
+TRAIN = "train autoencoder hierarchy.json --prior diffusion --n-steps 700 --width 32 --checkpoint-every 0.2"
 
 
 def run_here(folder: Path, command: str) -> None:

@@ -217,7 +217,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     cells = anndata.read_h5ad(made[0] / "cells.h5ad")
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--denoiser-n-steps", 5)
+    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--prior-n-steps", 5)
     keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
     assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
     assert {"training.csv", "branches.csv"} <= {path.name for path in (tmp_path / "model").iterdir()}
@@ -428,11 +428,11 @@ DRY = {
     ),
     "train": (
         ("train", "autoencoder", "tree.json", "OUT"),
-        r"484 cells of 9 types x 100 genes\nat most 3,000 training steps of the denoiser",
+        r"484 cells of 9 types x 100 genes",
     ),
     "fit": (
         ("fit", "cells.h5ad", "OUT", "--label-key", "bulk_labels", "--n-genes", 50, "--n-latent", 2),
-        r"624 cells of 9 types x 50 genes\n.* steps of the autoencoder\n.* steps of the denoiser",
+        r"624 cells of 9 types x 50 genes\n.* steps of the autoencoder",
     ),
     "generate": (
         ("generate", "model", "OUT", "--cells-from", "numbers.csv"),
@@ -461,7 +461,7 @@ def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, c
     cells.write_h5ad(tmp_path / "cells.h5ad")
     words = ["fit", tmp_path / "cells.h5ad", tmp_path / "model", "--label-key=label", "--dry-run", "--n-genes=50"]
     words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-n-steps=20"]
-    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--denoiser-n-steps=20"])
+    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--prior-n-steps=20"])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0

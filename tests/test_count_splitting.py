@@ -21,10 +21,10 @@ from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import branch_genes, branches_adata
 from bdm.settings import (
     AutoencoderSettings,
-    DenoiserSettings,
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
+    PriorSettings,
     Settings,
 )
 
@@ -60,7 +60,7 @@ def fitted() -> BranchedDiffusion:
         prepare=PrepareSettings(genes="all", test=0.5),
         autoencoder=AutoencoderSettings(n_latent=6, n_steps=200, sub_populations=2),
         hierarchy=HierarchySettings(n_bootstrap=0),
-        denoiser=DenoiserSettings(width=16, n_layers=1, n_steps=5),
+        prior=PriorSettings(width=16, n_layers=1, n_steps=5),
     )
     return BranchedDiffusion(simulated_cells(0), label_key="label", settings=settings).fit()
 

@@ -30,10 +30,10 @@ from bdm.model.fit import fit_model
 from bdm.model.model import save_model
 from bdm.settings import (
     AutoencoderSettings,
-    DenoiserSettings,
     HierarchySettings,
     InputKeys,
     PrepareSettings,
+    PriorSettings,
     SamplerSettings,
 )
 
@@ -63,7 +63,7 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
     save_latent(folder / "autoencoder", latent, of=save_autoencoder(folder / "autoencoder", autoencoder))
     hierarchy = build_hierarchy(latent_cells(latent), HierarchySettings(n_bootstrap=0), seed=seed)
     save_hierarchy(folder / "hierarchy.json", hierarchy)
-    quick = DenoiserSettings(width=8, n_layers=1, n_steps=10)
+    quick = PriorSettings(width=8, n_layers=1, n_steps=10)
     model, _ = fit_model(latent, autoencoder, hierarchy, quick, seed=seed, provenance=record)
 
     (folder / "parts").mkdir()
@@ -72,11 +72,11 @@ def write_all(folder: Path, cells: ad.AnnData, *, seed: int) -> None:
         generated = generated_cells(model, request, SamplerSettings(), seed=seed, part=part)
         write_cells(folder / f"parts/{number}.h5ad", generated, {"bdm": storable({**record, "part": str(part)})})
 
-    settings = ExtendSettings(adapter=AdapterSettings(n_steps=5), branch=DenoiserSettings(n_steps=5), n_bootstrap=2)
+    settings = ExtendSettings(adapter=AdapterSettings(n_steps=5), branch=PriorSettings(n_steps=5), n_bootstrap=2)
     new = new_cells(cells, model, cell_types=("CD34+",), keys=InputKeys(label_key="cell_type"), seed=seed)
     [grown] = extend_all(model, new, settings, seed=seed, provenance=record)
     save_model(folder / "model", grown.model)
-    tensors = {"network": model.denoiser.state_dict(), "averaged": {"mean": model.denoiser.mean + 1}}
+    tensors = {"network": model.autoencoder.network.state_dict(), "averaged": {"mean": model.moments.mean + 1}}
     history = [{"step": 7, "loss": 1.5}]
     progress = TrainingState(7, tensors, best_loss=1.5, loss_sum=2.5, first_loss=3.5, history=history)
     Checkpoint(folder / "checkpoint", "identity").write(progress)

@@ -16,7 +16,7 @@ from bdm.data.prepare import prepare
 from bdm.errors import InputError
 from bdm.settings import PrepareSettings
 
-TRAIN = "train autoencoder hierarchy.json OUT --n-steps STEPS --width 32 --device cpu --devices N"
+TRAIN = "train autoencoder hierarchy.json OUT --prior diffusion --n-steps STEPS --width 32 --device cpu --devices N"
 
 
 def command(out: str, n_steps: int, n_devices: int) -> str:
@@ -114,8 +114,10 @@ def test_bad_input_is_reported_once(folder):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_model_generates_on_the_device_that_it_was_fitted_on(example_cells, small_settings):
-    model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=small_settings, device="cuda").fit()
-    assert next(model.model.denoiser.parameters()).device.type == "cuda"
+    model = BranchedDiffusion(
+        example_cells, label_key="bulk_labels", prior="diffusion", settings=small_settings, device="cuda"
+    ).fit()
+    assert model.model.prior.device.type == "cuda"
     assert (model.generate(2).X.sum(axis=1) > 0).all()
 
 

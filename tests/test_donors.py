@@ -216,7 +216,7 @@ def test_added_types_have_no_effects_of_donors(donor_model, small_settings, tmp_
     model.extend(cells)
     drawn = model.model.donors.sample(2, numpy_generator(4, "donors"))
     assert not drawn.log_expression("new").any()
-    x = torch.zeros(3, model.model.denoiser.shape.n_input)
+    x = torch.zeros(3, len(model.model.layout.names))
     assert drawn.within("new", x, np.array([0, 1, 1])) is x
     assert drawn.log_expression("type0").any()
     assert {"new", "type0", "type1"} <= {name.partition("/")[0] for name in drawn.proportions}

@@ -30,9 +30,9 @@ from bdm.latent.cells import populations_of_cells
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.match import counts_of
 from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.settings import DenoiserSettings, SamplerSettings
+from bdm.settings import PriorSettings, SamplerSettings
 
-QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=DenoiserSettings(n_steps=20), n_bootstrap=10)
+QUICK = ExtendSettings(adapter=AdapterSettings(n_steps=20), branch=PriorSettings(n_steps=20), n_bootstrap=10)
 NEW = ["CD56+ NK", "CD14+ Monocyte", "CD34+"]
 
 
@@ -42,8 +42,8 @@ def base(example_cells, small_settings) -> BranchedModel:
     from bdm.api import BranchedDiffusion
 
     cells = example_cells[~example_cells.obs["bulk_labels"].isin(NEW)].copy()
-    model = BranchedDiffusion(cells, label_key="bulk_labels", settings=small_settings).fit().model
-    model.denoiser.learned.fill_(True)
+    model = BranchedDiffusion(cells, label_key="bulk_labels", prior="diffusion", settings=small_settings).fit().model
+    model.prior.kept.fill_(True)
     return model
 
 
@@ -105,7 +105,7 @@ def test_extended_model_comes_back_from_its_folder(stages, tmp_path):
 def with_nk(base, example_cells) -> FittedExtension:
     """The model with NK cells, added with time enough."""
     [cells] = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type.values()
-    settings = ExtendSettings(branch=DenoiserSettings(n_steps=100))
+    settings = ExtendSettings(branch=PriorSettings(n_steps=100))
     return extend(base, cells, "CD56+ NK", settings, seed=0, provenance={})
 
 
@@ -143,22 +143,23 @@ def test_it_is_attached_next_to_its_nearest_type(with_nk):
 
 
 def test_only_the_new_branch_was_trained(base, with_nk):
-    before, after = base.denoiser.state_dict(), with_nk.model.denoiser.state_dict()
+    before, after = (
+        {**model.prior.network.state_dict(), **vars(model.prior.populations)} for model in (base, with_nk.model)
+    )
     for name, value in before.items():
         assert torch.equal(after[name][tuple(map(slice, value.shape))], value), name
     assert after["below"][-1].nonzero().tolist() == after["below"][:, -1].nonzero().tolist() == [[len(before["mean"])]]
-    parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
+    parent = base.hierarchy.rows["CD8+ Cytotoxic T"]
     assert not torch.equal(after["branch.weight"][-1], before["branch.weight"][parent])
 
 
 def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base, example_cells):
-    closed = replace(base, denoiser=copy.deepcopy(base.denoiser))
-    closed.denoiser.learned.fill_(False)
+    closed = replace(base, prior=replace(base.prior, kept=torch.zeros_like(base.prior.kept)))
     cells = new_cells(example_cells, base, cell_types=("CD56+ NK",), seed=0).by_type["CD56+ NK"]
-    denoiser = extend(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.denoiser
-    assert not denoiser.learned.any()
-    parent = base.hierarchy.denoiser_branches["CD8+ Cytotoxic T"]
-    assert torch.equal(denoiser.branch.weight[-1], denoiser.branch.weight[parent])
+    prior = extend(closed, cells, "CD56+ NK", QUICK, seed=0, provenance={}).model.prior
+    assert not prior.kept.any()
+    parent = base.hierarchy.rows["CD8+ Cytotoxic T"]
+    assert torch.equal(prior.network.branch.weight[-1], prior.network.branch.weight[parent])
 
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
@@ -199,7 +200,7 @@ def with_mixed(base, mixed_cells) -> FittedExtension:
     """The model with the type of two kinds, in two populations."""
     model = with_settings(base, sub_populations=2)
     [cells] = new_cells(mixed_cells, model, cell_types=("mixed",), seed=0).by_type.values()
-    settings = ExtendSettings(branch=DenoiserSettings(n_steps=50), n_bootstrap=10)
+    settings = ExtendSettings(branch=PriorSettings(n_steps=50), n_bootstrap=10)
     return extend(model, cells, "mixed", settings, seed=0, provenance={})
 
 
@@ -255,7 +256,7 @@ def test_new_type_of_several_populations_is_a_clade(base, with_mixed):
     node = hierarchy.by_name[clade.parent]
     assert clade.level <= node.level == with_mixed.extension.attachment.level
     assert (clade.n_cells, node.added, clade.added) == (172, 1, 1)
-    assert with_mixed.extension.embeddings.shape[0] == 3
+    assert with_mixed.extension.prior_state["embeddings"].shape[0] == 3
     assert hierarchy.by_name["mixed/2"].nearer_to in base.cell_types  # the T cells that were put with monocytes
     assert hierarchy.by_name["mixed/1"].nearer_to != "mixed"
 
@@ -343,8 +344,7 @@ def test_type_with_the_name_of_a_population_is_rejected(with_mixed, example_cell
 @pytest.mark.parametrize("every", [2, 100])
 @pytest.mark.parametrize("shared", [False, True])
 def test_known_cells_stay_where_few_branches_have_a_network(base, mixed_cells, every, shared):
-    few = replace(base, denoiser=copy.deepcopy(base.denoiser))
-    few.denoiser.learned.copy_(torch.arange(len(few.denoiser.learned)) % every == 1)
+    few = replace(base, prior=replace(base.prior, kept=torch.arange(len(base.prior.kept)) % every == 1))
     new = new_cells(mixed_cells, few, cell_types=("mixed",), seed=0)
     [found] = extend_all(few, new, QUICK, seed=0, provenance={})
     before, after = (generated(model, shared=shared) for model in (few, found.model))
@@ -464,7 +464,7 @@ def more_cells(example_cells) -> AnnData:
 def test_known_type_is_updated_and_no_other(stages, more_cells, tmp_path):
     before = stages[-1]
     new = new_cells(more_cells, before, update=("CD19+ B",), seed=0)
-    settings = ExtendSettings(branch=DenoiserSettings(n_steps=50))
+    settings = ExtendSettings(branch=PriorSettings(n_steps=50))
     steps = list(extend_all(before, new, settings, seed=0, provenance={}))
     assert {step.extension.cell_type for step in steps} == {"CD19+ B"}
     assert all(step.extension.attachment is None for step in steps)

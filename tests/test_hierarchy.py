@@ -7,7 +7,6 @@ import torch
 from scipy.stats import norm
 
 from bdm._core.files import read_json, write_checksummed_json, write_json
-from bdm.diffusion.noise import branch_table
 from bdm.errors import InputError
 from bdm.hierarchy.attachment import AttachmentPoint, attachment_point, with_new_type
 from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
@@ -16,6 +15,7 @@ from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leav
 from bdm.latent.cells import LatentCells
 from bdm.plotting.style import save_figure
 from bdm.plotting.tree import plot_hierarchy
+from bdm.prior.losses import branch_table
 from bdm.settings import HierarchySettings
 
 PLANTED = {"a": (0, 0), "b": (4, 0), "c": (0, 15), "d": (5, 15), "e": (60, 0)}
@@ -193,7 +193,7 @@ def extended_often(hierarchy: Hierarchy, *, times: int = 10) -> list[Hierarchy]:
         square = {name: (scale * rng.uniform(0.5, 2)) ** 2 for name in stages[-1].populations}
         place = attachment_point(stages[-1], square, lowest=max(level, MIN_LEVEL))
         tree = added_type(f"new {number}", n_cells=7, level=level)
-        stages.append(with_new_type(stages[-1], tree, place, denoiser_branch=n_branches, support=0.5))
+        stages.append(with_new_type(stages[-1], tree, place, row=n_branches, support=0.5))
         n_branches += len(tree.branches)
     return stages
 
@@ -215,7 +215,7 @@ def test_paths_stay_the_same_when_types_are_added(hierarchy):
     stages = extended_often(hierarchy)
     for i, before in enumerate(stages):
         for after in stages[i:]:
-            assert before.denoiser_branches.items() <= after.denoiser_branches.items()
+            assert before.rows.items() <= after.rows.items()
             for population in before.populations:
                 assert after.path(population) == before.path(population)
             for cell_type in before.cell_types:
@@ -232,14 +232,13 @@ def test_path_of_an_added_type_follows_existing_branches(hierarchy):
             assert all(above.low == below.high for above, below in pairwise(way))
             assert (way[-1].branch, way[-1].low) == (population, 0)
             own = {branch.name for branch in after.lineage(population)} - set(before.by_name)
-            new = [segment for segment in way if segment.denoiser_branch not in before.denoiser_branches.values()]
+            new = [segment for segment in way if segment.row not in before.rows.values()]
             assert way[-len(new) :] == tuple(new)
             assert {segment.branch for segment in new} <= own
             known = [before.path(name) for name in before.populations]
             for segment in way[: -len(new)]:
                 assert any(
-                    (old.denoiser_branch, old.high) == (segment.denoiser_branch, segment.high)
-                    and old.low <= segment.low
+                    (old.row, old.high) == (segment.row, segment.high) and old.low <= segment.low
                     for path in known
                     for old in path
                 )
@@ -271,7 +270,7 @@ def test_types_are_attached_above_clades_of_types():
         assert place.branch == "ab"
         assert segment.low <= place.level < segment.high
         for level in (0.0, 1.0):
-            extended = with_new_type(hierarchy, added_type("f", n_cells=5, level=level), place, denoiser_branch=99)
+            extended = with_new_type(hierarchy, added_type("f", n_cells=5, level=level), place, row=99)
             assert extended.populations_of("ab") == tuple(extended.leaves("ab")) == ("a", "b")
             assert extended.by_name["f"].parent == extended.by_name["ab"].parent
     far = {name: float(np.sum((np.array((0, 3)) - of) ** 2)) for name, of in PLANTED.items()}
@@ -284,7 +283,7 @@ def test_types_are_not_attached_to_a_part_of_a_type_in_a_flat_tree():
         square = {name: float(np.sum((np.array(mean) - of) ** 2)) for name, of in PLANTED.items()}
         place = attachment_point(hierarchy, square)
         assert place.branch == branch
-        extended = with_new_type(hierarchy, added_type("f", n_cells=5), place, denoiser_branch=99)
+        extended = with_new_type(hierarchy, added_type("f", n_cells=5), place, row=99)
         assert extended.fault() is None
         assert len({extended.path(name)[0].branch for name in ("a", "b", "f")}) == 3
 
@@ -313,23 +312,23 @@ def test_attachment_point_is_where_the_new_type_leaves_its_nearest():
     assert set(hierarchy.leaves(place(2, 7).branch)) == {"a", "b"}
     assert set(hierarchy.leaves(place(0, 40).branch)) == set("abcd")
     assert place(0, 4000) == AttachmentPoint(hierarchy.root.name, hierarchy.sigma_max, place(0, 4000).distance)
-    new = with_new_type(hierarchy, added_type("f", n_cells=5), place(0, 3), denoiser_branch=99)
+    new = with_new_type(hierarchy, added_type("f", n_cells=5), place(0, 3), row=99)
     assert new.common_ancestor("f", "a").level == place(0, 3).level
-    assert new.denoiser_branches[new.common_ancestor("f", "a").name] == new.denoiser_branches["a"]
+    assert new.rows[new.common_ancestor("f", "a").name] == new.rows["a"]
     assert new.common_ancestor("f", "b").name == hierarchy.common_ancestor("a", "b").name
 
 
 def test_branches_that_cannot_be_added():
     hierarchy = build()
     with pytest.raises(InputError, match="already"):
-        with_new_type(hierarchy, added_type("a", n_cells=5), AttachmentPoint("b", 0.5, 1.0), denoiser_branch=99)
+        with_new_type(hierarchy, added_type("a", n_cells=5), AttachmentPoint("b", 0.5, 1.0), row=99)
     with_population = build(planted({"a": (0, 0), "f/1": (4, 0)}))
     divided = added_type("f", n_cells=5, level=0.4)
     with pytest.raises(InputError, match="has a branch 'f/1' already"):
-        with_new_type(with_population, divided, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
+        with_new_type(with_population, divided, AttachmentPoint("a", 0.5, 1.0), row=99)
     too_high = AttachmentPoint("a", hierarchy.sigma_max, 1.0)
     with pytest.raises(InputError, match="does not pass"):
-        with_new_type(hierarchy, added_type("f", n_cells=5), too_high, denoiser_branch=99)
+        with_new_type(hierarchy, added_type("f", n_cells=5), too_high, row=99)
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -337,7 +336,7 @@ def test_added_type_may_have_the_name_of_a_node(n):
     hierarchy = build()
     name = f"node {len(hierarchy.branches) - len(hierarchy.populations) + 1}"
     tree = added_type(name, n_cells=5, level=0.4 if n > 1 else 0.0)
-    extended = with_new_type(hierarchy, tree, AttachmentPoint("a", 0.5, 1.0), denoiser_branch=99)
+    extended = with_new_type(hierarchy, tree, AttachmentPoint("a", 0.5, 1.0), row=99)
     assert len(extended.by_name) == len(extended.branches)
     assert extended.types_below(extended.by_name[name].parent) == ("a", name)
 

@@ -20,7 +20,6 @@ from bdm._core.store import checksum_of
 from bdm.autoencoder.adapters import Adapters
 from bdm.cli import main
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
 from bdm.evaluation.genes import wilcoxon
@@ -34,7 +33,6 @@ from bdm.interpretation.ancestral_states import (
     commitment,
     commitment_of,
     decode_to_counts,
-    denoise,
     gene_directions,
     path_table,
 )
@@ -86,7 +84,8 @@ from bdm.plotting.markers import markers_figure
 from bdm.plotting.style import clade_label
 from bdm.plotting.tree import plot_hierarchy, view_of
 from bdm.plotting.write import FIGURES
-from bdm.settings import InterpretationSettings, SamplerSettings
+from bdm.prior.sampler import HierarchicalSampler
+from bdm.settings import InterpretationSettings
 
 QUICK = InterpretationSettings(n_genes=10, n_cells=50)
 TREE = Hierarchy(
@@ -394,13 +393,13 @@ def test_too_few_test_cells_leave_gaps_and_given_genes_replace_those_found(input
 @pytest.fixture(scope="module")
 def walk(small_model) -> HierarchicalSampler:
     model = small_model.model
-    return HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
+    return model.sampler()
 
 
 def test_samples_of_branches_are_those_that_cells_come_from(walk):
-    samples = walk.shared(list(walk.hierarchy.by_name), 7, 3)
+    samples = walk.sample_shared(list(walk.hierarchy.by_name), 7, 3)
     assert list(samples) == [branch.name for branch in walk.hierarchy.branches]
-    for population, x in walk.shared(walk.hierarchy.populations, 7, 3).items():
+    for population, x in walk.sample_shared(walk.hierarchy.populations, 7, 3).items():
         assert torch.equal(samples[population], x)
 
 
@@ -415,10 +414,10 @@ def test_ancestral_state_is_the_mean_of_its_population(small_model):
 
 def test_ancestral_state_of_a_branch_without_length_is_that_of_a_mixture_of_normals(walk):
     name, level = walk.hierarchy.root.name, walk.hierarchy.root.level
-    population = walk.population(walk.hierarchy.denoiser_branches[name], level)
+    population = walk.population(walk.hierarchy.rows[name], level)
     x = 5 * torch.randn(5, population.mean.shape[1], generator=torch.Generator().manual_seed(0))
     short = replace(walk.hierarchy, sigma_max=level)
-    found = denoise(HierarchicalSampler(walk.denoiser, short), name, x, level)
+    found = replace(walk.prior, hierarchy=short).denoised(x, name)
     np.testing.assert_allclose(found, population.denoised(x, level), atol=1e-3)
 
 
@@ -426,9 +425,9 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
     for model in (small_model.model, batch_model.model):
         states = ancestral_states(model, n_cells=20, seed=0)
         np.testing.assert_allclose(states.expression.sum(), 1e4, rtol=1e-6)
-    walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
+    walk = model.sampler()
     name = model.autoencoder.populations_of("CD19+ B")[0]
-    x = walk.shared([name], 20, 0)[name]
+    x = walk.sample_shared([name], 20, 0)[name]
     expected = decode_to_counts(model, x, [name])
     expected = 1e4 * (expected / expected.sum(axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(states.expression[name], expected, rtol=1e-6)
@@ -437,8 +436,8 @@ def test_ancestral_states_are_decoded(small_model, batch_model):
 def test_share_of_detected_genes_is_the_share_in_sampled_counts(small_model):
     model, name = small_model.model, "Dendritic/1"
     found = ancestral_states(model, n_cells=300, seed=0).detected[name]
-    walk = HierarchicalSampler(model.denoiser, model.hierarchy, SamplerSettings())
-    mean = decode_to_counts(model, walk.shared([name], 300, 0)[name], [name]).astype(np.float32)
+    walk = model.sampler()
+    mean = decode_to_counts(model, walk.sample_shared([name], 300, 0)[name], [name]).astype(np.float32)
     generator = np.random.default_rng(0)
     drawn = [(branch_observation_model(model, [name]).sample(mean, generator) > 0).mean(axis=0) for _ in range(20)]
     np.testing.assert_allclose(found, np.mean(drawn, axis=0).ravel(), atol=0.03)

@@ -1,16 +1,12 @@
-"""How well a model explains cells: gains of its denoiser over a denoiser of other cells."""
-
-from copy import deepcopy
-from dataclasses import replace
+"""How well a model explains cells: gains of its prior over a prior of other cells."""
 
 import numpy as np
 import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.noise import BLOCK, denoised_in_blocks
-from bdm.model.likelihood import denoiser_of, denoising_gains
+from bdm.model.likelihood import denoising_gains, prior_of
+from bdm.prior.losses import BLOCK, denoised_in_blocks
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +17,11 @@ def training_cells(small_model):
 
 @pytest.fixture(scope="module")
 def closed_form(small_model):
-    """A copy of the small model without its network."""
-    denoiser = deepcopy(small_model.model.denoiser)
-    denoiser.learned.fill_(False)
-    return replace(small_model.model, denoiser=denoiser)
+    """The small model, whose prior has no network."""
+    return small_model.model
 
 
-def test_a_denoiser_of_the_training_cells_is_that_of_the_model(closed_form, training_cells):
+def test_a_prior_of_the_training_cells_is_that_of_the_model(closed_form, training_cells):
     fitted = training_cells[(training_cells.obs["split"] != "test").to_numpy()].copy()
     gains = denoising_gains(closed_form, training_cells, fitted, seed=0)
     assert gains.shape == (training_cells.n_obs,)
@@ -49,15 +43,14 @@ def test_populations_that_the_reference_lacks_keep_their_moments(closed_form, tr
     names = [branch.name for branch in closed_form.hierarchy.branches]
     lacking, present = (names.index(name) for name in closed_form.cell_types[:2])
     without = training_cells[(training_cells.obs["cell_type"] != names[lacking]).to_numpy()][::2].copy()
-    other, own = denoiser_of(without, closed_form), closed_form.denoiser
-    torch.testing.assert_close(other.mean[lacking], own.mean[lacking])
-    assert not torch.allclose(other.mean[present], own.mean[present], atol=0.01)
-    assert not other.learned.any()
+    other, own = (prior.populations.mean for prior in (prior_of(without, closed_form), closed_form.prior))
+    torch.testing.assert_close(other[lacking], own[lacking])
+    assert not torch.allclose(other[present], own[present], atol=0.01)
 
 
 def test_many_cells_are_denoised_in_blocks(closed_form):
-    denoiser: BranchedDenoiser = closed_form.denoiser
-    x = torch.randn(BLOCK + 3, denoiser.shape.n_input)
-    sigma, branch = torch.rand(len(x)) + 0.1, torch.arange(len(x)) % denoiser.shape.n_branches
-    torch.testing.assert_close(denoised_in_blocks(denoiser, x, sigma, branch), denoiser(x, sigma, branch))
-    assert denoised_in_blocks(denoiser, x[:0], sigma[:0], branch[:0]).shape == (0, denoiser.shape.n_input)
+    prior, n_dims = closed_form.prior, len(closed_form.layout.names)
+    x = torch.randn(BLOCK + 3, n_dims)
+    sigma, branch = torch.rand(len(x)) + 0.1, torch.arange(len(x)) % prior.n_rows
+    torch.testing.assert_close(denoised_in_blocks(prior.denoise, x, sigma, branch), prior.denoise(x, sigma, branch))
+    assert denoised_in_blocks(prior.denoise, x[:0], sigma[:0], branch[:0]).shape == (0, n_dims)

@@ -48,7 +48,7 @@ def settings(small_settings) -> Settings:
         small_settings,
         prepare=PrepareSettings(n_genes=100, label_key=None, test=0.2),
         autoencoder=replace(small_settings.autoencoder, n_steps=30, sub_populations="none"),
-        denoiser=replace(small_settings.denoiser, n_steps=30),
+        prior=replace(small_settings.prior, n_steps=30),
     )
 
 

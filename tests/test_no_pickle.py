@@ -42,7 +42,7 @@ assert progress.step == 3
 def folder(small_model, tmp_path) -> Path:
     save_model(tmp_path, small_model.model)
     Checkpoint(tmp_path / "checkpoint", "identity").write(
-        TrainingState(3, {"network": small_model.model.denoiser.state_dict()})
+        TrainingState(3, {"network": small_model.model.autoencoder.network.state_dict()})
     )
     return tmp_path
 

@@ -12,7 +12,7 @@ from bdm.data.example import pbmc68k_counts
 settings = bdm.Settings(
     prepare=bdm.PrepareSettings(n_genes=50, test=0.0),
     autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
-    denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
+    prior=bdm.PriorSettings(n_steps=2, width=8),
 )
 adata = pbmc68k_counts()
 model = bdm.BranchedDiffusion(adata, label_key="bulk_labels", settings=settings).fit()""",
@@ -34,7 +34,7 @@ def text_of(output: nbformat.NotebookNode) -> str:
 
 
 def test_fit_shows_messages_and_how_far_it_is(outputs):
-    for message in ("Counts are taken from X.", "training the autoencoder: 100%", "training the denoiser: 100%"):
+    for message in ("Counts are taken from X.", "training the autoencoder: 100%"):
         assert message in outputs[0]
 
 

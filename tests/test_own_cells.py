@@ -43,7 +43,7 @@ def quick(small_settings):
             label_key="annotation", batch_key="person", counts="raw_counts", n_genes=150, test=0.2, seed=7
         ),
         autoencoder=replace(small_settings.autoencoder, n_steps=20),
-        denoiser=replace(small_settings.denoiser, n_steps=20),
+        prior=replace(small_settings.prior, n_steps=20),
     )
 
 
@@ -125,7 +125,7 @@ def test_one_type_is_named_by_text_or_number(fitted, awkward):
     quick = bdm.Settings(
         autoencoder=bdm.AutoencoderSettings(n_latent=4, n_steps=2, shared_decoder=True),
         hierarchy=bdm.HierarchySettings(n_bootstrap=0),
-        denoiser=bdm.DenoiserSettings(n_steps=2, width=8),
+        prior=bdm.PriorSettings(n_steps=2, width=8),
         prepare=bdm.PrepareSettings(label_key="annotation", counts="raw_counts", n_genes=50, test=0.0),
     )
     model = bdm.BranchedDiffusion(numbered, settings=quick).fit()
@@ -376,7 +376,7 @@ def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
 @pytest.mark.slow
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
-    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--denoiser-n-steps", 20)
+    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--prior-n-steps", 20)
     command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
     command("generate", "own", "generated_own.h5ad", "--cells", 20)
     command("evaluate", "cells.h5ad", "evaluation", "generated_own.h5ad", "--model", "own", "--n-repeats", 1)
@@ -422,7 +422,7 @@ def test_latent_representation_of_any_cells(fitted, awkward):
 
 
 def test_history_has_the_losses_of_both_trainings(fitted, awkward, quick, folder):
-    assert list(fitted.history) == ["autoencoder", "denoiser", "branches"]
+    assert list(fitted.history) == ["autoencoder"]
     assert all(len(table) for table in fitted.history.values())
     assert list(fitted.history["branches"]["branch"]) == [branch.name for branch in fitted.hierarchy.branches]
     assert {"step", "loss", "validation"} <= set(fitted.history["autoencoder"])

@@ -21,12 +21,12 @@ from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
 from bdm.schema import StageSettings, options_of, settings_of
 from bdm.settings import (
     AutoencoderSettings,
-    DenoiserSettings,
     EvaluationSettings,
     GenerationSettings,
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
+    PriorSettings,
     SamplerSettings,
     Settings,
     TransmutationSettings,
@@ -37,7 +37,7 @@ STAGES = {
     "prepare": PrepareSettings,
     "autoencoder": AutoencoderSettings,
     "hierarchy": HierarchySettings,
-    "train": DenoiserSettings,
+    "train": PriorSettings,
     "generate": GenerationSettings,
     "transmute": TransmutationSettings,
     "evaluate": EvaluationSettings,
@@ -140,7 +140,7 @@ def test_fit_has_the_settings_of_all_stages():
     for field in fields(Settings):
         for setting in options_of(type(getattr(Settings(), field.name))):
             assert {setting.name, f"{field.name}_{setting.name}"} & names, setting.name
-    assert {"autoencoder_n_steps", "denoiser_n_steps"} <= names
+    assert {"autoencoder_n_steps", "prior_n_steps"} <= names
 
 
 def test_methods_have_the_defaults_of_the_settings():

@@ -19,12 +19,12 @@ from bdm.errors import InputError
 B, NK = "CD19+ B", "CD56+ NK"
 COMMANDS = f"""
 example cells.h5ad
-fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --denoiser-n-steps 20
+fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --prior-n-steps 20
 generate fitted fitted.h5ad --cells 3
 prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200 --test 0.2
 autoencoder prepared.h5ad autoencoder --n-steps 20
 hierarchy autoencoder tree.json --n-bootstrap 5
-train autoencoder tree.json model --n-steps 20
+train autoencoder tree.json model --prior diffusion --n-steps 20
 generate model generated.h5ad --cells 130
 generate model shared.h5ad --cells 130 --shared-ancestors
 transmute model prepared.h5ad moved.h5ad --to '{NK}'

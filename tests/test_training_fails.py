@@ -15,11 +15,10 @@ from bdm._core.checkpoint import Checkpoint
 from bdm._core.training import TrainingPlan, train
 from bdm.api import BranchedDiffusion
 from bdm.data.prepare import prepare
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, latent_cells
 from bdm.model.fit import Checkpoints, check_collapse, spread_and_distance
-from bdm.settings import AutoencoderSettings, DenoiserSettings, PrepareSettings
+from bdm.settings import AutoencoderSettings, PrepareSettings, PriorSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -84,13 +83,16 @@ def test_type_is_reported():
     ("changes", "what"),
     [
         ({"autoencoder": AutoencoderSettings(n_latent=6, n_steps=100, learning_rate=1e3)}, "the autoencoder"),
-        ({"denoiser": DenoiserSettings(width=32, n_layers=2, n_steps=200, learning_rate=30.0)}, "the denoiser"),
+        (
+            {"prior": PriorSettings(prior="diffusion", width=32, n_steps=200, learning_rate=30.0)},
+            "the network of the prior",
+        ),
     ],
 )
 def test_too_high_learning_rate(example_cells, small_settings, tmp_path, changes, what):
     settings = replace(small_settings, **changes)
     model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
-    checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "denoiser")))
+    checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "prior")))
     with pytest.raises(TrainingError, match=rf"Training of {what} diverged at step \d+: .* cells of '.*'"):
         model.fit(checkpoints=checkpoints)
 
@@ -133,7 +135,7 @@ def learned(small_model, example_cells):
 
 def test_healthy_types_are_far_from_the_limits(small_model, learned):
     model = small_model.model
-    generated = HierarchicalSampler(model.denoiser, model.hierarchy).shared(learned.populations, 100, 0)
+    generated = model.prior.sample_shared(learned.populations, 100, 0)
     for code, cell_type in enumerate(learned.populations):
         x = model.whitening(learned.sample(torch.nonzero(learned.population == code).squeeze(1), torch.Generator()))
         spread, off = spread_and_distance(generated[cell_type], x)
@@ -144,17 +146,11 @@ def test_healthy_types_are_far_from_the_limits(small_model, learned):
 @pytest.mark.parametrize(
     ("part", "value", "expected"), [("variance", 0.0, "the spread"), ("mean", 50.0, "radius away")]
 )
-@pytest.mark.parametrize("has_network", [True, False])
-def test_collapsed_population_is_named(small_model, learned, part, value, expected, has_network):
+def test_collapsed_population_is_named(small_model, learned, part, value, expected):
     model = small_model.model
     population = model.hierarchy.populations_of("CD19+ B")[0]
-    broken = copy.deepcopy(model.denoiser)
-    broken.learned.fill_(has_network)
-    number = model.hierarchy.denoiser_branches[population]
-    getattr(broken, part)[number] = value
-    if part == "variance":
-        nn.init.zeros_(broken.leave.weight)
-        nn.init.zeros_(broken.leave.bias)
-    check_collapse(HierarchicalSampler(model.denoiser, model.hierarchy), learned, model.whitening, seed=0)
+    broken = copy.deepcopy(model.prior)
+    getattr(broken.populations, part)[model.hierarchy.rows[population]] = value
+    check_collapse(model.sampler(), learned, model.whitening, seed=0)
     with pytest.raises(TrainingError, match=rf"cells of {re.escape(repr(population))} .* {expected}"):
-        check_collapse(HierarchicalSampler(broken, model.hierarchy), learned, model.whitening, seed=0)
+        check_collapse(broken.sampler(), learned, model.whitening, seed=0)

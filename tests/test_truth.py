@@ -15,7 +15,7 @@ from bdm.interpretation.ancestral_states import ancestral_states, commitment_of
 from bdm.interpretation.contrasts import Contrast, contrasts_of
 from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
-from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings, Settings
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
 
 # The median cell has 3,000 counts of 2,000 genes; types have 50 to 500 cells.
 N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that take minutes
@@ -52,7 +52,7 @@ def truth(request) -> Truth:
         prepare=PrepareSettings(genes="all", test=0.0),
         autoencoder=AutoencoderSettings(n_latent=N_LATENT[request.param], n_steps=200),
         hierarchy=HierarchySettings(n_bootstrap=20),
-        denoiser=DenoiserSettings(width=32, n_layers=2, n_steps=100),
+        prior=PriorSettings(width=32, n_layers=2, n_steps=100),
     )
     model = BranchedDiffusion(synthetic.adata, settings=settings).fit().model
     return Truth(synthetic, model, heights_of(synthetic.tree))

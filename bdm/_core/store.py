@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bdm._core.files import read_checksummed_json, sha256, write_checksummed_json
 from bdm._core.seeds import to_tensor
 from bdm.errors import InputError
+from bdm.kinds import Kinds
 
 FORMAT = 15
 TEXT = pd.Series([""]).dtype  # of columns with text: str since pandas 3, object before
@@ -29,8 +30,8 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     """Write a dataclass into a folder: ``kind.json``, and its tensors, arrays and columns in ``kind.safetensors``.
 
     A field is a number, text, None, JSON content, a tensor, an array, a table, a network that is made from the
-    dataclass ``shape``, another such dataclass, a function without arguments that returns one of these, or a tuple or a
-    dictionary (with text as keys) of these.
+    dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
+    arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
 
     Parameters
     ----------
@@ -127,9 +128,11 @@ class Encoder:
             state = {key: self.encode(of, f"{name}.{key}") for key, of in value.state_dict().items()}
             return {"shape": self.encode(value.shape, name), "state": state}
         if is_dataclass(value):
-            return {
+            family: Any = value
+            found = {
                 of.name: self.encode(getattr(value, of.name), f"{name}.{of.name}") for of in fields(value) if of.init
             }
+            return {"kind": family.name, **found} if hasattr(family, "kinds") else found
         if isinstance(value, Mapping):
             return {key: self.encode(of, f"{name}.{i}") for i, (key, of) in enumerate(value.items())}
         if isinstance(value, tuple | list):
@@ -182,7 +185,9 @@ class Decoder:
             return self.decode_module(content, kind)
         if is_dataclass(kind):
             make: Any = kind
-            hints = get_type_hints(kind)
+            if isinstance(family := getattr(kind, "kinds", None), Kinds):
+                make, content = family.find(content["kind"]), {k: of for k, of in content.items() if k != "kind"}
+            hints = get_type_hints(make)
             return make(**{name: self.decode(of, hints[name]) for name, of in content.items()})
         return content
 

@@ -23,7 +23,7 @@ ATTACKS = {
     "density_ratio": "density ratio",
     "likelihood_ratio": "likelihood ratio",
     "mean_shift": "shift of means",
-    "denoiser_loss": "loss of the denoiser",
+    "denoiser_loss": "denoising loss",
     "bound": "bound under the model",
 }
 ON_MODEL = ("denoiser_loss", "bound")  # attacks that need the model; the others need its cells

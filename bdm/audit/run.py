@@ -301,7 +301,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
 
     Returns
     -------
-    Table of attacked cells: the gain of the model's denoiser over one of the reference cells (``denoiser_loss``), where
+    Table of attacked cells: the gain of the model's prior over one of the reference cells (``denoiser_loss``), where
     the model has their batches, and the difference of evidence lower bounds to a model that is fitted to the reference
     (``bound``), in nats; None where one of the models lacks batches of attacked cells.
     """
@@ -318,7 +318,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
     if has_batches_of(model, others):
         scores["denoiser_loss"] = denoising_gains(model, attacked, others, seed=models.seed)
     else:
-        logger.warning("The denoiser is not attacked: the reference has batches that the model lacks.")
+        logger.warning("The prior is not attacked: the reference has batches that the model lacks.")
     bounds = [bounds_of_cells(of, attacked, seed=models.seed) for of in (model, reference)]
     return pd.DataFrame(scores | {"bound": bounds[0] - bounds[1]})
 

@@ -35,7 +35,7 @@ def fit(
 
     from bdm._core.checkpoint import checkpoint_beside
     from bdm._core.files import atomic_write
-    from bdm.commands.train import where_kept, write_tables
+    from bdm.commands.train import steps_of_prior, write_tables
     from bdm.donors.effects import summary_of
     from bdm.errors import counted
     from bdm.model.card import save_with_card
@@ -46,7 +46,7 @@ def fit(
     if dry_run:
         model = model_of_cells(data, labels, **how)
         prepared = model.prepared
-        n_steps = {"the autoencoder": settings.autoencoder.n_steps, "the denoiser": settings.denoiser.n_steps}
+        n_steps = {"the autoencoder": settings.autoencoder.n_steps, **steps_of_prior(settings.prior)}
         print_plan(out, prepared.obs, prepared.n_vars, n_steps)
         return None
     with ExitStack() as files:
@@ -54,7 +54,7 @@ def fit(
         checkpoints = Checkpoints(
             **{
                 part: files.enter_context(checkpoint_beside(out, part=part, seconds=checkpoint_every, **facts))
-                for part in ("autoencoder", "denoiser")
+                for part in ("autoencoder", "prior")
             }
         )
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
@@ -64,7 +64,7 @@ def fit(
         save_with_card(folder, model.fit(checkpoints=checkpoints).model)
         write_tables(folder, model.history)
     cells = f"{prepared.n_obs:,} x {prepared.n_vars:,} genes, of {counted(len(model.hierarchy.cell_types), 'type')}"
-    found = {"cells": cells, "network": where_kept(model.history["branches"])}
+    found = {"cells": cells, "prior": model.model.prior.description}
     if (donors := model.model.donor_effects) is not None:
         found["donors"] = summary_of(donors)
     return Summary((out,), found, then=generating(out))

@@ -1,4 +1,4 @@
-"""``bdm train``: train the denoiser on latents along the hierarchy, and write the model."""
+"""``bdm train``: fit the prior to latents along the hierarchy, and write the model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from annotated_types import Ge
 
 from bdm.commands.base import Summary, generating, print_plan
 from bdm.commands.options import AutoencoderFolder, CheckpointEvery, Device, DryRun, OutFolder
-from bdm.settings import DenoiserSettings, Seed
+from bdm.settings import PriorSettings, Seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,14 +23,14 @@ def train(
     hierarchy: Annotated[Path, typer.Argument(help="File made by bdm hierarchy (.json).", show_default=False)],
     out: OutFolder,
     *,
-    settings: DenoiserSettings,
+    settings: PriorSettings,
     device: Device = "auto",
     devices: Annotated[int, Ge(1), "Devices to train on together, or processes on the CPU."] = 1,
     checkpoint_every: CheckpointEvery = 30,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> Summary | None:
-    """Train the branched diffusion model, and write it as a folder from which bdm generate generates cells.
+    """Fit the prior of the latents along the hierarchy, and write the model, from which bdm generate generates cells.
 
     The same command resumes interrupted training.
 
@@ -48,11 +48,12 @@ def train(
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.hierarchy.files import load_hierarchy
     from bdm.latent.cells import read_latent
+    from bdm.model.model import load_model
 
     if dry_run:
         latent, trained = read_latent(autoencoder), load_autoencoder(autoencoder)
         load_hierarchy(hierarchy)  # its faults are reported now
-        print_plan(out, latent.obs, len(trained.genes), {"the denoiser": settings.n_steps})
+        print_plan(out, latent.obs, len(trained.genes), steps_of_prior(settings))
         return None
     with ExitStack() as files:
         facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
@@ -60,30 +61,22 @@ def train(
         checkpoint = files.enter_context(checkpoint_beside(out, seconds=checkpoint_every, **facts, **made_of))
         folder = files.enter_context(atomic_write(out, folder_of="model.json"))
         run_on(fabric(device, devices), fit_and_save, autoencoder, hierarchy, folder, settings, seed, checkpoint)
-        training, branches = (pd.read_csv(folder / f"{name}.csv") for name in ("training", "branches"))
-    steps = f"{training['step'].iloc[-1]} of at most {settings.n_steps} steps"
-    return Summary((out,), {"training": steps, "network": where_kept(branches)}, then=generating(out))
+        found = {"prior": load_model(folder).prior.description}
+        if (training := folder / "training.csv").is_file():
+            found["training"] = f"{pd.read_csv(training)['step'].iloc[-1]} of at most {settings.n_steps} steps"
+    return Summary((out,), found, then=generating(out))
+
+
+def steps_of_prior(settings: PriorSettings) -> dict[str, int]:
+    """Most training steps of the prior, for a plan; none of the default, which is in closed form."""
+    return {} if settings.prior == PriorSettings.prior else {f"the prior {settings.prior}": settings.n_steps}
 
 
 def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]") -> None:
-    """Write the tables of the denoiser's training into the folder of a model."""
-    tables["denoiser"].to_csv(folder / "training.csv", index=False)
-    tables["branches"].to_csv(folder / "branches.csv", index=False)
-
-
-def where_kept(branches: "pd.DataFrame") -> str:
-    """Describe on which branches the network of a denoiser is kept, or the largest gain and the least to keep it."""
-    n_kept, n_tested = int(branches["kept"].sum()), int((branches["n_cells"] > 0).sum())
-    if n_kept:
-        return f"kept on {n_kept} of {n_tested} branches, where validation cells gain by it"
-    nowhere = "validation cells do not gain by it on any branch, so cells are sampled in closed form"
-    tested = branches.dropna(subset=["gain", "least_gain"])
-    if tested.empty:
-        return nowhere
-    largest = tested.loc[tested["gain"].idxmax()]
-    return (
-        f"{nowhere} (largest gain {largest['gain']:.1f} standard errors, least to keep it {largest['least_gain']:.1f})"
-    )
+    """Write the tables of the prior's training, if there are any, into the folder of a model."""
+    for name, table in tables.items():
+        if name != "autoencoder":
+            table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def fit_and_save(
@@ -91,7 +84,7 @@ def fit_and_save(
     autoencoder: Path,
     hierarchy: Path,
     folder: Path,
-    settings: DenoiserSettings,
+    settings: PriorSettings,
     seed: int,
     checkpoint: "Checkpoint",
 ) -> None:

@@ -12,13 +12,13 @@ from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
 from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
 from bdm.design.samples import IndependentDonors, donors_of, proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.donors.draw import NewDonors
 from bdm.errors import InputError, at
 from bdm.generation.chunks import MAX_CHUNK
 from bdm.generation.generate import expected_counts
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
+from bdm.prior.base import Sampler
 
 NO_PARTNER = -1
 FEW_CELLS = 128  # of a population, whose means are compared between donors
@@ -43,14 +43,12 @@ class ReferenceCells:
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
-    def of(
-        cls, model: BranchedModel, sampler: HierarchicalSampler, *, batch_effects: float, seed: int
-    ) -> "ReferenceCells":
+    def of(cls, model: BranchedModel, sampler: Sampler, *, batch_effects: float, seed: int) -> "ReferenceCells":
         """Make them for a model; each is computed when it is first needed."""
 
         @cache
         def whitened(population: str) -> Tensor:
-            return sampler.independent(population, MAX_CHUNK, torch_generator(seed, "reference", population))
+            return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
         def of_cells(population: str, batch: str, n_cells: int) -> np.ndarray:
@@ -172,9 +170,7 @@ class DesignedExperiment:
         return counts.div(counts.sum(axis=1), axis=0)
 
 
-def compile_design(
-    model: BranchedModel, design: Design, sampler: HierarchicalSampler | None = None
-) -> DesignedExperiment:
+def compile_design(model: BranchedModel, design: Design, sampler: Sampler | None = None) -> DesignedExperiment:
     """Bring a design to a model, and draw its samples and changes.
 
     Raises

@@ -19,7 +19,6 @@ from bdm.design.changes import PlantedGenes
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.generation.chunks import MIN_CHUNK, WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
 from bdm.generation.generate import (
     Block,
@@ -33,6 +32,7 @@ from bdm.generation.generate import (
     type_columns,
 )
 from bdm.model.model import BranchedModel
+from bdm.prior.base import Sampler
 
 RESERVED = ("sample", "donor", "condition", "batch", "doublet", "doublet_partner", "depth_factor")
 
@@ -53,7 +53,7 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
 
 
 def simulated_cells(
-    experiment: DesignedExperiment, *, part: Part = WHOLE, sampler: HierarchicalSampler | None = None
+    experiment: DesignedExperiment, *, part: Part = WHOLE, sampler: Sampler | None = None
 ) -> GeneratedCells:
     """Simulate an experiment block by block, as :func:`simulate_cells` does.
 
@@ -69,7 +69,7 @@ def simulated_cells(
 
     def blocks() -> Iterator[Block]:
         if not len(rows):  # a file of no cells has matrices, too
-            yield simulation.block(Chunk(model.populations[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
+            yield simulation.block(Chunk(model.populations[0], 0, torch.empty(0, len(model.layout.names))))
         keep_freed_memory()
         with threads() as run:
             chunks = independent_chunks(sampler or model.sampler(), request, seed, run, part)

@@ -17,10 +17,9 @@ from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.diffusion.populations import BranchPopulations
 from bdm.errors import counted
 from bdm.extension.attach import Attached, attached, attached_already, distances, squared_distances
-from bdm.extension.fit import batch_offsets, fit_embeddings, initial_adapter, with_replayed_cells
+from bdm.extension.fit import batch_offsets, initial_adapter, with_replayed_cells
 from bdm.extension.new_cells import NewCells
 from bdm.extension.populations import NewType, cells_by_population, find_populations
 from bdm.hierarchy.clustering import MeasuredMeans
@@ -28,9 +27,10 @@ from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
 from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse
-from bdm.model.model import BranchedModel, composition_of, extended, learned_on, with_branches
+from bdm.model.model import BranchedModel, composition_of, extended
+from bdm.prior.base import PriorData
 from bdm.schema import StageSettings
-from bdm.settings import AutoencoderSettings, DenoiserSettings, HierarchySettings, PrepareSettings
+from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings
 
 MIN_HELD_OUT = 5  # test cells, for a gain to be measured with them, and cells for it to be compared with chance
 MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial one has the mean of the type alone
@@ -47,7 +47,7 @@ class ExtendSettings(StageSettings):
     """
 
     adapter: AdapterSettings = field(default=AdapterSettings())
-    branch: DenoiserSettings = field(default=DenoiserSettings(n_steps=200))
+    branch: PriorSettings = field(default=PriorSettings(n_steps=200))
     n_bootstrap: Annotated[int, Ge(0)] = HierarchySettings.n_bootstrap
     n_replayed: Annotated[int, Ge(1)] = 1000
 
@@ -235,7 +235,7 @@ def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[Latent
 def joined(
     model: BranchedModel,
     fitted: Joining,
-    settings: DenoiserSettings,
+    settings: PriorSettings,
     *,
     seed: int,
     provenance: dict[str, Any],
@@ -243,6 +243,7 @@ def joined(
 ) -> FittedExtension:
     """Extend a model, check the cells that it generates of the populations, and score held-out cells."""
     where, moments = fitted.where, fitted.moments
+    added = PriorData(fitted.latent, model.whitening, moments, where.tree)
     extension = Extension(
         cell_type=fitted.cell_type,
         attachment=where.attachment,
@@ -251,7 +252,7 @@ def joined(
         adapters=fitted.decoders.adapters,
         sub_populations=fitted.decoders.sub_populations,
         moments=moments,
-        embeddings=fit_branches(model, fitted, settings, seed=seed),
+        prior_state=model.prior.fit_added(added, where.neighbour, settings, seed=seed),
         library_sizes=fitted.latent.library_size_range,
         composition=composition_of(fitted.obs[fitted.obs["split"] != "test"]),
         batches=batches,
@@ -273,21 +274,6 @@ def joined(
         shift = float(np.sqrt(max(squared_distances(model, means)[extension.name], 0)))
     n_counts = float(held_out.X.sum() / held_out.n_obs)
     return FittedExtension(extended_model, extension, distances(model, means), shift, split, before, after, n_counts)
-
-
-def fit_branches(model: BranchedModel, fitted: Joining, settings: DenoiserSettings, *, seed: int) -> torch.Tensor:
-    """Fit the embeddings of the branches of a type or a population, from the embedding of a known branch.
-
-    Where the known branch has no network, they have none, and their embeddings are not trained.
-    """
-    tree, neighbour = fitted.where.tree, fitted.where.neighbour
-    start = model.denoiser.branch.weight[model.hierarchy.denoiser_branches[neighbour]].detach().cpu()
-    if not learned_on(model, neighbour):
-        return start.repeat(len(tree.branches), 1)
-    populations = BranchPopulations.of(fitted.moments, tree)
-    denoiser = with_branches(model.denoiser, populations, start.repeat(len(tree.branches), 1))
-    embeddings, _ = fit_embeddings(denoiser, fitted.latent, model.whitening, tree, settings, seed=seed)
-    return embeddings
 
 
 def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:

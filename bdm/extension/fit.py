@@ -1,6 +1,5 @@
 """What an extension fits: the initial decoder of a type, embeddings of its branches, and offsets of new batches."""
 
-import copy
 import logging
 from dataclasses import replace
 
@@ -8,23 +7,18 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bdm._core.seeds import Minibatches, derive
-from bdm._core.training import TrainingPlan, train
+from bdm._core.seeds import derive
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import N_ITERATIONS_OF_BOUND, cell_blocks_of_type, observed_and_expected
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.filters import split_by_type
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.noise import branch_table, denoising_losses, sample_noised
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
-from bdm.hierarchy.tree import Hierarchy
-from bdm.latent.cells import LatentCells, populations_of_cells
-from bdm.latent.moments import Whitening
+from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
-from bdm.settings import DenoiserSettings, SamplerSettings
+from bdm.settings import SamplerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -77,50 +71,6 @@ def with_replayed_cells(
     for column, name in (("cell_type", model.cell_type_of[population]), ("sub_population", population)):
         both.obs[column] = pd.Categorical([name] * both.n_obs)
     return both
-
-
-def fit_embeddings(
-    denoiser: BranchedDenoiser,
-    cells: LatentCells,
-    whitening: Whitening,
-    tree: Hierarchy,
-    settings: DenoiserSettings,
-    *,
-    seed: int,
-) -> tuple[Tensor, pd.DataFrame]:
-    """Train the embeddings of a denoiser's last branches, and nothing else.
-
-    Parameters
-    ----------
-    cells
-        Of the populations below these branches.
-    tree
-        The branches.
-
-    Returns
-    -------
-    Embeddings, branches x width; and the history of the training.
-    """
-    network = copy.deepcopy(denoiser).cpu().requires_grad_(False)
-    network.branch.weight.requires_grad_(True)
-    first = network.shape.n_branches - len(tree.branches)
-    minibatches = Minibatches.of(cells.population)
-    upper, branch = branch_table(tree, cells.populations)
-
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        index = minibatches.draw(settings.batch_size, generator)
-        x = whitening(cells.sample(index, generator))
-        noised, sigma = sample_noised(x, settings, tree.sigma_max, generator)
-        population = cells.population[index]
-        on = branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
-        return denoising_losses(network(noised, sigma, first + on), x, sigma).mean()
-
-    what = f"the branches of {tree.root.name!r}"
-    plan = TrainingPlan(
-        settings.n_steps, settings.learning_rate, seed=derive(seed, "embedding"), device="cpu", what=what
-    )
-    history = train(network, loss, plan)
-    return network.branch.weight[first:].detach().clone(), history
 
 
 N_PRIOR = 5.0  # counts of each gene that the mean offset of known batches weighs as much as

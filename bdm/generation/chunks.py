@@ -11,9 +11,9 @@ from torch import Tensor
 from bdm._core.parallel import Map
 from bdm._core.progress import Item, progress
 from bdm._core.seeds import derive, torch_generator
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.errors import InputError, abbreviated
 from bdm.generation.request import Request
+from bdm.prior.base import Sampler
 
 MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what a seed means
 
@@ -147,7 +147,7 @@ class Chunk:
 
 
 def independent_chunks(
-    sampler: HierarchicalSampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
+    sampler: Sampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
     """Sample each cell of a part from its own start at the root; a cell depends on seed, population and number alone.
 
@@ -159,16 +159,14 @@ def independent_chunks(
 
     def sample(spec: ChunkSpec) -> Chunk:
         generator = torch_generator(seed, "path", spec.population, spec.start)
-        x = sampler.independent(spec.population, spec.size, generator)
+        x = sampler.sample(spec.population, spec.size, generator)
         return Chunk(spec.population, spec.start, x[: spec.n_cells])
 
     specs = chunk_specs_of(request, part)
     yield from _progress(run(sample, specs), len(specs))
 
 
-def shared_chunks(
-    sampler: HierarchicalSampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
-) -> Iterator[Chunk]:
+def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE) -> Iterator[Chunk]:
     """Sample all populations of a part from shared ancestors; a cell depends on seed, population and number alone.
 
     All latents of the part are sampled, and kept in memory, before the first chunk is yielded.
@@ -181,7 +179,7 @@ def shared_chunks(
     def sample(group: list[ChunkSpec]) -> dict[str, Tensor]:
         first = group[0]
         populations = [spec.population for spec in group]
-        samples = sampler.shared(populations, first.size, derive(seed, "ancestors", first.start))
+        samples = sampler.sample_shared(populations, first.size, derive(seed, "ancestors", first.start))
         return {spec.population: samples[spec.population][: spec.n_cells].clone() for spec in group}
 
     samples = dict(zip(by_start, _progress(run(sample, by_start.values()), len(by_start)), strict=True))

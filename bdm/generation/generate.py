@@ -16,7 +16,6 @@ from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
 from bdm.data.columns import RESERVED_COLUMNS, writable_name
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.generation.chunks import (
     MIN_CHUNK,
     WHOLE,
@@ -29,6 +28,7 @@ from bdm.generation.chunks import (
 )
 from bdm.generation.request import Request
 from bdm.model.model import BranchedModel
+from bdm.prior.base import Sampler
 from bdm.settings import SamplerSettings
 
 EXPECTED = "expected"  # layer of expected counts
@@ -136,7 +136,7 @@ def generated_cells(
     seed: int,
     shared_ancestors: bool = False,
     part: Part = WHOLE,
-    sampler: HierarchicalSampler | None = None,
+    sampler: Sampler | None = None,
 ) -> GeneratedCells:
     """Generate the requested cells block by block, as :func:`generate_cells` does.
 
@@ -157,7 +157,7 @@ def generated_cells(
 
     def blocks() -> Iterator[Block]:
         if not len(rows):  # a file of no cells has matrices, too
-            yield decode(Chunk(model.populations[0], 0, torch.empty(0, model.denoiser.shape.n_input)))
+            yield decode(Chunk(model.populations[0], 0, torch.empty(0, len(model.layout.names))))
         keep_freed_memory()
         with threads() as run:
             yield from run(decode, chunks(sampler, request, seed, run, part))

@@ -72,20 +72,20 @@ def with_new_type(
     tree: Hierarchy,
     attachment: AttachmentPoint,
     *,
-    denoiser_branch: int,
+    row: int,
     support: float | None = None,
 ) -> Hierarchy:
     """Add a cell type to a hierarchy.
 
     The branch that it leaves is cut in two at the attachment point. The upper part becomes a new node that keeps the
-    denoiser's branch, so the cells of other types do not change.
+    row in the prior, so the cells of other types do not change.
 
     Parameters
     ----------
     tree
         Branches of the type: a leaf, or a clade of its populations.
-    denoiser_branch
-        Index of the first of the denoiser's branches that generate cells of the new type, in the order of ``tree``.
+    row
+        Row of the first of the added branches in the prior, in the order of ``tree``.
 
     Raises
     ------
@@ -104,14 +104,14 @@ def with_new_type(
         attachment.level,
         below_node.n_cells + n_cells,
         support,
-        denoiser_branch=segment.denoiser_branch,
+        row=segment.row,
         added=extension,
     )
-    numbered = with_denoiser_branches(tree, first=denoiser_branch).branches
+    numbered = with_rows(tree, first=row).branches
     added = [replace(branch, parent=branch.parent or node.name, added=extension) for branch in numbered]
     above = {branch.name for branch in hierarchy.lineage(below_node.name)} - {below_node.name}
     below = {branch.name for branch in hierarchy.branches if below_node in hierarchy.lineage(branch.name)}
-    known = with_denoiser_branches(hierarchy).branches
+    known = with_rows(hierarchy).branches
     first = next(i for i, branch in enumerate(known) if branch.name == below_node.name)
     last = max(i for i, branch in enumerate(known) if branch.name in below)
     branches = [replace(branch, n_cells=branch.n_cells + n_cells * (branch.name in above)) for branch in known]
@@ -121,8 +121,8 @@ def with_new_type(
     )
 
 
-def with_updated_population(hierarchy: Hierarchy, population: str, *, denoiser_branch: int, n_cells: int) -> Hierarchy:
-    """Generate a population by another branch of the denoiser, without a change to its position in the tree.
+def with_updated_population(hierarchy: Hierarchy, population: str, *, row: int, n_cells: int) -> Hierarchy:
+    """Generate a population by another row of the prior, without a change to its position in the tree.
 
     Parameters
     ----------
@@ -132,25 +132,25 @@ def with_updated_population(hierarchy: Hierarchy, population: str, *, denoiser_b
     lineage = {branch.name for branch in hierarchy.lineage(population)}
     updated = next_extension(hierarchy)
     branches = []
-    for branch in with_denoiser_branches(hierarchy).branches:
+    for branch in with_rows(hierarchy).branches:
         if branch.name in lineage:
             branch = replace(branch, n_cells=branch.n_cells + n_cells)
         if branch.name == population:
-            branch = replace(branch, denoiser_branch=denoiser_branch, updated=updated)
+            branch = replace(branch, row=row, updated=updated)
         branches.append(branch)
     return replace(hierarchy, branches=tuple(branches))
 
 
-def with_denoiser_branches(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
-    """Write the denoiser's branch into every branch, which is its position only until others are inserted.
+def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
+    """Write its row into every branch, which is its position only until others are inserted.
 
     Parameters
     ----------
     first
-        Number of branches that the denoiser has before these.
+        Number of rows that the prior has before these.
     """
-    indices = hierarchy.denoiser_branches
-    branches = tuple(replace(branch, denoiser_branch=first + indices[branch.name]) for branch in hierarchy.branches)
+    indices = hierarchy.rows
+    branches = tuple(replace(branch, row=first + indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)
 
 

@@ -134,9 +134,8 @@ class Branch:
     place
         Share of resamples in which a cell type of few cells is next to the same types, see
         :func:`bdm.hierarchy.support.place_support`; None for all others.
-    denoiser_branch
-        Index of the denoiser's branch that generates its cells; None where it is the position of the branch in
-        ``Hierarchy.branches``.
+    row
+        Row of its parameters in the prior; None where it is the position of the branch in ``Hierarchy.branches``.
     added
         Number of the extension that added the branch; 0 for a branch of the model before any extension.
     updated
@@ -151,7 +150,7 @@ class Branch:
     cell_type: str | None = None
     nearer_to: str | None = None
     place: float | None = None
-    denoiser_branch: int | None = None
+    row: int | None = None
     added: int = 0
     updated: int = 0
 
@@ -167,12 +166,12 @@ class Segment:
 
     Attributes
     ----------
-    denoiser_branch
-        Index of the denoiser's branch that generates its cells.
+    row
+        Row of the branch's parameters in the prior.
     """
 
     branch: str
-    denoiser_branch: int
+    row: int
     high: float
     low: float
 
@@ -267,7 +266,7 @@ class Hierarchy:
         """Interval of noise levels of a branch."""
         branch = self.by_name[name]
         high = self.sigma_max if branch.parent is None else self.by_name[branch.parent].level
-        return Segment(name, self.denoiser_branches[name], high, branch.level)
+        return Segment(name, self.rows[name], high, branch.level)
 
     def lineage(self, name: str) -> Iterator[Branch]:
         """Yield a branch and all above it, up to the root."""
@@ -277,21 +276,21 @@ class Hierarchy:
             step = self.by_name[step].parent
 
     @cached_property
-    def denoiser_branches(self) -> dict[str, int]:
-        """Index of the denoiser's branch that generates the cells of each branch, by name."""
-        given = {branch.name: branch.denoiser_branch for branch in self.branches}
+    def rows(self) -> dict[str, int]:
+        """Row of the parameters of each branch in the prior, by name."""
+        given = {branch.name: branch.row for branch in self.branches}
         return {name: i if index is None else index for i, (name, index) in enumerate(given.items())}
 
     def path(self, name: str) -> tuple[Segment, ...]:
         """Path from the root to the lower end of a branch.
 
-        Adjacent segments with the same branch of the denoiser are one, and segments of length 0 are left out. So the
+        Adjacent segments with the same row of the prior are one, and segments of length 0 are left out. So the
         path of a population does not change when others are added.
         """
         segments: list[Segment] = []
         for branch in self.lineage(name):
             segment = self.segment(branch.name)
-            if segments and segments[-1].denoiser_branch == segment.denoiser_branch:
+            if segments and segments[-1].row == segment.row:
                 segments[-1] = replace(segments[-1], high=segment.high)
             else:
                 segments.append(segment)

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.evaluation.umap import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
@@ -53,9 +51,9 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     sampler = model.sampler()
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
-    for branch, x in sampler.shared(names, n_cells, seed).items():
-        x = denoise(sampler, branch, x, sampler.hierarchy.by_name[branch].level)
-        populations = list(sampler.hierarchy.leaves(branch))
+    for branch, x in sampler.sample_shared(names, n_cells, seed).items():
+        x = sampler.denoised(x, branch)
+        populations = list(model.hierarchy.leaves(branch))
         counts = decode_to_counts(model, x, populations)
         means.append(x.mean(dim=0).numpy())
         expression.append((counts * (1e4 / counts.sum(axis=1, keepdims=True))).mean(axis=0))
@@ -64,22 +62,6 @@ def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
     return AncestralStates(
         np.stack(means), pd.DataFrame(np.stack(expression).T, **frame), pd.DataFrame(np.stack(detected).T, **frame)
     )
-
-
-@torch.no_grad()
-def denoise(sampler: HierarchicalSampler, branch: str, x: Tensor, sigma: float) -> Tensor:
-    """Denoised x of a branch's cells, cells x dimensions.
-
-    A branch of no length has no training, so there it is the closed form.
-    """
-    if sigma == 0:
-        return x
-    end, device = sampler.path_to_lower_end(branch)[-1], sampler.device
-    x, level = x.to(device), torch.tensor([sigma], device=device)
-    index = torch.tensor([end.denoiser_branch], device=device)
-    denoised = sampler.denoiser if end.high > end.low else sampler.denoiser.closed_form
-    clean: Tensor = denoised(x, level, index)
-    return clean.cpu()
 
 
 def decode_to_counts(model: BranchedModel, x: Tensor, populations: Sequence[str]) -> np.ndarray:

@@ -34,8 +34,9 @@ class Extension:
         Sub-populations of the type; none if it is one population, and for an updated one.
     moments
         Of the populations, in whitened space.
-    embeddings
-        Embeddings of the branches of ``tree`` in the denoiser, branches x width.
+    prior_state
+        What the prior learned of the branches of ``tree`` beyond the moments, see
+        :meth:`bdm.prior.base.LatentPrior.fit_added`.
     library_sizes
         Smallest and largest log library size of its cells.
     composition
@@ -53,7 +54,7 @@ class Extension:
     adapters: Adapters
     sub_populations: SubPopulations
     moments: PopulationMoments
-    embeddings: Tensor
+    prior_state: dict[str, Tensor]
     library_sizes: Tensor
     composition: pd.DataFrame
     batches: dict[str, Tensor]

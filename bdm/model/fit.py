@@ -14,17 +14,17 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.diffusion.fit import fit_denoiser
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.donors.effects import DonorEffects, fit_donors
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import build_hierarchy
 from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import Clade, Hierarchy
+from bdm.kinds import PRIORS
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments
 from bdm.model.model import BranchedModel, composition_of
-from bdm.settings import DenoiserSettings, FitSettings
+from bdm.prior.base import PriorData, Sampler
+from bdm.settings import FitSettings, PriorSettings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -39,7 +39,7 @@ class Checkpoints:
     """Files from which interrupted trainings continue."""
 
     autoencoder: Checkpoint | None = None
-    denoiser: Checkpoint | None = None
+    prior: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Fitted:
     Attributes
     ----------
     history
-        Tables of ``autoencoder`` and ``denoiser``: by step, the loss and, where there are validation cells, their loss;
-        and of ``branches``, on which the network of the denoiser is compared with the closed form.
+        Table of ``autoencoder``: by step, the loss and, where there are validation cells, their loss; and the tables of
+        the prior, see :class:`bdm.prior.base.FittedPrior`.
     """
 
     model: BranchedModel
@@ -67,7 +67,7 @@ def fit(
     checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
 ) -> Fitted:
-    """Fit a model to prepared cells: autoencoder, hierarchy, denoiser.
+    """Fit a model to prepared cells: autoencoder, hierarchy, prior.
 
     Parameters
     ----------
@@ -86,15 +86,15 @@ def fit(
     )
     latent = encode(prepared, autoencoder)
     hierarchy = build_hierarchy(latent_cells(latent), settings.hierarchy, seed=seed, tree=tree)
-    record = provenance(seed=seed, settings=asdict(settings.denoiser), **facts)
+    record = provenance(seed=seed, settings=asdict(settings.prior), **facts)
     model, history = fit_model(
         latent,
         autoencoder,
         hierarchy,
-        settings.denoiser,
+        settings.prior,
         seed=seed,
         device=device,
-        checkpoint=checkpoints.denoiser,
+        checkpoint=checkpoints.prior,
         donors=fit_donors(prepared, latent, autoencoder),
         provenance=record,
     )
@@ -106,19 +106,15 @@ def fit_model(
     latent: ad.AnnData,
     autoencoder: GeneAutoencoder,
     hierarchy: Hierarchy,
-    settings: DenoiserSettings,
+    settings: PriorSettings,
     *,
     seed: int,
     device: "str | Fabric" = "auto",
     checkpoint: Checkpoint | None = None,
-    everywhere: bool = False,
     donors: DonorEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
-    """Train the branched model on encoded cells; returns it with the tables ``denoiser`` and ``branches``.
-
-    The tables are of :class:`bdm.diffusion.fit.FittedDenoiser`: the history of the training, and the branches on which
-    the network is kept.
+    """Fit the prior to encoded cells; returns the branched model with the tables of :class:`FittedPrior`.
 
     Parameters
     ----------
@@ -126,8 +122,6 @@ def fit_model(
         Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
     checkpoint
         File from which an interrupted training continues.
-    everywhere
-        Whether the network is kept on all branches, see :func:`bdm.diffusion.fit.fit_denoiser`.
     donors
         How donors differ, see :func:`bdm.donors.effects.fit_donors`.
 
@@ -143,34 +137,23 @@ def fit_model(
     whitening = fit_whitening(cells)
     moments = population_moments(cells, whitening)
     split = latent.obs.loc[latent.obs["split"] != "test", "split"]
-    fitted = fit_denoiser(
-        cells,
-        whitening,
-        moments,
-        hierarchy,
-        settings,
-        seed=seed,
-        validation=torch.tensor((split == "validation").to_numpy()),
-        device=device,
-        checkpoint=checkpoint,
-        everywhere=everywhere,
-    )
-    check_collapse(HierarchicalSampler(fitted.network, hierarchy), cells, whitening, seed=seed)
+    data = PriorData(cells, whitening, moments, hierarchy, torch.tensor((split == "validation").to_numpy()))
+    fitted = PRIORS.find(settings.prior).fit(data, settings, seed=seed, device=device, checkpoint=checkpoint)
+    check_collapse(fitted.prior.sampler(), cells, whitening, seed=seed)
     model = BranchedModel(
         autoencoder=autoencoder,
         whitening=whitening,
         moments=moments,
-        hierarchy=hierarchy,
-        denoiser=fitted.network,
+        prior=fitted.prior,
         composition=composition_of(latent.obs[latent.obs["split"] != "test"]),
         library_sizes=cells.library_size_range,
         provenance=provenance,
         donor_effects=donors,
     )
-    return model, {"denoiser": fitted.history, "branches": fitted.branches}
+    return model, fitted.history
 
 
-def check_collapse(sampler: HierarchicalSampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
+def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
     """Generate a few cells of each population, and reject a model with one whose cells are all similar, or misplaced.
 
     Parameters
@@ -188,7 +171,7 @@ def check_collapse(sampler: HierarchicalSampler, cells: LatentCells, whitening: 
         x = whitening(
             cells.sample(chosen.repeat(math.ceil(N_CHECKED_CELLS / len(chosen))), torch_generator(seed, "look", code))
         )
-        generated = sampler.independent(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
+        generated = sampler.sample(population, N_CHECKED_CELLS, torch_generator(seed, "look", population))
         spread, off = spread_and_distance(generated, x)
         if not (spread >= MIN_SPREAD and off <= MAX_DISTANCE):
             problem = (

@@ -1,6 +1,4 @@
-"""How well a fitted model explains cells: bounds on the likelihoods of their counts, and the loss of its denoiser."""
-
-from copy import deepcopy
+"""How well a fitted model explains cells: bounds on the likelihoods of their counts, and the loss of its prior."""
 
 import numpy as np
 import torch
@@ -10,13 +8,12 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import torch_generator
 from bdm.autoencoder.cells import batch_codes, evidence_lower_bounds
 from bdm.data.matrix import take_cells
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.noise import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
-from bdm.diffusion.populations import BranchPopulations
 from bdm.latent.cells import cells_by_network, encode, latent_cells, populations_of_cells
 from bdm.latent.moments import population_moments
 from bdm.model.model import BranchedModel
-from bdm.settings import DenoiserSettings
+from bdm.prior.losses import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.settings import PriorSettings
 
 N_DRAWS = 16  # of noise, for each cell
 
@@ -49,11 +46,11 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 @using_threads()
 @torch.no_grad()
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
-    """Compute how much better the model denoises each cell than a denoiser of other cells does.
+    """Compute how much better the prior of the model denoises each cell than a prior of other cells does.
 
     Cells are compared in the latent space of the model, at the noise levels of training. A cell that the model was
     fitted to is farther from the mean of its population there than other cells are, as the decoder is fitted to its
-    counts, and so are the cells whose moments the model's denoiser has.
+    counts, and so are the cells whose moments the model's prior has.
 
     Parameters
     ----------
@@ -62,32 +59,30 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
 
     Returns
     -------
-    For each cell, its loss (:func:`bdm.diffusion.noise.denoising_losses`) by the denoiser of ``reference`` minus its
+    For each cell, its loss (:func:`bdm.prior.losses.denoising_losses`) by the prior of ``reference`` minus its
     loss by the model's, averaged over draws of noise.
     """
     latent = latent_cells(encode(cells, model.autoencoder), held_out=None)
     index, table = torch.arange(cells.n_obs), branch_table(model.hierarchy, latent.populations)
-    denoisers = (denoiser_of(reference, model), model.denoiser)
-    device, generator = model.denoiser.mean.device, torch_generator(seed, "noise of attacked cells")
+    prior = model.prior.to("cpu")
+    denoisers = (prior_of(reference, model).denoise, prior.denoise)
+    generator = torch_generator(seed, "noise of attacked cells")
     gains = torch.zeros(cells.n_obs, dtype=torch.float64)
     for _ in range(N_DRAWS):
         x = model.whitening(latent.sample(index, generator))
-        noised, sigma = sample_noised(x, DenoiserSettings(), model.hierarchy.sigma_max, generator)
-        noisy = [of.to(device) for of in (noised, sigma, branches_at(table, latent.population, sigma))]
-        theirs, own = (denoising_losses(denoised_in_blocks(of, *noisy).cpu(), x, sigma) for of in denoisers)
+        noised, sigma = sample_noised(x, PriorSettings(), model.hierarchy.sigma_max, generator)
+        noisy = (noised, sigma, branches_at(table, latent.population, sigma))
+        theirs, own = (denoising_losses(denoised_in_blocks(of, *noisy), x, sigma) for of in denoisers)
         gains += theirs - own
     return (gains / N_DRAWS).numpy()
 
 
-def denoiser_of(cells: AnnData, model: BranchedModel) -> BranchedDenoiser:
-    """Make a denoiser with the moments of other cells in the latent space of a model, in closed form.
+def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
+    """Make a prior with the moments of other cells in the latent space of a model.
 
     Populations without any of these cells keep the moments of the model.
     """
     encoded = encode(cells, model.autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     moments = population_moments(latent_cells(encoded, held_out=None), model.whitening)
-    denoiser = deepcopy(model.denoiser)
-    denoiser.set_populations(BranchPopulations.of(model.moments.joined(moments), model.hierarchy))
-    denoiser.learned.fill_(False)
-    return denoiser
+    return GaussianMixturePrior.from_moments(model.moments.joined(moments), model.hierarchy)

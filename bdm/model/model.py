@@ -17,11 +17,6 @@ from bdm._core.parallel import using_threads
 from bdm._core.store import checksum_of, load, reject_if_damaged, save
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.populations import BranchPopulations
-from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.diffusion.solver import Solver, dpm_solver
-from bdm.diffusion.transport import Start, Transport, mixture_start, mixture_transport
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
 from bdm.hierarchy.attachment import with_new_type, with_updated_population
@@ -29,12 +24,13 @@ from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 from bdm.model.extension import Extension
+from bdm.prior.base import LatentPrior, Sampler
 from bdm.settings import SamplerSettings
 
 
 @dataclass(frozen=True)
 class BranchedModel:
-    """Everything that generates cells: decoder, whitened space, hierarchy, denoiser, and composition of the data.
+    """Everything that generates cells: decoder, whitened space, prior, and composition of the data.
 
     Attributes
     ----------
@@ -57,8 +53,7 @@ class BranchedModel:
     autoencoder: GeneAutoencoder
     whitening: Whitening
     moments: PopulationMoments
-    hierarchy: Hierarchy
-    denoiser: BranchedDenoiser
+    prior: LatentPrior
     composition: pd.DataFrame
     library_sizes: Tensor
     provenance: dict[str, Any]
@@ -87,18 +82,14 @@ class BranchedModel:
         """Number of cells of each cell type (rows) in each batch (columns)."""
         return self.composition.groupby(self.composition.index.map(self.cell_type_of), sort=False).sum()
 
-    def sampler(
-        self,
-        settings: SamplerSettings = SamplerSettings(),
-        *,
-        start: Start = mixture_start,
-        solver: Solver = dpm_solver,
-        transport: Transport = mixture_transport,
-    ) -> HierarchicalSampler:
-        """Make the sampler of whitened cells, with other pieces than the default where they are given."""
-        return HierarchicalSampler(
-            self.denoiser, self.hierarchy, settings, transport=transport, solver=solver, start=start
-        )
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Tree of the populations, with the noise levels of its branches."""
+        return self.prior.hierarchy
+
+    def sampler(self, settings: SamplerSettings = SamplerSettings()) -> Sampler:
+        """Make the sampler of whitened cells."""
+        return self.prior.sampler(settings)
 
     @property
     def layout(self) -> LatentLayout:
@@ -162,26 +153,20 @@ def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
 
 def extended(model: BranchedModel, extension: Extension) -> BranchedModel:
     """Add a cell type to a model, or update a known population; cells of others do not change by one bit."""
-    autoencoder, branch = model.autoencoder.with_batches(extension.batches), model.denoiser.shape.n_branches
+    autoencoder, row = model.autoencoder.with_batches(extension.batches), model.prior.n_rows
     if extension.attachment is None:
         autoencoder = autoencoder.with_adapters(extension.adapters)
-        hierarchy = with_updated_population(
-            model.hierarchy, extension.name, denoiser_branch=branch, n_cells=extension.n_cells
-        )
+        hierarchy = with_updated_population(model.hierarchy, extension.name, row=row, n_cells=extension.n_cells)
     else:
         autoencoder = autoencoder.with_type(extension.cell_type, extension.adapters, extension.sub_populations)
         hierarchy = with_new_type(
-            model.hierarchy, extension.tree, extension.attachment, denoiser_branch=branch, support=extension.support
+            model.hierarchy, extension.tree, extension.attachment, row=row, support=extension.support
         )
-    populations = BranchPopulations.of(extension.moments, extension.tree)
-    neighbour = extension.name if extension.attachment is None else extension.attachment.branch
-    learned = learned_on(model, neighbour)
     return replace(
         model,
         autoencoder=autoencoder,
         moments=model.moments.joined(extension.moments),
-        hierarchy=hierarchy,
-        denoiser=with_branches(model.denoiser, populations, extension.embeddings, learned=learned),
+        prior=model.prior.extended(hierarchy, extension.tree, extension.moments, extension.prior_state),
         composition=with_more_cells(model.composition, extension.composition),
         extensions=(*model.extensions, extension),
         base=model.base or model,
@@ -194,30 +179,6 @@ def with_more_cells(composition: pd.DataFrame, added: pd.DataFrame) -> pd.DataFr
     columns = composition.columns.union(added.columns, sort=False)
     known, new = (table.reindex(index=rows, columns=columns, fill_value=0) for table in (composition, added))
     return known + new
-
-
-def learned_on(model: BranchedModel, branch: str) -> bool:
-    """Whether the network of the denoiser is used on a branch, and so on added branches that leave or replace it."""
-    return bool(model.denoiser.learned[model.hierarchy.denoiser_branches[branch]])
-
-
-def with_branches(
-    denoiser: BranchedDenoiser, populations: BranchPopulations, embeddings: Tensor, *, learned: bool = True
-) -> BranchedDenoiser:
-    """Add branches to a denoiser, which are in no mixture of the others, with their embeddings (branches x width).
-
-    Parameters
-    ----------
-    learned
-        Whether the network is used on them.
-    """
-    extended = BranchedDenoiser(replace(denoiser.shape, n_branches=denoiser.shape.n_branches + len(embeddings)))
-    joined = denoiser.populations.joined(populations.to(denoiser.mean.device))
-    state = denoiser.state_dict()
-    added = {"branch.weight": embeddings, "learned": torch.full((len(embeddings),), learned)}
-    rows = {name: torch.cat([state[name], values.to(state[name])]) for name, values in added.items()}
-    extended.load_state_dict(state | vars(joined) | rows)
-    return extended.eval().requires_grad_(False).to(denoiser.mean.device)
 
 
 def checksums(files: Mapping[str, Path | None], *, model: Path | None) -> dict[str, str]:
@@ -241,7 +202,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
 @using_threads()
 def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
-    """Read a model from its folder; the denoiser goes to ``device``.
+    """Read a model from its folder; its prior goes to ``device``.
 
     Raises
     ------
@@ -250,7 +211,7 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
     """
     stored = load(folder, "model", StoredModel)
     with reject_if_damaged(folder):
-        model = replace(stored.base, denoiser=stored.base.denoiser.to(device))
+        model = replace(stored.base, prior=stored.base.prior.to(device))
         for extension in stored.extensions:
             model = extended(model, extension)
     return model

@@ -167,7 +167,7 @@ def content(results: Results) -> dict[str, Any]:
         "shown": SHOWN,
         "verdict": results.verdict,
         "tally": tally(results.verdicts.values()),
-        "learned": results.model.denoiser.learned.tolist(),
+        "prior": results.model.prior.description,
         "scores": scores(results),
         "figures": {name: b64encode(png).decode() for name, png in results.figures.items()},
         "nodes": nodes(results),

@@ -13,7 +13,6 @@ from bdm.evaluation.verdict import LIMITS
 from bdm.report.results import Results
 from bdm.settings import (
     AutoencoderSettings,
-    DenoiserSettings,
     EvaluationSettings,
     GenerationSettings,
     HierarchySettings,
@@ -120,7 +119,7 @@ def used_settings(results: Results) -> Iterator[tuple[str, dict[str, Any], dict[
     yield "prepare", autoencoder.get("prepare", {}), asdict(DEFAULTS)
     yield "autoencoder", settings_in(autoencoder), asdict(AutoencoderSettings())
     yield "hierarchy", {**tree.provenance, "threshold": tree.threshold}, {**asdict(HierarchySettings()), "tree": None}
-    yield "train", settings_in(model.provenance), asdict(DenoiserSettings())
+    yield "train", settings_in(model.provenance), asdict(PriorSettings())
     sampling = json.loads(results.request.get("settings", "{}")) | {"n_cells": n_generated(results)}
     defaults = {**asdict(GenerationSettings()), "n_cells": AS_IN_DATA}
     yield "generate", {"seed": results.request.get("seed", 0), **sampling}, defaults

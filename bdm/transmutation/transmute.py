@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, torch_generator
-from bdm.diffusion.transport import optimal_coupling
 from bdm.errors import abbreviated
 from bdm.generation.generate import (
     Block,
@@ -26,6 +25,7 @@ from bdm.generation.generate import (
 )
 from bdm.latent.cells import encode
 from bdm.model.model import BranchedModel
+from bdm.prior.transport import optimal_coupling
 from bdm.settings import SamplerSettings
 from bdm.transmutation.request import Goal, Sources, mean, shift
 

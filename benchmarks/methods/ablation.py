@@ -5,35 +5,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
 
 from bdm._core.files import atomic_write, provenance
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.sampler import HierarchicalSampler
 from bdm.generation.generate import generated_cells
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import load_hierarchy
 from bdm.latent.cells import read_latent
 from bdm.model.fit import fit_model
-from bdm.model.model import BranchedModel, load_model, save_model
-from bdm.settings import DenoiserSettings, SamplerSettings
+from bdm.model.model import load_model, save_model
+from bdm.prior.sampler import HierarchicalSampler
+from bdm.settings import PriorSettings, SamplerSettings
 
-Sampler = Callable[..., HierarchicalSampler]  # makes it from denoiser, hierarchy and settings
-Fit = Callable[..., tuple[BranchedModel, dict[str, pd.DataFrame]]]  # as bdm.model.fit.fit_model
+Sampler = Callable[..., HierarchicalSampler]  # makes it from prior and settings
 
 
-def run(*, sampler: Sampler = HierarchicalSampler, fit: Fit = fit_model) -> None:
+def run(*, sampler: Sampler = HierarchicalSampler, prior: str = PriorSettings.prior) -> None:
     """Run the command line of an ablation.
 
     Parameters
     ----------
     sampler
-        Makes the sampler from denoiser, hierarchy and settings.
-    fit
-        Fits the model, with the arguments of :func:`bdm.model.fit.fit_model`.
+        Makes the sampler from prior and settings.
+    prior
+        Name of the prior.
     """
     app = typer.Typer()
 
@@ -43,14 +41,14 @@ def run(*, sampler: Sampler = HierarchicalSampler, fit: Fit = fit_model) -> None
         hierarchy: Path,
         model: Path,
         *,
-        n_steps: int = DenoiserSettings.n_steps,
-        width: int = DenoiserSettings.width,
+        n_steps: int = PriorSettings.n_steps,
+        width: int = PriorSettings.width,
         seed: int = 0,
     ) -> None:
         """Train on the latents of an autoencoder."""
-        settings = DenoiserSettings(n_steps=n_steps, width=width)
+        settings = PriorSettings(prior=prior, n_steps=n_steps, width=width)
         with atomic_write(model, folder_of="model.json") as folder:
-            fitted, tables = fit(
+            fitted, tables = fit_model(
                 read_latent(autoencoder),
                 load_autoencoder(autoencoder),
                 load_hierarchy(hierarchy),
@@ -59,14 +57,15 @@ def run(*, sampler: Sampler = HierarchicalSampler, fit: Fit = fit_model) -> None
                 provenance=provenance(seed=seed, settings=asdict(settings)),
             )
             save_model(folder, fitted)
-            tables["branches"].to_csv(folder / "branches.csv", index=False)
+            for name, table in tables.items():
+                table.to_csv(folder / f"{name}.csv", index=False)
 
     @app.command()
     def generate(model: Path, out: Path, *, cells_like: Annotated[Path, typer.Option()], seed: int = 0) -> None:
         """Generate as many cells of each type as another file has."""
         loaded, settings = load_model(model), SamplerSettings()
         request = request_cells(loaded, numbers_like(read_prepared(cells_like, on_disk=True).obs, loaded))
-        walk = sampler(loaded.denoiser, loaded.hierarchy, settings)
+        walk = sampler(loaded.prior, settings)
         with atomic_write(out) as path:
             write_cells(path, generated_cells(loaded, request, settings, seed=seed, sampler=walk), {})
 

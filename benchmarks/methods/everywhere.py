@@ -1,10 +1,24 @@
 """Ablation: `bdm` with the network on all branches, trained for all steps, whatever validation cells gain by it."""
 
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 import ablation
 
-from bdm.model.fit import fit_model
+from bdm.prior.base import FittedPrior, PriorData
+from bdm.prior.diffusion import DiffusionPrior
+from bdm.settings import PriorSettings
+
+
+@dataclass(frozen=True, eq=False)
+class EverywherePrior(DiffusionPrior, name="everywhere"):
+    """The diffusion prior with its network on all branches."""
+
+    @classmethod
+    def fit(cls, data: PriorData, settings: PriorSettings, **how: Any) -> FittedPrior:
+        """Train the network for all steps, and keep it on all branches."""
+        return super().fit(data, settings, everywhere=True, **how)
+
 
 if __name__ == "__main__":
-    ablation.run(fit=partial(fit_model, everywhere=True))
+    ablation.run(prior=EverywherePrior.name)

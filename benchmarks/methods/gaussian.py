@@ -4,15 +4,15 @@ import ablation
 import torch
 from torch import Tensor
 
-from bdm.diffusion.sampler import HierarchicalSampler
+from bdm.prior.sampler import HierarchicalSampler
 
 
 class NormalTypes(HierarchicalSampler):
     """Samples cells at noise level 0 from the start of their type alone: the normal with its moments."""
 
-    def independent(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
+    def sample(self, cell_type: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one type, cells x dimensions."""
-        population = self.population(self.hierarchy.denoiser_branches[cell_type], 0.0)
+        population = self.population(self.hierarchy.rows[cell_type], 0.0)
         return self.start(population, 0.0, n_cells, generator)
 
 

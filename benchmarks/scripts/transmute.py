@@ -12,11 +12,11 @@ from tidy import tidy, write_rows
 from torch import Tensor
 
 from bdm.data.prepare import read_prepared
-from bdm.diffusion.transport import gaussian_transport
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
 from bdm.evaluation.read import read_real_cells
 from bdm.model.model import BranchedModel, load_model
+from bdm.prior.transport import gaussian_transport
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.evaluate import TransmutedCells, evaluate_transmutation
 from bdm.transmutation.request import Goal, mean, sources_of
@@ -78,7 +78,7 @@ def by_common_shift(model: BranchedModel, alike: list[tuple[str, str]]) -> Trans
 def drawn(model: BranchedModel) -> Transmute:
     """Sample new cells of the population, which keep nothing of the given ones."""
     sampler = model.sampler()
-    return lambda x, population, to, generator: sampler.independent(to, len(x), generator)
+    return lambda x, population, to, generator: sampler.sample(to, len(x), generator)
 
 
 def pairs_of(cell_types: list[str], condition: str) -> list[tuple[str, str]]:

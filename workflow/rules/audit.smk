@@ -29,10 +29,11 @@ rule audit:
         threshold=setting("hierarchy/threshold"),
         n_bootstrap=setting("hierarchy/n_bootstrap"),
         ontology_key=option("--ontology-key", "hierarchy/ontology_key"),
-        denoiser_n_steps=setting("train/n_steps"),
+        prior=setting("train/prior"),
+        prior_n_steps=setting("train/n_steps"),
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
-        denoiser_learning_rate=setting("train/learning_rate"),
+        prior_learning_rate=setting("train/learning_rate"),
         shared_ancestors=switch("--shared-ancestors", "generate/shared_ancestors"),
         stochastic=switch("--stochastic", "generate/stochastic"),
         n_levels=setting("generate/n_levels"),
@@ -65,10 +66,11 @@ rule audit:
         " {params.ontology_key}"
         " --threshold {params.threshold}"
         " --n-bootstrap {params.n_bootstrap}"
-        " --denoiser-n-steps {params.denoiser_n_steps}"
+        " --prior {params.prior}"
+        " --prior-n-steps {params.prior_n_steps}"
         " --width {params.width}"
         " --n-layers {params.n_layers}"
-        " --denoiser-learning-rate {params.denoiser_learning_rate}"
+        " --prior-learning-rate {params.prior_learning_rate}"
         " {params.shared_ancestors}"
         " {params.stochastic}"
         " --n-levels {params.n_levels}"

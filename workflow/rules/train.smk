@@ -13,6 +13,7 @@ rule train:
     conda:
         "../envs/bdm.yaml"
     params:
+        prior=setting("train/prior"),
         n_steps=setting("train/n_steps"),
         width=setting("train/width"),
         n_layers=setting("train/n_layers"),
@@ -22,6 +23,7 @@ rule train:
         settings=tracked("train"),
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
+        " --prior {params.prior}"
         " --n-steps {params.n_steps}"
         " --width {params.width}"
         " --n-layers {params.n_layers}"

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import t
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdm._core.seeds import population_weight, torch_generator
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.noise import branch_table, branches_at, denoised_in_blocks, denoising_losses, sample_noised
 from bdm.errors import InputError
-from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
-from bdm.latent.moments import Whitening
-from bdm.settings import DenoiserSettings
+from bdm.prior.base import PriorData
+from bdm.prior.losses import (
+    Denoise,
+    branch_table,
+    branches_at,
+    denoised_in_blocks,
+    denoising_losses,
+    sample_noised,
+)
+from bdm.prior.populations import BranchPopulations
+from bdm.settings import PriorSettings
 
 N_HELD_OUT = 10_000  # most cells that are compared
 N_DRAWS, MAX_DRAWS, MIN_DRAWS = 16, 40_000, 4  # of noise: for each cell, for all cells, and at least for each
@@ -75,6 +80,8 @@ class HeldOut:
         Number of the cell of each draw.
     weight
         Weight of each draw, by which populations have the shares that they have in training.
+    n_branches
+        Number of branches of the hierarchy.
     """
 
     x: Tensor
@@ -84,21 +91,21 @@ class HeldOut:
     closed: Tensor
     cell: np.ndarray
     weight: np.ndarray
+    n_branches: int
 
     @classmethod
     @torch.no_grad()
     def of(
         cls,
-        cells: LatentCells,
+        data: PriorData,
         chosen: Tensor,
-        whitening: Whitening,
-        hierarchy: Hierarchy,
-        denoiser: BranchedDenoiser,
-        settings: DenoiserSettings,
+        populations: BranchPopulations,
+        settings: PriorSettings,
         *,
         seed: int,
     ) -> HeldOut:
-        """Draw noise for the chosen cells (a mask), and denoise them by the closed form."""
+        """Draw noise for the chosen cells (a mask), and denoise them by the closed form of the populations."""
+        cells, hierarchy = data.cells, data.hierarchy
         generator = torch_generator(seed, "noise of held-out cells")
         index = chosen.nonzero().squeeze(1)
         n_draws = min(N_DRAWS, max(MIN_DRAWS, MAX_DRAWS // max(len(index), 1)))
@@ -106,11 +113,12 @@ class HeldOut:
         n_chosen = torch.bincount(population, minlength=len(cells.populations))
         weight = population_weight(cells.n_cells) / n_chosen.clamp(min=1)
         index, cell = index.repeat(n_draws), torch.arange(len(index)).repeat(n_draws)
-        x = whitening(cells.sample(index, generator))
+        x = data.whitening(cells.sample(index, generator))
         noised, sigma = sample_noised(x, settings, hierarchy.sigma_max, generator)
         on = branches_at(branch_table(hierarchy, cells.populations), cells.population[index], sigma)
-        closed = denoised_in_blocks(denoiser.closed_form, noised, sigma, on)
-        return cls(x, noised, sigma, on, closed, cell.numpy(), weight[cells.population[index]].numpy())
+        closed = denoised_in_blocks(populations.denoised, noised, sigma, on)
+        weight = weight[cells.population[index]]
+        return cls(x, noised, sigma, on, closed, cell.numpy(), weight.numpy(), len(hierarchy.branches))
 
     def to(self, device: torch.device) -> HeldOut:
         """Move to a device."""
@@ -122,26 +130,24 @@ class HeldOut:
         return float(np.average(_losses(self.closed, self.x, self.sigma), weights=self.weight))
 
     @torch.no_grad()
-    def losses(self, denoiser: BranchedDenoiser) -> np.ndarray:
+    def losses(self, remainder: Denoise) -> np.ndarray:
         """Loss of each draw with the network on all branches."""
-        remainder = denoised_in_blocks(denoiser.remainder, self.noised, self.sigma, self.branch)
-        return _losses(self.closed + remainder, self.x, self.sigma)
+        added = denoised_in_blocks(remainder, self.noised, self.sigma, self.branch)
+        return _losses(self.closed + added, self.x, self.sigma)
 
-    def loss(self, denoiser: nn.Module) -> float:
-        """Mean loss with the network of a denoiser on the branches where it would be kept."""
-        return self.compare(cast(BranchedDenoiser, denoiser)).loss
-
-    def compare(self, denoiser: BranchedDenoiser, *, n_looks: int = 1) -> Comparison:
-        """Compare the network of a denoiser with the closed form on each of its branches.
+    def compare(self, remainder: Denoise, *, n_looks: int = 1) -> Comparison:
+        """Compare the network with the closed form on each branch.
 
         Parameters
         ----------
+        remainder
+            Function that computes what the network adds to the closed form.
         n_looks
             Number of states of the network among which these cells have chosen this one.
         """
-        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(denoiser)
+        closed, network = _losses(self.closed, self.x, self.sigma), self.losses(remainder)
         branch = self.branch.cpu().numpy()
-        of_branch = [np.flatnonzero(branch == number) for number in range(denoiser.shape.n_branches)]
+        of_branch = [np.flatnonzero(branch == number) for number in range(self.n_branches)]
         rows = [_paired(closed[on], network[on], self.cell[on], self.weight[on]) for on in of_branch]
         table = pd.DataFrame(rows)
         n_cells = table["n_cells"].to_numpy()
@@ -160,7 +166,7 @@ class Comparison:
     Attributes
     ----------
     by_branch
-        Table of the denoiser's branches: ``n_cells``, held-out cells with noise of the branch's levels; their mean loss
+        Table of the branches: ``n_cells``, held-out cells with noise of the branch's levels; their mean loss
         by the ``closed_form`` and with the ``network``; the ``gain`` of the network in standard errors of the
         difference, paired by cell; and whether the network is ``kept``: where the gain is above ``least_gain``, 2
         standard errors, and with more branches and looks so much more that chance keeps it somewhere in one of 40

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bdm._core.seeds import torch_generator
-from bdm.diffusion.denoiser import BranchedDenoiser
-from bdm.diffusion.solver import SIGMA_MIN, Denoise, Solver, dpm_solver, noise_levels
-from bdm.diffusion.transport import (
+from bdm.hierarchy.tree import Hierarchy, Segment
+from bdm.latent.mixtures import Mixture
+from bdm.latent.moments import Normal
+from bdm.prior.solver import SIGMA_MIN, Denoise, Solver, dpm_solver, noise_levels
+from bdm.prior.transport import (
     AffineMap,
     Map,
     Start,
@@ -21,12 +24,34 @@ from bdm.diffusion.transport import (
     mixture_transport,
     normal_flow,
 )
-from bdm.hierarchy.tree import Hierarchy, Segment
-from bdm.latent.mixtures import Mixture
-from bdm.latent.moments import Normal
 from bdm.settings import SamplerSettings
 
 CHURN = 0.5  # more noise than that costs as much fidelity as the denoiser has errors
+
+
+class DenoisingPrior(Protocol):
+    """What the sampler needs of a prior; :class:`bdm.prior.mixture.GaussianMixturePrior` and its like have it."""
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Tree of the populations."""
+
+    @property
+    def learned(self) -> Tensor:
+        """Whether a network is used on each branch, by row."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the prior computes."""
+
+    def population(self, branch: int, sigma: float) -> Mixture:
+        """Mixture, without noise, of the cells of a branch, with the components that it has at a noise level."""
+
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoised x, see :meth:`bdm.prior.base.LatentPrior.denoise`."""
+
+    def closed_form(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Denoised x without a network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,24 +71,34 @@ class HierarchicalSampler:
         Samples cells at the upper end of a path.
     """
 
-    denoiser: BranchedDenoiser
-    hierarchy: Hierarchy
+    prior: DenoisingPrior
     settings: SamplerSettings = field(default=SamplerSettings())
     transport: Transport = mixture_transport
     solver: Solver = dpm_solver
     start: Start = mixture_start
 
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Tree of the populations."""
+        return self.prior.hierarchy
+
+    @cached_property
+    def learned(self) -> list[bool]:
+        """Whether a network is used on each branch, by row."""
+        learned: list[bool] = self.prior.learned.tolist()
+        return learned
+
     @cached_property
     def population(self) -> Callable[[int, float], Mixture]:
-        """Function that returns the mixture, without noise, of a branch of the denoiser at a noise level.
+        """Function that returns the mixture, without noise, of the row of a branch at a noise level.
 
         This and the next two compute each result once.
         """
-        return cache(self.denoiser.population)
+        return cache(self.prior.population)
 
     @cached_property
     def transport_map(self) -> Callable[[int, int, float], Map]:
-        """Function that returns the map of cells from one branch of the denoiser to another at a noise level."""
+        """Function that returns the map of cells from the row of one branch to another at a noise level."""
 
         @cache
         def transport_map(source: int, target: int, sigma: float) -> Map:
@@ -83,16 +118,16 @@ class HierarchicalSampler:
 
     def normal(self, name: str) -> Normal:
         """Moments of a population, without noise."""
-        return self.population(self.hierarchy.denoiser_branches[name], 0.0).moments
+        return self.population(self.hierarchy.rows[name], 0.0).moments
 
     def has_learned(self, segment: Segment) -> bool:
         """Whether the network is used on a branch."""
-        return bool(self.denoiser.learned[segment.denoiser_branch])
+        return self.learned[segment.row]
 
     @property
     def device(self) -> torch.device:
-        """Device of the denoiser."""
-        return next(self.denoiser.parameters()).device
+        """Where the prior denoises."""
+        return self.prior.device
 
     @property
     def churn(self) -> float:
@@ -103,30 +138,29 @@ class HierarchicalSampler:
         """Noise levels of the solver on a part of a path."""
         return noise_levels(high, low, sigma_max=self.hierarchy.sigma_max, n_levels=self.settings.n_levels)
 
-    def denoise_on(self, denoiser_branch: int) -> Denoise:
-        """Denoiser of one of its branches."""
+    def denoise_on(self, row: int) -> Denoise:
+        """Return a function that denoises on one branch."""
         device = self.device
-        branch = torch.tensor([denoiser_branch], device=device)
+        branch = torch.tensor([row], device=device)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            denoised: Tensor = self.denoiser(x, torch.tensor([sigma], device=device), branch)
-            return denoised
+            return self.prior.denoise(x, torch.tensor([sigma], device=device), branch)
 
         return denoise
 
     def start_branch(self, segment: Segment, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells at the upper end of a branch, cells x dimensions."""
-        return self.start(self.population(segment.denoiser_branch, segment.high), segment.high, n_cells, generator)
+        return self.start(self.population(segment.row, segment.high), segment.high, n_cells, generator)
 
     def one_normal(self, segment: Segment, low: float) -> Normal | None:
         """Moments of the cells of a branch from a noise level up, if these are one normal without a network."""
-        population = self.population(segment.denoiser_branch, low)  # with the most components
+        population = self.population(segment.row, low)  # with the most components
         return population.moments if population.n_components == 1 and not self.has_learned(segment) else None
 
     @torch.no_grad()
     def decode_branch(self, segment: Segment, x: Tensor, generator: torch.Generator) -> Tensor:
         """Denoise cells from the upper to the lower end of a branch, cells x dimensions."""
-        high, low, branch = segment.high, segment.low, segment.denoiser_branch
+        high, low, branch = segment.high, segment.low, segment.row
         if normal := self.one_normal(segment, low):
             return normal_flow(normal, high, low, churn=self.churn)(x, generator)
         trend = ((1 - self.churn) * self.trend(branch, high)(x)).to(self.device)
@@ -140,7 +174,7 @@ class HierarchicalSampler:
         Inverse of :meth:`decode_branch`, except for the first steps from level 0, which are taken as if the branch were
         normal.
         """
-        high, branch = segment.high, segment.denoiser_branch
+        high, branch = segment.high, segment.row
         if normal := self.one_normal(segment, segment.low):
             return normal_flow(normal, segment.low, high)(x, generator)
         low = min(max(segment.low, SIGMA_MIN), high)
@@ -152,19 +186,19 @@ class HierarchicalSampler:
         return self.solver(self.denoise_on(branch), x.to(self.device), self.levels(high, low)[::-1], trend=trend).cpu()
 
     def encode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
-        """Encode cells along a path (given from top to bottom) up to an ancestor, a branch of the denoiser."""
-        above = [ancestor, *(segment.denoiser_branch for segment in segments)]
+        """Encode cells along a path (given from top to bottom) up to an ancestor, given by its row."""
+        above = [ancestor, *(segment.row for segment in segments)]
         for parent, segment in reversed(list(zip(above, segments, strict=False))):
             x = self.encode_branch(segment, x, generator)
-            x = self.transported(segment.denoiser_branch, parent, segment.high, x, generator)
+            x = self.transported(segment.row, parent, segment.high, x, generator)
         return x
 
     def decode_path(self, ancestor: int, segments: Sequence[Segment], x: Tensor, generator: torch.Generator) -> Tensor:
-        """Decode cells of an ancestor, a branch of the denoiser, along a path below it, cells x dimensions."""
+        """Decode cells of an ancestor, given by its row, along a path below it, cells x dimensions."""
         for segment in segments:
-            x = self.transported(ancestor, segment.denoiser_branch, segment.high, x, generator)
+            x = self.transported(ancestor, segment.row, segment.high, x, generator)
             x = self.decode_branch(segment, x, generator)
-            ancestor = segment.denoiser_branch
+            ancestor = segment.row
         return x
 
     def transmute(self, x: Tensor, population: str, to: str, generator: torch.Generator) -> Tensor:
@@ -179,7 +213,7 @@ class HierarchicalSampler:
         """
         ancestor = self.hierarchy.common_ancestor(population, to)
         up, down = (self.hierarchy.path_below(ancestor, name) for name in (population, to))
-        level, source = ancestor.level, self.hierarchy.denoiser_branches[population]
+        level, source = ancestor.level, self.hierarchy.rows[population]
         closed = not any(self.has_learned(segment) for segment in (*up, *down))
         if self.settings.stochastic:
             x = x + level * torch.randn(x.shape, generator=generator)
@@ -188,14 +222,14 @@ class HierarchicalSampler:
         if closed:
             x = gaussian_transport(self.normal(population), self.normal(to), level)(x)
             return normal_flow(self.normal(to), level, 0, churn=self.churn)(x, generator)
-        top = self.hierarchy.denoiser_branches[ancestor.name]
+        top = self.hierarchy.rows[ancestor.name]
         if self.settings.stochastic:
             x = self.transported(source, top, level, x, generator)
         else:
             x = self.encode_path(top, up, x, generator)
         return self.decode_path(top, down, x, generator)
 
-    def independent(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
+    def sample(self, population: str, n_cells: int, generator: torch.Generator) -> Tensor:
         """Sample cells of one population, each from its own start, cells x dimensions.
 
         The start is at the upper end of the first branch with a network; below the last one, the population is normal.
@@ -203,15 +237,15 @@ class HierarchicalSampler:
         path = self.hierarchy.path(population)
         learned = [i for i, segment in enumerate(path) if self.has_learned(segment)]
         if not learned:
-            whole = self.population(self.hierarchy.denoiser_branches[population], 0.0)
+            whole = self.population(self.hierarchy.rows[population], 0.0)
             return self.start(whole, 0.0, n_cells, generator)
         first, last = path[learned[0]], path[learned[-1]]
         x = self.decode_branch(first, self.start_branch(first, n_cells, generator), generator)
-        x = self.decode_path(first.denoiser_branch, path[learned[0] + 1 : learned[-1] + 1], x, generator)
+        x = self.decode_path(first.row, path[learned[0] + 1 : learned[-1] + 1], x, generator)
         below = [] if last is path[-1] else [replace(path[-1], high=last.low)]
-        return self.decode_path(last.denoiser_branch, below, x, generator)
+        return self.decode_path(last.row, below, x, generator)
 
-    def shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
+    def sample_shared(self, branches: Collection[str], n_cells: int, seed: int) -> dict[str, Tensor]:
         """Sample ``n_cells`` at the lower end of each branch; row i of all descends from one sample of the root.
 
         The samples of an ancestor serve all of its children, so that a path above a node is sampled once. The samples
@@ -224,20 +258,20 @@ class HierarchicalSampler:
             Names of populations, or of other branches.
         """
         samples: dict[tuple[Segment, ...], Tensor] = {}
-        root = self.hierarchy.denoiser_branches[self.hierarchy.root.name]
+        root = self.hierarchy.rows[self.hierarchy.root.name]
         for branch in branches:
             path = self.path_to_lower_end(branch)
             for i, segment in enumerate(path):
                 above, here = path[:i], path[: i + 1]
                 if here in samples:
                     continue
-                generator = torch_generator(seed, segment.denoiser_branch)
+                generator = torch_generator(seed, segment.row)
                 if above:
-                    parent = above[-1].denoiser_branch
+                    parent = above[-1].row
                     drawn = torch_generator(seed, "transport", parent)
-                    x = self.transported(parent, segment.denoiser_branch, segment.high, samples[above], drawn)
+                    x = self.transported(parent, segment.row, segment.high, samples[above], drawn)
                 else:  # on the root, unless it has no length
-                    drawn = generator if segment.denoiser_branch == root else torch_generator(seed, root)
+                    drawn = generator if segment.row == root else torch_generator(seed, root)
                     x = self.start_branch(segment, n_cells, drawn)
                 samples[here] = self.decode_branch(segment, x, generator) if segment.high > segment.low else x
         return {branch: samples[self.path_to_lower_end(branch)] for branch in branches}
@@ -245,10 +279,24 @@ class HierarchicalSampler:
     def path_to_lower_end(self, branch: str) -> tuple[Segment, ...]:
         """Path from the root to the lower end of a branch, whose last segment is on the branch, if of length 0."""
         path, end = self.hierarchy.path(branch), self.hierarchy.segment(branch)
-        if path and path[-1].denoiser_branch == end.denoiser_branch:
+        if path and path[-1].row == end.row:
             return path
         return (*path, replace(end, high=end.low))
 
     def transported(self, source: int, target: int, sigma: float, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Transport cells from one branch of the denoiser to another at a noise level, cells x dimensions."""
+        """Transport cells from the row of one branch to another at a noise level, cells x dimensions."""
         return x if source == target else self.transport_map(source, target, sigma)(x, generator)
+
+    @torch.no_grad()
+    def denoised(self, x: Tensor, branch: str) -> Tensor:
+        """Mean of the cells without noise, given cells at the lower end of a branch, cells x dimensions.
+
+        A branch of no length has no training, so there it is the closed form.
+        """
+        sigma = self.hierarchy.by_name[branch].level
+        if sigma == 0:
+            return x
+        end, device = self.path_to_lower_end(branch)[-1], self.device
+        x, level = x.to(device), torch.tensor([sigma], device=device)
+        denoise = self.prior.denoise if end.high > end.low else self.prior.closed_form
+        return denoise(x, level, torch.tensor([end.row], device=device)).cpu()

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,21 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from bdm._core.seeds import derive
-from bdm._core.training import fabric
-from bdm.diffusion.denoiser import BranchedDenoiser, DenoiserShape
-from bdm.diffusion.fit import MinibatchLoss, fit_denoiser, initial_denoiser, train_again
-from bdm.diffusion.held_out import TENSORS, HeldOut, held_out_mask
-from bdm.diffusion.populations import MERGED, BranchPopulations, principal_axes
-from bdm.diffusion.sampler import HierarchicalSampler
-from bdm.diffusion.solver import dpm_solver, noise_levels
-from bdm.diffusion.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
+from bdm._core.training import fabric, train
 from bdm.errors import InputError, TrainingError
 from bdm.hierarchy.build import branch_level, build_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.mixtures import Mixture, choose
 from bdm.latent.moments import Normal, PopulationMoments, fit_whitening, matrix_power, population_moments
-from bdm.settings import DenoiserSettings, HierarchySettings, SamplerSettings
+from bdm.prior.base import FittedPrior, LatentPrior, PriorData
+from bdm.prior.diffusion import DiffusionPrior, remainder_of
+from bdm.prior.flow import FlowMatchingPrior
+from bdm.prior.held_out import TENSORS, HeldOut, held_out_mask
+from bdm.prior.losses import training_plan
+from bdm.prior.mixture import GaussianMixturePrior
+from bdm.prior.network import BranchNetwork, NetworkShape
+from bdm.prior.populations import MERGED, BranchPopulations
+from bdm.prior.sampler import HierarchicalSampler
+from bdm.prior.solver import dpm_solver, noise_levels
+from bdm.prior.transport import gaussian_transport, gaussian_trend, mixture_transport, normal_flow
+from bdm.settings import HierarchySettings, PriorSettings, SamplerSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,85 +38,95 @@ def random_covariance(n_dims: int, seed: int) -> Tensor:
     return root @ root.T / n_dims + 0.2 * torch.eye(n_dims)
 
 
-# ---- denoiser
+# ---- denoised cells
 
 
-def denoiser() -> BranchedDenoiser:
-    """Denoiser of four branches, whose layers that begin at zero do not."""
+def moments_of(mean: Tensor, covariance: Tensor) -> PopulationMoments:
+    n = len(mean)
+    return PopulationMoments(tuple("abcd"[:n]), mean, covariance, torch.ones(n), torch.zeros(n))
+
+
+def apart(n: int) -> Hierarchy:
+    """Tree of a root without length, and n populations."""
+    leaves = (Branch(name, "root", 0.0, 10) for name in "abcd"[:n])
+    return Hierarchy((Branch("root", None, 400.0, 10 * n), *leaves), 400.0, 0.9)
+
+
+def diffusion(moments: PopulationMoments, *, width: int = 16) -> DiffusionPrior:
+    """Prior of populations apart, with a network on all branches, whose layers that begin at zero do not."""
+    hierarchy, n_dims = apart(len(moments.mean)), moments.mean.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = BranchedDenoiser(DenoiserShape(3, 4, width=16, n_layers=2))
+        network = BranchNetwork(NetworkShape(n_dims, len(hierarchy.branches), width=width, n_layers=2))
         for layer in (network.leave, *(block.out for block in network.blocks)):
             nn.init.normal_(layer.weight, std=0.3)
-    return network
+    kept = torch.ones(len(hierarchy.branches), dtype=torch.bool)
+    return DiffusionPrior(hierarchy, BranchPopulations.of(moments, hierarchy), network, kept)
 
 
-def leaves(mean: Tensor, covariance: Tensor) -> BranchPopulations:
-    """Populations of branches that are not below each other."""
-    axes, variance = principal_axes(covariance)
-    return replace(BranchPopulations.unset(*mean.shape), mean=mean, axes=axes, variance=variance)
+THREE = moments_of(torch.zeros(3, 3), torch.eye(3).repeat(3, 1, 1))
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 0.5, 2.0, 300.0])
-@pytest.mark.parametrize("branch", [[1], [0, 1, 1, 0, 1]])
-def test_denoiser_begins_as_that_of_normal_populations(sigma, branch):
-    network = BranchedDenoiser(DenoiserShape(3, 2, width=16))
+@pytest.mark.parametrize("branch", [[2], [1, 2, 2, 1, 2]])
+def test_untrained_network_leaves_the_closed_form_of_normal_populations(sigma, branch):
     mean = torch.randn(2, 3, generator=generator())
     covariance = torch.stack([random_covariance(3, seed) for seed in (1, 2)]).float()
-    network.set_populations(leaves(mean, covariance))
+    prior = diffusion(moments_of(mean, covariance))
+    nn.init.zeros_(prior.network.leave.weight)
     x = 3 * torch.randn(5, 3, generator=generator())
-    denoised = network(x, torch.tensor([sigma]), torch.tensor(branch))
-    for cell, number in enumerate(branch * (5 // len(branch))):
-        noised = covariance[number] + sigma**2 * torch.eye(3)
-        expected = mean[number] + covariance[number] @ torch.linalg.solve(noised, x[cell] - mean[number])
+    denoised = prior.denoise(x, torch.tensor([sigma]), torch.tensor(branch))
+    for cell, row in enumerate(branch * (5 // len(branch))):
+        noised = covariance[row - 1] + sigma**2 * torch.eye(3)
+        expected = mean[row - 1] + covariance[row - 1] @ torch.linalg.solve(noised, x[cell] - mean[row - 1])
         torch.testing.assert_close(denoised[cell], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_network_sees_standardised_cells():
-    network = denoiser()
     covariance = 9 * random_covariance(3, 1).float()
-    network.set_populations(leaves(torch.full((4, 3), 5.0), covariance.repeat(4, 1, 1)))
+    moments = moments_of(torch.full((3, 3), 5.0), covariance.repeat(3, 1, 1))
+    populations = BranchPopulations.of(moments, apart(3))
     x = 5 + torch.randn(4000, 3, generator=generator()) @ matrix_power(covariance + 4 * torch.eye(3), 0.5)
-    standardised = network.standardise(x, torch.tensor([2.0]), torch.tensor([1]))
+    standardised = populations.standardise(x, torch.tensor([2.0]), torch.tensor([1]))
     torch.testing.assert_close(torch.cov(standardised.T), torch.eye(3), atol=0.1, rtol=0)
     torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(3), atol=0.1, rtol=0)
 
 
-def test_denoiser_leaves_cells_without_noise_as_they_are():
-    x = torch.randn(5, 3, generator=generator())
+def test_cells_without_noise_stay_as_they_are():
+    x, prior = torch.randn(5, 3, generator=generator()), diffusion(THREE)
     errors = [
-        float((denoiser()(x, torch.tensor([s]), torch.tensor([1])) - x).detach().abs().max()) for s in (1.0, 1e-2, 1e-5)
+        float((prior.denoise(x, torch.tensor([s]), torch.tensor([1])) - x).detach().abs().max())
+        for s in (1.0, 1e-2, 1e-5)
     ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 
 
 def test_only_branches_that_are_used_are_trained():
-    network = denoiser()
-    x = torch.randn(6, 3, generator=generator())
-    network(x, torch.ones(6), torch.tensor([0, 2, 2, 0, 2, 0])).square().sum().backward()
-    used = network.branch.weight.grad.abs().sum(dim=1) > 0
+    x, prior = torch.randn(6, 3, generator=generator()), diffusion(THREE)
+    prior.denoise(x, torch.ones(6), torch.tensor([0, 2, 2, 0, 2, 0])).square().sum().backward()
+    used = prior.network.branch.weight.grad.abs().sum(dim=1) > 0
     assert used.tolist() == [True, False, True, False]
 
 
 def test_one_level_and_branch_for_all_is_that_of_each():
-    x = torch.randn(6, 3, generator=generator())
-    one = denoiser()(x, torch.tensor([0.7]), torch.tensor([3]))
-    torch.testing.assert_close(one, denoiser()(x, torch.full((6,), 0.7), torch.full((6,), 3)))
-    assert not torch.allclose(one, denoiser()(x, torch.tensor([0.7]), torch.tensor([2])))
+    x, prior = torch.randn(6, 3, generator=generator()), diffusion(THREE)
+    one = prior.denoise(x, torch.tensor([0.7]), torch.tensor([3]))
+    torch.testing.assert_close(one, prior.denoise(x, torch.full((6,), 0.7), torch.full((6,), 3)))
+    assert not torch.allclose(one, prior.denoise(x, torch.tensor([0.7]), torch.tensor([2])))
 
 
-def test_network_is_used_on_branches_that_it_has_learned():
-    network, x = denoiser(), torch.randn(6, 3, generator=generator())
+def test_network_is_used_on_branches_where_it_is_kept():
+    prior, x = diffusion(THREE), torch.randn(6, 3, generator=generator())
     sigma, branch = torch.full((6,), 0.7), torch.tensor([0, 1, 2, 3, 0, 1])
-    both = network(x, sigma, branch)
-    network.learned[1] = False
+    both = prior.denoise(x, sigma, branch)
+    prior.kept[1] = False
     on = branch == 1
-    some = network(x, sigma, branch)
+    some = prior.denoise(x, sigma, branch)
     assert torch.equal(some[~on], both[~on])
     assert not torch.allclose(some[on], both[on])
-    assert torch.equal(some[on], network.closed_form(x, sigma, branch)[on])
-    assert torch.equal(network(x, sigma[:1], branch[1:2]), network.closed_form(x, sigma[:1], branch[1:2]))
+    assert torch.equal(some[on], prior.closed_form(x, sigma, branch)[on])
+    assert torch.equal(prior.denoise(x, sigma[:1], branch[1:2]), prior.closed_form(x, sigma[:1], branch[1:2]))
 
 
 # ---- noise levels
@@ -409,39 +424,43 @@ STEEP = Hierarchy(  # one inner branch has no length
 )
 
 
-def exact_denoiser(
-    hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False
-) -> BranchedDenoiser:
-    """Denoiser of the mixtures below each branch; where it is ``learned``, a network adds nothing."""
-    network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=4, n_layers=1))
-    network.set_populations(BranchPopulations.of(moments, hierarchy))
-    network.learned.fill_(learned)
-    return network.eval().requires_grad_(False)
+class Counted(DiffusionPrior):
+    """Counts the cells of each evaluation of the network."""
+
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        vars(self).setdefault("calls", []).append(len(x))
+        return super().denoise(x, sigma, branch)
+
+
+def exact_prior(hierarchy: Hierarchy, moments: PopulationMoments = MOMENTS, *, learned: bool = False) -> Counted:
+    """Prior of the mixtures below each branch; where it has ``learned``, a network adds nothing."""
+    network = BranchNetwork(NetworkShape(2, len(hierarchy.branches), width=4, n_layers=1))
+    kept = torch.full((len(hierarchy.branches),), learned)
+    populations = BranchPopulations.of(moments, hierarchy)
+    return Counted(hierarchy, populations, network.eval().requires_grad_(False), kept)
 
 
 def walk(
     hierarchy: Hierarchy = TREE, moments: PopulationMoments = MOMENTS, *, learned: bool = False, **settings
 ) -> HierarchicalSampler:
     sampler = SamplerSettings(**{"n_levels": 80, **settings})
-    return HierarchicalSampler(exact_denoiser(hierarchy, moments, learned=learned), hierarchy, sampler)
+    return HierarchicalSampler(exact_prior(hierarchy, moments, learned=learned), sampler)
 
 
-def count_evaluations(tree: HierarchicalSampler) -> list[int]:
-    """List that grows by the number of cells at each evaluation of the denoiser."""
-    calls: list[int] = []
-    tree.denoiser.register_forward_hook(lambda module, given, result: calls.append(len(result)))
-    return calls
+def n_evaluations(tree: HierarchicalSampler) -> list[int]:
+    """Number of cells of each evaluation of the network so far."""
+    return vars(tree.prior).get("calls", [])
 
 
 def test_denoiser_is_exact_for_mixtures():
-    network, x = exact_denoiser(TREE), 20 * torch.randn(8, 2, generator=generator())
-    network.set_populations(BranchPopulations.of(MOMENTS, TREE, merged=1e9))
+    x = 20 * torch.randn(8, 2, generator=generator())
+    prior = GaussianMixturePrior(TREE, BranchPopulations.of(MOMENTS, TREE, merged=1e9))
     for sigma in (0.1, 3.0, 14.0):
         normals = [Normal(mean, covariance) for mean, covariance in zip(MEANS, COVARIANCES, strict=True)]
         expected = Mixture.of(normals, MOMENTS.weight).denoised(x, sigma).float()
-        one = network(x, torch.tensor([sigma]), torch.tensor([0]))
+        one = prior.denoise(x, torch.tensor([sigma]), torch.tensor([0]))
         torch.testing.assert_close(one, expected, atol=1e-3, rtol=1e-4)
-        each = network(x, torch.full((8,), sigma), torch.tensor([0, 1] * 4))
+        each = prior.denoise(x, torch.full((8,), sigma), torch.tensor([0, 1] * 4))
         torch.testing.assert_close(each[::2], expected[::2], atol=1e-3, rtol=1e-4)
         alone = Mixture.of(normals[:2], MOMENTS.weight[:2]).denoised(x, sigma).float()  # of those below `ab`
         torch.testing.assert_close(each[1::2], alone[1::2], atol=1e-3, rtol=1e-4)
@@ -508,14 +527,14 @@ def assert_population(x: Tensor, population: str) -> None:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("population", POPULATIONS)
 def test_independent_samples_have_each_populations_moments(hierarchy, stochastic, learned, population):
-    x = walk(hierarchy, stochastic=stochastic, learned=learned).independent(population, 3000, generator())
+    x = walk(hierarchy, stochastic=stochastic, learned=learned).sample(population, 3000, generator())
     assert_population(x, population)
 
 
 @every_tree
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_shared_samples_have_each_populations_moments(hierarchy, stochastic):
-    samples = walk(hierarchy, stochastic=stochastic).shared(POPULATIONS, 3000, 0)
+    samples = walk(hierarchy, stochastic=stochastic).sample_shared(POPULATIONS, 3000, 0)
     assert list(samples) == list(POPULATIONS)
     for population, x in samples.items():
         assert_population(x, population)
@@ -524,48 +543,45 @@ def test_shared_samples_have_each_populations_moments(hierarchy, stochastic):
 @every_tree
 def test_rows_of_shared_samples_have_the_same_ancestor(hierarchy):
     alike = replace(MOMENTS, covariance=torch.eye(2).expand(4, 2, 2))
-    samples = walk(hierarchy, moments=alike).shared(POPULATIONS, 50, 0)
+    samples = walk(hierarchy, moments=alike).sample_shared(POPULATIONS, 50, 0)
     within = {t: x - MEANS[code] for code, (t, x) in enumerate(samples.items())}
     torch.testing.assert_close(within["a"], within["b"], atol=1e-3, rtol=0)
     torch.testing.assert_close(within["c"], within["d"], atol=1e-3, rtol=0)
     alone = [
-        walk(moments=alike).independent(t, 50, generator(seed)) - MEANS[code]
-        for seed, code, t in [(0, 0, "a"), (1, 1, "b")]
+        walk(moments=alike).sample(t, 50, generator(seed)) - MEANS[code] for seed, code, t in [(0, 0, "a"), (1, 1, "b")]
     ]
     assert float((alone[0] - alone[1]).abs().mean()) > 0.5
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_shared_samples_do_not_depend_on_other_populations(stochastic):
-    every = walk(stochastic=stochastic).shared(POPULATIONS, 12, 3)
-    some = walk(stochastic=stochastic).shared(["d", "a"], 12, 3)
+    every = walk(stochastic=stochastic).sample_shared(POPULATIONS, 12, 3)
+    some = walk(stochastic=stochastic).sample_shared(["d", "a"], 12, 3)
     assert list(some) == ["d", "a"]
     assert all(torch.equal(x, every[population]) for population, x in some.items())
-    assert not torch.equal(walk(stochastic=stochastic).shared(["a"], 12, 4)["a"], every["a"])
+    assert not torch.equal(walk(stochastic=stochastic).sample_shared(["a"], 12, 4)["a"], every["a"])
 
 
 def test_sharing_costs_less():
     independent, shared = walk(learned=True), walk(learned=True)
-    of_independent, of_shared = count_evaluations(independent), count_evaluations(shared)
     for population in POPULATIONS:
-        independent.independent(population, 20, generator())
-    shared.shared(POPULATIONS, 20, 0)
-    assert sum(of_shared) < 0.7 * sum(of_independent)
+        independent.sample(population, 20, generator())
+    shared.sample_shared(POPULATIONS, 20, 0)
+    assert sum(n_evaluations(shared)) < 0.7 * sum(n_evaluations(independent))
 
 
 def test_only_branches_with_a_network_need_the_solver():
     nowhere, upper = walk(), walk()
-    upper.denoiser.learned[1] = True  # of `ab`, from 14 to 3.5
-    calls, upper_calls = count_evaluations(nowhere), count_evaluations(upper)
+    upper.prior.kept[1] = True  # of `ab`, from 14 to 3.5
     for population in POPULATIONS:
-        assert_population(nowhere.independent(population, 3000, generator()), population)
-        assert_population(upper.independent(population, 3000, generator()), population)
-    assert not calls
-    assert len(upper_calls) == 2 * (len(upper.levels(14.0, 3.5)) - 1)
+        assert_population(nowhere.sample(population, 3000, generator()), population)
+        assert_population(upper.sample(population, 3000, generator()), population)
+    assert not n_evaluations(nowhere)
+    assert len(n_evaluations(upper)) == 2 * (len(upper.levels(14.0, 3.5)) - 1)
 
 
 def test_samples_depend_on_the_generator_alone():
-    one, same, other = (walk().independent("a", 20, generator(seed)) for seed in (1, 1, 2))
+    one, same, other = (walk().sample("a", 20, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
 
@@ -580,30 +596,40 @@ def planted(*, n_each: int = 200, seed: int = 0) -> LatentCells:
     return LatentCells(mean, torch.full_like(mean, 0.1), population, ("a", "b", "c"))
 
 
-def fitted(*, n_steps: int, seed: int = 0, flat: bool = False, cells: LatentCells | None = None):
-    cells = cells or planted()
-    hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
-    settings = DenoiserSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
+def data_of(cells: LatentCells, *, flat: bool = False, validation: Tensor | None = None) -> PriorData:
     whitening = fit_whitening(cells)
-    moments = population_moments(cells, whitening)
-    return hierarchy, fit_denoiser(cells, whitening, moments, hierarchy, settings, seed=seed, device="cpu")
+    hierarchy = build_hierarchy(cells, HierarchySettings(flat=flat, n_bootstrap=0), seed=0)
+    return PriorData(cells, whitening, population_moments(cells, whitening), hierarchy, validation)
+
+
+def fitted(
+    *,
+    n_steps: int,
+    seed: int = 0,
+    flat: bool = False,
+    cells: LatentCells | None = None,
+    prior: type[LatentPrior] = DiffusionPrior,
+) -> FittedPrior:
+    settings = PriorSettings(width=32, n_layers=2, n_steps=n_steps, averaging=0.98)
+    return prior.fit(data_of(cells or planted(), flat=flat), settings, seed=seed, device="cpu")
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_network_is_not_kept_for_normal_populations(seed):
     cells = planted(n_each=500, seed=seed)
-    hierarchy, fit = fitted(n_steps=3000, seed=seed, cells=cells)
-    assert list(fit.history) == ["step", "loss", "validation", "closed_form"]
-    assert fit.history["step"].iloc[-1] < 1500  # as held-out cells gain nothing
-    assert list(fit.branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
-    assert list(fit.branches["branch"]) == [branch.name for branch in hierarchy.branches]
-    assert fit.branches["least_gain"].notna().all()
-    assert not fit.branches["kept"].any()
-    assert not fit.network.learned.any()
+    fit = fitted(n_steps=3000, seed=seed, cells=cells)
+    training, branches = fit.history["training"], fit.history["branches"]
+    assert list(training) == ["step", "loss", "validation", "closed_form"]
+    assert training["step"].iloc[-1] < 1500  # as held-out cells gain nothing
+    assert list(branches) == ["branch", "n_cells", "closed_form", "network", "gain", "least_gain", "kept"]
+    assert list(branches["branch"]) == [branch.name for branch in fit.prior.hierarchy.branches]
+    assert branches["least_gain"].notna().all()
+    assert not branches["kept"].any()
+    assert not fit.prior.kept.any()
+    assert fit.prior.description.endswith("and a network on no branch, as none gains")
     moments = population_moments(cells, fit_whitening(cells))
-    walk = HierarchicalSampler(fit.network, hierarchy)
     for code, population in enumerate(cells.populations):
-        x = walk.independent(population, 1000, generator())
+        x = fit.prior.sample(population, 1000, generator())
         assert_moments(x, moments.mean[code], moments.covariance[code], tolerance=0.2)
 
 
@@ -616,14 +642,12 @@ def test_held_out_cells_are_not_trained_on(has_validation):
     chosen = held_out_mask(cells, validation, seed=0)
     assert torch.equal(chosen, validation) if has_validation else int(chosen.sum()) == 60
     assert torch.equal(chosen, held_out_mask(cells, validation, seed=0))
-    whitening = fit_whitening(cells)
-    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
     poisoned = replace(cells, mean=torch.where(chosen[:, None], torch.nan, cells.mean))
-    settings = DenoiserSettings(width=8, n_layers=1, n_steps=3)
-    how = {"seed": 0, "validation": validation if has_validation else None, "device": "cpu"}
-    parts = (whitening, population_moments(cells, whitening), hierarchy, settings)
-    with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
-        fit_denoiser(poisoned, *parts, **how)
+    data = replace(data_of(cells, validation=validation if has_validation else None), cells=poisoned)
+    settings = PriorSettings(width=8, n_layers=1, n_steps=3)
+    for prior in (DiffusionPrior, FlowMatchingPrior):
+        with pytest.raises(TrainingError, match="loss of validation cells became nan"):  # not the loss of training
+            prior.fit(data, settings, seed=0, device="cpu")
 
 
 def test_type_of_validation_cells_alone_is_trained_on():
@@ -640,64 +664,63 @@ def test_of_few_cells_one_is_held_out():
         held_out_mask(cells.subset(torch.arange(1)), None, seed=0)
 
 
+def off_by_one(chosen: Tensor) -> tuple[HeldOut, BranchNetwork, Callable[..., Tensor]]:
+    """Held-out cells, a closed form that is off by one, and a network that adds nothing to it yet."""
+    data = data_of(planted())
+    wrong = replace(data.moments, mean=data.moments.mean + 1.0)
+    populations = BranchPopulations.of(wrong, data.hierarchy)
+    network = BranchNetwork.initial(data, PriorSettings(width=8, n_layers=1), seed=0)
+    held_out = HeldOut.of(data, chosen, populations, PriorSettings(), seed=0)
+    return held_out, network, remainder_of(network, populations)
+
+
 def test_gain_is_paired_by_cell():
     """Many draws of the same cells are not more evidence; a network that adds nothing gains nothing."""
-    cells, whitening = planted(), fit_whitening(planted())
-    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
-    network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=8, n_layers=1))
-    wrong = population_moments(cells, whitening)
-    wrong = replace(wrong, mean=wrong.mean + 1.0)
-    network.set_populations(BranchPopulations.of(wrong, hierarchy))
     chosen = torch.arange(600) % 5 == 0
-    how = {"seed": 0, "settings": DenoiserSettings()}
-    held_out = HeldOut.of(cells, chosen, whitening, hierarchy, network, **how)
-    nothing = held_out.compare(network)
+    held_out, network, remainder = off_by_one(chosen)
+    nothing = held_out.compare(remainder)
     assert (nothing.by_branch["gain"].dropna() == 0).all()
     assert not nothing.by_branch["kept"].any()
     assert nothing.loss == held_out.closed_form
     with torch.no_grad():
         network.leave.bias.fill_(-0.5)
-    gained = held_out.compare(network)
-    leaf = gained.by_branch.iloc[hierarchy.denoiser_branches["a"]]
+    gained = held_out.compare(remainder)
+    leaf = gained.by_branch.iloc[data_of(planted()).hierarchy.rows["a"]]
     assert leaf["kept"]
-    assert leaf["n_cells"] == int((chosen & (cells.population == 0)).sum())
+    assert leaf["n_cells"] == int((chosen & (planted().population == 0)).sum())
     assert gained.loss < held_out.closed_form
     twice = replace(held_out, **{name: torch.cat([getattr(held_out, name)] * 2) for name in TENSORS})
     twice = replace(twice, cell=np.tile(held_out.cell, 2), weight=np.tile(held_out.weight, 2))
-    np.testing.assert_allclose(twice.compare(network).by_branch["gain"], gained.by_branch["gain"])
-    assert (held_out.compare(network, n_looks=30).by_branch["least_gain"] > gained.by_branch["least_gain"]).all()
+    np.testing.assert_allclose(twice.compare(remainder).by_branch["gain"], gained.by_branch["gain"])
+    assert (held_out.compare(remainder, n_looks=30).by_branch["least_gain"] > gained.by_branch["least_gain"]).all()
 
 
 def test_network_is_not_kept_for_the_sake_of_few_cells():
     """Of cells that it harms much, but rarely, a few may have none."""
-    cells, whitening = planted(), fit_whitening(planted())
-    hierarchy = build_hierarchy(cells, HierarchySettings(n_bootstrap=0), seed=0)
-    network = BranchedDenoiser(DenoiserShape(2, len(hierarchy.branches), width=8, n_layers=1))
-    wrong = population_moments(cells, whitening)
-    network.set_populations(BranchPopulations.of(replace(wrong, mean=wrong.mean + 1.0), hierarchy))
-    chosen = (torch.arange(600) % 5 == 0) & ((cells.population != 0) | (torch.arange(600) < 100))
-    held_out = HeldOut.of(cells, chosen, whitening, hierarchy, network, DenoiserSettings(), seed=0)
+    chosen = (torch.arange(600) % 5 == 0) & ((planted().population != 0) | (torch.arange(600) < 100))
+    held_out, network, remainder = off_by_one(chosen)
     with torch.no_grad():
         network.leave.bias.fill_(-0.5)
-    table = held_out.compare(network).by_branch.assign(name=[branch.name for branch in hierarchy.branches])
-    few, many = (table.set_index("name").loc[name] for name in ("a", "b"))
+    table = held_out.compare(remainder).by_branch
+    few, many = (table.iloc[data_of(planted()).hierarchy.rows[name]] for name in ("a", "b"))
     assert few["gain"] > many["least_gain"]
     assert not few["kept"]
     assert many["kept"]
 
 
-def test_same_seed_same_denoiser():
-    one, same, other = (fitted(n_steps=5, seed=seed)[1].network.state_dict() for seed in (1, 1, 2))
+@pytest.mark.parametrize("prior", [DiffusionPrior, FlowMatchingPrior])
+def test_same_seed_same_network(prior):
+    one, same, other = (fitted(n_steps=5, seed=seed, prior=prior).prior.network.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["enter.weight"], other["enter.weight"])
 
 
 def test_branch_without_cells_is_not_trained():
-    hierarchy, fit = fitted(n_steps=10, flat=True)
-    torch.manual_seed(derive(0, "denoiser"))
-    before = BranchedDenoiser(fit.network.shape).branch.weight
-    changed = (fit.network.branch.weight != before).any(dim=1).tolist()
-    assert changed == [branch.parent is not None for branch in hierarchy.branches]
+    prior = fitted(n_steps=10, flat=True).prior
+    settings = PriorSettings(width=32, n_layers=2)
+    before = BranchNetwork.initial(data_of(planted(), flat=True), settings, seed=0).branch.weight
+    changed = (prior.network.branch.weight != before).any(dim=1).tolist()
+    assert changed == [branch.parent is not None for branch in prior.hierarchy.branches]
 
 
 def two_sided() -> LatentCells:
@@ -710,49 +733,105 @@ def two_sided() -> LatentCells:
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_denoiser_learns_what_is_not_normal(seed):
-    hierarchy, fit = fitted(n_steps=600, seed=seed, cells=two_sided())
-    kept = fit.branches.set_index("branch")["kept"]
-    assert kept["a"]
-    assert kept["b"]
-    assert fit.network.learned.tolist() == list(kept)
-    assert fit.history["validation"].min() < fit.history["closed_form"].iloc[0] - 0.1
-    x = HierarchicalSampler(fit.network, hierarchy).independent("a", 1000, generator())
+@pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
+def test_network_learns_what_is_not_normal(seed, kind):
+    fit = fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)
+    assert fit.prior.kept[[fit.prior.hierarchy.rows[name] for name in "ab"]].all()
+    if kind is DiffusionPrior:
+        training, branches = fit.history["training"], fit.history["branches"]
+        assert fit.prior.kept.tolist() == list(branches["kept"])
+        assert training["validation"].min() < training["closed_form"].iloc[0] - 0.1
+    x = fit.prior.sample("a", 1000, generator())
     side = fit_whitening(two_sided()).inverse(x)[:, 0]
     assert float((side.abs() < 1).float().mean()) < 0.1  # 0.38 in the normal population
     assert float((side > 0).float().mean()) == pytest.approx(0.5, abs=0.1)
 
 
 def test_network_and_closed_form_are_compared_on_cells_that_neither_has_seen():
-    cells, whitening = planted(), fit_whitening(planted())
-    hierarchy, fit = fitted(n_steps=10)
-    chosen = held_out_mask(cells, None, seed=0)
-    network = BranchedDenoiser(fit.network.shape)
-    how = {"settings": DenoiserSettings(), "seed": derive(0, "decision")}
+    data, fit = data_of(planted()), fitted(n_steps=10)
+    chosen = held_out_mask(data.cells, None, seed=0)
 
     def loss_of_closed_form(seen: LatentCells):
-        network.set_populations(BranchPopulations.of(population_moments(seen, whitening), hierarchy))
-        return HeldOut.of(cells, chosen, whitening, hierarchy, network, **how).compare(network).by_branch["closed_form"]
+        populations = BranchPopulations.of(population_moments(seen, data.whitening), data.hierarchy)
+        held_out = HeldOut.of(data, chosen, populations, PriorSettings(), seed=derive(0, "decision"))
+        return held_out.compare(remainder_of(fit.prior.network, populations)).by_branch["closed_form"]
 
-    of_seen, of_all = (loss_of_closed_form(seen) for seen in (cells.subset((~chosen).nonzero().squeeze(1)), cells))
-    np.testing.assert_array_equal(fit.branches["closed_form"], of_seen)
-    assert (fit.branches["closed_form"] != of_all).any()
-    assert torch.equal(fit.network.mean, network.mean)  # those of all cells, in the end
+    of_seen, of_all = (
+        loss_of_closed_form(seen) for seen in (data.cells.subset((~chosen).nonzero().squeeze(1)), data.cells)
+    )
+    found = fit.history["branches"]["closed_form"]
+    np.testing.assert_array_equal(found, of_seen)
+    assert (found != of_all).any()
+    expected = BranchPopulations.of(data.moments, data.hierarchy)  # of all cells, in the end
+    assert torch.equal(fit.prior.populations.mean, expected.mean)
 
 
 def test_kept_network_is_trained_on_all_cells_for_the_best_number_of_steps():
-    cells, whitening = two_sided(), fit_whitening(two_sided())
-    hierarchy, fit = fitted(n_steps=300, cells=cells)
-    assert fit.network.learned.any()
-    moments = population_moments(cells, whitening)
-    settings = DenoiserSettings(width=32, n_layers=2, n_steps=300, averaging=0.98)
-    network = initial_denoiser(moments, hierarchy, settings, seed=0)
-    workers = fabric("cpu")
-    loss = MinibatchLoss(cells, torch.arange(1500), whitening, hierarchy, settings, workers)
-    n_taken = int(fit.history["step"][fit.history["validation"].idxmin()])
-    train_again(network, loss, n_taken, seed=0)
-    expected = dict(network.state_dict()) | {"learned": fit.network.learned}
-    assert all(torch.equal(value, expected[name]) for name, value in fit.network.state_dict().items())
+    fit, data = fitted(n_steps=300, cells=two_sided()), data_of(two_sided())
+    assert fit.prior.kept.any()
+    settings, workers = PriorSettings(width=32, n_layers=2, n_steps=300, averaging=0.98), fabric("cpu")
+    network = BranchNetwork.initial(data, settings, seed=0)
+    loss = DiffusionPrior.loss(data, torch.arange(1500), fit.prior.populations, settings, workers)
+    training = fit.history["training"]
+    n_taken = int(training["step"][training["validation"].idxmin()])
+    train(network, loss, training_plan(settings, workers, seed=0, n_taken=n_taken))
+    expected = network.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in fit.prior.network.state_dict().items())
+
+
+# ---- density and conditioning
+
+
+def test_density_is_that_of_the_library():
+    of = mixture(1, 4, apart=2)
+    x = of.sample(9, generator())
+    torch.testing.assert_close(of.log_prob(x), log_density(of, x).logsumexp(dim=1))
+    prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
+    of_d = torch.distributions.MultivariateNormal(MEANS[3], COVARIANCES[3])
+    torch.testing.assert_close(prior.log_prob(MEANS[:2], "d").float(), of_d.log_prob(MEANS[:2]))
+
+
+def test_conditioning_is_that_of_cells_with_the_value():
+    """Of many cells of a mixture, those next to the value have the moments of the conditioned one."""
+    of, direction, value = mixture(1, 3, apart=1.5), torch.tensor([0.6, 0.0, -0.8]), 0.4
+    x = of.sample(2_000_000, generator())
+    near = x[((x @ direction.double()) - value).abs() < 0.02]
+    conditioned = of.conditioned(direction, value)
+    assert_moments(near, conditioned.moments.mean, conditioned.moments.covariance, tolerance=0.03)
+    drawn = conditioned.sample(20, generator())
+    torch.testing.assert_close(drawn @ direction.double(), torch.full((20,), value).double(), atol=1e-4, rtol=0)
+
+
+def test_conditioned_prior_has_the_conditional_normals_of_its_populations():
+    prior = GaussianMixturePrior.from_moments(MOMENTS, TREE)
+    direction, value = torch.tensor([0.0, 1.0]), 1.0
+    given = prior.condition(direction, value)
+    x = given.sample("b", 4000, generator())
+    code = MOMENTS.populations.index("b")
+    covariance = COVARIANCES[code]
+    expected = MEANS[code, 0] + covariance[0, 1] / covariance[1, 1] * (value - MEANS[code, 1])
+    assert float(x[:, 0].mean()) == pytest.approx(float(expected), abs=0.06)
+    assert float(x[:, 0].var()) == pytest.approx(float(torch.linalg.det(covariance) / covariance[1, 1]), abs=0.06)
+    torch.testing.assert_close(x[:, 1], torch.full((4000,), value), atol=1e-3, rtol=0)
+    # c and d are far from the value, so the cells below the root are those of a and b
+    root = given.population(0, 0.0)
+    assert float(root.weight[[i for i, m in enumerate(root.mean) if abs(float(m[0])) > 2]].sum()) > 0.999
+    assert {name: x.shape for name, x in given.sample_shared(POPULATIONS, 5, 0).items()} == dict.fromkeys(
+        POPULATIONS, (5, 2)
+    )
+
+
+def test_prior_with_a_network_says_what_it_cannot():
+    prior = exact_prior(TREE, learned=True)
+    with pytest.raises(InputError, match=r"The prior 'diffusion' cannot be conditioned on a coordinate where it has"):
+        prior.condition(torch.tensor([1.0, 0.0]), 0.0)
+    with pytest.raises(InputError, match="cannot give the density of 'a', on whose path it has a network"):
+        prior.log_prob(MEANS, "a")
+    closed = exact_prior(TREE)
+    assert torch.equal(
+        closed.log_prob(MEANS, "a"), GaussianMixturePrior.from_moments(MOMENTS, TREE).log_prob(MEANS, "a")
+    )
+    assert isinstance(closed.condition(torch.tensor([1.0, 0.0]), 0.0), GaussianMixturePrior)
 
 
 # ---- pieces of the sampler are arguments
@@ -773,16 +852,16 @@ def test_start_and_solver_and_transport_are_called_along_the_path():
         calls.append(("transport", sigma))
         return lambda x, generator: x + 1
 
-    network = exact_denoiser(TREE, learned=True)
-    sampler = HierarchicalSampler(network, TREE, start=start, solver=solver, transport=transport)
-    x = sampler.independent("a", 3, generator())
+    prior = exact_prior(TREE, learned=True)
+    sampler = HierarchicalSampler(prior, start=start, solver=solver, transport=transport)
+    x = sampler.sample("a", 3, generator())
     assert calls == [
         *[("start", 400.0), ("solver", 400.0, 14.0)],
         *[("transport", 14.0), ("solver", 14.0, 3.5)],
         *[("transport", 3.5), ("solver", 3.5, 0.0)],
     ]
     torch.testing.assert_close(x, torch.full((3, 2), 1110.0))
-    assert torch.equal(sampler.shared(["a"], 3, 0)["a"], x)
+    assert torch.equal(sampler.sample_shared(["a"], 3, 0)["a"], x)
     assert calls[6:].count(("transport", 14.0)) == 0  # maps are computed once
 
 

@@ -159,7 +159,7 @@ def normal_flow(population: Normal, high: float, low: float, *, churn: float = 0
     high, low
         Noise levels, either of which may be the larger one if ``churn`` is 0.
     churn
-        Rate of fresh noise, as of :func:`bdm.diffusion.solver.dpm_solver`.
+        Rate of fresh noise, as of :func:`bdm.prior.solver.dpm_solver`.
     """
     variance, axes = torch.linalg.eigh(population.covariance.double())
     variance = variance.clamp(min=1e-10 * float(variance[-1]) + 1e-30)

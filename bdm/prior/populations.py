@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -41,19 +41,6 @@ class BranchPopulations:
     lower: Tensor
     upper: Tensor
     below: Tensor
-
-    @classmethod
-    def unset(cls, n_branches: int, n_input: int) -> BranchPopulations:
-        """Give each branch a standard normal, and no branch another below it."""
-        return cls(
-            torch.zeros(n_branches, n_input),
-            torch.eye(n_input).repeat(n_branches, 1, 1),
-            torch.ones(n_branches, n_input),
-            torch.zeros(n_branches),
-            torch.zeros(n_branches),
-            torch.full((n_branches,), torch.inf),
-            torch.eye(n_branches, dtype=torch.bool),
-        )
 
     @classmethod
     def of(cls, moments: PopulationMoments, hierarchy: Hierarchy, *, merged: float = MERGED) -> BranchPopulations:
@@ -111,8 +98,34 @@ class BranchPopulations:
         weight = self.log_weight[chosen].cpu().double().softmax(dim=0)
         return Mixture(weight, mean, (axes * variance[:, None]) @ axes.mT)
 
+    def conditioned(self, direction: Tensor, value: float) -> BranchPopulations:
+        """Condition on cells whose product with a direction (of dimensions) is ``value``.
+
+        Leaves are conditioned, and branches above have the moments of the leaves below them.
+        """
+        mixtures = [self.mixture(branch, 0.0) for branch in range(len(self.below))]
+        found = [mixture.conditioned(direction, value).moments for mixture in mixtures]
+        axes, variance = principal_axes(torch.stack([normal.covariance for normal in found]))
+        density = torch.stack([mixture.log_densities_of(direction, value).logsumexp(dim=0) for mixture in mixtures])
+        return replace(
+            self,
+            mean=torch.stack([normal.mean for normal in found]).float(),
+            axes=axes,
+            variance=variance,
+            log_weight=self.log_weight + density.float(),
+        )
+
+    def standardise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Noised cells in units of all noised cells of their branch; the arguments as of :meth:`LatentPrior.denoise`.
+
+        ``(C + sigma**2)**-0.5 (x - m)`` with mean m and covariance C of the cells of the branch.
+        """
+        axes = self.axes[branch]
+        away = _multiply(x - self.mean[branch], axes)
+        return _multiply(away * (self.variance[branch] + sigma[:, None] ** 2).rsqrt(), axes.mT)
+
     def denoised(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-        """Denoised x of the mixtures of the branches; the arguments as of :meth:`BranchedDenoiser.forward`."""
+        """Denoised x of the mixtures of the branches; the arguments as of :meth:`LatentPrior.denoise`."""
         components = self.components(sigma, branch)
         if len(components) == 1:
             chosen = components[0].nonzero().squeeze(1)
@@ -142,4 +155,10 @@ def merging_level(branch: Branch, merged: float = MERGED) -> float:
 def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Principal axes of covariances (... x dimensions x dimensions), and the variances along these."""
     variance, axes = torch.linalg.eigh(covariance.double())
-    return axes.float(), variance.clamp(min=0).float()
+    # in one order in memory, on which the last digits of products depend
+    return axes.float().contiguous(), variance.clamp(min=0).float()
+
+
+def _multiply(x: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply each row of x by its matrix, or all rows by the only one."""
+    return x @ matrices[0] if len(matrices) == 1 else (x[:, None] @ matrices).squeeze(1)

@@ -1,1 +1,0 @@
-"""Diffusion over the hierarchy: the denoiser, its fit, the sampler, and encoding and decoding along branches."""

@@ -1,0 +1,67 @@
+"""Kinds of priors and of decoders by name: those of bdm, of installed packages, and of the running program."""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from bdm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Classes of one family, which are chosen by name and imported when they are needed.
+
+    Attributes
+    ----------
+    what
+        What the family is called in messages.
+    group
+        Entry points of installed packages that have further ones.
+    built_in
+        Those of bdm, as ``module:class``.
+    registered
+        Classes that have been defined, which add themselves.
+    """
+
+    what: str
+    group: str
+    built_in: dict[str, str]
+    registered: dict[str, type[Any]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all kinds, those of bdm first."""
+        installed = [entry.name for entry in entry_points(group=self.group)]
+        return tuple(dict.fromkeys((*self.built_in, *installed, *self.registered)))
+
+    def find(self, name: str) -> type[Any]:
+        """Class of a name.
+
+        Raises
+        ------
+        InputError
+            If there is none of this name.
+        """
+        if name not in self.registered:
+            if name in self.built_in:
+                import_module(self.built_in[name].partition(":")[0])
+            for entry in entry_points(group=self.group, name=name):
+                entry.load()
+        if name not in self.registered:
+            raise InputError(
+                f"There is no {self.what} {name!r} in this installation, which has {', '.join(self.names)}; "
+                "name one of these, or install or import the package that defines it."
+            )
+        return self.registered[name]
+
+
+PRIORS = Kinds(
+    "prior",
+    "bdm.priors",
+    {
+        "mixture": "bdm.prior.mixture:GaussianMixturePrior",
+        "diffusion": "bdm.prior.diffusion:DiffusionPrior",
+        "flow": "bdm.prior.flow:FlowMatchingPrior",
+    },
+)

@@ -1,0 +1,166 @@
+"""The diffusion prior: the mixtures, and a network for what they miss, on the branches where held-out cells gain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import derive, to_tensor
+from bdm._core.training import fabric, train
+from bdm.latent.moments import population_moments
+from bdm.prior.base import FittedPrior, PriorData
+from bdm.prior.held_out import HeldOut, held_out_mask
+from bdm.prior.losses import Denoise, MinibatchLoss, denoising_losses, sample_noised, training_plan
+from bdm.prior.network import BranchNetwork, NetworkPrior
+from bdm.prior.populations import BranchPopulations
+from bdm.settings import PriorSettings
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusionPrior(NetworkPrior, name="diffusion"):
+    """Denoiser D(x; sigma, branch) of all branches: exact for the mixtures, and a network for the remainder.
+
+    ``D = closed form + c_out F((C + sigma**2)**-0.5 (x - m); c_noise, branch)``
+
+    with mean m and covariance C of all cells of the branch. The input and the output of F have the preconditioning of
+    Karras et al. 2022 (arXiv 2206.00364) with C in place of the variance of all data, and
+    ``c_out = sigma / sqrt(1 + sigma**2)``, as cells of one type have unit covariance in whitened space. Most
+    populations are nearly normal, so the network F has little left to learn; D has it on the branches where it is
+    kept, and is the closed form alone on the others.
+    """
+
+    @classmethod
+    @using_threads()
+    def fit(
+        cls,
+        data: PriorData,
+        settings: PriorSettings,
+        *,
+        seed: int,
+        device: str | Fabric = "auto",
+        checkpoint: Checkpoint | None = None,
+        everywhere: bool = False,
+    ) -> FittedPrior:
+        """Train the network on cells that are drawn from their posteriors, and keep it where it validates.
+
+        A cell of population c at noise level sigma trains the branch on the path of c that sigma is in. Held-out cells,
+        not seen by the network nor by the closed form, decide when training ends, and on which branches the network is
+        kept: where their loss is lower with it. Then the closed form has the moments of all cells, and a network that
+        is kept anywhere is trained once more on all cells, for the number of steps that was best for the held-out
+        cells. A tenth of the cells is held out where there are no validation cells.
+
+        Parameters
+        ----------
+        everywhere
+            Keep the network on all branches, trained for all steps, whether held-out cells gain by it or not.
+
+        Returns
+        -------
+        The prior, on the device that it was trained on, with the tables ``training`` (``step``, ``loss``, and the mean
+        loss of held-out cells: ``validation`` with the network on the branches where it would be kept, and
+        ``closed_form`` without; of the training that decides where) and ``branches`` (by ``branch``, with the columns
+        of :class:`bdm.prior.held_out.Comparison`).
+        """
+        workers, hierarchy = fabric(device), data.hierarchy
+        chosen = held_out_mask(data.cells, data.validation, seed=seed)
+        seen = (~chosen).nonzero().squeeze(1)
+        of_seen = population_moments(data.cells.subset(seen), data.whitening)
+        populations = BranchPopulations.of(of_seen, hierarchy)
+        held_out, with_other_noise = (
+            HeldOut.of(data, chosen, populations, settings, seed=derive(seed, part)).to(workers.device)
+            for part in ("training", "decision")
+        )
+        populations = populations.to(workers.device)
+        network = BranchNetwork.initial(data, settings, seed=seed)
+        loss = cls.loss(data, seen, populations, settings, workers)
+        history = train(
+            network,
+            loss,
+            training_plan(settings, workers, seed=seed, patience=settings.patience, untrained=held_out.closed_form),
+            by_group=loss.by_population,
+            validation=lambda trained: held_out.compare(remainder_of(trained, populations)).loss,
+            checkpoint=checkpoint,
+        )
+        # These cells have chosen the step, which favours the network; the noise that did would favour it more
+        comparison = with_other_noise.compare(remainder_of(network, populations), n_looks=len(history))
+        kept = to_tensor(comparison.by_branch["kept"].to_numpy()) | everywhere
+        populations = BranchPopulations.of(data.moments, hierarchy).to(workers.device)
+        if kept.any():
+            network = BranchNetwork.initial(data, settings, seed=seed)
+            loss = cls.loss(data, torch.arange(len(data.cells.population)), populations, settings, workers)
+            steps = settings.n_steps if everywhere else best_step(history, held_out.closed_form)
+            plan = training_plan(settings, workers, seed=seed, n_taken=steps)
+            part = checkpoint.of_part("all-cells") if checkpoint else None
+            train(network, loss, plan, by_group=loss.by_population, checkpoint=part)
+        branches = comparison.by_branch
+        branches.insert(0, "branch", [branch.name for branch in hierarchy.branches])
+        tables = {"training": history.assign(closed_form=held_out.closed_form), "branches": branches}
+        network = network.eval().requires_grad_(False)
+        return FittedPrior(cls(hierarchy, populations, network, kept.to(workers.device)), tables)
+
+    @property
+    def description(self) -> str:
+        """What generates the latents, in a few words."""
+        where = f"on {int(self.kept.sum())} of {len(self.kept)} branches, where held-out cells gain by it"
+        return f"{super().description}, and a network {where if self.kept.any() else 'on no branch, as none gains'}"
+
+    @staticmethod
+    def denoiser(network: nn.Module, populations: BranchPopulations) -> Denoise:
+        """Return a function that denoises by the closed form and a network."""
+        remainder = remainder_of(network, populations)
+
+        def denoise(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            with torch.autocast("cuda", enabled=False):
+                denoised = populations.denoised(x, sigma, branch)
+            return denoised + remainder(x, sigma, branch)
+
+        return denoise
+
+    @classmethod
+    def loss(
+        cls,
+        data: PriorData,
+        trained: Tensor,
+        populations: BranchPopulations,
+        settings: PriorSettings,
+        workers: Fabric,
+        *,
+        first_row: int = 0,
+    ) -> MinibatchLoss:
+        """Loss of denoised cells, at noise levels whose logarithm is normal."""
+
+        def add_noise(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return sample_noised(x, settings, data.hierarchy.sigma_max, generator)
+
+        def losses(network: nn.Module, x: Tensor, noised: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            return denoising_losses(cls.denoiser(network, populations)(noised, sigma, branch), x, sigma)
+
+        return MinibatchLoss(data, trained, add_noise, losses, settings.batch_size, workers, first_row)
+
+
+def remainder_of(network: nn.Module, populations: BranchPopulations) -> Denoise:
+    """Return a function that computes what a network adds to the closed form."""
+
+    def remainder(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        with torch.autocast("cuda", enabled=False):
+            standardised = populations.standardise(x, sigma, branch)
+        noise = sigma[:, None]
+        added: Tensor = noise / (1 + noise**2).sqrt() * network(standardised, noise.log() / 4, branch)
+        return added
+
+    return remainder
+
+
+def best_step(history: pd.DataFrame, untrained: float) -> int:
+    """Step of the network that training gives: the one with the lowest validation loss, or the last if none gains."""
+    best = history["validation"].idxmin()
+    return int(history["step"][best if history["validation"][best] < untrained else history.index[-1]])

@@ -1,0 +1,118 @@
+"""The flow-matching prior: a network for the velocity of cells between data and noise, on all branches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bdm._core.checkpoint import Checkpoint
+from bdm._core.parallel import using_threads
+from bdm._core.seeds import torch_generator
+from bdm._core.training import fabric, train
+from bdm.prior.base import FittedPrior, PriorData
+from bdm.prior.held_out import held_out_mask
+from bdm.prior.losses import Denoise, MinibatchLoss, training_plan
+from bdm.prior.network import BranchNetwork, NetworkPrior
+from bdm.prior.populations import BranchPopulations
+from bdm.settings import PriorSettings
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+N_DRAWS = 40  # of minibatches of held-out cells, whose mean loss decides when training ends
+
+
+@dataclass(frozen=True, eq=False)
+class FlowMatchingPrior(NetworkPrior, name="flow"):
+    """Conditional flow matching on the branches of the hierarchy, by a network alone.
+
+    Cells move on straight lines ``x_t = (1 - t) x + t noise``, and the network is trained to give the mean velocity v
+    of ``noise - x`` at x_t on a branch (Lipman et al. 2023, arXiv 2210.02747; Liu et al. 2023, arXiv 2209.03003).
+    ``x_t / (1 - t)`` is the cell with noise of ``sigma = t / (1 - t)``, so that a branch is an interval of t as it is
+    one of sigma, and ``x_t - t v`` is the denoised x. The input of the network is in units of its branch, and its
+    output is the velocity away from that of the mean of the branch.
+    """
+
+    @classmethod
+    @using_threads()
+    def fit(
+        cls,
+        data: PriorData,
+        settings: PriorSettings,
+        *,
+        seed: int,
+        device: str | Fabric = "auto",
+        checkpoint: Checkpoint | None = None,
+    ) -> FittedPrior:
+        """Train the network, until held-out cells gain no more; see :meth:`LatentPrior.fit`.
+
+        Returns
+        -------
+        The prior with the table ``training``: ``step``, ``loss``, and the loss of held-out cells, ``validation``.
+        """
+        workers = fabric(device)
+        held_out = held_out_mask(data.cells, data.validation, seed=seed)
+        populations = BranchPopulations.of(data.moments, data.hierarchy).to(workers.device)
+        network = BranchNetwork.initial(data, settings, seed=seed)
+        loss, of_held_out = (
+            cls.loss(data, chosen.nonzero().squeeze(1), populations, settings, workers)
+            for chosen in (~held_out, held_out)
+        )
+
+        def validation(trained: nn.Module) -> Tensor:
+            draws = (torch_generator(seed, "held-out flow", i) for i in range(N_DRAWS))
+            return torch.stack([of_held_out(trained, draw) for draw in draws]).mean()
+
+        plan = training_plan(settings, workers, seed=seed, patience=settings.patience)
+        history = train(network, loss, plan, by_group=loss.by_population, validation=validation, checkpoint=checkpoint)
+        kept = torch.ones(len(data.hierarchy.branches), dtype=torch.bool, device=workers.device)
+        prior = cls(data.hierarchy, populations, network.eval().requires_grad_(False), kept)
+        return FittedPrior(prior, {"training": history})
+
+    @property
+    def description(self) -> str:
+        """What generates the latents, in a few words."""
+        return "a network on all branches, trained by flow matching"
+
+    @staticmethod
+    def denoiser(network: nn.Module, populations: BranchPopulations) -> Denoise:
+        """Return a function that denoises by the velocity of a network."""
+
+        def denoise(x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            t = (sigma / (1 + sigma))[:, None]
+            with torch.autocast("cuda", enabled=False):
+                standardised = populations.standardise(x, sigma, branch)
+            velocity = network(standardised, t, branch) - populations.mean[branch]
+            denoised: Tensor = (1 - t) * x - t * velocity
+            return denoised
+
+        return denoise
+
+    @classmethod
+    def loss(
+        cls,
+        data: PriorData,
+        trained: Tensor,
+        populations: BranchPopulations,
+        settings: PriorSettings,
+        workers: Fabric,
+        *,
+        first_row: int = 0,
+    ) -> MinibatchLoss:
+        """Mean squared error of the velocity, at times that are uniform up to that of the highest noise."""
+        last = data.hierarchy.sigma_max / (1 + data.hierarchy.sigma_max)
+
+        def add_noise(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            t = last * torch.rand(len(x), generator=generator).clamp(min=1e-3)
+            sigma = t / (1 - t)
+            return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+        def losses(network: nn.Module, x: Tensor, noised: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            t = (sigma / (1 + sigma))[:, None]
+            denoised = cls.denoiser(network, populations)(noised, sigma, branch)
+            return (((denoised - x) / t) ** 2).mean(dim=1)  # the velocity is (x_t - denoised x) / t
+
+        return MinibatchLoss(data, trained, add_noise, losses, settings.batch_size, workers, first_row)

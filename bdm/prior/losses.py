@@ -1,0 +1,145 @@
+"""What networks of priors are trained by: noise levels, the branches that these are on, and the loss of a minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bdm._core.seeds import Minibatches, derive
+from bdm._core.training import TrainingPlan
+from bdm.hierarchy.tree import Hierarchy
+from bdm.prior.base import PriorData
+from bdm.settings import PriorSettings
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+BLOCK = 4096  # cells that are denoised together
+
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # as LatentPrior.denoise
+
+
+def sample_noised(
+    x: Tensor, settings: PriorSettings, highest: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Add noise to cells (cells x dimensions), each at a random level up to ``highest``; returns cells and levels."""
+    log_sigma = torch.randn(len(x), generator=generator) * settings.log_sigma_scale
+    sigma = (log_sigma + settings.log_sigma_mean).exp().clamp(max=highest)
+    return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
+
+
+def denoised_in_blocks(denoise: Denoise, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+    """Denoise many cells, some at a time; the arguments as of :meth:`bdm.prior.base.LatentPrior.denoise`.
+
+    Each cell has its own noise level and branch.
+    """
+    blocks = zip(x.split(BLOCK), sigma.split(BLOCK), branch.split(BLOCK), strict=True)
+    return torch.cat([denoise(*block) for block in blocks])
+
+
+def denoising_losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """Mean squared error of each denoised cell, weighted by noise level."""
+    return ((1 + 1 / sigma**2)[:, None] * (denoised - x) ** 2).mean(dim=1)
+
+
+def branches_at(table: tuple[Tensor, Tensor], population: Tensor, sigma: Tensor) -> Tensor:
+    """Denoiser's branch on the path of each cell at its noise level, given the :func:`branch_table`."""
+    upper, branch = table
+    return branch[population].gather(1, torch.searchsorted(upper[population], sigma[:, None])).squeeze(1)
+
+
+def branch_table(hierarchy: Hierarchy, populations: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """Branches on the path of each population, from the leaf up.
+
+    Returns
+    -------
+    The highest noise level of each branch (infinite for the last) and its row in the prior, both populations x
+    longest path; ``searchsorted`` in the first gives the column in the second.
+    """
+    paths = [hierarchy.path(population)[::-1] for population in populations]
+    longest = max(len(path) for path in paths)
+    upper = torch.full((len(paths), longest), torch.inf)
+    branch = torch.zeros(len(paths), longest, dtype=torch.long)
+    for row, path in enumerate(paths):
+        for column, segment in enumerate(path):
+            upper[row, column] = segment.high if column + 1 < len(path) else torch.inf
+            branch[row, column] = segment.row
+    return upper, branch
+
+
+@dataclass(frozen=True, eq=False)
+class MinibatchLoss:
+    """Loss of a minibatch of cells; each of several processes takes its share of the minibatch.
+
+    Attributes
+    ----------
+    trained
+        Indices of the cells to draw from.
+    add_noise
+        Adds noise to cells, and returns them with the noise level of each.
+    losses
+        Computes the loss of each cell from the network, the cells without and with noise, levels and branches.
+    first_row
+        Row of the first branch of the tree in the prior.
+    """
+
+    data: PriorData
+    trained: Tensor
+    add_noise: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+    losses: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
+    batch_size: int
+    workers: Fabric
+    first_row: int = 0
+
+    @cached_property
+    def minibatches(self) -> Minibatches:
+        """Cells to draw from, by population."""
+        return Minibatches.of(self.data.cells.population[self.trained])
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Branches on the path of each population."""
+        return branch_table(self.data.hierarchy, self.data.cells.populations)
+
+    def of_cells(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Losses of the cells of a minibatch, and their populations."""
+        data = self.data
+        index = self.trained[self.minibatches.draw(self.batch_size, generator)]
+        x = data.whitening(data.cells.sample(index, generator))
+        noised, sigma = self.add_noise(x, generator)
+        population = data.cells.population[index]
+        on = self.first_row + branches_at(self.table, population, sigma)
+        share = slice(self.workers.global_rank, None, self.workers.world_size)
+        of_share = (values[share].to(self.workers.device) for values in (x, noised, sigma, on))
+        return self.losses(network, *of_share), population[share]
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
+        """Mean loss."""
+        losses, _ = self.of_cells(network, generator)
+        weight = self.workers.world_size * len(losses) / self.batch_size  # shares may differ by a cell
+        return weight * losses.mean()
+
+    def by_population(self, network: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """Mean loss of the cells of each population in the minibatch."""
+        losses, population = self.of_cells(network, generator)
+        names = self.data.cells.populations
+        return {names[code]: float(losses.cpu()[population == code].mean()) for code in population.unique()}
+
+
+def training_plan(settings: PriorSettings, workers: Fabric, *, seed: int, **more: Any) -> TrainingPlan:
+    """Plan of the training of a network; ``more`` are fields of :class:`bdm.training.TrainingPlan`."""
+    return TrainingPlan(
+        settings.n_steps,
+        settings.learning_rate,
+        seed=derive(seed, "denoiser steps"),
+        device=workers,
+        what="the network of the prior",
+        averaging=settings.averaging,
+        **more,
+    )
