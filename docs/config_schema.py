@@ -184,7 +184,7 @@ SECTIONS = {
         "The hierarchy of cell types.", "the tree of cell types", of_stage(HierarchySettings, optional("tree", Tree))
     ),
     "train": Section(
-        "The branched denoiser, and the flat one that it is compared with.",
+        "The prior: which distribution of latents generates the cells, and how its network is trained, if it has one.",
         "the branched model, and the flat one that it is compared with",
         of_stage(PriorSettings),
     ),
