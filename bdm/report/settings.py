@@ -18,6 +18,7 @@ from bdm.settings import (
     HierarchySettings,
     InterpretationSettings,
     PrepareSettings,
+    PriorSettings,
 )
 
 DEFAULTS = PrepareSettings()
