@@ -33,8 +33,6 @@ from bdm.autoencoder.storage import (
     GeneAutoencoder,
     load_autoencoder,
     save_autoencoder,
-    table_from_json,
-    table_to_json,
 )
 from bdm.data import matrix
 from bdm.data.matrix import take_cells, take_rows
@@ -882,28 +880,3 @@ def test_autoencoder_of_other_content(saved, change):
     )
     with pytest.raises(InputError, match="damaged"):
         load_autoencoder(folder)
-
-
-def test_table_comes_back_with_missing_values():
-    table = pd.DataFrame(
-        {
-            "number": [1, 2, 3],
-            "real": [0.5, np.nan, np.inf],
-            "flag": [True, False, True],
-            "text": ["a", None, "δ"],
-            "group": pd.Categorical(["x", None, "y"]),
-        },
-        index=["g1", "g2", "g3"],
-    )
-    content = table_to_json(table)
-    assert content["columns"] == {
-        "number": [1, 2, 3],
-        "real": [0.5, None, None],
-        "flag": [True, False, True],
-        "text": ["a", None, "δ"],
-        "group": ["x", None, "y"],
-    }
-    back = table_from_json(content)
-    assert list(back.index) == ["g1", "g2", "g3"]
-    assert back["number"].dtype == int
-    assert back["real"].iloc[0] == 0.5

@@ -1,16 +1,12 @@
 import itertools
-import json
 import os
-import stat
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from bdm._core.files import atomic_write, read_json, sha256, write_checksummed_json, write_json
+from bdm._core.files import atomic_write, read_json, sha256, write_json
 from bdm._core.seeds import derive, numpy_generator, torch_generator
-from bdm._core.store import FORMAT, TEXT, Bundle, pack_tables, read_bundle, unpack_tables, write_bundle
 from bdm.errors import InputError
 
 
@@ -168,76 +164,7 @@ def test_no_json_file(tmp_path):
         read_json(tmp_path)
 
 
-# ---- bundles of tensors
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    tensors = {"a": {"x": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor([3])}, "b": {"y": torch.zeros(0)}}
-    write_bundle(tmp_path, "thing", Bundle({"what": "ever"}, tensors))
-    return tmp_path
-
-
-def test_bundle_comes_back(bundle):
-    read = read_bundle(bundle, "thing")
-    assert read.content["what"] == "ever"
-    assert torch.equal(read.tensors["a"]["x"], torch.arange(6.0).reshape(2, 3).T)
-    assert torch.equal(read.tensors["a"]["n"], torch.tensor([3]))
-    assert read.tensors["b"]["y"].shape == (0,)
-
-
-def test_bundle_is_as_readable_as_other_files(bundle):
-    modes = {stat.S_IMODE(os.stat(path).st_mode) for path in bundle.iterdir()}
-    (bundle / "other").write_text("")
-    assert modes == {stat.S_IMODE(os.stat(bundle / "other").st_mode)}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "a.safetensors").unlink(),
-        lambda folder: (folder / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-1]),
-        lambda folder: (folder / "thing.json").unlink(),
-        lambda folder: (folder / "thing.json").write_text("[]"),
-        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT}}}'),
-        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT}, "checksums": 3}}'),
-        lambda folder: (folder / "thing.json").write_text(f'{{"format": {FORMAT + 1}, "checksums": {{}}}}'),
-    ],
-)
-def test_damaged_bundle(bundle, damage):
-    damage(bundle)
-    with pytest.raises(InputError):
-        read_bundle(bundle, "thing")
-
-
-def test_no_safetensors_with_right_checksum(bundle):
-    (bundle / "a.safetensors").write_bytes(b"no tensors")
-    content = json.loads((bundle / "thing.json").read_text())
-    content["checksums"]["a.safetensors"] = sha256(bundle / "a.safetensors")
-    del content["checksum"]
-    write_checksummed_json(bundle / "thing.json", content)
-    with pytest.raises(InputError, match="not a safetensors file"):
-        read_bundle(bundle, "thing")
-
-
 # ---- seeds
-
-
-def test_tables_come_back():
-    numbers = {"single": np.float32([0.1, np.nan]), "double": [0.1, 1e300], "whole": [3, -1], "truth": [True, False]}
-    table = pd.DataFrame({"gene": ["NA", "é"], **numbers, "set": ["a", "a"]})
-    tables = {"one": table, "no/rows": table[:0]}
-    found = unpack_tables(*pack_tables(tables))
-    assert list(found) == list(tables)
-    for name, expected in tables.items():
-        pd.testing.assert_frame_equal(found[name], expected)
-
-
-@pytest.mark.parametrize("texts", [["a", None, "b"], [None, None, None]])
-def test_missing_text_stays_missing(texts):
-    table = pd.DataFrame({"gene": texts}, dtype=object)
-    found = unpack_tables(*pack_tables({"genes": table}))["genes"]
-    assert list(found["gene"]) == list(pd.Series(texts, dtype=TEXT))  # None, or NaN since pandas 3
 
 
 def test_derived_seeds_differ():

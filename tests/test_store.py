@@ -1,6 +1,7 @@
 """Dataclasses come back from their files, as they were, or are rejected."""
 
 import json
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from same_tables import assert_same_table
 from torch import Tensor, nn
 
-from bdm._core.files import write_checksummed_json
+from bdm._core.files import sha256, write_checksummed_json
 from bdm._core.store import FORMAT, TEXT, checksum_of, load, save
 from bdm.errors import InputError
 
@@ -140,3 +141,19 @@ def test_facts_of_another_folder_are_rejected(whole, tmp_path):
     assert load(tmp_path, "thing", Whole, model="one").record == whole.record
     with pytest.raises(InputError, match=r"thing\.json is of another model than the folder's"):
         load(tmp_path, "thing", Whole, model="other")
+
+
+def test_files_are_as_readable_as_others(whole, tmp_path):
+    save(tmp_path, "thing", whole)
+    (tmp_path / "other").write_text("")
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}) == 1
+
+
+def test_no_tensors_with_the_right_checksum_are_rejected(whole, tmp_path):
+    save(tmp_path, "thing", whole)
+    (tmp_path / "thing.safetensors").write_bytes(b"no tensors")
+    content = json.loads((tmp_path / "thing.json").read_text())
+    del content["checksum"]
+    write_checksummed_json(tmp_path / "thing.json", {**content, "tensors": sha256(tmp_path / "thing.safetensors")})
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load(tmp_path, "thing", Whole)

@@ -134,18 +134,3 @@ def load_autoencoder(folder: Path) -> GeneAutoencoder:
         If it is not the folder of an autoencoder, or is damaged.
     """
     return load(folder, "autoencoder", GeneAutoencoder)
-
-
-def table_to_json(table: pd.DataFrame) -> dict[str, Any]:
-    """Table as JSON content; missing and infinite values, which JSON lacks, become null."""
-    columns = {}
-    for name, column in table.items():
-        values = [v.item() if isinstance(v, np.generic) else v for v in column]
-        columns[str(name)] = [None if pd.isna(v) or v in (np.inf, -np.inf) else v for v in values]
-    return {"index": table.index.astype(str).tolist(), "columns": columns}
-
-
-def table_from_json(content: dict[str, Any]) -> pd.DataFrame:
-    """Table from :func:`table_to_json`."""
-    index, names = (pd.Index(list(names), dtype=str) for names in (content["index"], content["columns"]))
-    return pd.DataFrame(content["columns"], index=index, columns=names)
