@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.stats import norm, sem, t
 
 from bdm._core import store
 from bdm._core.files import write_json
@@ -19,10 +19,11 @@ from bdm.audit.verdict import (
     N_DRAWS,
     N_PERMUTATIONS,
     AuditVerdict,
-    curves,
+    areas,
     null_of_units,
     of_units,
     score_columns,
+    sides_in,
     some_cells,
     spread_of_auc,
     standardised,
@@ -86,24 +87,28 @@ class Audit:
         cells of each donor, NaN for all. ``auc`` is the area under the ROC curve of members against non-members, and
         ``true_positives`` the share of members that are found where 1% of non-members are taken for members.
         """
-        tables = [self._areas(self._cells, "cell")]
+        tables = [areas(self._cells, ["fold"]).assign(level="cell", n_cells=np.nan)]
         if self.unit == "donor":
-            tables.append(self._areas(self._units, "donor"))
+            tables.append(areas(self._units, ["fold"]).assign(level="donor", n_cells=np.nan))
             largest = self.scores.groupby(["fold", "unit"]).size().max()
             tables += [self._areas_of_some(number) for number in NUMBERS_OF_CELLS if number < largest]
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(tables, ignore_index=True)[["fold", *ROW, "auc", "true_positives"]]
+
+    def _areas_of_some(self, number: int) -> pd.DataFrame:
+        """Compute the areas of donors from some of their cells, as means over draws of these."""
+        rng = numpy_generator(self.record["seed"], "cells of donors", number)
+        draws = [areas(of_units(some_cells(self._cells, number, rng)), ["fold"]) for _ in range(N_DRAWS)]
+        means = {name: np.mean([draw[name] for draw in draws], axis=0) for name in ("auc", "true_positives")}
+        return draws[0].assign(**means, level="donor", n_cells=number)
 
     @cached_property
     def attacks(self) -> pd.DataFrame:
         """The table :attr:`by_fold` as means over folds, with 95% intervals of the area (``low``, ``high``)."""
         rows = []
         for key, of in self.by_fold.groupby(ROW, sort=False, dropna=False):
-            low, high = interval(of["auc"].to_numpy())
-            means = of[["auc", "true_positives"]].mean()
-            rows.append(
-                {**dict(zip(ROW, key, strict=True)), "auc": means["auc"], "low": low, "high": high}
-                | {"true_positives": means["true_positives"], "n_folds": int(of["auc"].notna().sum())}
-            )
+            low, high = interval(of["auc"].dropna().to_numpy())
+            means = {"auc": of["auc"].mean(), "low": low, "high": high, "true_positives": of["true_positives"].mean()}
+            rows.append({**dict(zip(ROW, key, strict=True)), **means, "n_folds": int(of["auc"].count())})
         return pd.DataFrame(rows)
 
     @property
@@ -120,26 +125,21 @@ class Audit:
         (of donors, or of cells without donors) that chance reaches in any attack and cell type in one of 20 audits,
         by a normal approximation. An area is beyond chance if it is above the limit: with a limit of 1, none is.
         """
-        level = "auc_of_donors" if self.unit == "donor" else "auc"
-        columns = score_columns(self.scores)
-        names = self.scores["cell_type"].unique()
-        n_attacks = sum(name.startswith(f"{GENERATED}/") for name in columns)
-        z = norm.isf(LEVEL / max(n_attacks * len(names), 1))
+        by = ["cell_type", "set", "attack"]
         units = of_units(self._cells, by=("cell_type",))
-        found = {"auc": self._label_areas(self._cells), level: self._label_areas(units)}
-        rows = []
-        for name in names:
-            of_type = [of for _, of in units[units["cell_type"] == name].groupby("fold")]
-            members = [int((of["member"] > 0).sum()) for of in of_type]
-            spreads = [spread_of_auc(n, len(of) - n) for n, of in zip(members, of_type, strict=True)]
-            spread = np.sqrt(np.square(spreads).sum()) / len(spreads)
-            limit = np.minimum(0.5 + z * spread, 1.0)  # with few units, the approximation exceeds all areas
-            n_cells = int((self.scores["cell_type"] == name).sum() / self.n_folds)
-            for column in columns:
-                areas = {key: areas_of.get((name, column), np.nan) for key, areas_of in found.items()}
-                key = dict(zip(("set", "attack"), column.split("/"), strict=True))
-                rows.append({"cell_type": name, **key, "n_cells": n_cells, **areas, "limit": limit})
-        return pd.DataFrame(rows)
+        table = areas(self._cells, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean().to_frame()
+        if self.unit == "donor":
+            table["auc_of_donors"] = areas(units, ["cell_type", "fold"]).groupby(by, sort=False)["auc"].mean()
+        table = table.reset_index()
+        n_cells = self.scores["cell_type"].value_counts() // self.n_folds
+        table.insert(len(by), "n_cells", table["cell_type"].map(n_cells))
+        z = norm.isf(LEVEL / max((table["set"] == GENERATED).sum(), 1))
+        limits = {}
+        for name, of_type in units.groupby("cell_type"):
+            spreads = [spread_of_auc(*sides) for sides in sides_in(of_type)]
+            # with few units, the approximation exceeds all areas
+            limits[name] = np.minimum(0.5 + z * np.sqrt(np.square(spreads).sum()) / len(spreads), 1.0)
+        return table.assign(limit=table["cell_type"].map(limits))
 
     @cached_property
     def verdict(self) -> AuditVerdict:
@@ -150,37 +150,7 @@ class Audit:
         ]
         null = null_of_units(units, columns, n_permutations=N_PERMUTATIONS, seed=derive(self.record["seed"], "null"))
         means = self.attacks_on_units["auc"].loc[GENERATED]
-        member = units.groupby("fold")["member"]
-        n_members = member.agg(lambda of: int((of > 0).sum()))
-        sides = list(zip(n_members, member.size() - n_members, strict=True))
-        return verdict_of(dict(means.dropna()), null, sides=sides, unit=self.unit)
-
-    def _areas(self, table: pd.DataFrame, level: str, n_cells: float = np.nan) -> pd.DataFrame:
-        """Compute the areas of all scores of cells or units, by fold."""
-        rows = []
-        for fold, of in table.groupby("fold", sort=True):
-            for column, auc, true_positives in curves(of, score_columns(table)):
-                key = dict(zip(("set", "attack"), column.split("/"), strict=True))
-                rows.append({"fold": fold, **key, "level": level, "n_cells": n_cells, "auc": auc})
-                rows[-1] |= {"true_positives": true_positives}
-        return pd.DataFrame(rows)
-
-    def _areas_of_some(self, number: int) -> pd.DataFrame:
-        """Compute the areas of donors from some of their cells, as means over draws of these."""
-        rng = numpy_generator(self.record["seed"], "cells of donors", number)
-        draws = [self._areas(of_units(some_cells(self._cells, number, rng)), "donor", number) for _ in range(N_DRAWS)]
-        mean = draws[0].copy()
-        for column in ("auc", "true_positives"):
-            mean[column] = np.mean([draw[column] for draw in draws], axis=0)
-        return mean
-
-    def _label_areas(self, table: pd.DataFrame) -> dict[tuple[str, str], float]:
-        """Compute areas by cell type and column, as means over folds."""
-        found: dict[tuple[str, str], list[float]] = {}
-        for (name, _), of in table.groupby(["cell_type", "fold"], sort=False):
-            for column, auc, _ in curves(of, score_columns(table)):
-                found.setdefault((str(name), column), []).append(auc)
-        return {key: float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan for key, areas in found.items()}
+        return verdict_of(dict(means.dropna()), null, sides=sides_in(units), unit=self.unit)
 
     def best_by_type(self, *, on_model: bool) -> Iterator[tuple[str, str, float, float]]:
         """Yield each cell type with the best attack on generated cells, its area and the limit of chance.
@@ -243,8 +213,7 @@ def joined_by_fold(entries: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def interval(areas: np.ndarray) -> tuple[float, float]:
     """Compute the 95% interval of the mean of areas over folds, by Student's t; NaN for a single fold."""
-    areas = areas[np.isfinite(areas)]
     if len(areas) < 2:
         return np.nan, np.nan
-    half = t.ppf(0.975, len(areas) - 1) * areas.std(ddof=1) / np.sqrt(len(areas))
+    half = t.ppf(0.975, len(areas) - 1) * sem(areas)
     return float(max(areas.mean() - half, 0)), float(min(areas.mean() + half, 1))

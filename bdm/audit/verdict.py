@@ -1,6 +1,5 @@
 """ROC curves of the scores of attacks, by cells and by units, and the verdict: what they found beyond chance."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,30 +50,46 @@ def some_cells(cells: pd.DataFrame, number: int, rng: np.random.Generator) -> pd
     return shuffled[rank < number]
 
 
-def curves(table: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, float, float]]:
-    """Compute, for each score, the area under the ROC curve, and the share of members at 1% of non-members.
+def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Compute the areas under ROC curves of all scores.
 
     Parameters
     ----------
     table
         Cells or units with ``member``, and their scores.
+    by
+        Columns that divide the table, such as the fold.
+
+    Returns
+    -------
+    A row for each part of the table and each score, with ``set`` and ``attack``: ``auc``, and ``true_positives``, the
+    share of members that are found where 1% of non-members are; NaN without members or without non-members.
     """
-    for name in columns:
-        known = table[name].notna()
-        member = table.loc[known, "member"] > 0
-        if member.all() or not member.any():
-            yield name, np.nan, np.nan
-            continue
-        score = table.loc[known, name]
-        false, true, _ = roc_curve(member, score, drop_intermediate=False)
-        yield name, float(roc_auc_score(member, score)), float(true[false <= FALSE_POSITIVES].max())
+    rows = []
+    for key, of in table.groupby(by, sort=False):
+        for column in score_columns(table):
+            score = of[column].dropna()
+            member = of["member"][score.index] > 0
+            auc = true_positives = np.nan
+            if member.any() and not member.all():
+                false, true, _ = roc_curve(member, score, drop_intermediate=False)
+                auc, true_positives = roc_auc_score(member, score), true[false <= FALSE_POSITIVES].max()
+            rows.append([*key, *column.split("/"), auc, true_positives])
+    return pd.DataFrame(rows, columns=[*by, "set", "attack", "auc", "true_positives"])
+
+
+def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
+    """Count the members and the non-members in each fold."""
+    is_member = units["member"] > 0
+    n_members = is_member.groupby(units["fold"]).sum()
+    return list(zip(n_members, is_member.groupby(units["fold"]).size() - n_members, strict=True))
 
 
 def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
     """Compute areas under ROC curves after permutations of membership among the units of each fold.
 
     All scores of a unit stay together, so that the areas of several attacks depend on each other as they do. As in
-    :func:`curves`, units without a score do not count.
+    :func:`areas`, units without a score do not count.
 
     Returns
     -------
