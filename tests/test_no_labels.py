@@ -181,7 +181,7 @@ def test_interpretation_of_one_population_is_empty(interpretation, tmp_path):
     interpretation.save(tmp_path / "interpretation")
     loaded = Interpretation.load(tmp_path / "interpretation")
     assert loaded.nodes == {}
-    assert loaded.ancestral_states.expression.index.tolist() == [WITHOUT_LABELS]
+    assert loaded.ancestral_states.expression.columns.tolist() == [WITHOUT_LABELS]
     for name in ("nodes", "branch_genes", "commitment", "agreement", "enrichment", "markers"):
         table = pd.read_csv(tmp_path / f"interpretation/{name}.csv")
         assert len(table) == 0
