@@ -1,4 +1,5 @@
 import os
+import sys
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -88,3 +89,19 @@ def small_model():
 def batch_model():
     """Model of the example cells in two batches: a third of the cells is in ``two``, but no B cell is."""
     return kept_model(fit_with_batches)
+
+
+@pytest.fixture
+def bdm(monkeypatch, capsys):
+    """Run a command; gives its exit code and what it wrote to stderr."""
+
+    from bdm.cli import main
+
+    def run(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["bdm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run

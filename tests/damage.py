@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,19 +218,24 @@ def run(kind: str, folder: Path, numbers: range) -> list[Case]:
     return cases
 
 
-def main(folder: Path, kind: str, start: int, stop: int) -> None:
+def attempts(kind: str, folder: Path, numbers: range) -> Iterator[Case]:
+    """Try cases in this process."""
+    expected = READERS[kind](folder / "whole" / kind)
+    with tempfile.TemporaryDirectory() as work:
+        for number in numbers:
+            path = damaged(kind, folder / "whole" / kind, folder / "other" / kind, Path(work), number)
+            signal.alarm(SECONDS)
+            yield attempt(kind, path, expected, number)
+            signal.alarm(0)
+
+
+def main(folder: Path, kind: str, numbers: range) -> None:
     """Try cases and report each."""
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    expected = READERS[kind](folder / "whole" / kind)
-    with tempfile.TemporaryDirectory() as work:
-        for number in range(start, stop):
-            path = damaged(kind, folder / "whole" / kind, folder / "other" / kind, Path(work), number)
-            signal.alarm(SECONDS)
-            case = attempt(kind, path, expected, number)
-            signal.alarm(0)
-            print("CASE:", json.dumps(case.__dict__), flush=True)
+    for case in attempts(kind, folder, numbers):
+        print("CASE:", json.dumps(case.__dict__), flush=True)
 
 
 def summary(cases: list[Case]) -> str:
@@ -241,7 +246,7 @@ def summary(cases: list[Case]) -> str:
 if __name__ == "__main__":
     faulthandler.enable()
     if len(sys.argv) == 5:
-        main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        main(Path(sys.argv[1]), sys.argv[2], range(int(sys.argv[3]), int(sys.argv[4])))
     else:
         for each in sys.argv[3:] or READERS:
             found = run(each, Path(sys.argv[1]), range(int(sys.argv[2])))

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import anndata
 import pytest
 import yaml
-from test_cli import bdm  # noqa: F401
 
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
@@ -222,7 +221,7 @@ def test_other_cells_are_rejected(saved, generated, example_cells, tmp_path):
         GeneratedFile.read(tmp_path / "part.h5ad", model, checksum=checksum)
 
 
-def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):  # noqa: F811
+def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):
     given = ("--source", "Study | of blood", "--contact", "A. Miller", "--cells", generated)
     assert bdm("card", saved, *given, "--out", tmp_path / "card.md")[0] == 0
     card = (tmp_path / "card.md").read_text()
@@ -235,7 +234,7 @@ def test_source_and_contact_are_stated(saved, generated, bdm, tmp_path):  # noqa
 # ---- command
 
 
-def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tmp_path):  # noqa: F811
+def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tmp_path):
     out = tmp_path / "card.md"
     record = evaluation.provenance | {"sha256": {"model": checksum_of(saved, "model")}}
     replace(evaluation, provenance=record).save(tmp_path / "evaluation")
@@ -257,7 +256,7 @@ def test_command_prints_the_card(saved, evaluation, bdm, capsys, monkeypatch, tm
         (("MODEL", "--out", "MODEL"), "is a directory"),
     ],
 )
-def test_bad_input_is_one_sentence(saved, bdm, arguments, expected, tmp_path, monkeypatch):  # noqa: F811
+def test_bad_input_is_one_sentence(saved, bdm, arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, err = bdm("card", *(saved if word == "MODEL" else word for word in arguments))
     assert code == 2

@@ -28,22 +28,6 @@ from bdm.hierarchy.tree import Branch, Hierarchy
 COMMANDS = get_command(app).commands
 
 
-@pytest.fixture
-def bdm(monkeypatch, capsys):
-    """Run a command; gives its exit code and what it wrote to stderr."""
-
-    def run(*arguments) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["bdm", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            return end.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return run
-
-
 def files(folder) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
 

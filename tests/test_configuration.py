@@ -263,8 +263,9 @@ def test_no_labels_run_what_depends_on_labels(in_finished):
     assert planned_rules(with_value("dataset/label_key", None)) == both(PREPARE, EXTEND)
 
 
-@pytest.mark.parametrize("key", [key for key in keys() if key.startswith(tuple(f"{name}/" for name in SECTIONS))])
-def test_another_value_for_one_data_set(in_finished, key):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_another_value_for_one_data_set(in_finished, section):
+    key = next(key for key in keys() if key.startswith(f"{section}/"))
     value, rules = CHANGES[key]
     assert planned_rules(with_value(key, value, own=True)) == rules
 

@@ -10,7 +10,6 @@ import pytest
 import scanpy as sc
 import typer
 import yaml
-from test_cli import bdm  # noqa: F401
 
 from bdm.cli import app
 from bdm.data.prepare import prepare
@@ -201,6 +200,7 @@ def test_generated_and_real_cells_are_joined(small_model, example_cells):
     assert cells.obs["source"].value_counts().to_dict() == {"real": 700, "generated": found["generated"].n_obs}
 
 
+@pytest.mark.slow
 def test_clusters_are_labels(example_cells, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = {"adata": example_cells.copy()}
@@ -209,7 +209,8 @@ def test_clusters_are_labels(example_cells, tmp_path, monkeypatch):
     assert prepared.obs["cell_type"].nunique() > 2
 
 
-def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+@pytest.mark.slow
+def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm):
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/any_simulator.md"
     first, *commands = [line.removeprefix("bdm ") for line in code_lines(page) if line.startswith("bdm ")]
@@ -230,7 +231,7 @@ def test_page_on_any_simulator_runs(example_cells, tmp_path, monkeypatch, bdm): 
     assert excess[["library_size", "cell_zero_fraction", "clustering"]].min() > 0.05
 
 
-def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, bdm):  # noqa: F811
+def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, bdm):
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/designed_experiments.md"
     blocks = fenced(page)
@@ -250,7 +251,7 @@ def test_page_on_designed_experiments_runs(small_model, tmp_path, monkeypatch, b
     assert top["planted"].mean() > 0.2  # and 0.1 by chance
 
 
-def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):  # noqa: F811
+def test_page_on_conditions_runs(example_cells, tmp_path, monkeypatch, bdm):
     """With identifiers as gene names, counts in a layer, and cells without a label."""
     monkeypatch.chdir(tmp_path)
     cells = example_cells.copy()
@@ -310,7 +311,7 @@ def faulty(example_cells, tmp_path, monkeypatch) -> None:
     empty.write_h5ad("empty.h5ad")
 
 
-def test_messages_are_those_that_bdm_prints(faulty, bdm):  # noqa: F811
+def test_messages_are_those_that_bdm_prints(faulty, bdm):
     shown = [content.splitlines() for language, content in fenced(ROOT / "docs/own_data.md") if language == "console"]
     assert len(shown) > 5
     for command, message in shown:

@@ -20,7 +20,7 @@ from bdm.settings import AutoencoderSettings, PrepareSettings
 
 N_GENES, N_DONORS = 120, 8
 MIN_DONORS = 4
-QUICK = AutoencoderSettings(n_latent=8, n_steps=120, sub_populations="auto")
+QUICK = AutoencoderSettings(n_latent=8, n_steps=60, sub_populations="auto")
 
 
 def cells_with_a_clone(seed: int = 0, *, n_cells: int = 60, n_clone: int = 80) -> AnnData:
@@ -73,6 +73,7 @@ def test_fewer_sub_populations_than_asked_for_are_named_where_donors_are_too_few
     assert "'b' (1)" in said
 
 
+@pytest.mark.slow
 def test_a_column_that_is_not_named_as_the_donors_is_ignored(caplog):
     prepared = prepare(cells_with_a_clone(), settings(donor_key=None))
     assert len(fit_autoencoder(prepared, QUICK, seed=0, provenance={})[0].sub_populations) == 2

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from cellxgene import as_schema_requires
-from test_cli import bdm  # noqa: F401
 from test_generation_parts import content
 
 from bdm.api import BranchedDiffusion
@@ -46,7 +45,7 @@ def generated(model, cells, original, *, seed=0):
     return with_schema(found, OriginalCells.of(original, model, KEYS), model, request, seed=seed)
 
 
-def test_command_writes_what_the_schema_requires(folder, bdm, original, small_model):  # noqa: F811
+def test_command_writes_what_the_schema_requires(folder, bdm, original, small_model):
     code, err = bdm("generate", folder / "model", folder / "like.h5ad", "--like", folder / "original.h5ad", "--seed", 3)
     assert code == 0, err
     cells = anndata.read_h5ad(folder / "like.h5ad")
@@ -68,7 +67,7 @@ def test_command_writes_what_the_schema_requires(folder, bdm, original, small_mo
     }
 
 
-def test_number_of_cells_may_be_given(folder, bdm):  # noqa: F811
+def test_number_of_cells_may_be_given(folder, bdm):
     arguments = ("generate", folder / "model", folder / "few.h5ad", "--like", folder / "original.h5ad", "--cells", 2)
     assert bdm(*arguments)[0] == 0
     assert (anndata.read_h5ad(folder / "few.h5ad").obs["bulk_labels"].value_counts() == 2).all()
@@ -146,7 +145,7 @@ def test_labels_and_organism_of_older_versions_are_carried(original, small_model
     assert found.uns["organism_ontology_term_id"] == "NCBITaxon:9606"
 
 
-def test_merged_parts_are_the_cells_of_one_job(folder, bdm, tmp_path):  # noqa: F811
+def test_merged_parts_are_the_cells_of_one_job(folder, bdm, tmp_path):
     like = ("--like", folder / "original.h5ad", "--cells", 300, "--seed", 2)
     parts = [tmp_path / f"{number}.h5ad" for number in (1, 2)]
     for number, path in enumerate(parts, start=1):
@@ -157,7 +156,7 @@ def test_merged_parts_are_the_cells_of_one_job(folder, bdm, tmp_path):  # noqa: 
     assert content(tmp_path / "merged.h5ad") == content(tmp_path / "whole.h5ad")
 
 
-def test_python_generates_as_the_command_does(folder, bdm, original, small_model, tmp_path):  # noqa: F811
+def test_python_generates_as_the_command_does(folder, bdm, original, small_model, tmp_path):
     assert bdm("generate", folder / "model", tmp_path / "like.h5ad", "--like", folder / "original.h5ad")[0] == 0
     expected = anndata.read_h5ad(tmp_path / "like.h5ad")
     found = small_model.generate(like=original)
@@ -217,7 +216,7 @@ def test_original_without_a_type_is_rejected(original, small_model):
         OriginalCells.of(cells, small_model.model, KEYS)
 
 
-def test_command_names_the_file(folder, bdm, original, tmp_path):  # noqa: F811
+def test_command_names_the_file(folder, bdm, original, tmp_path):
     cells = original.copy()
     without_title(cells)
     cells.write_h5ad(tmp_path / "untitled.h5ad")
@@ -232,7 +231,7 @@ def test_command_names_the_file(folder, bdm, original, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.skipif("CELLXGENE_SCHEMA" not in os.environ, reason="CELLXGENE_SCHEMA is the path of cellxgene-schema")
-def test_validator_accepts_the_cells(example_cells, small_settings, tmp_path, bdm):  # noqa: F811
+def test_validator_accepts_the_cells(example_cells, small_settings, tmp_path, bdm):
     program = Path(os.environ["CELLXGENE_SCHEMA"])
     [genes] = program.parents[1].glob("lib/*/site-packages/cellxgene_schema/gencode_files/genes_homo_sapiens.csv.gz")
     identifiers = pd.read_csv(genes, header=None).drop_duplicates(1).set_index(1)[0]

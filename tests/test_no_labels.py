@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from same_tables import assert_same_table
 from sklearn.metrics import adjusted_rand_score
-from test_cli import bdm  # noqa: F401
 from test_workflow import demo_config, dry_run, shell_commands
 
 import bdm as package
@@ -100,7 +99,7 @@ def test_too_few_cells_are_rejected_in_one_sentence(cells):
         prepare(cells[:9].copy(), PrepareSettings(n_genes=5, label_key=None, test=0.2))
 
 
-def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):  # noqa: F811
+def test_messages_on_labels_name_the_way_without(cells, tmp_path, bdm):
     cells[:60].copy().write_h5ad(tmp_path / "cells.h5ad")
     given = [tmp_path / "cells.h5ad", tmp_path / "out.h5ad"]
     for options, problem in {

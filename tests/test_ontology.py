@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from terms import TERMS
-from test_cli import bdm  # noqa: F401
 
 from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
@@ -152,7 +151,7 @@ def folder(example_cells, tmp_path_factory):
     return folder
 
 
-def test_command_compares_the_ontology_with_clustering(folder, bdm, caplog):  # noqa: F811
+def test_command_compares_the_ontology_with_clustering(folder, bdm, caplog):
     options = ["--tree", "cell-ontology", "--ontology-key", "term", "--n-bootstrap", "5", "--comparison"]
     files = folder / "tree.json", folder / "comparison.csv"
     code, err = bdm("hierarchy", folder / "autoencoder", files[0], *options, files[1])
@@ -182,7 +181,7 @@ def test_command_compares_the_ontology_with_clustering(folder, bdm, caplog):  # 
         ("--comparison OUT.csv", "give the tree by `--tree`"),
     ],
 )
-def test_bad_input_is_one_sentence(folder, bdm, options, expected, monkeypatch, tmp_path):  # noqa: F811
+def test_bad_input_is_one_sentence(folder, bdm, options, expected, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, err = bdm("hierarchy", folder / "autoencoder", "OUT.json", *options.split())
     assert code == 2

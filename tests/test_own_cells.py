@@ -334,7 +334,7 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
     assert (tmp_path / "interpretation/branches.h5ad").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
     cells = anndata.read_h5ad("cells.h5ad")
     cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
@@ -349,7 +349,7 @@ def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
     assert (tmp_path / "evaluation/overall.csv").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
     fitted.prepared.write_h5ad("prepared.h5ad")
     command("evaluate", "prepared.h5ad", "expected", "generated.h5ad", "--model", "model", "--n-repeats", 1)

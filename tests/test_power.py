@@ -175,7 +175,7 @@ def test_a_prior_is_worth_as_many_samples_as_estimate_a_variance_with_its_varian
     assert freedom_of_prior(log_variance.var()) == pytest.approx(7, rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("n_samples", [3, 6])
 def test_p_values_of_the_t_distribution_are_no_smaller_than_their_level(n_samples):
     """Without differences between negative binomials, p-values of the normal distribution are too small too often."""
@@ -193,7 +193,7 @@ def test_p_values_of_the_t_distribution_are_no_smaller_than_their_level(n_sample
     assert small[True][1] < 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("dispersion", "lowest", "highest"), [(0, 0, 0.015), (0.05, 0.02, 0.045), (0.2, 0.045, 0.06)])
 def test_pairs_that_differ_by_counting_alone_have_too_few_small_p_values(dispersion, lowest, highest):
     """DESeq2 expects samples to differ by more than counting; p-values of three pairs that do not are too large."""

@@ -433,7 +433,7 @@ def written(cells, path) -> AnnData:
     return read_cells(path, on_disk=True)
 
 
-@pytest.fixture(params=[1, 1000, 7919])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.nightly), 7919])
 def block(request, monkeypatch):
     monkeypatch.setattr("bdm.data.matrix.BLOCK", request.param)
 
@@ -470,7 +470,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 1000, 7919])
+@pytest.mark.parametrize("block", [*(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 1000)), 7919])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_cells_are_prepared_alike_from_memory_and_disk(cells, tmp_path, monkeypatch, block, place):

@@ -614,7 +614,7 @@ def fitted(
     return prior.fit(data_of(cells or planted(), flat=flat), settings, seed=seed, device="cpu")
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 def test_network_is_not_kept_for_normal_populations(seed):
     cells = planted(n_each=500, seed=seed)
     fit = fitted(n_steps=3000, seed=seed, cells=cells)
@@ -732,7 +732,7 @@ def two_sided() -> LatentCells:
     return LatentCells(mean, torch.full_like(mean, 0.2), population, ("a", "b"))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 @pytest.mark.parametrize("kind", [DiffusionPrior, FlowMatchingPrior])
 def test_network_learns_what_is_not_normal(seed, kind):
     fit = fitted(n_steps=600 if kind is DiffusionPrior else 2000, seed=seed, cells=two_sided(), prior=kind)

@@ -468,7 +468,7 @@ def test_doublets_have_the_counts_of_two_cells(small_model):
     assert set(doublets.obs["doublet_partner"].dropna()) <= set(small_model.model.populations)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_scrublet_finds_planted_doublets(small_model):
     import scanpy as sc
     from sklearn.metrics import roc_auc_score

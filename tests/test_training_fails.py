@@ -89,8 +89,8 @@ def test_type_is_reported():
         ),
     ],
 )
-def test_too_high_learning_rate(example_cells, small_settings, tmp_path, changes, what):
-    settings = replace(small_settings, **changes)
+def test_too_high_learning_rate(example_cells, tiny_settings, tmp_path, changes, what):
+    settings = replace(tiny_settings, **changes)
     model = BranchedDiffusion(example_cells, label_key="bulk_labels", settings=settings)
     checkpoints = Checkpoints(*(Checkpoint(tmp_path / part, "identity") for part in ("autoencoder", "prior")))
     with pytest.raises(TrainingError, match=rf"Training of {what} diverged at step \d+: .* cells of '.*'"):
@@ -112,7 +112,10 @@ def gene_with_all_counts(counts: np.ndarray, cell_type: np.ndarray) -> None:
     counts[:, 7] = counts.sum(axis=1) * 1000 + 1
 
 
-@pytest.mark.parametrize("odd", [identical_type, enormous_cell, gene_with_all_counts])
+@pytest.mark.parametrize(
+    "odd",
+    [identical_type, *(pytest.param(odd, marks=pytest.mark.nightly) for odd in (enormous_cell, gene_with_all_counts))],
+)
 def test_odd_cells_are_no_reason_to_stop(example_cells, small_settings, odd):
     counts = example_cells.X.toarray()
     odd(counts, example_cells.obs["bulk_labels"].to_numpy())

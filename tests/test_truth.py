@@ -17,8 +17,9 @@ from bdm.interpretation.genes import model_differences, model_expression
 from bdm.model.model import BranchedModel
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings, Settings
 
-# The median cell has 3,000 counts of 2,000 genes; types have 50 to 500 cells.
-N_LATENT = {8: 12, 16: 20}  # between types and within, in place of the 30 that take minutes
+# The median cell has 3,000 counts, and types have 50 cells or more. The dimensions are those between types and within.
+FEW = SyntheticSettings(n_types=8, n_genes=800, max_cells=300), 12
+MANY = SyntheticSettings(n_types=16), 20
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ def heights_of(clade: Clade) -> dict[frozenset[str], int]:
     return {frozenset(clade.leaves()): height(clade), **below[0], **below[1]}
 
 
-@pytest.fixture(scope="module", params=[8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[FEW, pytest.param(MANY, marks=pytest.mark.nightly)], ids=["few", "many"])
 def truth(request) -> Truth:
-    synthetic = synthesise(SyntheticSettings(n_types=request.param), seed=0)
+    made_up, n_latent = request.param
+    synthetic = synthesise(made_up, seed=0)
     settings = Settings(
         prepare=PrepareSettings(genes="all", test=0.0),
-        autoencoder=AutoencoderSettings(n_latent=N_LATENT[request.param], n_steps=200),
+        autoencoder=AutoencoderSettings(n_latent=n_latent, n_steps=200),
         hierarchy=HierarchySettings(n_bootstrap=20),
         prior=PriorSettings(width=32, n_layers=2, n_steps=100),
     )

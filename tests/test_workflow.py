@@ -504,6 +504,7 @@ def test_run_makes_all_results(finished):
     declared = {name for name in RESULTS if name.startswith(tuple(f"{folder}/" for folder in folders))}
     found = {f"{folder}/{path.name}" for folder in folders for path in (results / folder).iterdir()}
     assert found == declared
+    assert sha256(results / "generated.h5ad") in (results / "report.html").read_text()
 
 
 @pytest.mark.slow
