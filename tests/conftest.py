@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_forests():
+    """Evaluate by few trees, whose fit takes most of the time of an evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bdm.evaluation.metrics.N_TREES", 20)
+        yield
+
+
 @pytest.fixture(scope="session")
 def example_cells() -> AnnData:
     """700 real blood cells of 10 types; copy before changing them."""

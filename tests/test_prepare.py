@@ -758,18 +758,13 @@ def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
 # ---- the command line
 
 
-def bdm(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from bdm.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_commands(tmp_path):
+def test_commands(tmp_path, bdm):
     data, out, again = tmp_path / "cells.h5ad", tmp_path / "new" / "prepared.h5ad", tmp_path / "again.h5ad"
     options = ["--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.3]
-    assert bdm("example", data).returncode == 0
-    run = bdm("prepare", data, out, *options)
-    assert run.returncode == 0, run.stderr
-    assert "cells x 100 genes" in run.stderr
+    assert bdm("example", data)[0] == 0
+    code, messages = bdm("prepare", data, out, *options)
+    assert code == 0, messages
+    assert "cells x 100 genes" in messages
     prepared = anndata.read_h5ad(out)
     assert prepared.uns["bdm"]["data_sha256"] == sha256(data)
     assert json.loads(prepared.uns["bdm"]["settings"])["test"] == 0.3

@@ -95,13 +95,14 @@ class Agreement:
         return float(np.mean(np.abs(self.query - self.test)))
 
 
+N_TREES = 100  # of a random forest
 CLASSIFIER_BLOCK = 10_000  # cells with all genes that are predicted at a time
 QUERY_CLASS = 1  # column of probabilities: the classes are False and True, in this order
 
 
 def forest(*, by_tree: int | None = None, seed: int) -> ClassifierMixin:
     """Random forest, for a few dimensions; each tree is fitted to ``by_tree`` sampled cells, or to as many as all."""
-    return RandomForestClassifier(n_estimators=100, max_samples=by_tree, random_state=seed)
+    return RandomForestClassifier(n_estimators=N_TREES, max_samples=by_tree, random_state=seed)
 
 
 def linear_classifier() -> ClassifierMixin:
