@@ -758,13 +758,13 @@ def test_rejects_batches_all_too_small_to_rank_genes_by(cells):
 # ---- the command line
 
 
-def test_commands(tmp_path, bdm):
+def test_commands(tmp_path, bdm, caplog):
     data, out, again = tmp_path / "cells.h5ad", tmp_path / "new" / "prepared.h5ad", tmp_path / "again.h5ad"
     options = ["--label-key", "bulk_labels", "--n-genes", 100, "--test", 0.3]
     assert bdm("example", data)[0] == 0
     code, messages = bdm("prepare", data, out, *options)
     assert code == 0, messages
-    assert "cells x 100 genes" in messages
+    assert "cells x 100 genes" in caplog.text
     prepared = anndata.read_h5ad(out)
     assert prepared.uns["bdm"]["data_sha256"] == sha256(data)
     assert json.loads(prepared.uns["bdm"]["settings"])["test"] == 0.3
