@@ -18,6 +18,7 @@ from snakemake.cli import main
 from test_generation_parts import content
 from zoo import kept
 
+from bdm._core.files import sha256
 from bdm.cli import app
 
 ROOT = Path(__file__).parents[1]
