@@ -1,0 +1,41 @@
+"""A prior of one normal distribution for each population, without a tree."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from bdm.prior.base import FittedPrior, LatentPrior
+
+
+@dataclass(frozen=True, eq=False)
+class NormalPrior(LatentPrior, name="normal"):
+    """Mean and root of the covariance of each population, in whitened space."""
+
+    names: tuple[str, ...]
+    mean: torch.Tensor
+    root: torch.Tensor
+
+    @classmethod
+    def fit(cls, data, settings, *, seed, device="auto", checkpoint=None):
+        """Take the moments of the populations; `settings`, `seed` and `device` are for priors that are trained."""
+        moments = data.moments
+        return FittedPrior(
+            cls(data.hierarchy, moments.populations, moments.mean, torch.linalg.cholesky(moments.covariance))
+        )
+
+    def sample(self, population, n_cells, generator):
+        """Draw cells of a population."""
+        row = self.names.index(population)
+        noise = torch.randn(n_cells, self.mean.shape[1], generator=generator)
+        return self.mean[row] + noise @ self.root[row].T
+
+    def extended(self, hierarchy, tree, moments, state):
+        """Add the normals of new populations, or replace those of updated ones."""
+        kept = [row for row, name in enumerate(self.names) if name not in moments.populations]
+        return replace(
+            self,
+            hierarchy=hierarchy,
+            names=(*(self.names[row] for row in kept), *moments.populations),
+            mean=torch.cat([self.mean[kept], moments.mean]),
+            root=torch.cat([self.root[kept], torch.linalg.cholesky(moments.covariance)]),
+        )

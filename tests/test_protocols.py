@@ -1,0 +1,101 @@
+"""Priors and decoders of one's own: the examples of the documentation go all the way, without a change to bdm."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bdm
+from bdm.errors import InputError
+from bdm.kinds import PRIORS
+from bdm.prior.base import LatentPrior
+from bdm.settings import PriorSettings
+
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+NEW = "CD34+"
+
+
+def example(name: str):
+    """Import an example of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def goes_all_the_way(example_cells, settings, folder: Path, **choice) -> bdm.BranchedDiffusion:
+    """Fit, generate, extend, save and load; returns the loaded model."""
+    known = example_cells[example_cells.obs["bulk_labels"] != NEW].copy()
+    model = bdm.BranchedDiffusion(known, label_key="bulk_labels", settings=settings, **choice).fit()
+    before = model.generate(30)
+    assert sorted(before.obs["cell_type"].unique()) == sorted(model.cell_types)
+    extended = model.extend(example_cells, cell_types=[NEW]) or model
+    after = extended.generate({NEW: 20, model.cell_types[0]: 30})
+    first = before[before.obs["cell_type"] == model.cell_types[0]]
+    assert (after[after.obs["cell_type"] == model.cell_types[0]].X != first.X).nnz == 0
+    assert (after.obs["cell_type"] == NEW).sum() == 20
+    extended.save(folder)
+    loaded = bdm.BranchedDiffusion.load(folder)
+    assert (loaded.generate({NEW: 20}).X != extended.generate({NEW: 20}).X).nnz == 0
+    return loaded
+
+
+def test_prior_of_the_documentation(example_cells, small_settings, tmp_path):
+    prior = example("normal_prior").NormalPrior
+    loaded = goes_all_the_way(example_cells, small_settings, tmp_path / "model", prior="normal")
+    assert isinstance(loaded.model.prior, prior)
+    with pytest.raises(InputError, match="The prior 'normal' cannot sample cells with shared ancestors; fit the model"):
+        loaded.generate(5, shared_ancestors=True)
+    with pytest.raises(InputError, match="The prior 'normal' cannot be conditioned on a coordinate"):
+        loaded.model.conditioned("log_library_size", 7.0)
+    # the command line has not imported it
+    command = [
+        sys.executable,
+        "-c",
+        "from bdm.cli import main; main()",
+        "generate",
+        tmp_path / "model",
+        tmp_path / "cells.h5ad",
+    ]
+    found = subprocess.run([*command, "--cells", "2"], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "no prior 'normal' in this installation, which has mixture, diffusion, flow; name one" in found.stderr
+    assert not (tmp_path / "cells.h5ad").exists()
+
+
+@pytest.mark.parametrize("prior", ["mixture", "diffusion", "flow"])
+def test_priors_of_bdm(example_cells, small_settings, tmp_path, prior):
+    loaded = goes_all_the_way(example_cells, small_settings, tmp_path / "model", prior=prior)
+    assert loaded.model.prior.name == prior
+    assert set(loaded.generate(3, shared_ancestors=True).obs["ancestor"]) == {0, 1, 2}
+
+
+def test_unknown_prior_is_one_sentence(example_cells, tmp_path):
+    with pytest.raises(
+        InputError, match="There is no prior 'flows' in this installation, which has mixture, diffusion"
+    ):
+        bdm.BranchedDiffusion(example_cells, label_key="bulk_labels", prior="flows")
+
+
+def test_names_of_priors_are_known_before_they_are_imported():
+    code = "from bdm.kinds import PRIORS; import sys; print(PRIORS.names, 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["('mixture',", "'diffusion',", "'flow')", "False"]
+    assert all(issubclass(PRIORS.find(name), LatentPrior) for name in ("mixture", "diffusion", "flow"))
+    assert PriorSettings().prior == PRIORS.names[0]
+
+
+def test_cells_of_a_conditioned_model_have_the_value(small_model):
+    model = small_model.model
+    given = model.conditioned("log_library_size", np.log(1000))
+    x = given.prior.sample(model.populations[0], 50, torch.Generator().manual_seed(0))
+    y = model.whitening.inverse(x)
+    np.testing.assert_allclose(y[:, model.layout.library_size], np.log(1000), atol=1e-3)
+    known = re.escape(", ".join(model.layout.names[:2]))
+    with pytest.raises(InputError, match=rf"no coordinate 'time'; it has {known}"):
+        model.conditioned("time", 1.0)
