@@ -365,7 +365,7 @@ def targets(steps: Mapping[str, list[str]]) -> dict[str, Target]:
     return STUDIES | {
         "all": Target("Scores on held-out cells", (of_comparison("all", steps, GRADES), by_type, properties, branches)),
         "coarse": Target("Coarse labels", (of_comparison("coarse", {}), branches)),
-        "network": Target("What the network adds, by number of cells", (of_comparison("network", {}), branches)),
+        "priors": Target("Priors of the same latents", (of_comparison("priors", steps), branches)),
         "many": Target(
             "Many cell types",
             (
