@@ -1,18 +1,25 @@
-"""What a setting is: type, default, bounds, help, and place in the configuration; and the base of all settings."""
+"""What a setting is: type, default, bounds, help, and place in the configuration; and the base of all settings.
+
+Pydantic checks the values; it is imported when the first value is checked, as the help of commands needs none.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache, cached_property
 from inspect import isclass
-from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.validation import rejection, unknown_setting
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le"), Lt: ("exclusiveMaximum", "lt")}
 
 
 @dataclass(frozen=True)
@@ -43,105 +50,121 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Words:
-    """Texts that a setting may have as its value, and the other types that it may be of."""
-
-    texts: tuple[str, ...]
-    others: tuple[type, ...] = (int,)
-
-
-KINDS = {
-    bool: "boolean",
-    int: "integer",
-    float: "number",
-    str: "string",
-    Path: "string",
-    tuple: "array",
-    tuple[float, ...]: "numbers",
-    dict: "object",
-    NoneType: "null",
-}
-BOUNDS = {Ge: ("minimum", "ge"), Gt: ("exclusiveMinimum", "gt"), Le: ("maximum", "le"), Lt: ("exclusiveMaximum", "lt")}
-BOUNDS |= {MinLen: ("minLength", "min_length")}
-
-
-@dataclass(frozen=True)
 class Setting:
-    """A setting by its name: type, default, and what is annotated with them."""
+    """A setting by its name: type with what is annotated with it, and default (the class, for nested settings)."""
 
     name: str
-    type: Any
-    default: Any
-    annotations: tuple[Any, ...] = ()
+    annotation: Any
+    default: Any = None
 
-    @classmethod
-    def of(cls, name: str, annotation: Any, default: Any) -> Self:
-        """Read a setting from the annotation of a field or an argument."""
-        if get_origin(annotation) is not Annotated:
-            return cls(name, annotation, default)
-        type_, *annotations = get_args(annotation)
-        return cls(name, type_, default, tuple(annotations))
+    @property
+    def notes(self) -> tuple[Any, ...]:
+        """What is annotated with the type."""
+        return getattr(self.annotation, "__metadata__", ())
+
+    def note(self, kind: type) -> Any:
+        """Return the first note of a kind; None if there is none."""
+        return next((note for note in self.notes if isinstance(note, kind)), None)
 
     @property
     def help(self) -> str | None:
         """What the setting means."""
-        return next((text for text in self.annotations if isinstance(text, str)), None)
+        found: str | None = self.note(str)
+        return found
 
     @property
     def unset(self) -> str | None:
         """What None stands for."""
-        return next((unset.meaning for unset in self.annotations if isinstance(unset, Unset)), None)
+        unset: Unset | None = self.note(Unset)
+        return None if unset is None else unset.meaning
 
     @property
     def key(self) -> Key:
         """Where the configuration has it."""
-        return next((key for key in self.annotations if isinstance(key, Key)), Key())
-
-    @property
-    def kinds(self) -> tuple[Any, ...]:
-        """Types of its values, with the types of their items."""
-        return get_args(self.type) if isinstance(self.type, UnionType) else (self.type,)
+        return self.note(Key) or Key()
 
     @property
     def types(self) -> tuple[Any, ...]:
         """Types of its values."""
-        return tuple(get_origin(kind) or kind for kind in self.kinds)
+        return tuple(get_origin(kind) or kind for kind in alternatives(self.annotation))
 
     @property
     def nested(self) -> "type[StageSettings] | None":
         """Class of settings that a value is, or that the items of a list are; None where values are plain."""
-        inner = (kind for outer in self.kinds for kind in (outer, *get_args(outer)))
+        inner = (kind for outer in alternatives(self.annotation) for kind in (outer, *get_args(outer)))
         return next((kind for kind in inner if isclass(kind) and issubclass(kind, StageSettings)), None)
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """Type and bounds, as JSON schema has them; of numbers by name, the bounds are those of each."""
-        names = list(dict.fromkeys(KINDS.get(kind) or KINDS[get_origin(kind)] for kind in self.kinds))
-        found = {"type": names[0] if len(names) == 1 else names, **bounds(*self.annotations)}
-        for number in (get_args(kind)[1] for kind in self.kinds if get_origin(kind) is dict):
-            found["additionalProperties"] = {"type": KINDS[number], **bounds_of_number(*self.annotations)}
-        return found
+    def bounds(self) -> dict[str, Any]:
+        """Bounds of a number, as JSON schema has them."""
+        found = ((*BOUNDS[type(note)], note) for note in self.notes if type(note) in BOUNDS)
+        return {keyword: getattr(note, attribute) for keyword, attribute, note in found}
 
-    def check(self, value: Any) -> None:
-        """Raise an InputError if it cannot have a value."""
-        if sentence := rejection(self.name.rstrip("_"), value, self.schema):
-            raise InputError(sentence)
+    @cached_property
+    def adapter(self) -> "TypeAdapter[Any]":
+        """What checks the values."""
+        from pydantic import ConfigDict, TypeAdapter
+
+        return TypeAdapter(self.annotation, config=ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True))
+
+    def checked(self, value: Any) -> Any:
+        """Give a value in the type of the setting: the number that a text stands for, a tuple in place of a list.
+
+        Raises
+        ------
+        InputError
+            If the setting cannot have the value.
+        """
+        from pydantic import ValidationError
+
+        key = self.name.rstrip("_")
+        if tuple in self.types and (
+            isinstance(value, int | float) or (isinstance(value, str) and str not in self.types)
+        ):
+            value = (value,)
+        if self.nested is None and is_dataclass(value):
+            return value
+        if self.nested is None or value is None:
+            try:
+                return self.adapter.validate_python(value)
+            except ValidationError as error:
+                raise InputError(self.rejection(key, value, error)) from None
+        if tuple not in self.types:
+            return self.nested.of(value, key)
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{key} is {value!r}, but must be a list.")
+        return tuple(self.nested.of(item, place_of(key, number, item)) for number, item in enumerate(value, 1))
+
+    def rejection(self, key: str, value: Any, error: "ValidationError") -> str:
+        """Phrase why a value, or an item of it, is invalid."""
+        schema, fault = self.adapter.json_schema(), max(error.errors(), key=lambda fault: len(fault["loc"]))
+        of_item = next((one[kind] for one in [schema, *schema.get("anyOf", ())] for kind in ITEMS if kind in one), None)
+        if of_item is not None and fault["input"] is not value and isinstance(value, dict | list | tuple):
+            key, value, schema = (
+                f"{key}.{fault['loc'][-1]}" if isinstance(value, dict) else key,
+                fault["input"],
+                of_item,
+            )
+        out_of_bounds = not {"ge", "gt", "le", "lt", "min_length"}.isdisjoint(fault.get("ctx", {}))
+        return rejection(key, value, schema, out_of_bounds=out_of_bounds)
 
 
-def bounds(*annotations: Any) -> dict[str, Any]:
-    """Give the bounds among annotations, as JSON schema has them; those of a number where it may be a text, too."""
-    of_number = bounds_of_number(*annotations)
-    words = next((words for words in annotations if isinstance(words, Words)), None)
-    if words is None:
-        return of_number
-    others = [{"type": KINDS[kind], **of_number} for kind in words.others]
-    return {"anyOf": [{"enum": list(words.texts)}, *others]}
+ITEMS = ("additionalProperties", "items")
 
 
-def bounds_of_number(*annotations: Any) -> dict[str, Any]:
-    """Give the bounds among annotations by keyword, whatever else the value may be."""
-    found = ((*BOUNDS[type(bound)], bound) for bound in annotations if type(bound) in BOUNDS)
-    return {keyword: getattr(bound, attribute) for keyword, attribute, bound in found}
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """List the types that a value may be of, without notes."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(kind for one in get_args(annotation) for kind in alternatives(one))
+    return (annotation,)
+
+
+def place_of(key: str, number: int, item: Any) -> str:
+    """Name a part of a list by its name, or by its number, counted from 1."""
+    name = item.get("name") if isinstance(item, dict) else None
+    return f"{key}.{name or number}"
 
 
 def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
@@ -158,29 +181,59 @@ class StageSettings:
     Raises
     ------
     InputError
-        If a setting is unknown, of another type, or out of its bounds.
+        If a setting is unknown or missing, of another type, or out of its bounds.
     """
 
     section: ClassVar[str] = ""
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
-        """Make an object, if all names are names of settings."""
-        reject_unknown(values, [setting.name for setting in settings_of(cls)])
+        """Make an object, if all names are names of settings, and none is missing."""
+        reject_unknown((name.rstrip("_") for name in values), [each.name.rstrip("_") for each in settings_of(cls)])
+        for setting in settings_of(cls):
+            if setting.default is MISSING and setting.name not in values:
+                raise InputError(f"there is no {setting.name.rstrip('_')}, which is required.")
         return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for setting in settings_of(type(self)):
+            object.__setattr__(self, setting.name, setting.checked(getattr(self, setting.name)))
 
     @classmethod
     def check(cls, **values: Any) -> None:
         """Raise an InputError if a setting cannot have a value."""
         for setting in settings_of(cls):
             if setting.name in values:
-                setting.check(values[setting.name])
+                setting.checked(values[setting.name])
 
-    def __post_init__(self) -> None:
-        for setting in settings_of(type(self)):
-            if setting.nested is None and not is_dataclass(setting.type):
-                value = getattr(self, setting.name)
-                setting.check(value)
-                object.__setattr__(self, setting.name, plain(value))
+    @classmethod
+    def of(cls, content: Any, place: str = "") -> Self:
+        """Read settings from the content of a file, in which an empty key is none.
+
+        Parameters
+        ----------
+        place
+            Where the content is in the file, for messages; empty at its top.
+
+        Raises
+        ------
+        InputError
+            If a key is unknown or missing, or a value is not allowed.
+        """
+        if isinstance(content, cls):
+            return content
+        if place:
+            with at(place):
+                return cls.of(content)
+        content = {} if content is None else cls.expanded(content)
+        if not isinstance(content, dict):
+            raise InputError(f"there is {content!r}, but there must be keys with values.")
+        fields_of = {setting.name.rstrip("_"): setting.name for setting in settings_of(cls)}
+        return cls(**{fields_of.get(str(key), str(key)): value for key, value in content.items() if value is not None})
+
+    @classmethod
+    def expanded(cls, content: Any) -> Any:
+        """Give the keys and values that a shorter content stands for; a stage may have none."""
+        return content
 
     def files(self) -> list[Path]:
         """List the files that the settings name."""
@@ -196,22 +249,6 @@ def files_in(setting: Setting, value: Any) -> list[Path]:
     return [Path(value)] if is_path and Path(value).is_file() else []
 
 
-def plain(value: Any) -> Any:
-    """Give a value with the numbers of Python in place of those of NumPy, which JSON does not have."""
-    match value:
-        case bool():
-            return value
-        case Integral():
-            return int(value)
-        case Real():
-            return float(value)
-        case tuple() | list():
-            return type(value)(map(plain, value))
-        case dict():
-            return {key: plain(item) for key, item in value.items()}
-    return value
-
-
 def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
     """List the settings of a stage."""
     key: Any = model  # mypy takes no class with a __hash__ for hashable
@@ -220,8 +257,12 @@ def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 
 @cache
 def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
-    defaults = ((of, of.default_factory() if callable(of.default_factory) else of.default) for of in fields(model))
-    return tuple(Setting.of(of.name, of.type, default) for of, default in defaults)
+    return tuple(Setting(of.name, of.type, default_of(of)) for of in fields(model))
+
+
+def default_of(of: Any) -> Any:
+    """Return the default of a field of settings: a value, the class of nested settings, or MISSING."""
+    return of.default if of.default_factory is MISSING else of.default_factory
 
 
 def options_of(model: type[StageSettings]) -> Iterator[Setting]:

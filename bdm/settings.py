@@ -4,15 +4,14 @@ A setting with a help text is an option of its stage's command (:mod:`bdm.comman
 (`docs/config_schema.py`); one without is an argument in Python only.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
-from bdm.schema import Key, Setting, StageSettings, Unset, Words
+from bdm.schema import Key, Setting, StageSettings, Unset
 from bdm.validation import keys_rejection, split_rejection
 
 AS_FITTED = Unset("as in the model's data")
@@ -21,24 +20,23 @@ WITHOUT_LABELS = "cell"  # the one cell type of cells without labels; the Cell O
 # ---- of one run: seed, files, and cell types
 
 Seed = Annotated[int, Ge(0), "Seed of every random draw; the same seed gives the same results on the same machine."]
-OneFile = Annotated[Path | None, MinLen(1)]
 Labels = Annotated[
-    OneFile,
+    Path | None,
     "Table (`.csv`, `.tsv`) with cell names first, whose other columns are added to `obs`.",
     Unset("no table"),
 ]
 Tree = Annotated[
-    OneFile,
+    Path | None,
     "Your own tree of cell types: nested lists in `.json`, Newick in `.nwk`, or `cell-ontology`.",
     Unset("clustering of the cell types"),
 ]
 Markers = Annotated[
-    OneFile,
+    Path | None,
     "Your own marker genes: a `.csv` with the columns `type` and `gene`.",
     Unset("those found in training cells"),
 ]
 GeneSets = Annotated[
-    OneFile, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
+    Path | None, "Gene sets (`.gmt`) whose enrichment at each branch is computed.", Unset("the marker genes alone")
 ]
 NewTypes = Annotated[
     tuple[str, ...], "Cell types to add.", Unset("all that the model lacks, unless there are types to update")
@@ -46,7 +44,7 @@ NewTypes = Annotated[
 UpdatedTypes = Annotated[tuple[str, ...], "Known cell types to fit again, on these cells.", Unset("none")]
 MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expressed."]
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
-DesignFile = Annotated[Path, MinLen(1), "Design of the experiment (`.yaml`)."]
+DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
@@ -137,13 +135,11 @@ class PrepareSettings(StageSettings):
     drop_unlabelled: Annotated[bool, "Leave out cells without a cell type, which are an error otherwise."] = False
     genes: Annotated[
         str | Path | tuple[str, ...],
-        MinLen(1),
         "`seurat_v3` (the most variable genes), `all`, or a text file with one gene a line, by name or symbol.",
     ] = "seurat_v3"
     n_genes: Annotated[int, Ge(1), "Number of most variable genes."] = 2000
     keep_genes: Annotated[
         str | Path | tuple[str, ...] | None,
-        MinLen(1),
         "Genes to add to the most variable ones: a text file with one gene a line, or `markers`, the built-in markers "
         "that the data have.",
         Unset("no others"),
@@ -178,15 +174,9 @@ class PrepareSettings(StageSettings):
     seed: Annotated[Seed, Key(absent=True)] = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.leave_out, str):
-            object.__setattr__(self, "leave_out", (self.leave_out,))
-        for name in ("leave_out", "genes", "keep_genes"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str | Path):
-                object.__setattr__(self, name, tuple(dict.fromkeys(map(str, value))))
         super().__post_init__()
         n_splits = 1 + (self.validation > 0) + (self.test > 0)
-        Setting("min_cells_per_type", int, None, (Ge(n_splits),)).check(self.min_cells_per_type)
+        Setting("min_cells_per_type", Annotated[int, Ge(n_splits)]).checked(self.min_cells_per_type)
         keys = keys_rejection(label_key=self.label_key, batch_key=self.batch_key, donor_key=self.donor_key)
         if sentence := keys or split_rejection(self.validation, self.test):
             raise InputError(sentence)
@@ -219,9 +209,7 @@ class AutoencoderSettings(StageSettings):
     batch_size: Annotated[int, Ge(1)] = 256
     learning_rate: LearningRate = 1e-2
     sub_populations: Annotated[
-        str | int,
-        Words(("auto", "none")),
-        Ge(1),
+        Literal["auto", "none"] | Annotated[int, Ge(1)],
         "Sub-populations of each cell type: `auto` (as many as held-out cells support), `none`, or a number.",
     ] = "auto"
     min_cells_per_sub_population: Annotated[int, Ge(2), "Fewest cells of a sub-population."] = 30
@@ -229,11 +217,6 @@ class AutoencoderSettings(StageSettings):
         bool,
         "One decoder for all cell types, also for those whose validation cells a type-specific decoder fits better.",
     ] = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sub_populations, str) and re.fullmatch(r"-?\d+", self.sub_populations):  # as options are
-            object.__setattr__(self, "sub_populations", int(self.sub_populations))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

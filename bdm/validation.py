@@ -1,4 +1,4 @@
-"""Which values a setting may have, and the sentences that reject all others.
+"""Sentences that reject values of settings, columns and cell types.
 
 The workflow includes this file, so that the configuration is rejected in the same words as options and arguments;
 hence it imports the standard library only.
@@ -7,100 +7,58 @@ hence it imports the standard library only.
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
-from numbers import Integral, Real
-from os import PathLike
+from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
-# Kinds of values as JSON schema names them: in words, and as types of Python
-KINDS: dict[str, tuple[str, Any]] = {
-    "integer": ("a whole number", Integral),
-    "number": ("a finite number", Real),
-    "boolean": ("true or false", bool),
-    "string": ("text", str | PathLike),
-    "array": ("a list of texts", list | tuple),
-    "numbers": ("a list of finite numbers", list | tuple),
-    "object": ("keys with values", dict),
-    "null": ("null", type(None)),
+KINDS = {  # of values, as JSON schema names them
+    "integer": "a whole number",
+    "number": "a finite number",
+    "boolean": "true or false",
+    "string": "text",
+    "array": "a list",
+    "object": "keys with values",
 }
-BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "minimum": ("at least {}", lambda value, bound: value >= bound),
-    "exclusiveMinimum": ("above {}", lambda value, bound: value > bound),
-    "maximum": ("at most {}", lambda value, bound: value <= bound),
-    "exclusiveMaximum": ("below {}", lambda value, bound: value < bound),
-    "minLength": ("non-empty", lambda value, bound: len(str(value)) >= bound),
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "non-empty",
 }
 CELL_ONTOLOGY = "cell-ontology"  # in place of the file of a tree
 PREPARED_COLUMNS = ("cell_type", "batch", "split", "donor")  # of obs, which bdm prepare writes
 NO_LABELS = ", or use no labels, by `label_key=None`"  # in place of another column of cell types
 
 
-def rejection(name: str, value: object, schema: dict[str, Any]) -> str | None:
-    """Phrase why a setting cannot have a value.
-
-    Parameters
-    ----------
-    schema
-        Type and bounds of the setting, in the words of JSON schema: ``{"type": "integer", "minimum": 1}``; or
-        ``anyOf`` such schemas and texts, ``{"enum": ["auto"]}``.
-
-    Returns
-    -------
-    One sentence, such as "n_levels is 0, but must be at least 1."; None if the value is allowed.
-    """
-    if isinstance(value, dict) and "type" in (of_each := schema.get("additionalProperties") or {}):
-        problems = (rejection(f"{name}.{key}", item, of_each) for key, item in value.items())
-        return next(filter(None, problems), None)
-    shown = str(value) if isinstance(value, Real) else repr(value)
-    if value is None and "null" in schema.get("type", ()):
-        return None
-    if "anyOf" in schema:
-        if any(allows(one, value) for one in schema["anyOf"]):
-            return None
-        return f"{name} is {shown}, but must be {' or '.join(map(in_words, schema['anyOf']))}."
-    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
-    if not any(is_of_kind(value, kind) for kind in kinds):
-        words = [KINDS[kind][0] for kind in kinds if kind != "null"]
-        return f"{name} is {shown}, but must be {' or '.join(words)}."
-    if value is None or is_within(value, schema):
-        return None
-    return f"{name} is {shown}, but must be {bounds_in_words(schema)}."
+def rejection(name: str, value: object, schema: dict[str, Any], *, out_of_bounds: bool = False) -> str:
+    """Phrase that a setting cannot have a value, as in "n_levels is 0, but must be at least 2."."""
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    words = bounds_in_words(kinds[0]) if out_of_bounds and len(kinds) == 1 else in_words(*kinds)
+    return f"{name} is {shown(value)}, but must be {words}."
 
 
-def allows(schema: dict[str, Any], value: object) -> bool:
-    """Whether one of several alternatives allows a value."""
-    if "enum" in schema:
-        return value in schema["enum"]
-    return is_of_kind(value, schema["type"]) and is_within(value, schema)
+def shown(value: object) -> str:
+    """Write a value, texts in quotes unless they are numbers, as the values of options may be."""
+    try:
+        return str(value) if isinstance(value, Real) or math.isfinite(float(str(value))) else repr(value)
+    except ValueError:
+        return repr(value)
 
 
-def in_words(schema: dict[str, Any]) -> str:
-    """Write one of several alternatives as in "auto, none" or "a whole number that is at least 1"."""
-    if "enum" in schema:
-        return ", ".join(schema["enum"])
-    words, limits = KINDS[schema["type"]][0], bounds_in_words(schema)
-    return words if schema["type"] == "object" or not limits else f"{words} that is {limits}"
-
-
-def is_of_kind(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind; no truth value is a number, and neither are infinity and nan."""
-    if not isinstance(value, KINDS[kind][1]):
-        return False
-    if kind == "array":
-        return all(isinstance(item, str) for item in value)
-    if kind == "numbers":
-        return all(is_of_kind(item, "number") for item in value)
-    return kind not in ("integer", "number") or (not isinstance(value, bool) and math.isfinite(value))
-
-
-def is_within(value: object, schema: dict[str, Any]) -> bool:
-    """Whether a value is within all bounds."""
-    return all(holds(value, schema[bound]) for bound, (_, holds) in BOUNDS.items() if bound in schema)
+def in_words(*kinds: dict[str, Any]) -> str:
+    """Write which values are allowed, as in "a whole number", or "auto, none or a whole number that is at least 1"."""
+    found = []
+    for kind in kinds:
+        limits = f" that is {bounds}" if len(kinds) > 1 and (bounds := bounds_in_words(kind)) else ""
+        texts = kind.get("enum") or ([kind["const"]] if "const" in kind else [])
+        found.append(", ".join(texts) or KINDS[kind["type"]] + limits)
+    return " or ".join(dict.fromkeys(found))
 
 
 def bounds_in_words(schema: dict[str, Any]) -> str:
     """Write bounds as in "at least 0 and below 1"; empty if there are none."""
-    return " and ".join(words.format(schema[bound]) for bound, (words, _) in BOUNDS.items() if bound in schema)
+    return " and ".join(words.format(schema[bound]) for bound, words in BOUNDS.items() if bound in schema)
 
 
 def unknown_setting(name: str, known: Iterable[str]) -> str:

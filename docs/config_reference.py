@@ -1,6 +1,7 @@
-"""Write the schema of the configuration from the settings of bdm, and config/README.md, which describes each key."""
+"""Write the schema of the configuration, and the tables of its keys in config/README.md, from the settings of bdm."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from config_schema import schema
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.json"
 README = ROOT / "config" / "README.md"
+TABLE = re.compile(r"(<!-- keys of (\w+), written by `make config` -->\n)\n(?:\|.*\n)*")
 
 Schema = dict[str, Any]
-HEADINGS = {"dataset": "## `datasets`", "addition": "### `additions`", "transmutation": "### `transmutations`"}
-HEADINGS |= {"design": "### `designs`"}
 KINDS = {
     "array": "list of texts",
     "boolean": "true or false",
@@ -27,20 +27,10 @@ KINDS = {
 LIMITS = {"minimum": "from {}", "exclusiveMinimum": "above {}", "exclusiveMaximum": "below {}"}
 
 
-def reference(schema: Schema) -> str:
-    """Describe a schema in Markdown: its top level, and each of its definitions in their order."""
-    parts = [
-        f"# {schema['title']}",
-        "<!-- Written from the settings of bdm: change bdm/settings.py, and run `make config`. -->",
-        schema["description"].strip(),
-        "## Top level",
-        table(schema),
-    ]
-    for name, part in schema["$defs"].items():
-        parts += [f"{HEADINGS.get(name, f'## `{name}`')}: {part['title']}", table(part)]
-        parts += [part["description"].strip()] if "description" in part else []
-        parts += [f"```yaml\n{in_yaml(example)}\n```" for example in part.get("examples", [])]
-    return "\n\n".join(parts) + "\n"
+def with_tables(page: str, schema: Schema) -> str:
+    """Write the tables of a page anew: of the top level, and of each definition of the schema."""
+    parts = {"configuration": schema, **schema["$defs"]}
+    return TABLE.sub(lambda found: f"{found[1]}\n{table(parts[found[2]])}\n", page)
 
 
 def table(part: Schema) -> str:
@@ -60,12 +50,11 @@ def rows_of(part: Schema) -> Iterator[str]:
 def kind(value: Schema) -> str:
     """Describe which values a property may have."""
     if "anyOf" in value:
-        texts, *numbers = value["anyOf"]
-        return ", or ".join([", ".join(f"`{text}`" for text in texts["enum"]), *map(kind, numbers)])
-    names = value["type"] if isinstance(value["type"], list) else [value["type"]]
+        return ", or ".join(map(kind, value["anyOf"]))
+    if "enum" in value:
+        return ", ".join(f"`{text}`" for text in value["enum"])
     limits = [words.format(value[limit]) for limit, words in LIMITS.items() if limit in value]
-    of_first = " ".join([KINDS[names[0]], " and ".join(limits)]).strip()
-    return ", or ".join([of_first, *(KINDS[name] for name in names[1:])])
+    return " ".join([KINDS[value["type"]], " and ".join(limits)]).strip()
 
 
 def schema_file(content: Schema) -> str:
@@ -81,4 +70,4 @@ def in_yaml(value: Any) -> str:
 
 if __name__ == "__main__":
     SCHEMA.write_text(schema_file(schema()))
-    README.write_text(reference(schema()))
+    README.write_text(with_tables(README.read_text(), schema()))

@@ -54,7 +54,7 @@ SMALL = FitSettings(
     prior=PriorSettings(width=16, n_layers=1, n_steps=20),
 )
 FLAGS = ["--n-latent=4", "--autoencoder-n-steps=40", "--sub-populations=none", "--n-bootstrap=0"]
-FLAGS += ["--width=16", "--n-layers=1", "--prior-n-steps=20"]
+FLAGS += ["--width=16", "--n-layers=1", "--train-n-steps=20"]
 
 
 def simulated(*, n_donors: int = 15, n_cells: int = 12, n_genes: int = 50, seed: int = 0) -> ad.AnnData:

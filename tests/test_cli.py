@@ -201,7 +201,7 @@ def test_fit_does_all_steps(made, bdm, tmp_path):
     cells = anndata.read_h5ad(made[0] / "cells.h5ad")
     cells.obs["donor"] = np.where(np.arange(cells.n_obs) % 2 == 0, "x", "y")
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--prior-n-steps", 5)
+    options = ("--n-genes", 100, "--n-latent", 4, "--autoencoder-n-steps", 5, "--train-n-steps", 5)
     keys = ("--label-key", "bulk_labels", "--batch-key", "donor")
     assert bdm("fit", tmp_path / "cells.h5ad", tmp_path / "model", *keys, *options)[0] == 0
     assert {"training.csv", "branches.csv"} <= {path.name for path in (tmp_path / "model").iterdir()}
@@ -445,7 +445,7 @@ def test_fit_leaves_out_types_and_cells_without_label(example_cells, tmp_path, c
     cells.write_h5ad(tmp_path / "cells.h5ad")
     words = ["fit", tmp_path / "cells.h5ad", tmp_path / "model", "--label-key=label", "--dry-run", "--n-genes=50"]
     words += ["--drop-unlabelled", "--leave-out=Dendritic", "--leave-out=CD34+", "--autoencoder-n-steps=20"]
-    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--prior-n-steps=20"])
+    monkeypatch.setattr(sys, "argv", ["bdm", *map(str, words), "--train-n-steps=20"])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
@@ -498,7 +498,7 @@ BAD = {
     "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
     "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
     "autoencoder: loadings": ("autoencoder prepared.h5ad OUT --loading-scale 0", "loading_scale"),
-    "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "is 0.0, but must be above 0."),
+    "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "is 0, but must be above 0."),
     "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),
     "autoencoder: over a folder": ("autoencoder prepared.h5ad model", "other content"),
     "hierarchy: no folder": ("hierarchy none OUT.json", "none"),
@@ -535,7 +535,7 @@ BAD = {
     "generate: negative": ("generate model OUT.h5ad --cells -1", "whole number"),
     "generate: none": ("generate model OUT.h5ad --cells 0", "no cells"),
     "generate: text": ("generate model OUT.h5ad --cells many", "cells is 'many', but must be a whole number."),
-    "generate: fraction": ("generate model OUT.h5ad --cells 1.5", "cells is '1.5', but must be a whole number."),
+    "generate: fraction": ("generate model OUT.h5ad --cells 1.5", "cells is 1.5, but must be a whole number."),
     "generate: labels of what": ("generate model OUT.h5ad --cells 1 --label-key x", "--label-key names a column of"),
     "generate: no cells like": ("generate model OUT.h5ad --cells-like none.h5ad", "none.h5ad"),
     "generate: no labels": ("generate model OUT.h5ad --cells-like generated_without.h5ad", "name it by `--label-key`"),

@@ -72,7 +72,10 @@ INVALID = {
     "a misspelt key": (with_change(log_fold_change=1), "changes.up: There is no setting log_fold_change; did you mean"),
     "no section": ({"samples": 5}, "samples: there is 5, but there must be keys with values."),
     "no list": ({"changes": UP}, "changes is {'name': 'up'"),
-    "no donors": ({"samples": {"donors": 0}}, "donors is 0, but must be at least 1."),
+    "no donors": (
+        {"samples": {"donors": 0}},
+        "donors is 0, but must be a whole number that is at least 1 or keys with values.",
+    ),
     "no donors in a condition": ({"samples": {**TWO, "donors": {"control": 2, "treated": 0}}}, "donors.treated is 0"),
     "donors of one condition": (
         {"samples": {**TWO, "donors": {"control": 2}}},
@@ -120,7 +123,7 @@ INVALID = {
     "variation that overflows": ({"samples": {"variation": 1000}}, "that is at least 0 and at most 5."),
     "fold change that overflows": (
         with_change(log2_fold_change=2000),
-        "log2_fold_change is 2000, but must be from -20 to 20.",
+        "log2_fold_change: values is 2000, but must be at least -20 and at most 20.",
     ),
     "mean that overflows": (
         with_change(log2_fold_change={"distribution": "normal", "mean": 100}),
@@ -133,11 +136,11 @@ INVALID = {
     "change of the reference": (with_change(condition="control"), "changes.up: 'control' is the reference"),
     "fold change": (
         with_change(log2_fold_change=float("nan")),
-        "log2_fold_change is nan, but must be a finite number.",
+        "log2_fold_change: values is nan, but must be a finite number.",
     ),
     "fold change of a list": (
         with_change(log2_fold_change=[1, "x"]),
-        "log2_fold_change is x, but must be a finite number",
+        "log2_fold_change: values is 'x', but must be a finite number",
     ),
     "no fold change": ({"changes": [{"name": "up", "genes": ["CD3D"]}]}, "no log2_fold_change, which is required"),
     "distribution": (
@@ -162,7 +165,10 @@ INVALID = {
     "proportion in one condition": (with_change(condition=None, kind="proportion"), "give its condition"),
     "the same name": ({"samples": TWO, "changes": [UP, UP]}, "two changes have the name 'up'"),
     "depth twice": ({"depth": {"factor": 0.5, "median": 1000}}, "give one of them"),
-    "no depth": ({"depth": {"factor": 0}}, "factor is 0, but must be above 0."),
+    "no depth": (
+        {"depth": {"factor": 0}},
+        "factor is 0, but must be a finite number that is above 0 or keys with values.",
+    ),
     "depth of no condition": ({"depth": {"factor": {"cold": 0.5}}}, "depth.factor: there is no condition 'cold'"),
     "doublets": ({"doublets": {"rate": 1.5}}, "rate is 1.5"),
     "ambient": ({"ambient": {"share": 1}}, "share is 1, but must be at least 0 and below 1."),

@@ -54,7 +54,7 @@ COMMANDS = {
     "example": ("example", "{out}.h5ad"),
     "prepare": ("prepare", "{folder}/cells.h5ad", "{out}.h5ad", "--label-key", "bulk_labels", "--test", "0.2"),
     "fit": ("fit", "{folder}/cells.h5ad", "{out}", "--label-key", "bulk_labels", "--autoencoder-n-steps", "2",
-            "--prior-n-steps", "2"),
+            "--train-n-steps", "2"),
     "generate": ("generate", "{folder}/model", "{out}.h5ad", "--cells", "40"),
     "plot-tree": ("plot-tree", "{folder}/model", "{out}.png"),
 }  # fmt: skip

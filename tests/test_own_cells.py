@@ -376,7 +376,7 @@ def test_batches_of_test_cells_are_named_as_in_the_fit(fitted, awkward):
 @pytest.mark.slow
 def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     keys = ("--label-key", "annotation", "--batch-key", "person", "--counts", "raw_counts")
-    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--prior-n-steps", 20)
+    steps = ("--n-genes", 50, "--n-latent", 4, "--autoencoder-n-steps", 2, "--train-n-steps", 20)
     command("fit", "cells.h5ad", "own", *keys, *steps, "--test", 0.3)
     command("generate", "own", "generated_own.h5ad", "--cells", 20)
     command("evaluate", "cells.h5ad", "evaluation", "generated_own.h5ad", "--model", "own", "--n-repeats", 1)

@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from test_workflow import COMMANDS, dry_run, shell_commands
 from bdm import pl
 from bdm.cli import app
 from bdm.design.read import read_design
-from bdm.design.settings import EXPRESSION_METHODS
+from bdm.design.settings import Method
 from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.plotting.power import METHOD_LABELS, power_figure
@@ -134,7 +135,7 @@ INVALID = {
         {"power": {"log2_fold_change": [50]}},
         "log2_fold_change is 50, but must be at most 20.",
     ),
-    "infinity": ({"power": {"cells": [float("inf")]}}, "but must be a list of finite numbers."),
+    "infinity": ({"power": {"cells": [float("inf")]}}, "cells is inf, but must be a whole number."),
     "text": ({"power": {"cells": ["many"]}}, "power: cells is"),
     "an unknown method": (
         {"power": {"methods": ["limma"]}},
@@ -385,7 +386,7 @@ def test_make_compares_tests_on_the_example():
     planned = subprocess.run(["make", "--dry-run", "example-design"], cwd=ROOT, capture_output=True, text=True).stdout
     [design] = re.findall(r"bdm power \S+ (\S+) \S+", planned)
     power = read_design(ROOT / design).power
-    assert tuple(TESTS) == EXPRESSION_METHODS
+    assert tuple(TESTS) == get_args(Method)
     assert power.methods == ("deseq2", "t_test", "wilcoxon")
     assert len(list(points_of(power))) == 3
 

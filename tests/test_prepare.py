@@ -610,7 +610,7 @@ def test_no_test_cells_if_none_are_requested(cells):
         ({"min_cells_per_gene": -1}, "min_cells_per_gene is -1"),
         ({"min_cells_per_type": 2}, "min_cells_per_type is 2, but must be at least 3"),
         ({"seed": -1}, "seed is -1"),
-        ({"genes": None}, "genes is None, but must be text or a list of texts"),
+        ({"genes": None}, "genes is None, but must be text or a list"),
     ],
 )
 def test_rejects_settings(changes, message):

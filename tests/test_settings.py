@@ -139,8 +139,9 @@ def test_fit_has_the_settings_of_all_stages():
     names = {parameter.name for parameter in COMMANDS["fit"].params}
     for field in fields(Settings):
         for setting in options_of(type(getattr(Settings(), field.name))):
-            assert {setting.name, f"{field.name}_{setting.name}"} & names, setting.name
-    assert {"autoencoder_n_steps", "prior_n_steps"} <= names
+            stage = type(getattr(Settings(), field.name)).section
+            assert {setting.name, f"{stage}_{setting.name}"} & names, setting.name
+    assert {"autoencoder_n_steps", "train_n_steps"} <= names
 
 
 def test_methods_have_the_defaults_of_the_settings():
@@ -152,8 +153,9 @@ def test_methods_have_the_defaults_of_the_settings():
 
 
 def test_means_over_types_need_as_many_cells_as_settings_ask_for():
-    [setting] = [setting for setting in settings_of(EvaluationSettings) if setting.name == "max_cells_per_type"]
-    assert setting.schema["minimum"] == MIN_CELLS_FOR_MEANS
+    EvaluationSettings(max_cells_per_type=MIN_CELLS_FOR_MEANS)
+    with pytest.raises(InputError):
+        EvaluationSettings(max_cells_per_type=MIN_CELLS_FOR_MEANS - 1)
 
 
 def all_settings(kind: type = StageSettings) -> list[type]:
@@ -167,7 +169,8 @@ def test_defaults_are_within_their_bounds_and_can_be_replaced(kind):
     settings = kind()
     assert replace(settings) == settings
     for setting in settings_of(kind):
-        assert setting.default == getattr(settings, setting.name)
+        default = setting.default() if setting.nested and callable(setting.default) else setting.default
+        assert default == getattr(settings, setting.name)
 
 
 def test_test_cells_are_held_out_on_request_alone():

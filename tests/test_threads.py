@@ -19,7 +19,7 @@ from bdm.errors import InputError
 B, NK = "CD19+ B", "CD56+ NK"
 COMMANDS = f"""
 example cells.h5ad
-fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --prior-n-steps 20
+fit cells.h5ad fitted --label-key bulk_labels --n-genes 100 --autoencoder-n-steps 20 --train-n-steps 20
 generate fitted fitted.h5ad --cells 3
 prepare cells.h5ad prepared.h5ad --label-key bulk_labels --n-genes 200 --test 0.2
 autoencoder prepared.h5ad autoencoder --n-steps 20

@@ -2,8 +2,8 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,12 +42,6 @@ class Option:
     setting: Setting | None = None
     unsets: bool = False
 
-    def value(self, given: Any) -> Any:
-        """Bring what typer gives to the type of the setting."""
-        if self.setting is None or self.setting.types[0] is not tuple:
-            return given
-        return tuple(given or ())
-
 
 class Command(TyperCommand):
     """A command that rejects an unknown option as Python and the configuration reject an unknown setting."""
@@ -78,57 +72,50 @@ def options_of(signature: inspect.Signature) -> list[Option]:
 
     An argument that is annotated with a help text is a setting. An argument of type :class:`bdm.schema.StageSettings`
     stands for all of its settings that have a help text and are no arguments themselves; where two stages have settings
-    of the same name, the option begins with the stage.
+    of the same name, the option begins with the section of the stage in the configuration.
     """
     found = []
     for name, parameter in signature.parameters.items():
-        annotation = parameter.annotation
-        if inspect.isclass(annotation) and issubclass(annotation, StageSettings):
-            for option, panel, path, setting in named_settings(annotation(), taken=set(signature.parameters)):
+        model = parameter.annotation
+        if inspect.isclass(model) and issubclass(model, StageSettings):
+            leaves = [leaf for leaf in leaves_of(model) if leaf[-1].name not in signature.parameters]
+            number = Counter(setting.name for *_, setting in leaves)
+            for path, stage, setting in leaves:
+                option = setting.name if number[setting.name] == 1 else f"{stage}_{setting.name}"
+                panel = f"Settings of {stage}" if len(path) > 1 else None
                 found.append(Option(as_option(option, setting, panel=panel), (name, *path), setting))
                 if setting.default is not None and setting.name in OPTIONS_FOR_NONE:
                     found.append(Option(as_switch_to_none(setting, panel=panel), (name, *path), setting, unsets=True))
             continue
-        setting = Setting.of(name, annotation, parameter.default)
+        setting = Setting(name, model, parameter.default)
         found.append(Option(as_option(name, setting), (name,), setting) if setting.help else Option(parameter, (name,)))
     return found
 
 
-def named_settings(
-    settings: StageSettings, *, taken: set[str]
-) -> Iterator[tuple[str, str | None, tuple[str, ...], Setting]]:
-    """Name the options for settings: option, panel of the help, fields down to the setting, setting."""
-    leaves = [(path, setting) for path, setting in leaves_of(settings) if path[-1] not in taken]
-    number = Counter(path[-1] for path, _ in leaves)
-    for path, setting in leaves:
-        name = path[-1] if number[path[-1]] == 1 else "_".join(path)
-        yield name, f"Settings of {path[0]}" if len(path) > 1 else None, path, setting
-
-
-def leaves_of(settings: StageSettings) -> Iterator[tuple[tuple[str, ...], Setting]]:
-    """Give the settings that have a help text, with their values as defaults, by the fields down to them."""
-    for setting in settings_of(type(settings)):
-        value = getattr(settings, setting.name)
-        if isinstance(value, StageSettings):
-            yield from (((setting.name, *path), leaf) for path, leaf in leaves_of(value))
+def leaves_of(model: type[StageSettings]) -> Iterator[tuple[tuple[str, ...], str, Setting]]:
+    """Give the settings that have a help text, after the fields down to them and the section of their stage."""
+    for setting in settings_of(model):
+        if setting.nested is not None:
+            yield from (((setting.name, *path), stage, leaf) for path, stage, leaf in leaves_of(setting.nested))
         elif setting.help:
-            yield (setting.name,), replace(setting, default=value)
+            yield (setting.name,), model.section, setting
 
 
 def as_option(name: str, setting: Setting, *, panel: str | None = None) -> inspect.Parameter:
-    """Make a parameter that typer turns into an option; the setting checks its value, not typer."""
-    flags = [f"--{name.strip('_').replace('_', '-')}"]
-    flags += [short.flag for short in setting.annotations if isinstance(short, Short)]
+    """Make a parameter that typer turns into an option, which takes a text; the setting checks it, not typer."""
+    short = setting.note(Short)
+    flags = [f"--{name.strip('_').replace('_', '-')}", *([short.flag] if short else [])]
     type_, default, text = setting.types[0], setting.default, (setting.help or "").removesuffix(".")
     how: dict[str, Any] = {"show_default": (not default and setting.unset) or True, "rich_help_panel": panel}
     if type_ is bool:
         default, how["show_default"] = default is True, False
     elif type_ is tuple:
         type_, default, text = list[str], None, f"{text}; may be repeated"
-    elif type_ in READERS:
-        how |= {"parser": READERS[type_], "metavar": f"<{type_.__name__}>"}
-        if bounds := bounds_in_words(setting.schema):
-            text = f"{text} ({bounds})"
+    elif type_ in (int, float):
+        bounds = bounds_in_words(setting.bounds)
+        type_, how["metavar"], text = str, f"<{type_.__name__}>", f"{text} ({bounds})" if bounds else text
+    elif type_ is not Path:
+        type_ = str
     option = typer.Option(*flags, help=f"{text}.", **how)
     annotation: Any = Annotated[type_ | None if default is None else type_, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
@@ -143,21 +130,6 @@ def as_switch_to_none(setting: Setting, *, panel: str | None = None) -> inspect.
     return inspect.Parameter(name.replace("-", "_"), kind, default=False, annotation=annotation)
 
 
-def reader(type_: type[int] | type[float]) -> Callable[[Any], Any]:
-    """Give a function that reads a number, and leaves any other text for the setting to reject."""
-
-    def read(text: Any) -> Any:
-        try:
-            return type_(text)
-        except ValueError:
-            return text
-
-    return read
-
-
-READERS = {int: reader(int), float: reader(float)}
-
-
 # ---- from options to settings
 
 
@@ -169,33 +141,28 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
     InputError
         If a setting cannot have its value, or is both given and set to None.
     """
-    values = {option.path: option.value(given[option.parameter.name]) for option in options if not option.unsets}
+    found: dict[str, Any] = {}
     for option in options:
-        if option.unsets and given[option.parameter.name]:
-            setting = option.setting
-            if setting is not None and values[option.path] != setting.default:
+        value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
+        values = found
+        for place in places:
+            values = values.setdefault(place, {})
+        if option.unsets and setting is not None:
+            if value and values[name] != setting.default:
                 raise InputError(
                     f"`{setting.name}=` and `{setting.name}=None` contradict each other; give one of them."
                 )
-            values[option.path] = None
-    for option in options:
-        if option.setting is not None and len(option.path) == 1:
-            option.setting.check(values[option.path])
+            values[name] = None if value else values[name]
+        elif setting is not None and tuple in setting.types and value in (None, []):
+            values[name] = setting.default
+        elif setting is not None and not places:
+            values[name] = setting.checked(value)
+        else:
+            values[name] = value
     return {
-        name: values[(name,)]
-        if (name,) in values
-        else with_values(parameter.annotation(), {path[1:]: value for path, value in values.items() if path[0] == name})
+        name: parameter.annotation(**found[name]) if isinstance(found.get(name), dict) else found[name]
         for name, parameter in signature.parameters.items()
     }
-
-
-def with_values(settings: StageSettings, values: dict[tuple[str, ...], Any]) -> StageSettings:
-    """Replace the values of settings, by the fields down to them."""
-    changes = {path[0]: value for path, value in values.items() if len(path) == 1}
-    for name in dict.fromkeys(path[0] for path in values if len(path) > 1):
-        inner = {path[1:]: value for path, value in values.items() if path[0] == name}
-        changes[name] = with_values(getattr(settings, name), inner)
-    return replace(settings, **changes)
 
 
 # ---- files that are written

@@ -178,7 +178,7 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
     if not isinstance(genes, str | Path):
         if not genes:
             raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
-        return pd.Index(genes)
+        return pd.Index(genes).unique()
     try:
         lines = Path(genes).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

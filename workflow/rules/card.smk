@@ -19,15 +19,12 @@ rule card:
     params:
         evaluation=subpath(input.evaluation, parent=True),
         audit=lambda wildcards, input: f"--audit {Path(str(input.audit)).parent}" if input.audit else "",
-        source=option("--source", "card/source"),
-        contact=option("--contact", "card/contact"),
-        settings=tracked("card"),
+        options=options("card", seed=False),
     shell:
         "bdm card {input.model}"
         " --evaluation {params.evaluation}"
         " {params.audit}"
         " --cells {input.generated}"
-        " {params.source}"
-        " {params.contact}"
+        " {params.options}"
         " --out {output.card}"
         " > {log} 2>&1"

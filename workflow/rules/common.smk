@@ -1,9 +1,10 @@
-import json
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -36,6 +37,9 @@ FILES = {
     "interpret/markers": [],
     "interpret/gene_sets": [],
 }
+# Keys that no command has as an option, and those that are options of another name
+OF_RULES = {"path", "parent", "run", "flat"}
+FLAGS = {"n_cells": "cells", "cell_types": "cell_type"}
 SECTIONS = [
     "prepare",
     "autoencoder",
@@ -94,7 +98,6 @@ def complete(config):
         for name, dataset in config["datasets"].items()
     }
     completed = check(config | {"datasets": datasets}, set_default=True)
-    reject("seed", rejection("seed", completed["seed"], SCHEMA["properties"]["seed"]))
     for dataset in completed["datasets"].values():  # names may be numbers in YAML, and are texts in the names of files
         for section, of in (("extend", "additions"), ("simulate", "designs"), ("transmute", "transmutations")):
             dataset[section][of] = {str(name): content for name, content in dataset[section][of].items()}
@@ -109,14 +112,14 @@ def grown(name, dataset):
     """Give the data sets that a data set's model grows by, one addition after the other, with its settings."""
     parents, found = name, {}
     for addition, of in dataset["extend"]["additions"].items():
-        found[f"{name}+{addition}"] = dataset | {"addition": {**of, "to": parents}}
+        found[f"{name}+{addition}"] = dataset | {"addition": {**of, "parent": parents}}
         parents = f"{name}+{addition}"
     return found
 
 
 def parent(dataset):
     """Name the data set whose model is extended."""
-    return settings["datasets"][dataset]["addition"]["to"]
+    return settings["datasets"][dataset]["addition"]["parent"]
 
 
 def one_of(names):
@@ -142,13 +145,13 @@ def check(config, *, set_default):
 
 
 def check_beyond_schema(name, dataset):
-    """Reject what a JSON schema allows: 3.0 as a whole number, infinite numbers, settings that contradict each other."""
+    """Reject what a JSON schema allows: infinite numbers, and settings that contradict each other."""
     prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
     problems = [
         (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))
         for section in SECTIONS
         for key, value in dataset[section].items()
-        if isinstance(value, float)
+        if isinstance(value, float) and not math.isfinite(value)
     ]
     problems += [
         ("batch_key", keys_rejection(**{key: dataset[key] for key in ("label_key", "batch_key", "donor_key")})),
@@ -187,6 +190,7 @@ def reject(place, problem):
 
 def sentence(problem):
     """Phrase why the schema does not allow a value, as bdm does."""
+    out_of_bounds = problem.validator in BOUNDS
     while problem.parent is not None:  # of one alternative of several
         problem = problem.parent
     schema, value = problem.schema, problem.instance
@@ -198,7 +202,9 @@ def sentence(problem):
     if problem.validator == "pattern":
         return f"The name {value!r} is not allowed; use letters, digits, `_` and `-`."
     names = [name for name in problem.absolute_path if isinstance(name, str)]
-    return rejection(names[-1] if names else "configuration", value, schema) or f"{problem.message}."
+    if problem.validator == "minProperties":
+        return f"{names[-1]} is empty; name at least one."
+    return rejection(names[-1] if names else "configuration", value, schema, out_of_bounds=out_of_bounds)
 
 
 def setting(path):
@@ -206,48 +212,50 @@ def setting(path):
     return lookup(within=settings, dpath=f"datasets/{{dataset}}/{path}")
 
 
-def tracked(*paths):
-    """Give a params function: the settings at the paths, and the seed, as one text that no command needs.
+def options(*paths, seed=True, without=()):
+    """Give a params function: the settings at the paths as options of a command, which have their names, and the seed.
 
-    Snakemake runs a rule again if its parameters take values that none of them had before. It ignores values that pass
-    from one parameter to another, and values that are computed from input files; in this text they have names.
+    They are one text, in the order of the names: Snakemake runs a rule again if its parameters take values that none of
+    them had before, but ignores values that pass from one parameter to another. It ignores values that are computed
+    from input files, too, so files are not among these options; see :func:`file_options`.
     """
 
-    def named(wildcards):
-        values = {path: setting(path)(wildcards) for path in paths}
-        return json.dumps({"seed": settings["seed"], **values}, sort_keys=True)
+    def text(wildcards):
+        found = [(path.split("/")[0], *each) for path in paths for each in values_at(path, wildcards).items()]
+        number = Counter(key for _, key, _ in found)
+        named = {key if number[key] == 1 else f"{section}_{key}": value for section, key, value in found}
+        named |= {"seed": settings["seed"]} if seed else {}
+        flags = (flag(key, named[key]) for key in sorted(named) if key not in without)
+        return " ".join(filter(None, flags))
 
-    return named
-
-
-def option(flag, path, *, unset=""):
-    """Give a params function: the flag with the data set's setting, or ``unset`` where it is not set."""
-
-    def flag_and_value(wildcards):
-        value = setting(path)(wildcards)
-        return unset if value is None else f"{flag} {shlex.quote(str(value))}"
-
-    return flag_and_value
+    return text
 
 
-def options_each(flag, path):
-    """Give a params function: the flag with each of the values in the data set's setting."""
-    return lambda wildcards: " ".join(f"{flag} {shlex.quote(value)}" for value in setting(path)(wildcards))
+def values_at(path, wildcards):
+    """Give the settings of the data set at a path that are no files, by their keys; ``dataset`` for its own keys."""
+    found = settings["datasets"][wildcards.dataset] if path == "dataset" else setting(path)(wildcards)
+    found = found if isinstance(found, dict) else {Path(path).name: found}
+    own = "" if path == "dataset" else f"{path}/"
+    return {
+        key: value
+        for key, value in found.items()
+        if key not in OF_RULES and not named_files(wildcards.dataset, own + key)
+    }
 
 
-def switch(flag, path):
-    """Give a params function: the flag where the data set's setting is true."""
-    return lambda wildcards: flag if setting(path)(wildcards) else ""
+def flag(key, value):
+    """Write a setting as an option of a command, once for each of several values; nothing if it is unset, or objects."""
+    name = f"--{FLAGS.get(key, key).replace('_', '-')}"
+    if isinstance(value, bool):
+        return name if value else ""
+    values = value if isinstance(value, list) else [] if value is None or isinstance(value, dict) else [value]
+    return " ".join(f"{name} {shlex.quote(str(one))}" for one in values)
 
 
-def file_option(flag, name):
-    """Give a params function: the flag with the input file of that name, or nothing where there is none."""
-    return lambda wildcards, input: f"{flag} {shlex.quote(str(input[name]))}" if input[name] else ""
-
-
-def file_or_option(flag, name, path):
-    """Give a params function: the flag with the input file of that name, else with the data set's setting, if any."""
-    return lambda wildcards, input: file_option(flag, name)(wildcards, input) or option(flag, path)(wildcards)
+def file_options(wildcards, input):
+    """Give the options of a command that name files of settings, which are inputs of their names."""
+    names = sorted({Path(path).name for path in FILES} - {"path"})
+    return " ".join(flag(name, str(input.get(name))) for name in names if input.get(name))
 
 
 def optional_file(path):
@@ -275,7 +283,7 @@ def files_in_folder(path):
 def named_files(dataset, path):
     """List the file that a setting of the data set names, or nothing if it names none."""
     value = lookup(f"datasets/{dataset}/{path}", within=settings, default=None)
-    return [] if value is None or value in FILES[path] else [value]
+    return [] if value is None or path not in FILES or value in FILES[path] else [value]
 
 
 def absent_files(wildcards):
@@ -294,17 +302,9 @@ def is_made(file):
     return any(rule.is_producer(file) for rule in workflow.rules)
 
 
-def cells_to_generate(wildcards, input):
-    """Give the flag for a number of cells of each type, or for the numbers in the data."""
-    n_cells = setting("generate/n_cells")(wildcards)
-    return f"--cells-like {input.cells}" if n_cells is None else f"--cells {n_cells}"
-
-
-def move_options(wildcards):
-    """Give the options for the type that cells are transmuted to, and the types that they are transmuted from."""
-    transmutation = setting("transmute/transmutations")(wildcards)[wildcards.transmutation]
-    flags = [("--to", transmutation["to"]), *(("--from", cell_type) for cell_type in transmutation["from"])]
-    return " ".join(f"{flag} {shlex.quote(cell_type)}" for flag, cell_type in flags)
+def cells_like(wildcards, input):
+    """Give the flag to generate as many cells of each type as the data have, unless there is a number."""
+    return "" if setting("generate/n_cells")(wildcards) else f"--cells-like {input.cells}"
 
 
 def devices(wildcards, resources):

@@ -87,16 +87,11 @@ rule evaluate:
     params:
         folder=subpath(output.evaluation, parent=True),
         compare=lambda wildcards, input: f"--compare flat={input.flat}" if input.flat else "",
-        n_repeats=setting("evaluate/n_repeats"),
-        max_cells_per_type=setting("evaluate/max_cells_per_type"),
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("evaluate"),
+        options=options("evaluate"),
     shell:
         "bdm evaluate {input.cells} {params.folder} {input.generated}"
         " --model {input.model}"
         " {params.compare}"
-        " --n-repeats {params.n_repeats}"
-        " --max-cells-per-type {params.max_cells_per_type}"
-        " --seed {params.seed}"
+        " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -41,9 +41,9 @@ rule evaluate_transmuted:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.transmutation, parent=True),
-        seed=lookup(within=settings, dpath="seed"),
+        options=options(),
     shell:
         "bdm evaluate-transmuted {input.cells} {params.folder} {input.transmuted}"
-        " --seed {params.seed}"
+        " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -60,23 +60,12 @@ rule extend:
         "../envs/bdm.yaml"
     params:
         report=subpath(output.extension, parent=True),
-        types=options_each("--cell-type", "addition/cell_types"),
-        renewed=options_each("--update", "addition/update"),
-        label_key=option("--label-key", "addition/label_key"),
-        counts=option("--counts", "addition/counts"),
-        missing_as_zero=switch("--missing-as-zero", "addition/missing_as_zero"),
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("addition"),
+        options=options("addition"),
     shell:
         "bdm extend {input.model} {input.cells:q} {output.model}"
         " --known {input.known}"
         " --joined {output.cells}"
         " --report {params.report}"
-        " {params.types}"
-        " {params.renewed}"
-        " {params.label_key}"
-        " {params.counts}"
-        " {params.missing_as_zero}"
-        " --seed {params.seed}"
+        " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -11,21 +11,14 @@ rule generate:
     conda:
         "../envs/bdm.yaml"
     params:
-        cells=cells_to_generate,
-        shared_ancestors=switch("--shared-ancestors", "generate/shared_ancestors"),
-        stochastic=switch("--stochastic", "generate/stochastic"),
-        n_levels=setting("generate/n_levels"),
+        cells_like=cells_like,
+        options=options("generate"),
         part="--part {scatteritem}" if N_JOBS > 1 else "",
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("generate"),
     shell:
         "bdm generate {input.model} {output.cells}"
-        " {params.cells}"
-        " {params.shared_ancestors}"
-        " {params.stochastic}"
-        " --n-levels {params.n_levels}"
+        " {params.cells_like}"
+        " {params.options}"
         " {params.part}"
-        " --seed {params.seed}"
         " --threads {threads}"
         " > {log} 2>&1"
 

@@ -33,23 +33,16 @@ rule hierarchy:
     conda:
         "../envs/bdm.yaml"
     params:
-        tree=file_or_option("--tree", "tree", "hierarchy/tree"),
-        threshold=setting("hierarchy/threshold"),
-        n_bootstrap=setting("hierarchy/n_bootstrap"),
-        ontology_key=option("--ontology-key", "hierarchy/ontology_key"),
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("hierarchy"),
+        options=options("hierarchy"),
+        files=file_options,
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --newick {output.newick}"
         " --figure {output.figure}"
         " --page {output.page}"
         " --table {output.table}"
-        " {params.tree}"
-        " {params.ontology_key}"
-        " --threshold {params.threshold}"
-        " --n-bootstrap {params.n_bootstrap}"
-        " --seed {params.seed}"
+        " {params.options}"
+        " {params.files}"
         " --threads {threads}"
         " > {log} 2>&1"
 
@@ -64,13 +57,10 @@ rule hierarchy_flat:
     conda:
         "../envs/bdm.yaml"
     params:
-        threshold=setting("hierarchy/threshold"),  # on which the range of noise levels depends
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("hierarchy/threshold"),
+        options=options("hierarchy/threshold"),  # on which the range of noise levels depends
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy}"
         " --flat"
-        " --threshold {params.threshold}"
-        " --seed {params.seed}"
+        " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"

@@ -115,16 +115,11 @@ rule interpret:
         "../envs/bdm.yaml"
     params:
         folder=subpath(output.interpretation, parent=True),
-        n_genes=setting("interpret/n_genes"),
-        markers=file_option("--markers", "markers"),
-        gene_sets=file_option("--gene-sets", "gene_sets"),
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("interpret"),
+        options=options("interpret"),
+        files=file_options,
     shell:
         "bdm interpret {input.model} {input.cells} {input.generated} {params.folder}"
-        " --n-genes {params.n_genes}"
-        " {params.markers}"
-        " {params.gene_sets}"
-        " --seed {params.seed}"
+        " {params.options}"
+        " {params.files}"
         " --threads {threads}"
         " > {log} 2>&1"

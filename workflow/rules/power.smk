@@ -16,8 +16,6 @@ rule power:
         "results/{dataset}/benchmarks/power_{design}/{scatteritem}.tsv"
     conda:
         "../envs/bdm.yaml"
-    params:
-        settings=tracked("simulate/designs/{design}"),
     shell:
         "bdm power {input.model} {input.design:q} {output.part}"
         " --part {wildcards.scatteritem}"

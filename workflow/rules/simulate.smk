@@ -18,8 +18,6 @@ rule simulate:
         "results/{dataset}/benchmarks/simulate_{design}.tsv"
     conda:
         "../envs/bdm.yaml"
-    params:
-        settings=tracked("simulate/designs/{design}"),
     shell:
         "bdm simulate {input.model} {input.design:q} {output.cells}"
         " --truth {output.truth}"

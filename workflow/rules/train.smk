@@ -13,23 +13,12 @@ rule train:
     conda:
         "../envs/bdm.yaml"
     params:
-        prior=setting("train/prior"),
-        n_steps=setting("train/n_steps"),
-        width=setting("train/width"),
-        n_layers=setting("train/n_layers"),
-        learning_rate=setting("train/learning_rate"),
+        options=options("train"),
         devices=devices,
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("train"),
     shell:
         "bdm train {input.autoencoder} {input.hierarchy} {output.model}"
-        " --prior {params.prior}"
-        " --n-steps {params.n_steps}"
-        " --width {params.width}"
-        " --n-layers {params.n_layers}"
-        " --learning-rate {params.learning_rate}"
+        " {params.options}"
         " {params.devices}"
-        " --seed {params.seed}"
         " --threads {threads}"
         " > {log} 2>&1"
 

@@ -11,16 +11,9 @@ rule transmute:
     conda:
         "../envs/bdm.yaml"
     params:
-        types=move_options,
-        stochastic=switch("--stochastic", "transmute/stochastic"),
-        n_levels=setting("transmute/n_levels"),
-        seed=lookup(within=settings, dpath="seed"),
-        settings=tracked("transmute/transmutations/{transmutation}", "transmute/stochastic", "transmute/n_levels"),
+        options=options("transmute", "transmute/transmutations/{transmutation}"),
     shell:
         "bdm transmute {input.model} {input.cells} {output.cells}"
-        " {params.types}"
-        " {params.stochastic}"
-        " --n-levels {params.n_levels}"
-        " --seed {params.seed}"
+        " {params.options}"
         " --threads {threads}"
         " > {log} 2>&1"
