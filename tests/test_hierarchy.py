@@ -13,8 +13,8 @@ from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells
-from bdm.plotting.style import save_figure
-from bdm.plotting.tree import plot_hierarchy
+from bdm.plotting.files import save_figure
+from bdm.plotting.tree import hierarchy as plot_hierarchy
 from bdm.prior.losses import branch_table
 from bdm.settings import HierarchySettings
 
@@ -152,7 +152,7 @@ def test_support_is_a_share(hierarchy):
 
 @every_hierarchy
 def test_tree_can_be_plotted(hierarchy, tmp_path):
-    save_figure(plot_hierarchy(hierarchy).figure, tmp_path / "tree.svg")
+    save_figure(plot_hierarchy(hierarchy), tmp_path / "tree.svg")
     assert (tmp_path / "tree.svg").stat().st_size > 1000
 
 

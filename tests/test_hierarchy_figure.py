@@ -14,8 +14,10 @@ from bdm.cli import app
 from bdm.errors import InputError
 from bdm.hierarchy.files import save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy
-from bdm.plotting.style import ADDED, save_figure
-from bdm.plotting.tree import node_labels, plot_hierarchy, view_of, without_overlaps
+from bdm.plotting.files import save_figure
+from bdm.plotting.style import ADDED
+from bdm.plotting.tree import hierarchy as plot_hierarchy
+from bdm.plotting.tree import node_labels, view_of, without_overlaps
 
 
 def caterpillar(n_types: int) -> Hierarchy:
@@ -262,14 +264,11 @@ def test_labels_of_branch_points_do_not_overlap(hierarchy):
 # ---- letters
 
 
-def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn):
-    figure = Figure()
-    figure.suptitle("T ᶁ")  # in STIX, which comes with matplotlib, but not in DejaVu Sans
-    monkeypatch.setattr("bdm.plotting.style.FONTS", ("None such", "STIXGeneral"))
-    save_figure(figure, tmp_path / "other.png")
+def test_letters_that_the_font_lacks_come_from_another(tmp_path, monkeypatch, recwarn, caplog):
+    for fonts, is_missing in ((("None such", "STIXGeneral"), False), ((), True)):
+        figure = Figure()
+        figure.suptitle("T ᶁ")  # in STIX, which comes with matplotlib, but not in DejaVu Sans
+        monkeypatch.setattr("bdm.plotting.files.FONTS", fonts)
+        save_figure(figure, tmp_path / "figure.png")
+        assert ("install a font" in caplog.text) == is_missing
     assert not [warning for warning in recwarn if "missing from font" in str(warning.message)]
-    figure = Figure()
-    figure.suptitle("T ᶁ")
-    monkeypatch.setattr("bdm.plotting.style.FONTS", ())
-    save_figure(figure, tmp_path / "own.png")
-    assert [warning for warning in recwarn if "missing from font" in str(warning.message)]

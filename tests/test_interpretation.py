@@ -15,6 +15,7 @@ from same_tables import assert_same_table
 from scipy import sparse
 from scipy.stats import mannwhitneyu, norm
 
+from bdm import pl
 from bdm._core.files import sha256
 from bdm._core.store import checksum_of
 from bdm.autoencoder.adapters import Adapters
@@ -77,13 +78,12 @@ from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Normal, Whitening
 from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, type_specific_genes
-from bdm.plotting.ancestral_states import ancestral_states_figure, grouped_by_position
-from bdm.plotting.branches import Panel, branch_genes_figure, draw_panel, limits_of, plot_commitment
+from bdm.plotting.ancestral_states import grouped_by_position
+from bdm.plotting.branches import Panel, draw_panel, limits_of
+from bdm.plotting.files import FIGURES, figure_of
 from bdm.plotting.labels import Canvas, label_branches
-from bdm.plotting.markers import markers_figure
 from bdm.plotting.style import clade_label
-from bdm.plotting.tree import plot_hierarchy, view_of
-from bdm.plotting.write import FIGURES
+from bdm.plotting.tree import view_of
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import InterpretationSettings
 
@@ -812,7 +812,7 @@ def test_clade_label_fits(cell_types, label):
 
 
 def test_figures_name_nodes_and_genes(interpretation):
-    figure = branch_genes_figure(interpretation)
+    figure = figure_of(pl.branch_genes(interpretation))
     titles = {axis.get_title() for sub in figure.subfigs for axis in sub.axes}
     for row in interpretation.agreement.itertuples():
         assert any(title.startswith(row.node) for title in titles)
@@ -823,7 +823,7 @@ def test_figures_name_nodes_and_genes(interpretation):
         # sub-populations have no rows in the tree, and their genes are not named
         assert (best in words or shorter) != of.contrast.divides_type
     assert any(of.contrast.divides_type for of in interpretation.contrasts)
-    left, right = markers_figure(interpretation).axes[:2]
+    left, right = pl.markers(interpretation)
     assert [text.get_text() for text in left.get_xticklabels()] == [text.get_text() for text in right.get_xticklabels()]
 
 
@@ -834,7 +834,7 @@ def test_labels_of_short_branches_cover_nothing():
     branches = [Branch(name, parents.get(name), levels.get(name, 0.0), 10, 1.0) for name in ["node 1", *parents]]
     hierarchy = Hierarchy(tuple(branches), 12.0, 0.9)
     figure = Figure(figsize=(16, 1.4 + 0.6 * 6), layout="constrained")
-    axis = plot_hierarchy(hierarchy, ax=figure.add_subplot(), names=True)
+    axis = pl.hierarchy(hierarchy, ax=figure.add_subplot(), names=True)
     genes = {name: ["HLA-DRB1", "HLA-DRB5", "HMGB2"] for name in parents}
     label_branches(axis, Canvas(view_of(hierarchy), 15.0, 0.6), genes)
     figure.draw_without_rendering()
@@ -868,7 +868,7 @@ def test_long_intervals_are_cut_where_the_points_end():
 
 
 def test_heat_map_has_early_genes_first_and_dots_where_they_commit(interpretation):
-    axis = plot_commitment(interpretation)
+    axis = pl.commitment(interpretation)
     names = [text.get_text() for text in axis.get_yticklabels()]
     [dots] = [line for line in axis.lines if line.get_marker() == "o"]
     levels = np.asarray(dots.get_xdata(), dtype=float)
@@ -924,7 +924,8 @@ def test_saved_interpretation_is_the_same(interpretation, saved, tmp_path):
     loaded = Interpretation.load(saved)
     assert_same(loaded, interpretation)
     for name, draw in FIGURES[Interpretation].items():
-        assert points_and_words(draw(loaded)) == points_and_words(draw(interpretation)), name
+        drawn, expected = (points_and_words(figure_of(draw(of))) for of in (loaded, interpretation))
+        assert drawn == expected, name
     loaded.save(tmp_path / "again")
     for file in sorted(saved.iterdir()):
         assert file.suffix == ".h5ad" or file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name

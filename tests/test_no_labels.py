@@ -24,7 +24,7 @@ from bdm.interpretation.inputs import inputs_of
 from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.write import FIGURES, write_figures
+from bdm.plotting.files import FIGURES, figure_of, write_figures
 from bdm.report.page import report_page
 from bdm.report.results import read_results
 from bdm.settings import WITHOUT_LABELS, InterpretationSettings, PrepareSettings, Settings
@@ -164,7 +164,7 @@ def test_scores_that_compare_types_are_unknown(evaluation, tmp_path):
 
 
 def test_figures_leave_out_what_is_unknown(evaluation):
-    titles = {name: [axis.get_title() for axis in draw(evaluation).axes] for name, draw in FIGURES[Evaluation].items()}
+    titles = {name: [axis.get_title() for axis in draw(evaluation)] for name, draw in FIGURES[Evaluation].items()}
     assert titles["by_type"] == ["energy distance", "forest AUC"]
     assert len(titles["genes"]) == 3
     assert len(titles["overall"]) == 7
@@ -186,8 +186,7 @@ def test_interpretation_of_one_population_is_empty(interpretation, tmp_path):
         assert len(table) == 0
         assert {"node", "cell_type"} & set(table), name
     for name, draw in FIGURES[Interpretation].items():
-        drawn = draw(loaded)
-        figure = drawn.figure if hasattr(drawn, "figure") and drawn.figure is not drawn else drawn
+        figure = figure_of(draw(loaded))
         texts = [text.get_text() for text in figure.texts + [text for axis in figure.axes for text in axis.texts]]
         assert any(re.search("one (cell type|population)", text) for text in texts) == (name != "umap"), name
 
@@ -236,7 +235,7 @@ def test_interpretation_compares_the_sub_populations(divided):
     assert set(divided.hierarchy.populations) <= children
     assert "rank_genes_groups" in branches.uns
     for name, draw in FIGURES[Interpretation].items():
-        assert any(axis.has_data() for axis in draw(divided.interpretation).get_figure().axes), name
+        assert any(axis.has_data() for axis in figure_of(draw(divided.interpretation)).axes), name
     assert divided.evaluate(n_repeats=1).overall.loc["forest_auc", GENERATED] < 1
 
 
@@ -264,7 +263,7 @@ def test_populations_without_cells_are_left_blank(divided, tmp_path):
     found.save(tmp_path / "interpretation")
     assert Interpretation.load(tmp_path / "interpretation").markers.real.mean.loc[first].isna().all()
     for name, draw in FIGURES[Interpretation].items():
-        assert any(axis.has_data() for axis in draw(found).get_figure().axes), name
+        assert any(axis.has_data() for axis in figure_of(draw(found)).axes), name
 
 
 def test_cells_of_another_model_are_not_interpreted(divided):

@@ -16,10 +16,9 @@ from test_evaluation_sets import assert_same
 import bdm
 from bdm import pl
 from bdm.errors import InputError
-from bdm.interpretation.results import Interpretation
-from bdm.plotting.evaluation import LABELS, draw_scores_by_type, overall_figure
+from bdm.plotting.evaluation import LABELS, draw_scores_by_type
 from bdm.plotting.extension import MAX_PANELS
-from bdm.plotting.write import FIGURES
+from bdm.plotting.files import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
 
@@ -89,7 +88,7 @@ def test_scores_are_those_of_the_tables(evaluation):
 
 
 def test_tick_labels_do_not_touch(evaluation):
-    figure = overall_figure(evaluation)
+    figure = figure_of(pl.scores(evaluation))
     figure.draw_without_rendering()
     rows = {}
     for axis in figure.axes:
@@ -323,13 +322,6 @@ def test_needs_an_interpretation(small_model, tmp_path):
     small_model.save(tmp_path / "model")
     with pytest.raises(InputError, match="call interpret"):
         pl.markers(bdm.BranchedDiffusion.load(tmp_path / "model"))
-
-
-def test_commands_draw_the_same(model, evaluation):
-    """One way of drawing: the figures of the commands have the axes of those here."""
-    of_model, of_evaluation = FIGURES[Interpretation]["paths"](model.interpretation), overall_figure(evaluation)
-    for figure, axes in ((of_model, pl.paths(model)), (of_evaluation, pl.scores(evaluation))):
-        assert [axis.get_title() for axis in figure.axes] == [axis.get_title() for axis in axes]
 
 
 def test_importing_bdm_stays_quick_and_chooses_no_backend():

@@ -19,7 +19,8 @@ from bdm.evaluation.properties.gene import correlations_within_types
 from bdm.evaluation.properties.group import Group, energy_coefficient, ks
 from bdm.evaluation.resampling import SizeLimits, resampled_cells
 from bdm.evaluation.results import Evaluation
-from bdm.plotting.properties import NO_PROPERTIES, properties_figure
+from bdm.plotting.evaluation import NO_PROPERTIES, properties
+from bdm.plotting.files import figure_of
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 
@@ -188,7 +189,7 @@ def test_saved_properties_are_loaded(evaluation, tmp_path):
 
 
 def test_figure_shows_the_excess_of_each_set(evaluation, excess):
-    axes = properties_figure(evaluation).axes
+    axes = properties(evaluation)
     assert [axis.get_title(loc="left") for axis in axes] == list(KINDS.values())
     genes = axes[0]
     assert next(text.get_text() for text in genes.get_yticklabels()) == PROPERTIES["mean"].name
@@ -199,14 +200,14 @@ def test_figure_shows_the_excess_of_each_set(evaluation, excess):
 
 def test_figure_explains_lines_of_cell_types_where_there_are_any(evaluation):
     table = evaluation.properties
-    assert "thin lines" in properties_figure(evaluation).get_supxlabel()
+    assert "thin lines" in figure_of(properties(evaluation)).get_supxlabel()
     of_all = replace(evaluation, properties=table[table["by"] != LABEL])
-    assert properties_figure(of_all).get_supxlabel() == "distance to test cells beyond the floor's (line at 0)"
+    assert figure_of(properties(of_all)).get_supxlabel() == "distance to test cells beyond the floor's (line at 0)"
 
 
 def test_figure_without_properties_says_so(evaluation):
-    figure = properties_figure(replace(evaluation, properties=no_properties()))
-    assert [text.get_text() for text in figure.texts] == [NO_PROPERTIES]
+    [axis] = properties(replace(evaluation, properties=no_properties()))
+    assert [text.get_text() for text in axis.texts] == [NO_PROPERTIES]
 
 
 # ---- formulas

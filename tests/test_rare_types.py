@@ -15,8 +15,8 @@ from bdm.hierarchy.support import FEW_CELLS, clade_support, clades_of, nearer_ty
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior
-from bdm.plotting.page.tree import tree_page
-from bdm.plotting.tree import plot_hierarchy
+from bdm.plotting.tree import hierarchy as plot_hierarchy
+from bdm.plotting.tree_page import tree_page
 from bdm.settings import HierarchySettings
 
 N_DIMS = 31

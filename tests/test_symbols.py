@@ -18,7 +18,7 @@ from bdm.api import BranchedDiffusion
 from bdm.cli import app
 from bdm.interpretation.results import Interpretation
 from bdm.model.model import type_specific_genes
-from bdm.plotting.write import FIGURES
+from bdm.plotting.files import FIGURES, figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
 from bdm.report.tables import genes_by_branch, nodes
@@ -75,7 +75,7 @@ def unexplained(text: str, labels: pd.Series) -> list[str]:
 
 @pytest.mark.parametrize("name", FIGURES[Interpretation])
 def test_figures_of_an_interpretation_show_symbols(model, labels, name):
-    text = words(FIGURES[Interpretation][name](model.interpretation))
+    text = words(figure_of(FIGURES[Interpretation][name](model.interpretation)))
     assert not unexplained(text, labels)
     if name != "umap":
         assert any(label in text.split() for label in labels)

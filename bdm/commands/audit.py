@@ -59,7 +59,7 @@ def audit(
     from bdm.data.prepare import read_prepared
     from bdm.generation.chunks import WHOLE, Part
     from bdm.hierarchy.ontology import given_tree
-    from bdm.plotting.audit import save_audit
+    from bdm.plotting.files import write_figures
 
     of_folds = WHOLE if part is None else Part.parse(part)
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
@@ -74,7 +74,8 @@ def audit(
             shape = given_tree(tree, read.obs, settings.hierarchy)
             made = AuditedModels(fit=settings, sampling=sampling, tree=shape, folder=models, device=device, seed=seed)
             found = audit_models(division, audit, made, part=of_folds)
-        save_audit(folder, found)
+        found.save(folder)
+        write_figures(folder, found)
     return Summary((out,), {"verdict": found.verdict.text})
 
 

@@ -74,7 +74,7 @@ def evaluate(
     from bdm.model.fitted_cells import read_real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by
-    from bdm.plotting.write import write_figures
+    from bdm.plotting.files import write_figures
 
     files = named_files(GENERATED, generated, compare or [])
     with atomic_write(out, folder_of="evaluation.json") as folder:

@@ -50,7 +50,7 @@ def evaluate_transmuted(
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by
-    from bdm.plotting.write import write_figures
+    from bdm.plotting.files import write_figures
     from bdm.transmutation.evaluate import evaluate_transmutation, read_transmuted, relabelled
     from bdm.transmutation.results import summary
 

@@ -125,7 +125,7 @@ def extended_step_by_step(
 def write_report(folder: Path, steps: "list[FittedExtension]") -> None:
     """Write the tables and figures of an extension."""
     from bdm.extension.results import ExtensionReport
-    from bdm.plotting.write import write_figures
+    from bdm.plotting.files import write_figures
 
     report = ExtensionReport.of(steps)
     report.save(folder)

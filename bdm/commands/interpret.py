@@ -45,7 +45,7 @@ def interpret(
     from bdm.interpretation.interpret import interpret as interpret_model
     from bdm.interpretation.results import agreement_summary
     from bdm.model.model import checksums
-    from bdm.plotting.write import write_figures
+    from bdm.plotting.files import write_figures
 
     with atomic_write(out, folder_of="interpretation.json") as folder:
         inputs = read_inputs(model, cells, generated, keys, markers=markers, gene_sets=gene_sets, seed=seed)

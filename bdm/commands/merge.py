@@ -46,14 +46,13 @@ def merge_power(out: Path, parts: list[Path]) -> dict[str, str]:
     """Merge tables of a power analysis, and describe the result."""
     from bdm._core.files import atomic_write
     from bdm.errors import counted
-    from bdm.plotting.power import power_figure
-    from bdm.plotting.style import save_figure
+    from bdm.plotting.files import write_figures
     from bdm.power.analysis import merged_parts
 
     with atomic_write(out, folder_of="power.csv") as folder:
         analysis = merged_parts(parts)
         analysis.save(folder)
-        save_figure(power_figure(analysis), folder / "power.png")
+        write_figures(folder, analysis)
     return {"experiments": f"{analysis.power['number'].nunique()} of {counted(len(parts), 'part')}"}
 
 
@@ -61,9 +60,10 @@ def merge_audit(out: Path, parts: list[Path]) -> dict[str, str]:
     """Merge folds of an audit, and give its verdict."""
     from bdm._core.files import atomic_write
     from bdm.audit.results import KIND, Audit, merged
-    from bdm.plotting.audit import save_audit
+    from bdm.plotting.files import write_figures
 
     with atomic_write(out, folder_of=f"{KIND}.json") as folder:
         audit = merged(Audit.load(part) for part in parts)
-        save_audit(folder, audit)
+        audit.save(folder)
+        write_figures(folder, audit)
     return {"verdict": audit.verdict.text}

@@ -32,9 +32,9 @@ def plot_tree(
     from bdm._core.files import atomic_write
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
-    from bdm.plotting.page.tree import tree_page
-    from bdm.plotting.style import save_figure
-    from bdm.plotting.tree import plot_hierarchy
+    from bdm.plotting.files import save_figure
+    from bdm.plotting.tree import hierarchy as plot_hierarchy
+    from bdm.plotting.tree_page import tree_page
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
     which: dict[str, Any] = {"root": root, "max_rows": max_rows, "since": since, "sub_populations": sub_populations}
@@ -42,5 +42,5 @@ def plot_tree(
         if out.suffix == ".html":
             path.write_text(tree_page(hierarchy, **which), encoding="utf-8")
         else:
-            save_figure(plot_hierarchy(hierarchy, **which), path)
+            save_figure(plot_hierarchy(hierarchy, show=False, **which), path)
     return Summary((out,))

@@ -37,8 +37,7 @@ def power(
     from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.model.model import load_model
-    from bdm.plotting.power import power_figure
-    from bdm.plotting.style import save_figure
+    from bdm.plotting.files import write_figures
     from bdm.power.analysis import check_testable, power_analysis
     from bdm.power.grid import design_at, points_of
 
@@ -59,5 +58,5 @@ def power(
             analysis.repeats.to_csv(path, index=False, float_format="%.6g")
             return Summary((out,), {"part": part, **facts})
         analysis.save(path)
-        save_figure(power_figure(analysis), path / "power.png")
+        write_figures(path, analysis)
     return Summary((out,), facts)

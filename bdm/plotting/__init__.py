@@ -1,1 +1,1 @@
-"""Figures of models and results, as matplotlib figures and interactive pages."""
+"""Figures of models and of results, which ``bdm.pl`` lists; the tree as a page; and figures in files."""

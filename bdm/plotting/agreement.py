@@ -13,14 +13,20 @@ from bdm.plotting.style import (
     NO_NODES,
     REAL,
     TRAINING,
-    NewFigure,
+    Interpreted,
     Style,
     clade_label,
-    figure_of_text,
+    draw_identity,
+    explain,
     highest,
+    interpretation_of,
     label_outermost_genes,
+    new_figure,
+    open_frame,
     panels,
     shade_rows,
+    shown,
+    text_figure,
 )
 
 MEASURES = {
@@ -41,21 +47,23 @@ MAX_SCATTERS, N_COLUMNS = 8, 4
 N_LABELS = 3  # genes that are labelled in a scatter, for each child
 
 
-def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
-    """Draw the measures of agreement by node, and below them the log fold changes of all genes at the highest nodes.
+def agreement(interpretation: Interpreted, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw how far the genes of each node agree with real cells, and how far real cells agree with each other.
 
-    Where there are more nodes than rows, the highest nodes are drawn.
+    Below are the log fold changes of all genes at the highest nodes. Where there are more nodes than rows, the highest
+    nodes are drawn.
     """
+    interpretation = interpretation_of(interpretation)
     if not interpretation.contrasts:
-        return figure_of_text(NO_NODES, new=new)
+        return shown(text_figure(NO_NODES), show=show)
     nodes = highest(list(interpretation.nodes.values()), MAX_NODES, level=lambda node: node[0].contrast.level)
     tested = [node for node in interpretation.nodes.values() if any(of.test and of.equal for of in node)]
     chosen = highest(tested, MAX_SCATTERS, level=lambda node: node[0].contrast.level)
     heights = [1.8 + 0.28 * len(nodes), 0.4 + 3.6 * -(-len(chosen) // N_COLUMNS)]
-    figure = new(figsize=(15, sum(heights) if chosen else heights[0]), layout="constrained")
+    figure = new_figure(15, sum(heights) if chosen else heights[0])
     if not chosen:
         draw_measures(figure, interpretation, nodes)
-        return figure
+        return shown(figure, show=show)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     draw_measures(above, interpretation, nodes)
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
@@ -63,8 +71,8 @@ def agreement_figure(interpretation: Interpretation, *, new: NewFigure = Figure)
         draw_scatter(axis, node, interpretation.labels)
     left_out = "" if len(chosen) == len(tested) else f" ({len(chosen)} highest of {len(tested)} nodes)"
     title = f"Log2 fold changes of all genes between the children of a node, against test cells{left_out}"
-    below.legend(*axes[0].get_legend_handles_labels(), title=title, loc="outside upper center", ncols=3, frameon=False)
-    return figure
+    explain(below, axes[0], title=title, ncols=3)
+    return shown(figure, show=show)
 
 
 def draw_measures(
@@ -79,13 +87,12 @@ def draw_measures(
         axis.set_title(title.format(n_genes=interpretation.settings.n_genes), fontsize=9)
     axes[0].set_yticks(range(len(agreement)), [node_label(node) for node in nodes], fontsize=8)
     axes[0].set_ylim(len(agreement) - 0.5, -0.5)
-    handles, labels = axes[0].get_legend_handles_labels()
     title = "agreement with real test cells" + (
         "" if interpretation.held_out else " (half of the cells that the model was fitted to)"
     )
     if len(nodes) < len(interpretation.nodes):
         title += f": the {len(nodes)} highest of {len(interpretation.nodes)} nodes"
-    figure.legend(handles, labels, title=title, loc="outside upper center", ncols=4, frameon=False)
+    explain(figure, axes[0], title=title, ncols=4)
 
 
 def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> None:
@@ -100,7 +107,7 @@ def draw_measure(axis: Axes, values: dict[str, pd.Series], *, ideal: float) -> N
     axis.set_xlim(left, right + 0.04 * (right - left))
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    open_frame(axis, "left")
 
 
 def node_label(node: tuple[ContrastGenes, ...]) -> str:
@@ -131,10 +138,10 @@ def draw_scatter(axis: Axes, node: tuple[ContrastGenes, ...], genes: pd.Index) -
     if len(node) == 2:
         x, _, y = changes[0]
         label_outermost_genes(axis, x, y, genes, order=np.argsort(y, kind="stable"), n_labels=N_LABELS)
-    axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+    draw_identity(axis)
     axis.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.axvline(0, color="0.7", linewidth=0.6, zorder=0)
     axis.set_title(node_label(node), fontsize=8)
     axis.set_xlabel("test cells", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)

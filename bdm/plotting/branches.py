@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from bdm.errors import InputError
 from bdm.interpretation.contrasts import Z_95, Contrast, ContrastGenes
@@ -17,18 +16,25 @@ from bdm.plotting.style import (
     NODE,
     NOISE_LEVEL,
     REAL,
-    NewFigure,
+    Interpreted,
     Style,
+    axes_or_new,
+    check_no_axes,
     clade_label,
-    figure_of_text,
+    explain,
     gene_label,
     highest,
+    interpretation_of,
+    new_figure,
+    open_frame,
     panels,
     scale_noise_levels,
     shade_rows,
-    text_in_axes,
+    shown,
+    text_figure,
+    write_text,
 )
-from bdm.plotting.tree import LETTER, MAX_ROWS, View, plot_hierarchy, view_of
+from bdm.plotting.tree import LETTER, MAX_ROWS, View, draw_hierarchy, view_of
 
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
@@ -57,20 +63,51 @@ class Panel:
     genes: pd.DataFrame
 
 
-def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figure) -> Figure:
-    """Draw the tree with the best marker genes of each branch, and their fold changes in the model and in test cells.
+def branch_genes(
+    interpretation: Interpreted,
+    branch: str | None = None,
+    *,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | list[Axes] | None:
+    """Draw the marker genes of each branch, with 95% intervals of their fold changes in the model and in real cells.
 
-    There is a panel for each node; where there are more nodes than panels, the highest nodes are drawn.
+    There is a panel for each node, below the tree; where there are more nodes than panels, the highest nodes are drawn.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or a model that was interpreted.
+    branch
+        Cell type or node whose genes alone are drawn, against its siblings.
+    ax
+        For the genes of one branch.
+
+    Examples
+    --------
+    ::
+
+        model.interpret()
+        bdm.pl.branch_genes(model, "CD19+ B")
+        bdm.pl.branch_genes(bdm.Interpretation.load("interpretation"))
     """
+    interpretation = interpretation_of(interpretation)
+    if branch is not None:
+        panel = panel_of_branch(interpretation, branch)
+        axis = axes_or_new(ax, 5, 4)
+        draw_panel(axis, panel)
+        axis.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
+        return shown(axis, show=show, complete=ax is None)
+    check_no_axes(ax, "branch")
     if not interpretation.contrasts:
-        return figure_of_text(NO_NODES, new=new)
+        return shown(text_figure(NO_NODES), show=show)
     hierarchy = interpretation.hierarchy
     of_nodes = [panel for node in interpretation.nodes.values() for panel in node_panels(node, interpretation.labels)]
     chosen = highest(of_nodes, MAX_PANELS, level=lambda panel: panel.level)
     n_rows = len(hierarchy.cell_types if len(hierarchy.cell_types) > 1 else hierarchy.populations)
     view = view_of(hierarchy, max_rows=n_rows if n_rows <= MAX_ROWS else ROWS_OF_MANY)
     heights = [1.4 + ROW * len(view.ends), 0.5 + 3 * -(-len(chosen) // N_COLUMNS)]
-    figure = new(figsize=(WIDTH, sum(heights)), layout="constrained")
+    figure = new_figure(WIDTH, sum(heights))
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).ravel()
     draw_tree(above.add_subplot(), interpretation, view)
     axes = panels(below, len(chosen), n_columns=N_COLUMNS)
@@ -78,31 +115,18 @@ def branch_genes_figure(interpretation: Interpretation, *, new: NewFigure = Figu
         draw_panel(axis, panel)
     left_out = "" if len(chosen) == len(of_nodes) else f": the {len(chosen)} highest of {len(of_nodes)} panels"
     title = f"Log2 fold changes of marker genes between the children of each node, with 95% intervals{left_out}"
-    handles = axes[0].get_legend_handles_labels()
-    below.legend(*handles, title=title, loc="outside upper center", ncols=2, frameon=False)
-    return figure
+    explain(below, axes[0], title=title, ncols=2)
+    return shown(figure, show=show)
 
 
-def plot_branch(
-    interpretation: Interpretation, branch: str, *, ax: Axes | None = None, new: NewFigure = Figure
-) -> Axes:
-    """Draw the marker genes of a branch against its siblings, in the model and in test cells.
-
-    Raises
-    ------
-    InputError
-        If the tree has no such branch, or it is the root.
-    """
-    node = next((node for node in interpretation.nodes.values() if branch in (of.contrast.child for of in node)), None)
-    if node is None:
-        raise InputError(f"No branch {branch!r} leaves a node; choose a cell type, or a node other than the root.")
-    of_node = node_panels(node, interpretation.labels)
-    position = [of.contrast.child for of in node].index(branch)
-    if ax is None:
-        ax = new(figsize=(5, 4), layout="constrained").add_subplot()
-    draw_panel(ax, of_node[min(position, len(of_node) - 1)])
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1.06), ncols=2, frameon=False, fontsize=8)
-    return ax
+def panel_of_branch(interpretation: Interpretation, branch: str) -> Panel:
+    """Return the panel of a branch against its siblings; raises an InputError if there is none, or it is the root."""
+    for node in interpretation.nodes.values():
+        children = [of.contrast.child for of in node]
+        if branch in children:
+            of_node = node_panels(node, interpretation.labels)
+            return of_node[min(children.index(branch), len(of_node) - 1)]
+    raise InputError(f"No branch {branch!r} leaves a node; choose a cell type, or a node other than the root.")
 
 
 def node_panels(node: tuple[ContrastGenes, ...], genes: pd.Index) -> list[Panel]:
@@ -136,7 +160,7 @@ def fold_change_table(of: ContrastGenes, genes: pd.Index, rows: np.ndarray) -> p
 
 def draw_tree(axis: Axes, interpretation: Interpretation, view: View) -> None:
     """Draw the hierarchy with the names of its nodes, by which panels are found, and the best genes of each branch."""
-    plot_hierarchy(interpretation.hierarchy, ax=axis, names=True, max_rows=len(view.ends))
+    draw_hierarchy(view_of(interpretation.hierarchy, max_rows=len(view.ends)), names=True, ax=axis)
     genes = {
         of.contrast.child: [*map(gene_label, interpretation.labels[np.argsort(of.model.rank)[:N_LABELS]])]
         for of in interpretation.contrasts
@@ -172,7 +196,7 @@ def draw_panel(axis: Axes, panel: Panel) -> None:
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(panel.title, fontsize=9, weight="bold")
     axis.set_xlabel(f"← {panel.left}   |   {panel.right} →", fontsize=8)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    open_frame(axis, "left")
 
 
 def draw_cuts(axis: Axes, cut: pd.Series, edge: float, shift: float, *, marker: str, colour: str) -> None:
@@ -203,16 +227,38 @@ class Row:
     level: float
 
 
-def plot_commitment(
-    interpretation: Interpretation, *, max_genes: int = MAX_GENES, ax: Axes | None = None, new: NewFigure = Figure
-) -> Axes:
+def commitment(
+    interpretation: Interpreted,
+    *,
+    max_genes: int = MAX_GENES,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
     """Draw how well each gene alone distinguishes the children of its node, by noise level; early genes come first.
 
-    The genes are the best markers of the children, two or more of each node; where ``max_genes`` is too few for all
-    nodes, the highest nodes are drawn.
+    The genes are the best markers of the children; where ``max_genes`` is too few for all nodes, the highest nodes are
+    drawn.
+
+    Parameters
+    ----------
+    interpretation
+        An interpretation, or a model that was interpreted.
+    max_genes
+        Most genes, two or more of each node; each has a row.
     """
-    if not interpretation.contrasts:
-        return text_in_axes(NO_NODES, ax=ax, new=new)
+    if max_genes < 2:
+        raise InputError(f"max_genes is {max_genes}, but must be 2 or more.")
+    interpretation = interpretation_of(interpretation)
+    if interpretation.contrasts:
+        axis = draw_commitment(interpretation, max_genes=max_genes, ax=ax)
+    else:
+        axis = axes_or_new(ax, 5, 0.6)
+        write_text(axis, NO_NODES)
+    return shown(axis, show=show, complete=ax is None)
+
+
+def draw_commitment(interpretation: Interpretation, *, max_genes: int, ax: Axes | None) -> Axes:
+    """Draw one row a gene, see :func:`commitment`."""
     hierarchy = interpretation.hierarchy
     nodes = highest(list(interpretation.nodes.values()), max_genes // 2, level=lambda node: node[0].contrast.level)
     n_each = int(np.clip(max_genes // len(nodes), 2, MAX_GENES_OF_NODE))
@@ -220,8 +266,7 @@ def plot_commitment(
     levels = np.sinh(np.linspace(np.arcsinh(hierarchy.sigma_max), 0, 200))
     groups = [commitment_rows(node, interpretation, levels, n_genes=n_each) for node in nodes]
     rows = [row for group in groups for row in group]
-    if ax is None:
-        ax = new(figsize=(10, 1.8 + 0.2 * len(rows)), layout="constrained").add_subplot()
+    ax = axes_or_new(ax, 10, 1.8 + 0.2 * len(rows))
     auc = np.stack([row.auc for row in rows])
     style: Style = {"cmap": "viridis", "vmin": 0.5, "vmax": 1, "rasterized": True}
     image = ax.pcolormesh(edges, np.arange(len(rows) + 1) - 0.5, auc, **style)
@@ -275,11 +320,11 @@ def commitment_rows(
 ) -> list[Row]:
     """Return rows of the best genes of a node's children in turn, each gene once, the earliest to commit first."""
     rows: dict[str, Row] = {}
-    ranked = [(rank, of, gene) for of in node for rank, gene in enumerate(np.argsort(of.model.rank)[:n_genes])]
-    for _, of, gene in sorted(ranked, key=lambda item: item[0]):
+    auc = [np.stack([of.commitment.auc(level) for level in levels]) for of in node]  # of each child, levels x genes
+    best = [np.argsort(of.model.rank)[:n_genes] for of in node]
+    for k, gene in ((k, genes[rank]) for rank in range(n_genes) for k, genes in enumerate(best)):
         name = interpretation.labels[gene]
         if len(rows) < n_genes and name not in rows:
-            auc = np.array([of.commitment.auc(level)[gene] for level in levels])
-            level = of.commitment.level(interpretation.hierarchy.threshold)[gene]
-            rows[name] = Row(name, clade_label(of.contrast.names_inside), auc, level)
+            level = node[k].commitment.level(interpretation.hierarchy.threshold)[gene]
+            rows[name] = Row(name, clade_label(node[k].contrast.names_inside), auc[k][:, gene], level)
     return sorted(rows.values(), key=lambda row: -np.nan_to_num(row.level, nan=-1))

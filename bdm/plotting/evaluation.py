@@ -1,6 +1,6 @@
-"""Scores of an evaluation, overall and by cell type, with its genes and UMAP; the floor is drawn with every set."""
+"""Scores of an evaluation, overall, by cell type and by property, its genes and UMAP; the floor is with every set."""
 
-from collections.abc import Sized
+from collections.abc import Sequence
 from itertools import cycle, islice
 from math import ceil, sqrt
 
@@ -8,26 +8,35 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.metrics import Agreement
+from bdm.evaluation.properties.catalogue import ALL, KINDS, LABEL, PROPERTIES
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.style import (
-    GREY,
+    FLOOR_LINE,
     HALO,
     IDEAL_LINE,
-    NewFigure,
     SetStyle,
     Style,
+    axes_or_new,
+    check_kind,
+    check_no_axes,
+    check_score,
+    draw_identity,
+    explain,
+    new_figure,
+    open_frame,
     panels,
     set_styles,
     shade_rows,
     shortened,
+    shown,
+    text_figure,
 )
 
 IDEALS = {
@@ -43,52 +52,64 @@ IDEALS = {
     "library_size_ks": 0,
 }
 LABELS = {score: SCORE_NAMES[score] for score in IDEALS}
-
-FLOOR_LINE: Style = {"color": GREY, "linewidth": 1.2}
-LINES = {"floor (real training cells)": FLOOR_LINE, "ideal": IDEAL_LINE}
+N_COLUMNS = 5
+LINES = [  # as legends explain them
+    Line2D([], [], label="floor (real training cells)", **FLOOR_LINE),
+    Line2D([], [], label="ideal", **IDEAL_LINE),
+]
 
 SCORES_BY_TYPE = ("energy", "forest_auc", "slope", "f1")
 MAX_TYPES, N_WORST = 60, 40
 MAX_NUMBERED, N_NUMBERED = 60, 40  # types that all have numbers, and those that have numbers where there are more
 NOTE = "in brackets: number of test cells"
 
+NO_PROPERTIES = "Too few cells could be compared to show their properties."  # in place of the figure
+COLUMNS = (("gene", "cell", "joint"), ("biology", "structure", "use"))  # of the kinds of properties
+ROW_HEIGHT, TITLE_HEIGHT = 0.26, 0.5  # in inches
 
-def overall_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw one panel a score, one row a set, with a line at the floor and a dotted one at the ideal.
+
+# ---- scores
+
+
+def scores(
+    evaluation: Evaluation, score: str | None = None, *, ax: Axes | None = None, show: bool | None = None
+) -> Axes | list[Axes] | None:
+    """Draw the scores of generated cells, with the floor and the ideal of each score.
 
     Scores that are not known of any set, as F1 of a single cell type, have no panel.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    score
+        Row of ``evaluation.overall`` that alone is drawn, such as ``energy``.
+    ax
+        For one score.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.scores(model.evaluate(adata_test))
+        bdm.pl.scores(bdm.Evaluation.load("evaluation"))
     """
+    check_kind(evaluation, Evaluation)
     overall = evaluation.overall
+    if score is not None:
+        check_score(score, LABELS)
+        check_known(overall.loc[score], score)
+        axis = axes_or_new(ax, 5, 1.2 + 0.4 * overall.shape[1])
+        draw_score(axis, overall.loc[score], score)
+        axis.legend(handles=LINES, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+        return shown(axis, show=show, complete=ax is None)
+    check_no_axes(ax, "score")
     known = [score for score in LABELS if overall.loc[score].notna().any()]
-    n_columns = 5
-    n_rows = -(-len(known) // n_columns)
-    figure = new(figsize=(2.6 * n_columns, n_rows * (1.0 + 0.4 * overall.shape[1])), layout="constrained")
-    axes = panels(figure, len(known), n_columns=n_columns, sharey=True)
-    for axis, score in zip(axes, known, strict=True):
-        draw_score(axis, overall.loc[score], ideal=IDEALS[score])
-        axis.set_title(LABELS[score], fontsize=10)
-    label_sets(axes[0], overall.columns)
-    figure.legend(handles=line_handles(), loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-def plot_score(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
-    """Draw one of the scores in ``LABELS``, one row a set.
-
-    Raises
-    ------
-    InputError
-        If the score is not known of any set.
-    """
-    overall = evaluation.overall
-    check_known(overall.loc[score], score)
-    if ax is None:
-        ax = new(figsize=(5, 1.2 + 0.4 * overall.shape[1]), layout="constrained").add_subplot()
-    draw_score(ax, overall.loc[score], ideal=IDEALS[score])
-    label_sets(ax, overall.columns)
-    ax.set_title(LABELS[score], fontsize=10)
-    ax.legend(handles=line_handles(), loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    return ax
+    figure = new_figure(2.6 * N_COLUMNS, -(-len(known) // N_COLUMNS) * (1.0 + 0.4 * overall.shape[1]))
+    for axis, score in zip(panels(figure, len(known), n_columns=N_COLUMNS, sharey=True), known, strict=True):
+        draw_score(axis, overall.loc[score], score)
+    figure.legend(handles=LINES, loc="outside lower center", ncols=2, frameon=False)
+    return shown(figure, show=show)
 
 
 def check_known(values: pd.Series | pd.DataFrame, score: str) -> None:
@@ -99,86 +120,82 @@ def check_known(values: pd.Series | pd.DataFrame, score: str) -> None:
         )
 
 
-def label_sets(axis: Axes, sets: pd.Index) -> None:
-    """Label the rows with the names of the sets."""
-    axis.set_yticks(range(len(sets)), list(sets))
-    axis.set_ylim(len(sets) - 0.5, -0.8)
-
-
-def line_handles() -> list[Line2D]:
-    """Explain the lines of the floor and of the ideal."""
-    return [Line2D([], [], label=label, **style) for label, style in LINES.items()]
-
-
-def draw_score(axis: Axes, scores: pd.Series, *, ideal: float) -> None:
-    """Draw one score of every set."""
-    axis.axvline(ideal, **IDEAL_LINE)
-    axis.axvline(scores[FLOOR], **FLOOR_LINE)
-    for row, (name, style) in enumerate(set_styles(scores.index).items()):
-        point = scores[name], row
-        axis.hlines(row, scores[FLOOR], scores[name], color=style.colour, linewidth=1.2)
+def draw_score(axis: Axes, values: pd.Series, score: str) -> None:
+    """Draw one score, one row a set, with a line at the floor and a dotted one at the ideal."""
+    axis.axvline(IDEALS[score], **IDEAL_LINE)
+    axis.axvline(values[FLOOR], **FLOOR_LINE)
+    for row, (name, style) in enumerate(set_styles(values.index).items()):
+        point = values[name], row
+        axis.hlines(row, values[FLOOR], values[name], color=style.colour, linewidth=1.2)
         axis.plot(*point, style.marker, color=style.colour, markersize=7)
-        text = axis.annotate(f"{scores[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        text = axis.annotate(f"{values[name]:.3f}", point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
         text.set_path_effects([HALO])
     axis.margins(x=0.2)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))  # whose labels do not touch
     axis.tick_params(axis="x", labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_yticks(range(len(values)), list(values.index))
+    axis.set_ylim(len(values) - 0.5, -0.8)
+    axis.set_title(LABELS[score], fontsize=10)
+    open_frame(axis)
 
 
-def by_type_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw one panel a score, one row a type, one marker a set; the types with the most test cells come first.
+def scores_by_type(
+    evaluation: Evaluation, score: str | None = None, *, ax: Axes | None = None, show: bool | None = None
+) -> Axes | list[Axes] | None:
+    """Draw the scores of each cell type, with the floor; the types with the most test cells come first.
 
     Where there are more types than rows, the types with the largest energy distance of the first generated set are
     drawn, and above them the distribution over all types. Scores that are not known of any type have no panel.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`.
+    score
+        ``energy``, ``forest_auc``, ``slope`` or ``f1``, which alone is drawn.
+    ax
+        For one score.
     """
-    known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
+    check_kind(evaluation, Evaluation)
     n_test = evaluation.n_cells["test"]
     n_test = n_test[n_test > 0]
     cell_types = types_to_draw(evaluation, n_test.index)
+    if score is not None:
+        check_score(score, SCORES_BY_TYPE)
+        check_known(evaluation.by_type[score], score)
+        axis = axes_or_new(ax, 6, 1.6 + 0.36 * len(cell_types))
+        draw_scores_by_type(axis, scores_of_types(evaluation, score).reindex(cell_types), ideal=IDEALS[score])
+        label_types(axis, n_test[cell_types])
+        axis.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+        return shown(axis, show=show, complete=ax is None)
+    check_no_axes(ax, "score")
+    known = [score for score in SCORES_BY_TYPE if evaluation.by_type[score].notna().any()]
     heights = [1.6, 0.4 + 0.36 * len(cell_types)] if len(cell_types) < len(n_test) else [0.4 + 0.36 * len(cell_types)]
-    figure = new(figsize=(3 * max(len(known), 2), 1.1 + sum(heights)), layout="constrained")
+    figure = new_figure(3 * max(len(known), 2), 1.1 + sum(heights))
     *above, axes = figure.subplots(len(heights), len(known), squeeze=False, height_ratios=heights)
     for column, score in enumerate(known):
-        scores = evaluation.by_type[score].unstack("set").loc[:, evaluation.sets]
-        draw_scores_by_type(axes[column], scores.reindex(cell_types), ideal=IDEALS[score])
+        values = scores_of_types(evaluation, score)
+        draw_scores_by_type(axes[column], values.reindex(cell_types), ideal=IDEALS[score])
         for row in above:
-            draw_distribution(row[column], scores, ideal=IDEALS[score])
+            draw_distribution(row[column], values, ideal=IDEALS[score])
         (above or [axes])[0][column].set_title(LABELS[score], fontsize=10)
     for axis in axes[1:]:
         axis.sharey(axes[0])
         axis.tick_params(labelleft=False)
     label_types(axes[0], n_test[cell_types])
+    note = NOTE
     for row in above:
         row[0].set_ylabel("types")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    note = NOTE
-    if above:
         note += f"; above: all {len(n_test):,} types, below: the {len(cell_types)} of largest energy distance"
+    explain(figure, axes[0])
     figure.supxlabel(note, fontsize=9)
-    return figure
+    return shown(figure, show=show)
 
 
-def plot_types(evaluation: Evaluation, score: str, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
-    """Draw one of ``SCORES_BY_TYPE``, one row a type, one marker a set, of the types to draw.
-
-    Raises
-    ------
-    InputError
-        If the score is not known of any type.
-    """
-    check_known(evaluation.by_type[score], score)
-    n_test = evaluation.n_cells["test"]
-    n_test = n_test[n_test > 0]
-    cell_types = types_to_draw(evaluation, n_test.index)
-    if ax is None:
-        ax = new(figsize=(6, 1.6 + 0.36 * len(cell_types)), layout="constrained").add_subplot()
-    scores = evaluation.by_type[score].unstack("set").reindex(cell_types)[evaluation.sets]
-    draw_scores_by_type(ax, scores, ideal=IDEALS[score])
-    label_types(ax, n_test[cell_types])
-    ax.set_xlabel(f"{LABELS[score]}\n{NOTE}", fontsize=9)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
-    return ax
+def scores_of_types(evaluation: Evaluation, score: str) -> pd.DataFrame:
+    """Return one score, types x sets."""
+    return evaluation.by_type[score].unstack("set")[evaluation.sets]
 
 
 def label_types(axis: Axes, n_test: pd.Series) -> None:
@@ -196,56 +213,128 @@ def types_to_draw(evaluation: Evaluation, cell_types: pd.Index) -> pd.Index:
     return energy.sort_values(ascending=False, kind="stable", na_position="last").index[:N_WORST]
 
 
-def draw_distribution(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
+def draw_distribution(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:
     """Draw the distribution of a score over cell types, for each set."""
-    low, high = np.nanquantile(scores, [0.005, 0.995])
+    low, high = np.nanquantile(values, [0.005, 0.995])
     bins = np.linspace(low, high, 31).tolist()
     axis.axvline(ideal, **IDEAL_LINE)
-    for name, style in set_styles(scores).items():
-        axis.hist(scores[name].dropna().clip(low, high), bins=bins, histtype="step", color=style.colour, linewidth=1.5)
-    axis.spines[["top", "right"]].set_visible(False)
+    for name, style in set_styles(values).items():
+        axis.hist(values[name].dropna().clip(low, high), bins=bins, histtype="step", color=style.colour, linewidth=1.5)
+    open_frame(axis)
 
 
-def draw_scores_by_type(axis: Axes, scores: pd.DataFrame, *, ideal: float) -> None:
+def draw_scores_by_type(axis: Axes, values: pd.DataFrame, *, ideal: float) -> None:
     """Draw one score, types x sets, with the sets of a type a little below each other, and a line at the ideal.
 
     The marks of generated cells are in front of the marks of all other sets.
     """
-    shade_rows(axis, len(scores))
-    offsets = np.linspace(-0.25, 0.25, scores.shape[1])
-    for offset, (name, style) in zip(offsets, set_styles(scores).items(), strict=True):
-        rows = np.arange(len(scores)) + offset
+    shade_rows(axis, len(values))
+    offsets = np.linspace(-0.25, 0.25, values.shape[1])
+    for offset, (name, style) in zip(offsets, set_styles(values).items(), strict=True):
+        rows = np.arange(len(values)) + offset
         mark: Style = {"color": style.colour, "markersize": 5, "zorder": 2 if name == FLOOR else 3 - offset}
-        axis.plot(scores[name], rows, style.marker, label=name, **mark)
+        axis.plot(values[name], rows, style.marker, label=name, **mark)
     axis.axvline(ideal, label="ideal", zorder=1, **IDEAL_LINE)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
 
 
-def genes_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw one row a generated set, one panel a statistic of genes, against test cells; the floor is drawn below."""
-    by_set = {name: gene_panels(evaluation, name) for name in evaluation.sets}
+# ---- properties
+
+
+def properties(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw how much farther from test cells than the floor each set is, in each property that benchmarks compare.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate`, whose table ``properties`` has the values.
+    """
+    check_kind(evaluation, Evaluation)
+    table = evaluation.properties
+    table = table[table["value"].notna() & table["floor"].notna()]
+    of_all = table[table["by"] == ALL]
+    names = {
+        kind: [key for key in PROPERTIES if key in set(of_all.loc[of_all["kind"] == kind, "property"])]
+        for kind in KINDS
+        if (table["kind"] == kind).any()
+    }
+    columns = [found for kinds in COLUMNS if (found := [kind for kind in kinds if kind in names])]
+    if not columns:
+        return shown(text_figure(NO_PROPERTIES), show=show)
+    heights = {kind: len(names[kind]) + TITLE_HEIGHT / ROW_HEIGHT for kind in names}
+    n_rows = max(sum(heights[kind] for kind in kinds) for kinds in columns)
+    figure = new_figure(5.5 * len(columns), 1.2 + ROW_HEIGHT * n_rows)
+    styles = {name: style for name, style in set_styles(evaluation.sets).items() if name != FLOOR}
+    grid = figure.add_gridspec(1, len(columns))
+    axes: list[Axes] = []
+    for column, kinds in enumerate(columns):
+        rows = grid[column].subgridspec(len(kinds), 1, height_ratios=[heights[kind] for kind in kinds])
+        for row, kind in enumerate(kinds):
+            axis = figure.add_subplot(rows[row], sharex=axes[0] if axes else None)
+            draw_properties(axis, table[table["kind"] == kind], names[kind], styles)
+            axis.set_title(KINDS[kind], fontsize=10, loc="left")
+            axis.tick_params(labelbottom=row == len(kinds) - 1)
+            axes.append(axis)
+    explain(figure, axes[0])
+    by_type = (table["by"] == LABEL) & table["set"].isin(styles)
+    note = "; thin lines: the middle half of cell types" if by_type.any() else ""
+    figure.supxlabel(f"distance to test cells beyond the floor's (line at 0){note}", fontsize=9)
+    return shown(figure, show=show)
+
+
+def draw_properties(axis: Axes, table: pd.DataFrame, names: list[str], styles: dict[str, SetStyle]) -> None:
+    """Draw one row a property of one kind, and one marker a set, with the sets a little below each other."""
+    shade_rows(axis, len(names))
+    axis.axvline(0, **FLOOR_LINE)
+    excess = (table["value"] - table["floor"]).to_numpy()
+    place = pd.Series(range(len(names)), index=names)
+    offsets = np.linspace(-0.28, 0.28, len(styles) + 2)[1:-1]
+    for offset, (name, style) in zip(offsets, styles.items(), strict=True):
+        of_set = (table["set"] == name).to_numpy()
+        of_all, of_types = (of_set & (table["by"] == by).to_numpy() for by in (ALL, LABEL))
+        by_type = pd.Series(excess[of_types]).groupby(table["property"].to_numpy()[of_types])
+        low, high = (by_type.quantile(share).reindex(names) for share in (0.25, 0.75))
+        axis.hlines(place + offset, low, high, color=style.colour, linewidth=1)
+        rows = place[table["property"].to_numpy()[of_all]].to_numpy() + offset
+        mark: Style = {"color": style.colour, "markersize": 5, "zorder": 3 - offset}
+        axis.plot(excess[of_all], rows, style.marker, label=name, **mark)
+    axis.set_yticks(range(len(names)), [PROPERTIES[key].name for key in names], fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="x", labelsize=8)
+    open_frame(axis)
+
+
+# ---- genes
+
+
+def genes(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw statistics of each gene in generated cells against the same in test cells, over the floor."""
+    check_kind(evaluation, Evaluation)
+    by_set = {name: gene_statistics(evaluation, name) for name in evaluation.sets}
     floor = by_set.pop(FLOOR)
     styles = set_styles(evaluation.sets)
-    figure = new(figsize=(3.4 * len(floor), 3.6 * len(by_set)), layout="constrained")
+    figure = new_figure(3.4 * len(floor), 3.6 * len(by_set))
     axes = figure.subplots(len(by_set), len(floor), squeeze=False)
     for row, name in zip(axes, by_set, strict=True):
         for axis, (title, agreement) in zip(row, by_set[name].items(), strict=True):
             draw_genes(axis, floor[title], styles[FLOOR], label=FLOOR)
             draw_genes(axis, agreement, styles[name], label=name)
-            axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+            draw_identity(axis)
             axis.set(title=title, xlabel="test cells", ylabel=name)
             axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=2)
-            axis.spines[["top", "right"]].set_visible(False)
-    return figure
+            open_frame(axis)
+    return shown(figure, show=show)
 
 
-def gene_panels(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
+def gene_statistics(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
     """Compare the genes of a set with the genes of as many test cells, by the title of the panel."""
-    genes, changes = (table[table["set"] == name] for table in (evaluation.gene_statistics, evaluation.fold_changes))
+    statistics, changes = (
+        table[table["set"] == name] for table in (evaluation.gene_statistics, evaluation.fold_changes)
+    )
     columns = {
-        "mean of log1p(CP10k)": genes[["mean", "mean_test"]],
-        "variance of log1p(CP10k)": genes[["variance", "variance_test"]],
-        "fraction of zeros": genes[["zero_fraction", "zero_fraction_test"]],
+        "mean of log1p(CP10k)": statistics[["mean", "mean_test"]],
+        "variance of log1p(CP10k)": statistics[["variance", "variance_test"]],
+        "fraction of zeros": statistics[["zero_fraction", "zero_fraction_test"]],
         "log2 fold change of markers": changes[["log2_fold_change", "log2_fold_change_test"]],
     }
     return {title: Agreement(*table.to_numpy().T) for title, table in columns.items() if len(table)}
@@ -253,75 +342,56 @@ def gene_panels(evaluation: Evaluation, name: str) -> dict[str, Agreement]:
 
 def draw_genes(axis: Axes, agreement: Agreement, style: SetStyle, *, label: str) -> None:
     """Draw one point a gene."""
-    axis.plot(
-        agreement.test,
-        agreement.query,
-        style.marker,
-        color=style.colour,
-        markersize=2.5,
-        markeredgewidth=0,
-        alpha=0.6,
-        label=f"{label}, r = {agreement.correlation:.3f}",
-    )
+    label = f"{label}, r = {agreement.correlation:.3f}"
+    points: Style = {"color": style.colour, "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.6}
+    axis.plot(agreement.test, agreement.query, style.marker, label=label, **points)
 
 
-def umap_figure(evaluation: Evaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw one panel a set in a joint UMAP, over test cells in grey; types have colours and numbers.
+# ---- cells
 
-    Where there are too many types, the types with the most test cells have numbers.
+
+def umap(evaluation: Evaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw test cells, training cells and generated cells in a joint UMAP, one panel each, over test cells in grey.
+
+    Types have colours and numbers; where there are too many, the types with the most test cells have numbers.
     """
+    check_kind(evaluation, Evaluation)
     table = evaluation.embedding
     coordinates = {name: table.loc[table["set"] == name, COORDINATES].to_numpy() for name in ["test", *evaluation.sets]}
     n_test = evaluation.n_compared["test"]
     cell_types = n_test.index[n_test > 0].tolist()
+    n_numbered = len(cell_types) if len(cell_types) <= MAX_NUMBERED else N_NUMBERED
     colours = list(islice(cycle(sc.pl.palettes.default_20), len(cell_types)))
 
     n_columns = ceil(sqrt(len(coordinates)))
     n_rows = -(-len(coordinates) // n_columns)
-    figure = new(figsize=(4 * n_columns + 3, 4.2 * n_rows), layout="constrained")
+    height = 4.2 * n_rows
+    n_columns_of_keys = -(-n_numbered // int(5 * height))
+    figure = new_figure(4 * n_columns + 3 + 2 * (n_columns_of_keys - 1), height)
     for i, name in enumerate(coordinates, start=1):
         types = table.loc[table["set"] == name, "cell_type"].to_numpy()
         axis = figure.add_subplot(n_rows, n_columns, i)
         axis.plot(*coordinates["test"].T, "o", color="0.85", markersize=3, markeredgewidth=0)
-        draw_cells_by_type(axis, coordinates[name], [types == cell_type for cell_type in cell_types], colours)
+        of_types = [coordinates[name][types == cell_type] for cell_type in cell_types]
+        draw_cells_by_type(axis, of_types, colours, n_numbered=n_numbered)
         axis.set_title(f"{name}, {len(types):,} cells")
-    n_keys = n_numbered(cell_types)
-    title = None if n_keys == len(cell_types) else f"{n_keys} of {len(cell_types):,} types"
-    handles = keys(cell_types[:n_keys], colours[:n_keys])
-    keys_of_column = int(5 * figure.get_size_inches()[1])
-    columns = -(-len(handles) // keys_of_column)
-    figure.set_figwidth(figure.get_figwidth() + 2 * (columns - 1))
-    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=columns)
-    return figure
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
+        for number, (cell_type, colour) in enumerate(zip(cell_types[:n_numbered], colours, strict=False), start=1)
+    ]
+    title = None if n_numbered == len(cell_types) else f"{n_numbered} of {len(cell_types):,} types"
+    figure.legend(handles=handles, title=title, loc="outside right center", frameon=False, ncols=n_columns_of_keys)
+    return shown(figure, show=show)
 
 
-def n_numbered(cell_types: Sized) -> int:
-    """Return how many cell types have numbers: all, or the first ones where there are too many."""
-    return len(cell_types) if len(cell_types) <= MAX_NUMBERED else N_NUMBERED
-
-
-def draw_cells_by_type(axis: Axes, coordinates: np.ndarray, of_types: list[np.ndarray], colours: list[str]) -> None:
-    """Draw the cells of each type, then the numbers of the first in their middles."""
-    for of_type, colour in zip(of_types, colours, strict=True):
-        axis.plot(*coordinates[of_type].T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
-    for number, of_type in enumerate(of_types[: n_numbered(of_types)], start=1):
-        if of_type.any():
-            x, y = most_central(coordinates[of_type])
-            text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
-            axis.annotate(str(number), (x, y), (0, 3), path_effects=[HALO], **text)
+def draw_cells_by_type(axis: Axes, of_types: list[np.ndarray], colours: Sequence[str], *, n_numbered: int) -> None:
+    """Draw the cells of each type (cells x 2), then the numbers of the first types in their middles."""
+    for cells, colour in zip(of_types, colours, strict=True):
+        axis.plot(*cells.T, "o", color=colour, markersize=3, markeredgewidth=0, alpha=0.8)
+    text: Style = {"ha": "center", "textcoords": "offset points", "weight": "bold", "fontsize": 9}
+    for number, cells in enumerate(of_types[:n_numbered], start=1):
+        if len(cells):  # at the cell nearest to the median, which may itself lie between two clusters
+            middle = cells[np.linalg.norm(cells - np.median(cells, axis=0), axis=1).argmin()]
+            axis.annotate(str(number), tuple(middle), (0, 3), path_effects=[HALO], **text)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-
-
-def most_central(coordinates: np.ndarray) -> np.ndarray:
-    """Return the coordinates nearest to the median, which may itself lie between two clusters."""
-    distance = np.linalg.norm(coordinates - np.median(coordinates, axis=0), axis=1)
-    return np.asarray(coordinates[distance.argmin()])
-
-
-def keys(cell_types: list[str], colours: list[str]) -> list[Line2D]:
-    """Explain numbers and colours."""
-    return [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {shortened(cell_type)}")
-        for number, (cell_type, colour) in enumerate(zip(cell_types, colours, strict=True), start=1)
-    ]

@@ -1,12 +1,30 @@
 """Extensions of a model: how well it expresses each type, and the genes that type-specific decoders change."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from bdm.api import BranchedDiffusion
 from bdm.data.symbols import display_names
-from bdm.plotting.style import ADDED, MODEL, NewFigure, Style, figure_of_text, gene_label, panels, shortened
+from bdm.errors import InputError
+from bdm.extension.results import ExtensionReport, genes_table
+from bdm.plotting.style import (
+    ADDED,
+    MODEL,
+    Style,
+    axes_or_new,
+    check_kind,
+    explain,
+    gene_label,
+    new_figure,
+    open_frame,
+    panels,
+    shortened,
+    shown,
+    text_figure,
+)
 
 MAX_PANELS, N_COLUMNS, N_GENES = 12, 4, 12
 HEIGHT, WIDTH = 11, 150  # of a label, in pixels
@@ -15,10 +33,36 @@ AFTER: Style = {"marker": "o", "linestyle": "", "color": ADDED, "markersize": 7}
 KNOWN: Style = {"marker": "D", "linestyle": "", "color": "0.55", "markersize": 5}
 
 
-def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigure = Figure) -> Axes:
-    """Draw the log likelihood of held-out cells by their depth, for each type; of new types before and after."""
-    if ax is None:
-        ax = new(figsize=(8, 5), layout="constrained").add_subplot()
+def likelihood(
+    report: ExtensionReport | BranchedDiffusion, *, ax: Axes | None = None, show: bool | None = None
+) -> Axes | None:
+    """Draw the log likelihood of held-out cells of each type; of added types, before and after the extension.
+
+    Parameters
+    ----------
+    report
+        Report of an extension, or a model that was extended in this session.
+
+    Examples
+    --------
+    ::
+
+        model.extend(adata_other)
+        bdm.pl.likelihood(model)
+        bdm.pl.likelihood(bdm.ExtensionReport.load("report"))
+    """
+    check_kind(report, ExtensionReport, BranchedDiffusion)
+    if isinstance(report, BranchedDiffusion):
+        if not report.last_extension:
+            raise InputError("The model was not extended in this session; call extend() first.")
+        report = ExtensionReport.of(report.last_extension)
+    axis = axes_or_new(ax, 8, 5)
+    draw_likelihood(axis, report.likelihood)
+    return shown(axis, show=show, complete=ax is None)
+
+
+def draw_likelihood(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw the log likelihood of cells by their depth, one point a type, and arrows from before to after."""
     stages = {stage: rows.set_index("cell_type") for stage, rows in table.groupby("stage", sort=False)}
     known, before, after = stages["model"].dropna(), stages["before"], stages["after"]
     ax.plot(known["n_counts"], known["per_1000_counts"], **KNOWN, label="known types")
@@ -38,9 +82,8 @@ def plot_likelihood(table: pd.DataFrame, *, ax: Axes | None = None, new: NewFigu
     ax.tick_params(which="both", labelsize=8)
     ax.set_xlabel("mean counts of a held-out cell")
     ax.set_ylabel("log likelihood, nats per 1,000 counts")
-    ax.spines[["right", "top"]].set_visible(False)
+    open_frame(ax)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
-    return ax
 
 
 def points_with_room(axis: Axes, points: pd.DataFrame) -> list[str]:
@@ -54,21 +97,46 @@ def points_with_room(axis: Axes, points: pd.DataFrame) -> list[str]:
     return chosen
 
 
-def type_specific_genes_figure(genes: pd.DataFrame, *, new: NewFigure = Figure) -> Figure:
-    """Draw the genes that the type-specific decoder of each type changes most."""
-    cell_types = list(dict.fromkeys(genes["cell_type"]))[:MAX_PANELS]
-    if not cell_types:
-        return figure_of_text("No cell type needed a type-specific decoder.", new=new)
+def type_specific_genes(
+    model: BranchedDiffusion | ExtensionReport, cell_types: Sequence[str] = (), *, show: bool | None = None
+) -> list[Axes] | None:
+    """Draw the genes that the type-specific decoder of each type changes most.
+
+    Parameters
+    ----------
+    model
+        A fitted or loaded model, or the report of an extension.
+    cell_types
+        Types to draw; by default all that have a type-specific decoder, or all of the report.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.type_specific_genes(model, ["Dendritic"])
+    """
+    check_kind(model, BranchedDiffusion, ExtensionReport)
+    if isinstance(model, ExtensionReport):
+        available = list(dict.fromkeys(model.genes["cell_type"]))
+    else:
+        available = list(model.model.autoencoder.adapters)
+    for name in cell_types:
+        if name not in available:
+            raise InputError(f"The type {name!r} has no type-specific decoder; choose among {', '.join(available)}.")
+    if not available:
+        return shown(text_figure("No cell type needed a type-specific decoder."), show=show)
+    chosen = list(cell_types) or available
+    genes = model.genes if isinstance(model, ExtensionReport) else genes_table(model.model, chosen)
+    cell_types = [name for name in dict.fromkeys(genes["cell_type"]) if name in chosen][:MAX_PANELS]
     n_columns = min(len(cell_types), N_COLUMNS)
     n_rows = -(-len(cell_types) // n_columns)
-    figure = new(figsize=(1.5 + 3.4 * n_columns, 0.9 + 3.4 * n_rows), layout="constrained")
+    figure = new_figure(1.5 + 3.4 * n_columns, 0.9 + 3.4 * n_rows)
     axes = panels(figure, len(cell_types), n_columns=n_columns)
     for axis, cell_type in zip(axes, cell_types, strict=True):
         draw_type_specific_genes(axis, genes[genes["cell_type"] == cell_type].head(N_GENES), cell_type)
     figure.supxlabel("mean expression, CP10k", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-    return figure
+    explain(figure, axes[0], loc="outside upper left", ncols=2, fontsize=9)
+    return shown(figure, show=show)
 
 
 def draw_type_specific_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) -> None:
@@ -88,4 +156,4 @@ def draw_type_specific_genes(axis: Axes, genes: pd.DataFrame, cell_type: str) ->
     axis.xaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="x", labelsize=8)
     axis.set_title(shortened(cell_type), fontsize=9)
-    axis.spines[["right", "top"]].set_visible(False)
+    open_frame(axis)

@@ -77,7 +77,7 @@ class Canvas:
 
 
 def label_branches(axis: Axes, canvas: Canvas, genes: dict[str, list[str]]) -> None:
-    """Label branches with genes, and with their names the nodes that ``plot_hierarchy`` had no room for.
+    """Label branches with genes, and with their names the nodes that ``hierarchy`` had no room for.
 
     Parameters
     ----------

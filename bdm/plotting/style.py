@@ -1,9 +1,8 @@
-"""Styles, panels, fonts and axes that figures share; figures as files, and on a screen where there is one."""
+"""What all figures share: styles, labels, axes and panels, the results that they draw, and their display."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
 import matplotlib.pyplot as plt
@@ -12,13 +11,17 @@ import scanpy as sc
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import get_font_names
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
+from bdm.api import BranchedDiffusion
 from bdm.errors import InputError, printable
 from bdm.evaluation.cells import FLOOR
+from bdm.evaluation.results import Evaluation
+from bdm.extension.results import ExtensionReport
+from bdm.hierarchy.tree import Hierarchy
+from bdm.interpretation.results import Interpretation
+from bdm.transmutation.results import TransmutationEvaluation
 
 # Okabe and Ito, distinct with any colour vision: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +37,7 @@ TRAINING: Style = {"linestyle": "", "marker": "^", "color": "#009E73", "markersi
 
 BRANCH, NODE = "#3b4a63", "#d1701f"  # of the tree, and of its nodes
 ADDED = "#00795a"  # of what extensions added
+FLOOR_LINE: Style = {"color": GREY, "linewidth": 1.2}
 IDEAL_LINE: Style = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 HALO = withStroke(linewidth=2.5, foreground="white")  # keeps text readable where it crosses lines and points
 
@@ -55,16 +59,19 @@ class SetStyle:
     marker: str
 
 
-def without_formulas(text: str) -> str:
-    """Escape dollar signs, or matplotlib reads the text between two of them as a formula."""
-    return text.replace("$", r"\$")
-
-
 def set_styles(sets: Iterable[str]) -> dict[str, SetStyle]:
     """Give each set a colour and a marker; the floor is grey, and comes first."""
     others = [name for name in sets if name != FLOOR]
     styles = map(SetStyle, cycle(COLOURS), cycle(MARKERS))
     return {FLOOR: SetStyle(GREY, "d"), **dict(zip(others, styles, strict=False))}
+
+
+# ---- labels
+
+
+def without_formulas(text: str) -> str:
+    """Escape dollar signs, or matplotlib reads the text between two of them as a formula."""
+    return text.replace("$", r"\$")
 
 
 def shortened(name: str, *, width: int = 40) -> str:
@@ -78,41 +85,17 @@ def clade_label(names: tuple[str, ...], *, width: int = 26) -> str:
     names = tuple(map(printable, names))
     if len(names) == 1:
         return shortened(names[0], width=width)
-    label = ", ".join(names)
-    n_named = len(names)
-    while len(label) > width and n_named > 1:
-        n_named -= 1
-        label = f"{', '.join(names[:n_named])} +{len(names) - n_named}"
-    if len(label) <= width:
-        return without_formulas(label)
-    others = f" +{len(names) - 1}"
+    for n_named in range(len(names), 0, -1):
+        others = f" +{len(names) - n_named}" if n_named < len(names) else ""
+        label = ", ".join(names[:n_named]) + others
+        if len(label) <= width:
+            return without_formulas(label)
     return shortened(names[0], width=width - len(others)) + others
 
 
 def gene_label(gene: str) -> str:
     """Name a gene where there is room for few letters."""
     return shortened(gene, width=24)
-
-
-def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
-    """Take the ``n_items`` of highest level, in their order."""
-    chosen = sorted(range(len(items)), key=lambda i: -level(items[i]))[:n_items]
-    return [items[i] for i in sorted(chosen)]
-
-
-def scale_noise_levels(axis: Axes, top: float, *, margin: float = 0.0) -> None:
-    """Scale the x axis to noise levels, from ``top`` at the left, plus a share ``margin`` of it, to 0 at the right."""
-    axis.set_xscale("asinh", linear_width=1)
-    axis.set_xlim(top * (1 + margin), 0)
-    ticks = [level for level in LEVELS if level <= top]
-    axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
-
-
-def shade_rows(axis: Axes, n_rows: int) -> None:
-    """Shade every second row, so that the eye stays in a row."""
-    for row in range(0, n_rows, 2):
-        axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
 
 
 def label_outermost_genes(
@@ -130,17 +113,51 @@ def label_outermost_genes(
             axis.annotate(gene_label(labels[gene]), (x[gene], y[gene]), (5 if side == "left" else -5, -3), **style)
 
 
-# For letters that matplotlib's own font lacks, such as Chinese ones; those of them that are installed are used
-FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Micro Hei",
-    "Arial Unicode MS",
-    "Microsoft YaHei",
-    "Yu Gothic",
-)
+def highest(items: Sequence[Item], n_items: int, *, level: Callable[[Item], float]) -> list[Item]:
+    """Take the ``n_items`` of highest level, in their order."""
+    chosen = sorted(range(len(items)), key=lambda i: -level(items[i]))[:n_items]
+    return [items[i] for i in sorted(chosen)]
 
-NewFigure = Callable[..., Figure]  # Figure for a file, or matplotlib.pyplot.figure for a screen
+
+# ---- axes
+
+
+def scale_noise_levels(axis: Axes, top: float, *, margin: float = 0.0) -> None:
+    """Scale the x axis to noise levels, from ``top`` at the left, plus a share ``margin`` of it, to 0 at the right."""
+    axis.set_xscale("asinh", linear_width=1)
+    axis.set_xlim(top * (1 + margin), 0)
+    ticks = [level for level in LEVELS if level <= top]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def shade_rows(axis: Axes, n_rows: int) -> None:
+    """Shade every second row, so that the eye stays in a row."""
+    for row in range(0, n_rows, 2):
+        axis.axhspan(row - 0.5, row + 0.5, color="black", alpha=0.04, linewidth=0)
+
+
+def open_frame(axis: Axes, *others: str) -> None:
+    """Draw no line at the top and at the right, nor at ``others``."""
+    axis.spines[["top", "right", *others]].set_visible(False)
+
+
+def draw_identity(axis: Axes) -> None:
+    """Draw the line on which values are as in test cells."""
+    axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+
+
+# ---- figures
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of this size in inches, which :func:`shown` shows and :func:`save_figure` closes."""
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the given axes, or those of a new figure of this size in inches."""
+    return new_figure(width, height).add_subplot() if ax is None else ax
 
 
 def panels(
@@ -153,39 +170,24 @@ def panels(
     return list(axes[:n_panels])
 
 
-def figure_of_text(text: str, *, new: NewFigure) -> Figure:
+def explain(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upper center", **style: Any) -> None:
+    """Draw a legend of what is in the axes, each label once."""
+    handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    style = {"ncols": 8, "frameon": False, **style}
+    figure.legend(handles.values(), handles.keys(), loc=loc, **style)
+
+
+def write_text(axis: Axes, text: str) -> None:
     """Write a text in place of a figure."""
-    figure = new(figsize=(5, 0.6), layout="constrained")
-    figure.text(0.5, 0.5, text, ha="center", va="center")
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
+    axis.set_axis_off()
+
+
+def text_figure(text: str) -> Figure:
+    """Make a figure of a text."""
+    figure = new_figure(5, 0.6)
+    write_text(figure.add_subplot(), text)
     return figure
-
-
-def text_in_axes(text: str, *, ax: Axes | None, new: NewFigure) -> Axes:
-    """Write a text in place of a figure that is one axes."""
-    ax = new(figsize=(5, 0.6), layout="constrained").add_subplot() if ax is None else ax
-    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
-    ax.set_axis_off()
-    return ax
-
-
-def save_figure(drawn: Figure | Axes, path: Path) -> None:
-    """Write a figure, or the figure of an axes, in the format of the path's ending, with 150 dots per inch.
-
-    Raises
-    ------
-    InputError
-        If the ending names no format of figures.
-    """
-    figure = drawn.figure if isinstance(drawn, Axes) else drawn
-    if isinstance(figure, SubFigure):
-        figure = figure.figure
-    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{path.name} has an unknown ending; figures are written as .png, .svg or .pdf.")
-    installed = get_font_names()
-    fonts = [name for name in FONTS if name in installed]
-    for text in figure.findobj(Text):
-        text.set_fontfamily([*text.get_fontfamily(), *fonts])
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None} if path.suffix == ".png" else None)
 
 
 def check_no_axes(ax: Axes | None, one: str) -> None:
@@ -194,7 +196,7 @@ def check_no_axes(ax: Axes | None, one: str) -> None:
         raise InputError(f"This figure has several panels, which one ax cannot hold; choose one {one} to draw into it.")
 
 
-def check_score(score: str, known: tuple[str, ...]) -> None:
+def check_score(score: str, known: Iterable[str]) -> None:
     """Raise an InputError for a score that the figure does not have."""
     if score not in known:
         raise InputError(f"This figure has no score {score!r}; choose one of {', '.join(known)}.")
@@ -224,3 +226,35 @@ def has_screen() -> bool:
     """Return whether matplotlib shows figures, as in a notebook or in a window, or only writes them to files."""
     off_screen = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     return plt.get_backend().lower() not in off_screen
+
+
+# ---- results
+
+
+Interpreted = Interpretation | BranchedDiffusion  # an interpretation, or a model that was interpreted
+
+SOURCES = {
+    BranchedDiffusion: "a model (bdm.BranchedDiffusion)",
+    Evaluation: "an evaluation, as model.evaluate(adata_test) returns",
+    ExtensionReport: "the report of an extension (bdm.ExtensionReport)",
+    Hierarchy: "a hierarchy",
+    Interpretation: "an interpretation (bdm.Interpretation)",
+    TransmutationEvaluation: "an evaluation of transmuted cells, as model.evaluate_transmuted() returns",
+}
+
+
+def check_kind(value: Any, *kinds: type[Any]) -> None:
+    """Raise an InputError for a value of none of the kinds that a figure draws."""
+    if not isinstance(value, kinds):
+        accepted = " or ".join(SOURCES[kind] for kind in kinds)
+        raise InputError(f"This figure draws {accepted}; {type(value).__name__} is none.")
+
+
+def interpretation_of(source: Interpreted) -> Interpretation:
+    """Return an interpretation, or the one of a model."""
+    check_kind(source, Interpretation, BranchedDiffusion)
+    if isinstance(source, Interpretation):
+        return source
+    if source.interpretation is None:
+        raise InputError("The model is not interpreted yet, or has changed since; call interpret() first.")
+    return source.interpretation

@@ -10,14 +10,18 @@ from bdm.evaluation.results import COORDINATES
 from bdm.plotting.evaluation import draw_scores_by_type
 from bdm.plotting.style import (
     GREY,
-    IDEAL_LINE,
-    NewFigure,
     SetStyle,
     Style,
+    check_kind,
+    draw_identity,
+    explain,
     label_outermost_genes,
+    new_figure,
+    open_frame,
     panels,
     set_styles,
     shortened,
+    shown,
 )
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
@@ -33,10 +37,30 @@ N_COLUMNS = 4
 N_LABELS = 6  # genes, at either end
 
 
-def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure = Figure) -> Figure:
+def transmutation(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw the scores of transmuted cells, with the floor.
+
+    Parameters
+    ----------
+    evaluation
+        Result of :meth:`~bdm.BranchedDiffusion.evaluate_transmuted`.
+
+    Examples
+    --------
+    ::
+
+        adata_transmuted = model.transmute(adata, to="NK")
+        bdm.pl.transmutation(model.evaluate_transmuted(adata_transmuted, adata, adata_test))
+        bdm.pl.transmutation(bdm.TransmutationEvaluation.load("transmutation"))
+    """
+    check_kind(evaluation, TransmutationEvaluation)
+    return shown(draw_transmutation_scores(evaluation.table, evaluation.to), show=show)
+
+
+def draw_transmutation_scores(table: pd.DataFrame, to: str) -> Figure:
     """Draw one panel a score, one row an original type, one marker a set; unchanged cells are left out.
 
-    The energy distance of unchanged cells would dwarf that of the others; it stands beside the type.
+    The energy distance of unchanged cells would dwarf that of the others; it stands next to the type.
 
     Parameters
     ----------
@@ -44,7 +68,7 @@ def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure 
         As in :class:`bdm.transmutation.results.TransmutationEvaluation`.
     """
     types, sets = table.index.unique("original_type"), table.index.unique("set").drop(UNCHANGED)
-    figure = new(figsize=(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types)), layout="constrained")
+    figure = new_figure(15, 1.8 + max(0.4, 0.08 * len(sets)) * len(types))
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, (score, (title, ideal)) in zip(axes, PANELS.items(), strict=True):
         draw_scores_by_type(axis, table[score].unstack("set").reindex(types)[sets], ideal=ideal)
@@ -53,27 +77,27 @@ def transmutation_scores_figure(table: pd.DataFrame, to: str, *, new: NewFigure 
     labels = [f"{shortened(name)} (before: {before.get(name, np.nan):.1f})" for name in types]
     axes[0].set_yticks(range(len(types)), labels)
     axes[0].set_ylim(len(types) - 0.5, -0.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=8, frameon=False)
-    note = f"cells transmuted to {shortened(to)}; in brackets: energy distance before"
-    figure.supxlabel(note, fontsize=9)
+    explain(figure, axes[0])
+    figure.supxlabel(f"cells transmuted to {shortened(to)}; in brackets: energy distance before", fontsize=9)
     return figure
 
 
-def transmutation_genes_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
-    """Draw, for each original type, the fold changes of the genes that differ most between it and the new type."""
+def panels_of_types(evaluation: TransmutationEvaluation, width: float, height: float) -> dict[str, Axes]:
+    """Make a figure with a panel of this size in inches for each of the first original types."""
     types = evaluation.original_types[:MAX_TYPES]
-    figure = new(figsize=panel_sizes(len(types), 4.2, 4.4), layout="constrained")
+    n_columns = min(len(types), N_COLUMNS)
+    figure = new_figure(width * n_columns, height * -(-len(types) // N_COLUMNS))
+    return dict(zip(types, panels(figure, len(types), n_columns=n_columns), strict=True))
+
+
+def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw the fold changes of the genes that differ most between two types, in transmuted and in real cells."""
+    check_kind(evaluation, TransmutationEvaluation)
     styles = set_styles(evaluation.fold_changes["set"].unique())
-    for axis, original_type in zip(
-        panels(figure, len(types), n_columns=min(len(types), N_COLUMNS)), types, strict=True
-    ):
+    axes = panels_of_types(evaluation, 4.2, 4.4)
+    for original_type, axis in axes.items():
         draw_genes(axis, evaluation, original_type, styles)
-    return figure
-
-
-def panel_sizes(n_panels: int, width: float, height: float) -> tuple[float, float]:
-    """Return the size of a figure whose panels have this size in inches."""
-    return width * min(n_panels, N_COLUMNS), height * -(-n_panels // N_COLUMNS)
+    return shown(next(iter(axes.values())).get_figure(root=True), show=show)
 
 
 def draw_genes(
@@ -83,43 +107,34 @@ def draw_genes(
     of_type = evaluation.fold_changes[evaluation.fold_changes["original_type"] == original_type]
     for name, changes in of_type.groupby("set", sort=False):
         x, y = (changes[column].to_numpy() for column in ("log2_fold_change_test", "log2_fold_change"))
-        axis.plot(
-            x,
-            y,
-            styles[name].marker,
-            color=styles[name].colour,
-            markersize=3.5,
-            alpha=0.7,
-            markeredgewidth=0,
-            label=name,
-        )
+        points: Style = {"color": styles[name].colour, "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
+        axis.plot(x, y, styles[name].marker, label=name, **points)
         if name == TRANSMUTED:
             labels, order = changes["label"].to_numpy(), np.argsort(x, kind="stable")
             label_outermost_genes(axis, x, y, labels, order=order, n_labels=N_LABELS)
-    axis.axline((0, 0), slope=1, label="as in test cells", **IDEAL_LINE)
+    draw_identity(axis)
     axis.set_title(f"{shortened(original_type, width=20)} → {shortened(evaluation.to, width=20)}", fontsize=10)
     axis.set(xlabel="log2 fold change, test cells", ylabel="log2 fold change, transmuted cells")
     axis.legend(loc="upper left", frameon=False, handletextpad=0.4, handlelength=1.2, markerscale=1.5)
-    axis.spines[["top", "right"]].set_visible(False)
+    open_frame(axis)
 
 
-def transmutation_umap_figure(evaluation: TransmutationEvaluation, *, new: NewFigure = Figure) -> Figure:
+def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None = None) -> list[Axes] | None:
     """Draw transmuted cells, the same cells before, and real cells of the new type, one panel an original type."""
-    types = evaluation.original_types[:MAX_TYPES]
+    check_kind(evaluation, TransmutationEvaluation)
     table = evaluation.embedding
-    everything = table[COORDINATES].to_numpy()
     sets = {key: cells[COORDINATES].to_numpy() for key, cells in table.groupby(["original_type", "set"], sort=False)}
-    figure = new(figsize=panel_sizes(len(types), 4, 4.3), layout="constrained")
-    axes = panels(figure, len(types), n_columns=min(len(types), N_COLUMNS))
+    axes = panels_of_types(evaluation, 4, 4.3)
     small: Style = {"markersize": 3, "markeredgewidth": 0}
-    for axis, original_type in zip(axes, types, strict=True):
-        axis.plot(*everything.T, "o", color="0.9", markersize=2, markeredgewidth=0)
+    for original_type, axis in axes.items():
+        axis.plot(*table[COORDINATES].to_numpy().T, "o", color="0.9", markersize=2, markeredgewidth=0)
         label = f"real {shortened(evaluation.to, width=24)}"
         axis.plot(*sets[evaluation.to, FLOOR].T, "d", color=GREY, label=label, **small)
         for name, marker, colour in ((UNCHANGED, "s", "#D55E00"), (TRANSMUTED, "o", "#0072B2")):
             axis.plot(*sets[original_type, name].T, marker, color=colour, label=name, alpha=0.7, **small)
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, markerscale=2)
-    return figure
+    first = next(iter(axes.values()))
+    figure = first.get_figure(root=True)
+    explain(figure, first, ncols=3, markerscale=2)
+    return shown(figure, show=show)

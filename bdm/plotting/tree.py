@@ -6,21 +6,26 @@ from functools import cached_property
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from bdm.api import BranchedDiffusion
 from bdm.errors import InputError
+from bdm.extension.results import ExtensionReport
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Branch, Hierarchy
+from bdm.interpretation.results import Interpretation
 from bdm.plotting.style import (
     ADDED,
     BRANCH,
     HALO,
     NODE,
     NOISE_LEVEL,
-    NewFigure,
     Style,
+    axes_or_new,
+    check_kind,
     clade_label,
+    open_frame,
     scale_noise_levels,
     shortened,
+    shown,
 )
 
 MAX_ROWS = 60
@@ -196,18 +201,18 @@ MAX_LETTERS = 100  # letters of a name
 LETTER, SMALL_LETTER = 0.085, 0.055  # inches of a letter of a name, and of one at a node, about
 
 
-def plot_hierarchy(
-    hierarchy: Hierarchy,
+def hierarchy(
+    model: BranchedDiffusion | Interpretation | ExtensionReport | Hierarchy,
     *,
-    ax: Axes | None = None,
-    new: NewFigure = Figure,
-    names: bool = False,
     root: str | None = None,
+    names: bool = False,
     max_rows: int = MAX_ROWS,
-    since: int = 0,
+    since: int | None = None,
     sub_populations: bool = False,
-) -> Axes:
-    """Draw the tree of cell types over noise levels, with numbers of cells at its leaves, and support at its nodes.
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Draw the tree of cell types, with the noise level and the support of each node, and numbers of cells.
 
     Read it from left, where noise hides all differences, to right, where all cell types are separate. Where there are
     more cell types than rows, the types that separate at the lowest levels are drawn together, as a wedge with the name
@@ -215,23 +220,40 @@ def plot_hierarchy(
 
     Parameters
     ----------
-    names
-        Label the nodes with their names too.
+    model
+        A fitted or loaded model, or the hierarchy of one, or a result that has a hierarchy.
     root
         Draw only the clade below this branch; of a cell type, its sub-populations.
+    names
+        Label the nodes with their names too.
     max_rows
-        Most cell types and wedges to draw.
+        Most rows; more cell types are drawn as clades.
     since
-        Branches that were added after this extension are highlighted, with a ``+`` before their name.
+        Extension after which added types are highlighted, with a ``+`` before their name; by default all types that
+        were added, and of an :class:`~bdm.ExtensionReport` the types of this extension.
     sub_populations
-        Draw each sub-population in a row of its own.
+        Draw each sub-population of a cell type; by default a cell type has one row.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.hierarchy(model)
     """
-    view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
-    labels = [end_label(hierarchy, end, since=since) for end in view.ends]
-    if ax is None:
-        width = WIDTH + LETTER * max(map(len, labels))
-        ax = new(figsize=(width, 1.4 + ROW * len(view.ends)), layout="constrained").add_subplot()
-    hierarchy = view.hierarchy  # without ties
+    check_kind(model, BranchedDiffusion, Interpretation, ExtensionReport, Hierarchy)
+    if since is None:
+        since = model.n_before if isinstance(model, ExtensionReport) else 0
+    tree = model if isinstance(model, Hierarchy) else model.hierarchy
+    view = view_of(tree, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
+    axis = draw_hierarchy(view, names=names, since=since, ax=ax)
+    return shown(axis, show=show, complete=ax is None)
+
+
+def draw_hierarchy(view: View, *, names: bool, since: int = 0, ax: Axes | None) -> Axes:
+    """Draw a part of a tree; see :func:`hierarchy`."""
+    labels = [end_label(view.hierarchy, end, since=since) for end in view.ends]
+    ax = axes_or_new(ax, WIDTH + LETTER * max(map(len, labels)), 1.4 + ROW * len(view.ends))
+    hierarchy = view.hierarchy
     for row, end in enumerate(view.ends):
         draw_end(ax, hierarchy, end, row, is_new=any(branch.added > since for branch in end.branches))
     for name in view.opened:
@@ -245,7 +267,7 @@ def plot_hierarchy(
     ax.set_ylim(len(view.ends) - 0.4, -0.6)
     scale_noise_levels(ax, hierarchy.segment(view.root).high, margin=0.1)
     ax.set_xlabel(NOISE_LEVEL)
-    ax.spines[["left", "right", "top"]].set_visible(False)
+    open_frame(ax, "left")
     label_nodes(ax, view, names=names)
     ax.set_title(title_of(view, since=since), fontsize=10, loc="left")
     return ax

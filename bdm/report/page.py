@@ -21,8 +21,8 @@ from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
-from bdm.plotting.page.tree import MAX_ROWS, tree_browser
 from bdm.plotting.tree import view_of
+from bdm.plotting.tree_page import MAX_ROWS, tree_browser
 from bdm.report.experiments import summary
 from bdm.report.results import Results
 from bdm.report.settings import (

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
 from bdm.evaluation.properties.catalogue import PROPERTIES
-from bdm.plotting.audit import LABELS, STYLES
+from bdm.plotting.experiments import LABELS, STYLES
 from bdm.plotting.style import IDEAL_LINE, set_styles, shade_rows
-from bdm.plotting.transmutation import PANELS, transmutation_scores_figure
+from bdm.plotting.transmutation import PANELS, draw_transmutation_scores
 from bdm.power.tests import METHODS as TESTS
 
 MAX_DISTANCE = 0.2  # beyond the floor, from where the colour is the same
@@ -89,7 +89,7 @@ def draw_transmuted(rows: pd.DataFrame) -> Figure:
     types = of_first["original_type"] + " → " + of_first["to"].str.split("|").str[-1]
     table = of_first.assign(original_type=types, set=of_first["method"])
     means = table.pivot_table(index=["original_type", "set"], columns="score", values="value", sort=False)
-    return transmutation_scores_figure(means[[*PANELS]], "the type named")
+    return draw_transmutation_scores(means[[*PANELS]], "the type named")
 
 
 def draw_attacks(rows: pd.DataFrame) -> Figure:

@@ -17,8 +17,10 @@ from bdm.data.prepare import read_prepared
 from bdm.hierarchy.comparison import TreeComparison, clades_of_tree
 from bdm.hierarchy.files import load_hierarchy
 from bdm.hierarchy.tree import Hierarchy
-from bdm.plotting.style import COLOURS, MARKERS, SetStyle, save_figure
-from bdm.plotting.tree import plot_hierarchy, view_of
+from bdm.plotting.files import save_figure
+from bdm.plotting.style import COLOURS, MARKERS, SetStyle
+from bdm.plotting.tree import hierarchy as plot_hierarchy
+from bdm.plotting.tree import view_of
 
 N_RANDOM = 1000
 ALL = "all groups"
@@ -107,7 +109,7 @@ def contradicting(comparison: TreeComparison) -> float:
 def draw(hierarchy: Hierarchy, groups: pd.DataFrame, title: str) -> Figure:
     """Draw the tree with a column of marks for each label, and with a group's mark where it is a clade."""
     n_types = len(hierarchy.cell_types)
-    ax = plot_hierarchy(hierarchy, max_rows=n_types)
+    ax = plot_hierarchy(hierarchy, max_rows=n_types, show=False)
     labels = list(dict.fromkeys(groups["label"]))
     ax.tick_params(axis="y", pad=6 + COLUMN_WIDTH * len(labels))
     styles = [SetStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(len(groups))]

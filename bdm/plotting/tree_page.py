@@ -26,7 +26,7 @@ def tree_page(
 ) -> str:
     """Write a page on which you open and close clades of the tree, search for types, and read about branches.
 
-    At first it shows the same as :func:`bdm.plotting.tree.plot_hierarchy` draws, for the same ``root``, ``max_rows``,
+    At first it shows the same as :func:`bdm.pl.hierarchy` draws, for the same ``root``, ``max_rows``,
     ``since`` and ``sub_populations``; the rest of the tree is there too. The page needs no other file.
     """
     view = view_of(hierarchy, root=root, max_rows=max_rows, since=since, sub_populations=sub_populations)
@@ -74,7 +74,7 @@ def tree_browser(
 
 def part(name: str) -> Template:
     """Read a part of the page."""
-    return Template((files("bdm.plotting.page") / name).read_text(encoding="utf-8"))
+    return Template((files("bdm.plotting") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def page_data(view: View, *, since: int, genes: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""Results of simulated experiments: the areas under ROC curves of an audit, and the power of a design."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from bdm.audit.attacks import ATTACKS, CHANCE, COPIES, GENERATED
+from bdm.audit.results import Audit
+from bdm.design.settings import AXES
+from bdm.plotting.style import (
+    GREY,
+    IDEAL_LINE,
+    MODEL,
+    REAL,
+    SetStyle,
+    Style,
+    explain,
+    new_figure,
+    open_frame,
+    set_styles,
+    shade_rows,
+    shown,
+)
+from bdm.power.analysis import PowerAnalysis
+from bdm.power.grid import COMPOSITION
+from bdm.power.tests import METHODS
+
+STYLES: dict[str, Style] = {
+    GENERATED: MODEL,
+    COPIES: REAL,
+    CHANCE: {"linestyle": "", "marker": "^", "color": GREY, "markersize": 5.5, "markerfacecolor": "white"},
+}
+LABELS = {
+    GENERATED: "generated cells (bar: 95% interval; dots: folds)",
+    COPIES: "copies of training cells",
+    CHANCE: "chance: cells of others",
+}
+
+AXIS_LABELS = {
+    "donors": "donors in each condition",
+    "cells": "cells of each sample",
+    "depth": "factor of the library size",
+    "log2_fold_change": "log2 fold change",
+    "log_odds": "shift of log odds",
+}
+METHOD_LABELS = {**METHODS, COMPOSITION: "composition"}
+OUTCOMES = {"power": "power", "false_discovery_rate": "false discovery rate"}
+APART = 0.05  # of the x axis, between the first method and the last
+COSTS = ("donors", "cells")  # values on which the number of cells depends
+
+
+# ---- audit
+
+
+def audit(audit: Audit, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw the area under the ROC curve of each attack, between chance and copies of training cells.
+
+    There is a panel for cells and, if the audit has donors, one for donors.
+
+    Parameters
+    ----------
+    audit
+        What :meth:`bdm.BranchedDiffusion.audit` returned, or ``Audit.load(folder)``.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.audit(model.audit())
+    """
+    levels = list(dict.fromkeys(audit.by_fold["level"]))[::-1]
+    present = set(audit.by_fold["attack"])
+    attacks = [name for name in ATTACKS if name in present]
+    figure = new_figure(1.9 + 3.3 * len(levels), 1.5 + 0.42 * len(attacks))
+    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
+    for axis, level in zip(axes, levels, strict=True):
+        draw_attacks(axis, audit, level, attacks)
+    axes[0].set_yticks(range(len(attacks)), [ATTACKS[name] for name in attacks])
+    axes[0].set_ylim(len(attacks) - 0.5, -0.5)
+    explain(figure, *axes, loc="outside lower center", ncols=2, fontsize=8)
+    return shown(figure, show=show)
+
+
+def draw_attacks(axis: Axes, audit: Audit, level: str, attacks: list[str]) -> None:
+    """Draw the areas of one level, from all cells, one row an attack."""
+    shade_rows(axis, len(attacks))
+    mean, by_fold = (of[(of["level"] == level) & of["n_cells"].isna()] for of in (audit.attacks, audit.by_fold))
+    for name, style in STYLES.items():
+        of_set = mean[(mean["set"] == name) & mean["attack"].isin(attacks)]
+        row = np.array([attacks.index(attack) for attack in of_set["attack"]])
+        if name == GENERATED:
+            axis.hlines(row, of_set["low"], of_set["high"], color=style["color"], linewidth=1.2, alpha=0.5)
+            folds = by_fold[by_fold["set"] == name]
+            rows = [attacks.index(attack) for attack in folds["attack"]]
+            axis.plot(folds["auc"], rows, linestyle="", marker=".", markersize=4, color=style["color"], alpha=0.6)
+        axis.plot(of_set["auc"], row, label=LABELS[name], **style)
+    axis.axvline(0.5, **IDEAL_LINE)
+    limit = audit.verdict.limit
+    if level == audit.unit and np.isfinite(limit):
+        axis.axvline(limit, color=GREY, linewidth=1, linestyle="--", label="chance reaches it in 5% of audits")
+    axis.set_xlim(min(0.35, float(by_fold["auc"].min()) - 0.02), 1.02)
+    axis.set_xlabel(f"AUC of members against other {level}s")
+    axis.set_title(f"{level}s", fontsize=10)
+    open_frame(axis)
+
+
+# ---- power
+
+
+def power(analysis: PowerAnalysis, *, show: bool | None = None) -> list[Axes] | None:
+    """Draw power, with 95% intervals, and false discoveries, by the values of the grid.
+
+    There is a row for each outcome, a column for each value of the second axis of the grid, and a line for each method.
+    Further axes of the grid have rows of their own. The upper axis, or the title, has the number of cells to sequence.
+
+    Parameters
+    ----------
+    analysis
+        What :meth:`bdm.BranchedDiffusion.power` returned, or ``bdm.tl.PowerAnalysis.load(folder)``.
+
+    Examples
+    --------
+    ::
+
+        bdm.pl.power(PowerAnalysis.load("power"))
+    """
+    table = analysis.power.fillna(dict.fromkeys(AXES, np.inf))
+    varied = [axis for axis in AXES if table[axis].nunique() > 1] or [next(iter(AXES))]
+    x, across, further = varied[0], varied[1:2], varied[2:]
+    columns = values_of(table, across)
+    rows = [(outcome, values) for values in values_of(table, further) for outcome in outcomes_of(table)]
+    figure = new_figure(0.6 + 3.2 * len(columns), 0.9 + 2.6 * len(rows))
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey="row")
+    styles = {name: style for name, style in set_styles(table["method"].unique()).items() if name in METHOD_LABELS}
+    for row, (outcome, of_row) in enumerate(rows):
+        for column, of_column in enumerate(columns):
+            where = {**dict(zip(across, of_column, strict=True)), **dict(zip(further, of_row, strict=True))}
+            of_panel = table[(table[list(where)] == pd.Series(where, dtype=float)).all(axis=1)]
+            draw_outcome(axes[row, column], of_panel, outcome, x, styles)
+            label_values(axes[row, column], of_panel, where, x, top=outcome == "power")
+        axes[row, 0].set_ylabel(OUTCOMES[outcome])
+    for axis in axes[-1]:
+        axis.set_xlabel(AXIS_LABELS[x])
+    explain(figure, *axes.flat, loc="outside lower center")
+    return shown(figure, show=show)
+
+
+def values_of(table: pd.DataFrame, axes: list[str]) -> list[tuple[float, ...]]:
+    """List the combinations of the values of some axes of a grid; one that is empty if there are no axes."""
+    return list(dict.fromkeys(table[axes].itertuples(index=False, name=None))) if axes else [()]
+
+
+def outcomes_of(table: pd.DataFrame) -> list[str]:
+    """Name the outcomes that a table has."""
+    of_genes = table["method"] != COMPOSITION
+    return [name for name in OUTCOMES if name == "power" or table.loc[of_genes, name].notna().any()]
+
+
+def draw_outcome(axis: Axes, table: pd.DataFrame, outcome: str, x: str, styles: dict[str, SetStyle]) -> None:
+    """Draw one outcome of each method, a little apart from the others, which may have the same values."""
+    values = np.unique(table[x].replace(np.inf, 0))
+    apart = np.diff(values).min() if len(values) > 1 else 1.0
+    width = min(APART * max(np.ptp(values), apart), 0.4 * apart)
+    offsets = np.linspace(-width / 2, width / 2, len(styles)) if len(styles) > 1 else [0.0]
+    for offset, (method, style) in zip(offsets, styles.items(), strict=True):
+        of = table[table["method"] == method].sort_values(x)
+        if of[outcome].isna().all() or (outcome != "power" and method == COMPOSITION):
+            continue
+        at = of[x].replace(np.inf, 0) + offset
+        line: Style = {"color": style.colour, "marker": style.marker, "markersize": 5, "linewidth": 1.4}
+        if outcome == "power":
+            errors = np.stack([of["power"] - of["low"], of["high"] - of["power"]]).clip(min=0)
+            axis.errorbar(at, of["power"], errors, capsize=2, label=METHOD_LABELS[method], **line)
+        else:
+            axis.plot(at, of[outcome], label=METHOD_LABELS[method], **line)
+    axis.set_ylim(-0.03, 1.03)
+    if outcome != "power":
+        axis.axhline(table["fdr"].iloc[0], color=GREY, linestyle=":", linewidth=1, label="aim")
+    open_frame(axis)
+
+
+def label_values(axis: Axes, table: pd.DataFrame, where: dict[str, float], x: str, *, top: bool) -> None:
+    """Name the values of a panel, and the number of cells to sequence: above the ticks, or in the title."""
+    cells = table.groupby(x)["n_cells"].first()
+    finite = cells.index[np.isfinite(cells.index)]
+    axis.set_xticks(finite, [f"{value:g}" for value in finite])
+    axis.set_xmargin(0.08)
+    if not top:
+        return
+    title = [f"{AXIS_LABELS[name]}: {value:g}" for name, value in where.items() if np.isfinite(value)]
+    if x in COSTS and len(finite):
+        upper = axis.secondary_xaxis("top")
+        upper.set_xticks(finite, [short(cells[value]) for value in finite], fontsize=8)
+        upper.set_xlabel("cells to sequence", fontsize=8)
+    else:
+        title.append(f"{short(cells.iloc[0])} cells to sequence")
+    axis.set_title("\n".join(title), fontsize=9)
+
+
+def short(number: float) -> str:
+    """Write a number of cells in few letters."""
+    if number < 10_000:
+        return f"{number:,.0f}"
+    return f"{number / 1e3:,.0f}k" if number < 1e6 else f"{number / 1e6:,.1f}M"

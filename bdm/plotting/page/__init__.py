@@ -1,1 +1,0 @@
-"""The tree of cell types as an interactive page, with its template, style and script."""
