@@ -36,6 +36,13 @@ def small_forests():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _figures_are_closed():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 @pytest.fixture(scope="session")
 def example_cells() -> AnnData:
     """700 real blood cells of 10 types; copy before changing them."""

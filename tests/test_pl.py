@@ -50,12 +50,6 @@ def transmutation(small_model, held_out):
     return small_model.evaluate_transmuted(transmuted, held_out, held_out)
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
 def texts(axis: Axes) -> list[str]:
     """Names of the rows."""
     return [label.get_text() for label in axis.get_yticklabels()]

@@ -57,12 +57,6 @@ def model(cells, small_settings) -> BranchedDiffusion:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    plt.close("all")
-
-
 def words(figure: Figure) -> str:
     """All that is written in a figure."""
     return "\n".join(text.get_text() for text in figure.findobj(Text))
