@@ -383,8 +383,8 @@ def test_too_few_test_cells_leave_gaps_and_given_genes_replace_those_found(input
     assert set(found.enrichment["gene_set"]) == {"mine", "SET"}
     for draw in FIGURES[Interpretation].values():
         draw(found)
-    for figure in (markers_figure(found), ancestral_states_figure(found)):
-        assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == list(genes[:3])
+    for axes in (pl.markers(found), pl.ancestral_states(found)):
+        assert [text.get_text() for text in axes[1].get_xticklabels()] == list(genes[:3])
 
 
 # ---- ancestral states

@@ -32,7 +32,7 @@ from bdm.audit.verdict import (
 from bdm.errors import InputError, counted
 from bdm.generation.chunks import check_complete
 
-KIND, SUMMARY, FIGURE = "audit", "summary.json", "audit.png"
+KIND, SUMMARY = "audit", "summary.json"
 TABLES = {"attacks": "attacks.csv", "by_fold": "by_fold.csv", "by_label": "by_label.csv"}
 NUMBERS_OF_CELLS = (50, 100)  # of each donor, besides all
 ROW = ["set", "attack", "level", "n_cells"]

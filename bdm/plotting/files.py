@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import get_font_names
 from matplotlib.text import Text
 
-from bdm.audit.results import FIGURE, Audit
+from bdm.audit.results import Audit
 from bdm.errors import InputError
 from bdm.evaluation.results import Evaluation
 from bdm.extension.results import ExtensionReport
@@ -31,7 +31,7 @@ from bdm.transmutation.results import TransmutationEvaluation
 logger = logging.getLogger(__name__)
 
 FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, by the names of their files
-    Audit: {FIGURE.removesuffix(".png"): audit},
+    Audit: {"audit": audit},
     Evaluation: {
         "overall": scores,
         "by_type": scores_by_type,
