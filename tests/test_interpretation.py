@@ -80,9 +80,9 @@ from bdm.model.fitted_cells import fitted_cells
 from bdm.model.model import log_expression, type_specific_genes
 from bdm.plotting.ancestral_states import grouped_by_position
 from bdm.plotting.branches import Panel, draw_panel, limits_of
-from bdm.plotting.files import FIGURES, figure_of
+from bdm.plotting.files import FIGURES
 from bdm.plotting.labels import Canvas, label_branches
-from bdm.plotting.style import clade_label
+from bdm.plotting.style import clade_label, figure_of
 from bdm.plotting.tree import view_of
 from bdm.prior.sampler import HierarchicalSampler
 from bdm.settings import InterpretationSettings

@@ -24,7 +24,8 @@ from bdm.interpretation.inputs import inputs_of
 from bdm.interpretation.interpret import interpret
 from bdm.interpretation.results import Interpretation
 from bdm.latent.cells import encode, populations_of_cells
-from bdm.plotting.files import FIGURES, figure_of, write_figures
+from bdm.plotting.files import FIGURES, write_figures
+from bdm.plotting.style import figure_of
 from bdm.report.page import report_page
 from bdm.report.results import read_results
 from bdm.settings import WITHOUT_LABELS, InterpretationSettings, PrepareSettings, Settings

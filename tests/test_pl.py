@@ -18,7 +18,7 @@ from bdm import pl
 from bdm.errors import InputError
 from bdm.plotting.evaluation import LABELS, draw_scores_by_type
 from bdm.plotting.extension import MAX_PANELS
-from bdm.plotting.files import figure_of
+from bdm.plotting.style import figure_of
 
 B, NK = "CD19+ B", "CD56+ NK"
 

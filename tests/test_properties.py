@@ -20,7 +20,7 @@ from bdm.evaluation.properties.group import Group, energy_coefficient, ks
 from bdm.evaluation.resampling import SizeLimits, resampled_cells
 from bdm.evaluation.results import Evaluation
 from bdm.plotting.evaluation import NO_PROPERTIES, properties
-from bdm.plotting.files import figure_of
+from bdm.plotting.style import figure_of
 from bdm.settings import EvaluationSettings, PrepareSettings
 
 

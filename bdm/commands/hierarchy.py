@@ -53,7 +53,7 @@ def hierarchy(
     from bdm.hierarchy.ontology import given_tree
     from bdm.latent.cells import latent_cells, read_latent
     from bdm.plotting.files import save_figure
-    from bdm.plotting.tree import hierarchy as plot_hierarchy
+    from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page
 
     if comparison is not None and tree is None:
@@ -74,7 +74,7 @@ def hierarchy(
         if newick is not None:
             files.enter_context(atomic_write(newick)).write_text(to_newick(built), encoding="utf-8")
         if figure is not None:
-            save_figure(plot_hierarchy(built, show=False), files.enter_context(atomic_write(figure)))
+            save_figure(draw_hierarchy(view_of(built)), files.enter_context(atomic_write(figure)))
         if table is not None:
             branch_table(built).to_csv(files.enter_context(atomic_write(table)), index=False, float_format="%.6g")
         if page is not None:

@@ -33,7 +33,7 @@ def plot_tree(
     from bdm.hierarchy.files import load_hierarchy
     from bdm.model.model import load_model
     from bdm.plotting.files import save_figure
-    from bdm.plotting.tree import hierarchy as plot_hierarchy
+    from bdm.plotting.tree import draw_hierarchy, view_of
     from bdm.plotting.tree_page import tree_page
 
     hierarchy = load_model(tree).hierarchy if tree.is_dir() else load_hierarchy(tree)
@@ -42,5 +42,5 @@ def plot_tree(
         if out.suffix == ".html":
             path.write_text(tree_page(hierarchy, **which), encoding="utf-8")
         else:
-            save_figure(plot_hierarchy(hierarchy, show=False, **which), path)
+            save_figure(draw_hierarchy(view_of(hierarchy, **which), since=since), path)
     return Summary((out,))

@@ -28,6 +28,7 @@ from bdm.plotting.style import (
     Style,
     axes_or_new,
     clade_label,
+    figure_of,
     gene_label,
     highest,
     interpretation_of,
@@ -146,7 +147,7 @@ def draw_dot_plots(
     colour_bar
         Arguments of matplotlib.
     """
-    figure, genes = axes[0].get_figure(root=True), [gene for group in groups for gene in group]
+    figure, genes = figure_of(axes[0]), [gene for group in groups for gene in group]
     for axis, (title, dots) in zip(axes, by_title.items(), strict=True):
         largest = (relative_to or dots).mean[genes].max().clip(lower=1e-9)
         part = Dots((dots.mean[genes] / largest).loc[rows], dots.fraction.loc[rows, genes])

@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.text import Text
 
@@ -23,6 +23,7 @@ from bdm.plotting.branches import branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.extension import likelihood, type_specific_genes
+from bdm.plotting.style import figure_of
 from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
 from bdm.plotting.tree import hierarchy
 from bdm.power.analysis import PowerAnalysis
@@ -103,13 +104,6 @@ def save_figure(drawn: Figure | Axes | list[Axes], path: Path) -> None:
             )
     finally:
         plt.close(figure)
-
-
-def figure_of(drawn: Figure | Axes | list[Axes]) -> Figure:
-    """Return a figure, or the figure of axes."""
-    drawn = drawn[0] if isinstance(drawn, list) else drawn
-    figure = drawn.figure if isinstance(drawn, Axes) else drawn
-    return figure.figure if isinstance(figure, SubFigure) else figure
 
 
 def _write(figure: Figure, path: Path) -> None:

@@ -160,6 +160,13 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     return new_figure(width, height).add_subplot() if ax is None else ax
 
 
+def figure_of(drawn: Figure | Axes | list[Axes]) -> Figure:
+    """Return a figure, or the figure of axes."""
+    drawn = drawn[0] if isinstance(drawn, list) else drawn
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
+    return figure.figure if isinstance(figure, SubFigure) else figure
+
+
 def panels(
     figure: Figure | SubFigure, n_panels: int, *, n_columns: int, sharex: bool = False, sharey: bool = False
 ) -> list[Axes]:
@@ -173,8 +180,8 @@ def panels(
 def explain(figure: Figure | SubFigure, *axes: Axes, loc: str = "outside upper center", **style: Any) -> None:
     """Draw a legend of what is in the axes, each label once."""
     handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    style = {"ncols": 8, "frameon": False, **style}
-    figure.legend(handles.values(), handles.keys(), loc=loc, **style)
+    style = {"loc": loc, "ncols": 8, "frameon": False, **style}
+    figure.legend(handles.values(), handles.keys(), **style)
 
 
 def write_text(axis: Axes, text: str) -> None:

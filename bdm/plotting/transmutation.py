@@ -15,6 +15,7 @@ from bdm.plotting.style import (
     check_kind,
     draw_identity,
     explain,
+    figure_of,
     label_outermost_genes,
     new_figure,
     open_frame,
@@ -97,7 +98,7 @@ def transmutation_genes(evaluation: TransmutationEvaluation, *, show: bool | Non
     axes = panels_of_types(evaluation, 4.2, 4.4)
     for original_type, axis in axes.items():
         draw_genes(axis, evaluation, original_type, styles)
-    return shown(next(iter(axes.values())).get_figure(root=True), show=show)
+    return shown(figure_of(next(iter(axes.values()))), show=show)
 
 
 def draw_genes(
@@ -135,6 +136,6 @@ def transmutation_umap(evaluation: TransmutationEvaluation, *, show: bool | None
         axis.set(title=shortened(original_type, width=36), xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     first = next(iter(axes.values()))
-    figure = first.get_figure(root=True)
+    figure = figure_of(first)
     explain(figure, first, ncols=3, markerscale=2)
     return shown(figure, show=show)

@@ -249,7 +249,7 @@ def hierarchy(
     return shown(axis, show=show, complete=ax is None)
 
 
-def draw_hierarchy(view: View, *, names: bool, since: int = 0, ax: Axes | None) -> Axes:
+def draw_hierarchy(view: View, *, names: bool = False, since: int = 0, ax: Axes | None = None) -> Axes:
     """Draw a part of a tree; see :func:`hierarchy`."""
     labels = [end_label(view.hierarchy, end, since=since) for end in view.ends]
     ax = axes_or_new(ax, WIDTH + LETTER * max(map(len, labels)), 1.4 + ROW * len(view.ends))
