@@ -33,7 +33,7 @@ from bdm.commands.train import train
 from bdm.commands.transmute import transmute
 from bdm.errors import InputError, Interrupted, TrainingError, as_options
 
-# Threads of OpenMP spin while they wait, and slow down whatever runs beside them. Torch reads this as it is loaded.
+# Threads of OpenMP spin while they wait, and slow down other programs. Torch reads this as it is loaded.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 

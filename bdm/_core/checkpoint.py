@@ -69,7 +69,7 @@ class Checkpoint:
     seconds: float = SECONDS
 
     def of_part(self, name: str, **facts: Any) -> "Checkpoint":
-        """Checkpoint of a training that follows, in a file beside this one; ``facts`` identify it in addition."""
+        """Checkpoint of a training that follows, in a file next to this one; ``facts`` identify it in addition."""
         path = self.path.with_name(f"{self.path.name}.{name}")
         return replace(self, path=path, identity=identity(of=self.identity, part=name, **facts))
 
@@ -161,7 +161,7 @@ class Timer:
 
 @contextmanager
 def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any) -> Iterator[Checkpoint]:
-    """Yield a hidden checkpoint file beside an output; it is removed with its parts once that is written.
+    """Yield a hidden checkpoint file next to an output; it is removed with its parts once that is written.
 
     Parameters
     ----------

@@ -34,9 +34,9 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of
 
 @contextmanager
 def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` to write a file or a folder to, which replaces ``path`` on success.
+    """Yield a temporary path next to ``path`` to write a file or a folder to, which replaces ``path`` on success.
 
-    After an error ``path`` is unchanged, and nothing is left beside it. Files that a killed process left behind are
+    After an error ``path`` is unchanged, and nothing is left next to it. Files that a killed process left behind are
     removed by the next process that writes ``path``. Within the temporary path of another ``atomic_write``, ``path``
     itself is returned.
 
@@ -62,7 +62,7 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
         if folder_of is not None and path.is_file():
             raise InputError(f"Cannot write the folder {path}: there is a file of that name; name another output.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch, lock = _scratch_beside(path)
+        scratch, lock = _scratch_of(path)
     except OSError as error:
         raise InputError(
             f"Cannot write {path}: {error.strerror}; choose an output folder that you may write to."
@@ -84,7 +84,7 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
         os.close(lock)
 
 
-def _scratch_beside(path: Path) -> tuple[Path, int]:
+def _scratch_of(path: Path) -> tuple[Path, int]:
     """Make a scratch folder that is locked while this process lives, and remove scratch folders of ended processes."""
     parent = os.open(path.parent, os.O_RDONLY)
     try:

@@ -73,8 +73,8 @@ def chosen_threads() -> int:
 def using_threads(n_threads: int | None = None) -> Iterator[None]:
     """Compute with one thread in each operation of torch, NumPy, SciPy, scikit-learn and numba.
 
-    Several threads in one operation are slow for operations as small as here, slower still beside other programs, and
-    the last digits would depend on their number. Can be used as a decorator, too.
+    Several threads in one operation are slow for operations as small as here, slower still while other programs run,
+    and the last digits would depend on their number. Can be used as a decorator, too.
 
     Parameters
     ----------

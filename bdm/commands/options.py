@@ -208,7 +208,7 @@ def check_replaced(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> No
 
 
 def is_part(file: Path, *, of: Path) -> bool:
-    """Return whether a file is one of those that a folder of bdm consists of: its JSON file, or tensors beside that."""
+    """Return whether a file is one of those that a folder of bdm consists of: its JSON, or tensors next to it."""
     return file.parent == of and file.is_file() and file.with_suffix(".safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Scores of one set of query cells beside as many test cells of each type."""
+"""Scores of one set of query cells, compared with as many test cells of each type."""
 
 from dataclasses import asdict, dataclass
 from functools import cached_property

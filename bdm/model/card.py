@@ -114,7 +114,7 @@ def metadata(license: str | None) -> dict[str, Any]:
 
 
 def packaged(name: str) -> str:
-    """Read a file beside this module."""
+    """Read a file next to this module."""
     return (files("bdm.model") / name).read_text(encoding="utf-8")
 
 

@@ -53,7 +53,7 @@ def is_of_model(path: Path, checksum: str) -> bool:
     recorded = read_cells(path, on_disk=True).uns.get("bdm", {}).get("model_sha256") if path.exists() else None
     if recorded in (None, checksum):
         return True
-    logger.warning("Not shown: %s has cells of another model than the one beside it; make them again.", path)
+    logger.warning("Not shown: %s has cells of another model than the one next to it; make them again.", path)
     return False
 
 

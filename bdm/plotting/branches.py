@@ -39,7 +39,7 @@ from bdm.plotting.tree import LETTER, MAX_ROWS, View, draw_hierarchy, view_of
 MAX_PANELS, N_COLUMNS = 24, 4
 ROWS_OF_MANY = 30  # of the tree, where there are too many cell types for a row each
 WIDTH, ROW = 16, 0.6  # inches of the figure, and of a cell type in the tree
-MARGIN = 0.5  # of a panel beside its points, in the distance between the outermost points
+MARGIN = 0.5  # of a panel on either side of its points, in the distance between the outermost points
 N_LABELS = 3  # genes that label a branch
 MAX_GENES, MAX_GENES_OF_NODE = 72, 8  # of which commitment is drawn
 

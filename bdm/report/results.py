@@ -53,7 +53,7 @@ class Results:
     record, request
         Record of the preparation, and of the generated cells: ``uns['bdm']`` of both files.
     branches
-        Losses of validation cells by branch, as ``bdm train`` writes them beside the model; None without the file.
+        Losses of validation cells by branch, as ``bdm train`` writes them next to the model; None without the file.
     trained
         Date of the model's file. Results hold no date themselves, so that the same commands write the same files.
     evaluation

@@ -73,7 +73,7 @@ os.environ.update(BDM_SOURCE=source(workflow.current_basedir))
 
 
 def path_with_bdm(path):
-    """Give PATH with the ``bdm`` that is installed beside the Python that runs Snakemake, if there is one.
+    """Give PATH with the ``bdm`` that is installed next to the Python that runs Snakemake, if there is one.
 
     Its folder comes last, so that other rules keep their programs, or first where another ``bdm`` comes before it.
     """
@@ -290,7 +290,7 @@ def absent_files(wildcards):
     """List the files in the configuration that do not exist and that no rule makes.
 
     Snakemake keeps results whose input is missing, and reports that nothing is to be done where a path is mistyped
-    beside old results. Missing input of the target ``all`` ends the run.
+    next to old results. Missing input of the target ``all`` ends the run.
     """
     files = {file for dataset in settings["datasets"] for path in FILES for file in named_files(dataset, path)}
     files |= {design["path"] for of in settings["datasets"].values() for design in of["simulate"]["designs"].values()}

@@ -45,7 +45,7 @@ def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *
 
 
 def with_floor(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over resamples, and put the values of the floor beside those of each other set."""
+    """Average over resamples, and put the values of the floor next to those of each other set."""
     keys = ["property", "by", "group"]
     means = rows.groupby(["set", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
     is_floor = means["set"] == FLOOR

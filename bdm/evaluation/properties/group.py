@@ -136,7 +136,7 @@ def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> flo
 
     ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))``, which is 0 for equal distributions, and grows with a
     shift about as the Kolmogorov-Smirnov distance does. Like this distance, it is above 0 for samples of one
-    distribution, so it is read beside the floor.
+    distribution, so it is compared with the floor.
 
     Parameters
     ----------
