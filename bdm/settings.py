@@ -99,7 +99,7 @@ class PrepareSettings(StageSettings):
         Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
         :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
     clip_outliers
-        Lower outlying counts (:func:`bdm.data.outliers.count_limits`) to the largest regular ones.
+        Lower outlying counts (:func:`bdm.data.counts.count_limits`) to the largest regular ones.
     min_genes_per_cell
         Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
     min_cells_per_gene

@@ -7,7 +7,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data import outliers
-from bdm.data.outliers import MAX_GENES, MIN_COUNT
+from bdm.data.counts import MAX_GENES, MIN_COUNT
 from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
 from bdm.settings import PrepareSettings

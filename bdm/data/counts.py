@@ -1,21 +1,33 @@
-"""Raw counts: where an AnnData keeps them, whether they are raw, and reading them a block at a time."""
+"""Raw counts: where an AnnData keeps them, whether they are raw, reading them by blocks, and limits of outliers."""
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data.matrix import Matrix, blocks_of_rows, to_row_storage
-from bdm.data.outliers import CountLimits
+from bdm._core.seeds import numpy_generator
+from bdm.data.filters import capped
+from bdm.data.matrix import Matrix, blocks_of_rows, take_rows, to_row_storage
 from bdm.errors import InputError
 from bdm.validation import slot_rejection
 
 logger = logging.getLogger(__name__)
 
 MAX_COUNT = 2**24  # float32 represents all integers up to here
+
+# Outliers: single counts far above all others of a gene in a cell type
+FACTOR = 3  # an outlying count is this many times as large as all regular ones of the type, for its library size
+MIN_COUNT = 10  # smaller counts are never outlying
+SHARE = 0.01  # of the cells of a type that have an outlying count of a gene, at most
+MAX_GENES = 10  # of a cell with outlying counts; a cell with more is an unusual cell
+MIN_CELLS = 20  # of a type whose counts are limited
+MAX_CELLS = 2000  # of a type from which its limits are computed
+MAX_CELLS_IN_ALL = 20_000  # of all types
 
 
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
@@ -137,6 +149,162 @@ def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
     counts.sum_duplicates()
     counts.eliminate_zeros()
     return counts
+
+
+# ---- outliers
+
+
+@dataclass(frozen=True)
+class OutlyingCounts:
+    """Outlying counts in the cells from which limits are computed.
+
+    Attributes
+    ----------
+    n_cells
+        Number of these cells.
+    n_values, n_genes
+        Outlying values, and the genes that have any.
+    share
+        Of all counts of these cells.
+    """
+
+    n_cells: int
+    n_values: int
+    n_genes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class CountLimits:
+    """Largest regular counts of the genes in each cell type, as shares of the library size.
+
+    Attributes
+    ----------
+    regular
+        Cell types x genes; infinite where counts are not limited.
+    unit
+        Share of one count in a typical cell of each type; smaller regular shares count as one count.
+    code
+        Cell type of each cell that is read, by its row in ``regular``.
+    """
+
+    regular: np.ndarray
+    unit: np.ndarray
+    code: np.ndarray
+
+    def of_cells(self, cells: np.ndarray) -> "CountLimits":
+        """Select the cells that are read, by a mask."""
+        return replace(self, code=self.code[cells])
+
+    def outlying(self, counts: sparse.csr_matrix, rows: slice) -> np.ndarray:
+        """Find the outlying counts.
+
+        Parameters
+        ----------
+        counts
+            Cells x genes, nonzeros only.
+        rows
+            Which of the cells these are.
+
+        Returns
+        -------
+        Mask over the entries of ``counts``.
+        """
+        cell = cell_of_entries(counts)
+        code = self.code[rows][cell]
+        share = counts.data / library_sizes(counts)[cell]
+        limit = FACTOR * np.maximum(self.regular[code, counts.indices], self.unit[code])
+        found = (counts.data >= MIN_COUNT) & (share >= limit)
+        return np.asarray(found & (np.bincount(cell[found], minlength=counts.shape[0]) <= MAX_GENES)[cell])
+
+    def outlying_counts(self, counts: sparse.csr_matrix) -> OutlyingCounts:
+        """Summarise the outlying counts of all cells."""
+        found = self.outlying(counts, slice(None))
+        return OutlyingCounts(
+            n_cells=counts.shape[0],
+            n_values=int(found.sum()),
+            n_genes=len(np.unique(counts.indices[found])),
+            share=float(counts.data[found].sum() / max(counts.data.sum(), 1)),
+        )
+
+    def clipped(self, counts: sparse.csr_matrix, rows: slice) -> sparse.csr_matrix:
+        """Lower outlying counts to the largest regular ones for the other counts of the cell, and at least 1."""
+        found = self.outlying(counts, rows)
+        if not found.any():
+            return counts
+        cell = cell_of_entries(counts)[found]
+        data = np.where(found, 0, counts.data)
+        others = library_sizes(sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape))[cell]
+        data[found] = np.maximum(np.rint(self.regular[self.code[rows][cell], counts.indices[found]] * others), 1)
+        return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+
+
+def cell_of_entries(counts: sparse.csr_matrix) -> np.ndarray:
+    """Index of the cell of each entry."""
+    return np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+
+
+def library_sizes(counts: sparse.csr_matrix) -> np.ndarray:
+    """Sum the counts of each cell."""
+    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def count_limits(
+    matrix: Matrix, rows: np.ndarray, cell_type: pd.Series, is_train: np.ndarray, *, seed: int
+) -> tuple[CountLimits, OutlyingCounts]:
+    """Compute the limits of the counts of cells from the training cells among them, or a sample of these.
+
+    Up to 1% of the cells of a type have outlying counts of a gene, if each of these is at least 10, and three times as
+    large as all other counts of the gene in the type, for the library sizes of the cells. They are artefacts more often
+    than not, such as molecules that were counted many times; counts of a rare population are in more cells, or in cells
+    with many outlying counts.
+
+    Parameters
+    ----------
+    matrix
+        Counts of all cells and genes, in memory or on disk.
+    rows
+        Indices of the cells.
+    cell_type, is_train
+        Of each of these cells.
+
+    Returns
+    -------
+    The limits, and the outlying counts in the cells from which they were computed.
+    """
+    types = pd.Categorical(cell_type.astype(str))
+    code, n_types = types.codes.astype(int), len(types.categories)
+    of_type = [np.flatnonzero(is_train & (code == number)) for number in range(n_types)]
+    n_cells = pd.Series([len(cells) if len(cells) >= MIN_CELLS else 0 for cells in of_type])
+    n_sampled = capped(n_cells.clip(upper=MAX_CELLS), most=MAX_CELLS_IN_ALL, fewest=MIN_CELLS)
+    chosen = [
+        numpy_generator(seed, "limits", number).choice(cells, n, replace=False)
+        for number, (cells, n) in enumerate(zip(of_type, n_sampled, strict=True))
+    ]
+    sampled = np.sort(np.concatenate(chosen))
+    counts = take_rows(matrix, rows[sampled])
+    regular, unit = np.full((n_types, matrix.shape[1]), np.inf), np.zeros(n_types)
+    for number in np.flatnonzero(n_sampled):
+        regular[number], unit[number] = regular_shares(counts[code[sampled] == number])
+    limits = CountLimits(regular, unit, code)
+    return limits, limits.of_cells(sampled).outlying_counts(counts)
+
+
+def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
+    """Find the largest share of the library size that regular counts of each gene have, and the share of one count."""
+    size = library_sizes(counts)
+    counts, size = counts[size > 0], size[size > 0]
+    unit = float(1 / np.median(size))
+    shares = sparse.diags(1 / size).dot(counts).tocsc()
+    regular = np.asarray(shares.max(axis=0).todense()).ravel()
+    genes = np.flatnonzero(np.asarray(counts.max(axis=0).todense()).ravel() >= MIN_COUNT)
+    k = min(ceil(SHARE * len(size)), len(size) - 1)
+    if len(genes):
+        top = -np.sort(-np.partition(shares[:, genes].toarray(), -(k + 1), axis=0)[-(k + 1) :], axis=0)
+        for next_largest, share in zip(top[1:], top[:-1], strict=True):
+            is_gap = share >= FACTOR * np.maximum(next_largest, unit)
+            regular[genes[is_gap]] = next_largest[is_gap]
+    return regular, unit
 
 
 @dataclass(frozen=True)

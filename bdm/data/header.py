@@ -5,11 +5,14 @@ they are used. What cannot be known here is None, and is left to ``bdm prepare``
 """
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 UNREADABLE = (ImportError, OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, csv.Error)
 MISSING_LABELS = ("", "nan")  # texts that stand for the absence of a label
+
+Read = TypeVar("Read")
 
 
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
@@ -19,8 +22,8 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
     -------
     None for files of other formats, and for files that cannot be read.
     """
+    columns = from_h5ad(cells, lambda file: columns_of(file["obs"]))
     try:
-        columns = h5ad_columns(Path(cells))
         added = [] if labels is None else table_columns(Path(labels))
     except UNREADABLE:
         return None
@@ -28,21 +31,14 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
 
 
 def var_columns(cells: str | Path) -> list[str] | None:
-    """Name the columns of ``var`` of an ``.h5ad`` file, and those of its ``raw``.
+    """Name the columns of ``var`` of an ``.h5ad`` file, and those of its ``raw``; None as for :func:`slot_names`."""
 
-    Returns
-    -------
-    None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
-    """
-    slots = slot_names(cells)
-    if slots is None:
-        return None
-    try:
-        tables = ["var", "raw/var"] if "raw" in slots else ["var"]
-        columns = [h5ad_columns(Path(cells), table) for table in tables]
-    except UNREADABLE:
-        return None
-    return None if None in columns else list(dict.fromkeys(name for of in columns for name in of or []))
+    def columns(file: Any) -> list[str] | None:
+        slots = slots_of(file) or []
+        found = [columns_of(file[table]) for table in ("var", *(["raw/var"] if "raw" in slots else []))]
+        return None if not slots or None in found else list(dict.fromkeys(name for of in found for name in of or []))
+
+    return from_h5ad(cells, columns)
 
 
 def slot_names(cells: str | Path) -> list[str] | None:
@@ -52,44 +48,69 @@ def slot_names(cells: str | Path) -> list[str] | None:
     -------
     None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
     """
-    if not is_h5ad(cells):
+    return from_h5ad(cells, slots_of)
+
+
+def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
+    """Count the cells of each value in a column of ``obs`` of an ``.h5ad`` file: of each cell type, or each donor.
+
+    Returns
+    -------
+    Numbers by value, without missing values; None for columns of decimal numbers or of other
+    kinds, and where they cannot be read.
+    """
+
+    def numbers(file: Any) -> dict[str, int] | None:
+        import numpy as np
+
+        stored = file["obs"][column]
+        if not hasattr(stored, "keys"):
+            values, n_cells = np.unique(stored[()], return_counts=True)
+        elif stored.attrs["encoding-type"] == "categorical":
+            codes, n_cells = np.unique(stored["codes"][()], return_counts=True)
+            values, n_cells = stored["categories"][()][codes[codes >= 0]], n_cells[codes >= 0]
+        else:
+            return None
+        if values.dtype.kind == "f":
+            return None
+        found = dict(zip(map(as_str, values), n_cells.tolist(), strict=True))
+        return {name: number for name, number in found.items() if name not in MISSING_LABELS}
+
+    return from_h5ad(cells, numbers)
+
+
+def from_h5ad(path: str | Path, read: Callable[[Any], Read | None]) -> Read | None:
+    """Return what a function reads from an open ``.h5ad`` file; None for other files, and where it cannot be read."""
+    if Path(path).suffix.lower() != ".h5ad" or not Path(path).is_file():
         return None
     try:
         import h5py
 
-        with h5py.File(cells, locking=False) as file:
-            if file["obs"].attrs["encoding-type"] != "dataframe":  # before AnnData 0.7, it has none
-                return None
-            slots = list(file.get("layers", ()))
-            return slots + [name for name in ("raw", "X") if name in file and not is_null(file[name])]
+        with h5py.File(path, locking=False) as file:
+            return read(file)
     except UNREADABLE:
         return None
 
 
-def is_h5ad(path: str | Path) -> bool:
-    """Return whether there is a file with this ending."""
-    return Path(path).suffix.lower() == ".h5ad" and Path(path).is_file()
-
-
-def is_null(stored: Any) -> bool:
-    """Return whether AnnData wrote that there is nothing."""
-    return bool(stored.attrs.get("encoding-type") == "null")
-
-
-def h5ad_columns(path: Path, table: str = "obs") -> list[str] | None:
-    """Name the columns of a table as AnnData reads them: in a group, or, before AnnData 0.7, in one dataset."""
-    if not is_h5ad(path):
+def slots_of(file: Any) -> list[str] | None:
+    """Name the layers of an open file, and ``raw`` and ``X`` where AnnData wrote more than that there is nothing."""
+    if file["obs"].attrs["encoding-type"] != "dataframe":  # before AnnData 0.7, it has none
         return None
-    import h5py
+    written = [name for name in ("raw", "X") if name in file and file[name].attrs.get("encoding-type") != "null"]
+    return [*file.get("layers", ()), *written]
 
-    with h5py.File(path, locking=False) as file:
-        stored = file[table]
-        if isinstance(stored, h5py.Dataset):
-            return None if stored.dtype.names is None else list(stored.dtype.names[1:])  # the first is the index
-        names = stored.attrs["column-order"]
-        if stored.attrs["encoding-type"] != "dataframe" or names.ndim != 1:
-            return None
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+def columns_of(stored: Any) -> list[str] | None:
+    """Name the columns of a table as AnnData reads them: in a group, or, before AnnData 0.7, in one dataset."""
+    if not hasattr(stored, "keys"):
+        return None if stored.dtype.names is None else list(stored.dtype.names[1:])  # the first is the index
+    names = stored.attrs["column-order"]
+    return list(map(as_str, names)) if stored.attrs["encoding-type"] == "dataframe" and names.ndim == 1 else None
+
+
+def as_str(name: Any) -> str:
+    """Convert a text that HDF5 may store as bytes."""
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def table_columns(path: Path) -> list[str] | None:
@@ -107,34 +128,3 @@ def table_columns(path: Path) -> list[str] | None:
 def separator_of(path: Path) -> str:
     """Give the character that separates the columns of a table, by the ending of its name."""
     return "\t" if {".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes} else ","
-
-
-def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
-    """Count the cells of each value in a column of ``obs`` of an ``.h5ad`` file: of each cell type, or each donor.
-
-    Returns
-    -------
-    Numbers by value, without missing values; None for columns of decimal numbers or of other
-    kinds, and where they cannot be read.
-    """
-    try:
-        import h5py
-        import numpy as np
-
-        with h5py.File(cells, locking=False) as file:
-            stored = file["obs"][column]
-            if isinstance(stored, h5py.Group):
-                if stored.attrs["encoding-type"] != "categorical":
-                    return None
-                codes, n_cells = np.unique(stored["codes"][()], return_counts=True)
-                values = stored["categories"][()][codes[codes >= 0]]
-                n_cells = n_cells[codes >= 0]
-            else:
-                values, n_cells = np.unique(stored[()], return_counts=True)
-            if values.dtype.kind == "f":
-                return None
-            names = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-            found = dict(zip(names, n_cells.tolist(), strict=True))
-            return {name: number for name, number in found.items() if name not in MISSING_LABELS}
-    except UNREADABLE:
-        return None

@@ -25,7 +25,7 @@ from bdm.data.columns import (
     writable,
     writable_name,
 )
-from bdm.data.counts import CellCounts, count_matrix, find_counts, inspect_counts
+from bdm.data.counts import CellCounts, count_limits, count_matrix, find_counts, inspect_counts
 from bdm.data.filters import (
     check_min_donors,
     check_names,
@@ -39,7 +39,6 @@ from bdm.data.filters import (
 )
 from bdm.data.genes import choose_genes, gene_lists, listed_genes, marker_genes
 from bdm.data.matrix import appended_rows, blocks_of_rows, new_h5ad, row_offsets, to_row_storage
-from bdm.data.outliers import count_limits
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, counted
