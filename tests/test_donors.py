@@ -15,8 +15,7 @@ from bdm.api import BranchedDiffusion
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.cli import app
 from bdm.donors.composition import MAX_SUM, dirichlet_parameters, fit_composition
-from bdm.donors.pseudobulk import group_cells, pseudobulks
-from bdm.donors.variance import certainty, donor_variance
+from bdm.donors.variance import certainty, donor_variance, group_cells, pseudobulks
 from bdm.errors import InputError
 from bdm.model.card import model_card
 

@@ -8,8 +8,14 @@ from scipy.stats import norm
 
 from bdm._core.files import read_json, write_checksummed_json, write_json
 from bdm.errors import InputError
-from bdm.hierarchy.attachment import AttachmentPoint, attachment_point, with_new_type
-from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
+from bdm.hierarchy.build import (
+    MIN_LEVEL,
+    AttachmentPoint,
+    attachment_point,
+    branch_level,
+    build_hierarchy,
+    with_new_type,
+)
 from bdm.hierarchy.files import from_newick, load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Clade, Hierarchy, from_nested, match_leaves
 from bdm.latent.cells import LatentCells

@@ -6,12 +6,18 @@ import torch
 from synthetic_cells import height, random_tree
 
 from bdm.commands.hierarchy import facts_of
-from bdm.hierarchy.attachment import attachment_point
-from bdm.hierarchy.build import MIN_LEVEL, branch_level, build_hierarchy
-from bdm.hierarchy.clustering import MeasuredMeans, cluster_means
+from bdm.hierarchy.build import MIN_LEVEL, attachment_point, branch_level, build_hierarchy
+from bdm.hierarchy.clustering import (
+    FEW_CELLS,
+    MeasuredMeans,
+    clade_support,
+    clades_of,
+    cluster_means,
+    nearer_types,
+    resample_means,
+)
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import branch_table
-from bdm.hierarchy.support import FEW_CELLS, clade_support, clades_of, nearer_types, resample_means
 from bdm.hierarchy.tree import MIN_PLACE, Clade, Hierarchy, from_nested
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, fit_whitening, population_moments, sampling_variance, without_prior

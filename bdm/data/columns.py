@@ -71,10 +71,9 @@ def canonical_columns(
         )
     obs = obs if len(labels) == len(obs) else obs.loc[labels.index]
     columns = {"cell_type": labels}
-    if batch_key is not None:
-        columns["batch"] = group_column(obs, batch_key, argument="batch_key")
-    if donor_key is not None:
-        columns["donor"] = group_column(obs, donor_key, argument="donor_key")
+    for name, key in (("batch", batch_key), ("donor", donor_key)):
+        if key is not None:
+            columns[name] = group_column(obs, key, argument=f"{name}_key")
     for name in PREPARED_COLUMNS if donor_key is not None else PREPARED_COLUMNS[:-1]:
         if name in obs and not (name in columns and columns[name].equals(as_text(obs[name]))):
             kept = f"{name}_input"
@@ -258,36 +257,27 @@ def without_unused_categories(frame: pd.DataFrame) -> pd.DataFrame:
 
 def hint_at_types(cell_type: pd.Series) -> None:
     """Warn of labels that seem to mean no cell type, such as ``Unknown`` or ``Doublets``."""
-    doubtful = [name for name in cell_type.unique() if NO_TYPES.search(words_in(name))]
-    if doubtful:
-        names = ", ".join(map(repr, sorted(doubtful)))
+    if names := ", ".join(repr(name) for name in sorted(cell_type.unique()) if NO_TYPES.search(words_in(name))):
         logger.warning("By their names, these may be no cell types: %s; to leave them out, use `leave_out=`.", names)
 
 
 def hint_at_batches(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None, donor_key: str | None) -> None:
-    """Log which columns of ``obs`` look like batches, for data without a batch key."""
-    candidates = [name for name in batch_candidates(obs, cell_type, label_key=label_key) if name != donor_key]
-    if candidates:
-        names = ", ".join(map(str, candidates))
-        logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", names)
+    """Log which columns of ``obs`` look like batches, for data without a batch key.
 
+    They are named like batches, and have several values, also within a type, and not one for each cell.
+    """
 
-def batch_candidates(obs: pd.DataFrame, cell_type: pd.Series, *, label_key: str | None) -> list[str]:
-    """List columns that look like batches: by name, with several values, and not one for each cell or cell type."""
-    return [
-        name
-        for name in obs.columns.drop([label_key, "cell_type", "split"], errors="ignore")
-        if BATCHES.search(words_in(name)) and not MEASURED.search(words_in(name)) and is_grouping(obs[name], cell_type)
-    ]
+    def divides(column: pd.Series) -> bool:
+        if is_float_dtype(column):
+            return False
+        groups = as_text(column)
+        by_type = groups.groupby(cell_type, observed=True).nunique()
+        return 1 < groups.nunique() <= len(column) / 2 and bool((by_type > 1).any())
 
-
-def is_grouping(column: pd.Series, cell_type: pd.Series) -> bool:
-    """Whether a column divides the cells into groups of several, and also the cells of a type."""
-    if is_float_dtype(column):
-        return False
-    groups = as_text(column)
-    groups_by_type = groups.groupby(cell_type, observed=True).nunique()
-    return 1 < groups.nunique() <= len(column) / 2 and bool((groups_by_type > 1).any())
+    words = {name: words_in(name) for name in obs.columns if name not in (label_key, donor_key, "cell_type", "split")}
+    named = [name for name, text in words.items() if BATCHES.search(text) and not MEASURED.search(text)]
+    if candidates := ", ".join(str(name) for name in named if divides(obs[name])):
+        logger.info("Columns of obs that look like batches: %s; to model one of them, use `batch_key=`.", candidates)
 
 
 def words_in(name: object) -> str:

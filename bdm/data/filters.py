@@ -80,13 +80,11 @@ def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = T
         raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
     small = n_cells[n_cells < min_cells]
-    if not labelled:
-        if len(small):
-            raise InputError(
-                f"there are fewer than {min_cells} cells ({len(obs)}); give more, or lower `min_cells_per_type=`."
-            )
-        return obs
-    if len(n_cells) - len(small) < 2:
+    if not labelled and len(small):
+        raise InputError(
+            f"there are fewer than {min_cells} cells ({len(obs)}); give more, or lower `min_cells_per_type=`."
+        )
+    if labelled and len(n_cells) - len(small) < 2:
         raise InputError(
             f"fewer than two of {len(n_cells)} cell types have {min_cells} cells or more (the largest has "
             f"{n_cells.max()}); name another column, lower `min_cells_per_type=`, or use no labels, by "

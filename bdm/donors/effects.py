@@ -17,8 +17,7 @@ from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.prepare import has_donors
 from bdm.donors.composition import DonorComposition, fit_composition
-from bdm.donors.pseudobulk import Groups, group_cells, pseudobulks
-from bdm.donors.variance import FEW, DonorVariance, certainty, donor_variance
+from bdm.donors.variance import FEW, DonorVariance, Groups, certainty, donor_variance, group_cells, pseudobulks
 from bdm.errors import InputError
 
 N_FACTORS = 30  # most factors that donors' effects share

@@ -9,10 +9,16 @@ import numpy as np
 import pandas as pd
 
 from bdm._core.seeds import numpy_generator
-from bdm.hierarchy.attachment import AttachmentPoint, attachment_point
-from bdm.hierarchy.build import MIN_LEVEL, branches_of, inner_names, measure_clade
-from bdm.hierarchy.clustering import MeasuredMeans, clades_of_types
-from bdm.hierarchy.support import FEW_CELLS, Evidence, clade_support, nearer_types, resample_means
+from bdm.hierarchy.build import MIN_LEVEL, AttachmentPoint, attachment_point, branches_of, inner_names, measure_clade
+from bdm.hierarchy.clustering import (
+    FEW_CELLS,
+    Evidence,
+    MeasuredMeans,
+    clade_support,
+    clades_of_types,
+    nearer_types,
+    resample_means,
+)
 from bdm.hierarchy.tree import Branch, Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import PopulationMoments, without_prior

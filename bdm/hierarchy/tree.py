@@ -133,7 +133,7 @@ class Branch:
         Cell type whose populations are nearer than the others of its own; None for all but such a sub-population.
     place
         Share of resamples in which a cell type of few cells is next to the same types, see
-        :func:`bdm.hierarchy.support.place_support`; None for all others.
+        :func:`bdm.hierarchy.clustering.place_support`; None for all others.
     row
         Row of its parameters in the prior; None where it is the position of the branch in ``Hierarchy.branches``.
     added

@@ -8,8 +8,7 @@ import torch
 
 from bdm._core.seeds import torch_generator
 from bdm.hierarchy.build import MIN_LEVEL, MeasuredClade, measure_clade, merge_height
-from bdm.hierarchy.clustering import MeasuredMeans
-from bdm.hierarchy.support import clades_of_populations
+from bdm.hierarchy.clustering import MeasuredMeans, clades_of_populations
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.cells import LatentCells
 from bdm.latent.moments import Whitening, sampling_variance

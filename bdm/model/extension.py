@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.sub_populations import SubPopulations
-from bdm.hierarchy.attachment import AttachmentPoint
+from bdm.hierarchy.build import AttachmentPoint
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.moments import PopulationMoments
 

@@ -19,7 +19,7 @@ from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.symbols import GeneNames
 from bdm.donors.draw import DonorModel
 from bdm.donors.effects import DonorEffects
-from bdm.hierarchy.attachment import with_new_type, with_updated_population
+from bdm.hierarchy.build import with_new_type, with_updated_population
 from bdm.hierarchy.tree import Hierarchy
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
