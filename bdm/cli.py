@@ -37,7 +37,7 @@ from bdm.errors import InputError, Interrupted, TrainingError, as_options
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
-os.environ.setdefault("MPLBACKEND", "agg")  # figures are written to files, and need no screen
+os.environ["MPLBACKEND"] = "agg"  # commands write figures to files, also where a notebook runs them
 
 # The first parallel code that numba runs sets the threads of the whole process, torch's too, to all cores
 if "OMP_NUM_THREADS" in os.environ and "numba" not in sys.modules:

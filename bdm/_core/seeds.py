@@ -45,7 +45,7 @@ class Minibatches:
     n_cells: Tensor
 
     @classmethod
-    def of(cls, population: Tensor) -> "Minibatches":
+    def from_populations(cls, population: Tensor) -> "Minibatches":
         """Group cells by the index of their population."""
         return cls(torch.argsort(population, stable=True), torch.bincount(population))
 

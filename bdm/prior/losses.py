@@ -100,7 +100,7 @@ class MinibatchLoss:
     @cached_property
     def minibatches(self) -> Minibatches:
         """Cells to draw from, by population."""
-        return Minibatches.of(self.data.cells.population[self.trained])
+        return Minibatches.from_populations(self.data.cells.population[self.trained])
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
