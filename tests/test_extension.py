@@ -492,7 +492,9 @@ def test_type_that_an_adapter_does_not_improve_stays(base, example_cells):
     assert verdict(extension_row(found)).startswith("The model expressed it before")
 
 
-@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "shared", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.nightly)]
+)
 def test_others_stay_the_same_through_many_extensions(base, example_cells, shared):
     """New types, some beside others that are new, and known ones anew, those among them that others have left.
 

@@ -206,6 +206,7 @@ def test_cells_in_files_are_prepared_or_rejected(case):
     check_command(case, command)
 
 
+@pytest.mark.nightly
 @given(hostile_cells(["h5ad", "zarr"]))
 @cases(1)
 @pytest.mark.filterwarnings("ignore")

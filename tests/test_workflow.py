@@ -478,7 +478,6 @@ def run_workflow(folder: Path) -> None:
         prepare={"n_genes": 200, "leave_out": ["CD34+"], "min_cells_per_type": 12},
         autoencoder={"n_latent": 8, "n_steps": 50},
         hierarchy={"n_bootstrap": 5},
-        train={"width": 32, "n_steps": 50},
         evaluate={"n_repeats": 1, "flat": True},
     )
     config["datasets"]["pbmc68k"] |= {
