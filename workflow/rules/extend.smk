@@ -8,6 +8,7 @@ rule extend:
         model=directory("results/{dataset}/model"),
         cells="results/{dataset}/prepared.h5ad",
         extension="results/{dataset}/extension/extension_report.json",
+        arrays="results/{dataset}/extension/extension_report.safetensors",
         types=report(
             "results/{dataset}/extension/extensions.csv",
             caption="../report/extensions.rst",
