@@ -47,19 +47,6 @@ def inverse_dispersion(model, cell_type: str) -> np.ndarray:
     return observation_model(model, cell_type).inverse_dispersion.numpy()
 
 
-def test_sampled_counts_are_negative_binomial():
-    mean, r = np.array([[0.05, 1.0, 30.0, 4.0]]), np.array([0.5, 2.0, 5.0, 1e6], dtype=np.float32)
-    drawn = sample_counts(np.repeat(mean, 100_000, axis=0), r, np.random.default_rng(0))
-    assert drawn.dtype == np.float32
-    np.testing.assert_array_equal(drawn.data, np.rint(drawn.data))
-    assert isinstance(drawn, sparse.csr_matrix)
-    variance = mean[0] + mean[0] ** 2 / r
-    x = drawn.toarray().astype(float)
-    np.testing.assert_allclose(x.mean(axis=0), mean[0], atol=0, rtol=0.03)
-    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.06)
-    np.testing.assert_allclose((x == 0).mean(axis=0), nbinom.pmf(0, r, r / (r + mean[0])), atol=0.005)
-
-
 @pytest.mark.parametrize("r", [0.03, 0.5, 3.0, 50.0, 1e6])
 @pytest.mark.parametrize("mean", [1e-3, 0.1, 2.0, 60.0])
 def test_every_count_has_its_probability(mean, r):
@@ -141,13 +128,6 @@ def test_generated_cells(small_model, shared, stochastic):
     assert ("ancestor" in adata.obs) == shared
 
 
-def test_joined_with_real_cells_counts_keep_their_type(small_model, example_cells):
-    generated = small_model.generate(2)
-    both = anndata.concat({"real": example_cells, "generated": generated}, label="set", index_unique="-")
-    assert both.X.dtype == example_cells.X.dtype == np.float32
-    np.testing.assert_array_equal(both.X[-generated.n_obs :].toarray(), counts(generated[:, both.var_names]))
-
-
 def test_cells_carry_types_and_batches_in_the_columns_of_the_data(batch_model, example_cells):
     generated = batch_model.generate({B: 2, NK: 3})
     assert list(generated.obs) == ["cell_type", "bulk_labels", "sub_population", "synthetic", "donor"]
@@ -183,11 +163,6 @@ def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, bat
     assert generated.obs["synthetic"].tolist() == [True]
 
 
-def test_number_for_every_type(small_model):
-    numbers = small_model.generate(2).obs["cell_type"].value_counts()
-    assert numbers.to_dict() == dict.fromkeys(small_model.model.cell_types, 2)
-
-
 def test_ancestors_are_numbered_by_population(small_model):
     adata = small_model.generate({B: 4, NK: 2}, shared_ancestors=True)
     assert adata.obs["sub_population"].tolist() == [B1] * 3 + [B2] + [NK] * 2
@@ -215,17 +190,6 @@ def test_record_of_how_cells_were_made(small_model):
     assert record["version"]
     assert "no measurements" in record["about"]
     assert "license" not in record
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_written_cells_read_back(batch_model, shared, tmp_path):
-    adata = batch_model.generate(2, shared_ancestors=shared)
-    adata.write_h5ad(tmp_path / "generated.h5ad")
-    back = anndata.read_h5ad(tmp_path / "generated.h5ad")
-    np.testing.assert_array_equal(counts(back), counts(adata))
-    pd.testing.assert_frame_equal(back.obs, adata.obs)
-    np.testing.assert_array_equal(back.obsm["latent"], adata.obsm["latent"])
-    assert back.uns["bdm"] == adata.uns["bdm"]
 
 
 # ---- seeds
@@ -500,12 +464,6 @@ def test_requests_in_forms_of_python(small_model, example_cells):
     for wrong in ([3, 4], True, "3", np.array([3])):
         with pytest.raises(InputError, match=r"^Cells were requested by \w+; give a number of cells of every type"):
             request_cells(small_model.model, wrong)
-
-
-def test_request_from_a_file(small_model, tmp_path):
-    file = tmp_path / "cells.csv"
-    file.write_text("cell_type,n_cells\nCD19+ B,3\nCD56+ NK,2.0\n")
-    assert numbers(small_model, read_request(file)) == {(B, None): 3, (NK, None): 2}
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"c'])

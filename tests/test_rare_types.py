@@ -58,7 +58,7 @@ def levels_between(distance: float, n_cells: list[int], *, times: int) -> np.nda
 # ---- the variance of a mean
 
 
-@pytest.mark.parametrize("n_cells", [(2, 30), (10, 10), (10, 1000)])
+@pytest.mark.parametrize("n_cells", [(2, 30), pytest.param((10, 1000), marks=pytest.mark.nightly)])
 def test_variance_of_a_mean_is_its_squared_error(n_cells):
     rng = np.random.default_rng(0)
     means = along_a_line(0.0, 9.0)
@@ -122,14 +122,14 @@ def resamples_of(cells: LatentCells, *, n_bootstrap: int, seed: int) -> list[Mea
 # ---- levels
 
 
-@pytest.mark.parametrize("n_cells", [[10, 10], [10, 1000]])
+@pytest.mark.parametrize("n_cells", [[10, 1000], pytest.param([10, 10], marks=pytest.mark.nightly)])
 def test_the_same_population_twice_separates_at_the_least_level(n_cells):
     levels = levels_between(0.0, n_cells, times=100)
     assert (levels == MIN_LEVEL).mean() >= 0.95
     assert levels.max() < 1
 
 
-@pytest.mark.parametrize("n_cells", [10, 30, 100])
+@pytest.mark.parametrize("n_cells", [10, *(pytest.param(n, marks=pytest.mark.nightly) for n in (30, 100))])
 def test_level_is_unbiased_in_the_number_of_cells(n_cells):
     levels = levels_between(6.0, [n_cells, n_cells], times=100)
     expected = float(branch_level(6.0))
@@ -191,7 +191,7 @@ def encoded(cells: LatentCells, error_variance: float, rng: np.random.Generator)
     return LatentCells(mean, torch.full(mean.shape, weight**0.5), cells.population, cells.populations)
 
 
-@pytest.mark.parametrize(("error_variance", "n_rare"), [(0.0, 5), (3.0, 8)])
+@pytest.mark.parametrize(("error_variance", "n_rare"), [(3.0, 8), pytest.param(0.0, 5, marks=pytest.mark.nightly)])
 def test_support_of_a_rare_type_is_how_often_samples_have_its_clade(error_variance, n_rare):
     """A rare type is somewhat nearer to one of two common types than these are to each other.
 
