@@ -26,7 +26,7 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
-from bdm.kinds import PRIORS
+from bdm.kinds import DECODERS, PRIORS
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
@@ -89,6 +89,9 @@ class BranchedDiffusion:
     prior
         Distribution of latents, by name: ``mixture``, ``diffusion``, ``flow`` or one of your own; as in
         ``settings.prior``, if not given.
+    likelihood
+        Distribution of counts, by name: ``negative_binomial`` or one of your own; as in ``settings.autoencoder``, if
+        not given.
     settings
         Settings of the stages; the defaults if not given.
     seed
@@ -133,6 +136,7 @@ class BranchedDiffusion:
         donor_key: str | None = None,
         tree: Tree | None = None,
         prior: str | None = None,
+        likelihood: str | None = None,
         settings: Settings | None = None,
         seed: int | None = None,
         device: str = "auto",
@@ -145,7 +149,10 @@ class BranchedDiffusion:
             )
         if prior is not None:
             settings = replace(settings, prior=replace(settings.prior, prior=prior))
+        if likelihood is not None:
+            settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
         PRIORS.find(settings.prior.prior)
+        DECODERS.find(settings.autoencoder.likelihood)
         given = {"batch_key": batch_key, "donor_key": donor_key, "seed": seed}
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)

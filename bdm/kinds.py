@@ -65,3 +65,5 @@ PRIORS = Kinds(
         "flow": "bdm.prior.flow:FlowMatchingPrior",
     },
 )
+
+DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder:NegativeBinomialDecoder"})

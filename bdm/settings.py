@@ -196,12 +196,15 @@ class AutoencoderSettings(StageSettings):
         validation cells better.
     sub_populations
         ``auto``, ``none``, or the number in each type that has enough cells; see
-        :func:`bdm.autoencoder.search.find_parts`.
+        :func:`bdm.autoencoder.sub_populations.find_parts`.
     """
 
     section: ClassVar[str] = "autoencoder"
 
     n_latent: Annotated[int, Ge(1), "Dimensions of the latent space."] = 30
+    likelihood: Annotated[
+        str, MinLen(1), "Distribution of counts: `negative_binomial`, or that of a decoder of your own."
+    ] = "negative_binomial"
     loading_scale: Annotated[
         float, Gt(0), "How far a latent dimension is expected to change a gene's log expression; less is smoother."
     ] = 0.1

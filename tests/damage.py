@@ -110,12 +110,12 @@ def read_prepared_of(path: Path) -> Any:
 
 
 def read_autoencoder(path: Path) -> Any:
-    from bdm._core.store import Encoder
+    from bdm._core.store import ContentWriter
     from bdm.autoencoder.storage import load_autoencoder
     from bdm.latent.cells import read_latent
 
     autoencoder, latent = load_autoencoder(path), read_latent(path)
-    encoder = Encoder()
+    encoder = ContentWriter()
     content = encoder.encode(autoencoder, "")
     return content, tensors_of({"": encoder.tensors}), latent.X.tobytes(), content_of(latent)
 

@@ -15,20 +15,18 @@ from bdm._core.files import read_json, write_checksummed_json
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import to_tensor
 from bdm._core.training import TrainingPlan, fabric, train
-from bdm.autoencoder import fit, fit_adapters
+from bdm.autoencoder import adapters, fit, softmax
 from bdm.autoencoder.adapters import Adapters
 from bdm.autoencoder.cells import sample_rows, type_codes
-from bdm.autoencoder.fit import Objective, divide, fit_autoencoder, with_sub_populations
-from bdm.autoencoder.network import (
+from bdm.autoencoder.decoder import (
     BATCH_OFFSET_SCALE,
-    MEMORY,
     TYPE_DISPERSION_SCALE,
     AutoencoderShape,
-    CountAutoencoder,
-    log_normalise,
 )
+from bdm.autoencoder.fit import Objective, divide, fit_autoencoder, with_sub_populations
+from bdm.autoencoder.network import MEMORY, CountAutoencoder, Posterior, laplace_posterior, log_normalise
 from bdm.autoencoder.observation import NegativeBinomial
-from bdm.autoencoder.posterior import Posterior, laplace_posterior
+from bdm.autoencoder.softmax import Loadings, SoftmaxEvidence
 from bdm.autoencoder.storage import (
     GeneAutoencoder,
     load_autoencoder,
@@ -126,10 +124,14 @@ def problem(*, n_cells=6, n_genes=40, n_latent=3, n_counts=500.0, loading=0.3) -
     }
 
 
+def evidence_of(given: dict[str, Tensor]) -> SoftmaxEvidence:
+    observation, loadings = NegativeBinomial(given["inverse_dispersion"].log()), Loadings.from_weight(given["loadings"])
+    counts = given["counts"]
+    return SoftmaxEvidence(counts, counts.sum(dim=1, keepdim=True), given["offset"], observation, loadings)
+
+
 def posterior_given(given: dict[str, Tensor], *, n_iterations: int) -> Posterior:
-    others = {name: value for name, value in given.items() if name != "inverse_dispersion"}
-    observation = NegativeBinomial(given["inverse_dispersion"].log())
-    return laplace_posterior(**others, observation=observation, n_iterations=n_iterations)
+    return laplace_posterior([evidence_of(given)], given["prior_mean"], n_iterations=n_iterations)
 
 
 def log_mean(latent: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -151,26 +153,15 @@ def test_mode_is_where_the_gradient_vanishes(n_counts, n_latent):
     torch.testing.assert_close(in_scales, torch.zeros_like(in_scales), atol=1e-3, rtol=0)
 
 
-class Poisson:
-    """Another observation model."""
-
-    def select(self, cells: Tensor) -> "Poisson":
-        return self
-
-    def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        return counts - mean, mean
-
-
-def test_posterior_under_another_observation_model():
-    given = {name: value for name, value in problem().items() if name != "inverse_dispersion"}
-    posterior = laplace_posterior(**given, observation=Poisson(), n_iterations=30)
-    given = {name: value.double() for name, value in given.items()}
-    latent = posterior.mean.double().requires_grad_()
-    log_means = log_mean(latent, given)
-    log_joint = (given["counts"] * log_means - log_means.exp()).sum() - ((latent - given["prior_mean"]) ** 2).sum() / 2
-    (gradient,) = torch.autograd.grad(log_joint, latent)
-    in_scales = gradient * posterior.scale
+def test_matrices_of_a_cell_are_evidence_together():
+    given, other = problem(), problem(n_genes=7) | {"prior_mean": problem()["prior_mean"]}
+    pieces = [evidence_of(given), evidence_of(other)]
+    posterior = laplace_posterior(pieces, given["prior_mean"], n_iterations=30)
+    z = posterior.mean
+    gradients, information = zip(*(piece.derivatives(z) for piece in pieces), strict=True)
+    in_scales = (sum(gradients) - (z - given["prior_mean"])) * posterior.scale
     torch.testing.assert_close(in_scales, torch.zeros_like(in_scales), atol=1e-3, rtol=0)
+    torch.testing.assert_close(posterior.precision, sum(information) + torch.eye(3), atol=1e-3, rtol=1e-4)
 
 
 def test_precision_is_fishers_information_and_the_priors():
@@ -272,9 +263,9 @@ def test_network_shapes(n_batches, n_cells):
     posterior = network.encode(counts, types, batch)
     assert posterior.mean.shape == posterior.scale.shape == (n_cells, 4)
     assert posterior.precision.shape == (n_cells, 4, 4)
-    assert network.log_inverse_dispersion(types).shape == (n_cells, 11)
+    assert network.decoder.observation(types).log_inverse_dispersion.shape == (n_cells, 11)
     assert network.prior_mean.shape == (3, 4)
-    expression = network.decode(posterior.mean, batch).exp()
+    expression = network.decoder.decode(posterior.mean, batch).exp()
     assert expression.shape == (n_cells, 11)
     torch.testing.assert_close(expression.sum(dim=1), torch.ones(n_cells))
     bound, latent = network(counts, types, batch, torch.zeros(n_cells, 4), n_iterations=12)
@@ -285,7 +276,7 @@ def test_network_shapes(n_batches, n_cells):
 def test_batch_enters_both_ways():
     network = network_of(n_batches=2)
     counts, types, batch = counts_of(1).expand(2, -1), torch.zeros(2, dtype=torch.long), torch.tensor([0, 1])
-    one, two = network.decode(torch.zeros(2, 4), batch)
+    one, two = network.decoder.decode(torch.zeros(2, 4), batch)
     assert not torch.allclose(one, two)
     one, two = network.encode(counts, types, batch).mean
     assert not torch.allclose(one, two)
@@ -307,13 +298,7 @@ def test_bound_is_just_below_the_likelihood():
         grid = torch.linspace(-8, 8, 801)
         latent = network.prior_mean[types] + grid
         prior = torch.distributions.Normal(0, 1).log_prob(grid)
-        log_library = counts.sum(dim=1, keepdim=True).log()
-        joint = [
-            log_likelihood(
-                counts, network.decode(z[:, None], batch) + log_library, network.log_inverse_dispersion(types)
-            )
-            for z in latent.T
-        ]
+        joint = [network.decoder.log_likelihood(counts, z[:, None], types, batch) for z in latent.T]
     likelihood = torch.logsumexp(torch.stack(joint, dim=1) + prior + np.log(0.02), dim=1)
     gap = (likelihood - bound).mean()
     assert -0.01 < gap < 0.05
@@ -347,13 +332,13 @@ def test_initialise_from_cells():
     counts = torch.poisson(rates, generator=seeded(2))
     network = network_of(n_genes=40, n_latent=2)
     network.initialise(counts, types)
-    expression = torch.softmax(network.loadings.bias, dim=0)
+    expression = torch.softmax(network.decoder.loadings.bias, dim=0)
     torch.testing.assert_close(expression, counts.sum(dim=0) / counts.sum(), atol=1e-5, rtol=0)
     normalised = log_normalise(counts)
     normalised = normalised - normalised.mean(dim=0)
     axes = torch.linalg.svd(normalised, full_matrices=False)[2][:2]
     means = torch.stack([normalised[types == t].mean(dim=0) for t in range(3)])
-    loadings = network.loadings.weight.detach()
+    loadings = network.decoder.loadings.weight.detach()
     decoded = 2 * network.prior_mean @ loadings.T
     torch.testing.assert_close(decoded, means @ axes.T @ axes, atol=0.05, rtol=0)
     within = ((normalised - means[types]) @ axes.T).std(dim=0)
@@ -377,7 +362,7 @@ def test_initialise_from_cells_without_a_type():
     assert torch.equal(network.prior_mean[1:], torch.zeros(2, 4))
 
 
-def test_turned_model_is_the_same():
+def test_rotated_model_is_the_same():
     network = network_of()
     counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
     noise = torch.zeros(9, 4)
@@ -385,29 +370,29 @@ def test_turned_model_is_the_same():
     def decoded() -> list[Tensor]:
         with torch.no_grad():
             posterior = network.encode(counts, types, batch)
-            loadings = network.loadings.weight
+            loadings = network.decoder.loadings.weight
             return [
-                network.decode(network.prior_mean[types], batch),
-                network.decode(posterior.mean, batch),
+                network.decoder.decode(network.prior_mean[types], batch),
+                network.decoder.decode(posterior.mean, batch),
                 posterior.divergence(network.prior_mean[types]),
                 network(counts, types, batch, noise, n_iterations=12)[0],
                 loadings @ loadings.T,
             ]
 
-    before, loadings = decoded(), network.loadings.weight.detach().clone()
+    before, loadings = decoded(), network.decoder.loadings.weight.detach().clone()
     network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
-    assert not torch.allclose(network.loadings.weight, loadings, atol=0.01)
+    assert not torch.allclose(network.decoder.loadings.weight, loadings, atol=0.01)
     torch.testing.assert_close(decoded(), before, atol=1e-4, rtol=1e-4)
 
 
-def test_turned_latents_have_independent_errors_and_the_best_known_first():
+def test_rotated_latents_have_independent_errors_and_the_best_known_first():
     network = network_of()
     counts, types, batch = counts_of(9), types_of(9), torch.zeros(9, dtype=torch.long)
     network.rotate_to_principal_axes(network.encode(counts, types, batch).precision.mean(dim=0))
     precision = network.encode(counts, types, batch).precision.mean(dim=0)
     torch.testing.assert_close(precision, torch.diag(precision.diagonal()), atol=1e-3, rtol=0)
     assert (precision.diagonal().diff() < 0).all()
-    loadings = network.loadings.weight
+    loadings = network.decoder.loadings.weight
     assert (loadings.amax(dim=0) == loadings.abs().amax(dim=0)).all()
 
 
@@ -418,13 +403,13 @@ def test_penalty_is_the_prior_of_the_parameters(loading_scale, n_batches):
     zero, expected = torch.zeros(()), 0.0
     with torch.no_grad():
         for scale, values in (
-            (loading_scale, network.loadings.weight),
-            (TYPE_DISPERSION_SCALE, network.type_dispersion),
-            *([(BATCH_OFFSET_SCALE, network.batch_offset)] if n_batches else []),
+            (loading_scale, network.decoder.loadings.weight),
+            (TYPE_DISPERSION_SCALE, network.decoder.type_dispersion),
+            *([(BATCH_OFFSET_SCALE, network.decoder.batch_offset)] if n_batches else []),
         ):
             prior = torch.distributions.Normal(0, scale)
             expected += (prior.log_prob(zero) - prior.log_prob(values)).sum()
-        torch.testing.assert_close(network.penalty(loading_scale=loading_scale), expected)
+        torch.testing.assert_close(network.decoder.penalty(loading_scale=loading_scale), expected)
 
 
 # ---- training of any network
@@ -583,11 +568,11 @@ def simulated(n_cells: int, n_genes: int = 200) -> tuple[CountAutoencoder, AnnDa
     truth = network_of(n_genes=n_genes, n_types=3, n_latent=2)
     with torch.no_grad():
         truth.prior_sum.mul_(2)
-        truth.paced_dispersion.mul_(0.3).add_(0.2)
+        truth.decoder.paced_dispersion.mul_(0.3).add_(0.2)
         types = torch.randint(3, (n_cells,), generator=seeded(1))
         latent = truth.prior_mean[types] + torch.randn(n_cells, 2, generator=seeded(2))
-        expression = truth.decode(latent, torch.zeros(n_cells, dtype=torch.long)).exp()
-        r = truth.log_inverse_dispersion(types).exp()
+        expression = truth.decoder.decode(latent, torch.zeros(n_cells, dtype=torch.long)).exp()
+        r = truth.decoder.observation(types).log_inverse_dispersion.exp()
         library = 500 + 1000 * torch.rand(n_cells, 1, generator=seeded(3))
         rate = torch._standard_gamma(r, generator=seeded(4)) / r * expression * library
         counts = torch.poisson(rate, generator=seeded(5))
@@ -608,9 +593,12 @@ def test_model_that_cells_are_sampled_from_is_recovered():
         bounds = [
             float(network(counts, types, batch, noise, n_iterations=12)[0].mean()) for network in (start, found, truth)
         ]
-        axes = [torch.linalg.qr(n.loadings.weight - n.loadings.weight.mean(dim=0))[0] for n in (found, truth)]
+        axes = [
+            torch.linalg.qr(n.decoder.loadings.weight - n.decoder.loadings.weight.mean(dim=0))[0]
+            for n in (found, truth)
+        ]
         distances = [torch.cdist(n.prior_mean, n.prior_mean) for n in (found, truth)]
-        dispersions = [n.log_inverse_dispersion(torch.arange(3)) for n in (found, truth)]
+        dispersions = [n.decoder.observation(torch.arange(3)).log_inverse_dispersion for n in (found, truth)]
     assert bounds[1] < bounds[2] + 1 < bounds[0] - 5
     assert torch.linalg.svdvals(axes[0].T @ axes[1]).min() > 0.99
     torch.testing.assert_close(*distances, atol=0, rtol=0.2)
@@ -619,11 +607,11 @@ def test_model_that_cells_are_sampled_from_is_recovered():
         assert torch.corrcoef(torch.stack([one.ravel(), other.ravel()]))[0, 1] > 0.9
 
 
-def test_small_batch_is_not_learned_by_heart():
+def test_noise_of_a_small_batch_is_not_fitted():
     """Batches that differ in nothing: what is learned of the small one is not the noise of its cells."""
     _, adata = simulated(1600)
     adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 400, "large", "small"))
-    offset = fitted(adata, n_latent=2, n_steps=200, sub_populations="none").network.batch_offset.detach()
+    offset = fitted(adata, n_latent=2, n_steps=200, sub_populations="none").network.decoder.batch_offset.detach()
     counts = adata.X[((adata.obs["batch"] == "small") & (adata.obs["split"] == "train")).to_numpy()].sum(axis=0) + 0.5
     noise = np.log(counts / (adata.X.sum(axis=0) + 0.5))
     assert (offset[1] - offset[0]).std() < noise.std() / 2
@@ -685,7 +673,7 @@ def test_both_rounds_of_training_resume(prepared, tmp_path, caplog):
 @pytest.mark.parametrize("number", ["none", "2"])
 def test_sub_populations_change_nothing_in_the_sampled_cells(prepared, number):
     cells = prepared[prepared.obs["split"] == "train"].copy()
-    objective = Objective.of_types(cells, AutoencoderSettings(n_latent=4, sub_populations=number), seed=0)
+    objective = Objective.from_cells(cells, AutoencoderSettings(n_latent=4, sub_populations=number), seed=0)
     cell_types, before = objective.division.names, objective.training.copy()
     shared = CountAutoencoder(AutoencoderShape(cells.n_vars, len(cell_types), 4)).eval()
     _, divided, named = with_sub_populations(shared, objective, divide(shared, objective), cell_types)
@@ -730,9 +718,8 @@ def adapted(planted) -> GeneAutoencoder:
 
 
 def same_adapters(one: Adapters, other: Adapters) -> bool:
-    tensors = other.tensors()
-    equal = all(torch.equal(value, tensors[name]) for name, value in one.tensors().items())
-    return one.names == other.names and equal
+    equal = all(torch.equal(value, other.parameters[name]) for name, value in one.parameters.items())
+    return one.names == other.names and equal and torch.equal(one.prior_mean, other.prior_mean)
 
 
 def test_populations_have_adapters_where_held_out_cells_gain(planted, adapted):
@@ -752,9 +739,8 @@ def test_populations_have_adapters_where_held_out_cells_gain(planted, adapted):
 
 
 def test_adapters_depend_on_the_seed_alone(planted, adapted):
-    one, other = (found.adapters.tensors() for found in (adapted, fitted(planted, n_latent=1)))
-    assert len(one["loadings"]) > 0
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(adapted.adapters) > 0
+    assert same_adapters(adapted.adapters, fitted(planted, n_latent=1).adapters)
 
 
 def test_adapters_and_latents_do_not_depend_on_the_number_of_threads(planted, adapted):
@@ -763,8 +749,8 @@ def test_adapters_and_latents_do_not_depend_on_the_number_of_threads(planted, ad
     made = []
     for n_threads in (1, 3):
         with using_threads(n_threads):
-            adapters = fit_adapters.fit_adapters(adapted.network, adapted.rows, cells, seed=0)
-            made.append((adapters, encode(planted, replace(adapted, adapters=adapters)).X))
+            own = adapters.fit_adapters(adapted.network, adapted.rows, cells, seed=0)
+            made.append((own, encode(planted, replace(adapted, adapters=own)).X))
     (one, latent), (other, again) = made
     assert same_adapters(one, other)
     assert same_adapters(one, adapted.adapters)
@@ -776,10 +762,8 @@ def test_no_type_has_an_adapter_without_validation_cells(planted):
 
 
 def test_adapter_that_diverges_is_not_kept(planted, monkeypatch, caplog):
-    monkeypatch.setattr(
-        fit_adapters, "KNOWN_POPULATIONS", replace(fit_adapters.KNOWN_POPULATIONS, loading_scale=np.inf)
-    )
-    monkeypatch.setattr(fit_adapters, "CURVATURE", -1.0)
+    monkeypatch.setattr(adapters, "KNOWN_POPULATIONS", replace(adapters.KNOWN_POPULATIONS, loading_scale=np.inf))
+    monkeypatch.setattr(softmax, "CURVATURE", -1.0)
     assert len(fitted(planted, n_latent=1).adapters) == 0
     assert "CD19+ B keeps the shared decoder: Training of the decoder of 'CD19+ B'" in caplog.text
 
@@ -805,7 +789,7 @@ def test_no_more_cells_are_read_than_are_trained_on(on_disk, monkeypatch):
     monkeypatch.setattr(fit, "N_HELD_OUT", 20)
     few = {"train": 20, "validation": 20, "start": 20}
     monkeypatch.setattr("bdm.autoencoder.cells.N_SAMPLED_PER_TYPE", few)
-    monkeypatch.setattr(fit_adapters, "MAX_CELLS", {"train": 30, "validation": 5})
+    monkeypatch.setattr(adapters, "MAX_CELLS", {"train": 30, "validation": 5})
     read = []
 
     def counted(matrix, rows):
@@ -860,8 +844,8 @@ def test_autoencoder_comes_back(saved):
     assert loaded.cell_types == autoencoder.cell_types
     assert loaded.sub_populations.names == autoencoder.sub_populations.names == ("Dendritic/1", "Dendritic/2")
     assert loaded.sub_populations.cell_type == autoencoder.sub_populations.cell_type
-    for name, value in autoencoder.sub_populations.tensors().items():
-        assert torch.equal(loaded.sub_populations.tensors()[name], value)
+    for name in ("axes", "mean", "log_density"):
+        assert torch.equal(*(getattr(of.sub_populations, name) for of in (autoencoder, loaded)))
     assert loaded.populations == autoencoder.populations
     assert loaded.rows == (*loaded.cell_types, *loaded.sub_populations.names)
     assert loaded.batches == ("one", "two")

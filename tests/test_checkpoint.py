@@ -17,7 +17,7 @@ from bdm._core.checkpoint import Checkpoint, TrainingState, checkpoint_beside, i
 from bdm._core.files import sha256
 from bdm._core.training import TrainingPlan, train
 from bdm.autoencoder import fit
-from bdm.autoencoder.search import find_parts
+from bdm.autoencoder.sub_populations import find_parts
 from bdm.cli import app
 from bdm.commands.fit import deciding
 from bdm.data.prepare import prepare

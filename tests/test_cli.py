@@ -497,6 +497,8 @@ BAD = {
     "autoencoder: not prepared": ("autoencoder cells.h5ad OUT", "bdm prepare"),
     "autoencoder: no AnnData": ("autoencoder other.json OUT", "other.json"),
     "autoencoder: device": ("autoencoder prepared.h5ad OUT --device quantum", "quantum"),
+    "autoencoder: likelihood": ("autoencoder prepared.h5ad OUT --likelihood gamma", "no decoder 'gamma'"),
+    "fit: likelihood": ("fit cells.h5ad OUT --label-key bulk_labels --likelihood gamma", "no decoder 'gamma'"),
     "autoencoder: loadings": ("autoencoder prepared.h5ad OUT --loading-scale 0", "loading_scale"),
     "autoencoder: learning rate": ("autoencoder prepared.h5ad OUT --learning-rate 0", "is 0, but must be above 0."),
     "autoencoder: over a file": ("autoencoder prepared.h5ad cells.h5ad", None),

@@ -84,6 +84,7 @@ CHANGES = {
     "prepare/validation": (0.2, both(PREPARE, EXTEND)),
     "prepare/test": (0.1, both(PREPARE, EXTEND)),
     "autoencoder/n_latent": (400, both(AUTOENCODER, EXTEND)),
+    "autoencoder/likelihood": ("poisson", both(AUTOENCODER, EXTEND)),
     "autoencoder/loading_scale": (0.01, both(AUTOENCODER, EXTEND)),
     "autoencoder/n_steps": (30, both(AUTOENCODER, EXTEND)),
     "autoencoder/learning_rate": (0.1, both(AUTOENCODER, EXTEND)),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
 from bdm._core.store import checksum_of
-from bdm.autoencoder.fit_adapters import AdapterSettings
+from bdm.autoencoder.softmax import AdapterSettings
 from bdm.cli import main
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.errors import InputError
@@ -398,7 +398,7 @@ def test_new_batches(of_two_donors, batch_model, tmp_path):
     [found] = extend_all(batch_model.model, new, QUICK, seed=0, provenance={})
     offset = (
         found.extension.batches["three"].numpy()
-        - batch_model.model.autoencoder.network.batch_offset[0].detach().numpy()
+        - batch_model.model.autoencoder.network.decoder.batch_offset[0].detach().numpy()
     )
     found_change = np.median(offset[moved]) - np.median(np.delete(offset, moved))
     assert found_change == pytest.approx(np.log(4), abs=0.35)
@@ -424,7 +424,7 @@ def test_few_cells_of_a_new_batch_hardly_move_genes(batch_model):
     cells = generated(batch_model.model)[::15].copy()
     cells.obs["batch"] = "three"
     autoencoder = batch_model.model.autoencoder
-    change = batch_offsets(cells, autoencoder, ("three",))["three"] - autoencoder.network.batch_offset.mean(dim=0)
+    change = batch_offsets(cells, autoencoder, ("three",))["three"] - autoencoder.network.decoder.mean_batch()
     assert change.abs().max() < 1.5
 
 
@@ -445,7 +445,7 @@ def test_batch_without_known_types_is_learned_with_the_new(of_two_donors, batch_
     cells = of_two_donors[of_two_donors.obs["bulk_labels"] == "new"]
     [found] = extend_all(batch_model.model, new_cells(cells, batch_model.model, seed=0), QUICK, seed=0, provenance={})
     assert "'three' has no cells of types that the model has" in caplog.text
-    mean = batch_model.model.autoencoder.network.batch_offset.mean(dim=0)
+    mean = batch_model.model.autoencoder.network.decoder.batch_offset.mean(dim=0)
     assert torch.equal(found.extension.batches["three"], mean)
 
 

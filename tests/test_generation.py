@@ -91,8 +91,8 @@ def test_expected_counts_keep_within_the_library_sizes_seen(small_model):
 
 def test_counts_are_as_dispersed_as_their_types(small_model):
     model = copy.deepcopy(small_model.model)
-    with torch.no_grad():
-        model.autoencoder.network_of(NK).type_dispersion[model.autoencoder.type_code(NK)] += np.log(1e6)
+    adapters = model.autoencoder.adapters
+    adapters.parameters["log_inverse_dispersion"][adapters.names.index(NK)] += np.log(1e6)
     of_type = {name: inverse_dispersion(small_model.model, name) for name in (B1, NK)}
     np.testing.assert_allclose(inverse_dispersion(model, NK), 1e6 * of_type[NK], rtol=1e-4)
     np.testing.assert_array_equal(inverse_dispersion(model, B1), of_type[B1])

@@ -449,8 +449,8 @@ def test_adapters_shift_the_sides_of_a_contrast(small_model):
     model = replace(small_model.model, autoencoder=shared)
     plain = ancestral_states(model, n_cells=20, seed=0)
     contrast = next(of for of in contrasts_of(model.hierarchy) if of.inside == ("CD56+ NK",))
-    adapter = Adapters.of_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
-    adapter.offset[0, 7] += 3
+    adapter = Adapters.from_shared(model.autoencoder.network, ["CD56+ NK"], [model.autoencoder.type_code("CD56+ NK")])
+    adapter.parameters["offset"][0, 7] += 3
     changed = replace(model, autoencoder=model.autoencoder.with_adapters(adapter))
     before, after = (commitment_of(of, plain, contrast) for of in (model, changed))
     share = np.exp(log_expression(model, "CD56+ NK", type_specific=False)[7])
@@ -532,7 +532,7 @@ def test_directions_are_gradients_of_log_expression(small_model):
         y = x @ model.whitening._colour.double() + model.whitening.centre.double()
         network = model.autoencoder.network.double()
         try:
-            return network.decode(y[:, :-1], torch.zeros(len(x), dtype=torch.long)).detach().numpy()
+            return network.decoder.decode(y[:, :-1], torch.zeros(len(x), dtype=torch.long)).detach().numpy()
         finally:
             network.float()
 

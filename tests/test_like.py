@@ -103,7 +103,7 @@ def test_the_seed_and_the_names_of_donors_do_not_give_their_order(original, smal
         return tuple(renamed_donors(cells, model, seed=0))
 
     network = copy.deepcopy(autoencoder.network)
-    network.loadings.bias.data += torch.as_tensor(rng.normal(size=len(autoencoder.genes)), dtype=torch.float32)
+    network.decoder.loadings.bias.data += torch.as_tensor(rng.normal(size=len(autoencoder.genes)), dtype=torch.float32)
     changed = replace(autoencoder, network=network)
     of_models = {order(cells, fitted), order(cells, replace(fitted, autoencoder=changed))}
     of_cells = {order(replace(cells, obs=cells.obs.sample(frac=0.5, random_state=i)), fitted) for i in range(5)}

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 import bdm
 from bdm.errors import InputError
-from bdm.kinds import PRIORS
+from bdm.generation.generate import expected_counts, observation_model
+from bdm.kinds import DECODERS, PRIORS
 from bdm.prior.base import LatentPrior
 from bdm.settings import PriorSettings
 
@@ -99,3 +101,50 @@ def test_cells_of_a_conditioned_model_have_the_value(small_model):
     known = re.escape(", ".join(model.layout.names[:2]))
     with pytest.raises(InputError, match=rf"no coordinate 'time'; it has {known}"):
         model.conditioned("time", 1.0)
+
+
+# ---- decoders
+
+
+@pytest.fixture(scope="module")
+def poisson():
+    """Decoder of the documentation, as if it was installed."""
+    yield example("poisson_decoder")
+    del DECODERS.registered["poisson"]
+
+
+def test_decoder_of_the_documentation(example_cells, tiny_settings, tmp_path, monkeypatch, poisson):
+    settings = replace(tiny_settings, autoencoder=replace(tiny_settings.autoencoder, n_steps=100))
+    loaded = goes_all_the_way(example_cells, settings, tmp_path / "model", likelihood="poisson")
+    autoencoder = loaded.model.autoencoder
+    assert isinstance(autoencoder.network.decoder, poisson.PoissonDecoder)
+    assert len(autoencoder.adapters) > 1
+    assert set(autoencoder.adapters.parameters) == {"loadings", "offset"}  # and no dispersion
+    x = loaded.model.moments.mean[:1].expand(4000, -1)
+    mean = expected_counts(loaded.model, x, None, loaded.model.populations[0])
+    observation = observation_model(loaded.model, loaded.model.populations[0])
+    counts = observation.sample(mean, np.random.default_rng(0)).toarray()
+    often = mean[0] > 0.1
+    np.testing.assert_allclose((counts.var(axis=0)[often] / mean[0][often]).mean(), 1, atol=0.02)
+    monkeypatch.delitem(DECODERS.registered, "poisson")
+    with pytest.raises(InputError, match="no decoder 'poisson' in this installation, which has negative_binomial"):
+        bdm.BranchedDiffusion.load(tmp_path / "model")
+
+
+def test_unknown_decoder_is_one_sentence(example_cells):
+    with pytest.raises(InputError, match="There is no decoder 'gamma' in this installation"):
+        bdm.BranchedDiffusion(example_cells, label_key="bulk_labels", likelihood="gamma")
+
+
+@pytest.mark.parametrize("mean", [0.05, 3.0])
+def test_poisson_counts_of_the_documentation(poisson, mean):
+    """Halves are independent, and changed counts have the changed means."""
+    means, rng, observation = np.full((20_000, 2), mean), np.random.default_rng(0), poisson.Poisson()
+    counts = observation.sample(means, rng)
+    half = observation.half(counts, rng)
+    rest = (counts - half).toarray()
+    np.testing.assert_allclose(half.toarray().mean(axis=0), mean / 2, rtol=0.1)
+    assert abs(np.corrcoef(half.toarray()[:, 0], rest[:, 0])[0, 1]) < 0.03
+    changed = observation.rescale(counts.toarray(), means, np.array([0.5, 2.0]), rng)
+    np.testing.assert_allclose(changed.mean(axis=0), [mean / 2, mean * 2], rtol=0.1)
+    np.testing.assert_allclose(changed.var(axis=0), [mean / 2, mean * 2], rtol=0.1)

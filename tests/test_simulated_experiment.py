@@ -428,7 +428,7 @@ def test_batches_are_given_in_turn_and_scaled(batch_model):
         means = [np.log(adata.layers["expected"][adata.obs["batch"] == name]).mean(axis=0) for name in ("one", "two")]
         ratios.append(means[1] - means[0])
     assert "donor-1" in set(adata.obs["donor"])  # although the model's column of batches has this name
-    offset = batch_model.model.autoencoder.network.batch_offset.detach().numpy()
+    offset = batch_model.model.autoencoder.network.decoder.batch_offset.detach().numpy()
     effect = offset[1] - offset[0]
     slopes = [np.polyfit(effect, ratio, 1)[0] for ratio in ratios]
     np.testing.assert_allclose(np.diff(slopes), 1, atol=0.05)

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from bdm._core.parallel import using_threads
-from bdm.autoencoder.search import find_parts
-from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of, prior_means, warn_of_fewer
+from bdm._core.rows import concat
+from bdm.autoencoder.sub_populations import (
+    SubPopulations,
+    classify,
+    find_parts,
+    prefixes_of,
+    prior_means,
+    warn_of_fewer,
+)
 from bdm.errors import InputError
 from bdm.settings import AutoencoderSettings
 
@@ -39,7 +46,7 @@ def sub_populations_of(mean, scale, cell_type, names, settings=DEFAULT, *, seed=
     how = {"smallest": settings.min_cells_per_sub_population}
     for code, (name, prefix) in enumerate(prefixes_of(names).items()):
         rows = cell_type == code
-        found = found.joined(classify(name, mean[rows], part[rows.numpy()], prefix=prefix, **how))
+        found = concat([found, classify(name, mean[rows], part[rows.numpy()], prefix=prefix, **how)])
     return found
 
 
@@ -121,7 +128,7 @@ def test_one_population_of_each_type_however_small(caplog):
 def test_same_seed_same_sub_populations():
     one, other = (found_in({"T": [150, 150], "B": [100, 90]}, seed=3) for _ in range(2))
     assert one.names == other.names
-    assert all(torch.equal(value, other.tensors()[name]) for name, value in one.tensors().items())
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("axes", "mean", "log_density"))
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_are(monkeypatch):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bdm import __version__
 from bdm._core.files import atomic_write
-from bdm._core.store import Decoder, Encoder
+from bdm._core.store import ContentReader, ContentWriter
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Checkpoint:
 
     def write(self, state: TrainingState) -> None:
         """Write the state, atomically."""
-        encoder = Encoder()
+        encoder = ContentWriter()
         metadata = {"identity": self.identity, "state": json.dumps(encoder.encode(state, "state"))}
         metadata["checksum"] = hash_of(metadata, encoder.tensors)
         with atomic_write(self.path) as path:
@@ -94,7 +94,7 @@ class Checkpoint:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no mapping
             if metadata.pop("checksum") != hash_of(metadata, tensors):
                 raise ValueError("its checksum does not match its content")
-            state: TrainingState = Decoder(tensors).decode(json.loads(metadata["state"]), TrainingState)
+            state: TrainingState = ContentReader(tensors).decode(json.loads(metadata["state"]), TrainingState)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning("%s is damaged (%s); training starts again.", self.path, error)
             return None

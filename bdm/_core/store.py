@@ -44,11 +44,11 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder()
-    content = {"format": FORMAT, **facts, kind: encoder.encode(value, kind)}
+    writer = ContentWriter()
+    content = {"format": FORMAT, **facts, kind: writer.encode(value, kind)}
     file = folder / f"{kind}.safetensors"
     # not by save_file, whose files only their owner may read
-    file.write_bytes(to_bytes(encoder.tensors))
+    file.write_bytes(to_bytes(writer.tensors))
     return write_checksummed_json(folder / f"{kind}.json", {**content, "tensors": sha256(file)})
 
 
@@ -66,7 +66,7 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
         if content.get(name) != fact:
             raise InputError(f"{folder / kind}.json is of another {name} than the folder's; make it again.")
     with reject_if_damaged(folder / f"{kind}.json"):
-        value: Value = Decoder(tensors).decode(content[kind], cls)
+        value: Value = ContentReader(tensors).decode(content[kind], cls)
         return value
 
 
@@ -109,7 +109,7 @@ def reject_if_damaged(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class ContentWriter:
     """Turns values into JSON content, in which tensors are named; they are gathered in ``tensors``."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class ContentReader:
     """Turns JSON content back into values, by the annotations of their classes; see :func:`load`."""
 
     tensors: dict[str, Tensor]

@@ -1,63 +1,73 @@
-"""Type-specific decoders: what populations have in place of the shared decoder, as stacked tensors."""
+"""Type-specific decoders: what populations have in place of the shared decoder, their fit, and which are kept."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import anndata as ad
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from bdm.autoencoder.network import CountAutoencoder
-from bdm.autoencoder.observation import NegativeBinomial
+from bdm._core.parallel import threads
+from bdm._core.progress import progress
+from bdm._core.rows import concat, take
+from bdm._core.seeds import to_tensor, torch_generator
+from bdm.autoencoder.cells import (
+    batch_codes,
+    batch_names,
+    evidence_lower_bounds,
+    sample_rows_of_population,
+)
+from bdm.autoencoder.network import CountAutoencoder, Posterior, laplace_posterior
+from bdm.autoencoder.softmax import AdapterSettings, PaddedCells, Parameters
+from bdm.data.matrix import take_cells
+from bdm.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+MAX_CELLS = {"train": 1000, "validation": 300}  # cells of a population that are read; more make no better decoder
+READ_TOGETHER = 100_000  # cells that are read in one go through the file
+FITTED_TOGETHER = 256  # training cells, of one population or several
+N_ITERATIONS = 3  # of Newton's method, for posteriors in training; more do not improve the model
+
+# A population of known cells is expressed well already, and it takes little to overfit it
+KNOWN_POPULATIONS = AdapterSettings(loading_scale=0.05, expression_scale=0.5, noise_scale=0.3)
 
 
 @dataclass(frozen=True, eq=False)
 class Adapters:
-    """Type-specific decoders, all in the latent space of the shared one, whose batch offsets they share.
+    """Type-specific decoders, all in the latent space of the shared one, whose batches they share.
 
     Attributes
     ----------
     names
         Populations (and cell types that are divided into several), in the order of the first axis of each tensor.
-    loadings
-        Names x genes x latent dimensions.
-    offset
-        Log expression at latent 0 before normalisation, names x genes.
-    log_inverse_dispersion
-        Names x genes.
+    parameters
+        Of their decoders, by name, see :meth:`bdm.autoencoder.decoder.Decoder.stacked`.
     prior_mean
         Mean latent, names x latent dimensions.
     """
 
     names: tuple[str, ...]
-    loadings: Tensor
-    offset: Tensor
-    log_inverse_dispersion: Tensor
+    parameters: Parameters
     prior_mean: Tensor
 
     @classmethod
-    @torch.no_grad()
-    def of_shared(cls, network: CountAutoencoder, names: Sequence[str], codes: Sequence[int]) -> Adapters:
+    def from_shared(cls, network: CountAutoencoder, names: Sequence[str], codes: Sequence[int]) -> Adapters:
         """Copy the shared decoder for populations, by their indices in the network."""
         rows = torch.tensor(list(codes), dtype=torch.long)
-        return cls(
-            tuple(names),
-            network.loadings.weight.detach().expand(len(rows), -1, -1),  # see same_loadings
-            network.loadings.bias.detach().repeat(len(rows), 1),
-            network.log_inverse_dispersion(rows).detach(),
-            network.prior_mean[rows],
-        )
+        return cls(tuple(names), network.decoder.stacked(rows), network.prior_mean[rows])
 
     @classmethod
-    def of_mean_type(cls, network: CountAutoencoder, name: str) -> Adapters:
-        """Copy the shared decoder for a new cell type, with the mean latent and log dispersion of all known ones."""
-        dispersion = network.log_inverse_dispersion(torch.arange(network.shape.n_types))
-        dispersion, prior_mean = (
-            value.detach().mean(dim=0, keepdim=True) for value in (dispersion, network.prior_mean)
-        )
-        shared = cls.of_shared(network, (name,), (0,))
-        return replace(shared, log_inverse_dispersion=dispersion, prior_mean=prior_mean)
+    def from_mean_type(cls, network: CountAutoencoder, name: str) -> Adapters:
+        """Copy the shared decoder for a new cell type, with the mean latent and the mean noise of all known ones."""
+        return cls((name,), network.decoder.stacked_mean_type(), network.prior_mean.mean(dim=0, keepdim=True))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,49 +78,238 @@ class Adapters:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
-    @property
-    def observation(self) -> NegativeBinomial:
-        """Observation model of counts, names x cells x genes, of any number of cells."""
-        return NegativeBinomial(self.log_inverse_dispersion[:, None])
-
-    @property
-    def same_loadings(self) -> bool:
-        """Whether all are known to have the same loadings, as those of the shared decoder are."""
-        return len(self) == 1 or self.loadings.stride(0) == 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Stacked tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-
     def subset(self, names: Sequence[str]) -> Adapters:
         """Take the adapters of some populations, in their order."""
-        return self._rows([self.names.index(name) for name in names])
+        return take(self, [self.names.index(name) for name in names])
 
-    def joined(self, *others: Adapters) -> Adapters:
+    def updated(self, *others: Adapters) -> Adapters:
         """Add other adapters, which take the place of those of the same names."""
-        parts = (self, *others)
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in self.tensors()}
-        all_parts = Adapters(tuple(name for part in parts for name in part), **tensors)
-        last = {name: row for row, name in enumerate(all_parts)}
-        return all_parts if len(last) == len(all_parts) else all_parts._rows(list(last.values()))
-
-    def _rows(self, rows: list[int]) -> Adapters:
-        names = tuple(self.names[row] for row in rows)
-        return Adapters(names, **{name: value[rows] for name, value in self.tensors().items()})
+        together = concat([self, *others])
+        last = {name: row for row, name in enumerate(together)}
+        return together if len(last) == len(together) else take(together, list(last.values()))
 
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
         """Autoencoder of one population, in which it has the index 0."""
         row = self.names.index(name)
-        with torch.device("meta"):  # where a network has no values yet, and so draws none
-            network = CountAutoencoder(replace(shared.shape, n_types=1))
-        state = {
-            "loadings.weight": self.loadings[row].clone(),  # aligned in memory, or products differ in the last digits
-            "loadings.bias": self.offset[row],
-            "batch_offset": shared.batch_offset.detach(),
-            "paced_dispersion": torch.zeros_like(self.offset[row]),
-            "type_dispersion": self.log_inverse_dispersion[row, None],
-            "prior_sum": self.prior_mean[row, None],
-            "prior_weight": torch.ones(1),
+        decoder = shared.decoder.of_population({key: value[row] for key, value in self.parameters.items()})
+        return CountAutoencoder.from_decoder(decoder, self.prior_mean[row, None])
+
+
+def fit_adapters(network: CountAutoencoder, populations: tuple[str, ...], adata: ad.AnnData, *, seed: int) -> Adapters:
+    """Fit a type-specific decoder to each population, and keep those by which validation cells are more likely.
+
+    A few latent dimensions for all types cannot express all that sets apart a small one. Populations without
+    validation cells keep the shared decoder, as their gain is unknown, and so do populations whose fit diverges.
+
+    Parameters
+    ----------
+    network
+        Trained on all types.
+    populations
+        Names of the network's types and sub-populations, in its order; decoders are fitted to those that have cells.
+    adata
+        Prepared counts, in memory or on disk, with ``obs["sub_population"]``.
+    """
+    batches = batch_names(adata)
+    rows = rows_by_population(adata.obs, populations, seed=seed)
+    portions = list_portions(rows)
+
+    def kept(portion: list[PopulationCells]) -> Adapters:
+        return fit_portion(network, populations, portion, seed=seed)
+
+    with threads() as run:
+        found = run(kept, read_portions(adata, portions, rows, batches))
+        shown = progress(found, total=len(portions), doing="type-specific decoders", unit="portion")
+        adapters = Adapters.from_shared(network, (), ()).updated(*shown)
+    return adapters.subset([name for name in populations if name in adapters])
+
+
+def fit_portion(
+    network: CountAutoencoder, populations: tuple[str, ...], portion: list[PopulationCells], *, seed: int
+) -> Adapters:
+    """Fit type-specific decoders of a few of the network's ``populations``, and keep those that gain."""
+    names = [cells.population for cells in portion]
+    start = Adapters.from_shared(network, names, [populations.index(name) for name in names])
+    try:
+        return fit_gaining(start, network, portion, KNOWN_POPULATIONS, least_gain=0, seed=seed)
+    except TrainingError as error:
+        if len(portion) > 1:
+            return start.subset(()).updated(*(fit_portion(network, populations, [one], seed=seed) for one in portion))
+        logger.warning("%s keeps the shared decoder: %s", names[0], error)
+        return start.subset(())
+
+
+@dataclass(frozen=True)
+class PopulationCells:
+    """Cells of one population: training cells, and the held-out cells that decide whether its decoder is kept.
+
+    Attributes
+    ----------
+    counts
+        Of training cells, cells x genes.
+    codes
+        Index of the batch of each training cell in the network.
+    held_out
+        Validation cells; there may be none.
+    """
+
+    population: str
+    counts: Tensor
+    codes: Tensor
+    held_out: ad.AnnData
+    batches: tuple[str, ...]
+
+    @classmethod
+    def from_cells(cls, population: str, cells: ad.AnnData, batches: tuple[str, ...]) -> PopulationCells:
+        """Take them from prepared cells with ``obs['split']``; ``batches`` are the batches of the network."""
+        split = cells.obs["split"].to_numpy()
+        training, held_out = (cells[split == name] for name in ("train", "validation"))
+        return cls(population, to_tensor(training.X.toarray()), batch_codes(training, batches), held_out, batches)
+
+
+def fit_gaining(
+    start: Adapters,
+    network: CountAutoencoder,
+    cells: Sequence[PopulationCells],
+    settings: AdapterSettings,
+    *,
+    least_gain: float,
+    seed: int,
+) -> Adapters:
+    """Fit adapters of several populations together, and keep those by which held-out cells are more likely.
+
+    Parameters
+    ----------
+    start
+        Adapters to start from, of the populations of ``cells``, in their order.
+    network
+        Network with the shared decoder, whose batch offsets are used.
+    least_gain
+        Mean gain in the log likelihood of held-out cells, in standard errors; populations without such cells are kept.
+
+    Raises
+    ------
+    TrainingError
+        If the fit diverges.
+    """
+    try:
+        fitted = fit_together(start, network, cells, settings, seed=seed)
+        gains = [gain_of(fitted, start, network, one, seed=seed) for one in cells]
+    except torch.linalg.LinAlgError as error:
+        names = ", ".join(repr(one.population) for one in cells)
+        raise TrainingError(f"Training of the decoder of {names} diverged; look at its cells.") from error
+    return fitted.subset([name for name, gain in zip(fitted, gains, strict=True) if gain >= least_gain])
+
+
+@torch.no_grad()
+def fit_together(
+    start: Adapters,
+    network: CountAutoencoder,
+    cells: Sequence[PopulationCells],
+    settings: AdapterSettings,
+    *,
+    seed: int,
+) -> Adapters:
+    """Fit the adapters of several populations by expectation maximisation, in one batch over populations.
+
+    In each round, cells are encoded by their posteriors under the present adapters. Decoders then take a few steps,
+    each for a new draw of the latents; the mean of the last steps is kept. Dispersions take one step.
+    """
+    padded = network.decoder.padded_cells([one.counts for one in cells], [one.codes for one in cells])
+    generators = [torch_generator(seed, "adapters", one.population) for one in cells]
+    parameters, prior_mean = start.parameters, start.prior_mean
+    for _ in range(settings.n_rounds):
+        posterior, visited = encode_padded(padded, parameters, prior_mean), []
+        for _ in range(settings.n_steps):
+            latent = sample_padded(padded, posterior, generators)
+            changed = padded.improve_means(parameters, start.parameters, prior_mean, latent, settings)
+            parameters = parameters | changed
+            visited.append(changed)
+        last = visited[len(visited) // 2 :]
+        means: dict[str, Any] = {name: sum(at[name] for at in last) / len(last) for name in last[0]}
+        parameters = parameters | means
+        latent = sample_padded(padded, posterior, generators)
+        parameters = parameters | padded.improve_noise(parameters, start.parameters, latent, settings)
+    return replace(start, parameters=parameters)
+
+
+def encode_padded(padded: PaddedCells, parameters: Parameters, prior_mean: Tensor) -> Posterior:
+    """Compute the posterior of each cell, one population after the other; padding stays at the prior."""
+    evidence = padded.evidence(parameters)
+    means = prior_mean.repeat_interleave(padded.present.shape[1], dim=0).chunk(len(evidence))
+    parts = zip(evidence, means, strict=True)
+    found: list[Posterior] = [laplace_posterior([of], mean, n_iterations=N_ITERATIONS) for of, mean in parts]
+    return concat(found)
+
+
+def sample_padded(padded: PaddedCells, posterior: Posterior, generators: Sequence[torch.Generator]) -> Tensor:
+    """Sample latents, populations x cells x latent dimensions."""
+    n_cells, n_latent = padded.present.sum(dim=(1, 2)).long().tolist(), posterior.mean.shape[1]
+    noise = [torch.randn(n, n_latent, generator=own) for n, own in zip(n_cells, generators, strict=True)]
+    together = pad_sequence(noise, batch_first=True)
+    return posterior.sample(together.flatten(0, 1)).view(together.shape)
+
+
+def gain_of(
+    fitted: Adapters, start: Adapters, network: CountAutoencoder, cells: PopulationCells, *, seed: int
+) -> float:
+    """Mean gain in the log likelihood of held-out cells, in its standard errors; infinite without cells."""
+    if not cells.held_out.n_obs:
+        return float("inf")
+    networks = (adapters.network(cells.population, network) for adapters in (start, fitted))
+    return gain_in_errors(*(likelihood(of, cells.held_out, cells.batches, seed=seed) for of in networks))
+
+
+def gain_in_errors(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean gain in cells' log likelihoods, in its standard errors."""
+    gain = after - before
+    return float(gain.mean() * np.sqrt(len(gain)) / max(gain.std(), 1e-9))
+
+
+def likelihood(network: CountAutoencoder, cells: ad.AnnData, batches: tuple[str, ...], *, seed: int) -> np.ndarray:
+    """Bound on the log likelihood of each cell of a population, by an autoencoder of that alone."""
+    codes = torch.zeros(cells.n_obs, dtype=torch.long)
+    return evidence_lower_bounds(network, cells, codes, batch_codes(cells, batches), seed=seed)
+
+
+def rows_by_population(
+    obs: pd.DataFrame, populations: tuple[str, ...], *, seed: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Find the cells that are read, by population and split, of all populations that have validation cells."""
+    rows = {
+        population: {
+            split: sample_rows_of_population(obs, population, split, most, seed=seed)
+            for split, most in MAX_CELLS.items()
         }
-        network.load_state_dict(state, assign=True)
-        return network.eval().requires_grad_(False)
+        for population in populations
+    }
+    return {population: of_splits for population, of_splits in rows.items() if len(of_splits["validation"])}
+
+
+def list_portions(rows: dict[str, dict[str, np.ndarray]]) -> list[list[str]]:
+    """Portions of populations that are fitted together: of like numbers of cells, so that few are added as padding."""
+    n_cells = {population: len(of_splits["train"]) for population, of_splits in rows.items()}
+    portions: list[list[str]] = []
+    for population in sorted(n_cells, key=lambda name: n_cells[name]):
+        if portions and n_cells[population] * (len(portions[-1]) + 1) <= FITTED_TOGETHER:
+            portions[-1].append(population)
+        else:
+            portions.append([population])
+    return portions
+
+
+def read_portions(
+    adata: ad.AnnData, portions: list[list[str]], rows: dict[str, dict[str, np.ndarray]], batches: tuple[str, ...]
+) -> Iterator[list[PopulationCells]]:
+    """Yield the cells of portions of populations, of which several are read together."""
+    rows_of = {name: np.concatenate([*of_splits.values()]) for name, of_splits in rows.items()}
+    n_cells = np.array([sum(len(rows_of[name]) for name in portion) for portion in portions])
+    group = (n_cells.cumsum() - n_cells) // READ_TOGETHER
+    for together in np.unique(group):
+        members = [portions[number] for number in np.flatnonzero(group == together)]
+        names = [name for portion in members for name in portion]
+        cells = take_cells(adata, np.concatenate([rows_of[name] for name in names]))
+        ends = dict(zip(names, np.cumsum([len(rows_of[name]) for name in names]), strict=True))
+        for portion in members:
+            parts = {name: cells[ends[name] - len(rows_of[name]) : ends[name]] for name in portion}
+            yield [PopulationCells.from_cells(name, part, batches) for name, part in parts.items()]

@@ -19,9 +19,14 @@ def type_names(adata: ad.AnnData) -> tuple[str, ...]:
     return tuple(adata.obs["cell_type"].cat.categories)
 
 
+def codes_of(names: pd.Series | np.ndarray, known: tuple[str, ...]) -> Tensor:
+    """Index of each name among the known ones."""
+    return to_tensor(pd.Index(known).get_indexer(names.astype(str)).astype(np.int64))
+
+
 def type_codes(adata: ad.AnnData, cell_types: tuple[str, ...]) -> Tensor:
     """Index of each cell's type among ``cell_types``."""
-    return to_tensor(pd.Index(cell_types).get_indexer(adata.obs["cell_type"].astype(str)).astype(np.int64))
+    return codes_of(adata.obs["cell_type"], cell_types)
 
 
 def batch_names(adata: ad.AnnData) -> tuple[str, ...]:
@@ -33,7 +38,7 @@ def batch_codes(adata: ad.AnnData, batches: tuple[str, ...]) -> Tensor:
     """Index of each cell's batch among ``batches``; the only index, 0, without batches."""
     if not batches:
         return torch.zeros(adata.n_obs, dtype=torch.long)
-    return to_tensor(pd.Index(batches).get_indexer(adata.obs["batch"].astype(str)).astype(np.int64))
+    return codes_of(adata.obs["batch"], batches)
 
 
 BLOCK = 512
@@ -90,7 +95,7 @@ def observed_and_expected(network: CountAutoencoder, blocks: Iterator[CellBlock]
     observed, expected = torch.zeros(network.shape.n_genes), torch.zeros(network.shape.n_genes)
     for counts, types, codes in blocks:
         latent = network.encode(counts, types, codes, n_iterations=N_ITERATIONS_OF_BOUND).mean
-        expected += (network.decode(latent, codes).exp() * counts.sum(dim=1, keepdim=True)).sum(dim=0)
+        expected += (network.decoder.decode(latent, codes).exp() * network.decoder.size(counts)).sum(dim=0)
         observed += counts.sum(dim=0)
     return observed, expected
 

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from bdm._core.checkpoint import Checkpoint
 from bdm._core.parallel import Map, threads, using_threads
+from bdm._core.rows import concat
 from bdm._core.seeds import derive, to_tensor
 from bdm._core.training import TrainingPlan, train
-from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.adapters import N_ITERATIONS, Adapters, fit_adapters, likelihood
 from bdm.autoencoder.cells import (
     batch_codes,
     batch_names,
     cell_blocks,
+    codes_of,
     evidence_lower_bounds,
     mean_bound_by_type,
     sample_cells,
@@ -28,11 +30,17 @@ from bdm.autoencoder.cells import (
     type_codes,
     type_names,
 )
-from bdm.autoencoder.fit_adapters import N_ITERATIONS, fit_adapters, likelihood
-from bdm.autoencoder.network import AutoencoderShape, CountAutoencoder
-from bdm.autoencoder.search import find_parts
+from bdm.autoencoder.decoder import AutoencoderShape
+from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, classify, hint_at_donors, prefixes_of, warn_of_fewer
+from bdm.autoencoder.sub_populations import (
+    SubPopulations,
+    classify,
+    find_parts,
+    hint_at_donors,
+    prefixes_of,
+    warn_of_fewer,
+)
 from bdm.data.prepare import fewest_donors, has_donors
 from bdm.settings import AutoencoderSettings
 
@@ -99,7 +107,7 @@ class Objective:
     min_donors: int = 1
 
     @classmethod
-    def of_types(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
+    def from_cells(cls, adata: ad.AnnData, settings: AutoencoderSettings, *, seed: int) -> "Objective":
         """Sample training and validation cells of prepared cells, and divide them by cell type."""
         training = sample_cells(adata, "train", n_cells=N_TRAINING, seed=seed)
         held_out = sample_cells(adata, "validation", n_cells=N_HELD_OUT, seed=seed)
@@ -137,7 +145,9 @@ class Objective:
         cells = self.minibatch(network, generator)
         value, latent = network(*cells, n_iterations=N_ITERATIONS, run=run)
         network.update_prior_means(cells[1], latent)
-        loss: Tensor = value.mean() + network.penalty(loading_scale=self.settings.loading_scale) / self.n_training
+        loss: Tensor = (
+            value.mean() + network.decoder.penalty(loading_scale=self.settings.loading_scale) / self.n_training
+        )
         return loss
 
     def by_population(self, network: Any, generator: torch.Generator) -> dict[str, float]:
@@ -196,7 +206,7 @@ def fit_autoencoder(
     The autoencoder; and the losses by ``round`` and ``step``, with a second round where cell types have
     sub-populations.
     """
-    objective = Objective.of_types(adata, settings, seed=seed)
+    objective = Objective.from_cells(adata, settings, seed=seed)
     cell_types, batches = objective.division.names, objective.batches
     network, history = train_network(objective, "the autoencoder", device=device, checkpoint=checkpoint)
     history.insert(0, "round", 1)
@@ -212,7 +222,7 @@ def fit_autoencoder(
         warn_of_fewer(found, cell_types, settings.sub_populations, each_needs=objective.need)
     if has_donors(adata):
         hint_at_donors(cells.obs, found)
-    none = Adapters.of_shared(network, (), ())
+    none = Adapters.from_shared(network, (), ())
     rows = (*cell_types, *found.names)
     adapters = none if settings.shared_decoder else fit_adapters(network, rows, cells, seed=seed)
     is_scored = (cells.obs["split"] == "validation").to_numpy()
@@ -241,7 +251,13 @@ def train_network(
     """
     training, settings, seed = objective.training, objective.settings, objective.seed
     start, codes = start_of(objective), objective.division.code[: training.n_obs]
-    shape = AutoencoderShape(training.n_vars, len(objective.division.names), settings.n_latent, len(objective.batches))
+    shape = AutoencoderShape(
+        n_genes=training.n_vars,
+        n_types=len(objective.division.names),
+        n_latent=settings.n_latent,
+        n_batches=len(objective.batches),
+        likelihood=settings.likelihood,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "autoencoder"))
         network = CountAutoencoder(shape)
@@ -311,15 +327,16 @@ def with_sub_populations(
         )
         if len(more):
             population[of_type], means_of_type = more.divide(name, mean, scale, labels.prior_mean[code])
-            found = found.joined(more)
+            found = concat([found, more])
             means.append(means_of_type)
     cells = ad.AnnData(cells.X, cells.obs.assign(sub_population=population.astype(str)), cells.var)
     if not means:
         return labels, found, cells
     rows = (*cell_types, *found.names)
-    of_parts = count_members(_rows_of(cells, rows), objective.division, len(rows))[len(cell_types) :]
-    dispersions = network.mean_of_types(torch.cat([of_types, of_parts])).type_dispersion
-    return labels.with_types(torch.cat([labels.prior_mean, *means]), dispersions), found, cells
+    codes = codes_of(cells.obs["sub_population"], rows)
+    of_parts = count_members(codes, objective.division, len(rows))[len(cell_types) :]
+    decoder = network.mean_of_types(torch.cat([of_types, of_parts])).decoder
+    return CountAutoencoder.from_decoder(decoder, torch.cat([labels.prior_mean, *means])), found, cells
 
 
 def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
@@ -353,16 +370,11 @@ def _bounds_by_type(
     """Mean evidence lower bound of cells by type, each with the decoder of its population."""
     batches, seed = objective.batches, objective.seed
     population = cells.obs["sub_population"].astype(str)
-    bound = evidence_lower_bounds(network, cells, _rows_of(cells, rows), batch_codes(cells, batches), seed=seed)
+    bound = evidence_lower_bounds(network, cells, codes_of(population, rows), batch_codes(cells, batches), seed=seed)
     for name in adapters:
         of_population = np.flatnonzero(population == name)
         bound[of_population] = likelihood(adapters.network(name, network), cells[of_population], batches, seed=seed)
     return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)
-
-
-def _rows_of(cells: ad.AnnData, rows: tuple[str, ...]) -> Tensor:
-    """Index of each cell's population among the rows of a network."""
-    return to_tensor(pd.Index(rows).get_indexer(cells.obs["sub_population"].astype(str)).astype(np.int64))
 
 
 def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:

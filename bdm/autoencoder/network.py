@@ -1,20 +1,24 @@
-"""The count autoencoder: linear decoder, prior, dispersions, and evidence lower bound."""
+"""The count autoencoder: prior and posteriors of latents, decoder, and evidence lower bound."""
 
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from bdm._core.parallel import Map
-from bdm.autoencoder.observation import NegativeBinomial, ObservationModel
-from bdm.autoencoder.posterior import Posterior, laplace_posterior, products_of
+from bdm._core.rows import concat
+from bdm.autoencoder.decoder import AutoencoderShape, Decoder
+from bdm.kinds import DECODERS
 
-DISPERSION_PACE = 5  # log dispersions change by several units in training, loadings by much less
-TYPE_DISPERSION_SCALE = 0.5  # prior standard deviation of a type's log dispersion around the gene's
-BATCH_OFFSET_SCALE = 0.5  # prior standard deviation of a batch's offset of log expression
 OVERSAMPLING = 10  # further components in the search for principal ones, so that the last of these converge too
 PORTION = 128  # cells whose posteriors are computed together, where several portions are computed in parallel
 MEMORY = 0.95  # weight of past cells in the running means of the prior, per training step
+MAX_STEP = 3  # in standard deviations of the prior; prevents Newton's method from overshooting far from the mode
+MIN_STEP = 1e-3  # in these; below it, a cell has reached its mode
 
 
 def log_normalise(counts: Tensor) -> Tensor:
@@ -22,23 +26,11 @@ def log_normalise(counts: Tensor) -> Tensor:
     return torch.log1p(counts * (1e4 / counts.sum(dim=1, keepdim=True)))
 
 
-@dataclass(frozen=True)
-class AutoencoderShape:
-    """Sizes that fix an autoencoder's parameters; ``n_batches`` is 0 where no batch enters."""
-
-    n_genes: int
-    n_types: int
-    n_latent: int = 30
-    n_batches: int = 0
-
-
 class CountAutoencoder(nn.Module):
-    """Latent factor model of counts with a linear decoder, so that gene loadings can be interpreted.
+    """Latent factor model of counts.
 
-    The latent of a cell of type c is normal around ``prior_mean[c]`` with unit covariance. The decoder gives each
-    cell's expression as the softmax over genes of ``loadings z + offset[batch]``; counts follow the observation model
-    with mean expression x library size, a negative binomial with an inverse dispersion by gene and type (as in the
-    linearly decoded VAE of Svensson et al. 2020, Bioinformatics 36:3418, except for the prior and the dispersion).
+    The latent of a cell of type c is normal around ``prior_mean[c]`` with unit covariance; the decoder gives the
+    distribution of the cell's counts.
 
     There is no encoder network: a cell is encoded by its posterior under the model, by Newton's method. A network would
     overfit to the noise of the training cells, and encode held-out cells differently.
@@ -49,49 +41,42 @@ class CountAutoencoder(nn.Module):
     prior_sum: Tensor
     prior_weight: Tensor
 
-    def __init__(self, shape: AutoencoderShape) -> None:
+    def __init__(self, shape: AutoencoderShape, decoder: Decoder | None = None) -> None:
         super().__init__()
         self.shape = shape
-        self.loadings = nn.Linear(shape.n_latent, shape.n_genes)
-        self.batch_offset = nn.Parameter(torch.zeros(max(shape.n_batches, 1), shape.n_genes))
-        self.paced_dispersion = nn.Parameter(torch.zeros(shape.n_genes))
-        self.type_dispersion = nn.Parameter(torch.zeros(shape.n_types, shape.n_genes))
+        self.decoder = DECODERS.find(shape.likelihood)(shape) if decoder is None else decoder
         self.register_buffer("prior_sum", torch.zeros(shape.n_types, shape.n_latent))
         self.register_buffer("prior_weight", torch.ones(shape.n_types))
+
+    @classmethod
+    def from_decoder(cls, decoder: Decoder, prior_mean: Tensor) -> CountAutoencoder:
+        """Make an autoencoder of a decoder and the prior means of its types, types x latent dimensions."""
+        network = cls(decoder.shape, decoder)
+        network.prior_sum = prior_mean.clone()
+        return network.eval()
 
     @property
     def prior_mean(self) -> Tensor:
         """Mean latent of each type, types x latent dimensions."""
         return self.prior_sum / self.prior_weight[:, None]
 
-    def log_inverse_dispersion(self, cell_type: Tensor) -> Tensor:
-        """Natural logarithm of the inverse dispersion, cells x genes, from the index of each cell's type."""
-        return DISPERSION_PACE * self.paced_dispersion + self.type_dispersion[cell_type]
-
-    def observation(self, cell_type: Tensor) -> ObservationModel:
-        """Observation model of counts, cells x genes, from the index of each cell's type."""
-        return NegativeBinomial(self.log_inverse_dispersion(cell_type))
-
     @torch.no_grad()
     def initialise(self, counts: Tensor, cell_type: Tensor) -> None:
-        """Initialise mean expression, loadings and prior means by the principal components of cells (cells x genes).
+        """Initialise the decoder and the prior means by the principal components of cells (cells x genes).
 
         Uses torch's global random generator.
         """
-        total = counts.sum(dim=0) + 0.5
-        self.loadings.bias.copy_((total / total.sum()).log())
         normalised = log_normalise(counts)
         normalised = normalised - normalised.mean(dim=0)
         n_found = min(self.shape.n_latent, *normalised.shape)
         n_searched = min(n_found + OVERSAMPLING, *normalised.shape)
-        scores, size, loadings = torch.svd_lowrank(normalised, q=n_searched, niter=4)
-        scores, loadings = (scores * size)[:, :n_found], loadings[:, :n_found]
-        scores = nn.functional.pad(scores, (0, self.shape.n_latent - n_found))
-        loadings = nn.functional.pad(loadings, (0, self.shape.n_latent - n_found))
+        scores, size, axes = torch.svd_lowrank(normalised, q=n_searched, niter=4)
+        scores, axes = (scores * size)[:, :n_found], axes[:, :n_found]
+        scores, axes = (nn.functional.pad(of, (0, self.shape.n_latent - n_found)) for of in (scores, axes))
         member = nn.functional.one_hot(cell_type, self.shape.n_types).T.float()
         means = member @ scores / member.sum(dim=1, keepdim=True).clamp(min=1)
         spread = (scores - means[cell_type]).std(dim=0, correction=0).clamp(min=1e-3)
-        self.loadings.weight.copy_(loadings * spread / 2)  # log1p(CP10k) moves about twice as much as log expression
+        self.decoder.initialise(counts, axes * spread)
         self.prior_weight.fill_(1)
         self.prior_sum.copy_(means / spread)
 
@@ -111,36 +96,14 @@ class CountAutoencoder(nn.Module):
         The prior is isotropic, so the model stays the same, while errors of the posterior in different latent
         dimensions become independent on average.
         """
-        axes = torch.linalg.eigh(precision.double())[1].flip(1).float()
-        rotated = self.loadings.weight @ axes
-        sign = rotated.gather(0, rotated.abs().argmax(dim=0, keepdim=True)).sign()  # the largest loading is positive
-        self.loadings.weight.copy_(rotated * sign)
-        self.prior_sum.copy_(self.prior_sum @ axes * sign)
+        axes = self.decoder.rotate(torch.linalg.eigh(precision.double())[1].flip(1).float())
+        self.prior_sum.copy_(self.prior_sum @ axes)
 
-    def with_batches(self, offsets: Tensor) -> "CountAutoencoder":
+    def with_batches(self, offsets: Tensor) -> CountAutoencoder:
         """Copy the network with additional batches, by their offsets (batches x genes)."""
-        shape, state = replace(self.shape, n_batches=self.shape.n_batches + len(offsets)), self.state_dict()
-        return CountAutoencoder.of_state(shape, state | {"batch_offset": torch.cat([state["batch_offset"], offsets])})
+        return self.from_decoder(self.decoder.with_batches(offsets), self.prior_mean)
 
-    @torch.no_grad()
-    def with_types(self, prior_mean: Tensor, type_dispersion: Tensor) -> "CountAutoencoder":
-        """Copy the network with other types in place of its own.
-
-        Parameters
-        ----------
-        prior_mean
-            Types x latent dimensions.
-        type_dispersion
-            Deviation of the log dispersions of a type, types x genes.
-        """
-        types = {
-            "type_dispersion": type_dispersion,
-            "prior_sum": prior_mean,
-            "prior_weight": torch.ones(len(prior_mean)),
-        }
-        return CountAutoencoder.of_state(replace(self.shape, n_types=len(prior_mean)), self.state_dict() | types)
-
-    def mean_of_types(self, member: Tensor) -> "CountAutoencoder":
+    def mean_of_types(self, member: Tensor) -> CountAutoencoder:
         """Copy the network with groups of its types in place of them, with means of what these have learned.
 
         Parameters
@@ -149,15 +112,7 @@ class CountAutoencoder(nn.Module):
             Groups x types: the number of cells of each type, in the row of its group.
         """
         weight = member / member.sum(dim=1, keepdim=True)
-        return self.with_types(weight @ self.prior_mean, weight @ self.type_dispersion)
-
-    @classmethod
-    def of_state(cls, shape: AutoencoderShape, state: dict[str, Tensor]) -> "CountAutoencoder":
-        """Make a network with copies of these tensors; torch's global random generator is left alone."""
-        with torch.device("meta"):  # where a network has no values yet, and so draws none
-            network = cls(shape)
-        network.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
-        return network.eval()
+        return self.from_decoder(self.decoder.mean_of_types(weight), weight @ self.prior_mean)
 
     @torch.no_grad()
     def encode(
@@ -171,36 +126,17 @@ class CountAutoencoder(nn.Module):
             Like ``map``, for portions of cells that are computed in parallel on the CPU; without it, all cells are
             computed together.
         """
-        loadings = self.loadings.weight
-        products = products_of(loadings)
+        evidence, prior_mean = self.decoder.evidence(counts, cell_type, batch), self.prior_mean[cell_type]
 
-        @torch.no_grad()  # in each thread, as it is a setting of the thread
-        def posterior(cells: tuple[Tensor, Tensor, Tensor]) -> Posterior:
-            of_cells, types, batches = cells
-            offset = self.loadings.bias + self.batch_offset[batches]
-            observation, prior_mean = self.observation(types), self.prior_mean[types]
-            found: Posterior = laplace_posterior(
-                of_cells, loadings, offset, observation, prior_mean, n_iterations=n_iterations, products=products
-            )
+        def posterior(cells: slice) -> Posterior:
+            found: Posterior = laplace_posterior([evidence.select(cells)], prior_mean[cells], n_iterations=n_iterations)
             return found
 
         if run is None or counts.device.type != "cpu":
-            return posterior((counts, cell_type, batch))
-        portions = zip(*(part.split(PORTION) for part in (counts, cell_type, batch)), strict=True)
-        return Posterior.joined(run(posterior, portions))
-
-    def decode(self, latent: Tensor, batch: Tensor, *, offset: Tensor | None = None, batch_factor: float = 1) -> Tensor:
-        """Log expression, normalised over genes, from latents (cells x latent dimensions).
-
-        Parameters
-        ----------
-        offset
-            Additional offsets of log expression before the normalisation, cells x genes.
-        batch_factor
-            Factor of the offsets of batches.
-        """
-        log_expression = self.loadings(latent) + batch_factor * self.batch_offset[batch]
-        return torch.log_softmax(log_expression if offset is None else log_expression + offset, dim=1)
+            return posterior(slice(None))
+        portions = (slice(start, start + PORTION) for start in range(0, len(counts), PORTION))
+        found: list[Posterior] = list(run(posterior, portions))
+        return concat(found)
 
     def forward(
         self,
@@ -218,21 +154,95 @@ class CountAutoencoder(nn.Module):
         gradient with a constant posterior.
         """
         posterior = self.encode(counts, cell_type, batch, n_iterations=n_iterations, run=run)
-        log_mean = self.decode(posterior.sample(noise), batch) + counts.sum(dim=1, keepdim=True).log()
-        likelihood = self.observation(cell_type).log_likelihood(counts, log_mean)
+        likelihood = self.decoder.log_likelihood(counts, posterior.sample(noise), cell_type, batch)
         return posterior.divergence(self.prior_mean[cell_type]) - likelihood, posterior.mean
 
-    def penalty(self, *, loading_scale: float) -> Tensor:
-        """Negative log prior of the parameters: loadings, log dispersions of types, and offsets of batches.
 
-        Without batches, the single offset is a part of the mean expression, which has no prior.
+@dataclass(frozen=True)
+class Posterior:
+    """Normal posterior of the latent.
 
-        Parameters
-        ----------
-        loading_scale
-            Standard deviation of a loading: change in log expression of a gene per unit of the latent.
+    Attributes
+    ----------
+    mean
+        Cells x latent dimensions.
+    factor
+        Lower Cholesky factor of the precision, cells x latent dimensions x latent dimensions.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of each latent dimension, cells x latent dimensions."""
+        return torch.cholesky_inverse(self.factor).diagonal(dim1=1, dim2=2).sqrt()
+
+    @property
+    def precision(self) -> Tensor:
+        """Precision, cells x latent dimensions x latent dimensions."""
+        return self.factor @ self.factor.transpose(1, 2)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Sample latents from standard normal noise, both cells x latent dimensions."""
+        deviation: Tensor = torch.linalg.solve_triangular(self.factor.transpose(1, 2), noise[:, :, None], upper=True)
+        return self.mean + deviation.squeeze(2)
+
+    def divergence(self, prior_mean: Tensor) -> Tensor:
+        """Kullback-Leibler divergence from normals of unit covariance around ``prior_mean``, one a cell."""
+        log_determinant = 2 * self.factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        variance = torch.cholesky_inverse(self.factor).diagonal(dim1=1, dim2=2).sum(dim=1)
+        distance = ((self.mean - prior_mean) ** 2).sum(dim=1)
+        return (variance + distance - prior_mean.shape[1] + log_determinant) / 2
+
+
+class Evidence(Protocol):
+    """What one matrix of cells says about their latents; a decoder gives it."""
+
+    def select(self, cells: Tensor | slice) -> Self:
+        """Evidence of a subset of the cells."""
+
+    def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Differentiate the log likelihood of each cell by its latent.
+
+        Returns
+        -------
+        The gradient, cells x latent dimensions; and Fisher's information, cells x latent dimensions x latent
+        dimensions.
         """
-        loadings = (self.loadings.weight**2).sum() / loading_scale**2
-        dispersions = (self.type_dispersion**2).sum() / TYPE_DISPERSION_SCALE**2
-        offsets = (self.batch_offset**2).sum() / BATCH_OFFSET_SCALE**2 if self.shape.n_batches else 0.0
-        return (loadings + dispersions + offsets) / 2
+
+
+@torch.no_grad()
+@torch.autocast("cuda", enabled=False)  # type: ignore[untyped-decorator]
+def laplace_posterior(evidence: Sequence[Evidence], prior_mean: Tensor, *, n_iterations: int) -> Posterior:
+    """Approximate posteriors by normals around their modes, by Newton's method with Fisher's information.
+
+    Parameters
+    ----------
+    evidence
+        Of each matrix of the cells, such as their counts of genes; given the latent, matrices are independent.
+    prior_mean
+        Mean of the prior of each cell, cells x latent dimensions, where the search starts; its covariance is the
+        identity.
+    """
+    n_latent, device = prior_mean.shape[1], prior_mean.device
+    identity = torch.eye(n_latent, device=device)
+    latent, factors = prior_mean.clone(), torch.empty(*prior_mean.shape, n_latent, device=device)
+    moving, pieces, prior = torch.arange(len(latent), device=device), evidence, prior_mean
+    for _ in range(n_iterations):
+        z = latent[moving]
+        gradients, information = zip(*(piece.derivatives(z) for piece in pieces), strict=True)
+        gradient = sum(gradients) - (z - prior)
+        # Step
+        factor = torch.linalg.cholesky(sum(information) + identity)
+        step = torch.cholesky_solve(gradient[:, :, None], factor).squeeze(2)
+        length = step.norm(dim=1)
+        latent[moving] = z + step * (MAX_STEP / length).clamp(max=1)[:, None]
+        factors[moving] = factor
+        goes_on = length > MIN_STEP
+        if not goes_on.any():
+            break
+        if not goes_on.all():  # selecting cells copies their counts
+            moving = moving[goes_on]
+            pieces, prior = [piece.select(moving) for piece in evidence], prior_mean[moving]
+    return Posterior(latent, factors)

@@ -1,8 +1,9 @@
 """Observation model: the distribution of counts given the mean of each, which only this module specifies."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,55 +15,80 @@ from bdm._core.seeds import to_tensor
 MIN_DISPERSION = 1e-4  # of counts within groups of cells: almost that of Poisson counts
 
 
-class ObservationModel(Protocol):
-    """What the autoencoder, generation and interpretation need of a distribution of counts.
+@dataclass(frozen=True)
+class ObservationModel(ABC):
+    """Distribution of counts given their means, as decoders, generation and interpretation need it.
 
     The mean of a count is the library size of the cell times the expression of the gene; everything else about the
-    distribution belongs to the observation model.
+    distribution belongs to the observation model. It is a frozen dataclass, whose fields are its parameters: tensors,
+    cells x genes or one per gene.
     """
 
     @classmethod
+    def from_parameters(cls, parameters: dict[str, Tensor]) -> Self:
+        """Make an observation model of its parameters by name."""
+        make: Any = cls  # whose fields only the subclass knows
+        model: Self = make(**parameters)
+        return model
+
+    @classmethod
+    @abstractmethod
     def average(cls, models: Sequence[Self], *, weights: np.ndarray) -> Self:
         """Average observation models of the same genes, such as of several cell types."""
 
-    def select(self, cells: Tensor) -> Self:
+    def select(self, cells: Tensor | slice) -> Self:
         """Observation model of a subset of the cells, by index."""
+        return self.from_parameters({name: value[cells] for name, value in vars(self).items()})
+
+    def of_genes(self, genes: np.ndarray) -> Self:
+        """Observation model of a subset of the genes, by index."""
+        return self.from_parameters({name: value[..., to_tensor(genes)] for name, value in vars(self).items()})
 
     def within(self, log_variance: Tensor) -> Self:
         """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups."""
+        return self
 
+    def more_dispersed(self, factor: np.ndarray) -> Self:
+        """Observation model with ``factor`` times the dispersion, cells x genes."""
+        return self
+
+    @abstractmethod
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
         """Log likelihood of the counts (cells x genes) of each cell, in nats."""
 
+    @abstractmethod
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiate the log likelihood by each log mean; with its Fisher information, both cells x genes."""
 
+    def parameter_gradients(self, counts: Tensor, mean: Tensor) -> dict[str, Tensor]:
+        """Differentiate the log likelihood of each count by each parameter, in the shape of ``counts``, by name."""
+        return {}
+
+    @abstractmethod
     def variance(self, mean: np.ndarray) -> np.ndarray:
         """Variance of each count, cells x genes."""
 
+    @abstractmethod
     def detection(self, mean: np.ndarray) -> np.ndarray:
         """Probability that each count is above 0, cells x genes."""
 
+    @abstractmethod
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
         """Sample counts, cells x genes; the counts of a cell do not depend on the cells after it."""
 
+    @abstractmethod
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
         """Take half of the counts, cells x genes, at random, such that it is independent of the other half."""
 
+    @abstractmethod
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
         """Change counts, cells x genes, as if their means had been ``factor`` times as large in the same cells."""
 
-    def of_genes(self, genes: np.ndarray) -> Self:
-        """Observation model of a subset of the genes, by index."""
-
-    def more_dispersed(self, factor: np.ndarray) -> Self:
-        """Observation model with ``factor`` times the dispersion, cells x genes."""
-
 
 @dataclass(frozen=True)
-class NegativeBinomial:
+class NegativeBinomial(ObservationModel):
     """Negative binomial counts: a count of mean m has the variance m + m**2 / r.
 
     Attributes
@@ -83,10 +109,6 @@ class NegativeBinomial:
         """Average observation models by the geometric mean of their inverse dispersions, in double precision."""
         logs = [model.inverse_dispersion.double().log().numpy() for model in models]
         return cls(torch.from_numpy(np.average(logs, axis=0, weights=weights)))
-
-    def select(self, cells: Tensor) -> "NegativeBinomial":
-        """Observation model of a subset of the cells, by index."""
-        return NegativeBinomial(self.log_inverse_dispersion[cells])
 
     def within(self, log_variance: Tensor) -> "NegativeBinomial":
         """Observation model within groups of cells, whose log means vary by ``log_variance`` (genes) between groups.
@@ -135,7 +157,7 @@ class NegativeBinomial:
         q = r / (r + mean)
         return (counts - mean) * q, mean * q
 
-    def dispersion_gradient(self, counts: Tensor, mean: Tensor) -> Tensor:
+    def parameter_gradients(self, counts: Tensor, mean: Tensor) -> dict[str, Tensor]:
         """Differentiate the log likelihood of each count by the log inverse dispersion, in the shape of ``counts``.
 
         The digamma terms vanish at zeros, so these are computed for the other counts alone.
@@ -146,7 +168,7 @@ class NegativeBinomial:
         above_zero = torch.nonzero(counts, as_tuple=True)
         x, r = counts[above_zero], r.expand_as(counts)[above_zero]
         gradient[above_zero] += r * (torch.digamma(x + r) - torch.digamma(r))
-        return gradient
+        return {"log_inverse_dispersion": gradient}
 
     def variance(self, mean: np.ndarray) -> np.ndarray:
         """Variance of counts, cells x genes, in double precision."""
@@ -241,10 +263,6 @@ class NegativeBinomial:
         rate = for_rates.standard_gamma(shape + x) * m / (shape + m)
         changed[more] = x + for_more.poisson((factor[more] - 1) * rate)
         return changed
-
-    def of_genes(self, genes: np.ndarray) -> "NegativeBinomial":
-        """Observation model of a subset of the genes, by index."""
-        return NegativeBinomial(self.log_inverse_dispersion[..., to_tensor(genes)])
 
     def more_dispersed(self, factor: np.ndarray) -> "NegativeBinomial":
         """Observation model with ``factor`` times the dispersion 1 / r, cells x genes."""

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bdm._core.seeds import to_tensor
+from bdm._core.rows import concat
 from bdm._core.store import load, save
 from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.cells import codes_of
 from bdm.autoencoder.network import CountAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 
@@ -89,11 +90,11 @@ class GeneAutoencoder:
         """Index of each cell's batch, from its name; the only index, 0, where the model has no batches (None)."""
         if batch is None:
             return torch.zeros(n_cells, dtype=torch.long)
-        return to_tensor(pd.Index(self.batches).get_indexer(batch).astype(np.int64))
+        return codes_of(batch, self.batches)
 
     def with_adapters(self, adapters: Adapters) -> GeneAutoencoder:
         """Give populations, and cell types that are divided into several, type-specific decoders."""
-        return replace(self, adapters=self.adapters.joined(adapters))
+        return replace(self, adapters=self.adapters.updated(adapters))
 
     def with_type(
         self, cell_type: str, adapters: Adapters, sub_populations: SubPopulations | None = None
@@ -109,7 +110,7 @@ class GeneAutoencoder:
             Its sub-populations; none if it is one population.
         """
         added = self.with_adapters(adapters)
-        found = self.sub_populations if sub_populations is None else self.sub_populations.joined(sub_populations)
+        found = self.sub_populations if sub_populations is None else concat([self.sub_populations, sub_populations])
         return replace(added, cell_types=(*self.cell_types, cell_type), sub_populations=found)
 
     def with_batches(self, offsets: dict[str, Tensor]) -> GeneAutoencoder:

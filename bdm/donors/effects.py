@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bdm._core.store import checksum_of, load, save
 from bdm.autoencoder.cells import batch_codes
-from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.prepare import has_donors
 from bdm.donors.composition import DonorComposition, fit_composition
@@ -88,8 +88,7 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
         }
     )
     groups = group_cells(prepared, rows, codes)
-    offset = autoencoder.network.batch_offset.detach().double().numpy()
-    bulks = pseudobulks(groups, np.exp(offset - offset.mean(axis=0)), n_donors=len(names))
+    bulks = pseudobulks(groups, autoencoder.network.decoder.batch_factors(), n_donors=len(names))
     found = {autoencoder.cell_types[code]: donor_variance(bulk) for code, bulk in bulks.items()}
     variances = {name: of_type for name, of_type in found.items() if of_type is not None}
     cell_type_of = {name: of for of in autoencoder.cell_types for name in autoencoder.populations_of(of)}
@@ -137,9 +136,9 @@ def means_of(
     means: dict[str, dict[str, PopulationMeans]] = {}
     for (type_code, code), table in groups.table.groupby(["cell_type", "population"]):
         name = autoencoder.populations[int(code)]
-        network = autoencoder.network_of(name)
+        decoder = autoencoder.network_of(name).decoder
         mean = torch.from_numpy(latent[population == name].mean(axis=0, keepdims=True))
-        expression = torch.softmax(network.loadings(mean) + network.batch_offset.mean(dim=0), dim=1)[0]
+        expression = decoder.decode(mean, offset=decoder.mean_batch())[0].exp()
         means.setdefault(autoencoder.cell_types[int(type_code)], {})[name] = PopulationMeans(
             expression.double().numpy(),
             float(table["log_library_size"].sum() / table["n_cells"].sum()),
@@ -183,7 +182,7 @@ def effects_of(
         n_counts = sum(of_population.n_counts for of_population in of_type.values())
         for name, of_population in of_type.items():
             covariance, in_latents = latent_covariance(
-                loadings[:, row] * sd, variance[row, -1], autoencoder.network_of(name), of_population
+                loadings[:, row] * sd, variance[row, -1], autoencoder.network_of(name).decoder, of_population
             )
             populations.append(name)
             between.append(covariance)
@@ -239,12 +238,12 @@ def shared_part(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -
 
 @torch.no_grad()
 def latent_covariance(
-    effects: np.ndarray, library_variance: float, network: CountAutoencoder, means: PopulationMeans
+    effects: np.ndarray, library_variance: float, decoder: Decoder, means: PopulationMeans
 ) -> tuple[np.ndarray, np.ndarray]:
     """Covariance of the shifts of y by which the latents of a population follow the effects of donors.
 
-    The shift of the latent is the weighted least-squares fit of log expression by the loadings of the decoder, with the
-    information of the counts of a donor, and the prior of the latents.
+    The shift of the latent is the weighted least-squares fit of log expression by the decoder, with the information of
+    the counts of a donor, and the prior of the latents.
 
     Parameters
     ----------
@@ -259,16 +258,16 @@ def latent_covariance(
     -------
     Dimensions x dimensions of y; and the variance of the log expression of each gene that these shifts cause.
     """
-    loadings, expression = network.loadings.weight.double().numpy(), means.expression
-    loadings = loadings - expression @ loadings
-    weighted = expression[:, None] * loadings
+    expression = means.expression
+    directions = decoder.directions(expression)
+    weighted = expression[:, None] * directions
     genes = effects[:, :-1] - (effects[:, :-1] @ expression)[:, None]
-    information = loadings.T @ weighted + np.eye(loadings.shape[1]) * means.n_donors / means.n_counts
+    information = directions.T @ weighted + np.eye(directions.shape[1]) * means.n_donors / means.n_counts
     shift = np.linalg.solve(information, weighted.T @ genes.T).T
     y = np.column_stack([shift, effects[:, -1]])
     covariance = y.T @ y
     covariance[-1, -1] = library_variance
-    return covariance, ((shift @ loadings.T) ** 2).sum(axis=0)
+    return covariance, ((shift @ directions.T) ** 2).sum(axis=0)
 
 
 def summary_of(effects: DonorEffects) -> str:

@@ -13,8 +13,8 @@ from annotated_types import Ge
 
 from bdm._core.parallel import using_threads
 from bdm._core.seeds import population_weight
-from bdm.autoencoder.adapters import Adapters
-from bdm.autoencoder.fit_adapters import AdapterSettings, PopulationCells, fit_gaining, likelihood
+from bdm.autoencoder.adapters import Adapters, PopulationCells, fit_gaining, likelihood
+from bdm.autoencoder.softmax import AdapterSettings
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import SubPopulations
 from bdm.errors import counted
@@ -220,9 +220,9 @@ def fitted_decoder(
 ) -> Adapters:
     """Fit the type-specific decoder of a type or a population, and keep the initial one where it gains too little."""
     (name,) = first
-    chosen = [PopulationCells.of(name, cells, autoencoder.batches)]
+    chosen = [PopulationCells.from_cells(name, cells, autoencoder.batches)]
     gaining = fit_gaining(first, autoencoder.network, chosen, settings.adapter, least_gain=least_gain, seed=seed)
-    return first.joined(gaining)
+    return first.updated(gaining)
 
 
 def cells_and_moments(model: BranchedModel, encoded: ad.AnnData) -> tuple[LatentCells, PopulationMoments]:

@@ -33,8 +33,8 @@ def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) 
         return autoencoder.adapters.subset((name,))
     shared = autoencoder.network
     if name in autoencoder.rows:
-        return Adapters.of_shared(shared, (name,), (autoencoder.type_code(name),))
-    first = Adapters.of_mean_type(shared, name)
+        return Adapters.from_shared(shared, (name,), (autoencoder.type_code(name),))
+    first = Adapters.from_mean_type(shared, name)
     for _ in range(5):  # the mean latent draws the posteriors, whose mean it is
         network = first.network(name, shared)
         of_cells = cell_blocks_of_type(cells, autoencoder.batches)
@@ -73,16 +73,14 @@ def with_replayed_cells(
     return both
 
 
-N_PRIOR = 5.0  # counts of each gene that the mean offset of known batches weighs as much as
-N_ROUNDS = 5
+N_ROUNDS = 5  # of the fit of a new batch
 
 
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
     """Estimate the offsets of genes in new batches, from their cells of known types.
 
-    The offset of a gene is the mean offset of known batches plus the log ratio of observed counts to those that are
-    expected with this mean, both with ``N_PRIOR`` counts more, so that genes with few counts keep the mean. A batch
-    without such cells has the mean offset, as its effect cannot be distinguished from its new types.
+    Genes with few counts keep the mean offset of known batches. A batch without such cells has the mean offset of all
+    genes, as its effect cannot be distinguished from its new types.
 
     Parameters
     ----------
@@ -91,9 +89,9 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
     batches
         Names of the new batches.
     """
-    offsets, mean = {}, autoencoder.network.batch_offset.detach().mean(dim=0)
+    offsets, decoder = {}, autoencoder.network.decoder
     for batch in batches:
-        of_batch, offset = cells[(cells.obs["batch"] == batch).to_numpy()], mean
+        of_batch, offset = cells[(cells.obs["batch"] == batch).to_numpy()], decoder.mean_batch()
         if not of_batch.n_obs:
             logger.warning(
                 "Batch %r has no cells of types that the model has, so the effect of the batch cannot be distinguished "
@@ -102,9 +100,7 @@ def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tupl
             )
         for _ in range(N_ROUNDS if of_batch.n_obs else 0):  # expected counts depend on latents, and these on the offset
             with_batch = autoencoder.with_batches({batch: offset})
-            observed, expected = count_known_types(of_batch, with_batch)
-            expected = expected / (offset - mean).exp()
-            offset = mean + ((observed + N_PRIOR) / (expected + N_PRIOR)).log()
+            offset = decoder.improve_batch(offset, *count_known_types(of_batch, with_batch))
         offsets[batch] = offset
     return offsets
 

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from bdm._core.parallel import threads
-from bdm.autoencoder.adapters import Adapters
+from bdm.autoencoder.adapters import KNOWN_POPULATIONS, MAX_CELLS, Adapters, PopulationCells, fit_gaining
 from bdm.autoencoder.cells import sample_rows_of_population
-from bdm.autoencoder.fit_adapters import KNOWN_POPULATIONS, MAX_CELLS, PopulationCells, fit_gaining
-from bdm.autoencoder.search import GroupLatents, parts_of_group
 from bdm.autoencoder.storage import GeneAutoencoder
-from bdm.autoencoder.sub_populations import SubPopulations, classify, prefixes_of
+from bdm.autoencoder.sub_populations import GroupLatents, SubPopulations, classify, parts_of_group, prefixes_of
 from bdm.errors import TrainingError
 from bdm.latent.cells import encode, populations_of_cells
 from bdm.settings import AutoencoderSettings
@@ -69,7 +67,7 @@ def find_populations(
     latent = encode(cells, autoencoder.with_type(cell_type, decoder))
     n_latent = autoencoder.network.shape.n_latent
     mean, scale = (torch.from_numpy(np.asarray(of)[:, :n_latent]) for of in (latent.X, latent.layers["scale"]))
-    part = parts_of_group(GroupLatents.of(cell_type, mean, scale), settings, seed=seed)
+    part = parts_of_group(GroupLatents.from_posteriors(cell_type, mean, scale), settings, seed=seed)
     prefix, smallest = prefixes_of([cell_type], taken)[cell_type], settings.min_cells_per_sub_population
     found = classify(cell_type, mean, part, prefix=prefix, smallest=smallest)
     if not len(found):
@@ -77,14 +75,14 @@ def find_populations(
     cells.obs["sub_population"], means = found.divide(cell_type, mean, scale, decoder.prior_mean[0])
     first = with_prior_means(decoder, found.names, means)
     if settings.shared_decoder:
-        return NewType(decoder.joined(first), found)
-    return NewType(decoder.joined(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)
+        return NewType(decoder.updated(first), found)
+    return NewType(decoder.updated(first, *fit_populations(cells, first, autoencoder, seed=seed)), found)
 
 
 def with_prior_means(decoder: Adapters, names: tuple[str, ...], prior_mean: Tensor) -> Adapters:
     """Copy the decoder of a type for its populations, with the mean latent of each (populations x dimensions)."""
-    tensors = {name: value.expand(len(names), *value.shape[1:]) for name, value in decoder.tensors().items()}
-    return Adapters(names, **tensors | {"prior_mean": prior_mean})
+    parameters = {name: value.expand(len(names), *value.shape[1:]) for name, value in decoder.parameters.items()}
+    return Adapters(names, parameters, prior_mean)
 
 
 def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoencoder, *, seed: int) -> list[Adapters]:
@@ -95,7 +93,7 @@ def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoenc
         start = first.subset((name,))
         if not all(map(len, rows)):
             return start.subset(())
-        of_population = PopulationCells.of(name, cells[np.concatenate(rows)], autoencoder.batches)
+        of_population = PopulationCells.from_cells(name, cells[np.concatenate(rows)], autoencoder.batches)
         try:
             return fit_gaining(start, autoencoder.network, [of_population], KNOWN_POPULATIONS, least_gain=0, seed=seed)
         except TrainingError as error:

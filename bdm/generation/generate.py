@@ -253,17 +253,17 @@ def expected_counts(
         Factor of the differences between batches.
     """
     y, layout = model.whitening.inverse(x), model.layout
-    log_library_size = y[:, layout.library_size].clamp(*model.library_range(population))
-    network, codes = model.autoencoder.network_of(population), model.autoencoder.batch_codes(batch, len(y))
-    log_expression = network.decode(y[:, layout.latent], codes, offset=offset, batch_factor=batch_factor)
-    return (log_expression + log_library_size).exp().numpy()
+    decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch, len(y))
+    log_size = y[:, layout.library_size].clamp(*model.library_range(population))
+    log_mean = decoder.decode(y[:, layout.latent], codes, log_size=log_size, offset=offset, batch_factor=batch_factor)
+    return log_mean.exp().numpy()
 
 
 @torch.no_grad()
 def observation_model(model: BranchedModel, population: str) -> ObservationModel:
     """Observation model of the counts of all genes in a population."""
     code = torch.tensor(model.autoencoder.type_code(population))
-    return model.autoencoder.network_of(population).observation(code)
+    return model.autoencoder.network_of(population).decoder.observation(code)
 
 
 def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Categorical:

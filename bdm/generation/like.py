@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from torch import Tensor
+from safetensors.torch import save as to_bytes
 
 from bdm._core.seeds import numpy_generator
+from bdm._core.store import ContentWriter
 from bdm.data.columns import as_text
 from bdm.errors import InputError, abbreviated
 from bdm.generation.generate import GeneratedCells, observations_of, reserved_names
@@ -195,21 +196,8 @@ def renamed_donors(original: OriginalCells, model: BranchedModel, *, seed: int) 
     """
     names = sorted(set(original.obs[DONOR].astype(str)))
     cells = pd.util.hash_pandas_object(original.obs.astype(str)).to_numpy().tobytes()
-    of = model.autoencoder
-    parameters = {
-        "autoencoder": of.network.state_dict(),
-        "sub_populations": of.sub_populations.tensors(),
-        "adapters": of.adapters.tensors(),
-    }
-    secret = (sha256(cells).hexdigest(), fingerprint(parameters))
+    writer = ContentWriter()
+    writer.encode(model.autoencoder, "autoencoder")
+    secret = (sha256(of).hexdigest() for of in (cells, to_bytes(writer.tensors)))
     order = numpy_generator(seed, "donors", *secret).permutation(len(names))
     return pd.Series([f"synthetic-{number + 1}" for number in order], index=names)
-
-
-def fingerprint(tensors: dict[str, dict[str, Tensor]]) -> str:
-    """Checksum of the values of tensors, by group and name."""
-    found = sha256()
-    for group, by_name in sorted(tensors.items()):
-        for name, value in sorted(by_name.items()):
-            found.update(f"{group}/{name}".encode() + value.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()

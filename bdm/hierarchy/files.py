@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 
 from bdm._core.files import read_checksummed_json, read_json, reading, write_checksummed_json
-from bdm._core.store import FORMAT, Decoder, Encoder, reject_if_damaged
+from bdm._core.store import FORMAT, ContentReader, ContentWriter, reject_if_damaged
 from bdm.errors import InputError, at
 from bdm.hierarchy.tree import PLACE_UNCERTAIN, Clade, Hierarchy, from_nested, rejecting_deep_trees
 
 
 def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
     """Write a hierarchy into a JSON file."""
-    write_checksummed_json(path, {"format": FORMAT, **Encoder().encode(hierarchy, "hierarchy")})
+    write_checksummed_json(path, {"format": FORMAT, **ContentWriter().encode(hierarchy, "hierarchy")})
 
 
 def load_hierarchy(path: Path) -> Hierarchy:
@@ -29,7 +29,7 @@ def load_hierarchy(path: Path) -> Hierarchy:
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
     with reject_if_damaged(path):
         of_fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
-        hierarchy: Hierarchy = Decoder({}).decode(of_fields, Hierarchy)
+        hierarchy: Hierarchy = ContentReader({}).decode(of_fields, Hierarchy)
         fault = hierarchy.fault()
     if fault:
         raise InputError(f"{path} is damaged ({fault}); make it again.")

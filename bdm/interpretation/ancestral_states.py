@@ -179,15 +179,10 @@ def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commi
 def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
     """Gradient of each gene's log expression in whitened space, genes x dimensions.
 
-    The loadings, brought to whitened space, less their mean over genes: the softmax subtracts log sum exp, whose
-    gradient is the loadings' mean by expression. It changes with expression, by one amount for all genes.
-
     Parameters
     ----------
     share
         Share of each gene in expression where the gradient is taken; sums to 1.
     """
-    loadings = model.autoencoder.network.loadings.weight.detach().double()
-    to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[: loadings.shape[1]]
-    directions = (loadings @ to_latent).numpy()
-    return np.asarray(directions - share @ directions)
+    to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[model.layout.latent]
+    return model.autoencoder.network.decoder.directions(share, to_latent.numpy())

@@ -103,7 +103,7 @@ def encode(adata: ad.AnnData, autoencoder: GeneAutoencoder, population: np.ndarr
         rows, counts = block
         dense = to_tensor(counts.toarray())
         latent = autoencoder.network_of(population[rows[0]]).encode(dense, types[rows], batches[rows])
-        log_library_size = dense.sum(dim=1).log()
+        log_library_size = autoencoder.network.decoder.size(dense).squeeze(1).log()
         return (
             rows,
             layout.joined(latent.mean, log_library_size),

@@ -260,5 +260,5 @@ def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> n
     """
     populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
-    network = model.autoencoder.network_of(name if type_specific else None)
-    return torch.log_softmax(network.loadings(y[:, model.layout.latent]), dim=1)[0].double().numpy()
+    decoder = model.autoencoder.network_of(name if type_specific else None).decoder
+    return decoder.decode(y[:, model.layout.latent])[0].double().numpy()

@@ -1,0 +1,219 @@
+"""The softmax over genes as link of linear decoders: what counts say about latents, and steps that fit decoders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from bdm.autoencoder.observation import ObservationModel
+
+CURVATURE = 1.5  # times the curvature of a mean cell: cells differ, and steps that are too long diverge
+MAX_STEP = 3  # of a gene's loadings, in standard deviations of their prior
+MAX_LOG_STEP = 0.5  # of log expression and of the noise
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Loadings:
+    """Loadings, with what information matrices of cells are computed from in one product.
+
+    Attributes
+    ----------
+    weight
+        Genes x latent dimensions.
+    products
+        Products of each pair of loadings of a gene, genes x pairs.
+    pair
+        Column of ``products`` for each element of a matrix of dimensions by dimensions, in its order.
+    """
+
+    weight: Tensor
+    products: Tensor
+    pair: Tensor
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> Loadings:
+        """Compute the products of loadings."""
+        n_latent = weight.shape[1]
+        row, column = torch.triu_indices(n_latent, n_latent, device=weight.device)
+        by_dimension = weight.T.contiguous()  # selecting rows takes a third of the time
+        pair = torch.empty(n_latent, n_latent, dtype=torch.long, device=weight.device)
+        pair[row, column] = pair[column, row] = torch.arange(len(row), device=weight.device)
+        return cls(weight, (by_dimension[row] * by_dimension[column]).T, pair.flatten())
+
+
+@dataclass(frozen=True)
+class SoftmaxEvidence:
+    """What counts say about latents through the softmax: with expression p = softmax(loadings z + offset).
+
+    Attributes
+    ----------
+    counts, offset
+        Cells x genes.
+    size
+        Library sizes, cells x 1.
+    observation
+        Gives the derivatives by the logarithms of the means, size x p.
+    """
+
+    counts: Tensor
+    size: Tensor
+    offset: Tensor
+    observation: ObservationModel
+    loadings: Loadings
+
+    def select(self, cells: Tensor | slice) -> SoftmaxEvidence:
+        """Evidence of a subset of the cells."""
+        return replace(
+            self,
+            counts=self.counts[cells],
+            size=self.size[cells],
+            offset=self.offset[cells],
+            observation=self.observation.select(cells),
+        )
+
+    def derivatives(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the log likelihood by the latent, and Fisher's information."""
+        loadings, n_latent = self.loadings.weight, self.loadings.weight.shape[1]
+        expression = torch.softmax((latent @ loadings.T).add_(self.offset), dim=1)
+        residual, weight = self.observation.derivatives(self.counts, self.size * expression)
+        # Through the softmax
+        residual -= expression * residual.sum(dim=1, keepdim=True)
+        information: Tensor = (weight @ self.loadings.products)[:, self.loadings.pair].view(-1, n_latent, n_latent)
+        by_weight, by_expression = weight @ loadings, expression @ loadings
+        cross = by_weight[:, :, None] * by_expression[:, None, :]
+        square = by_expression[:, :, None] * by_expression[:, None, :]
+        information -= cross
+        information -= cross.transpose(1, 2)
+        information += weight.sum(dim=1)[:, None, None] * square
+        return residual @ loadings, information
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """How far type-specific decoders move from those that they start from, and in how many steps.
+
+    Attributes
+    ----------
+    loading_scale, expression_scale, noise_scale
+        Standard deviations of the normal prior of each change: in a loading, in a gene's log expression at the
+        population's mean latent, and in a parameter of its noise, such as the log dispersion.
+    n_rounds
+        Times that cells are encoded anew.
+    n_steps
+        Steps in each round.
+    """
+
+    loading_scale: float = 0.1
+    expression_scale: float = 1.0
+    noise_scale: float = 3.5
+    n_rounds: int = 2
+    n_steps: int = 5
+
+
+@dataclass(frozen=True)
+class PaddedCells:
+    """Training cells of several populations, to fit a decoder to each; padded with cells without counts to one number.
+
+    Attributes
+    ----------
+    observation_model
+        Class of the observation models of the decoders, whose fields are the parameters of the noise.
+    counts
+        Populations x cells x genes.
+    size, present
+        Library size of each cell, and 1 for cells or 0 for padding, populations x cells x 1.
+    batch_offset
+        Offset of each cell's batch, populations x cells x genes, or 1 x 1 x genes where all cells have the same.
+    """
+
+    observation_model: type[ObservationModel]
+    counts: Tensor
+    size: Tensor
+    present: Tensor
+    batch_offset: Tensor
+
+    def evidence(self, parameters: Parameters) -> list[SoftmaxEvidence]:
+        """Evidence of the cells of each population; of all together where these are known to have the same loadings."""
+        loadings = parameters["loadings"]
+        offset = (parameters["offset"][:, None] + self.batch_offset).expand_as(self.counts)
+        noise = self._noise(parameters)
+        parts = [self.counts, self.size, offset, *(value.expand_as(self.counts) for value in noise.values())]
+        if len(loadings) == 1 or loadings.stride(0) == 0:  # as at the start
+            loadings, parts = loadings[:1], [part.flatten(0, 1)[None] for part in parts]
+        return [
+            SoftmaxEvidence(
+                counts,
+                size,
+                at,
+                self.observation_model.from_parameters(dict(zip(noise, of_noise, strict=True))),
+                Loadings.from_weight(weight),
+            )
+            for weight, counts, size, at, *of_noise in zip(loadings, *parts, strict=True)
+        ]
+
+    def improve_means(
+        self, parameters: Parameters, start: Parameters, prior_mean: Tensor, latent: Tensor, settings: AdapterSettings
+    ) -> Parameters:
+        """Take one step of Newton's method to the most probable loadings and offsets, with latents held; return these.
+
+        The information matrix of a gene's loadings is taken to be ``precision I + weight * Z' Z`` with the latents Z
+        around their prior mean, as if all cells had the same weight. It is diagonal in the principal axes of Z, which
+        all genes of a population share.
+
+        Parameters
+        ----------
+        start
+            Means of the prior of the parameters.
+        prior_mean
+            Of latents, populations x latent dimensions.
+        latent
+            Populations x cells x latent dimensions.
+        """
+        loadings, offset = parameters["loadings"], parameters["offset"]
+        centre = prior_mean[:, :, None]
+        centred = (latent - prior_mean[:, None]) * self.present
+        observation, mean = self._distribution(parameters, latent)
+        residual, information = observation.derivatives(self.counts, mean)
+        # Through the softmax; cells of the padding have neither counts nor means
+        residual = residual - mean * (residual.sum(dim=2, keepdim=True) / self.size.clamp(min=1))
+        weight = CURVATURE * information.sum(dim=1)
+        change = loadings - start["loadings"]
+        # Loadings
+        variance, axes = torch.linalg.eigh(centred.mT @ centred / self.present.sum(dim=1, keepdim=True))
+        precision = settings.loading_scale**-2
+        gradient = residual.mT @ centred - precision * change
+        step = (gradient @ axes / (precision + weight[:, :, None] * variance[:, None])) @ axes.mT
+        step = step * (MAX_STEP * settings.loading_scale / step.norm(dim=2, keepdim=True)).clamp(max=1)
+        # Log expression at the mean latent
+        precision = settings.expression_scale**-2
+        gradient = residual.sum(dim=1) - precision * (offset - start["offset"] + (change @ centre).squeeze(2))
+        raised = (gradient / (precision + weight)).clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+        return {"loadings": loadings + step, "offset": offset + raised - (step @ centre).squeeze(2)}
+
+    def improve_noise(
+        self, parameters: Parameters, start: Parameters, latent: Tensor, settings: AdapterSettings
+    ) -> Parameters:
+        """Take one step to the most probable noise, with latents held; return its parameters.
+
+        The information is taken to be the sum of squares of the cells' gradients (Berndt et al. 1974).
+        """
+        observation, mean = self._distribution(parameters, latent)
+        precision, improved = settings.noise_scale**-2, {}
+        for name, of_cells in observation.parameter_gradients(self.counts, mean).items():
+            change = parameters[name] - start[name]
+            step = (of_cells.sum(dim=1) - precision * change) / (precision + (of_cells**2).sum(dim=1))
+            improved[name] = parameters[name] + step.clamp(-MAX_LOG_STEP, MAX_LOG_STEP)
+        return improved
+
+    def _distribution(self, parameters: Parameters, latent: Tensor) -> tuple[ObservationModel, Tensor]:
+        """Observation model and mean of the counts of cells, from their latents."""
+        logits = latent @ parameters["loadings"].mT + parameters["offset"][:, None] + self.batch_offset
+        return self.observation_model.from_parameters(self._noise(parameters)), self.size * torch.softmax(logits, dim=2)
+
+    def _noise(self, parameters: Parameters) -> Parameters:
+        """Parameters of the noise, populations x 1 x genes."""
+        return {of.name: parameters[of.name][:, None] for of in fields(self.observation_model)}
