@@ -42,13 +42,8 @@ class TreeComparison:
 
     @property
     def found(self) -> Set[frozenset[str]]:
-        """Clades of the reference that the tree has."""
+        """Clades that both have."""
         return self.reference & self.tree
-
-    @property
-    def missing(self) -> Set[frozenset[str]]:
-        """Clades of the reference that the tree lacks."""
-        return self.reference - self.tree
 
     @property
     def contradicting(self) -> Set[frozenset[str]]:
@@ -66,18 +61,17 @@ class TreeComparison:
     @property
     def share_missing(self) -> float:
         """Share of the reference's clades that the tree lacks; NaN where it has none."""
-        return len(self.missing) / len(self.reference) if self.reference else float("nan")
+        return len(self.reference - self.tree) / len(self.reference) if self.reference else float("nan")
 
 
 def agreement(tree: Hierarchy, clustered: Hierarchy) -> str:
     """Describe in words how many nodes of a given tree are clades of the clustering of the same cells."""
-    compared = TreeComparison.from_trees(clustered, tree)
-    if not compared.reference:
+    compared = TreeComparison.from_trees(tree, clustered)
+    if not compared.tree:
         return "nothing to compare: your tree has one node"
-    contradicting = sum(any(overlap_in_part(clade, other) for other in compared.tree) for clade in compared.reference)
     return (
-        f"agrees in {len(compared.found)} of the {len(compared.reference)} nodes of your tree below the root, and "
-        f"contradicts {contradicting}"
+        f"agrees in {len(compared.found)} of the {len(compared.tree)} nodes of your tree below the root, and "
+        f"contradicts {len(compared.contradicting)}"
     )
 
 
@@ -91,26 +85,17 @@ def comparison_table(tree: Hierarchy, clustered: Hierarchy) -> pd.DataFrame:
     ``contradicted`` (whether a clade of the other one overlaps it in part), ``n_types``, ``n_cells`` and
     ``cell_types``; nodes of the tree first.
     """
-    compared = TreeComparison.from_trees(clustered, tree)
-    rows = []
-    for hierarchy, others in ((tree, compared.tree), (clustered, compared.reference)):
-        for branch in hierarchy.branches[1:]:
-            below = frozenset(hierarchy.types_below(branch.name))
-            if len(below) == 1 or (hierarchy is clustered and below in compared.reference):
-                continue
-            rows.append(
-                {
-                    "node": branch.name if hierarchy is tree else None,
-                    "in_tree": hierarchy is tree,
-                    "in_clustering": below in compared.tree,
-                    "support": branch.support,
-                    "contradicted": any(overlap_in_part(below, other) for other in others),
-                    "n_types": len(below),
-                    "n_cells": branch.n_cells,
-                    "cell_types": "; ".join(hierarchy.types_below(branch.name)),
-                }
-            )
+    ours, theirs = (TreeComparison.from_trees(*pair) for pair in ((tree, clustered), (clustered, tree)))
     columns = ("node", "in_tree", "in_clustering", "support", "contradicted", "n_types", "n_cells", "cell_types")
+    rows = []
+    for hierarchy, contradicting in ((tree, ours.contradicting), (clustered, theirs.contradicting)):
+        for branch in hierarchy.branches[1:]:
+            types = hierarchy.types_below(branch.name)
+            below, is_node = frozenset(types), hierarchy is tree
+            if len(types) > 1 and (is_node or below not in ours.tree):
+                name = branch.name if is_node else None
+                where = (name, is_node, below in theirs.tree, branch.support, below in contradicting)
+                rows.append((*where, len(types), branch.n_cells, "; ".join(types)))
     return pd.DataFrame(rows, columns=list(columns))
 
 
