@@ -6,7 +6,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from bdm.data import outliers
+from bdm.data import counts
 from bdm.data.counts import MAX_GENES, MIN_COUNT
 from bdm.data.prepare import prepare, prepared_cells
 from bdm.data.read import read_cells
@@ -111,8 +111,8 @@ def test_data_with_many_outlying_counts_are_hinted_at(caplog, every, hinted):
 
 
 def test_limits_of_many_types_are_from_a_sample_of_each(monkeypatch):
-    monkeypatch.setattr(outliers, "MAX_CELLS_IN_ALL", 100)
+    monkeypatch.setattr(counts, "MAX_CELLS_IN_ALL", 100)
     adata = cells_with({}, n_types=4)
     is_train = np.arange(N_CELLS) % 5 > 0
-    limits, outlying = outliers.count_limits(adata.X, np.arange(N_CELLS), adata.obs["cell_type"], is_train, seed=0)
+    limits, outlying = counts.count_limits(adata.X, np.arange(N_CELLS), adata.obs["cell_type"], is_train, seed=0)
     assert (outlying.n_cells, outlying.n_values, limits.regular.shape) == (100, 0, (4, N_GENES))
