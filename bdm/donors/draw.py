@@ -13,6 +13,7 @@ from torch import Tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.donors.composition import DonorComposition
 from bdm.donors.effects import DonorEffects
+from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 
 MAX_DONOR_SHARE = 0.9  # of the variance of cells in any direction, that can be between donors
@@ -138,8 +139,8 @@ class NewDonors:
         model = self.model
         mean = model.moments.mean[model.moments.populations.index(population)]
         shift = float(model.effects.sd[row, -1]) * torch.tensor(self.deviation[donor, row, -1])
-        y = torch.zeros(len(x), x.shape[1])
-        y[:, -1] = shift
+        layout = LatentLayout(x.shape[1] - 1)
+        y = layout.joined(torch.zeros(len(x), layout.n_latent), shift)
         return mean + (x - mean) @ model.contractions[population].T + model.whitening.linear(y)
 
     def log_expression(self, population: str) -> np.ndarray:

@@ -51,9 +51,14 @@ class LatentCells:
         object.__setattr__(self, "labels", self.labels or self.populations)
 
     @property
+    def layout(self) -> LatentLayout:
+        """Coordinates of y."""
+        return LatentLayout(self.mean.shape[1] - 1)
+
+    @property
     def library_size_range(self) -> Tensor:
         """Smallest and largest log library size."""
-        log_library_size = self.mean[:, LatentLayout.of(self.mean).library_size]
+        log_library_size = self.mean[:, self.layout.library_size]
         return torch.stack([log_library_size.min(), log_library_size.max()])
 
     @property

@@ -19,11 +19,6 @@ class LatentLayout:
 
     n_latent: int
 
-    @classmethod
-    def of(cls, y: Tensor) -> "LatentLayout":
-        """Layout of y, cells x dimensions."""
-        return cls(y.shape[1] - 1)
-
     @property
     def latent(self) -> slice:
         """Coordinates of the latent."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bdm._core.seeds import population_weight
 from bdm.latent.cells import LatentCells
-from bdm.latent.layout import LatentLayout
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def fit_whitening(cells: LatentCells) -> Whitening:
     within = cells.mean - means[cells.population]
     pooled = within.T @ within / len(within)
     covariance = pooled + torch.diag((cells.scale**2).mean(dim=0))
-    size = LatentLayout.of(cells.mean).library_size
+    size = cells.layout.library_size
     covariance[size, size].clamp_(min=MIN_VARIANCE)
     return Whitening(cells.mean.mean(dim=0), covariance)
 
