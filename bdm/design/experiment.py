@@ -39,7 +39,7 @@ class ReferenceCells:
     """
 
     whitened: Callable[[str], Tensor]
-    of_cells: Callable[[str, str, int], np.ndarray]
+    of_cells: Callable[[str, str | None, int], np.ndarray]
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
@@ -51,9 +51,9 @@ class ReferenceCells:
             return sampler.sample(population, MAX_CHUNK, torch_generator(seed, "reference", population))
 
         @cache
-        def of_cells(population: str, batch: str, n_cells: int) -> np.ndarray:
+        def of_cells(population: str, batch: str | None, n_cells: int) -> np.ndarray:
             x = whitened(population)[:n_cells]
-            batches = np.full(len(x), batch) if model.autoencoder.batches else None
+            batches = None if batch is None else np.full(len(x), batch)
             expected = expected_counts(model, x, batches, population, batch_factor=batch_effects)
             return np.asarray(expected.mean(axis=0, dtype=np.float64))
 
@@ -64,7 +64,7 @@ class ReferenceCells:
 
         return cls(whitened, of_cells, log_library_size)
 
-    def expression(self, population: str, batch: str) -> np.ndarray:
+    def expression(self, population: str, batch: str | None) -> np.ndarray:
         """Average the expected counts of all cells of a population."""
         return self.of_cells(population, batch, MAX_CHUNK)
 
@@ -100,9 +100,9 @@ class DesignedExperiment:
         return len(self.model.autoencoder.genes)
 
     @property
-    def batches(self) -> list[str]:
-        """Batch of each sample; empty text where the model has no batches."""
-        return [str(batch) for batch in self.samples["batch"]]
+    def batches(self) -> list[str | None]:
+        """Batch of each sample; None where the model has no batches."""
+        return list(self.samples["batch"])
 
     def mean_expression(self, sample: str, populations: Sequence[str]) -> pd.DataFrame:
         """Compute expected counts of populations (rows) in a sample: of its donor, with its changes, at depth 1."""

@@ -53,8 +53,8 @@ def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
 
     Returns
     -------
-    Table with an index ``sample`` and the columns ``donor``, ``condition`` and ``batch``, which is empty text where the
-    model has no batches.
+    Table with an index ``sample`` and the columns ``donor``, ``condition`` and ``batch``, which is None where the model
+    has no batches.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
     return table.drop(columns="number")
 
 
-def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFrame, seed: int) -> list[str]:
+def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
     """Choose the batch of each donor: the given ones in turn in each condition, or by chance as in the training cells.
 
     Parameters
@@ -89,7 +89,7 @@ def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFram
     if samples.batches:
         return [samples.batches[number % len(samples.batches)] for number in table["number"]]
     if not known:
-        return [""] * len(table)
+        return [None] * len(table)
     share = model.composition[list(known)].sum().to_numpy(dtype=float)
     donors = table["donor"].unique()
     drawn = numpy_generator(seed, "batches").choice(known, size=len(donors), p=share / share.sum())

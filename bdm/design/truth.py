@@ -83,7 +83,7 @@ class Truth:
         return {
             "genes": self.genes,
             "composition": self.composition,
-            "samples": self.samples.reset_index(),
+            "samples": self.samples.dropna(axis=1, how="all").reset_index(),  # no batches where the model has none
         }
 
 
@@ -140,8 +140,9 @@ def mean_expression(experiment: DesignedExperiment, population: str, *, needed: 
     """
     if not needed:
         return np.ones(experiment.n_genes)
-    by_batch = experiment.samples["batch"].value_counts(normalize=True)
-    means = [share * experiment.reference.expression(population, str(name)) for name, share in by_batch.items()]
+    batches = experiment.samples["batch"]
+    by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
+    means = [share * experiment.reference.expression(population, name) for name, share in by_batch.items()]
     return np.asarray(np.sum(means, axis=0))
 
 
