@@ -1,6 +1,7 @@
 """The fit of the autoencoder: its objective on minibatches of cells, and its training in rounds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import sha256
@@ -31,7 +32,7 @@ from bdm.autoencoder.cells import (
     type_names,
 )
 from bdm.autoencoder.decoder import AutoencoderShape
-from bdm.autoencoder.network import CountAutoencoder
+from bdm.autoencoder.network import CountAutoencoder, Posterior
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.autoencoder.sub_populations import (
     SubPopulations,
@@ -275,7 +276,9 @@ def train_network(
         loss, by_group = partial(objective.loss, run=run), objective.by_population
         history = train(network, loss, plan, by_group=by_group, validation=validation, checkpoint=checkpoint)
     network = network.cpu().eval()
-    network.rotate_to_principal_axes(_mean_precision(network, training[start], codes[start], objective.codes[start]))
+    of_cells = training[start], codes[start], objective.codes[start]
+    precision = encode_blocks(network, *of_cells, lambda posterior: posterior.precision.sum(dim=0))
+    network.rotate_to_principal_axes(sum(precision) / len(start))
     return network, history
 
 
@@ -348,15 +351,22 @@ def count_members(group: Tensor, division: Division, n_groups: int) -> Tensor:
 
 def encode_cells(network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the posteriors of cells in memory, each cells x latent dimensions."""
+    found = encode_blocks(network, cells, types, codes, lambda posterior: (posterior.mean, posterior.scale))
+    means, scales = zip(*found, strict=True)
+    return torch.cat(means), torch.cat(scales)
+
+
+def encode_blocks(
+    network: CountAutoencoder, cells: ad.AnnData, types: Tensor, codes: Tensor, take: Callable[[Posterior], Any]
+) -> list[Any]:
+    """Encode cells in blocks, in parallel, and take what is needed of the posteriors of each block."""
 
     @torch.no_grad()  # holds for the thread that enters it
-    def encoded(block: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        posterior = network.encode(*block)
-        return posterior.mean, posterior.scale
+    def encoded(block: tuple[Tensor, ...]) -> Any:
+        return take(network.encode(*block))
 
     with threads() as run:
-        means, scales = zip(*run(encoded, cell_blocks(cells, types, codes)), strict=True)
-    return torch.cat(means), torch.cat(scales)
+        return list(run(encoded, cell_blocks(cells, types, codes)))
 
 
 def _bounds_by_type(
@@ -375,13 +385,3 @@ def _bounds_by_type(
         of_population = np.flatnonzero(population == name)
         bound[of_population] = likelihood(adapters.network(name, network), cells[of_population], batches, seed=seed)
     return mean_bound_by_type(bound, cells, type_codes(cells, cell_types), cell_types)
-
-
-def _mean_precision(network: CountAutoencoder, adata: ad.AnnData, types: Tensor, codes: Tensor) -> Tensor:
-    @torch.no_grad()  # holds for the thread that enters it
-    def summed(block: tuple[Tensor, ...]) -> Tensor:
-        return network.encode(*block).precision.sum(dim=0)
-
-    with threads() as run:
-        mean: Tensor = sum(run(summed, cell_blocks(adata, types, codes))) / adata.n_obs
-    return mean

@@ -54,7 +54,7 @@ class ObservationModel(ABC):
 
     @abstractmethod
     def log_likelihood(self, counts: Tensor, log_mean: Tensor) -> Tensor:
-        """Log likelihood of the counts (cells x genes) of each cell, in nats."""
+        """Log likelihood of the counts of each cell, in nats, from counts and their log means, cells x genes."""
 
     @abstractmethod
     def derivatives(self, counts: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ class ObservationModel(ABC):
 
     @abstractmethod
     def sample(self, mean: np.ndarray, generator: np.random.Generator) -> sp.csr_matrix:
-        """Sample counts, cells x genes; the counts of a cell do not depend on the cells after it."""
+        """Sample counts of these means, cells x genes; the counts of a cell do not depend on the cells after it."""
 
     @abstractmethod
     def half(self, counts: sp.csr_matrix, generator: np.random.Generator) -> sp.csr_matrix:
@@ -84,7 +84,10 @@ class ObservationModel(ABC):
     def rescale(
         self, counts: np.ndarray, mean: np.ndarray, factor: np.ndarray, generator: np.random.Generator
     ) -> np.ndarray:
-        """Change counts, cells x genes, as if their means had been ``factor`` times as large in the same cells."""
+        """Change counts, cells x genes, as if their means had been ``factor`` times as large in the same cells.
+
+        The factor is broadcast to cells x genes. Counts rise where it is above 1, and fall where it is below.
+        """
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,6 @@ class NegativeBinomial(ObservationModel):
         """Log likelihood of the counts of each cell, in nats.
 
         Most counts are zeros, where the log-gamma terms vanish, so these are computed for the others alone.
-
-        Parameters
-        ----------
-        counts
-            Raw counts, cells x genes.
-        log_mean
-            Natural logarithm of their means, cells x genes.
-
-        Returns
-        -------
-        Sum over genes, one per cell.
         """
         log_r = self.log_inverse_dispersion.expand_as(log_mean)
         log_total = torch.logaddexp(log_r, log_mean)
@@ -186,16 +178,6 @@ class NegativeBinomial(ObservationModel):
         time by a number that follows the logarithmic series distribution (Quenouille 1949, Biometrics 5:162). So a
         count is 0 where the first jump, an exponential time, is after r; otherwise it is that jump, plus the jumps in
         the remaining time, which are negative binomial again: a Poisson number with a gamma rate.
-
-        Parameters
-        ----------
-        mean
-            Cells x genes.
-
-        Returns
-        -------
-        Cells x genes. The counts of a cell depend on the generator and on the cells before it, but not on the cells
-        after it.
         """
         inverse_dispersion = self.inverse_dispersion.numpy()
         n_cells, n_genes = mean.shape
@@ -219,12 +201,7 @@ class NegativeBinomial(ObservationModel):
 
         A beta-binomial share with the parameters r / 2 and r / 2 divides a negative binomial count of mean m and
         inverse dispersion r into two that are independent, each of mean m / 2 and inverse dispersion r / 2 (Neufeld et
-        al. 2023, https://arxiv.org/abs/2307.12985).
-
-        Parameters
-        ----------
-        counts
-            Cells x genes; the inverse dispersion is one per gene.
+        al. 2023, https://arxiv.org/abs/2307.12985). Here the inverse dispersion is one per gene.
         """
         r = self.inverse_dispersion.double().numpy()[counts.indices]
         taken = generator.binomial(counts.data.astype(np.int64), generator.beta(r / 2, r / 2))
@@ -241,17 +218,6 @@ class NegativeBinomial(ObservationModel):
         thinned. Above 1, Poisson numbers are added at the rate of the cell, which given its count x is gamma
         distributed with shape r + x and mean m (r + x) / (r + m). The result is negative binomial with the mean
         factor x m and the same r; counts with a factor of 1 stay as they are.
-
-        Parameters
-        ----------
-        counts, mean
-            Cells x genes.
-        factor
-            Cells x genes, or of a shape that is broadcast to it.
-
-        Returns
-        -------
-        Cells x genes, at least the counts where the factor is above 1, and at most the counts elsewhere.
         """
         r = np.broadcast_to(self.inverse_dispersion.double().numpy(), counts.shape)
         factor, changed = np.broadcast_to(factor, counts.shape), counts.copy()
