@@ -45,9 +45,8 @@ from bdm.settings import (
     SamplerSettings,
     Settings,
 )
-from bdm.transmutation.left_out import report_errors
-from bdm.transmutation.request import Goal, Pair, sources_of
-from bdm.transmutation.transmute import transmute_cells
+from bdm.transmutation.request import Goal, Pair, report_errors, sources_of
+from bdm.transmutation.transmute import transmuted_cells
 
 if TYPE_CHECKING:
     from bdm.audit.results import Audit
@@ -382,7 +381,7 @@ class BranchedDiffusion:
 
         Returns
         -------
-        AnnData as :func:`bdm.transmutation.transmute.transmute_cells` makes it.
+        AnnData as :func:`bdm.transmutation.transmute.transmuted_cells` describes it.
 
         Raises
         ------
@@ -395,7 +394,7 @@ class BranchedDiffusion:
         cell_types = _type_names(from_)
         sources = sources_of(adata, self.model, goal, keys, cell_types=cell_types)
         report_errors(self.model, goal.like, seed=seed)
-        transmuted = transmute_cells(self.model, sources, goal, settings, seed=seed)
+        transmuted = transmuted_cells(self.model, sources, goal, settings, seed=seed).in_memory()
         request = {"to": goal.to, "from": list(cell_types), "like": dict(goal.like)}
         transmuted.uns["bdm"] = record_of_cells(self.model, None, seed=seed, settings={**asdict(settings), **request})
         return transmuted

@@ -30,11 +30,17 @@ def missing_package(what: str, package: str, *, extra: str) -> InputError:
     )
 
 
+class UnreadableError(InputError):
+    """A file that cannot be read; the message contains its name."""
+
+
 @contextmanager
 def at(place: object) -> Iterator[None]:
-    """Name the place of invalid input in its message."""
+    """Name the place of invalid input in its message, but of a file that cannot be read, whose message has its name."""
     try:
         yield
+    except UnreadableError:
+        raise
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from bdm.evaluation.scores import SCORE_TITLES
+
 STATIC = Path(__file__).parent / "_static"
 METHODS = {
     "floor": "floor",
@@ -19,15 +21,13 @@ METHODS = {
     "thinned": "thinned copies",
 }
 SCORES = {
-    "energy": "Energy distance",
+    "energy": SCORE_TITLES["energy"],
     "energy_frequent": "Energy distance of types with 50 test cells or more, weighted by test cells",
-    "forest_auc": "Forest AUC",
-    "gene_auc": "Gene AUC",
-    "slope": "Slope of log fold changes",
+    **{score: SCORE_TITLES[score] for score in ("forest_auc", "gene_auc", "slope")},
     "slope_by_type": "Slope by type",
-    "fold_change_correlation": "Correlation of log fold changes",
+    "fold_change_correlation": SCORE_TITLES["fold_change_correlation"],
     "f1_ratio": "F1 ratio",
-    "memorisation": "Memorisation",
+    "memorisation": SCORE_TITLES["memorisation"],
     "training_cpu_seconds": "Training, processor seconds",
     "generation_cpu_seconds": "Generation, processor seconds",
     "memory_mb": "Peak memory, MB",

@@ -85,10 +85,9 @@ def damaged(kind: str, whole: Path, other: Path, work: Path, number: int) -> Pat
 
 
 def read_cells_of(path: Path) -> Any:
-    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import prepared_cells
     from bdm.data.read import read_cells
-    from bdm.errors import InputError
+    from bdm.errors import InputError, UnreadableError
     from bdm.settings import PrepareSettings
 
     cells = read_cells(path, on_disk=True)

@@ -6,8 +6,8 @@ from sklearn.metrics import roc_auc_score
 
 from bdm.data.filters import capped
 from bdm.evaluation import memorisation, metrics
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, Matched, match, sample_by_type, take_samples, thin
-from bdm.evaluation.distances import PairDistances, energy_distance, maximum_mean_discrepancy
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_at_most, sample_by_type, take_samples
+from bdm.evaluation.distances import PairDistances, energy_distance
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.metrics import (
@@ -32,6 +32,10 @@ def three_types() -> Cells:
 def poisson_cells(n_cells: int, *, seed: int) -> Cells:
     rng = np.random.default_rng(seed)
     return cells(rng.poisson(rng.gamma(2, 1, size=30), size=(n_cells, 30)), ["a"] * n_cells)
+
+
+def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
+    return PairDistances.between(x, y).maximum_mean_discrepancy
 
 
 @pytest.mark.parametrize("distance", [energy_distance, maximum_mean_discrepancy])
@@ -71,8 +75,8 @@ def test_sample_has_the_requested_numbers_without_repeats(three_types):
 
 def test_match_takes_the_smaller_number_of_each_type(three_types):
     other = cells(np.ones((9, 3)), ["a"] * 3 + ["b"] * 2 + ["c"] * 4)
-    matched = match(three_types, other, seed=0)
-    assert matched.query.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
+    query, test = match(three_types, other, seed=0)
+    assert query.n_by_type.to_dict() == test.n_by_type.to_dict() == {"a": 3, "b": 2, "c": 3}
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,8 @@ def test_bound_cuts_the_commonest_types_but_never_below_what_can_be_scored(three
     assert capped(three_types.n_by_type, most=most, fewest=MIN_CELLS_FOR_MEANS).tolist() == numbers
 
 
-def test_thinned_sets_remain_matched(three_types):
-    matched = thin(Matched(three_types, three_types), most=15, seed=0)
-    assert matched.query.n_by_type.to_dict() == matched.test.n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
+def test_few_cells_are_of_all_types(three_types):
+    assert sample_at_most(three_types, most=15, seed=0).n_by_type.to_dict() == {"a": 6, "b": 6, "c": 3}
 
 
 def test_draws_taken_together_are_those_taken_alone(three_types):
@@ -186,7 +189,7 @@ def test_memorisation_share_is_half_without_copies_and_one_of_copies(n_training,
 def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_themselves(monkeypatch):
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
-    queries = [QueryCells.project(cells[floor], cells[test], own) for own in (None, floor)]
+    queries = [QueryCells.project(cells[floor], cells[test], own) for own in ((), floor)]
     at_once = memorisation_of(queries, cells[training])
     assert at_once[0].share == 1
     assert abs(at_once[1].share - 0.5) < 0.2

@@ -9,10 +9,9 @@ from scipy import sparse
 
 from bdm.cli import app
 from bdm.errors import InputError
-from bdm.evaluation.cells import FLOOR, GENERATED, Cells, StoredCells
+from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCells
 from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.evaluate import by_population_table
-from bdm.evaluation.resampling import SIZE_LIMITS
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.fitted_cells import read_real_cells_for, real_cells_for
@@ -64,14 +63,6 @@ def test_scores_show_a_sub_population_that_is_missing(evaluation):
     assert abs(one.loc[DENDRITIC[0], "relative_energy"]) < 0.05
     of_label = evaluation.by_type["relative_energy"]
     assert of_label["one", "Dendritic"] > of_label[GENERATED, "Dendritic"] + 0.02
-
-
-def test_evaluation_comes_back_with_its_sub_populations(evaluation, tmp_path):
-    evaluation.save(tmp_path / "evaluation")
-    loaded = Evaluation.load(tmp_path / "evaluation")
-    pd.testing.assert_frame_equal(loaded.by_population, evaluation.by_population)
-    table = pd.read_csv(tmp_path / "evaluation/by_population.csv")
-    pd.testing.assert_frame_equal(table, evaluation.by_population, check_dtype=False, rtol=1e-4)
 
 
 def comparison(*, n_cells: int = 60) -> Comparison:

@@ -164,11 +164,11 @@ def test_new_branch_has_no_network_where_the_branch_that_it_leaves_has_none(base
 
 def test_cells_are_transmuted_to_and_from_the_new_type(with_nk, example_cells):
     from bdm.transmutation.request import Goal, sources_of
-    from bdm.transmutation.transmute import transmute_cells
+    from bdm.transmutation.transmute import transmuted_cells
 
     for one, other in [("CD56+ NK", "Dendritic"), ("Dendritic", "CD56+ NK")]:
         sources = sources_of(example_cells, with_nk.model, Goal(other), cell_types=(one,))
-        transmuted = transmute_cells(with_nk.model, sources, Goal(other), SamplerSettings(), seed=0)
+        transmuted = transmuted_cells(with_nk.model, sources, Goal(other), SamplerSettings(), seed=0).in_memory()
         real = example_cells[:, transmuted.var_names]
         here, there = (profile(real[real.obs["bulk_labels"] == name].X.toarray()) for name in (one, other))
         assert np.linalg.norm(profile(transmuted.X.toarray()) - there) < 0.5 * np.linalg.norm(here - there)

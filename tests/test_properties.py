@@ -9,15 +9,21 @@ import pytest
 from scipy import sparse, stats
 
 from bdm.data.prepare import gene_names, prepare
-from bdm.evaluation.cells import Cells, Matched, RealCells
+from bdm.evaluation import genes, values
+from bdm.evaluation.cells import Cells, RealCells, SizeLimits, resampled_cells
 from bdm.evaluation.evaluate import evaluate
-from bdm.evaluation.genes import variable_genes
-from bdm.evaluation.properties import biology, cell, structure, use, values
-from bdm.evaluation.properties.catalogue import COLUMNS, KINDS, LABEL, PROPERTIES, no_properties
-from bdm.evaluation.properties.compare import compare_properties
-from bdm.evaluation.properties.gene import correlations_within_types
-from bdm.evaluation.properties.group import Group, energy_coefficient, ks
-from bdm.evaluation.resampling import SizeLimits, resampled_cells
+from bdm.evaluation.genes import OrderedValues, variable_genes
+from bdm.evaluation.properties import (
+    COLUMNS,
+    KINDS,
+    LABEL,
+    PROPERTIES,
+    Group,
+    compare_properties,
+    energy_coefficient,
+    ks,
+    no_properties,
+)
 from bdm.evaluation.results import Evaluation
 from bdm.plotting.evaluation import NO_PROPERTIES, properties
 from bdm.plotting.style import figure_of
@@ -53,6 +59,11 @@ def deeper(cells: Cells) -> Cells:
 
 
 @pytest.fixture(scope="module")
+def real(prepared, training, held_out) -> RealCells:
+    return RealCells(training, held_out, gene_names(prepared))
+
+
+@pytest.fixture(scope="module")
 def sets(training) -> dict[str, Cells]:
     shuffled = np.random.default_rng(0).permutation(training.cell_type)
     shifted = training.counts.toarray()
@@ -67,8 +78,7 @@ def sets(training) -> dict[str, Cells]:
 
 
 @pytest.fixture(scope="module")
-def evaluation(prepared, training, held_out, sets) -> Evaluation:
-    real = RealCells(training, held_out, gene_names(prepared))
+def evaluation(real, sets) -> Evaluation:
     return evaluate(real, sets, EvaluationSettings(n_repeats=1))
 
 
@@ -151,19 +161,18 @@ def test_real_cells_are_as_near_as_the_floor(excess):
     assert excess["without batches"].max() < 0.2
 
 
-def test_same_seed_same_table(evaluation, prepared, training, held_out, sets):
-    real = RealCells(training, held_out, gene_names(prepared))
+def test_same_seed_same_table(evaluation, real, sets):
     again = evaluate(real, {"shifted": sets["shifted"]}, EvaluationSettings(n_repeats=1))
     expected = evaluation.properties.query("set == 'shifted'").reset_index(drop=True)
     pd.testing.assert_frame_equal(again.properties, expected)
 
 
-def test_properties_are_averaged_over_resamples(training, held_out, sets):
+def test_properties_are_averaged_over_resamples(real, sets):
     arguments = {"max_cells_per_type": 12, "max_cells": 1000}
     some = {"deeper": sets["deeper"]}
-    genes = variable_genes(training)
+    genes = variable_genes(real.training)
     tables = [
-        compare_properties(resampled_cells(training, held_out, some, seeds, **arguments), genes, most=1000)
+        compare_properties(resampled_cells(real, some, seeds, **arguments), genes, most=1000)
         for seeds in ([1, 2], [1], [2])
     ]
     both, first, second = (table.query("by == 'all'").set_index("property") for table in tables)
@@ -172,20 +181,12 @@ def test_properties_are_averaged_over_resamples(training, held_out, sets):
         pd.testing.assert_series_equal(both[column], (first[column] + second[column]) / 2)
 
 
-def test_no_more_cells_than_the_limit_are_compared(training, held_out, sets):
+def test_no_more_cells_than_the_limit_are_compared(real, sets):
     some = {"deeper": sets["deeper"]}
-    resamples = resampled_cells(training, held_out, some, [0], max_cells_per_type=500, max_cells=1000)
-    table = compare_properties(resamples, variable_genes(training), most=60)
-    assert 40 < table["n_cells"].max() <= 60 < len(held_out)
+    resamples = resampled_cells(real, some, [0], max_cells_per_type=500, max_cells=1000)
+    table = compare_properties(resamples, variable_genes(real.training), most=60)
+    assert 40 < table["n_cells"].max() <= 60 < len(real.test)
     assert SizeLimits().properties < SizeLimits().compared
-
-
-def test_saved_properties_are_loaded(evaluation, tmp_path):
-    evaluation.save(tmp_path / "evaluation")
-    pd.testing.assert_frame_equal(Evaluation.load(tmp_path / "evaluation").properties, evaluation.properties)
-    table = pd.read_csv(tmp_path / "evaluation/properties.csv", keep_default_na=False, na_values=["nan"])
-    assert table.columns.tolist() == COLUMNS
-    assert len(table) == len(evaluation.properties)
 
 
 def test_figure_shows_the_excess_of_each_set(evaluation, excess):
@@ -213,13 +214,17 @@ def test_figure_without_properties_says_so(evaluation):
 # ---- formulas
 
 
+def side_of(cells: Cells) -> values.Side:
+    return values.Side(cells, np.zeros((len(cells), 2)), cells.library_size, np.arange(3), 0)
+
+
 def test_dispersion_is_that_of_a_negative_binomial():
     rng = np.random.default_rng(0)
     size = rng.lognormal(sigma=0.3, size=4000)
     mean, dispersion = np.array([5.0, 20.0, 50.0] * 40), np.array([0.2, 0.5, 1.0] * 40)
     rates = rng.gamma(1 / dispersion, dispersion * mean * size[:, None])
     cells = Cells(sparse.csr_matrix(rng.poisson(rates), dtype=np.float32), np.repeat("cell", 4000))
-    estimated = values.dispersion(cells).reshape(40, 3).mean(axis=0)
+    estimated = values.dispersion(side_of(cells)).reshape(40, 3).mean(axis=0)
     np.testing.assert_allclose(estimated, dispersion[:3], rtol=0.1)
 
 
@@ -241,18 +246,18 @@ def test_correlations_are_those_within_types():
     rates = np.where(cell_type == "one", 1, 20)[:, None] * np.ones((1, 3))
     cells = Cells(sparse.csr_matrix(rng.poisson(np.c_[rates, np.full((600, 5), 50)]), dtype=np.float32), cell_type)
     assert np.corrcoef(cells.expression[:, :3].toarray(), rowvar=False)[0, 1] > 0.5
-    assert np.abs(correlations_within_types(cells, np.arange(3))).max() < 0.2
+    assert np.abs(values.correlations_within_types(side_of(cells))).max() < 0.2
 
 
 def test_tests_between_types_are_those_of_scipy(training):
     label = "CD19+ B"
     is_type = training.cell_type == label
-    inside, outside = (biology.Moments.of(training, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
+    inside, outside = (genes.Moments.of(training, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
     found = {
-        "welch": biology.welch(inside, outside),
-        "bartlett": biology.bartlett(inside, outside),
-        "chi_squared": biology.chi_squared(inside, outside),
-        "kolmogorov_smirnov": biology.OrderedValues.of(training).kolmogorov_smirnov(is_type),
+        "welch": genes.welch(inside, outside),
+        "bartlett": genes.bartlett(inside, outside),
+        "chi_squared": genes.chi_squared(inside, outside),
+        "kolmogorov_smirnov": genes.ks_test(OrderedValues.from_cells(training), is_type),
     }
     expression = training.expression.toarray().astype(float)
     for gene in variable_genes(training)[:10]:
@@ -271,7 +276,7 @@ def test_tests_between_types_are_those_of_scipy(training):
 
 def test_mixing_is_the_statistic_of_anderson_and_darling():
     groups = np.random.default_rng(0).integers(3, size=(5, 40))
-    found = structure.anderson_darling(groups, n_groups=3)
+    found = values.anderson_darling(groups, n_groups=3)
     rank = np.arange(40, dtype=float)
     for row, statistic in zip(groups, found, strict=True):
         samples = [rank[row == group] for group in range(3)]
@@ -279,7 +284,7 @@ def test_mixing_is_the_statistic_of_anderson_and_darling():
             expected = stats.anderson_ksamp(samples, midrank=False).statistic
         n, sizes = 40, np.array([len(sample) for sample in samples])
         assert expected == pytest.approx((2 * statistic - 2) / anderson_spread(sizes, n))
-    assert np.isinf(structure.anderson_darling(np.zeros((1, 40), dtype=int), n_groups=3)).all()
+    assert np.isinf(values.anderson_darling(np.zeros((1, 40), dtype=int), n_groups=3)).all()
 
 
 def anderson_spread(sizes: np.ndarray, n: int) -> float:
@@ -310,18 +315,15 @@ def test_few_values_have_no_distance():
     assert ks(np.array([0, 1, 2, 3, 4, np.inf]), np.array([0, 1, 2, 3, 4, np.inf])) == 0
 
 
-def test_leiden_clusters_are_compared_where_igraph_is_installed(training, held_out):
+def test_leiden_clusters_are_compared_where_igraph_is_installed(evaluation):
     pytest.importorskip("igraph")
-    matched = Matched(training[: len(held_out)], held_out)
-    group = Group.of(matched, variable_genes(training), seed=0)
-    assert use.clustering(group)["leiden"] < 0.3
-    assert len(np.unique(use.leiden(group.test, 0))) > 2
+    table = evaluation.properties.query("by == 'all' and property == 'leiden'").set_index("set")
+    assert table.loc["shuffled", "value"] > 0.3 > table["floor"].max()
 
 
 def test_hubs_are_often_neighbours(training, held_out):
-    group = Group.of(Matched(held_out, held_out), variable_genes(training), seed=0)
-    occurrence, density = cell.occurrence(group.test), cell.local_density(group.test)
-    assert occurrence.mean() == pytest.approx(1)
-    far = replace(group.test, components=np.concatenate([group.test.components[1:], 100 + group.test.components[:1]]))
-    assert cell.occurrence(far)[-1] == 0
-    assert cell.local_density(far)[-1] > 5 * np.median(density)
+    side = Group.of(held_out, held_out, variable_genes(training), seed=0).test
+    assert values.occurrence(side).mean() == pytest.approx(1)
+    far = replace(side, components=np.concatenate([side.components[1:], 100 + side.components[:1]]))
+    assert values.occurrence(far)[-1] == 0
+    assert values.local_density(far)[-1] > 5 * np.median(values.local_density(side))

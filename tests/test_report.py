@@ -18,7 +18,7 @@ from bdm.cli import app
 from bdm.data.prepare import read_prepared
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.verdict import LIMITS, Grade, Verdict
+from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.model.model import load_model
 from bdm.report import experiments
 from bdm.report.page import number, report_page
@@ -330,7 +330,7 @@ def test_page_says_first_what_generates_the_cells(results):
 
 
 def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
-    verdict = Verdict(Grade.SAME, (), n_cells=20, few_cells=True)
+    verdict = Verdict((Finding("f1", 1.0, 1.0, 0.0, 0.1, 0.2, Grade.SAME),), n_cells=20)
     found = copy.copy(results)
     vars(found).update(verdict=verdict, verdicts=dict.fromkeys(results.verdicts, verdict))
     page = report_page(found)

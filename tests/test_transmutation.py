@@ -22,13 +22,21 @@ from bdm.transmutation.evaluate import (
     Target,
     TransmutedCells,
     evaluate_transmutation,
+    fold_changes,
     new_type,
     relabelled,
     select_endpoints,
 )
-from bdm.transmutation.left_out import errors_of_pairs, report_errors
-from bdm.transmutation.request import Goal, Pair, mean, read_pair, sources_of, weights
-from bdm.transmutation.scores import fold_changes
+from bdm.transmutation.request import (
+    Goal,
+    Pair,
+    errors_of_pairs,
+    mean,
+    read_pair,
+    report_errors,
+    sources_of,
+    weights,
+)
 from bdm.transmutation.transmute import new_populations, transmuted_cells
 
 B = ["CD19+ B/1", "CD19+ B/2"]

@@ -7,7 +7,7 @@ from bdm.evaluation.cells import Cells, RealCells
 from bdm.evaluation.distances import PairDistances
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.scores import SCORE_NAMES
-from bdm.evaluation.verdict import LIMITS, Grade, verdict
+from bdm.evaluation.verdict import LIMITS, Grade, chance_of, verdict
 from bdm.settings import EvaluationSettings
 
 IDEAL = {name: limit.ideal for name, limit in LIMITS.by_score.items()}
@@ -62,8 +62,8 @@ def test_few_cells_give_no_verdict():
 @pytest.mark.parametrize("name", ["relative_energy", "forest_auc", "gene_auc"])
 def test_many_cells_are_enough_to_see_a_medium_difference(name):
     limit = LIMITS.by_score[name]
-    assert limit.by_chance(LIMITS.many_cells).largest(LIMITS.level) <= 1.05 * limit.near
-    assert limit.by_chance(LIMITS.many_cells // 2).largest(LIMITS.level) > limit.near
+    of_many, of_few = (chance_of(name, {}, {}, n_cells=n) for n in (LIMITS.many_cells, LIMITS.many_cells // 2))
+    assert of_many.largest(LIMITS.level) <= 1.05 * limit.near < of_few.largest(LIMITS.level)
 
 
 @pytest.mark.parametrize("name", LIMITS.by_score)

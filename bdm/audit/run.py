@@ -22,8 +22,8 @@ from bdm.audit.results import Audit
 from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import reject_if_unreadable, take_cells
 from bdm.errors import InputError, abbreviated, counted
-from bdm.evaluation.cells import Cells, check_genes
-from bdm.evaluation.read import open_cells, stored
+from bdm.evaluation.cells import Cells, StoredCells, check_genes
+from bdm.evaluation.read import open_cells
 from bdm.generation.chunks import WHOLE, Part
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells
@@ -195,7 +195,7 @@ def read_fold(path: Path, prepared: AnnData, fold: Fold, keys: InputKeys) -> Cel
     """Read the generated cells of a fold, and check that they have its genes and cell types."""
     adata, place = open_cells(path, keys, strict=False, by_option=False)
     check_genes(adata.var_names, prepared.var_names, path)
-    cells = stored(path, adata, np.arange(adata.n_obs), prepared.var_names, place)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), prepared.var_names, place)
     members = members_by_type(prepared.obs, fold)
     unknown = sorted(set(cells.n_by_type.index) - set(members))
     if unknown:

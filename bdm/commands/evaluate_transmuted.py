@@ -45,8 +45,8 @@ def evaluate_transmuted(
     from dataclasses import replace
 
     from bdm._core.files import atomic_write
-    from bdm.evaluation.cells import TRANSMUTED, read_counts
-    from bdm.evaluation.read import read_real_cells
+    from bdm.evaluation.cells import TRANSMUTED
+    from bdm.evaluation.read import read_counts, read_real_cells
     from bdm.model.fitted_cells import read_fitted_cells, real_cells_for
     from bdm.model.model import checksums, load_model
     from bdm.model.populations import populations_by
@@ -58,7 +58,7 @@ def evaluate_transmuted(
     files = named_files(TRANSMUTED, transmuted, compare or [])
     with atomic_write(out, folder_of="transmutation.json") as folder:
         if model is None:
-            real, before, populations = read_real_cells(cells), read_counts(cells, columns=("cell_type",)), None
+            real, before, populations = read_real_cells(cells), read_counts(cells), None
         else:
             loaded = load_model(model)
             before = read_fitted_cells(cells, loaded, keys)

@@ -91,14 +91,9 @@ def deciding(data: Path, labels: Path | None, tree: Path | None, settings: Setti
 def model_of_cells(data: Path, labels: Path | None, **how: Any) -> "BranchedDiffusion":
     """Make a model of the cells in a file, which messages on the cells name."""
     from bdm.api import BranchedDiffusion
-    from bdm.data.matrix import UnreadableError
     from bdm.data.read import read_cells
-    from bdm.errors import InputError
+    from bdm.errors import at
 
     cells = read_cells(data, labels=labels, on_disk=True)
-    try:
+    with at(data):
         return BranchedDiffusion(cells, **how)
-    except UnreadableError:
-        raise
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from error

@@ -29,16 +29,15 @@ def prepare(
 
     from bdm._core.files import atomic_write, sha256
     from bdm.data.genes import gene_lists
-    from bdm.data.matrix import UnreadableError
     from bdm.data.prepare import prepared_cells, summary
     from bdm.data.read import read_cells
-    from bdm.errors import InputError
+    from bdm.errors import at
 
     gene_lists(settings)  # rejected before any cells are read
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))
         cells = read_cells(data, labels=labels, on_disk=True)
-        try:
+        with at(data):
             prepared = prepared_cells(cells, settings)
             if path is None:
                 print(f"would write {out}:\n{summary(prepared)}")
@@ -47,8 +46,4 @@ def prepare(
             if labels is not None:
                 prepared.uns["bdm"] |= {"labels": labels.name, "labels_sha256": sha256(labels)}
             written = prepared.write(path)
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{data}: {error}") from error
     return Summary((out,), {"cells": summary(written)}, then=("bdm", "autoencoder", out, "autoencoder/"))

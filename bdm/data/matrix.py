@@ -15,13 +15,9 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from bdm._core.files import checksummed_hdf5, require_space
-from bdm.errors import InputError
+from bdm.errors import InputError, UnreadableError
 
 logger = logging.getLogger(__name__)
-
-
-class UnreadableError(InputError):
-    """A file that cannot be read; the message contains its name."""
 
 
 ON_DISK = (CSRDataset, h5py.Dataset, zarr.Array)

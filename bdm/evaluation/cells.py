@@ -1,10 +1,11 @@
-"""Cells that are evaluated: read from files, in memory or on disk, named by set, and sampled by cell type."""
+"""Cells that are evaluated: in memory or on disk, named by set, sampled by cell type, and compared in resamples."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,8 +16,7 @@ from scipy import sparse
 
 from bdm.data.counts import as_counts, first_fault
 from bdm.data.filters import capped
-from bdm.data.matrix import take_cells, to_row_storage
-from bdm.data.read import read_cells
+from bdm.data.matrix import take_cells
 from bdm.data.symbols import GeneNames
 from bdm.errors import InputError, abbreviated
 
@@ -112,14 +112,6 @@ def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
     return obs["batch"].to_numpy(dtype=str) if "batch" in obs else None
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Query cells and test cells, equal in number for every type."""
-
-    query: Cells
-    test: Cells
-
-
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
     """Draw ``n_by_type`` cells of each type without replacement, and return their indices.
 
@@ -131,20 +123,12 @@ def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.
     return np.sort(shuffled[number_within_type.to_numpy() < requested.to_numpy()])
 
 
-def match(query: Cells, test: Cells, *, seed: int) -> Matched:
+def match(query: Cells, test: Cells, *, seed: int) -> tuple[Cells, Cells]:
     """Draw from both, of each type, as many cells as the smaller of the two has."""
     n_by_type = smaller_numbers(query.n_by_type, test.n_by_type)
-    return Matched(
-        query=query[sample_by_type(query, n_by_type, seed=seed)],
-        test=test[sample_by_type(test, n_by_type, seed=seed)],
-    )
-
-
-def thin(matched: Matched, *, most: int, seed: int) -> Matched:
-    """Draw ``most`` cells or fewer from either, by :func:`capped`."""
-    return Matched(
-        query=sample_at_most(matched.query, most=most, seed=seed),
-        test=sample_at_most(matched.test, most=most, seed=seed),
+    return (
+        query[sample_by_type(query, n_by_type, seed=seed)],
+        test[sample_by_type(test, n_by_type, seed=seed)],
     )
 
 
@@ -196,31 +180,24 @@ class StoredCells(TypedCells):
     place: str = "X"
 
     @classmethod
-    def from_anndata(cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index) -> StoredCells:
+    def from_anndata(
+        cls, path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place: str = "X"
+    ) -> StoredCells:
         """Take types from ``obs['cell_type']``, and batches from ``obs['batch']``, if any."""
         obs = adata.obs.iloc[rows]
-        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs))
+        return cls(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs), place)
 
     def __getitem__(self, index: np.ndarray) -> Cells:
-        rows = self.rows[index]
-        parts = [self.counts(rows[start : start + BLOCK]) for start in range(0, max(len(rows), 1), BLOCK)]
+        rows, parts = self.rows[index], []
+        for start in range(0, max(len(rows), 1), BLOCK):
+            block = take_cells(self.adata, rows[start : start + BLOCK])
+            parts.append(sparse.csr_matrix(checked(block, self.path, self.place)[:, self.genes].X))
         batch = None if self.batch is None else self.batch[index]
         return Cells(sparse.vstack(parts, format="csr"), self.cell_type[index], batch)
-
-    def counts(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """Read the counts of cells by their indices in the file."""
-        return sparse.csr_matrix(checked(take_cells(self.adata, rows), self.path, self.place)[:, self.genes].X)
 
     def in_memory(self) -> Cells:
         """Read all cells."""
         return self[np.arange(len(self))]
-
-
-def checked(adata: AnnData, path: Path, place: str = "X") -> AnnData:
-    """Reject cells without raw counts, and return counts and ``obs`` alone."""
-    if problem := first_fault(adata):
-        raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
-    return as_counts(adata)
 
 
 @dataclass(frozen=True)
@@ -237,24 +214,126 @@ class RealCells:
         return self.names.index
 
 
-def read_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
-    """Read counts, and check that they are raw counts and that ``obs`` has ``columns``."""
-    return checked(with_columns(read_cells(path), columns, path), path)
+Populations = Callable[[Cells], np.ndarray | None]  # gives the population of each cell; None if it cannot be found
 
 
-def open_counts(path: Path, *, columns: tuple[str, ...]) -> AnnData:
-    """Leave counts on disk, unchecked, where rows can be read from it; check that ``obs`` has ``columns``."""
-    adata = with_columns(read_cells(path, on_disk=True), columns, path)
-    adata.X = to_row_storage(adata.X)
-    return adata
+@dataclass(frozen=True, kw_only=True)
+class SizeLimits:
+    """Most cells that the steps of an evaluation take, so that memory and time hardly grow with the data.
+
+    The standard error of an AUC of 2,000 cells is about 0.01, so more resamples of as many would not change what it
+    shows.
+
+    Attributes
+    ----------
+    compared
+        Cells of a set that are compared at a time.
+    resampled
+        Test cells of all resamples together, from which on no other resample is drawn.
+    gene_auc
+        Cells of a set that are classified against test cells by all genes, which takes most memory.
+    by_tree
+        Cells that each tree of a random forest is fitted to; each tree samples its cells anew.
+    pairs
+        Pairs of a query cell and a training cell whose distances memorisation is measured by: where there are more,
+        the nearest training cell is found for fewer query cells, but still among all training cells.
+    marking
+        Test cells by which marker genes and variable genes are chosen.
+    mapped
+        Cells in the UMAP, of all sets together.
+    properties
+        Cells of a set whose properties are compared.
+    """
+
+    compared: int = 20_000
+    resampled: int = 2_000
+    gene_auc: int = 10_000
+    by_tree: int = 5_000
+    pairs: int = 2_000_000_000
+    marking: int = 50_000
+    mapped: int = 4_000
+    properties: int = 4_000
 
 
-def with_columns(adata: AnnData, columns: tuple[str, ...], path: Path) -> AnnData:
-    """Reject cells without one of ``columns`` in ``obs``."""
-    for column in columns:
-        if column not in adata.obs:
-            raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm wrote, or add it.")
-    return adata
+SIZE_LIMITS = SizeLimits()
+
+
+@dataclass(frozen=True)
+class ResampledCells:
+    """Cells of one resample, in memory.
+
+    Attributes
+    ----------
+    test
+        Test cells.
+    query
+        The floor, training cells that are evaluated as if they had been generated, and the generated sets: of each type
+        as many cells as there are test cells, or all.
+    floor_rows
+        Indices of the floor among training cells.
+    seed
+        Seed of the selection.
+    """
+
+    test: Cells
+    query: dict[str, Cells]
+    floor_rows: np.ndarray
+    seed: int
+
+    def with_populations(self, populations: Populations) -> ResampledCells:
+        """Find the population of each cell."""
+
+        def found(cells: Cells) -> Cells:
+            return replace(cells, population=populations(cells))
+
+        return replace(self, test=found(self.test), query={name: found(cells) for name, cells in self.query.items()})
+
+
+def resampled_cells(
+    real: RealCells,
+    generated: Mapping[str, TypedCells],
+    seeds: list[int],
+    *,
+    max_cells_per_type: int,
+    max_cells: int = SIZE_LIMITS.compared,
+) -> list[ResampledCells]:
+    """Draw a resample by each seed, and read each set once.
+
+    A resample has up to ``max_cells_per_type`` test cells of each type, and of the commonest types fewer where there
+    would be more than ``max_cells`` in all; a type with a single test cell is left out, as its spread is unknown. The
+    floor has at most half of the training cells of a type.
+    """
+    n_test = numbers_to_compare(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
+
+    def rows(cells: TypedCells, available: pd.Series) -> list[np.ndarray]:
+        numbers = smaller_numbers(available, n_test)
+        return [sample_by_type(cells, numbers, seed=seed) for seed in seeds]
+
+    floor_rows = rows(real.training, real.training.n_by_type // 2)
+    query = {FLOOR: take_samples(real.training, floor_rows)}
+    for name, cells in generated.items():
+        query[name] = take_samples(cells, rows(cells, cells.n_by_type))
+    test = take_samples(real.test, rows(real.test, n_test))
+    return [
+        ResampledCells(test[i], {name: cells[i] for name, cells in query.items()}, floor_rows[i], seed)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def numbers_to_compare(test: TypedCells, *, max_cells_per_type: int, max_cells: int) -> pd.Series:
+    """Count the test cells of each type that are compared at a time."""
+    n_test = test.n_by_type[test.n_by_type >= MIN_CELLS_OF_TYPE].clip(upper=max_cells_per_type)
+    return capped(n_test, most=max_cells, fewest=MIN_CELLS_FOR_MEANS)
+
+
+# ---- checks
+
+
+def checked(adata: AnnData, path: Path, place: str = "X") -> AnnData:
+    """Reject cells without raw counts, and return counts and ``obs`` alone."""
+    if problem := first_fault(adata):
+        raise InputError(f"{path} has {problem}; raw counts are needed in {place}.")
+    return as_counts(adata)
 
 
 def check_genes(genes: pd.Index, expected: pd.Index, path: Path) -> None:

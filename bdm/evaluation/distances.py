@@ -104,7 +104,12 @@ class PairDistances:
 
     @property
     def maximum_mean_discrepancy(self) -> float:
-        """Squared maximum mean discrepancy, see :func:`maximum_mean_discrepancy`."""
+        """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance; unbiased.
+
+        References
+        ----------
+        Gretton et al. 2012, Journal of Machine Learning Research 13:723-773
+        """
         squared = self.matrix**2
         width = max(np.median(squared[np.triu_indices(len(squared), k=1)]), TINY)
         kernel = np.exp(-squared / (2 * width))
@@ -131,25 +136,6 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     Székely and Rizzo 2013, Journal of Statistical Planning and Inference, https://doi.org/10.1016/j.jspi.2013.03.018
     """
     return PairDistances.between(x, y).energy
-
-
-def maximum_mean_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance; unbiased.
-
-    Parameters
-    ----------
-    x, y
-        Samples x dimensions; the numbers of samples may differ.
-
-    Returns
-    -------
-    A number without unit, slightly negative at times; NaN with fewer than two samples of either.
-
-    References
-    ----------
-    Gretton et al. 2012, Journal of Machine Learning Research 13:723-773
-    """
-    return PairDistances.between(x, y).maximum_mean_discrepancy
 
 
 def mean_of_pairs(matrix: np.ndarray) -> float:

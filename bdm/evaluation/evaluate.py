@@ -4,7 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
-from functools import cache, partial
+from functools import cache
 from math import ceil
 
 import numpy as np
@@ -18,24 +18,21 @@ from bdm.errors import counted
 from bdm.evaluation.cells import (
     FLOOR,
     MIN_CELLS_FOR_MEANS,
+    SIZE_LIMITS,
     Cells,
-    Matched,
+    Populations,
     RealCells,
+    ResampledCells,
+    SizeLimits,
     TypedCells,
     match,
+    numbers_to_compare,
+    resampled_cells,
     sample_at_most,
 )
 from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_genes, variable_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
-from bdm.evaluation.properties.compare import compare_properties
-from bdm.evaluation.resampling import (
-    SIZE_LIMITS,
-    Populations,
-    ResampledCells,
-    SizeLimits,
-    numbers_to_compare,
-    resampled_cells,
-)
+from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import GroupScores, Reference, Scores, score_cells
 from bdm.settings import EvaluationSettings
@@ -73,7 +70,7 @@ def evaluate(
         logger.info("F1 and log fold changes compare cell types, so they are not computed for cells of one type.")
     most = {"max_cells_per_type": settings.max_cells_per_type, "max_cells": size_limits.compared}
     n_repeats = min(settings.n_repeats, ceil(size_limits.resampled / numbers_to_compare(test, **most).sum()))
-    resamples = resampled_cells(training, test, generated, resampling_seeds(n_repeats, seed=seed), **most)
+    resamples = resampled_cells(real, generated, resampling_seeds(n_repeats, seed=seed), **most)
     if populations is not None:
         resamples = [resample.with_populations(populations) for resample in resamples]
     marking = sample_at_most(test, most=size_limits.marking, seed=seed)
@@ -114,7 +111,7 @@ def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *
     names, queries = [], []
     for resample in resamples:
         for name, cells in resample.query.items():
-            training_rows = resample.floor_rows if name == FLOOR else None
+            training_rows = resample.floor_rows if name == FLOOR else ()
             names.append(name)
             queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
     rows = [
@@ -126,10 +123,7 @@ def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *
 def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
     """Average overall scores over resamples, and add rows after F1."""
     table = pd.DataFrame(
-        {
-            name: pd.DataFrame([asdict(one.overall) for one in of_resamples]).mean()
-            for name, of_resamples in scores.items()
-        }
+        {name: pd.DataFrame([one.overall for one in of_resamples]).mean() for name, of_resamples in scores.items()}
     )
     added = pd.concat([(table.loc["f1"] / table.loc["f1", FLOOR]).rename("f1_ratio"), memorisation], axis=1).T
     position = table.index.get_loc("f1") + 1
@@ -175,34 +169,27 @@ def n_cells_table(sets: Mapping[str, TypedCells], cell_types: pd.Index | None = 
     return table.rename_axis("cell_type")
 
 
-def gene_statistics_table(matched: dict[str, Matched], names: GeneNames) -> pd.DataFrame:
+def gene_statistics_table(matched: dict[str, tuple[Cells, Cells]], names: GeneNames) -> pd.DataFrame:
     """List the statistics of each gene in each set, and in as many test cells."""
     tables = []
-    for name, cells in matched.items():
+    for name, (query, test) in matched.items():
         columns = {"set": name, "gene": names.index}
-        for statistic, agreement in vars(gene_statistics(cells.query, cells.test)).items():
+        for statistic, agreement in vars(gene_statistics(query, test)).items():
             columns |= {statistic: agreement.query, f"{statistic}_test": agreement.test}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
-def fold_change_table(matched: dict[str, Matched], markers: dict[str, np.ndarray], genes: pd.Index) -> pd.DataFrame:
+def fold_change_table(
+    matched: dict[str, tuple[Cells, Cells]], markers: dict[str, np.ndarray], genes: pd.Index
+) -> pd.DataFrame:
     """List the log fold changes of the markers of each type, but rare ones, in each set and in as many test cells."""
-    tables = [
-        pd.DataFrame(
-            {
-                "set": name,
-                "cell_type": cell_type,
-                "gene": genes[markers[cell_type]],
-                "log2_fold_change": changes.query,
-                "log2_fold_change_test": changes.test,
-            }
-        )
-        for name, cells in matched.items()
-        for cell_type, changes in marker_fold_changes(
-            cells.query, cells.test, markers, fewest=MIN_CELLS_FOR_MEANS
-        ).items()
-    ]
+    tables = []
+    for name, (query, test) in matched.items():
+        for cell_type, changes in marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).items():
+            columns = {"set": name, "cell_type": cell_type, "gene": genes[markers[cell_type]]}
+            columns |= {"log2_fold_change": changes.query, "log2_fold_change_test": changes.test}
+            tables.append(pd.DataFrame(columns))
     if not tables:
         texts, numbers = ("set", "cell_type", "gene"), ("log2_fold_change", "log2_fold_change_test")
         return pd.DataFrame({**dict.fromkeys(texts, np.empty(0, object)), **dict.fromkeys(numbers, np.empty(0))})
@@ -210,15 +197,17 @@ def fold_change_table(matched: dict[str, Matched], markers: dict[str, np.ndarray
 
 
 def embedding_of(resample: ResampledCells, *, most: int) -> Callable[[], pd.DataFrame]:
-    """Return a function that computes the joint UMAP of ``most`` cells of all sets, by :func:`embedding_table`."""
+    """Return a function that computes the joint UMAP of ``most`` cells of all sets, once."""
     sets = {"test": resample.test, **resample.query}
-    sampled = {name: sample_at_most(cells, most=most // len(sets), seed=resample.seed) for name, cells in sets.items()}
-    return cache(partial(embedding_table, sampled, seed=resample.seed))
+    sampled = [
+        ({"set": name}, sample_at_most(cells, most=most // len(sets), seed=resample.seed))
+        for name, cells in sets.items()
+    ]
 
+    @cache
+    def embedding() -> pd.DataFrame:
+        from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
 
-def embedding_table(sets: dict[str, Cells], *, seed: int) -> pd.DataFrame:
-    """Embed all cells together, and name the set of each."""
-    from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
+        return joint_umap(sampled, seed=resample.seed)
 
-    tables = joint_umap(list(sets.values()), seed=seed)
-    return pd.concat([table.assign(set=name) for name, table in zip(sets, tables, strict=True)], ignore_index=True)
+    return embedding

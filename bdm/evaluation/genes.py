@@ -1,4 +1,4 @@
-"""Statistics of genes, and log fold changes of marker genes."""
+"""Statistics of genes, log fold changes of marker genes, and genes that differ between cell types by five tests."""
 
 import warnings
 from dataclasses import dataclass
@@ -7,11 +7,21 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
-from scipy.stats import ks_2samp, norm
+from scipy.stats import chi2, false_discovery_control, ks_2samp, kstwobign, norm, ttest_ind_from_stats
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells
 from bdm.evaluation.metrics import Agreement
+
+GENE_TESTS = {
+    "de": "differentially expressed",
+    "dv": "differentially variable",
+    "dd": "differentially distributed",
+    "dp": "differentially detected",
+    "bd": "bimodal",
+}
+FALSE_DISCOVERIES = 0.1  # rate below which a gene differs, as in SimBench
+BIMODAL = 0.3  # difference of means in standard deviations from which a gene is bimodal, as in SimBench
 
 
 @dataclass(frozen=True)
@@ -55,16 +65,15 @@ def variable_genes(cells: Cells, *, n_genes: int = 100) -> np.ndarray:
 
 def gene_pairs(query: Cells, test: Cells, genes: np.ndarray) -> Agreement:
     """Compare the Pearson correlations over cells of all pairs of ``genes`` that vary in both sets."""
-    of_query, of_test = pair_correlations(query, genes), pair_correlations(test, genes)
+    of_query, of_test = (correlations(cells.expression[:, genes].toarray().T) for cells in (query, test))
     vary = np.isfinite(of_query) & np.isfinite(of_test)
     return Agreement(of_query[vary], of_test[vary])
 
 
-def pair_correlations(cells: Cells, genes: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each pair of ``genes`` over cells; NaN where a gene is constant."""
+def correlations(rows: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each pair of rows; NaN where a row is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        correlations = np.corrcoef(cells.expression[:, genes].toarray(), rowvar=False)
-    return np.asarray(correlations[np.triu_indices(len(genes), k=1)])
+        return np.asarray(np.corrcoef(rows)[np.triu_indices(len(rows), k=1)])
 
 
 def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
@@ -134,24 +143,50 @@ def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray
     return Agreement.pooled(marker_fold_changes(query, test, markers, fewest=MIN_CELLS_FOR_MEANS).values())
 
 
+@dataclass(frozen=True)
+class OrderedValues:
+    """Values above zero of ``log1p(CP10k)``, gene after gene and in ascending order; most values are zeros.
+
+    Attributes
+    ----------
+    gene, cell
+        Indices of the gene and of the cell of each value.
+    start
+        Where the values of each gene start, and the number of all.
+    is_first
+        Whether a value is the first of equal values of a gene.
+    """
+
+    gene: np.ndarray
+    cell: np.ndarray
+    start: np.ndarray
+    is_first: np.ndarray
+
+    @classmethod
+    def from_cells(cls, cells: Cells) -> "OrderedValues":
+        """Order the values of all genes."""
+        columns = cells.expression.tocsc()
+        columns.eliminate_zeros()
+        gene = np.repeat(np.arange(columns.shape[1]), np.diff(columns.indptr))
+        order = np.lexsort((columns.data, gene))
+        value = columns.data[order]
+        is_first = np.ones(len(value), dtype=bool)
+        is_first[1:] = (np.diff(gene) > 0) | (np.diff(value) > 0)
+        return cls(gene, columns.indices[order], columns.indptr, is_first)
+
+
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Score and p-value of each gene, by group of cells, against all other cells, with the correction for ties.
 
-    As ``scanpy.tl.rank_genes_groups``, to the last bit, which ranks zeros one by one; most values are zeros, all of one
-    rank, so only the others are ordered here.
+    As ``scanpy.tl.rank_genes_groups``, to the last bit, which ranks zeros one by one.
     """
-    columns = cells.expression.tocsc()
-    columns.eliminate_zeros()
-    n_cells, n_genes = columns.shape
-    n_zeros = n_cells - np.diff(columns.indptr)
-    gene = np.repeat(np.arange(n_genes), np.diff(columns.indptr))
-    order = np.lexsort((columns.data, gene))
-    cell, value = columns.indices[order], columns.data[order]
-    is_first = np.ones(len(value), dtype=bool)  # of equal values of a gene
-    is_first[1:] = (np.diff(gene) > 0) | (np.diff(value) > 0)
-    first, tie = np.flatnonzero(is_first), np.cumsum(is_first) - 1
-    size = np.diff(np.append(first, len(value)))
-    place = first - columns.indptr[gene[first]] + (size + 1) / 2
+    values = OrderedValues.from_cells(cells)
+    gene, cell = values.gene, values.cell
+    n_cells, n_genes = cells.counts.shape
+    n_zeros = n_cells - np.diff(values.start)
+    first, tie = np.flatnonzero(values.is_first), np.cumsum(values.is_first) - 1
+    size = np.diff(np.append(first, len(cell)))
+    place = first - values.start[gene[first]] + (size + 1) / 2
     rank, rank_of_zeros = n_zeros[gene] + place[tie], (n_zeros + 1) / 2
     tied = np.bincount(gene[first], size.astype(float) ** 3 - size, minlength=n_genes)
     tied += n_zeros.astype(float) ** 3 - n_zeros
@@ -167,3 +202,132 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
         score = np.divide(above, deviation, out=np.zeros(n_genes), where=deviation > 0)
         tested[group] = score.astype(np.float32).astype(float), 2 * norm.sf(np.abs(score))
     return tested
+
+
+# ---- genes that differ between each cell type and all others
+
+
+def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dict[str, float]]:
+    """Compare the genes that differ between a cell type and all others.
+
+    Returns
+    -------
+    By cell type and property: for ``*_share``, the absolute difference of the shares of genes that differ; for
+    ``*_overlap``, one minus the number of genes that differ in both over the number that differ in either.
+    """
+    if not labels:
+        return {}
+    compared: dict[str, dict[str, float]] = {label: {} for label in labels}
+    of_query, of_test = genes_that_differ(query, labels), genes_that_differ(test, labels)
+    for label, found in compared.items():
+        for name in GENE_TESTS:
+            one, other = of_query[label][name], of_test[label][name]
+            either = (one | other).sum()
+            found[f"{name}_share"] = float(abs(one.mean() - other.mean()))
+            found[f"{name}_overlap"] = float(1 - (one & other).sum() / either) if either else float("nan")
+    return compared
+
+
+def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Test all genes between each cell type and all others.
+
+    Returns
+    -------
+    By cell type and test, masks of the genes that differ.
+
+    References
+    ----------
+    The five tests of SimBench, Cao et al. 2021, https://doi.org/10.1038/s41467-021-27130-w
+    """
+    ordered, found = OrderedValues.from_cells(cells), {}
+    for label in labels:
+        is_type = cells.cell_type == label
+        inside, outside = (Moments.of(cells, np.flatnonzero(rows)) for rows in (is_type, ~is_type))
+        p_values = {
+            "de": welch(inside, outside),
+            "dv": bartlett(inside, outside),
+            "dd": ks_test(ordered, is_type),
+            "dp": chi_squared(inside, outside),
+        }
+        found[label] = {name: is_discovery(p) for name, p in p_values.items()}
+        found[label]["bd"] = bimodality(inside, outside) > BIMODAL
+    return found
+
+
+def is_discovery(p_values: np.ndarray) -> np.ndarray:
+    """Mask of the genes below the rate of false discoveries, of those with a p-value."""
+    tested = np.isfinite(p_values)
+    found = np.zeros(len(p_values), dtype=bool)
+    if tested.any():
+        found[tested] = false_discovery_control(p_values[tested]) < FALSE_DISCOVERIES
+    return found
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of cells, and mean, unbiased variance and number of cells with counts of each gene."""
+
+    n_cells: int
+    mean: np.ndarray
+    variance: np.ndarray
+    n_detected: np.ndarray
+
+    @classmethod
+    def of(cls, cells: Cells, rows: np.ndarray) -> "Moments":
+        """Compute the moments of ``log1p(CP10k)`` over some of the cells."""
+        expression = cells.expression[rows]
+        mean, variance = mean_variance_axis(expression, axis=0)
+        n_cells = expression.shape[0]
+        return cls(n_cells, mean, variance * n_cells / (n_cells - 1), expression.getnnz(axis=0))
+
+
+# ---- p-values by gene; SciPy's functions of these tests take genes one by one, or the cells of all genes in full
+
+
+def welch(inside: Moments, outside: Moments) -> np.ndarray:
+    """P-values of the t-test with unequal variances; NaN for constant genes."""
+    moments = [(of.mean, np.sqrt(of.variance), of.n_cells) for of in (inside, outside)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False).pvalue)
+
+
+def bartlett(inside: Moments, outside: Moments) -> np.ndarray:
+    """P-values of Bartlett's test of equal variances; NaN for genes that are constant on one side."""
+    degrees = np.array([inside.n_cells - 1, outside.n_cells - 1])
+    variances = np.stack([inside.variance, outside.variance])
+    pooled = degrees @ variances / degrees.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = degrees.sum() * np.log(pooled) - degrees @ np.log(variances)
+        correction = 1 + ((1 / degrees).sum() - 1 / degrees.sum()) / 3
+        return np.where((variances > 0).all(axis=0), chi2.sf(statistic / correction, 1), np.nan)
+
+
+def chi_squared(inside: Moments, outside: Moments) -> np.ndarray:
+    """P-values of the chi-squared test of the shares of cells with counts; NaN where all cells have, or none."""
+    n_cells = np.array([inside.n_cells, outside.n_cells])
+    detected = np.stack([inside.n_detected, outside.n_detected])
+    share = detected.sum(axis=0) / n_cells.sum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = (detected - n_cells[:, None] * share) ** 2 / (n_cells[:, None] * share * (1 - share))
+    return np.asarray(chi2.sf(squares.sum(axis=0), 1))
+
+
+def ks_test(values: OrderedValues, is_inside: np.ndarray) -> np.ndarray:
+    """Asymptotic p-values of the Kolmogorov-Smirnov test of some cells against the others."""
+    n_inside, n_outside = int(is_inside.sum()), int((~is_inside).sum())
+    weight = np.where(is_inside, 1 / n_inside, -1 / n_outside)[values.cell]
+    total = np.concatenate([[0], np.cumsum(weight)])
+    at_zero = -np.diff(total[values.start])  # as all shares together are 0
+    is_last = np.append(values.is_first[1:], True)[: len(weight)]
+    difference = np.abs(total[1:] - total[values.start[:-1]][values.gene] + at_zero[values.gene])[is_last]
+    distance = np.abs(at_zero)
+    np.maximum.at(distance, values.gene[is_last], difference)
+    return np.asarray(kstwobign.sf(distance * np.sqrt(n_inside * n_outside / (n_inside + n_outside))))
+
+
+def bimodality(inside: Moments, outside: Moments) -> np.ndarray:
+    """Difference of means over the standard deviation within both; 0 for constant genes."""
+    n_cells = np.array([inside.n_cells, outside.n_cells])
+    spread = np.sqrt(n_cells @ np.stack([inside.variance, outside.variance]) / n_cells.sum())
+    difference = np.abs(inside.mean - outside.mean)
+    return np.asarray(np.divide(difference, spread, out=np.zeros(len(spread)), where=spread > 0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,27 +18,16 @@ BLOCK = 20_000  # training cells in memory at a time
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Nearest of some cells to each query cell.
-
-    Attributes
-    ----------
-    distance
-        Distance to it; infinite where there is none.
-    cell_type
-        Its type; empty where there is none.
-    """
+    """The nearest of some cells to each query cell: its distance, infinite where there is none, and its cell type."""
 
     distance: np.ndarray
     cell_type: np.ndarray
 
     @classmethod
-    def none(cls, n_cells: int) -> Neighbours:
-        """Return no neighbours of some number of query cells."""
-        return cls(np.full(n_cells, np.inf), np.full(n_cells, "", dtype=object))
-
-    @classmethod
     def find(cls, coordinates: np.ndarray, among: np.ndarray, cell_type: np.ndarray) -> Neighbours:
         """Find them among cells of given coordinates and types."""
+        if not len(among):
+            return cls(np.full(len(coordinates), np.inf), np.full(len(coordinates), "", dtype=object))
         distance, index = NearestNeighbors(n_neighbors=1).fit(among).kneighbors(coordinates)
         return cls(distance.ravel(), cell_type[index.ravel()].astype(object))
 
@@ -69,14 +59,14 @@ class QueryCells:
     coordinates: np.ndarray
     nearest_test: Neighbours
     n_test: pd.Series
-    training_rows: np.ndarray = field(default_factory=lambda: np.array([], dtype=int))
+    training_rows: np.ndarray
 
     @classmethod
     def project(
         cls,
         query: Cells,
         test: Cells,
-        training_rows: np.ndarray | None = None,
+        training_rows: Sequence[int] | np.ndarray = (),
         *,
         most: int | None = None,
         seed: int = 0,
@@ -86,8 +76,13 @@ class QueryCells:
         sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
         coordinates = pca.transform(query.expression[sampled])
         nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
-        rows = np.array([], dtype=int) if training_rows is None else training_rows
-        return cls(pca, coordinates, nearest_test, test.n_by_type, rows)
+        return cls(pca, coordinates, nearest_test, test.n_by_type, np.array(training_rows, dtype=int))
+
+    def nearest_in(self, block: Cells, rows: np.ndarray) -> Neighbours:
+        """Find the nearest training cells in a block, of types that have test cells, but not the query cells."""
+        others = np.flatnonzero(~np.isin(rows, self.training_rows) & np.isin(block.cell_type, self.n_test.index))
+        among = self.pca.transform(block.expression[others]) if len(others) else np.empty((0, 0))
+        return Neighbours.find(self.coordinates, among, block.cell_type[others])
 
 
 @dataclass(frozen=True)
@@ -124,22 +119,13 @@ def memorisation_of(queries: list[QueryCells], training: TypedCells) -> list[Mem
     ----------
     The nearest-neighbour view of memorisation, e.g. Meehan et al. 2020, https://arxiv.org/abs/2004.05675
     """
-    nearest = [Neighbours.none(len(query.coordinates)) for query in queries]
+    none = np.empty((0, 0)), np.empty(0, dtype=str)
+    nearest = [Neighbours.find(query.coordinates, *none) for query in queries]
     for start in range(0, len(training), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
-        for i, query in enumerate(queries):
-            others = np.flatnonzero(is_compared(query, rows, block.cell_type))
-            if len(others):
-                coordinates = query.pca.transform(block.expression[others])
-                found = Neighbours.find(query.coordinates, coordinates, block.cell_type[others])
-                nearest[i] = nearest[i].nearer(found)
+        nearest = [found.nearer(query.nearest_in(block, rows)) for query, found in zip(queries, nearest, strict=True)]
     return [compared(query, found, training) for query, found in zip(queries, nearest, strict=True)]
-
-
-def is_compared(query: QueryCells, rows: np.ndarray, cell_type: np.ndarray) -> np.ndarray:
-    """Find training cells of types that have test cells, and that are not query cells themselves."""
-    return np.asarray(~np.isin(rows, query.training_rows) & np.isin(cell_type, query.n_test.index))
 
 
 def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> Memorisation:

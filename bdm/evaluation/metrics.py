@@ -54,6 +54,10 @@ class Agreement:
             test=np.concatenate([agreement.test for agreement in agreements]),
         )
 
+    def subset(self, index: np.ndarray) -> Agreement:
+        """Select some of the values."""
+        return Agreement(self.query[index], self.test[index])
+
     @property
     def correlation(self) -> float:
         """Pearson correlation; NaN where either is constant, or there are fewer than two values."""

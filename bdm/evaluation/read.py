@@ -1,4 +1,4 @@
-"""Real cells and generated cells of any origin, read from files by the columns and layers that users name."""
+"""Real cells and generated cells of any origin, read from files by columns and layers that users name."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from anndata import AnnData
 
 from bdm.data.columns import complete_column
 from bdm.data.counts import count_slots, find_counts
-from bdm.data.matrix import UnreadableError, to_row_storage
+from bdm.data.matrix import take_cells, to_row_storage
 from bdm.data.prepare import gene_names, is_prepared
 from bdm.data.read import read_cells
 from bdm.data.symbols import GeneNames, symbol_column
 from bdm.errors import InputError, at
 from bdm.evaluation.cells import (
+    BLOCK,
     MIN_CELLS_OF_TYPE,
     RealCells,
     StoredCells,
     TypedCells,
-    batch_in,
     check_genes,
     check_number,
+    checked,
     subset_of_names,
 )
-from bdm.evaluation.held_out import check_held_out
 from bdm.settings import InputKeys
 
 logger = logging.getLogger(__name__)
 
+MIN_GENES = 10  # with counts in a cell, below which cells may have the same counts by chance
 USUAL = InputKeys()  # columns cell_type and batch, and counts in X
 
 
@@ -68,19 +69,15 @@ def read_real_cells(
     if names is None:
         names = gene_names(adata) if is_prepared(adata) else GeneNames(adata.var, symbol_column(adata.var))
     is_test = find_test_cells(adata, path, needed=test_path is None)
-    training = stored(path, adata, np.flatnonzero(~is_test), names.index, place)
+    training = StoredCells.from_anndata(path, adata, np.flatnonzero(~is_test), names.index, place)
     if test_path is None:
-        test = stored(path, adata, np.flatnonzero(is_test), names.index, place)
+        test = StoredCells.from_anndata(path, adata, np.flatnonzero(is_test), names.index, place)
     else:
         other, place_of_other = open_cells(test_path, keys)
         check_genes(other.var_names, names.index, test_path)
-        test = stored(test_path, other, np.arange(other.n_obs), names.index, place_of_other)
-        try:
+        test = StoredCells.from_anndata(test_path, other, np.arange(other.n_obs), names.index, place_of_other)
+        with at(test_path):
             check_held_out(test, training, other.obs_names, adata.obs_names[~is_test])
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{test_path}: {error}") from error
     lone = test.n_by_type.index.difference(test.types(fewest=MIN_CELLS_OF_TYPE))
     if len(lone):
         logger.warning("%s: not evaluated, as there are too few test cells: %s.", path, ", ".join(lone))
@@ -108,7 +105,7 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
     """
     adata, place = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
-    cells = stored(path, adata, np.arange(adata.n_obs), real.genes, place)
+    cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place)
     unknown = cells.n_by_type.index.difference(real.training.n_by_type.index.union(real.test.n_by_type.index))
     if len(unknown):
         raise InputError(
@@ -117,12 +114,6 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
         )
     check_number(cells.n_by_type, real.test.n_by_type, str(path))
     return cells if on_disk else cells.in_memory()
-
-
-def stored(path: Path, adata: AnnData, rows: np.ndarray, genes: pd.Index, place: str) -> StoredCells:
-    """Select cells of a file, by their indices."""
-    obs = adata.obs.iloc[rows]
-    return StoredCells(path, adata, rows, genes, obs["cell_type"].to_numpy(dtype=str), batch_in(obs), place)
 
 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
@@ -149,12 +140,8 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
     if name not in slots and name != "auto" and not strict:
         name = "X"
     if name == "auto":
-        try:
+        with at(path):
             cells = find_counts(adata)[0]
-        except UnreadableError:
-            raise
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
     elif name in slots:
         cells = slots[name]
     else:
@@ -168,6 +155,12 @@ def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: b
         obs["batch"] = column_of(obs, path, keys.batch_key, "batch", strict=strict, remedy=remedy)
     opened = AnnData(to_row_storage(cells.X), obs=obs, var=cells.var, uns=adata.uns)
     return opened, "X, or in a layer that `counts=` names" if name == "X" and by_option else name
+
+
+def read_counts(path: Path) -> AnnData:
+    """Read the raw counts of cells that bdm wrote, with ``obs``."""
+    adata, place = open_cells(path, USUAL, by_option=False)
+    return checked(take_cells(adata, np.arange(adata.n_obs)), path, place)
 
 
 def column_of(obs: pd.DataFrame, path: Path, key: str | None, usual: str, *, strict: bool, remedy: str) -> pd.Series:
@@ -196,3 +189,48 @@ def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
             "`test_cells=`."
         )
     return np.asarray(is_test)
+
+
+def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index, training_names: pd.Index) -> None:
+    """Reject test cells if most of them are training cells by their counts, and warn if some are, or by their names.
+
+    Parameters
+    ----------
+    test_names, training_names
+        Names of the cells; names of cells that are not in ``test`` have no effect.
+
+    Raises
+    ------
+    InputError
+        If more than half of the test cells have the counts of training cells.
+    """
+    of_test = fingerprints(test, fewest_genes=MIN_GENES)
+    same = np.isin(of_test, fingerprints(training)) & (of_test > 0)
+    n_same, n_test = int(same.sum()), len(test)
+    if n_same > n_test / 2:
+        raise InputError(
+            f"{n_same} of {n_test} test cells have the counts of training cells; give cells that the model was not "
+            "fitted on."
+        )
+    if n_same:
+        logger.warning("%d of %d test cells have the counts of training cells: scores are too good.", n_same, n_test)
+        return
+    n_named = int(test_names.isin(training_names).sum())
+    if n_named:
+        logger.warning(
+            "%d of %d test cells have the names of training cells, though other counts; make sure that the model was "
+            "not fitted on them.",
+            n_named,
+            len(test_names),
+        )
+
+
+def fingerprints(cells: TypedCells, *, fewest_genes: int = 0) -> np.ndarray:
+    """Hash the counts of each cell; equal for equal counts, and 0 for cells with counts of too few genes."""
+    hashes = []
+    for start in range(0, len(cells), BLOCK):
+        block = cells[np.arange(start, min(start + BLOCK, len(cells)))]
+        counts = block.counts.sorted_indices()
+        weights = np.random.default_rng(0).integers(1, 2**63, size=counts.shape[1], dtype=np.uint64)
+        hashes.append(np.where(block.n_detected >= fewest_genes, counts.astype(np.uint64) @ weights, 0))
+    return np.concatenate([np.empty(0, dtype=np.uint64), *hashes])

@@ -13,9 +13,8 @@ import pandas as pd
 from bdm._core.files import atomic_write
 from bdm._core.store import load, save
 from bdm.errors import InputError, abbreviated, counted
-from bdm.evaluation.cells import FLOOR, GENERATED
-from bdm.evaluation.resampling import SizeLimits
-from bdm.evaluation.verdict import LIMITS, Limits, Verdict, verdict
+from bdm.evaluation.cells import FLOOR, GENERATED, SizeLimits
+from bdm.evaluation.verdict import Verdict, verdict
 
 KIND = "evaluation"
 COORDINATES = ["umap_1", "umap_2"]  # columns of embeddings
@@ -30,8 +29,9 @@ class Evaluation:
     Attributes
     ----------
     overall
-        `OverallScores` x sets, with two more rows: ``f1_ratio``, F1 over that of the floor, and ``memorisation``, the
-        share of cells nearer to training than to test cells, at equal numbers; 0.5 without memorisation.
+        Scores x sets, see :func:`bdm.evaluation.scores.score_all`, with three more rows: ``f1_ratio``, F1 over that of
+        the floor, and ``memorisation``, the share of cells nearer to training than to test cells, at equal numbers; 0.5
+        without memorisation, and with the standard deviation ``memorisation_chance``.
     by_type
         (set, cell_type) x `TypeScores`; without types of a single test cell.
     by_population
@@ -41,7 +41,7 @@ class Evaluation:
         A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
         and group of cells (``by`` ``all``, ``label`` or ``batch``, and the name ``group``): ``value``, its distance to
         test cells, 0 at best, and the same of the floor, ``floor``; see
-        :func:`bdm.evaluation.properties.compare.compare_properties`.
+        :func:`bdm.evaluation.properties.compare_properties`.
     n_cells
         Available cells: cell types x ``test``, ``train`` and the generated sets.
     n_compared
@@ -92,20 +92,16 @@ class Evaluation:
         """Keys of the sets, the floor first."""
         return list(self.overall)
 
-    def verdict(self, name: str = GENERATED, *, limits: Limits = LIMITS) -> Verdict:
+    def verdict(self, name: str = GENERATED) -> Verdict:
         """Summarise all scores of a set in words, in comparison with the floor."""
-        n_cells = int(self.n_matched(name).sum())
-        return verdict(self.overall[name], self.overall[FLOOR], n_cells=n_cells, limits=limits)
+        return verdict(self.overall[name], self.overall[FLOOR], n_cells=int(self.n_matched(name).sum()))
 
-    def verdicts_by_type(self, name: str = GENERATED, *, limits: Limits = LIMITS) -> dict[str, Verdict]:
+    def verdicts_by_type(self, name: str = GENERATED) -> dict[str, Verdict]:
         """Summarise the scores of each cell type of a set; of types that were not compared the verdict is unknown."""
         scores = {key: dict(row) for key, row in self.by_type.iterrows()}
         return {
             cell_type: verdict(
-                scores.get((name, cell_type), {}),
-                scores.get((FLOOR, cell_type), {}),
-                n_cells=int(n_cells),
-                limits=limits,
+                scores.get((name, cell_type), {}), scores.get((FLOOR, cell_type), {}), n_cells=int(n_cells)
             )
             for cell_type, n_cells in self.n_matched(name).items()
         }

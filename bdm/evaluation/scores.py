@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, Matched, match, thin
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, SizeLimits, match, sample_at_most
 from bdm.evaluation.distances import TINY, PairDistances
 from bdm.evaluation.genes import (
     gene_pairs,
@@ -24,7 +24,6 @@ from bdm.evaluation.metrics import (
     linear_classifier,
     typing_f1,
 )
-from bdm.evaluation.resampling import SizeLimits
 
 # Share of markers whose fold changes are independent, measured on real cells: genes are correlated, and related types
 # have the same markers
@@ -44,6 +43,7 @@ SCORE_NAMES = {
     "pair_correlation": "r of gene-gene correlations",
     "library_size_ks": "KS of library sizes",
 }
+SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,57 +119,11 @@ class PopulationScores(GroupScores):
     n_test: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class OverallScores:
-    """Scores of all query cells in comparison with the test cells.
-
-    Attributes
-    ----------
-    energy, relative_energy, mmd, f1, with errors and chance
-        Means of `TypeScores` over types with five test cells or more, weighted by their test cells.
-    forest_auc, gene_auc
-        Area under the ROC curve of the classification of query cells against test cells, by a random forest on
-        principal components and by logistic regression on all genes; 0.5 where the classifier cannot distinguish them.
-    slope, fold_change_correlation, fold_change_correlation_chance
-        Of the log fold changes of the markers of all these types, query cells on test cells.
-    mean_correlation, mean_rmse, variance_correlation, variance_rmse, zero_fraction_correlation, zero_fraction_rmse
-        Agreement of statistics of genes, over genes.
-    pair_correlation, pair_difference
-        Agreement of the correlations of pairs of variable genes: their correlation, and mean absolute difference.
-    library_size_ks, detected_genes_ks
-        Kolmogorov-Smirnov distances of counts and of detected genes a cell.
-    """
-
-    energy: float
-    energy_error: float
-    relative_energy: float
-    relative_energy_error: float
-    relative_energy_chance: float
-    relative_energy_skewness: float
-    mmd: float
-    forest_auc: float
-    gene_auc: float
-    slope: float
-    fold_change_correlation: float
-    fold_change_correlation_chance: float
-    f1: float
-    mean_correlation: float
-    mean_rmse: float
-    variance_correlation: float
-    variance_rmse: float
-    zero_fraction_correlation: float
-    zero_fraction_rmse: float
-    pair_correlation: float
-    pair_difference: float
-    library_size_ks: float
-    detected_genes_ks: float
-
-
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of cells, overall, by type and by sub-population, where these are known."""
+    """Scores of one set of cells: overall (:func:`score_all`), by type, and by sub-population, if these are known."""
 
-    overall: OverallScores
+    overall: dict[str, float]
     by_type: dict[str, TypeScores]
     by_population: dict[str, PopulationScores]
 
@@ -231,8 +185,7 @@ class Comparison:
 
 def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
     """Compare cells with as many test cells of each type."""
-    matched = match(query, reference.test, seed=seed)
-    comparison = Comparison(matched.query, matched.test, reference, seed)
+    comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
     by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
     overall = score_all(comparison, mean_scores(by_type, reference.test))
     return Scores(overall, by_type, score_populations(comparison))
@@ -314,41 +267,60 @@ def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
     return means
 
 
-def score_all(comparison: Comparison, means: pd.Series) -> OverallScores:
-    """Score all cells together; ``means`` are those over types."""
+def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
+    """Score all query cells in comparison with the test cells.
+
+    Parameters
+    ----------
+    means
+        Of the scores by type, see :func:`mean_scores`.
+
+    Returns
+    -------
+    Scores by name:
+
+    - ``energy``, ``relative_energy``, ``mmd`` and ``f1``, with errors and chance: means of `TypeScores` over types with
+      five test cells or more, weighted by their test cells;
+    - ``forest_auc``, ``gene_auc``: area under the ROC curve of the classification of query cells against test cells, by
+      a random forest on principal components and by logistic regression on all genes; 0.5 where the classifier cannot
+      distinguish them;
+    - ``slope``, ``fold_change_correlation``, ``fold_change_correlation_chance``: of the log fold changes of the markers
+      of all these types, query cells on test cells;
+    - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference of statistics of
+      genes, over genes;
+    - ``pair_correlation``, ``pair_difference``: correlation and mean absolute difference of the correlations of pairs
+      of variable genes;
+    - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances of counts and of detected genes a cell.
+    """
     query, test, reference = comparison.query, comparison.test, comparison.reference
-    thinned = thin(Matched(query, test), most=reference.size_limits.gene_auc, seed=comparison.seed)
-    by_genes = cross_validated_probabilities(
-        linear_classifier(), thinned.query.expression, thinned.test.expression, seed=comparison.seed
-    )
-    genes = gene_statistics(query, test)
+    classified = [
+        sample_at_most(cells, most=reference.size_limits.gene_auc, seed=comparison.seed).expression
+        for cells in (query, test)
+    ]
+    by_genes = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
+    genes = vars(gene_statistics(query, test))
     pairs = gene_pairs(query, test, reference.variable_genes)
     changes = pooled_fold_changes(query, test, reference.markers)
-    return OverallScores(
-        energy=means["energy"],
-        energy_error=means["energy_error"],
-        relative_energy=means["relative_energy"],
-        relative_energy_error=means["relative_energy_error"],
-        relative_energy_chance=means["relative_energy_chance"],
-        relative_energy_skewness=means["relative_energy_skewness"],
-        mmd=means["mmd"],
-        forest_auc=auc(*comparison.probabilities),
-        gene_auc=auc(*by_genes),
-        slope=changes.slope,
-        fold_change_correlation=changes.correlation,
-        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT_OF_ALL),
-        f1=means["f1"],
-        mean_correlation=genes.mean.correlation,
-        mean_rmse=genes.mean.rmse,
-        variance_correlation=genes.variance.correlation,
-        variance_rmse=genes.variance.rmse,
-        zero_fraction_correlation=genes.zero_fraction.correlation,
-        zero_fraction_rmse=genes.zero_fraction.rmse,
-        pair_correlation=pairs.correlation,
-        pair_difference=pairs.mean_difference,
-        library_size_ks=kolmogorov_smirnov(query.library_size, test.library_size),
-        detected_genes_ks=kolmogorov_smirnov(query.n_detected, test.n_detected),
-    )
+    of_genes = {
+        f"{name}_{measure}": getattr(agreement, measure)
+        for name, agreement in genes.items()
+        for measure in ("correlation", "rmse")
+    }
+    of_types = ("energy", "energy_error", *(f"relative_energy{of}" for of in ("", "_error", "_chance", "_skewness")))
+    return {
+        **means[[*of_types, "mmd"]],
+        "forest_auc": auc(*comparison.probabilities),
+        "gene_auc": auc(*by_genes),
+        "slope": changes.slope,
+        "fold_change_correlation": changes.correlation,
+        "fold_change_correlation_chance": changes.correlation_chance(independent=INDEPENDENT_OF_ALL),
+        "f1": means["f1"],
+        **of_genes,
+        "pair_correlation": pairs.correlation,
+        "pair_difference": pairs.mean_difference,
+        "library_size_ks": kolmogorov_smirnov(query.library_size, test.library_size),
+        "detected_genes_ks": kolmogorov_smirnov(query.n_detected, test.n_detected),
+    }
 
 
 def auc(query_probabilities: np.ndarray, test_probabilities: np.ndarray) -> float:

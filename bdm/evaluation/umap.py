@@ -1,6 +1,7 @@
 """UMAP: of several sets of cells together, with its compiled functions kept on disk from one process to the next."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -25,24 +26,27 @@ MANY = 1000  # cells from which on neighbours are found here
 
 
 @using_threads()
-def joint_umap(sets: list[Cells], *, seed: int) -> list[pd.DataFrame]:
-    """Embed all cells together.
+def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd.DataFrame:
+    """Embed the cells of all sets together.
+
+    Parameters
+    ----------
+    sets
+        The cells of each set, with the columns that name it in the table.
 
     Returns
     -------
-    For each set a table with ``cell_type`` and ``COORDINATES`` of each cell.
+    A row for each cell: ``COORDINATES``, ``cell_type``, and the columns of its set.
 
     References
     ----------
     McInnes et al. 2018, https://arxiv.org/abs/1802.03426
     """
-    expression = sparse.vstack([cells.expression for cells in sets]).tocsr()
+    expression = sparse.vstack([cells.expression for _, cells in sets]).tocsr()
     components = fitted_pca(expression, seed=seed).transform(expression)
-    ends = np.cumsum([len(cells) for cells in sets])[:-1]
-    return [
-        pd.DataFrame(coordinates, columns=COORDINATES).assign(cell_type=cells.cell_type)
-        for cells, coordinates in zip(sets, np.split(umap_coordinates(components, seed=seed), ends), strict=True)
-    ]
+    tables = [pd.DataFrame({"cell_type": cells.cell_type}).assign(**columns) for columns, cells in sets]
+    coordinates = pd.DataFrame(umap_coordinates(components, seed=seed), columns=COORDINATES)
+    return coordinates.join(pd.concat(tables, ignore_index=True))
 
 
 def umap_coordinates(components: np.ndarray, *, seed: int) -> np.ndarray:

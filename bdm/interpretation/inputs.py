@@ -18,10 +18,10 @@ from bdm.evaluation.cells import (
     check_genes,
     checked,
     halves_of,
-    open_counts,
     sample_by_type,
     subset_of_names,
 )
+from bdm.evaluation.read import USUAL, open_cells
 from bdm.interpretation.contrasts import contrasts_of
 from bdm.interpretation.genes import split_counts, types_to_split
 from bdm.interpretation.markers import UserGenes, read_user_genes
@@ -98,7 +98,8 @@ def read_inputs(
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     given = read_user_genes(markers, gene_sets, loaded.gene_names)
-    real, new = read_fitted_cells(prepared, loaded, keys, on_disk=True), open_counts(generated, columns=("cell_type",))
+    real = read_fitted_cells(prepared, loaded, keys, on_disk=True)
+    new, _ = open_cells(generated, USUAL, by_option=False)
     check_genes(genes, real.var_names, model)
     check_genes(new.var_names, real.var_names, generated)
     is_test = (real.obs["split"] == "test").to_numpy()

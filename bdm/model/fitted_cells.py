@@ -9,13 +9,12 @@ import pandas as pd
 from anndata import AnnData
 
 from bdm.data.counts import count_slots
-from bdm.data.matrix import UnreadableError, to_row_storage
+from bdm.data.matrix import to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
-from bdm.errors import InputError
+from bdm.errors import InputError, at
 from bdm.evaluation.cells import Cells, RealCells, check_number
-from bdm.evaluation.held_out import check_held_out
-from bdm.evaluation.read import read_real_cells
+from bdm.evaluation.read import check_held_out, read_real_cells
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
@@ -122,12 +121,8 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
     if on_disk and is_prepared(adata):
         adata.X = to_row_storage(adata.X)
         return adata
-    try:
+    with at(path):
         return fitted_cells(adata, model, keys)
-    except UnreadableError:
-        raise
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def read_real_cells_for(

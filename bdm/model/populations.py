@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from bdm.evaluation.cells import Cells
-from bdm.evaluation.resampling import Populations
+from bdm.evaluation.cells import Cells, Populations
 from bdm.latent.cells import populations_of_cells
 from bdm.model.model import BranchedModel
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR
 from bdm.evaluation.metrics import Agreement
-from bdm.evaluation.properties.catalogue import ALL, KINDS, LABEL, PROPERTIES
+from bdm.evaluation.properties import ALL, KINDS, LABEL, PROPERTIES
 from bdm.evaluation.results import COORDINATES, Evaluation
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.plotting.style import (

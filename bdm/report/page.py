@@ -18,7 +18,7 @@ from bdm.audit.results import Audit
 from bdm.donors.effects import summary_of
 from bdm.errors import abbreviated
 from bdm.evaluation.cells import FLOOR, GENERATED, TRANSMUTED, UNCHANGED
-from bdm.evaluation.scores import SCORE_NAMES
+from bdm.evaluation.scores import SCORE_TITLES
 from bdm.evaluation.verdict import LIMITS, Finding, Grade, Verdict
 from bdm.extension.results import describe
 from bdm.plotting.tree import view_of
@@ -142,7 +142,7 @@ def content(results: Results) -> dict[str, Any]:
     return {
         "results": results,
         "version": __version__,
-        "names": {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()},
+        "names": SCORE_TITLES,
         "meanings": MEANINGS,
         "transmutation_score_names": TRANSMUTATION_SCORE_NAMES,
         "floor": FLOOR,

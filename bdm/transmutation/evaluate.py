@@ -3,14 +3,15 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from bdm._core.files import provenance
 from bdm._core.parallel import using_threads
@@ -22,19 +23,23 @@ from bdm.evaluation.cells import (
     TRANSMUTED,
     UNCHANGED,
     Cells,
+    Populations,
     RealCells,
     check_genes,
     checked,
     subset_of_names,
-    with_columns,
 )
-from bdm.evaluation.resampling import Populations
+from bdm.evaluation.distances import energy_distance
+from bdm.evaluation.genes import gene_statistics
+from bdm.evaluation.metrics import Agreement, fitted_pca, joint_components
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
-from bdm.transmutation.scores import Endpoints, changed_genes, fold_changes, score_transmutation
 
 logger = logging.getLogger(__name__)
 
 MAX_EMBEDDED = 500  # cells of a type that are embedded
+MAX_COMPARED = 1000  # cells whose distances are computed
+N_CHANGED = 100  # genes
+N_COMPONENTS = 10  # in which variation within types is compared
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,22 @@ class TransmutedCells:
         """Select the cells of one original type, after and before."""
         rows = np.flatnonzero(self.before.cell_type == original_type)
         return self.after[rows], self.before[rows]
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Training cells of the original type and of the new type, test cells of the new type, and changed genes.
+
+    Attributes
+    ----------
+    changed
+        Column indices of the genes that differ most between the two types.
+    """
+
+    old: Cells
+    new: Cells
+    test: Cells
+    changed: np.ndarray
 
 
 @using_threads()
@@ -74,7 +95,7 @@ def evaluate_transmutation(
                 )
                 continue
             scores = score_transmutation(after, ends, before=before, seed=seed)
-            rows[original_type, name] = {"n_cells": len(after), **asdict(scores)}
+            rows[original_type, name] = {"n_cells": len(after), **scores}
     return TransmutationEvaluation(
         to=to,
         table=pd.DataFrame.from_dict(rows, orient="index").rename_axis(["original_type", "set"]),
@@ -102,9 +123,14 @@ def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     ):
         if len(cells) < MIN_CELLS_FOR_MEANS:
             raise InputError(f"There are {len(cells)} {name} to evaluate by; {MIN_CELLS_FOR_MEANS} are needed.")
-    return Endpoints(
-        old, new, test, changed_genes(test_of_old if len(test_of_old) >= MIN_CELLS_FOR_MEANS else old, test)
-    )
+    compared = test_of_old if len(test_of_old) >= MIN_CELLS_FOR_MEANS else old
+    difference = np.abs(mean_expression(test) - mean_expression(compared))
+    return Endpoints(old, new, test, np.argsort(-difference, kind="stable")[:N_CHANGED])
+
+
+def mean_expression(cells: Cells) -> np.ndarray:
+    """Mean ``log1p(CP10k)``, by gene."""
+    return np.asarray(cells.expression.mean(axis=0)).ravel()
 
 
 def sets_of_type(
@@ -114,6 +140,52 @@ def sets_of_type(
     sets = {name: cells.cells_of_type(original_type) for name, cells in transmuted.items()}
     unchanged = next(before for _, before in sets.values() if len(before))
     return {FLOOR: (ends.new, None), **sets, UNCHANGED: (unchanged, unchanged)}
+
+
+def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
+    """Compare transmuted cells with test cells of their new type, and with the same cells before, if known.
+
+    Returns
+    -------
+    Scores by name:
+
+    - ``energy``: energy distance to test cells of the new type, in joint principal components; unbiased;
+    - ``mean_r2``, ``variance_r2``: squared Pearson correlation with the test cells of the means and variances of
+      ``log1p(CP10k)``, over the genes that differ most between the two types;
+    - ``slope``: of the log fold changes of these genes relative to the original type, transmuted cells on test cells;
+    - ``sign``: share of these genes that change in the same direction as in test cells;
+    - ``library_kept``: Pearson correlation of log library sizes before and after; NaN where the cells before are
+      unknown;
+    - ``variation_kept``: the same of the variation within types: the mean over principal components of the differences
+      of cells from the means of their types, weighted by their variance.
+    """
+    statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
+    kept = (np.nan, np.nan) if before is None else correlations_with(before, query, ends, seed=seed)
+    return {
+        "energy": energy_distance(*compared_components(query, ends.test, seed=seed)),
+        "mean_r2": statistics.mean.subset(ends.changed).correlation ** 2,
+        "variance_r2": statistics.variance.subset(ends.changed).correlation ** 2,
+        "slope": changes.slope,
+        "sign": float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
+        "library_kept": kept[0],
+        "variation_kept": kept[1],
+    }
+
+
+def compared_components(query: Cells, test: Cells, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Joint principal components of as many cells of both as the smaller set has, or ``MAX_COMPARED``."""
+    n_cells = min(len(query), len(test), MAX_COMPARED)
+    generator = np.random.default_rng(seed)
+    one, other = (cells[np.sort(generator.permutation(len(cells))[:n_cells])] for cells in (query, test))
+    return joint_components(one.expression, other.expression, seed=seed)
+
+
+def fold_changes(query: Cells, ends: Endpoints, *, pseudocount: float = 1.0) -> Agreement:
+    """Log2 fold changes from the original type of the genes that differ most; the pseudocount is in CP10k."""
+    of_old, of_query, of_test = (
+        np.log2(cells.cp10k[:, ends.changed].mean(axis=0).A1 + pseudocount) for cells in (ends.old, query, ends.test)
+    )
+    return Agreement(of_query - of_old, of_test - of_old)
 
 
 def fold_change_rows(real: RealCells, ends: Endpoints, cells: Cells) -> pd.DataFrame:
@@ -129,30 +201,39 @@ def fold_change_rows(real: RealCells, ends: Endpoints, cells: Cells) -> pd.DataF
     )
 
 
+def correlations_with(before: Cells, after: Cells, ends: Endpoints, *, seed: int) -> tuple[float, float]:
+    """Correlate library sizes, and the variation within types, of cells before and after their transmutation."""
+    sizes = np.log(np.maximum([before.library_size, after.library_size], 1))
+    within = sparse.vstack([ends.old.expression, ends.new.expression]).toarray()
+    n_old = len(ends.old)
+    within[:n_old] -= within[:n_old].mean(axis=0)
+    within[n_old:] -= within[n_old:].mean(axis=0)
+    pca = fitted_pca(sparse.csr_matrix(within), n_components=N_COMPONENTS, seed=seed)
+    one, other = pca.transform(before.expression), pca.transform(after.expression)
+    correlations = [Agreement(a, b).correlation for a, b in zip(one.T, other.T, strict=True)]
+    return Agreement(*sizes).correlation, float(np.average(correlations, weights=pca.explained_variance_))
+
+
 def embedding_of(
     real: RealCells, transmuted: TransmutedCells, original_types: list[str], to: str
 ) -> Callable[[], pd.DataFrame]:
-    """Return a function that computes the joint UMAP of transmuted, unchanged and real cells."""
-    sets = {(to, FLOOR): evenly_sampled(real.training[real.training.cell_type == to])}
+    """Return a function that computes the joint UMAP of transmuted, unchanged and real cells, once."""
+    sets = {(to, FLOOR): real.training[real.training.cell_type == to]}
     for original_type in original_types:
         after, before = transmuted.cells_of_type(original_type)
-        sets[original_type, TRANSMUTED] = evenly_sampled(after)
-        sets[original_type, UNCHANGED] = evenly_sampled(before)
-    return cache(partial(embedding_table, sets))
+        sets |= {(original_type, TRANSMUTED): after, (original_type, UNCHANGED): before}
+    embedded = [
+        ({"original_type": original_type, "set": name}, evenly_sampled(cells))
+        for (original_type, name), cells in sets.items()
+    ]
 
+    @cache
+    def embedding() -> pd.DataFrame:
+        from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
 
-def embedding_table(sets: dict[tuple[str, str], Cells]) -> pd.DataFrame:
-    """Embed all cells together, and name the original type and the set of each."""
-    from bdm.evaluation.umap import joint_umap  # late, as UMAP takes seconds to import
+        return joint_umap(embedded, seed=0)
 
-    tables = joint_umap(list(sets.values()), seed=0)
-    return pd.concat(
-        [
-            table.assign(original_type=original_type, set=name)
-            for (original_type, name), table in zip(sets, tables, strict=True)
-        ],
-        ignore_index=True,
-    )
+    return embedding
 
 
 def evenly_sampled(cells: Cells) -> Cells:
@@ -160,6 +241,9 @@ def evenly_sampled(cells: Cells) -> Cells:
     if len(cells) <= MAX_EMBEDDED:
         return cells
     return cells[np.unique(np.linspace(0, len(cells) - 1, MAX_EMBEDDED).astype(int))]
+
+
+# ---- files of transmuted cells
 
 
 @dataclass(frozen=True)
@@ -202,7 +286,10 @@ def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells
     InputError
         If the file holds no transmuted cells, or cells that are not among the prepared ones.
     """
-    stored = with_columns(read_cells(path), ("cell_type", "original_type"), path)
+    stored = read_cells(path)
+    for column in ("cell_type", "original_type"):
+        if column not in stored.obs:
+            raise InputError(f"{path} has no column {column!r} in obs; give a file that bdm transmute wrote.")
     adata = checked(stored, path)  # counts and obs alone
     check_genes(adata.var_names, real.genes, path)
     rows = rows_before(adata, before.obs_names, names=(str(path), str(prepared)))
@@ -225,20 +312,21 @@ def relabelled(real: RealCells, to: Target, populations: Populations | None) -> 
     """
     if to.population is None:
         return real, to.cell_type
-    sets = [] if populations is None else [cells[np.arange(len(cells))] for cells in (real.training, real.test)]
-    named = []
-    for cells in sets:
-        if populations is not None and (found := populations(cells)) is not None:
-            named.append(replace(cells, cell_type=np.where(found == to.population, to.population, cells.cell_type)))
-    if len(named) == 2:
-        return replace(real, training=named[0], test=named[1]), to.population
-    logger.warning(
-        "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
-        "sub-population of each real cell, by `model=`.",
-        to.population,
-        to.cell_type,
+    training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))
+    found = [None if populations is None else populations(cells) for cells in (training, test)]
+    if found[0] is None or found[1] is None:
+        logger.warning(
+            "Cells were transmuted to %s, but are compared with all cells of %s; give the model, which finds the "
+            "sub-population of each real cell, by `model=`.",
+            to.population,
+            to.cell_type,
+        )
+        return real, to.cell_type
+    training, test = (
+        replace(cells, cell_type=np.where(of == to.population, to.population, cells.cell_type))
+        for cells, of in ((training, found[0]), (test, found[1]))
     )
-    return real, to.cell_type
+    return replace(real, training=training, test=test), to.population
 
 
 def transmutation_record(adata: AnnData) -> dict[str, Any]:

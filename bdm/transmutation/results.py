@@ -25,7 +25,7 @@ class TransmutationEvaluation:
     to
         The type that cells were transmuted to.
     table
-        (original_type, set) x ``n_cells`` and the scores of :class:`bdm.transmutation.scores.TransmutationScores`; sets
+        (original_type, set) x ``n_cells`` and scores, see :func:`bdm.transmutation.evaluate.score_transmutation`; sets
         are the floor (training cells of the new type), the transmuted sets (``transmuted`` the first), and the cells
         ``unchanged``.
     fold_changes

@@ -44,24 +44,6 @@ class Rows:
     rows: np.ndarray
 
 
-def transmute_cells(
-    model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
-) -> ad.AnnData:
-    """Transmute cells to another population, in memory; see :func:`bdm.transmutation.transmute.transmuted_cells`.
-
-    Returns
-    -------
-    AnnData with raw counts in ``X`` (CSR, float32 as scanpy reads counts), with the names and the order of the cells;
-    the latent in ``obsm['latent']``; the model's ``var``. ``obs`` has the new type in ``cell_type`` and in the columns
-    of types in the model's data and in the input; ``sub_population``, the new population, if the model has
-    ``goal.to``; ``original_type``; the batch, in the same columns as in these;
-    ``common_ancestor`` and ``common_ancestor_level`` (node up to which the cell was encoded, and its noise level in
-    whitened units; not with ``goal.like``); and ``synthetic`` (True). Other columns of the input describe the cells
-    before the transmutation and are not kept; the names of the cells lead to them.
-    """
-    return transmuted_cells(model, sources, goal, settings, seed=seed).in_memory()
-
-
 def transmuted_cells(
     model: BranchedModel, sources: Sources, goal: Goal, settings: SamplerSettings, *, seed: int
 ) -> GeneratedCells:
@@ -72,6 +54,16 @@ def transmuted_cells(
     map, so that a cell keeps its position among cells of its type; with ``settings.stochastic`` it adds fresh noise,
     and a cell keeps only what cells of the ancestor share. With ``goal.like``, the latent is shifted instead. Counts
     are sampled with the library size of the result.
+
+    Returns
+    -------
+    Cells with raw counts (CSR, float32 as scanpy reads counts), with the names and the order of the cells; the latent
+    in ``obsm['latent']``; the model's ``var``. ``obs`` has the new type in ``cell_type`` and in the columns of types in
+    the model's data and in the input; ``sub_population``, the new population, if the model has ``goal.to``;
+    ``original_type``; the batch, in the same columns as in these; ``common_ancestor`` and ``common_ancestor_level``
+    (node up to which the cell was encoded, and its noise level in whitened units; not with ``goal.like``); and
+    ``synthetic`` (True). Other columns of the input describe the cells before the transmutation and are not kept; the
+    names of the cells lead to them.
     """
     sampler = model.sampler(settings)
 

@@ -9,10 +9,9 @@ from anndata import AnnData
 from tidy import tidy, write_rows
 
 from bdm.data.prepare import read_prepared
-from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells
+from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, SizeLimits
 from bdm.evaluation.evaluate import evaluate
 from bdm.evaluation.read import read_generated, read_real_cells
-from bdm.evaluation.resampling import SizeLimits
 from bdm.extension.extend import ExtendSettings, extend
 from bdm.generation.generate import generate_cells
 from bdm.generation.request import request_cells

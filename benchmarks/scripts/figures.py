@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from bdm.audit.attacks import ATTACKS, CHANCE, COPIES
-from bdm.evaluation.properties.catalogue import PROPERTIES
+from bdm.evaluation.properties import PROPERTIES
 from bdm.plotting.experiments import LABELS, STYLES
 from bdm.plotting.style import IDEAL_LINE, set_styles, shade_rows
 from bdm.plotting.transmutation import PANELS, draw_transmutation_scores

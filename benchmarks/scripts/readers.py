@@ -14,7 +14,7 @@ from verdicts import REAL
 from bdm.audit.attacks import GENERATED as ATTACKED
 from bdm.audit.results import TABLES
 from bdm.evaluation.cells import FLOOR
-from bdm.evaluation.properties.catalogue import ALL
+from bdm.evaluation.properties import ALL
 from bdm.evaluation.verdict import LIMITS, Grade
 from bdm.hierarchy.comparison import TreeComparison
 from bdm.hierarchy.files import load_hierarchy

@@ -13,6 +13,7 @@ from tidy import RARE
 
 from bdm.audit.attacks import ATTACKS
 from bdm.evaluation.cells import FLOOR
+from bdm.evaluation.scores import SCORE_TITLES
 
 Rows = pd.DataFrame
 
@@ -141,15 +142,13 @@ FLOOR_NOTE = (
     "smallest and the largest value."
 )
 SCORES = {
-    "energy": "Energy distance",
+    "energy": SCORE_TITLES["energy"],
     "energy_frequent": "Energy distance of types with 50 test cells or more, weighted by test cells",
-    "forest_auc": "Forest AUC",
-    "gene_auc": "Gene AUC",
-    "slope": "Slope of log fold changes",
+    **{score: SCORE_TITLES[score] for score in ("forest_auc", "gene_auc", "slope")},
     "slope_by_type": "Slope by type",
-    "fold_change_correlation": "Correlation of log fold changes",
+    "fold_change_correlation": SCORE_TITLES["fold_change_correlation"],
     "f1_ratio": "F1 ratio",
-    "memorisation": "Memorisation",
+    "memorisation": SCORE_TITLES["memorisation"],
     "training_seconds": "Training, s",
     "training_cpu_seconds": "Training, processor s",
     "generation_seconds": "Generation, s",

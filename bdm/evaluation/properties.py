@@ -1,0 +1,383 @@
+"""Properties that benchmarks of simulators compare: all of them, by which cells, and their distances to test cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist, pdist
+from sklearn.metrics import silhouette_samples
+
+from bdm._core.progress import progress
+from bdm.evaluation import values
+from bdm.evaluation.cells import FLOOR, Cells, ResampledCells, match, sample_at_most, sample_by_type, smaller_numbers
+from bdm.evaluation.genes import GENE_TESTS, compare_genes, correlations, kolmogorov_smirnov, zero_fraction
+from bdm.evaluation.metrics import joint_components
+from bdm.evaluation.values import Side
+
+KINDS = {
+    "gene": "genes",
+    "cell": "cells",
+    "joint": "two values together",
+    "biology": "genes that differ between cell types",
+    "structure": "structure by cell type and batch",
+    "use": "use in an analysis",
+}
+ALL, LABEL, BATCH = "all", "label", "batch"  # the cells of a row: all, those of a cell type, or those of a batch
+TEXTS = ["property", "kind", "set", "by", "group"]
+COLUMNS = [*TEXTS, "n_cells", "value", "floor"]  # of the table of properties
+MIN_CELLS_OF_GROUP = 10  # cells; with fewer, distances are mostly noise
+MAX_GROUPS = 50  # cell types, or batches, with rows of their own
+MAX_CELLS = 2000  # of either side, for what takes time that grows with the square of their number
+MAX_POINTS = 500  # of either side whose distances are taken in two dimensions
+MIN_VALUES = 5
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property of cells.
+
+    Attributes
+    ----------
+    kind
+        One of ``KINDS``. The distance between values is that of Kolmogorov and Smirnov, for pairs of values (``joint``)
+        the energy coefficient, and for a single value (``use``) their difference.
+    name
+        Name in figures and on the report.
+    values
+        Computes the values of query cells, or of test cells; None for what compares both in other ways, by cell type.
+    most
+        Most cells of either side, drawn at random; all if not given.
+    by
+        ``LABEL`` or ``BATCH``, for what compares cell types or batches with each other.
+    """
+
+    kind: str
+    name: str
+    values: Callable[[Side], Any] | None = None
+    most: int | None = None
+    by: str | None = None
+
+
+PROPERTIES: dict[str, Property] = {
+    "mean": Property("gene", "mean", lambda side: side.moments[0]),
+    "variance": Property("gene", "variance", lambda side: side.moments[1]),
+    "coefficient_of_variation": Property("gene", "coefficient of variation", values.coefficient_of_variation),
+    "zero_fraction": Property("gene", "zeros of a gene", lambda side: zero_fraction(side.cells)),
+    "dispersion": Property("gene", "dispersion", values.dispersion),
+    "gene_correlation": Property("gene", "gene-gene correlation", values.correlations_within_types),
+    "library_size": Property("cell", "library size", lambda side: side.cells.library_size),
+    "effective_library_size": Property("cell", "effective library size", lambda side: side.effective_library_size),
+    "cell_zero_fraction": Property("cell", "zeros of a cell", values.cell_zero_fraction),
+    "cell_correlation": Property(
+        "cell", "cell-cell correlation", lambda side: correlations(side.cells.expression.toarray()), 200
+    ),
+    "pca_distance": Property("cell", "distance in PCA", lambda side: pdist(side.components), 500),
+    "knn_occurrence": Property("cell", "occurrence among neighbours", values.occurrence),
+    "local_density": Property("cell", "local density", values.local_density),
+    "mean_variance": Property("joint", "mean and variance", lambda side: np.column_stack(side.moments)),
+    "mean_zeros": Property(
+        "joint", "mean and zeros of a gene", lambda side: np.column_stack([side.moments[0], zero_fraction(side.cells)])
+    ),
+    "library_zeros": Property(
+        "joint",
+        "library size and zeros of a cell",
+        lambda side: np.column_stack([np.log1p(side.cells.library_size), values.cell_zero_fraction(side)]),
+    ),
+    **{f"{test}_share": Property("biology", f"{name}, share") for test, name in GENE_TESTS.items()},
+    **{f"{test}_overlap": Property("biology", f"{name}, overlap") for test, name in GENE_TESTS.items()},
+    "silhouette_label": Property("structure", "silhouette by cell type"),
+    "variance_by_label": Property(
+        "structure",
+        "variance between cell types",
+        lambda side: values.variance_between(side, side.labels),
+        by=LABEL,
+    ),
+    "silhouette_batch": Property(
+        "structure",
+        "silhouette by batch",
+        lambda side: silhouette_samples(side.components, side.batches),
+        MAX_CELLS,
+        BATCH,
+    ),
+    "variance_by_batch": Property(
+        "structure", "variance between batches", lambda side: values.variance_between(side, side.batches), by=BATCH
+    ),
+    "mixing": Property("structure", "mixing of batches", values.mixing, MAX_CELLS, BATCH),
+    "clustering": Property("use", "clusters and cell types (k-means)", values.agreement_of_k_means, MAX_CELLS, LABEL),
+    "leiden": Property("use", "clusters and cell types (Leiden)", values.agreement_of_leiden, MAX_CELLS, LABEL),
+    "classified": Property("use", "cell typing by real cells"),
+    "classifies": Property("use", "cell typing of real cells"),
+    "integrated_label": Property(
+        "use",
+        "cell types after integration",
+        lambda side: values.mean_silhouette(side.integrated, side.labels),
+        MAX_CELLS,
+        BATCH,
+    ),
+    "integrated_batch": Property(
+        "use",
+        "batches after integration",
+        lambda side: values.mean_silhouette(side.integrated, side.batches),
+        MAX_CELLS,
+        BATCH,
+    ),
+}
+
+
+def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
+    """Compare each set with test cells, averaged over resamples.
+
+    Parameters
+    ----------
+    genes
+        Column indices of the variable genes, whose correlations are compared.
+    most
+        Most cells of a set.
+
+    Returns
+    -------
+    A row for each ``property`` (of a ``kind``), ``set`` but the floor, and group of cells: ``by`` is ``all``,
+    ``label`` or ``batch``, and ``group`` the name of the cell type or batch. ``value`` is the distance to test cells,
+    0 at best, ``floor`` that of the floor, and ``n_cells`` the number of cells of the group.
+    """
+    rows = []
+    for resample in progress(resamples, total=len(resamples), doing="comparing properties", unit="resample"):
+        for name, cells in resample.query.items():
+            matched = match(cells, resample.test, seed=resample.seed)
+            query, test = (sample_at_most(side, most=most, seed=resample.seed) for side in matched)
+            for by, group, n_cells, distances in by_group(Group.of(query, test, genes, seed=resample.seed)):
+                rows += [
+                    {"property": key, "set": name, "by": by, "group": group, "n_cells": n_cells, "value": value}
+                    for key, value in distances.items()
+                ]
+    return with_floor(pd.DataFrame(rows)) if rows else no_properties()
+
+
+def no_properties() -> pd.DataFrame:
+    """Return a table without rows."""
+    return pd.DataFrame({name: pd.Series(dtype=object if name in TEXTS else float) for name in COLUMNS})
+
+
+def with_floor(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average over resamples, and put the values of the floor next to those of each other set."""
+    keys = ["property", "by", "group"]
+    means = rows.groupby(["set", *keys], sort=False)[["n_cells", "value"]].mean().reset_index()
+    is_floor = means["set"] == FLOOR
+    floor = means[is_floor].set_index(keys)["value"].rename("floor")
+    table = means[~is_floor].join(floor, on=keys)
+    table["kind"] = table["property"].map({key: one.kind for key, one in PROPERTIES.items()})
+    order = {key: place for place, key in enumerate(PROPERTIES)}
+    table = table.sort_values("property", key=lambda column: column.map(order), kind="stable", ignore_index=True)
+    return table[COLUMNS]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Query cells and as many test cells of each type."""
+
+    query: Side
+    test: Side
+    seed: int
+
+    @classmethod
+    def of(cls, query: Cells, test: Cells, genes: np.ndarray, *, seed: int) -> Group:
+        """Compute joint principal components and effective library sizes of matched cells."""
+        components = joint_components(query.expression, test.expression, seed=seed)
+        reference = np.asarray(test.counts.sum(axis=0)).ravel()
+        one, other = (
+            Side(cells, coordinates, values.effective_library_size(cells, reference), genes, seed)
+            for cells, coordinates in zip((query, test), components, strict=True)
+        )
+        return cls(one, other, seed)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Query cells and test cells."""
+        return self.query, self.test
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the smaller side."""
+        return min(len(self.query), len(self.test))
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Cell types of enough query cells and test cells."""
+        return np.intersect1d(common_names(self.query.labels), common_names(self.test.labels))
+
+    @cached_property
+    def batches(self) -> np.ndarray:
+        """Batches of enough query cells and test cells; none where the batches of cells are not known."""
+        return np.intersect1d(common_names(self.query.batches), common_names(self.test.batches))
+
+    def of_label(self, label: str) -> Group:
+        """Select the cells of one type."""
+        query, test = (side.among(side.labels, [label]) for side in self.sides)
+        return replace(self, query=query, test=test)
+
+    def of_batch(self, batch: str) -> Group:
+        """Select the cells of one batch, as many of each type on both sides."""
+        query, test = (side.among(side.batches, [batch]) for side in self.sides)
+        numbers = smaller_numbers(query.cells.n_by_type, test.cells.n_by_type)
+        query, test = (side[sample_by_type(side.cells, numbers, seed=self.seed)] for side in (query, test))
+        return replace(self, query=query, test=test)
+
+    def few(self, most: int | None) -> Group:
+        """Draw ``most`` cells or fewer of either side, at random; all if it is None."""
+        if most is None:
+            return self
+        query, test = (
+            side[np.sort(np.random.default_rng(self.seed).permutation(len(side))[:most])] for side in self.sides
+        )
+        return replace(self, query=query, test=test)
+
+    def divided(self, by: str | None) -> tuple[Side, Side] | None:
+        """Select the cells of common types, or batches; None where there are no two of them on both sides."""
+        if by == LABEL and len(self.labels) > 1:
+            return self.query.among(self.query.labels, self.labels), self.test.among(self.test.labels, self.labels)
+        if by == BATCH:
+            names = [common_names(side.batches) for side in self.sides]
+            if min(map(len, names)) > 1:
+                return self.query.among(self.query.batches, names[0]), self.test.among(self.test.batches, names[1])
+        return self.sides if by is None else None
+
+
+def common_names(column: np.ndarray) -> np.ndarray:
+    """Return the types, or batches, of at least ``MIN_CELLS_OF_GROUP`` cells."""
+    names, n_cells = np.unique(column, return_counts=True)
+    return np.asarray(names[n_cells >= MIN_CELLS_OF_GROUP])
+
+
+def by_group(whole: Group) -> Iterator[tuple[str, str, int, dict[str, float]]]:
+    """Yield what divides the cells, the name of the group, its number of cells, and its distances by property."""
+    by_label = distances_by_label(whole)
+    yield ALL, "", whole.n_cells, distances(whole) | by_label.get("", {})
+    within = [kind for kind in KINDS if kind != "use"]
+    for label in most_common(whole.labels, whole.test.labels):
+        group = whole.of_label(label)
+        yield LABEL, label, group.n_cells, distances(group, kinds=within) | by_label.get(label, {})
+    if len(whole.batches) > 1:
+        for batch in most_common(whole.batches, whole.test.batches):
+            group = whole.of_batch(batch)
+            if group.n_cells >= MIN_CELLS_OF_GROUP:
+                yield BATCH, batch, group.n_cells, distances(group) | distances_by_label(group).get("", {})
+
+
+def most_common(names: np.ndarray, column: np.ndarray) -> list[str]:
+    """Select the names with the most test cells."""
+    n_cells = pd.Series(column).value_counts()[names]
+    return sorted(map(str, n_cells.nlargest(MAX_GROUPS).index))
+
+
+def distances(group: Group, *, kinds: Sequence[str] = tuple(KINDS)) -> dict[str, float]:
+    """Compare the values of query cells and of test cells, for the properties that have values."""
+    found: dict[str, float] = {}
+    chosen: dict[tuple[int | None, str | None], tuple[Side, Side] | None] = {}
+    for key, one in PROPERTIES.items():
+        if one.values is None or one.kind not in kinds or (key == "leiden" and not find_spec("igraph")):
+            continue
+        if (one.most, one.by) not in chosen:
+            chosen[one.most, one.by] = group.few(one.most).divided(one.by)
+        if sides := chosen[one.most, one.by]:
+            query, test = one.values(sides[0]), one.values(sides[1])
+            if one.kind == "joint":
+                found[key] = energy_coefficient(query, test, seed=group.seed)
+            else:
+                found[key] = difference(query, test) if one.kind == "use" else ks(query, test)
+    return {key: value for key, value in found.items() if PROPERTIES[key].kind != "use" or np.isfinite(value)}
+
+
+def distances_by_label(group: Group) -> dict[str, dict[str, float]]:
+    """Compare what sets cell types apart: of each type, and of all, by the name ``""``."""
+    found: dict[str, dict[str, float]] = {}
+    for by_label in (biology(group), silhouettes(group), cell_typing(group)):
+        for label, compared in by_label.items():
+            found[label] = found.get(label, {}) | compared
+    return found
+
+
+def biology(group: Group) -> dict[str, dict[str, float]]:
+    """Compare the genes that differ between a cell type and all others: of each type, and on average as ``""``."""
+    labels = [
+        name for name in group.labels if all((side.labels != name).sum() >= MIN_CELLS_OF_GROUP for side in group.sides)
+    ]
+    by_label = compare_genes(group.query.cells, group.test.cells, labels)
+    return {"": pd.DataFrame(by_label).mean(axis=1).to_dict(), **by_label} if labels else {}
+
+
+def silhouettes(group: Group) -> dict[str, dict[str, float]]:
+    """Compare how far cell types are apart: of each type, and of all, by the name ``""``."""
+    sides = [side.among(side.labels, group.labels) for side in group.few(MAX_CELLS).sides]
+    if any(len(np.unique(side.labels)) < 2 for side in sides):
+        return {}
+    widths = [silhouette_samples(side.components, side.labels) for side in sides]
+    of_types = {
+        label: [width[side.labels == label] for width, side in zip(widths, sides, strict=True)]
+        for label in group.labels
+    }
+    return {label: {"silhouette_label": ks(*pair)} for label, pair in {"": widths, **of_types}.items()}
+
+
+def cell_typing(group: Group) -> dict[str, dict[str, float]]:
+    """Compare cell typing with the cell typing of test cells by each other, of each type and on average.
+
+    Returns
+    -------
+    By cell type, and of all as ``""``, absolute differences of F1: ``classified`` where test cells type query cells,
+    and ``classifies`` where query cells type test cells.
+    """
+    labels = group.labels
+    if len(labels) < 2:
+        return {}
+    among_test = values.typing_f1(group.test)
+    errors = {
+        "classified": (values.typing_f1(group.test, group.query) - among_test).abs()[labels],
+        "classifies": (values.typing_f1(group.query, group.test) - among_test).abs()[labels],
+    }
+    by_label = {label: {name: float(error[label]) for name, error in errors.items()} for label in labels}
+    return {"": {name: float(error.mean()) for name, error in errors.items()}, **by_label}
+
+
+def ks(query: np.ndarray, test: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of the finite values, in [0, 1]; NaN with fewer than five of either."""
+    query, test = query[~np.isnan(query)], test[~np.isnan(test)]
+    return kolmogorov_smirnov(query, test) if min(len(query), len(test)) >= MIN_VALUES else float("nan")
+
+
+def difference(query: float, test: float) -> float:
+    """Absolute difference of two values."""
+    return float(abs(query - test))
+
+
+def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> float:
+    """Root of the energy distance over its largest value, in [0, 1], of points in units of the test cells' spread.
+
+    ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))``, which is 0 for equal distributions, and grows with a
+    shift about as the Kolmogorov-Smirnov distance does. Like this distance, it is above 0 for samples of one
+    distribution, so it is compared with the floor.
+
+    Parameters
+    ----------
+    query, test
+        Points x dimensions; of either, `MAX_POINTS` at most are drawn, the same rows of both where they are equally
+        many.
+
+    References
+    ----------
+    Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018
+    """
+    query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
+    if min(len(query), len(test)) < MIN_VALUES:
+        return float("nan")
+    scale = np.maximum(test.std(axis=0), np.finfo(float).tiny)
+    x, y = (np.random.default_rng(seed).permutation(points)[:MAX_POINTS] / scale for points in (query, test))
+    between = 2 * cdist(x, y).mean()
+    if not between:
+        return 0.0
+    return float(np.sqrt(max(between - cdist(x, x).mean() - cdist(y, y).mean(), 0) / between))
