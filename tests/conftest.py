@@ -16,7 +16,7 @@ import pytest
 from anndata import AnnData
 from zoo import kept_model
 
-from bdm.data.example import pbmc68k_counts
+from bdm.data.read import pbmc68k_counts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

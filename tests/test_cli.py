@@ -390,7 +390,7 @@ def test_fault_of_bdm_ends_with_its_traceback_and_one_sentence(bdm, monkeypatch,
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("bdm.data.example.pbmc68k_counts", fail)
+    monkeypatch.setattr("bdm.data.read.pbmc68k_counts", fail)
     code, err = bdm("example", "out.h5ad")
     assert code == 1
     last = err.strip().splitlines()[-1]

@@ -5,7 +5,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from bdm.data.counts import raw_counts
-from bdm.data.example import counts_before_rounding, pbmc68k_counts
+from bdm.data.read import counts_before_rounding, pbmc68k_counts
 from bdm.errors import InputError
 
 CELLS, GENES = ["c0", "c1"], ["g0", "g1", "g2"]

@@ -264,7 +264,7 @@ def test_no_model_folder(tmp_path):
 def test_requested_threads_are_kept():
     code = (
         "import bdm, torch\n"
-        "from bdm.data.example import pbmc68k_counts\n"
+        "from bdm.data.read import pbmc68k_counts\n"
         "from bdm.data.prepare import PrepareSettings, prepare\n"
         "prepare(pbmc68k_counts(), PrepareSettings(label_key='bulk_labels', n_genes=50, test=0.2))\n"
         "print(torch.get_num_threads())"

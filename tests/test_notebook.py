@@ -7,7 +7,7 @@ pytestmark = pytest.mark.nightly
 CELLS = [
     """\
 import bdm
-from bdm.data.example import pbmc68k_counts
+from bdm.data.read import pbmc68k_counts
 
 settings = bdm.Settings(
     prepare=bdm.PrepareSettings(n_genes=50, test=0.0),

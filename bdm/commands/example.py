@@ -12,8 +12,8 @@ def example(
     Example: bdm example cells.h5ad
     """
     from bdm._core.files import atomic_write
-    from bdm.data.example import pbmc68k_counts
     from bdm.data.matrix import write_h5ad
+    from bdm.data.read import pbmc68k_counts
 
     with atomic_write(out) as path:
         write_h5ad(path, pbmc68k_counts())
