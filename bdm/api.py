@@ -26,7 +26,6 @@ from bdm.generation.request import numbers_like, request_cells
 from bdm.hierarchy.files import Tree
 from bdm.hierarchy.ontology import given_tree
 from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
-from bdm.kinds import DECODERS, PRIORS
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
@@ -150,8 +149,6 @@ class BranchedDiffusion:
             settings = replace(settings, prior=replace(settings.prior, prior=prior))
         if likelihood is not None:
             settings = replace(settings, autoencoder=replace(settings.autoencoder, likelihood=likelihood))
-        PRIORS.find(settings.prior.prior)
-        DECODERS.find(settings.autoencoder.likelihood)
         given = {"batch_key": batch_key, "donor_key": donor_key, "seed": seed}
         optional = {name: value for name, value in given.items() if value is not None}
         preparing = settings_with(settings.prepare, label_key=label_key, **optional)

@@ -1,6 +1,7 @@
 """Kinds of priors and of decoders by name: those of bdm, of installed packages, and of the running program."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
@@ -32,8 +33,7 @@ class Kinds:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all kinds, those of bdm first."""
-        installed = [entry.name for entry in entry_points(group=self.group)]
-        return tuple(dict.fromkeys((*self.built_in, *installed, *self.registered)))
+        return tuple(dict.fromkeys((*self.built_in, *installed(self.group), *self.registered)))
 
     def find(self, name: str) -> type[Any]:
         """Class of a name.
@@ -43,17 +43,27 @@ class Kinds:
         InputError
             If there is none of this name.
         """
-        if name not in self.registered:
-            if name in self.built_in:
-                import_module(self.built_in[name].partition(":")[0])
+        self.check(name)
+        if name not in self.registered and name in self.built_in:
+            import_module(self.built_in[name].partition(":")[0])
+        elif name not in self.registered:
             for entry in entry_points(group=self.group, name=name):
                 entry.load()
-        if name not in self.registered:
+        return self.registered[name]
+
+    def check(self, name: str) -> None:
+        """Raise an InputError if there is none of a name, without an import of any."""
+        if name not in self.names:
             raise InputError(
                 f"There is no {self.what} {name!r} in this installation, which has {', '.join(self.names)}; "
                 "name one of these, or install or import the package that defines it."
             )
-        return self.registered[name]
+
+
+@cache
+def installed(group: str) -> tuple[str, ...]:
+    """Names of the entry points of a group; found once, as a search takes some milliseconds."""
+    return tuple(entry.name for entry in entry_points(group=group))
 
 
 PRIORS = Kinds(

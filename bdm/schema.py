@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, Union, get_arg
 from annotated_types import Ge, Gt, Le, Lt
 
 from bdm.errors import InputError, at
+from bdm.kinds import Kinds
 from bdm.validation import rejection, unknown_setting
 
 if TYPE_CHECKING:
@@ -126,9 +127,12 @@ class Setting:
             return value
         if self.nested is None or value is None:
             try:
-                return self.adapter.validate_python(value)
+                checked = self.adapter.validate_python(value)
             except ValidationError as error:
                 raise InputError(self.rejection(key, value, error)) from None
+            if (kinds := self.note(Kinds)) is not None:
+                kinds.check(checked)
+            return checked
         if tuple not in self.types:
             return self.nested.of(value, key)
         if not isinstance(value, list | tuple):

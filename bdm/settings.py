@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bdm.errors import InputError
+from bdm.kinds import DECODERS, PRIORS
 from bdm.schema import Key, Setting, StageSettings, Unset
 from bdm.validation import keys_rejection, split_rejection
 
@@ -203,7 +204,7 @@ class AutoencoderSettings(StageSettings):
 
     n_latent: Annotated[int, Ge(1), "Dimensions of the latent space."] = 30
     likelihood: Annotated[
-        str, MinLen(1), "Distribution of counts: `negative_binomial`, or that of a decoder of your own."
+        str, DECODERS, "Distribution of counts: `negative_binomial`, or that of a decoder of your own."
     ] = "negative_binomial"
     loading_scale: Annotated[
         float, Gt(0), "How far a latent dimension is expected to change a gene's log expression; less is smoother."
@@ -266,7 +267,7 @@ class PriorSettings(StageSettings):
 
     prior: Annotated[
         str,
-        MinLen(1),
+        PRIORS,
         "Distribution of latents: `mixture` (a tree of Gaussian mixtures in closed form), `diffusion` (with a network "
         "on the branches where it gains), `flow` (flow matching), or one of your own.",
     ] = "mixture"
