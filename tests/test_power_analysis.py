@@ -126,23 +126,13 @@ def test_the_default_test_is_the_valid_one(samples, power, methods):
 
 INVALID = {
     "an unknown axis": ({"power": {"depths": [1]}}, "power: There is no setting depths; did you mean depth?"),
-    "half a donor": ({"power": {"donors": [2.5]}}, "power: donors is 2.5, but must be a whole number."),
     "one donor": ({"power": {"donors": [1, 4]}}, "power: donors is 1, but tests need 2 or more"),
-    "no cells": ({"power": {"cells": [0]}}, "power: cells is 0, but must be at least 1."),
-    "no depth": ({"power": {"depth": [0]}}, "power: depth is 0, but must be above 0."),
     "a negative change": ({"power": {"log2_fold_change": [-1]}}, "power: log2_fold_change is -1, but must be at least"),
-    "a change that overflows": (
-        {"power": {"log2_fold_change": [50]}},
-        "log2_fold_change is 50, but must be at most 20.",
-    ),
-    "infinity": ({"power": {"cells": [float("inf")]}}, "cells is inf, but must be a whole number."),
-    "text": ({"power": {"cells": ["many"]}}, "power: cells is"),
     "an unknown method": (
         {"power": {"methods": ["limma"]}},
         "power: methods has 'limma', but must have one",
     ),
     "no methods": ({"power": {"methods": []}}, "power.methods is empty, but there are changes of expression"),
-    "no repeats": ({"power": {"n_repeats": 0}}, "power: n_repeats is 0, but must be at least 1."),
     "one condition": ({"samples": {"donors": 3}, "changes": []}, "samples.conditions has one condition, control"),
     "one sample": ({"samples": {"donors": 1, "conditions": TWO}, "power": {}}, "samples.donors is 1 in a condition"),
     "nothing planted": ({"changes": []}, "there is nothing to find"),

@@ -341,17 +341,6 @@ def test_no_difference_in_few_cells_is_not_shown_as_like_real_cells(results):
     assert '<div class="answer few">' in page
 
 
-def test_each_set_has_one_name(page, results):
-    text = re.sub("hierarchically branched", "", page.read_text(encoding="utf-8"), flags=re.IGNORECASE)
-    shown = [*re.findall(r'(?:aria-label|alt|title)="([^"]*)"|<title>([^<]*)</title>', text), words_of(text)]
-    for part in shown:
-        assert not re.search(r"\bbranched\b|\bunmoved\b|\bmoved cells\b|\bjudged\b", "".join(part)), part
-    assert results.verdict.worst_scores or results.verdict.grade == 0
-    headers = re.findall(r'<th scope="(?:col|row)">([^<]+)', text)
-    for verdict in [results.verdict, *results.verdicts.values()]:
-        assert {name.lower() for name in verdict.worst_scores} <= {header.lower() for header in headers}
-
-
 def test_page_shows_the_figures_that_commands_drew(page, full, results):
     shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
     names = [f"evaluation/{name}.png" for name in ("by_type", "overall", "properties", "genes", "umap")]
@@ -360,21 +349,10 @@ def test_page_shows_the_figures_that_commands_drew(page, full, results):
     assert "branch_genes.png" not in report_page(replace(results, figures={}))
 
 
-def test_support_is_explained(page):
+def test_page_shows_standard_errors_and_how_many_cells_a_verdict_needs(page, results):
     text = text_of(page)
-    assert "share of bootstrap resamples" in text
-    assert "not the probability" in text
-
-
-def test_page_explains_how_many_cells_a_verdict_needs(page):
-    text = text_of(page)
+    assert f"± {results.evaluation.overall.loc['relative_energy_error', 'generated']:.3f}" in text
     assert f"needs {LIMITS.min_cells} test cells (about 50 cells of the type in the input)" in text
-    assert f"A type with fewer than {LIMITS.min_cells} test cells, or fewer generated ones, gets no verdict" in text
-
-
-def test_energy_distance_has_its_standard_error(page, results):
-    error = results.evaluation.overall.loc["relative_energy_error", "generated"]
-    assert f"± {error:.3f}" in text_of(page)
 
 
 def test_page_names_test_cells_of_another_file(results):
@@ -487,7 +465,6 @@ def test_page_names_types_of_few_cells_whose_place_is_uncertain(page, results):
     ("used", "min_donors", "words"),
     [
         ("none", 1, "as sub-populations were not looked for ( sub_populations: none )."),
-        ("auto", 1, "in none of them do held-out cells support sub-populations of 30 cells or more"),
         (
             "auto",
             5,
