@@ -13,7 +13,6 @@ from anndata import AnnData
 from bdm._core.files import atomic_write, provenance, storable
 from bdm._core.parallel import using_threads
 from bdm._core.training import fabric
-from bdm.audit.settings import AuditSettings
 from bdm.computing import computing
 from bdm.data.prepare import prepare
 from bdm.data.read import cells_in
@@ -35,6 +34,7 @@ from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model
 from bdm.model.populations import populations_by
 from bdm.settings import (
+    AuditSettings,
     EvaluationSettings,
     FitSettings,
     GenerationSettings,

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from bdm.audit.settings import AuditSettings
 from bdm.schema import Setting, StageSettings, Unset, options_of
 from bdm.settings import (
+    AuditSettings,
     AutoencoderSettings,
     Contact,
     DesignFile,

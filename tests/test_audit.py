@@ -22,7 +22,6 @@ from bdm.audit.folds import MEMBERS, NON_MEMBERS, PARTS, REFERENCE, Fold, divide
 from bdm.audit.limits import LEVEL, inconclusive, sides_of, smallest_p
 from bdm.audit.results import TABLES, Audit, merged
 from bdm.audit.run import AuditedModels, Generated, audit_folds, audit_models, from_files, identity, tree_of
-from bdm.audit.settings import AuditSettings
 from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc, standardised, verdict_of
 from bdm.cli import app
 from bdm.errors import InputError
@@ -36,6 +35,7 @@ from bdm.model.model import load_model
 from bdm.report.page import audited, environment
 from bdm.report.tables import attack_rows
 from bdm.settings import (
+    AuditSettings,
     AutoencoderSettings,
     FitSettings,
     HierarchySettings,

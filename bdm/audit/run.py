@@ -19,7 +19,6 @@ from bdm._core.training import fabric
 from bdm.audit.attacks import CHANCE, COPIES, GENERATED, MIN_CELLS_OF_TYPE, attack
 from bdm.audit.folds import MEMBERS, REFERENCE, AuditFolds, Fold, fingerprint, members_by_type, training_cells
 from bdm.audit.results import Audit
-from bdm.audit.settings import AuditSettings
 from bdm.data.matrix import reject_if_unreadable, take_cells
 from bdm.errors import InputError, abbreviated, counted
 from bdm.evaluation.cells import Cells, StoredCells, check_genes
@@ -33,7 +32,7 @@ from bdm.model.card import save_with_card
 from bdm.model.fit import fit
 from bdm.model.likelihood import bounds_of_cells, denoising_gains, has_batches_of
 from bdm.model.model import BranchedModel, load_model
-from bdm.settings import FitSettings, GenerationSettings, InputKeys
+from bdm.settings import AuditSettings, FitSettings, GenerationSettings, InputKeys
 
 logger = logging.getLogger(__name__)
 MIN_SHARE_OF_EXPECTED = 0.5  # cells of a type in a file, as a share of the number that the settings say

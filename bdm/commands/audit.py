@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from bdm.audit.settings import AuditSettings
 from bdm.commands.base import Summary
 from bdm.commands.options import Device, OutFolder, Prepared
 from bdm.errors import InputError, at
-from bdm.settings import FitSettings, GenerationSettings, Seed, Tree
+from bdm.settings import AuditSettings, FitSettings, GenerationSettings, Seed, Tree
 
 PartOfFolds = Annotated[str | None, "Run some of the folds only, such as 2-of-3 for the second, for bdm merge."]
 CellsByFold = Annotated[

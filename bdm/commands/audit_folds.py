@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from bdm.audit.settings import AuditSettings
 from bdm.commands.base import Summary
 from bdm.commands.options import OutFolder, Prepared
 from bdm.errors import at
-from bdm.settings import Seed
+from bdm.settings import AuditSettings, Seed
 
 
 def audit_folds(prepared: Prepared, out: OutFolder, *, audit: AuditSettings, seed: Seed = 0) -> Summary:

@@ -7,11 +7,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from bdm.audit.settings import AuditSettings
 from bdm.evaluation.cells import GENERATED
 from bdm.evaluation.verdict import LIMITS
 from bdm.report.results import Results
 from bdm.settings import (
+    AuditSettings,
     AutoencoderSettings,
     EvaluationSettings,
     GenerationSettings,
