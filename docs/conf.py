@@ -134,7 +134,7 @@ def table_of_keys(section):
 
 def shown(value):
     """Return a default as YAML has it; nothing for a section, whose keys have defaults of their own."""
-    if isinstance(value, StageSettings):
+    if isinstance(value, StageSettings | type):
         return ""
     text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
     return f"`{text.splitlines()[0]}`"

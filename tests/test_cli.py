@@ -20,7 +20,6 @@ from bdm._core.store import checksum_of
 from bdm.autoencoder.storage import load_autoencoder
 from bdm.cli import app, main
 from bdm.commands.base import sentence_at_interrupt
-from bdm.commands.train import where_kept
 from bdm.errors import Interrupted, as_options
 from bdm.hierarchy.files import load_hierarchy, read_tree, save_hierarchy
 from bdm.hierarchy.tree import Branch, Hierarchy
@@ -261,26 +260,6 @@ def test_summary_shows_the_output_and_the_next_command(made, tmp_path, bdm, capl
     caplog.clear()
     assert bdm("generate", made[0] / "model", out, "--cells-like", made[0] / "prepared.h5ad")[0] == 0
     assert rows(caplog.messages[-1])["next"] == f"bdm evaluate {made[0]}/prepared.h5ad evaluation/ '{out}'"
-
-
-NOWHERE = "validation cells do not gain by it on any branch, so cells are sampled in closed form"
-
-
-@pytest.mark.parametrize(
-    ("n_cells", "gain", "kept", "expected"),
-    [
-        ([5, 5, 0], [4, 1, np.nan], [True, False, False], "kept on 1 of 2 branches, where validation cells gain by it"),
-        (
-            [5, 5, 0],
-            [-1, 3.04, np.nan],
-            [False] * 3,
-            f"{NOWHERE} (largest gain 3.0 standard errors, least to keep it 3.5)",
-        ),
-        ([0, 0], [np.nan] * 2, [False] * 2, NOWHERE),
-    ],
-)
-def test_summary_of_training_shows_where_the_network_is_kept(n_cells, gain, kept, expected):
-    assert where_kept(pd.DataFrame({"n_cells": n_cells, "gain": gain, "least_gain": 3.5, "kept": kept})) == expected
 
 
 def test_what_is_next_is_a_command_with_such_options(made, tmp_path, bdm, caplog, monkeypatch):
