@@ -5,6 +5,7 @@ import copy
 import io
 import os
 import re
+import shlex
 import time
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def both(rules: set[str], of_grown: set[str] | None = None) -> dict[str, set[str
     return {MINE: rules, GROWN: of_grown or rules}
 
 
-# For each key another value, and the rules that it concerns. Values that other parameters of the rule have already are
-# chosen where there are any.
+# Another value of keys, and the rules that it concerns: of some keys of each section, whose options are one text, and
+# of all keys that are no options
 CHANGES = {
     "seed": (3, both(PREPARE, EXTEND)),
     "datasets": (
@@ -65,79 +66,44 @@ CHANGES = {
     ),
     "dataset/path": ("other.h5ad", both(PREPARE, EXTEND)),
     "dataset/label_key": ("auto", both(PREPARE, EXTEND)),
-    "dataset/batch_key": ("donor", both(PREPARE, EXTEND)),
-    "dataset/donor_key": ("donor", both(PREPARE, EXTEND)),
     "dataset/labels": ("labels.csv", both(PREPARE, EXTEND)),
-    "dataset/counts": ("cell_type", both(PREPARE, EXTEND)),
-    "dataset/license": ("cc-by-4.0", both(PREPARE, EXTEND)),
     "prepare/genes": ("all", both(PREPARE, EXTEND)),
     "prepare/n_genes": (10, both(PREPARE, EXTEND)),
     "prepare/keep_genes": ("genes.txt", both(PREPARE, EXTEND)),
-    "prepare/gene_symbols": ("symbol", both(PREPARE, EXTEND)),
-    "prepare/drop_unlabelled": (True, both(PREPARE, EXTEND)),
-    "prepare/leave_out": (["A"], both(PREPARE, EXTEND)),
-    "prepare/clip_outliers": (True, both(PREPARE, EXTEND)),
-    "prepare/min_genes_per_cell": (3, both(PREPARE, EXTEND)),
-    "prepare/min_cells_per_gene": (0, both(PREPARE, EXTEND)),
-    "prepare/min_cells_per_type": (3, both(PREPARE, EXTEND)),
-    "prepare/min_donors": (5, both(PREPARE, EXTEND)),
-    "prepare/validation": (0.2, both(PREPARE, EXTEND)),
-    "prepare/test": (0.1, both(PREPARE, EXTEND)),
     "autoencoder/n_latent": (400, both(AUTOENCODER, EXTEND)),
-    "autoencoder/likelihood": ("poisson", both(AUTOENCODER, EXTEND)),
-    "autoencoder/loading_scale": (0.01, both(AUTOENCODER, EXTEND)),
-    "autoencoder/n_steps": (30, both(AUTOENCODER, EXTEND)),
-    "autoencoder/learning_rate": (0.1, both(AUTOENCODER, EXTEND)),
-    "autoencoder/sub_populations": ("none", both(AUTOENCODER, EXTEND)),
-    "autoencoder/min_cells_per_sub_population": (20, both(AUTOENCODER, EXTEND)),
-    "autoencoder/shared_decoder": (True, both(AUTOENCODER, EXTEND)),
     "hierarchy/threshold": (0.8, both({"hierarchy_flat"} | HIERARCHY | TRAIN, EXTEND)),
     "hierarchy/tree": ("tree.nwk", both(HIERARCHY, EXTEND)),
-    "hierarchy/ontology_key": ("cell_type", both(HIERARCHY, EXTEND)),
     "hierarchy/n_bootstrap": (0, both(HIERARCHY, EXTEND)),
-    "train/n_steps": (128, both(TRAIN, EXTEND)),
     "train/width": (3000, both(TRAIN, EXTEND)),
-    "train/n_layers": (128, both(TRAIN, EXTEND)),
-    "train/learning_rate": (3, both(TRAIN, EXTEND)),
     "extend/additions": ({"more": {"path": "more.h5ad"}, "new": {"path": "other.h5ad"}}, {"mine+new": EXTEND}),
     "addition/path": ("other.h5ad", {GROWN: EXTEND}),
     "addition/cell_types": (["C"], {GROWN: EXTEND}),
-    "addition/update": (["A"], {GROWN: EXTEND}),
-    "addition/label_key": ("auto", {GROWN: EXTEND}),
-    "addition/counts": ("X", {GROWN: EXTEND}),
-    "addition/missing_as_zero": (True, {GROWN: EXTEND}),
     "generate/n_cells": (12, both(GENERATE_BOTH, GENERATE)),
     "generate/n_levels": (2, both(GENERATE_BOTH | AUDIT, GENERATE)),
-    "generate/shared_ancestors": (True, both(GENERATE_BOTH | AUDIT, GENERATE)),
-    "generate/stochastic": (True, both(GENERATE_BOTH | AUDIT, GENERATE)),
     "transmute/transmutations": (
         {**CONFIG["datasets"][MINE]["transmute"]["transmutations"], "new": {"to": "C"}},
         both(NEW_TRANSMUTATION),
     ),
     "transmute/stochastic": (True, both(TRANSMUTATIONS)),
-    "transmute/n_levels": (2, both(TRANSMUTATIONS)),
     "transmutation/to": ("C", both(TRANSMUTATION)),
-    "transmutation/from": (["C"], both(TRANSMUTATION)),
     "simulate/designs": (
         {**CONFIG["datasets"][MINE]["simulate"]["designs"], "new": {"path": "other.yaml"}},
         both({"simulate new"} | REPORT),
     ),
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
-    "evaluate/max_cells_per_type": (5, both(EVALUATE)),
     "evaluate/flat": (False, both(EVALUATE)),
     "interpret/n_genes": (5, both(INTERPRET)),
     "interpret/markers": ("markers.csv", both(INTERPRET)),
     "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),
     "audit/run": (False, {MINE: CARD | REPORT}),
     "audit/n_folds": (2, {MINE: AUDIT}),
-    "audit/cells_only": (True, {MINE: AUDIT}),
-    "audit/cells_per_training_cell": (0.1, {MINE: AUDIT}),
     "card/source": ("cell_type", both(CARD)),
-    "card/contact": ("it's A. Miller", both(CARD)),
 }
 
-BESIDE = {"hierarchy/ontology_key": {"tree": "cell-ontology"}}  # keys that another one needs
+COMMANDS = {"dataset": "prepare", "addition": "extend", "transmutation": "transmute"}  # of sections of another name
+NO_OPTIONS = {"path", "run", "flat"}  # keys of rules
+OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
 
 
 def keys() -> list[str]:
@@ -164,7 +130,7 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         places[section] = (
             mine if own or name in ("transmutations", "additions", "designs", "run") else config
         ).setdefault(section, {})
-    places[section].update({name: value, **BESIDE.get(key, {})})
+    places[section][name] = value
     return config
 
 
@@ -217,7 +183,43 @@ def in_finished(finished, monkeypatch):
     monkeypatch.chdir(finished)
 
 
-@pytest.mark.parametrize("key", keys())
+def another(schema: dict) -> object:
+    """Give a value that is not the default."""
+    kind = schema.get("anyOf", [schema])[-1 if "enum" in str(schema) else 0]["type"]
+    number = default if isinstance(default := schema.get("default"), int | float) and default else 7
+    return {
+        "boolean": True,
+        "integer": number + 1,
+        "number": round(number * 1.01, 4),
+        "array": ["x y"],
+        "string": "x",
+    }[kind]
+
+
+def test_every_key_is_an_option_of_its_command(in_finished):
+    """Where a rule has the options of its section, each reaches the command, with no line for it in the rule."""
+    config, expected = copy.deepcopy(CONFIG), set()
+    for section, part in SCHEMA["$defs"].items():
+        for key, schema in part["properties"].items():
+            if key in NO_OPTIONS or "$ref" in schema or schema.get("type") == "object":
+                continue
+            name = f"{section}/{key}"
+            value = CHANGES[name][0] if name in CHANGES else another(schema)
+            value = {"hierarchy/tree": "cell-ontology", "dataset/batch_key": "y", "dataset/donor_key": "z"}.get(
+                name, value
+            )
+            config = with_value(name, value, config=config)
+            flag = f"--{OTHER_OPTIONS.get(key, key).replace('_', '-')}"
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            expected.add((COMMANDS.get(section, section), " ".join([flag, *map(shlex.quote, map(str, values))])))
+    write_config(Path(), config)
+    done = snakemake("--dry-run", "--forceall", "--printshellcmds", "--snakefile", ROOT / "Snakefile", cwd=Path())
+    commands = re.findall(r"^Shell command: bdm (\S+) (.*) > \S+ 2>&1$", done.stdout, flags=re.MULTILINE)
+    missing = {each for each in expected if not any(each[0] == name and each[1] in text for name, text in commands)}
+    assert not missing, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("key", CHANGES)
 def test_another_value_runs_what_depends_on_it(in_finished, key):
     value, rules = CHANGES[key]
     assert planned_rules(with_value(key, value)) == rules
