@@ -374,7 +374,7 @@ def test_results_of_another_model_are_not_shown(full, tmp_path, caplog):
     found = read_results(folder)
     assert not found.transmutations
     assert not found.experiments
-    assert caplog.text.count("has cells of another model than the one beside it; make them again") == 2
+    assert caplog.text.count("has cells of another model than the one next to it; make them again") == 2
 
 
 def rows_of(page: str, table: str) -> list[list[str]]:
