@@ -63,7 +63,7 @@ class GroupScores:
     relative_energy_chance, relative_energy_skewness
         Standard deviation and skewness of the relative energy distance of real cells, in the same space.
     forest_auc
-        How well the random forest of `OverallScores` distinguishes them.
+        How well the random forest of :func:`score_all` distinguishes them.
     library_size_ks
         Kolmogorov-Smirnov distance of library sizes.
     """
