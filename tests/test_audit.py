@@ -26,6 +26,7 @@ from bdm.audit.verdict import HIGH_LIMIT, null_of_units, of_units, spread_of_auc
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import Cells
+from bdm.generation.chunks import Part
 from bdm.hierarchy.files import from_newick
 from bdm.hierarchy.ontology import Taxonomy
 from bdm.hierarchy.tree import from_nested, match_leaves, without_leaves
@@ -539,18 +540,16 @@ def by_fold(written_folds, tmp_path) -> list[Path]:
 
 def test_folds_of_several_jobs_are_the_whole(by_fold, of_copies, tmp_path):
     given = [word for path in by_fold for word in ("--cells", path)]
-    arguments = ["audit", tmp_path / "prepared.h5ad"]
-    options = [*given, "--n-folds=2"]
-    run(*arguments, tmp_path / "whole", *options)
+    of_copies.save(tmp_path / "whole")
     for number in (2, 1):
-        run(*arguments, tmp_path / f"part-{number}", *options, "--part", f"{number}-of-2")
+        part = ["--n-folds=2", "--part", f"{number}-of-2"]
+        run("audit", tmp_path / "prepared.h5ad", tmp_path / f"part-{number}", *given, *part)
     run("merge", tmp_path / "merged", tmp_path / "part-2", tmp_path / "part-1")
     names = {"audit.json", "audit.safetensors", "summary.json", "audit.png", *TABLES.values()}
-    for folder in ("whole", "merged"):
-        assert {path.name for path in (tmp_path / folder).iterdir()} == names
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == names
     for name in names - {"audit.png"}:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes()
-    assert Audit.load(tmp_path / "whole").verdict == of_copies.verdict
+    assert Audit.load(tmp_path / "merged").verdict == of_copies.verdict
     parts = [Audit.load(tmp_path / f"part-{number}") for number in (1, 2)]
     assert [part.record["n_generated"] for part in parts] == [{"1": 120}, {"2": 120}]
     assert Audit.load(tmp_path / "merged").record["n_generated"] == {"1": 120, "2": 120}
@@ -627,35 +626,30 @@ BEFORE_ATTACKS = {
 
 
 @pytest.mark.parametrize("message", BEFORE_ATTACKS)
-def test_files_are_checked_before_the_first_attack(by_fold, prepared, tmp_path, caplog, message):
-    cells = ad.read_h5ad(by_fold[1])
-    BEFORE_ATTACKS[message](cells, by_fold[1])
-    caplog.set_level(logging.INFO, logger="bdm")
-    given = [word for path in by_fold for word in ("--cells", path)]
-    arguments = ["audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given]
+def test_files_are_checked_before_the_first_attack(by_fold, prepared, message):
+    BEFORE_ATTACKS[message](ad.read_h5ad(by_fold[1]), by_fold[1])
+    division = divide(prepared, TWO_FOLDS, seed=0)
     with pytest.raises(InputError, match=message) as error:
-        run(*arguments)
+        from_files(by_fold, division, TWO_FOLDS)
     assert str(by_fold[1]) in str(error.value)
-    assert "fold 1 of 2" not in caplog.text
-    run(*arguments, "--part=1-of-2")  # without the file of fold 2
+    from_files(by_fold, division, TWO_FOLDS, part=Part(1, 2))  # without the file of fold 2
 
 
-def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, tmp_path, caplog):
+def test_files_of_few_cells_are_reported_with_their_numbers(by_fold, prepared, caplog):
     cells = ad.read_h5ad(by_fold[1])
     number = cells.obs.groupby("cell_type", observed=True).cumcount().to_numpy()
     cells[number < np.where(cells.obs["cell_type"] == "B cell", 29, 30)].write_h5ad(by_fold[1])
-    given = [word for path in by_fold for word in ("--cells", path)]
-    run("audit", tmp_path / "prepared.h5ad", tmp_path / "audit", "--n-folds=2", *given)
+    division = divide(prepared, TWO_FOLDS, seed=0)
+    from_files(by_fold, division, TWO_FOLDS)
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning == (
         f"{by_fold[1]} has fewer than half of the cells that are expected of fold 2: B cell (29 of 60); "
         "attacks find less in fewer cells, so give as many of each type, or, if you will share few, say so by "
         "`cells_per_training_cell=`."
     )
-    assert Audit.load(tmp_path / "audit").record["n_generated"] == {"1": 120, "2": 59}
     caplog.clear()
-    run("audit", tmp_path / "prepared.h5ad", tmp_path / "few", "--n-folds=2", "--cells-per-training-cell=0.9", *given)
-    assert "expected of" not in caplog.text
+    from_files(by_fold, division, replace(TWO_FOLDS, cells_per_training_cell=0.9))
+    assert not caplog.records
 
 
 def normalised(cells: ad.AnnData) -> None:
@@ -750,4 +744,4 @@ def test_workflow_joins_the_folds(tmp_path):
     assert join[2:] == ["results/blood/audit", "results/blood/audit_folds/1", "results/blood/audit_folds/2"]
     for _, name, *arguments in [*folds, join]:
         given = COMMANDS[name].make_context(name, arguments).params
-        assert name == "merge" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, 30)
+        assert name == "merge" or (given["cells_only"], given["autoencoder_n_steps"]) == (True, "30")

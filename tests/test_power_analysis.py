@@ -126,12 +126,9 @@ def test_the_default_test_is_the_valid_one(samples, power, methods):
 
 INVALID = {
     "an unknown axis": ({"power": {"depths": [1]}}, "power: There is no setting depths; did you mean depth?"),
-    "one donor": ({"power": {"donors": [1, 4]}}, "power: donors is 1, but tests need 2 or more"),
+    "one donor": ({"power": {"donors": [1, 4]}}, "power: donors is 1, but must be at least 2."),
     "a negative change": ({"power": {"log2_fold_change": [-1]}}, "power: log2_fold_change is -1, but must be at least"),
-    "an unknown method": (
-        {"power": {"methods": ["limma"]}},
-        "power: methods has 'limma', but must have one",
-    ),
+    "an unknown method": ({"power": {"methods": ["limma"]}}, "power: methods is 'limma', but must be deseq2, deseq2_t"),
     "no methods": ({"power": {"methods": []}}, "power.methods is empty, but there are changes of expression"),
     "one condition": ({"samples": {"donors": 3}, "changes": []}, "samples.conditions has one condition, control"),
     "one sample": ({"samples": {"donors": 1, "conditions": TWO}, "power": {}}, "samples.donors is 1 in a condition"),
