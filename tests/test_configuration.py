@@ -92,7 +92,7 @@ CHANGES = {
     ),
     "design/path": ("other.yaml", both(SIMULATE)),
     "evaluate/n_repeats": (500, both(EVALUATE)),
-    "evaluate/flat": (False, both(EVALUATE)),
+    "evaluate/flat": (False, {MINE: EVALUATE}),  # extended models have no flat one
     "interpret/n_genes": (5, both(INTERPRET)),
     "interpret/markers": ("markers.csv", both(INTERPRET)),
     "interpret/gene_sets": ("sets.gmt", both(INTERPRET)),
@@ -101,6 +101,7 @@ CHANGES = {
     "card/source": ("cell_type", both(CARD)),
 }
 
+BESIDE = {"hierarchy/ontology_key": {"tree": "cell-ontology"}}  # keys that another one needs
 COMMANDS = {"dataset": "prepare", "addition": "extend", "transmutation": "transmute"}  # of sections of another name
 NO_OPTIONS = {"path", "run", "flat"}  # keys of rules
 OTHER_OPTIONS = {"n_cells": "cells", "cell_types": "cell_type"}
@@ -130,7 +131,7 @@ def with_value(key: str, value: object, *, own: bool = False, config: dict = CON
         places[section] = (
             mine if own or name in ("transmutations", "additions", "designs", "run") else config
         ).setdefault(section, {})
-    places[section][name] = value
+    places[section].update({name: value, **BESIDE.get(key, {})})
     return config
 
 
