@@ -261,12 +261,9 @@ def settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
 
 @cache
 def _settings_of(model: type[StageSettings]) -> tuple[Setting, ...]:
-    return tuple(Setting(of.name, of.type, default_of(of)) for of in fields(model))
-
-
-def default_of(of: Any) -> Any:
-    """Return the default of a field of settings: a value, the class of nested settings, or MISSING."""
-    return of.default if of.default_factory is MISSING else of.default_factory
+    # The factory of nested settings is their class
+    defaults = ((of, of.default if of.default_factory is MISSING else of.default_factory) for of in fields(model))
+    return tuple(Setting(of.name, of.type, default) for of, default in defaults)
 
 
 def options_of(model: type[StageSettings]) -> Iterator[Setting]:
