@@ -223,7 +223,7 @@ def test_report_shows_symbols(folder, labels):
     [first, *_] = nodes(results)
     assert ID.lower() in first.words
     page = report_page(results)
-    assert "--keep-genes markers" in page
+    assert "keep_genes" in page
     assert genes[0] in page
     shown = "\n".join(re.findall(r'aria-label="([^"]*)"', page) + re.findall("<title>([^<]*)<", page))
     assert not unexplained(shown.replace(".", " "), labels)
