@@ -125,6 +125,8 @@ class Setting:
             value = (value,)
         if self.nested is None and is_dataclass(value):
             return value
+        if isinstance(value, bool) and bool not in self.types and not {int, float}.isdisjoint(self.types):
+            raise InputError(rejection(key, value, self.adapter.json_schema()))  # True is 1 to pydantic
         if self.nested is None or value is None:
             try:
                 checked = self.adapter.validate_python(value)

@@ -7,12 +7,12 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
-from bdm.autoencoder.fit_adapters import AdapterSettings
 from damage import READERS, attempts, run, summary
 
 from bdm._core.checkpoint import Checkpoint, TrainingState
 from bdm._core.files import preparation, provenance, storable
 from bdm.autoencoder.fit import fit_autoencoder
+from bdm.autoencoder.softmax import AdapterSettings
 from bdm.autoencoder.storage import save_autoencoder
 from bdm.data.prepare import prepared_cells, read_prepared
 from bdm.data.read import read_cells

@@ -421,10 +421,9 @@ def test_latent_representation_of_any_cells(fitted, awkward):
         fitted.get_latent_representation(empty)
 
 
-def test_history_has_the_losses_of_both_trainings(fitted, awkward, quick, folder):
+def test_history_has_the_losses_of_the_training(fitted, awkward, quick, folder):
     assert list(fitted.history) == ["autoencoder"]
     assert all(len(table) for table in fitted.history.values())
-    assert list(fitted.history["branches"]["branch"]) == [branch.name for branch in fitted.hierarchy.branches]
     assert {"step", "loss", "validation"} <= set(fitted.history["autoencoder"])
     assert dict(bdm.BranchedDiffusion(awkward, settings=quick).history) == {}
     assert dict(bdm.BranchedDiffusion.load(folder / "model").history) == {}

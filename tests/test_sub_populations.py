@@ -211,7 +211,7 @@ def test_prior_means_stay_at_the_type_where_cells_say_nothing():
         ("0", "0"),
         (-1, "-1"),
         ("-1", "-1"),
-        ("1.5", "'1.5'"),
+        ("1.5", "1.5"),
         (True, "True"),
         (2.5, "2.5"),
     ],

@@ -191,9 +191,9 @@ def reject(place, problem):
 
 def sentence(problem):
     """Phrase why the schema does not allow a value, as bdm does."""
-    out_of_bounds = problem.validator in BOUNDS
     while problem.parent is not None:  # of one alternative of several
         problem = problem.parent
+    out_of_bounds = any(fault.validator in BOUNDS for fault in (problem, *problem.context))
     schema, value = problem.schema, problem.instance
     if problem.validator == "additionalProperties":
         unknown = next(name for name in value if name not in schema["properties"])
