@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,15 @@ def test_training_that_is_asked_to_end_during_its_last_look_stops(checkpoint, ho
     assert found.equals(expected)
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Python's handler of Ctrl-C, which is missing where tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_stops_training_as_sigterm_does(checkpoint):
     with pytest.raises(Interrupted, match=r"after step 7 of .*; run the same command to resume") as stopped:
         train(network(), stopping_at(7, signal.SIGINT), PLAN, checkpoint=checkpoint)

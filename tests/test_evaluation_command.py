@@ -50,7 +50,7 @@ def test_evaluate_writes_tables_and_figures(files, generated, caplog):
 
     overall = pd.read_csv(out / "overall.csv", index_col="metric")
     assert overall.columns.tolist() == ["floor", "generated", "flat"]
-    assert overall.notna().all(axis=None)
+    assert overall.drop("gene_correlation").notna().all(axis=None)  # no type has cells enough for it
     pd.testing.assert_series_equal(overall["generated"], overall["flat"], check_names=False)
 
     by_type = pd.read_csv(out / "by_type.csv")

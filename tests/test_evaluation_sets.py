@@ -104,7 +104,28 @@ def test_a_lacking_type_has_no_scores_but_an_f1_of_zero(evaluation):
     scores = evaluation.by_type.loc[("lacking", "Dendritic")]
     assert scores.drop("f1").isna().all()
     assert scores["f1"] == 0
-    assert evaluation.by_type.loc["lacking"].drop("Dendritic").notna().all(axis=None)
+    others = evaluation.by_type.loc["lacking"].drop("Dendritic").drop(columns="gene_correlation")
+    assert others.notna().all(axis=None)
+
+
+def test_correlations_of_genes_are_compared_within_types():
+    """Means of types correlate genes as well, which independent genes have; what varies within a type, they lack."""
+    rng = np.random.default_rng(0)
+
+    def drawn(*, joint: bool) -> Cells:
+        factor = rng.normal(size=(600, 1 if joint else 40)) * np.linspace(-1, 1, 40)
+        cell_type = np.repeat(["a", "b", "c"], [280, 280, 40])
+        rates = 8 * np.exp(factor + 0.5 * (cell_type == "a")[:, None] * rng.permutation(2).repeat(20))
+        return Cells(sparse.csr_matrix(rng.poisson(rates), dtype=np.float32), cell_type)
+
+    real_cells = drawn(joint=True)
+    reference = Reference(drawn(joint=True), marker_genes(real_cells), variable_genes(real_cells), SMALL)
+    real, independent = (score_cells(drawn(joint=joint), reference) for joint in (True, False))
+    for name in ("a", "b"):
+        assert real.by_type[name].gene_correlation > 0.9
+        assert abs(independent.by_type[name].gene_correlation) < 0.3
+    assert np.isnan(real.by_type["c"].gene_correlation)
+    assert real.overall["gene_correlation"] > 0.9
 
 
 def test_means_are_over_test_cells_without_types_of_few(evaluation):

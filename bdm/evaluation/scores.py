@@ -29,6 +29,8 @@ from bdm.evaluation.metrics import (
 # have the same markers
 INDEPENDENT, INDEPENDENT_OF_ALL = 1 / 2, 1 / 4
 
+N_PAIRED_GENES, MIN_CELLS_FOR_PAIRS = 150, 150  # within types, where fewer cells show little of how genes correlate
+
 # Names of the scores in figures, on the report and in verdicts
 SCORE_NAMES = {
     "energy": "energy distance",
@@ -41,6 +43,7 @@ SCORE_NAMES = {
     "f1": "F1 of cell typing",
     "memorisation": "memorisation",
     "pair_correlation": "r of gene-gene correlations",
+    "gene_correlation": "r of gene-gene correlations within types",
     "library_size_ks": "KS of library sizes",
 }
 SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
@@ -91,12 +94,16 @@ class TypeScores(GroupScores):
         Standard deviation of the difference between two sets of real cells.
     f1
         Of the type in test cells, by a classifier fitted to query cells.
+    gene_correlation
+        Correlation, query cells with test cells, of the correlations of pairs of genes within the type; of the most
+        expressed genes, for types with enough cells.
     """
 
     slope: float = np.nan
     fold_change_correlation: float = np.nan
     fold_change_correlation_chance: float = np.nan
     f1: float = np.nan
+    gene_correlation: float = np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +212,17 @@ def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
         fold_change_correlation=changes.correlation if changes else np.nan,
         fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT) if changes else np.nan,
         f1=f1,
+        gene_correlation=gene_correlation(comparison, of_query, of_test),
     )
+
+
+def gene_correlation(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> float:
+    """Compare the correlations of the most expressed genes in some of the query cells and of the test cells (masks)."""
+    if of_test.sum() < MIN_CELLS_FOR_PAIRS:
+        return float("nan")
+    query, test = comparison.query[of_query], comparison.test[of_test]
+    expressed = np.argsort(-test.cp10k.mean(axis=0).A1, kind="stable")[:N_PAIRED_GENES]
+    return gene_pairs(query, test, expressed).correlation
 
 
 def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> dict[str, float]:
@@ -290,6 +307,8 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
       genes, over genes;
     - ``pair_correlation``, ``pair_difference``: correlation and mean absolute difference of the correlations of pairs
       of variable genes;
+    - ``gene_correlation``: mean over types of 150 cells and more of the correlation of gene-gene correlations within
+      the type;
     - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances of counts and of detected genes a cell.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference
@@ -318,6 +337,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         **of_genes,
         "pair_correlation": pairs.correlation,
         "pair_difference": pairs.mean_difference,
+        "gene_correlation": means["gene_correlation"],
         "library_size_ks": kolmogorov_smirnov(query.library_size, test.library_size),
         "detected_genes_ks": kolmogorov_smirnov(query.n_detected, test.n_detected),
     }
