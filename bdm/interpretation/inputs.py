@@ -50,7 +50,7 @@ class Inputs:
         Real cells to compare with: the test cells, or else the other half.
     split_training, split_test
         Half of the counts of these cells, of cell types that have sub-populations, see
-        :func:`bdm.interpretation.count_splitting.split_counts`.
+        :func:`bdm.interpretation.genes.split_counts`.
     held_out
         Whether the model was not fitted to ``test``.
     given

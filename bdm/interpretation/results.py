@@ -46,7 +46,7 @@ class Interpretation:
     stability
         By node, see :func:`bdm.interpretation.stability.node_stability`.
     enrichment
-        By contrast and gene set, see :func:`bdm.interpretation.gene_sets.enrichment`.
+        By contrast and gene set, see :func:`bdm.interpretation.markers.enrichment`.
     embedding
         Coordinates of ancestral states and real cells in one UMAP.
     held_out

@@ -67,7 +67,7 @@ class LatentPrior(ABC):
     """Distribution of latents on each branch of a hierarchy, in whitened space.
 
     A prior is a frozen dataclass of tensors, tables, networks and other such dataclasses, which is how it is saved and
-    loaded (:mod:`bdm.store`). A subclass has the name by which settings and files know it, as in ``class
+    loaded (:mod:`bdm._core.store`). A subclass has the name by which settings and files know it, as in ``class
     MyPrior(LatentPrior, name="mine")``; an installed package makes it known by an entry point of the group
     ``bdm.priors``. It has to fit, to sample, and to take up branches. What else it can do, it overrides; the methods
     here say that it cannot.

@@ -133,7 +133,7 @@ class MinibatchLoss:
 
 
 def training_plan(settings: PriorSettings, workers: Fabric, *, seed: int, **more: Any) -> TrainingPlan:
-    """Plan of the training of a network; ``more`` are fields of :class:`bdm.training.TrainingPlan`."""
+    """Plan of the training of a network; ``more`` are fields of :class:`bdm._core.training.TrainingPlan`."""
     return TrainingPlan(
         settings.n_steps,
         settings.learning_rate,
