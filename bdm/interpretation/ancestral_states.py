@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import ObservationModel
-from bdm.evaluation.umap import fitted_umap
 from bdm.generation.generate import expected_counts, observation_model
 from bdm.hierarchy.tree import Hierarchy
 from bdm.interpretation.contrasts import Commitment, Contrast
@@ -131,6 +130,8 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
     ----------
     McInnes et al. 2018, https://arxiv.org/abs/1802.03426
     """
+    from bdm.evaluation.umap import fitted_umap  # late, as UMAP takes seconds to import
+
     n_cells = len(cells.mean)
     chosen = np.sort(numpy_generator(seed, "umap").permutation(n_cells)[:MAX_EMBEDDED_CELLS])
     x = model.whitening(cells.mean[chosen]).numpy()
