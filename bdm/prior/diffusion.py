@@ -16,7 +16,7 @@ from bdm._core.training import fabric, train
 from bdm.latent.moments import population_moments
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import HeldOut, held_out_mask
-from bdm.prior.losses import Denoise, MinibatchLoss, denoising_losses, sample_noised, training_plan
+from bdm.prior.losses import Denoise, denoising_losses, sample_noised, training_plan
 from bdm.prior.network import BranchNetwork, NetworkPrior
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
@@ -37,6 +37,9 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
     populations are nearly normal, so the network F has little left to learn; D has it on the branches where it is
     kept, and is the closed form alone on the others.
     """
+
+    add_noise = staticmethod(sample_noised)  # at levels whose logarithm is normal
+    losses = staticmethod(denoising_losses)
 
     @classmethod
     @using_threads()
@@ -125,26 +128,12 @@ class DiffusionPrior(NetworkPrior, name="diffusion"):
 
         return denoise
 
-    @classmethod
-    def loss(
-        cls,
-        data: PriorData,
-        trained: Tensor,
-        populations: BranchPopulations,
-        settings: PriorSettings,
-        workers: Fabric,
-        *,
-        first_row: int = 0,
-    ) -> MinibatchLoss:
-        """Loss of denoised cells, at noise levels whose logarithm is normal."""
-
-        def add_noise(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            return sample_noised(x, settings, data.hierarchy.sigma_max, generator)
-
-        def losses(network: nn.Module, x: Tensor, noised: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-            return denoising_losses(cls.denoiser(network, populations)(noised, sigma, branch), x, sigma)
-
-        return MinibatchLoss(data, trained, add_noise, losses, settings.batch_size, workers, first_row)
+    def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+        """Mean of the cells without noise, given noised cells: by the network where it is kept."""
+        denoised, kept = self.closed_form(x, sigma, branch), self.kept[branch][:, None]
+        if not kept.any():
+            return denoised
+        return denoised + torch.where(kept, remainder_of(self.network, self.populations)(x, sigma, branch), 0)
 
 
 def remainder_of(network: nn.Module, populations: BranchPopulations) -> Denoise:

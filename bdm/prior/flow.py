@@ -14,7 +14,7 @@ from bdm._core.seeds import torch_generator
 from bdm._core.training import fabric, train
 from bdm.prior.base import FittedPrior, PriorData
 from bdm.prior.held_out import held_out_mask
-from bdm.prior.losses import Denoise, MinibatchLoss, training_plan
+from bdm.prior.losses import Denoise, training_plan
 from bdm.prior.network import BranchNetwork, NetworkPrior
 from bdm.prior.populations import BranchPopulations
 from bdm.settings import PriorSettings
@@ -91,28 +91,17 @@ class FlowMatchingPrior(NetworkPrior, name="flow"):
 
         return denoise
 
-    @classmethod
-    def loss(
-        cls,
-        data: PriorData,
-        trained: Tensor,
-        populations: BranchPopulations,
-        settings: PriorSettings,
-        workers: Fabric,
-        *,
-        first_row: int = 0,
-    ) -> MinibatchLoss:
-        """Mean squared error of the velocity, at times that are uniform up to that of the highest noise."""
-        last = data.hierarchy.sigma_max / (1 + data.hierarchy.sigma_max)
+    @staticmethod
+    def add_noise(
+        x: Tensor, settings: PriorSettings, highest: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Add noise to cells, each at a uniform time up to that of the highest noise; returns cells and levels."""
+        t = highest / (1 + highest) * torch.rand(len(x), generator=generator).clamp(min=1e-3)
+        sigma = t / (1 - t)
+        return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
 
-        def add_noise(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            t = last * torch.rand(len(x), generator=generator).clamp(min=1e-3)
-            sigma = t / (1 - t)
-            return x + sigma[:, None] * torch.randn(x.shape, generator=generator), sigma
-
-        def losses(network: nn.Module, x: Tensor, noised: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
-            t = (sigma / (1 + sigma))[:, None]
-            denoised = cls.denoiser(network, populations)(noised, sigma, branch)
-            return (((denoised - x) / t) ** 2).mean(dim=1)  # the velocity is (x_t - denoised x) / t
-
-        return MinibatchLoss(data, trained, add_noise, losses, settings.batch_size, workers, first_row)
+    @staticmethod
+    def losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Mean squared error of the velocity of each cell, which is (x_t - denoised x) / t."""
+        t = (sigma / (1 + sigma))[:, None]
+        return (((denoised - x) / t) ** 2).mean(dim=1)

@@ -122,7 +122,7 @@ class BranchNetwork(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class NetworkPrior(GaussianMixturePrior):
-    """A prior that denoises by a network on the branches where it is kept, and in closed form on the others.
+    """A prior that denoises by a network on the branches where it is kept.
 
     Attributes
     ----------
@@ -138,8 +138,19 @@ class NetworkPrior(GaussianMixturePrior):
     def denoiser(network: nn.Module, populations: BranchPopulations) -> Denoise:
         """Return a function that denoises by a network; its arguments as of :meth:`LatentPrior.denoise`."""
 
-    @classmethod
+    @staticmethod
     @abstractmethod
+    def add_noise(
+        x: Tensor, settings: PriorSettings, highest: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Add noise to cells, each at a random level up to ``highest``; returns cells and levels."""
+
+    @staticmethod
+    @abstractmethod
+    def losses(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Loss of each cell that the network has denoised."""
+
+    @classmethod
     def loss(
         cls,
         data: PriorData,
@@ -151,6 +162,14 @@ class NetworkPrior(GaussianMixturePrior):
         first_row: int = 0,
     ) -> MinibatchLoss:
         """Loss that the network is trained by; the arguments as of :class:`MinibatchLoss`."""
+
+        def add_noise(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return cls.add_noise(x, settings, data.hierarchy.sigma_max, generator)
+
+        def losses(network: nn.Module, x: Tensor, noised: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
+            return cls.losses(cls.denoiser(network, populations)(noised, sigma, branch), x, sigma)
+
+        return MinibatchLoss(data, trained, add_noise, losses, settings.batch_size, workers, first_row)
 
     @property
     def learned(self) -> Tensor:
@@ -164,11 +183,7 @@ class NetworkPrior(GaussianMixturePrior):
 
     def denoise(self, x: Tensor, sigma: Tensor, branch: Tensor) -> Tensor:
         """Mean of the cells without noise, given noised cells; see :meth:`LatentPrior.denoise`."""
-        kept = self.kept[branch][:, None]
-        if not kept.any():
-            return self.closed_form(x, sigma, branch)
-        denoised = self.denoiser(self.network, self.populations)(x, sigma, branch)
-        return denoised if kept.all() else torch.where(kept, denoised, self.closed_form(x, sigma, branch))
+        return self.denoiser(self.network, self.populations)(x, sigma, branch)
 
     def log_prob(self, x: Tensor, population: str) -> Tensor:
         """Log density of each cell in a population without a network on its path, in nats."""
