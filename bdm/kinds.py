@@ -20,7 +20,7 @@ class Kinds:
     group
         Entry points of installed packages that have further ones.
     built_in
-        Those of bdm, as ``module:class``.
+        Modules of those of bdm.
     registered
         Classes that have been defined, which add themselves.
     """
@@ -45,7 +45,7 @@ class Kinds:
         """
         self.check(name)
         if name not in self.registered and name in self.built_in:
-            import_module(self.built_in[name].partition(":")[0])
+            import_module(self.built_in[name])
         elif name not in self.registered:
             for entry in entry_points(group=self.group, name=name):
                 entry.load()
@@ -70,10 +70,10 @@ PRIORS = Kinds(
     "prior",
     "bdm.priors",
     {
-        "mixture": "bdm.prior.mixture:GaussianMixturePrior",
-        "diffusion": "bdm.prior.diffusion:DiffusionPrior",
-        "flow": "bdm.prior.flow:FlowMatchingPrior",
+        "mixture": "bdm.prior.mixture",
+        "diffusion": "bdm.prior.diffusion",
+        "flow": "bdm.prior.flow",
     },
 )
 
-DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder:NegativeBinomialDecoder"})
+DECODERS = Kinds("decoder", "bdm.decoders", {"negative_binomial": "bdm.autoencoder.decoder"})

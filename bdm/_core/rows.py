@@ -37,6 +37,13 @@ def take(value: Value, rows: Sequence[int]) -> Value:
     return found
 
 
+def updated(parts: Sequence[Value], *, by: str) -> Value:
+    """Concatenate dataclasses, whose rows take the place of earlier ones with the same name in the tuple ``by``."""
+    together = concat(parts)
+    last = {name: row for row, name in enumerate(getattr(together, by))}
+    return together if len(last) == len(getattr(together, by)) else take(together, list(last.values()))
+
+
 def _by_field(function: Callable[..., Any], values: Sequence[Any]) -> Any:
     """Apply a function to the values of each field of dataclasses, or of each key of dictionaries."""
     if isinstance(values[0], dict):

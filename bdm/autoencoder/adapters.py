@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bdm._core.parallel import threads
 from bdm._core.progress import progress
-from bdm._core.rows import concat, take
+from bdm._core.rows import concat, take, updated
 from bdm._core.seeds import to_tensor, torch_generator
 from bdm.autoencoder.cells import (
     batch_codes,
@@ -84,9 +84,7 @@ class Adapters:
 
     def updated(self, *others: Adapters) -> Adapters:
         """Add other adapters, which take the place of those of the same names."""
-        together = concat([self, *others])
-        last = {name: row for row, name in enumerate(together)}
-        return together if len(last) == len(together) else take(together, list(last.values()))
+        return updated([self, *others], by="names")
 
     def network(self, name: str, shared: CountAutoencoder) -> CountAutoencoder:
         """Autoencoder of one population, in which it has the index 0."""

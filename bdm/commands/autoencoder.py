@@ -34,10 +34,8 @@ def autoencoder(
     from bdm.data.prepare import read_prepared
     from bdm.donors.effects import fit_donors, save_donors, summary_of
     from bdm.errors import counted
-    from bdm.kinds import DECODERS
     from bdm.latent.cells import encode, save_latent
 
-    DECODERS.find(settings.likelihood)
     adata = read_prepared(prepared, on_disk=True)
     facts: dict[str, Any] = {"seed": seed, "settings": asdict(settings)}
     if dry_run:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from bdm._core.rows import updated
 from bdm._core.seeds import population_weight
 from bdm.latent.cells import LatentCells
 
@@ -109,16 +110,9 @@ class PopulationMoments:
     weight: Tensor
     mean_variance: Tensor
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-
     def joined(self, other: PopulationMoments) -> PopulationMoments:
         """Add the moments of other populations, which take the place of those with the same names."""
-        row = {name: i for i, name in enumerate((*self.populations, *other.populations))}  # the last of each name
-        added, rows = other.tensors(), list(row.values())
-        tensors = {name: torch.cat([value, added[name]])[rows] for name, value in self.tensors().items()}
-        return PopulationMoments(tuple(row), **tensors)
+        return updated([self, other], by="populations")
 
     def mixture(self, populations: tuple[str, ...]) -> Normal:
         """Moments of a mixture of populations with their shares in training."""
