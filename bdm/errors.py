@@ -60,16 +60,8 @@ class Interrupted(Exception):  # noqa: N818, no error
 def as_options(message: str) -> str:
     """Rewrite the Python arguments in an error message as command-line options.
 
-    Parameters
-    ----------
-    message
-        With arguments in backticks: `` `label_key=` ``, `` `counts='umi'` ``, `` `missing_as_zero=True` `` or
-        `` `label_key=None` ``.
-
-    Returns
-    -------
-    The message with `` `--label-key` ``, `` `--counts umi` ``, `` `--missing-as-zero` `` and `` `--no-labels` `` in
-    their place.
+    Returns: the message with `` `--label-key` ``, `` `--counts umi` ``, `` `--missing-as-zero` `` and `` `--no-labels`
+    `` in their place.
     """
 
     def option(match: re.Match[str]) -> str:

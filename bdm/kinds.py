@@ -11,23 +11,12 @@ from bdm.errors import InputError
 
 @dataclass(frozen=True)
 class Kinds:
-    """Classes of one family, which are chosen by name and imported when they are needed.
+    """Classes of one family, which are chosen by name and imported when they are needed."""
 
-    Attributes
-    ----------
-    what
-        What the family is called in messages.
-    group
-        Entry points of installed packages that have further ones.
-    built_in
-        Modules of those of bdm.
-    registered
-        Classes that have been defined, which add themselves.
-    """
-
-    what: str
-    group: str
-    built_in: dict[str, str]
+    what: str  # what the family is called in messages
+    group: str  # entry points of installed packages that have further ones
+    built_in: dict[str, str]  # modules of those of bdm
+    # Classes that have been defined, which add themselves
     registered: dict[str, type[Any]] = field(default_factory=dict)
 
     @property
@@ -36,13 +25,7 @@ class Kinds:
         return tuple(dict.fromkeys((*self.built_in, *installed(self.group), *self.registered)))
 
     def find(self, name: str) -> type[Any]:
-        """Class of a name.
-
-        Raises
-        ------
-        InputError
-            If there is none of this name.
-        """
+        """Class of a name."""
         self.check(name)
         if name not in self.registered and name in self.built_in:
             import_module(self.built_in[name])

@@ -32,22 +32,13 @@ class Unset:
 
 @dataclass(frozen=True)
 class Key:
-    """Where the configuration has a setting.
+    """Where the configuration has a setting."""
 
-    Attributes
-    ----------
-    section
-        None for the section of the setting's stage.
-    bounds, default
-        Where the workflow allows less than the command, and has another default, as it always evaluates.
-    absent
-        The configuration has no such key.
-    """
-
-    section: str | None = None
+    section: str | None = None  # None for the section of the setting's stage
+    # bounds, default: where the workflow allows less than the command, and has another default, as it always evaluates
     bounds: tuple[Ge | Gt | Le | Lt, ...] = ()
     default: float | None = None
-    absent: bool = False
+    absent: bool = False  # the configuration has no such key
 
 
 @dataclass(frozen=True)
@@ -109,13 +100,7 @@ class Setting:
         return TypeAdapter(self.annotation, config=ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True))
 
     def checked(self, value: Any) -> Any:
-        """Give a value in the type of the setting: the number that a text stands for, a tuple in place of a list.
-
-        Raises
-        ------
-        InputError
-            If the setting cannot have the value.
-        """
+        """Give a value in the type of the setting: the number that a text stands for, a tuple in place of a list."""
         from pydantic import ValidationError
 
         key = self.name.rstrip("_")
@@ -182,13 +167,7 @@ def reject_unknown(names: Iterable[str], known: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """Settings of a stage, which are checked as they are made.
-
-    Raises
-    ------
-    InputError
-        If a setting is unknown or missing, of another type, or out of its bounds.
-    """
+    """Settings of a stage, which are checked as they are made."""
 
     section: ClassVar[str] = ""
 
@@ -213,18 +192,7 @@ class StageSettings:
 
     @classmethod
     def of(cls, content: Any, place: str = "") -> Self:
-        """Read settings from the content of a file, in which an empty key is none.
-
-        Parameters
-        ----------
-        place
-            Where the content is in the file, for messages; empty at its top.
-
-        Raises
-        ------
-        InputError
-            If a key is unknown or missing, or a value is not allowed.
-        """
+        """Read settings from the content of a file, in which an empty key is none."""
         if isinstance(content, cls):
             return content
         if place:

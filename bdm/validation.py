@@ -71,13 +71,7 @@ def unknown_setting(name: str, known: Iterable[str]) -> str:
 def column_rejection(
     key: str, columns: Iterable[object], *, argument: str, alternative: str = "", table: str = "obs"
 ) -> str | None:
-    """Phrase that a table, obs or var, has no column ``key``; None if it has.
-
-    Parameters
-    ----------
-    argument, alternative
-        Argument by which the user names the column, and what to do if there is none.
-    """
+    """Phrase that a table, obs or var, has no column ``key``; None if it has."""
     columns = list(columns)
     if key in columns:
         return None
@@ -95,13 +89,7 @@ def keys_rejection(**keys: str | None) -> str | None:
 
 
 def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
-    """Phrase that there is no cell type of a name, and name the nearest, or all where none is near.
-
-    Parameters
-    ----------
-    of
-        Where the cell types are: ``"The model has"``, ``"cells.h5ad has"``.
-    """
+    """Phrase that there is no cell type of a name, and name the nearest, or all where none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"its types are {', '.join(known)}."
@@ -123,13 +111,7 @@ def alike_names(names: Iterable[str]) -> tuple[str, ...] | None:
 
 
 def label_candidates(fitted: str | None) -> tuple[str, ...]:
-    """Name the columns that may have the cell types of further cells, if none is given.
-
-    Parameters
-    ----------
-    fitted
-        Column of the data that the model was fitted on; None without labels.
-    """
+    """Name the columns that may have the cell types of further cells, if none is given."""
     return tuple(dict.fromkeys([fitted or "cell_type", "cell_type"]))
 
 

@@ -28,45 +28,24 @@ SECONDS = 30.0  # between two checkpoints
 
 @dataclass
 class TrainingState:
-    """State of training: everything that the next step depends on.
+    """State of training: everything that the next step depends on."""
 
-    Attributes
-    ----------
-    step
-        Steps taken.
-    tensors
-        By part, then by name: ``network``, ``averaged``, ``optimizer`` and, once validated, ``best``.
-    best_loss
-        Lowest validation loss.
-    loss_sum
-        Sum of losses since the last row of the history.
-    first_loss
-        Loss of the first step.
-    """
-
-    step: int = 0
+    step: int = 0  # steps taken
+    # By part, then by name: ``network``, ``averaged``, ``optimizer`` and, once validated, ``best``
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    best_loss: float = float("inf")
-    loss_sum: float = 0.0
-    first_loss: float = float("nan")
+    best_loss: float = float("inf")  # lowest validation loss
+    loss_sum: float = 0.0  # sum of losses since the last row of the history
+    first_loss: float = float("nan")  # loss of the first step
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """File that training writes its state to, and resumes from.
-
-    Attributes
-    ----------
-    identity
-        Hash of what is trained, see :func:`identity`; files with another identity are ignored.
-    seconds
-        Time between two checkpoints.
-    """
+    """File that training writes its state to, and resumes from."""
 
     path: Path
-    identity: str
-    seconds: float = SECONDS
+    identity: str  # hash of what is trained, see :func:`identity`; files with another identity are ignored
+    seconds: float = SECONDS  # time between two checkpoints
 
     def of_part(self, name: str, **facts: Any) -> "Checkpoint":
         """Checkpoint of a training that follows, in a file next to this one; ``facts`` identify it in addition."""
@@ -161,15 +140,7 @@ class Timer:
 
 @contextmanager
 def checkpoint_beside(out: Path, *, seconds: float, part: str = "", **facts: Any) -> Iterator[Checkpoint]:
-    """Yield a hidden checkpoint file next to an output; it is removed with its parts once that is written.
-
-    Parameters
-    ----------
-    part
-        Name of the training, if the output needs several.
-    facts
-        Facts that identify the training, see :func:`identity`.
-    """
+    """Yield a hidden checkpoint file next to an output; it is removed with its parts once that is written."""
     out = Path(out)
     name = ".".join(["", out.name, "checkpoint", *([part] if part else [])])
     checkpoint = Checkpoint(out.parent / name, identity(part=part, **facts), seconds)

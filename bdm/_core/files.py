@@ -39,18 +39,6 @@ def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
     After an error ``path`` is unchanged, and nothing is left next to it. Files that a killed process left behind are
     removed by the next process that writes ``path``. Within the temporary path of another ``atomic_write``, ``path``
     itself is returned.
-
-    Parameters
-    ----------
-    folder_of
-        For a folder: name of a file that such folders contain. Only a folder with this file, or an empty folder, is
-        replaced.
-
-    Raises
-    ------
-    InputError
-        If ``path`` cannot be written, the disk is full, another process is writing it, or it is a folder that must not
-        be replaced.
     """
     path = Path(path)
     if path.parent.suffix == UNFINISHED:
@@ -189,13 +177,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file or it is not JSON.
-    """
+    """Read a JSON file."""
     with reading(path, "JSON"):
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
@@ -226,20 +208,7 @@ def write_checksummed_json(path: Path, content: dict[str, Any]) -> str:
 
 
 def read_checksummed_json(path: Path, kind: str, *, version: int) -> dict[str, Any]:
-    """Read a file that :func:`write_checksummed_json` wrote, checksum included.
-
-    Parameters
-    ----------
-    kind
-        Name of the content, for messages.
-    version
-        Required value of ``format``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, of another kind or format version, or was changed since it was written.
-    """
+    """Read a file that :func:`write_checksummed_json` wrote, checksum included."""
     content: dict[str, Any] = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path} holds no {kind} that bdm wrote; is it the right file?")
@@ -263,13 +232,7 @@ def checksummed_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def check_hdf5(path: Path) -> None:
-    """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later.
-
-    Raises
-    ------
-    InputError
-        If the file was changed.
-    """
+    """Reject an HDF5 file that :func:`checksummed_hdf5` wrote and that was changed later."""
     with Path(path).open("rb") as file:
         block = file.read(USER_BLOCK)
     if block.startswith(MARK) and block != (MARK + _digest_of_data(path).encode()).ljust(USER_BLOCK, b"\0"):

@@ -75,17 +75,6 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
 
     Several threads in one operation are slow for operations as small as here, slower still while other programs run,
     and the last digits would depend on their number. Can be used as a decorator, too.
-
-    Parameters
-    ----------
-    n_threads
-        Number of operations that :func:`threads` runs in parallel. Default: the number of the enclosing context, or
-        :func:`available_threads`.
-
-    Raises
-    ------
-    InputError
-        If ``n_threads`` is below 1.
     """
     if n_threads is not None and n_threads < 1:
         raise InputError(f"The number of threads is {n_threads}; give `n_threads=` 1 or more.")
@@ -151,15 +140,7 @@ def _one_thread_in_each_operation() -> Iterator[None]:
 
 
 def run_on(workers: "Fabric", function: Callable[..., None], *arguments: Any) -> None:
-    """Run ``function(workers, *arguments)``, in one process for each device.
-
-    Parameters
-    ----------
-    function
-        Function of a module, as other processes import it. Errors of ``RAISED_TOGETHER`` are raised in all processes.
-    arguments
-        Arguments that are cheap to copy to each process.
-    """
+    """Run ``function(workers, *arguments)``, in one process for each device."""
     if workers.world_size == 1:
         function(workers, *arguments)
         return

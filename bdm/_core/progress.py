@@ -38,17 +38,7 @@ MIN_REMAINING = 20.0  # seconds; shorter remaining times are not printed
 def progress(
     items: Iterable[Item], *, doing: str, total: int, start: int = 0, unit: str = "it", shown: bool = True
 ) -> Iterator[Item]:
-    """Yield items and show the progress, unless only warnings are logged.
-
-    Parameters
-    ----------
-    doing
-        What is done with the items, in a word or two.
-    total, start
-        Number of all items, and of the items that were done before.
-    unit
-        Name of an item.
-    """
+    """Yield items and show the progress, unless only warnings are logged."""
     if not (shown and logger.isEnabledFor(logging.INFO)):
         yield from items
     elif sys.stderr.isatty() or in_notebook():

@@ -31,18 +31,10 @@ def population_weight(n_cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Sampling of cells with replacement: a population by its weight, then any of its cells.
+    """Sampling of cells with replacement: a population by its weight, then any of its cells."""
 
-    Attributes
-    ----------
-    order
-        Indices of cells, sorted by population.
-    n_cells
-        Number of cells of each population.
-    """
-
-    order: Tensor
-    n_cells: Tensor
+    order: Tensor  # indices of cells, sorted by population
+    n_cells: Tensor  # number of cells of each population
 
     @classmethod
     def from_populations(cls, population: Tensor) -> "Minibatches":

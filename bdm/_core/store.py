@@ -33,14 +33,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
     dataclass ``shape``, another such dataclass (of several :class:`bdm.kinds.Kinds`, with its name), a function without
     arguments that returns one of these, or a tuple or a dictionary (with text as keys) of these.
 
-    Parameters
-    ----------
-    facts
-        Further JSON content, which :func:`load` compares.
-
-    Returns
-    -------
-    Checksum of the JSON content, and thereby of both files.
+    Returns: checksum of the JSON content, and thereby of both files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +46,7 @@ def save(folder: Path, kind: str, value: Any, **facts: Any) -> str:
 
 
 def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
-    """Read a dataclass that :func:`save` wrote.
-
-    Raises
-    ------
-    InputError
-        If the folder is of another kind or format version, a file is missing or damaged, or a fact is another.
-    """
+    """Read a dataclass that :func:`save` wrote."""
     folder = Path(folder)
     content, tensors = read_files(folder, kind)
     for name, fact in facts.items():
@@ -71,13 +58,7 @@ def load(folder: Path, kind: str, cls: type[Value], **facts: Any) -> Value:
 
 
 def checksum_of(folder: Path, kind: str) -> str:
-    """Checksum that :func:`save` returned for a folder.
-
-    Raises
-    ------
-    InputError
-        If the folder is of another kind or format version, or its record is damaged.
-    """
+    """Checksum that :func:`save` returned for a folder."""
     return str(read_checksummed_json(Path(folder) / f"{kind}.json", kind, version=FORMAT)["checksum"])
 
 

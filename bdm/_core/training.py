@@ -41,40 +41,22 @@ class DivergenceError(Exception):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Plan of a training: Adam with warm-up and cosine decay on any device that Fabric knows.
-
-    Attributes
-    ----------
-    device
-        Its name, or what :func:`fabric` gave for it.
-    what
-        Is trained, for messages.
-    averaging
-        Decay of the exponential moving average of weights, which is what training gives.
-    validate_every
-        Steps between two validations of the averaged weights; those with the lowest loss are kept.
-    patience
-        Number of validations in a row without a lower loss after which training ends; None for all steps.
-    untrained
-        Validation loss without training, below which a loss counts as lower.
-    n_taken
-        Steps after which training ends, by the learning rates of ``n_steps``; None for all.
-    shown
-        Whether progress is shown.
-    """
+    """Plan of a training: Adam with warm-up and cosine decay on any device that Fabric knows."""
 
     n_steps: int
     learning_rate: float
     seed: int
-    device: str | Fabric = "auto"
-    what: str = "the network"
-    averaging: float = 0.99
+    device: str | Fabric = "auto"  # its name, or what :func:`fabric` gave for it
+    what: str = "the network"  # is trained, for messages
+    averaging: float = 0.99  # decay of the exponential moving average of weights, which is what training gives
     n_warmup: int = 100
+    # Steps between two validations of the averaged weights; those with the lowest loss are kept
     validate_every: int = 100
+    # Number of validations in a row without a lower loss after which training ends; None for all steps
     patience: int | None = None
-    untrained: float = math.inf
-    n_taken: int | None = None
-    shown: bool = True
+    untrained: float = math.inf  # validation loss without training, below which a loss counts as lower
+    n_taken: int | None = None  # steps after which training ends, by the learning rates of ``n_steps``; None for all
+    shown: bool = True  # whether progress is shown
 
     @property
     def last(self) -> int:
@@ -83,13 +65,7 @@ class TrainingPlan:
 
 
 def fabric(device: str | Fabric, n_devices: int = 1) -> Fabric:
-    """Fabric on one device or several of a kind, with a process each; mixed precision on GPUs.
-
-    Raises
-    ------
-    InputError
-        If there is no such device, or there are too few.
-    """
+    """Fabric on one device or several of a kind, with a process each; mixed precision on GPUs."""
     if not isinstance(device, str):
         return device
     accelerator = "cuda" if device == "gpu" else device
@@ -141,28 +117,6 @@ def train(
 
     Where several processes train together, each calls this, and ends with the same network. Gradients are averaged over
     them; ``loss`` gives each its share.
-
-    Parameters
-    ----------
-    network
-        Its parameters become their moving average: the last, or the one of the lowest validation loss. It stays on the
-        device that it was trained on.
-    loss
-        Gives the loss of one minibatch, drawn with the generator, to be minimised.
-    by_group
-        Gives the mean loss of each cell type in the same minibatch, for the message where training diverges.
-    validation
-        Gives the loss on held-out cells; without it all steps are run for and none is chosen.
-    checkpoint
-        Where the state is written to, now and then and when the process is asked to end, and resumed from.
-
-    Raises
-    ------
-    TrainingError
-        If the loss is not finite, or far above what it was before training; the checkpoint then keeps the last good
-        state.
-    Interrupted
-        If the process is asked to end; not without a checkpoint.
     """
     keep_freed_memory()
     training = _Training.start(network, loss, plan, (checkpoint and checkpoint.read()) or TrainingState())
@@ -183,29 +137,20 @@ def train(
 
 @dataclass
 class _Training:
-    """All that one training changes, and how it goes.
-
-    Attributes
-    ----------
-    module
-        The network as it is run, on one device or several.
-    state, good
-        State of training, and the last state that was validated, in case the next steps diverge.
-    at
-        Index of the step that is taken.
-    """
+    """All that one training changes, and how it goes."""
 
     network: nn.Module
     loss: Loss
     plan: TrainingPlan
     device: Fabric
-    module: nn.Module
+    module: nn.Module  # the network as it is run, on one device or several
     averaged: AveragedModel
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
+    # state, good: state of training, and the last state that was validated, in case the next steps diverge
     state: TrainingState
     good: TrainingState
-    at: int
+    at: int  # index of the step that is taken
 
     @classmethod
     def start(cls, network: nn.Module, loss: Loss, plan: TrainingPlan, state: TrainingState) -> _Training:
@@ -224,13 +169,7 @@ class _Training:
         )
 
     def step(self, stop: StopRequest) -> bool:
-        """Take one step, and return whether any process was asked to stop.
-
-        Raises
-        ------
-        DivergenceError
-            If the loss is not finite.
-        """
+        """Take one step, and return whether any process was asked to stop."""
         state, self.at = self.state, self.state.step
         value = self.loss(self.module, torch_generator(self.plan.seed, "step", self.at))
         mean, stopped = _agreed(self.device, value, stop)
@@ -300,13 +239,7 @@ def should_stop_early(state: TrainingState, plan: TrainingPlan) -> bool:
 
 
 def validate(state: TrainingState, averaged: nn.Module, plan: TrainingPlan, validation: Validation | None) -> None:
-    """Add a row to the history, and keep the averaged weights if they are the best so far.
-
-    Raises
-    ------
-    DivergenceError
-        If training diverges.
-    """
+    """Add a row to the history, and keep the averaged weights if they are the best so far."""
     n_seen = (state.step - 1) % plan.validate_every + 1
     row = {"step": state.step, "loss": state.loss_sum / n_seen}
     state.loss_sum = 0.0

@@ -47,11 +47,6 @@ def canonical_columns(
     Without a label key, all cells are of one type. Other columns named ``cell_type``, ``batch`` or ``split``, which
     have a meaning in prepared cells, are renamed to ``NAME_input``; so are columns named ``donor`` if there is a donor
     key.
-
-    Parameters
-    ----------
-    drop_unlabelled
-        Leave out cells without a cell type.
     """
     for argument, key in (("label_key", label_key), ("batch_key", batch_key), ("donor_key", donor_key)):
         if key in RESERVED_COLUMNS and key not in ("cell_type", INDEX):
@@ -86,14 +81,7 @@ def canonical_columns(
 
 
 def check_crossed(obs: pd.DataFrame, key: str) -> None:
-    """Reject donors whose differences cannot be separated from differences between cell types or batches.
-
-    Raises
-    ------
-    InputError
-        If every donor has cells of one of several cell types only, no cell type has several donors, or each donor is a
-        batch.
-    """
+    """Reject donors whose differences cannot be separated from differences between cell types or batches."""
     name, remedy = f"obs[{key!r}]", "name another column by `donor_key=`, or none"
     donor, n_types = obs["donor"], obs["cell_type"].nunique()
     if n_types > 1 and (obs.groupby("donor", observed=True)["cell_type"].nunique() == 1).all():
@@ -124,21 +112,7 @@ def group_column(
     remedy: str = "leave these cells out",
     drop_missing: bool = False,
 ) -> pd.Series:
-    """Return the column that divides cells into groups, as categories of text.
-
-    Parameters
-    ----------
-    argument, alternative, remedy
-        Argument by which the user names the column, what to do if there is none, and what to do about missing values,
-        for the messages.
-    drop_missing
-        Leave out cells with missing values, with a warning.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, or it has missing values, measurements, or a single value.
-    """
+    """Return the column that divides cells into groups, as categories of text."""
     if sentence := column_rejection(key, obs, argument=argument, alternative=alternative):
         raise InputError(sentence)
     another = f"name another by `{argument}=`{alternative}"

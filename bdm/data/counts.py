@@ -33,19 +33,7 @@ MAX_CELLS_IN_ALL = 20_000  # of all types
 def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
     """Find the raw counts and check them.
 
-    Parameters
-    ----------
-    source
-        As in :func:`find_counts`.
-
-    Returns
-    -------
-    Cells x genes of that slot: integer counts in ``X`` (CSR, float32), its ``obs`` and ``var``, nothing else.
-
-    Raises
-    ------
-    InputError
-        As :func:`find_counts`.
+    Returns: cells x genes of that slot: integer counts in ``X`` (CSR, float32), its ``obs`` and ``var``, nothing else.
     """
     return as_counts(find_counts(adata, source=source)[0])
 
@@ -53,23 +41,8 @@ def raw_counts(adata: AnnData, *, source: str = "auto") -> AnnData:
 def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.ndarray]:
     """Find the raw counts and check them, with one block of counts in memory at a time.
 
-    Parameters
-    ----------
-    adata
-        Cells with counts in ``X``, ``raw`` or a layer, in memory or on disk.
-    source
-        ``X``, ``raw``, the name of a layer, or ``auto`` for the first of layer ``counts``, ``raw`` and ``X``
-        that holds counts.
-
-    Returns
-    -------
-    Cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts of each
-    cell.
-
-    Raises
-    ------
-    InputError
-        If there is no such slot, or a value in it is negative, not finite, not whole or above 2^24.
+    Returns: cells x genes of that slot, with its ``obs`` and ``var``, nothing else; and the number of genes with counts
+    of each cell.
     """
     slots = count_slots(adata)
     if sentence := slot_rejection(source, slots):
@@ -156,60 +129,29 @@ def count_matrix(values: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
 
 @dataclass(frozen=True)
 class OutlyingCounts:
-    """Outlying counts in the cells from which limits are computed.
+    """Outlying counts in the cells from which limits are computed."""
 
-    Attributes
-    ----------
-    n_cells
-        Number of these cells.
-    n_values, n_genes
-        Outlying values, and the genes that have any.
-    share
-        Of all counts of these cells.
-    """
-
-    n_cells: int
+    n_cells: int  # number of these cells
+    # n_values, n_genes: outlying values, and the genes that have any
     n_values: int
     n_genes: int
-    share: float
+    share: float  # of all counts of these cells
 
 
 @dataclass(frozen=True)
 class CountLimits:
-    """Largest regular counts of the genes in each cell type, as shares of the library size.
+    """Largest regular counts of the genes in each cell type, as shares of the library size."""
 
-    Attributes
-    ----------
-    regular
-        Cell types x genes; infinite where counts are not limited.
-    unit
-        Share of one count in a typical cell of each type; smaller regular shares count as one count.
-    code
-        Cell type of each cell that is read, by its row in ``regular``.
-    """
-
-    regular: np.ndarray
-    unit: np.ndarray
-    code: np.ndarray
+    regular: np.ndarray  # cell types x genes; infinite where counts are not limited
+    unit: np.ndarray  # share of one count in a typical cell of each type; smaller regular shares count as one count
+    code: np.ndarray  # cell type of each cell that is read, by its row in ``regular``
 
     def of_cells(self, cells: np.ndarray) -> "CountLimits":
         """Select the cells that are read, by a mask."""
         return replace(self, code=self.code[cells])
 
     def outlying(self, counts: sparse.csr_matrix, rows: slice) -> np.ndarray:
-        """Find the outlying counts.
-
-        Parameters
-        ----------
-        counts
-            Cells x genes, nonzeros only.
-        rows
-            Which of the cells these are.
-
-        Returns
-        -------
-        Mask over the entries of ``counts``.
-        """
+        """Find the outlying counts; ``counts``: cells x genes; returns mask over the entries of ``counts``."""
         cell = cell_of_entries(counts)
         code = self.code[rows][cell]
         share = counts.data / library_sizes(counts)[cell]
@@ -259,18 +201,7 @@ def count_limits(
     than not, such as molecules that were counted many times; counts of a rare population are in more cells, or in cells
     with many outlying counts.
 
-    Parameters
-    ----------
-    matrix
-        Counts of all cells and genes, in memory or on disk.
-    rows
-        Indices of the cells.
-    cell_type, is_train
-        Of each of these cells.
-
-    Returns
-    -------
-    The limits, and the outlying counts in the cells from which they were computed.
+    Returns: the limits, and the outlying counts in the cells from which they were computed.
     """
     types = pd.Categorical(cell_type.astype(str))
     code, n_types = types.codes.astype(int), len(types.categories)
@@ -309,21 +240,11 @@ def regular_shares(counts: sparse.csr_matrix) -> tuple[np.ndarray, float]:
 
 @dataclass(frozen=True)
 class CellCounts:
-    """Counts of a subset of cells; each iteration reads them again, block by block.
+    """Counts of a subset of cells; each iteration reads them again, block by block."""
 
-    Attributes
-    ----------
-    matrix
-        Counts, in memory or on disk, cells x genes.
-    rows
-        Indices of the cells, in ascending order.
-    limits
-        Limits of the counts of these cells, if they are to be lowered.
-    """
-
-    matrix: Matrix
-    rows: np.ndarray
-    limits: CountLimits | None = None
+    matrix: Matrix  # counts, in memory or on disk, cells x genes
+    rows: np.ndarray  # indices of the cells, in ascending order
+    limits: CountLimits | None = None  # limits of the counts of these cells, if they are to be lowered
 
     def of_cells(self, chosen: np.ndarray) -> "CellCounts":
         """Choose some of the cells, by a mask."""

@@ -24,18 +24,7 @@ def check_names(names: pd.Index, *, kind: str) -> None:
 
 
 def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int) -> pd.DataFrame:
-    """Leave out cells with counts of fewer than ``min_genes`` genes.
-
-    Parameters
-    ----------
-    n_genes
-        Number of genes with counts of each cell.
-
-    Raises
-    ------
-    InputError
-        If ``min_genes`` is 0 and there are cells without any counts, which cannot be modelled.
-    """
+    """Leave out cells with counts of fewer than ``min_genes`` genes."""
     few = n_genes[obs.index].to_numpy() < max(min_genes, 1)
     if not few.any():
         return obs
@@ -49,13 +38,7 @@ def without_empty_cells(obs: pd.DataFrame, n_genes: pd.Series, *, min_genes: int
 
 
 def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """Leave out cell types by name.
-
-    Raises
-    ------
-    InputError
-        If there is no such type.
-    """
+    """Leave out cell types by name."""
     known = obs["cell_type"].astype(str)
     for name in names:
         if not (known == name).any():
@@ -64,18 +47,7 @@ def without_types(obs: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
 
 
 def without_small_types(obs: pd.DataFrame, *, min_cells: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with fewer than ``min_cells`` cells.
-
-    Parameters
-    ----------
-    labelled
-        Whether there are labels, without which there is one type.
-
-    Raises
-    ------
-    InputError
-        If fewer than two types remain; without labels, if there are too few cells.
-    """
+    """Leave out cell types with fewer than ``min_cells`` cells."""
     if obs.empty:
         raise InputError("no cells are left; leave out fewer types, or lower `min_genes_per_cell=`.")
     n_cells = obs["cell_type"].cat.remove_unused_categories().value_counts()
@@ -100,15 +72,6 @@ def effective_donors(group: pd.Series, donor: pd.Series) -> pd.Series:
 
     It is the inverse Simpson index of the shares of donors (Hill 1973, https://doi.org/10.2307/1934352), so a donor
     with few cells hardly counts: a group with nine tenths of its cells of one donor has 1.2, whoever has the rest.
-
-    Parameters
-    ----------
-    group, donor
-        Group and donor of each cell.
-
-    Returns
-    -------
-    Number by group.
     """
     n_cells = cells_of_donors(group, donor)
     number: pd.Series = n_cells.sum(axis=1) ** 2 / (n_cells**2).sum(axis=1)
@@ -134,20 +97,7 @@ def cells_of_donors(group: pd.Series, donor: pd.Series) -> pd.DataFrame:
 
 
 def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled: bool = True) -> pd.DataFrame:
-    """Leave out cell types with cells of fewer than ``min_donors`` effective donors, not counting test cells.
-
-    Parameters
-    ----------
-    obs
-        Columns ``cell_type``, ``donor`` and ``split``.
-    labelled
-        Whether there are labels, without which there is one type.
-
-    Raises
-    ------
-    InputError
-        If fewer than two types remain; without labels, if the cells are of too few donors.
-    """
+    """Leave out cell types with cells of fewer than ``min_donors`` effective donors, not counting test cells."""
     if min_donors == 1:
         return obs
     number = donors_of_types(obs)
@@ -174,13 +124,7 @@ def without_types_of_few_donors(obs: pd.DataFrame, *, min_donors: int, labelled:
 
 
 def without_uncounted_cells(obs: pd.DataFrame, rows: np.ndarray, *, n_genes: int) -> pd.DataFrame:
-    """Leave out cells without counts of the ``n_genes`` chosen genes; ``rows`` are the indices of cells with counts.
-
-    Raises
-    ------
-    InputError
-        If a split loses all its cells of a type.
-    """
+    """Leave out cells without counts of the ``n_genes`` chosen genes; ``rows`` are the indices of cells with counts."""
     if len(rows) == len(obs):
         return obs
     logger.warning("Left out %s with no counts of the %d chosen genes.", counted(len(obs) - len(rows), "cell"), n_genes)
@@ -228,9 +172,7 @@ def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed:
 
     The split of a type depends on ``seed`` and its name only, not on the other types.
 
-    Returns
-    -------
-    Categories ``train``, ``validation`` and ``test``, with the index of ``cell_type``.
+    Returns: categories ``train``, ``validation`` and ``test``, with the index of ``cell_type``.
     """
     fractions = np.array([1 - validation - test, validation, test])
     split = pd.Series(pd.Categorical(["train"] * len(cell_type), categories=SPLITS), index=cell_type.index)

@@ -50,17 +50,11 @@ MIN_RANKED = 30  # the local regression fails on fewer cells or genes, and can e
 
 @dataclass(frozen=True)
 class BatchSums:
-    """Sums over the cells of each batch; exact, as all summands are whole numbers.
+    """Sums over the cells of each batch; exact, as all summands are whole numbers."""
 
-    Attributes
-    ----------
-    n_cells
-        Number of cells, by batch.
-    n_seen, counts, squares
-        Number of cells with counts of each gene, sum of these counts, and of their squares; batches x genes.
-    """
-
-    n_cells: np.ndarray
+    n_cells: np.ndarray  # number of cells, by batch
+    # n_seen, counts, squares: number of cells with counts of each gene, sum of these counts, and of their squares;
+    # batches x genes
     n_seen: np.ndarray
     counts: np.ndarray
     squares: np.ndarray
@@ -108,26 +102,7 @@ def choose_genes(
 ) -> np.ndarray:
     """Choose genes by the training cells only, so that validation and test cells have no influence.
 
-    Parameters
-    ----------
-    names
-        Names of all genes.
-    batch
-        Batch of each training cell, if genes are ranked within batches.
-    listed
-        Choose among these genes only.
-    kept
-        Add these genes to the chosen genes.
-    built_in
-        Whether ``kept`` are the built-in markers, of which rare ones are left out without a warning.
-    n_most_variable
-        Number of genes to choose by :func:`bdm.data.genes.most_variable`; all by default.
-    min_cells
-        Choose among genes with counts in at least this number of cells.
-
-    Returns
-    -------
-    Mask over genes.
+    Returns: mask over genes.
     """
     genes = names.index
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
@@ -163,18 +138,7 @@ def gene_lists(settings: PrepareSettings) -> tuple[pd.Index | None, pd.Index | N
 
 
 def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
-    """Read gene names from a file with one name per line, or return the given names.
-
-    Parameters
-    ----------
-    option, words
-        The argument, such as ``genes=``, and the words that it accepts besides, for the messages.
-
-    Raises
-    ------
-    InputError
-        If there is no such text file, or there are no names.
-    """
+    """Read gene names from a file with one name per line, or return the given names."""
     if not isinstance(genes, str | Path):
         if not genes:
             raise InputError(f"`{option}` lists no genes; list at least one, or give {words}.")
@@ -190,13 +154,7 @@ def read_gene_list(genes: GeneList, *, option: str, words: str) -> pd.Index:
 
 
 def listed_genes(listed: pd.Index, names: GeneNames) -> pd.Index:
-    """Find the genes of a list of names or symbols in the data.
-
-    Raises
-    ------
-    InputError
-        If a gene is not in the data.
-    """
+    """Find the genes of a list of names or symbols in the data."""
     found = names.find(listed)
     absent = [name for name, genes in found.items() if not genes]
     if absent:
@@ -240,25 +198,7 @@ def most_variable(
     Chooses the same genes as ``seurat_v3`` of scanpy, with one block of cells in memory at a time. Genes are ranked
     within each batch of at least 30 cells and genes, and chosen by their median rank.
 
-    Parameters
-    ----------
-    sums
-        Sums over these cells.
-    among
-        Mask of the genes to choose among, more than ``n_genes``.
-
-    Returns
-    -------
-    Mask over genes.
-
-    Raises
-    ------
-    InputError
-        If all batches have too few cells or varying genes.
-
-    References
-    ----------
-    Stuart et al. 2019, Cell 177:1888 (Seurat v3)
+    Returns: mask over genes; Stuart et al. 2019, Cell 177:1888 (Seurat v3).
     """
     large = np.minimum(sums.n_cells, sums.n_varying(among)) >= MIN_RANKED
     if not large.any():

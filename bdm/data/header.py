@@ -18,9 +18,7 @@ Read = TypeVar("Read")
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
     """Name the columns of ``obs`` of an ``.h5ad`` file, with the columns that a table of labels adds.
 
-    Returns
-    -------
-    None for files of other formats, and for files that cannot be read.
+    Returns: None for files of other formats, and for files that cannot be read.
     """
     columns = from_h5ad(cells, lambda file: columns_of(file["obs"]))
     try:
@@ -44,9 +42,7 @@ def var_columns(cells: str | Path) -> list[str] | None:
 def slot_names(cells: str | Path) -> list[str] | None:
     """Name where the counts of an ``.h5ad`` file may be: its layers, ``raw`` and ``X``.
 
-    Returns
-    -------
-    None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
+    Returns: None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
     """
     return from_h5ad(cells, slots_of)
 
@@ -54,10 +50,8 @@ def slot_names(cells: str | Path) -> list[str] | None:
 def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
     """Count the cells of each value in a column of ``obs`` of an ``.h5ad`` file: of each cell type, or each donor.
 
-    Returns
-    -------
-    Numbers by value, without missing values; None for columns of decimal numbers or of other
-    kinds, and where they cannot be read.
+    Returns: numbers by value, without missing values; None for columns of decimal numbers or of other kinds, and where
+    they cannot be read.
     """
 
     def numbers(file: Any) -> dict[str, int] | None:

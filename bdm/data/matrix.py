@@ -44,14 +44,7 @@ def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
     """Read rows of a matrix, in memory or on disk, one block at a time.
 
-    Parameters
-    ----------
-    rows
-        Indices of the rows to read, in ascending order; all by default.
-
-    Yields
-    ------
-    Slice of ``rows``, and the values of these rows.
+    Yields slice of ``rows``, and the values of these rows.
     """
     rows = np.arange(matrix.shape[0]) if rows is None else rows
     start = 0
@@ -65,11 +58,6 @@ def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
     """Return rows of a matrix, in memory or on disk.
 
     On disk, rows near each other are read together, so that many rows take no longer than one pass over the file.
-
-    Parameters
-    ----------
-    rows
-        Indices in any order, which may repeat; a mask or a slice.
     """
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(without_float16(matrix[rows]))
@@ -148,13 +136,7 @@ ENTRIES = 2**16  # in a chunk of the file
 
 @contextmanager
 def new_h5ad(path: Path, adata: AnnData, **storage: Any) -> Iterator[h5py.File]:
-    """Write cells into a new ``.h5ad`` file with a checksum, and yield the open file for further writing.
-
-    Parameters
-    ----------
-    storage
-        Arguments of h5py for arrays, such as ``compression``.
-    """
+    """Write cells into a new ``.h5ad`` file with a checksum, and yield the open file for further writing."""
     adata.strings_to_categoricals()
     require_space(path, adata.__sizeof__())
     with checksummed_hdf5(path) as file:
@@ -180,15 +162,7 @@ def appended_rows(
     max_entries: int,
     compression: Mapping[str, Any] = COMPRESSION,
 ) -> Iterator[Callable[[sparse.csr_matrix], None]]:
-    """Yield a function that appends rows to a new matrix (CSR) in an ``.h5ad`` file.
-
-    Parameters
-    ----------
-    max_entries
-        Upper bound on the number of entries, which determines the type of the indices.
-    compression
-        Arguments of h5py for the entries.
-    """
+    """Yield a function that appends rows to a new matrix (CSR) in an ``.h5ad`` file."""
     empty: sparse.csr_matrix = sparse.csr_matrix(np.zeros((0, n_columns), dtype=np.float32))
     index = sparse.get_index_dtype(maxval=max(max_entries, n_columns))
     empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)

@@ -52,26 +52,14 @@ MANY_OUTLYING = 0.005  # of all counts; at 0.016, generated cells are closer to 
 
 @dataclass(frozen=True)
 class PreparedCells:
-    """Selected cells and genes, whose counts are read when they are needed.
+    """Selected cells and genes, whose counts are read when they are needed."""
 
-    Attributes
-    ----------
-    obs
-        Selected cells, including cells without counts of the selected genes.
-    counts
-        Counts of all genes, in the order of ``obs``.
-    chosen
-        Mask over genes.
-    max_entries
-        Upper bound on the number of nonzero counts.
-    """
-
-    obs: pd.DataFrame
+    obs: pd.DataFrame  # selected cells, including cells without counts of the selected genes
     var: pd.DataFrame
     uns: dict[str, Any]
-    counts: CellCounts
-    chosen: np.ndarray
-    max_entries: int
+    counts: CellCounts  # counts of all genes, in the order of ``obs``
+    chosen: np.ndarray  # mask over genes
+    max_entries: int  # upper bound on the number of nonzero counts
 
     def in_memory(self) -> AnnData:
         """Read all counts into memory, as :func:`prepare` returns them."""
@@ -107,30 +95,16 @@ class PreparedCells:
 def prepare(adata: AnnData, settings: PrepareSettings) -> AnnData:
     """Check labelled counts, choose cells and genes, and split the cells by type.
 
-    Returns
-    -------
-    Cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
+    Returns: cells x chosen genes: integer counts in ``X`` (CSR, float32); categories of text in ``obs['cell_type']``,
     ``obs['split']`` (``train``, ``validation``, ``test``) and, with their keys, ``obs['batch']`` and ``obs['donor']``;
-    all other columns of ``obs`` and ``var``; version, seed, settings, and the numbers of cells and genes
-    of the input, see :func:`choose_cells`, in ``uns['bdm']``.
-
-    Raises
-    ------
-    InputError
-        If the data hold no raw counts, labels are absent or incomplete, names are repeated, cells have no
-        counts, or too few cells or genes remain.
+    all other columns of ``obs`` and ``var``; version, seed, settings, and the numbers of cells and genes of the input,
+    see :func:`choose_cells`, in ``uns['bdm']``.
     """
     return prepared_cells(adata, settings).in_memory()
 
 
 def prepared_cells(adata: AnnData, settings: PrepareSettings) -> PreparedCells:
-    """Select cells and genes as :func:`prepare`, with one block of counts in memory at a time.
-
-    Parameters
-    ----------
-    adata
-        Cells in memory, or with matrices on disk.
-    """
+    """Select cells and genes as :func:`prepare`, with one block of counts in memory at a time."""
     listed, kept = gene_lists(settings)
     if sentence := donors_rejection(settings.min_donors, settings.donor_key):
         raise InputError(sentence)
@@ -203,18 +177,7 @@ def is_prepared(adata: AnnData) -> bool:
 
 
 def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
-    """Read prepared cells.
-
-    Parameters
-    ----------
-    on_disk
-        Leave the counts in the file, as :func:`bdm.data.read.read_cells` does.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, was not made by ``bdm prepare``, or was changed since, see :func:`prepared_fault`.
-    """
+    """Read prepared cells."""
     adata = read_cells(path, on_disk=on_disk)
     if not is_prepared(adata):
         raise InputError(f"{path} was not made by bdm prepare; run it first.")
@@ -282,18 +245,9 @@ def choose_cells(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Choose cells of enough genes, of types with enough cells and donors, and split them by type.
 
-    Parameters
-    ----------
-    labelled
-        ``obs`` of the cells with a label, see :func:`bdm.data.columns.canonical_columns`.
-    n_genes
-        Number of genes with counts of each cell of the input.
-
-    Returns
-    -------
-    ``obs`` of the chosen cells, with ``split``; and which cells were left out, for the report: ``cells_left_out``,
-    numbers of cells by the setting that left them out, and ``types_left_out``, for each ``cell_type`` its ``n_cells``
-    at that step and the ``setting``.
+    Returns: ``obs`` of the chosen cells, with ``split``; and which cells were left out, for the report:
+    ``cells_left_out``, numbers of cells by the setting that left them out, and ``types_left_out``, for each
+    ``cell_type`` its ``n_cells`` at that step and the ``setting``.
     """
     has_labels = settings.label_key is not None
     selected = without_types(labelled, settings.leave_out)

@@ -30,23 +30,7 @@ SMALL = 100  # entries; in a matrix this small, all indices may be zero
 def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
     """Read cells from a file or folder in one of the common single-cell formats.
 
-    Parameters
-    ----------
-    path
-        AnnData (``.h5ad``, ``.zarr``), ``.loom``, 10x ``.h5``, or a folder with a 10x ``matrix.mtx``. Genes
-        of 10x data are named by symbol, with ``-1``, ``-2`` ... appended to repeated symbols; their identifiers
-        are in ``var['gene_ids']``.
-    labels
-        Table that :func:`add_labels` adds to ``obs``.
-    on_disk
-        Leave the matrices of cells x genes in the file, to be read by :func:`bdm.data.matrix.blocks_of_rows` and
-        :func:`bdm.data.matrix.take_rows`, and read only ``obs``, ``var``, ``uns['bdm']`` and the texts in ``uns``
-        besides. Files of other formats, and of AnnData before 0.7, are read into memory.
-
-    Raises
-    ------
-    InputError
-        If a file is missing, damaged, or of another format.
+    ``on_disk``: leave the matrices of cells x genes in the file.
     """
     path = Path(path)
     if not path.exists():
@@ -65,13 +49,7 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
 
 
 def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
-    """Return an AnnData as it is, or read the cells from their file.
-
-    Raises
-    ------
-    InputError
-        If they are neither.
-    """
+    """Return an AnnData as it is, or read the cells from their file."""
     if isinstance(adata, str | Path):
         return read_cells(Path(adata), on_disk=on_disk)
     if not isinstance(adata, AnnData):
@@ -205,19 +183,7 @@ def with_unique_genes(adata: AnnData) -> AnnData:
 
 
 def add_labels(adata: AnnData, path: Path) -> AnnData:
-    """Add the columns of a table to ``obs``; columns of the same names are replaced.
-
-    Parameters
-    ----------
-    path
-        Table with a header, separated by tabs (``.tsv``, ``.txt``) or commas; cell names in the first column.
-        All values are read as text.
-
-    Raises
-    ------
-    InputError
-        If the table cannot be read, or has no row for some cells.
-    """
+    """Add the columns of a table to ``obs``; columns of the same names are replaced."""
     table = read_labels(path)
     missing = adata.obs_names.difference(table.index, sort=False)
     if len(missing):
@@ -260,13 +226,8 @@ def pbmc68k_counts() -> AnnData:
     scanpy ships these cells normalised to 10,000 counts and log1p-transformed, together with the total counts
     of each cell, from which the raw counts are recovered exactly.
 
-    Returns
-    -------
-    700 cells x 765 genes, integer counts in ``X`` (CSR, float32), cell types in ``obs['bulk_labels']``.
-
-    References
-    ----------
-    Zheng et al. 2017, Nature Communications, https://doi.org/10.1038/ncomms14049
+    Returns: 700 cells x 765 genes, integer counts in ``X`` (CSR, float32), cell types in ``obs['bulk_labels']``; Zheng
+    et al. 2017, Nature Communications, https://doi.org/10.1038/ncomms14049.
     """
     import scanpy as sc
 

@@ -20,18 +20,10 @@ MISSING_SYMBOLS = ("", "nan", "NaN", "None", "NA", "<NA>")
 
 @dataclass(frozen=True)
 class GeneNames:
-    """Genes by name, with the symbols that figures and tables show and that users may use in place of names.
+    """Genes by name, with the symbols that figures and tables show and that users may use in place of names."""
 
-    Attributes
-    ----------
-    var
-        Table of the genes, indexed by name.
-    column
-        Column of ``var`` with the symbols; None if names are shown.
-    """
-
-    var: pd.DataFrame
-    column: str | None = None
+    var: pd.DataFrame  # table of the genes, indexed by name
+    column: str | None = None  # column of ``var`` with the symbols; None if names are shown
 
     @property
     def index(self) -> pd.Index:
@@ -91,23 +83,7 @@ def display_names(table: pd.DataFrame) -> pd.Series:
 
 
 def symbol_column(var: pd.DataFrame, column: str | None = None) -> str | None:
-    """Choose the column of ``var`` with the symbols of genes.
-
-    Parameters
-    ----------
-    column
-        The column that the user names. Default: the first of ``COLUMNS`` in ``var`` that does not look like
-        identifiers, if the names of genes do.
-
-    Returns
-    -------
-    None if genes have names only.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, or it is not text.
-    """
+    """Choose the column of ``var`` with the symbols of genes; returns None if genes have names only."""
     if column is None:
         texts = [name for name in COLUMNS if name in var and is_text(var[name])]
         if share_of_identifiers(var.index) <= 0.5:

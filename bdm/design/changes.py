@@ -18,32 +18,17 @@ HALF = 0.5  # of the change of kind `both`, by which all cells of the reference 
 
 @dataclass(frozen=True)
 class Plant:
-    """A change for the genes and populations of a model.
-
-    Attributes
-    ----------
-    populations
-        Populations whose cells change.
-    genes
-        Indices of the genes.
-    log2_fold_change
-        Of each of these genes, in a cell that responds.
-    """
+    """A change for the genes and populations of a model."""
 
     change: Change
-    populations: tuple[str, ...]
-    genes: np.ndarray
-    log2_fold_change: np.ndarray
+    populations: tuple[str, ...]  # populations whose cells change
+    genes: np.ndarray  # indices of the genes
+    log2_fold_change: np.ndarray  # of each of these genes, in a cell that responds
 
     def strength(self, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Share of the log2 fold change that each cell has: 1 where it responds, 0 where it does not.
 
         In the reference of the kind ``both``, all cells have half of it.
-
-        Parameters
-        ----------
-        condition, uniform
-            Condition of each cell, and its uniform random number.
         """
         shares = self.change.shares
         if self.change.condition is None:
@@ -68,18 +53,7 @@ class Plant:
 
 
 def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], np.ndarray]) -> tuple[Plant, ...]:
-    """Find the genes and populations of the changes of a design, and draw what is sampled.
-
-    Parameters
-    ----------
-    expression
-        Expected counts of the genes in the cells of a population.
-
-    Raises
-    ------
-    InputError
-        If the model lacks a gene, cell type or clade, or there are fewer genes than a change samples.
-    """
+    """Find the genes and populations of the changes of a design, and draw what is sampled."""
     with at("null_genes"):
         null_genes = genes_named(model, design.null_genes)
     named, taken = [], set(null_genes)
@@ -108,13 +82,7 @@ def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], 
 
 
 def genes_named(model: BranchedModel, names: Sequence[str]) -> list[int]:
-    """Find the indices of genes by their names or symbols.
-
-    Raises
-    ------
-    InputError
-        If the model lacks one of them.
-    """
+    """Find the indices of genes by their names or symbols."""
     found = model.gene_names.find(names)
     unknown = [name for name in names if not found[name]]
     if unknown:
@@ -129,13 +97,7 @@ def genes_named(model: BranchedModel, names: Sequence[str]) -> list[int]:
 def sampled_genes(
     model: BranchedModel, choice: GeneChoice, expression: np.ndarray, taken: set[int], generator: np.random.Generator
 ) -> list[int]:
-    """Sample genes of a range of expression, or of a gene set, without those that are taken; all of a set by default.
-
-    Parameters
-    ----------
-    expression
-        Of all genes, in any unit.
-    """
+    """Sample genes of a range of expression, or of a gene set (by default all of it), but none that are taken."""
     within = np.ones(len(expression), dtype=bool)
     if choice.expression:
         low, high = np.quantile(expression, choice.expression)
@@ -154,13 +116,7 @@ def sampled_genes(
 
 
 def genes_of_set(model: BranchedModel, choice: GeneChoice) -> list[int]:
-    """Find the genes of a set that the model has.
-
-    Raises
-    ------
-    InputError
-        If the file has no such set, or the model none of its genes.
-    """
+    """Find the genes of a set that the model has."""
     assert choice.gene_sets is not None
     sets = read_gmt(choice.gene_sets)
     if choice.name not in sets:
@@ -175,13 +131,7 @@ def genes_of_set(model: BranchedModel, choice: GeneChoice) -> list[int]:
 
 
 def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator) -> np.ndarray:
-    """Give the log2 fold change of each gene.
-
-    Raises
-    ------
-    InputError
-        If there are neither one nor as many as genes.
-    """
+    """Give the log2 fold change of each gene."""
     if fold_change.distribution is None:
         values = np.array(fold_change.values, dtype=float)
         if len(values) not in (1, n_genes):
@@ -199,17 +149,10 @@ def drawn(fold_change: FoldChange, n_genes: int, generator: np.random.Generator)
 
 @dataclass(frozen=True)
 class PlantedGenes:
-    """Changes of the cells of one population, for the genes that any of them changes.
+    """Changes of the cells of one population, for the genes that any of them changes."""
 
-    Attributes
-    ----------
-    genes
-        Indices of the genes.
-    log2_mean, log2_dispersion
-        Changes x genes, of a cell that responds.
-    """
-
-    genes: np.ndarray
+    genes: np.ndarray  # indices of the genes
+    # log2_mean, log2_dispersion: changes x genes, of a cell that responds
     log2_mean: np.ndarray
     log2_dispersion: np.ndarray
 
@@ -238,13 +181,7 @@ def mean_factors(
 
 
 def responses(plants: Sequence[Plant], cells: pd.DataFrame, seed: int) -> np.ndarray:
-    """Strength of each change in each cell, cells x changes; a cell's random numbers depend on its number alone.
-
-    Parameters
-    ----------
-    cells
-        Columns ``sub_population`` and ``condition``, the cells of a population together and in order.
-    """
+    """Strength of each change in each cell, cells x changes; a cell's random numbers depend on its number alone."""
     strength = np.zeros((len(cells), len(plants)), dtype=np.float32)
     condition = cells["condition"].to_numpy()
     for population, rows in rows_by_population(cells["sub_population"]).items():

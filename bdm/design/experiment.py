@@ -26,20 +26,12 @@ FEW_CELLS = 128  # of a population, whose means are compared between donors
 
 @dataclass(frozen=True)
 class ReferenceCells:
-    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations.
+    """Cells of each population that stand for all, sampled once: the other cells of doublets, and expectations."""
 
-    Attributes
-    ----------
-    whitened
-        Function that returns whitened cells of a population, cells x dimensions.
-    of_cells
-        Function that returns the mean expected counts of all genes from a population, a batch, and a number of cells.
-    log_library_size
-        Function that returns their natural log library sizes from a population.
-    """
-
-    whitened: Callable[[str], Tensor]
+    whitened: Callable[[str], Tensor]  # function that returns whitened cells of a population, cells x dimensions
+    # Function that returns the mean expected counts of all genes from a population, a batch, and a number of cells
     of_cells: Callable[[str, str | None, int], np.ndarray]
+    # Function that returns their natural log library sizes from a population
     log_library_size: Callable[[str], np.ndarray]
 
     @classmethod
@@ -71,28 +63,16 @@ class ReferenceCells:
 
 @dataclass(frozen=True)
 class DesignedExperiment:
-    """A design for a model.
-
-    Attributes
-    ----------
-    samples
-        Table of samples with ``donor``, ``condition``, ``batch``, and the factor of their library sizes,
-        ``depth_factor``.
-    request
-        Numbers of cells by population and sample.
-    donors
-        None where donors do not differ.
-    reference
-        Cells that stand for those of each population.
-    """
+    """A design for a model."""
 
     model: BranchedModel
     design: Design
+    # Table of samples with ``donor``, ``condition``, ``batch``, and the factor of their library sizes, ``depth_factor``
     samples: pd.DataFrame
-    request: Request
+    request: Request  # numbers of cells by population and sample
     plants: tuple[Plant, ...]
-    donors: NewDonors | IndependentDonors | None
-    reference: ReferenceCells
+    donors: NewDonors | IndependentDonors | None  # None where donors do not differ
+    reference: ReferenceCells  # cells that stand for those of each population
 
     @property
     def n_genes(self) -> int:
@@ -171,13 +151,7 @@ class DesignedExperiment:
 
 
 def compile_design(model: BranchedModel, design: Design, sampler: Sampler | None = None) -> DesignedExperiment:
-    """Bring a design to a model, and draw its samples and changes.
-
-    Raises
-    ------
-    InputError
-        If the model lacks what the design names.
-    """
+    """Bring a design to a model, and draw its samples and changes."""
     reference = ReferenceCells.of(
         model, sampler or model.sampler(), batch_effects=design.batch_effects, seed=design.seed
     )
@@ -245,26 +219,14 @@ def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray
 
 @dataclass(frozen=True)
 class DesignedCells:
-    """What each cell of an experiment is, by population, then sample.
+    """What each cell of an experiment is, by population, then sample."""
 
-    Attributes
-    ----------
-    sample
-        Row of its sample in the table of samples.
-    population
-        Name of its population.
-    first
-        Row of the first cell of each population.
-    strength
-        Share that the cell has of each change, cells x changes.
-    partner_population, partner
-        Index of the population of the other cell of a doublet, and its row among the reference cells; -1 for singlets.
-    """
-
-    sample: np.ndarray
-    population: pd.Series
-    first: dict[str, int]
-    strength: np.ndarray
+    sample: np.ndarray  # row of its sample in the table of samples
+    population: pd.Series  # name of its population
+    first: dict[str, int]  # row of the first cell of each population
+    strength: np.ndarray  # share that the cell has of each change, cells x changes
+    # partner_population, partner: index of the population of the other cell of a doublet, and its row among the
+    # reference cells; -1 for singlets
     partner_population: np.ndarray
     partner: np.ndarray
 

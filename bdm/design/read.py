@@ -11,13 +11,7 @@ from bdm.errors import InputError, at
 
 
 def read_design(design: Design | dict[str, Any] | Path | str) -> Design:
-    """Read a design file, or a dictionary with the same content.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read as YAML, or the design is invalid in itself, whatever the model.
-    """
+    """Read a design file, or a dictionary with the same content."""
     if isinstance(design, Design):
         return design
     if isinstance(design, dict):
@@ -33,13 +27,7 @@ def with_seed(design: Design, seed: int | None) -> Design:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is not YAML.
-    """
+    """Read a YAML file."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

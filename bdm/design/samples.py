@@ -21,13 +21,7 @@ SHARED = 0.5  # share of the variance between donors that all cell types have in
 
 
 def populations_named(model: BranchedModel, names: Sequence[str]) -> tuple[str, ...]:
-    """Find the populations of cell types, sub-populations and clades; all if there are no names.
-
-    Raises
-    ------
-    InputError
-        If the model has none of a name.
-    """
+    """Find the populations of cell types, sub-populations and clades; all if there are no names."""
     found: dict[str, None] = {}
     for name in names or (model.hierarchy.root.name,):
         if name in model.cell_types:
@@ -51,15 +45,8 @@ def populations_named(model: BranchedModel, names: Sequence[str]) -> tuple[str, 
 def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
     """Lay out the samples of a design: by condition, then donor.
 
-    Returns
-    -------
-    Table with an index ``sample`` and the columns ``donor``, ``condition`` and ``batch``, which is None where the model
-    has no batches.
-
-    Raises
-    ------
-    InputError
-        If the model lacks a batch.
+    Returns: table with an index ``sample`` and the columns ``donor``, ``condition`` and ``batch``, which is None where
+    the model has no batches.
     """
     samples, rows, n_before = design.samples, [], 0
     for condition in samples.conditions:
@@ -74,13 +61,7 @@ def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
 
 
 def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFrame, seed: int) -> Sequence[str | None]:
-    """Choose the batch of each donor: the given ones in turn in each condition, or by chance as in the training cells.
-
-    Parameters
-    ----------
-    table
-        Columns ``donor`` and ``number``, the donor's number in the condition.
-    """
+    """Choose the batch of each donor: given ones in turn in each condition, or by chance as in the training cells."""
     known = model.autoencoder.batches
     for name in samples.batches:
         if name not in known:
@@ -97,13 +78,7 @@ def batches_of_donors(model: BranchedModel, samples: Samples, table: pd.DataFram
 
 
 def base_proportions(model: BranchedModel, composition: Composition) -> pd.Series:
-    """Compute the expected shares of all populations in the reference.
-
-    Raises
-    ------
-    InputError
-        If the model lacks a cell type, or one is named with its own sub-population.
-    """
+    """Compute the expected shares of all populations in the reference."""
     if composition.proportions == LEARNED:
         if resolved(model, composition.concentration, "composition.concentration") == LEARNED:
             return mean_of_donors(model)
@@ -181,14 +156,7 @@ def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
 def request_of(model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]) -> Request:
     """Draw how many cells of each population each sample has.
 
-    Parameters
-    ----------
-    donors
-        Names of all donors.
-
-    Returns
-    -------
-    Request with a column ``sample``, by population, then sample.
+    Returns: request with a column ``sample``, by population, then sample.
     """
     numbers = numbers_of_cells(model, design, samples, donors)
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
@@ -276,19 +244,12 @@ class IndependentDonors:
     The methods are those of :class:`bdm.donors.draw.NewDonors`.
 
     Half of the variance is shared by all cell types, and half is each type's own.
-
-    Attributes
-    ----------
-    cell_type_of
-        Cell type of each population; the populations of a type have the same offsets.
-    variation
-        Standard deviation of natural log expression between donors.
     """
 
     names: tuple[str, ...]
-    cell_type_of: dict[str, str]
+    cell_type_of: dict[str, str]  # cell type of each population; the populations of a type have the same offsets
     n_genes: int
-    variation: float
+    variation: float  # standard deviation of natural log expression between donors
     seed: int
 
     def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
@@ -327,13 +288,7 @@ def donors_of(model: BranchedModel, design: Design, names: Sequence[str]) -> New
 
 
 def resolved(model: BranchedModel, value: str | float | None, key: str) -> str | float:
-    """Resolve how much donors vary, if the design does not say: as learned, or not at all.
-
-    Raises
-    ------
-    InputError
-        If it is to be as learned, but the model has learned nothing of donors.
-    """
+    """Resolve how much donors vary, if the design does not say: as learned, or not at all."""
     if value == LEARNED and model.donors is None:
         raise InputError(
             f"{key} is learned, but the model has learned no donors; fit it with `donor_key=`, or give a number."

@@ -55,13 +55,7 @@ def simulate_cells(model: BranchedModel, design: Design) -> ad.AnnData:
 def simulated_cells(
     experiment: DesignedExperiment, *, part: Part = WHOLE, sampler: Sampler | None = None
 ) -> GeneratedCells:
-    """Simulate an experiment block by block, as :func:`simulate_cells` does.
-
-    Parameters
-    ----------
-    part
-        Which of the cells to simulate; a cell is the same and has the same name in any part.
-    """
+    """Simulate an experiment block by block, as :func:`simulate_cells` does."""
     model, request, seed = experiment.model, experiment.request, experiment.design.seed
     rows = rows_of(chunk_specs_of(request, part), request)
     cells = cells_of(experiment)
@@ -127,34 +121,16 @@ class Droplets:
 
 @dataclass(frozen=True)
 class Origin:
-    """What cells of one population that are decoded together are.
-
-    Attributes
-    ----------
-    sample
-        Row of each cell's sample in the table of samples.
-    strength
-        Cells x changes.
-    key
-        Names the random numbers of the cells, in addition to their population.
-    """
+    """What cells of one population that are decoded together are."""
 
     population: str
-    sample: np.ndarray
-    strength: np.ndarray
-    key: tuple[int | str, ...]
+    sample: np.ndarray  # row of each cell's sample in the table of samples
+    strength: np.ndarray  # cells x changes
+    key: tuple[int | str, ...]  # names the random numbers of the cells, in addition to their population
 
 
 class Simulation:
-    """Counts of the cells of an experiment.
-
-    Parameters
-    ----------
-    experiment
-        The design for a model.
-    cells
-        What each cell is.
-    """
+    """Counts of the cells of an experiment."""
 
     def __init__(self, experiment: DesignedExperiment, cells: DesignedCells) -> None:
         self.experiment, self.cells = experiment, cells
@@ -199,13 +175,7 @@ class Simulation:
         return self.experiment.of_donors(x, population, padded(sample, len(x)))
 
     def singlets(self, x: Tensor, origin: Origin) -> Droplets:
-        """Sample single cells with the changes and the depth of their samples.
-
-        Parameters
-        ----------
-        x
-            Whitened cells, the first of which are those of ``origin``.
-        """
+        """Sample single cells with the changes and the depth of their samples."""
         population, n_cells = origin.population, len(origin.sample)
         mean = self.experiment.expected(x, population, padded(origin.sample, len(x)))[:n_cells]
         observation = self.observation(population)
@@ -280,10 +250,7 @@ def padded(values: np.ndarray, n_cells: int) -> np.ndarray:
 def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
     """Replace a share of the counts by ambient RNA, so that droplets keep as many counts on average.
 
-    Parameters
-    ----------
-    cumulative
-        Cumulative share of the genes in the ambient RNA of each droplet, droplets x genes.
+    ``cumulative``: droplets x genes.
     """
     for_cells, for_numbers, for_genes = generator.spawn(3)
     counts, detected = droplets.counts, droplets.counts > 0

@@ -20,51 +20,32 @@ EVERY_CONDITION = ""  # of changes that distinguish cell types, in all condition
 
 @dataclass(frozen=True)
 class PlantedComparison:
-    """Log2 fold changes of expected counts between a condition and the reference.
+    """Log2 fold changes of expected counts between a condition and the reference."""
 
-    Attributes
-    ----------
-    condition
-        Empty for the changes of all conditions, in comparison with cells without any change.
-    log2_fold_change
-        Of expected counts, genes x cell types: 0 for genes without a change, unless sub-populations have other shares.
-    log2_library
-        Log2 fold change of the expected library size of each cell type.
-    """
-
-    condition: str
+    condition: str  # empty for the changes of all conditions, in comparison with cells without any change
+    # Of expected counts, genes x cell types: 0 for genes without a change, unless sub-populations have other shares
     log2_fold_change: pd.DataFrame
-    log2_library: pd.Series
+    log2_library: pd.Series  # log2 fold change of the expected library size of each cell type
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted.
-
-    Attributes
-    ----------
-    genes
-        A row for each comparison, cell type and changed gene: ``condition``, ``cell_type``, ``gene`` (``symbol``),
-        ``change`` (its name), ``kind``, ``sub_populations`` that change; ``log2_fold_change`` of the expected counts of
-        all cells of the type, and ``normalised_log2_fold_change``, the same after division by library size;
-        ``responding_log2_fold_change`` of a cell that responds, of its dispersion for the kind ``dispersion``;
-        ``share_reference`` and ``share_condition``, of the cells that respond.
-    composition
-        ``proportion`` of each cell type in each condition, in a donor with the expected shares, with the
-        ``log_odds_ratio`` to the reference.
-    samples
-        Each sample with its donor, condition, batch, ``n_cells`` and ``depth_factor``.
-    ambient
-        Share of each gene in the ambient RNA of each sample, genes x samples; None without ambient RNA.
-    empty_droplets
-        Counts of each gene in the empty droplets of each sample, genes x samples; None without empty droplets.
-    """
+    """What was planted."""
 
     comparisons: tuple[PlantedComparison, ...]
+    # A row for each comparison, cell type and changed gene: ``condition``, ``cell_type``, ``gene`` (``symbol``),
+    # ``change`` (its name), ``kind``, ``sub_populations`` that change; ``log2_fold_change`` of the expected counts of
+    # all cells of the type, and ``normalised_log2_fold_change``, the same after division by library size;
+    # ``responding_log2_fold_change`` of a cell that responds, of its dispersion for the kind ``dispersion``;
+    # ``share_reference`` and ``share_condition``, of the cells that respond
     genes: pd.DataFrame
+    # ``proportion`` of each cell type in each condition, in a donor with the expected shares, with the
+    # ``log_odds_ratio`` to the reference
     composition: pd.DataFrame
-    samples: pd.DataFrame
+    samples: pd.DataFrame  # each sample with its donor, condition, batch, ``n_cells`` and ``depth_factor``
+    # Share of each gene in the ambient RNA of each sample, genes x samples; None without ambient RNA
     ambient: pd.DataFrame | None
+    # Counts of each gene in the empty droplets of each sample, genes x samples; None without empty droplets
     empty_droplets: pd.DataFrame | None
 
     def varm(self) -> dict[str, pd.DataFrame]:
@@ -153,18 +134,10 @@ def factors(experiment: DesignedExperiment, plants: Sequence[Plant], condition: 
 
 @dataclass(frozen=True)
 class ComparedSide:
-    """One side of a comparison.
+    """One side of a comparison."""
 
-    Attributes
-    ----------
-    shares
-        Of all populations.
-    factors
-        Of expected counts of all genes, by population.
-    """
-
-    shares: pd.Series
-    factors: dict[str, np.ndarray]
+    shares: pd.Series  # of all populations
+    factors: dict[str, np.ndarray]  # of expected counts of all genes, by population
 
 
 def compared(

@@ -19,21 +19,13 @@ MIN_VARIANCE = 1e-12  # variance of logarithms of numbers that are not the same
 
 @dataclass(frozen=True)
 class DonorComposition:
-    """Distribution of a donor's shares of cell types and of their populations, and of its number of cells.
+    """Distribution of a donor's shares of cell types and of their populations, and of its number of cells."""
 
-    Attributes
-    ----------
-    cell_types
-        Parameters of the Dirichlet distribution of the shares of cell types; their sum is the concentration.
-    populations
-        For each cell type, the parameters of the Dirichlet distribution of the shares of its populations.
-    n_cells
-        Quantiles of the numbers of cells of donors, at equal distances, see :func:`quantiles`.
-    """
-
+    # Parameters of the Dirichlet distribution of the shares of cell types; their sum is the concentration
     cell_types: dict[str, float]
+    # For each cell type, the parameters of the Dirichlet distribution of the shares of its populations
     populations: dict[str, dict[str, float]]
-    n_cells: tuple[float, ...]
+    n_cells: tuple[float, ...]  # quantiles of the numbers of cells of donors, at equal distances, see :func:`quantiles`
 
     @property
     def concentration(self) -> float:
@@ -63,13 +55,7 @@ class DonorComposition:
         return pd.Series(drawn), n_cells
 
     def variance_of_mean(self, cell_type: str, values: dict[str, np.ndarray]) -> np.ndarray:
-        """Variance between donors of a mean over the cells of a type that the shares of its populations cause.
-
-        Parameters
-        ----------
-        values
-            Mean over the cells of each population.
-        """
+        """Variance between donors of a mean over the cells of a type that the shares of its populations cause."""
         parameters = np.array([self.populations[cell_type][name] for name in values])
         share, of_populations = parameters / parameters.sum(), np.stack(list(values.values()))
         return np.asarray(share @ (of_populations - share @ of_populations) ** 2 / (parameters.sum() + 1))
@@ -78,15 +64,7 @@ class DonorComposition:
 def fit_composition(
     donor: np.ndarray, population: np.ndarray, cell_type_of: dict[str, str], *, share_fitted: float
 ) -> DonorComposition:
-    """Fit the composition of donors by maximum likelihood.
-
-    Parameters
-    ----------
-    donor, population
-        Of each cell.
-    share_fitted
-        Share of the cells of donors that these cells are; numbers of cells are of all.
-    """
+    """Fit the composition of donors by maximum likelihood."""
     table = pd.crosstab(donor, population).reindex(columns=list(cell_type_of), fill_value=0)
     of_type: dict[str, list[str]] = {}
     for name, cell_type in cell_type_of.items():
@@ -121,9 +99,7 @@ def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
 
     With few donors, the variance of shares is reduced, see :func:`bdm.donors.variance.certainty`.
 
-    Returns
-    -------
-    Parameters of the Dirichlet distribution of shares, by group.
+    Returns: parameters of the Dirichlet distribution of shares, by group.
     """
     counts = numbers.to_numpy(dtype=float)
     counts = counts[counts.sum(axis=1) > 0]

@@ -24,20 +24,13 @@ class DonorModel:
     """Distribution of donors of a model, from which new ones are drawn; see :class:`bdm.donors.effects.DonorEffects`.
 
     Cell types that were added to the model have no effects of donors.
-
-    Attributes
-    ----------
-    composition
-        Of the cell types of the model, with those that were added.
-    cell_type_of
-        Cell type of each population of the model.
     """
 
     effects: DonorEffects
-    composition: DonorComposition
+    composition: DonorComposition  # of the cell types of the model, with those that were added
     whitening: Whitening
     moments: PopulationMoments
-    cell_type_of: dict[str, str]
+    cell_type_of: dict[str, str]  # cell type of each population of the model
 
     @property
     def n_donors(self) -> int:
@@ -96,25 +89,13 @@ class DonorModel:
 
 @dataclass(frozen=True, eq=False)
 class NewDonors:
-    """Donors that were drawn from a model.
-
-    Attributes
-    ----------
-    names
-        ``donor-1``, ``donor-2`` and so on.
-    deviation
-        In standard deviations: donors x cell types with effects x (genes + 1).
-    proportions
-        Shares of populations, donors x populations; the rows sum to 1.
-    n_cells
-        Number of cells of each donor.
-    """
+    """Donors that were drawn from a model."""
 
     model: DonorModel
-    names: tuple[str, ...]
-    deviation: np.ndarray
-    proportions: pd.DataFrame
-    n_cells: np.ndarray
+    names: tuple[str, ...]  # ``donor-1``, ``donor-2`` and so on
+    deviation: np.ndarray  # in standard deviations: donors x cell types with effects x (genes + 1)
+    proportions: pd.DataFrame  # shares of populations, donors x populations; the rows sum to 1
+    n_cells: np.ndarray  # number of cells of each donor
 
     def row(self, population: str) -> int | None:
         """Row of the cell type of a population among those with effects; None if donors do not differ in it."""
@@ -126,12 +107,7 @@ class NewDonors:
     def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
         """Bring whitened cells of a population to the spread within donors, and to the library sizes of their donors.
 
-        Parameters
-        ----------
-        x
-            Cells x dimensions.
-        donor
-            Index of each cell's donor.
+        ``x``: cells x dimensions.
         """
         row = self.row(population)
         if row is None:

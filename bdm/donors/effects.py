@@ -30,49 +30,23 @@ class DonorEffects:
     The effect of a donor on the log expression of gene g in cell type c is ``sd[c, g] u - sd[c, g]**2 / 2``, where u
     has unit variance: ``u = sum_k loadings[k, c, g] f_k + rest``, with independent standard normal factors f_k. A part
     ``shared`` of the variance of the rest is the same in all cell types. The log library size is like a further gene.
-
-    Attributes
-    ----------
-    n_donors
-        Number of donors that it was learned from.
-    cell_types
-        Cell types in which donors differ: those with cells of several donors.
-    populations
-        Populations of these types.
-    sd
-        Standard deviation between donors of log expression and, last, of the log library size: cell types x
-        (genes + 1).
-    loadings
-        Factors x cell types x (genes + 1).
-    shared
-        Share of the variance of the rest that cell types share.
-    between
-        Covariance of the donors' shifts of y = (latent, log library size): populations x dimensions x dimensions.
-    beyond
-        Variance of log expression between donors beyond the shift of latents: cell types x genes.
     """
 
-    n_donors: int
-    cell_types: tuple[str, ...]
-    populations: tuple[str, ...]
+    n_donors: int  # number of donors that it was learned from
+    cell_types: tuple[str, ...]  # cell types in which donors differ: those with cells of several donors
+    populations: tuple[str, ...]  # populations of these types
     composition: DonorComposition
-    shared: float
+    shared: float  # share of the variance of the rest that cell types share
+    # Standard deviation between donors of log expression and, last, of the log library size: cell types x (genes + 1)
     sd: Tensor
-    loadings: Tensor
+    loadings: Tensor  # factors x cell types x (genes + 1)
+    # Covariance of the donors' shifts of y = (latent, log library size): populations x dimensions x dimensions
     between: Tensor
-    beyond: Tensor
+    beyond: Tensor  # variance of log expression between donors beyond the shift of latents: cell types x genes
 
 
 def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoencoder) -> DonorEffects | None:
-    """Learn how donors differ, from all cells but the test cells; None if the cells have no donors.
-
-    Parameters
-    ----------
-    prepared
-        Counts, in memory or on disk, with ``obs["donor"]``.
-    latent
-        The same cells as :func:`bdm.latent.cells.encode` returns them.
-    """
+    """Learn how donors differ, from all cells but the test cells; None if the cells have no donors."""
     if not has_donors(prepared):
         return None
     rows = np.flatnonzero((prepared.obs["split"] != "test").to_numpy())
@@ -100,39 +74,19 @@ def fit_donors(prepared: ad.AnnData, latent: ad.AnnData, autoencoder: GeneAutoen
 
 @dataclass(frozen=True)
 class PopulationMeans:
-    """Means over the cells of a population.
+    """Means over the cells of a population."""
 
-    Attributes
-    ----------
-    expression
-        Expression that the decoder gives the mean latent, genes; it is what generated cells have.
-    log_library_size
-        Mean log library size.
-    n_counts
-        Counts of all its cells.
-    n_donors
-        Number of donors with such cells.
-    """
-
-    expression: np.ndarray
-    log_library_size: float
-    n_counts: float
-    n_donors: int
+    expression: np.ndarray  # expression that the decoder gives the mean latent, genes; it is what generated cells have
+    log_library_size: float  # mean log library size
+    n_counts: float  # counts of all its cells
+    n_donors: int  # number of donors with such cells
 
 
 @torch.no_grad()
 def means_of(
     groups: Groups, latent: np.ndarray, population: np.ndarray, autoencoder: GeneAutoencoder
 ) -> dict[str, dict[str, PopulationMeans]]:
-    """Means of the populations that have cells, by cell type.
-
-    Parameters
-    ----------
-    latent
-        Latents of the cells, cells x latent dimensions.
-    population
-        Population of each of these cells.
-    """
+    """Means of the populations that have cells, by cell type; ``latent``: cells x latent dimensions."""
     means: dict[str, dict[str, PopulationMeans]] = {}
     for (type_code, code), table in groups.table.groupby(["cell_type", "population"]):
         name = autoencoder.populations[int(code)]
@@ -204,9 +158,7 @@ def effects_of(
 def common_factors(scores: np.ndarray) -> np.ndarray:
     """Principal components of the expected deviations of donors (donors x types x columns), as loadings.
 
-    Returns
-    -------
-    Factors x types x columns; the sum of squares over factors is the variance that factors explain, at most 1.
+    Returns: factors x types x columns; the sum of squares over factors is the variance that factors explain, at most 1.
     """
     n_donors = len(scores)
     flat = scores.reshape(n_donors, -1)
@@ -245,18 +197,8 @@ def latent_covariance(
     The shift of the latent is the weighted least-squares fit of log expression by the decoder, with the information of
     the counts of a donor, and the prior of the latents.
 
-    Parameters
-    ----------
-    effects
-        Loadings of log expression and log library size, factors x (genes + 1).
-    library_variance
-        Variance of the log library size between donors.
-    means
-        Means of the population.
-
-    Returns
-    -------
-    Dimensions x dimensions of y; and the variance of the log expression of each gene that these shifts cause.
+    ``effects``: factors x (genes + 1); returns: dimensions x dimensions of y; and the variance of the log expression of
+    each gene that these shifts cause.
     """
     expression = means.expression
     directions = decoder.directions(expression)
@@ -288,13 +230,7 @@ def save_donors(folder: Path, effects: DonorEffects, *, of: str) -> None:
 
 
 def load_donors(folder: Path) -> DonorEffects | None:
-    """Read effects of donors from the folder of an autoencoder; None if it was fitted without donors.
-
-    Raises
-    ------
-    InputError
-        If they are damaged, or belong to another autoencoder.
-    """
+    """Read effects of donors from the folder of an autoencoder; None if it was fitted without donors."""
     if not (Path(folder) / "donors.json").exists():
         return None
     return load(folder, "donors", DonorEffects, autoencoder=checksum_of(folder, "autoencoder"))

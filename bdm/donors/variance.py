@@ -21,73 +21,38 @@ FEW = 5  # donors, below which effects are drawn towards none
 
 @dataclass(frozen=True)
 class Pseudobulk:
-    """Counts of one cell type by donor, with their expectation given batches and library sizes.
+    """Counts of one cell type by donor, with their expectation given batches and library sizes."""
 
-    Attributes
-    ----------
-    observed
-        Sum of the counts, donors x genes.
-    expected
-        Sum of the expected counts if donors do not differ, donors x genes.
-    squared
-        Sum of the squares of the expected counts of cells, donors x genes.
-    overdispersion
-        Variance of a cell's count beyond Poisson, as a share of its squared mean, one per gene; includes the variance
-        between donors.
-    n_cells
-        Number of cells of each donor.
-    library_size, library_variance
-        Mean log library size of a donor's cells, minus the mean of all; and the variance of a cell around the mean of
-        its donor.
-    """
-
-    observed: np.ndarray
-    expected: np.ndarray
-    squared: np.ndarray
+    observed: np.ndarray  # sum of the counts, donors x genes
+    expected: np.ndarray  # sum of the expected counts if donors do not differ, donors x genes
+    squared: np.ndarray  # sum of the squares of the expected counts of cells, donors x genes
+    # Variance of a cell's count beyond Poisson, as a share of its squared mean, one per gene; includes the variance
+    # between donors
     overdispersion: np.ndarray
-    n_cells: np.ndarray
+    n_cells: np.ndarray  # number of cells of each donor
+    # library_size, library_variance: mean log library size of a donor's cells, minus the mean of all; and the variance
+    # of a cell around the mean of its donor
     library_size: np.ndarray
     library_variance: float
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Cells by donor, cell type, population and batch, with the sums over the cells of each group.
+    """Cells by donor, cell type, population and batch, with the sums over the cells of each group."""
 
-    Attributes
-    ----------
-    table
-        A row for each combination that has cells: codes of ``donor``, ``cell_type``, ``population`` and ``batch``;
-        ``n_cells``; sums of ``library_size`` and of its ``square``, of ``log_library_size`` and of its ``log_square``.
-    counts
-        Sum of the counts, groups x genes.
-    weighted
-        Sum of the counts times library sizes, groups x genes.
-    squares
-        Sum of the squared counts, groups x genes.
-    """
-
+    # A row for each combination that has cells: codes of ``donor``, ``cell_type``, ``population`` and ``batch``;
+    # ``n_cells``; sums of ``library_size`` and of its ``square``, of ``log_library_size`` and of its ``log_square``
     table: pd.DataFrame
-    counts: sparse.csr_matrix
-    weighted: sparse.csr_matrix
-    squares: sparse.csr_matrix
+    counts: sparse.csr_matrix  # sum of the counts, groups x genes
+    weighted: sparse.csr_matrix  # sum of the counts times library sizes, groups x genes
+    squares: sparse.csr_matrix  # sum of the squared counts, groups x genes
 
 
 KEYS = ["donor", "cell_type", "population", "batch"]
 
 
 def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame) -> Groups:
-    """Sum the counts of cells by group, in blocks of cells.
-
-    Parameters
-    ----------
-    adata
-        Prepared cells, in memory or on disk.
-    rows
-        Indices of the cells to sum, in ascending order.
-    codes
-        Codes of the donor, cell type, population and batch of each of these cells.
-    """
+    """Sum the counts of cells by group, in blocks of cells."""
     group = codes.groupby(KEYS, sort=True).ngroup().to_numpy()
     table = codes.assign(group=group).drop_duplicates("group").sort_values("group")[KEYS].reset_index(drop=True)
     shape = (len(table), adata.n_vars)
@@ -111,13 +76,7 @@ def group_cells(adata: ad.AnnData, rows: np.ndarray, codes: pd.DataFrame) -> Gro
 
 
 def pseudobulks(groups: Groups, batch_factor: np.ndarray, *, n_donors: int) -> dict[int, Pseudobulk]:
-    """Compute the pseudobulks of each cell type, by its code.
-
-    Parameters
-    ----------
-    batch_factor
-        Factor by which each batch changes expression, batches x genes.
-    """
+    """Compute the pseudobulks of each cell type, by its code; ``batch_factor``: batches x genes."""
     return {
         int(code): pseudobulk(groups, rows.to_numpy(), batch_factor, n_donors=n_donors)
         for code, rows in pd.Series(groups.table.index).groupby(groups.table["cell_type"])
@@ -166,21 +125,13 @@ def expression_rates(table: pd.DataFrame, counts: np.ndarray, batch_factor: np.n
 
 @dataclass(frozen=True)
 class DonorVariance:
-    """How the donors of one cell type differ.
+    """How the donors of one cell type differ."""
 
-    Attributes
-    ----------
-    variance
-        Variance between donors of the log expression of each gene and, last, of the log library size.
-    score
-        Expected deviation of each donor in standard deviations, donors x the same; 0 where the donor has no cells.
-    weight
-        How much of each deviation the donor's cells show: 1 without sampling noise, 0 without cells.
-    """
-
+    # Variance between donors of the log expression of each gene and, last, of the log library size
     variance: np.ndarray
+    # Expected deviation of each donor in standard deviations, donors x the same; 0 where the donor has no cells
     score: np.ndarray
-    weight: np.ndarray
+    weight: np.ndarray  # how much of each deviation the donor's cells show: 1 without sampling noise, 0 without cells
 
 
 def certainty(n_donors: int) -> float:
@@ -254,10 +205,7 @@ def log_marginal(
 ) -> np.ndarray:
     """Log likelihood of the counts of donors (donors x genes), summed over donors, with donors' factors integrated out.
 
-    Parameters
-    ----------
-    squared
-        Sum of the squared means of the cells of each donor, donors x genes.
+    ``squared``: donors x genes.
     """
     beyond = squared * within(overdispersion, factor_variance) + mean**2 * factor_variance
     r = mean**2 / np.maximum(beyond, 1e-6 * mean)

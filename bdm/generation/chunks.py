@@ -20,22 +20,12 @@ MIN_CHUNK, MAX_CHUNK = 64, 512  # cells that are sampled together; part of what 
 
 @dataclass(frozen=True)
 class ChunkSpec:
-    """Specification of a chunk of cells of one population.
-
-    Attributes
-    ----------
-    start
-        Number of cells of the population before the chunk.
-    size
-        Number of cells that are sampled, whatever number is requested.
-    n_cells
-        Number of these cells that are requested.
-    """
+    """Specification of a chunk of cells of one population."""
 
     population: str
-    start: int
-    size: int
-    n_cells: int
+    start: int  # number of cells of the population before the chunk
+    size: int  # number of cells that are sampled, whatever number is requested
+    n_cells: int  # number of these cells that are requested
 
 
 @dataclass(frozen=True)
@@ -47,13 +37,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """Read a part as :meth:`__str__` writes it.
-
-        Raises
-        ------
-        InputError
-            If the text is not a part, or its number is above the number of parts.
-        """
+        """Read a part as :meth:`__str__` writes it."""
         match = re.fullmatch(r"([1-9]\d*)-of-([1-9]\d*)", text)
         if not match or int(match[1]) > int(match[2]):
             raise InputError(f"There is no part {text!r} of the cells; write 2-of-8 for the second of eight parts.")
@@ -71,18 +55,7 @@ WHOLE = Part()
 
 
 def check_complete(numbers: Sequence[int], n_items: int, *, what: str) -> None:
-    """Reject parts that together lack an item, such as a fold, or have it twice.
-
-    Parameters
-    ----------
-    numbers
-        Of the items of all parts, from 1.
-
-    Raises
-    ------
-    InputError
-        If the numbers are not 1, 2 ... ``n_items``.
-    """
+    """Reject parts that together lack an item, such as a fold, or have it twice."""
     twice = [number for number, n in Counter(numbers).items() if n > 1]
     if twice:
         raise InputError(f"{what} {twice[0]} is in two of the parts; give each part once.")
@@ -105,14 +78,7 @@ def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
 
 
 def chunk_specs_of(request: Request, part: Part = WHOLE, *, shared: bool = False) -> list[ChunkSpec]:
-    """List the chunks of a part by population, then start; all parts have about the same number of cells to sample.
-
-    Parameters
-    ----------
-    shared
-        Whether all populations share ancestors, so that chunks with the same start are sampled together and stay in
-        one part. Otherwise the chunks of a part are consecutive.
-    """
+    """List the chunks of a part by population, then start; all parts have about the same number of cells to sample."""
     specs = [spec for population, n in request.n_by_population.items() for spec in chunk_specs(population, n)]
     group = np.unique([spec.start for spec in specs], return_inverse=True)[1] if shared else np.arange(len(specs))
     size = np.bincount(group, weights=[spec.size for spec in specs]).astype(int)
@@ -131,31 +97,17 @@ def rows_of(specs: Iterable[ChunkSpec], request: Request) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cells of one population that were sampled together.
-
-    Attributes
-    ----------
-    start
-        Number of cells of the population before these.
-    x
-        Whitened cells, cells x dimensions.
-    """
+    """Cells of one population that were sampled together."""
 
     population: str
-    start: int
-    x: Tensor
+    start: int  # number of cells of the population before these
+    x: Tensor  # whitened cells, cells x dimensions
 
 
 def independent_chunks(
     sampler: Sampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE
 ) -> Iterator[Chunk]:
-    """Sample each cell of a part from its own start at the root; a cell depends on seed, population and number alone.
-
-    Parameters
-    ----------
-    run
-        Like ``map``, for chunks that are sampled in parallel.
-    """
+    """Sample each cell from its own start at the root; a cell depends on seed, population and number alone."""
 
     def sample(spec: ChunkSpec) -> Chunk:
         generator = torch_generator(seed, "path", spec.population, spec.start)

@@ -36,51 +36,27 @@ EXPECTED = "expected"  # layer of expected counts
 
 @dataclass(frozen=True)
 class Block:
-    """A few generated cells.
+    """A few generated cells."""
 
-    Attributes
-    ----------
-    counts
-        Cells x genes.
-    latent
-        Cells x latent dimensions.
-    population
-        Population of each cell, where it is found as the block is generated; None where ``obs`` has it already.
-    expected
-        Expected counts, cells x genes, if requested.
-    """
-
-    counts: sp.csr_matrix
-    latent: np.ndarray
+    counts: sp.csr_matrix  # cells x genes
+    latent: np.ndarray  # cells x latent dimensions
+    # Population of each cell, where it is found as the block is generated; None where ``obs`` has it already
     population: np.ndarray | None = None
-    expected: np.ndarray | None = None
+    expected: np.ndarray | None = None  # expected counts, cells x genes, if requested
 
 
 @dataclass(frozen=True)
 class GeneratedCells:
-    """Cells that are generated block by block, as the blocks are read.
+    """Cells that are generated block by block, as the blocks are read."""
 
-    Attributes
-    ----------
-    obs
-        Columns that are known before the blocks are read; see :meth:`whole_obs`.
-    blocks
-        All cells in the order of ``obs``; can be read once.
-    populations
-        Names of all populations.
-    varm, uns
-        What is known of the genes and of all cells in addition, by key.
-    embedding
-        Name of the latent in ``obsm``.
-    """
-
-    obs: pd.DataFrame
+    obs: pd.DataFrame  # columns that are known before the blocks are read; see :meth:`whole_obs`
     var: pd.DataFrame
-    blocks: Iterator[Block]
-    populations: tuple[str, ...] = ()
+    blocks: Iterator[Block]  # all cells in the order of ``obs``; can be read once
+    populations: tuple[str, ...] = ()  # names of all populations
+    # varm, uns: what is known of the genes and of all cells in addition, by key
     varm: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
-    embedding: str = "latent"
+    embedding: str = "latent"  # name of the latent in ``obsm``
 
     def whole_obs(self, population: Sequence[np.ndarray | None]) -> pd.DataFrame:
         """Add the populations of all blocks to ``obs`` as ``sub_population``, unless it has them already."""
@@ -138,16 +114,7 @@ def generated_cells(
     part: Part = WHOLE,
     sampler: Sampler | None = None,
 ) -> GeneratedCells:
-    """Generate the requested cells block by block, as :func:`generate_cells` does.
-
-    Parameters
-    ----------
-    part
-        Which of the cells to generate; a cell is the same and has the same name in any part.
-    sampler
-        Sampler of whitened cells with other pieces than the model's default, such as another solver or transport;
-        ``settings`` have no effect then.
-    """
+    """Generate the requested cells block by block, as :func:`generate_cells` does."""
     sampler = sampler or model.sampler(settings)
     chunks = shared_chunks if shared_ancestors else independent_chunks
     rows = rows_of(chunk_specs_of(request, part, shared=shared_ancestors), request)
@@ -183,19 +150,11 @@ def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int
 
 @dataclass(frozen=True)
 class Portion:
-    """Cells of a chunk that are decoded together.
+    """Cells of a chunk that are decoded together."""
 
-    Attributes
-    ----------
-    start
-        Number of cells of the population before these.
-    padded
-        Whitened cells, padded by zeros to the number of cells of each portion, cells x dimensions.
-    """
-
-    start: int
+    start: int  # number of cells of the population before these
     n_cells: int
-    padded: Tensor
+    padded: Tensor  # whitened cells, padded by zeros to the number of cells of each portion, cells x dimensions
 
     def of_cells(self, rows: np.ndarray) -> np.ndarray:
         """Take the rows of the cells, without the padding."""
@@ -237,21 +196,7 @@ def expected_counts(
     offset: Tensor | None = None,
     batch_factor: float = 1,
 ) -> np.ndarray:
-    """Mean counts of cells, cells x genes.
-
-    Parameters
-    ----------
-    x
-        Whitened cells, cells x dimensions.
-    batch
-        Name of each cell's batch; None where the model has no batches.
-    population
-        Population of all cells, which selects the decoder and the range of library sizes; the shared ones if None.
-    offset
-        Additional offsets of natural log expression before the normalisation over genes, cells x genes.
-    batch_factor
-        Factor of the differences between batches.
-    """
+    """Mean counts of cells, cells x genes; ``x``: cells x dimensions; ``offset``: cells x genes."""
     y, layout = model.whitening.inverse(x), model.layout
     decoder, codes = model.autoencoder.network_of(population).decoder, model.autoencoder.batch_codes(batch, len(y))
     log_size = y[:, layout.library_size].clamp(*model.library_range(population))
@@ -272,15 +217,7 @@ def population_column(model: BranchedModel, population: Sequence[str]) -> pd.Cat
 
 
 def type_columns(model: BranchedModel, cell_type: Sequence[str], *names: str | None) -> dict[str, pd.Categorical]:
-    """Columns with the cell types: ``cell_type``, and the column of the model's data.
-
-    Parameters
-    ----------
-    cell_type
-        Type of each cell.
-    names
-        Names of further columns; None are none.
-    """
+    """Columns with the cell types: ``cell_type``, and the column of the model's data."""
     known = set(cell_type) <= set(model.cell_types)
     column = pd.Categorical(cell_type, categories=model.cell_types if known else sorted(set(cell_type)))
     return {"cell_type": column, **dict.fromkeys(reserved_names(model.label_key, *names), column)}

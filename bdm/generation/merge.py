@@ -68,36 +68,21 @@ class DenseRows:
 
 @dataclass(frozen=True)
 class PartFile:
-    """File of a part of generated cells, without the counts, which stay on disk.
-
-    Attributes
-    ----------
-    record
-        How the cells were generated.
-    varm, uns
-        What the file has in addition, by key.
-    embedding
-        Name of the latent in ``obsm``.
-    """
+    """File of a part of generated cells, without the counts, which stay on disk."""
 
     path: Path
     part: Part
-    record: dict[str, Any]
+    record: dict[str, Any]  # how the cells were generated
     obs: pd.DataFrame
     var: pd.DataFrame
+    # varm, uns: what the file has in addition, by key
     varm: dict[str, Any]
     uns: dict[str, Any]
-    embedding: str
+    embedding: str  # name of the latent in ``obsm``
 
     @classmethod
     def read(cls, path: Path) -> "PartFile":
-        """Read everything except counts and latents.
-
-        Raises
-        ------
-        InputError
-            If there is no such file, or it is not a part of generated cells.
-        """
+        """Read everything except counts and latents."""
         path = Path(path)
         with reading(path, "a part of generated cells"):
             check_hdf5(path)
@@ -112,13 +97,7 @@ class PartFile:
 
 
 def merged_cells(paths: Sequence[Path]) -> tuple[GeneratedCells, dict[str, Any]]:
-    """Merge the cells of all parts, block by block, as one job would have generated them; with their record.
-
-    Raises
-    ------
-    InputError
-        If a file is not a part, parts belong to different requests, or a part is missing or given twice.
-    """
+    """Merge the cells of all parts, block by block, as one job would have generated them; with their record."""
     files = [PartFile.read(path) for path in paths]
     check_whole(files)
     obs = pd.concat([file.obs for file in files])

@@ -25,15 +25,10 @@ MAX_CELLS = 10**12  # of a row: no more fit on a disk
 
 @dataclass(frozen=True)
 class Request:
-    """How many cells of which type and batch to generate.
+    """How many cells of which type and batch to generate."""
 
-    Attributes
-    ----------
-    table
-        Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of
-        a population together.
-    """
-
+    # Columns ``cell_type``, ``sub_population``, ``n_cells`` and, where the model has batches, ``batch``; the rows of a
+    # population together
     table: pd.DataFrame
 
     @property
@@ -62,20 +57,7 @@ class Request:
 
 
 def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Series | pd.DataFrame) -> Request:
-    """Complete a request by the populations and batches that it does not name, in the shares of the training cells.
-
-    Parameters
-    ----------
-    cells
-        Number of cells of every type; numbers by type, such as ``value_counts()`` returns; or a table with columns
-        ``cell_type``, ``n_cells`` and, optionally, ``batch``, in any order. A type may be a cell type, whose cells are
-        spread over its sub-populations, or a sub-population.
-
-    Raises
-    ------
-    InputError
-        If the model has no such type or batch, a number is negative or not whole, or the request is of another kind.
-    """
+    """Complete a request by the populations and batches that it does not name, in the shares of the training cells."""
     if isinstance(cells, pd.DataFrame):
         table = cells.copy()
     elif isinstance(cells, Mapping | pd.Series):
@@ -107,13 +89,7 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Seri
 
 
 def read_request(path: Path) -> pd.DataFrame:
-    """Read a table of cells to generate from a CSV file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is not a table.
-    """
+    """Read a table of cells to generate from a CSV file."""
     with reading(path, "a CSV table"):
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return table.loc[:, ~table.columns.str.startswith("Unnamed:")]  # without the index, which pandas writes
@@ -123,11 +99,6 @@ def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
     """Count the cells of the model's types in the ``obs`` of a data set.
 
     Cells of other types, such as types with too few cells to fit, are not counted, with a warning.
-
-    Raises
-    ------
-    InputError
-        If it has no column of cell types, or no cells of the model's types.
     """
     labels = labels_of(obs, model, keys).fillna("")
     known = labels.isin(model.cell_types)

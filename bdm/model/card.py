@@ -53,28 +53,7 @@ def model_card(
     source: str | None = None,
     contact: str | None = None,
 ) -> str:
-    """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown.
-
-    Parameters
-    ----------
-    checksum
-        Checksum of the saved model, as :func:`bdm._core.store.checksum_of` returns it; None for a model in memory.
-    evaluation
-        Evaluation of its generated cells, whose scores are shown with the floor's.
-    audit
-        What :func:`bdm.audit.card.audit_section` shows of an audit of models with its settings.
-    cells
-        File of its generated cells, which the card describes.
-    license
-        License of the data, in place of the one that was given for the fit.
-    source, contact
-        Where the data are from, and who answers questions on them.
-
-    Raises
-    ------
-    InputError
-        If the evaluation is of another model, or has no generated cells.
-    """
+    """Write the card of a model: metadata in YAML, as Hugging Face defines them, and text in Markdown."""
     given = license or model.preparation.get("license")
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(packaged("card.md"), {"table": table, "counted": counted, "quoted": quoted})
@@ -210,13 +189,7 @@ def score_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str, str]]:
 
 
 def is_of(evaluation: Evaluation, checksum: str | None) -> bool:
-    """Whether an evaluation records the model with this checksum; False if it records none.
-
-    Raises
-    ------
-    InputError
-        If it records another model, or has no generated cells.
-    """
+    """Whether an evaluation records the model with this checksum; False if it records none."""
     if GENERATED not in evaluation.sets:
         raise InputError("The evaluation has no generated cells; give an evaluation of cells of this model.")
     recorded = evaluation.provenance.get("sha256", {}).get("model")

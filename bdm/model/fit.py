@@ -44,16 +44,11 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted model, and the history of its training.
-
-    Attributes
-    ----------
-    history
-        Table of ``autoencoder``: by step, the loss and, where there are validation cells, their loss; and the tables of
-        the prior, see :class:`bdm.prior.base.FittedPrior`.
-    """
+    """A fitted model, and the history of its training."""
 
     model: BranchedModel
+    # Table of ``autoencoder``: by step, the loss and, where there are validation cells, their loss; and the tables of
+    # the prior, see :class:`bdm.prior.base.FittedPrior`
     history: dict[str, pd.DataFrame]
 
 
@@ -67,15 +62,7 @@ def fit(
     checkpoints: Checkpoints = Checkpoints(),
     **facts: str | None,
 ) -> Fitted:
-    """Fit a model to prepared cells: autoencoder, hierarchy, prior.
-
-    Parameters
-    ----------
-    tree
-        Shape to use in place of the clustering, or groups of cell types that are resolved into one.
-    facts
-        Further entries of the model's provenance.
-    """
+    """Fit a model to prepared cells: autoencoder, hierarchy, prior."""
     autoencoder, losses = fit_autoencoder(
         prepared,
         settings.autoencoder,
@@ -114,24 +101,7 @@ def fit_model(
     donors: DonorEffects | None = None,
     provenance: dict[str, Any],
 ) -> tuple[BranchedModel, dict[str, pd.DataFrame]]:
-    """Fit the prior to encoded cells; returns the branched model with the tables of :class:`FittedPrior`.
-
-    Parameters
-    ----------
-    latent
-        Posteriors of the cells, as :func:`bdm.latent.cells.encode` returns them; test cells are left out.
-    checkpoint
-        File from which an interrupted training continues.
-    donors
-        How donors differ, see :func:`bdm.donors.effects.fit_donors`.
-
-    Raises
-    ------
-    InputError
-        If the hierarchy is not of these cells.
-    TrainingError
-        If training fails, or a population has collapsed.
-    """
+    """Fit the prior to encoded cells; returns the branched model with the tables of :class:`FittedPrior`."""
     cells = latent_cells(latent)
     check_hierarchy(hierarchy, cells, of=latent.uns.get("autoencoder"))
     whitening = fit_whitening(cells)
@@ -154,18 +124,7 @@ def fit_model(
 
 
 def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *, seed: int) -> None:
-    """Generate a few cells of each population, and reject a model with one whose cells are all similar, or misplaced.
-
-    Parameters
-    ----------
-    cells
-        Training cells.
-
-    Raises
-    ------
-    TrainingError
-        If there is such a population.
-    """
+    """Reject a model that generates cells of a population that are all similar, or misplaced."""
     for code, population in enumerate(cells.populations):
         chosen = torch.nonzero(cells.population == code).squeeze(1)
         x = whitening(
@@ -188,10 +147,8 @@ def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *
 def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
     """Compare two sets of cells of a population in whitened space, each cells x dimensions.
 
-    Returns
-    -------
-    Variance of the generated cells as a share of the variance of the training cells; and distance of their means in
-    radii of the training cells, or in the average radius of populations if that is larger.
+    Returns: variance of the generated cells as a share of the variance of the training cells; and distance of their
+    means in radii of the training cells, or in the average radius of populations if that is larger.
     """
     variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
     radius = expected.clamp(min=training.shape[1]).sqrt()

@@ -25,19 +25,7 @@ logger = logging.getLogger(__name__)
 def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
     """Prepare cells as the data of a model were prepared: its genes in its order, its cell types, and the same split.
 
-    Parameters
-    ----------
-    adata
-        The cells that the model was fitted on: the raw input of the fit, or made by ``bdm prepare``.
-
-    Returns
-    -------
-    Prepared cells, as :func:`bdm.data.prepare.prepare` returns them.
-
-    Raises
-    ------
-    InputError
-        If genes, cell types or batches of the model are missing.
+    Returns: prepared cells, as :func:`bdm.data.prepare.prepare` returns them.
     """
     if is_prepared(adata):
         check_has_genes(adata, model)
@@ -110,13 +98,7 @@ def _prepared_again(adata: AnnData, model: BranchedModel, keys: InputKeys) -> An
 
 
 def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, *, on_disk: bool = False) -> AnnData:
-    """Read the cells that a model was fitted on, as :func:`fitted_cells` prepares them.
-
-    Parameters
-    ----------
-    on_disk
-        Leave the counts of a file that ``bdm prepare`` made on disk, and do not compare its cells with the model.
-    """
+    """Read the cells that a model was fitted on, as :func:`fitted_cells` prepares them."""
     adata = read_cells(path, on_disk=on_disk)
     if on_disk and is_prepared(adata):
         adata.X = to_row_storage(adata.X)
@@ -146,20 +128,7 @@ def read_real_cells_for(
 def real_cells_for(
     model: BranchedModel, prepared: AnnData, adata_test: AnnData | Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
-    """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given.
-
-    Parameters
-    ----------
-    prepared
-        As :func:`fitted_cells` returns them.
-    adata_test
-        Cells that the model was not fitted on, with raw counts, or a file of such cells.
-
-    Raises
-    ------
-    InputError
-        If there are no cells to evaluate with, too few, or most of them are training cells.
-    """
+    """Select the training cells of a model, and cells to evaluate it with: the test cells, or others that are given."""
     other = read_cells(adata_test) if isinstance(adata_test, Path) else adata_test
     genes = model.autoencoder.genes.index
     is_test = (prepared.obs["split"] == "test").to_numpy()

@@ -23,17 +23,8 @@ ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they a
 def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **facts: Any) -> dict[str, Any]:
     """Record of cells that a model computes, for ``uns['bdm']``.
 
-    Parameters
-    ----------
-    folder
-        Folder of the model, whose checksum is recorded; None for a model in memory.
-    facts
-        What else is recorded.
-
-    Returns
-    -------
-    What the cells are, versions, seed, the checksums of model and data, the license of the data if the person who
-    fitted the model gave it, and the facts, in types that files can hold.
+    Returns: what the cells are, versions, seed, the checksums of model and data, the license of the data if the person
+    who fitted the model gave it, and the facts, in types that files can hold.
     """
     record = provenance(
         seed=seed,
@@ -59,49 +50,21 @@ def is_of_model(path: Path, checksum: str) -> bool:
 
 @dataclass(frozen=True)
 class GeneratedFile:
-    """A file of cells that a model generated.
+    """A file of cells that a model generated."""
 
-    Attributes
-    ----------
-    name
-        Name of the file, without its folder.
-    n_by_type
-        Number of cells by cell type.
-    columns
-        Columns of ``obs``.
-    like_original
-        Whether columns of ``obs`` were drawn from original cells (``--like``).
-    columns_of_genes
-        Columns of ``var``.
-    sampling
-        How the cells were sampled: the settings of ``bdm generate``, by name.
-    """
-
-    name: str
+    name: str  # name of the file, without its folder
     sha256: str
-    n_by_type: pd.Series
+    n_by_type: pd.Series  # number of cells by cell type
     n_genes: int
     seed: int
-    columns: tuple[str, ...]
-    like_original: bool
-    columns_of_genes: tuple[str, ...]
-    sampling: dict[str, Any]
+    columns: tuple[str, ...]  # columns of ``obs``
+    like_original: bool  # whether columns of ``obs`` were drawn from original cells (``--like``)
+    columns_of_genes: tuple[str, ...]  # columns of ``var``
+    sampling: dict[str, Any]  # how the cells were sampled: the settings of ``bdm generate``, by name
 
     @classmethod
     def read(cls, path: Path, model: BranchedModel, *, checksum: str) -> Self:
-        """Describe a file that ``bdm generate`` or ``bdm merge`` wrote, without reading its counts.
-
-        Parameters
-        ----------
-        checksum
-            Checksum of the model, which the file must record.
-
-        Raises
-        ------
-        InputError
-            If the file records no model or another one, is a part of the cells, or has cells that were not generated,
-            such as transmuted ones.
-        """
+        """Describe a file that ``bdm generate`` or ``bdm merge`` wrote, without reading its counts."""
         adata = read_cells(path, on_disk=True)
         record = dict(adata.uns.get("bdm", {}))
         recorded = record.get("model_sha256")

@@ -28,11 +28,6 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
     """Compute the evidence lower bound of the counts of each cell, in nats.
 
     Each cell is taken for one of the most probable population of its cell type, whose decoder is used.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of the model's types and batches, with the model's genes.
     """
     population = populations_of_cells(cells, model.autoencoder)
     types, batches = model.autoencoder.type_codes(population), batch_codes(cells, model.autoencoder.batches)
@@ -52,14 +47,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
     fitted to is farther from the mean of its population there than other cells are, as the decoder is fitted to its
     counts, and so are the cells whose moments the model's prior has.
 
-    Parameters
-    ----------
-    cells, reference
-        Prepared cells of the model's types and batches, with the model's genes.
-
-    Returns
-    -------
-    For each cell, its loss (:func:`bdm.prior.losses.denoising_losses`) by the prior of ``reference`` minus its
+    Returns: for each cell, its loss (:func:`bdm.prior.losses.denoising_losses`) by the prior of ``reference`` minus its
     loss by the model's, averaged over draws of noise.
     """
     latent = latent_cells(encode(cells, model.autoencoder), held_out=None)

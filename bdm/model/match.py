@@ -50,18 +50,6 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
     """Find the raw counts of a model's genes, in their order.
 
     Genes are matched by name, or by another column of ``var``, such as identifiers, if more genes match.
-
-    Parameters
-    ----------
-    genes
-        ``var`` of the model: names as index.
-    missing_as_zero
-        Treat genes that the cells lack as not expressed.
-
-    Raises
-    ------
-    InputError
-        If names repeat, or genes are missing.
     """
     counts = raw_counts(adata, source=source)
     names, model_names = best_match(counts.var, genes)
@@ -86,13 +74,7 @@ def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", miss
 
 
 def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> Cells:
-    """Select the cells of the model's types, with its genes in its order; others are left out with a warning.
-
-    Raises
-    ------
-    InputError
-        If there are no such cells, no column has their types, one has no batch for some of them, or genes are missing.
-    """
+    """Select the cells of the model's types, with its genes in its order; others are left out with a warning."""
     labels = labels_of(adata.obs, model, keys)
     known = labels.isin(model.cell_types).to_numpy()
     others = ", ".join("no type" if pd.isna(name) else repr(name) for name in labels[~known].unique()[:5])
@@ -109,13 +91,7 @@ def known_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 
 def encodable(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Bring cells into the form that the autoencoder encodes, all of them and in their order.
-
-    Raises
-    ------
-    InputError
-        If a cell has a type or a batch that the model lacks, or no counts, or genes are missing.
-    """
+    """Bring cells into the form that the autoencoder encodes, all of them and in their order."""
     labels, cells = labels_of(adata.obs, model, keys), model_counts(adata, model, keys)
     unknown = (~labels.isin(model.cell_types)).to_numpy()
     if unknown.any():
@@ -158,19 +134,7 @@ def label_column(
 ) -> str | None:
     """Name the column of ``obs`` with the cell types: the given one, the column of the model's data, or ``cell_type``.
 
-    Parameters
-    ----------
-    required
-        Whether cells need a column also where the model has no labels.
-
-    Returns
-    -------
-    None if the model has no labels, and no column is given or required.
-
-    Raises
-    ------
-    InputError
-        If there is no such column.
+    Returns: None if the model has no labels, and no column is given or required.
     """
     if not (required or keys.label_key or model.label_key or model.extensions):
         return None
@@ -191,14 +155,7 @@ def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
     """Name the column of ``obs`` with the batches: the given one, the column of the model's data, or ``batch``.
 
-    Returns
-    -------
-    None if the model has no batches.
-
-    Raises
-    ------
-    InputError
-        If the model has batches, and there is no such column.
+    Returns: None if the model has no batches.
     """
     if not model.autoencoder.batches:
         return None
@@ -214,13 +171,7 @@ def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME
 def batches_of(
     adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, new_allowed: bool = False
 ) -> np.ndarray | None:
-    """Batch of each cell; None where the model has no batches.
-
-    Raises
-    ------
-    InputError
-        If there is no column of batches, it lacks values, or one is unknown and no new ones are allowed.
-    """
+    """Batch of each cell; None where the model has no batches."""
     known, column = model.autoencoder.batches, batch_column(adata.obs, model, keys)
     if column is None:
         return None
@@ -232,11 +183,5 @@ def batches_of(
 
 
 def named_batches(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """Name the batch of each cell, by a column of ``obs``, as preparation does.
-
-    Raises
-    ------
-    InputError
-        If a cell has none.
-    """
+    """Name the batch of each cell, by a column of ``obs``, as preparation does."""
     return np.asarray(complete_column(obs, column).to_numpy(dtype=object))

@@ -30,36 +30,24 @@ from bdm.settings import SamplerSettings
 
 @dataclass(frozen=True)
 class BranchedModel:
-    """Everything that generates cells: decoder, whitened space, prior, and composition of the data.
-
-    Attributes
-    ----------
-    composition
-        Number of cells of each population (rows) in each batch (columns; one column ``n_cells`` where there are no
-        batches).
-    library_sizes
-        Smallest and largest log library size of the training cells, which are the bounds for generated cells.
-    provenance
-        How it was made: versions, seeds, settings, hash of the data.
-    donor_effects
-        How the donors of the training cells differ; None where no donors were given. Types of extensions have no
-        effects of donors.
-    extensions
-        Extensions in the order in which they were added; the other attributes include them.
-    base
-        The model before any extension; None without extensions.
-    """
+    """Everything that generates cells: decoder, whitened space, prior, and composition of the data."""
 
     autoencoder: GeneAutoencoder
     whitening: Whitening
     moments: PopulationMoments
     prior: LatentPrior
+    # Number of cells of each population (rows) in each batch (columns; one column ``n_cells`` where there are no
+    # batches)
     composition: pd.DataFrame
+    # Smallest and largest log library size of the training cells, which are the bounds for generated cells
     library_sizes: Tensor
-    provenance: dict[str, Any]
+    provenance: dict[str, Any]  # how it was made: versions, seeds, settings, hash of the data
+    # How the donors of the training cells differ; None where no donors were given. Types of extensions have no effects
+    # of donors
     donor_effects: DonorEffects | None = None
+    # Extensions in the order in which they were added; the other attributes include them
     extensions: tuple[Extension, ...] = ()
-    base: BranchedModel | None = None
+    base: BranchedModel | None = None  # the model before any extension; None without extensions
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -97,13 +85,7 @@ class BranchedModel:
         return LatentLayout(self.autoencoder.network.shape.n_latent)
 
     def conditioned(self, coordinate: str, value: float) -> BranchedModel:
-        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value.
-
-        Raises
-        ------
-        InputError
-            If there is no such coordinate, or the prior cannot be conditioned.
-        """
+        """Model of the cells whose coordinate of y, such as ``log_library_size``, has a value."""
         index = self.layout.index(coordinate)
         along = self.whitening.direction(index)
         return replace(self, prior=self.prior.condition(along, value - float(self.whitening.centre[index])))
@@ -154,9 +136,7 @@ class BranchedModel:
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
     """Count cells by batch (columns; one column ``n_cells`` where there are no batches).
 
-    Returns
-    -------
-    Table with a row per population where ``obs`` has ``sub_population``, and per cell type elsewhere.
+    Returns: table with a row per population where ``obs`` has ``sub_population``, and per cell type elsewhere.
     """
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     population = obs["sub_population" if "sub_population" in obs else "cell_type"].astype(str)
@@ -214,13 +194,7 @@ def save_model(folder: Path, model: BranchedModel) -> str:
 
 @using_threads()
 def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedModel:
-    """Read a model from its folder; its prior goes to ``device``.
-
-    Raises
-    ------
-    InputError
-        If the folder is not the folder of a model, or is damaged.
-    """
+    """Read a model from its folder; its prior goes to ``device``."""
     stored = load(folder, "model", StoredModel)
     with reject_if_damaged(folder):
         model = replace(stored.base, prior=stored.base.prior.to(device))
@@ -232,11 +206,9 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
 def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
     """Compare the type-specific decoder of a cell type or population with the shared one, at its mean latent.
 
-    Returns
-    -------
-    Table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in CP10k;
-    ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by another
-    name.
+    Returns: table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in
+    CP10k; ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by
+    another name.
     """
     shared, specific = (
         np.exp(log_expression(model, name, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
@@ -251,13 +223,7 @@ def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
 
 @torch.no_grad()
 def log_expression(model: BranchedModel, name: str, *, type_specific: bool) -> np.ndarray:
-    """Log expression at the mean latent of a cell type or population, normalised over genes, without batch offsets.
-
-    Parameters
-    ----------
-    type_specific
-        Decode by the type-specific decoder, if there is one, in place of the shared one.
-    """
+    """Log expression at the mean latent of a cell type or population, normalised over genes, without batch offsets."""
     populations = model.autoencoder.populations_of(name)
     y = model.whitening.inverse(model.moments.mixture(populations).mean[None])
     decoder = model.autoencoder.network_of(name if type_specific else None).decoder

@@ -15,10 +15,8 @@ def populations_by(model: BranchedModel) -> Populations | None:
     Generated cells are assigned in the same way as real ones, whichever population they were drawn from. Otherwise real
     cells would lie within the borders between populations, and generated ones beyond.
 
-    Returns
-    -------
-    None if no cell type of the model has sub-populations. The function returns None for cells without known batches,
-    if the model has batches.
+    Returns: None if no cell type of the model has sub-populations. The function returns None for cells without known
+    batches, if the model has batches.
     """
     autoencoder = model.autoencoder
     if not len(autoencoder.sub_populations):

@@ -83,19 +83,7 @@ class PowerAnalysis:
 def power_analysis(
     model: BranchedModel, design: Design | dict[str, Any] | Path | str, *, part: Part = WHOLE
 ) -> PowerAnalysis:
-    """Simulate and test the experiments of a grid, the section ``power`` of a design.
-
-    Parameters
-    ----------
-    part
-        Which experiments; each is the same in any part.
-
-    Raises
-    ------
-    InputError
-        If the design is invalid, has a single condition or a single donor in one, plants nothing or what is not tested,
-        names what the model lacks, or a test whose package is not installed.
-    """
+    """Simulate and test the experiments of a grid, the section ``power`` of a design."""
     checked = read_design(design)
     check_testable(checked)
     tables = list(experiments(model, checked, part))
@@ -147,13 +135,7 @@ def fingerprint(design: Design) -> str:
 
 
 def merged_parts(paths: Iterable[Path]) -> PowerAnalysis:
-    """Join the parts of a power analysis.
-
-    Raises
-    ------
-    InputError
-        If a file is no part, or the parts are of several designs, or some are missing or given twice.
-    """
+    """Join the parts of a power analysis."""
     parts = [part for path in paths if len(part := read_part(path))]
     if not parts:
         raise InputError("the parts have no experiments; give all parts that bdm power --part wrote.")

@@ -25,20 +25,8 @@ def deseq2(counts: np.ndarray, design: np.ndarray, *, t_distribution: bool = Fal
     The steps are DESeq2's ([Love et al. 2014](https://doi.org/10.1186/s13059-014-0550-8)), with its defaults; p-values
     of genes with outliers by Cook's distance are missing, as there.
 
-    Parameters
-    ----------
-    counts
-        Samples x genes.
-    design
-        Samples x coefficients.
-    t_distribution
-        Compare Wald's statistic with a t-distribution, as an option of DESeq2 does, instead of a normal distribution,
-        as if dispersions were known. Its degrees of freedom are those of the samples, and those that the prior of
-        dispersions is worth: the variance of the log of an estimate with as many (trigamma of half of them).
-
-    Returns
-    -------
-    ``log2_fold_change`` and ``p_value``, genes in their order.
+    ``counts``: samples x genes; ``design``: samples x coefficients; returns: ``log2_fold_change`` and ``p_value``,
+    genes in their order.
     """
     samples = [f"sample_{number}" for number in range(len(counts))]
     model = pd.DataFrame(design, index=samples, columns=[f"coefficient_{number}" for number in range(design.shape[1])])

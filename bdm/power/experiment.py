@@ -53,54 +53,30 @@ class ExperimentSettings(StageSettings):
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """Counts of the cells of one cell type, summed by sample.
+    """Counts of the cells of one cell type, summed by sample."""
 
-    Attributes
-    ----------
-    counts
-        Samples x genes.
-    tested
-        Whether each gene has enough counts to be tested.
-    design
-        Samples x coefficients of a linear model, the last of which is the difference between conditions.
-    """
-
-    counts: np.ndarray
-    tested: np.ndarray
+    counts: np.ndarray  # samples x genes
+    tested: np.ndarray  # whether each gene has enough counts to be tested
+    # Samples x coefficients of a linear model, the last of which is the difference between conditions
     design: np.ndarray
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Cells of samples in two conditions.
+    """Cells of samples in two conditions."""
 
-    Attributes
-    ----------
-    counts
-        Raw counts, cells x genes.
-    cell_type, sample
-        Of each cell: the name of its type, and the row of its sample in ``samples``.
-    samples
-        A row for each sample, with ``condition`` (0 in the reference, 1 in the other), and ``pair`` if there are pairs.
-    """
-
-    counts: sparse.csr_matrix
+    counts: sparse.csr_matrix  # raw counts, cells x genes
     genes: pd.Index
+    # cell_type, sample: of each cell: the name of its type, and the row of its sample in ``samples``
     cell_type: np.ndarray
     sample: np.ndarray
+    # A row for each sample, with ``condition`` (0 in the reference, 1 in the other), and ``pair`` if there are pairs
     samples: pd.DataFrame
     settings: ExperimentSettings
 
     @classmethod
     def of(cls, adata: AnnData, settings: ExperimentSettings) -> "Experiment":
-        """Read an experiment from an AnnData.
-
-        Raises
-        ------
-        InputError
-            If a column is missing, a sample is in several conditions or pairs, there are not two conditions to compare,
-            a condition has a single sample, or no pair has a sample in each condition.
-        """
+        """Read an experiment from an AnnData."""
         columns = label_columns(adata.obs, settings)
         reference, other = compared_conditions(columns["condition"], settings)
         kept = columns["condition"].isin([reference, other]).to_numpy()
@@ -160,13 +136,7 @@ def keys_of(settings: ExperimentSettings) -> dict[str, str]:
 
 
 def label_columns(obs: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFrame:
-    """Read the columns of an experiment as categories of text, in the order of the data, by what they hold.
-
-    Raises
-    ------
-    InputError
-        If there is no such column, or a value is missing.
-    """
+    """Read the columns of an experiment as categories of text, in the order of the data, by what they hold."""
     columns = {}
     arguments = ("sample_key", "condition_key", "label_key", "pair_key")
     for (name, key), argument in zip(keys_of(settings).items(), arguments, strict=False):

@@ -27,15 +27,9 @@ NULL = 1e-6  # log2 fold changes below it are none
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of the values of a grid; None where a value is as in the design.
+    """One combination of the values of a grid; None where a value is as in the design."""
 
-    Attributes
-    ----------
-    number
-        Its position in the grid, from 0.
-    """
-
-    number: int
+    number: int  # its position in the grid, from 0
     donors: int | None = None
     cells: int | None = None
     depth: float | None = None
@@ -129,13 +123,11 @@ def of_size(change: Change, size: float) -> Change:
 def score_experiment(model: BranchedModel, design: Design, point: Point, *, repeat: int) -> pd.DataFrame:
     """Simulate one experiment of a grid, test it, and count what is found.
 
-    Returns
-    -------
-    A row for each ``condition``, ``method`` and ``cell_type``, with the number, the values and the ``repeat`` of the
-    point, its ``n_samples`` and ``n_cells``, and numbers of genes (of cell types for ``composition``): ``n_planted``;
-    ``n_found``, planted ones with a false discovery rate below the limit and the right sign; ``n_discoveries``;
-    ``n_false``, discoveries where nothing was planted; ``n_null``, tested where nothing was planted, and
-    ``n_null_small``, the number of those with p < 0.05.
+    Returns: A row for each ``condition``, ``method`` and ``cell_type``, with the number, the values and the ``repeat``
+    of the point, its ``n_samples`` and ``n_cells``, and numbers of genes (of cell types for ``composition``):
+    ``n_planted``; ``n_found``, planted ones with a false discovery rate below the limit and the right sign;
+    ``n_discoveries``; ``n_false``, discoveries where nothing was planted; ``n_null``, tested where nothing was planted,
+    and ``n_null_small``, the number of those with p < 0.05.
     """
     designed = compile_design(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
@@ -169,10 +161,7 @@ def without_counts(obs: pd.DataFrame) -> AnnData:
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
     """Count the genes that are found in each cell type by each method; nothing if there is no method.
 
-    Parameters
-    ----------
-    log2_fold_change
-        Planted, genes x cell types; 0 for null genes.
+    ``log2_fold_change``: genes x cell types.
     """
     rows = []
     for method in methods_of(design):

@@ -124,13 +124,7 @@ def deseq2_of(experiment: Experiment, cell_type: str, *, t_distribution: bool = 
 
 
 def deseq2_test() -> Callable[..., pd.DataFrame]:
-    """Import the test of DESeq2, which needs an extra of bdm.
-
-    Raises
-    ------
-    InputError
-        If the extra is not installed.
-    """
+    """Import the test of DESeq2, which needs an extra of bdm."""
     try:
         from bdm.power.deseq import deseq2
     except ImportError as error:
@@ -154,16 +148,8 @@ def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
 def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Test the last coefficient of a linear model.
 
-    Parameters
-    ----------
-    values
-        Samples x variables.
-    design
-        Samples x coefficients.
-
-    Returns
-    -------
-    The coefficient and the p-value of each variable; the p-value is missing if a variable is constant.
+    ``values``: samples x variables; ``design``: samples x coefficients; returns: the coefficient and the p-value of
+    each variable; the p-value is missing if a variable is constant.
     """
     coefficients, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(values) - rank
@@ -201,12 +187,7 @@ def adjusted(p_value: np.ndarray) -> np.ndarray:
 def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Test the shares of cell types by their numbers of cells, as :func:`composition_tests`.
 
-    Parameters
-    ----------
-    n_cells
-        Samples x cell types.
-    samples
-        ``condition`` (0 in the reference, 1 in the other), and ``pair`` if samples are paired, of each sample.
+    ``n_cells``: samples x cell types.
     """
     if "pair" in samples:
         samples = samples[samples.groupby("pair")["condition"].transform("nunique") == 2]
