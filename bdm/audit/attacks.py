@@ -37,20 +37,12 @@ TINY = np.finfo(np.float32).tiny
 
 @dataclass(frozen=True)
 class Space:
-    """Cells of one type, in principal components or by gene (log1p(CP10k)).
-
-    Attributes
-    ----------
-    attacked, generated, reference
-        Cells x dimensions.
-    donor
-        Number of the donor of each reference cell; of the cell, where there are no donors.
-    """
+    """Cells of one type, in principal components or by gene (log1p(CP10k)); cells x dimensions."""
 
     attacked: np.ndarray
     generated: np.ndarray
     reference: np.ndarray
-    donor: np.ndarray
+    donor: np.ndarray  # of each reference cell; its own number where there are no donors
 
 
 def nearest(space: Space) -> np.ndarray:
@@ -59,14 +51,9 @@ def nearest(space: Space) -> np.ndarray:
 
 
 def density_ratio(space: Space) -> np.ndarray:
-    """Compute the log ratio of the mean distances to the nearest reference cells and to the nearest generated cells.
+    """Log ratio of the mean distances to the nearest reference cells and to the nearest generated cells.
 
-    Distances to neighbours estimate densities: the ratio is high where generated cells are denser than real cells.
-
-    References
-    ----------
-    van Breugel et al. 2023, Membership Inference Attacks against Synthetic Data through Overfitting Detection,
-    https://arxiv.org/abs/2302.12580
+    High where generated cells are denser than real cells: van Breugel et al. 2023, https://arxiv.org/abs/2302.12580.
     """
     to_reference, to_generated = (
         np.log(np.maximum(distance_to(among, space.attacked, n_neighbours=N_NEIGHBOURS), TINY))
@@ -76,23 +63,15 @@ def density_ratio(space: Space) -> np.ndarray:
 
 
 def likelihood_ratio(space: Space) -> np.ndarray:
-    """Compute the log ratio of two normal densities: of the generated cells, and of the reference.
-
-    The densities are those of Mahalanobis distances, with covariances that are shrunk (Ledoit and Wolf 2004).
-    """
+    """Log ratio of normal densities with shrunk covariances (Ledoit and Wolf 2004), generated over reference."""
     return np.asarray(log_density(space.generated, space.attacked) - log_density(space.reference, space.attacked))
 
 
 def mean_shift(space: Space) -> np.ndarray:
     """Compute how much nearer a cell is to the mean of the generated cells than to the mean of the reference.
 
-    Distances are squared, in units of the variance of each gene between donors of the reference (between cells, where
-    there are no donors), and summed. The mean of few donors is near to each of them.
-
-    References
-    ----------
-    Homer et al. 2008, Resolving Individuals Contributing Trace Amounts of DNA to Highly Complex Mixtures,
-    https://doi.org/10.1371/journal.pgen.1000167
+    Distances are squared, in units of the variance of each gene between donors of the reference (of cells, where there
+    are no donors). Homer et al. 2008, https://doi.org/10.1371/journal.pgen.1000167.
     """
     generated, reference = space.generated.mean(axis=0), space.reference.mean(axis=0)
     variance = of_donors(space.reference, space.donor).var(axis=0)
@@ -109,22 +88,9 @@ BY_GENE: dict[str, Callable[[Space], np.ndarray]] = {"mean_shift": mean_shift}
 
 
 def attack(attacked: Cells, generated: Cells, reference: Cells, donor: np.ndarray, *, seed: int) -> pd.DataFrame:
-    """Score cells by each attack, within their types.
+    """Score cells by each attack, within their types; NaN for types with fewer than two generated or reference cells.
 
-    Parameters
-    ----------
-    attacked
-        Cells of members and of non-members.
-    generated
-        Generated cells, or real cells in their place.
-    reference
-        Real cells that are neither attacked nor in the training data.
-    donor
-        Number of the donor of each reference cell; of the cell, where there are no donors.
-
-    Returns
-    -------
-    Table of attacked cells x attacks; NaN for cells of types with fewer than two generated or reference cells.
+    ``donor`` is the number of the donor of each reference cell; of the cell, where there are no donors.
     """
     both = sparse.vstack([generated.expression, reference.expression]).tocsr()
     pca = fitted_pca(both, seed=seed)

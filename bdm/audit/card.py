@@ -22,13 +22,7 @@ GIVEN = ("not given", "given")
 
 
 def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | None = None) -> dict[str, Any]:
-    """Give the card of a model, and of a file of its cells, what it shows of an audit.
-
-    Raises
-    ------
-    InputError
-        If the audit is of other data, or of models or cells with other settings.
-    """
+    """Give the card of a model, and of a file of its cells, what it shows of an audit."""
     check_audit(audit, model, cells)
     left_out = markdown(abbreviated(list(audit.record.get("left_out", ())), n_shown=10))
     rows = {"attacks": list(attack_rows(audit)), "audited_types": list(audited_type_rows(audit))}
@@ -37,10 +31,7 @@ def audit_section(audit: Audit, model: BranchedModel, cells: GeneratedFile | Non
 
 
 def divided_in_words(audit: Audit, cells: GeneratedFile | None, n_fitted: int) -> str:
-    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known.
-
-    ``n_fitted`` is the number of cells that the model was fitted to.
-    """
+    """Say how many units were a member in any fold, and how many generated cells were attacked, as far as is known."""
     text, n_generated = "", list(audit.record.get("n_generated", {}).values())
     if (n_tested := audit.record["n_tested"]) == audit.record["n_units"]:
         text += f" Each {audit.unit} was a member in at least one division."

@@ -24,32 +24,15 @@ MIN_CELLS = 3  # of a cell type in each part
 
 @dataclass(frozen=True)
 class Units:
-    """What is in the training data as a whole, or not: donors, or cells.
+    """What is in the training data as a whole, or not: donors, or cells."""
 
-    Attributes
-    ----------
-    code
-        Number of each cell's unit.
-    cell_type
-        Name of each cell's type.
-    are_donors
-        Whether units are donors.
-    """
-
-    code: np.ndarray
+    code: np.ndarray  # number of each cell's unit
     cell_type: np.ndarray
     are_donors: bool
 
     @classmethod
     def of(cls, obs: pd.DataFrame, settings: AuditSettings) -> "Units":
-        """Find the units of prepared cells.
-
-        Raises
-        ------
-        InputError
-            If there is no such column of donors, there are fewer than six donors, two of their names are nearly the
-            same, or a cell has none.
-        """
+        """Find the units of prepared cells."""
         cell_type = obs["cell_type"].to_numpy(dtype=str)
         key = settings.donor_key or ("donor" if "donor" in obs else None)
         if key is None or settings.by_cell:
@@ -70,12 +53,7 @@ class Units:
         return int(self.code.max()) + 1
 
     def has_type(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find which units have cells of which type, among some cells.
-
-        Returns
-        -------
-        Numbers of the units with such cells, and a mask of these units x cell types.
-        """
+        """Numbers of the units with some cells, and a mask of these units x cell types."""
         units, unit = np.unique(self.code[cells], return_inverse=True)
         names, cell_type = np.unique(self.cell_type[cells], return_inverse=True)
         found = np.zeros((len(units), len(names)), dtype=bool)
@@ -85,25 +63,15 @@ class Units:
 
 @dataclass(frozen=True)
 class Fold:
-    """A division of all cells.
+    """A division of all cells into ``PARTS``.
 
-    Attributes
-    ----------
-    number
-        From 1.
-    part
-        Part of each cell, one of ``PARTS``.
-    half
-        Half (0 or 1) of the reference that each of its cells is in, -1 for other cells: without the model, cells of one
-        half take the place of generated cells, and show what chance finds.
-    unit
-        Number of each cell's unit, in an order that does not depend on names.
+    Cells of one half of the reference take the place of generated cells, and show what chance finds without the model.
     """
 
-    number: int
-    part: np.ndarray
-    half: np.ndarray
-    unit: np.ndarray
+    number: int  # from 1
+    part: np.ndarray  # of each cell
+    half: np.ndarray  # 0 or 1 for cells of the reference, -1 for others
+    unit: np.ndarray  # number of each cell's unit, in an order that does not depend on names
 
     def rows(self, part: str) -> np.ndarray:
         """Find the cells of a part."""
@@ -112,20 +80,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class AuditFolds:
-    """Cells that are audited, with their folds.
+    """Prepared cells that are audited, with their folds."""
 
-    Attributes
-    ----------
-    cells
-        Prepared cells, in memory.
-    left_out
-        Names of cell types that are not audited, as they are too rare for three parts.
-    """
-
-    cells: AnnData
+    cells: AnnData  # in memory
     units: Units
     folds: tuple[Fold, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # cell types that are too rare for three parts
 
     @property
     def sides(self) -> list[tuple[int, int]]:
@@ -143,13 +103,8 @@ class AuditFolds:
 def divide(prepared: AnnData, settings: AuditSettings, *, seed: int) -> AuditFolds:
     """Divide prepared cells into members, reference and non-members, once for each fold.
 
-    The parts have as equal numbers of units as possible, and of units with cells of each type, the rarest first. Cell
-    types with fewer than three cells in a part are left out.
-
-    Raises
-    ------
-    InputError
-        If all cell types are too rare, or the units are not usable, see :meth:`Units.of`.
+    The parts have as equal numbers of units as possible, and of units with cells of each type. Cell types with fewer
+    than three cells in a part are left out.
     """
     cells, left_out = prepared, []
     while True:
@@ -189,15 +144,9 @@ def fold_of(units: Units, number: int, *, seed: int) -> Fold:
 
 
 def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Generator) -> np.ndarray:
-    """Divide the units of some cells into parts, stratified by cell types, of which a unit may have several.
+    """Part of each of some cells, whose units are divided stratified by cell types, of which a unit may have several.
 
-    Returns
-    -------
-    Part of each of the cells, from 0.
-
-    References
-    ----------
-    Sechidis et al. 2011, On the Stratification of Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10
+    Sechidis et al. 2011, On the Stratification of Multi-label Data, https://doi.org/10.1007/978-3-642-23808-6_10.
     """
     codes, has_type = units.has_type(cells)
     wanted_units = np.full(n_parts, len(codes) / n_parts)
@@ -217,13 +166,7 @@ def divided(units: Units, cells: np.ndarray, n_parts: int, rng: np.random.Genera
 
 
 def training_cells(prepared: AnnData, fold: Fold, part: str = MEMBERS, *, seed: int) -> AnnData:
-    """Take the cells of a part, to fit a model to: with a new split into training and validation cells.
-
-    Parameters
-    ----------
-    prepared
-        Cells made by ``bdm prepare``, in memory or on disk.
-    """
+    """Take the cells of a part, to fit a model to: with a new split into training and validation cells."""
     cells = take_cells(prepared, fold.rows(part))
     cells.uns["bdm"] = dict(prepared.uns["bdm"])
     validation = recorded_settings(prepared).get("validation", PrepareSettings().validation)

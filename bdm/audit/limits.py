@@ -24,25 +24,14 @@ def audit_rejection(n_donors: int, key: str, *, remedy: str) -> str | None:
 
 
 def smallest_p(sides: Sides) -> float:
-    """Compute the smallest p-value that permutations of membership within each fold can reach: all but one do less.
-
-    Parameters
-    ----------
-    sides
-        Numbers of members and of non-members in each fold.
-    """
+    """Smallest p-value that permutations of membership within each fold can reach: all but one do less."""
     return 1 / prod(comb(n_members + n_others, n_members) for n_members, n_others in sides)
 
 
 def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None:
     """Phrase that no attack on so few donors, or cells, can differ from chance; None if one can.
 
-    Parameters
-    ----------
-    unit
-        ``donor`` or ``cell``.
-    p_value
-        P-value of an AUC of 1, if the scores are known: with several attacks, chance may find all members by any.
+    ``p_value`` is of an AUC of 1, if the scores are known: with several attacks, chance may find all members by any.
     """
     least = smallest_p(sides)
     p_value = max(p_value, least)
@@ -61,12 +50,6 @@ def inconclusive(sides: Sides, unit: str, *, p_value: float = 0.0) -> str | None
 
 
 def sides_of(n_units: int, n_folds: int, *, fewest: bool = True) -> list[tuple[int, int]]:
-    """Count members and non-members if units are divided into three parts of equal size.
-
-    Parameters
-    ----------
-    fewest
-        Give the larger parts to the reference, where the number is no multiple of three; otherwise to the members.
-    """
+    """Count members and non-members of three parts; larger ones are the reference with ``fewest``, else members."""
     third, rest = divmod(n_units, 3)
     return [(third + (rest > fewest), third + (rest == 2 and not fewest))] * n_folds

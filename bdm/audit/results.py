@@ -153,13 +153,7 @@ class Audit:
         return verdict_of(dict(means.dropna()), null, sides=sides_in(units), unit=self.unit)
 
     def best_by_type(self, *, on_model: bool) -> Iterator[tuple[str, str, float, float]]:
-        """Yield each cell type with the best attack on generated cells, its area and the limit of chance.
-
-        Parameters
-        ----------
-        on_model
-            Whether attacks that need the model count as well.
-        """
+        """Yield each cell type with the best attack on its generated cells, its area, and the limit of chance."""
         area = "auc_of_donors" if self.unit == "donor" else "auc"
         counted_in = (self.by_label["set"] == GENERATED) & (on_model | ~self.by_label["attack"].isin(ON_MODEL))
         table = self.by_label[counted_in].dropna(subset=area).sort_values(area, ascending=False, kind="stable")
@@ -187,13 +181,7 @@ class Audit:
 
 
 def merged(audits: Iterable[Audit]) -> Audit:
-    """Join the folds of an audit.
-
-    Raises
-    ------
-    InputError
-        If they are of different audits, or a fold is missing or given twice.
-    """
+    """Join the folds of an audit, all of which must be there once."""
     found = list(audits)
     records = [{key: value for key, value in audit.record.items() if key not in BY_FOLD} for audit in found]
     if any(record != records[0] for record in records):

@@ -41,18 +41,10 @@ MAX_SEED = 2**32  # of scikit-learn
 
 @dataclass(frozen=True)
 class Generated:
-    """What a generator, fitted to the members of a fold, gives the attacks.
-
-    Attributes
-    ----------
-    cells
-        Of all types of the members, as many as the settings of the audit say.
-    white_box
-        Scores of the attacks on the model itself, attacked cells x attacks; None where only cells are attacked.
-    """
+    """What a generator, fitted to the members of a fold, gives the attacks."""
 
     cells: Cells
-    white_box: pd.DataFrame | None = None
+    white_box: pd.DataFrame | None = None  # scores of attacks on the model, cells x attacks
 
 
 Generate = Callable[[Fold], Generated]
@@ -67,24 +59,7 @@ def audit_folds(
     part: Part = WHOLE,
     **facts: Any,
 ) -> Audit:
-    """Attack the generated cells of each fold.
-
-    Parameters
-    ----------
-    division
-        Cells made by ``bdm prepare``, with their folds by the same seed, see :func:`bdm.audit.folds.divide`.
-    generate
-        Gives the cells that were generated from the members of a fold.
-    part
-        Which folds to run; each is the same in any part.
-    facts
-        Further entries of the record.
-
-    Raises
-    ------
-    InputError
-        If the part has no fold.
-    """
+    """Attack the generated cells of each fold in a part, which does not change them; ``facts`` are for the record."""
     folds, units, prepared = division.folds, division.units, division.cells
     chosen = part.select(folds)
     if not chosen:
@@ -143,19 +118,7 @@ def scores_of(fold: Fold, cells: Cells, generated: Generated, *, seed: int) -> p
 def from_files(paths: Sequence[Path], division: AuditFolds, settings: AuditSettings, *, part: Part = WHOLE) -> Generate:
     """Take the generated cells of each fold from a file, of any generator.
 
-    The files are checked here, before the first attack, and read again for the attacks: the cells of one are in memory
-    at a time.
-
-    Parameters
-    ----------
-    part
-        Which folds to run, whose files alone are needed.
-
-    Raises
-    ------
-    InputError
-        If there are not as many files as folds, two have the same content, or a needed file is missing, has no raw
-        counts, or lacks genes or cell types.
+    The files are checked here, before the first attack, and read again: the cells of one are in memory at a time.
     """
     if len(paths) != settings.n_folds:
         raise InputError(
@@ -236,40 +199,18 @@ def warn_of_few_cells(path: Path, n_by_type: pd.Series, expected: Mapping[str, i
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedModels:
-    """How the models of all folds are made, and where they are kept.
-
-    Attributes
-    ----------
-    tree
-        As in :func:`bdm.model.fit.fit`.
-    folder
-        Folder of the models, which are read from it, or else fitted and written there; None to keep none.
-    """
+    """How the models of all folds are made, and where they are kept."""
 
     fit: FitSettings = field(default_factory=FitSettings)
     sampling: GenerationSettings = field(default_factory=GenerationSettings)
     tree: Clade | Taxonomy | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # of models that are read, or else fitted and written there
     device: str = "auto"
     seed: int = 0
 
 
 def audit_models(division: AuditFolds, settings: AuditSettings, models: AuditedModels, *, part: Part = WHOLE) -> Audit:
-    """Audit models that are fitted to the members of each fold, with one setting and seed for all.
-
-    Parameters
-    ----------
-    division
-        Cells made by ``bdm prepare``, with their folds by the seed of the models, see :func:`bdm.audit.folds.divide`.
-    part
-        Which folds to run; each is the same in any part.
-
-    Raises
-    ------
-    InputError
-        If the part has no fold, a model in the folder is of other cells or settings, the tree has other cell types
-        than the cells.
-    """
+    """Audit models that are fitted to the members of each fold, with one setting and seed for all."""
     prepared, given = division.cells, models.tree is not None
     models = replace(models, tree=tree_of(division, models.tree))
 
@@ -296,13 +237,10 @@ def tree_of(division: AuditFolds, tree: Clade | Taxonomy | None) -> Clade | Taxo
 
 
 def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: AuditedModels) -> pd.DataFrame | None:
-    """Compare how well the model, and the reference, explain each attacked cell.
+    """Compare how well the model, and a model of the reference, explain each attacked cell; None without their batches.
 
-    Returns
-    -------
-    Table of attacked cells: the gain of the model's prior over one of the reference cells (``denoiser_loss``), where
-    the model has their batches, and the difference of evidence lower bounds to a model that is fitted to the reference
-    (``bound``), in nats; None where one of the models lacks batches of attacked cells.
+    ``denoiser_loss`` is the gain of the model's prior over one of the reference cells, where it has their batches, and
+    ``bound`` the difference of evidence lower bounds, in nats.
     """
     attacked = take_cells(prepared, np.flatnonzero(fold.part != REFERENCE))
     others = take_cells(prepared, fold.rows(REFERENCE))
@@ -323,13 +261,7 @@ def attack_models(prepared: AnnData, fold: Fold, model: BranchedModel, models: A
 
 
 def model_of(prepared: AnnData, fold: Fold, part: str, models: AuditedModels) -> BranchedModel:
-    """Read the model of a part of a fold, or fit it, and keep it if there is a folder.
-
-    Raises
-    ------
-    InputError
-        If the folder has a model of other cells or settings.
-    """
+    """Read the model of a part of a fold, or fit it, and keep it if there is a folder."""
     audited = identity(prepared, fold, part, models)
     path = None if models.folder is None else models.folder / f"fold-{fold.number}" / part
     if path is not None and path.exists():

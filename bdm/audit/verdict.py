@@ -24,10 +24,7 @@ def score_columns(scores: pd.DataFrame) -> list[str]:
 
 
 def standardised(scores: pd.DataFrame) -> pd.DataFrame:
-    """Standardise scores by fold and cell type, whose scores have different means and spreads.
-
-    Members and non-members are standardised together.
-    """
+    """Standardise scores by fold and cell type, members and non-members together."""
     columns = score_columns(scores)
     groups = scores.groupby(["fold", "cell_type"], sort=False)[columns]
     spread = groups.transform("std").replace(0, np.nan)
@@ -51,19 +48,9 @@ def some_cells(cells: pd.DataFrame, number: int, rng: np.random.Generator) -> pd
 
 
 def areas(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Compute the areas under ROC curves of all scores.
+    """Areas under ROC curves of all scores (``SET/ATTACK``) of cells or units, by parts of the table.
 
-    Parameters
-    ----------
-    table
-        Cells or units with ``member``, and their scores.
-    by
-        Columns that divide the table, such as the fold.
-
-    Returns
-    -------
-    A row for each part of the table and each score, with ``set`` and ``attack``: ``auc``, and ``true_positives``, the
-    share of members that are found where 1% of non-members are; NaN without members or without non-members.
+    ``true_positives`` is the share of members that are found where 1% of non-members are; NaN without either.
     """
     rows = []
     for key, of in table.groupby(by, sort=False):
@@ -86,14 +73,10 @@ def sides_in(units: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def null_of_units(units: pd.DataFrame, columns: list[str], *, n_permutations: int, seed: int) -> np.ndarray:
-    """Compute areas under ROC curves after permutations of membership among the units of each fold.
+    """Areas under ROC curves after permutations of membership among the units of each fold: permutations x scores.
 
-    All scores of a unit stay together, so that the areas of several attacks depend on each other as they do. As in
-    :func:`areas`, units without a score do not count.
-
-    Returns
-    -------
-    Permutations x scores: means over the folds that have the score.
+    All scores of a unit stay together, so that attacks depend on each other as they do. As in :func:`areas`, units
+    without a score do not count.
     """
     rng = np.random.default_rng(seed)
     folds = [of for _, of in units.groupby("fold", sort=True)]
@@ -118,21 +101,11 @@ def spread_of_auc(n_members: int, n_others: int) -> float:
 
 @dataclass(frozen=True)
 class AttackFinding:
-    """What an attack on donors, or on cells, found.
-
-    Attributes
-    ----------
-    auc
-        Area under the ROC curve of members against non-members, a mean over folds.
-    p_value
-        Share of permutations of membership in which any of the attacks reaches ``auc``.
-    found
-        Whether chance reaches it in fewer than one of 20 audits.
-    """
+    """What an attack on donors, or on cells, found."""
 
     attack: str
-    auc: float
-    p_value: float
+    auc: float  # a mean over folds
+    p_value: float  # share of permutations in which any of the attacks reaches ``auc``
     found: bool
 
 
@@ -227,20 +200,9 @@ class AuditVerdict:
 
 
 def verdict_of(areas: dict[str, float], null: np.ndarray, *, sides: Sides, unit: str) -> AuditVerdict:
-    """Compare the areas of attacks with the largest of all attacks in each permutation of membership.
+    """Compare areas, by attack, with the largest of all attacks in each permutation of membership.
 
-    Parameters
-    ----------
-    areas
-        Mean over folds, by attack.
-    null
-        Permutations x attacks.
-    sides
-        Numbers of members and of non-members in each fold.
-
-    References
-    ----------
-    Westfall and Young 1993, Resampling-Based Multiple Testing, for the maximum over tests
+    The maximum over tests is that of Westfall and Young 1993, Resampling-Based Multiple Testing.
     """
     best = null.max(axis=1) if null.size else np.zeros(0)
     findings = []

@@ -57,24 +57,12 @@ class TypedCells(ABC):
 
 @dataclass(frozen=True)
 class Cells(TypedCells):
-    """Cells in memory.
+    """Cells in memory."""
 
-    Attributes
-    ----------
-    counts
-        Cells x genes.
-    cell_type
-        Name of each cell's type.
-    batch
-        Name of each cell's batch; None where it is not known.
-    population
-        Name of each cell's population; None where populations are not compared.
-    """
-
-    counts: sparse.csr_matrix
+    counts: sparse.csr_matrix  # cells x genes
     cell_type: np.ndarray
-    batch: np.ndarray | None = None
-    population: np.ndarray | None = None
+    batch: np.ndarray | None = None  # None where it is not known
+    population: np.ndarray | None = None  # None where populations are not compared
 
     @classmethod
     def from_anndata(cls, adata: AnnData) -> Cells:
@@ -113,10 +101,7 @@ def batch_in(obs: pd.DataFrame) -> np.ndarray | None:
 
 
 def sample_by_type(cells: TypedCells, n_by_type: pd.Series, *, seed: int) -> np.ndarray:
-    """Draw ``n_by_type`` cells of each type without replacement, and return their indices.
-
-    With replacement, repeated cells would distinguish a sample of real cells from any other.
-    """
+    """Draw rows of ``n_by_type`` cells of each type without replacement, as repeated cells would give a sample away."""
     shuffled = np.random.default_rng(seed).permutation(len(cells))
     number_within_type = pd.Series(cells.cell_type[shuffled]).groupby(cells.cell_type[shuffled]).cumcount()
     requested = n_by_type.reindex(cells.cell_type[shuffled], fill_value=0)
@@ -157,27 +142,15 @@ def take_samples(cells: TypedCells, samples: list[np.ndarray]) -> list[Cells]:
 
 @dataclass(frozen=True)
 class StoredCells(TypedCells):
-    """Cells in a file, whose counts are read, and checked, when they are needed.
-
-    Attributes
-    ----------
-    adata
-        All cells of the file, with counts on disk.
-    rows
-        Indices of the cells in the file.
-    genes
-        Names of the genes, in the order of the real cells.
-    place
-        Where raw counts are needed, for messages.
-    """
+    """Cells in a file, whose counts are read, and checked, when they are needed."""
 
     path: Path
-    adata: AnnData
-    rows: np.ndarray
-    genes: pd.Index
+    adata: AnnData  # all cells of the file, with counts on disk
+    rows: np.ndarray  # indices of the cells in the file
+    genes: pd.Index  # names of the genes, in the order of the real cells
     cell_type: np.ndarray
     batch: np.ndarray | None = None
-    place: str = "X"
+    place: str = "X"  # of raw counts, for messages
 
     @classmethod
     def from_anndata(
@@ -223,36 +196,16 @@ class SizeLimits:
 
     The standard error of an AUC of 2,000 cells is about 0.01, so more resamples of as many would not change what it
     shows.
-
-    Attributes
-    ----------
-    compared
-        Cells of a set that are compared at a time.
-    resampled
-        Test cells of all resamples together, from which on no other resample is drawn.
-    gene_auc
-        Cells of a set that are classified against test cells by all genes, which takes most memory.
-    by_tree
-        Cells that each tree of a random forest is fitted to; each tree samples its cells anew.
-    pairs
-        Pairs of a query cell and a training cell whose distances memorisation is measured by: where there are more,
-        the nearest training cell is found for fewer query cells, but still among all training cells.
-    marking
-        Test cells by which marker genes and variable genes are chosen.
-    mapped
-        Cells in the UMAP, of all sets together.
-    properties
-        Cells of a set whose properties are compared.
     """
 
-    compared: int = 20_000
-    resampled: int = 2_000
-    gene_auc: int = 10_000
-    by_tree: int = 5_000
-    pairs: int = 2_000_000_000
-    marking: int = 50_000
-    mapped: int = 4_000
-    properties: int = 4_000
+    compared: int = 20_000  # of a set, at a time
+    resampled: int = 2_000  # test cells of all resamples together, from which on no other is drawn
+    gene_auc: int = 10_000  # of a set, classified against test cells by all genes, which takes most memory
+    by_tree: int = 5_000  # that each tree of a random forest is fitted to; each samples its cells anew
+    pairs: int = 2_000_000_000  # of query and training cells; where there are more, fewer query cells are taken
+    marking: int = 50_000  # test cells that choose marker genes and variable genes
+    mapped: int = 4_000  # in the UMAP, of all sets together
+    properties: int = 4_000  # of a set whose properties are compared
 
 
 SIZE_LIMITS = SizeLimits()
@@ -260,24 +213,11 @@ SIZE_LIMITS = SizeLimits()
 
 @dataclass(frozen=True)
 class ResampledCells:
-    """Cells of one resample, in memory.
-
-    Attributes
-    ----------
-    test
-        Test cells.
-    query
-        The floor, training cells that are evaluated as if they had been generated, and the generated sets: of each type
-        as many cells as there are test cells, or all.
-    floor_rows
-        Indices of the floor among training cells.
-    seed
-        Seed of the selection.
-    """
+    """Cells of one resample, in memory."""
 
     test: Cells
-    query: dict[str, Cells]
-    floor_rows: np.ndarray
+    query: dict[str, Cells]  # the floor and the generated sets: of each type as many as test cells, or all
+    floor_rows: np.ndarray  # indices of the floor among training cells
     seed: int
 
     def with_populations(self, populations: Populations) -> ResampledCells:
@@ -299,9 +239,9 @@ def resampled_cells(
 ) -> list[ResampledCells]:
     """Draw a resample by each seed, and read each set once.
 
-    A resample has up to ``max_cells_per_type`` test cells of each type, and of the commonest types fewer where there
-    would be more than ``max_cells`` in all; a type with a single test cell is left out, as its spread is unknown. The
-    floor has at most half of the training cells of a type.
+    Of test cells, up to ``max_cells_per_type`` are drawn of each type, and fewer of the commonest where there would be
+    more than ``max_cells``; a type of a single test cell is left out, as its spread is unknown. The floor has at most
+    half of the training cells of a type.
     """
     n_test = numbers_to_compare(real.test, max_cells_per_type=max_cells_per_type, max_cells=max_cells)
 

@@ -26,18 +26,10 @@ class Chance:
 
 @dataclass(frozen=True)
 class PairDistances:
-    """Euclidean distances between all pairs of samples of two sets, x and y.
+    """Euclidean distances between all pairs of samples of two sets, x and y."""
 
-    Attributes
-    ----------
-    matrix
-        Samples of x, then those of y, by the same.
-    n
-        Number of samples of x.
-    """
-
-    matrix: np.ndarray
-    n: int
+    matrix: np.ndarray  # samples of x, then those of y, by the same
+    n: int  # number of samples of x
 
     @classmethod
     def between(cls, x: np.ndarray, y: np.ndarray) -> PairDistances:
@@ -72,15 +64,10 @@ class PairDistances:
 
     @cached_property
     def energy_chance(self) -> Chance:
-        """Energy distance if samples are assigned to x and y at random.
+        """Energy distance if samples are assigned to x and y at random, in closed form.
 
-        In closed form, from the distances with the means of rows and columns subtracted: their eigenvalues are the
-        weights of the chi-squared variables that the energy distance of samples of one distribution is a sum of. So it
-        is derived in the space of the samples: the more dimensions vary, the smaller it is relative to the spread.
-
-        References
-        ----------
-        Székely and Rizzo 2014, Annals of Statistics, https://doi.org/10.1214/14-AOS1255, for unbiased centring
+        The eigenvalues of the centred distances weight the chi-squared variables whose sum the energy distance of
+        samples of one distribution is. Unbiased centring: Székely and Rizzo 2014, https://doi.org/10.1214/14-AOS1255.
         """
         n_x, n_y = self.across.shape
         n = n_x + n_y
@@ -106,9 +93,7 @@ class PairDistances:
     def maximum_mean_discrepancy(self) -> float:
         """Squared maximum mean discrepancy with a Gaussian kernel as wide as the median distance; unbiased.
 
-        References
-        ----------
-        Gretton et al. 2012, Journal of Machine Learning Research 13:723-773
+        Gretton et al. 2012, Journal of Machine Learning Research 13:723-773.
         """
         squared = self.matrix**2
         width = max(np.median(squared[np.triu_indices(len(squared), k=1)]), TINY)
@@ -118,22 +103,9 @@ class PairDistances:
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Energy distance between two samples, ``2 E|x - y| - E|x - x'| - E|y - y'|``.
+    """Energy distance between two samples, ``2 E|x - y| - E|x - x'| - E|y - y'|``; NaN with fewer than two of either.
 
-    Unbiased: 0 on average for samples of one distribution, so it may be slightly negative.
-
-    Parameters
-    ----------
-    x, y
-        Samples x dimensions; the numbers of samples may differ.
-
-    Returns
-    -------
-    The distance in units of the space; NaN with fewer than two samples of either.
-
-    References
-    ----------
-    Székely and Rizzo 2013, Journal of Statistical Planning and Inference, https://doi.org/10.1016/j.jspi.2013.03.018
+    Unbiased, so it may be slightly negative: Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
     """
     return PairDistances.between(x, y).energy
 

@@ -54,14 +54,9 @@ def evaluate(
 ) -> Evaluation:
     """Compare sets of generated cells with test cells; so are training cells, in the same way, as the floor.
 
-    Scores that compare cell types with each other, F1 and log fold changes, are NaN where there is one type. Test cells
-    choose marker genes and variable genes: in cells that choose them, and in cells of a model that was fitted to these,
-    genes differ more than in other real cells.
-
-    Parameters
-    ----------
-    populations
-        Finds the populations of cells, of all sets in the same way, for scores by sub-population.
+    Scores that compare cell types, F1 and log fold changes, are NaN where there is one type. Test cells choose marker
+    genes and variable genes: genes differ more in the cells that choose them, or that a model was fitted to.
+    ``populations`` finds the populations of all cells, for scores by sub-population.
     """
     training, test = real.training, real.test
     names = ", ".join(generated)

@@ -26,19 +26,11 @@ BIMODAL = 0.3  # difference of means in standard deviations from which a gene is
 
 @dataclass(frozen=True)
 class GeneStatistics:
-    """Agreement of statistics that have one value a gene.
+    """Agreement of statistics that have one value a gene."""
 
-    Attributes
-    ----------
-    mean, variance
-        Of ``log1p(CP10k)``.
-    zero_fraction
-        Share of the cells without a count.
-    """
-
-    mean: Agreement
+    mean: Agreement  # of ``log1p(CP10k)``
     variance: Agreement
-    zero_fraction: Agreement
+    zero_fraction: Agreement  # share of the cells without a count
 
 
 def gene_statistics(query: Cells, test: Cells) -> GeneStatistics:
@@ -82,15 +74,9 @@ def kolmogorov_smirnov(query: np.ndarray, test: np.ndarray) -> float:
 
 
 def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
-    """Choose the genes that mark each type against all others.
+    """Column indices of up to ``n_genes`` genes that mark each type against all others; none of a single type.
 
-    Returns
-    -------
-    Column indices of up to ``n_genes`` genes, by type; a type of a single cell has none, and a single type is absent.
-
-    References
-    ----------
-    The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0
+    The t-test with overestimated variance of scanpy, Wolf et al. 2018, https://doi.org/10.1186/s13059-017-1382-0.
     """
     if len(cells.n_by_type) < 2:
         return {}
@@ -106,17 +92,7 @@ def marker_genes(cells: Cells, *, n_genes: int = 50) -> dict[str, np.ndarray]:
 
 
 def log_fold_changes(cells: Cells, cell_types: list[str], *, pseudocount: float = 1.0) -> np.ndarray:
-    """Compare mean expression in each type with that in all other cells.
-
-    Parameters
-    ----------
-    pseudocount
-        Added to both means, in CP10k.
-
-    Returns
-    -------
-    Log2 fold changes, types x genes.
-    """
+    """Log2 fold changes of mean CP10k between each type and all other cells, types x genes."""
     is_type = (cells.cell_type == np.array(cell_types)[:, None]).astype(np.float32)
     n_cells = is_type.sum(axis=1, keepdims=True)
     inside = is_type @ cells.cp10k
@@ -145,22 +121,12 @@ def pooled_fold_changes(query: Cells, test: Cells, markers: dict[str, np.ndarray
 
 @dataclass(frozen=True)
 class OrderedValues:
-    """Values above zero of ``log1p(CP10k)``, gene after gene and in ascending order; most values are zeros.
+    """Values above zero of ``log1p(CP10k)``, gene after gene and in ascending order; most values are zeros."""
 
-    Attributes
-    ----------
-    gene, cell
-        Indices of the gene and of the cell of each value.
-    start
-        Where the values of each gene start, and the number of all.
-    is_first
-        Whether a value is the first of equal values of a gene.
-    """
-
-    gene: np.ndarray
+    gene: np.ndarray  # indices of the gene and of the cell of each value
     cell: np.ndarray
-    start: np.ndarray
-    is_first: np.ndarray
+    start: np.ndarray  # where the values of each gene start, and the number of all
+    is_first: np.ndarray  # whether a value is the first of equal values of a gene
 
     @classmethod
     def from_cells(cls, cells: Cells) -> "OrderedValues":
@@ -176,7 +142,7 @@ class OrderedValues:
 
 
 def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Score and p-value of each gene, by group of cells, against all other cells, with the correction for ties.
+    """Score and p-value of each gene, by group of cells against all others, with the correction for ties.
 
     As ``scanpy.tl.rank_genes_groups``, to the last bit, which ranks zeros one by one.
     """
@@ -208,12 +174,10 @@ def wilcoxon(cells: Cells, groups: list[str]) -> dict[str, tuple[np.ndarray, np.
 
 
 def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dict[str, float]]:
-    """Compare the genes that differ between a cell type and all others.
+    """Compare the genes that differ between a cell type and all others, by type and property.
 
-    Returns
-    -------
-    By cell type and property: for ``*_share``, the absolute difference of the shares of genes that differ; for
-    ``*_overlap``, one minus the number of genes that differ in both over the number that differ in either.
+    ``*_share`` is the absolute difference of the shares of genes that differ; ``*_overlap`` is one minus the number of
+    genes that differ in both over the number that differ in either.
     """
     if not labels:
         return {}
@@ -229,15 +193,9 @@ def compare_genes(query: Cells, test: Cells, labels: list[str]) -> dict[str, dic
 
 
 def genes_that_differ(cells: Cells, labels: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Test all genes between each cell type and all others.
+    """Masks of the genes that differ between each cell type and all others, by type and test.
 
-    Returns
-    -------
-    By cell type and test, masks of the genes that differ.
-
-    References
-    ----------
-    The five tests of SimBench, Cao et al. 2021, https://doi.org/10.1038/s41467-021-27130-w
+    The five tests of SimBench, Cao et al. 2021, https://doi.org/10.1038/s41467-021-27130-w.
     """
     ordered, found = OrderedValues.from_cells(cells), {}
     for label in labels:

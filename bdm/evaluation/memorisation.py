@@ -41,25 +41,13 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class QueryCells:
-    """Query cells in principal components that are fitted to the query cells alone.
-
-    Attributes
-    ----------
-    coordinates
-        Cells x components.
-    nearest_test
-        Test cell nearest to each query cell.
-    n_test
-        Number of test cells of each type.
-    training_rows
-        Indices among the training cells of query cells that are training cells themselves, as in the floor.
-    """
+    """Query cells in principal components that are fitted to the query cells alone."""
 
     pca: PCA
-    coordinates: np.ndarray
-    nearest_test: Neighbours
-    n_test: pd.Series
-    training_rows: np.ndarray
+    coordinates: np.ndarray  # cells x components
+    nearest_test: Neighbours  # test cell nearest to each query cell
+    n_test: pd.Series  # number of test cells of each type
+    training_rows: np.ndarray  # of query cells that are training cells, as in the floor
 
     @classmethod
     def project(
@@ -87,37 +75,18 @@ class QueryCells:
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type.
+    """Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type."""
 
-    Attributes
-    ----------
-    share
-        0.5 without memorisation, and 1 where all cells are copies of training cells.
-    chance
-        Standard deviation of the share without memorisation.
-    """
-
-    share: float
-    chance: float
+    share: float  # 0.5 without memorisation, and 1 where all cells are copies of training cells
+    chance: float  # standard deviation of the share without memorisation
 
 
 def memorisation_of(queries: list[QueryCells], training: TypedCells) -> list[Memorisation]:
     """Measure the memorisation of several sets of query cells.
 
-    There are more training cells than test cells, so a training cell is more often the nearest; and as test cells of
-    common types are sampled, the numbers have another ratio in each type. Therefore neighbours are compared within
-    their types (:func:`compared`), which uses every training cell and is right for any numbers. The principal
-    components are fitted to query cells alone and favour neither kind. Training cells are read once, in blocks;
-    training cells of types without test cells are left out.
-
-    Parameters
-    ----------
-    training
-        The cells that the model was fitted to.
-
-    References
-    ----------
-    The nearest-neighbour view of memorisation, e.g. Meehan et al. 2020, https://arxiv.org/abs/2004.05675
+    The components, fitted to query cells alone, favour neither training nor test cells. Training cells are read once,
+    in blocks; those of types without test cells are left out. The nearest-neighbour view of memorisation: e.g. Meehan
+    et al. 2020, https://arxiv.org/abs/2004.05675.
     """
     none = np.empty((0, 0)), np.empty(0, dtype=str)
     nearest = [Neighbours.find(query.coordinates, *none) for query in queries]
@@ -129,16 +98,11 @@ def memorisation_of(queries: list[QueryCells], training: TypedCells) -> list[Mem
 
 
 def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> Memorisation:
-    """Compare the nearest training cells and test cells within their types.
+    """Compare the nearest training cells and test cells within their types, whatever their numbers.
 
-    Without memorisation, a neighbour of a type with ``n`` training and ``m`` test cells is a training cell with odds
-    ``n / m``. How many times larger the odds are than these is estimated over all types by the ratio of two sums over
-    neighbours: of ``m / (n + m)`` over training cells, and of ``n / (n + m)`` over test cells. A type counts the more,
-    the less its numbers of training and test cells differ, as chance then moves the ratio least.
-
-    References
-    ----------
-    Mantel and Haenszel 1959, Journal of the National Cancer Institute 22:719-748
+    Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. How
+    many times larger the odds are is the ratio of two sums over neighbours: of m / (n + m) over training cells, and of
+    n / (n + m) over test cells (Mantel and Haenszel 1959, Journal of the National Cancer Institute 22:719-748).
     """
     own = pd.Series(training.cell_type[query.training_rows], dtype=str).value_counts()
     n_training = training.n_by_type.reindex(query.n_test.index, fill_value=0).sub(own, fill_value=0)

@@ -22,8 +22,7 @@ from bdm.evaluation.cells import Cells
 def fitted_pca(expression: sparse.csr_matrix, *, n_components: int = 30, seed: int = 0) -> PCA:
     """Principal components of cells (cells x genes), unscaled.
 
-    Cells that the components were fitted on spread wider along them than held-out cells do. So fit them on both
-    sets to be compared, equal in number, or on neither of the two.
+    Cells that they are fitted to spread wider along them than others, so fit them to both compared sets, or to neither.
     """
     n_components = min(n_components, min(expression.shape) - 1)
     return PCA(n_components, svd_solver="arpack", random_state=seed).fit(expression)
@@ -67,16 +66,9 @@ class Agreement:
             return float(np.corrcoef(self.test, self.query)[0, 1])
 
     def correlation_chance(self, *, independent: float) -> float:
-        """Compute the standard deviation of its difference from that of another set, by Fisher's transformation.
+        """Compute the standard deviation of its difference from another set's (Fisher 1915, Biometrika 10:507-521).
 
-        Parameters
-        ----------
-        independent
-            Share of the values that are independent of each other.
-
-        References
-        ----------
-        Fisher 1915, Biometrika 10:507-521
+        ``independent`` is the share of the values that are independent of each other.
         """
         return float((1 - self.correlation**2) * np.sqrt(2 / max(independent * len(self.test) - 3, 1)))
 
@@ -121,21 +113,10 @@ def cross_validated_probabilities(
     *,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify query cells against test cells, each cell by a classifier that was not fitted to it (five folds).
+    """Probability of being a query cell, of query and test cells, by a classifier not fitted to the cell (five folds).
 
-    Parameters
-    ----------
-    query, test
-        Cells x dimensions, equal in number.
-
-    Returns
-    -------
-    The probability of being a query cell, for the query cells and for the test cells. The area under the ROC curve of
-    the one against the other is 0.5 where the classifier cannot distinguish them.
-
-    References
-    ----------
-    Lopez-Paz and Oquab 2017, Revisiting Classifier Two-Sample Tests, https://arxiv.org/abs/1610.06545
+    The AUC of the one against the other is 0.5 where the classifier cannot distinguish them. Lopez-Paz and Oquab 2017,
+    Revisiting Classifier Two-Sample Tests, https://arxiv.org/abs/1610.06545.
     """
     is_query = np.repeat([True, False], [query.shape[0], test.shape[0]])
     folds = StratifiedKFold(n_splits=5, shuffle=True, random_state=seed)
@@ -146,15 +127,9 @@ def cross_validated_probabilities(
 
 
 def typing_f1(query: Cells, test: Cells) -> dict[str, float]:
-    """Fit a classifier of cell types to query cells, and test it on test cells.
+    """F1 of each type of test cells by a classifier fitted to query cells; NaN where there is one type.
 
-    Returns
-    -------
-    F1 of each type of ``test``; 0 for a type that ``query`` lacks, and NaN where there is one type in all.
-
-    References
-    ----------
-    Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633
+    Esteban et al. 2017, Train on Synthetic, Test on Real, https://arxiv.org/abs/1706.02633.
     """
     cell_types = np.unique(test.cell_type)
     if len(cell_types) == len(np.unique(query.cell_type)) == 1:

@@ -42,26 +42,15 @@ MIN_VALUES = 5
 class Property:
     """One property of cells.
 
-    Attributes
-    ----------
-    kind
-        One of ``KINDS``. The distance between values is that of Kolmogorov and Smirnov, for pairs of values (``joint``)
-        the energy coefficient, and for a single value (``use``) their difference.
-    name
-        Name in figures and on the report.
-    values
-        Computes the values of query cells, or of test cells; None for what compares both in other ways, by cell type.
-    most
-        Most cells of either side, drawn at random; all if not given.
-    by
-        ``LABEL`` or ``BATCH``, for what compares cell types or batches with each other.
+    The distance between values is that of Kolmogorov and Smirnov, for pairs of values (``joint``) the energy
+    coefficient, and for a single value (``use``) their difference.
     """
 
-    kind: str
+    kind: str  # one of ``KINDS``
     name: str
-    values: Callable[[Side], Any] | None = None
-    most: int | None = None
-    by: str | None = None
+    values: Callable[[Side], Any] | None = None  # None for what compares cells by type in other ways
+    most: int | None = None  # cells of either side, drawn at random
+    by: str | None = None  # ``LABEL`` or ``BATCH``, for what compares types or batches with each other
 
 
 PROPERTIES: dict[str, Property] = {
@@ -131,20 +120,10 @@ PROPERTIES: dict[str, Property] = {
 
 
 def compare_properties(resamples: Sequence[ResampledCells], genes: np.ndarray, *, most: int) -> pd.DataFrame:
-    """Compare each set with test cells, averaged over resamples.
+    """Compare each set with test cells, averaged over resamples: a row for each property, set and group of cells.
 
-    Parameters
-    ----------
-    genes
-        Column indices of the variable genes, whose correlations are compared.
-    most
-        Most cells of a set.
-
-    Returns
-    -------
-    A row for each ``property`` (of a ``kind``), ``set`` but the floor, and group of cells: ``by`` is ``all``,
-    ``label`` or ``batch``, and ``group`` the name of the cell type or batch. ``value`` is the distance to test cells,
-    0 at best, ``floor`` that of the floor, and ``n_cells`` the number of cells of the group.
+    ``value`` is the distance to test cells, 0 at best, ``floor`` that of the floor; ``by`` is ``all``, ``label`` or
+    ``batch``.
     """
     rows = []
     for resample in progress(resamples, total=len(resamples), doing="comparing properties", unit="resample"):
@@ -325,12 +304,9 @@ def silhouettes(group: Group) -> dict[str, dict[str, float]]:
 
 
 def cell_typing(group: Group) -> dict[str, dict[str, float]]:
-    """Compare cell typing with the cell typing of test cells by each other, of each type and on average.
+    """Differences of F1 from the typing of test cells by each other, by type, and of all by the name ``""``.
 
-    Returns
-    -------
-    By cell type, and of all as ``""``, absolute differences of F1: ``classified`` where test cells type query cells,
-    and ``classifies`` where query cells type test cells.
+    ``classified``: test cells type query cells; ``classifies``: query cells type test cells.
     """
     labels = group.labels
     if len(labels) < 2:
@@ -358,19 +334,9 @@ def difference(query: float, test: float) -> float:
 def energy_coefficient(query: np.ndarray, test: np.ndarray, *, seed: int) -> float:
     """Root of the energy distance over its largest value, in [0, 1], of points in units of the test cells' spread.
 
-    ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))``, which is 0 for equal distributions, and grows with a
-    shift about as the Kolmogorov-Smirnov distance does. Like this distance, it is above 0 for samples of one
-    distribution, so it is compared with the floor.
-
-    Parameters
-    ----------
-    query, test
-        Points x dimensions; of either, `MAX_POINTS` at most are drawn, the same rows of both where they are equally
-        many.
-
-    References
-    ----------
-    Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018
+    ``sqrt((2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|))`` (Székely and Rizzo 2013,
+    https://doi.org/10.1016/j.jspi.2013.03.018). Above 0 for samples of one distribution, so it is compared with the
+    floor.
     """
     query, test = (points[np.isfinite(points).all(axis=1)] for points in (query, test))
     if min(len(query), len(test)) < MIN_VALUES:

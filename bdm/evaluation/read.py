@@ -43,27 +43,9 @@ def read_real_cells(
     on_disk: bool = False,
     names: GeneNames | None = None,
 ) -> RealCells:
-    """Read training cells and test cells.
+    """Read training cells and test cells: those whose ``split`` is ``test``, or all of ``test_path``.
 
-    Parameters
-    ----------
-    path
-        Prepared cells, or others with the column ``split`` in ``obs``, which is ``test`` for test cells and anything
-        else for training cells.
-    test_path
-        Other test cells, with the same genes. Without the column ``split``, all cells of ``path`` are training cells.
-    keys
-        Columns with the cell types and batches, ``cell_type`` and ``batch`` if not given, and where the counts are, in
-        ``X`` if not given; of both files.
-    on_disk
-        Leave the counts in the file until they are needed, and check only the needed ones.
-    names
-        Genes to read, with their symbols; all genes of the file if not given.
-
-    Raises
-    ------
-    InputError
-        If a column is missing, there are too few test cells, or most of them are training cells.
+    With ``on_disk``, counts stay in the file until they are needed, and only these are checked.
     """
     adata, place = open_cells(path, keys)
     if names is None:
@@ -88,21 +70,7 @@ def read_real_cells(
 
 
 def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_disk: bool = False) -> TypedCells:
-    """Read cells to evaluate, with genes in the order of the real cells.
-
-    Parameters
-    ----------
-    keys
-        Columns and counts as in the real cells; where the file has none of this name, ``cell_type``, ``batch`` and
-        ``X``.
-    on_disk
-        Leave the counts in the file until they are needed, and check only the needed ones.
-
-    Raises
-    ------
-    InputError
-        If genes or types differ from those of the real cells, or too few cells can be compared.
-    """
+    """Read cells to evaluate, with genes in the order of the real cells; ``keys`` need not be there."""
     adata, place = open_cells(path, keys, strict=False)
     check_genes(adata.var_names, real.genes, path)
     cells = StoredCells.from_anndata(path, adata, np.arange(adata.n_obs), real.genes, place)
@@ -117,19 +85,10 @@ def read_generated(path: Path, real: RealCells, keys: InputKeys = USUAL, *, on_d
 
 
 def open_cells(path: Path, keys: InputKeys, *, strict: bool = True, by_option: bool = True) -> tuple[AnnData, str]:
-    """Leave counts on disk, unchecked, where rows can be read from it.
+    """Give cells ``X``, ``cell_type`` and ``batch`` by ``keys``, on disk where possible, and name the counts.
 
-    Parameters
-    ----------
-    strict
-        Require what ``keys`` name, rather than use ``cell_type``, ``batch`` and ``X`` in its place.
-    by_option
-        Whether the command has options for columns and counts, to which messages refer.
-
-    Returns
-    -------
-    Cells with counts in ``X`` and the columns ``cell_type`` and, if there are batches, ``batch``; and where the counts
-    were.
+    Without ``strict``, usual names serve where the file lacks those of ``keys``; ``by_option`` is whether messages can
+    refer to options.
     """
     adata = read_cells(path, on_disk=True)
     if not adata.var_names.is_unique:
@@ -192,18 +151,7 @@ def find_test_cells(adata: AnnData, path: Path, *, needed: bool) -> np.ndarray:
 
 
 def check_held_out(test: TypedCells, training: TypedCells, test_names: pd.Index, training_names: pd.Index) -> None:
-    """Reject test cells if most of them are training cells by their counts, and warn if some are, or by their names.
-
-    Parameters
-    ----------
-    test_names, training_names
-        Names of the cells; names of cells that are not in ``test`` have no effect.
-
-    Raises
-    ------
-    InputError
-        If more than half of the test cells have the counts of training cells.
-    """
+    """Reject test cells if most are training cells by their counts; warn if some are, by counts or by names."""
     of_test = fingerprints(test, fewest_genes=MIN_GENES)
     same = np.isin(of_test, fingerprints(training)) & (of_test > 0)
     n_same, n_test = int(same.sum()), len(test)

@@ -53,76 +53,38 @@ SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES
 class GroupScores:
     """Scores of query cells of one group in comparison with its test cells; NaN where there are too few of either.
 
-    Attributes
-    ----------
-    energy, mmd
-        Energy distance and squared maximum mean discrepancy in principal components, both unbiased.
-    relative_energy
-        Energy distance over the mean distance between two test cells of the group, so that it has no unit. A sample of
-        m cells is 1 / m from the population that it is drawn from, in any number of dimensions, if each cell is a
-        point.
-    energy_error, relative_energy_error
-        Their standard errors.
-    relative_energy_chance, relative_energy_skewness
-        Standard deviation and skewness of the relative energy distance of real cells, in the same space.
-    forest_auc
-        How well the random forest of :func:`score_all` distinguishes them.
-    library_size_ks
-        Kolmogorov-Smirnov distance of library sizes.
+    ``_error`` is a standard error; ``_chance`` and ``_skewness`` are of real cells in the same space. The relative
+    energy distance of m cells to the population that they are drawn from is 1 / m.
     """
 
-    energy: float = np.nan
+    energy: float = np.nan  # energy distance in principal components, unbiased
     energy_error: float = np.nan
-    relative_energy: float = np.nan
+    relative_energy: float = np.nan  # over the mean distance between two test cells of the group
     relative_energy_error: float = np.nan
     relative_energy_chance: float = np.nan
     relative_energy_skewness: float = np.nan
-    mmd: float = np.nan
+    mmd: float = np.nan  # squared maximum mean discrepancy, unbiased
     forest_auc: float = np.nan
     library_size_ks: float = np.nan
 
 
 @dataclass(frozen=True, kw_only=True)
 class TypeScores(GroupScores):
-    """Scores of the query cells of one type in comparison with its test cells.
+    """Scores of the query cells of one type in comparison with its test cells."""
 
-    Attributes
-    ----------
-    slope, fold_change_correlation
-        Of the log fold changes of the type's markers, query cells on test cells.
-    fold_change_correlation_chance
-        Standard deviation of the difference between two sets of real cells.
-    f1
-        Of the type in test cells, by a classifier fitted to query cells.
-    gene_correlation
-        Correlation, query cells with test cells, of the correlations of pairs of genes within the type; of the most
-        expressed genes, for types with enough cells.
-    """
-
-    slope: float = np.nan
+    slope: float = np.nan  # of the log fold changes of its markers, query cells on test cells
     fold_change_correlation: float = np.nan
-    fold_change_correlation_chance: float = np.nan
-    f1: float = np.nan
-    gene_correlation: float = np.nan
+    fold_change_correlation_chance: float = np.nan  # between two sets of real cells
+    f1: float = np.nan  # in test cells, by a classifier fitted to query cells
+    gene_correlation: float = np.nan  # of correlations of pairs of expressed genes within the type
 
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationScores(GroupScores):
-    """Scores of the query cells of one sub-population in comparison with its test cells.
-
-    They are in the same principal components, and by the same random forest, as those of its type; NaN where there are
-    fewer than five cells of either.
-
-    Attributes
-    ----------
-    cell_type
-        Type that the sub-population belongs to.
-    n_cells, n_test
-        Query cells and test cells of the sub-population, among equal numbers of its type.
-    """
+    """Scores of one sub-population in the space of its type; NaN with fewer than five cells of either."""
 
     cell_type: str
-    n_cells: int
+    n_cells: int  # among equal numbers of its type
     n_test: int
 
 
@@ -137,22 +99,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Reference:
-    """Test cells, and what query cells are compared by.
-
-    Attributes
-    ----------
-    test
-        Held-out real cells.
-    markers
-        Marker genes by type, as column indices.
-    variable_genes
-        Genes whose correlations are compared, as column indices.
-    size_limits
-        Most cells that classifiers are fitted to.
-    """
+    """Test cells, and what query cells are compared by; genes are column indices."""
 
     test: Cells
-    markers: dict[str, np.ndarray]
+    markers: dict[str, np.ndarray]  # by type
     variable_genes: np.ndarray
     size_limits: SizeLimits
 
@@ -226,13 +176,7 @@ def gene_correlation(comparison: Comparison, of_query: np.ndarray, of_test: np.n
 
 
 def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> dict[str, float]:
-    """Compare some of the query cells with some of the test cells, by the name of the score.
-
-    Parameters
-    ----------
-    of_query, of_test
-        Which cells, as masks; two of either at least.
-    """
+    """Compare some of the query cells with some of the test cells (masks of two or more), by the name of the score."""
     found = PairDistances.between(comparison.components[0][of_query], comparison.components[1][of_test])
     energy, spread = found.energy, max(found.spread, TINY)
     return {
@@ -268,9 +212,8 @@ def score_populations(comparison: Comparison) -> dict[str, PopulationScores]:
 
 
 def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
-    """Average each score over types, but rare ones, weighted by their test cells; the same types for every set.
+    """Average each score over all but rare types, weighted by test cells, so that each of these counts equally.
 
-    So each test cell counts equally. In a plain mean, types of few cells would decide, whose scores chance decides.
     Standard errors, and standard deviations and skewness by chance, are those of the means of independent types.
     """
     cell_types = test.types(fewest=MIN_CELLS_FOR_MEANS)
@@ -285,31 +228,14 @@ def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
 
 
 def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
-    """Score all query cells in comparison with the test cells.
+    """Score all query cells in comparison with the test cells; ``means`` are :func:`mean_scores`.
 
-    Parameters
-    ----------
-    means
-        Of the scores by type, see :func:`mean_scores`.
-
-    Returns
-    -------
-    Scores by name:
-
-    - ``energy``, ``relative_energy``, ``mmd`` and ``f1``, with errors and chance: means of `TypeScores` over types with
-      five test cells or more, weighted by their test cells;
-    - ``forest_auc``, ``gene_auc``: area under the ROC curve of the classification of query cells against test cells, by
-      a random forest on principal components and by logistic regression on all genes; 0.5 where the classifier cannot
-      distinguish them;
-    - ``slope``, ``fold_change_correlation``, ``fold_change_correlation_chance``: of the log fold changes of the markers
-      of all these types, query cells on test cells;
-    - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference of statistics of
-      genes, over genes;
-    - ``pair_correlation``, ``pair_difference``: correlation and mean absolute difference of the correlations of pairs
-      of variable genes;
-    - ``gene_correlation``: mean over types of 150 cells and more of the correlation of gene-gene correlations within
-      the type;
-    - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances of counts and of detected genes a cell.
+    - ``forest_auc``, ``gene_auc``: AUC of query cells against test cells, by a random forest on principal components
+      and by logistic regression on all genes;
+    - ``slope``, ``fold_change_correlation``: of the log fold changes of the markers of all but rare types;
+    - ``mean_*``, ``variance_*``, ``zero_fraction_*``: correlation and root mean squared difference over genes;
+    - ``pair_*``: correlation and mean absolute difference of the correlations of pairs of variable genes;
+    - ``library_size_ks``, ``detected_genes_ks``: Kolmogorov-Smirnov distances.
     """
     query, test, reference = comparison.query, comparison.test, comparison.reference
     classified = [

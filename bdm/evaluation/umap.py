@@ -27,21 +27,7 @@ MANY = 1000  # cells from which on neighbours are found here
 
 @using_threads()
 def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd.DataFrame:
-    """Embed the cells of all sets together.
-
-    Parameters
-    ----------
-    sets
-        The cells of each set, with the columns that name it in the table.
-
-    Returns
-    -------
-    A row for each cell: ``COORDINATES``, ``cell_type``, and the columns of its set.
-
-    References
-    ----------
-    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
-    """
+    """Embed the cells of all sets together: ``COORDINATES``, ``cell_type``, and the columns that name each set."""
     expression = sparse.vstack([cells.expression for _, cells in sets]).tocsr()
     components = fitted_pca(expression, seed=seed).transform(expression)
     tables = [pd.DataFrame({"cell_type": cells.cell_type}).assign(**columns) for columns, cells in sets]
@@ -50,10 +36,9 @@ def joint_umap(sets: Sequence[tuple[dict[str, str], Cells]], *, seed: int) -> pd
 
 
 def umap_coordinates(components: np.ndarray, *, seed: int) -> np.ndarray:
-    """Embed cells in two dimensions.
+    """Embed cells in two dimensions, with exact neighbours where there are many cells.
 
-    UMAP calls a function for each pair of cells, and from 4,096 cells on searches neighbours by a method that is
-    compiled in each process; either takes longer than the exact search.
+    UMAP calls a function for each pair of cells, and from 4,096 cells on compiles a search; either takes longer.
     """
     exact: dict[str, Any] = {"precomputed_knn": nearest_neighbours(components)} if len(components) >= MANY else {}
     return np.asarray(fitted_umap(components, min_dist=0.5, seed=seed, **exact).embedding_)
@@ -66,12 +51,7 @@ def nearest_neighbours(components: np.ndarray, *, n_neighbors: int = 15) -> tupl
 
 
 def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: int, **settings: Any) -> umap.UMAP:
-    """Fit UMAP to x (cells x dimensions) on one thread, and the same way for the same seed.
-
-    References
-    ----------
-    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
-    """
+    """Fit UMAP (McInnes et al. 2018, https://arxiv.org/abs/1802.03426), the same for the same seed."""
     keep_compiled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")
@@ -81,10 +61,7 @@ def fitted_umap(x: np.ndarray, *, min_dist: float, n_neighbors: int = 15, seed: 
 
 @cache
 def keep_compiled() -> None:
-    """Let numba keep on disk what it compiles for UMAP, which takes 10 to 15 s in each process otherwise.
-
-    Numba chooses the folder: that of ``NUMBA_CACHE_DIR``, or the package's, or one in the user's cache.
-    """
+    """Let numba keep on disk what it compiles for UMAP, which takes 10 to 15 s in each process otherwise."""
     for module in (umap.distances, umap.layouts, umap.umap_, umap.utils):
         for function in vars(module).values():
             if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:

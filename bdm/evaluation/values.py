@@ -27,22 +27,12 @@ TRIMMED_RATIOS, TRIMMED_MEANS = 0.3, 0.05  # shares of genes at either end, as i
 
 @dataclass(frozen=True)
 class Side:
-    """Query cells or test cells, with coordinates and library sizes that were computed among all compared cells.
-
-    Attributes
-    ----------
-    components
-        Joint principal components of both sides, cells x components.
-    effective_library_size
-        Library size times the factor by which the counts of most genes are scaled.
-    genes
-        Column indices of the variable genes, whose correlations are compared.
-    """
+    """Query cells or test cells, with coordinates and library sizes that were computed among all compared cells."""
 
     cells: Cells
-    components: np.ndarray
-    effective_library_size: np.ndarray
-    genes: np.ndarray
+    components: np.ndarray  # joint principal components of both sides, cells x components
+    effective_library_size: np.ndarray  # library size times the factor by which the counts of most genes are scaled
+    genes: np.ndarray  # column indices of the variable genes, whose correlations are compared
     seed: int
 
     def __len__(self) -> int:
@@ -78,12 +68,7 @@ class Side:
 
     @cached_property
     def integrated(self) -> np.ndarray:
-        """Principal components, corrected for batches by ComBat.
-
-        References
-        ----------
-        Johnson et al. 2007, https://doi.org/10.1093/biostatistics/kxj037
-        """
+        """Principal components, corrected by ComBat (Johnson et al. 2007, doi:10.1093/biostatistics/kxj037)."""
         adata = AnnData(self.components.astype(float), obs={"batch": pd.Categorical(self.batches)})
         return np.asarray(sc.pp.combat(adata, key="batch", inplace=False))
 
@@ -135,18 +120,8 @@ def cell_zero_fraction(side: Side) -> np.ndarray:
 def effective_library_size(cells: Cells, reference: np.ndarray) -> np.ndarray:
     """Library size times the trimmed mean of the ratios of a cell's counts to those of a reference (TMM).
 
-    Parameters
-    ----------
-    reference
-        Sum of the counts of each gene over the reference's cells.
-
-    Returns
-    -------
-    One number a cell; the library size where the cell has too few genes.
-
-    References
-    ----------
-    Robinson and Oshlack 2010, https://doi.org/10.1186/gb-2010-11-3-r25
+    ``reference`` has the sum of the counts of each gene. Robinson and Oshlack 2010,
+    https://doi.org/10.1186/gb-2010-11-3-r25.
     """
     counts = cells.counts.tocoo()
     shared = reference[counts.col] > 0
@@ -177,11 +152,9 @@ def occurrence(side: Side) -> np.ndarray:
 
 
 def local_density(side: Side) -> np.ndarray:
-    """Density at the neighbours of each cell over that at the cell: its local outlier factor.
+    """Local outlier factor: density at a cell's neighbours over its own.
 
-    References
-    ----------
-    Breunig et al. 2000, https://doi.org/10.1145/335191.335388
+    Breunig et al. 2000, https://doi.org/10.1145/335191.335388.
     """
     factors = LocalOutlierFactor(n_neighbors=n_neighbours(len(side)), algorithm="brute").fit(side.components)
     return np.asarray(-factors.negative_outlier_factor_)
@@ -213,13 +186,7 @@ def variance_between(side: Side, column: np.ndarray) -> np.ndarray:
 def mixing(side: Side) -> np.ndarray:
     """Cell-specific mixing: how far the batches of a cell's neighbours differ in their distances to the cell.
 
-    The statistic of Anderson and Darling for several samples, over its mean for equal distributions; infinite where all
-    neighbours are of one batch. It increases as the p-value of the published score decreases.
-
-    References
-    ----------
-    Lütge et al. 2021, https://doi.org/10.26508/lsa.202001004; Scholz and Stephens 1987,
-    https://doi.org/10.1080/01621459.1987.10478517
+    Lütge et al. 2021, https://doi.org/10.26508/lsa.202001004, whose p-value decreases as this statistic increases.
     """
     batches, batch = np.unique(side.batches, return_inverse=True)
     neighbours = nearest(side, N_MIXING).kneighbors(return_distance=False)[:MAX_MIXED]
@@ -227,16 +194,9 @@ def mixing(side: Side) -> np.ndarray:
 
 
 def anderson_darling(groups: np.ndarray, *, n_groups: int) -> np.ndarray:
-    """Compare groups by the ranks of their members.
+    """Anderson-Darling statistic of groups (samples x ranks) over its mean for equal distributions; infinite for one.
 
-    Parameters
-    ----------
-    groups
-        Group of each member, samples x ranks.
-
-    Returns
-    -------
-    For each sample, the statistic for several groups over its mean for equal distributions.
+    Scholz and Stephens 1987, https://doi.org/10.1080/01621459.1987.10478517.
     """
     n_ranks = groups.shape[1]
     rank = np.arange(1, n_ranks)
@@ -262,12 +222,7 @@ def agreement_of_k_means(side: Side) -> float:
 
 
 def agreement_of_leiden(side: Side) -> float:
-    """Agreement of cell types with clusters by the Leiden method with the defaults of scanpy: adjusted Rand index.
-
-    References
-    ----------
-    Traag et al. 2019, https://doi.org/10.1038/s41598-019-41695-z
-    """
+    """Compare types with Leiden clusters: adjusted Rand index (Traag et al. 2019, doi:10.1038/s41598-019-41695-z)."""
     adata = AnnData(side.components)
     sc.pp.neighbors(adata, use_rep="X", transformer="sklearn", random_state=side.seed)
     sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=side.seed)

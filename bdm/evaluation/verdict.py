@@ -12,27 +12,14 @@ from bdm.evaluation.scores import SCORE_NAMES
 
 @dataclass(frozen=True)
 class Limit:
-    """Limits of the excess of a score: how much worse than the floor's it is.
+    """Limits of the excess of a score: how much worse than the floor's it is."""
 
-    Attributes
-    ----------
-    same, near
-        Largest excess of cells that cannot be distinguished from real ones, and of cells that are nearly like them.
-    chance, power
-        The excess of real cells has a standard deviation of about ``chance / n**power``, with ``n`` of them and as many
-        test cells, where it is not known by other means, see :func:`chance_of`.
-    ideal
-        Average score of a perfect model.
-    higher
-        Whether a higher score is worse.
-    """
-
-    same: float
-    near: float
-    chance: float
+    same: float  # largest excess of cells that cannot be distinguished from real ones
+    near: float  # and of cells that are nearly like them
+    chance: float  # of real cells: their excess has a standard deviation of about chance / n**power
     power: float = 0.5
-    ideal: float = 0.0
-    higher: bool = True
+    ideal: float = 0.0  # average score of a perfect model
+    higher: bool = True  # whether a higher score is worse
 
     def excess(self, score: float, floor: float) -> float:
         """Return how much worse a score is than the floor's, or than that of a perfect model where this is worse."""
@@ -45,14 +32,8 @@ class Limits:
 
     The relative energy distance of a sample of m real cells to the cells that it is drawn from is ``1 / m``, here of
     200 and of 50. A shift by 0.2 and by 0.5 standard deviations gives the best classifier an AUC of 0.56 and of 0.64.
-
-    Attributes
-    ----------
-    level
-        Probability with which chance makes a score of real cells worse than allowed. With it, the worst of all scores
-        together is wrong about real cells in fewer than one of twenty sets (``benchmarks/scripts/verdicts.py``).
-    min_cells, many_cells
-        Fewest compared cells of a verdict, and the number from which on they are not few.
+    With ``level``, the worst of all scores is wrong about real cells in fewer than one of twenty sets
+    (``benchmarks/scripts/verdicts.py``).
     """
 
     relative_energy: Limit = Limit(0.005, 0.02, chance=0.4, power=1)
@@ -61,9 +42,9 @@ class Limits:
     fold_change_correlation: Limit = Limit(0.05, 0.15, chance=0.4, ideal=1, higher=False)
     f1: Limit = Limit(0.05, 0.15, chance=0.35, ideal=1, higher=False)
     memorisation: Limit = Limit(0.15, 0.25, chance=1.0, ideal=0.5)
-    level: float = 0.01
-    min_cells: int = 10
-    many_cells: int = 60
+    level: float = 0.01  # probability with which chance makes a score of real cells worse than allowed
+    min_cells: int = 10  # of a verdict
+    many_cells: int = 60  # from which on cells are not few
 
     @property
     def by_score(self) -> dict[str, Limit]:
@@ -103,16 +84,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Summary of all scores of a set of cells, in comparison with the floor.
-
-    Attributes
-    ----------
-    n_cells
-        Cells that were compared with as many test cells.
-    """
+    """Summary of all scores of a set of cells, in comparison with the floor."""
 
     findings: tuple[Finding, ...]
-    n_cells: int
+    n_cells: int  # that were compared with as many test cells
 
     @property
     def grade(self) -> Grade:
@@ -149,17 +124,9 @@ class Verdict:
 def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Verdict:
     """Summarise scores in comparison with the scores of the floor, real training cells that were evaluated alike.
 
-    Each score has two limits of its excess: up to the first, cells are as good as real cells, up to the second nearly
-    so, and beyond it they differ (:class:`Limits`). Either limit is extended by what chance alone gives to real cells,
-    which is more for fewer cells, so the same scores never get a better verdict with more cells. The verdict is the
-    worst of all scores.
-
-    Parameters
-    ----------
-    scores, floor
-        By name, see :func:`bdm.evaluation.scores.score_all`; absent and unknown scores are skipped.
-    n_cells
-        Cells that were compared with as many test cells.
+    Each score has two limits of its excess (:class:`Limits`); either is extended by what chance alone gives to real
+    cells, which is more for fewer cells, so the same scores never get a better verdict with more cells. The verdict is
+    that of the worst score; absent and unknown scores are skipped.
     """
     findings = []
     for name, limit in LIMITS.by_score.items():
@@ -174,11 +141,9 @@ def verdict(scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells:
 
 
 def chance_of(name: str, scores: Mapping[str, float], floor: Mapping[str, float], *, n_cells: int) -> Chance:
-    """Return the excess of real cells by chance: derived from the cells of the comparison, if it is known.
+    """Excess of real cells by chance: ``NAME_chance`` (and ``NAME_skewness``) of the scores, where these have it.
 
-    Scores have it as ``relative_energy_chance``, with its skewness, ``memorisation_chance``, and
-    ``fold_change_correlation_chance``, which of the floor's correlation is right for real cells. The scatter of the
-    energy distance of the floor is not added, as the floor counts only where it is worse than ideal.
+    The scatter of the floor's energy distance is not added, as the floor counts only where it is worse than ideal.
     """
     if not _is_known(f"{name}_chance", scores, floor):
         limit = LIMITS.by_score[name]

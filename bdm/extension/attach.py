@@ -27,21 +27,11 @@ from bdm.model.model import BranchedModel
 
 @dataclass(frozen=True)
 class Attached:
-    """Where a cell type or population is in the hierarchy of a model, and its branches from there down.
+    """Where a cell type or population is in the hierarchy of a model, and its branches from there down."""
 
-    Attributes
-    ----------
-    attachment
-        Where a new cell type leaves the hierarchy; None for an updated population, which stays where it is.
-    support
-        Share of resamples of its cells that leave the same branch; None without resamples.
-    tree
-        A leaf, or the clade of its populations, with the support of its inner nodes.
-    """
-
-    attachment: AttachmentPoint | None
-    support: float | None
-    tree: Hierarchy
+    attachment: AttachmentPoint | None  # None for an updated population, which stays where it is
+    support: float | None  # share of resamples of its cells that leave the same branch
+    tree: Hierarchy  # a leaf, or the clade of its populations
 
     @property
     def neighbour(self) -> str:
@@ -50,13 +40,7 @@ class Attached:
 
 
 def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
-    """Squared distance of a type to each population of a model in whitened space, without the noise of both means.
-
-    Parameters
-    ----------
-    means
-        Of the populations of the type, whose squared distances are averaged.
-    """
+    """Squared distance of a type to each population of a model, mean over its populations, without noise."""
     known = MeasuredMeans.from_moments(model.moments)
     measured = ((known.mean[:, None] - means.mean) ** 2).sum(axis=2)
     without_noise = measured - known.variance[:, None] - means.variance
@@ -64,10 +48,7 @@ def squared_distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
 
 
 def distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
-    """Distance of a type to each type of a model, nearest first: root mean square over pairs of their populations.
-
-    It is 0 where noise explains all of the distance.
-    """
+    """Distance of a type to each type of a model, nearest first: root mean square over pairs of populations."""
     squares = squared_distances(model, means)
     return squares.groupby(squares.index.map(model.cell_type_of)).mean().sort_values().clip(lower=0) ** 0.5
 
@@ -75,13 +56,7 @@ def distances(model: BranchedModel, means: MeasuredMeans) -> pd.Series:
 def attached(
     model: BranchedModel, cells: LatentCells, moments: PopulationMoments, *, n_bootstrap: int, seed: int
 ) -> Attached:
-    """Find where a new cell type leaves the hierarchy of a model, and the tree of its populations.
-
-    Parameters
-    ----------
-    cells, moments
-        Of the populations of the type.
-    """
+    """Find where a new cell type leaves the hierarchy of a model, and the tree of its populations."""
     means = MeasuredMeans.from_moments(moments)
     (shape,) = clades_of_types(means, cells.populations, cells.labels).values()
     index = {name: row for row, name in enumerate(cells.populations)}

@@ -38,46 +38,26 @@ MIN_GAIN = -1  # of the decoder of a new type, in standard errors; the initial o
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendSettings(StageSettings):
-    """Settings of an extension.
-
-    Attributes
-    ----------
-    n_replayed
-        Most generated cells that stand for the training cells of a known population when it is updated.
-    """
+    """Settings of an extension."""
 
     adapter: AdapterSettings = field(default=AdapterSettings())
     branch: PriorSettings = field(default=PriorSettings(n_steps=200))
     n_bootstrap: Annotated[int, Ge(0)] = HierarchySettings.n_bootstrap
-    n_replayed: Annotated[int, Ge(1)] = 1000
+    n_replayed: Annotated[int, Ge(1)] = 1000  # generated cells in place of training cells of an updated type
 
 
 @dataclass(frozen=True, repr=False)
 class FittedExtension:
-    """An extended model, and how a type or a population joined it.
-
-    Attributes
-    ----------
-    distance
-        To the cell types of the model before, by name, nearest first, see :func:`bdm.extension.attach.distances`.
-    shift
-        Distance of the mean of an updated population to its former mean; None for a new type.
-    held_out
-        Split of the held-out cells, see :func:`held_out_rows`.
-    before, after
-        Evidence lower bound of each held-out cell, before the extension and with the type-specific decoders.
-    n_counts
-        Mean counts of these cells.
-    """
+    """An extended model, and how a type or a population joined it."""
 
     model: BranchedModel
     extension: Extension
-    distance: pd.Series
-    shift: float | None
-    held_out: str
-    before: np.ndarray
-    after: np.ndarray
-    n_counts: float
+    distance: pd.Series  # to the cell types of the model before, nearest first
+    shift: float | None  # of the mean of an updated population
+    held_out: str  # split of the held-out cells
+    before: np.ndarray  # evidence lower bound of each held-out cell, without a type-specific decoder
+    after: np.ndarray  # with it
+    n_counts: float  # mean counts of these cells
 
     def __repr__(self) -> str:
         cells = counted(self.extension.n_cells, "cell")
@@ -120,16 +100,8 @@ def extend(
 
     A type-specific decoder is fitted to all cells of the type. Sub-populations are found in the latents that it
     encodes, with the settings of the model, and have decoders of their own where these gain. There are none if the
-    model has a fewest number of donors of a sub-population, as the donors of the new cells are not known.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of the type, with the model's genes in its order.
-    batches
-        Offsets of batches that the model does not have.
-    taken
-        Names that no sub-population may have, of types that are added later; names in the model are taken anyway.
+    model has a fewest number of donors of a sub-population, as the donors of the new cells are not known. No
+    sub-population has a name in ``taken``.
     """
     autoencoder = model.autoencoder.with_batches(batches or {})
     first = initial_adapter(cells[cells.obs["split"] == "train"], cell_type, autoencoder)
@@ -157,15 +129,7 @@ def update(
     provenance: dict[str, Any],
     batches: dict[str, torch.Tensor] | None = None,
 ) -> FittedExtension:
-    """Fit a known population anew, to new cells and to generated ones, without a change to any other.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of the population, with the model's genes in its order.
-    batches
-        Offsets of batches that the model does not have.
-    """
+    """Fit a known population anew, to new cells and to generated ones, without a change to any other."""
     autoencoder, cell_type = model.autoencoder.with_batches(batches or {}), model.cell_type_of[population]
     fitted_cells = with_replayed_cells(cells, model, population, settings.n_replayed, seed=seed)
     first = initial_adapter(fitted_cells, population, autoencoder)
@@ -183,28 +147,14 @@ def update(
 
 @dataclass(frozen=True)
 class Joining:
-    """A cell type or a known population that is ready to join a model.
-
-    Attributes
-    ----------
-    cells
-        Its prepared cells.
-    obs
-        Their ``obs``, with the population of each in ``sub_population``.
-    first
-        Decoder before the fit.
-    decoders
-        Type-specific decoders, and sub-populations.
-    latent, moments
-        Cells that the branches are fitted to, and the moments of their populations.
-    """
+    """A cell type or a known population that is ready to join a model."""
 
     cell_type: str
-    cells: ad.AnnData
-    obs: pd.DataFrame
-    first: Adapters
+    cells: ad.AnnData  # prepared
+    obs: pd.DataFrame  # with the population of each in ``sub_population``
+    first: Adapters  # decoder before the fit
     decoders: NewType
-    latent: LatentCells
+    latent: LatentCells  # of cells that the branches are fitted to
     moments: PopulationMoments
     where: Attached
 
@@ -279,8 +229,7 @@ def joined(
 def held_out_rows(obs: pd.DataFrame) -> tuple[str, np.ndarray]:
     """Find the cells that a decoder is scored with, and the name of their split.
 
-    Test cells, if there are enough: nothing depends on them. Otherwise validation cells, or training cells where there
-    are none; as validation cells also chose whether the decoder is kept, its gain is too large for them.
+    Test cells, if there are enough. Otherwise validation cells, which also chose the decoder, or else training cells.
     """
     rows = {split: np.flatnonzero(obs["split"] == split) for split in ("test", "validation", "train")}
     enough = [split for split in rows if len(rows[split]) >= (MIN_HELD_OUT if split == "test" else 1)]

@@ -25,10 +25,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) -> Adapters:
-    """Return the decoder to start from.
-
-    It is the decoder of a known type or population, else the shared one with the mean of the type.
-    """
+    """Return the decoder to start from: of a known type or population, else the shared one with the type's mean."""
     if name in autoencoder.adapters:
         return autoencoder.adapters.subset((name,))
     shared = autoencoder.network
@@ -46,17 +43,9 @@ def initial_adapter(cells: ad.AnnData, name: str, autoencoder: GeneAutoencoder) 
 def with_replayed_cells(
     cells: ad.AnnData, model: BranchedModel, population: str, n_most: int, *, seed: int
 ) -> ad.AnnData:
-    """Add generated cells of a known population to new ones, in place of its training cells, which are not available.
+    """Add up to ``n_most`` generated cells of a known population to new ones, in place of its training cells.
 
-    With these the population does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv
-    1705.08690).
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of the population.
-    n_most
-        Most cells to generate; as many as the population has training cells, if these are fewer.
+    With these it does not drift to the new cells alone (generative replay, Shin et al. 2017, arXiv 1705.08690).
     """
     n_cells = min(int(model.composition.loc[population].sum()), n_most)
     request = request_cells(model, {population: n_cells})
@@ -79,15 +68,7 @@ N_ROUNDS = 5  # of the fit of a new batch
 def batch_offsets(cells: ad.AnnData, autoencoder: GeneAutoencoder, batches: tuple[str, ...]) -> dict[str, Tensor]:
     """Estimate the offsets of genes in new batches, from their cells of known types.
 
-    Genes with few counts keep the mean offset of known batches. A batch without such cells has the mean offset of all
-    genes, as its effect cannot be distinguished from its new types.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of known types.
-    batches
-        Names of the new batches.
+    Genes with few counts, and batches without such cells, keep the mean offset of known batches.
     """
     offsets, decoder = {}, autoencoder.network.decoder
     for batch in batches:

@@ -25,22 +25,11 @@ MIN_CELLS = 5  # cells of a type; some of them select the training step, or are 
 
 @dataclass(frozen=True)
 class NewCells:
-    """Prepared cells of the types that are added to a model, with the genes of the model in its order.
+    """Prepared cells of the types that are added to a model, with the genes of the model in its order."""
 
-    Attributes
-    ----------
-    by_type
-        Cells of new types, and of known types to update, in the order in which they are fitted.
-    known
-        Cells of all types that the model has, except test cells of types to update; they distinguish effects of new
-        batches from new types.
-    batches
-        Batches that the model does not have.
-    """
-
-    by_type: dict[str, ad.AnnData]
-    known: ad.AnnData
-    batches: tuple[str, ...] = ()
+    by_type: dict[str, ad.AnnData]  # new types, and known types to update, in the order in which they are fitted
+    known: ad.AnnData  # of known types, but test cells, for the effects of new batches
+    batches: tuple[str, ...] = ()  # that the model does not have
 
 
 def new_cells(
@@ -55,19 +44,7 @@ def new_cells(
 ) -> NewCells:
     """Prepare cells for the extension of a model, with the split of the cells that it was fitted to.
 
-    Parameters
-    ----------
-    cell_types
-        New types, in the order in which they are added; if there are none, nor types to update, all types that the
-        model lacks and that have ``MIN_CELLS`` cells, the largest first.
-    update
-        Known types to update.
-
-    Raises
-    ------
-    InputError
-        If there is no type to fit, a type is known that should be new or the other way
-        round, has too few cells or the name of a branch, or genes are missing.
+    Of new types, and known ones to update; if none are named, of all types that the model lacks, the largest first.
     """
     labels = labels_of(adata.obs, model, keys, required=True)
     check_names_of_types(labels, model, cell_types, update)
@@ -145,18 +122,7 @@ def prepare_type(cells: ad.AnnData, name: str, model: BranchedModel, seed: int) 
 
 
 def join_known_cells(new: NewCells, model: BranchedModel, known: ad.AnnData | None = None) -> ad.AnnData:
-    """Join new cells with the cells that a model was fitted to, as prepared cells of all types.
-
-    Parameters
-    ----------
-    known
-        Prepared cells of the model's types; none if the new cells alone are wanted.
-
-    Raises
-    ------
-    InputError
-        If the known cells lack genes or cell types of the model.
-    """
+    """Join new cells with the cells that a model was fitted to, if given, as prepared cells of all types."""
     parts = list(new.by_type.values())
     if known is not None:
         check_has_genes(known, model)

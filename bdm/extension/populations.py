@@ -24,19 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NewType:
-    """Decoders and sub-populations of a new cell type.
+    """Decoders and sub-populations of a new cell type."""
 
-    Attributes
-    ----------
-    adapters
-        Type-specific decoders of its populations; of a type with several, also its own, which encodes its cells to
-        find their populations.
-    sub_populations
-        None if the type is one population.
-    """
-
-    adapters: Adapters
-    sub_populations: SubPopulations
+    adapters: Adapters  # of its populations; of a type with several, also its own, to find these
+    sub_populations: SubPopulations  # none if the type is one population
 
 
 def find_populations(
@@ -50,17 +41,7 @@ def find_populations(
 ) -> NewType:
     """Find the sub-populations of a new cell type, and fit a type-specific decoder to each.
 
-    These start from the decoder of the type, with the mean latent of the population, and are kept where validation
-    cells of the population gain.
-
-    Parameters
-    ----------
-    cells
-        Prepared cells of the type.
-    decoder
-        Type-specific decoder of the type, fitted to all of its cells.
-    taken
-        Names that no sub-population may have.
+    These start from the ``decoder`` of the type, and are kept where validation cells of the population gain.
     """
     [cell_type] = decoder
     cells = cells[(cells.obs["split"] != "test").to_numpy()].copy()
@@ -105,12 +86,7 @@ def fit_populations(cells: ad.AnnData, first: Adapters, autoencoder: GeneAutoenc
 
 
 def cells_by_population(cells: ad.AnnData, autoencoder: GeneAutoencoder) -> dict[str, ad.AnnData]:
-    """Divide prepared cells of a known type among its populations; those without cells to fit are left out.
-
-    Returns
-    -------
-    Cells by the name of their population, with the name in ``obs["sub_population"]``.
-    """
+    """Divide prepared cells of a known type by population, and leave out populations without cells to fit."""
     population = populations_of_cells(cells, autoencoder)
     cells = cells.copy()
     cells.obs["sub_population"] = pd.Categorical(population)

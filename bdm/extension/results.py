@@ -100,11 +100,10 @@ class ExtensionReport:
 
 
 def extension_row(fitted: FittedExtension) -> dict[str, Any]:
-    """Return where a type joined the tree, and how well the model expresses it.
+    """Where a type joined the tree, and how well the model expresses it.
 
-    ``cell_type`` is the name of the type, or of the population that was updated. Log likelihoods are evidence lower
-    bounds, means over held-out cells, whose split is ``held_out``; ``gain`` is what the type-specific decoder adds, and
-    ``gain_error`` its standard error.
+    Log likelihoods are evidence lower bounds, means over held-out cells; ``gain`` is what the type-specific decoder
+    adds.
     """
     extension = fitted.extension
     attachment, name = extension.attachment, extension.name
@@ -135,12 +134,9 @@ def extension_row(fitted: FittedExtension) -> dict[str, Any]:
 
 
 def likelihood_table(fitted: Sequence[FittedExtension], model: BranchedModel) -> pd.DataFrame:
-    """Return the log likelihood of a held-out cell of each type, for new types before and after their extension.
+    """Log likelihood of a held-out cell of each type, in nats, for new types before and after their extension.
 
-    Returns
-    -------
-    Table of ``cell_type``, ``stage`` (``model`` for types that the model was fitted with, ``before`` or ``after`` the
-    extension), ``log_likelihood`` (nats a cell), ``n_counts`` (mean counts of a cell), and ``per_1000_counts``.
+    ``stage`` is ``model`` for types that the model was fitted with, else ``before`` or ``after``.
     """
     known = model.autoencoder.likelihood.rename_axis("cell_type").reset_index().assign(stage="model")
     rows = [known] + [

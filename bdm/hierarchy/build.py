@@ -36,25 +36,14 @@ MIN_LEVEL = 0.3  # of a node: populations that overlap below the threshold still
 
 @dataclass(frozen=True)
 class MeasuredClade:
-    """Clade with the noise level at which its children separate, and the moments of the means of populations below it.
+    """Clade with the noise level at which its children separate, and moments of the means of its populations."""
 
-    Attributes
-    ----------
-    members
-        Indices of its populations.
-    name
-        Name of the cell type whose sub-populations these are; None elsewhere.
-    mean, mean_square
-        Averages, over the means m of its populations, of m (dimensions) and of ``|m|**2``, without what the sampling
-        variance of m adds to its square.
-    """
-
-    members: tuple[int, ...]
+    members: tuple[int, ...]  # indices of its populations
     children: tuple["MeasuredClade", ...]
     level: float
-    mean: np.ndarray
-    mean_square: float
-    name: str | None = None
+    mean: np.ndarray  # of the means m of its populations
+    mean_square: float  # of |m|**2, without what the sampling variance of m adds
+    name: str | None = None  # of the cell type whose sub-populations these are
 
 
 MAX_SPREADS = 6  # sigma_max in standard deviations of all cells, or twice the root's level if that is more
@@ -67,19 +56,7 @@ def build_hierarchy(
 ) -> Hierarchy:
     """Build the hierarchy of populations from their means, or compute the noise levels of a given tree.
 
-    Parameters
-    ----------
-    cells
-        Cells that the model is fitted to.
-    tree
-        Shape to use in place of the clustering, whose leaves are the cell types; or groups of cell types, which the
-        distances between the types resolve into a tree.
-
-    Raises
-    ------
-    InputError
-        If the threshold is out of range, both ``tree`` and ``flat`` are given, or the tree's leaves are not the cell
-        types.
+    The leaves of a :class:`Clade` are the cell types; a :class:`Taxonomy` has groups of them, which distances resolve.
     """
     if tree is not None:
         check_not_flat(settings)
@@ -141,13 +118,7 @@ def inner_names(taken: Collection[str]) -> Iterator[str]:
 def branches_of(
     clade: MeasuredClade, parent: str | None, cells: LatentCells, evidence: Evidence, names: Iterator[str]
 ) -> list[Branch]:
-    """Branches of a clade, itself first, larger children before smaller ones.
-
-    Parameters
-    ----------
-    names
-        Names for inner nodes; the clade of a cell type has its name.
-    """
+    """Branches of a clade, itself first, larger children before smaller ones; ``names`` are for inner nodes."""
     labels = {cells.labels[member] for member in clade.members}
     name = clade.name or (next(names) if clade.children else cells.populations[clade.members[0]])
     branch = Branch(
@@ -172,25 +143,10 @@ def _flat_branches(cells: LatentCells, sigma_max: float) -> tuple[Branch, ...]:
 
 
 def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySettings.threshold) -> np.ndarray:
-    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``.
+    """Noise level at which the best classifier distinguishes two cell types with AUC ``threshold``; 0 where none does.
 
-    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``.
-
-    Parameters
-    ----------
-    distance
-        Mahalanobis distance between type means, any shape.
-    threshold
-        In (0.5, 1): with smaller thresholds, types separate earlier in the denoising, and share less of it.
-
-    Returns
-    -------
-    Noise level in whitened units, the shape of ``distance``; 0 where types overlap below the threshold.
-
-    Raises
-    ------
-    InputError
-        If ``threshold`` is outside (0.5, 1).
+    Solves ``threshold = Phi(distance / sqrt(2 (1 + sigma**2)))`` for ``sigma``, of a Mahalanobis distance between
+    means.
     """
     HierarchySettings.check(threshold=threshold)
     variance = np.asarray(distance) ** 2 / (2 * norm.ppf(threshold) ** 2) - 1
@@ -198,13 +154,7 @@ def branch_level(distance: np.ndarray | float, *, threshold: float = HierarchySe
 
 
 def measure_clade(clade: Clade, means: MeasuredMeans, index: dict[str, int], *, threshold: float) -> MeasuredClade:
-    """Compute the level of every node of a tree, from its merge height, and at least the level of its children.
-
-    Parameters
-    ----------
-    index
-        Row of ``means`` of each population.
-    """
+    """Level of every node of a tree, from its merge height; ``index`` gives rows of ``means``."""
     if not clade.children:
         (leaf,) = clade.leaves()
         row = index[leaf]
@@ -235,40 +185,21 @@ def merge_height(children: tuple[MeasuredClade, ...]) -> float:
 
 @dataclass(frozen=True)
 class AttachmentPoint:
-    """Branch and noise level at which a new cell type leaves the hierarchy.
+    """Branch and noise level at which a new cell type leaves the hierarchy."""
 
-    Attributes
-    ----------
-    branch
-        Name of the branch that it leaves.
-    level
-        Noise level at which it does.
-    distance
-        Root mean square of its distances to the populations below that branch, in whitened space; 0 where noise
-        explains all of the distance.
-    """
-
-    branch: str
+    branch: str  # that it leaves
     level: float
-    distance: float
+    distance: float  # root mean square, to the populations below that branch, in whitened space
 
 
 def attachment_point(
     hierarchy: Hierarchy, squared_distance: dict[str, float], *, lowest: float = MIN_LEVEL
 ) -> AttachmentPoint:
-    """Find the attachment point of a new cell type by its squared distances to the populations of a hierarchy.
+    """Find where a new cell type leaves a hierarchy, by its squared distances to populations, which may be negative.
 
     Descends from the root to the nearest child for as long as the type separates from that child at a lower noise level
-    than the children separate from each other. The type leaves the branch at the level at which it separates from the
-    populations below by the threshold of the hierarchy. It leaves no branch below a cell type, which stays a clade.
-
-    Parameters
-    ----------
-    squared_distance
-        Squared distance of the new type to each population, by name, in whitened space, without the noise of both
-        means; it may be negative. Of a type of several populations, the average of the squared distances of these.
-    lowest
-        Lowest level at which the type may leave: the level at which its own populations separate.
+    than the children separate from each other; not below a cell type, which stays a clade. ``lowest`` is the level at
+    which its own populations separate.
     """
 
     def square(name: str) -> float:
@@ -299,22 +230,10 @@ def with_new_type(
     row: int,
     support: float | None = None,
 ) -> Hierarchy:
-    """Add a cell type to a hierarchy.
+    """Add a cell type, a leaf or a clade of populations, whose branches have rows from ``row`` on in the prior.
 
-    The branch that it leaves is cut in two at the attachment point. The upper part becomes a new node that keeps the
-    row in the prior, so the cells of other types do not change.
-
-    Parameters
-    ----------
-    tree
-        Branches of the type: a leaf, or a clade of its populations.
-    row
-        Row of the first of the added branches in the prior, in the order of ``tree``.
-
-    Raises
-    ------
-    InputError
-        If there is a branch of the same name, or the level of the attachment point is not on its branch.
+    The branch that it leaves is cut in two. The upper part becomes a new node that keeps its row in the prior, so the
+    cells of other types do not change.
     """
     if taken := next((branch.name for branch in tree.branches if branch.name in hierarchy.by_name), None):
         raise InputError(f"The hierarchy has a branch {taken!r} already; give the new type another name.")
@@ -346,13 +265,7 @@ def with_new_type(
 
 
 def with_updated_population(hierarchy: Hierarchy, population: str, *, row: int, n_cells: int) -> Hierarchy:
-    """Generate a population by another row of the prior, without a change to its position in the tree.
-
-    Parameters
-    ----------
-    n_cells
-        Number of its new cells.
-    """
+    """Generate a population by another row of the prior, with ``n_cells`` new cells, where it is in the tree."""
     lineage = {branch.name for branch in hierarchy.lineage(population)}
     updated = next_extension(hierarchy)
     branches = []
@@ -366,13 +279,7 @@ def with_updated_population(hierarchy: Hierarchy, population: str, *, row: int, 
 
 
 def with_rows(hierarchy: Hierarchy, *, first: int = 0) -> Hierarchy:
-    """Write its row into every branch, which is its position only until others are inserted.
-
-    Parameters
-    ----------
-    first
-        Number of rows that the prior has before these.
-    """
+    """Write its row, from ``first`` on, into every branch: it is its position only until others are inserted."""
     indices = hierarchy.rows
     branches = tuple(replace(branch, row=first + indices[branch.name]) for branch in hierarchy.branches)
     return replace(hierarchy, branches=branches)

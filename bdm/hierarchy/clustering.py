@@ -18,18 +18,10 @@ ERROR_RATE = 0.05  # probability that any sub-population is reported as nearer t
 
 @dataclass(frozen=True)
 class MeasuredMeans:
-    """Means of populations that were measured with noise.
+    """Means of populations that were measured with noise."""
 
-    Attributes
-    ----------
-    mean
-        In whitened space, populations x dimensions.
-    variance
-        Sampling variance of each mean, summed over dimensions.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
+    mean: np.ndarray  # in whitened space, populations x dimensions
+    variance: np.ndarray  # sampling variance of each mean, summed over dimensions
 
     @classmethod
     def from_moments(cls, moments: PopulationMoments) -> "MeasuredMeans":
@@ -46,15 +38,9 @@ class MeasuredMeans:
 
 
 def squared_distances(means: MeasuredMeans) -> np.ndarray:
-    """Squared distances between the means of populations, without the noise of the measured means.
+    """Squared distances between the means of populations without the noise of both, in the order of SciPy's ``pdist``.
 
-    Measured means are farther from each other than the means of more cells would be: their squared distance is larger
-    by the sum of their sampling variances on average. Differences below 0 are kept, as they average out in larger
-    clades.
-
-    Returns
-    -------
-    One value per pair of populations, in the order of :func:`scipy.spatial.distance.pdist`.
+    Differences below 0 are kept, as they average out in larger clades.
     """
     first, second = np.triu_indices(len(means.mean), k=1)
     measured: np.ndarray = pdist(means.mean, "sqeuclidean")
@@ -82,13 +68,7 @@ def rows_of_types(labels: tuple[str, ...]) -> dict[str, list[int]]:
 
 
 def merges(squares: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs that average linkage merges, in order; merged ones are numbered after the given ones, as by SciPy.
-
-    Parameters
-    ----------
-    squares
-        Squared distances of pairs, in the order of :func:`scipy.spatial.distance.pdist`.
-    """
+    """Pairs that average linkage merges, in order; merged ones are numbered after the given ones, as by SciPy."""
     if not len(squares):
         return []
     return [(int(first), int(second)) for first, second, _, _ in linkage(squares, method="average")]
@@ -109,15 +89,7 @@ def cluster_means(means: MeasuredMeans, populations: tuple[str, ...]) -> Clade:
 
 
 def cluster_populations(means: MeasuredMeans, populations: tuple[str, ...], labels: tuple[str, ...]) -> Clade:
-    """Cluster populations within each cell type, and the cell types, all by average linkage of squared distances.
-
-    Parameters
-    ----------
-    means
-        Means of the populations.
-    populations, labels
-        Name and cell type of each population.
-    """
+    """Cluster populations within each cell type, and the cell types, all by average linkage of squared distances."""
     return merged(list(clades_of_types(means, populations, labels).values()), merges_of_types(means, labels))
 
 
@@ -150,21 +122,11 @@ def with_sub_populations(tree: Clade, clades: dict[str, Clade]) -> Clade:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What resamples of cells show of a tree.
+    """What resamples of cells show of a tree."""
 
-    Attributes
-    ----------
-    support
-        See :func:`clade_support`.
-    place
-        Support of the places of cell types of few cells, see :func:`place_support`.
-    nearer_to
-        Nearer cell type of each population, see :func:`nearer_types`.
-    """
-
-    support: Mapping[frozenset[int], float] | None
-    place: Mapping[str, float]
-    nearer_to: Mapping[str, str | None]
+    support: Mapping[frozenset[int], float] | None  # see clade_support
+    place: Mapping[str, float]  # of cell types of few cells, see place_support
+    nearer_to: Mapping[str, str | None]  # see nearer_types
 
     def support_of(self, members: Collection[int]) -> float | None:
         """Support of a set of populations; None without resamples."""
@@ -174,21 +136,10 @@ class Evidence:
 def resample_means(
     x: np.ndarray, population: np.ndarray, means: MeasuredMeans, *, n_bootstrap: int, generator: np.random.Generator
 ) -> list[MeasuredMeans]:
-    """Means of resamples of cells with replacement, within populations.
+    """Means of resamples of cells (x, whitened, see :func:`without_prior`) with replacement, within populations.
 
-    Means of resamples have the noise of the measured means, and the noise of resampling. Both are subtracted, so that
-    the distances of resamples scatter around the distances that the tree is made of; else resamples would put rare
-    populations apart.
-
-    Parameters
-    ----------
-    x
-        What the counts of each cell suggest, in whitened space, cells x dimensions, see
-        :func:`bdm.latent.moments.without_prior`.
-    population
-        Index of each cell's population.
-    means
-        Of the populations.
+    They have the noise of the measured means and of resampling. Both are subtracted, so that distances scatter around
+    those that the tree is made of; else resamples would put rare populations apart.
     """
     drawn, noise = np.empty((n_bootstrap, *means.mean.shape)), means.variance.copy()
     for code in range(len(means.mean)):
@@ -204,11 +155,7 @@ def resample_means(
 def clade_support(resamples: Sequence[MeasuredMeans], labels: tuple[str, ...]) -> dict[frozenset[int], float] | None:
     """Share of resamples in which each set of populations is a clade, see :func:`clades_of_populations`.
 
-    The bootstrap is of Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
-
-    Returns
-    -------
-    Support by set of populations, as indices, of all clades that occur; None without resamples.
+    The bootstrap of Felsenstein 1985 (Evolution 39:783), with cells in the place of sites.
     """
     if not resamples:
         return None
@@ -219,8 +166,8 @@ def clade_support(resamples: Sequence[MeasuredMeans], labels: tuple[str, ...]) -
 def clades_of_populations(means: MeasuredMeans, labels: tuple[str, ...]) -> set[frozenset[int]]:
     """Find the sets of populations, as indices, that are clades: of several cell types, and of one.
 
-    Several types are a clade in the clustering of the types, as in the tree. Populations of one type are a clade in the
-    clustering of all populations, whatever their types, which shows whether the cells agree with the type.
+    Several types are a clade in the clustering of the types, as in the tree; populations of one type in the clustering
+    of all populations, which shows whether the cells agree with the type.
     """
     of_one = {clade for clade in clades_of(means) if len({labels[row] for row in clade}) == 1}
     members = list(map(frozenset, rows_of_types(labels).values()))
@@ -245,12 +192,8 @@ def place_support(
 ) -> dict[str, float]:
     """Share of resamples in which a cell type of few cells leaves the tree of the other types where it does.
 
-    A type of few cells may be anywhere in resamples, and takes the support of the clades that it leaves and enters with
-    it. So its own place is examined: the clade of types with enough cells that it is next to.
-
-    Returns
-    -------
-    Support by type of ``few``; none without resamples, or where no type has enough cells.
+    Such a type may be anywhere in resamples, and takes the support of the clades that it leaves and enters with it; so
+    its own place is examined: the clade of types with enough cells that it is next to.
     """
     if not resamples:
         return {}
@@ -277,19 +220,10 @@ def nearer_types(
     *,
     uncertain: Collection[str] = (),
 ) -> tuple[str | None, ...]:
-    """Cell type whose populations are nearer to a sub-population, on average, than the others of its own type.
+    """Cell type whose populations are nearer to a sub-population, on average, than the others of its own type, or None.
 
-    Differences of mean squared distances are compared with their standard deviation over resamples, by a normal test at
-    :data:`ERROR_RATE` that is divided by the number of pairs of a sub-population and another type (Bonferroni).
-
-    Parameters
-    ----------
-    uncertain
-        Cell types whose own place is uncertain, which are left out.
-
-    Returns
-    -------
-    One per population; None where no other type is nearer, or the evidence does not suffice, as without resamples.
+    Differences of mean squared distances are compared with their standard deviation over resamples, by a normal test
+    with Bonferroni's correction for the pairs of a sub-population and another type; ``uncertain`` types are left out.
     """
     rows = rows_of_types(labels)
     own, names = np.array([list(rows).index(label) for label in labels]), list(rows)

@@ -11,28 +11,14 @@ from bdm.hierarchy.tree import Clade, Hierarchy
 
 @dataclass(frozen=True)
 class TreeComparison:
-    """Clades of a tree and of a reference; a clade is the set of cell types below an inner node.
-
-    The clade of the root, which all trees have, is left out.
-
-    Attributes
-    ----------
-    tree, reference
-        Clades of each.
-    """
+    """Clades of a tree and of a reference, but the root's; a clade is the set of cell types below an inner node."""
 
     tree: Set[frozenset[str]]
     reference: Set[frozenset[str]]
 
     @classmethod
     def from_trees(cls, tree: Clade | Hierarchy, reference: Clade | Hierarchy) -> "TreeComparison":
-        """Compare two trees.
-
-        Raises
-        ------
-        InputError
-            If their cell types are not the same.
-        """
+        """Compare two trees."""
         ours, theirs = cell_types_of(tree), cell_types_of(reference)
         if ours != theirs:
             raise InputError(
@@ -52,10 +38,7 @@ class TreeComparison:
 
     @property
     def robinson_foulds(self) -> int:
-        """Number of clades that only one of the two has.
-
-        Robinson and Foulds 1981 (Math. Biosci. 53:131), for trees with a root.
-        """
+        """Number of clades that only one has (Robinson and Foulds 1981, Math. Biosci. 53:131, for rooted trees)."""
         return len(self.tree ^ self.reference)
 
     @property
@@ -76,14 +59,9 @@ def agreement(tree: Hierarchy, clustered: Hierarchy) -> str:
 
 
 def comparison_table(tree: Hierarchy, clustered: Hierarchy) -> pd.DataFrame:
-    """List the clades of a given tree and of the clustering of the same cells, without the root's.
+    """List the clades of a given tree, then those of the clustering of the same cells alone, without the root's.
 
-    Returns
-    -------
-    Table of ``node`` (in the given tree; none for a clade of the clustering alone), ``in_tree`` and ``in_clustering``,
-    ``support`` (share of resamples of cells in whose clustering it is a clade; none without resamples),
-    ``contradicted`` (whether a clade of the other one overlaps it in part), ``n_types``, ``n_cells`` and
-    ``cell_types``; nodes of the tree first.
+    ``contradicted`` is whether a clade of the other one overlaps it in part.
     """
     ours, theirs = (TreeComparison.from_trees(*pair) for pair in ((tree, clustered), (clustered, tree)))
     columns = ("node", "in_tree", "in_clustering", "support", "contradicted", "n_types", "n_cells", "cell_types")

@@ -19,13 +19,7 @@ def save_hierarchy(path: Path, hierarchy: Hierarchy) -> None:
 
 
 def load_hierarchy(path: Path) -> Hierarchy:
-    """Read a hierarchy from its JSON file.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or it is not a hierarchy that :func:`save_hierarchy` wrote.
-    """
+    """Read a hierarchy from its JSON file."""
     content = read_checksummed_json(path, "hierarchy", version=FORMAT)
     with reject_if_damaged(path):
         of_fields = {name: value for name, value in content.items() if name not in ("format", "checksum")}
@@ -47,8 +41,8 @@ def quoted(name: str) -> str:
 def to_newick(hierarchy: Hierarchy) -> str:
     """Write a hierarchy in Newick, with branch lengths in noise levels.
 
-    Leaves are the populations. An inner node is labelled by its support, and above the sub-populations of a cell type
-    by the name of the cell type, so that :func:`read_tree` finds the cell types again.
+    An inner node is labelled by its support, and above the sub-populations of a cell type by its name, so that
+    :func:`read_tree` finds the cell types again.
     """
     written: dict[str, str] = {}
     for branch in reversed(hierarchy.branches):
@@ -65,15 +59,7 @@ def to_newick(hierarchy: Hierarchy) -> str:
 
 
 def from_newick(text: str) -> Clade:
-    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names.
-
-    Branch lengths and comments are ignored.
-
-    Raises
-    ------
-    InputError
-        If the text is not Newick.
-    """
+    """Read the shape of the first tree of a Newick text, with the labels of inner nodes as their names."""
     open_nodes: list[list[Clade]] = [[]]
     position, skip = 0, False
     name: str | None = None
@@ -121,13 +107,7 @@ Tree = Clade | Path | str | Sequence[Any]  # a shape, a file, Newick text, or ne
 
 @rejecting_deep_trees()
 def as_clade(tree: Tree) -> Clade:
-    """Turn a user's tree, in any form of :data:`Tree`, into its shape.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read.
-    """
+    """Turn a user's tree, in any form of :data:`Tree`, into its shape."""
     if isinstance(tree, Clade):
         return tree
     if isinstance(tree, Path) or (isinstance(tree, str) and not tree.lstrip().startswith("(")):
@@ -162,16 +142,7 @@ def read_tree(path: Path | str) -> Clade:
 
 
 def branch_table(hierarchy: Hierarchy) -> pd.DataFrame:
-    """List all branches, parents before their children.
-
-    Returns
-    -------
-    Table of ``branch``, ``parent`` (none for the root), ``level`` (where the branch ends), ``cell_type`` (none where
-    there are several below it), ``n_types``, ``n_populations`` and ``n_cells`` below it, ``support`` (of nodes),
-    ``nearer_to`` (cell type that a sub-population is nearer to than to the others of its own), ``place`` (support of
-    the place of a cell type of few cells), ``note`` (where that is uncertain), ``added`` (number of the extension that
-    added it, 0 if none), and ``cell_types`` below it, in the tree's order.
-    """
+    """List all branches, parents before their children, with the cell types below each."""
     rows = []
     for branch in hierarchy.branches:
         below = hierarchy.types_below(branch.name)

@@ -22,34 +22,16 @@ Types = frozenset[str]
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Named groups of cell types, of which two may overlap without one containing the other.
+    """Named groups of cell types, of which two may overlap without one containing the other."""
 
-    Attributes
-    ----------
-    groups
-        Cell types by name of the group; of groups with the same types, the first gives the name.
-    source
-        Where they are from, for the record of a hierarchy.
-    """
-
-    groups: Mapping[str, Types]
-    source: dict[str, str] = field(default_factory=dict)
+    groups: Mapping[str, Types]  # of groups with the same types, the first gives the name
+    source: dict[str, str] = field(default_factory=dict)  # for the record of a hierarchy
 
     def resolved(self, cell_types: Sequence[str], squares: np.ndarray, *, taken: Collection[str] = ()) -> Clade:
         """Resolve the groups into a tree of cell types, in which each type and group has one parent.
 
-        Candidates for the parent of a group are the smallest groups that contain it. Of several, the nearest in the
-        data is chosen: the one whose other types have the least squared distance on average. Groups that are left with
-        one child are left out.
-
-        Parameters
-        ----------
-        cell_types
-            Leaves of the tree.
-        squares
-            Squared distance between every two cell types, types x types, in this order.
-        taken
-            Names that inner nodes must not have; the others are named after their groups.
+        Candidates for the parent of a group are the smallest groups that contain it; of several, the one whose other
+        types have the least squared distance (types x types) on average. Inner nodes must not have the names ``taken``.
         """
         index = {name: row for row, name in enumerate(cell_types)}
         root, names = frozenset(cell_types), dict[Types, str]()
@@ -78,19 +60,7 @@ class Taxonomy:
 
 
 def given_tree(tree: Tree | None, obs: pd.DataFrame, settings: HierarchySettings) -> Clade | Taxonomy | None:
-    """Read a user's tree, if there is one: in any form of :data:`bdm.hierarchy.files.Tree`, or ``cell-ontology``.
-
-    Parameters
-    ----------
-    obs
-        Prepared cells, with the column ``settings.ontology_key``.
-
-    Raises
-    ------
-    InputError
-        If it cannot be read, the hierarchy is to be flat, or the Cell Ontology and the column of its terms are not
-        given together.
-    """
+    """Read a user's tree: any form of :data:`Tree`, or ``cell-ontology`` by a column of prepared ``obs``."""
     if tree is not None:
         check_not_flat(settings)
     if sentence := ontology_rejection(tree, settings.ontology_key):
@@ -109,20 +79,7 @@ def check_not_flat(settings: HierarchySettings) -> None:
 def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:
     """Group the cell types of prepared cells by the terms of the Cell Ontology that are above their own (is a).
 
-    A term groups the types whose term it is, or is an ancestor of. So a type with the term of a group is a leaf
-    next to the other types of the group.
-
-    Parameters
-    ----------
-    obs
-        Columns ``cell_type`` and ``key``, which has one term for each cell type: an identifier such as ``CL:0000084``,
-        or the name of a term.
-
-    Raises
-    ------
-    InputError
-        If the package with the ontology is not installed, there is no such column, or a type has no term, several, or
-        one that the ontology does not have.
+    A type with the term of a group is a leaf next to the other types of the group.
     """
     parser = ontology_parser()
     if sentence := column_rejection(key, obs, argument="ontology_key"):
@@ -143,13 +100,7 @@ def cell_ontology(obs: pd.DataFrame, key: str) -> Taxonomy:
 
 
 def ontology_parser() -> Any:
-    """Return the parser of the ontologies that the package cellxgene-ontology-guide contains.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
+    """Return the parser of the ontologies that the package cellxgene-ontology-guide contains."""
     try:
         from cellxgene_ontology_guide.ontology_parser import OntologyParser
     except ImportError as error:
@@ -158,13 +109,7 @@ def ontology_parser() -> Any:
 
 
 def terms_of_types(obs: pd.DataFrame, key: str) -> dict[str, str]:
-    """Return the term of each cell type.
-
-    Raises
-    ------
-    InputError
-        If a type has none, or several.
-    """
+    """Return the term of each cell type."""
     pairs = obs[["cell_type", key]].astype(str).drop_duplicates()
     found: dict[str, str] = {}
     for cell_type, terms in pairs.groupby("cell_type", sort=True)[key]:
@@ -183,13 +128,7 @@ def terms_of_types(obs: pd.DataFrame, key: str) -> dict[str, str]:
 
 
 def term_id(parser: Any, term: str, cell_type: str, key: str) -> str:
-    """Return the identifier of a term, which may be given by its name.
-
-    Raises
-    ------
-    InputError
-        If the Cell Ontology has no such term, or has replaced it.
-    """
+    """Return the identifier of a term, which may be given by its name."""
     known = term if parser.is_valid_term_id(term, PREFIX) else parser.get_term_label_to_id_map(PREFIX).get(term)
     if known is None:
         raise InputError(

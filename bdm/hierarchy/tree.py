@@ -25,13 +25,7 @@ class Clade:
 
 @contextmanager
 def rejecting_deep_trees() -> Iterator[None]:
-    """Reject a tree with more nodes one below the other than functions can call themselves.
-
-    Raises
-    ------
-    InputError
-        With some 300 nodes or more, by Python's limit of 1,000 calls.
-    """
+    """Reject a tree with more nodes one below the other (some 300) than functions can call themselves."""
     try:
         yield
     except RecursionError as error:
@@ -42,13 +36,7 @@ def rejecting_deep_trees() -> Iterator[None]:
 
 
 def from_nested(nested: str | Sequence[Any]) -> Clade:
-    """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``.
-
-    Raises
-    ------
-    InputError
-        If it contains anything but text and lists of two or more elements.
-    """
+    """Read a tree from nested lists of cell types, such as ``[["B", "NK"], "Mono"]``."""
     if isinstance(nested, str):
         return Clade(nested)
     if not isinstance(nested, list | tuple):
@@ -65,11 +53,6 @@ def match_leaves(tree: Clade, cell_types: Sequence[str]) -> Clade:
     In Newick, the underscores of unquoted names stand for spaces; leaves are given underscores again where the cell
     type has them. A clade with the name of a cell type is this leaf if no cell type is below it, as are clades of
     sub-populations; other names of inner nodes are left out.
-
-    Raises
-    ------
-    InputError
-        If a cell type is missing, unknown, or in the tree twice.
     """
     spaced = {cell_type.replace("_", " "): cell_type for cell_type in cell_types}
     tree = _of_cell_types(tree, spaced | {cell_type: cell_type for cell_type in cell_types})
@@ -112,47 +95,19 @@ PLACE_UNCERTAIN = "few cells: place uncertain"
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of the hierarchy: a cell type, or the common ancestor of several.
+    """A branch of the hierarchy: a cell type, or the common ancestor of several."""
 
-    Attributes
-    ----------
-    name
-        The population (a cell type or one of its sub-populations), or the name of the inner node: of a cell type whose
-        sub-populations are below it, the cell type.
-    parent
-        Name of the branch that this one leaves; None for the root.
-    level
-        Noise level of the lower end, in whitened units, at which its children separate; 0 for a population.
-    n_cells
-        Number of cells below the branch that the hierarchy was built from.
-    support
-        Share of bootstrap resamples of cells in which the same populations form a clade; None without resamples.
-    cell_type
-        Cell type of all populations below; None where there are several.
-    nearer_to
-        Cell type whose populations are nearer than the others of its own; None for all but such a sub-population.
-    place
-        Share of resamples in which a cell type of few cells is next to the same types, see
-        :func:`bdm.hierarchy.clustering.place_support`; None for all others.
-    row
-        Row of its parameters in the prior; None where it is the position of the branch in ``Hierarchy.branches``.
-    added
-        Number of the extension that added the branch; 0 for a branch of the model before any extension.
-    updated
-        Number of the last extension that updated it, from new cells of a known type; 0 if none did.
-    """
-
-    name: str
-    parent: str | None
-    level: float
-    n_cells: int
-    support: float | None = None
-    cell_type: str | None = None
-    nearer_to: str | None = None
-    place: float | None = None
-    row: int | None = None
-    added: int = 0
-    updated: int = 0
+    name: str  # population, or inner node: of a cell type whose sub-populations are below it, the cell type
+    parent: str | None  # None for the root
+    level: float  # of the lower end, in whitened units, at which its children separate; 0 for a population
+    n_cells: int  # below the branch that the hierarchy was built from
+    support: float | None = None  # share of bootstrap resamples in which its populations form a clade
+    cell_type: str | None = None  # of all populations below; None where there are several
+    nearer_to: str | None = None  # cell type whose populations are nearer than the others of its own
+    place: float | None = None  # support of the place of a cell type of few cells; None for others
+    row: int | None = None  # in the prior; None where it is the position in ``Hierarchy.branches``
+    added: int = 0  # number of the extension that added the branch; 0 if none did
+    updated: int = 0  # number of the last extension that updated it, from new cells of a known type
 
     @property
     def place_uncertain(self) -> bool:
@@ -162,13 +117,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a path from the root: a branch from noise level ``high`` down to ``low``.
-
-    Attributes
-    ----------
-    row
-        Row of the branch's parameters in the prior.
-    """
+    """Part of a path from the root: a branch, with its row in the prior, from noise level ``high`` down to ``low``."""
 
     branch: str
     row: int

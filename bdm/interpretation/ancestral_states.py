@@ -21,32 +21,19 @@ MAX_EMBEDDED_CELLS = 1000  # UMAP calls a function for each pair of them
 
 @dataclass(frozen=True)
 class AncestralStates:
-    """What the model expects at the lower end of each branch; of a node, the state in which its children are one.
+    """What the model expects at the lower end of each branch, in the order of the hierarchy.
 
-    The branches are in the hierarchy's order. An ancestral state lies between its cell types, and is not
-    their average: a gene that few of them express is nearly as low in it as in the others.
-
-    Attributes
-    ----------
-    x
-        Mean of the denoised cells in whitened space, branches x dimensions.
-    expression
-        Mean of their decoded expression in CP10k, genes x branches.
-    detected
-        Share of such cells that would have counts of a gene, genes x branches.
+    An ancestral state lies between its cell types, and is not their average: a gene that few of them express is nearly
+    as low in it as in the others.
     """
 
-    x: np.ndarray
-    expression: pd.DataFrame
-    detected: pd.DataFrame
+    x: np.ndarray  # mean of the denoised cells in whitened space, branches x dimensions
+    expression: pd.DataFrame  # mean of their decoded expression in CP10k, genes x branches
+    detected: pd.DataFrame  # share of such cells that would have counts of a gene, genes x branches
 
 
 def ancestral_states(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> AncestralStates:
-    """Denoise cells at the lower end of each branch, as they are decoded down the tree, and decode them to genes.
-
-    The mean of denoised cells of a branch is the mean of its population at any noise level, so the mean x is a
-    staircase down the tree: it steps at branch points alone. Expression follows it, but for the curve of the softmax.
-    """
+    """Denoise cells at the lower end of each branch, as they are decoded down the tree, and decode them to genes."""
     sampler = model.sampler()
     means, expression, detected = [], [], []
     names = [branch.name for branch in model.hierarchy.branches]
@@ -81,14 +68,7 @@ def branch_observation_model(model: BranchedModel, populations: Collection[str])
 
 
 def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) -> pd.DataFrame:
-    """Mean path of each population through the noise levels, as the expression of ``genes``.
-
-    Returns
-    -------
-    Table with a row for each branch on the path of each population: ``cell_type``, ``sub_population`` (the type itself
-    where it has one population), ``branch``, its noise levels from
-    ``high`` to ``low``, and the mean denoised expression of each gene, in CP10k, on all of the branch.
-    """
+    """List the branches on the path of each population, with the mean denoised expression of ``genes`` in CP10k."""
     steps = [
         {
             "cell_type": cell_type,
@@ -108,28 +88,14 @@ def path_table(states: AncestralStates, hierarchy: Hierarchy, genes: list[str]) 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Coordinates of ancestral states and of real cells in one UMAP of the whitened latent space.
+    """Coordinates of ancestral states and of real cells in one UMAP of the whitened latent space."""
 
-    Attributes
-    ----------
-    ancestral_states
-        Branches x 2.
-    cells
-        Table of real cells with the columns ``cell_type``, ``sub_population`` (the type itself where it has one
-        population), ``umap1`` and ``umap2``.
-    """
-
-    ancestral_states: np.ndarray
-    cells: pd.DataFrame
+    ancestral_states: np.ndarray  # branches x 2
+    cells: pd.DataFrame  # ``cell_type``, ``sub_population``, ``umap1`` and ``umap2`` of real cells
 
 
 def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCells, *, seed: int) -> Embedding:
-    """Embed up to 1,000 real cells, and each ancestral state among its nearest cells.
-
-    References
-    ----------
-    McInnes et al. 2018, https://arxiv.org/abs/1802.03426
-    """
+    """Embed up to 1,000 real cells, and each ancestral state among its nearest cells."""
     from bdm.evaluation.umap import fitted_umap  # late, as UMAP takes seconds to import
 
     n_cells = len(cells.mean)
@@ -146,10 +112,7 @@ def embedding_of(model: BranchedModel, states: AncestralStates, cells: LatentCel
 
 
 def commitment_of(model: BranchedModel, states: AncestralStates, contrast: Contrast) -> Commitment:
-    """Measure the commitment of each gene to the sides of a contrast, at the ancestral state of the node.
-
-    Type-specific decoders shift the sides by what they add to the shared decoder.
-    """
+    """Compute the commitment of each gene to the sides of a contrast, with what type-specific decoders add."""
     share = states.expression[contrast.node].to_numpy() / 1e4
     sides = contrast.inside, contrast.outside
     shared = commitment(gene_directions(model, share), *map(model.moments.mixture, sides))
@@ -178,12 +141,6 @@ def commitment(directions: np.ndarray, inside: Normal, outside: Normal) -> Commi
 
 
 def gene_directions(model: BranchedModel, share: np.ndarray) -> np.ndarray:
-    """Gradient of each gene's log expression in whitened space, genes x dimensions.
-
-    Parameters
-    ----------
-    share
-        Share of each gene in expression where the gradient is taken; sums to 1.
-    """
+    """Gradient of each gene's log expression in whitened space, genes x dimensions, where genes have ``share``."""
     to_latent = matrix_power(model.whitening.covariance.double(), 0.5)[model.layout.latent]
     return model.autoencoder.network.decoder.directions(share, to_latent.numpy())

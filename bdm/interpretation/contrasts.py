@@ -18,31 +18,16 @@ from bdm.hierarchy.tree import Hierarchy
 
 @dataclass(frozen=True)
 class Contrast:
-    """A child of an inner node against all else below that node.
+    """A child of an inner node against all else below that node."""
 
-    Attributes
-    ----------
-    node, child
-        Names of branches.
-    level
-        Noise level at which the node's children separate.
-    inside, outside
-        Populations below the child, and below the node's other children.
-    names_inside, names_outside
-        The same in as few names: of a cell type whose populations are all on one side, the cell type.
-    divides_type
-        Whether populations of one cell type are on both sides, or some on neither. So the side of a cell depends on its
-        counts.
-    """
-
-    node: str
-    level: float
+    node: str  # name of the branch
+    level: float  # noise level at which the node's children separate
     child: str
-    inside: tuple[str, ...]
-    outside: tuple[str, ...]
-    names_inside: tuple[str, ...] = field(default=())
+    inside: tuple[str, ...]  # populations below the child
+    outside: tuple[str, ...]  # populations below the node's other children
+    names_inside: tuple[str, ...] = field(default=())  # cell types where all of their populations are inside
     names_outside: tuple[str, ...] = field(default=())
-    divides_type: bool = False
+    divides_type: bool = False  # so the side of a cell depends on its counts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names_inside", self.names_inside or self.inside)
@@ -121,11 +106,7 @@ PSEUDOCOUNT = 1.0  # CP10k
 class Log2FoldChange:
     """Log2 fold change of mean expression in CP10k, with 1 CP10k added to both means, by gene.
 
-    Attributes
-    ----------
-    standard_error
-        From the spread of single cells and their number on either side: what other cells of the same populations, as
-        many, would change. It does not cover what is wrong in the labels, nor, in a model, what the model smooths away.
+    The standard error is of the sampling of cells alone, by the delta method.
     """
 
     log2: np.ndarray
@@ -133,7 +114,7 @@ class Log2FoldChange:
 
     @classmethod
     def of(cls, expression: PopulationExpression, contrast: Contrast) -> Log2FoldChange:
-        """Compare the two sides of a contrast; the error follows by the delta method."""
+        """Compare the two sides of a contrast."""
         sides = contrast.inside, contrast.outside
         inside, outside = (expression.mixture(side).mean + PSEUDOCOUNT for side in sides)
         errors = [expression.squared_error(side) for side in sides]
@@ -152,19 +133,13 @@ class Log2FoldChange:
 class Differences:
     """How genes differ between the two sides of a contrast; positive where higher inside. All arrays are by gene.
 
-    Attributes
-    ----------
-    score
-        What genes are ranked by: the z of a Wilcoxon test in real cells, a standardised difference in the model.
-    p
-        Two-sided p-value: of the Wilcoxon test in real cells; in the model, of the fold change's z. NaN where it would
-        not be valid: where a cell type is divided, in the model and in the cells that the sub-populations were found
-        in.
+    p is NaN where it would not be valid: where a cell type is divided, in the model and in the cells that its
+    sub-populations were found in.
     """
 
     fold_change: Log2FoldChange
-    score: np.ndarray
-    p: np.ndarray
+    score: np.ndarray  # ranks genes: z of a Wilcoxon test in real cells, Cohen's d in the model
+    p: np.ndarray  # two-sided: of the Wilcoxon test; in the model, of the fold change's z
 
     @cached_property
     def p_adjusted(self) -> np.ndarray:
@@ -209,58 +184,35 @@ class Commitment:
     With the linear decoder, a gene's log expression is a direction in whitened space. Along it the sides' means are
     ``shift`` apart, and noise of level sigma adds to their variances; so, taken as normal, they have
 
-        AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ).
+        AUC(sigma) = Phi( |shift| / sqrt(variance + 2 sigma**2 size**2) ),
 
-    This is the formula of the hierarchy's branch levels, for one gene in place of all: at the hierarchy's threshold, a
-    gene that distinguishes the sides as well as all genes together would commit at the branch's level. The noise of
-    counts is left out: it would hide rare genes at any level.
-
-    Attributes
-    ----------
-    shift
-        Difference of mean log expression, inside minus outside, in natural units: the branch's shift read as genes.
-    variance
-        Of log expression, the sum over both sides.
-    size
-        Change in log expression with one whitened unit along the gene's direction.
+    the formula of the hierarchy's branch levels, for one gene. The noise of counts, which would hide rare genes at any
+    level, is left out.
     """
 
-    shift: np.ndarray
-    variance: np.ndarray
-    size: np.ndarray
+    shift: np.ndarray  # of mean log expression, inside minus outside, in natural units
+    variance: np.ndarray  # of log expression, the sum over both sides
+    size: np.ndarray  # change in log expression with one whitened unit along the gene's direction
 
     def auc(self, sigma: float) -> np.ndarray:
         """AUC at a noise level."""
         return np.asarray(norm.cdf(np.abs(self.shift) / np.sqrt(self.variance + 2 * (sigma * self.size) ** 2)))
 
     def level(self, threshold: float) -> np.ndarray:
-        """Find the commitment level: the highest noise level at which the AUC is ``threshold`` or more.
-
-        NaN where there is none, as the sides overlap more than that in the gene without any noise.
-        """
+        """Highest noise level at which the AUC is ``threshold`` or more; NaN where it is less without any noise."""
         room = (self.shift / norm.ppf(threshold)) ** 2 - self.variance
         return np.where(room >= 0, np.sqrt(np.maximum(room, 0) / 2) / self.size, np.nan)
 
 
 @dataclass(frozen=True)
 class ContrastGenes:
-    """The genes of one contrast, in the model and in real cells; None where there are too few cells.
-
-    Attributes
-    ----------
-    training
-        In the training cells.
-    equal
-        In as many training cells of each type as there are test cells.
-    test
-        In the test cells, with which the others are compared.
-    """
+    """The genes of one contrast, in the model and in real cells; None where there are too few cells."""
 
     contrast: Contrast
     model: Differences
     commitment: Commitment
     training: Differences | None
-    equal: Differences | None
+    equal: Differences | None  # in as many training cells of each type as there are test cells
     test: Differences | None
 
     def agreement(self, query: str, *, n_genes: int) -> BranchAgreement | None:
@@ -277,28 +229,14 @@ def without_mirrored(contrasts: tuple[ContrastGenes, ...]) -> list[ContrastGenes
 
 @dataclass(frozen=True)
 class BranchAgreement:
-    """How well the differences of a query agree with the differences in test cells; 1 is perfect.
+    """How well the differences of a query agree with the differences in test cells; 1 is perfect."""
 
-    Attributes
-    ----------
-    pearson, spearman, slope
-        Of log fold changes, over genes; the slope is of query on test.
-    top_shared
-        Share of the top genes by score that are the same.
-    auprc
-        Area under the precision-recall curve (average precision) of the query's score, for finding genes that are
-        significantly higher in test cells; NaN where there are none. By chance it is the share of these genes.
-    coverage
-        Share of genes whose fold changes differ by no more than their joint 95% interval; 0.95 where the two
-        differ by the sampling of cells alone.
-    """
-
-    pearson: float
+    pearson: float  # of log fold changes, over genes
     spearman: float
-    slope: float
-    top_shared: float
-    auprc: float
-    coverage: float
+    slope: float  # of query on test
+    top_shared: float  # share of the top genes by score that are the same
+    auprc: float  # of the query's score, for the genes significantly higher in test cells; NaN without any
+    coverage: float  # share of genes whose fold changes differ by less than their joint 95% interval
 
     @classmethod
     def of(cls, query: Differences, test: Differences, *, n_genes: int) -> BranchAgreement:

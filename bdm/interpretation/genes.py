@@ -39,9 +39,8 @@ MIN_DEPTH = 0.25  # quantile of the library sizes of a side
 def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0) -> PopulationExpression:
     """Expression of each population by the model alone, over ``n_cells`` cells decoded down the tree.
 
-    All populations descend from the same ancestors, so that chance above a node does not separate its children. Means
-    are over expected expression, without the noise of counts; populations weigh by the cells that they were
-    trained on.
+    All populations descend from the same ancestors, so that chance above a node does not separate its children.
+    Populations weigh by the cells that they were trained on.
     """
     sampler = model.sampler()
     request = request_cells(model, dict.fromkeys(model.populations, n_cells))
@@ -55,9 +54,8 @@ def model_expression(model: BranchedModel, *, n_cells: int = 500, seed: int = 0)
 def model_differences(expression: PopulationExpression, contrast: Contrast) -> Differences:
     """Differences between the sides of a contrast in the model.
 
-    The score is the standardised difference of means (Cohen's d), in units of the pooled spread that cells with counts
-    have within the two sides: a rare gene's fold change is hard to see in counts, so it counts for less, as in a test
-    of real cells.
+    The score is Cohen's d in units of the spread that cells with counts have, so that a rare gene counts for less, as
+    in a test of real cells.
     """
     inside, outside = expression.mixture(contrast.inside), expression.mixture(contrast.outside)
     sides = expression.total(contrast.inside), expression.total(contrast.outside)
@@ -87,8 +85,8 @@ def _pooled(parts: list[tuple[int, Expression]]) -> Expression:
 def real_expression(cells: Cells) -> PopulationExpression:
     """Expression of each population in real cells.
 
-    The variance is at least that of a Poisson number of counts, one more than were seen: that few cells have no counts
-    of a gene does not mean that others have none.
+    The variance is at least that of a Poisson number of counts, one more than were seen: few cells may lack a gene by
+    chance.
     """
     by_population = {}
     for population, n in cells.n_by_type.items():
@@ -109,17 +107,10 @@ def real_differences(
     *,
     tested_as: Callable[[Cells], Cells] = lambda cells: cells,
 ) -> dict[str, Differences]:
-    """Differences in real cells for contrasts of one node, by child.
+    """Differences in real cells for contrasts of one node, by child; not of fewer than three cells on a side.
 
-    The test is Wilcoxon's, corrected for ties, on log1p(CP10k), of a child's cells against those of the others.
-    Children are left out that have fewer than three cells, or of whose siblings there are fewer than three.
-
-    Parameters
-    ----------
-    expression
-        :func:`real_expression` of the cells.
-    tested_as
-        Changes the cells before they are tested, by which fold changes do not change; their types are children.
+    Wilcoxon's test, corrected for ties, on log1p(CP10k). ``tested_as`` changes the cells before they are tested; their
+    types are then children, and fold changes stay those of ``expression``.
     """
     others = {name: OTHERS for contrast in contrasts for name in contrast.outside}
     below = others | {name: contrast.child for contrast in contrasts for name in contrast.inside}
@@ -141,21 +132,11 @@ def real_differences(
 
 @dataclass(frozen=True)
 class ComparedCells:
-    """Real cells in which genes are compared.
+    """Real cells in which genes are compared."""
 
-    Attributes
-    ----------
-    whole
-        All counts, for contrasts whose sides are cell types.
-    split
-        Half of the counts of cells of divided types, see :func:`split_counts`, for contrasts that divide a type.
-    fitted
-        Whether the sub-populations, or the decoder that cells join them by, depend on these cells.
-    """
-
-    whole: Cells
-    split: Cells
-    fitted: bool
+    whole: Cells  # for contrasts whose sides are cell types
+    split: Cells  # half of the counts, see split_counts, for contrasts that divide a type
+    fitted: bool  # whether the sub-populations, or the decoder, depend on these cells
 
     @cached_property
     def expression(self) -> tuple[PopulationExpression, PopulationExpression]:
@@ -197,14 +178,9 @@ def types_to_split(contrasts: Iterable[Contrast], model: BranchedModel) -> set[s
 def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, seed: int) -> Cells:
     """Take half of the counts of cells of some types, with the populations that the other half makes most probable.
 
-    Sub-populations are found in counts, so a gene that is high in some cells by chance can put them into one
-    sub-population, and then marks it. Given the expression of a cell, the halves of its counts are independent, so
-    that chance in one half does not appear in the other.
-
-    References
-    ----------
-    Neufeld et al. 2024, Biostatistics 25:270, https://doi.org/10.1093/biostatistics/kxac047; for negative binomial
-    counts, Neufeld et al. 2023, https://arxiv.org/abs/2307.12985
+    A gene that is high in some cells by chance can put them into one sub-population, and then marks it; given the
+    expression of a cell, the halves of its counts are independent. Neufeld et al. 2024, Biostatistics 25:270,
+    https://doi.org/10.1093/biostatistics/kxac047; for negative binomial counts 2023, https://arxiv.org/abs/2307.12985.
     """
     label = adata.obs["cell_type"].astype(str).to_numpy()
     of_types = np.isin(label, list(cell_types))
@@ -226,8 +202,8 @@ def split_counts(adata: AnnData, cell_types: set[str], model: BranchedModel, *, 
 def even_depth(cells: Cells, generator: np.random.Generator) -> Cells:
     """Sample the counts of cells down to one library size, without the cells that have fewer counts.
 
-    How surely a cell joins a population depends on its library size, and so do the ranks of its log1p(CP10k), as counts
-    are whole numbers. The library size is the lower quartile of the side in which this is least.
+    How surely a cell joins a population depends on its library size, and so do its ranks. The library size is the lower
+    quartile of the side in which this is least.
     """
     depth = min(np.quantile(cells.library_size[cells.cell_type == side], MIN_DEPTH) for side in cells.n_by_type.index)
     cells = cells[np.flatnonzero(cells.library_size >= max(depth, 1))]

@@ -38,33 +38,16 @@ MAX_CELLS = 50_000  # training, test and generated cells that are read; more wou
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, real cells, and cells that it generated; genes in the model's order.
-
-    Attributes
-    ----------
-    prepared
-        The real cells that the model was fitted to.
-    training
-        The same, or a random half of them where there are no test cells.
-    test
-        Real cells to compare with: the test cells, or else the other half.
-    split_training, split_test
-        Half of the counts of these cells, of cell types that have sub-populations, see
-        :func:`bdm.interpretation.genes.split_counts`.
-    held_out
-        Whether the model was not fitted to ``test``.
-    given
-        Markers and gene sets of the user.
-    """
+    """A model, real cells, and cells that it generated; genes in the model's order."""
 
     model: BranchedModel
-    prepared: AnnData
-    training: Cells
-    test: Cells
-    split_training: Cells
+    prepared: AnnData  # the cells that the model was fitted to
+    training: Cells  # the same, or a random half of them where there are no test cells
+    test: Cells  # the test cells, or else the other half
+    split_training: Cells  # half of the counts of cells of divided types, see split_counts
     split_test: Cells
     generated: Cells
-    held_out: bool
+    held_out: bool  # whether the model was not fitted to ``test``
     given: UserGenes = field(default_factory=UserGenes)
 
     @property
@@ -83,18 +66,7 @@ def read_inputs(
     gene_sets: Path | None = None,
     seed: int = 0,
 ) -> Inputs:
-    """Read what an interpretation needs.
-
-    Parameters
-    ----------
-    prepared
-        Cells that the model was fitted on, made by ``bdm prepare`` or raw.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, or genes or cell types are not the same in all.
-    """
+    """Read what an interpretation needs; ``prepared`` are the cells that the model was fitted on, prepared or raw."""
     loaded = load_model(model)
     genes = loaded.autoencoder.genes.index
     given = read_user_genes(markers, gene_sets, loaded.gene_names)
@@ -127,10 +99,7 @@ def rows_to_read(cells: StoredCells, *, seed: int) -> np.ndarray:
 def inputs_of(
     model: BranchedModel, real: AnnData, generated: AnnData, given: UserGenes | None = None, *, seed: int
 ) -> Inputs:
-    """Divide prepared cells into training cells and cells to compare with: the test cells, or else a random half.
-
-    The type of a cell is its population, as in the hierarchy.
-    """
+    """Divide prepared cells into training and test cells, or else random halves, by population."""
     real = real[:, model.autoencoder.genes.index]
     is_test = (real.obs["split"] == "test").to_numpy()
     fitted = real[~is_test]
@@ -161,13 +130,7 @@ def inputs_of(
 
 
 def generated_cells(adata: AnnData, model: BranchedModel) -> Cells:
-    """Take counts, and the population of each generated cell, which the most probable one is where none is recorded.
-
-    Raises
-    ------
-    InputError
-        If a population is recorded that the model does not have.
-    """
+    """Take counts, and the recorded population of each generated cell, or else the most probable one."""
     recorded = adata.obs.get("sub_population")
     population = populations_of_cells(adata, model.autoencoder) if recorded is None else recorded.to_numpy(dtype=str)
     if others := sorted(set(population) - set(model.populations)):

@@ -98,18 +98,11 @@ def encoded_cells(inputs: Inputs) -> LatentCells:
 
 
 def agreement_by_node(contrasts: tuple[ContrastGenes, ...], inputs: Inputs, *, n_genes: int) -> pd.DataFrame:
-    """Agreement with the test cells by node, of the model and of the training cells.
+    """Agreement with the test cells by node, of the model and of training cells: means over children.
 
-    The model was fitted to the training cells, so their agreement is the best that it could reach; the agreement of as
-    many training cells as test cells is the agreement of one half of real cells with the other.
-
-    Returns
-    -------
-    Table of nodes with their level, cell types (or sub-populations, where they separate) and numbers of cells,
-    ``n_significant`` (genes significantly higher in any child, in the test cells; NaN where p-values would not be
-    valid), and each measure of :class:`BranchAgreement`: of the model, and with ``_training`` and ``_equal`` appended
-    of all training cells and of as many training cells as test cells; all means over children, NaN where there are too
-    few cells.
+    Each measure of :class:`BranchAgreement` is of the model, and with ``_training`` and ``_equal`` appended of all
+    training cells and of as many as test cells. ``n_significant`` counts genes significantly higher in any child, in
+    test cells.
     """
     rows = []
     for node, group in groupby(contrasts, key=lambda of: of.contrast.node):

@@ -35,39 +35,20 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Dots:
-    """Expression of genes in cell types or branches, in rows, by gene.
+    """Expression of genes in cell types or branches, in rows, by gene."""
 
-    Attributes
-    ----------
-    mean
-        Of log1p(CP10k).
-    fraction
-        Share of cells with counts.
-    """
-
-    mean: pd.DataFrame
-    fraction: pd.DataFrame
+    mean: pd.DataFrame  # of log1p(CP10k)
+    fraction: pd.DataFrame  # share of cells with counts
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Marker genes in cell types and down the tree.
+    """Marker genes in cell types and down the tree."""
 
-    Attributes
-    ----------
-    genes
-        Names of the markers, by cell type; each gene marks one type. Where the user gives markers, the types are the
-        user's.
-    real, generated
-        In real training cells and in generated cells, by cell type; where there is one type, by population.
-    clades, ancestral_states
-        In the real training cells below each branch, and in the ancestral state at its lower end.
-    """
-
-    genes: GeneSets
-    real: Dots
+    genes: GeneSets  # by cell type, or the user's names; each gene marks one
+    real: Dots  # training cells by cell type; where there is one type, by population
     generated: Dots
-    clades: Dots
+    clades: Dots  # training cells below each branch
     ancestral_states: Dots
 
 
@@ -132,10 +113,7 @@ def distinct_markers(
 
 
 def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[str, tuple[str, ...]]) -> Dots:
-    """Mean and share of cells with counts of the genes in ``columns``, in the cells of the populations of each row.
-
-    Both are NaN in a row without cells.
-    """
+    """Mean and share of cells with counts of the genes in ``columns``, by row of populations."""
     expression = cells.expression[:, columns]
     mean, fraction = np.full((2, len(rows), len(columns)), np.nan)
     for number, populations in enumerate(rows.values()):
@@ -149,26 +127,14 @@ def compute_dots(cells: Cells, columns: np.ndarray, genes: pd.Index, rows: dict[
 
 @dataclass(frozen=True)
 class UserGenes:
-    """Genes in a user's lists that the model has, by the name of a cell type or a set.
+    """Genes in a user's lists that the model has, by the name of a cell type or a set."""
 
-    Attributes
-    ----------
-    markers
-        Marker genes, by cell type; the types need not be the model's.
-    """
-
-    markers: GeneSets = field(default_factory=dict)
+    markers: GeneSets = field(default_factory=dict)  # by cell type; the types need not be the model's
     sets: GeneSets = field(default_factory=dict)
 
 
 def read_user_genes(markers: Path | None, gene_sets: Path | None, names: GeneNames) -> UserGenes:
-    """Read a list of markers and a file of gene sets, if there are any, with genes by name or symbol.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be read, is of another form, or names none of the model's genes.
-    """
+    """Read a list of markers and a file of gene sets, if there are any, with genes by name or symbol."""
     return UserGenes(
         {} if markers is None else restrict_to_genes(read_markers(markers), names, markers),
         {} if gene_sets is None else restrict_to_genes(read_gmt(gene_sets), names, gene_sets),
@@ -205,25 +171,11 @@ def enrichment(
 ) -> pd.DataFrame:
     """Gene sets that the sides of each contrast differ in, by gene set enrichment analysis of the ranked genes.
 
-    Genes are ranked by the score of the differences, and sets are compared with random sets of as many of the model's
-    genes. Of 1,000 permutations, a p-value of 0 is one below 0.001. Where there are more than 50 sets, those with the
-    name of a cell type are left out at nodes that the type is not below.
-
-    Parameters
-    ----------
-    branches
-        Contrasts and the differences by which genes are ranked.
-
-    Returns
-    -------
-    Table of contrasts and sets of three genes or more, best first: ``score`` and ``normalised_score`` are above 0 where
-    the set is higher inside, ``q`` is the false discovery rate over the sets of a contrast; ``p`` and ``q`` are NaN
-    where the differences have no p-values: sets of highly expressed genes differ between the halves of one population.
-
-    References
-    ----------
-    Subramanian et al. 2005, https://doi.org/10.1073/pnas.0506580102; GSEApy, Fang et al. 2023,
-    https://doi.org/10.1093/bioinformatics/btac757
+    Scores are above 0 where the set is higher inside, and ``q`` is the false discovery rate over the sets of a
+    contrast; a p-value of 0 is one below 1 / ``N_PERMUTATIONS``. ``p`` and ``q`` are NaN where the differences have
+    none: sets of highly expressed genes differ between the halves of one population. Where there are more than 50 sets,
+    those with the name of a cell type are left out at nodes that the type is not below. Subramanian et al. 2005,
+    https://doi.org/10.1073/pnas.0506580102; GSEApy, Fang et al. 2023, https://doi.org/10.1093/bioinformatics/btac757.
     """
     tested = {name: list(members) for name, members in sets.items() if MIN_GENES <= len(members) < len(genes)}
     tables = [pd.DataFrame(columns=["node", "level", "child", "cell_types", *COLUMNS.values(), "n_genes"])]

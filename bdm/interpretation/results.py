@@ -180,10 +180,7 @@ def genes_of_contrast(of: ContrastGenes, interpretation: Interpretation) -> pd.D
 
 
 def commitment_rows(interpretation: Interpretation) -> pd.DataFrame:
-    """List the genes that commit, from early to late: from high noise levels to low ones, over all of the tree.
-
-    Of a node with two children, a gene is listed once, with the child that it is higher in.
-    """
+    """List the genes that commit, from early to late; of a node with two children, with the one they are higher in."""
     tables = [pd.DataFrame(columns=COMMITMENT)]
     for children in interpretation.nodes.values():
         for of in children:

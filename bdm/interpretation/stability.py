@@ -21,25 +21,10 @@ N_DRAWS = 100
 def node_stability(model: BranchedModel, cells: LatentCells, *, seed: int) -> pd.DataFrame:
     """Measure how far each node depends on the cells, on their latents, and on the threshold.
 
-    The clustering does not depend on the threshold, so all nodes are there at any. It does determine whether the branch
-    of a node has a length: without noise its populations must be distinguished better than the threshold, and the node
-    must lie below its parent.
-
-    A latent space that is fitted with another seed would be the full test of a node, and takes as long as the first.
-    Here the latents of all cells are sampled from their posteriors instead, which covers the uncertainty in this latent
-    space.
-
-    Parameters
-    ----------
-    cells
-        The cells that the model was fitted to, in its latent space.
-
-    Returns
-    -------
-    Table by node, in the hierarchy's order: ``distance`` between populations of different children, root of the mean
-    square, in whitened space; ``support``, the share of bootstrap resamples of cells with this clade, NaN where none
-    were made; ``latent_stability``, the share of draws from the posteriors with this clade; ``threshold_stability``,
-    the share of thresholds from 0.55 to 0.95 at which the branch of the node has a length.
+    ``distance`` between populations of different children (root mean square, whitened); ``support``, the share of
+    bootstrap resamples with this clade; ``latent_stability``, of draws of all latents from their posteriors, in place
+    of other fits; ``threshold_stability``, the share of thresholds from 0.55 to 0.95 at which the branch of the node
+    has a length.
     """
     hierarchy, means = model.hierarchy, MeasuredMeans.from_moments(model.moments)
     index = {population: i for i, population in enumerate(model.populations)}
@@ -68,14 +53,8 @@ def latent_support(
 ) -> dict[frozenset[int], float]:
     """Share of draws of all cells from their posteriors in which each set of populations is a clade.
 
-    The mean of n independent normals is normal, so the means of populations are sampled, not each cell. Their distances
-    are without the noise of the measured means, as in the tree, and without the noise of the draws. Populations without
-    cells keep their means.
-
-    Parameters
-    ----------
-    means
-        Means of the populations in the model.
+    The mean of n independent normals is normal, so the means of populations are sampled, not each cell; the noise of
+    measured means and of draws is subtracted. Populations without cells keep their means.
     """
     generator = torch_generator(seed, "latent support")
     shape = len(cells.populations), cells.mean.shape[1]

@@ -57,31 +57,19 @@ class TransmutedCells:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Training cells of the original type and of the new type, test cells of the new type, and changed genes.
-
-    Attributes
-    ----------
-    changed
-        Column indices of the genes that differ most between the two types.
-    """
+    """Training cells of the original and of the new type, test cells of the new type, and columns of changed genes."""
 
     old: Cells
     new: Cells
     test: Cells
-    changed: np.ndarray
+    changed: np.ndarray  # that differ most between the two types
 
 
 @using_threads()
 def evaluate_transmutation(
     real: RealCells, transmuted: dict[str, TransmutedCells], to: str, *, seed: int = 0
 ) -> TransmutationEvaluation:
-    """Compare cells that were transmuted to one type with its test cells.
-
-    Raises
-    ------
-    InputError
-        If there are too few real cells of a type.
-    """
+    """Compare cells that were transmuted to one type with its test cells."""
     first = next(iter(transmuted.values()))
     rows, changes = {}, []
     for original_type in pd.unique(np.concatenate([cells.before.cell_type for cells in transmuted.values()])):
@@ -108,8 +96,7 @@ def evaluate_transmutation(
 def select_endpoints(real: RealCells, original_type: str, to: str) -> Endpoints:
     """Select the real cells of two types, and the genes that differ between their test cells.
 
-    Neither the floor nor a model has seen test cells, so that their noise is in the fold changes of neither. Where the
-    old type has too few of them, its training cells are compared with the test cells of the new type.
+    Neither the floor nor a model has seen test cells; where the old type has too few, its training cells stand in.
     """
     old, new, test_of_old, test = (
         cells[np.flatnonzero(cells.cell_type == name)]
@@ -145,19 +132,10 @@ def sets_of_type(
 def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None = None, seed: int) -> dict[str, float]:
     """Compare transmuted cells with test cells of their new type, and with the same cells before, if known.
 
-    Returns
-    -------
-    Scores by name:
-
-    - ``energy``: energy distance to test cells of the new type, in joint principal components; unbiased;
-    - ``mean_r2``, ``variance_r2``: squared Pearson correlation with the test cells of the means and variances of
-      ``log1p(CP10k)``, over the genes that differ most between the two types;
-    - ``slope``: of the log fold changes of these genes relative to the original type, transmuted cells on test cells;
-    - ``sign``: share of these genes that change in the same direction as in test cells;
-    - ``library_kept``: Pearson correlation of log library sizes before and after; NaN where the cells before are
-      unknown;
-    - ``variation_kept``: the same of the variation within types: the mean over principal components of the differences
-      of cells from the means of their types, weighted by their variance.
+    - ``mean_r2``, ``variance_r2``: squared correlation of the means and variances of the genes that differ most;
+    - ``slope``, ``sign``: of log fold changes from the original type, and the share with the same direction;
+    - ``library_kept``, ``variation_kept``: correlation before and after of log library sizes, and of principal
+      components of the variation within types, weighted by their variance.
     """
     statistics, changes = gene_statistics(query, ends.test), fold_changes(query, ends)
     kept = (np.nan, np.nan) if before is None else correlations_with(before, query, ends, seed=seed)
@@ -256,36 +234,15 @@ class Target:
 
 @dataclass(frozen=True)
 class TransmutedFile:
-    """Content of a file of transmuted cells.
-
-    Attributes
-    ----------
-    to
-        What they were transmuted to.
-    cells
-        Cells with genes in the order of the real cells.
-    record
-        Settings and seed of ``bdm transmute``; empty where they are not recorded.
-    """
+    """Content of a file of transmuted cells; ``record`` has the settings of ``bdm transmute``, if recorded."""
 
     to: Target
-    cells: TransmutedCells
+    cells: TransmutedCells  # genes in the order of the real cells
     record: dict[str, Any]
 
 
 def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells) -> TransmutedFile:
-    """Read cells that ``bdm transmute`` wrote, and find the same cells by name among the prepared cells.
-
-    Parameters
-    ----------
-    prepared, before
-        File of the prepared cells, and its content.
-
-    Raises
-    ------
-    InputError
-        If the file holds no transmuted cells, or cells that are not among the prepared ones.
-    """
+    """Read cells that ``bdm transmute`` wrote, and find the same cells by name among the prepared cells."""
     stored = read_cells(path)
     for column in ("cell_type", "original_type"):
         if column not in stored.obs:
@@ -298,18 +255,7 @@ def read_transmuted(path: Path, prepared: Path, before: AnnData, real: RealCells
 
 
 def relabelled(real: RealCells, to: Target, populations: Populations | None) -> tuple[RealCells, str]:
-    """Name real cells by the sub-population that cells were transmuted to, so that they are compared with it alone.
-
-    Parameters
-    ----------
-    populations
-        Finds the population of each cell, see :func:`bdm.model.populations.populations_by`; None where there is no
-        model to find it by.
-
-    Returns
-    -------
-    Real cells, and the sub-population; as given, with the cell type, if cells were transmuted to a whole type.
-    """
+    """Name real cells by the sub-population that cells were transmuted to, if it is found, and return its name."""
     if to.population is None:
         return real, to.cell_type
     training, test = (cells[np.arange(len(cells))] for cells in (real.training, real.test))
@@ -336,13 +282,7 @@ def transmutation_record(adata: AnnData) -> dict[str, Any]:
 
 
 def new_type(adata: AnnData, name: str) -> Target:
-    """Return what cells were transmuted to.
-
-    Raises
-    ------
-    InputError
-        If there are several types; ``name`` is how the message calls the cells.
-    """
+    """Return what cells were transmuted to; messages call them ``name``."""
     types = pd.unique(adata.obs["cell_type"])
     if len(types) != 1:
         raise InputError(f"{name} has cells transmuted to {len(types)} types; give cells transmuted to one type.")
@@ -352,13 +292,7 @@ def new_type(adata: AnnData, name: str) -> Target:
 
 
 def rows_before(adata: AnnData, before: pd.Index, *, names: tuple[str, str]) -> np.ndarray:
-    """Find transmuted cells by name among the cells before the transmutation, and return their indices.
-
-    Parameters
-    ----------
-    names
-        How a message calls the transmuted cells, and the cells before.
-    """
+    """Find transmuted cells by name among the cells before the transmutation, and return their indices."""
     unknown = adata.obs_names.difference(before)
     if len(unknown) or not before.is_unique:
         problem = f"lacks {subset_of_names(unknown)}" if len(unknown) else "has several cells of the same name"

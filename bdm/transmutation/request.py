@@ -34,19 +34,10 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Goal:
-    """The new type of cells, and how they get there.
+    """The new type of cells, and how they get there."""
 
-    Attributes
-    ----------
-    to
-        New cell type, or one of the sub-populations of a type.
-    like
-        If given, the model need not have the type ``to``: cells are shifted like these pairs of types, the more like a
-        pair, the nearer its old type is to their own.
-    """
-
-    to: str
-    like: tuple[Pair, ...] = ()
+    to: str  # cell type, or one of the sub-populations of a type
+    like: tuple[Pair, ...] = ()  # pairs whose shifts replace ``to``, the more, the nearer their old type is
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -55,13 +46,7 @@ class Goal:
 
 
 def read_pair(text: str, cell_types: tuple[str, ...]) -> Pair:
-    """Read ``OLD=NEW``, where either name may contain an equals sign.
-
-    Raises
-    ------
-    InputError
-        If there is no equals sign, or none that divides the text into two of the cell types.
-    """
+    """Read ``OLD=NEW``, where either name may contain an equals sign."""
     parts = text.split("=")
     pairs = [Pair("=".join(parts[:i]), "=".join(parts[i:])) for i in range(1, len(parts))]
     for pair in pairs:
@@ -75,10 +60,7 @@ def read_pair(text: str, cell_types: tuple[str, ...]) -> Pair:
 
 
 def weights(model: BranchedModel, cell_type: str, like: tuple[Pair, ...]) -> pd.Series:
-    """Weight pairs for a cell type by a Gaussian kernel of the distance from its mean to the mean of their old type.
-
-    Distances are in whitened space; the width of the kernel is ``BANDWIDTH`` times their median.
-    """
+    """Weight pairs by a Gaussian kernel of the distance of a type from their old type, in whitened space."""
     distance = torch.stack([(mean(model, pair.old) - mean(model, cell_type)).norm() for pair in like]).double()
     width = BANDWIDTH * float(distance.quantile(0.5))
     log_weight = -((distance / width) ** 2) / 2 if width > 0 else -distance
@@ -100,19 +82,9 @@ def mean(model: BranchedModel, cell_type: str) -> Tensor:
 
 
 def errors_of_pairs(model: BranchedModel, pairs: tuple[Pair, ...], *, seed: int) -> pd.DataFrame:
-    """Predict the new type of each pair from its old type as the other pairs differ.
+    """Predict the new type of each pair (``old``, ``new``) from its old type as the other pairs differ.
 
-    The distances are those of cells of the model in its latent space, so no cells are needed.
-
-    Parameters
-    ----------
-    pairs
-        Two or more.
-
-    Returns
-    -------
-    A row for each pair (``old``, ``new``): energy distances in whitened units of ``shifted`` and ``unchanged`` cells of
-    the old type to cells of the new type.
+    Energy distances, in whitened units, of ``shifted`` and ``unchanged`` cells that the model samples of the old type.
     """
     generator, rows = torch_generator(seed, "pairs"), {}
     for pair in pairs:
@@ -157,43 +129,21 @@ def mixture_of(model: BranchedModel, cell_type: str) -> Mixture:
 
 @dataclass(frozen=True)
 class Sources:
-    """Cells to transmute.
+    """Cells to transmute."""
 
-    Attributes
-    ----------
-    adata
-        Counts of the model's genes in the model's order (CSR), with ``obs`` of the input.
-    cell_type, batch
-        Type and batch of each cell by their names in the model; ``batch`` is None where the model has no batches.
-    label_column, batch_column
-        Columns of ``obs`` with type and batch, if any.
-    """
-
-    adata: AnnData
-    cell_type: np.ndarray
-    batch: np.ndarray | None
-    label_column: str | None
+    adata: AnnData  # counts of the model's genes (CSR), with ``obs`` of the input
+    cell_type: np.ndarray  # by the names in the model
+    batch: np.ndarray | None  # None where the model has no batches
+    label_column: str | None  # of ``obs``, if any
     batch_column: str | None
 
 
 def sources_of(
     adata: AnnData, model: BranchedModel, goal: Goal, keys: InputKeys = SAME, *, cell_types: tuple[str, ...] = ()
 ) -> Sources:
-    """Select the cells to transmute, and check that they fit the model.
+    """Select the cells to transmute, of all types but the new one if none are named, and check that they fit the model.
 
     Cells of types that the model lacks, and cells without counts, are left out with a warning.
-
-    Parameters
-    ----------
-    adata
-        Cells with raw counts of at least the model's genes.
-    cell_types
-        Types whose cells are transmuted; all types but the new one if none are named.
-
-    Raises
-    ------
-    InputError
-        If the model lacks a named type or a batch, the cells lack genes, or no cells are left.
     """
     if model.cell_types == (goal.to,):
         names = ", ".join(model.populations)

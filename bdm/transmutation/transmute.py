@@ -85,8 +85,7 @@ def transmuted_blocks(
 ) -> Iterator[Block]:
     """Sample latents from posteriors, transmute them in whitened space, and sample counts.
 
-    Populations of the original type are coupled with the populations of the type ``to``. Counts are of the new
-    population, or of the original one where the model lacks ``to``.
+    Counts are of the new population, or of the original one where the model lacks ``to``.
     """
     known = to in model.cell_type_of or to in model.cell_types
 
@@ -121,13 +120,6 @@ def new_populations(model: BranchedModel, population: np.ndarray, to: str, gener
 
     The coupling moves the shares of populations by the least mean squared distance between their means in whitened
     space (discrete optimal transport). Cells stay in their population where the model lacks ``to``.
-
-    Parameters
-    ----------
-    population
-        Population of each cell.
-    to
-        Cell type, or one of its sub-populations.
     """
     if to not in model.cell_types:
         return np.full(len(population), to) if to in model.populations else population
