@@ -7,12 +7,13 @@ from sklearn.metrics import roc_auc_score
 from bdm.data.filters import capped
 from bdm.evaluation import memorisation, metrics
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, Cells, match, sample_at_most, sample_by_type, take_samples
-from bdm.evaluation.distances import PairDistances, energy_distance
 from bdm.evaluation.genes import gene_pairs, gene_statistics, log_fold_changes, marker_genes
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.metrics import (
     Agreement,
+    PairDistances,
     cross_validated_probabilities,
+    energy_distance,
     forest,
     joint_components,
     linear_classifier,
@@ -124,9 +125,9 @@ def test_markers_are_the_genes_raised_in_a_type():
 def test_gene_statistics_are_those_of_dense_arrays():
     query, test = poisson_cells(50, seed=0), poisson_cells(50, seed=1)
     statistics = gene_statistics(query, test)
-    assert statistics.mean.query == pytest.approx(query.expression.toarray().mean(axis=0), rel=1e-4)
-    assert statistics.variance.test == pytest.approx(test.expression.toarray().var(axis=0), rel=1e-3)
-    assert statistics.zero_fraction.test == pytest.approx((test.counts.toarray() == 0).mean(axis=0))
+    assert statistics["mean"].query == pytest.approx(query.expression.toarray().mean(axis=0), rel=1e-4)
+    assert statistics["variance"].test == pytest.approx(test.expression.toarray().var(axis=0), rel=1e-3)
+    assert statistics["zero_fraction"].test == pytest.approx((test.counts.toarray() == 0).mean(axis=0))
 
 
 def test_gene_pairs_leave_out_constant_genes():
@@ -170,8 +171,11 @@ def test_components_are_fitted_on_both_sets():
     assert components[0] == pytest.approx(components[1], abs=1e-3)
 
 
+NONE = np.empty(0, dtype=int)  # of the query cells are training cells
+
+
 def memorisation_share(query: Cells, training: Cells, test: Cells, **bounds) -> float:
-    return memorisation_of([QueryCells.project(query, test, **bounds)], training)[0].share
+    return memorisation_of([QueryCells.project(query, test, NONE, **bounds)], training)["memorisation"][0]
 
 
 @pytest.mark.parametrize(("n_training", "n_test"), [(600, 150), (150, 600)])
@@ -189,13 +193,13 @@ def test_memorisation_share_is_half_without_copies_and_one_of_copies(n_training,
 def test_copies_are_found_in_whatever_block_they_are_and_cells_are_no_copies_of_themselves(monkeypatch):
     cells = poisson_cells(400, seed=0)
     floor, training, test = np.arange(60), np.arange(300), np.arange(300, 400)
-    queries = [QueryCells.project(cells[floor], cells[test], own) for own in ((), floor)]
+    queries = [QueryCells.project(cells[floor], cells[test], own) for own in (NONE, floor)]
     at_once = memorisation_of(queries, cells[training])
-    assert at_once[0].share == 1
-    assert abs(at_once[1].share - 0.5) < 0.2
-    assert at_once[1] == memorisation_of(queries[1:], cells[training])[0]
+    assert at_once["memorisation"][0] == 1
+    assert abs(at_once["memorisation"][1] - 0.5) < 0.2
+    assert at_once.iloc[1].equals(memorisation_of(queries[1:], cells[training]).iloc[0].rename(1))
     monkeypatch.setattr(memorisation, "BLOCK", 7)
-    assert memorisation_of(queries, cells[training]) == at_once
+    pd.testing.assert_frame_equal(memorisation_of(queries, cells[training]), at_once, check_exact=True)
 
 
 def test_copies_are_seen_where_test_cells_of_a_common_type_are_sampled():
@@ -258,5 +262,6 @@ def test_chance_of_memorisation_is_its_scatter_without_copies():
     for seed in range(40):
         known = poisson_cells(400, seed=seed)
         query, training, test = np.split(np.arange(400), [60, 300])
-        found.append(memorisation_of([QueryCells.project(known[query], known[test])], known[training])[0])
-    assert np.std([one.share for one in found]) == pytest.approx(np.mean([one.chance for one in found]), rel=0.5)
+        found.append(memorisation_of([QueryCells.project(known[query], known[test], NONE)], known[training]))
+    found = pd.concat(found)
+    assert found["memorisation"].std() == pytest.approx(found["memorisation_chance"].mean(), rel=0.5)

@@ -10,8 +10,7 @@ from scipy import sparse
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.evaluation.cells import FLOOR, GENERATED, SIZE_LIMITS, Cells, StoredCells
-from bdm.evaluation.distances import energy_distance
-from bdm.evaluation.evaluate import by_population_table
+from bdm.evaluation.metrics import energy_distance
 from bdm.evaluation.results import Evaluation
 from bdm.evaluation.scores import Comparison, Reference, auc, score_populations
 from bdm.model.fitted_cells import read_real_cells_for, real_cells_for
@@ -82,15 +81,16 @@ def comparison(*, n_cells: int = 60) -> Comparison:
 def test_scores_are_of_the_cells_of_each_sub_population():
     compared = comparison()
     found = score_populations(compared)
-    assert list(found) == ["a/1", "a/2", "a/3"]
+    assert list(found.index) == ["a/1", "a/2", "a/3"]
     of_query, of_test = compared.query.population == "a/1", compared.test.population == "a/1"
     x, y = compared.components[0][of_query], compared.components[1][of_test]
-    assert found["a/1"].energy == energy_distance(x, y)
-    assert found["a/1"].forest_auc == auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
-    assert (found["a/1"].n_cells, found["a/1"].n_test) == (60, 57)
-    assert (found["a/3"].n_cells, found["a/3"].n_test) == (0, 3)
-    assert np.isnan(found["a/3"].energy)
-    assert {scores.cell_type for scores in found.values()} == {"a"}
+    assert found.loc["a/1", "energy"] == energy_distance(x, y)
+    of_forest = auc(compared.probabilities[0][of_query], compared.probabilities[1][of_test])
+    assert found.loc["a/1", "forest_auc"] == of_forest
+    assert found.loc["a/1", ["n_cells", "n_test"]].tolist() == [60, 57]
+    assert found.loc["a/3", ["n_cells", "n_test"]].tolist() == [0, 3]
+    assert np.isnan(found.loc["a/3", "energy"])
+    assert set(found["cell_type"]) == {"a"}
 
 
 def test_populations_are_found_by_counts_whatever_cells_were_drawn_from(small_model, held_out):
@@ -150,8 +150,3 @@ def test_prepared_cells_stay_on_disk_with_the_model(small_model, tmp_path, monke
     assert len(pd.read_csv("evaluation/by_population.csv"))
     with pytest.raises(InputError, match=r"lacking\.h5ad: The prepared cells lack 1 of the model's genes"):
         read_real_cells_for(small_model.model, Path("lacking.h5ad"))
-
-
-def test_without_sub_populations_there_are_no_rows(evaluation):
-    assert by_population_table({}).empty
-    assert list(by_population_table({})) == list(evaluation.by_population)

@@ -4,8 +4,8 @@ from scipy.stats import norm
 
 from bdm.data.symbols import GeneNames
 from bdm.evaluation.cells import Cells, RealCells
-from bdm.evaluation.distances import PairDistances
 from bdm.evaluation.evaluate import evaluate
+from bdm.evaluation.metrics import PairDistances
 from bdm.evaluation.scores import SCORE_NAMES
 from bdm.evaluation.verdict import LIMITS, Grade, chance_of, verdict
 from bdm.settings import EvaluationSettings

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from math import ceil
 
@@ -34,7 +34,7 @@ from bdm.evaluation.genes import gene_statistics, marker_fold_changes, marker_ge
 from bdm.evaluation.memorisation import QueryCells, memorisation_of
 from bdm.evaluation.properties import compare_properties
 from bdm.evaluation.results import Evaluation
-from bdm.evaluation.scores import GroupScores, Reference, Scores, score_cells
+from bdm.evaluation.scores import GROUP_SCORES, Reference, Scores, score_cells
 from bdm.settings import EvaluationSettings
 
 logger = logging.getLogger(__name__)
@@ -102,17 +102,14 @@ def resampling_seeds(n_repeats: int, *, seed: int) -> list[int]:
 
 def memorisation_by_set(resamples: list[ResampledCells], training: TypedCells, *, pairs: int) -> pd.DataFrame:
     """Average the memorisation of each set over resamples, with the standard deviation that chance gives to it."""
-    most = max(pairs // len(training), MIN_QUERY_CELLS)
-    names, queries = [], []
-    for resample in resamples:
-        for name, cells in resample.query.items():
-            training_rows = resample.floor_rows if name == FLOOR else ()
-            names.append(name)
-            queries.append(QueryCells.project(cells, resample.test, training_rows, most=most, seed=resample.seed))
-    rows = [
-        {"memorisation": one.share, "memorisation_chance": one.chance} for one in memorisation_of(queries, training)
+    most, none = max(pairs // len(training), MIN_QUERY_CELLS), np.empty(0, dtype=int)
+    names = [name for resample in resamples for name in resample.query]
+    queries = [
+        QueryCells.project(cells, of.test, of.floor_rows if name == FLOOR else none, most=most, seed=of.seed)
+        for of in resamples
+        for name, cells in of.query.items()
     ]
-    return pd.DataFrame(rows).groupby(names, sort=False).mean()
+    return memorisation_of(queries, training).groupby(names, sort=False).mean()
 
 
 def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -> pd.DataFrame:
@@ -127,28 +124,21 @@ def overall_table(scores: dict[str, list[Scores]], memorisation: pd.DataFrame) -
 
 def by_type_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average scores by type over resamples."""
-    rows = [
-        {"set": name, "cell_type": cell_type, **asdict(type_scores)}
-        for name, of_resamples in scores.items()
-        for one in of_resamples
-        for cell_type, type_scores in one.by_type.items()
-    ]
-    return pd.DataFrame(rows).groupby(["set", "cell_type"], sort=False).mean()
+    tables = {name: pd.concat([one.by_type for one in of_resamples]) for name, of_resamples in scores.items()}
+    return pd.concat(tables, names=["set", "cell_type"]).groupby(["set", "cell_type"], sort=False).mean()
 
 
 def by_population_table(scores: dict[str, list[Scores]]) -> pd.DataFrame:
     """Average scores by sub-population over resamples; no rows where no sub-populations are known."""
-    numbers = ["n_cells", "n_test"]
-    columns = ["cell_type", "sub_population", "set", *numbers, *(field.name for field in fields(GroupScores))]
-    rows = [
-        {"sub_population": name, "set": set_of, "n_resamples": len(of_resamples), **asdict(of_population)}
-        for set_of, of_resamples in scores.items()
+    numbers, keys = ["n_cells", "n_test"], ["cell_type", "sub_population", "set"]
+    tables = [
+        one.by_population.rename_axis("sub_population").reset_index().assign(set=name, n_resamples=len(of_resamples))
+        for name, of_resamples in scores.items()
         for one in of_resamples
-        for name, of_population in one.by_population.items()
     ]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    by = pd.DataFrame(rows).groupby(["cell_type", "sub_population", "set"], sort=False)
+    columns = [*keys, *numbers, *GROUP_SCORES]
+    rows = pd.concat([table for table in tables if len(table)] or tables[:1])
+    by = rows.groupby(keys, sort=False)
     table = by.mean()
     table[numbers] = by[numbers].sum().div(table["n_resamples"], axis=0)  # also of resamples that have no such cells
     return table.reset_index()[columns].sort_values("sub_population", kind="stable", ignore_index=True)
@@ -169,7 +159,7 @@ def gene_statistics_table(matched: dict[str, tuple[Cells, Cells]], names: GeneNa
     tables = []
     for name, (query, test) in matched.items():
         columns = {"set": name, "gene": names.index}
-        for statistic, agreement in vars(gene_statistics(query, test)).items():
+        for statistic, agreement in gene_statistics(query, test).items():
             columns |= {statistic: agreement.query, f"{statistic}_test": agreement.test}
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)

@@ -41,30 +41,24 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class QueryCells:
-    """Query cells in principal components that are fitted to the query cells alone."""
+    """Query cells in principal components that are fitted to the query cells alone, which favour neither other kind."""
 
     pca: PCA
     coordinates: np.ndarray  # cells x components
-    nearest_test: Neighbours  # test cell nearest to each query cell
-    n_test: pd.Series  # number of test cells of each type
+    nearest_test: Neighbours
+    n_test: pd.Series  # by type
     training_rows: np.ndarray  # of query cells that are training cells, as in the floor
 
     @classmethod
     def project(
-        cls,
-        query: Cells,
-        test: Cells,
-        training_rows: Sequence[int] | np.ndarray = (),
-        *,
-        most: int | None = None,
-        seed: int = 0,
+        cls, query: Cells, test: Cells, training_rows: np.ndarray, *, most: int | None = None, seed: int = 0
     ) -> QueryCells:
         """Project ``most`` of the query cells, drawn at random, or all."""
         pca = fitted_pca(query.expression, seed=seed)
         sampled = np.sort(np.random.default_rng(seed).permutation(len(query))[:most])
         coordinates = pca.transform(query.expression[sampled])
         nearest_test = Neighbours.find(coordinates, pca.transform(test.expression), test.cell_type)
-        return cls(pca, coordinates, nearest_test, test.n_by_type, np.array(training_rows, dtype=int))
+        return cls(pca, coordinates, nearest_test, test.n_by_type, training_rows)
 
     def nearest_in(self, block: Cells, rows: np.ndarray) -> Neighbours:
         """Find the nearest training cells in a block, of types that have test cells, but not the query cells."""
@@ -73,31 +67,22 @@ class QueryCells:
         return Neighbours.find(self.coordinates, among, block.cell_type[others])
 
 
-@dataclass(frozen=True)
-class Memorisation:
-    """Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type."""
+def memorisation_of(queries: Sequence[QueryCells], training: TypedCells) -> pd.DataFrame:
+    """Measure the memorisation of sets of query cells, and its standard deviation without any; a row for each.
 
-    share: float  # 0.5 without memorisation, and 1 where all cells are copies of training cells
-    chance: float  # standard deviation of the share without memorisation
-
-
-def memorisation_of(queries: list[QueryCells], training: TypedCells) -> list[Memorisation]:
-    """Measure the memorisation of several sets of query cells.
-
-    The components, fitted to query cells alone, favour neither training nor test cells. Training cells are read once,
-    in blocks; those of types without test cells are left out. The nearest-neighbour view of memorisation: e.g. Meehan
-    et al. 2020, https://arxiv.org/abs/2004.05675.
+    Share of query cells that are nearer to a training cell than to any test cell, at equal numbers of each type: 0.5
+    without memorisation, and 1 where all cells are copies. Training cells are read once, in blocks; those of types
+    without test cells are left out. The nearest-neighbour view: e.g. Meehan et al. 2020, arXiv 2004.05675.
     """
-    none = np.empty((0, 0)), np.empty(0, dtype=str)
-    nearest = [Neighbours.find(query.coordinates, *none) for query in queries]
+    nearest = [Neighbours.find(query.coordinates, np.empty(0), np.empty(0)) for query in queries]
     for start in range(0, len(training), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(training)))
         block = training[rows]
         nearest = [found.nearer(query.nearest_in(block, rows)) for query, found in zip(queries, nearest, strict=True)]
-    return [compared(query, found, training) for query, found in zip(queries, nearest, strict=True)]
+    return pd.DataFrame([compared(query, found, training) for query, found in zip(queries, nearest, strict=True)])
 
 
-def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> Memorisation:
+def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCells) -> dict[str, float]:
     """Compare the nearest training cells and test cells within their types, whatever their numbers.
 
     Without memorisation, a neighbour of a type with n training and m test cells is a training cell with odds n / m. How
@@ -112,4 +97,5 @@ def compared(query: QueryCells, nearest_training: Neighbours, training: TypedCel
     expected = (n_training / (n_training + query.n_test)).loc[neighbour].to_numpy()  # share of training cells
     of_training, of_test = (1 - expected)[is_training].sum(), expected[~is_training].sum()
     information = (expected * (1 - expected)).sum()  # about the logarithm of the odds
-    return Memorisation(float(of_training / (of_training + of_test)), float(0.25 / np.sqrt(information)))
+    share = float(of_training / (of_training + of_test))
+    return {"memorisation": share, "memorisation_chance": float(0.25 / np.sqrt(information))}

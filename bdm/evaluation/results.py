@@ -33,10 +33,10 @@ class Evaluation:
         the floor, and ``memorisation``, the share of cells nearer to training than to test cells, at equal numbers; 0.5
         without memorisation, and with the standard deviation ``memorisation_chance``.
     by_type
-        (set, cell_type) x `TypeScores`; without types of a single test cell.
+        (set, cell_type) x scores; without types of a single test cell.
     by_population
         A row for each sub-population and set, where a model finds the populations of cells: ``cell_type``,
-        ``sub_population``, ``set``, and `PopulationScores`; no rows elsewhere.
+        ``sub_population``, ``set``, ``n_cells``, ``n_test``, and scores; no rows elsewhere.
     properties
         A row for each ``property`` by which benchmarks of simulators compare cells (of a ``kind``), set but the floor,
         and group of cells (``by`` ``all``, ``label`` or ``batch``, and the name ``group``): ``value``, its distance to

@@ -1,14 +1,14 @@
 """Scores of one set of query cells, compared with as many test cells of each type."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS, MIN_CELLS_OF_TYPE, Cells, SizeLimits, match, sample_at_most
-from bdm.evaluation.distances import TINY, PairDistances
 from bdm.evaluation.genes import (
     gene_pairs,
     gene_statistics,
@@ -17,7 +17,9 @@ from bdm.evaluation.genes import (
     pooled_fold_changes,
 )
 from bdm.evaluation.metrics import (
+    TINY,
     Agreement,
+    PairDistances,
     cross_validated_probabilities,
     forest,
     joint_components,
@@ -49,52 +51,26 @@ SCORE_NAMES = {
 SCORE_TITLES = {score: name[0].upper() + name[1:] for score, name in SCORE_NAMES.items()}  # in headings and columns
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupScores:
-    """Scores of query cells of one group in comparison with its test cells; NaN where there are too few of either.
-
-    ``_error`` is a standard error; ``_chance`` and ``_skewness`` are of real cells in the same space. The relative
-    energy distance of m cells to the population that they are drawn from is 1 / m.
-    """
-
-    energy: float = np.nan  # energy distance in principal components, unbiased
-    energy_error: float = np.nan
-    relative_energy: float = np.nan  # over the mean distance between two test cells of the group
-    relative_energy_error: float = np.nan
-    relative_energy_chance: float = np.nan
-    relative_energy_skewness: float = np.nan
-    mmd: float = np.nan  # squared maximum mean discrepancy, unbiased
-    forest_auc: float = np.nan
-    library_size_ks: float = np.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class TypeScores(GroupScores):
-    """Scores of the query cells of one type in comparison with its test cells."""
-
-    slope: float = np.nan  # of the log fold changes of its markers, query cells on test cells
-    fold_change_correlation: float = np.nan
-    fold_change_correlation_chance: float = np.nan  # between two sets of real cells
-    f1: float = np.nan  # in test cells, by a classifier fitted to query cells
-    gene_correlation: float = np.nan  # of correlations of pairs of expressed genes within the type
-
-
-@dataclass(frozen=True, kw_only=True)
-class PopulationScores(GroupScores):
-    """Scores of one sub-population in the space of its type; NaN with fewer than five cells of either."""
-
-    cell_type: str
-    n_cells: int  # among equal numbers of its type
-    n_test: int
+# Scores of query cells of one type or sub-population in comparison with its test cells; NaN where there are too few.
+# `_error` is a standard error; `_chance` and `_skewness` are of real cells in the same space. The relative energy
+# distance of m cells to their population, over the mean distance between two test cells, is 1 / m.
+GROUP_SCORES = (
+    *("energy", "energy_error", "relative_energy", "relative_energy_error"),
+    *("relative_energy_chance", "relative_energy_skewness", "mmd", "forest_auc", "library_size_ks"),
+)
+TYPE_SCORES = (
+    *(*GROUP_SCORES, "slope", "fold_change_correlation", "fold_change_correlation_chance"),
+    *("f1", "gene_correlation"),
+)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one set of cells: overall (:func:`score_all`), by type, and by sub-population, if these are known."""
+    """Scores of one set of cells."""
 
-    overall: dict[str, float]
-    by_type: dict[str, TypeScores]
-    by_population: dict[str, PopulationScores]
+    overall: dict[str, float]  # see score_all
+    by_type: pd.DataFrame  # cell types x TYPE_SCORES
+    by_population: pd.DataFrame  # sub-populations x cell_type, n_cells, n_test and GROUP_SCORES
 
 
 @dataclass(frozen=True)
@@ -143,27 +119,33 @@ class Comparison:
 def score_cells(query: Cells, reference: Reference, *, seed: int = 0) -> Scores:
     """Compare cells with as many test cells of each type."""
     comparison = Comparison(*match(query, reference.test, seed=seed), reference, seed)
-    by_type = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
+    rows = {cell_type: score_type(comparison, cell_type) for cell_type in comparison.f1}
+    by_type = pd.DataFrame.from_dict(rows, orient="index", columns=TYPE_SCORES, dtype=float)
     overall = score_all(comparison, mean_scores(by_type, reference.test))
     return Scores(overall, by_type, score_populations(comparison))
 
 
-def score_type(comparison: Comparison, cell_type: str) -> TypeScores:
-    """Score the cells of one type."""
+def score_type(comparison: Comparison, cell_type: str) -> dict[str, float]:
+    """Score the cells of one type, by the name of the score."""
     of_query = comparison.query.cell_type == cell_type
     of_test = comparison.test.cell_type == cell_type
-    f1 = comparison.f1[cell_type]
+    scores = {"f1": comparison.f1[cell_type]}
     if of_query.sum() < MIN_CELLS_OF_TYPE:
-        return TypeScores(f1=f1)
-    changes = comparison.fold_changes.get(cell_type)
-    return TypeScores(
-        **distances(comparison, of_query, of_test),
-        slope=changes.slope if changes else np.nan,
-        fold_change_correlation=changes.correlation if changes else np.nan,
-        fold_change_correlation_chance=changes.correlation_chance(independent=INDEPENDENT) if changes else np.nan,
-        f1=f1,
-        gene_correlation=gene_correlation(comparison, of_query, of_test),
-    )
+        return scores
+    scores |= distances(comparison, of_query, of_test)
+    scores["gene_correlation"] = gene_correlation(comparison, of_query, of_test)
+    if changes := comparison.fold_changes.get(cell_type):
+        scores |= fold_change_scores(changes, independent=INDEPENDENT)
+    return scores
+
+
+def fold_change_scores(changes: Agreement, *, independent: float) -> dict[str, float]:
+    """Score log fold changes of markers, query cells on test cells."""
+    return {
+        "slope": changes.slope,
+        "fold_change_correlation": changes.correlation,
+        "fold_change_correlation_chance": changes.correlation_chance(independent=independent),
+    }
 
 
 def gene_correlation(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray) -> float:
@@ -194,31 +176,33 @@ def distances(comparison: Comparison, of_query: np.ndarray, of_test: np.ndarray)
     }
 
 
-def score_populations(comparison: Comparison) -> dict[str, PopulationScores]:
-    """Score the cells of each sub-population; none where populations of query cells or test cells are not known."""
+def score_populations(comparison: Comparison) -> pd.DataFrame:
+    """Score the cells of each sub-population; none where populations of query cells or test cells are not known.
+
+    They are scored in the components, and by the forest, of their type; NaN with fewer than five cells of either.
+    """
     query, test = comparison.query, comparison.test
-    if query.population is None or test.population is None:
-        return {}
-    names = np.concatenate([test.population, query.population])
-    cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
-    found = {}
-    for name, cell_type in sorted((name, of) for name, of in cell_type_of.items() if name != of):
-        of_query, of_test = query.population == name, test.population == name
-        n_cells, n_test = int(of_query.sum()), int(of_test.sum())
-        enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
-        scores = distances(comparison, of_query, of_test) if enough else {}
-        found[str(name)] = PopulationScores(cell_type=str(cell_type), n_cells=n_cells, n_test=n_test, **scores)
-    return found
+    rows: dict[str, dict[str, Any]] = {}
+    if query.population is not None and test.population is not None:
+        names = np.concatenate([test.population, query.population])
+        cell_type_of = dict(zip(names, np.concatenate([test.cell_type, query.cell_type]), strict=True))
+        for name, cell_type in sorted((name, of) for name, of in cell_type_of.items() if name != of):
+            of_query, of_test = query.population == name, test.population == name
+            n_cells, n_test = int(of_query.sum()), int(of_test.sum())
+            enough = min(n_cells, n_test) >= MIN_CELLS_FOR_MEANS
+            scores = distances(comparison, of_query, of_test) if enough else {}
+            rows[str(name)] = {"cell_type": str(cell_type), "n_cells": n_cells, "n_test": n_test, **scores}
+    columns = ["cell_type", "n_cells", "n_test", *GROUP_SCORES]
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
 
 
-def mean_scores(by_type: dict[str, TypeScores], test: Cells) -> pd.Series:
+def mean_scores(by_type: pd.DataFrame, test: Cells) -> pd.Series:
     """Average each score over all but rare types, weighted by test cells, so that each of these counts equally.
 
     Standard errors, and standard deviations and skewness by chance, are those of the means of independent types.
     """
-    cell_types = test.types(fewest=MIN_CELLS_FOR_MEANS)
-    table = pd.DataFrame([asdict(by_type[cell_type]) for cell_type in cell_types], index=cell_types)
-    weights = table.notna().mul(test.n_by_type[cell_types], axis=0)
+    table = by_type.loc[test.types(fewest=MIN_CELLS_FOR_MEANS)]
+    weights = table.notna().mul(test.n_by_type[table.index], axis=0)
     weights /= weights.sum()
     means, in_square = (table * weights).sum(min_count=1), (table * weights).pow(2).sum(min_count=1).pow(0.5)
     means = means.where(~means.index.str.endswith(("_error", "_chance")), in_square)
@@ -243,12 +227,11 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         for cells in (query, test)
     ]
     by_genes = cross_validated_probabilities(linear_classifier(), *classified, seed=comparison.seed)
-    genes = vars(gene_statistics(query, test))
     pairs = gene_pairs(query, test, reference.variable_genes)
     changes = pooled_fold_changes(query, test, reference.markers)
     of_genes = {
         f"{name}_{measure}": getattr(agreement, measure)
-        for name, agreement in genes.items()
+        for name, agreement in gene_statistics(query, test).items()
         for measure in ("correlation", "rmse")
     }
     of_types = ("energy", "energy_error", *(f"relative_energy{of}" for of in ("", "_error", "_chance", "_skewness")))
@@ -256,9 +239,7 @@ def score_all(comparison: Comparison, means: pd.Series) -> dict[str, float]:
         **means[[*of_types, "mmd"]],
         "forest_auc": auc(*comparison.probabilities),
         "gene_auc": auc(*by_genes),
-        "slope": changes.slope,
-        "fold_change_correlation": changes.correlation,
-        "fold_change_correlation_chance": changes.correlation_chance(independent=INDEPENDENT_OF_ALL),
+        **fold_change_scores(changes, independent=INDEPENDENT_OF_ALL),
         "f1": means["f1"],
         **of_genes,
         "pair_correlation": pairs.correlation,

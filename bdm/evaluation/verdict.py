@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from bdm.evaluation.distances import Chance
+from bdm.evaluation.metrics import Chance
 from bdm.evaluation.scores import SCORE_NAMES
 
 

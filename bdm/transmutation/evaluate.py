@@ -29,9 +29,8 @@ from bdm.evaluation.cells import (
     checked,
     subset_of_names,
 )
-from bdm.evaluation.distances import energy_distance
 from bdm.evaluation.genes import gene_statistics
-from bdm.evaluation.metrics import Agreement, fitted_pca, joint_components
+from bdm.evaluation.metrics import Agreement, energy_distance, fitted_pca, joint_components
 from bdm.transmutation.results import MAX_TYPES, TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
@@ -141,8 +140,8 @@ def score_transmutation(query: Cells, ends: Endpoints, *, before: Cells | None =
     kept = (np.nan, np.nan) if before is None else correlations_with(before, query, ends, seed=seed)
     return {
         "energy": energy_distance(*compared_components(query, ends.test, seed=seed)),
-        "mean_r2": statistics.mean.subset(ends.changed).correlation ** 2,
-        "variance_r2": statistics.variance.subset(ends.changed).correlation ** 2,
+        "mean_r2": statistics["mean"].subset(ends.changed).correlation ** 2,
+        "variance_r2": statistics["variance"].subset(ends.changed).correlation ** 2,
         "slope": changes.slope,
         "sign": float(np.mean(np.sign(changes.query) == np.sign(changes.test))),
         "library_kept": kept[0],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdm._core.seeds import torch_generator
 from bdm.errors import InputError, counted
-from bdm.evaluation.distances import energy_distance
+from bdm.evaluation.metrics import energy_distance
 from bdm.latent.mixtures import Mixture
 from bdm.model.match import SAME, batch_column, batches_of, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel
