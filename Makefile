@@ -7,6 +7,9 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Tests begin in the order of tests/conftest.py, and each process takes over tests that another has not begun
 PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 pytest --numprocesses=auto --dist=worksteal
 
+# Python compiles a package as it is first imported, which takes twice as long as the import, and keeps the result
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo example-design test test-slow test-nightly test-oldest audit lint install docs config build benchmark
 
 help:
