@@ -3,10 +3,11 @@
 Pydantic checks the values; it is imported when the first value is checked, as the help of commands needs none.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, cached_property
-from inspect import isclass
+from numbers import Number
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -84,7 +85,7 @@ class Setting:
     def nested(self) -> "type[StageSettings] | None":
         """Class of settings that a value is, or that the items of a list are; None where values are plain."""
         inner = (kind for outer in alternatives(self.annotation) for kind in (outer, *get_args(outer)))
-        return next((kind for kind in inner if isclass(kind) and issubclass(kind, StageSettings)), None)
+        return next((kind for kind in inner if inspect.isclass(kind) and issubclass(kind, StageSettings)), None)
 
     @property
     def bounds(self) -> dict[str, Any]:
@@ -97,21 +98,20 @@ class Setting:
         """What checks the values."""
         from pydantic import ConfigDict, TypeAdapter
 
-        return TypeAdapter(self.annotation, config=ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True))
+        config = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+        return TypeAdapter(with_strict_numbers(self.annotation), config=config)
 
     def checked(self, value: Any) -> Any:
-        """Give a value in the type of the setting: the number that a text stands for, a tuple in place of a list."""
+        """Give a value in the type of the setting, such as a tuple in place of a list."""
         from pydantic import ValidationError
 
-        key = self.name.rstrip("_")
+        key, value = self.name.rstrip("_"), of_python(value)
+        if self.nested is None and is_dataclass(value):
+            return value
         if tuple in self.types and (
             isinstance(value, int | float) or (isinstance(value, str) and str not in self.types)
         ):
             value = (value,)
-        if self.nested is None and is_dataclass(value):
-            return value
-        if isinstance(value, bool) and bool not in self.types and not {int, float}.isdisjoint(self.types):
-            raise InputError(rejection(key, value, self.adapter.json_schema()))  # True is 1 to pydantic
         if self.nested is None or value is None:
             try:
                 checked = self.adapter.validate_python(value)
@@ -152,6 +152,29 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+def with_strict_numbers(annotation: Any) -> Any:
+    """Take texts, truth values and 3.0 for no whole numbers, wherever these are in a type, which pydantic does."""
+    from pydantic import Strict
+
+    origin, of = get_origin(annotation), get_args(annotation)
+    if annotation in (int, float):
+        return Annotated[annotation, Strict()]
+    if origin is Annotated:
+        return Annotated[(with_strict_numbers(of[0]), *annotation.__metadata__)]
+    if origin in (Union, UnionType):
+        return Union[tuple(map(with_strict_numbers, of))]  # noqa: UP007, of types that are not known here
+    return origin[tuple(map(with_strict_numbers, of))] if origin in (tuple, dict) else annotation
+
+
+def of_python(value: Any) -> Any:
+    """Give the numbers of NumPy in a value as those of Python."""
+    if isinstance(value, list | tuple):
+        return [of_python(item) for item in value]
+    if isinstance(value, dict):
+        return {key: of_python(item) for key, item in value.items()}
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
 def place_of(key: str, number: int, item: Any) -> str:
     """Name a part of a list by its name, or by its number, counted from 1."""
     name = item.get("name") if isinstance(item, dict) else None
@@ -170,6 +193,15 @@ class StageSettings:
     """Settings of a stage, which are checked as they are made."""
 
     section: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Add to the docstring what each setting means."""
+        text = inspect.cleandoc(cls.__doc__ or "")
+        helps = {name: Setting(name, of).help for name, of in inspect.get_annotations(cls).items()}
+        described = [f"{name}\n    {help.replace('`', '``')}" for name, help in helps.items() if help]
+        if described and "Attributes\n---" not in text:
+            text += "\n\nAttributes\n----------"
+        cls.__doc__ = "\n".join([text, *described])
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
         """Make an object, if all names are names of settings, and none is missing."""

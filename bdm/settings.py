@@ -55,15 +55,7 @@ LearningRate = Annotated[float, Gt(0), "Highest learning rate; choose a lower on
 
 @dataclass(frozen=True, kw_only=True)
 class InputKeys(StageSettings):
-    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on.
-
-    Attributes
-    ----------
-    label_key, batch_key
-        Columns of ``obs`` with the cell type and the batch.
-    counts
-        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
-    """
+    """Where an AnnData keeps what a model needs; None where that is as in the data that the model was fitted on."""
 
     label_key: Annotated[str | None, "Column of `obs` with the cell type.", AS_FITTED] = None
     batch_key: Annotated[str | None, "Column of `obs` with the batch.", AS_FITTED] = None
@@ -79,40 +71,9 @@ class InputKeys(StageSettings):
 class PrepareSettings(StageSettings):
     """How cells and genes are chosen and split.
 
-    Attributes
-    ----------
-    label_key, batch_key, donor_key
-        Columns of ``obs`` with the cell type, the batch and the donor, if any; without labels, all cells are of the
-        type ``cell``.
-    counts
-        Where raw counts are, see :func:`bdm.data.counts.find_counts`.
-    leave_out
-        Cell types to leave out.
-    drop_unlabelled
-        Leave out cells without a cell type, which are an error otherwise.
-    genes
-        ``seurat_v3`` for the ``n_genes`` most variable ones, ``all``, a text file with one name a line, or names. Names
-        may be the names in the data or symbols.
-    keep_genes
-        Genes to add to the most variable ones: a text file with one name a line, names, or ``markers`` for the built-in
-        markers (:data:`bdm.data.genes.MARKERS`) that the data have.
-    gene_symbols
-        Column of ``var`` with the symbols of genes, which figures and tables show; guessed by
-        :func:`bdm.data.symbols.symbol_column` if not given. The names of genes stay as they are.
-    clip_outliers
-        Lower outlying counts (:func:`bdm.data.counts.count_limits`) to the largest regular ones.
-    min_genes_per_cell
-        Cells with counts of fewer genes are left out; at 0, cells without any counts are an error.
-    min_cells_per_gene
-        Genes seen in fewer training cells are left out.
-    min_cells_per_type
-        Types of fewer cells are left out; at least one cell for each part of the split.
-    min_donors
-        Types of fewer effective donors are left out, and the autoencoder forms no sub-populations of fewer, see
-        :func:`bdm.data.filters.effective_donors`.
-    validation, test
-        Fractions of cells, by type. No test cells are held out unless you ask for them; the workflow, which evaluates
-        its cells, holds out a fifth.
+    In Python, ``genes`` and ``keep_genes`` may also be names, in place of a file. Effective donors are those of
+    :func:`bdm.data.filters.effective_donors`. The workflow, which evaluates its cells, holds out a fifth of the
+    data as test cells.
     """
 
     section: ClassVar[str] = "prepare"
@@ -185,20 +146,7 @@ class PrepareSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(StageSettings):
-    """Settings of the count autoencoder.
-
-    Attributes
-    ----------
-    loading_scale
-        Standard deviation of the loadings' normal prior: how far one standard deviation of a latent dimension may be
-        expected to change a gene's log expression. Small values leave only what many genes and cells agree on.
-    shared_decoder
-        Let all types share one decoder; otherwise types have type-specific decoders where these fit their
-        validation cells better.
-    sub_populations
-        ``auto``, ``none``, or the number in each type that has enough cells; see
-        :func:`bdm.autoencoder.sub_populations.find_parts`.
-    """
+    """Settings of the count autoencoder."""
 
     section: ClassVar[str] = "autoencoder"
 
@@ -225,17 +173,7 @@ class AutoencoderSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchySettings(StageSettings):
-    """Settings of the hierarchy of cell types.
-
-    Attributes
-    ----------
-    threshold
-        AUC of the best test between the children of a branch at the noise level where they part.
-    flat
-        Give every type a separate branch up to the highest noise: a label-guided model without a tree.
-    n_bootstrap
-        Resamples of cells for the support of nodes; 0 for none.
-    """
+    """Settings of the hierarchy of cell types."""
 
     section: ClassVar[str] = "hierarchy"
 
@@ -253,8 +191,6 @@ class PriorSettings(StageSettings):
 
     Attributes
     ----------
-    prior
-        Name of a :class:`bdm.prior.base.LatentPrior`.
     log_sigma_mean, log_sigma_scale
         Of the noise levels in training: their logarithm is normal with these (Karras et al. 2022).
     averaging
@@ -329,15 +265,7 @@ class TransmutationSettings(SamplerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(StageSettings):
-    """How cells are evaluated.
-
-    Attributes
-    ----------
-    n_repeats
-        Most resamples; fewer are drawn where these have 2,000 test cells together, whose scores hardly vary.
-    max_cells_per_type
-        Most cells of a type compared at a time; with fewer than 5, scores would be mostly noise.
-    """
+    """How cells are evaluated."""
 
     section: ClassVar[str] = "evaluate"
 
@@ -353,8 +281,6 @@ class InterpretationSettings(StageSettings):
 
     Attributes
     ----------
-    n_genes
-        Top genes of the model and of real cells that are listed, and compared.
     n_cells
         Cells of each branch whose expected expression stands for the model's.
     n_markers
@@ -370,19 +296,7 @@ class InterpretationSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings(StageSettings):
-    """How generated cells are audited.
-
-    Attributes
-    ----------
-    donor_key
-        Column of ``obs`` with the donors; ``donor`` where cells were prepared with donors.
-    by_cell
-        Audit cells, although there are donors.
-    cells_only
-        Attack the generated cells only, and not the model that generated them.
-    cells_per_training_cell
-        Generated cells of each type for each of its training cells. Attacks find more in more cells.
-    """
+    """How generated cells are audited."""
 
     section: ClassVar[str] = "audit"
 

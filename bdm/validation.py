@@ -5,7 +5,6 @@ hence it imports the standard library only.
 """
 
 import difflib
-import math
 import re
 from collections.abc import Iterable
 from numbers import Real
@@ -39,11 +38,8 @@ def rejection(name: str, value: object, schema: dict[str, Any], *, out_of_bounds
 
 
 def shown(value: object) -> str:
-    """Write a value, texts in quotes unless they are numbers, as the values of options may be."""
-    try:
-        return str(value) if isinstance(value, Real) or math.isfinite(float(str(value))) else repr(value)
-    except ValueError:
-        return repr(value)
+    """Write a value: numbers of NumPy as those of Python, texts in quotes."""
+    return str(value) if isinstance(value, Real) else repr(value)
 
 
 def in_words(*kinds: dict[str, Any]) -> str:

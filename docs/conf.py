@@ -12,7 +12,7 @@ from typer.cli import get_docs_for_click
 
 from bdm.cli import app as commands
 from bdm.design import settings as design
-from bdm.schema import StageSettings, options_of, settings_of
+from bdm.schema import StageSettings, settings_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from score_tables import text_of_properties, text_of_scores
@@ -95,7 +95,6 @@ def setup(app):
         (generated / f"{name}.md").write_text(text_of_scores(name))
     (generated / "benchmark_properties.md").write_text(text_of_properties())
     app.connect("source-read", link_to_pages)
-    app.connect("autodoc-process-docstring", describe_settings, priority=400)  # before napoleon reads the docstring
 
 
 def text_of_commands():
@@ -144,14 +143,3 @@ def link_to_pages(app, docname, source):
     """Replace links to files of the repository by links to the pages that include them."""
     for file, page in PAGES_OF_FILES.items():
         source[0] = source[0].replace(f"]({file}", f"]({page}")
-
-
-def describe_settings(app, what, name, settings, options, lines):
-    """Add to the docstring of a stage's settings those that only have a help text."""
-    if what != "class" or not issubclass(settings, StageSettings):
-        return
-    described = [setting for setting in options_of(settings) if not any(setting.name in line for line in lines)]
-    if described and "Attributes" not in lines:
-        lines += ["Attributes", "----------"]
-    for setting in described:
-        lines += [setting.name, f"    {setting.help.replace('`', '``')}"]

@@ -16,6 +16,7 @@ import bdm
 from bdm._core.files import provenance
 from bdm.api import settings_with
 from bdm.cli import app, main
+from bdm.design.settings import Samples
 from bdm.errors import InputError
 from bdm.evaluation.cells import MIN_CELLS_FOR_MEANS
 from bdm.schema import StageSettings, options_of, settings_of
@@ -197,6 +198,17 @@ def test_a_given_seed_of_0_contradicts_another():
     with pytest.raises(InputError, match=r"^seed is 0, and 5 in settings.prepare; give it in one place"):
         settings_with(settings, label_key="cell_type", seed=0)
     assert settings_with(settings, label_key="cell_type", seed=5) == settings_with(settings) == settings
+
+
+@pytest.mark.parametrize("value", [3.0, "3", True])
+def test_whole_numbers_are_neither_decimal_nor_text(tmp_path, value):
+    sentence = f"n_steps is {value!r}, but must be a whole number."
+    with pytest.raises(InputError) as caught:
+        PriorSettings(n_steps=value)
+    assert str(caught.value) == sentence
+    with pytest.raises(InputError, match=rf"^cells\.B is {value!r}, but must be a whole number\.$"):
+        Samples(cells={"B": value})
+    assert f"train.n_steps: {sentence}" in dry_run(tmp_path, demo_config(train={"n_steps": value}))
 
 
 def test_numbers_of_numpy_are_numbers_of_python():

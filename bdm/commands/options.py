@@ -3,6 +3,7 @@
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,6 +145,8 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
     found: dict[str, Any] = {}
     for option in options:
         value, setting, (*places, name) = given[option.parameter.name], option.setting, option.path
+        if setting is not None and not {int, float}.isdisjoint(setting.types):
+            value = number_in(value)
         values = found
         for place in places:
             values = values.setdefault(place, {})
@@ -163,6 +166,14 @@ def arguments_of(signature: inspect.Signature, options: list[Option], given: dic
         name: parameter.annotation(**found[name]) if isinstance(found.get(name), dict) else found[name]
         for name, parameter in signature.parameters.items()
     }
+
+
+def number_in(text: Any) -> Any:
+    """Give the number that a text stands for; anything else as it is."""
+    for kind in (int, float):
+        with suppress(ValueError, TypeError):
+            return kind(text) if isinstance(text, str) else text
+    return text
 
 
 # ---- files that are written

@@ -146,13 +146,13 @@ def check(config, *, set_default):
 
 
 def check_beyond_schema(name, dataset):
-    """Reject what a JSON schema allows: infinite numbers, and settings that contradict each other."""
+    """Reject what a JSON schema allows: infinite numbers, 3.0 for 3, and settings that contradict each other."""
     prepare, hierarchy, donor_key = dataset["prepare"], dataset["hierarchy"], dataset["donor_key"]
     problems = [
         (f"{section}.{key}", rejection(key, value, SCHEMA["$defs"][section]["properties"][key]))
         for section in SECTIONS
         for key, value in dataset[section].items()
-        if isinstance(value, float) and not math.isfinite(value)
+        if isinstance(value, float) and not is_finite_number(value, SCHEMA["$defs"][section]["properties"][key])
     ]
     problems += [
         ("batch_key", keys_rejection(**{key: dataset[key] for key in ("label_key", "batch_key", "donor_key")})),
@@ -175,6 +175,11 @@ def check_beyond_schema(name, dataset):
     ]
     for place, problem in problems:
         reject(f"datasets.{name}.{place}", problem)
+
+
+def is_finite_number(value, schema):
+    """Return whether a number is finite, and may be other than a whole one."""
+    return math.isfinite(value) and any(kind.get("type") == "number" for kind in schema.get("anyOf", [schema]))
 
 
 def has_braces(file):
