@@ -28,11 +28,10 @@ from bdm.hierarchy.tree import Clade, Hierarchy, match_leaves
 from bdm.latent.cells import encode
 from bdm.model.card import model_card, save_with_card
 from bdm.model.fit import Checkpoints, fit
-from bdm.model.fitted_cells import fitted_cells, real_cells_for
+from bdm.model.fitted_cells import fitted_cells, populations_by, real_cells_for
 from bdm.model.generated_file import record_of_cells
 from bdm.model.match import encodable, keys_found_in, known_cells
 from bdm.model.model import BranchedModel, load_model
-from bdm.model.populations import populations_by
 from bdm.settings import (
     AuditSettings,
     EvaluationSettings,
@@ -622,10 +621,10 @@ class BranchedDiffusion:
             adata = model.simulate(design)
             adata.uns["truth"]["genes"]
         """
-        from bdm.design.read import read_design, with_seed
+        from bdm.design.settings import read_design
         from bdm.design.simulate import design_record, simulate_cells
 
-        checked = with_seed(read_design(design), seed)
+        checked = read_design(design, seed=seed)
         adata = simulate_cells(self.model, checked)
         adata.uns["bdm"] = storable(provenance(seed=checked.seed, design=design_record(checked)))
         return adata

@@ -122,14 +122,6 @@ def labels_rejection(candidates: tuple[str, ...], columns: Iterable[object]) -> 
     )
 
 
-def slot_rejection(source: str, slots: Iterable[str]) -> str | None:
-    """Phrase that cells have no layer ``source`` to take counts from, nor ``raw`` or ``X``; None if they have."""
-    slots = list(slots)
-    if source == "auto" or source in slots:
-        return None
-    return f"there is no layer {source!r}; counts can be taken from {', '.join(slots) or 'nowhere'}."
-
-
 def split_rejection(validation: float, test: float) -> str | None:
     """Phrase that fractions of validation and test cells leave none to train on; None if they leave some."""
     if validation + test < 1:

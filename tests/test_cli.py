@@ -578,8 +578,8 @@ BAD = {
     "evaluate-transmuted: taken": (
         "evaluate-transmuted prepared.h5ad OUT transmuted.h5ad --compare unchanged=transmuted.h5ad", "taken"
     ),
-    "simulate: no design": ("simulate model none.yaml OUT.h5ad", "none.yaml: there is no such file."),
-    "simulate: no YAML": ("simulate model generated.h5ad OUT.h5ad", "generated.h5ad: it is not YAML"),
+    "simulate: no design": ("simulate model none.yaml OUT.h5ad", "No such file: none.yaml."),
+    "simulate: no YAML": ("simulate model generated.h5ad OUT.h5ad", "generated.h5ad cannot be read as YAML"),
     "simulate: unknown gene": ("simulate model unknown.yaml OUT.h5ad", "null_genes: the model has no gene"),
     "simulate: seed": ("simulate model unknown.yaml OUT.h5ad --seed -1", "seed is -1, but must be at least 0."),
     "simulate: no such part": ("simulate model unknown.yaml OUT.h5ad --part 3-of-2", "2-of-8"),

@@ -15,8 +15,7 @@ from test_workflow import ROOT, SCHEMA, snakemake, write_config
 
 from bdm.audit.folds import check_donors
 from bdm.audit.limits import audit_rejection
-from bdm.data.counts import count_slots
-from bdm.data.header import n_cells_by_value, obs_columns, slot_names, var_columns
+from bdm.data.header import n_cells_by_value, obs_columns
 from bdm.data.read import read_cells
 from bdm.errors import InputError
 
@@ -163,7 +162,7 @@ def test_unclear_tables_are_left_to_bdm_prepare(folder, text):
 def test_cells_that_cannot_be_read_are_left_to_bdm_prepare(folder):
     for name, content in {"cells.h5ad": b"", "text.h5ad": b"no cells", "cells.loom": b""}.items():
         (folder / name).write_bytes(content)
-        assert obs_columns(folder / name) is var_columns(folder / name) is slot_names(folder / name) is None
+        assert obs_columns(folder / name) is None
         assert n_cells_by_value(folder / name, "person") is None
     assert obs_columns(folder / "absent.h5ad") is None
     with h5py.File(folder / "no_obs.h5ad", "w") as file:
@@ -188,7 +187,6 @@ def test_old_files_keep_obs_in_one_table(tmp_path):
         file["X"], file["obs"] = np.ones((2, 1), dtype=np.float32), obs
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
     assert obs_columns(tmp_path / "old.h5ad") == list(read_cells(tmp_path / "old.h5ad").obs) == ["kind", "donor"]
-    assert var_columns(tmp_path / "old.h5ad") is slot_names(tmp_path / "old.h5ad") is None  # raw is named otherwise
     assert n_cells_by_value(tmp_path / "old.h5ad", "donor") == {"2": 1, "3": 1}
 
 
@@ -197,39 +195,6 @@ def test_columns_are_those_that_are_read(folder):
     no_columns = ad.AnnData(np.ones((2, 2)))
     no_columns.write_h5ad(folder / "none.h5ad")
     assert obs_columns(folder / "none.h5ad") == []
-
-
-def with_raw() -> ad.AnnData:
-    """Cells with counts in a layer, and of more genes in ``raw``."""
-    found = cells()
-    found.raw = ad.AnnData(found.X, obs=found.obs, var=pd.DataFrame({"name": "a"}, index=list("abcd")))
-    found = found[:, :3].copy()
-    found.layers["umi"], found.var["short"] = found.X, "b"
-    return found
-
-
-def test_symbols_and_counts_are_looked_for_where_they_may_be(folder):
-    with_raw().write_h5ad(folder / "cells.h5ad")
-    assert var_columns(folder / "cells.h5ad") == ["short", "name"]
-    assert slot_names(folder / "cells.h5ad") == list(count_slots(with_raw())) == ["umi", "raw", "X"]
-    known = {"dataset/counts": ("umi", "raw", "X", "auto"), "prepare/gene_symbols": ("short", "name")}
-    assert all(planned_rules(with_value(key, value)) for key, values in known.items() for value in values)
-    found = message(with_value("prepare/gene_symbols", "lnog"))
-    start = f"Configuration, datasets.{MINE}.prepare.gene_symbols: cells.h5ad: var has no column 'lnog'; name one by"
-    assert found.startswith(start)
-    assert "(there are: short, name). " in found
-    for key, place in {"dataset/counts": "cells", "addition/counts": "more"}.items():
-        found = message(with_value(key, "uni"))
-        addition = "" if place == "cells" else "extend.additions.more."
-        start = f"Configuration, datasets.{MINE}.{addition}counts: {place}.h5ad: there is no layer 'uni'; counts can be"
-        assert found.startswith(start)
-
-
-def test_cells_without_a_matrix_have_counts_in_layers_only(folder):
-    found = with_raw()
-    del found.raw, found.X
-    found.write_h5ad(folder / "cells.h5ad")
-    assert slot_names(folder / "cells.h5ad") == list(count_slots(found)) == ["umi"]
 
 
 # ---- cell types

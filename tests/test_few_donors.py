@@ -12,7 +12,6 @@ from scipy import sparse
 
 from bdm.autoencoder.fit import fit_autoencoder
 from bdm.autoencoder.sub_populations import classify
-from bdm.cli import app
 from bdm.data.filters import effective_donors
 from bdm.data.prepare import prepare
 from bdm.errors import InputError
@@ -152,11 +151,3 @@ def test_donors_are_counted_again_without_cells_that_have_no_counts():
 def test_bad_input(changes, message):
     with pytest.raises(InputError, match=message):
         prepare(cells_with_a_clone(), settings(**changes))
-
-
-def test_command_has_the_option_and_writes_nothing(tmp_path):
-    cells_with_a_clone().write_h5ad(tmp_path / "cells.h5ad")
-    arguments = ["prepare", str(tmp_path / "cells.h5ad"), str(tmp_path / "out.h5ad"), "--min-donors", "5"]
-    with pytest.raises(InputError, match="donors are not known"):
-        app(arguments, standalone_mode=False)
-    assert not (tmp_path / "out.h5ad").exists()

@@ -9,11 +9,10 @@ import torch
 from scipy import sparse
 from scipy.stats import chisquare, nbinom
 
-from bdm._core.parallel import using_threads
-from bdm._core.seeds import derive, numpy_generator
+from bdm._core.seeds import derive
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.errors import InputError
-from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK, chunk_specs
+from bdm.generation.chunks import MAX_CHUNK, MIN_CHUNK
 from bdm.generation.generate import expected_counts, generate_cells, generated_cells, observation_model
 from bdm.generation.merge import write_cells
 from bdm.generation.request import numbers_like, read_request, request_cells
@@ -57,21 +56,6 @@ def test_every_count_has_its_probability(mean, r):
     observed = np.bincount(np.searchsorted(last, drawn.toarray().ravel()), minlength=len(last) + 1)
     expected = n * np.diff(nbinom.cdf(last, r, p), prepend=0, append=1)
     assert chisquare(observed, expected).pvalue > 1e-3
-
-
-def test_counts_of_a_cell_do_not_depend_on_those_after_it():
-    generator = np.random.default_rng(0)
-    mean, r = generator.gamma(0.3, size=(20, 50)), np.full(50, 0.7)
-    every = sample_counts(mean, r, np.random.default_rng(1)).toarray()
-    first = sample_counts(mean[:7], r, np.random.default_rng(1)).toarray()
-    np.testing.assert_array_equal(first, every[:7])
-
-
-def test_sampled_counts_are_sparse_in_canonical_form():
-    drawn = sample_counts(np.full((4, 30), 0.5), np.full(30, 1.0), np.random.default_rng(0))
-    assert drawn.has_canonical_format
-    assert drawn.data.min() > 0
-    assert drawn.shape == (4, 30)
 
 
 def test_counts_of_genes_that_are_off():
@@ -163,12 +147,6 @@ def test_columns_with_a_meaning_of_their_own_keep_it(batch_model, label_key, bat
     assert generated.obs["synthetic"].tolist() == [True]
 
 
-def test_ancestors_are_numbered_by_population(small_model):
-    adata = small_model.generate({B: 4, NK: 2}, shared_ancestors=True)
-    assert adata.obs["sub_population"].tolist() == [B1] * 3 + [B2] + [NK] * 2
-    assert adata.obs["ancestor"].tolist() == [0, 1, 2, 0, 0, 1]
-
-
 def test_populations_share_the_ancestors_of_one_number(small_model):
     """Cells of all populations with one number descend from one sample, whichever others are requested."""
     every = small_model.generate({B1: 70, B2: 70, NK: 70}, shared_ancestors=True)
@@ -219,15 +197,6 @@ def test_cells_do_not_depend_on_order_of_request(batch_model, shared):
     pd.testing.assert_frame_equal(one.obs, other.obs)
 
 
-@pytest.mark.parametrize("n", [1, MIN_CHUNK, MIN_CHUNK + 1, 5 * MAX_CHUNK, 5 * MAX_CHUNK + 1])
-def test_places_of_cells_do_not_depend_on_their_number(n):
-    wanted, more = list(chunk_specs(B, n)), list(chunk_specs(B, 10 * MAX_CHUNK))
-    assert sum(place.n_cells for place in wanted) == n
-    assert [(place.start, place.size) for place in wanted] == [(p.start, p.size) for p in more[: len(wanted)]]
-    assert sum(place.size for place in wanted) <= max(MIN_CHUNK, 2 * n)
-    assert all(place.size <= MAX_CHUNK and not place.size % MIN_CHUNK for place in more)
-
-
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_cells_do_not_depend_on_their_number(small_model, shared, stochastic):
@@ -259,35 +228,12 @@ def test_no_two_cells_are_the_same(small_model):
     assert len(np.unique(adata.obsm["latent"], axis=0)) == MAX_CHUNK + 3
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_cells_do_not_depend_on_threads(small_model, shared):
-    made = []
-    for n_threads in (1, 3):
-        with using_threads(n_threads):
-            made.append(small_model.generate({B: 200, NK: 150}, n_levels=3, shared_ancestors=shared))
-    assert (counts(made[0]) == counts(made[1])).all()
-    assert (made[0].obsm["latent"] == made[1].obsm["latent"]).all()
-
-
 def test_shared_chunks_hold_the_requested_numbers(small_model):
     adata = small_model.generate({B1: MAX_CHUNK + 3, NK: 4, B: 30}, n_levels=2, shared_ancestors=True)
     assert adata.obs["cell_type"].value_counts()[[B, NK]].tolist() == [MAX_CHUNK + 33, 4]
     n_by_population = adata.obs["sub_population"].value_counts()[[B1, B2, NK]].tolist()
     assert n_by_population == [MAX_CHUNK + 3 + 21, 9, 4]
     assert adata.obs["ancestor"].tolist() == [number for n in n_by_population for number in range(n)]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_no_two_chunks_draw_the_same_counts(small_model, shared, monkeypatch):
-    seeds = []
-
-    def recorded(*key):
-        seeds.append(derive(*key))
-        return numpy_generator(*key)
-
-    monkeypatch.setattr("bdm.generation.generate.numpy_generator", recorded)
-    small_model.generate({B1: MIN_CHUNK + 3, B2: 3, NK: MIN_CHUNK + 2}, n_levels=2, shared_ancestors=shared)
-    assert len(seeds) == len(set(seeds)) == 5
 
 
 # ---- files
@@ -378,15 +324,6 @@ def test_requests_may_name_sub_populations(small_model, tmp_path):
     assert obs["sub_population"].tolist() == [B1] * 2 + [B2] * 4 + [NK] * 2
 
 
-def test_sub_populations_in_a_batch(batch_model):
-    asked = table([(B2, 2, "two"), (B2, 1, "one"), (DENDRITIC[1], 3, "two")])
-    assert numbers(batch_model, asked, by="sub_population") == {
-        (B2, "one"): 1,
-        (B2, "two"): 2,
-        (DENDRITIC[1], "two"): 3,
-    }
-
-
 def test_requested_batches(batch_model):
     asked = table([(B, 2, "two"), (NK, 0, "one"), (NK, 3, "two"), (B, 4, "two")])
     assert numbers(batch_model, asked) == {(B, "two"): 6, (NK, "two"): 3}
@@ -415,15 +352,10 @@ def test_request_is_not_changed(batch_model):
         ({B: -1}, "-1 cells of type 'CD19"),
         ({B: 1.5}, "1.5 cells"),
         ({B: "many"}, "many cells"),
-        ({B: float("nan")}, "whole number"),
-        ({B: float("inf")}, "whole number"),
         ({B: None}, "whole number"),
-        (-5, "whole number"),
         (2.5, "whole number"),
         (1e30, "whole number of 0 or more, up to 1,000,000,000,000"),
-        (0, "no cells"),
         ({B: 0}, "no cells"),
-        ({}, "no cells"),
         (table([(B, 3)], columns=("type", "n_cells")), "lacks the column 'cell_type'"),
         (table([(B, 3)], columns=("cell_type", "n")), "lacks the column 'n_cells'"),
         (table([(B, f"{B}/1", 3)], columns=("cell_type", "sub_population", "n_cells")), "are named in cell_type"),
@@ -441,7 +373,7 @@ def test_bad_requests(batch_model, cells, message):
         batch_model.generate(cells)
 
 
-@pytest.mark.parametrize("seed", [1.5, -1, "a", True, None])
+@pytest.mark.parametrize("seed", [-1, "1", None])
 def test_seeds_are_whole_numbers(small_model, seed):
     with pytest.raises(InputError, match=r"^seed is .*, but must be "):
         small_model.generate(1, seed=seed)

@@ -67,12 +67,6 @@ def test_command_writes_what_the_schema_requires(folder, bdm, original, small_mo
     }
 
 
-def test_number_of_cells_may_be_given(folder, bdm):
-    arguments = ("generate", folder / "model", folder / "few.h5ad", "--like", folder / "original.h5ad", "--cells", 2)
-    assert bdm(*arguments)[0] == 0
-    assert (anndata.read_h5ad(folder / "few.h5ad").obs["bulk_labels"].value_counts() == 2).all()
-
-
 def test_columns_are_drawn_jointly(original, small_model):
     cells = generated(small_model.model, 300, original).obs
     in_original = set(original.obs[JOINT].astype(str).itertuples(index=False, name=None))

@@ -1,6 +1,5 @@
 """Cells that keep counts, types and batches where other data do not, through Python and the command line."""
 
-import logging
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import bdm
 from bdm.cli import app
 from bdm.errors import InputError
 from bdm.model.fitted_cells import fitted_cells, real_cells_for
-from bdm.model.match import keys_found_in, known_cells
+from bdm.model.match import known_cells
 from bdm.settings import InputKeys
 
 B, NK = "CD19+ B", "CD56+ NK"
@@ -335,21 +334,6 @@ def test_commands_take_the_cells_that_a_model_was_fitted_on(command, fitted, tmp
 
 
 @pytest.mark.nightly
-def test_commands_take_cells_that_keep_things_elsewhere(command, tmp_path):
-    cells = anndata.read_h5ad("cells.h5ad")
-    cells.obs = cells.obs.rename(columns={"annotation": "kind", "person": "patient"})
-    cells.layers["umi"] = cells.layers.pop("raw_counts")
-    cells.write_h5ad("renamed.h5ad")
-    keys = ("--label-key", "kind", "--batch-key", "patient", "--counts", "umi")
-    command("transmute", "model", "renamed.h5ad", "transmuted.h5ad", "--to", NK, "--from", B, *keys)
-    command("generate", "model", "as_many.h5ad", "--cells-like", "renamed.h5ad", "--label-key", "kind")
-    options = ("--model", "model", "--n-repeats", 1, *keys)
-    command("evaluate", "renamed.h5ad", "evaluation", "as_many.h5ad", *options)
-    command("interpret", "model", "renamed.h5ad", "as_many.h5ad", "interpretation", *keys)
-    assert (tmp_path / "evaluation/overall.csv").is_file()
-
-
-@pytest.mark.nightly
 def test_keys_name_columns_of_compared_cells_with_a_model(command, fitted):
     fitted.prepared.write_h5ad("prepared.h5ad")
     command("evaluate", "prepared.h5ad", "expected", "generated.h5ad", "--model", "model", "--n-repeats", 1)
@@ -394,14 +378,6 @@ def test_fit_holds_out_cells_to_evaluate_by(command, tmp_path):
     for option in unused:
         with pytest.raises(InputError, match="is used with a model only; give `model=` too"):
             command("evaluate-transmuted", "cells.h5ad", "other", "generated_own.h5ad", *option)
-
-
-def test_keys_name_what_is_there():
-    cells = AnnData(np.ones((2, 2)), obs=pd.DataFrame({"a": [1, 2]}, index=["x", "y"]))
-    assert keys_found_in(cells, InputKeys(label_key="a", batch_key="b", counts="X")) == InputKeys(
-        label_key="a", counts="X"
-    )
-    assert logging.getLogger("bdm").level == logging.INFO
 
 
 # ---- as in scvi-tools

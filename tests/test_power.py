@@ -13,7 +13,7 @@ from pydeseq2.ds import DeseqStats
 from scipy import sparse, stats
 from scipy.special import expit, logit
 
-from bdm.design.read import read_design
+from bdm.design.settings import read_design
 from bdm.errors import InputError
 from bdm.power.analysis import check_testable
 from bdm.power.deseq import AllGenesInference, deseq2, freedom_of_prior, information, negative_log_likelihood
@@ -125,15 +125,6 @@ def test_the_package_of_deseq2_is_named_before_any_simulation(monkeypatch):
     check_testable(read_design({**content, "power": {"methods": ["t_test"]}}))
 
 
-def test_dispersions_with_a_prior_are_those_of_pydeseq2(bulk):
-    counts, design = bulk
-    mu = np.maximum(counts.mean(axis=0) * np.ones_like(counts), 0.5)
-    given = {"mu": mu, "alpha_hat": np.full(counts.shape[1], 0.05), "min_disp": 1e-8, "max_disp": 10.0}
-    given |= {"prior_disp_var": 0.5, "prior_reg": True}
-    both = [of(n_cpus=1).alpha_mle(counts, design, **given)[0] for of in (AllGenesInference, DefaultInference)]
-    np.testing.assert_allclose(*both, rtol=1e-3)
-
-
 def test_no_dispersion_is_less_likely_than_that_of_pydeseq2(bulk):
     counts, design = bulk
     fits = [fitted_by(inference(n_cpus=1), counts, design) for inference in (AllGenesInference, DefaultInference)]
@@ -191,21 +182,6 @@ def test_p_values_of_the_t_distribution_are_no_smaller_than_their_level(n_sample
     assert small[False][1] > 1.5e-3
     assert 0.02 < small[True][0] < 0.055
     assert small[True][1] < 1e-3
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("dispersion", "lowest", "highest"), [(0, 0, 0.015), (0.05, 0.02, 0.045), (0.2, 0.045, 0.06)])
-def test_pairs_that_differ_by_counting_alone_have_too_few_small_p_values(dispersion, lowest, highest):
-    """DESeq2 expects samples to differ by more than counting; p-values of three pairs that do not are too large."""
-    generator, n_pairs, n_genes, p_values = np.random.default_rng(0), 3, 1000, []
-    of_donor = np.eye(n_pairs)[np.tile(np.arange(n_pairs), 2)]
-    design = np.column_stack([of_donor, np.repeat([0.0, 1.0], n_pairs)])
-    for _ in range(5):
-        donors = generator.lognormal(4, 1, size=n_genes) * generator.lognormal(0, 0.4, size=(n_pairs, n_genes))
-        mean = of_donor @ donors
-        more = generator.gamma(1 / dispersion, dispersion, size=mean.shape) if dispersion else 1
-        p_values.append(deseq2(generator.poisson(mean * more), design)["p_value"])
-    assert lowest <= (pd.concat(p_values).dropna() < 0.05).mean() <= highest
 
 
 # ---- expression

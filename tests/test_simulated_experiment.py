@@ -11,10 +11,9 @@ from bdm._core.parallel import using_threads
 from bdm._core.seeds import numpy_generator
 from bdm.autoencoder.observation import NegativeBinomial
 from bdm.design.experiment import cells_of, compile_design
-from bdm.design.read import read_design
 from bdm.design.samples import IndependentDonors, expected_proportions
+from bdm.design.settings import read_design
 from bdm.design.simulate import simulated_cells
-from bdm.errors import InputError
 from bdm.generation.chunks import Part
 from bdm.generation.merge import write_cells
 
@@ -221,6 +220,7 @@ def means_of(adata, gene):
         ("mean", 0.5, ({1: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5)),  # DM
         ("proportion", None, ({1: 0.7, 4: 0.3}, {1: 0.3, 4: 0.7}), np.log2(3.1 / 1.9)),  # DP
         ("proportion", [0.5, 0.5], ({1: 0.5, 4: 0.5}, {1: 0.5, 4: 0.5}), 0),  # EP
+        ("proportion", [0.3, 1], ({1: 0.7, 4: 0.3}, {4: 1}), np.log2(4 / 1.9)),
         ("both", None, ({2: 1}, {1: 0.5, 4: 0.5}), np.log2(2.5 / 2)),  # DB
     ],
 )
@@ -239,13 +239,6 @@ def test_kinds_of_change_have_their_shapes(kind, share, expected, fold_change, s
         assert by_condition.to_dict() == pytest.approx(
             {"control": row.share_reference, "treated": row.share_condition}, abs=0.05
         )
-
-
-def test_cells_that_respond_in_the_reference_alone_are_known(small_model):
-    change = {**UP, "kind": "proportion", "share": [0.3, 1.0]}
-    responds = simulate(small_model, samples={**TWO, "cells": {MONO: 400}}, changes=[change]).obs
-    share = responds.groupby("condition", observed=True)["responds"].mean()
-    assert share.to_dict() == pytest.approx({"control": 0.3, "treated": 1}, abs=0.06)
 
 
 def test_dispersion_changes_without_the_mean(small_model):
@@ -572,8 +565,3 @@ def test_composition_and_numbers_of_cells_are_as_learned(donor_model):
     assert numbers.tolist() == donors.n_cells.tolist()
     shares = expected_proportions(donor_model.model, experiment.design)
     assert shares.sum(axis=1).to_numpy() == pytest.approx(1)
-
-
-def test_learned_numbers_of_cells_need_donors(small_model):
-    with pytest.raises(InputError, match="the model has learned no donors"):
-        experiment_of(small_model, samples={"cells": "learned"})

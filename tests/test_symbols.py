@@ -83,11 +83,6 @@ def test_figures_in_python_show_symbols(model, labels):
     assert {label.get_text() for label in left.get_xticklabels()} <= set(labels)
 
 
-def test_repeated_symbols_are_numbered(model, cells):
-    twins = cells.var_names[cells.var["feature_name"] == "CD79A"]
-    assert list(model.model.gene_names.labels[twins]) == [f"CD79A ({name})" for name in twins]
-
-
 def test_genes_of_a_transmutation_show_symbols(model, cells, labels):
     moved = model.transmute(cells, to=DENDRITIC, from_=[B])
     assert list(moved.var["feature_name"].dropna()) == list(model.model.autoencoder.genes["feature_name"].dropna())

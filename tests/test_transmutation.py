@@ -15,7 +15,7 @@ from bdm.errors import InputError
 from bdm.evaluation.cells import Cells, RealCells
 from bdm.generation.merge import write_cells
 from bdm.latent.cells import populations_of_cells
-from bdm.model.populations import populations_by
+from bdm.model.fitted_cells import populations_by
 from bdm.prior.transport import optimal_coupling
 from bdm.settings import InputKeys, SamplerSettings
 from bdm.transmutation.evaluate import (

@@ -71,9 +71,8 @@ def evaluate(
     from bdm.evaluation.evaluate import evaluate as evaluate_cells
     from bdm.evaluation.read import read_generated, read_real_cells
     from bdm.evaluation.results import score_table, verdict_lines
-    from bdm.model.fitted_cells import read_real_cells_for
+    from bdm.model.fitted_cells import populations_by, read_real_cells_for
     from bdm.model.model import checksums, load_model
-    from bdm.model.populations import populations_by
     from bdm.plotting.files import write_figures
 
     files = named_files(GENERATED, generated, compare or [])

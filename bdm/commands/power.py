@@ -33,7 +33,7 @@ def power(
     from bdm._core.files import atomic_write
     from bdm._core.training import fabric
     from bdm.design.experiment import compile_design
-    from bdm.design.read import read_design, with_seed
+    from bdm.design.settings import read_design
     from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
     from bdm.model.model import load_model
@@ -42,7 +42,7 @@ def power(
     from bdm.power.grid import design_at, points_of
 
     of_grid = WHOLE if part is None else Part.parse(part)
-    checked = with_seed(read_design(design), seed)
+    checked = read_design(design, seed=seed)
     check_replaced((out,), checked.files())
     points = list(points_of(checked.power))
     with at(design):

@@ -36,7 +36,7 @@ def simulate(
     from bdm._core.files import atomic_write
     from bdm._core.training import fabric
     from bdm.design.experiment import compile_design
-    from bdm.design.read import read_design, with_seed
+    from bdm.design.settings import read_design
     from bdm.design.simulate import design_record, simulated_cells
     from bdm.errors import counted
     from bdm.generation.chunks import WHOLE, Part
@@ -45,7 +45,7 @@ def simulate(
     from bdm.model.model import load_model
 
     of_cells = WHOLE if part is None else Part.parse(part)
-    checked = with_seed(read_design(design), seed)
+    checked = read_design(design, seed=seed)
     check_replaced((out, truth), checked.files())
     with ExitStack() as files:
         path = None if dry_run else files.enter_context(atomic_write(out))

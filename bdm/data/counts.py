@@ -14,7 +14,6 @@ from bdm._core.seeds import numpy_generator
 from bdm.data.filters import capped
 from bdm.data.matrix import Matrix, blocks_of_rows, take_rows, to_row_storage
 from bdm.errors import InputError
-from bdm.validation import slot_rejection
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,8 @@ def find_counts(adata: AnnData, *, source: str = "auto") -> tuple[AnnData, np.nd
     of each cell.
     """
     slots = count_slots(adata)
-    if sentence := slot_rejection(source, slots):
-        raise InputError(sentence)
+    if source not in ("auto", *slots):
+        raise InputError(f"there is no layer {source!r}; counts can be taken from {', '.join(slots) or 'nowhere'}.")
     if not adata.n_obs or not adata.n_vars:
         raise InputError(f"there are {adata.n_obs} cells and {adata.n_vars} genes; both are needed.")
 

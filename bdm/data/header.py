@@ -1,4 +1,4 @@
-"""Columns of ``obs`` and ``var``, their values, and matrices of counts, found before cells are read.
+"""Columns of ``obs`` and their values, found before cells are read.
 
 The workflow includes this file, to check its configuration wherever Snakemake runs; hence packages are imported where
 they are used. What cannot be known here is None, and is left to ``bdm prepare``, which explains what is wrong.
@@ -26,25 +26,6 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
     except UNREADABLE:
         return None
     return None if columns is None or added is None else list(dict.fromkeys([*columns, *added]))
-
-
-def var_columns(cells: str | Path) -> list[str] | None:
-    """Name the columns of ``var`` of an ``.h5ad`` file, and those of its ``raw``; None as for :func:`slot_names`."""
-
-    def columns(file: Any) -> list[str] | None:
-        slots = slots_of(file) or []
-        found = [columns_of(file[table]) for table in ("var", *(["raw/var"] if "raw" in slots else []))]
-        return None if not slots or None in found else list(dict.fromkeys(name for of in found for name in of or []))
-
-    return from_h5ad(cells, columns)
-
-
-def slot_names(cells: str | Path) -> list[str] | None:
-    """Name where the counts of an ``.h5ad`` file may be: its layers, ``raw`` and ``X``.
-
-    Returns: None for files of other formats, of AnnData before 0.7, and for files that cannot be read.
-    """
-    return from_h5ad(cells, slots_of)
 
 
 def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
@@ -84,14 +65,6 @@ def from_h5ad(path: str | Path, read: Callable[[Any], Read | None]) -> Read | No
             return read(file)
     except UNREADABLE:
         return None
-
-
-def slots_of(file: Any) -> list[str] | None:
-    """Name the layers of an open file, and ``raw`` and ``X`` where AnnData wrote more than that there is nothing."""
-    if file["obs"].attrs["encoding-type"] != "dataframe":  # before AnnData 0.7, it has none
-        return None
-    written = [name for name in ("raw", "X") if name in file and file[name].attrs.get("encoding-type") != "null"]
-    return [*file.get("layers", ()), *written]
 
 
 def columns_of(stored: Any) -> list[str] | None:

@@ -30,26 +30,21 @@ class Plant:
 
         In the reference of the kind ``both``, all cells have half of it.
         """
-        shares = self.change.shares
-        if self.change.condition is None:
-            return (uniform < shares.condition).astype(np.float32)
-        changed = condition == self.change.condition
+        shares, everywhere = self.change.shares, self.change.condition is None
+        changed = np.full(len(condition), everywhere) | (condition == self.change.condition)
         responds = uniform < np.where(changed, shares.condition, shares.reference)
-        strength = responds.astype(np.float32)
-        return np.where(changed, strength, HALF).astype(np.float32) if self.change.kind == "both" else strength
+        return np.where(changed | (self.change.kind != "both"), responds, HALF).astype(np.float32)
 
     def mean_factor(self, condition: str) -> np.ndarray:
         """Factor of the expected count of each gene over all cells of a changed population in a condition."""
         fold, shares = 2.0**self.log2_fold_change, self.change.shares
         if self.change.kind == "dispersion":
             return np.ones(len(fold))
-        if self.change.condition in (None, condition):
-            return 1 - shares.condition + shares.condition * fold
-        return (
-            2 ** (HALF * self.log2_fold_change)
-            if self.change.kind == "both"
-            else (1 - shares.reference + shares.reference * fold)
-        )
+        changed = self.change.condition in (None, condition)
+        if self.change.kind == "both" and not changed:
+            return 2 ** (HALF * self.log2_fold_change)
+        share = shares.condition if changed else shares.reference
+        return 1 - share + share * fold
 
 
 def plants_of(model: BranchedModel, design: Design, expression: Callable[[str], np.ndarray]) -> tuple[Plant, ...]:
@@ -159,14 +154,13 @@ class PlantedGenes:
     @classmethod
     def of(cls, plants: Sequence[Plant], population: str) -> "PlantedGenes":
         """Collect the changes of a population."""
-        here = [plant if population in plant.populations else None for plant in plants]
-        genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for plant in here if plant)]))
-        log2 = {True: np.zeros((len(plants), len(genes))), False: np.zeros((len(plants), len(genes)))}
-        for i, plant in enumerate(here):
-            if plant:
-                columns = np.searchsorted(genes, plant.genes)
-                log2[plant.change.kind == "dispersion"][i, columns] = plant.log2_fold_change
-        return cls(genes, log2[False], log2[True])
+        here = [(i, plant) for i, plant in enumerate(plants) if population in plant.populations]
+        genes = np.unique(np.concatenate([np.arange(0), *(plant.genes for _, plant in here)]))
+        log2_mean, log2_dispersion = np.zeros((2, len(plants), len(genes)))
+        for i, plant in here:
+            log2 = log2_dispersion if plant.change.kind == "dispersion" else log2_mean
+            log2[i, np.searchsorted(genes, plant.genes)] = plant.log2_fold_change
+        return cls(genes, log2_mean, log2_dispersion)
 
 
 def mean_factors(
@@ -180,16 +174,13 @@ def mean_factors(
     return factors
 
 
-def responses(plants: Sequence[Plant], cells: pd.DataFrame, seed: int) -> np.ndarray:
-    """Strength of each change in each cell, cells x changes; a cell's random numbers depend on its number alone."""
-    strength = np.zeros((len(cells), len(plants)), dtype=np.float32)
-    condition = cells["condition"].to_numpy()
-    for population, rows in rows_by_population(cells["sub_population"]).items():
-        for i, plant in enumerate(plants):
-            if population in plant.populations:
-                uniform = numpy_generator(seed, "responds", plant.change.name, population).random(len(condition[rows]))
-                strength[rows, i] = plant.strength(condition[rows], uniform)
-    return strength
+def strengths(plants: Sequence[Plant], population: str, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """Strength of each change in cells of a population, from their uniform random numbers, both cells x changes."""
+    found = np.zeros(uniform.shape, dtype=np.float32)
+    for i, plant in enumerate(plants):
+        if population in plant.populations:
+            found[:, i] = plant.strength(condition, uniform[:, i])
+    return found
 
 
 def rows_by_population(population: pd.Series) -> dict[str, slice]:

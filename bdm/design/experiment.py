@@ -9,7 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from bdm._core.seeds import numpy_generator, to_tensor, torch_generator
-from bdm.design.changes import Plant, mean_factors, plants_of, responses, rows_by_population
+from bdm.design.changes import Plant, mean_factors, plants_of, rows_by_population, strengths
 from bdm.design.samples import IndependentDonors, donors_of, proportions_of, request_of, table_of_samples
 from bdm.design.settings import Design
 from bdm.donors.draw import NewDonors
@@ -130,12 +130,11 @@ class DesignedExperiment:
     @cached_property
     def offsets(self) -> Callable[[str], Tensor | None]:
         """Function that returns the offsets of log expression in a population, donors x genes; None without donors."""
-        donors = self.donors
-        return cache(
-            lambda population: (
-                None if donors is None else to_tensor(donors.log_expression(population).astype(np.float32))
-            )
-        )
+
+        def offsets(population: str) -> Tensor | None:
+            return None if self.donors is None else to_tensor(self.donors.log_expression(population).astype(np.float32))
+
+        return cache(offsets)
 
     @cached_property
     def ambient_profiles(self) -> pd.DataFrame:
@@ -160,14 +159,15 @@ def compile_design(model: BranchedModel, design: Design, sampler: Sampler | None
     request = request_of(model, design, samples, donors)
 
     def expression(population: str) -> np.ndarray:
-        return np.asarray(
-            np.mean([reference.expression(population, batch) for batch in samples["batch"].unique()], axis=0)
-        )
+        of_batches = [reference.expression(population, batch) for batch in samples["batch"].unique()]
+        return np.asarray(np.mean(of_batches, axis=0))
 
     plants = plants_of(model, design, expression)
     shares = proportions_of(model, design).mean()
     samples["depth_factor"] = depth_factors(design, samples["condition"], shares, reference)
-    check_ambient(model, design)
+    if isinstance(design.ambient.profile, dict):
+        with at("ambient.profile"):
+            given_profile(model, design.ambient.profile)
     return DesignedExperiment(model, design, samples, request, plants, donors_of(model, design, donors), reference)
 
 
@@ -178,7 +178,7 @@ def depth_factors(design: Design, condition: pd.Series, shares: pd.Series, refer
     shares = shares[shares > 0]
     sizes = [reference.log_library_size(name) for name in shares.index]
     weights = np.repeat(shares.to_numpy() / [len(size) for size in sizes], [len(size) for size in sizes])
-    median = weighted_median(np.concatenate(sizes), weights)
+    median = np.quantile(np.concatenate(sizes), 0.5, weights=weights, method="inverted_cdf")
     target = of_conditions(design.depth.median, condition, np.nan)
     return np.where(np.isnan(target), 1.0, np.exp(np.log(target) - median))
 
@@ -188,19 +188,6 @@ def of_conditions(value: float | dict[str, float], condition: pd.Series, default
     if isinstance(value, dict):
         return np.array([value.get(name, default) for name in condition], dtype=float)
     return np.full(len(condition), float(value))
-
-
-def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Value below and above which are half of the weights."""
-    order = np.argsort(values)
-    return float(values[order][np.searchsorted(weights[order].cumsum(), weights.sum() / 2)])
-
-
-def check_ambient(model: BranchedModel, design: Design) -> None:
-    """Reject a profile of ambient RNA with genes that the model lacks."""
-    if isinstance(design.ambient.profile, dict):
-        with at("ambient.profile"):
-            given_profile(model, design.ambient.profile)
 
 
 def given_profile(model: BranchedModel, weights: dict[str, float]) -> np.ndarray:
@@ -244,8 +231,13 @@ def cells_of(experiment: DesignedExperiment) -> DesignedCells:
     population = table["sub_population"].reset_index(drop=True)
     condition = experiment.samples["condition"].to_numpy()[sample]
     seed = experiment.design.seed
-    strength = responses(experiment.plants, pd.DataFrame({"sub_population": population, "condition": condition}), seed)
-    rows = rows_by_population(population)
+    rows, plants = rows_by_population(population), experiment.plants
+    strength = np.zeros((len(population), len(plants)), dtype=np.float32)
+    for name, of in rows.items():
+        uniform = np.empty((of.stop - of.start, len(plants)))
+        for i, plant in enumerate(plants):
+            uniform[:, i] = numpy_generator(seed, "responds", plant.change.name, name).random(len(uniform))
+        strength[of] = strengths(plants, name, condition[of], uniform)
     partners = draw_partners(experiment, sample, rows)
     return DesignedCells(sample, population, {name: of.start for name, of in rows.items()}, strength, *partners)
 

@@ -1,12 +1,14 @@
 """What a design file may contain: each section as a dataclass, whose fields are the keys with their bounds and help."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
-from bdm.errors import InputError
+from bdm._core.files import reading
+from bdm.errors import InputError, at
 from bdm.schema import StageSettings, Unset
 from bdm.settings import Seed
 
@@ -388,3 +390,18 @@ def reject_other_names(key: str, numbers: dict[str, Any], names: tuple[str, ...]
     for name in names:
         if name not in numbers:
             raise InputError(f"{key} has no number for the condition {name!r}.")
+
+
+def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:
+    """Read a design file, or a dictionary with the same content, and replace its seed if another is given."""
+    if isinstance(design, str | Path):
+        with reading(Path(design), "YAML"):
+            try:
+                content = yaml.safe_load(Path(design).read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+        with at(design):
+            found = Design.of(content)
+    else:
+        found = Design.of(design, "design")
+    return found if seed is None else replace(found, seed=seed)

@@ -15,11 +15,11 @@ from torch import Tensor
 from bdm._core.parallel import keep_freed_memory, threads
 from bdm._core.seeds import numpy_generator, to_tensor
 from bdm.autoencoder.observation import ObservationModel
-from bdm.design.changes import PlantedGenes
+from bdm.design.changes import PlantedGenes, strengths
 from bdm.design.experiment import DesignedCells, DesignedExperiment, cells_of, compile_design
 from bdm.design.settings import Design
 from bdm.design.truth import truth_of
-from bdm.generation.chunks import MIN_CHUNK, WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
+from bdm.generation.chunks import WHOLE, Chunk, Part, chunk_specs_of, independent_chunks, rows_of
 from bdm.generation.generate import (
     Block,
     GeneratedCells,
@@ -69,14 +69,9 @@ def simulated_cells(
             chunks = independent_chunks(sampler or model.sampler(), request, seed, run, part)
             yield from run(simulation.block, chunks)
 
-    truth = truth_of(experiment)
-    return GeneratedCells(
-        observations_of(experiment, cells).iloc[rows],
-        model.autoencoder.genes.copy(),
-        blocks(),
-        varm=truth.varm(),
-        uns={"truth": truth.tables()},
-    )
+    varm, tables = truth_of(experiment)
+    obs, var = observations_of(experiment, cells).iloc[rows], model.autoencoder.genes.copy()
+    return GeneratedCells(obs, var, blocks(), varm=varm, uns={"truth": tables})
 
 
 def observations_of(experiment: DesignedExperiment, cells: DesignedCells) -> pd.DataFrame:
@@ -145,10 +140,6 @@ class Simulation:
     def block(self, chunk: Chunk) -> Block:
         """Sample the counts of the cells of a chunk."""
         portions = [self.portion(chunk.population, portion) for portion in portions_of(chunk)]
-        if not portions:
-            portions = [
-                self.portion(chunk.population, Portion(chunk.start, 0, chunk.x.new_zeros(MIN_CHUNK, chunk.x.shape[1])))
-            ]
         counts = sp.vstack([sp.csr_matrix(droplets.counts) for droplets, _ in portions], format="csr")
         expected = (
             np.concatenate([droplets.mean for droplets, _ in portions]) if self.experiment.design.expected else None
@@ -220,22 +211,14 @@ class Simulation:
             chosen = np.flatnonzero(of_partner == code)
             population, sample = self.model.populations[code], origin.sample[chosen]
             key = ("partner of", origin.population, *origin.key)
-            partners = Origin(population, sample, self.partner_strength(population, sample, key), key)
+            plants, generator = self.experiment.plants, numpy_generator(self.seed, "partner responds", population, *key)
+            uniform = generator.random((len(sample), len(plants)))
+            partners = Origin(population, sample, strengths(plants, population, self.condition[sample], uniform), key)
             x = self.experiment.reference.whitened(population)[to_tensor(self.cells.partner[rows[chosen]])]
             added = self.singlets(self.of_donors(population, x, sample), partners)
             counts[chosen] += added.counts
             mean[chosen] += added.mean
         return Droplets(counts, mean)
-
-    def partner_strength(self, population: str, sample: np.ndarray, key: tuple[int | str, ...]) -> np.ndarray:
-        """Draw which changes the second cells of doublets have, cells x changes."""
-        plants = self.experiment.plants
-        uniform = numpy_generator(self.seed, "partner responds", population, *key).random((len(sample), len(plants)))
-        strength = np.zeros(uniform.shape, dtype=np.float32)
-        for i, plant in enumerate(plants):
-            if population in plant.populations:
-                strength[:, i] = plant.strength(self.condition[sample], uniform[:, i])
-        return strength
 
     def _observation(self, population: str) -> ObservationModel:
         observation, donors = observation_model(self.model, population), self.experiment.donors
@@ -268,8 +251,7 @@ def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, gener
 
 def design_record(design: Design) -> dict[str, Any]:
     """Content of a design as a design file has it, for the record of how cells were made."""
-    content: dict[str, Any] = as_content(asdict(design))
-    return content
+    return dict(as_content(asdict(design)))
 
 
 def as_content(value: Any) -> Any:

@@ -25,9 +25,8 @@ from bdm.extension.populations import NewType, cells_by_population, find_populat
 from bdm.hierarchy.clustering import MeasuredMeans
 from bdm.latent.cells import LatentCells, encode, latent_cells
 from bdm.latent.moments import PopulationMoments, population_moments
-from bdm.model.extension import Extension
 from bdm.model.fit import check_collapse
-from bdm.model.model import BranchedModel, composition_of, extended
+from bdm.model.model import BranchedModel, Extension, composition_of, extended
 from bdm.prior.base import PriorData
 from bdm.schema import StageSettings
 from bdm.settings import AutoencoderSettings, HierarchySettings, PrepareSettings, PriorSettings

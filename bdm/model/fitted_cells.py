@@ -13,8 +13,9 @@ from bdm.data.matrix import to_row_storage
 from bdm.data.prepare import is_prepared, prepare
 from bdm.data.read import read_cells
 from bdm.errors import InputError, at
-from bdm.evaluation.cells import Cells, RealCells, check_number
+from bdm.evaluation.cells import Cells, Populations, RealCells, check_number
 from bdm.evaluation.read import check_held_out, read_real_cells
+from bdm.latent.cells import populations_of_cells
 from bdm.model.match import SAME, batch_column, counts_slot, known_cells, label_column, labels_of, model_counts
 from bdm.model.model import BranchedModel, composition_of
 from bdm.settings import InputKeys, PrepareSettings
@@ -144,3 +145,27 @@ def real_cells_for(
         check_held_out(test, training, other.obs_names, prepared.obs_names[~is_test])
     check_number(training.n_by_type // 2, test.n_by_type, "Half of the training cells")
     return RealCells(training, test, model.gene_names)
+
+
+def populations_by(model: BranchedModel) -> Populations | None:
+    """Return a function that finds the most probable population of each cell, by its counts and its cell type.
+
+    Generated cells are assigned in the same way as real ones, whichever population they were drawn from. Otherwise real
+    cells would lie within the borders between populations, and generated ones beyond.
+
+    Returns: None if no cell type of the model has sub-populations. The function returns None for cells without known
+    batches, if the model has batches.
+    """
+    autoencoder = model.autoencoder
+    if not len(autoencoder.sub_populations):
+        return None
+
+    def populations(cells: Cells) -> np.ndarray | None:
+        obs = pd.DataFrame({"cell_type": cells.cell_type}, index=np.arange(len(cells)).astype(str))
+        if autoencoder.batches:
+            if cells.batch is None or not set(cells.batch) <= set(autoencoder.batches):
+                return None
+            obs["batch"] = cells.batch
+        return populations_of_cells(AnnData(cells.counts, obs=obs), autoencoder)
+
+    return populations

@@ -14,8 +14,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from bdm._core.files import reading
-from bdm.design.read import read_design
-from bdm.design.settings import AXES, Design
+from bdm.design.settings import AXES, Design, read_design
 from bdm.design.simulate import design_record
 from bdm.errors import InputError
 from bdm.generation.chunks import WHOLE, Part, check_complete

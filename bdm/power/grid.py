@@ -15,7 +15,7 @@ from bdm.design.experiment import DesignedExperiment, compile_design
 from bdm.design.samples import populations_named
 from bdm.design.settings import AXES, MIN_DONORS_OF_DESEQ2, Change, Design, PowerSettings
 from bdm.design.simulate import simulated_cells
-from bdm.design.truth import composition_of, truth_of
+from bdm.design.truth import comparisons_of, composition_of
 from bdm.model.model import BranchedModel
 from bdm.power.experiment import Experiment, ExperimentSettings
 from bdm.power.tests import expression_test, share_tests
@@ -134,7 +134,7 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     # Shares of cell types need no counts
     cells = simulated.in_memory() if methods_of(design) else without_counts(simulated.obs)
     reference, *others = designed.design.samples.conditions
-    changes = {of.condition: of.log2_fold_change for of in truth_of(designed).comparisons}
+    changes = {of.condition: of.log2_fold_change for of in comparisons_of(designed)}
     tables = []
     for condition in others:
         settings = ExperimentSettings(

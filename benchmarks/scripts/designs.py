@@ -11,7 +11,7 @@ from tidy import tidy, write_rows
 
 from bdm._core.seeds import numpy_generator
 from bdm.data.prepare import read_prepared
-from bdm.design.read import read_design, with_seed
+from bdm.design.settings import read_design
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import load_model
 from bdm.power.experiment import Experiment, ExperimentSettings
@@ -111,7 +111,7 @@ def main(
     fitted = load_model(model)
     sets = {"real donors": read_prepared(prepared)}
     for name, label in DESIGNS.items():
-        design = with_seed(read_design(FOLDER / f"{name}.yaml"), seed)
+        design = read_design(FOLDER / f"{name}.yaml", seed=seed)
         sets[label] = simulate_cells(fitted, design)
     tables = [
         of_splits(

@@ -13,7 +13,7 @@ from tidy import tidy, write_rows
 
 from bdm._core.seeds import derive, numpy_generator
 from bdm.data.read import read_cells
-from bdm.design.read import read_design
+from bdm.design.settings import read_design
 from bdm.design.simulate import simulate_cells
 from bdm.model.model import BranchedModel, load_model
 

@@ -6,19 +6,16 @@ include: "../../bdm/audit/limits.py"
 
 
 def check_columns(name, dataset):
-    """Reject names of columns, counts and cell types that the cells do not have, and an audit of too few donors."""
+    """Reject names of columns and cell types that the cells do not have, and an audit of too few donors."""
     place, path, labels = f"datasets.{name}", dataset["path"], dataset["labels"]
     columns = known_columns(path, labels)
     for key, alternative in (("label_key", NO_LABELS), ("batch_key", ""), ("donor_key", "")):
         check_column(f"{place}.{key}", path, columns, dataset[key], alternative=alternative)
-    check_symbols(f"{place}.prepare.gene_symbols", path, dataset["prepare"]["gene_symbols"])
-    check_counts(f"{place}.counts", path, dataset["counts"])
     key = dataset["hierarchy"]["ontology_key"]
     if not may_be_prepared(key, columns):
         check_column(f"{place}.hierarchy.ontology_key", path, columns, key)
     for addition, of in dataset["extend"]["additions"].items():
         check_labels(f"{place}.extend.additions.{addition}.label_key", of, fitted=dataset["label_key"])
-        check_counts(f"{place}.extend.additions.{addition}.counts", of["path"], of["counts"])
     check_types(place, dataset)
     if dataset["audit"]["run"] and dataset["donor_key"] is not None and columns is not None and labels is None:
         check_donors(f"{place}.audit.run", path, dataset["donor_key"], dataset["audit"]["n_folds"])
@@ -84,11 +81,11 @@ def types_in_design(path):
         return []
 
 
-def check_column(place, path, columns, key, *, alternative="", table="obs"):
+def check_column(place, path, columns, key, *, alternative=""):
     """Reject a key that names none of the columns, where these are known."""
     if columns is not None and key is not None:
         argument = place.rpartition(".")[2]
-        problem = column_rejection(key, columns, argument=argument, alternative=alternative, table=table)
+        problem = column_rejection(key, columns, argument=argument, alternative=alternative)
         reject(place, problem and f"{path}: {problem}")
 
 
@@ -99,20 +96,6 @@ def check_labels(place, addition, *, fitted):
     check_column(place, path, columns, key)
     if key is None and columns is not None:
         problem = labels_rejection(label_candidates(fitted), columns)
-        reject(place, problem and f"{path}: {problem}")
-
-
-def check_symbols(place, path, key):
-    """Reject a key that names no column of var, where these are known; by default, the file is not opened for it."""
-    columns = None if key is None or is_made_anew(path) else var_columns(path)
-    check_column(place, path, columns, key, table="var")
-
-
-def check_counts(place, path, source):
-    """Reject a layer that the cells do not have, where these are known; by default, the file is not opened for it."""
-    slots = None if source in (None, "auto") or is_made_anew(path) else slot_names(path)
-    if slots is not None:
-        problem = slot_rejection(source, slots)
         reject(place, problem and f"{path}: {problem}")
 
 
