@@ -34,12 +34,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of
 
 @contextmanager
 def atomic_write(path: Path, *, folder_of: str | None = None) -> Iterator[Path]:
-    """Yield a temporary path next to ``path`` to write a file or a folder to, which replaces ``path`` on success.
-
-    After an error ``path`` is unchanged, and nothing is left next to it. Files that a killed process left behind are
-    removed by the next process that writes ``path``. Within the temporary path of another ``atomic_write``, ``path``
-    itself is returned.
-    """
+    """Yield a path whose file or folder replaces ``path`` on success; else nothing is left, even after a kill."""
     path = Path(path)
     if path.parent.suffix == UNFINISHED:
         yield path

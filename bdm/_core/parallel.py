@@ -30,11 +30,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory that one step frees for the next step, in place of returning it to the system.
-
-    Training steps allocate and free the same megabytes again and again; mapping them each time can take several times
-    as long as the arithmetic, above all in virtual machines. No effect outside Linux with glibc.
-    """
+    """Make glibc keep freed memory: to map it anew in each training step can take longer than the arithmetic."""
     if not sys.platform.startswith("linux"):
         return
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -54,11 +50,7 @@ _n_threads: ContextVar[int | None] = ContextVar("n_threads", default=None)
 
 
 def available_threads() -> int:
-    """Return the number of threads that this process may use.
-
-    This is the number of processors that its affinity and the quota of its cgroup allow, but at most the number that
-    Slurm allocated to the job, ``OMP_NUM_THREADS``, and the number of threads of torch.
-    """
+    """Threads that affinity and cgroup of the process, Slurm, ``OMP_NUM_THREADS`` and torch allow."""
     limits = [os.environ.get(name, "").split(",")[0].strip() for name in LIMITS]
     given = [int(text) for text in limits if text.isdecimal() and int(text)]
     return min(int(cpu_count()), torch.get_num_threads(), *given)
@@ -71,11 +63,7 @@ def chosen_threads() -> int:
 
 @contextmanager
 def using_threads(n_threads: int | None = None) -> Iterator[None]:
-    """Compute with one thread in each operation of torch, NumPy, SciPy, scikit-learn and numba.
-
-    Several threads in one operation are slow for operations as small as here, slower still while other programs run,
-    and the last digits would depend on their number. Can be used as a decorator, too.
-    """
+    """Compute with one thread in each operation, as digits depend on their number, and several operations at once."""
     if n_threads is not None and n_threads < 1:
         raise InputError(f"The number of threads is {n_threads}; give `n_threads=` 1 or more.")
     if _n_threads.get() == IN_WORKER:
@@ -92,11 +80,7 @@ def using_threads(n_threads: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads() -> Iterator[Map]:
-    """Yield a ``map`` that runs in as many threads as :func:`using_threads` sets.
-
-    Results come in the order of the items, and items are read only shortly before their results are needed. Inside such
-    a thread, it is the usual ``map``.
-    """
+    """Yield a ``map`` in as many threads as :func:`using_threads` sets; in such a thread, the usual ``map``."""
     if _n_threads.get() == IN_WORKER:
         yield map
         return

@@ -54,10 +54,7 @@ def in_notebook() -> bool:
 
 
 def with_estimate(items: Iterable[Item], *, doing: str, total: int, start: int, unit: str) -> Iterator[Item]:
-    """Yield items and log the remaining time: after ten seconds, and each time that the elapsed time has doubled.
-
-    The first item is left out of the estimate, as it often takes longer than the others.
-    """
+    """Yield items and log the remaining time, ever more seldom; the first, often slow item does not count."""
     began, due = None, FIRST_ESTIMATE
     for done, item in enumerate(items, start=start):
         yield item

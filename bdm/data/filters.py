@@ -156,10 +156,7 @@ def check_trained_batches(obs: pd.DataFrame) -> None:
 
 
 def capped(n_by_type: pd.Series, *, most: int, fewest: int) -> pd.Series:
-    """Cut the numbers of the commonest types to one number, the largest by which there are ``most`` cells or fewer.
-
-    No type is cut below ``fewest`` cells, however many types there are.
-    """
+    """Cut the commonest types to the largest number by which there are ``most`` cells, and never below ``fewest``."""
     enough, too_many = fewest, int(n_by_type.max()) + 1
     while too_many - enough > 1:
         middle = (enough + too_many) // 2
@@ -168,12 +165,7 @@ def capped(n_by_type: pd.Series, *, most: int, fewest: int) -> pd.Series:
 
 
 def split_by_type(cell_type: pd.Series, *, validation: float, test: float, seed: int) -> pd.Series:
-    """Assign cells at random to train, validation and test, each type in the same proportions.
-
-    The split of a type depends on ``seed`` and its name only, not on the other types.
-
-    Returns: categories ``train``, ``validation`` and ``test``, with the index of ``cell_type``.
-    """
+    """Assign cells at random to splits by type; the split of a type depends on the seed and its name alone."""
     fractions = np.array([1 - validation - test, validation, test])
     split = pd.Series(pd.Categorical(["train"] * len(cell_type), categories=SPLITS), index=cell_type.index)
     for name, rows in cell_type.groupby(cell_type, observed=True).indices.items():

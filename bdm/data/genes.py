@@ -100,10 +100,7 @@ def choose_genes(
     n_most_variable: int | None = None,
     min_cells: int,
 ) -> np.ndarray:
-    """Choose genes by the training cells only, so that validation and test cells have no influence.
-
-    Returns: mask over genes.
-    """
+    """Mask of the genes that are chosen by the training cells only, so that other cells have no influence."""
     genes = names.index
     batches = pd.Categorical(["all"] * len(train.rows) if batch is None else batch.astype(str))
     sums = BatchSums.over(train, batches, n_genes=len(genes))

@@ -16,10 +16,7 @@ Read = TypeVar("Read")
 
 
 def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str] | None:
-    """Name the columns of ``obs`` of an ``.h5ad`` file, with the columns that a table of labels adds.
-
-    Returns: None for files of other formats, and for files that cannot be read.
-    """
+    """Columns of ``obs`` of an ``.h5ad`` file, with those of a table of labels; None if they cannot be read."""
     columns = from_h5ad(cells, lambda file: columns_of(file["obs"]))
     try:
         added = [] if labels is None else table_columns(Path(labels))
@@ -29,11 +26,7 @@ def obs_columns(cells: str | Path, labels: str | Path | None = None) -> list[str
 
 
 def n_cells_by_value(cells: str | Path, column: str) -> dict[str, int] | None:
-    """Count the cells of each value in a column of ``obs`` of an ``.h5ad`` file: of each cell type, or each donor.
-
-    Returns: numbers by value, without missing values; None for columns of decimal numbers or of other kinds, and where
-    they cannot be read.
-    """
+    """Numbers of cells by value in a column of ``obs`` of an ``.h5ad`` file; None for decimal numbers, and others."""
 
     def numbers(file: Any) -> dict[str, int] | None:
         import numpy as np

@@ -42,23 +42,19 @@ def to_row_storage(matrix: Matrix | sparse.csc_matrix | CSCDataset) -> Matrix:
 
 
 def blocks_of_rows(matrix: Matrix, rows: np.ndarray | None = None) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Read rows of a matrix, in memory or on disk, one block at a time.
-
-    Yields slice of ``rows``, and the values of these rows.
-    """
+    """Yield slices of ``rows``, in ascending order, with their values, a block of the matrix at a time."""
     rows = np.arange(matrix.shape[0]) if rows is None else rows
-    start = 0
-    for run in adjacent_runs(rows, row_offsets(matrix)):
+    start, before = 0, row_offsets(matrix)
+    is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
+    is_full = np.diff(before[rows] // BLOCK) > 0
+    for run in np.split(rows, np.flatnonzero(is_far | is_full) + 1) if len(rows) else ():
         block = read_rows(matrix, slice(run[0], run[-1] + 1))
         yield slice(start, start + len(run)), block if block.shape[0] == len(run) else block[run - run[0]]
         start += len(run)
 
 
 def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
-    """Return rows of a matrix, in memory or on disk.
-
-    On disk, rows near each other are read together, so that many rows take no longer than one pass over the file.
-    """
+    """Rows of a matrix by indices, mask or slice; on disk, rows near each other are read together."""
     if not isinstance(matrix, ON_DISK):
         return sparse.csr_matrix(without_float16(matrix[rows]))
     unique, place = np.unique(np.arange(matrix.shape[0])[rows], return_inverse=True)
@@ -71,14 +67,6 @@ def take_rows(matrix: Matrix, rows: np.ndarray | slice) -> sparse.csr_matrix:
 def take_cells(adata: AnnData, rows: np.ndarray) -> AnnData:
     """Return cells with their counts, see :func:`take_rows`, their ``obs`` and ``var``, and nothing else."""
     return AnnData(take_rows(adata.X, rows), obs=adata.obs.iloc[rows].copy(), var=adata.var)
-
-
-def adjacent_runs(rows: np.ndarray, before: np.ndarray) -> Iterator[np.ndarray]:
-    """Divide rows in ascending order into runs that are read together: near, with at most ``BLOCK`` entries."""
-    if len(rows):
-        is_far = before[rows[1:]] - before[rows[:-1] + 1] > GAP
-        is_full = np.diff(before[rows] // BLOCK) > 0
-        yield from np.split(rows, np.flatnonzero(is_far | is_full) + 1)
 
 
 def row_offsets(matrix: Matrix) -> np.ndarray:

@@ -190,10 +190,7 @@ def read_prepared(path: Path, *, on_disk: bool = False) -> AnnData:
 
 
 def prepared_fault(prepared: AnnData) -> str | None:
-    """Describe why no model can be fitted to prepared cells, in the form they have now; None if one can.
-
-    Of the counts, one block is checked, and whether each cell has any.
-    """
+    """Why no model can be fitted to prepared cells as they are; of the counts, one block is checked."""
     obs, matrix = prepared.obs, prepared.X
     if recorded_settings(prepared).get("batch_key") is not None and "batch" not in obs:
         return "no column 'batch' in obs"
@@ -243,12 +240,7 @@ def recorded_settings(prepared: AnnData | PreparedCells) -> dict[str, Any]:
 def choose_cells(
     labelled: pd.DataFrame, n_genes: pd.Series, settings: PrepareSettings
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Choose cells of enough genes, of types with enough cells and donors, and split them by type.
-
-    Returns: ``obs`` of the chosen cells, with ``split``; and which cells were left out, for the report:
-    ``cells_left_out``, numbers of cells by the setting that left them out, and ``types_left_out``, for each
-    ``cell_type`` its ``n_cells`` at that step and the ``setting``.
-    """
+    """Choose and split cells; gives ``obs``, and numbers of cells and types that were left out by each setting."""
     has_labels = settings.label_key is not None
     selected = without_types(labelled, settings.leave_out)
     counted = without_empty_cells(selected, n_genes, min_genes=settings.min_genes_per_cell)

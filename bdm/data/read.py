@@ -28,10 +28,7 @@ SMALL = 100  # entries; in a matrix this small, all indices may be zero
 
 
 def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False) -> AnnData:
-    """Read cells from a file or folder in one of the common single-cell formats.
-
-    ``on_disk``: leave the matrices of cells x genes in the file.
-    """
+    """Read cells from a file or folder; ``on_disk``, all matrices stay there, and of ``uns`` only texts are read."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"No such file or folder: {path}.")
@@ -43,7 +40,8 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
             if isinstance(matrix, SparseMatrix):
-                unify_index_types(matrix)
+                one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))  # as scipy requires
+                matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
                 matrix.check_format()  # a damaged matrix could end the process
     return adata if labels is None else add_labels(adata, labels)
 
@@ -55,18 +53,6 @@ def cells_in(adata: AnnData | Path | str, *, on_disk: bool = True) -> AnnData:
     if not isinstance(adata, AnnData):
         raise InputError(f"Cells must be an AnnData or a file of one, not {type(adata).__name__}.")
     return adata
-
-
-def unify_index_types(matrix: SparseMatrix) -> None:
-    """Convert both index arrays of a sparse matrix, in place, to one type, as scipy requires."""
-    if matrix.indptr.dtype != matrix.indices.dtype:
-        one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
-        matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
-
-
-def is_text_element(element: Any) -> bool:
-    """Whether an element of an AnnData file is a single text."""
-    return bool(element.attrs.get("encoding-type") == "string")
 
 
 def open_h5ad(path: Path) -> AnnData | None:
@@ -83,7 +69,11 @@ def open_h5ad(path: Path) -> AnnData | None:
         matrix_at(file["X"]) if "X" in file else None,
         obs=io.read_elem(file["obs"]),
         var=io.read_elem(file["var"]),
-        uns={name: io.read_elem(uns[name]) for name in uns if name == "bdm" or is_text_element(uns[name])},
+        uns={
+            name: io.read_elem(stored)
+            for name, stored in uns.items()
+            if name == "bdm" or stored.attrs.get("encoding-type") == "string"
+        },
         layers=layers,
         raw=raw,
     )
@@ -99,10 +89,7 @@ def matrix_at(stored: h5py.Group | h5py.Dataset | zarr.Group | zarr.Array[Any]) 
 
 
 def check_chunks(stored: h5py.Group | zarr.Group) -> None:
-    """Reject a sparse matrix in a Zarr folder with missing files, which Zarr reads as zeros.
-
-    Zarr writes no file for a chunk of zeros, either; but no chunk of a sparse matrix is all zeros, unless it is small.
-    """
+    """Reject a sparse matrix in a Zarr folder with missing files, which Zarr reads as zeros, unless it is small."""
     for name in ("data", "indices"):
         part = stored[name]
         if isinstance(part, zarr.Array) and part.size > SMALL and part.nchunks_initialized < part.nchunks:

@@ -26,10 +26,7 @@ class Plant:
     log2_fold_change: np.ndarray  # of each of these genes, in a cell that responds
 
     def strength(self, condition: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """Share of the log2 fold change that each cell has: 1 where it responds, 0 where it does not.
-
-        In the reference of the kind ``both``, all cells have half of it.
-        """
+        """Share of its log2 fold change that a cell has: 1 or 0, and half in the reference of the kind ``both``."""
         shares, everywhere = self.change.shares, self.change.condition is None
         changed = np.full(len(condition), everywhere) | (condition == self.change.condition)
         responds = uniform < np.where(changed, shares.condition, shares.reference)

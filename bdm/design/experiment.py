@@ -92,10 +92,7 @@ class DesignedExperiment:
         return pd.DataFrame.from_dict(rows, orient="index", columns=self.model.autoencoder.genes.index)
 
     def expression(self, population: str, sample: int) -> np.ndarray:
-        """Average the expected counts of a population in a sample, of its donor, before changes and depth.
-
-        A few cells show how the donor differs from the mean of many.
-        """
+        """Mean expected counts of a population in a sample, by its donor as a few cells show it, before changes."""
         batch = self.batches[sample]
         mean = self.reference.expression(population, batch)
         if self.donors is None:

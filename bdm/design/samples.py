@@ -43,11 +43,7 @@ def populations_named(model: BranchedModel, names: Sequence[str]) -> tuple[str, 
 
 
 def table_of_samples(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Lay out the samples of a design: by condition, then donor.
-
-    Returns: table with an index ``sample`` and the columns ``donor``, ``condition`` and ``batch``, which is None where
-    the model has no batches.
-    """
+    """Lay out samples by condition, then donor: ``donor``, ``condition`` and ``batch`` (None without batches)."""
     samples, rows, n_before = design.samples, [], 0
     for condition in samples.conditions:
         n_donors = samples.donors_in(condition)
@@ -129,10 +125,7 @@ def expected_proportions(model: BranchedModel, design: Design) -> pd.DataFrame:
 
 
 def proportions_of(model: BranchedModel, design: Design) -> pd.DataFrame:
-    """Compute the shares of all populations (columns) in each condition (rows): expected, or of exact numbers.
-
-    Exact numbers of a type are those of its populations in the shares of the training cells.
-    """
+    """Shares of all populations (columns) in each condition (rows): expected, or of exact numbers."""
     given = design.samples.cells
     if not isinstance(given, dict):
         return expected_proportions(model, design)
@@ -154,10 +147,7 @@ def shift_factors(model: BranchedModel, design: Design) -> pd.DataFrame:
 
 
 def request_of(model: BranchedModel, design: Design, samples: pd.DataFrame, donors: Sequence[str]) -> Request:
-    """Draw how many cells of each population each sample has.
-
-    Returns: request with a column ``sample``, by population, then sample.
-    """
+    """Draw how many cells of each population each sample has, with a column ``sample``."""
     numbers = numbers_of_cells(model, design, samples, donors)
     table = numbers.rename_axis(index="sample", columns="sub_population").T.stack().rename("n_cells").reset_index()
     table = table[table["n_cells"] > 0].reset_index(drop=True)
@@ -193,11 +183,7 @@ def numbers_of_cells(
 def exact_numbers(
     model: BranchedModel, design: Design, samples: pd.DataFrame, given: dict[str, int], of_donors: pd.DataFrame
 ) -> pd.DataFrame:
-    """Give each sample the same numbers by cell type.
-
-    They are spread over sub-populations as the cells of the donor are if their shares are learned, and otherwise as the
-    training cells are.
-    """
+    """Give samples the same numbers by type, spread over sub-populations as their donors or training cells are."""
     spread(model, {name: float(number) for name, number in given.items()}, "samples.cells")
     numbers = pd.DataFrame(0, index=samples.index, columns=list(model.populations))
     learned = resolved(model, design.composition.concentration, "composition.concentration") == LEARNED
@@ -215,11 +201,7 @@ def exact_numbers(
 
 
 def donor_proportions(model: BranchedModel, design: Design, donors: Sequence[str]) -> pd.DataFrame:
-    """Draw the shares of populations (columns) of each donor (rows) before shifts.
-
-    Where shares and how they vary are learned, they are of donors like those of the data; otherwise, they are from a
-    Dirichlet distribution around the expected shares.
-    """
+    """Draw shares of populations (columns) by donor (rows): as learned, or Dirichlet around the expected shares."""
     composition, base = design.composition, base_proportions(model, design.composition)
     concentration = resolved(model, composition.concentration, "composition.concentration")
     if concentration == LEARNED:
@@ -239,12 +221,7 @@ def donor_proportions(model: BranchedModel, design: Design, donors: Sequence[str
 
 @dataclass(frozen=True)
 class IndependentDonors:
-    """Donors whose log expression is normal, independent for each gene; cells do not differ otherwise.
-
-    The methods are those of :class:`bdm.donors.draw.NewDonors`.
-
-    Half of the variance is shared by all cell types, and half is each type's own.
-    """
+    """Donors of normal log expression, half of whose variance is common to all types, in place of ``NewDonors``."""
 
     names: tuple[str, ...]
     cell_type_of: dict[str, str]  # cell type of each population; the populations of a type have the same offsets

@@ -66,7 +66,12 @@ class Samples(StageSettings):
         if len(set(self.conditions)) < len(self.conditions):
             raise InputError("conditions has the same name twice; give each condition a name of its own.")
         if isinstance(self.donors, dict):
-            reject_other_names("donors", self.donors, self.conditions)
+            for name in [*self.donors, *self.conditions]:
+                if name not in self.conditions:
+                    known = ", ".join(self.conditions)
+                    raise InputError(f"donors: there is no condition {name!r}; the conditions are {known}.")
+                if name not in self.donors:
+                    raise InputError(f"donors has no number for the condition {name!r}.")
             if self.paired and len(set(self.donors.values())) > 1:
                 raise InputError("paired donors have samples in every condition; give one number of donors.")
         if self.cells == 0 or (isinstance(self.cells, dict) and not sum(self.cells.values())):
@@ -380,16 +385,6 @@ class Design(StageSettings):
             by_condition = {"depth.factor": self.depth.factor, "depth.median": self.depth.median}
             found += [(place, name) for place, of in by_condition.items() if isinstance(of, dict) for name in of]
         return found
-
-
-def reject_other_names(key: str, numbers: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Reject numbers by name that are not for these names, one for each."""
-    for name in numbers:
-        if name not in names:
-            raise InputError(f"{key}: there is no condition {name!r}; the conditions are {', '.join(names)}.")
-    for name in names:
-        if name not in numbers:
-            raise InputError(f"{key} has no number for the condition {name!r}.")
 
 
 def read_design(design: Design | dict[str, Any] | Path | str, *, seed: int | None = None) -> Design:

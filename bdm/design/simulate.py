@@ -231,10 +231,7 @@ def padded(values: np.ndarray, n_cells: int) -> np.ndarray:
 
 
 def with_ambient(droplets: Droplets, share: float, cumulative: np.ndarray, generator: np.random.Generator) -> Droplets:
-    """Replace a share of the counts by ambient RNA, so that droplets keep as many counts on average.
-
-    ``cumulative``: droplets x genes.
-    """
+    """Replace a share of the counts by ambient RNA, of profiles that are cumulative over genes, droplets x genes."""
     for_cells, for_numbers, for_genes = generator.spawn(3)
     counts, detected = droplets.counts, droplets.counts > 0
     n_ambient = for_numbers.poisson(share * counts.sum(axis=1))

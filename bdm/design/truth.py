@@ -90,11 +90,7 @@ def comparisons_of(experiment: DesignedExperiment) -> Iterator[Comparison]:
 
 
 def mean_expression(experiment: DesignedExperiment) -> dict[str, np.ndarray]:
-    """Average the expected counts of the genes in each population over samples, before changes.
-
-    They are 1 without changes, and where the populations of a type have the same shares in all conditions: fold changes
-    do not depend on them then, and they take most of the time of small designs.
-    """
+    """Mean expected counts of populations before changes; 1 where fold changes do not need them, to save time."""
     model, batches = experiment.model, experiment.samples["batch"]
     shares = proportions_of(model, experiment.design)
     within = shares.T.groupby(shares.columns.map(model.cell_type_of)).transform(lambda of: of / (of.sum() or 1)).T

@@ -54,12 +54,6 @@ class DonorComposition:
         }
         return pd.Series(drawn), n_cells
 
-    def variance_of_mean(self, cell_type: str, values: dict[str, np.ndarray]) -> np.ndarray:
-        """Variance between donors of a mean over the cells of a type that the shares of its populations cause."""
-        parameters = np.array([self.populations[cell_type][name] for name in values])
-        share, of_populations = parameters / parameters.sum(), np.stack(list(values.values()))
-        return np.asarray(share @ (of_populations - share @ of_populations) ** 2 / (parameters.sum() + 1))
-
 
 def fit_composition(
     donor: np.ndarray, population: np.ndarray, cell_type_of: dict[str, str], *, share_fitted: float
@@ -78,12 +72,7 @@ def fit_composition(
 
 
 def quantiles(n_cells: np.ndarray) -> tuple[float, ...]:
-    """Quantiles of the numbers of cells of donors, at equal distances, between which new numbers are interpolated.
-
-    Numbers between those of few donors vary less than these donors: with five, their variance is about 0.6 times as
-    large. So the logarithms are spread around their mean, until numbers that are interpolated have the variance of the
-    logarithms, which few donors reduce, see :func:`bdm.donors.variance.certainty`.
-    """
+    """Quantiles of numbers of cells, spread until numbers interpolated between them vary as donors do."""
     log_n = np.log(n_cells)
     found = np.quantile(log_n, np.linspace(0, 1, N_QUANTILES))
     low, high = found[:-1], found[1:]
@@ -95,12 +84,7 @@ def quantiles(n_cells: np.ndarray) -> tuple[float, ...]:
 
 
 def dirichlet_parameters(numbers: pd.DataFrame) -> dict[str, float]:
-    """Fit a Dirichlet-multinomial distribution to numbers of cells (donors x groups) by maximum likelihood.
-
-    With few donors, the variance of shares is reduced, see :func:`bdm.donors.variance.certainty`.
-
-    Returns: parameters of the Dirichlet distribution of shares, by group.
-    """
+    """Fit a Dirichlet-multinomial to donors x groups by maximum likelihood; few donors have less variance."""
     counts = numbers.to_numpy(dtype=float)
     counts = counts[counts.sum(axis=1) > 0]
     n_donors, n_groups = counts.shape

@@ -13,6 +13,7 @@ from torch import Tensor
 from bdm.autoencoder.observation import ObservationModel
 from bdm.donors.composition import DonorComposition
 from bdm.donors.effects import DonorEffects
+from bdm.donors.variance import GENES, LIBRARY_SIZE
 from bdm.latent.layout import LatentLayout
 from bdm.latent.moments import PopulationMoments, Whitening
 
@@ -21,10 +22,7 @@ MAX_DONOR_SHARE = 0.9  # of the variance of cells in any direction, that can be 
 
 @dataclass(frozen=True, eq=False)
 class DonorModel:
-    """Distribution of donors of a model, from which new ones are drawn; see :class:`bdm.donors.effects.DonorEffects`.
-
-    Cell types that were added to the model have no effects of donors.
-    """
+    """Distribution of donors, from which new ones are drawn; added cell types have no effects of donors."""
 
     effects: DonorEffects
     composition: DonorComposition  # of the cell types of the model, with those that were added
@@ -59,13 +57,8 @@ class DonorModel:
             shares.append(of_donor)
             n_cells.append(number_of_cells)
         names = tuple(f"donor-{number}" for number in range(1, n + 1))
-        proportions = pd.DataFrame(shares, index=list(names), columns=list(self.composition_order))
+        proportions = pd.DataFrame(shares, index=list(names))
         return NewDonors(self, names, deviation, proportions, np.array(n_cells, dtype=int))
-
-    @property
-    def composition_order(self) -> tuple[str, ...]:
-        """Populations in the order in which their shares are drawn."""
-        return tuple(name for populations in self.composition.populations.values() for name in populations)
 
     @cached_property
     def contractions(self) -> dict[str, Tensor]:
@@ -105,16 +98,13 @@ class NewDonors:
         return effects.cell_types.index(self.model.cell_type_of[population])
 
     def within(self, population: str, x: Tensor, donor: np.ndarray) -> Tensor:
-        """Bring whitened cells of a population to the spread within donors, and to the library sizes of their donors.
-
-        ``x``: cells x dimensions.
-        """
+        """Bring whitened cells of a population to the spread within their donors, and to their library sizes."""
         row = self.row(population)
         if row is None:
             return x
         model = self.model
         mean = model.moments.mean[model.moments.populations.index(population)]
-        shift = float(model.effects.sd[row, -1]) * torch.tensor(self.deviation[donor, row, -1])
+        shift = float(model.effects.sd[row, LIBRARY_SIZE]) * torch.tensor(self.deviation[donor, row, LIBRARY_SIZE])
         layout = LatentLayout(x.shape[1] - 1)
         y = layout.joined(torch.zeros(len(x), layout.n_latent), shift)
         return mean + (x - mean) @ model.contractions[population].T + model.whitening.linear(y)
@@ -122,10 +112,10 @@ class NewDonors:
     def log_expression(self, population: str) -> np.ndarray:
         """Offsets of natural log expression, donors x genes; the mean of their exponentials over donors is 1."""
         row = self.row(population)
-        sd = self.model.effects.sd[:, :-1].double().numpy()
+        sd = self.model.effects.sd[:, GENES].double().numpy()
         if row is None:
             return np.zeros((len(self.names), sd.shape[1]))
-        return np.asarray(self.deviation[:, row, :-1] * sd[row] - sd[row] ** 2 / 2)
+        return np.asarray(self.deviation[:, row, GENES] * sd[row] - sd[row] ** 2 / 2)
 
     def observation(self, population: str, model: ObservationModel) -> ObservationModel:
         """Observation model of the counts of one donor, without the variance that :meth:`log_expression` adds."""

@@ -17,8 +17,19 @@ from bdm.autoencoder.decoder import Decoder
 from bdm.autoencoder.storage import GeneAutoencoder
 from bdm.data.prepare import has_donors
 from bdm.donors.composition import DonorComposition, fit_composition
-from bdm.donors.variance import FEW, DonorVariance, Groups, certainty, donor_variance, group_cells, pseudobulks
+from bdm.donors.variance import (
+    FEW,
+    GENES,
+    LIBRARY_SIZE,
+    DonorVariance,
+    Groups,
+    certainty,
+    donor_variance,
+    group_cells,
+    pseudobulks,
+)
 from bdm.errors import InputError
+from bdm.latent.layout import LatentLayout
 
 N_FACTORS = 30  # most factors that donors' effects share
 
@@ -104,11 +115,14 @@ def means_of(
 
 def variance_by_shares(composition: DonorComposition, cell_type: str, means: dict[str, PopulationMeans]) -> np.ndarray:
     """Variance between donors of log expression and, last, log library size that the shares of populations cause."""
-    weight = {name: of.n_counts for name, of in means.items()}
-    overall = sum(of.expression * weight[name] for name, of in means.items()) / sum(weight.values())
-    ratios = {name: np.append(of.expression / overall, of.log_library_size) for name, of in means.items()}
-    variance = composition.variance_of_mean(cell_type, ratios)
-    return np.append(np.log1p(variance[:-1]), variance[-1])
+    n_counts = np.array([of.n_counts for of in means.values()])
+    expression = np.stack([of.expression for of in means.values()])
+    ratio = expression / (n_counts @ expression / n_counts.sum())
+    values = np.column_stack([ratio, [of.log_library_size for of in means.values()]])
+    parameters = np.array([composition.populations[cell_type][name] for name in means])
+    share = parameters / parameters.sum()
+    variance = share @ (values - share @ values) ** 2 / (parameters.sum() + 1)
+    return np.append(np.log1p(variance[GENES]), variance[LIBRARY_SIZE])
 
 
 def effects_of(
@@ -119,7 +133,7 @@ def effects_of(
 ) -> DonorEffects:
     """Combine what was found in the cell types: factors of all, and the part of the variance that latents have."""
     cell_types = tuple(variances)
-    n_columns = autoencoder.network.shape.n_genes + 1
+    n_genes = autoencoder.network.shape.n_genes
     if not cell_types:
         raise InputError("No cell type has cells of several donors; fit without donors.")
     scores = np.stack([of_type.score for of_type in variances.values()], axis=1)  # donors x types x columns
@@ -129,19 +143,19 @@ def effects_of(
     variance = np.stack([of_type.variance for of_type in variances.values()])
     variance = np.maximum(variance - np.stack(by_shares), 0)
     populations, between = [], []
-    beyond = np.zeros((len(cell_types), n_columns - 1))
+    beyond = np.zeros((len(cell_types), n_genes))
     for row, cell_type in enumerate(cell_types):
         sd = np.sqrt(variance[row])
-        of_type, explained = means[cell_type], np.zeros(n_columns - 1)
+        of_type, explained = means[cell_type], np.zeros(n_genes)
         n_counts = sum(of_population.n_counts for of_population in of_type.values())
         for name, of_population in of_type.items():
             covariance, in_latents = latent_covariance(
-                loadings[:, row] * sd, variance[row, -1], autoencoder.network_of(name).decoder, of_population
+                loadings[:, row] * sd, variance[row, LIBRARY_SIZE], autoencoder.network_of(name).decoder, of_population
             )
             populations.append(name)
             between.append(covariance)
             explained += of_population.n_counts / n_counts * in_latents
-        beyond[row] = np.maximum(variance[row, :-1] - explained, 0)
+        beyond[row] = np.maximum(variance[row, GENES] - explained, 0)
     return DonorEffects(
         n_donors=len(scores),
         cell_types=cell_types,
@@ -156,10 +170,7 @@ def effects_of(
 
 
 def common_factors(scores: np.ndarray) -> np.ndarray:
-    """Principal components of the expected deviations of donors (donors x types x columns), as loadings.
-
-    Returns: factors x types x columns; the sum of squares over factors is the variance that factors explain, at most 1.
-    """
+    """Principal components of donors x types x columns, as factors x types x columns of at most variance 1."""
     n_donors = len(scores)
     flat = scores.reshape(n_donors, -1)
     flat = flat - flat.mean(axis=0)
@@ -171,11 +182,7 @@ def common_factors(scores: np.ndarray) -> np.ndarray:
 
 
 def shared_part(scores: np.ndarray, weights: np.ndarray, loadings: np.ndarray) -> float:
-    """Share of the variance beyond factors that is the same in all cell types, between 0 and 1; 0 for one type.
-
-    The correlation of two types is the mean product of their deviations, divided by the noise that shrinks these; the
-    factors explain a part of it.
-    """
+    """Share of the variance beyond factors that types share, by mean products of deviations over their noise."""
     n_types = scores.shape[1]
     found = expected = room = 0.0
     rest = np.sqrt(np.maximum(1 - (loadings**2).sum(axis=0), 0))
@@ -203,12 +210,13 @@ def latent_covariance(
     expression = means.expression
     directions = decoder.directions(expression)
     weighted = expression[:, None] * directions
-    genes = effects[:, :-1] - (effects[:, :-1] @ expression)[:, None]
+    genes = effects[:, GENES] - (effects[:, GENES] @ expression)[:, None]
     information = directions.T @ weighted + np.eye(directions.shape[1]) * means.n_donors / means.n_counts
     shift = np.linalg.solve(information, weighted.T @ genes.T).T
-    y = np.column_stack([shift, effects[:, -1]])
+    library_size = LatentLayout(shift.shape[1]).library_size
+    y = np.column_stack([shift, effects[:, LIBRARY_SIZE]])
     covariance = y.T @ y
-    covariance[-1, -1] = library_variance
+    covariance[library_size, library_size] = library_variance
     return covariance, ((shift @ directions.T) ** 2).sum(axis=0)
 
 
@@ -216,7 +224,7 @@ def summary_of(effects: DonorEffects) -> str:
     """Describe in one sentence what was learned of donors; says if donors are few."""
     kept = certainty(effects.n_donors)
     found = (
-        f"{effects.n_donors} donors, standard deviation of log expression {float(effects.sd[:, :-1].median()):.2f} "
+        f"{effects.n_donors} donors, standard deviation of log expression {float(effects.sd[:, GENES].median()):.2f} "
         f"(median over genes and cell types)"
     )
     if kept < 1:

@@ -17,6 +17,7 @@ N_ITERATIONS = 100  # of expectation maximisation for the shares of the variance
 N_EQUAL = 20  # cells at which a donor has half the weight of one with very many
 MAX_EFFECT = 3.0  # standard deviations that a donor's effect can have
 FEW = 5  # donors, below which effects are drawn towards none
+GENES, LIBRARY_SIZE = slice(None, -1), -1  # columns of effects: log expression by gene, and last, log library size
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
     counts, weighted, squares = (
         np.asarray(of[rows].todense()) for of in (groups.counts, groups.weighted, groups.squares)
     )
-    rate = expression_rates(table, counts, batch_factor)
+    factor = batch_factor[table["batch"]]
+    exposure = table["library_size"].to_numpy()[:, None] * factor
+    rate = factor * (counts.sum(axis=0) + 0.5) / exposure.sum(axis=0)  # half a count, as no rate may be 0
     sizes, square = table["library_size"].to_numpy()[:, None], table["square"].to_numpy()[:, None]
     member = sparse.csr_matrix(
         (np.ones(len(table)), (table["donor"], np.arange(len(table)))), shape=(n_donors, len(table))
@@ -111,13 +114,6 @@ def pseudobulk(groups: Groups, rows: np.ndarray, batch_factor: np.ndarray, *, n_
         library_size=mean,
         library_variance=max(within, 0.0),
     )
-
-
-def expression_rates(table: pd.DataFrame, counts: np.ndarray, batch_factor: np.ndarray) -> np.ndarray:
-    """Mean expression of the cell type in the batch of each group, groups x genes."""
-    factor = batch_factor[table["batch"]]
-    exposure = table["library_size"].to_numpy()[:, None] * factor
-    return np.asarray(factor * (counts.sum(axis=0) + 0.5) / exposure.sum(axis=0))  # half a count, as no rate may be 0
 
 
 # ---- variance
@@ -203,10 +199,7 @@ def within(overdispersion: np.ndarray, factor_variance: np.ndarray | float) -> n
 def log_marginal(
     observed: np.ndarray, mean: np.ndarray, squared: np.ndarray, overdispersion: np.ndarray, factor_variance: float
 ) -> np.ndarray:
-    """Log likelihood of the counts of donors (donors x genes), summed over donors, with donors' factors integrated out.
-
-    ``squared``: donors x genes.
-    """
+    """Log likelihood of counts (donors x genes), summed over donors, with their factors integrated out."""
     beyond = squared * within(overdispersion, factor_variance) + mean**2 * factor_variance
     r = mean**2 / np.maximum(beyond, 1e-6 * mean)
     log_p = gammaln(observed + r) - gammaln(r) - gammaln(observed + 1)

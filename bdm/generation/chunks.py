@@ -65,11 +65,7 @@ def check_complete(numbers: Sequence[int], n_items: int, *, what: str) -> None:
 
 
 def chunk_specs(population: str, n_cells: int) -> Iterator[ChunkSpec]:
-    """Divide the cells of a population into chunks, each twice as large as the one before, up to a limit.
-
-    Chunks are sampled whole, so that a cell is the same to the last digit whatever number is requested, and a few cells
-    take little time.
-    """
+    """Chunks of growing size, which are sampled whole, so that a cell does not depend on the number requested."""
     start = 0
     while start < n_cells:
         size = min(max(start, MIN_CHUNK), MAX_CHUNK)
@@ -119,10 +115,7 @@ def independent_chunks(
 
 
 def shared_chunks(sampler: Sampler, request: Request, seed: int, run: Map = map, part: Part = WHOLE) -> Iterator[Chunk]:
-    """Sample all populations of a part from shared ancestors; a cell depends on seed, population and number alone.
-
-    All latents of the part are sampled, and kept in memory, before the first chunk is yielded.
-    """
+    """Sample all populations from shared ancestors; all latents of the part are kept in memory."""
     specs = chunk_specs_of(request, part, shared=True)
     by_start: dict[int, list[ChunkSpec]] = {}
     for spec in specs:

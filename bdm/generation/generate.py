@@ -134,10 +134,7 @@ def generated_cells(
 
 
 def decode_chunk(model: BranchedModel, request: Request, chunk: Chunk, seed: int) -> Block:
-    """Sample the counts of the cells of a chunk.
-
-    Blocks of one size are decoded, so that the last digits of a cell do not depend on the number of cells.
-    """
+    """Sample the counts of a chunk, by blocks of one size, so that no digit depends on the number of cells."""
     observation = observation_model(model, chunk.population)
     counts, latent = [], []
     for portion in portions_of(chunk):

@@ -100,13 +100,10 @@ def entries_of(adata: AnnData) -> dict[str, Any]:
 def with_schema(
     generated: GeneratedCells, original: OriginalCells, model: BranchedModel, request: Request, *, seed: int
 ) -> GeneratedCells:
-    """Add the columns of the schema to generated cells, with the entries of ``uns``.
-
-    All columns of a generated cell are those of one original cell of the same type and, if there are batches, the same
-    batch, which is drawn at random; so they are distributed jointly as among the original cells. Donors are renamed.
-    """
+    """Add the columns of the schema, all of one random original cell of the same type and batch; donors are renamed."""
     requested = observations_of(model, request, ancestors=False)
-    batch = requested[batch_name(model)].astype(str).to_numpy() if original.batch is not None else None
+    [batch_name, *_] = reserved_names(model.preparation["batch_key"]) or ["batch"]
+    batch = requested[batch_name].astype(str).to_numpy() if original.batch is not None else None
     rows = drawn_rows(requested, batch, original, seed=seed)
     drawn = original.obs.iloc[rows].set_axis(requested.index)
     if original.batch_key != DONOR:
@@ -121,16 +118,8 @@ def with_schema(
     return replace(generated, obs=obs, var=var, uns={**generated.uns, **uns}, embedding=EMBEDDING)
 
 
-def batch_name(model: BranchedModel) -> str:
-    """Column of generated cells with the batch."""
-    return (reserved_names(model.preparation["batch_key"]) or ["batch"])[0]
-
-
 def drawn_rows(obs: pd.DataFrame, batch: np.ndarray | None, original: OriginalCells, *, seed: int) -> np.ndarray:
-    """Draw an original cell of the same type, and batch, for each generated cell; its row.
-
-    The draws of a population do not depend on the number of its cells, or on the cells of others.
-    """
+    """Draw the row of an original cell for each generated cell; a population's draws do not depend on other cells."""
     uniform = np.empty(len(obs))
     for population, cells in indices_by(obs["sub_population"].astype(str).to_numpy()).items():
         uniform[cells] = numpy_generator(seed, "like", population).random(len(cells))
@@ -154,11 +143,7 @@ def indices_by(*keys: np.ndarray) -> dict[Any, np.ndarray]:
 
 
 def renamed_donors(original: OriginalCells, model: BranchedModel, *, seed: int) -> pd.Series:
-    """Name donors ``synthetic-1``, ``synthetic-2`` and so on, in random order: new names by old ones.
-
-    The order depends on the original cells and on the parameters of the model as well, so that nobody who has the seed
-    and the names of the donors, but not these, can draw it again.
-    """
+    """Name donors anew, in an order that the seed and the names alone do not give."""
     names = sorted(set(original.obs[DONOR].astype(str)))
     cells = pd.util.hash_pandas_object(original.obs.astype(str)).to_numpy().tobytes()
     writer = ContentWriter()

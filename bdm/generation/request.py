@@ -45,10 +45,7 @@ class Request:
         return dict(self.table.groupby(column, sort=False)["n_cells"].sum().to_dict())
 
     def batches(self, population: str, start: int, n_cells: int) -> np.ndarray | None:
-        """Batch of ``n_cells`` cells of a population, after its first ``start``; None where the model has no batches.
-
-        Cells beyond the requested number are in the last batch.
-        """
+        """Batch of ``n_cells`` cells after the first ``start``; None where the model has no batches."""
         if "batch" not in self.table:
             return None
         rows = self.table[self.table["sub_population"] == population]
@@ -80,8 +77,11 @@ def request_cells(model: BranchedModel, cells: int | Mapping[str, int] | pd.Seri
     if batches := model.autoencoder.batches:
         order["batch"] = list(batches)
         if "batch" not in table:
-            rows = [spread_over_batches(model, row.sub_population, row.n_cells) for row in table.itertuples()]
-            table = pd.concat(rows, ignore_index=True)
+            share = model.composition.loc[table["sub_population"]].to_numpy()
+            numbers = [in_proportion(of, n_cells) for of, n_cells in zip(share, table["n_cells"], strict=True)]
+            table = table.loc[table.index.repeat(len(batches))].assign(
+                batch=list(model.composition) * len(table), n_cells=np.concatenate(numbers)
+            )
     table = table[table["n_cells"] > 0].groupby(list(order), sort=False, as_index=False)["n_cells"].sum()
     table = table.sort_values(list(order), key=lambda names: names.map(order[names.name].index), ignore_index=True)
     table.insert(0, "cell_type", table["sub_population"].map(model.cell_type_of))
@@ -96,10 +96,7 @@ def read_request(path: Path) -> pd.DataFrame:
 
 
 def numbers_like(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> dict[str, int]:
-    """Count the cells of the model's types in the ``obs`` of a data set.
-
-    Cells of other types, such as types with too few cells to fit, are not counted, with a warning.
-    """
+    """Count the cells of the model's types in the ``obs`` of a data set; others are not counted, with a warning."""
     labels = labels_of(obs, model, keys).fillna("")
     known = labels.isin(model.cell_types)
     others = ", ".join(repr(name) if name else "no type" for name in labels[~known].unique()[:5])
@@ -150,13 +147,6 @@ def spread_over_populations(model: BranchedModel, row: Mapping[str, Any]) -> pd.
     in_batch = share[row["batch"]] if row.get("batch") is not None and share[row["batch"]].any() else share.sum(axis=1)
     numbers = in_proportion(in_batch.to_numpy(), row["n_cells"])
     return pd.DataFrame({**row, "sub_population": share.index, "n_cells": numbers})
-
-
-def spread_over_batches(model: BranchedModel, population: str, n_cells: int) -> pd.DataFrame:
-    """Spread cells over batches in proportion to the training cells of the population."""
-    share = model.composition.loc[population]
-    numbers = in_proportion(share.to_numpy(), n_cells)
-    return pd.DataFrame({"sub_population": population, "batch": share.index, "n_cells": numbers})
 
 
 def in_proportion(share: np.ndarray, n_cells: int) -> np.ndarray:

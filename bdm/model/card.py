@@ -78,10 +78,7 @@ def model_card(
 
 
 def metadata(license: str | None) -> dict[str, Any]:
-    """Metadata of a card; a license that Hugging Face does not list is ``other``, with its name and link.
-
-    ``licenses.txt`` has the identifiers in https://huggingface.co/docs/hub/repositories-licenses.
-    """
+    """Metadata of a card; licenses that Hugging Face does not list (in ``licenses.txt``) are ``other``."""
     found: dict[str, Any] = {"library_name": "bdm"}
     if license:
         known, listed_names = license.strip().lower(), packaged("licenses.txt").split()

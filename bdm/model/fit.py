@@ -145,11 +145,7 @@ def check_collapse(sampler: Sampler, cells: LatentCells, whitening: Whitening, *
 
 
 def spread_and_distance(generated: torch.Tensor, training: torch.Tensor) -> tuple[float, float]:
-    """Compare two sets of cells of a population in whitened space, each cells x dimensions.
-
-    Returns: variance of the generated cells as a share of the variance of the training cells; and distance of their
-    means in radii of the training cells, or in the average radius of populations if that is larger.
-    """
+    """Share of the variance of training cells that generated ones have, and distance of their means in radii."""
     variance, expected = (x.double().var(dim=0, correction=0).sum() for x in (generated, training))
     radius = expected.clamp(min=training.shape[1]).sqrt()
     off = (generated.mean(dim=0) - training.mean(dim=0)).norm() / radius

@@ -24,10 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def fitted_cells(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) -> AnnData:
-    """Prepare cells as the data of a model were prepared: its genes in its order, its cell types, and the same split.
-
-    Returns: prepared cells, as :func:`bdm.data.prepare.prepare` returns them.
-    """
+    """Prepare cells as the data of a model: its genes in its order, its cell types, and the same split."""
     if is_prepared(adata):
         check_has_genes(adata, model)
         cells = adata[:, model.autoencoder.genes.index].copy()
@@ -111,10 +108,7 @@ def read_fitted_cells(path: Path, model: BranchedModel, keys: InputKeys = SAME, 
 def read_real_cells_for(
     model: BranchedModel, path: Path, test_cells: Path | None = None, keys: InputKeys = SAME
 ) -> RealCells:
-    """Read the cells that a model was fitted on, and cells to evaluate it with, see :func:`real_cells_for`.
-
-    The counts of prepared cells stay on disk, unless other test cells are given.
-    """
+    """Read :func:`real_cells_for` from a file; counts stay there if it is prepared and no test cells are given."""
     adata = read_cells(path, on_disk=True)
     if test_cells is not None or not is_prepared(adata):
         return real_cells_for(model, read_fitted_cells(path, model, keys), test_cells, keys)
@@ -148,14 +142,7 @@ def real_cells_for(
 
 
 def populations_by(model: BranchedModel) -> Populations | None:
-    """Return a function that finds the most probable population of each cell, by its counts and its cell type.
-
-    Generated cells are assigned in the same way as real ones, whichever population they were drawn from. Otherwise real
-    cells would lie within the borders between populations, and generated ones beyond.
-
-    Returns: None if no cell type of the model has sub-populations. The function returns None for cells without known
-    batches, if the model has batches.
-    """
+    """Assign real and generated cells to populations alike, by counts and type; None without any."""
     autoencoder = model.autoencoder
     if not len(autoencoder.sub_populations):
         return None

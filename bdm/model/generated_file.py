@@ -21,11 +21,7 @@ ABOUT = "Synthetic cells, computed by bdm with a model of measured cells; they a
 
 
 def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **facts: Any) -> dict[str, Any]:
-    """Record of cells that a model computes, for ``uns['bdm']``.
-
-    Returns: what the cells are, versions, seed, the checksums of model and data, the license of the data if the person
-    who fitted the model gave it, and the facts, in types that files can hold.
-    """
+    """Record for ``uns['bdm']`` of cells that a model computes: what they are, versions, seed, checksums and facts."""
     record = provenance(
         seed=seed,
         about=ABOUT,
@@ -37,10 +33,7 @@ def record_of_cells(model: BranchedModel, folder: Path | None, *, seed: int, **f
 
 
 def is_of_model(path: Path, checksum: str) -> bool:
-    """Whether the model with a checksum computed the cells of a file; a warning says if it was another one.
-
-    Files that are gone, or record no model, count as its own.
-    """
+    """Whether a model with this checksum computed the cells of a file, or that is unknown; warns if another one did."""
     recorded = read_cells(path, on_disk=True).uns.get("bdm", {}).get("model_sha256") if path.exists() else None
     if recorded in (None, checksum):
         return True

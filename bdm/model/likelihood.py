@@ -25,10 +25,7 @@ def has_batches_of(model: BranchedModel, cells: AnnData) -> bool:
 
 
 def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.ndarray:
-    """Compute the evidence lower bound of the counts of each cell, in nats.
-
-    Each cell is taken for one of the most probable population of its cell type, whose decoder is used.
-    """
+    """Evidence lower bound of each cell in nats, by the decoder of the most probable population of its type."""
     population = populations_of_cells(cells, model.autoencoder)
     types, batches = model.autoencoder.type_codes(population), batch_codes(cells, model.autoencoder.batches)
     bounds = np.empty(cells.n_obs)
@@ -41,15 +38,7 @@ def bounds_of_cells(model: BranchedModel, cells: AnnData, *, seed: int) -> np.nd
 @using_threads()
 @torch.no_grad()
 def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *, seed: int) -> np.ndarray:
-    """Compute how much better the prior of the model denoises each cell than a prior of other cells does.
-
-    Cells are compared in the latent space of the model, at the noise levels of training. A cell that the model was
-    fitted to is farther from the mean of its population there than other cells are, as the decoder is fitted to its
-    counts, and so are the cells whose moments the model's prior has.
-
-    Returns: for each cell, its loss (:func:`bdm.prior.losses.denoising_losses`) by the prior of ``reference`` minus its
-    loss by the model's, averaged over draws of noise.
-    """
+    """How much better the model's prior denoises each cell than a prior of ``reference`` does, averaged over noise."""
     latent = latent_cells(encode(cells, model.autoencoder), held_out=None)
     index, table = torch.arange(cells.n_obs), branch_table(model.hierarchy, latent.populations)
     prior = model.prior.to("cpu")
@@ -66,10 +55,7 @@ def denoising_gains(model: BranchedModel, cells: AnnData, reference: AnnData, *,
 
 
 def prior_of(cells: AnnData, model: BranchedModel) -> GaussianMixturePrior:
-    """Make a prior with the moments of other cells in the latent space of a model.
-
-    Populations without any of these cells keep the moments of the model.
-    """
+    """Prior with the moments of other cells in the model's latent space; populations without any keep theirs."""
     encoded = encode(cells, model.autoencoder)
     encoded.obs["sub_population"] = encoded.obs["sub_population"].cat.remove_unused_categories()
     moments = population_moments(latent_cells(encoded, held_out=None), model.whitening)

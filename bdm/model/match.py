@@ -32,10 +32,7 @@ def keys_found_in(adata: AnnData, keys: InputKeys) -> InputKeys:
 def model_counts(
     adata: AnnData, model: BranchedModel, keys: InputKeys = SAME, *, missing_as_zero: bool = False
 ) -> AnnData:
-    """Find the raw counts of a model's genes, in their order, as :func:`counts_of` does.
-
-    Without ``keys.counts``, counts are taken from the slot of the model's data, if the cells have it.
-    """
+    """Raw counts of a model's genes from the given slot, or else from that of the model's data if there is one."""
     source = counts_slot(adata, model, keys)
     return counts_of(adata, model.autoencoder.genes, source=source, missing_as_zero=missing_as_zero)
 
@@ -47,10 +44,7 @@ def counts_slot(adata: AnnData, model: BranchedModel, keys: InputKeys = SAME) ->
 
 
 def counts_of(adata: AnnData, genes: pd.DataFrame, *, source: str = "auto", missing_as_zero: bool = False) -> AnnData:
-    """Find the raw counts of a model's genes, in their order.
-
-    Genes are matched by name, or by another column of ``var``, such as identifiers, if more genes match.
-    """
+    """Raw counts of genes in their order, matched by name, or by another column of ``var`` if more of them match."""
     counts = raw_counts(adata, source=source)
     names, model_names = best_match(counts.var, genes)
     if not names.is_unique:
@@ -132,10 +126,7 @@ def names_of(var: pd.DataFrame) -> dict[str, pd.Index]:
 def label_column(
     obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *, required: bool = False
 ) -> str | None:
-    """Name the column of ``obs`` with the cell types: the given one, the column of the model's data, or ``cell_type``.
-
-    Returns: None if the model has no labels, and no column is given or required.
-    """
+    """Column of cell types: the given one, that of the model's data, or ``cell_type``; None if none is needed."""
     if not (required or keys.label_key or model.label_key or model.extensions):
         return None
     candidates = (keys.label_key,) if keys.label_key else label_candidates(model.label_key)
@@ -153,10 +144,7 @@ def labels_of(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME, *
 
 
 def batch_column(obs: pd.DataFrame, model: BranchedModel, keys: InputKeys = SAME) -> str | None:
-    """Name the column of ``obs`` with the batches: the given one, the column of the model's data, or ``batch``.
-
-    Returns: None if the model has no batches.
-    """
+    """Column of batches: the given one, that of the model's data, or ``batch``; None where the model has no batches."""
     if not model.autoencoder.batches:
         return None
     candidates = (keys.batch_key,) if keys.batch_key else (model.preparation["batch_key"], "batch")

@@ -169,10 +169,7 @@ class BranchedModel:
 
 
 def composition_of(obs: pd.DataFrame) -> pd.DataFrame:
-    """Count cells by batch (columns; one column ``n_cells`` where there are no batches).
-
-    Returns: table with a row per population where ``obs`` has ``sub_population``, and per cell type elsewhere.
-    """
+    """Numbers of cells of populations, or else of cell types (rows), in each batch (columns; or ``n_cells``)."""
     batch = obs["batch"].astype(str) if "batch" in obs else pd.Series("n_cells", index=obs.index)
     population = obs["sub_population" if "sub_population" in obs else "cell_type"].astype(str)
     return pd.crosstab(population, batch).rename_axis(index=None, columns=None)
@@ -239,12 +236,7 @@ def load_model(folder: Path, *, device: str | torch.device = "cpu") -> BranchedM
 
 
 def type_specific_genes(model: BranchedModel, name: str) -> pd.DataFrame:
-    """Compare the type-specific decoder of a cell type or population with the shared one, at its mean latent.
-
-    Returns: table of genes, the most changed first: ``shared`` and ``type_specific``, expression by each decoder in
-    CP10k; ``log2_fold_change`` between them, with one CP10k added to both; and ``symbol``, if genes are displayed by
-    another name.
-    """
+    """Expression of genes (CP10k) by the shared and the type-specific decoder, the most changed first."""
     shared, specific = (
         np.exp(log_expression(model, name, type_specific=type_specific)) * 1e4 for type_specific in (False, True)
     )

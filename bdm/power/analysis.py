@@ -184,10 +184,7 @@ def summary(repeats: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def interval(found: np.ndarray, planted: np.ndarray) -> tuple[float, float]:
-    """Confidence interval of a share by Wilson's formula, from the numbers of each repeat.
-
-    Genes of one experiment have the same donors, so they count as fewer if repeats differ by more than chance.
-    """
+    """Wilson's interval of a share; genes of one experiment count as fewer if repeats differ by more than chance."""
     total = planted.sum()
     if not total:
         return np.nan, np.nan

@@ -53,12 +53,7 @@ def freedom_of_prior(variance: float) -> float:
 
 
 class AllGenesInference(DefaultInference):  # type: ignore[misc]  # pydeseq2 has no types
-    """The dispersions and the models of all genes at once, which pydeseq2 fits one gene after the other.
-
-    With 12 samples, DESeq2 takes a quarter of the time. Each is the step of
-    :class:`pydeseq2.default_inference.DefaultInference`, and takes its arguments. Dispersions are the best in their
-    whole range, where pydeseq2 goes down from an estimate, and where it fails, searches a grid.
-    """
+    """Dispersions and models of all genes at once, in a quarter of the time; dispersions are globally the best."""
 
     def alpha_mle(
         self,

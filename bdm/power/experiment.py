@@ -83,7 +83,12 @@ class Experiment:
         table = columns[kept].astype(str)
         samples = samples_of(table.drop(columns="cell_type"), settings)
         samples["condition"] = (samples["condition"] == other).astype(int)
-        check_replicates(samples["condition"], {0: reference, 1: other})
+        for code, name in enumerate((reference, other)):
+            if (n_samples := int((samples["condition"] == code).sum())) < MIN_SAMPLES:
+                raise InputError(
+                    f"condition {name!r} has {n_samples} sample; tests need {MIN_SAMPLES} or more in each condition, "
+                    "as differences between samples are not known from one."
+                )
         cells = adata if kept.all() else adata[kept]
         counts = raw_counts(cells, source=settings.counts) if cells.n_vars else cells  # shares need no counts
         sample = samples.index.get_indexer(table["sample"])
@@ -190,17 +195,6 @@ def samples_of(table: pd.DataFrame, settings: ExperimentSettings) -> pd.DataFram
                 "leave out `pair_key=` to compare samples that are not paired."
             )
     return samples
-
-
-def check_replicates(condition: pd.Series, names: dict[int, str]) -> None:
-    """Raise an InputError if a condition has a single sample."""
-    for code, name in names.items():
-        n_samples = int((condition == code).sum())
-        if n_samples < MIN_SAMPLES:
-            raise InputError(
-                f"condition {name!r} has {n_samples} sample; tests need {MIN_SAMPLES} or more in each condition, "
-                "as differences between samples are not known from one."
-            )
 
 
 def design_matrix(samples: pd.DataFrame) -> np.ndarray:

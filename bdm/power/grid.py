@@ -55,10 +55,7 @@ def methods_of(design: Design) -> tuple[str, ...]:
 
 
 def design_at(design: Design, point: Point, *, repeat: int) -> Design:
-    """Give the design of one experiment of a grid.
-
-    The seed depends on the repeat alone, so that experiments of different depth, for example, have the same cells.
-    """
+    """Design of one experiment; the seed depends on the repeat alone, so that its cells are alike at all points."""
     samples, depth = design.samples, design.depth
     if point.donors is not None:
         samples = replace(samples, donors=point.donors)
@@ -105,10 +102,7 @@ def scaled(cells: str | int | dict[str, int], total: int) -> int | dict[str, int
 
 
 def of_size(change: Change, size: float) -> Change:
-    """Give the fold changes of a change another size.
-
-    Those of a distribution keep their spread relative to the mean; around 0, the size is their spread.
-    """
+    """Give fold changes another size; a distribution keeps its spread relative to the mean, or has that size."""
     given = change.log2_fold_change
     if given.distribution is None:
         fold_change = replace(given, values=tuple(sized(value, size) for value in given.values))
@@ -132,7 +126,8 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     designed = compile_design(model, design_at(design, point, repeat=repeat))
     simulated = simulated_cells(designed)
     # Shares of cell types need no counts
-    cells = simulated.in_memory() if methods_of(design) else without_counts(simulated.obs)
+    no_genes = sparse.csr_matrix((len(simulated.obs), 0))
+    cells = simulated.in_memory() if methods_of(design) else AnnData(no_genes, obs=simulated.obs)
     reference, *others = designed.design.samples.conditions
     changes = {of.condition: of.log2_fold_change for of in comparisons_of(designed)}
     tables = []
@@ -153,16 +148,8 @@ def score_experiment(model: BranchedModel, design: Design, point: Point, *, repe
     return found.assign(**{name: np.nan if value is None else value for name, value in where.items()})
 
 
-def without_counts(obs: pd.DataFrame) -> AnnData:
-    """Cells of no genes."""
-    return AnnData(sparse.csr_matrix((len(obs), 0)), obs=obs)
-
-
 def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, design: Design) -> pd.DataFrame:
-    """Count the genes that are found in each cell type by each method; nothing if there is no method.
-
-    ``log2_fold_change``: genes x cell types.
-    """
+    """Count the genes that each method finds in each cell type, by planted changes, genes x cell types."""
     rows = []
     for method in methods_of(design):
         tests = expression_test(experiment, method)
@@ -176,10 +163,7 @@ def score_expression(experiment: Experiment, log2_fold_change: pd.DataFrame, des
 
 
 def score_composition(experiment: Experiment, designed: DesignedExperiment, condition: str) -> pd.DataFrame:
-    """Count the cell types whose share is found to differ; nothing where the design shifts none.
-
-    A shift changes the shares of all other cell types a little, so that these are neither planted nor null.
-    """
+    """Count the types whose share is found to differ; others, which shifts change a little, are not counted."""
     model, shifts = designed.model, [of for of in designed.design.composition.shifts if of.condition == condition]
     if not shifts:
         return pd.DataFrame()

@@ -146,11 +146,7 @@ def t_test_of(experiment: Experiment, cell_type: str) -> pd.DataFrame | None:
 
 
 def t_test(values: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Test the last coefficient of a linear model.
-
-    ``values``: samples x variables; ``design``: samples x coefficients; returns: the coefficient and the p-value of
-    each variable; the p-value is missing if a variable is constant.
-    """
+    """Coefficient and p-value (missing if constant) of a design's last column, for samples x variables."""
     coefficients, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(values) - rank
     variance = ((values - design @ coefficients) ** 2).sum(axis=0) / freedom
@@ -185,10 +181,7 @@ def adjusted(p_value: np.ndarray) -> np.ndarray:
 
 
 def share_tests(n_cells: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """Test the shares of cell types by their numbers of cells, as :func:`composition_tests`.
-
-    ``n_cells``: samples x cell types.
-    """
+    """Test the shares of cell types by their numbers, samples x cell types, as :func:`composition_tests`."""
     if "pair" in samples:
         samples = samples[samples.groupby("pair")["condition"].transform("nunique") == 2]
     numbers = n_cells.loc[samples.index].to_numpy(dtype=float)
