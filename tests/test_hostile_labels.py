@@ -1,7 +1,6 @@
 """Labels that nobody would wish for go through all commands, and come out of each unchanged."""
 
 import json
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from hostile import NAMES, cases, command
-from hypothesis import given
-from hypothesis import strategies as st
+from hostile import NAMES, command
 from scipy import sparse
 
 from bdm.hierarchy.files import from_newick
@@ -164,12 +161,3 @@ def named(genes: list[str]) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 def test_the_worst_labels_and_genes_go_all_the_way(tmp_path):
     all_the_way(WORST[:-1], named(WORST[::-1]), WORST[-1], tmp_path)
-
-
-@pytest.mark.nightly
-@given(st.lists(FIT, min_size=13, max_size=13, unique=True), st.lists(FIT, max_size=10, unique=True))
-@cases(0.2)
-@pytest.mark.filterwarnings("ignore")
-def test_labels_and_genes_go_all_the_way(names, genes):
-    with tempfile.TemporaryDirectory() as folder:
-        all_the_way(names[:-1], named(genes), names[-1], Path(folder))

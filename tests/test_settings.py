@@ -57,7 +57,6 @@ ARGUMENTS = {
 # Stage, setting, value, and the sentence that rejects it
 REJECTED = [
     ("prepare", "n_genes", 0, "n_genes is 0, but must be at least 1."),
-    ("prepare", "min_cells_per_gene", -1, "min_cells_per_gene is -1, but must be at least 0."),
     ("autoencoder", "loading_scale", 0.0, "loading_scale is 0.0, but must be above 0."),
     (
         "autoencoder",
@@ -65,24 +64,11 @@ REJECTED = [
         "some",
         "sub_populations is 'some', but must be auto, none or a whole number that is at least 1.",
     ),
-    (
-        "autoencoder",
-        "sub_populations",
-        0,
-        "sub_populations is 0, but must be auto, none or a whole number that is at least 1.",
-    ),
-    (
-        "autoencoder",
-        "min_cells_per_sub_population",
-        1,
-        "min_cells_per_sub_population is 1, but must be at least 2.",
-    ),
     ("autoencoder", "n_latents", 3, "There is no setting n_latents; did you mean n_latent?"),
     ("hierarchy", "threshold", 1.5, "threshold is 1.5, but must be above 0.5 and below 1."),
     ("train", "n_steps", "many", "n_steps is 'many', but must be a whole number."),
-    ("generate", "n_levels", 1, "n_levels is 1, but must be at least 2."),
     ("generate", "n_levls", 3, "There is no setting n_levls; did you mean n_levels?"),
-    ("transmute", "n_levels", "few", "n_levels is 'few', but must be a whole number."),
+    ("transmute", "n_levels", 1, "n_levels is 1, but must be at least 2."),
     ("evaluate", "max_cells_per_type", 4, "max_cells_per_type is 4, but must be at least 5."),
     ("interpret", "n_genes", 0, "n_genes is 0, but must be at least 1."),
 ]
