@@ -40,8 +40,9 @@ def read_cells(path: Path, *, labels: Path | None = None, on_disk: bool = False)
         adata = read(path) if adata is None else adata
         for matrix in (adata.X, adata.raw and adata.raw.X, *adata.layers.values()):
             if isinstance(matrix, SparseMatrix):
-                one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))  # as scipy requires
-                matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
+                if matrix.indptr.dtype != matrix.indices.dtype:  # which scipy requires to be one type
+                    one = sparse.get_index_dtype(maxval=max(matrix.nnz, *matrix.shape))
+                    matrix.indptr, matrix.indices = matrix.indptr.astype(one), matrix.indices.astype(one)
                 matrix.check_format()  # a damaged matrix could end the process
     return adata if labels is None else add_labels(adata, labels)
 
@@ -70,9 +71,9 @@ def open_h5ad(path: Path) -> AnnData | None:
         obs=io.read_elem(file["obs"]),
         var=io.read_elem(file["var"]),
         uns={
-            name: io.read_elem(stored)
-            for name, stored in uns.items()
-            if name == "bdm" or stored.attrs.get("encoding-type") == "string"
+            name: io.read_elem(uns[name])
+            for name in uns
+            if name == "bdm" or uns[name].attrs.get("encoding-type") == "string"
         },
         layers=layers,
         raw=raw,
