@@ -98,7 +98,7 @@ def mean_expression(experiment: DesignedExperiment) -> dict[str, np.ndarray]:
         return dict.fromkeys(model.populations, np.ones(experiment.n_genes))
     by_batch = {None: 1.0} if batches.isna().all() else batches.value_counts(normalize=True)
     return {
-        name: sum(share * experiment.reference.expression(name, batch) for batch, share in by_batch.items())
+        name: np.sum([of * experiment.reference.expression(name, batch) for batch, of in by_batch.items()], axis=0)
         for name in model.populations
     }
 
