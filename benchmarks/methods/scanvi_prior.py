@@ -15,7 +15,7 @@ import peer
 import scvi
 import torch
 from scipy import sparse
-from scvi_prior import decoded, train_into
+from scvi_prior import decoded, log_library, train_into
 
 from bdm._core.seeds import derive
 
@@ -38,7 +38,8 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
     labels = list(network.adata_manager.get_state_registry("labels").categorical_mapping)
 
     def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-        return decoded(network, latents(network, labels.index(cell_type), n_cells), cell_type, rng, batch=0)
+        z = latents(network, labels.index(cell_type), n_cells)
+        return decoded(network, z, log_library(network, cell_type, n_cells, rng), batch=0)
 
     return peer.drawn_in_blocks(numbers, of_type, seed=seed)
 

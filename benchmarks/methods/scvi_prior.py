@@ -42,28 +42,27 @@ def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
 
     def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
         z = torch.randn(n_cells, network.module.n_latent)
-        return decoded(network, z, cell_type, rng, batch=codes.index(cell_type))
+        return decoded(network, z, log_library(network, cell_type, n_cells, rng), batch=codes.index(cell_type))
 
     return peer.drawn_in_blocks(numbers, of_type, seed=seed)
 
 
+def log_library(
+    network: scvi.model.SCVI | scvi.model.SCANVI, cell_type: str, n_cells: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """Draw the logarithms of library sizes of training cells of a type, cells x 1."""
+    training = network.adata[network.adata.obs["cell_type"] == cell_type]
+    library = rng.choice(peer.library_sizes(training).to_numpy(), size=(n_cells, 1))
+    return torch.tensor(library, dtype=torch.float32).log()
+
+
 @torch.no_grad()
 def decoded(
-    network: scvi.model.SCVI | scvi.model.SCANVI,
-    z: torch.Tensor,
-    cell_type: str,
-    rng: np.random.Generator,
-    *,
-    batch: int,
+    network: scvi.model.SCVI | scvi.model.SCANVI, z: torch.Tensor, log_library: torch.Tensor, *, batch: int
 ) -> np.ndarray:
-    """Draw counts of cells of one type from their latents, with library sizes of training cells: cells x genes."""
-    training = network.adata[network.adata.obs["cell_type"] == cell_type]
-    library = rng.choice(peer.library_sizes(training).to_numpy(), size=(len(z), 1))
-    generated = network.module.generative(
-        z=z,
-        library=torch.tensor(library, dtype=torch.float32).log(),
-        batch_index=torch.full((len(z), 1), batch),
-    )
+    """Draw counts of cells (cells x genes) from their latents and the logarithms of their library sizes."""
+    batches = torch.full((len(z), 1), batch)
+    generated = network.module.generative(z=z, library=log_library, batch_index=batches)
     return generated["px"].sample().numpy()
 
 

@@ -34,14 +34,19 @@ def options(command, *owners):
 
 
 def autoencoder_of(model):
-    """Name the model whose autoencoder a model uses: its own if it has options of it, or that of `branched`."""
-    return model if "autoencoder" in METHODS[model] else "branched"
+    """Name the model whose autoencoder a model uses: the one it names, its own if it has options, or `branched`'s."""
+    return METHODS[model].get("latents", model if "autoencoder" in METHODS[model] else "branched")
+
+
+def hierarchy_of(model):
+    """Name the model whose tree a model uses: its own if it has options of it, or that of its latents."""
+    return model if "hierarchy" in METHODS[model] else autoencoder_of(model)
 
 
 def training_steps(method):
     """Name the steps that a method trains in, as the files of their times are named."""
     model = METHODS[method]["model"]
-    bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{model}"]
+    bdm_steps = [f"autoencoder-{autoencoder_of(model)}", f"hierarchy-{hierarchy_of(model)}"]
     steps = [] if model in own_models(peer=True) else bdm_steps
     return [*steps, f"train-{model}"]
 

@@ -9,37 +9,44 @@ rule autoencoder:
         f"{RUN}/times/autoencoder-{{autoencoder}}.tsv"
     threads: n_threads
     params:
+        program=lambda wildcards: program(wildcards.autoencoder),
         options=lambda wildcards: options("autoencoder", METHODS[wildcards.autoencoder], DATASETS[wildcards.data]),
     shell:
-        "bdm autoencoder {input.cells} {output.autoencoder} {params.options} --seed {wildcards.seed} > {log} 2>&1"
+        "{params.program} autoencoder {input.cells} {output.autoencoder} {params.options}"
+        " --seed {wildcards.seed} > {log} 2>&1"
 
 
-def autoencoder(wildcards):
+def autoencoder(wildcards, model):
     """Give the autoencoder that a model uses."""
-    return rules.autoencoder.output.autoencoder.format(**wildcards, autoencoder=autoencoder_of(wildcards.model))
+    return rules.autoencoder.output.autoencoder.format(**wildcards, autoencoder=autoencoder_of(model))
 
 
 rule hierarchy:
     input:
-        autoencoder=autoencoder,
+        autoencoder=lambda wildcards: autoencoder(wildcards, wildcards.hierarchy),
     output:
-        hierarchy=f"{RUN}/hierarchies/{{model}}.json",
+        hierarchy=f"{RUN}/hierarchies/{{hierarchy}}.json",
     log:
-        f"{RUN}/logs/hierarchy-{{model}}.log",
+        f"{RUN}/logs/hierarchy-{{hierarchy}}.log",
     benchmark:
-        f"{RUN}/times/hierarchy-{{model}}.tsv"
+        f"{RUN}/times/hierarchy-{{hierarchy}}.tsv"
     params:
-        options=lambda wildcards: options("hierarchy", METHODS[wildcards.model], DATASETS[wildcards.data]).format(
+        options=lambda wildcards: options("hierarchy", METHODS[wildcards.hierarchy], DATASETS[wildcards.data]).format(
             **wildcards
         ),
     shell:
         "bdm hierarchy {input.autoencoder} {output.hierarchy} {params.options} --seed {wildcards.seed} > {log} 2>&1"
 
 
+def hierarchy(wildcards):
+    """Give the tree that a model uses."""
+    return rules.hierarchy.output.hierarchy.format(**wildcards, hierarchy=hierarchy_of(wildcards.model))
+
+
 rule train:
     input:
-        autoencoder=autoencoder,
-        hierarchy=rules.hierarchy.output.hierarchy,
+        autoencoder=lambda wildcards: autoencoder(wildcards, wildcards.model),
+        hierarchy=hierarchy,
     output:
         model=directory(f"{RUN}/models/{{model}}"),
     log:

@@ -147,6 +147,7 @@ SCORES = {
     **{score: SCORE_TITLES[score] for score in ("forest_auc", "gene_auc", "slope")},
     "slope_by_type": "Slope by type",
     "fold_change_correlation": SCORE_TITLES["fold_change_correlation"],
+    "gene_correlation": SCORE_TITLES["gene_correlation"],
     "f1_ratio": "F1 ratio",
     "memorisation": SCORE_TITLES["memorisation"],
     "training_seconds": "Training, s",

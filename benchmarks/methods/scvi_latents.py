@@ -1,0 +1,148 @@
+"""Priors of bdm in the latents of scVI (Lopez et al. 2018, Nature Methods 15:1053), whose decoder draws the counts.
+
+scVI has the size that the package gives it, negative binomial counts as bdm has, and no cell types. It is trained for
+at most ``EPOCHS`` epochs, and until the ELBO of the validation cells has not increased for ``PATIENCE`` of them. The
+learning rate is higher than the package's, and the KL divergence has its full weight earlier, after ``WARMUP`` epochs:
+the ELBO is then that of the package's settings, in a third of the epochs. As in bdm, the log library size is one more
+coordinate of a cell, cells are drawn from their posteriors, and sub-populations of the cell types are found by
+``find_parts``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pandas as pd
+import peer
+import scvi
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi_prior import decoded
+
+from bdm._core import store
+from bdm._core.files import atomic_write
+from bdm._core.seeds import derive
+from bdm.autoencoder.fit import Division
+from bdm.autoencoder.sub_populations import find_parts
+from bdm.hierarchy.build import build_hierarchy
+from bdm.hierarchy.files import load_hierarchy
+from bdm.kinds import PRIORS
+from bdm.latent.cells import LatentCells, latent_cells, read_latent
+from bdm.latent.moments import Whitening, fit_whitening, population_moments
+from bdm.prior.base import LatentPrior, PriorData
+from bdm.settings import AutoencoderSettings, HierarchySettings, PriorSettings
+
+EPOCHS, PATIENCE, WARMUP, LEARNING_RATE = 100, 15, 30, 4e-3
+NETWORK, MODEL = "scvi", "latents"  # folder of scVI, and name of the model in its own
+
+
+@dataclass(frozen=True)
+class LatentModel:
+    """A prior of latents, with the cells that it was fitted to."""
+
+    cells: LatentCells
+    whitening: Whitening
+    prior: LatentPrior
+
+
+def autoencoder(prepared: Path, folder: Path, *, n_steps: int = -1, seed: int = 0) -> None:
+    """Train scVI on all prepared cells but the test cells, and write their latents in the form of bdm autoencoder.
+
+    It takes at most ``n_steps`` minibatches, if any number is given.
+    """
+    adata = peer.training_cells(prepared)
+    scvi.settings.seed = seed
+    scvi.model.SCVI.setup_anndata(adata)
+    network = scvi.model.SCVI(adata, gene_likelihood="nb")
+    held_out = (adata.obs["split"] == "validation").to_numpy()
+    network.train(
+        max_epochs=EPOCHS,
+        max_steps=n_steps,
+        early_stopping=True,
+        early_stopping_patience=PATIENCE,
+        plan_kwargs={"n_epochs_kl_warmup": WARMUP, "lr": LEARNING_RATE},
+        datasplitter_kwargs={"external_indexing": [np.flatnonzero(~held_out), np.flatnonzero(held_out)]},
+        enable_progress_bar=False,
+    )
+    mean, variance = network.get_latent_representation(return_dist=True)
+    log_library = np.log(peer.library_sizes(adata).to_numpy(dtype=np.float32))[:, None]
+    latent = AnnData(
+        np.hstack([mean, log_library]),
+        obs=adata.obs.assign(sub_population=sub_populations(adata.obs["cell_type"], mean, np.sqrt(variance), seed)),
+        layers={"scale": np.hstack([np.sqrt(variance), np.zeros_like(log_library)])},
+    )
+    with atomic_write(folder, folder_of="latent.h5ad") as path:
+        network.save(path / NETWORK, save_anndata=True)
+        latent.write_h5ad(path / "latent.h5ad")
+        pd.concat(network.history.values(), axis=1).to_csv(path / "training.csv")
+
+
+def sub_populations(cell_type: pd.Series, mean: np.ndarray, scale: np.ndarray, seed: int) -> pd.Categorical:
+    """Find the sub-population of each cell; the cell type itself where it is one population."""
+    code, names = pd.factorize(cell_type.astype(str), sort=True)
+    types = Division(tuple(names), torch.from_numpy(code))
+    posteriors = torch.from_numpy(mean), torch.from_numpy(scale)
+    found = types.into(find_parts(*posteriors, types.code, types.names, AutoencoderSettings(), seed=seed))
+    return pd.Categorical.from_codes(found.code.numpy(), categories=list(found.names))
+
+
+def train(
+    autoencoder: Path,
+    hierarchy: Path,
+    model: Path,
+    *,
+    prior: str = PriorSettings.prior,
+    by_type: bool = False,
+    n_steps: int = PriorSettings.n_steps,
+    seed: int = 0,
+) -> None:
+    """Fit a prior to the latents; ``by_type`` takes cell types for populations, each with a branch of its own."""
+    latent = read_latent(autoencoder)
+    cells, tree = latent_cells(latent), load_hierarchy(hierarchy)
+    if by_type:
+        cells = of_types(cells)
+        tree = build_hierarchy(cells, HierarchySettings(flat=True), seed=seed)
+    whitening = fit_whitening(cells)
+    validation = torch.tensor((latent.obs["split"] == "validation").to_numpy())
+    data = PriorData(cells, whitening, population_moments(cells, whitening), tree, validation)
+    settings = PriorSettings(prior=prior, n_steps=n_steps)
+    fitted = PRIORS.find(prior).fit(data, settings, seed=seed, device="cpu")
+    with atomic_write(model, folder_of=f"{MODEL}.json") as folder:
+        store.save(folder, MODEL, LatentModel(cells, whitening, fitted.prior))
+        copytree(autoencoder / NETWORK, folder / NETWORK)
+        for name, table in fitted.history.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def of_types(cells: LatentCells) -> LatentCells:
+    """Take cell types for populations."""
+    names = tuple(dict.fromkeys(cells.labels))
+    type_of = torch.tensor([names.index(label) for label in cells.labels])
+    return LatentCells(cells.mean, cells.scale, type_of[cells.population], names)
+
+
+def draw(model: Path, numbers: pd.Series, seed: int) -> sparse.csr_matrix:
+    """Draw cells of each type, with the shares of its sub-populations in training."""
+    network, fitted = scvi.model.SCVI.load(model / NETWORK), store.load(model, MODEL, LatentModel)
+    scvi.settings.seed = derive(seed, "generate") % 2**32
+    cells, layout = fitted.cells, fitted.cells.layout
+
+    def of_type(cell_type: str, n_cells: int, rng: np.random.Generator) -> np.ndarray:
+        rows = [row for row, label in enumerate(cells.labels) if label == cell_type]
+        n_training = cells.n_cells[rows].numpy()
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        drawn = zip(rows, rng.multinomial(n_cells, n_training / n_training.sum()), strict=True)
+        x = torch.cat([fitted.prior.sample(cells.populations[row], int(n), generator) for row, n in drawn if n])
+        y = fitted.whitening.inverse(x)
+        log_library = y[:, layout.library_size].clamp(*cells.library_size_range)
+        return decoded(network, y[:, layout.latent], log_library, batch=0)
+
+    return peer.drawn_in_blocks(numbers, of_type, seed=seed)
+
+
+if __name__ == "__main__":
+    app = peer.commands(train=train, draw=draw)
+    app.command("autoencoder")(autoencoder)
+    app()
