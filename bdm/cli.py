@@ -26,8 +26,10 @@ from bdm.commands.merge import merge
 from bdm.commands.options import Command
 from bdm.commands.plot_tree import plot_tree
 from bdm.commands.power import power
+from bdm.commands.predict import predict
 from bdm.commands.prepare import prepare
 from bdm.commands.report import report
+from bdm.commands.respond import respond
 from bdm.commands.simulate import simulate
 from bdm.commands.train import train
 from bdm.commands.transmute import transmute
@@ -48,6 +50,7 @@ COMMANDS: dict[str, dict[Callable[..., Summary | None], bool]] = {
     "Data": {example: False, prepare: False},
     "Fit": {fit: True, autoencoder: True, hierarchy: True, plot_tree: False, train: True, extend: True},
     "Generate": {generate: True, merge: False, transmute: True, simulate: True},
+    "Conditions": {respond: True, predict: True},
     "Evaluate and interpret": {evaluate: True, evaluate_transmuted: True, interpret: True, report: False},
     "Plan": {power: True},
     "Share": {audit: True, audit_folds: False, card: False},

@@ -22,6 +22,7 @@ from bdm.plotting.branches import branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.extension import likelihood, type_specific_genes
+from bdm.plotting.responses import response, response_errors
 from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
 from bdm.plotting.tree import hierarchy
 
@@ -39,6 +40,8 @@ __all__ = [
     "paths",
     "power",
     "properties",
+    "response",
+    "response_errors",
     "scores",
     "scores_by_type",
     "transmutation",

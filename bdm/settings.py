@@ -47,6 +47,8 @@ MissingAsZero = Annotated[bool, "Treat genes that the cells lack as not expresse
 TargetType = Annotated[str, MinLen(1), "Cell type or sub-population to transmute to."]
 DesignFile = Annotated[Path, "Design of the experiment (`.yaml`)."]
 SourceTypes = Annotated[tuple[str, ...], "Cell types to transmute.", Unset("all others")]
+PredictedCondition = Annotated[str, MinLen(1), "Condition to change cells to, or the control."]
+PredictedTypes = Annotated[tuple[str, ...], "Cell types to change.", Unset("all that the cells have")]
 License = Annotated[str | None, MinLen(1), "License of the data, such as `cc-by-4.0`.", Unset("not stated")]
 Source = Annotated[str | None, MinLen(1), "Where the data are from: study, accession, consent.", Unset("not stated")]
 Contact = Annotated[str | None, MinLen(1), "Who answers questions on the data, with an address.", Unset("not stated")]
@@ -292,6 +294,46 @@ class InterpretationSettings(StageSettings):
     n_genes: Annotated[int, Ge(1), "Top genes of each branch that are listed and compared."] = 20
     n_cells: Annotated[int, Ge(1)] = 500
     n_markers: Annotated[int, Ge(1)] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseSettings(StageSettings):
+    """How responses of cell types to conditions are measured, and what they are expected to depend on.
+
+    Attributes
+    ----------
+    condition_key
+        Columns of ``obs`` whose values, or combinations of values, are the conditions.
+    donor_key
+        Column of ``obs`` with the donor, if any; the variation between donors, not between cells, then is the error of
+        a response.
+    relations
+        What the responses of cell types covary along: their tree, the distances of their control profiles, both, or
+        nothing.
+    """
+
+    section: ClassVar[str] = "respond"
+
+    label_key: Annotated[str, MinLen(1), "Column of `obs` with the cell type."] = "cell_type"
+    condition_key: Annotated[
+        tuple[str, ...], MinLen(1), "Column of `obs` with the condition; the values of several are combined."
+    ] = ("condition",)
+    control: Annotated[
+        str | None, MinLen(1), "Condition that others are compared with.", Unset("the one named `control` or the like")
+    ] = None
+    donor_key: Annotated[
+        str | None, "Column of `obs` with the donor, whose variation is the error of a response.", Unset("no donors")
+    ] = None
+    counts: Annotated[
+        str,
+        "Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`: the first of layer `counts`, `raw` and "
+        "`X` that holds counts.",
+    ] = "auto"
+    min_cells: Annotated[int, Ge(2), "Fewest cells of a type in a condition whose response is measured."] = 10
+    relations: Annotated[
+        Literal["all", "tree", "distance", "none"],
+        "What responses of cell types covary along: their `tree`, the `distance` of their profiles, `all`, or `none`.",
+    ] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,14 @@ def unknown_type(name: str, known: Iterable[str], *, of: str) -> str:
     return f"{of} no type {name!r}; {remedy}"
 
 
+def unknown_condition(name: str, known: Iterable[str]) -> str:
+    """Phrase that there is no condition of a name, and name the nearest, or all where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known))}."
+    return f"There is no condition {name!r}; {remedy}"
+
+
 def may_be_fitted(name: str, cell_types: Iterable[str]) -> bool:
     """Whether a model of these types may have one of a name, a sub-population (``T/2``) or a clade (``node 3``)."""
     return bool({name, re.sub(r"[/]+\d+$", "", name)} & set(cell_types) or re.fullmatch(r"node \d+", name))

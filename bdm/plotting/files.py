@@ -23,10 +23,12 @@ from bdm.plotting.branches import branch_genes, commitment
 from bdm.plotting.evaluation import genes, properties, scores, scores_by_type, umap
 from bdm.plotting.experiments import audit, power
 from bdm.plotting.extension import likelihood, type_specific_genes
+from bdm.plotting.responses import response, response_errors
 from bdm.plotting.style import figure_of
 from bdm.plotting.transmutation import transmutation, transmutation_genes, transmutation_umap
 from bdm.plotting.tree import hierarchy
 from bdm.power.analysis import PowerAnalysis
+from bdm.responses.results import Responses
 from bdm.transmutation.results import TransmutationEvaluation
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ FIGURES: dict[type[Any], dict[str, Callable[..., Any]]] = {  # of each result, b
         "markers": markers,
     },
     PowerAnalysis: {"power": power},
+    Responses: {"response": response, "errors": response_errors},
     TransmutationEvaluation: {
         "scores": transmutation,
         "genes": transmutation_genes,

@@ -1,0 +1,67 @@
+"""``bdm predict``: change cells to another condition, measured in their type or not."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.base import Summary
+from bdm.commands.options import OutCells, Output
+from bdm.settings import PredictedCondition, PredictedTypes, Seed
+
+logger = logging.getLogger(__name__)
+
+
+def predict(
+    responses: Annotated[Path, typer.Argument(help="Folder made by bdm respond.", show_default=False)],
+    cells: Annotated[
+        Path, typer.Argument(help="Cells to change, measured or generated, with raw counts.", show_default=False)
+    ],
+    out: OutCells,
+    *,
+    condition: PredictedCondition,
+    cell_type: PredictedTypes = (),
+    effects: Annotated[
+        Path | None,
+        Output,
+        typer.Option(help="Table of log fold changes to write as well (.csv).", dir_okay=False, show_default=False),
+    ] = None,
+    counts: Annotated[
+        str, typer.Option(help="Where the raw counts are: `X`, `raw`, the name of a layer, or `auto`.")
+    ] = "auto",
+    seed: Seed = 0,
+) -> Summary:
+    """Change the given cells to another condition, as raw counts, one for one.
+
+    Example: bdm predict responses/ cells.h5ad predicted.h5ad --condition stim --cell-type "B cells"
+    """
+    from contextlib import ExitStack
+
+    from bdm._core.files import atomic_write
+    from bdm.data.read import read_cells
+    from bdm.errors import at
+    from bdm.responses.cells import effects_of_cells, expectation, predict_cells
+    from bdm.responses.results import Responses
+
+    with ExitStack() as files:
+        path = files.enter_context(atomic_write(out))
+        table = None if effects is None else files.enter_context(atomic_write(effects))
+        loaded, given = Responses.load(responses), read_cells(cells)
+        with at(cells):
+            predicted = predict_cells(loaded, given, condition, cell_types=cell_type, counts=counts, seed=seed)
+        predicted.write_h5ad(path, compression="gzip")
+        if table is not None:
+            effects_of_cells(loaded, given, condition, cell_types=cell_type, counts=counts).to_csv(
+                table, index=False, float_format="%.4g"
+            )
+    if condition != loaded.control:
+        for warning in loaded.warnings(condition):
+            logger.warning("%s", warning)
+    number = predicted.obs["response"].value_counts()
+    facts = {
+        "cells": f"{predicted.n_obs:,} in {condition}: response of their type measured in "
+        f"{number.get('measured', 0):,}, predicted in {number.get('predicted', 0):,}",
+        "error": expectation(loaded, condition),
+    }
+    return Summary((out, effects), facts)

@@ -1,0 +1,53 @@
+"""``bdm respond``: measure how cell types respond to conditions, and find the law by which others follow."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bdm.commands.base import Summary
+from bdm.commands.options import OutFolder
+from bdm.settings import Labels, ResponseSettings, Tree
+
+logger = logging.getLogger(__name__)
+
+
+def respond(
+    data: Annotated[Path, typer.Argument(help="Cells of two conditions or more, with raw counts.", show_default=False)],
+    out: OutFolder,
+    *,
+    labels: Labels = None,
+    tree: Tree = None,
+    settings: ResponseSettings,
+) -> Summary:
+    """Measure how cell types respond to conditions, and how well a type that was not measured can be predicted.
+
+    Writes tables (.csv), figures (.png), and what bdm predict needs.
+
+    Example: bdm respond cells.h5ad responses/ --condition-key condition --control ctrl
+    """
+    from bdm._core.files import atomic_write
+    from bdm.data.read import read_cells
+    from bdm.errors import at, counted
+    from bdm.hierarchy.files import read_tree
+    from bdm.plotting.files import write_figures
+    from bdm.responses.fit import fit_responses
+
+    with atomic_write(out, folder_of="responses.json") as folder:
+        cells = read_cells(data, labels=labels)
+        with at(data):
+            responses = fit_responses(cells, settings, tree=None if tree is None else read_tree(tree))
+        responses.save(folder)
+        write_figures(folder, responses)
+    for condition in responses.conditions:
+        for warning in responses.warnings(condition):
+            logger.warning("%s", warning)
+    measured = responses.measured
+    facts = {
+        "responses": f"of {counted(len(responses.genes), 'gene')} in {counted(len(measured), 'type')}, "
+        f"{int(measured.to_numpy().sum())} of {measured.size} combinations measured",
+        "error": "\n".join(responses.sentence(condition) for condition in responses.conditions),
+    }
+    then = ("bdm", "predict", out, data, "predicted.h5ad", "--condition", responses.conditions[0])
+    return Summary((out,), facts, then=then)

@@ -1,0 +1,225 @@
+"""Cells in another condition: counts of real or generated cells, thinned or added to as their type responds."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from bdm._core.files import provenance, storable
+from bdm._core.seeds import numpy_generator
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError, counted
+from bdm.responses.measured import PSEUDO, SEPARATOR, conditions_of, label_column
+from bdm.responses.results import Responses
+from bdm.validation import unknown_condition, unknown_type
+
+logger = logging.getLogger(__name__)
+
+LEAST = 0.05  # of the counts of a gene that are left, as shares below the pseudo-count could become negative
+BLOCK = 512  # cells that are changed together; the random numbers of a seed depend on it
+ABOUT = "Predicted cells: measured or generated cells, changed by bdm to another condition; they are no measurements."
+
+
+def predict_cells(
+    responses: Responses,
+    adata: AnnData,
+    condition: str,
+    *,
+    cell_types: tuple[str, ...] = (),
+    counts: str = "auto",
+    seed: int = 0,
+) -> AnnData:
+    """Change cells to another condition, one for one.
+
+    ::
+
+        stimulated = bdm.tl.predict_cells(responses, adata[adata.obs["condition"] == "ctrl"], "stim")
+
+    The log fold changes of the type, from the condition of the cells to the new one, change the share p of a gene in
+    the counts of all its cells to q. Where q < p, counts are thinned by q / p; where q > p, counts with the mean
+    N (q - p) are added to a cell with library size N, so dispersed that the counts have the dispersion of the new
+    condition. A type that the responses lack is predicted from its profile in these cells, which then have to be of the
+    control.
+
+    Parameters
+    ----------
+    responses
+        Result of :func:`bdm.tl.respond`.
+    adata
+        Cells with raw counts, and the type of each; without the columns of conditions, all are of the control.
+    condition
+        The new condition, or the control.
+    cell_types
+        Types whose cells are changed and returned; all, if none are named. Cells that are in the condition already are
+        left out.
+    counts
+        Where the raw counts are, see :func:`bdm.data.counts.find_counts`.
+
+    Returns
+    -------
+    Raw counts of all genes of the input (CSR, float32), and its ``obs`` with the new condition, ``original_condition``,
+    ``response`` (``measured`` or ``predicted``), and ``synthetic`` (True).
+
+    Raises
+    ------
+    InputError
+        If a condition or cell type is unknown, genes are missing, counts are not raw, or a type without a known profile
+        has no control cells.
+    """
+    if condition not in (responses.control, *responses.conditions):
+        raise InputError(unknown_condition(condition, (responses.control, *responses.conditions)))
+    labels, before = label_column(adata.obs, responses.label_key), conditions_before(responses, adata.obs)
+    for name in cell_types:
+        if name not in set(labels):
+            raise InputError(unknown_type(name, sorted(set(labels)), of="The cells have"))
+    chosen = (labels.isin(cell_types or set(labels)) & (before != condition)).to_numpy()
+    if not chosen.any():
+        raise InputError(f"All of these cells are in {condition!r} already; give cells of another condition.")
+    if n_left := int(labels.isin(cell_types or set(labels)).sum() - chosen.sum()):
+        logger.info("Left out %s in %s already.", counted(n_left, "cell"), condition)
+    labels, before = labels[chosen], before[chosen]
+    cells = raw_counts(adata if chosen.all() else adata[chosen], source=counts)
+    column = cells.var_names.get_indexer(responses.genes.index)
+    if (column < 0).any():
+        raise InputError(
+            f"The cells lack {counted(int((column < 0).sum()), 'gene')} that respond, for example "
+            f"{responses.genes.index[int((column < 0).argmax())]!r}; give all genes of the data of the responses."
+        )
+    changed = cells.X.tocsr().copy()
+    measured = pd.Series("", index=labels.index)
+    pieces, order = [], []
+    for (name, old), rows in pd.Series(np.arange(len(labels))).groupby([labels.to_numpy(), before.to_numpy()]):
+        of_group = changed[rows.to_numpy()]
+        size = np.asarray(of_group.sum(axis=1), dtype=float).ravel()
+        share = np.asarray(of_group[:, column].sum(axis=0), dtype=float).ravel() / max(size.sum(), 1)
+        change, is_measured = change_of(responses, str(name), str(old), condition, share)
+        new = np.maximum((share + PSEUDO) * np.exp(change) - PSEUDO, LEAST * share)
+        measured.iloc[rows.to_numpy()] = "measured" if is_measured else "predicted"
+        spread = [responses.dispersion[number_of(responses, which)] for which in (str(old), condition)]
+        for block, start in enumerate(range(0, len(rows), BLOCK)):
+            taken = slice(start, start + BLOCK)
+            generator = numpy_generator(seed, "response", str(name), str(old), condition, block)
+            pieces.append(with_columns(of_group[taken], column, size[taken], share, new, spread, generator))
+        order.append(rows.to_numpy())
+    stacked = sparse.vstack(pieces, format="csr")[np.argsort(np.concatenate(order))]
+    obs = adata.obs.loc[chosen].copy()
+    for key, value in zip(responses.condition_key, values_of(responses, condition), strict=True):
+        obs[key] = pd.Categorical([value] * len(obs))
+    obs["original_condition"], obs["response"] = pd.Categorical(before), pd.Categorical(measured)
+    obs["synthetic"] = True
+    record = provenance(seed=seed, about=ABOUT, condition=condition, expected_error=expectation(responses, condition))
+    return AnnData(stacked, obs=obs, var=cells.var, uns={"bdm": storable(record)})
+
+
+def values_of(responses: Responses, condition: str) -> list[str]:
+    """Values of the columns of a condition."""
+    n = len(responses.condition_key)
+    return condition.split(SEPARATOR) if n > 1 else [condition]
+
+
+def conditions_before(responses: Responses, obs: pd.DataFrame) -> pd.Series:
+    """Condition of each cell; that of the control, where ``obs`` has no such columns, as generated cells may not."""
+    if not any(key in obs for key in responses.condition_key):
+        return pd.Series(responses.control, index=obs.index)
+    found = conditions_of(obs, responses.condition_key)
+    known = (responses.control, *responses.conditions)
+    if not found.isin(known).all():
+        raise InputError(unknown_condition(str(found[~found.isin(known)].iloc[0]), known))
+    return found
+
+
+def number_of(responses: Responses, condition: str) -> int:
+    """Row of the dispersion of a condition, or of the control."""
+    return 0 if condition == responses.control else 1 + responses.condition_number(condition)
+
+
+def change_of(responses: Responses, cell_type: str, old: str, new: str, share: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Log fold changes of a type between two conditions, and whether both of its responses were measured."""
+    known = cell_type in responses.relations().cell_types
+    if not known and old != responses.control:
+        raise InputError(
+            f"The responses have no control cells of {cell_type!r}, and the given cells are of {old!r}; give cells of "
+            f"the control {responses.control!r}."
+        )
+    added = {} if known else {cell_type: np.log(share + PSEUDO)}
+    change, is_measured = np.zeros(len(share)), True
+    for condition, sign in ((new, 1), (old, -1)):
+        if condition != responses.control:
+            change += sign * responses.predictions(condition, [cell_type], added).mean[:, 0]
+            is_measured &= responses.is_measured(condition, cell_type)
+    return change, is_measured
+
+
+def with_columns(
+    counts: sparse.csr_matrix,
+    column: np.ndarray,
+    size: np.ndarray,
+    share: np.ndarray,
+    new: np.ndarray,
+    spread: list[np.ndarray],
+    generator: np.random.Generator,
+) -> sparse.csr_matrix:
+    """Change the counts of some genes (``column``) of cells to the shares ``new``."""
+    before = np.asarray(counts[:, column].todense())
+    after = rescaled(before, size, share, new, spread, generator)
+    changed = np.flatnonzero((after != before).any(axis=0))
+    difference = sparse.csr_matrix(after[:, changed] - before[:, changed])
+    place = sparse.csr_matrix(
+        (np.ones(len(changed), dtype=np.float32), (np.arange(len(changed)), column[changed])),
+        (len(changed), counts.shape[1]),
+    )
+    found = sparse.csr_matrix(counts + difference @ place, dtype=np.float32)
+    found.eliminate_zeros()
+    return found
+
+
+def rescaled(
+    counts: np.ndarray,
+    size: np.ndarray,
+    share: np.ndarray,
+    new: np.ndarray,
+    spread: list[np.ndarray],
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Thin counts, or add to them; cells x genes.
+
+    With the mean m of a count and its dispersion d (variance m + d m**2), counts of the mean a are added whose
+    dispersion is (d_new (m + a)**2 - d_old m**2) / a**2, so that the sum has the new dispersion.
+    """
+    old_spread, new_spread = spread
+    for_thinning, for_rates, for_more = generator.spawn(3)
+    changed = counts.copy()
+    down = np.flatnonzero(new < share)
+    changed[:, down] = for_thinning.binomial(counts[:, down].astype(np.int64), new[down] / share[down])
+    up = np.flatnonzero(new > share)
+    more = new[up] - share[up]
+    dispersion = (new_spread[up] * new[up] ** 2 - old_spread[up] * share[up] ** 2) / more**2
+    dispersion = np.clip(dispersion, 1e-3, 1e3)
+    rate = for_rates.standard_gamma(1 / dispersion, size=(len(counts), len(up))) * dispersion
+    changed[:, up] += for_more.poisson(rate * size[:, None] * more)
+    return changed
+
+
+def expectation(responses: Responses, condition: str) -> str:
+    """State the error to expect in a condition; in all, where cells go back to the control."""
+    if condition != responses.control:
+        return responses.sentence(condition)
+    return "; ".join(responses.sentence(name) for name in responses.conditions)
+
+
+def effects_of_cells(
+    responses: Responses, adata: AnnData, condition: str, *, cell_types: tuple[str, ...] = (), counts: str = "auto"
+) -> pd.DataFrame:
+    """Tabulate the log fold changes by which :func:`predict_cells` changes control cells of these types.
+
+    Returns: table of :meth:`bdm.responses.results.Responses.effects`.
+    """
+    labels = label_column(adata.obs, responses.label_key)
+    names, profiles = cell_types or tuple(sorted(labels.unique())), {}
+    for name in set(names).difference(responses.relations().cell_types):
+        of_type = raw_counts(adata[(labels == name).to_numpy()], source=counts).X
+        share = np.asarray(of_type.sum(axis=0), dtype=float).ravel() / of_type.sum()
+        profiles[name] = np.log(share[adata.var_names.get_indexer(responses.genes.index)] + PSEUDO)
+    return responses.effects(condition, names, profiles=profiles)

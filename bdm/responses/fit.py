@@ -1,0 +1,114 @@
+"""Fit of responses: measure them, find the law of each condition, and leave each measured type out in turn."""
+
+import logging
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from bdm._core.files import provenance
+from bdm._core.parallel import using_threads
+from bdm.hierarchy.tree import Clade, match_leaves
+from bdm.responses.law import Measurements, Relations, fit_law, heights, left_out
+from bdm.responses.measured import measure
+from bdm.responses.results import BINS, NEAREST, Responses, bins_of, measurements
+from bdm.settings import ResponseSettings
+
+logger = logging.getLogger(__name__)
+
+QUANTILE = 1.6449  # of the standard normal, between which and its negative 90% are
+MIN_GENES = 20  # of a bin whose intervals are calibrated
+
+
+@using_threads()
+def fit_responses(adata: AnnData, settings: ResponseSettings, *, tree: Clade | None = None) -> Responses:
+    """Measure the responses of cell types to conditions, and fit the law by which others follow.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts, and the columns that ``settings`` name.
+    tree
+        Your own tree of the cell types; that of their control profiles by average linkage, if not given.
+
+    Raises
+    ------
+    InputError
+        See :func:`bdm.responses.measured.measure`; or if the tree has other cell types.
+    """
+    found = measure(adata, settings)
+    known = ~np.isnan(found.profile).any(axis=1)
+    names = tuple(np.array(found.cell_types)[known].tolist())
+    height = None
+    if tree is not None:
+        height = np.full((len(known), len(known)), np.nan)
+        height[np.ix_(known, known)] = heights(match_leaves(tree, names), names)
+    relations = Relations.of(found.profile[known], names)
+    if height is not None:
+        of_tree = height[np.ix_(known, known)]
+        relations = Relations(names, relations.distance, of_tree / max(of_tree.max(), 1e-12))
+        height[np.ix_(known, known)] = relations.height
+    kernels, laws, calibrations, errors = relations.kernels(settings.relations), [], [], []
+    for number, condition in enumerate(found.conditions):
+        data = measurements(found, number, relations, found.profile[known])
+        law = fit_law(data, kernels)
+        mean, variance = left_out(law, data, kernels)
+        unrelated = left_out(fit_law(data, []), data, [])[0]
+        laws.append(law)
+        calibrations.append(calibration(data, mean, variance, found.profile[known][data.measured]))
+        errors.append(errors_of(data, mean, unrelated, relations).assign(condition=condition))
+    return Responses(
+        **vars(found),
+        laws=tuple(laws),
+        calibration=np.stack(calibrations),
+        errors=pd.concat(errors, ignore_index=True)[["condition", "cell_type", *ERRORS]],
+        height=height,
+        relation=settings.relations,
+        label_key=settings.label_key,
+        condition_key=tuple(settings.condition_key),
+        provenance=provenance(seed=0, settings=asdict(settings)),
+    )
+
+
+ERRORS = ("predicted", "unrelated", "common", "nearest", "sampling")
+
+
+def errors_of(data: Measurements, mean: np.ndarray, unrelated: np.ndarray, relations: Relations) -> pd.DataFrame:
+    """Errors of predictions of types that were left out; see :class:`bdm.responses.results.Responses`."""
+    effect, variance = data.effect.numpy(), data.variance.numpy()
+    n_types, rows = effect.shape[1], []
+    distance = relations.distance[np.ix_(data.measured, data.measured)].copy()
+    np.fill_diagonal(distance, np.inf)
+    for column in range(n_types):
+        others = np.arange(n_types) != column
+        genes = np.argsort(-np.abs(effect[:, column]) / np.sqrt(variance[:, column]), kind="stable")[:NEAREST]
+        real = effect[genes, column]
+        size = np.sqrt(np.mean(real**2))
+        predictions = {
+            "predicted": mean[genes, column],
+            "unrelated": unrelated[genes, column],
+            "common": effect[genes][:, others].mean(axis=1),
+            "nearest": effect[genes, int(distance[column].argmin())],
+        }
+        row = {name: np.sqrt(np.mean((values - real) ** 2)) / size for name, values in predictions.items()}
+        row["sampling"] = np.sqrt(variance[genes, column].mean()) / size
+        rows.append({"cell_type": relations.cell_types[data.measured[column]], **row})
+    return pd.DataFrame(rows)
+
+
+def calibration(data: Measurements, mean: np.ndarray, variance: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """Factor of standard deviations by bin of expression, with which 90% intervals have 90% of left-out effects.
+
+    Parameters
+    ----------
+    profile
+        Of the measured types, types x genes.
+    """
+    bins = np.stack([bins_of(of_type) for of_type in profile], axis=1)
+    score = np.abs(data.effect.numpy() - mean) / np.sqrt(variance)
+    factors = []
+    for number in range(len(BINS) - 1):
+        of_bin = score[bins == number]
+        factors.append(np.quantile(of_bin, 0.9) / QUANTILE if len(of_bin) >= MIN_GENES else 1.0)
+    return np.array(factors)

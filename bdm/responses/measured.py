@@ -1,0 +1,271 @@
+"""Responses that were measured: log fold changes by condition, cell type and gene, with their sampling variances."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from bdm.data.columns import complete_column
+from bdm.data.counts import raw_counts
+from bdm.errors import InputError, abbreviated
+from bdm.settings import ResponseSettings
+from bdm.validation import column_rejection, unknown_condition
+
+PSEUDO = 1e-4  # added to shares of counts before logarithms, one count in 10,000; below it, changes fade out
+MIN_CELLS_PER_GENE = 10  # with counts; genes in fewer have no response
+CONTROL_NAMES = ("control", "ctrl", "untreated", "unstimulated", "vehicle", "dmso", "mock", "none", "healthy", "normal")
+SEPARATOR = ", "  # between the values of several columns, whose combinations are the conditions
+PRIOR_DONORS = 4  # donors whose variance is worth as much as what other genes say of it
+N_BINS = 10  # of genes by expression, whose variance between donors is compared with that between cells
+
+
+@dataclass(frozen=True)
+class MeasuredResponses:
+    """What was measured of each cell type in each condition.
+
+    Arrays are conditions x cell types x genes; NaN where fewer cells than ``min_cells`` were measured.
+    """
+
+    genes: pd.DataFrame
+    cell_types: tuple[str, ...]
+    conditions: tuple[str, ...]  # without the control
+    control: str
+    profile: np.ndarray  # log shares of counts in the control, cell types x genes
+    effect: np.ndarray  # natural log fold changes from the control
+    variance: np.ndarray  # sampling variances of these
+    dispersion: np.ndarray  # squared coefficient of variation beyond counting: (control, conditions) x genes
+    n_cells: pd.DataFrame  # cell types x (control, conditions)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the cells of each group, groups x genes, from which shares and their variances follow."""
+
+    n: np.ndarray  # cells
+    size: np.ndarray  # library sizes
+    squared_size: np.ndarray
+    counts: np.ndarray
+    squared_counts: np.ndarray
+    counts_by_size: np.ndarray
+
+    @classmethod
+    def of(cls, counts: sparse.csr_matrix, size: np.ndarray, group: np.ndarray, n_groups: int) -> "Sums":
+        """Sum over cells of each group, a number from 0."""
+        rows = sparse.csr_matrix((np.ones(len(group)), (group, np.arange(len(group)))), (n_groups, len(group)))
+        squared = counts.copy()
+        squared.data = squared.data**2
+
+        def total(values: sparse.csr_matrix) -> np.ndarray:
+            return np.asarray((rows @ values).todense(), dtype=float)
+
+        by_size = sparse.csr_matrix(sparse.diags(size) @ counts)
+        return cls(rows.sum(axis=1).A1, rows @ size, rows @ size**2, total(counts), total(squared), total(by_size))
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of each gene in the counts of all cells of a group."""
+        return np.asarray(self.counts / np.maximum(self.size, 1)[:, None])
+
+    @property
+    def squared_residuals(self) -> np.ndarray:
+        """Sum of squared differences of counts from the share of their library size."""
+        share = self.share
+        found = self.squared_counts - 2 * share * self.counts_by_size + share**2 * self.squared_size[:, None]
+        return np.asarray(np.maximum(found, 0))
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Sampling variance of the shares, where cells are independent; at least that of one more count."""
+        found = self.squared_residuals / np.maximum(self.size, 1)[:, None] ** 2
+        found *= (self.n / np.maximum(self.n - 1, 1))[:, None]
+        return np.asarray(np.maximum(found, (self.counts + 1) / np.maximum(self.size, 1)[:, None] ** 2))
+
+    def dispersion(self, groups: np.ndarray) -> np.ndarray:
+        """Squared coefficient of variation beyond that of Poisson counts within groups, by gene, by moments.
+
+        Genes with few counts are shrunk to 0.5, as if two more cells with one count each had been seen.
+        """
+        correction = (self.n / np.maximum(self.n - 1, 1))[:, None]
+        beyond = (self.squared_residuals * correction - self.counts)[groups].sum(axis=0)
+        expected = (self.share**2 * self.squared_size[:, None])[groups].sum(axis=0)
+        return np.asarray(np.clip((beyond + 1.0) / (expected + 2.0), 1e-3, 20))
+
+
+def conditions_of(obs: pd.DataFrame, keys: tuple[str, ...]) -> pd.Series:
+    """Condition of each cell: the value of a column of ``obs``, or the combined values of several."""
+    for key in keys:
+        if sentence := column_rejection(key, obs.columns, argument="condition_key"):
+            raise InputError(sentence)
+    columns = [complete_column(obs, key).astype(str) for key in keys]
+    found = columns[0]
+    for column in columns[1:]:
+        found = found + SEPARATOR + column
+    return found
+
+
+def control_of(conditions: pd.Series, control: str | None) -> str:
+    """Name of the control: the given one, or the only condition with a usual name of controls."""
+    known = sorted(conditions.unique())
+    if control is not None:
+        if control not in known:
+            raise InputError(unknown_condition(control, known))
+        return control
+    usual = [name for name in known if all(part.lower() in CONTROL_NAMES for part in name.split(SEPARATOR))]
+    if len(usual) != 1:
+        raise InputError(
+            f"Which condition is the control is not known; name it by `control=` (there are: "
+            f"{abbreviated(known, n_shown=10)})."
+        )
+    return str(usual[0])
+
+
+def measure(adata: AnnData, settings: ResponseSettings) -> MeasuredResponses:
+    """Measure the response of each cell type to each condition, from raw counts summed over its cells.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, there is no control, no condition has cells of two types that are measured in the
+        control, too, or a condition cannot be told from the one donor that has it.
+    """
+    condition = conditions_of(adata.obs, settings.condition_key)
+    control = control_of(condition, settings.control)
+    cell_type = label_column(adata.obs, settings.label_key)
+    donor = None if settings.donor_key is None else donors_of(adata.obs, condition, settings.donor_key)
+    cells = raw_counts(adata, source=settings.counts)
+    size = np.asarray(cells.X.sum(axis=1), dtype=float).ravel()
+    detected = np.asarray((cells.X > 0).sum(axis=0)).ravel() >= MIN_CELLS_PER_GENE
+    if not detected.any():
+        raise InputError(f"No gene has counts in {MIN_CELLS_PER_GENE} cells; give more cells.")
+    counts = sparse.csr_matrix(cells.X[:, detected], dtype=float)
+
+    types, conditions = sorted(cell_type.unique()), [control, *sorted(set(condition) - {control})]
+    type_code = pd.Index(types).get_indexer(cell_type)
+    condition_code = pd.Index(conditions).get_indexer(condition)
+    group = condition_code * len(types) + type_code
+    sums = Sums.of(counts, size, group, len(conditions) * len(types))
+    shape = (len(conditions), len(types), counts.shape[1])
+    enough = (sums.n >= settings.min_cells).reshape(shape[:2])
+    logs = np.log(sums.share + PSEUDO)
+    variance = sums.variance / (sums.share + PSEUDO) ** 2
+    logs, of_cells = logs.reshape(shape), variance.reshape(shape)
+    effect, variance = logs[1:] - logs[:1], of_cells[1:] + of_cells[:1]
+    if donor is not None:
+        variance = variance_between_donors(counts, size, group, donor, sums, effect, variance)
+    missing = ~(enough[1:] & enough[:1])
+    effect[missing], variance[missing] = np.nan, np.nan
+    check_measured(enough, types, conditions)
+    n_cells = pd.DataFrame(sums.n.reshape(shape[:2]).T.astype(int), index=types, columns=conditions)
+    rows = np.arange(len(sums.n)).reshape(shape[:2])
+    dispersion = np.stack([sums.dispersion(rows[number][enough[number]]) for number in range(len(conditions))])
+    profile = logs[0].copy()
+    profile[~enough[0]] = np.nan
+    return MeasuredResponses(
+        genes=cells.var.loc[detected],
+        cell_types=tuple(types),
+        conditions=tuple(conditions[1:]),
+        control=control,
+        profile=with_missing_controls(profile, logs[1:], effect, enough[1:]),
+        effect=effect,
+        variance=variance,
+        dispersion=dispersion,
+        n_cells=n_cells,
+    )
+
+
+def label_column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Cell type of each cell, as text."""
+    if sentence := column_rejection(key, obs.columns, argument="label_key"):
+        raise InputError(sentence)
+    return complete_column(obs, key).astype(str)
+
+
+def donors_of(obs: pd.DataFrame, condition: pd.Series, key: str) -> np.ndarray:
+    """Give each cell the number of its donor, and check that every condition has two or more."""
+    if sentence := column_rejection(key, obs.columns, argument="donor_key"):
+        raise InputError(sentence)
+    donor = complete_column(obs, key).astype(str)
+    n_donors = donor.groupby(condition).nunique()
+    if (n_donors < 2).any():
+        name = str(n_donors.index[int((n_donors < 2).argmax())])
+        raise InputError(
+            f"Condition {name!r} has cells of one donor only, so what it does cannot be told from how this donor "
+            "differs; give cells of more donors, or leave out `donor_key=`."
+        )
+    return np.asarray(pd.factorize(donor, sort=True)[0])
+
+
+def check_measured(enough: np.ndarray, types: list[str], conditions: list[str]) -> None:
+    """Reject data without a response in two cell types, from which others could be predicted."""
+    if not enough[0].any():
+        raise InputError(f"No cell type has enough cells in the control {conditions[0]!r}; see `min_cells=`.")
+    if len(conditions) == 1:
+        raise InputError(
+            f"All cells are of the control {conditions[0]!r}; a response needs cells of another condition."
+        )
+    for number, name in enumerate(conditions[1:], start=1):
+        both = [cell_type for cell_type, has in zip(types, enough[0] & enough[number], strict=True) if has]
+        if len(both) < 2:
+            found = f"in {both[0]!r} only" if both else "in no cell type"
+            raise InputError(
+                f"The response to {name!r} was measured {found}: enough cells (`min_cells=`) of two types or more are "
+                f"needed both in it and in the control {conditions[0]!r}; add cells, or leave the condition out."
+            )
+
+
+def with_missing_controls(profile: np.ndarray, logs: np.ndarray, effect: np.ndarray, enough: np.ndarray) -> np.ndarray:
+    """Profiles of the types without control cells: those in a condition, without its mean effect on other types."""
+    with np.errstate(invalid="ignore"):
+        mean = np.nanmean(effect, axis=1)
+    for row in np.flatnonzero(np.isnan(profile).any(axis=1)):
+        seen = np.flatnonzero(enough[:, row])
+        if len(seen):
+            profile[row] = np.mean([logs[number, row] - mean[number] for number in seen], axis=0)
+    return profile
+
+
+def variance_between_donors(
+    counts: sparse.csr_matrix,
+    size: np.ndarray,
+    group: np.ndarray,
+    donor: np.ndarray,
+    sums: Sums,
+    effect: np.ndarray,
+    of_cells: np.ndarray,
+) -> np.ndarray:
+    """Estimate the sampling variance of effects where donors are the replicates, not cells.
+
+    The influence of a donor on an effect is its residual in the condition minus that in the control, each relative to
+    the pooled share; the sum of squared influences is the variance (a cluster-robust estimate, paired where a donor is
+    in both conditions). With few donors, it is shrunk to the variance between cells times the ratio that is usual for
+    genes of this expression, and is never below the variance between cells.
+    """
+    n_conditions, n_types, n_genes = effect.shape
+    n_donors = int(donor.max()) + 1
+    by_donor = Sums.of(counts, size, group * n_donors + donor, len(sums.n) * n_donors)
+    share = np.repeat(sums.share, n_donors, axis=0)
+    residual = by_donor.counts - share * by_donor.size[:, None]
+    influence = residual / np.maximum(np.repeat(sums.size, n_donors), 1)[:, None] / (share + PSEUDO)
+    influence = influence.reshape(n_conditions + 1, n_types, n_donors, n_genes)
+    present = (by_donor.n > 0).reshape(n_conditions + 1, n_types, n_donors)
+    variance = of_cells.copy()
+    for number in range(n_conditions):
+        for row in range(n_types):
+            n = int((present[0, row] | present[number + 1, row]).sum())
+            if n < 2 or not present[0, row].any() or not present[number + 1, row].any():
+                continue
+            found = ((influence[number + 1, row] - influence[0, row]) ** 2).sum(axis=0) * n / (n - 1)
+            ratio = usual_ratio(found / of_cells[number, row], sums.share[row])
+            usual = of_cells[number, row] * ratio
+            shrunken = (PRIOR_DONORS * usual + (n - 1) * found) / (PRIOR_DONORS + n - 1)
+            variance[number, row] = np.maximum(shrunken, of_cells[number, row])
+    return variance
+
+
+def usual_ratio(ratio: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Mean ratio of two variances among genes of similar expression."""
+    bins = (np.argsort(np.argsort(share)) * N_BINS) // len(share)
+    means = np.array([ratio[bins == number].mean() if (bins == number).any() else 1.0 for number in range(N_BINS)])
+    return np.asarray(means[bins])

@@ -1,0 +1,273 @@
+"""Responses of cell types to conditions, measured and predicted: tables, expected errors, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import ndtr
+
+from bdm._core.files import atomic_write
+from bdm._core.store import load, save
+from bdm.errors import InputError
+from bdm.responses.law import Law, Measurements, Prediction, Relation, Relations, predict
+from bdm.validation import unknown_condition, unknown_type
+
+KIND = "responses"
+BINS = (0.0, 0.5, 0.8, 0.95, 1.0)  # quantiles of expression between which intervals are calibrated
+NEAREST = 100  # genes with the most significant changes, on which errors are computed
+
+
+@dataclass(frozen=True, repr=False)
+class Responses:
+    """Responses of cell types to conditions, and the law by which those follow that were never measured.
+
+    ::
+
+        responses = bdm.tl.respond(adata, condition_key="condition", control="ctrl")
+        stimulated = bdm.tl.predict_cells(responses, adata_control, "stim")
+
+    Attributes
+    ----------
+    genes
+        The ``var`` of the genes with enough counts; others do not respond.
+    cell_types, conditions, control
+        Names; the conditions without the control.
+    profile
+        Log share of counts of each gene in the control, cell types x genes; NaN for types never measured.
+    effect, variance
+        Natural log fold changes from the control with their sampling variances, conditions x cell types x genes; NaN
+        where not measured.
+    dispersion
+        Squared coefficient of variation of counts of a type beyond Poisson, (control, conditions) x genes.
+    n_cells
+        Number of cells, cell types x (control, conditions).
+    laws
+        The law of each condition.
+    calibration
+        Conditions x bins of expression: by what standard deviations of predictions are multiplied, so that 90%
+        intervals have 90% of the genes of measured types that are left out.
+    errors
+        A row for each measured ``condition`` and ``cell_type``: errors of the log fold changes of its 100 most
+        significantly changed genes, relative to their size (0: exact, 1: as cells without a change), if it is left out
+        and predicted by the law (``predicted``), without relations between types (``unrelated``), by the mean of the
+        other types (``common``), by the type with the nearest control profile (``nearest``); and the error that
+        measurement alone causes (``sampling``).
+    height
+        Heights of common ancestors in the tree that was given, types x types; None for that of the profiles.
+    relation
+        What responses may covary along.
+    label_key, condition_key
+        Columns of ``obs`` of the data.
+    provenance
+        Version, packages, seed and settings.
+    """
+
+    genes: pd.DataFrame
+    cell_types: tuple[str, ...]
+    conditions: tuple[str, ...]
+    control: str
+    profile: np.ndarray
+    effect: np.ndarray
+    variance: np.ndarray
+    dispersion: np.ndarray
+    n_cells: pd.DataFrame
+    laws: tuple[Law, ...]
+    calibration: np.ndarray
+    errors: pd.DataFrame
+    height: np.ndarray | None
+    relation: Relation
+    label_key: str
+    condition_key: tuple[str, ...]
+    provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.sentence(name) for name in self.conditions)
+
+    def condition_number(self, condition: str) -> int:
+        """Find the number of a condition that is not the control."""
+        if condition not in self.conditions:
+            raise InputError(unknown_condition(condition, self.conditions))
+        return self.conditions.index(condition)
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """Whether the response was measured, cell types x conditions."""
+        return pd.DataFrame(~np.isnan(self.effect).any(axis=2).T, index=self.cell_types, columns=self.conditions)
+
+    def is_measured(self, condition: str, cell_type: str) -> bool:
+        """Whether the response of a type to a condition was measured."""
+        return cell_type in self.cell_types and bool(self.measured.loc[cell_type, condition])
+
+    def relations(self, added: dict[str, np.ndarray] | None = None) -> Relations:
+        """Relate the cell types that have a profile, and others by their profiles."""
+        added = added or {}
+        known = ~np.isnan(self.profile).any(axis=1)
+        names = (*np.array(self.cell_types)[known].tolist(), *added)
+        if added and self.height is not None:
+            raise InputError(
+                f"The tree that the responses were fitted with has no type {next(iter(added))!r}; fit them again with "
+                "a tree that has it, or without a tree of your own."
+            )
+        found = Relations.of(np.vstack([self.profile[known], *added.values()]), names)
+        return found if self.height is None else Relations(names, found.distance, self.height[known][:, known])
+
+    def predictions(self, condition: str, cell_types: Sequence[str], added: dict[str, np.ndarray]) -> Prediction:
+        """Predict responses of cell types, genes x types.
+
+        Parameters
+        ----------
+        added
+            Log shares of counts of the genes in the control, of types that the responses lack, by name.
+        """
+        number, relations = self.condition_number(condition), self.relations(added)
+        profile = np.vstack([self.profile[~np.isnan(self.profile).any(axis=1)], *added.values()])
+        missing = [name for name in cell_types if name not in relations.cell_types]
+        if missing:
+            raise InputError(unknown_type(missing[0], relations.cell_types, of="The responses have"))
+        data = measurements(self, number, relations, profile)
+        at = np.array([relations.cell_types.index(name) for name in cell_types])
+        return predict(self.laws[number], data, relations.kernels(self.relation), at)
+
+    def effects(
+        self, condition: str, cell_types: Sequence[str] = (), *, profiles: dict[str, np.ndarray] | None = None
+    ) -> pd.DataFrame:
+        """Tabulate expected log fold changes of genes between a condition and the control.
+
+        Parameters
+        ----------
+        condition
+            A condition that was measured in some types.
+        cell_types
+            All that the responses have, if none are named.
+        profiles
+            Log shares of counts in the control of further types, by name.
+
+        Returns
+        -------
+        A row for each cell type and gene: ``log2_fold_change``, its standard deviation ``sd``, the probability
+        ``sign`` that its sign is right; the parts that it is the sum of: ``common`` to all types, by the expression
+        ``level`` of the gene in the type, of ``related`` types, and the type's ``own``; and where it was ``measured``
+        (True), the measured ``measured_log2_fold_change``.
+
+        Raises
+        ------
+        InputError
+            If a condition or a type is unknown.
+        """
+        added = profiles or {}
+        names = tuple(cell_types) or (*self.relations(added).cell_types,)
+        found, tables = self.predictions(condition, names, added), []
+        number, unit = self.condition_number(condition), np.log(2)
+        for column, name in enumerate(names):
+            measured, mean = self.is_measured(condition, name), found.mean[:, column]
+            sd = np.sqrt(found.variance[:, column])
+            if not measured:
+                profile = added[name] if name in added else self.profile[self.cell_types.index(name)]
+                sd = sd * self.calibration[number][bins_of(profile)]
+            table = pd.DataFrame({"cell_type": name, "gene": self.genes.index, "log2_fold_change": mean / unit})
+            table["sd"], table["sign"] = sd / unit, ndtr(np.abs(mean) / np.maximum(sd, 1e-12))
+            for part, values in found.parts.items():
+                table[part] = values[:, column] / unit
+            table["measured"] = measured
+            known = self.effect[number, self.cell_types.index(name)] if measured else np.nan
+            table["measured_log2_fold_change"] = known / unit
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def branches(self, condition: str) -> pd.DataFrame:
+        """Where on the tree the response to a condition changes.
+
+        Returns
+        -------
+        A row for each branch, ``cell_types`` below it joined by ``"; "``, and gene: the ``mean`` log2 fold change of
+        these types, its ``change`` from that of the types below the parent of the branch (at the root, the mean
+        itself), and the change divided by its standard deviation (``z``), the largest first.
+        """
+        relations = self.relations()
+        found = self.predictions(condition, relations.cell_types, {})
+        names, tables = np.array(relations.cell_types), []
+        for node in relations.nodes():
+            below, above = np.isin(names, list(node)) / len(node), relations.parent(node)
+            weight = below if above is None else below - np.isin(names, list(above)) / len(above)
+            change, variance = found.mean @ weight, found.variance @ weight**2
+            table = pd.DataFrame({"cell_types": "; ".join(sorted(node)), "gene": self.genes.index})
+            table["mean"], table["change"] = found.mean @ below / np.log(2), change / np.log(2)
+            table["z"] = change / np.sqrt(np.maximum(variance, 1e-12))
+            tables.append(table.sort_values("z", key=np.abs, ascending=False, kind="stable"))
+        return pd.concat(tables, ignore_index=True)
+
+    def expected_error(self, condition: str) -> pd.Series:
+        """Mean over measured cell types of each of the :attr:`errors` of a condition."""
+        of_condition = self.errors[self.errors["condition"] == condition]
+        return of_condition.drop(columns=["condition", "cell_type"]).mean()
+
+    def sentence(self, condition: str) -> str:
+        """How far to trust a prediction in a condition, from the measured types that were left out in turn."""
+        error = self.expected_error(condition)
+        n_types = int((self.errors["condition"] == condition).sum())
+        return (
+            f"{condition}: a type that was not measured is predicted with {error['predicted']:.0%} of the error of "
+            f"unchanged cells (common response {error['common']:.0%}, nearest type {error['nearest']:.0%}, measurement "
+            f"alone {error['sampling']:.0%}), by {n_types} types that were left out in turn"
+        )
+
+    def warnings(self, condition: str) -> list[str]:
+        """Reasons not to rely on predictions in a condition."""
+        error, found = self.expected_error(condition), []
+        if error["predicted"] >= error["common"]:
+            found.append(f"In {condition}, predictions are no better than the mean response of all types.")
+        if error["predicted"] > (1 + error["sampling"]) / 2:
+            found.append(
+                f"In {condition}, predictions are nearer to unchanged cells than to real ones; do not use them."
+            )
+        return found
+
+    def save(self, folder: Path | str) -> None:
+        """Write the responses as a folder, for :meth:`load`, with the table ``errors.csv`` to read.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but responses.
+        """
+        with atomic_write(Path(folder), folder_of=f"{KIND}.json") as out:
+            save(out, KIND, self)
+            self.errors.to_csv(out / "errors.csv", index=False, float_format="%.4g")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Responses:
+        """Read responses that :meth:`save` or ``bdm respond`` wrote.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no responses, or damaged ones.
+        """
+        return load(Path(folder), KIND, cls)
+
+
+def measurements(responses: Any, number: int, relations: Relations, profile: np.ndarray) -> Measurements:
+    """Measurements of a condition, in the order of related types, whose profiles are types x genes."""
+    row = [responses.cell_types.index(name) if name in responses.cell_types else -1 for name in relations.cell_types]
+    effect = np.where(np.array(row)[:, None] >= 0, responses.effect[number][row], np.nan)
+    measured = np.flatnonzero(~np.isnan(effect).any(axis=1))
+    level = profile - profile[measured].mean(axis=0)
+    of_measured = np.array(row)[measured]
+    return Measurements(
+        effect=torch.from_numpy(effect[measured].T.astype(float)),
+        variance=torch.from_numpy(responses.variance[number][of_measured].T.astype(float)),
+        level=torch.from_numpy(level.T.astype(float)),
+        measured=measured,
+    )
+
+
+def bins_of(profile: np.ndarray) -> np.ndarray:
+    """Bin of each gene by its expression in a cell type."""
+    edges = np.quantile(profile, BINS[1:-1])
+    return np.searchsorted(edges, profile)

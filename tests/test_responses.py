@@ -1,0 +1,320 @@
+"""Responses to conditions: as measured, by the law where not, cells in other conditions, and what is rejected."""
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import bdm as package
+from bdm.errors import InputError
+from bdm.hierarchy.files import as_clade
+from bdm.responses.cells import predict_cells
+from bdm.responses.fit import fit_responses
+from bdm.responses.law import Relations, fit_law, left_out, predict
+from bdm.responses.measured import PSEUDO, measure
+from bdm.responses.results import Responses, measurements
+from bdm.settings import ResponseSettings
+
+TREE = [[["a", "b"], "c"], [["d", "e"], ["f", "g"]]]
+TYPES = ("a", "b", "c", "d", "e", "f", "g")
+N_GENES = 150
+SETTINGS = ResponseSettings(label_key="kind")
+
+
+def simulated_cells(*, shared: float, seed: int, n_cells: int = 120, n_donors: int = 0, between: float = 0.0):
+    """Cells of seven types in two conditions, whose responses covary along their tree as much as ``shared`` says."""
+    rng = np.random.default_rng(seed)
+    relations = Relations.of(np.zeros((7, 1)), TYPES, as_clade(TREE))
+    path = np.linalg.cholesky(1 - relations.height + 1e-9 * np.eye(7))
+    profile = rng.normal(0, 1, N_GENES) + 0.7 * path @ rng.normal(size=(7, N_GENES))
+    mean = rng.normal(0, 0.5, N_GENES) * (rng.random(N_GENES) < 0.5)
+    evolved, independent = path @ rng.normal(size=(7, N_GENES)), rng.normal(size=(7, N_GENES))
+    change = mean + 0.6 * (np.sqrt(shared) * evolved + np.sqrt(1 - shared) * independent)
+    donor = rng.normal(0, between, (max(n_donors, 1), 2, N_GENES))
+    counts, obs = [], []
+    for row, name in enumerate(TYPES):
+        for condition in range(2):
+            for cell in range(n_cells):
+                who = cell % max(n_donors, 1)
+                log = profile[row] + condition * change[row] + donor[who, condition] * (n_donors > 0)
+                rate = np.exp(log) / np.exp(log).sum() * rng.lognormal(7, 0.3)
+                counts.append(rng.poisson(rate * rng.gamma(5, 1 / 5, N_GENES)))
+                obs.append((name, ("ctrl", "stim")[condition], f"donor {who}"))
+    table = pd.DataFrame(obs, columns=["kind", "condition", "donor"], index=[f"cell {i}" for i in range(len(obs))])
+    names = pd.DataFrame(index=[f"gene {i}" for i in range(N_GENES)])
+    return ad.AnnData(sp.csr_matrix(np.array(counts, dtype=np.float32)), obs=table, var=names)
+
+
+def without(cells: ad.AnnData, kind: str, condition: str = "stim") -> ad.AnnData:
+    return cells[~((cells.obs["kind"] == kind) & (cells.obs["condition"] == condition)).to_numpy()].copy()
+
+
+def of(cells: ad.AnnData, kind: str, condition: str) -> ad.AnnData:
+    return cells[((cells.obs["kind"] == kind) & (cells.obs["condition"] == condition)).to_numpy()].copy()
+
+
+@pytest.fixture(scope="module")
+def cells() -> ad.AnnData:
+    return simulated_cells(shared=0.95, seed=0)
+
+
+@pytest.fixture(scope="module")
+def responses(cells) -> Responses:
+    """Responses, without that of type ``b``."""
+    return fit_responses(without(cells, "b"), SETTINGS)
+
+
+# ---- what was measured
+
+
+def test_effects_are_log_ratios_of_shares(cells):
+    found = measure(cells, SETTINGS)
+    shares = [of(cells, "c", name).X.sum(axis=0).A1 / of(cells, "c", name).X.sum() for name in ("ctrl", "stim")]
+    expected = np.log(shares[1] + PSEUDO) - np.log(shares[0] + PSEUDO)
+    np.testing.assert_allclose(found.effect[0, 2], expected, rtol=1e-4)
+    np.testing.assert_allclose(found.profile[2], np.log(shares[0] + PSEUDO), rtol=1e-4)
+    assert found.n_cells.loc["c"].tolist() == [120, 120]
+
+
+def test_variance_is_that_of_resampled_cells(cells):
+    rng, found = np.random.default_rng(0), measure(cells, SETTINGS)
+    counts = [of(cells, "d", name).X.toarray() for name in ("ctrl", "stim")]
+
+    def effect() -> np.ndarray:
+        sums = [of_condition[rng.integers(0, 120, 120)].sum(axis=0) for of_condition in counts]
+        control, changed = (np.log(of_condition / of_condition.sum() + PSEUDO) for of_condition in sums)
+        return changed - control
+
+    resampled = np.var([effect() for _ in range(300)], axis=0)
+    assert 0.9 < np.median(found.variance[0, 3] / resampled) < 1.15
+
+
+def test_donors_are_the_replicates():
+    cells = simulated_cells(shared=0.5, seed=1, n_donors=6, between=0.5)
+    of_donors = measure(cells, replace(SETTINGS, donor_key="donor")).variance
+    of_cells = measure(cells, SETTINGS).variance
+    assert (of_donors >= of_cells).all()
+    assert 0.5 < np.median(of_donors) / (2 * 0.5**2 / 6) < 2  # two conditions, six donors
+    same = simulated_cells(shared=0.5, seed=1, n_donors=6)
+    assert (
+        np.median(measure(same, replace(SETTINGS, donor_key="donor")).variance / measure(same, SETTINGS).variance) < 1.5
+    )
+
+
+def test_several_columns_are_crossed(cells):
+    crossed = cells.copy()
+    crossed.obs["dose"] = np.where(cells.obs["condition"] == "ctrl", "none", np.resize(["low", "high"], cells.n_obs))
+    found = fit_responses(crossed, replace(SETTINGS, condition_key=("condition", "dose")))
+    assert (found.control, found.conditions) == ("ctrl, none", ("stim, high", "stim, low"))
+    predicted = predict_cells(found, of(crossed, "a", "ctrl"), "stim, low")
+    assert predicted.obs[["condition", "dose"]].drop_duplicates().to_numpy().tolist() == [["stim", "low"]]
+
+
+# ---- the law
+
+
+def test_leaving_out_in_closed_form_is_as_predicting_without(cells):
+    found, relations = measure(cells, SETTINGS), Relations.of(measure(cells, SETTINGS).profile, TYPES)
+    data, kernels = measurements(found, 0, relations, found.profile), relations.kernels("all")
+    law = fit_law(data, kernels)
+    mean, variance = left_out(law, data, kernels)
+    others = np.flatnonzero(np.array(TYPES) != "c")
+    lacking = replace(data, effect=data.effect[:, others], variance=data.variance[:, others], measured=others)
+    direct = predict(law, lacking, kernels, np.array([2]))
+    np.testing.assert_allclose(mean[:, 2], direct.mean[:, 0], atol=1e-8)
+    np.testing.assert_allclose(variance[:, 2], direct.variance[:, 0] + data.variance[:, 2].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(sum(direct.parts.values()), direct.mean, atol=1e-9)
+
+
+def test_the_tree_predicts_what_evolved_along_it(cells):
+    error = fit_responses(cells, SETTINGS, tree=as_clade(TREE)).expected_error("stim")
+    assert error["predicted"] < 0.8 * error["unrelated"]
+    assert error["predicted"] < error["common"]
+    assert error["sampling"] < error["predicted"] < 1
+
+
+def test_no_relation_is_found_where_there_is_none():
+    found = fit_responses(simulated_cells(shared=0, seed=3), SETTINGS)
+    error = found.expected_error("stim")
+    assert error["predicted"] < 1.05 * error["unrelated"]
+    assert error["predicted"] < error["nearest"]
+    assert found.warnings("stim")
+
+
+@pytest.mark.parametrize("shared", [0, 0.5, 1])
+def test_intervals_of_types_that_were_left_out_are_calibrated(shared):
+    covered = []
+    for seed, name in enumerate(TYPES):
+        cells = simulated_cells(shared=shared, seed=10 + seed)
+        table = fit_responses(without(cells, name), SETTINGS).effects("stim", [name]).set_index("gene")
+        found, row = measure(cells, SETTINGS), TYPES.index(name)
+        off = found.effect[0, row] / np.log(2) - table.loc[found.genes.index, "log2_fold_change"]
+        sd = np.sqrt(table.loc[found.genes.index, "sd"] ** 2 + found.variance[0, row] / np.log(2) ** 2)
+        covered.append(np.mean(np.abs(off) < 1.645 * sd))
+    assert 0.85 <= np.mean(covered) <= 0.96
+
+
+def test_branches_name_genes_that_one_clade_alone_changes(cells):
+    planted = cells.copy().X.toarray()
+    planted[np.ix_((cells.obs["kind"].isin(["d", "e", "f", "g"]) & (cells.obs["condition"] == "stim")), [7])] += 200
+    changed = ad.AnnData(sp.csr_matrix(planted), obs=cells.obs, var=cells.var)
+    table = fit_responses(changed, SETTINGS, tree=as_clade(TREE)).branches("stim")
+    assert table["cell_types"].drop_duplicates().tolist()[:2] == ["a; b; c; d; e; f; g", "d; e; f; g"]
+    first = table[table["cell_types"] == "d; e; f; g"].iloc[0]
+    assert first["gene"] == "gene 7"
+    assert first["change"] > 1
+
+
+# ---- cells
+
+
+def test_cells_of_an_unmeasured_type_have_the_predicted_means(cells, responses):
+    control = of(cells, "b", "ctrl")
+    predicted = predict_cells(responses, control, "stim", seed=0)
+    assert predicted.obs_names.equals(control.obs_names)
+    assert set(predicted.obs["condition"]) == {"stim"}
+    assert set(predicted.obs["original_condition"]) == {"ctrl"}
+    assert set(predicted.obs["response"]) == {"predicted"}
+    assert (predicted.X.data == np.rint(predicted.X.data)).all()
+    assert predicted.X.data.min() > 0
+    share = [x.sum(axis=0).A1 / control.X.sum() for x in (control.X, predicted.X)]
+    change = responses.effects("stim", ["b"]).set_index("gene").loc[cells.var_names, "log2_fold_change"] * np.log(2)
+    expected = (share[0] + PSEUDO) * np.exp(change) - PSEUDO
+    np.testing.assert_allclose(share[1], expected, atol=4e-3)
+    real = of(cells, "b", "stim").X.sum(axis=0).A1 / of(cells, "b", "stim").X.sum()
+    assert np.abs(np.log(share[1] / real)).mean() < 0.7 * np.abs(np.log(share[0] / real)).mean()
+
+
+def test_variance_of_predicted_cells_is_that_of_real_ones(cells, responses):
+    predicted, real = predict_cells(responses, of(cells, "c", "ctrl"), "stim", seed=0), of(cells, "c", "stim")
+    of_predicted, of_real = (np.log1p(x.X.toarray() / x.X.sum(axis=1).A1[:, None] * 1e3) for x in (predicted, real))
+    ratio = of_predicted.var(axis=0) / of_real.var(axis=0)
+    assert 0.8 < np.median(ratio) < 1.25
+
+
+def test_same_seed_same_cells_whatever_else_is_predicted(cells, responses):
+    first = predict_cells(responses, cells, "stim", cell_types=["b"], seed=3)
+    second = predict_cells(responses, cells, "stim", cell_types=["a", "b"], seed=3)
+    other = predict_cells(responses, cells, "stim", cell_types=["b"], seed=4)
+    assert (first.X != second[first.obs_names].X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+    assert set(second.obs["kind"]) == {"a", "b"}
+
+
+def test_a_new_type_is_predicted_from_its_control_cells(cells):
+    lacking = cells[(cells.obs["kind"] != "e").to_numpy()].copy()
+    found = fit_responses(lacking, SETTINGS)
+    predicted = predict_cells(found, of(cells, "e", "ctrl"), "stim")
+    real, control = of(cells, "e", "stim"), of(cells, "e", "ctrl")
+    shares = [x.X.sum(axis=0).A1 / x.X.sum() for x in (predicted, control, real)]
+    assert np.abs(np.log(shares[0] / shares[2])).mean() < np.abs(np.log(shares[1] / shares[2])).mean()
+    with pytest.raises(InputError, match=r"^The responses have no control cells of 'e'"):
+        predict_cells(found, of(cells, "e", "stim"), "ctrl")
+
+
+def test_a_type_without_control_cells_gets_its_control(cells):
+    found = fit_responses(without(cells, "g", "ctrl"), SETTINGS)
+    predicted, real = predict_cells(found, of(cells, "g", "stim"), "ctrl"), of(cells, "g", "ctrl")
+    shares = [x.X.sum(axis=0).A1 / x.X.sum() for x in (predicted, of(cells, "g", "stim"), real)]
+    assert np.abs(np.log(shares[0] / shares[2])).mean() < 0.8 * np.abs(np.log(shares[1] / shares[2])).mean()
+
+
+def test_generated_cells_without_a_condition_are_of_the_control(cells, responses):
+    generated = of(cells, "a", "ctrl")
+    del generated.obs["condition"]
+    assert set(predict_cells(responses, generated, "stim").obs["original_condition"]) == {"ctrl"}
+
+
+# ---- files, command, and what is rejected
+
+
+def test_saved_responses_predict_the_same(cells, responses, tmp_path):
+    responses.save(tmp_path / "responses")
+    loaded = Responses.load(tmp_path / "responses")
+    pd.testing.assert_frame_equal(loaded.effects("stim"), responses.effects("stim"), check_dtype=False)
+    assert (predict_cells(loaded, cells, "stim").X != predict_cells(responses, cells, "stim").X).nnz == 0
+    assert repr(loaded) == repr(responses)
+
+
+def test_commands_write_figures_tables_and_cells(cells, tmp_path, bdm, caplog):
+    without(cells, "b").write_h5ad(tmp_path / "cells.h5ad")
+    code, _ = bdm("respond", tmp_path / "cells.h5ad", tmp_path / "responses", "--label-key", "kind")
+    assert code == 0
+    assert "stim: a type that was not measured is predicted with" in caplog.text
+    assert {path.name for path in (tmp_path / "responses").iterdir()} == {
+        "errors.csv", "errors.png", "response.png", "responses.json", "responses.safetensors",
+    }  # fmt: skip
+    given = (tmp_path / "responses", tmp_path / "cells.h5ad", tmp_path / "out.h5ad", "--condition", "stim")
+    code, _ = bdm("predict", *given, "--cell-type", "b", "--effects", tmp_path / "effects.csv")
+    assert code == 0
+    assert "120 in stim: response of their type measured in 0, predicted in 120" in caplog.text
+    assert ad.read_h5ad(tmp_path / "out.h5ad").uns["bdm"]["condition"] == "stim"
+    assert set(pd.read_csv(tmp_path / "effects.csv")["cell_type"]) == {"b"}
+
+
+def test_python_takes_the_keys_as_arguments(cells):
+    found = package.tl.respond(without(cells, "b"), label_key="kind", condition_key="condition", tree=TREE)
+    axes = package.pl.response(found, "stim", show=False)
+    assert [label.get_text() for label in axes[1].get_yticklabels()][:3] == ["a", "b (predicted)", "c"]
+
+
+def single_donor(cells: ad.AnnData) -> ad.AnnData:
+    cells.obs["donor"] = np.where(cells.obs["condition"] == "ctrl", cells.obs["donor"], "alone")
+    cells.obs.loc[cells.obs_names[:5], "donor"] = "another"
+    return cells
+
+
+BAD = {  # what is done to the cells, the settings, and how the sentence begins
+    "column": (lambda cells: cells, {"condition_key": ("treatment",)}, "obs has no column 'treatment'; name one"),
+    "control": (lambda cells: cells, {"control": "contrl"}, "There is no condition 'contrl'; did you mean 'ctrl'?"),
+    "no control": (
+        lambda cells: cells[(cells.obs["condition"] == "stim").to_numpy()].copy(),
+        {},
+        "Which condition is the control is not known; name it by `control=` (there are: stim)",
+    ),
+    "control alone": (
+        lambda cells: cells[(cells.obs["condition"] == "ctrl").to_numpy()].copy(),
+        {},
+        "All cells are of the control 'ctrl'; a response needs cells of another condition.",
+    ),
+    "one type": (
+        lambda cells: cells[((cells.obs["kind"] == "a") | (cells.obs["condition"] == "ctrl")).to_numpy()].copy(),
+        {},
+        "The response to 'stim' was measured in 'a' only: enough cells (`min_cells=`) of two types",
+    ),
+    "one donor": (single_donor, {"donor_key": "donor"}, "Condition 'stim' has cells of one donor only, so what it"),
+    "log values": (
+        lambda cells: ad.AnnData(np.log1p(cells.X.toarray()), obs=cells.obs, var=cells.var),
+        {},
+        "no raw counts: X has 1.79176 for gene",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_data_are_rejected_in_one_sentence(cells, name):
+    change, settings, sentence = BAD[name]
+    with pytest.raises(InputError) as caught:
+        fit_responses(change(cells.copy()), replace(SETTINGS, **settings))
+    assert str(caught.value).startswith(sentence)
+
+
+def test_unknown_names_and_genes_are_rejected(cells, responses):
+    with pytest.raises(InputError, match=r"^There is no condition 'stm'; did you mean 'stim'\?"):
+        predict_cells(responses, cells, "stm")
+    with pytest.raises(InputError, match=r"^The cells have no type 'z'; its types are"):
+        predict_cells(responses, cells, "stim", cell_types=["z"])
+    with pytest.raises(InputError, match=r"^The cells lack 100 genes that respond, for example 'gene 50'"):
+        predict_cells(responses, cells[:, :50].copy(), "stim")
+    with pytest.raises(InputError, match=r"^All of these cells are in 'stim' already"):
+        predict_cells(responses, of(cells, "a", "stim"), "stim")
+    with pytest.raises(InputError, match=r"^The tree lacks 'a'"):
+        fit_responses(cells, SETTINGS, tree=as_clade(["b", ["c", "d", "e", "f", "g"]]))
+    own_tree = fit_responses(
+        cells[(cells.obs["kind"] != "g").to_numpy()].copy(), SETTINGS, tree=as_clade([["a", "b"], "c", ["d", "e", "f"]])
+    )
+    with pytest.raises(InputError, match=r"^The tree that the responses were fitted with has no type 'g'"):
+        predict_cells(own_tree, of(cells, "g", "ctrl"), "stim")
